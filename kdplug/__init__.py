@@ -1,0 +1,121 @@
+"""Knowledge distillation for PyTorch in which every loss, projection and schedule is a plugin.
+
+Importing kdplug reads which plugins are installed and imports none of them, nor torch, nor pydantic. Everything else here
+is imported when it is first named.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kdplug.contracts.vocabulary import ADAPTOR_KEYS, FEATURES
+from kdplug.host.active import active as _active
+from kdplug.host.hookspec import hookimpl
+from kdplug.host.registry import losses, projections, tasks, temperature_schedulers, weight_schedulers
+
+if TYPE_CHECKING:
+    from kdplug.config.distillation import DistillationConfig, IntermediateMatch
+    from kdplug.config.recipe import Recipe
+    from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.loss_sum import LossSum
+    from kdplug.contracts.outputs import Outputs
+    from kdplug.contracts.task import Task
+    from kdplug.distillers.general import GeneralDistiller
+    from kdplug.errors import (
+        ConfigError,
+        EntryError,
+        KdplugError,
+        OutputsError,
+        PluginError,
+        RunError,
+        SettingError,
+        ShapeError,
+        SignatureError,
+    )
+    from kdplug.host.seed_map import (
+        KD_LOSS_MAP,
+        MATCH_LOSS_MAP,
+        PROJ_MAP,
+        TEMPERATURE_SCHEDULER,
+        WEIGHT_SCHEDULER,
+    )
+    from kdplug.objective.objective import Objective
+    from kdplug.objective.report import LossReport
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ADAPTOR_KEYS",
+    "FEATURES",
+    "KD_LOSS_MAP",
+    "MATCH_LOSS_MAP",
+    "PROJ_MAP",
+    "TEMPERATURE_SCHEDULER",
+    "WEIGHT_SCHEDULER",
+    "ConfigError",
+    "DistillationConfig",
+    "EntryError",
+    "GeneralDistiller",
+    "IntermediateMatch",
+    "KdplugError",
+    "LossReport",
+    "LossSum",
+    "Objective",
+    "Outputs",
+    "OutputsError",
+    "PluginError",
+    "Recipe",
+    "RunError",
+    "SettingError",
+    "ShapeError",
+    "SignatureError",
+    "Task",
+    "TrainingConfig",
+    "hookimpl",
+    "losses",
+    "projections",
+    "tasks",
+    "temperature_schedulers",
+    "weight_schedulers",
+]
+
+_ROOMS = {
+    "config.distillation": ("DistillationConfig", "IntermediateMatch"),
+    "config.recipe": ("Recipe",),
+    "config.training": ("TrainingConfig",),
+    "contracts.loss_sum": ("LossSum",),
+    "contracts.outputs": ("Outputs",),
+    "contracts.task": ("Task",),
+    "distillers.general": ("GeneralDistiller",),
+    "errors": (
+        "ConfigError",
+        "EntryError",
+        "KdplugError",
+        "OutputsError",
+        "PluginError",
+        "RunError",
+        "SettingError",
+        "ShapeError",
+        "SignatureError",
+    ),
+    "host.seed_map": ("KD_LOSS_MAP", "MATCH_LOSS_MAP", "PROJ_MAP", "TEMPERATURE_SCHEDULER", "WEIGHT_SCHEDULER"),
+    "objective.objective": ("Objective",),
+    "objective.report": ("LossReport",),
+}
+_WHERE = {name: f"kdplug.{room}" for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'kdplug' has no attribute {name!r}")
+    found = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_active()

@@ -1,0 +1,1 @@
+"""What a plugin may ask for and give back. Nothing here decides anything."""

@@ -1,0 +1,34 @@
+"""What the project's own plugin packages offer, so that a missing one can be named. A test holds it to their metadata."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+FIRST_PARTY = MappingProxyType(
+    {
+        "kdplug-presets": MappingProxyType(
+            {
+                "losses": (
+                    "attention_ce",
+                    "attention_ce_mean",
+                    "attention_mse",
+                    "attention_mse_sum",
+                    "ce",
+                    "cos",
+                    "fsp",
+                    "gram",
+                    "hidden_mse",
+                    "mmd",
+                    "mse",
+                    "nst",
+                    "pkd",
+                ),
+                "projections": ("linear", "relu", "tanh"),
+                "weight_schedulers": ("linear_decay", "linear_growth"),
+                "temperature_schedulers": ("constant", "cwsm", "flsw"),
+            }
+        ),
+        "kdplug-tasks": MappingProxyType({"tasks": ("digits",)}),
+    }
+)
+"""Distribution to kind to entry names."""

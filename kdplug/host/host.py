@@ -1,0 +1,189 @@
+"""One set of plugins and the entries they offer."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import pluggy
+
+from kdplug.errors import PluginError, did_you_mean
+from kdplug.host import hookspec
+from kdplug.host.entry import LOCAL, Entry
+from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
+from kdplug.host.metadata import Distribution
+from kdplug.host.name import fold, fold_distribution, is_entry_name
+from kdplug.host.plugin import DistributionPlugin
+from kdplug.host.switch import Switch
+
+
+class PluginWarning(UserWarning):
+    """Something is wrong with an installed plugin, or with a switch that names one."""
+
+
+class HookManager(pluggy.PluginManager):
+    """A plugin manager that takes every function named ``kdplug_…`` for a hook implementation, marked or not."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        if not name.startswith(hookspec.PREFIX):
+            return None
+        options = super().parse_hookimpl_opts(plugin, name)
+        if options is None and inspect.isroutine(getattr(plugin, name, None)):
+            return {
+                "wrapper": False,
+                "hookwrapper": False,
+                "optionalhook": False,
+                "tryfirst": False,
+                "trylast": False,
+                "specname": None,
+            }
+        return options
+
+
+@dataclass
+class HookPlugin:
+    """A module or object of the group ``kdplug.plugins``, and the error that importing or asking it gave."""
+
+    dist: Distribution
+    name: str
+    target: str
+    error: BaseException | None = None
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.dist.name}:{self.name}"
+
+
+class Host:
+    """One set of plugins and the entries they offer.
+
+    Making one reads names only. Hook plugins are imported by ``load_hooks``, once.
+    """
+
+    def __init__(self, dists: Iterable[Distribution] = (), switch: Switch | None = None) -> None:
+        self.switch = switch or Switch()
+        self.dists = sorted(dists, key=lambda dist: fold_distribution(dist.name))
+        self.blocked = [dist for dist in self.dists if not self.switch.lets_in(dist.name)]
+        self.entries: dict[str, dict[str, list[Entry]]] = {plural: {} for plural in KINDS}
+        self.hook_plugins: list[HookPlugin] = []
+        self.problems: list[str] = []
+        self._hooks_loaded = False
+        self.manager = HookManager(hookspec.PROJECT)
+        self.manager.add_hookspecs(hookspec)
+        for dist in self.dists:
+            self._admit(dist)
+        for message in self.switch.unknown(dist.name for dist in self.dists):
+            self.report(message)
+
+    def _admit(self, dist: Distribution) -> None:
+        if dist in self.blocked:
+            self.manager.set_blocked(dist.name)
+            return
+        plugin = DistributionPlugin(dist)
+        self.manager.register(plugin, name=dist.name)
+        self._collect(plugin, dist, "metadata")
+        self.hook_plugins += [
+            HookPlugin(dist, point.name, point.value) for point in dist.entry_points if point.group == HOOK_GROUP
+        ]
+
+    def _collect(self, plugin: object, dist: Distribution, origin: Any) -> None:
+        """Ask one plugin for what it offers; what it raises costs only its own entries."""
+        for kind in KINDS.values():
+            offer = getattr(plugin, kind.hook, None)
+            if offer is None:
+                continue
+            for name, target in offer():
+                self._add(Entry(kind, name, dist.name, dist.version, target, origin, _editable(dist)))
+
+    def _add(self, entry: Entry) -> None:
+        if not is_entry_name(entry.name):
+            self.report(
+                f"{entry.owner} offers a {entry.kind.noun} named {entry.name!r}, which is no entry name "
+                "(letters, digits, '_', '-', '.'). It is left out"
+            )
+            return
+        self.entries[entry.kind.plural].setdefault(fold(entry.name), []).append(entry)
+
+    def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, site: str | None) -> Entry:
+        """Register a callable of this process. One of the same name and site that was put before is replaced.
+
+        Raises: ``PluginError`` where ``name`` is no entry name or ``target`` cannot be called.
+        """
+        if not isinstance(name, str) or not is_entry_name(name):
+            raise PluginError(f"{name!r} is no name for a {kind.noun}: use letters, digits, '_', '-' and '.'")
+        if not callable(target):
+            raise PluginError(f"{name!r}: a {kind.noun} must be callable, got {target!r}")
+        self.take_out(kind, name, site)
+        entry = Entry(kind, name, LOCAL, "", target, "local", positional=positional, site=site)
+        self.entries[kind.plural].setdefault(fold(name), []).append(entry)
+        return entry
+
+    def take_out(self, kind: Kind, name: str, site: str | None) -> bool:
+        """Forget the callable that ``put`` registered under ``name`` for ``site``; whether there was one."""
+        offered = self.entries[kind.plural].get(fold(name), [])
+        kept = [entry for entry in offered if entry.origin != "local" or entry.site != site]
+        if kept:
+            self.entries[kind.plural][fold(name)] = kept
+        else:
+            self.entries[kind.plural].pop(fold(name), None)
+        return len(kept) < len(offered)
+
+    def load_hooks(self) -> None:
+        """Import every hook plugin once. One that raises is reported and costs only its own hooks.
+
+        Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
+        """
+        if self._hooks_loaded:
+            return
+        self._hooks_loaded = True
+        for plugin in self.hook_plugins:
+            try:
+                found = _import(plugin.target)
+                self._check_hooks(plugin, found)
+                self.manager.register(found, name=plugin.qualified)
+                self._collect_hooks(plugin, found)
+            except (Exception, SystemExit) as error:
+                plugin.error = error
+                self.report(
+                    f"hook plugin {plugin.qualified!r} ({plugin.target}, {plugin.dist.name} {plugin.dist.version}) failed: "
+                    f"{type(error).__name__}: {error}. Leave it out: KDPLUG_PLUGINS=-{plugin.dist.name}"
+                )
+
+    def _collect_hooks(self, plugin: HookPlugin, found: object) -> None:
+        try:
+            self._collect(found, plugin.dist, "hook")
+        except (Exception, SystemExit):
+            self.manager.unregister(found)
+            raise
+
+    def _check_hooks(self, plugin: HookPlugin, found: object) -> None:
+        known = [name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)]
+        for name in dir(found):
+            if name.startswith(hookspec.PREFIX) and name not in known and callable(getattr(found, name)):
+                self.report(f"{plugin.qualified} implements {name}, which is no hook.{did_you_mean(name, known)}")
+
+    def report(self, message: str) -> None:
+        """Remember a problem and say it: a warning on the first process, an error under ``KDPLUG_STRICT=1``."""
+        self.problems.append(message)
+        if self.switch.strict:
+            raise PluginError(message)
+        if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
+            warnings.warn(message, PluginWarning, stacklevel=2)
+
+
+def _editable(dist: Distribution) -> Callable[[], bool]:
+    return partial(getattr, dist, "editable", False)
+
+
+def _import(target: str) -> Any:
+    module, _, attributes = target.partition(":")
+    found: Any = import_module(module.strip())
+    for attribute in filter(None, attributes.strip().split(".")):
+        found = getattr(found, attribute)
+    return found

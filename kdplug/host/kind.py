@@ -1,0 +1,65 @@
+"""The kinds of entry that a plugin may offer. All of them take one code path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+_PROGRESS = ("progress", "step", "total_steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of entry.
+
+    ``plural`` is the registry attribute and the last part of the entry-point group; ``sites`` maps each place in a config
+    where an entry of this kind may stand to the inputs that the engine provides there; ``positional`` maps it to the
+    inputs, in order, that a callable put into a TextBrewer-style map is called with.
+    """
+
+    plural: str
+    noun: str
+    sites: MappingProxyType[str, tuple[str, ...]]
+    positional: MappingProxyType[str, tuple[str, ...]]
+
+    @property
+    def group(self) -> str:
+        return f"kdplug.{self.plural}"
+
+    @property
+    def hook(self) -> str:
+        return f"kdplug_{self.plural}"
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return frozenset(name for names in self.sites.values() for name in names)
+
+
+def _kind(plural: str, noun: str, sites: dict[str, tuple[str, ...]], positional: dict[str, tuple[str, ...]]) -> Kind:
+    return Kind(plural, noun, MappingProxyType(sites), MappingProxyType(positional))
+
+
+_KD = ("student_logits", "teacher_logits", "temperature")
+_MATCH = ("student_features", "teacher_features", "mask")
+
+KINDS = MappingProxyType(
+    {
+        kind.plural: kind
+        for kind in (
+            _kind(
+                "losses",
+                "loss",
+                {"kd": (*_KD, "mask", "labels", *_PROGRESS), "match": (*_MATCH, "labels", "temperature", *_PROGRESS)},
+                {"kd": _KD, "match": _MATCH},
+            ),
+            _kind("projections", "projection", {"": ("in_dim", "out_dim")}, {"": ("in_dim", "out_dim")}),
+            _kind("weight_schedulers", "weight scheduler", {"": _PROGRESS}, {"": ("progress",)}),
+            _kind("temperature_schedulers", "temperature scheduler", {"": (*_KD, *_PROGRESS)}, {"": _KD}),
+            _kind("tasks", "task", {"": ()}, {"": ()}),
+        )
+    }
+)
+"""Every kind, by its plural."""
+
+HOOK_GROUP = "kdplug.plugins"
+"""Entry-point group of modules and objects that hold hook implementations."""

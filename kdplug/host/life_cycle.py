@@ -1,0 +1,44 @@
+"""The life-cycle hooks of every plugin as one observer of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdplug.host.active import active
+
+
+class LifeCycle:
+    """Calls the hook implementations of the plugins in force. One that raises is reported once and then left alone.
+
+    Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
+    """
+
+    def __init__(self) -> None:
+        self._host = active()
+        self._host.load_hooks()
+        self._silenced: set[str] = set()
+        hook = self._host.manager.hook
+        self._calls = {
+            name: getattr(hook, name).get_hookimpls()
+            for name in ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
+        }
+
+    def run_start(self, run: Any) -> None:
+        self._tell("kdplug_run_start", run=run)
+
+    def step_end(self, run: Any, step: int, report: Any) -> None:
+        self._tell("kdplug_step_end", run=run, step=step, report=report)
+
+    def run_end(self, run: Any, error: BaseException | None) -> None:
+        self._tell("kdplug_run_end", run=run, error=error)
+
+    def _tell(self, name: str, **values: Any) -> None:
+        for implementation in self._calls[name]:
+            plugin = implementation.plugin_name
+            if plugin in self._silenced:
+                continue
+            try:
+                implementation.function(*(values[argument] for argument in implementation.argnames))
+            except Exception as error:
+                self._silenced.add(plugin)
+                self._host.report(f"plugin {plugin!r} raised in {name} and is not told of this run any more: {error!r}")

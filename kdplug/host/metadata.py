@@ -1,0 +1,114 @@
+"""What installed distributions say about themselves. The only module that reads package metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import importlib_metadata
+
+from kdplug.host.name import fold_distribution
+
+_PREFIX = "kdplug."
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """One line of a distribution's ``entry_points.txt``."""
+
+    group: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """An installed distribution that has kdplug entry points."""
+
+    name: str
+    version: str
+    entry_points: tuple[EntryPoint, ...]
+    files: importlib_metadata.Distribution | None = field(default=None, compare=False, repr=False)
+
+    def _text(self, name: str) -> str | None:
+        return self.files.read_text(name) if self.files is not None else None
+
+    @property
+    def direct_url(self) -> dict[str, Any]:
+        """PEP 610's record of where it was installed from; empty where there is none."""
+        text = self._text("direct_url.json")
+        try:
+            found = json.loads(text) if text else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def editable(self) -> bool:
+        return bool(self.direct_url.get("dir_info", {}).get("editable", False))
+
+    @property
+    def record(self) -> str | None:
+        """The text of ``RECORD``, which lists the hash of every installed file."""
+        return self._text("RECORD")
+
+
+def _identity(text: str | None) -> tuple[str, str] | None:
+    """Name and version from the head of a metadata file, ``None`` where it is empty or has no name."""
+    name = version = ""
+    for line in (text or "").splitlines():
+        if not line:
+            break
+        key, _, value = line.partition(":")
+        if key == "Name":
+            name = value.strip()
+        elif key == "Version":
+            version = value.strip()
+    return (name, version) if name else None
+
+
+def _read(found: importlib_metadata.Distribution) -> Distribution | None:
+    text = found.read_text("entry_points.txt")
+    if not text or _PREFIX not in text:
+        return None
+    identity = _identity(found.read_text("METADATA") or found.read_text("PKG-INFO"))
+    if identity is None:
+        return None
+    points = tuple(
+        EntryPoint(point.group, point.name, point.value)
+        for point in found.entry_points
+        if point.group.startswith(_PREFIX)
+    )
+    return Distribution(*identity, points, found) if points else None
+
+
+def scan() -> list[Distribution]:
+    """Every installed distribution with kdplug entry points, in one pass over the path.
+
+    Of two distributions with one name the first on the path counts. A leftover ``dist-info`` without metadata, or one
+    that names nobody, hides nothing.
+    """
+    seen: dict[str, Distribution] = {}
+    for dist in _usable(importlib_metadata.distributions()):
+        seen.setdefault(fold_distribution(dist.name), dist)
+    return [seen[name] for name in sorted(seen)]
+
+
+def _usable(found: Iterable[Any]) -> Iterator[Distribution]:
+    for one in found:
+        try:
+            dist = _read(one)
+        except (OSError, UnicodeDecodeError, ValueError):
+            continue
+        if dist is not None:
+            yield dist
+
+
+def installed_version(name: str) -> str | None:
+    """The installed version of a distribution, ``None`` where it is not installed."""
+    try:
+        return importlib_metadata.version(name)
+    except importlib_metadata.PackageNotFoundError:
+        return None

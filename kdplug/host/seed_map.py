@@ -1,0 +1,156 @@
+"""TextBrewer's module-level maps as live views of the registries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+from kdplug.contracts.loss_sum import LossSum
+from kdplug.errors import EntryError, PluginError, SignatureError
+from kdplug.host.active import active
+from kdplug.host.component import Component
+from kdplug.host.entry import Entry
+from kdplug.host.registry import Registry, losses, projections, temperature_schedulers, weight_schedulers
+from kdplug.host.spec import parse_spec
+
+_NEUTRAL: dict[str, Any] = {"mask": None, "labels": None, "progress": 0.0, "step": 0, "total_steps": 0}
+
+
+class SeedMap(MutableMapping[str, Callable[..., Any]]):
+    """A registry as a dictionary of callables with TextBrewer's signatures.
+
+    What plugins offer shows here, and what is put here can be named in a config. Looking a name up imports that entry;
+    iterating over a map of losses imports them all, since only a signature tells a kd loss from a match loss (one that
+    fails to import is left out).
+    """
+
+    def __init__(self, name: str, registry: Registry, site: str | None, wrap: Callable[[Entry, Any], Any]) -> None:
+        self._name = name
+        self._registry = registry
+        self._site = site
+        self._wrap = wrap
+
+    def __repr__(self) -> str:
+        return f"<kdplug.{self._name}: {', '.join(self)}>"
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        spec = parse_spec(name)
+        entry = self._registry.entry(spec.name, self._site)
+        if not self._fits(entry):
+            raise SignatureError(
+                f"{self._name}: {entry.qualified} takes {', '.join(entry.inputs)}: it belongs elsewhere"
+            )
+        return self._wrap(entry, spec)  # type: ignore[no-any-return]
+
+    def __setitem__(self, name: str, target: Callable[..., Any]) -> None:
+        active().put(self._registry.kind, name, target, positional=True, site=self._site)
+
+    def __delitem__(self, name: str) -> None:
+        if not active().take_out(self._registry.kind, name, self._site):
+            entry = self._registry.entry(name, self._site)
+            raise PluginError(
+                f"{self._name}: {entry.qualified} comes from an installed package and cannot be deleted here. "
+                f"Leave the package out: KDPLUG_PLUGINS=-{entry.dist}"
+            )
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, (str, list, tuple)):
+            return False
+        try:
+            return self._fits(self._registry.check(name, self._site))
+        except (EntryError, SignatureError):
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._registry.names() if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _fits(self, entry: Entry) -> bool:
+        if self._site is None:
+            return True
+        if entry.site is not None:
+            return entry.site == self._site
+        return set(entry.inputs) <= set(entry.kind.sites[self._site])
+
+
+class SeedCallable:
+    """A component called by position, as TextBrewer calls it."""
+
+    def __init__(self, component: Component) -> None:
+        self.component = component
+        self.__name__ = component.entry.name
+        self.__doc__ = component.entry.load().__doc__
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.component.entry.qualified}>"
+
+    def _call(self, **values: Any) -> Any:
+        result = self.component(**{**_NEUTRAL, **values})
+        return result.value if isinstance(result, LossSum) else result
+
+
+class KdLoss(SeedCallable):
+    """``(logits_S, logits_T, temperature=1)``."""
+
+    def __call__(self, logits_S: Any, logits_T: Any, temperature: Any = 1.0) -> Any:
+        return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=temperature)
+
+
+class MatchLoss(SeedCallable):
+    """``(S, T, mask=None)``."""
+
+    def __call__(self, S: Any, T: Any, mask: Any = None) -> Any:
+        return self._call(student_features=S, teacher_features=T, mask=mask, temperature=1.0)
+
+
+class ProjectionMaker(SeedCallable):
+    """``(dim_in, dim_out)``."""
+
+    def __call__(self, dim_in: int, dim_out: int) -> Any:
+        return self._call(in_dim=dim_in, out_dim=dim_out)
+
+
+class WeightSchedule(SeedCallable):
+    """``(x)``, x being the share of the run that is done."""
+
+    def __call__(self, x: float) -> Any:
+        return self._call(progress=x)
+
+
+class TemperatureSchedule(SeedCallable):
+    """``(logits_S, logits_T, base_temperature)``."""
+
+    def __call__(self, logits_S: Any, logits_T: Any, base_temperature: Any) -> Any:
+        return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=base_temperature)
+
+
+def _direct(form: type[SeedCallable], registry: Registry, site: str | None) -> Callable[[Entry, Any], Any]:
+    def wrap(entry: Entry, spec: Any) -> Any:
+        if entry.positional and not spec.args and not spec.settings:
+            return entry.load()
+        return form(registry.build(spec, site))
+
+    return wrap
+
+
+def _temperature(entry: Entry, spec: Any) -> Any:
+    """A scheduler, or a builder of one where the entry has settings that must be given and none were."""
+    if entry.positional and not spec.args and not spec.settings:
+        return entry.load()
+    needs = any(setting.required for setting in entry.signature.settings.values())
+    if needs and not spec.args and not spec.settings:
+        return lambda *args, **settings: TemperatureSchedule(
+            temperature_schedulers.build([entry.qualified, *args, settings])
+        )
+    return TemperatureSchedule(temperature_schedulers.build(spec))
+
+
+KD_LOSS_MAP = SeedMap("KD_LOSS_MAP", losses, "kd", _direct(KdLoss, losses, "kd"))
+MATCH_LOSS_MAP = SeedMap("MATCH_LOSS_MAP", losses, "match", _direct(MatchLoss, losses, "match"))
+PROJ_MAP = SeedMap("PROJ_MAP", projections, None, _direct(ProjectionMaker, projections, None))
+WEIGHT_SCHEDULER = SeedMap(
+    "WEIGHT_SCHEDULER", weight_schedulers, None, _direct(WeightSchedule, weight_schedulers, None)
+)
+TEMPERATURE_SCHEDULER = SeedMap("TEMPERATURE_SCHEDULER", temperature_schedulers, None, _temperature)

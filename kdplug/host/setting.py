@@ -1,0 +1,117 @@
+"""Settings as a pydantic model, and what is wrong with them in plain words."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdplug.host.entry import Entry
+    from kdplug.host.spec import ComponentSpec
+
+_MODEL = ConfigDict(
+    extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=()
+)
+
+
+def settings_model(entry: Entry) -> type[BaseModel]:
+    """The pydantic model of an entry's settings.
+
+    Raises: ``SignatureError`` where the settings make no valid model.
+    """
+    own = getattr(entry.load(), "Settings", None)
+    if inspect.isclass(own) and issubclass(own, BaseModel):
+        return own
+    fields: dict[str, Any] = {}
+    for name, setting in entry.signature.settings.items():
+        safe = f"{name.lstrip('_')}_" if name.startswith("_") or hasattr(BaseModel, name) else name
+        default = ... if setting.required else setting.default
+        fields[safe] = (setting.annotation, Field(default, alias=name) if safe != name else default)
+    try:
+        return create_model(f"{entry.name} settings", __config__=_MODEL, **fields)
+    except Exception as error:
+        raise SignatureError(f"the settings of {entry.name} ({entry.dist}) make no valid model: {error}") from error
+
+
+def setting_names(model: type[BaseModel]) -> list[str]:
+    """The names of the settings, in the order in which a list gives them."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def validated(entry: Entry, spec: ComponentSpec) -> BaseModel:
+    """The settings that ``spec`` gives to ``entry``, validated, with every default.
+
+    Raises: ``SettingError`` or ``UnknownKeyError`` whose field is the setting.
+    """
+    names = setting_names(entry.settings)
+    given = _by_name(entry, spec, names)
+    try:
+        return entry.settings.model_validate(given)
+    except ValidationError as error:
+        raise _in_words(entry, spec, names, error) from error
+
+
+def values_of(model: BaseModel) -> dict[str, Any]:
+    """Setting name to validated value."""
+    return {field.alias or name: getattr(model, name) for name, field in type(model).model_fields.items()}
+
+
+def _by_name(entry: Entry, spec: ComponentSpec, names: list[str]) -> dict[str, Any]:
+    if len(spec.args) > len(names):
+        known = f"{len(names)} ({', '.join(names)})" if names else "none"
+        raise SettingError(
+            f"{entry.qualified} takes {_count(len(spec.args))} here but its settings are {known}: {spec}"
+        )
+    given = dict(zip(names, spec.args, strict=False))
+    for name, value in spec.settings.items():
+        if name in given:
+            raise SettingError(f"is given twice, by position and by name: {spec}", field=name)
+        given[name] = value
+    return given
+
+
+def _count(number: int) -> str:
+    return f"{number} setting{'' if number == 1 else 's'}"
+
+
+def _in_words(
+    entry: Entry, spec: ComponentSpec, names: list[str], error: ValidationError
+) -> SettingError | UnknownKeyError:
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]] or ["settings"]
+    if first["type"] == "extra_forbidden":
+        known = f" Its settings: {', '.join(names)}." if names else " It has no settings."
+        return UnknownKeyError(f"{entry.qualified} has no setting {path[0]!r}.{did_you_mean(path[0], names)}{known}")
+    place = names.index(path[0]) if path[0] in names else len(spec.args)
+    hint = f"   ({spec}: the {_ordinal(place + 1)} setting is {path[0]!r})" if place < len(spec.args) else ""
+    if first["type"] == "missing":
+        return SettingError(f"is required by {entry.qualified}{hint}", field=".".join(path))
+    return SettingError(in_words(first) + hint, field=".".join(path))
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """One pydantic error as ``must be …, got …``."""
+    context: dict[str, Any] = error.get("ctx") or {}
+    got = f", got {error['input']!r}"
+    bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    for key, sign in bounds.items():
+        if key in context:
+            return f"must be {sign} {context[key]:g}{got}"
+    if error["type"] in ("literal_error", "enum"):
+        return f"must be {context['expected']}{got}"
+    if error["type"] == "finite_number":
+        return f"must be a finite number{got}"
+    text = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    if text != error["msg"] and error["type"] != "value_error":
+        return f"must be {text}{got}"
+    return f"{text[:1].lower()}{text[1:]}{got}"
+
+
+def _ordinal(number: int) -> str:
+    suffix = "th" if 10 <= number % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"

@@ -1,0 +1,181 @@
+"""The star rule: which parameters of a callable are inputs and which are settings.
+
+In a function, positional parameters are inputs and keyword-only ones are settings. In a class, ``__init__`` takes settings
+and ``forward`` (or ``__call__``) takes inputs. A projection class takes ``in_dim, out_dim`` by position in ``__init__``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any
+
+from kdplug.contracts.vocabulary import ALIASES
+from kdplug.errors import SignatureError, did_you_mean
+
+if TYPE_CHECKING:
+    from kdplug.host.entry import Entry
+
+_VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting: its annotation (``Any`` where it has none) and its default (``Parameter.empty`` where it has none)."""
+
+    annotation: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        return self.default is Parameter.empty
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a callable asks for. ``makes`` tells a class, which is built once, from a function, which is called."""
+
+    inputs: tuple[str, ...]
+    settings: Mapping[str, Setting]
+    makes: bool
+
+
+def read_signature(entry: Entry, target: Callable[..., Any]) -> Signature:
+    """Read the inputs and settings of ``target``.
+
+    Raises: ``SignatureError`` for an input that the engine does not provide, for ``*args`` or ``**kwargs``, and for a
+    setting that carries an input's name.
+    """
+    if inspect.isclass(target):
+        init = _init_of(target)
+        parameters = _parameters(entry, init, skip_self=True) if init is not None else []
+        if entry.kind.plural == "projections":
+            inputs = _positional(parameters)
+            settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+        else:
+            inputs = _positional(_forward_parameters(entry, target))
+            settings = parameters
+        return _checked(entry, inputs, settings, init, makes=entry.kind.plural != "projections")
+    parameters = _parameters(entry, target, skip_self=False)
+    settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+    if entry.kind.plural == "tasks":
+        return _checked(entry, [], parameters, target, makes=True)
+    return _checked(entry, _positional(parameters), settings, target, makes=False)
+
+
+def _init_of(cls: type) -> Callable[..., Any] | None:
+    """The ``__init__`` that the author wrote; ``None`` where it is inherited from ``object`` or ``torch.nn.Module``."""
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            inherited = owner is object or owner.__module__.startswith("torch.nn.modules.module")
+            return None if inherited else vars(owner)["__init__"]
+    return None
+
+
+def _forward_parameters(entry: Entry, cls: type) -> list[Parameter]:
+    if entry.kind.plural == "tasks":
+        return []
+    forward = getattr(cls, "forward", None) or vars(cls).get("__call__")
+    if forward is None:
+        raise SignatureError(f"{entry.name} ({entry.dist}) is a class without a forward method")
+    return _parameters(entry, forward, skip_self=True)
+
+
+def _parameters(entry: Entry, function: Callable[..., Any], *, skip_self: bool) -> list[Parameter]:
+    try:
+        found = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        if entry.positional:
+            return []
+        raise SignatureError(f"{entry.name} ({entry.dist}) has no signature that can be read: {error}") from error
+    found = found[1:] if skip_self else found
+    if entry.positional:
+        return [p for p in found if p.kind is Parameter.KEYWORD_ONLY]
+    variadic = [
+        f"*{p.name}" if p.kind is Parameter.VAR_POSITIONAL else f"**{p.name}" for p in found if p.kind in _VARIADIC
+    ]
+    if variadic:
+        raise SignatureError(
+            f"{entry.name} ({entry.dist}) takes {' and '.join(variadic)}, which says nothing about what it needs. "
+            "Name its inputs, and its settings after a '*'"
+        )
+    return found
+
+
+def _positional(parameters: list[Parameter]) -> list[Parameter]:
+    return [p for p in parameters if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+
+
+def _checked(
+    entry: Entry,
+    inputs: list[Parameter],
+    settings: list[Parameter],
+    function: Callable[..., Any] | None,
+    *,
+    makes: bool,
+) -> Signature:
+    names = _positional_inputs(entry) if entry.positional else tuple(_input(entry, p.name) for p in inputs)
+    for parameter in settings:
+        if parameter.name in entry.kind.inputs or parameter.name in ALIASES:
+            raise SignatureError(
+                f"{entry.name} ({entry.dist}) has a setting {parameter.name!r}, which is the name of an input. "
+                "Rename it, or take it by position to get the input"
+            )
+    hints = _annotations(function, settings)
+    found = {p.name: Setting(hints[p.name], p.default) for p in settings}
+    return Signature(names, found, makes)
+
+
+def _positional_inputs(entry: Entry) -> tuple[str, ...]:
+    return entry.kind.positional[entry.site or next(iter(entry.kind.positional))]
+
+
+def _input(entry: Entry, name: str) -> str:
+    known = ALIASES.get(name, name)
+    if known in entry.kind.inputs:
+        return known
+    near = did_you_mean(name, entry.kind.inputs)
+    raise SignatureError(
+        f"{entry.name} ({entry.dist}) asks for input {name!r}, which the engine does not provide."
+        f"{near or ' If it is a setting, put a * before it.'}"
+    )
+
+
+def _annotations(function: Callable[..., Any] | None, parameters: list[Parameter]) -> dict[str, Any]:
+    """The annotation of each parameter, ``Any`` where there is none or where it cannot be evaluated.
+
+    One name that exists only under ``TYPE_CHECKING`` must not cost the others their annotations, so each is evaluated alone
+    where evaluating all of them fails.
+    """
+    if function is None or not parameters:
+        return {p.name: Any for p in parameters}
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except Exception:
+        hints = {p.name: _alone(function, p) for p in parameters}
+    return {p.name: _inferred(p) if hints.get(p.name) is None else hints[p.name] for p in parameters}
+
+
+def _alone(function: Callable[..., Any], parameter: Parameter) -> Any:
+    if not isinstance(parameter.annotation, str):
+        return None if parameter.annotation is Parameter.empty else parameter.annotation
+    scope = getattr(inspect.unwrap(function), "__globals__", {})
+    try:
+        return eval(parameter.annotation, scope)  # noqa: S307 the author's own annotation, in the author's own module
+    except Exception:
+        return None
+
+
+def _inferred(parameter: Parameter) -> Any:
+    """The type of a scalar default stands in for a missing annotation; an integer default takes any number."""
+    default = parameter.default
+    if isinstance(default, bool):
+        return bool
+    if isinstance(default, int):
+        return int | float
+    if isinstance(default, (float, str)):
+        return type(default)
+    return Any

@@ -1,0 +1,1 @@
+"""TextBrewer's presets as a kdplug plugin."""
