@@ -1,0 +1,1 @@
+"""One run on accelerate: built objects in, a trained student out. Nothing here resolves a name."""

@@ -30,6 +30,8 @@ class Component:
         """The component as plain data, with its qualified name and every setting."""
         if self.args:
             return [self.entry.qualified, *self.args, *([self.settings] if self.settings else [])]
+        if "name" in self.settings:
+            return [self.entry.qualified, self.settings]
         return {"name": self.entry.qualified, **self.settings}
 
     def __call__(self, **values: Any) -> Any:
@@ -48,7 +50,11 @@ def build_component(entry: Entry, spec: ComponentSpec, site: str | None = None) 
     target, signature = entry.load(), entry.signature
     settings, dumped = _settings(entry, spec)
     if signature.makes:
-        built = target(**settings)
+        try:
+            built = target(**settings)
+        except Exception as error:
+            error.add_note(f"while making {entry.qualified} from {spec}")
+            raise
         return Component(entry, dumped, built, signature.inputs)
     return Component(entry, dumped, partial(target, **settings) if settings else target, signature.inputs)
 
@@ -57,10 +63,10 @@ def _settings(entry: Entry, spec: ComponentSpec) -> tuple[dict[str, Any], dict[s
     """The settings as the callable takes them and as plain data, without a pydantic model where there are none."""
     if not entry.signature.settings and not spec.args and not spec.settings and not hasattr(entry.load(), "Settings"):
         return {}, {}
-    from kdplug.host.setting import validated, values_of
+    from kdplug.host.setting import plain, validated, values_of
 
-    model = validated(entry, spec)
-    return values_of(model), model.model_dump(mode="json", by_alias=True)
+    values = values_of(validated(entry, spec))
+    return values, plain(values)
 
 
 def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:

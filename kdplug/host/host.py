@@ -73,11 +73,11 @@ class Host:
         self.entries: dict[str, dict[str, list[Entry]]] = {plural: {} for plural in KINDS}
         self.hook_plugins: list[HookPlugin] = []
         self.problems: list[str] = []
-        self._hooks_loaded = False
         self.manager = HookManager(hookspec.PROJECT)
         self.manager.add_hookspecs(hookspec)
         for dist in self.dists:
             self._admit(dist)
+        self._waiting = list(self.hook_plugins)
         for message in self.switch.unknown(dist.name for dist in self.dists):
             self.report(message)
 
@@ -93,13 +93,14 @@ class Host:
         ]
 
     def _collect(self, plugin: object, dist: Distribution, origin: Any) -> None:
-        """Ask one plugin for what it offers; what it raises costs only its own entries."""
-        for kind in KINDS.values():
-            offer = getattr(plugin, kind.hook, None)
-            if offer is None:
-                continue
-            for name, target in offer():
-                self._add(Entry(kind, name, dist.name, dist.version, target, origin, _editable(dist)))
+        """Ask one plugin for what it offers; what it raises costs it all of its entries, and nobody else's."""
+        offered = [
+            Entry(kind, name, dist.name, dist.version, target, origin, _editable(dist))
+            for kind in KINDS.values()
+            for name, target in getattr(plugin, kind.hook, tuple)()
+        ]
+        for entry in offered:
+            self._add(entry)
 
     def _add(self, entry: Entry) -> None:
         if not is_entry_name(entry.name):
@@ -108,7 +109,15 @@ class Host:
                 "(letters, digits, '_', '-', '.'). It is left out"
             )
             return
-        self.entries[entry.kind.plural].setdefault(fold(entry.name), []).append(entry)
+        peers = self.entries[entry.kind.plural].setdefault(fold(entry.name), [])
+        twin = next((peer for peer in peers if peer.dist == entry.dist and peer.origin != "local"), None)
+        if twin is None:
+            peers.append(entry)
+        elif twin.target != entry.target:
+            self.report(
+                f"{entry.owner} offers the {entry.kind.noun} {entry.name!r} twice: {twin.target} and {entry.target}. "
+                "The first one counts"
+            )
 
     def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, site: str | None) -> Entry:
         """Register a callable of this process. One of the same name and site that was put before is replaced.
@@ -139,42 +148,61 @@ class Host:
 
         Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
         """
-        if self._hooks_loaded:
-            return
-        self._hooks_loaded = True
-        for plugin in self.hook_plugins:
+        if self.switch.strict and self.problems:
+            raise PluginError(self.problems[0])
+        while self._waiting:
+            plugin = self._waiting.pop(0)
             try:
-                found = _import(plugin.target)
-                self._check_hooks(plugin, found)
-                self.manager.register(found, name=plugin.qualified)
-                self._collect_hooks(plugin, found)
+                odd = self._load_hook(plugin)
             except (Exception, SystemExit) as error:
-                plugin.error = error
+                plugin.error, odd = error, []
                 self.report(
                     f"hook plugin {plugin.qualified!r} ({plugin.target}, {plugin.dist.name} {plugin.dist.version}) failed: "
                     f"{type(error).__name__}: {error}. Leave it out: KDPLUG_PLUGINS=-{plugin.dist.name}"
                 )
+            for message in odd:
+                self.report(message)
 
-    def _collect_hooks(self, plugin: HookPlugin, found: object) -> None:
+    def _load_hook(self, plugin: HookPlugin) -> list[str]:
+        """Import and register one hook plugin, all of it or nothing; what is odd about it."""
         try:
+            found = _import(plugin.target)
+            self.manager.register(found, name=plugin.qualified)
             self._collect(found, plugin.dist, "hook")
         except (Exception, SystemExit):
-            self.manager.unregister(found)
+            if self.manager.has_plugin(plugin.qualified):
+                self.manager.unregister(name=plugin.qualified)
             raise
-
-    def _check_hooks(self, plugin: HookPlugin, found: object) -> None:
-        known = [name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)]
-        for name in dir(found):
-            if name.startswith(hookspec.PREFIX) and name not in known and callable(getattr(found, name)):
-                self.report(f"{plugin.qualified} implements {name}, which is no hook.{did_you_mean(name, known)}")
+        return _odd_hooks(plugin, found)
 
     def report(self, message: str) -> None:
-        """Remember a problem and say it: a warning on the first process, an error under ``KDPLUG_STRICT=1``."""
+        """Remember a problem and say it, as ``notice`` does."""
         self.problems.append(message)
+        self.notice(message)
+
+    def notice(self, message: str) -> None:
+        """Say something: a warning on the first process of a run, an error under ``KDPLUG_STRICT=1``."""
         if self.switch.strict:
             raise PluginError(message)
         if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
-            warnings.warn(message, PluginWarning, stacklevel=2)
+            warnings.warn(message, PluginWarning, stacklevel=3)
+
+
+def _odd_hooks(plugin: HookPlugin, found: object) -> list[str]:
+    """What a hook plugin implements that is never called."""
+    known = [name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)]
+    odd = []
+    for name in dir(found):
+        function = getattr(found, name, None)
+        marks = getattr(function, f"{hookspec.PROJECT}_impl", None)
+        marks = marks if isinstance(marks, dict) else {}
+        if name not in known and callable(function) and (name.startswith(hookspec.PREFIX) or marks):
+            odd.append(f"{plugin.qualified} implements {name}, which is no hook.{did_you_mean(name, known)}")
+        elif marks.get("wrapper") or marks.get("hookwrapper"):
+            odd.append(
+                f"{plugin.qualified} implements {name} as a wrapper, which is not called. Write a plain function"
+            )
+    return odd
 
 
 def _editable(dist: Distribution) -> Callable[[], bool]:

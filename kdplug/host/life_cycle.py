@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pluggy import HookImpl
+
 from kdplug.host.active import active
 
 
@@ -19,7 +21,7 @@ class LifeCycle:
         self._silenced: set[str] = set()
         hook = self._host.manager.hook
         self._calls = {
-            name: getattr(hook, name).get_hookimpls()
+            name: sorted(getattr(hook, name).get_hookimpls(), key=_turn)
             for name in ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
         }
 
@@ -35,10 +37,15 @@ class LifeCycle:
     def _tell(self, name: str, **values: Any) -> None:
         for implementation in self._calls[name]:
             plugin = implementation.plugin_name
-            if plugin in self._silenced:
+            if plugin in self._silenced or implementation.wrapper or implementation.hookwrapper:
                 continue
             try:
                 implementation.function(*(values[argument] for argument in implementation.argnames))
             except Exception as error:
                 self._silenced.add(plugin)
                 self._host.report(f"plugin {plugin!r} raised in {name} and is not told of this run any more: {error!r}")
+
+
+def _turn(implementation: HookImpl) -> tuple[bool, bool, str]:
+    """The order in which plugins are told: those marked ``tryfirst``, then by name, then those marked ``trylast``."""
+    return not implementation.tryfirst, implementation.trylast, implementation.plugin_name

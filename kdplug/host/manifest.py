@@ -47,6 +47,6 @@ def _record(dist: Distribution) -> dict[str, Any]:
         "dist": dist.name,
         "version": dist.version,
         "editable": dist.editable,
-        "commit": dist.direct_url.get("vcs_info", {}).get("commit_id"),
+        "commit": dist.commit,
         "sha256": sha256(record.encode()).hexdigest() if record else None,
     }

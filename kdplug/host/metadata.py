@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,12 @@ class Distribution:
 
     @property
     def editable(self) -> bool:
-        return bool(self.direct_url.get("dir_info", {}).get("editable", False))
+        return bool((self.direct_url.get("dir_info") or {}).get("editable", False))
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a version-control checkout that it was installed from."""
+        return (self.direct_url.get("vcs_info") or {}).get("commit_id")
 
     @property
     def record(self) -> str | None:
@@ -69,6 +75,17 @@ def _identity(text: str | None) -> tuple[str, str] | None:
     return (name, version) if name else None
 
 
+def _entry_points(text: str) -> Iterator[EntryPoint]:
+    """The kdplug entry points of an ``entry_points.txt``; a line that cannot be read costs only itself."""
+    group = ""
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("[") and line.endswith("]"):
+            group = line[1:-1].strip()
+        elif group.startswith(_PREFIX) and "=" in line and not line.startswith(("#", ";")):
+            name, _, value = line.partition("=")
+            yield EntryPoint(group, name.strip(), value.strip())
+
+
 def _read(found: importlib_metadata.Distribution) -> Distribution | None:
     text = found.read_text("entry_points.txt")
     if not text or _PREFIX not in text:
@@ -76,22 +93,18 @@ def _read(found: importlib_metadata.Distribution) -> Distribution | None:
     identity = _identity(found.read_text("METADATA") or found.read_text("PKG-INFO"))
     if identity is None:
         return None
-    points = tuple(
-        EntryPoint(point.group, point.name, point.value)
-        for point in found.entry_points
-        if point.group.startswith(_PREFIX)
-    )
+    points = tuple(_entry_points(text))
     return Distribution(*identity, points, found) if points else None
 
 
-def scan() -> list[Distribution]:
-    """Every installed distribution with kdplug entry points, in one pass over the path.
+def scan(path: list[str] | None = None) -> list[Distribution]:
+    """Every installed distribution with kdplug entry points, in one pass over ``path`` (``sys.path`` where it is ``None``).
 
     Of two distributions with one name the first on the path counts. A leftover ``dist-info`` without metadata, or one
     that names nobody, hides nothing.
     """
     seen: dict[str, Distribution] = {}
-    for dist in _usable(importlib_metadata.distributions()):
+    for dist in _usable(importlib_metadata.distributions(path=sys.path if path is None else path)):
         seen.setdefault(fold_distribution(dist.name), dist)
     return [seen[name] for name in sorted(seen)]
 

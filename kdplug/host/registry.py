@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -11,7 +10,6 @@ from kdplug.errors import (
     AmbiguousEntryError,
     EntryError,
     NotInstalledError,
-    PluginError,
     UnknownEntryError,
     nearest,
 )
@@ -19,10 +17,11 @@ from kdplug.host.active import active
 from kdplug.host.component import Component, build_component
 from kdplug.host.entry import Entry
 from kdplug.host.first_party import FIRST_PARTY
-from kdplug.host.host import PluginWarning
 from kdplug.host.kind import KINDS, Kind
 from kdplug.host.name import fold, fold_distribution, split_qualified
 from kdplug.host.spec import parse_spec
+
+_THIRD_PARTY = 3
 
 F = TypeVar("F", bound=Callable[..., Any])
 Status = Literal["ok", "shadowed", "ambiguous"]
@@ -32,8 +31,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
     """The entries of one kind, by name.
 
     ``registry["name"]`` imports that entry alone; ``in``, ``len``, iteration and ``names()`` import nothing. A bare name
-    means a callable registered in this process, else a first-party entry, else the only third-party one; a qualified name
-    (``distribution:name``) always means the same entry.
+    means a callable registered in this process, else a first-party entry, else the only third-party one (a first-party name
+    never means a third-party one, installed or not); a qualified name (``distribution:name``) always means the same entry.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -49,7 +48,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def names(self) -> list[str]:
         """The bare names, sorted."""
-        return sorted({entry.name for entry in self.entries()})
+        offered = active().entries[self.kind.plural].values()
+        return sorted(min(group, key=lambda entry: (_rank(entry, None), entry.dist)).name for group in offered)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -68,20 +68,26 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
         Raises: ``EntryError`` (unknown, not installed, ambiguous or broken).
         """
-        return self.entry(name).load()
+        return self._settled(name, None).load()
 
-    def entry(self, name: str, site: str | None = None) -> Entry:
+    def entry(self, name: str, site: str | None = None, *, quiet: bool = False) -> Entry:
         """The entry that ``name`` means, without importing it. ``site`` is the place of a loss: ``kd`` or ``match``.
+
+        A name that nothing has yet makes the hook plugins load; ``quiet`` leaves them alone, and gives no notice of an entry
+        that a local one hides.
 
         Raises: ``UnknownEntryError``, ``NotInstalledError``, ``AmbiguousEntryError``.
         """
         found = self._candidates(name, site)
-        if not found:
+        if not found and not quiet:
             active().load_hooks()
             found = self._candidates(name, site)
         if not found:
             raise self._missing(name)
-        return self._chosen(name, found)
+        chosen = self._chosen(name, found, site)
+        if not quiet:
+            self._tell_hidden(name, chosen, found)
+        return chosen
 
     def check(self, spec: object, site: str | None = None) -> Entry:
         """The entry that a component names; nothing is imported, settings are not looked at.
@@ -96,7 +102,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         Raises: ``EntryError``, ``ConfigError`` (``SettingError``), ``SignatureError``.
         """
         parsed = parse_spec(spec)
-        return build_component(self.entry(parsed.name, site), parsed, site)
+        return build_component(self._settled(parsed.name, site), parsed, site)
 
     def register(self, name: str) -> Callable[[F], F]:
         """Decorator that offers a callable in this process, under ``local:name``. The star rule holds for it.
@@ -113,53 +119,59 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def status(self, entry: Entry) -> Status:
         """Whether the bare name means this entry (``ok``), another one (``shadowed``), or nothing (``ambiguous``)."""
         peers = [e for e in self._candidates(entry.name, None) if e.site in (None, entry.site)]
-        best = min(_rank(peer) for peer in peers)
-        if _rank(entry) > best:
+        ranks = [_rank(peer, entry.site) for peer in peers]
+        if _rank(entry, entry.site) > min(ranks) or (
+            min(ranks) == _THIRD_PARTY and _is_reserved(self.kind, entry.name)
+        ):
             return "shadowed"
-        return "ok" if sum(_rank(peer) == best for peer in peers) == 1 else "ambiguous"
+        return "ok" if ranks.count(min(ranks)) == 1 else "ambiguous"
 
     def _candidates(self, name: str, site: str | None) -> list[Entry]:
         dist, bare = split_qualified(name)
         offered = active().entries[self.kind.plural].get(fold(bare), [])
-        return [
-            entry
-            for entry in offered
-            if (not dist or fold_distribution(entry.dist) == fold_distribution(dist))
-            and (site is None or entry.site in (None, site))
-        ]
+        return [entry for entry in offered if _is(entry.dist, dist) and (site is None or entry.site in (None, site))]
 
-    def _chosen(self, name: str, found: list[Entry]) -> Entry:
-        best = min(_rank(entry) for entry in found)
-        chosen = [entry for entry in found if _rank(entry) == best]
-        if len(chosen) > 1:
-            listed = ", ".join(f"{e.qualified} ({e.version})" for e in sorted(chosen, key=lambda e: fold(e.dist)))
-            packages = f"is offered by {len(chosen)} packages" if not best else "is offered more than once"
-            packages = f"is offered by {len({e.dist for e in chosen})} packages" if best else packages
-            raise AmbiguousEntryError(f"{name!r} {packages}: {listed}. Write one of these.")
-        shadowed = [entry for entry in found if entry is not chosen[0] and _rank(entry) > best]
-        if shadowed and (best == 0 or active().switch.strict):
-            self._notice(name, chosen[0], shadowed)
-        return chosen[0]
+    def _settled(self, name: str, site: str | None) -> Entry:
+        """The entry of ``name`` once it is to be imported: a hook plugin may have the bare name of a third party as well."""
+        entry = self.entry(name, site)
+        if _rank(entry, site) < _THIRD_PARTY or split_qualified(name)[0]:
+            return entry
+        active().load_hooks()
+        return self.entry(name, site)
 
-    def _notice(self, name: str, chosen: Entry, shadowed: list[Entry]) -> None:
-        hidden = ", ".join(entry.qualified for entry in shadowed)
-        message = f"{self.kind.noun} {name!r} means {chosen.qualified} and not {hidden}. Write the one you mean."
-        if active().switch.strict:
-            raise PluginError(message)
-        warnings.warn(message, PluginWarning, stacklevel=4)
+    def _chosen(self, name: str, found: list[Entry], site: str | None) -> Entry:
+        best = min(_rank(entry, site) for entry in found)
+        chosen = sorted((e for e in found if _rank(e, site) == best), key=lambda e: fold(e.dist))
+        if best == _THIRD_PARTY and _is_reserved(self.kind, name):
+            raise self._missing(name, f". To use another one write {' or '.join(e.qualified for e in chosen)}")
+        if len(chosen) == 1:
+            return chosen[0]
+        if chosen[0].origin == "local":
+            raise AmbiguousEntryError(f"{name!r} is registered in this process both as a kd loss and as a match loss")
+        listed = ", ".join(f"{e.qualified} ({e.version})" for e in chosen)
+        raise AmbiguousEntryError(f"{name!r} is offered by {len(chosen)} packages: {listed}. Write one of these.")
 
-    def _missing(self, name: str) -> EntryError:
+    def _tell_hidden(self, name: str, chosen: Entry, found: list[Entry]) -> None:
+        hidden = sorted(entry.qualified for entry in found if entry.origin != "local" and entry is not chosen)
+        if hidden and (chosen.origin == "local" or active().switch.strict):
+            noun = self.kind.noun
+            active().notice(
+                f"{noun} {name!r} means {chosen.qualified} and not {', '.join(hidden)}. Write the one you mean."
+            )
+
+    def _missing(self, name: str, others: str = "") -> EntryError:
         dist, bare = split_qualified(name)
         for blocked in active().blocked:
-            if any(p.group == self.kind.group and fold(p.name) == fold(bare) for p in blocked.entry_points):
+            if _is(blocked.name, dist) and any(
+                p.group == self.kind.group and fold(p.name) == fold(bare) for p in blocked.entry_points
+            ):
                 return NotInstalledError(
                     f"{name!r} is offered by {blocked.name} {blocked.version}, which "
-                    f"KDPLUG_PLUGINS={active().switch.text!r} leaves out"
+                    f"KDPLUG_PLUGINS={active().switch.text!r} leaves out{others}"
                 )
         for package, offers in FIRST_PARTY.items():
-            known = {fold(offer) for offer in offers.get(self.kind.plural, ())}
-            if fold(bare) in known and dist in ("", package):
-                return NotInstalledError(f"{name!r} is not installed. It is part of {package}: pip install {package}")
+            if _is(package, dist) and fold(bare) in map(fold, offers.get(self.kind.plural, ())):
+                return NotInstalledError(_absent(name, package) + others)
         problems = "".join(f"\n    {problem}" for problem in active().problems)
         return UnknownEntryError(f"no {self.kind.noun} {name!r}.{self._nearest(name)}{problems}")
 
@@ -176,10 +188,30 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return f" Did you mean {near!r} (pip install {known[near]})?" if near is not None else ""
 
 
-def _rank(entry: Entry) -> int:
+def _rank(entry: Entry, site: str | None) -> int:
     if entry.origin == "local":
-        return 0
-    return 1 if fold_distribution(entry.dist) in FIRST_PARTY else 2
+        return 0 if entry.site == site else 1
+    own = FIRST_PARTY.get(fold_distribution(entry.dist))
+    offers = own.get(entry.kind.plural, ()) if own is not None else ()
+    return 2 if fold(entry.name) in map(fold, offers) else _THIRD_PARTY
+
+
+def _is_reserved(kind: Kind, name: str) -> bool:
+    """Whether a bare name is a first-party one; were it to mean another one meanwhile, installing ours would change it."""
+    return any(fold(name) in map(fold, offers.get(kind.plural, ())) for offers in FIRST_PARTY.values())
+
+
+def _is(package: str, dist: str) -> bool:
+    """Whether the distribution part of a name, empty in a bare one, lets it mean something of ``package``."""
+    return not dist or fold_distribution(dist) == fold_distribution(package)
+
+
+def _absent(name: str, package: str) -> str:
+    old = next((dist for dist in active().dists if _is(dist.name, package)), None)
+    if old is None:
+        return f"{name!r} is not installed. It is part of {package}: pip install {package}"
+    again = "Install it again, since it is editable" if old.editable else "Upgrade it"
+    return f"{name!r} is part of {package}, but the installed {old.name} {old.version} does not offer it. {again}"
 
 
 REGISTRIES = MappingProxyType({plural: Registry(kind) for plural, kind in KINDS.items()})

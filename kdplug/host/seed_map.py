@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from kdplug.contracts.loss_sum import LossSum
-from kdplug.errors import EntryError, PluginError, SignatureError
+from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError
 from kdplug.host.active import active
 from kdplug.host.component import Component
 from kdplug.host.entry import Entry
@@ -35,30 +35,24 @@ class SeedMap(MutableMapping[str, Callable[..., Any]]):
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
         spec = parse_spec(name)
-        entry = self._registry.entry(spec.name, self._site)
-        if not self._fits(entry):
-            raise SignatureError(
-                f"{self._name}: {entry.qualified} takes {', '.join(entry.inputs)}: it belongs elsewhere"
-            )
-        return self._wrap(entry, spec)  # type: ignore[no-any-return]
+        return self._wrap(self._entry(spec.name), spec)  # type: ignore[no-any-return]
 
     def __setitem__(self, name: str, target: Callable[..., Any]) -> None:
         active().put(self._registry.kind, name, target, positional=True, site=self._site)
 
     def __delitem__(self, name: str) -> None:
-        if not active().take_out(self._registry.kind, name, self._site):
-            entry = self._registry.entry(name, self._site)
+        entry = self._entry(name)
+        if not active().take_out(self._registry.kind, entry.name, entry.site):
             raise PluginError(
                 f"{self._name}: {entry.qualified} comes from an installed package and cannot be deleted here. "
                 f"Leave the package out: KDPLUG_PLUGINS=-{entry.dist}"
             )
 
     def __contains__(self, name: object) -> bool:
-        if not isinstance(name, (str, list, tuple)):
-            return False
         try:
-            return self._fits(self._registry.check(name, self._site))
-        except (EntryError, SignatureError):
+            bare = parse_spec(name).name
+            return bare in self._registry and self._fits(self._registry.entry(bare, self._site, quiet=True))
+        except (ConfigError, EntryError, SignatureError):
             return False
 
     def __iter__(self) -> Iterator[str]:
@@ -66,6 +60,14 @@ class SeedMap(MutableMapping[str, Callable[..., Any]]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def _entry(self, name: str) -> Entry:
+        entry = self._registry.entry(name, self._site)
+        if not self._fits(entry):
+            raise UnknownEntryError(
+                f"{name!r} is not in {self._name}: {entry.qualified} takes {', '.join(entry.inputs)}, which belong elsewhere"
+            )
+        return entry
 
     def _fits(self, entry: Entry) -> bool:
         if self._site is None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from types import new_class
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
 
@@ -26,16 +30,24 @@ def settings_model(entry: Entry) -> type[BaseModel]:
     """
     own = getattr(entry.load(), "Settings", None)
     if inspect.isclass(own) and issubclass(own, BaseModel):
-        return own
+        return own if "extra" in own.model_config else _strict(own)
     fields: dict[str, Any] = {}
     for name, setting in entry.signature.settings.items():
         safe = f"{name.lstrip('_')}_" if name.startswith("_") or hasattr(BaseModel, name) else name
         default = ... if setting.required else setting.default
-        fields[safe] = (setting.annotation, Field(default, alias=name) if safe != name else default)
+        annotation = setting.annotation
+        if isinstance(default, float) and not math.isfinite(default):
+            annotation = Annotated[annotation, Field(allow_inf_nan=True)]
+        fields[safe] = (annotation, Field(default, alias=name) if safe != name else default)
     try:
         return create_model(f"{entry.name} settings", __config__=_MODEL, **fields)
     except Exception as error:
         raise SignatureError(f"the settings of {entry.name} ({entry.dist}) make no valid model: {error}") from error
+
+
+def _strict(own: type[BaseModel]) -> type[BaseModel]:
+    """``own``, refusing settings that it does not know."""
+    return cast("type[BaseModel]", new_class(own.__name__, (own,), {"extra": "forbid"}))
 
 
 def setting_names(model: type[BaseModel]) -> list[str]:
@@ -53,12 +65,21 @@ def validated(entry: Entry, spec: ComponentSpec) -> BaseModel:
     try:
         return entry.settings.model_validate(given)
     except ValidationError as error:
-        raise _in_words(entry, spec, names, error) from error
+        raise _in_words(entry, spec, names, given, error) from error
 
 
 def values_of(model: BaseModel) -> dict[str, Any]:
     """Setting name to validated value."""
     return {field.alias or name: getattr(model, name) for name, field in type(model).model_fields.items()}
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as data that a config can hold; one that is no data, a function as a default say, is left out."""
+    found = {}
+    for name, value in values.items():
+        with suppress(PydanticSerializationError):
+            found[name] = to_jsonable_python(value, inf_nan_mode="constants")
+    return found
 
 
 def _by_name(entry: Entry, spec: ComponentSpec, names: list[str]) -> dict[str, Any]:
@@ -80,18 +101,43 @@ def _count(number: int) -> str:
 
 
 def _in_words(
-    entry: Entry, spec: ComponentSpec, names: list[str], error: ValidationError
+    entry: Entry, spec: ComponentSpec, names: list[str], given: Mapping[str, Any], error: ValidationError
 ) -> SettingError | UnknownKeyError:
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]] or ["settings"]
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    path = _path(first["loc"], given)
     if first["type"] == "extra_forbidden":
         known = f" Its settings: {', '.join(names)}." if names else " It has no settings."
         return UnknownKeyError(f"{entry.qualified} has no setting {path[0]!r}.{did_you_mean(path[0], names)}{known}")
-    place = names.index(path[0]) if path[0] in names else len(spec.args)
+    place = names.index(path[0]) if path and path[0] in names else len(spec.args)
     hint = f"   ({spec}: the {_ordinal(place + 1)} setting is {path[0]!r})" if place < len(spec.args) else ""
     if first["type"] == "missing":
         return SettingError(f"is required by {entry.qualified}{hint}", field=".".join(path))
-    return SettingError(in_words(first) + hint, field=".".join(path))
+    same = [other for other in errors if _path(other["loc"], given) == path]
+    return SettingError(_any_of(same) + hint, field=".".join(path))
+
+
+def _path(location: tuple[int | str, ...], given: Any) -> list[str]:
+    """A place in the settings that were given, without the labels that pydantic adds for the branches of a union."""
+    path: list[str] = []
+    for part in location:
+        held = (
+            part in given if isinstance(given, Mapping) else isinstance(part, int) and isinstance(given, (list, tuple))
+        )
+        if held or not path:
+            path.append(str(part))
+            given = given[part] if held else None
+    return path
+
+
+def _any_of(errors: list[Any]) -> str:
+    """What a value must be where each of ``errors`` tells what one branch of a union wants."""
+    texts = [in_words(error) for error in errors]
+    if len(texts) == 1 or not all(text.startswith("must be ") for text in texts):
+        return texts[0]
+    got = f", got {errors[0]['input']!r}"
+    wanted = dict.fromkeys(text.removeprefix("must be ").removesuffix(got).split(",")[0] for text in texts)
+    return f"must be {' or '.join(wanted)}{got}"
 
 
 def in_words(error: Mapping[str, Any]) -> str:
@@ -101,7 +147,8 @@ def in_words(error: Mapping[str, Any]) -> str:
     bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     for key, sign in bounds.items():
         if key in context:
-            return f"must be {sign} {context[key]:g}{got}"
+            bound = f"{context[key]:g}" if isinstance(context[key], float) else context[key]
+            return f"must be {sign} {bound}{got}"
     if error["type"] in ("literal_error", "enum"):
         return f"must be {context['expected']}{got}"
     if error["type"] == "finite_number":

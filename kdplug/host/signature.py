@@ -10,7 +10,9 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from inspect import Parameter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from kdplug.contracts.vocabulary import ALIASES
@@ -56,7 +58,7 @@ def read_signature(entry: Entry, target: Callable[..., Any]) -> Signature:
             inputs = _positional(parameters)
             settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
         else:
-            inputs = _positional(_forward_parameters(entry, target))
+            inputs = _forward_inputs(entry, target)
             settings = parameters
         return _checked(entry, inputs, settings, init, makes=entry.kind.plural != "projections")
     parameters = _parameters(entry, target, skip_self=False)
@@ -75,13 +77,20 @@ def _init_of(cls: type) -> Callable[..., Any] | None:
     return None
 
 
-def _forward_parameters(entry: Entry, cls: type) -> list[Parameter]:
+def _forward_inputs(entry: Entry, cls: type) -> list[Parameter]:
     if entry.kind.plural == "tasks":
         return []
     forward = getattr(cls, "forward", None) or vars(cls).get("__call__")
     if forward is None:
         raise SignatureError(f"{entry.name} ({entry.dist}) is a class without a forward method")
-    return _parameters(entry, forward, skip_self=True)
+    found = _parameters(entry, forward, skip_self=True)
+    inputs = _positional(found)
+    if len(found) > len(inputs):
+        raise SignatureError(
+            f"{entry.name} ({entry.dist}) has a keyword-only parameter {found[len(inputs)].name!r} in its forward method. "
+            "Settings of a class belong in __init__"
+        )
+    return inputs
 
 
 def _parameters(entry: Entry, function: Callable[..., Any], *, skip_self: bool) -> list[Parameter]:
@@ -152,6 +161,8 @@ def _annotations(function: Callable[..., Any] | None, parameters: list[Parameter
     """
     if function is None or not parameters:
         return {p.name: Any for p in parameters}
+    while isinstance(function, partial):
+        function = function.func
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except Exception:
@@ -160,11 +171,12 @@ def _annotations(function: Callable[..., Any] | None, parameters: list[Parameter
 
 
 def _alone(function: Callable[..., Any], parameter: Parameter) -> Any:
-    if not isinstance(parameter.annotation, str):
-        return None if parameter.annotation is Parameter.empty else parameter.annotation
+    if parameter.annotation is Parameter.empty:
+        return None
     scope = getattr(inspect.unwrap(function), "__globals__", {})
+    alone = SimpleNamespace(__annotations__={"it": parameter.annotation})
     try:
-        return eval(parameter.annotation, scope)  # noqa: S307 the author's own annotation, in the author's own module
+        return typing.get_type_hints(alone, scope, include_extras=True)["it"]
     except Exception:
         return None
 

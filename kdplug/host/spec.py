@@ -33,7 +33,8 @@ class ComponentSpec:
         if self.form == "mapping":
             return {"name": self.name, **settings}
         if self.form == "list":
-            return [self.name, *deepcopy(list(self.args)), *([settings] if settings else [])]
+            ends_in_mapping = bool(self.args) and isinstance(self.args[-1], Mapping)
+            return [self.name, *deepcopy(list(self.args)), *([settings] if settings or ends_in_mapping else [])]
         return self.name
 
     def __str__(self) -> str:

@@ -34,7 +34,7 @@ class Switch:
         if text is None:
             return cls(strict=strict)
         words = [word.strip() for word in text.split(",") if word.strip()]
-        without = frozenset(fold_distribution(word[1:]) for word in words if word.startswith("-"))
+        without = frozenset(fold_distribution(word[1:].strip()) for word in words if word.startswith("-"))
         only = frozenset(fold_distribution(word) for word in words if not word.startswith("-"))
         if without and only:
             raise PluginError(
@@ -52,9 +52,9 @@ class Switch:
 
     def unknown(self, installed: Iterable[str]) -> list[str]:
         """A message for each name in the switch that no installed plugin has."""
-        names = {fold_distribution(name) for name in installed}
+        names = {fold_distribution(name): name for name in installed}
         return [
-            f"KDPLUG_PLUGINS names {name!r} but no such plugin is installed.{did_you_mean(name, names)}"
+            f"KDPLUG_PLUGINS names {name!r} but no such plugin is installed.{did_you_mean(name, names.values())}"
             for name in sorted((self.only or frozenset()) | self.without)
             if name not in names
         ]

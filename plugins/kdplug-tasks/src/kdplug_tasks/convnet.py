@@ -3,33 +3,46 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NotRequired, TypedDict
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class ConvNet(nn.Module):
-    """Blocks of convolution, batch norm, ReLU and 2x2 max pooling, then a linear layer on the mean over positions.
+class ConvNetOutputs(TypedDict):
+    """``logits [B, classes]``, one ``hidden [B, positions, width]`` per block, and ``loss`` where labels were given."""
 
-    ``widths`` are the channels of the blocks and ``convolutions`` how many of them a block holds. The last block does not
-    pool, so that its feature map keeps positions to compare.
+    logits: Tensor
+    hidden: tuple[Tensor, ...]
+    loss: NotRequired[Tensor]
+
+
+class ConvNet(nn.Module):
+    """Blocks of convolution, batch norm and ReLU, 2x2 max pooling between them, a linear layer on the mean over positions.
+
+    ``widths`` are the channels of the blocks. The last block is not pooled, so that its feature map keeps positions that a
+    hidden match can compare.
     """
 
-    def __init__(self, widths: tuple[int, ...], *, classes: int, convolutions: int = 1) -> None:
+    def __init__(self, widths: tuple[int, ...], *, classes: int) -> None:
         super().__init__()
-        steps = list(pairwise((1, *widths)))
         self.blocks = nn.ModuleList(
-            _block(inner, outer, convolutions, pool=place < len(steps) - 1) for place, (inner, outer) in enumerate(steps)
+            nn.Sequential(
+                nn.Identity() if place == 0 else nn.MaxPool2d(2),
+                nn.Conv2d(inner, outer, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outer),
+                nn.ReLU(),
+            )
+            for place, (inner, outer) in enumerate(pairwise((1, *widths)))
         )
         self.head = nn.Linear(widths[-1], classes)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor | tuple[Tensor, ...]]:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> ConvNetOutputs:
         """Logits, feature maps as sequences of positions and, where ``labels`` are given, the cross-entropy in nats.
 
         The cross-entropy is the mean over the images that have a label (``-100`` = none), and 0 where no image has one.
 
-        Shapes: ``images [B, 1, H, W]``, ``labels [B]``; ``logits [B, classes]``, each of ``hidden`` ``[B, H' * W', width]``,
-        ``loss`` a scalar.
+        Shapes: ``images [B, 1, H, W]``, ``labels [B]``.
         """
         hidden = []
         state = images
@@ -37,16 +50,8 @@ class ConvNet(nn.Module):
             state = block(state)
             hidden.append(state.flatten(2).transpose(1, 2))
         logits = self.head(hidden[-1].mean(dim=1))
-        outputs: dict[str, Tensor | tuple[Tensor, ...]] = {"logits": logits, "hidden": tuple(hidden)}
+        outputs = ConvNetOutputs(logits=logits, hidden=tuple(hidden))
         if labels is not None:
             total = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
             outputs["loss"] = total / (labels != -100).sum().clamp(min=1)
         return outputs
-
-
-def _block(inner: int, outer: int, convolutions: int, *, pool: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for place in range(convolutions):
-        width = inner if place == 0 else outer
-        layers += [nn.Conv2d(width, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))

@@ -1,0 +1,22 @@
+"""Sphinx: `python -m sphinx -n -W -b html docs docs/_build`."""
+
+from __future__ import annotations
+
+import kdplug
+
+project = "kdplug"
+author = "the kdplug developers"
+copyright = author  # noqa: A001 Sphinx's word
+version = release = kdplug.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"kdplug {release}"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # most hints name torch and pydantic, whose inventories would have to come over the network
+python_use_unqualified_type_names = True

@@ -1,0 +1,35 @@
+"""The Python blocks of every page run as tests, those of one page in order and in one namespace."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack, chdir
+from typing import Any
+
+import torch
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+
+from kdplug.host.active import isolated
+from kdplug.host.metadata import scan
+
+
+def _open(namespace: dict[str, Any]) -> None:
+    """An empty folder to write into, and registries of its own for what the page registers."""
+    torch.manual_seed(0)
+    stack = ExitStack()
+    stack.enter_context(chdir(stack.enter_context(tempfile.TemporaryDirectory())))
+    stack.enter_context(isolated(scan()))
+    namespace.update(__name__="docs_page", _close=stack.close)
+
+
+def _close(namespace: dict[str, Any]) -> None:
+    namespace["_close"]()
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["*.md"],
+    setup=_open,
+    teardown=_close,
+).pytest()

@@ -1,0 +1,43 @@
+"""The entries of the first-party plugins: what each computes, asks for and can be set to."""
+
+from __future__ import annotations
+
+from kdplug.host.entry import Entry
+from kdplug.host.first_party import FIRST_PARTY
+from kdplug.host.registry import REGISTRIES
+from spans.annotation import default_text, field_text
+from spans.prose import cell, prose
+
+
+def catalogue(plural: str, site: str | None = None) -> str:
+    """Every first-party entry of a kind, each callable once under its first name."""
+    groups: dict[tuple[str, object], list[Entry]] = {}
+    for entry in REGISTRIES[plural].entries():
+        if entry.dist in FIRST_PARTY and (site is None or _stands_at(entry, site)):
+            groups.setdefault((entry.dist, entry.target), []).append(entry)
+    assert groups, f"no first-party {plural} installed"
+    return "\n\n".join(_section(group) for group in groups.values())
+
+
+def _stands_at(entry: Entry, site: str) -> bool:
+    """Whether the inputs that an entry asks for are those of a site; one that fits several stands at the first."""
+    return next(name for name, known in entry.kind.sites.items() if set(entry.inputs) <= set(known)) == site
+
+
+def _section(entries: list[Entry]) -> str:
+    entry = entries[0]
+    names = " = ".join(f"`{one.name}`" for one in entries)
+    asks = f" Asks for {', '.join(f'`{name}`' for name in entry.inputs)}." if entry.inputs else ""
+    parts = [f"### {names}", f"*{entry.dist}*.{asks}", prose(entry.load()), _settings(entry)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _settings(entry: Entry) -> str:
+    fields = entry.settings.model_fields
+    if not fields:
+        return ""
+    rows = [
+        f"| `{field.alias or name}` | {cell(field_text(field))} | {cell(default_text(field))} |"
+        for name, field in fields.items()
+    ]
+    return "\n".join(["| setting | type | default |", "|---|---|---|", *rows])

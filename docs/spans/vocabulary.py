@@ -1,0 +1,36 @@
+"""The words that plugins and adaptors may use."""
+
+from __future__ import annotations
+
+from kdplug.contracts.vocabulary import ADAPTOR_KEYS, ALIASES, INPUTS
+from kdplug.host.kind import KINDS
+
+_SITES = {
+    "kd": "kd loss (`kd_loss_type`)",
+    "match": "match loss (`intermediate_matches`)",
+}
+
+
+def meanings() -> str:
+    """Every input and its value."""
+    return "\n".join(["| input | value |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in INPUTS.items())])
+
+
+def inputs_by_site() -> str:
+    """Which inputs there are at each place of a config."""
+    rows = ["| place | inputs |", "|---|---|"]
+    for kind in KINDS.values():
+        for site, names in kind.sites.items():
+            if names:
+                rows.append(f"| {_SITES.get(site, kind.noun)} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(rows)
+
+
+def aliases() -> str:
+    """TextBrewer's parameter names."""
+    return "\n".join(["| also | means |", "|---|---|", *(f"| `{old}` | `{new}` |" for old, new in ALIASES.items())])
+
+
+def adaptor_keys() -> str:
+    """The keys that an adaptor may return."""
+    return ", ".join(f"`{key}`" for key in ADAPTOR_KEYS)

@@ -1,0 +1,41 @@
+"""``kdplug``: the command and its subcommands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import kdplug
+from kdplug.cli import plugins
+from kdplug.cli.run import run
+
+app = typer.Typer(
+    name="kdplug",
+    help="Knowledge distillation for PyTorch in which every loss, projection and schedule is a plugin.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("run")(run)
+app.add_typer(plugins.app, name="plugins")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kdplug {kdplug.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The ``kdplug`` command."""
+    app()

@@ -1,0 +1,47 @@
+"""How the command line says that something is wrong: one message, no traceback."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from kdplug.errors import KdplugError
+from kdplug.host.host import PluginWarning
+
+EXIT_CODE = 2
+
+
+@contextmanager
+def told(*, debug: bool = False) -> Iterator[None]:
+    """Print an error that kdplug raised on purpose, and trouble with plugins, as plain sentences.
+
+    Raises: ``typer.Exit`` with code 2 in place of a ``KdplugError``; the error itself where ``debug`` is true.
+    """
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, PluginWarning):
+                _say("warning", str(message), "yellow")
+            else:
+                usual(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        try:
+            yield
+        except KdplugError as error:
+            if debug:
+                raise
+            _say("error", str(error), "bold red")
+            raise typer.Exit(EXIT_CODE) from error
+
+
+def _say(word: str, message: str, style: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble((f"{word}: ", style), message), soft_wrap=True)

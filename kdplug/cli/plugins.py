@@ -1,0 +1,81 @@
+"""``kdplug plugins``: what is installed, and what one entry asks for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kdplug.cli.failure import told
+from kdplug.cli.listing import Row, read_kind, rows
+
+app = typer.Typer(help="What is installed, and what one entry asks for.", no_args_is_help=True)
+
+_COLOURS = {"ok": "green", "shadowed": "yellow", "ambiguous": "yellow", "blocked": "dim", "broken": "bold red"}
+
+KindOption = Annotated[
+    str | None, typer.Option("--kind", metavar="K", help="Only this kind: loss, projection, task, …")
+]
+
+
+@app.command("list")
+def list_plugins(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+    kind: KindOption = None,
+    load: Annotated[bool, typer.Option("--load", help="Import every entry, and say which of them fail.")] = False,
+) -> None:
+    """List every loss, projection, scheduler and task that is installed."""
+    with told():
+        found = rows(read_kind(kind) if kind is not None else None, load=load)
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table(found)
+
+
+@app.command("show")
+def show_plugin(
+    name: Annotated[str, typer.Argument(help="An entry, bare (hidden_mse) or qualified (kdplug-presets:hidden_mse).")],
+    kind: KindOption = None,
+) -> None:
+    """Show what an entry does, its settings, its inputs and where it is defined."""
+    from kdplug.cli.sheet import print_sheets
+    from kdplug.cli.terminal import console
+
+    with told():
+        print_sheets(name, read_kind(kind) if kind is not None else None, console())
+
+
+def _print_json(found: list[Row]) -> None:
+    import json
+    from dataclasses import asdict
+
+    typer.echo(json.dumps([asdict(row) for row in found], indent=2))
+
+
+def _print_table(found: list[Row]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+    from rich.text import Text
+
+    from kdplug.cli.terminal import console
+
+    out = console()
+    if not found:
+        out.print("No plugin is installed: pip install kdplug-presets", highlight=False)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("name", "kind", "package", "version", "status"):
+        table.add_column(column, overflow="fold")
+    for row in found:
+        status = Text(row.status, style=_COLOURS[row.status])
+        table.add_row(*map(escape, (row.name, row.kind, row.package, row.version)), status)
+    out.print(table)
+    for row in found:
+        if row.status == "broken":
+            out.print(
+                Text.assemble((f"{row.package}:{row.name}: ", _COLOURS["broken"]), row.error or ""), soft_wrap=True
+            )
+    blocked = {row.package: row.error for row in found if row.status == "blocked"}
+    for package, reason in blocked.items():
+        out.print(f"{package} is left out by {reason}", markup=False, highlight=False, soft_wrap=True)

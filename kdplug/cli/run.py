@@ -1,0 +1,34 @@
+"""``kdplug run``: carry out a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdplug.cli.failure import told
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a .yaml or .json file.")],
+    *,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.num_epochs=3. May be repeated."),
+    ] = None,
+    output_dir: Annotated[Path | None, typer.Option("--output-dir", metavar="D", help="Where results go.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The seed of everything random.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Fit a teacher, distil it into a student, and compare with the same student without distillation."""
+    with told(debug=debug):
+        from kdplug.cli.terminal import console
+        from kdplug.config.recipe import Recipe
+        from kdplug.recipes.run import run_recipe
+
+        chosen = Recipe.from_file(recipe)
+        short = [f"output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
+        short += [f"seed={seed}"] if seed is not None else []
+        run_recipe(chosen.with_overrides([*(changes or []), *short]), console=console())

@@ -1,0 +1,139 @@
+"""What is distilled: the losses, their weights and schedules, and the matches."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import field_validator, model_validator
+
+from kdplug.config.component import AnyComponent, TemperatureScheduler, WeightScheduler, resolve, write_component
+from kdplug.config.match import IntermediateMatch, no_effect
+from kdplug.config.model import ConfigModel
+from kdplug.config.requirement import PluginsConfig
+from kdplug.config.scalar import NonNegative, Positive, Switch
+from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.registry import losses
+from kdplug.host.spec import ComponentSpec
+
+__all__ = ["DistillationConfig", "IntermediateMatch"]
+
+_DEFAULT_KD_LOSS = ComponentSpec("ce")
+
+
+class DistillationConfig(ConfigModel):
+    """The configuration of a distillation: TextBrewer's keys and defaults, with every component in three spellings.
+
+    Construction looks names up and imports nothing; ``resolved()`` imports what is named and validates its settings.
+    With a scheduler and no weight of its own, the base weight is 1. A kd loss that is left at its default while its
+    weight is 0 is never looked up.
+
+    Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
+    """
+
+    temperature: Positive = 4.0
+    temperature_scheduler: TemperatureScheduler = None
+    kd_loss_type: AnyComponent = _DEFAULT_KD_LOSS
+    kd_loss_weight: NonNegative = 1.0
+    kd_loss_weight_scheduler: WeightScheduler = None
+    hard_label_weight: NonNegative = 0.0
+    hard_label_weight_scheduler: WeightScheduler = None
+    probability_shift: Switch = False
+    is_caching_logits: Switch = False
+    intermediate_matches: tuple[IntermediateMatch, ...] = ()
+    plugins: PluginsConfig = PluginsConfig()
+
+    @field_validator("intermediate_matches", mode="before")
+    @classmethod
+    def _none_is_no_match(cls, data: object) -> object:
+        if data is None or (isinstance(data, str) and data.casefold() == "none"):
+            return ()
+        return data
+
+    @field_validator("kd_loss_type")
+    @classmethod
+    def _names_a_loss(cls, spec: ComponentSpec) -> ComponentSpec:
+        if spec != _DEFAULT_KD_LOSS:
+            losses.check(spec, site="kd")
+        return spec
+
+    @model_validator(mode="after")
+    def _schedules_scale_something(self) -> Self:
+        for weight in ("kd_loss_weight", "hard_label_weight"):
+            if getattr(self, f"{weight}_scheduler") is None:
+                continue
+            if weight not in self.model_fields_set:
+                self._fill(**{weight: 1.0})
+            elif getattr(self, weight) == 0:
+                raise ConfigError(no_effect(weight, f"{weight}_scheduler")).at(weight)
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_on(self) -> Self:
+        if not (
+            self.kd_loss_weight or self.hard_label_weight or any(match.weight for match in self.intermediate_matches)
+        ):
+            raise ConfigError(
+                "every term is off: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a weight. "
+                "Give one of them a weight above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _default_loss_is_installed(self) -> Self:
+        if self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
+            try:
+                losses.check(self.kd_loss_type, site="kd")
+            except KdplugError as error:
+                raise error.at("kd_loss_type") from None
+        return self
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        seen: dict[str, int] = {}
+        for place, match in enumerate(self.intermediate_matches):
+            if match.name is not None and match.name in seen:
+                message = f"{match.name!r} is already the name of intermediate_matches.{seen[match.name]}"
+                raise ConfigError(message).at("intermediate_matches", place, "name")
+            if match.name is not None:
+                seen[match.name] = place
+        return self
+
+    def resolved(self) -> Self:
+        """The same config with qualified names and every setting of every component. Imports the entries it names.
+
+        Raises: ``EntryError``, ``SettingError`` or ``SignatureError`` with the path of the component or its setting.
+        """
+        data = self.to_dict()
+        for field in ("kd_loss_weight_scheduler", "hard_label_weight_scheduler"):
+            data[field] = _resolved(getattr(self, field), "weight_schedulers", None, field)
+        data["temperature_scheduler"] = _resolved(
+            self.temperature_scheduler, "temperature_schedulers", None, "temperature_scheduler"
+        )
+        if self.kd_loss_weight or self.kd_loss_type != _DEFAULT_KD_LOSS:
+            data["kd_loss_type"] = _resolved(self.kd_loss_type, "losses", "kd", "kd_loss_type")
+        data["intermediate_matches"] = [
+            _resolved_match(match, ("intermediate_matches", place))
+            for place, match in enumerate(self.intermediate_matches)
+        ]
+        return type(self).from_dict(data)
+
+
+def _resolved(spec: ComponentSpec | None, plural: str, site: str | None, *path: object) -> Any:
+    if spec is None:
+        return None
+    try:
+        return write_component(resolve(spec, plural, site))
+    except KdplugError as error:
+        raise error.at(*path) from error.__cause__
+
+
+def _resolved_match(match: IntermediateMatch, path: tuple[object, ...]) -> dict[str, Any]:
+    data = match.to_dict()
+    data["loss"] = _resolved(match.loss, "losses", "match", *path, "loss")
+    data["weight_scheduler"] = _resolved(match.weight_scheduler, "weight_schedulers", None, *path, "weight_scheduler")
+    if match.proj is not None:
+        try:
+            data["proj"] = match.proj.resolved().to_data()
+        except KdplugError as error:
+            raise error.at(*path, "proj") from error.__cause__
+    return data

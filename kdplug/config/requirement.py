@@ -1,0 +1,60 @@
+"""What a config says about plugins: which packages, in which versions, it needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion
+from pydantic import AfterValidator
+
+from kdplug.config.model import ConfigModel
+from kdplug.config.scalar import Text
+from kdplug.errors import ConfigError, PluginError
+from kdplug.host.metadata import installed_version
+
+
+def check_requirement(text: str) -> str:
+    """``text``, where what is installed meets it. Nothing is ever installed.
+
+    Raises: ``ConfigError`` where ``text`` is no requirement; ``PluginError`` where nothing that meets it is installed.
+    """
+    try:
+        wanted = Requirement(text)
+    except InvalidRequirement as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{text!r} is no requirement such as 'kdplug-myloss>=0.2': {reason}") from None
+    if wanted.url is not None:
+        raise ConfigError(f"{text!r} holds an address. Write a name and versions, such as '{wanted.name}>=0.2'")
+    if wanted.marker is not None and not wanted.marker.evaluate():
+        return text
+    found = installed_version(wanted.name)
+    if found is None:
+        raise PluginError(f"needs {_plain(wanted)}, which is not installed: {_command(wanted)}")
+    if not _meets(wanted, found):
+        raise PluginError(f"needs {_plain(wanted)}, but {wanted.name} {found} is installed: {_command(wanted)}")
+    return text
+
+
+def _meets(wanted: Requirement, version: str) -> bool:
+    try:
+        return wanted.specifier.contains(version, prereleases=True)
+    except InvalidVersion:
+        return not wanted.specifier
+
+
+def _plain(wanted: Requirement) -> str:
+    return f"{wanted.name}{wanted.specifier}"
+
+
+def _command(wanted: Requirement) -> str:
+    return "pip install " + (f'"{_plain(wanted)}"' if wanted.specifier else wanted.name)
+
+
+class PluginsConfig(ConfigModel):
+    """``plugins:`` of a config or a recipe.
+
+    ``require`` lists requirements in pip's spelling (``kdplug-myloss>=0.2``), each checked against what is installed.
+    """
+
+    require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = ()

@@ -1,0 +1,173 @@
+"""Reading and writing the two formats of a config: YAML 1.2 and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
+
+from kdplug.config.words import shown
+from kdplug.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A mapping, the text that it was read from, and what to call that text in messages."""
+
+    data: dict[str, Any]
+    text: str
+    source: str
+
+    def place(self, path: str) -> str:
+        """``recipe.yaml, line 7``: where the value at the dotted ``path``, or the nearest thing above it, stands."""
+        if not path:
+            return self.source
+        try:
+            node = _yaml().compose(self.text)
+        except YAMLError:  # JSON that is no YAML, such as one with tabs
+            return self.source
+        return f"{self.source}, line {_line(node, path.split('.'))}" if node is not None else self.source
+
+
+def _line(node: Node, path: list[str]) -> int:
+    line = int(node.start_mark.line) + 1
+    for part in path:
+        if isinstance(node, MappingNode):
+            below = [(key, value) for key, value in node.value if key.value == part]
+        elif isinstance(node, SequenceNode) and part.isdecimal() and int(part) < len(node.value):
+            below = [(node.value[int(part)], node.value[int(part)])]
+        else:
+            return line
+        if not below:
+            return line
+        key, node = below[-1]
+        line = int(key.start_mark.line) + 1
+    return line
+
+
+def read_document(path: str | Path) -> Document:
+    """Read the mapping in a ``.yaml``, ``.yml`` or ``.json`` file.
+
+    Raises: ``ConfigError``, with the line where there is one, if there is no such file, or it holds anything else.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in (".yaml", ".yml", ".json"):
+        raise ConfigError(f"cannot read {str(path)!r}: the name of a config file ends in .yaml, .yml or .json")
+    return (json_document if suffix == ".json" else yaml_document)(read_text(path), path.name)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file. Raises: ``ConfigError`` if it cannot be read."""
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {str(path)!r}.{did_you_mean(path.name, _neighbours(path))}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error}") from error
+
+
+def _neighbours(path: Path) -> list[str]:
+    try:
+        return sorted(other.name for other in path.parent.iterdir() if other.is_file())
+    except OSError:
+        return []
+
+
+def yaml_document(text: str, source: str = "YAML") -> Document:
+    """Read a mapping from YAML 1.2, where ``1e-3`` is a number, ``yes`` is text and a repeated key is an error."""
+    return _document(yaml_value(text, source), text, source)
+
+
+def json_document(text: str, source: str = "JSON") -> Document:
+    """Read a mapping from JSON, where a repeated key, ``NaN`` and ``Infinity`` are errors."""
+    try:
+        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source}, line {error.lineno}, column {error.colno}: {error.msg}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{source} cannot be read: {error}") from error
+    return _document(data, text, source)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ConfigError(f"the key {key!r} stands twice, with {shown(found[key])} and {shown(value)}")
+        found[key] = value
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ConfigError(f"{name} is not JSON, and no setting of a config may be anything but a finite number")
+
+
+def _document(data: object, text: str, source: str) -> Document:
+    if data is None:
+        raise ConfigError(f"{source} is empty. A config is a mapping of keys to values")
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source} must hold a mapping of keys to values, got {shown(data)}")
+    return Document(dict(data), text, source)
+
+
+def yaml_value(text: str, source: str = "YAML") -> Any:
+    """Any one value from YAML 1.2 text.
+
+    Raises: ``ConfigError`` with line and column.
+    """
+    try:
+        return _yaml().load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ConfigError(f"{source}{where}: {error.problem or error.context}") from error
+    except (YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        # Beside YAMLError the parser leaks what its constructors meet: a date that does not exist, a list as a key.
+        raise ConfigError(f"{source} cannot be read as YAML: {error}") from error
+
+
+def write_yaml(data: Mapping[str, Any]) -> str:
+    """``data`` as YAML 1.2, keys in their order, innermost lists and mappings on one line."""
+    stream = io.StringIO()
+    yaml = _yaml()
+    yaml.Representer = _Representer
+    yaml.dump(dict(data), stream)
+    return stream.getvalue()
+
+
+def write_json(data: Mapping[str, Any]) -> str:
+    """``data`` as JSON, keys in their order."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class _Representer(SafeRepresenter):
+    """Writes all text but plain words in double quotes: without them ruamel.yaml writes text such as ``?0`` wrongly."""
+
+    def text(self, data: str) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if _WORDS.fullmatch(data) else '"')
+
+
+_WORDS = re.compile(r"(?:[a-z_]|\./)[\w./+-]*(?:[ :][\w./+-]+)*", re.ASCII | re.IGNORECASE)
+_Representer.add_representer(str, _Representer.text)
+
+
+def _yaml() -> Any:
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.width = 120
+    yaml.sort_base_mapping_type_on_output = False
+    return yaml

@@ -1,0 +1,101 @@
+"""What is wrong with a value, in words: one pydantic error as one short sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kdplug.errors import did_you_mean
+
+_LONGEST = 120
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", ">="),
+    "greater_than": ("gt", ">"),
+    "less_than_equal": ("le", "<="),
+    "less_than": ("lt", "<"),
+}
+
+_TRUTH_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n")
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, cut where it is long, and never an error of its own."""
+    try:
+        text = repr(value)
+    except Exception:  # a foreign __repr__, or an integer too long to print
+        return f"something of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *most, last = list(names) or ["none"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """One entry of ``ValidationError.errors()`` as ``must be …, got …``, with a hint for a known mistake."""
+    kind, value = error["type"], error["input"]
+    context: dict[str, Any] = error.get("ctx") or {}
+    if kind in _BOUNDS:
+        bound, sign = _BOUNDS[kind]
+        return f"must be {sign} {context[bound]:g}, got {shown(value)}"
+    if kind == "missing":
+        return "is required"
+    if kind == "literal_error":
+        return f"must be {context['expected']}, got {shown(value)}.{_nearest(value, str(context['expected']))}".rstrip(
+            "."
+        )
+    if kind in _WANTED:
+        return f"must be {_WANTED[kind]}, got {shown(value)}{_hint(kind, value)}"
+    text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should ")
+    return f"{text[:1].lower()}{text[1:]}, got {shown(value)}"
+
+
+_WANTED = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "tuple_type": "a list",
+    "finite_number": "a finite number",
+    "invalid_key": "text, as every key is",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+
+
+def _nearest(value: object, expected: str) -> str:
+    """A did-you-mean out of pydantic's ``'a', 'b' or 'c'``."""
+    return (
+        did_you_mean(value, expected.replace(" or ", ", ").replace("'", "").split(", "))
+        if isinstance(value, str)
+        else ""
+    )
+
+
+def _hint(kind: str, value: object) -> str:
+    if kind in ("float_type", "int_type"):
+        if isinstance(value, bool):
+            return ". A truth value is not a number"
+        number = _number(value)
+        if number is not None and (kind == "float_type" or number.is_integer()):
+            quotes = " without quotes" if isinstance(value, str) else ""
+            return f". Write it{quotes}: {int(number) if kind == 'int_type' else f'{number:g}'}"
+    if kind == "bool_type" and isinstance(value, str) and value.casefold() in _TRUTH_WORDS:
+        return ". Only true and false, without quotes, are truth values"
+    return ""
+
+
+def _number(value: object) -> float | None:
+    """The finite number that text or a float stands for."""
+    if not isinstance(value, (str, float)):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

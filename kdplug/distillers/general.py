@@ -1,0 +1,132 @@
+"""One teacher, one student: logits, hard labels and intermediate features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+from torch.optim import Optimizer
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.training import TrainingConfig
+from kdplug.engine.event import Events
+from kdplug.engine.mode import modes
+from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.request import Callback, Request
+from kdplug.engine.run import RunResult
+from kdplug.engine.teacher import Teacher
+from kdplug.engine.train import train
+from kdplug.errors import ConfigError
+from kdplug.host.life_cycle import LifeCycle
+from kdplug.objective.objective import Objective
+
+
+class GeneralDistiller:
+    """Distils ``model_T`` into ``model_S``.
+
+    An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict of ``kdplug.ADAPTOR_KEYS``; without one the
+    model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
+
+    The hooks of plugins and ``observers`` are told of each run; an observer that raises ends it only if ``strict``.
+    ``show_progress`` is about the bar, or the lines, on the error stream.
+
+    Raises: ``ConfigError`` for ``is_caching_logits``; ``EntryError`` or ``SettingError`` where the config names what is not
+    there.
+    """
+
+    def __init__(  # noqa: PLR0917  TextBrewer's signature
+        self,
+        train_config: TrainingConfig,
+        distill_config: DistillationConfig,
+        model_T: nn.Module,
+        model_S: nn.Module,
+        adaptor_T: Adaptor | None = None,
+        adaptor_S: Adaptor | None = None,
+        *,
+        observers: Iterable[Events] = (),
+        strict: bool = False,
+        show_progress: bool = True,
+    ) -> None:
+        if distill_config.is_caching_logits:
+            raise ConfigError(
+                "GeneralDistiller asks the teacher anew for every batch; set it to false", field="is_caching_logits"
+            )
+        self.train_config = train_config
+        self.distill_config = distill_config
+        self.model_T = model_T
+        self.model_S = model_S
+        self.adaptor_T = adaptor_T
+        self.adaptor_S = adaptor_S
+        self.objective = Objective(distill_config)
+        self._observers = tuple(observers)
+        self._strict = strict
+        self._show_progress = show_progress
+        self._entered: list[ExitStack] = []
+
+    def __enter__(self) -> Self:
+        """Teacher in eval mode, student in train mode, until the block ends. ``train`` does the same by itself."""
+        stack = ExitStack()
+        stack.enter_context(modes(training=self.model_S, evaluating=self.model_T))
+        self._entered.append(stack)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.pop().close()
+
+    def train(  # noqa: PLR0917  TextBrewer's signature
+        self,
+        optimizer: Optimizer,
+        dataloader: Iterable[Any],
+        num_epochs: float | None = None,
+        scheduler_class: Callable[..., Any] | None = None,
+        scheduler_args: Mapping[str, Any] | None = None,
+        scheduler: Any = None,
+        max_grad_norm: float | None = None,
+        num_steps: int | None = None,
+        callback: Callback | None = None,
+        batch_postprocessor: Callable[[Any], Any] | None = None,
+        **model_args: Any,
+    ) -> RunResult:
+        """Train the student for ``num_epochs`` passes over the loader (fractions count) or ``num_steps`` optimizer steps.
+
+        A batch that is a mapping is passed to the models by keyword, a list or tuple by position, anything else as one
+        argument; a batch ``{"teacher": …, "student": …}`` gives each side its own. ``model_args`` go to both models.
+
+        * ``optimizer`` holds the student's parameters; the objective's own (projections) join it as further groups.
+        * ``dataloader`` is any iterable of batches; under ``accelerate launch`` a ``DataLoader``, which is divided.
+        * ``scheduler_class`` is called as ``scheduler_class(optimizer=optimizer, **scheduler_args)`` and stepped once per
+          optimizer step. ``scheduler`` is an object built before, which ``scheduler_class`` makes unnecessary.
+        * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
+        * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process.
+        * ``batch_postprocessor`` maps each batch before it moves to the device.
+
+        Raises: ``ConfigError`` for arguments that cannot be meant together; ``RunError`` where the run cannot start
+        (an optimizer without the student's parameters, an empty loader, …) or go on (a loss that is not finite).
+        """
+        request = Request(
+            optimizer=optimizer,
+            dataloader=dataloader,
+            num_epochs=num_epochs,
+            num_steps=num_steps,
+            scheduler_class=scheduler_class,
+            scheduler_args=scheduler_args,
+            scheduler=scheduler,
+            max_grad_norm=max_grad_norm,
+            callback=callback,
+            batch_postprocessor=batch_postprocessor,
+            model_args=model_args,
+        )
+        return train(
+            Pair(self.model_S, self.adaptor_S, self.objective),
+            Teacher(self.model_T, self.adaptor_T),
+            self.train_config,
+            request,
+            observers=[LifeCycle(), *self._observers],
+            strict=self._strict,
+            show_progress=self._show_progress,
+        )

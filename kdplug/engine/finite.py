@@ -1,0 +1,70 @@
+"""Losses that are not finite: found, named, and stopped before they reach the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from kdplug.errors import RunError
+from kdplug.objective.report import LossReport
+
+_LATEST = 100
+"""Steps after which a device is asked at the latest."""
+
+
+class FiniteWatch:
+    """Looks at each total loss without making a device wait for it.
+
+    On the CPU a look costs nothing, so each loss is checked before its backward pass. Elsewhere losses are kept and checked
+    together in ``settle``, which a run calls before it logs and before it saves: what was saved is always good.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, Tensor, dict[str, Tensor]]] = []
+
+    def see(self, step: int, report: LossReport) -> None:
+        """Note the loss of optimizer step ``step`` (from 1).
+
+        Raises: ``RunError`` that names the step and the terms that are not finite.
+        """
+        if report.total.device.type == "cpu":
+            if not math.isfinite(report.total.item()):
+                _stop(step, report.total, {name: term.value for name, term in report.terms.items()})
+            return
+        terms = {name: term.total.detach() for name, term in report.terms.items()}
+        self._kept.append((step, report.total.detach(), terms))
+        if len(self._kept) >= _LATEST:
+            self.settle()
+
+    def settle(self) -> None:
+        """Check what was kept, with one synchronisation.
+
+        Raises: ``RunError`` that names the first bad step.
+        """
+        if not self._kept:
+            return
+        totals = torch.stack([total for _, total, _ in self._kept]).tolist()
+        for value, (step, total, terms) in zip(totals, self._kept, strict=True):
+            if not math.isfinite(value):
+                _stop(step, total, terms)
+        self._kept.clear()
+
+
+def check_norm(step: int, norm: Tensor) -> None:
+    """Raises: ``RunError`` where the norm of the gradient is not finite. Looks only at norms on the CPU."""
+    if norm.device.type == "cpu" and not math.isfinite(norm.item()):
+        raise RunError(
+            f"step {step}: the norm of the gradient is {norm.item()}, although the loss is finite; "
+            "the weights are those of the step before"
+        )
+
+
+def _stop(step: int, total: Tensor, terms: Mapping[str, Tensor]) -> NoReturn:
+    values = {name: value.item() for name, value in terms.items()}
+    bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    where = ", ".join(bad) if bad else "each term is finite, their weighted sum is not"
+    raise RunError(f"step {step}: the total loss is {total.item()} ({where})")

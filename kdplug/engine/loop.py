@@ -1,0 +1,154 @@
+"""The training loop: one optimizer step for each window of micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kdplug.engine.batch import Parts, split, to_device
+from kdplug.engine.checkpoint import save_student
+from kdplug.engine.event import Audience
+from kdplug.engine.finite import FiniteWatch, check_norm
+from kdplug.engine.merge import merge
+from kdplug.engine.pair import Micro
+from kdplug.engine.plan import Plan
+from kdplug.engine.progress import Display
+from kdplug.engine.request import Callback
+from kdplug.engine.run import Run
+from kdplug.engine.teacher import Teacher
+from kdplug.engine.tracking import Tracking, losses
+from kdplug.objective.report import LossReport
+
+
+@dataclass(slots=True, eq=False)
+class Loop:
+    """Everything a step needs, built. ``model`` is the pair of student and objective as accelerate wrapped it.
+
+    ``parameters`` are what gradients are cleared and clipped for: the student's, the objective's and the optimizer's.
+    """
+
+    run: Run
+    plan: Plan
+    accelerator: Accelerator
+    model: nn.Module
+    teacher: Teacher | None
+    optimizer: Optimizer
+    scheduler: Any
+    parameters: list[nn.Parameter]
+    max_grad_norm: float | None
+    model_args: Mapping[str, Any]
+    logging_steps: int
+    events: Audience
+    display: Display
+    tracking: Tracking
+    callback: Callback | None
+    watch: FiniteWatch = field(default_factory=FiniteWatch)
+    checkpoints: list[Path] = field(default_factory=list)
+    report: LossReport | None = None
+
+    def walk(self, windows: Iterable[list[Any]]) -> None:
+        """Take optimizer steps until the plan is done or the windows are."""
+        self._clear_gradients()
+        for window in windows:
+            self._step(window)
+            if self.run.step >= self.plan.total_steps:
+                return
+
+    def _step(self, window: list[Any]) -> None:
+        run, step = self.run, self.run.step + 1
+        logs = step % self.logging_steps == 0 or step == self.plan.total_steps
+        saves = self.plan.is_save(step)
+        report = self._accumulate(window, step)
+        if logs or saves:
+            self.watch.settle()
+        self._update(step)
+        run.step = step
+        self.events.step_end(run, step, report)
+        if logs:
+            self.report = report.detach()
+            self._log(step, report)
+        self.display.step(step)
+        if saves:
+            self._save(step)
+
+    def _accumulate(self, window: list[Any], step: int) -> LossReport:
+        """Add up the gradient of the window's mean loss; processes exchange it once, with the last micro-batch."""
+        if len(window) == 1:
+            return self._backward(window[0], step, 1)
+        reports = []
+        for number, batch in enumerate(window, 1):
+            with nullcontext() if number == len(window) else self.accelerator.no_sync(self.model):
+                reports.append(self._backward(batch, step, len(window)).detach())
+        return merge(reports)
+
+    def _backward(self, batch: Any, step: int, share: int) -> LossReport:
+        parts = self._on_device(split(batch))
+        run = self.run
+        teacher = None
+        if self.teacher is not None:
+            teacher = self.teacher(parts.teacher, self.model_args, parts.cache, self._precision())
+        total: Tensor
+        report: LossReport
+        micro = Micro(
+            parts.student,
+            teacher,
+            self.model_args,
+            progress=run.progress,
+            step=run.step,
+            total_steps=run.total_steps,
+        )
+        total, report = self.model(micro)
+        self.watch.see(step, report)
+        loss = total if share == 1 else total / share
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return report
+
+    def _on_device(self, parts: Parts) -> Parts:
+        device = self.accelerator.device
+        if device.type == "cpu":
+            return parts
+        student = to_device(parts.student, device)
+        teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
+        return Parts(teacher, student, to_device(parts.cache, device))
+
+    def _precision(self) -> AbstractContextManager[Any] | None:
+        return self.accelerator.autocast() if self.accelerator.native_amp else None
+
+    def _update(self, step: int) -> None:
+        if self.max_grad_norm is not None:
+            if self.accelerator.scaler is None:
+                norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+                check_norm(step, norm)
+            else:
+                self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+        if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        self._clear_gradients()
+
+    def _clear_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _log(self, step: int, report: LossReport) -> None:
+        values = losses(self.accelerator, report)
+        self.tracking.write(values, step)
+        self.display.losses(values)
+
+    def _save(self, step: int) -> None:
+        run = self.run
+        if run.is_main:
+            self.checkpoints.append(save_student(run.model, run.output_dir, step))
+        self.accelerator.wait_for_everyone()
+        if self.callback is not None:
+            self.callback(model=run.model, step=step)
+            run.model.train()

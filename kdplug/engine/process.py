@@ -1,0 +1,99 @@
+"""The process group, device and precision of a run, from accelerate."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from kdplug.errors import RunError
+
+_ONE_REPLICA_EACH = frozenset(
+    kind for kind in DistributedType if kind is DistributedType.NO or kind.value.startswith("MULTI_")
+)
+
+
+@contextmanager
+def process(device: str, precision: str | None) -> Iterator[Accelerator]:
+    """An ``Accelerator`` for the length of a run; accelerate's global state is as before afterwards.
+
+    ``device`` is ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:1"``. ``precision`` is ``"fp32"``, ``"bf16"``, ``"fp16"``,
+    or ``None`` for what ``accelerate launch`` was told.
+
+    Raises: ``RunError`` where accelerate's processes, device or precision are not those asked for.
+    """
+    was_initialized = is_initialized()
+    cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    if ":" in device and not cpu:
+        torch.accelerator.set_device_index(int(device.partition(":")[2]))
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except ValueError as error:
+        raise RunError(f"accelerate cannot give this process what the run asks for: {error}") from error
+    try:
+        _check(accelerator, device)
+        if accelerator.num_processes > 1:
+            _leave_group_at_exit()
+        yield accelerator
+    finally:
+        if not was_initialized:
+            GradientState._reset_state()  # noqa: SLF001  no other way back to what was there
+            AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)  # noqa: SLF001
+
+
+def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
+    """This process's share of ``loader``; in a single process the loader itself, untouched.
+
+    A loader that is divided already (prepared by accelerate, or with a ``DistributedSampler``) stays as it is.
+
+    Raises: ``RunError`` for a loader that is not a ``DataLoader``, since nothing else says how to divide it.
+    """
+    if accelerator.num_processes == 1 or getattr(loader, "_is_accelerate_prepared", False):
+        return loader
+    if not isinstance(loader, DataLoader):
+        raise RunError(
+            f"{accelerator.num_processes} processes cannot share a {type(loader).__name__}; pass a torch DataLoader"
+        )
+    if isinstance(loader.sampler, DistributedSampler):
+        return loader
+    prepared: Iterable[Any] = accelerator.prepare_data_loader(loader, device_placement=False)
+    return prepared
+
+
+def _check(accelerator: Accelerator, device: str) -> None:
+    kind = accelerator.distributed_type
+    if kind not in _ONE_REPLICA_EACH:
+        raise RunError(f"accelerate is set to {kind.value}; runs work on a single process or with DDP")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise RunError(
+            f"{launched} processes were launched, but accelerate runs {accelerator.num_processes}: each would train alone"
+        )
+    if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+        raise RunError(f"precision fp16 does nothing on {accelerator.device.type}; write precision: bf16")
+    wanted = device.partition(":")[0]
+    if wanted not in ("auto", accelerator.device.type):
+        raise RunError(f"device {device!r} was asked for, but accelerate gives {accelerator.device.type!r}")
+
+
+_registered: list[bool] = []
+
+
+def _leave_group_at_exit() -> None:
+    """Leave the process group when the interpreter ends: gloo jobs that do not sometimes abort at exit."""
+    if not _registered:
+        _registered.append(True)
+        atexit.register(lambda: PartialState().destroy_process_group())

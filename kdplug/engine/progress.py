@@ -1,0 +1,118 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINES = 20
+_REFRESH_SECONDS = 0.5
+
+
+class Display(Protocol):
+    """Shows a run. ``step`` is called after every optimizer step and must cost next to nothing."""
+
+    def step(self, step: int) -> None: ...
+
+    def losses(self, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def display(total_steps: int, *, shown: bool, console: Console | None = None) -> Iterator[Display]:
+    """A bar on a terminal, plain lines elsewhere (both on the error stream), nothing where ``shown`` is false."""
+    console = console or Console(stderr=True)
+    made: Display = Nothing()
+    if shown:
+        made = Bar(total_steps, console) if console.is_terminal else Lines(total_steps, console)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Nothing:
+    """Shows nothing."""
+
+    def step(self, step: int) -> None:
+        pass
+
+    def losses(self, values: Mapping[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Lines:
+    """One line for each twentieth of the run."""
+
+    def __init__(self, total_steps: int, console: Console) -> None:
+        self._total = total_steps
+        self._every = max(1, total_steps // _LINES)
+        self._next = self._every
+        self._console = console
+        self._losses = ""
+        self._start = time.monotonic()
+
+    def step(self, step: int) -> None:
+        if step >= self._next or step == self._total:
+            self._next = step - step % self._every + self._every
+            self._print(step)
+
+    def losses(self, values: Mapping[str, float]) -> None:
+        self._losses = losses_text(values)
+
+    def close(self) -> None:
+        pass
+
+    def _print(self, step: int) -> None:
+        rate = step / max(time.monotonic() - self._start, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / rate))
+        line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self._losses}".rstrip()
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Bar:
+    """A bar with rate and time left, redrawn a few times a second however fast the steps are."""
+
+    def __init__(self, total_steps: int, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("distilling"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}", markup=False),
+            console=console,
+            auto_refresh=False,
+        )
+        self._task = self._bar.add_task("distilling", total=total_steps, losses="")
+        self._bar.start()
+        self._due = 0.0
+        self._step = 0
+
+    def step(self, step: int) -> None:
+        self._step = step
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + _REFRESH_SECONDS
+            self._bar.update(self._task, completed=step, refresh=True)
+
+    def losses(self, values: Mapping[str, float]) -> None:
+        self._bar.update(self._task, losses=losses_text(values))
+
+    def close(self) -> None:
+        self._bar.update(self._task, completed=self._step, refresh=True)
+        self._bar.stop()
+
+
+def losses_text(values: Mapping[str, float]) -> str:
+    """``total_loss 1.23  kd_loss 0.98``."""
+    return "  ".join(f"{name.removeprefix('unweighted_')} {value:.4g}" for name, value in values.items())

@@ -1,0 +1,167 @@
+"""From built objects to a finished run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from torch.optim import Optimizer
+
+from kdplug.config.training import TrainingConfig
+from kdplug.engine.event import Audience, Events
+from kdplug.engine.learning_rate import make_scheduler
+from kdplug.engine.loop import Loop
+from kdplug.engine.materialize import materialize
+from kdplug.engine.mode import modes
+from kdplug.engine.optimizer import add_groups, check_student, parameters, unwrap
+from kdplug.engine.pair import Pair
+from kdplug.engine.plan import make_plan
+from kdplug.engine.process import process, shard
+from kdplug.engine.progress import display
+from kdplug.engine.request import Request
+from kdplug.engine.run import Run, RunResult
+from kdplug.engine.teacher import Teacher
+from kdplug.engine.tracking import tracking
+from kdplug.engine.window import Windows
+from kdplug.errors import RunError
+
+
+def train(
+    pair: Pair,
+    teacher: Teacher | None,
+    config: TrainingConfig,
+    request: Request,
+    *,
+    observers: Iterable[Events] = (),
+    strict: bool = False,
+    show_progress: bool = True,
+) -> RunResult:
+    """Train ``pair.student``, and what the objective has to train, as ``request`` asks.
+
+    The student is in train mode, the teacher in eval mode and frozen, for the length of the run; afterwards both are as
+    before. ``observers`` are told of the run; what they raise ends it only if ``strict``.
+
+    Raises: ``ConfigError`` for a request that cannot be meant; ``RunError`` for a run that cannot start or go on.
+    """
+    start = time.monotonic()
+    optimizer = unwrap(request.optimizer)
+    _check_sides(pair.student, teacher)
+    check_student(optimizer, pair.student)
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(process(config.device, _precision(config)))
+        if config.seed is not None:
+            set_seed(config.seed, device_specific=True)
+        _settle(pair, teacher, accelerator, stack)
+        loader = shard(accelerator, request.dataloader)
+        plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
+        windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, request.batch_postprocessor)
+        if pair.objective.needs_materialize:
+            materialize(pair, teacher, windows.peek(), request.model_args, accelerator.device)
+        run = Run(
+            model=pair.student,
+            teacher=None if teacher is None else teacher.model,
+            objective=pair.objective,
+            optimizer=optimizer,
+            total_steps=plan.total_steps,
+            output_dir=Path(config.output_dir),
+            is_main=accelerator.is_main_process,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        scheduler = _schedule(optimizer, pair, request)
+        loop = Loop(
+            run=run,
+            plan=plan,
+            accelerator=accelerator,
+            model=accelerator.prepare_model(pair),
+            teacher=teacher,
+            optimizer=_prepared(accelerator, optimizer),
+            scheduler=scheduler,
+            parameters=_trained(optimizer, pair),
+            max_grad_norm=_limit(request.max_grad_norm),
+            model_args=request.model_args,
+            logging_steps=config.logging_steps,
+            events=Audience(observers, strict=strict),
+            display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
+            tracking=stack.enter_context(tracking(config.log_dir, is_main=run.is_main)),
+            callback=request.callback,
+        )
+        with _observed(loop):
+            loop.walk(windows)
+    return RunResult(run.step, loop.report, run.output_dir, tuple(loop.checkpoints), time.monotonic() - start)
+
+
+@contextmanager
+def _observed(loop: Loop) -> Iterator[None]:
+    """Tell the observers that the run starts, and how it ends."""
+    loop.events.run_start(loop.run)
+    try:
+        yield
+    except BaseException as error:
+        loop.events.run_end(loop.run, error)
+        raise
+    loop.events.run_end(loop.run, None)
+
+
+def _settle(pair: Pair, teacher: Teacher | None, accelerator: Accelerator, stack: ExitStack) -> None:
+    """Put both sides on the device, in their modes, and freeze the teacher."""
+    stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
+    pair.to(accelerator.device)
+    if teacher is not None:
+        stack.enter_context(teacher.frozen())
+        teacher.to(accelerator.device)
+
+
+def _schedule(optimizer: Optimizer, pair: Pair, request: Request) -> Any:
+    """The objective's parameter groups first, then the learning-rate scheduler, which must see them."""
+    return make_scheduler(
+        optimizer,
+        new_groups=add_groups(optimizer, pair.objective.param_groups()),
+        scheduler_class=request.scheduler_class,
+        scheduler_args=request.scheduler_args,
+        scheduler=request.scheduler,
+    )
+
+
+def _prepared(accelerator: Accelerator, optimizer: Optimizer) -> Optimizer:
+    """The optimizer as accelerate wraps it, where it has something to do: move state to a device, skip steps that overflowed."""
+    if accelerator.device.type == "cpu":
+        return optimizer
+    prepared = accelerator.prepare_optimizer(optimizer)
+    return optimizer if accelerator.scaler is None else prepared
+
+
+def _precision(config: TrainingConfig) -> str | None:
+    return config.precision if "precision" in config.model_fields_set else None
+
+
+def _limit(max_grad_norm: float | None) -> float | None:
+    return max_grad_norm if max_grad_norm is not None and max_grad_norm > 0 else None
+
+
+def _trained(optimizer: Optimizer, pair: Pair) -> list[nn.Parameter]:
+    """Each parameter that the optimizer holds or that asks for a gradient, once."""
+    wanted = [*parameters(optimizer), *(parameter for parameter in pair.parameters() if parameter.requires_grad)]
+    return list({id(parameter): parameter for parameter in wanted}.values())
+
+
+def _check_sides(student: nn.Module, teacher: Teacher | None) -> None:
+    if teacher is None:
+        return
+    if teacher.model is student:
+        raise RunError(
+            "teacher and student are the same module; the student would chase itself. Copy it: copy.deepcopy"
+        )
+    frozen = {id(parameter) for parameter in teacher.model.parameters()}
+    shared = [name for name, value in student.named_parameters() if value.requires_grad and id(value) in frozen]
+    if shared:
+        raise RunError(
+            f"teacher and student share {len(shared)} trainable parameter(s), {shared[0]!r} first: training the student would "
+            "change the teacher. Copy them, or set requires_grad=False on what is shared"
+        )

@@ -1,0 +1,73 @@
+"""What one call of the objective is computed from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.outputs import Outputs
+from kdplug.errors import OutputsError, ShapeError
+from kdplug.objective.gradient import frozen
+from kdplug.objective.precision import is_autocast_on
+
+
+class Batch:
+    """Both models' outputs and how far the run is. The mask of the matches is worked out once, when first asked for."""
+
+    __slots__ = ("_autocast", "_mask", "progress", "step", "student", "teacher", "total_steps")
+
+    def __init__(self, student: Outputs, teacher: Outputs, progress: float, step: int, total_steps: int) -> None:
+        self.student = student
+        self.teacher = teacher
+        self.progress = progress
+        self.step = step
+        self.total_steps = total_steps
+        self._mask: Tensor | None = None
+        self._autocast: bool | None = None
+
+    def autocast(self, tensor: Tensor) -> bool:
+        """Whether autocast is on for the device of ``tensor``, one of the student's. Asked of torch once."""
+        if self._autocast is None:
+            self._autocast = is_autocast_on(tensor.device.type)
+        return self._autocast
+
+    @property
+    def match_mask(self) -> Tensor | None:
+        """Bool, ``True`` where both models see an input; ``None`` where neither adaptor returned ``inputs_mask``.
+
+        Raises: ``ShapeError`` where the two masks differ in shape.
+        """
+        if self._mask is None:
+            self._mask = _both(self.student.inputs_mask, self.teacher.inputs_mask)
+        return self._mask
+
+    @property
+    def match_labels(self) -> Tensor | None:
+        """The student's labels, for a match that asks for them.
+
+        Raises: ``OutputsError`` where there are several, since a match belongs to no head.
+        """
+        labels = self.student.labels
+        if labels is None:
+            return None
+        if len(labels) > 1:
+            raise OutputsError(
+                f"the loss asks for labels, but the student returned {len(labels)} of them and a match belongs to no head"
+            )
+        return labels[0]
+
+
+def _both(student: Tensor | None, teacher: Tensor | None) -> Tensor | None:
+    if teacher is None or student is None or student is teacher:
+        one = teacher if student is None else student
+        return None if one is None else _bool(one)
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            f"the student's inputs_mask {list(student.shape)} and the teacher's {list(teacher.shape)} differ in shape. "
+            "A match compares position by position, so both models need the same inputs, or adaptors that align them"
+        )
+    return _bool(student) & _bool(teacher)
+
+
+def _bool(mask: Tensor) -> Tensor:
+    return frozen(mask) if mask.dtype is torch.bool else mask != 0

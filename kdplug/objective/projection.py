@@ -1,0 +1,104 @@
+"""What brings a student feature to the teacher's width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from kdplug.errors import KdplugError, RunError, ShapeError, SignatureError
+from kdplug.host import registry
+from kdplug.objective.precision import full, is_autocast_on, is_half
+
+if TYPE_CHECKING:
+    from kdplug.config.projection import ProjectionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionPlan:
+    """How to make a projection: student width first, ``None`` where one batch will tell. ``options`` are its optimizer's."""
+
+    make: Callable[..., Any]
+    inputs: tuple[str, ...]
+    owner: str
+    in_dim: int | None
+    out_dim: int | None
+    options: Mapping[str, Any]
+
+    @classmethod
+    def from_spec(cls, spec: ProjectionSpec) -> ProjectionPlan:
+        """Load the projection that ``spec`` names; its widths may be ``"auto"``."""
+        try:
+            component = registry.projections.build(spec.component)
+        except KdplugError as error:
+            raise error.at("proj") from error.__cause__
+        in_dim = None if spec.in_dim == "auto" else spec.in_dim
+        out_dim = None if spec.out_dim == "auto" else spec.out_dim
+        return cls(component.target, component.inputs, component.entry.qualified, in_dim, out_dim, dict(spec.options))
+
+    @property
+    def is_complete(self) -> bool:
+        return self.in_dim is not None and self.out_dim is not None
+
+    def build(self, student: tuple[Tensor, ...] = (), teacher: tuple[Tensor, ...] = ()) -> nn.Module:
+        """The projection; widths that are not configured are those of the features.
+
+        It lies where the student feature does, in its dtype, though in float32 for a half-precision feature.
+
+        Raises: ``ShapeError`` where the listed layers differ in width; ``SignatureError`` where the entry makes no module.
+        """
+        in_dim = self.in_dim if self.in_dim is not None else _width(student, "student")
+        out_dim = self.out_dim if self.out_dim is not None else _width(teacher, "teacher")
+        values = {"in_dim": in_dim, "out_dim": out_dim}
+        module = self.make(*map(values.__getitem__, self.inputs))
+        if not isinstance(module, nn.Module):
+            raise SignatureError(f"{self.owner} must return an nn.Module, got {type(module).__name__}", field="proj")
+        return module.to(student[0].device, full(student[0]).dtype) if student else module
+
+    def check(self, student: Tensor) -> None:
+        """Raises: ``ShapeError`` where the student feature has another width than configured."""
+        if self.in_dim is not None and student.shape[-1] != self.in_dim:
+            raise ShapeError(
+                f"the student feature is {student.shape[-1]} wide {list(student.shape)}, "
+                f"but the projection takes {self.in_dim} (the student's width stands first)",
+                field="proj",
+            )
+
+    def explain(self, teacher: Tensor) -> str:
+        """What may be wrong with the width that the projection puts out, for a loss that refused it."""
+        if self.out_dim is None or teacher.shape[-1] == self.out_dim:
+            return ""
+        return f" (the projection puts out {self.out_dim}, but the teacher feature is {teacher.shape[-1]} wide)"
+
+
+def project(module: nn.Module, feature: Tensor) -> Tensor:
+    """The projected feature, computed under the ambient autocast.
+
+    Without autocast a half-precision feature meets parameters of another precision, and takes on theirs.
+    """
+    if is_half(feature) and not is_autocast_on(feature.device.type):
+        feature = feature.to(_dtype(module, full(feature).dtype))
+    projected: Tensor = module(feature)
+    return projected
+
+
+def not_built() -> RunError:
+    return RunError(
+        "a width is 'auto' and not known yet. Call objective.materialize(student=…, teacher=…) with the outputs "
+        "for one batch, before the optimizer is made",
+        field="proj",
+    )
+
+
+def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)
+
+
+def _width(features: tuple[Tensor, ...], side: str) -> int:
+    widths = sorted({feature.shape[-1] for feature in features})
+    if len(widths) != 1:
+        raise ShapeError(f"the {side}'s layers are {widths} wide, and one projection serves them all", field="proj")
+    return widths[0]

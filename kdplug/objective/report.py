@@ -1,0 +1,82 @@
+"""What the objective gives back: the total, and each term that entered it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kdplug.contracts.loss_sum import LossSum
+
+
+@dataclass(slots=True, eq=False)
+class TermValue:
+    """One term of the objective in one call.
+
+    ``total / count`` is the unweighted value: a loss that is a mean over items keeps what it is a mean over, any other has
+    count 1. Where a term is the sum of several means, one per head, ``heads`` holds each of them, ``total`` is their sum and
+    ``count`` 1. A scheduled term whose weight is 0 in this call was not computed and has count 0.
+    """
+
+    total: Tensor
+    count: Tensor | float
+    weight: float
+    heads: tuple[LossSum, ...] = ()
+
+    @classmethod
+    def over_heads(cls, heads: tuple[LossSum, ...], weight: float) -> TermValue:
+        """The sum of the means that ``heads`` hold."""
+        if len(heads) == 1:
+            return cls(heads[0].total, heads[0].count, weight)
+        total = mean(*heads[0])
+        for head in heads[1:]:
+            total = total + mean(*head)
+        return cls(total, 1, weight, heads)
+
+    @property
+    def parts(self) -> tuple[LossSum, ...]:
+        """The sums and counts whose means add up to the value; each has to be pooled over batches by itself."""
+        return self.heads or (LossSum(self.total, self.count),)
+
+    @property
+    def value(self) -> Tensor:
+        """The unweighted mean, and 0 where nothing was counted."""
+        return mean(self.total, self.count)
+
+    @property
+    def weighted(self) -> Tensor:
+        """What the term adds to the total."""
+        value = mean(self.total, self.count)
+        return value if self.weight == 1 else value * self.weight
+
+    def detach(self) -> TermValue:
+        """The same without gradient."""
+        heads = tuple(LossSum(head.total.detach(), _detached(head.count)) for head in self.heads)
+        return TermValue(self.total.detach(), _detached(self.count), self.weight, heads)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossReport:
+    """The loss to take the gradient of, and the terms it is the weighted sum of, by name."""
+
+    total: Tensor
+    terms: Mapping[str, TermValue]
+
+    def detach(self) -> LossReport:
+        """The same without gradient, to keep for logging."""
+        return LossReport(self.total.detach(), {name: term.detach() for name, term in self.terms.items()})
+
+    def __repr__(self) -> str:
+        """The total and each term as weight times unweighted value. Waits for the device."""
+        terms = [f"{name}={term.weight:g}*{float(term.value.detach()):.6g}" for name, term in self.terms.items()]
+        return f"LossReport(total={float(self.total.detach()):.6g}, {', '.join(terms)})"
+
+
+def mean(total: Tensor, count: Tensor | float) -> Tensor:
+    """``total / count``, and 0 where nothing was counted; count 1 divides nothing."""
+    return total if type(count) is int and count == 1 else LossSum(total, count).value
+
+
+def _detached(count: Tensor | float) -> Tensor | float:
+    return count.detach() if isinstance(count, Tensor) else count

@@ -1,0 +1,97 @@
+"""Which items of a pair of logits count."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kdplug.contracts.outputs import Outputs
+from kdplug.errors import OutputsError, ShapeError
+
+
+class Pair(NamedTuple):
+    """One head's logits, student and teacher, with the labels that go with them."""
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor | None
+
+
+def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, ...]:
+    """One logits mask per head: one for all is repeated.
+
+    Raises: ``OutputsError`` where the numbers do not agree.
+    """
+    masks = outputs.logits_mask
+    if masks is None:
+        return (None,) * heads
+    if len(masks) == heads:
+        return masks
+    if len(masks) == 1:
+        return masks * heads
+    raise OutputsError(
+        f"{len(masks)} masks for {heads} heads. Give one for all of them, or one each", field=f"{side}.logits_mask"
+    )
+
+
+def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None) -> Pair:
+    """Keep the items where the mask is not 0; labels go with the student.
+
+    Each side has its own mask; where just one side has one, it serves both. The masks may differ in where, but not in how
+    many items they keep. Without a mask the pair stays as it is.
+
+    Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
+    Raises: ``ShapeError``.
+    """
+    student, teacher, labels = pair
+    _check_pair(student, teacher, masked=student_mask is not None or teacher_mask is not None)
+    if student_mask is None and teacher_mask is None:
+        return pair
+    one = student_mask if teacher_mask is None else teacher_mask
+    student_rows = _rows(student_mask if student_mask is not None else one, student, "student")
+    if (
+        student_mask is None or teacher_mask is None or student_mask is teacher_mask
+    ) and student.shape == teacher.shape:
+        teacher_rows = student_rows
+    else:
+        teacher_rows = _rows(teacher_mask if teacher_mask is not None else one, teacher, "teacher")
+    kept = Pair(
+        _keep(student, student_rows, 1),
+        _keep(teacher, teacher_rows, 1),
+        None if labels is None else _keep(labels, student_rows, 0),
+    )
+    if kept.student.shape != kept.teacher.shape:
+        raise ShapeError(
+            f"the student keeps {list(kept.student.shape)} of its logits and the teacher {list(kept.teacher.shape)}: "
+            "both masks must select the same number of items"
+        )
+    return kept
+
+
+def is_ignored(mask: Tensor | None, logits: Tensor) -> bool:
+    """Whether this is TextBrewer's case of a ``[batch, length]`` mask beside ``[batch, classes]`` logits, which has no effect."""
+    return mask is not None and mask.dim() == 2 and logits.dim() == 2 and mask.shape[0] == logits.shape[0]
+
+
+def _check_pair(student: Tensor, teacher: Tensor, masked: bool) -> None:
+    fits = student.dim() == teacher.dim() > 0 and student.shape[-1] == teacher.shape[-1]
+    if not fits or (not masked and student.shape != teacher.shape):
+        raise ShapeError(
+            f"the student's logits {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape"
+        )
+
+
+def _rows(mask: Tensor | None, logits: Tensor, side: str) -> Tensor:
+    assert mask is not None
+    if mask.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"a mask {list(mask.shape)} does not fit logits {list(logits.shape)}: "
+            f"it must be {list(logits.shape[:-1])}, one value per item",
+            field=f"{side}.logits_mask",
+        )
+    return mask.reshape(-1).nonzero().squeeze(1)
+
+
+def _keep(tensor: Tensor, rows: Tensor, trailing: int) -> Tensor:
+    return tensor.reshape(-1, *tensor.shape[tensor.dim() - trailing :]).index_select(0, rows)

@@ -1,0 +1,75 @@
+"""The temperature of one pair of logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdplug.errors import KdplugError, ShapeError, SignatureError
+from kdplug.host import registry
+from kdplug.host.spec import ComponentSpec
+from kdplug.objective.batch import Batch
+
+MINIMUM = 1e-2
+"""No scheduler gets below this. Zero divides by zero, and a negative temperature turns the distribution upside down."""
+
+
+class Temperature(nn.Module):
+    """A fixed temperature, or one that a scheduler sets for each item from the logits.
+
+    A module, since a scheduler may be one, with buffers that move and are saved with the objective.
+    """
+
+    def __init__(self, base: float, spec: ComponentSpec | None) -> None:
+        super().__init__()
+        self.base = float(base)
+        self.scheduler: Callable[..., Any] | None = None
+        self.inputs: tuple[str, ...] = ()
+        self.owner = ""
+        if spec is not None:
+            self._schedule(spec)
+
+    def _schedule(self, spec: ComponentSpec) -> None:
+        try:
+            component = registry.temperature_schedulers.build(spec)
+        except KdplugError as error:
+            raise error.at("temperature_scheduler") from error.__cause__
+        self.scheduler, self.inputs = component.target, component.inputs
+        self.owner = component.entry.qualified
+
+    def of(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> float | Tensor:
+        """The temperature of these logits, at least ``MINIMUM`` and without gradient.
+
+        Shapes: logits ``[*items, classes]`` to a number or ``[*items]``.
+        Raises: ``ShapeError``, ``SignatureError`` for what the scheduler may not return.
+        """
+        if self.scheduler is None:
+            return self.base
+        values = {
+            "student_logits": student_logits.detach(),
+            "teacher_logits": teacher_logits,
+            "temperature": self.base,
+            "progress": batch.progress,
+            "step": batch.step,
+            "total_steps": batch.total_steps,
+        }
+        with torch.no_grad():
+            return self._checked(self.scheduler(*map(values.__getitem__, self.inputs)), student_logits.shape[:-1])
+
+    def _checked(self, found: Any, items: torch.Size) -> float | Tensor:
+        if isinstance(found, Tensor):
+            if found.dim() and found.shape != items:
+                raise ShapeError(
+                    f"{self.owner} returned temperatures {list(found.shape)} for items {list(items)}",
+                    field="temperature_scheduler",
+                )
+            return found.detach().clamp(min=MINIMUM)
+        if isinstance(found, (int, float)) and not math.isnan(found):
+            return max(float(found), MINIMUM)
+        raise SignatureError(
+            f"{self.owner} must return a tensor over items or a number, got {found!r}", field="temperature_scheduler"
+        )

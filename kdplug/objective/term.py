@@ -1,0 +1,77 @@
+"""What enters the sum: a loss and its weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol, cast
+
+from torch import Tensor
+
+from kdplug.contracts.loss_sum import LossSum
+from kdplug.errors import SignatureError
+from kdplug.objective.batch import Batch
+from kdplug.objective.schedule import Schedule
+
+
+class Term(Protocol):
+    """One summand of the objective. Each is an ``nn.Module`` as well, so that what it holds is trained and saved."""
+
+    name: str
+    schedule: Schedule
+
+    @property
+    def weight(self) -> float:
+        """The weight before any scheduler."""
+
+    def parts(self, batch: Batch) -> tuple[LossSum, ...]:
+        """The means whose sum is the unweighted value."""
+
+    def skipped(self, batch: Batch) -> Tensor:
+        """A 0 that is connected to the student tensors and the parameters that ``parts`` would use.
+
+        It stands in for a term whose weight is 0 for now, so that no parameter drops out of the graph and DDP has nothing
+        to complain about. Nothing is computed, and the teacher is not looked at.
+        """
+
+
+def loss_sum(result: Any, owner: str) -> LossSum:
+    """What a loss returned, as a sum and a count. A scalar has count 1.
+
+    Raises: ``SignatureError`` naming ``owner`` for anything but a scalar tensor or a ``LossSum``.
+    """
+    if isinstance(result, Tensor):
+        if result.dim() == 0:
+            return LossSum(result, 1)
+        raise SignatureError(
+            f"{owner} must return a scalar tensor or a LossSum, got a tensor of shape {list(result.shape)}"
+        )
+    if isinstance(result, LossSum):
+        total, count = cast("tuple[Any, Any]", result)
+        if not isinstance(total, Tensor) or total.dim():
+            raise SignatureError(f"{owner} returned a LossSum whose total is no scalar tensor: {_shown(total)}")
+        if isinstance(count, (int, float)) or (isinstance(count, Tensor) and count.dim() == 0):
+            return result
+        raise SignatureError(
+            f"{owner} returned a LossSum whose count is neither a number nor a scalar: {_shown(count)}"
+        )
+    raise SignatureError(f"{owner} must return a scalar tensor or a LossSum, got {_shown(result)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
+
+
+def unique(names: Iterable[str]) -> list[str]:
+    """The names in order; one that came before gets ``_2``, ``_3``…"""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        free, number = name, 1
+        while free in taken:
+            number += 1
+            free = f"{name}_{number}"
+        taken.add(free)
+        found.append(free)
+    return found

@@ -1,0 +1,67 @@
+"""What a trained model is worth and what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader
+
+from kdplug.contracts.task import Task
+from kdplug.engine.batch import call, to_device
+from kdplug.engine.mode import modes
+from kdplug.errors import RunError
+
+_ROUNDS = 15
+_ROUND_SECONDS = 0.02
+
+
+def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
+    """The task's figures of ``model``, in eval mode and without gradient. Modes are as before afterwards.
+
+    Raises: ``RunError`` where the task's own metric is missing, or a figure is not finite.
+    """
+    with modes(evaluating=model), torch.no_grad():
+        found = {name: float(value) for name, value in task.evaluate(model, _on_device(model, loader)).items()}
+    if task.metric not in found or not all(map(math.isfinite, found.values())):
+        raise RunError(f"the task's evaluate must give {task.metric!r}, its metric, and finite figures; got {found}")
+    return found
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The numbers that the model has learned or could learn; one that stands in two places counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def seconds_per_example(models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[float]:
+    """What one example of the loader's first batch takes each model, forward, in eval mode.
+
+    The median over rounds in which each model has its turn, so that what else the machine does falls on all of them.
+    """
+    size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
+    assert loader.collate_fn is not None
+    batch = loader.collate_fn([loader.dataset[index] for index in range(size)])
+    timers = [_timer(model, batch) for model in models]
+    with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
+        once = [timer.timeit(3).mean for timer in timers]
+        numbers = [max(1, round(_ROUND_SECONDS / seconds)) for seconds in once]
+        rounds = [
+            [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(_ROUNDS)
+        ]
+    return [median(times) / size for times in zip(*rounds, strict=True)]
+
+
+def _timer(model: nn.Module, batch: Any) -> Timer:
+    names = {"call": call, "model": model, "batch": next(_on_device(model, [batch]))}
+    return Timer("call(model, batch, {})", globals=names, num_threads=torch.get_num_threads())
+
+
+def _on_device(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    return (to_device(batch, device) for batch in batches)

@@ -1,0 +1,69 @@
+"""What a recipe leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdplug.report.comparison import Line
+
+METRICS = "metrics.json"
+CURVES = "curves.png"
+
+DISTILLED = "student, distilled"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A model's figures on the test part, its parameters, and the seconds that one example takes in a batch."""
+
+    metrics: dict[str, float]
+    parameters: int
+    seconds_per_example: float
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for ``metrics.json``."""
+        return {**self.metrics, "parameters": self.parameters, "seconds_per_example": self.seconds_per_example}
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeResult:
+    """The figures of the three models, by the same ``metric`` on the same test examples, and where the files are.
+
+    ``distilled`` and ``baseline`` are the same student, from the same initial weights, after ``steps`` optimizer steps with
+    and without a teacher.
+    """
+
+    metric: str
+    teacher: Figures
+    distilled: Figures
+    baseline: Figures
+    steps: int
+    output_dir: Path
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for ``metrics.json``."""
+        return {
+            "metric": self.metric,
+            "optimizer_steps": self.steps,
+            "teacher": self.teacher.to_data(),
+            "student_distilled": self.distilled.to_data(),
+            "student_without_distillation": self.baseline.to_data(),
+        }
+
+    def lines(self) -> list[Line]:
+        """The rows of the final table."""
+        named = {
+            "teacher": self.teacher,
+            DISTILLED: self.distilled,
+            "student, without distillation": self.baseline,
+        }
+        return [
+            Line(name, figures.metrics[self.metric], figures.parameters, figures.seconds_per_example)
+            for name, figures in named.items()
+        ]
+
+    def levels(self) -> dict[str, float]:
+        """The metric of the models that the distilled student is compared with."""
+        return {line.model: line.metric for line in self.lines() if line.model != DISTILLED}

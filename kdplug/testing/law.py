@@ -1,0 +1,174 @@
+"""What makes a class a set of laws about one entry."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import pytest
+
+from kdplug.errors import PluginError, SettingError, did_you_mean
+from kdplug.host.component import Component, build_component
+from kdplug.host.entry import LOCAL, Entry
+from kdplug.host.kind import KINDS
+from kdplug.host.registry import REGISTRIES
+from kdplug.host.spec import ComponentSpec
+
+Law = TypeVar("Law", bound=Callable[..., None])
+
+_BUILD_LAW = "test_it_can_be_built"
+
+
+def where(condition: Callable[[Any], bool]) -> Callable[[Law], Law]:
+    """Decorator of a law that is there only where ``condition``, given the class of laws, holds."""
+
+    def mark(law: Law) -> Law:
+        law.__dict__["applies"] = condition
+        return law
+
+    return mark
+
+
+def broken(message: str) -> NoReturn:
+    """End a law: this is what is wrong. The message stands alone, without a traceback through the kit."""
+    pytest.fail(message, pytrace=False)
+
+
+class Laws:
+    """Laws about one entry. A subclass names the entry, and pytest finds the laws that apply to it, and no others."""
+
+    entry: ClassVar[str | Callable[..., Any] | None] = None
+    """The entry: a bare name, a qualified one (``distribution:name``), or the callable itself."""
+
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """The settings that it is tried with."""
+
+    except_for: ClassVar[Mapping[str, str]] = {}
+    """Laws that are known not to hold for it, with the reason: ``{"test_…": "it sees position 0 only, by definition"}``."""
+
+    _found: ClassVar[Entry]
+    _trouble: ClassVar[Exception | None] = None
+    _left_out: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.entry is None:
+            return
+        cls._trouble = None
+        try:
+            cls._found = _entry(cls.kind_of(), cls.entry)
+            cls._found.signature  # noqa: B018 reading it imports the entry
+        except Exception as error:
+            cls._trouble = error
+        cls._choose()
+
+    @classmethod
+    def kind_of(cls) -> str:
+        """The plural of the entry's kind."""
+        raise NotImplementedError
+
+    @classmethod
+    def _choose(cls) -> None:
+        """Take out the laws that do not apply, put back those that a parent took out and that do."""
+        laws = _definitions(cls)
+        for name in cls.except_for:
+            if name not in laws:
+                raise PluginError(f"{cls.__name__}.except_for: no law {name!r}.{did_you_mean(name, laws)}")
+        left_out = set()
+        for name, law in laws.items():
+            if name == _BUILD_LAW:
+                continue
+            if cls._trouble is None and name not in cls.except_for and law.__dict__.get("applies", _always)(cls):
+                setattr(cls, name, law)
+            else:
+                setattr(cls, name, None)
+                left_out.add(name)
+        cls._left_out = frozenset(left_out)
+
+    @classmethod
+    def asks_for(cls, name: str) -> bool:
+        return name in cls._found.inputs
+
+    def build(self) -> Component:
+        """A fresh component of the entry with ``settings``."""
+        return build_component(self._found, ComponentSpec(self._found.name, (), dict(self.settings), "mapping"))
+
+    def test_it_can_be_built(self) -> None:
+        """The entry loads, takes its ``settings``, and is built again from what it wrote down.
+
+        For: a name with a typo in pyproject.toml, an import that fails, a setting that does not survive a config file.
+        """
+        if self._trouble is not None:
+            raise self._trouble
+        spec = self.build().qualified_spec()
+        settings = {key: value for key, value in json.loads(json.dumps(spec)).items() if key != "name"}
+        again = build_component(self._found, ComponentSpec(self._found.name, (), settings, "mapping"))
+        if again.qualified_spec() != spec:
+            broken(f"settings do not survive a config file: {spec} came back as {again.qualified_spec()}")
+
+    def test_its_settings_have_a_schema_and_valid_defaults(self) -> None:
+        """For: a default outside its own bounds, which nobody meets until a config writes every default."""
+        model = self._found.settings
+        model.model_json_schema()
+        given = {field.alias or name: field.default for name, field in model.model_fields.items() if _has(field)}
+        for name, value in given.items():
+            try:
+                build_component(self._found, ComponentSpec("", (), {**self.settings, name: value}, "mapping"))
+            except SettingError as error:
+                if error.field.split(".")[0] == name:
+                    broken(f"the default of setting {name!r} is not valid: {error.message}")
+                raise
+
+    def test_it_has_a_docstring(self) -> None:
+        """For: an entry that ``kdplug plugins show`` can say nothing about."""
+        target: Any = self._found.load()
+        while isinstance(target, functools.partial):
+            target = target.func
+        written = vars(target).get("__doc__") if inspect.isclass(target) else getattr(target, "__doc__", None)
+        if not (written or "").strip():
+            broken(f"{self._found.name} has no docstring. Its first line is what 'kdplug plugins show' prints")
+
+
+def law_names(laws: type[Laws]) -> list[str]:
+    """The laws that apply to the entry of ``laws``, sorted."""
+    return sorted(name for name in _definitions(laws) if getattr(laws, name) is not None)
+
+
+def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[str, str]:
+    """Run the laws, or ``only`` those, without pytest's runner; each one that is broken, and its message."""
+    found = {}
+    for name in law_names(laws) if only is None else sorted(only):
+        try:
+            getattr(laws(), name)()
+        except (Exception, pytest.fail.Exception) as error:
+            found[name] = str(error) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
+    return found
+
+
+def _always(_: object) -> bool:
+    return True
+
+
+def _has(field: Any) -> bool:
+    return not field.is_required() and field.default_factory is None
+
+
+def _definitions(cls: type[Laws]) -> dict[str, Callable[..., None]]:
+    """Every law by name, as it was written: what a parent took out is not taken for the author's word."""
+    found: dict[str, Any] = {}
+    for owner in cls.__mro__:
+        machine = vars(owner).get("_left_out", frozenset())
+        for name, law in vars(owner).items():
+            if name.startswith("test_") and name not in machine:
+                found.setdefault(name, law)
+    return {name: law for name, law in found.items() if callable(law)}
+
+
+def _entry(plural: str, given: str | Callable[..., Any]) -> Entry:
+    if isinstance(given, str):
+        return REGISTRIES[plural].entry(given)
+    name = getattr(given, "__name__", None) or type(given).__name__
+    return Entry(KINDS[plural], name, LOCAL, "", given, "local")

@@ -1,0 +1,128 @@
+"""A plugin that is installed in a temporary folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kdplug.host.active import active, isolated
+from kdplug.host.metadata import Distribution, scan
+from kdplug.host.name import fold_distribution
+
+EntryPoints = Mapping[str, Mapping[str, str]]
+"""Group to entry name to ``"module:attribute"``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSite:
+    """A folder that holds one installed distribution: its modules and a ``dist-info``."""
+
+    path: Path
+    name: str
+    version: str
+
+    @property
+    def dist_info(self) -> Path:
+        return self.path / f"{re.sub(r'[-_.]+', '_', self.name)}-{self.version}.dist-info"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's environment with the folder first on ``PYTHONPATH``: what a subprocess needs to see the plugin."""
+        rest = os.environ.get("PYTHONPATH")
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.path), *([rest] if rest else [])])}
+
+
+def write_plugin_site(
+    path: Path,
+    name: str,
+    version: str = "0.1.0",
+    entry_points: EntryPoints | None = None,
+    files: Mapping[str, str] | None = None,
+) -> PluginSite:
+    """Install a distribution into the folder ``path``: its ``files`` (path to text, dedented), METADATA, RECORD and all.
+
+    Nothing is put on any path; several sites may share a folder.
+    """
+    site = PluginSite(path, name, version)
+    info = site.dist_info.name
+    texts = {file: textwrap.dedent(text) for file, text in (files or {}).items()}
+    texts[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    texts[f"{info}/INSTALLER"] = "kdplug.testing\n"
+    if entry_points:
+        texts[f"{info}/entry_points.txt"] = _sections(entry_points)
+    for file, text in texts.items():
+        (path / file).parent.mkdir(parents=True, exist_ok=True)
+        (path / file).write_text(text, encoding="utf-8", newline="\n")
+    rows = [f"{file},sha256={_digest(text)},{len(text.encode())}" for file, text in texts.items()]
+    (path / info / "RECORD").write_text("\n".join([*rows, f"{info}/RECORD,,", ""]), encoding="utf-8")
+    return site
+
+
+@contextmanager
+def plugin_site(
+    name: str,
+    version: str = "0.1.0",
+    entry_points: EntryPoints | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Iterator[PluginSite]:
+    """For the time of a ``with`` block, a plugin that is really there: on ``sys.path`` and in the registries.
+
+    The registries see it beside the plugins they saw before, or alone under ``isolated_plugins``. One of the same name is
+    hidden by it. Afterwards its modules are forgotten and its folder is gone. Entries that were registered in this process
+    are not seen inside the block.
+
+    ::
+
+        with plugin_site("kdplug-twice", "1.0", {"kdplug.losses": {"twice": "twice:loss"}}, {"twice.py": "..."}) as site:
+            kdplug.losses.build("kdplug-twice:twice")
+            subprocess.run([sys.executable, "-m", "pytest"], env=site.environment)
+    """
+    with TemporaryDirectory(prefix="kdplug-site-") as folder:
+        site = write_plugin_site(Path(folder).resolve(), name, version, entry_points, files)
+        with _on_path(site.path), isolated(_seen_with(site), active().switch):
+            yield site
+
+
+def _sections(entry_points: EntryPoints) -> str:
+    lines = []
+    for group, points in entry_points.items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items()), ""]
+    return "\n".join(lines)
+
+
+def _digest(text: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def _seen_with(site: PluginSite) -> list[Distribution]:
+    own = fold_distribution(site.name)
+    return [dist for dist in active().dists if fold_distribution(dist.name) != own] + scan([str(site.path)])
+
+
+@contextmanager
+def _on_path(path: Path) -> Iterator[None]:
+    sys.path.insert(0, str(path))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(path))
+        importlib.invalidate_caches()
+        for name, module in list(sys.modules.items()):
+            if _lies_in(path, module):
+                del sys.modules[name]
+
+
+def _lies_in(path: Path, module: object) -> bool:
+    places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ())]
+    return any(isinstance(place, str) and Path(place).resolve().is_relative_to(path) for place in places)

@@ -1,0 +1,117 @@
+"""Sum of cross-entropies over the last axis, with the gradient in closed form."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdplug_presets.block import blocks, eager_on_cpu
+from kdplug_presets.gradient_buffer import recall, remember
+from kdplug_presets.mask import keep_
+from kdplug_presets.precision import without_autocast, working_type
+
+
+class Selection(NamedTuple):
+    """What of ``[..., rows, keys]`` counts, as bits (see ``mask.bits``); both have the scores' first axis and broadcast."""
+
+    rows: Tensor
+    keys: Tensor
+
+
+def _absent_where_padded(scores: Tensor, keys: Tensor) -> Tensor:
+    """``scores`` with ``-inf`` at padded keys that are not finite: the softmax over a row then leaves them out."""
+    return scores.masked_fill((keys == 0) & ~scores.isfinite(), -torch.inf)
+
+
+def _entropies(
+    student: Tensor, teacher: Tensor, selection: Selection | None, weight: Tensor | None, pad_below: float | None
+) -> tuple[Tensor, Tensor]:
+    """The gradient and the sum, block by block."""
+    dtype = working_type(student, teacher)
+    gradient = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
+    totals = [gradient.new_zeros(())]
+    for block in blocks(student):
+        scores, part = teacher[block].to(dtype), gradient[block]
+        target = torch.softmax(scores, dim=-1)
+        log_probs = torch.log_softmax(student[block].to(dtype), dim=-1).clamp_(min=torch.finfo(dtype).min)
+        if pad_below is not None:
+            target *= scores > pad_below
+        if weight is not None:
+            target *= weight[block]
+        if selection is not None:
+            rows = selection.rows[block]
+            keep_(target, rows & selection.keys[block])
+            keep_(log_probs, rows)
+        totals.append(torch.mul(target, log_probs, out=part).sum())
+        torch.exp(log_probs, out=part).mul_(target.sum(dim=-1, keepdim=True)).sub_(target)
+    return gradient, -torch.stack(totals).sum()
+
+
+def _selected_entropies(
+    student: Tensor,
+    teacher: Tensor,
+    rows: Tensor | None,
+    keys: Tensor | None,
+    weight: Tensor | None,
+    pad_below: float | None,
+) -> tuple[Tensor, Tensor]:
+    """As ``_entropies``, with padded keys that are not finite absent.
+
+    On a CPU they are looked for where the first result is not finite: that costs a sum, not two passes.
+    """
+    if rows is None or keys is None:
+        return _entropies(student, teacher, None, weight, pad_below)
+    selection = Selection(rows, keys)
+    if eager_on_cpu(student):
+        gradient, total = _entropies(student, teacher, selection, weight, pad_below)
+        if total.isfinite():
+            return gradient, total
+    student, teacher = _absent_where_padded(student, keys), _absent_where_padded(teacher, keys)
+    return _entropies(student, teacher, selection, weight, pad_below)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        teacher: Tensor,
+        rows: Tensor | None,
+        keys: Tensor | None,
+        weight: Tensor | None,
+        pad_below: float | None,
+    ) -> Tensor:
+        gradient, total = _selected_entropies(student, teacher, rows, keys, weight, pad_below)
+        ctx.pad_below, ctx.dtype = pad_below, student.dtype
+        if ctx.needs_input_grad[0]:
+            remember(ctx, gradient, (student, teacher, rows, keys, weight))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        gradient = recall(ctx, slope, lambda *inputs: _selected_entropies(*inputs, ctx.pad_below)[0])
+        return gradient.to(ctx.dtype), None, None, None, None, None
+
+
+def cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    selection: Selection | None = None,
+    *,
+    weight: Tensor | None = None,
+    pad_below: float | None = None,
+) -> Tensor:
+    """``-Σ softmax(teacher) · log_softmax(student)`` over everything, in nats, a scalar of at least 32 bits.
+
+    ``selection`` picks rows and the keys within a row. The softmax still runs over all keys, except that a padded key
+    which holds ``nan`` or infinity is absent. ``weight`` (with 1 on the last axis) multiplies rows. A term whose teacher
+    score is at or below ``pad_below`` is left out. A class that the teacher rules out (``-inf``) adds nothing, whatever
+    the student gives it.
+    """
+    rows, keys = selection or (None, None)
+    with without_autocast(student):
+        return _CrossEntropy.apply(student, teacher.detach(), rows, keys, weight, pad_below)

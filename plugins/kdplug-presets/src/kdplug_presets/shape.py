@@ -1,0 +1,91 @@
+"""Whether tensors fit each other, told with both shapes and the axis. Nothing is ever broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kdplug import ShapeError
+
+ATTENTION = {3: ("batch", "queries", "keys"), 4: ("batch", "heads", "queries", "keys")}
+HIDDEN = {2: ("batch", "width"), 3: ("batch", "length", "width")}
+LOGITS = {1: ("classes",), 2: ("batch", "classes"), 3: ("batch", "length", "classes")}
+
+Axes = dict[int, tuple[str, ...]]
+
+
+def written(tensor: Tensor) -> str:
+    """The shape as ``[2, 4, 8]``."""
+    return str(list(tensor.shape))
+
+
+def require_tensor(owner: str, side: str, value: object) -> Tensor:
+    """``value`` as one tensor.
+
+    Raises: ``ShapeError`` where it is a tuple, as a list of layers gives.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Sequence):
+        raise ShapeError(f"{owner}: {side} must be one tensor, got {len(value)} of them. Name one layer, not a list")
+    raise ShapeError(f"{owner}: {side} must be a tensor, got {type(value).__name__}")
+
+
+def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
+    """``value`` as two tensors of rank 3.
+
+    Raises: ``ShapeError`` for a single tensor, any other number of tensors, or any other rank.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {type(value).__name__}. Name two layers")
+    if len(value) != 2:
+        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {len(value)}. Name two layers")
+    first, second = (require_tensor(owner, f"{side}[{i}]", tensor) for i, tensor in enumerate(value))
+    for i, tensor in enumerate((first, second)):
+        require_rank(owner, f"{side}[{i}]", tensor, (3,))
+    require_axes(owner, f"{side}[0]", first, f"{side}[1]", second, ("batch", "length"))
+    return first, second
+
+
+def require_rank(owner: str, side: str, tensor: Tensor, ranks: Sequence[int]) -> None:
+    """Raises: ``ShapeError`` where the number of axes is none of ``ranks``."""
+    if tensor.dim() not in ranks:
+        wanted = " or ".join(str(rank) for rank in ranks)
+        raise ShapeError(f"{owner}: {side} must have {wanted} axes, got {tensor.dim()}: {written(tensor)}")
+
+
+def require_axes(owner: str, left_name: str, left: Tensor, right_name: str, right: Tensor, axes: Sequence[str]) -> None:
+    """Compare the leading axes that ``axes`` names.
+
+    Raises: ``ShapeError`` that names both shapes and the first axis that differs.
+    """
+    for position, axis in enumerate(axes):
+        if left.shape[position] != right.shape[position]:
+            raise ShapeError(
+                f"{owner}: {left_name} {written(left)} and {right_name} {written(right)} differ on the axis "
+                f"'{axis}': {left.shape[position]} against {right.shape[position]}"
+            )
+
+
+def require_same(owner: str, student: Tensor, teacher: Tensor, names: tuple[str, str], axes: Axes) -> None:
+    """Raises: ``ShapeError`` where the two sides differ in rank or on any axis."""
+    left, right = names
+    if student.dim() != teacher.dim():
+        raise ShapeError(
+            f"{owner}: {left} {written(student)} and {right} {written(teacher)} differ in rank: "
+            f"{student.dim()} against {teacher.dim()}"
+        )
+    named = axes.get(student.dim()) or tuple(str(axis) for axis in range(student.dim()))
+    require_axes(owner, left, student, right, teacher, named)
+
+
+def one_pair(owner: str, student: object, teacher: object, axes: Axes) -> tuple[Tensor, Tensor]:
+    """Both sides of a match on single layers, each one tensor and equal in shape.
+
+    Raises: ``ShapeError`` otherwise.
+    """
+    left = require_tensor(owner, "student_features", student)
+    right = require_tensor(owner, "teacher_features", teacher)
+    require_same(owner, left, right, ("student_features", "teacher_features"), axes)
+    return left, right

@@ -1,0 +1,65 @@
+"""Sum of squared differences, in one buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdplug_presets.block import blocks
+from kdplug_presets.gradient_buffer import recall, remember
+from kdplug_presets.mask import keep_
+from kdplug_presets.precision import without_autocast, working_type
+
+
+def _difference(
+    student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None
+) -> tuple[Tensor, Tensor]:
+    """Half the gradient of the sum of squares, and that sum."""
+    dtype = working_type(student, teacher)
+    difference = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
+    norms = [difference.new_zeros(1)]
+    for block in blocks(student):
+        own, other, part = student[block].to(dtype), teacher[block].to(dtype), difference[block]
+        if pad_below is None:
+            torch.sub(own, other, out=part)
+        else:
+            torch.sub(torch.threshold(own, pad_below, 0.0), torch.threshold(other, pad_below, 0.0), out=part)
+        if value_bits is not None:
+            keep_(part, value_bits[block])
+        norms.append(torch.linalg.vector_norm(part, dim=-1).flatten())
+        if pad_below is not None:
+            part *= own > pad_below
+    return difference, torch.cat(norms).square_().sum()
+
+
+class _SquaredDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None
+    ) -> Tensor:
+        difference, total = _difference(student, teacher, value_bits, pad_below)
+        ctx.pad_below, ctx.dtype = pad_below, student.dtype
+        if ctx.needs_input_grad[0]:
+            remember(ctx, difference, (student, teacher, value_bits))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = recall(ctx, 2.0 * slope, lambda *inputs: _difference(*inputs, ctx.pad_below)[0])
+        return gradient.to(ctx.dtype), None, None, None
+
+
+def squared_distance(
+    student: Tensor, teacher: Tensor, value_bits: Tensor | None = None, pad_below: float | None = None
+) -> Tensor:
+    """Sum over all elements of ``(student - teacher)²``, a scalar of at least 32 bits.
+
+    ``value_bits`` (see ``mask.bits``; the student's first axis, the others broadcast) select elements; an element at or
+    below ``pad_below`` is read as 0 on its own side. At least one axis.
+    """
+    with without_autocast(student):
+        return _SquaredDistance.apply(student, teacher.detach(), value_bits, pad_below)

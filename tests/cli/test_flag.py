@@ -1,0 +1,37 @@
+"""The commands and flags there are. Growing one is a change of this file."""
+
+from __future__ import annotations
+
+import typer
+from typer.testing import CliRunner
+
+import kdplug
+from kdplug.cli.app import app
+
+
+def _flags(command, path="kdplug"):
+    """Command to the names of its parameters, for a command and all below it."""
+    found = {path: sorted(name for parameter in command.params for name in parameter.opts)}
+    for name, below in getattr(command, "commands", {}).items():
+        found |= _flags(below, f"{path} {name}")
+    return found
+
+
+def test_the_commands_and_flags_are_these():
+    assert _flags(typer.main.get_command(app)) == {
+        "kdplug": ["--version"],
+        "kdplug run": ["--debug", "--output-dir", "--seed", "--set", "recipe"],
+        "kdplug plugins": [],
+        "kdplug plugins list": ["--json", "--kind", "--load"],
+        "kdplug plugins show": ["--kind", "name"],
+    }
+
+
+def test_the_version_is_that_of_the_package():
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"kdplug {kdplug.__version__}\n"
+
+
+def test_every_command_says_what_it_does():
+    command = typer.main.get_command(app)
+    groups = [command, command.commands["plugins"]]
+    assert all(below.help for group in groups for below in group.commands.values())

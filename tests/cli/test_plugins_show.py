@@ -1,0 +1,89 @@
+"""``kdplug plugins show``: what one entry does, asks for and can be told."""
+
+from __future__ import annotations
+
+import pytest
+
+DKD = '''
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+def dkd(student_logits, teacher_logits, temperature, *, alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+        mode: Literal["a", "b"], top: int | None = None):
+    """Decoupled distillation [in nats].
+
+    Source: Zhao et al. 2022.
+    """
+'''
+
+
+@pytest.fixture
+def dkd_site(fake_site):
+    fake_site.add("kdplug-a", "1.2", losses={"dkd": "kdplug_a:dkd"}, files={"kdplug_a.py": DKD})
+    with fake_site.host():
+        yield fake_site
+
+
+def test_a_sheet_shows_owner_doc_inputs_and_place(kdplug, dkd_site):
+    text = kdplug("plugins", "show", "dkd").stdout
+    assert "kdplug-a:dkd   loss · kdplug-a 1.2 · ok" in text
+    assert "Decoupled distillation [in nats].\n\nSource: Zhao et al. 2022." in text
+    assert "inputs    student_logits, teacher_logits, temperature" in text
+    assert f"defined   {dkd_site.folder / 'kdplug_a.py'}:6" in text
+
+
+def test_the_settings_are_a_table_of_name_type_default_and_bounds(kdplug, dkd_site):
+    lines = kdplug("plugins", "show", "dkd").stdout.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("setting"))
+    cells = [line.split(maxsplit=1) for line in lines[start:]]
+    assert cells[0] == ["setting", "type                default   bounds"] or cells[0][1].split() == [
+        "type",
+        "default",
+        "bounds",
+    ]
+    rows = {name: " ".join(rest.split()) for name, rest in cells[1:]}
+    assert rows == {"alpha": "float 0.5 >= 0, <= 1", "mode": "Literal['a', 'b'] required", "top": "int | None None"}
+
+
+@pytest.mark.parametrize("name", ["dkd", "DKD", "kdplug-a:dkd", "kdplug_a:dkd"])
+def test_a_name_may_be_bare_or_qualified(kdplug, dkd_site, name):
+    assert "kdplug-a:dkd" in kdplug("plugins", "show", name).stdout
+
+
+def test_a_name_of_several_kinds_shows_all_of_them(kdplug, fake_site):
+    source = "def one(student_logits): ...\ndef two(progress): ...\n"
+    offers = {"losses": {"x": "kdplug_a:one"}, "weight_schedulers": {"x": "kdplug_a:two"}}
+    fake_site.add("kdplug-a", files={"kdplug_a.py": source}, **offers)
+    with fake_site.host():
+        both, one = kdplug("plugins", "show", "x").stdout, kdplug("plugins", "show", "x", "--kind", "loss").stdout
+    assert ("loss ·" in both, "weight scheduler ·" in both) == (True, True)
+    assert ("loss ·" in one, "weight scheduler ·" in one) == (True, False)
+
+
+def test_a_name_of_several_packages_shows_all_of_them(kdplug, fake_site):
+    for name in ("kdplug-a", "kdplug-b"):
+        module = name.replace("-", "_")
+        fake_site.add(name, losses={"x": f"{module}:f"}, files={f"{module}.py": "def f(student_logits): ..."})
+    with fake_site.host():
+        text = kdplug("plugins", "show", "x").stdout
+    assert text.count("· ambiguous") == 2
+
+
+def test_an_unknown_name_is_an_error_that_names_the_nearest(kdplug, dkd_site):
+    done = kdplug("plugins", "show", "dkt")
+    assert (done.exit_code, done.stderr) == (2, "error: no entry 'dkt' of any kind. Did you mean 'dkd'?\n")
+
+
+def test_a_name_that_is_not_installed_says_which_package_has_it(kdplug, no_plugins):
+    done = kdplug("plugins", "show", "hidden_mse")
+    assert done.exit_code == 2
+    assert "pip install kdplug-presets" in done.stderr
+
+
+def test_an_entry_that_fails_to_load_says_why(kdplug, fake_site):
+    fake_site.add("kdplug-bad", losses={"x": "kdplug_bad:X"}, files={"kdplug_bad.py": "import no_such_module"})
+    with fake_site.host():
+        done = kdplug("plugins", "show", "x")
+    assert done.exit_code == 2
+    assert "is installed but failed to load: ModuleNotFoundError" in done.stderr

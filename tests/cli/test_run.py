@@ -1,0 +1,62 @@
+"""``kdplug run``: what it says of a recipe that cannot be carried out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kdplug.errors import ConfigError
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss 'cee'. Did you mean 'ce'"),
+        (
+            "distillation.intermediate_matches.0.loss=hiden_mse",
+            "distillation.intermediate_matches.0.loss: no loss 'hiden_mse'. Did you mean 'hidden_mse'",
+        ),
+        ("task.name=digit", "task: no task 'digit'. Did you mean 'digits'"),
+        ("task.labels_per_class=0", "task.labels_per_class: must be >= 1, got 0"),
+        ("task.label_per_class=5", "Did you mean 'labels_per_class'?"),
+        (
+            "distillation.temperature_scheduler=[flsw, 1, -1]",
+            "distillation.temperature_scheduler.gamma: must be >= 0, got -1",
+        ),
+        ("training.num_epoch=3", "training.num_epoch: unknown key. Did you mean 'num_epochs'?"),
+        ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw' in torch.optim. Did you mean 'AdamW'?"),
+        ("num_epochs", "Write path=value"),
+    ],
+)
+def test_a_wrong_value_is_one_message_and_exit_code_2(kdplug, tmp_path, change, message):
+    done = kdplug("run", DIGITS, "--set", change, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_recipe_leaves_no_folder_behind(kdplug, tmp_path):
+    kdplug("run", DIGITS, "--set", "training.optimizer=Adamw", "--output-dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_an_error_that_names_the_nearest(kdplug):
+    done = kdplug("run", DIGITS.with_name("digit.yaml"))
+    assert done.exit_code == 2
+    assert "Did you mean 'digits.yaml'?" in done.stderr
+
+
+def test_an_output_dir_that_is_a_file_is_an_error(kdplug, tmp_path):
+    (tmp_path / "out").write_text("")
+    done = kdplug("run", DIGITS, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "output_dir: cannot write into" in done.stderr
+
+
+def test_debug_lets_the_error_through(kdplug):
+    done = kdplug("run", DIGITS, "--set", "training.lr=-1", "--debug")
+    assert isinstance(done.exception, ConfigError)

@@ -1,0 +1,36 @@
+"""The generated spans of the reference say what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_no_generated_span_is_stale():
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_span_that_opens_closes(page):
+    marks = re.findall(r"<!-- (generated: |end of generated)", page.read_text(encoding="utf-8"))
+    assert marks == ["generated: ", "end of generated"] * (len(marks) // 2)
+
+
+def test_every_first_party_entry_stands_in_the_catalogue():
+    from kdplug.host.first_party import FIRST_PARTY
+
+    catalogue = (ROOT / "docs/reference/losses.md").read_text(encoding="utf-8")
+    headings = " ".join(line for line in catalogue.splitlines() if line.startswith("### "))
+    for offers in FIRST_PARTY.values():
+        for name in (name for names in offers.values() for name in names):
+            assert f"`{name}`" in headings

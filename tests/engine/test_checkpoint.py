@@ -1,0 +1,105 @@
+"""The student's weights on disk: whole or not at all."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import make_student, weights
+from torch import nn
+
+from kdplug.engine import checkpoint
+from kdplug.engine.checkpoint import load_student, save_student
+from kdplug.errors import RunError
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+class Talkative(nn.Linear):
+    def get_extra_state(self):
+        return {"note": "text"}
+
+
+def test_what_is_saved_is_the_state_dict(tmp_path):
+    student = make_student()
+    path = save_student(student, tmp_path, 7)
+    assert path == tmp_path / "step-7" / "student.safetensors"
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in load_file(path).items())
+    assert load_file(path).keys() == student.state_dict().keys()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_is_loaded_is_what_was_saved(tmp_path, what):
+    student, other = make_student(), make_student()
+    nn.init.zeros_(other.head.weight)
+    path = save_student(student, tmp_path, 1)
+    load_student(other, path if what == "file" else path.parent)
+    assert torch.equal(weights(other), weights(student))
+
+
+def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):
+    student, other = Tied(), Tied()
+    path = save_student(student, tmp_path, 1)
+    load_student(other, path)
+    assert len(load_file(path)) == 1
+    assert torch.equal(other.head.weight, student.embedding.weight)
+    assert other.head.weight is other.embedding.weight
+
+
+def test_tensors_that_are_not_contiguous_are_saved(tmp_path):
+    student = nn.Linear(3, 2)
+    student.weight.data = torch.arange(6.0).view(3, 2).T
+    assert torch.equal(load_file(save_student(student, tmp_path, 1))["weight"], student.weight)
+
+
+def test_a_checkpoint_that_is_there_already_is_replaced(tmp_path):
+    student = make_student()
+    save_student(student, tmp_path, 1)
+    nn.init.zeros_(student.head.weight)
+    path = save_student(student, tmp_path, 1)
+    assert not load_file(path)["head.weight"].any()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize("moment", ["save_model", "_flush", "_rename"])
+def test_a_write_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch, moment):
+    student = make_student()
+    before = weights(student)
+    path = save_student(student, tmp_path, 1)
+    nn.init.zeros_(student.head.weight)
+
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, moment, fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_student(student, tmp_path, 1)
+    load_student(student, path)
+    assert torch.equal(weights(student), before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_the_folder_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    seen = []
+    flush, rename = checkpoint._flush, checkpoint._rename
+    monkeypatch.setattr(checkpoint, "_flush", lambda path: (seen.append(path.name), flush(path)))
+    monkeypatch.setattr(checkpoint, "_rename", lambda old, new: (seen.append("rename"), rename(old, new)))
+    save_student(make_student(), tmp_path, 1)
+    assert [name.endswith(".tmp") or name for name in seen] == ["student.safetensors", True, "rename", tmp_path.name]
+
+
+def test_state_that_is_no_tensor_is_named(tmp_path):
+    with pytest.raises(RunError, match="'_extra_state', a dict; only tensors can be saved"):
+        save_student(Talkative(2, 2), tmp_path, 1)
+
+
+def test_weights_of_another_model_are_an_error_that_names_the_file(tmp_path):
+    path = save_student(nn.Linear(2, 2), tmp_path, 1)
+    with pytest.raises(RunError, match=r"student\.safetensors does not fit the student"):
+        load_student(make_student(), path)

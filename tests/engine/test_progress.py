@@ -1,0 +1,53 @@
+"""What a person sees."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from kdplug.engine.progress import display
+
+
+def shown(total, *, terminal, visible=True, losses=None, end=None):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=200, _environ={"TERM": "xterm"})
+    with display(total, shown=visible, console=console) as view:
+        for step in range(1, (end or total) + 1):
+            if losses:
+                view.losses(losses)
+            view.step(step)
+    return stream.getvalue()
+
+
+def test_plain_lines_come_twenty_to_a_run():
+    lines = shown(1000, terminal=False).splitlines()
+    assert len(lines) == 20
+    assert lines[0].startswith("step 50/1000")
+    assert lines[-1].startswith("step 1000/1000")
+
+
+@pytest.mark.parametrize("total", [1, 7, 21])
+def test_the_last_step_has_a_line(total):
+    assert shown(total, terminal=False).splitlines()[-1].startswith(f"step {total}/{total}")
+
+
+def test_a_line_carries_the_last_losses_by_their_terms():
+    line = shown(1, terminal=False, losses={"total_loss": 1.23456, "unweighted_kd_loss": 0.5})
+    assert line.rstrip().endswith("total_loss 1.235  kd_loss 0.5")
+
+
+def test_a_line_holds_no_control_characters():
+    assert "\x1b" not in shown(20, terminal=False)
+
+
+def test_a_terminal_gets_a_bar_that_ends_where_the_run_does():
+    text = shown(400, terminal=True, losses={"total_loss": 2.0}, end=300)
+    assert "300/400" in text
+    assert "total_loss 2" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_is_shown_where_nothing_is_wanted(terminal):
+    assert shown(5, terminal=terminal, visible=False, losses={"total_loss": 1.0}) == ""

@@ -1,0 +1,82 @@
+"""The life-cycle hooks as one observer of a run."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from fake_install import FakeSite
+
+from kdplug.errors import PluginError
+from kdplug.host.host import PluginWarning
+from kdplug.host.life_cycle import LifeCycle
+
+TELLS = """
+import kdplug
+told = []
+
+@kdplug.hookimpl
+def kdplug_run_start(run):
+    told.append(("start", run))
+
+@kdplug.hookimpl
+def kdplug_step_end(report, step):
+    told.append(("step", step, report))
+
+def kdplug_run_end():
+    told.append("end")
+"""
+
+
+def run(events: LifeCycle) -> None:
+    events.run_start("run")
+    events.step_end("run", 1, "report")
+    events.step_end("run", 2, "report")
+    events.run_end("run", None)
+
+
+def test_an_implementation_takes_any_subset_of_the_arguments_in_any_order(fake_site: FakeSite) -> None:
+    fake_site.add("kdplug-tells", plugins={"hooks": "kdplug_tells"}, files={"kdplug_tells.py": TELLS})
+    with fake_site.host():
+        run(LifeCycle())
+    assert sys.modules["kdplug_tells"].told == [
+        ("start", "run"),
+        ("step", 1, "report"),
+        ("step", 2, "report"),
+        "end",
+    ]
+
+
+def test_a_plugin_that_raises_is_said_once_and_left_alone_and_the_others_go_on(fake_site: FakeSite) -> None:
+    source = "calls = []\ndef kdplug_step_end(step):\n    calls.append(step)\n    raise ValueError('oh')\n"
+    fake_site.add("kdplug-bad", plugins={"hooks": "kdplug_bad"}, files={"kdplug_bad.py": source})
+    fake_site.add("kdplug-tells", plugins={"hooks": "kdplug_tells"}, files={"kdplug_tells.py": TELLS})
+    with fake_site.host(), pytest.warns(PluginWarning) as caught:
+        run(LifeCycle())
+    assert [str(warning.message) for warning in caught] == [
+        "plugin 'kdplug-bad:hooks' raised in kdplug_step_end and is not told of this run any more: ValueError('oh')"
+    ]
+    assert sys.modules["kdplug_bad"].calls == [1]
+    assert len(sys.modules["kdplug_tells"].told) == 4
+
+
+def test_a_plugin_that_raises_is_an_error_when_strict(fake_site: FakeSite) -> None:
+    source = "def kdplug_run_start(): raise ValueError('oh')"
+    fake_site.add("kdplug-bad", plugins={"hooks": "kdplug_bad"}, files={"kdplug_bad.py": source})
+    with fake_site.host(strict=True), pytest.raises(PluginError, match="raised in kdplug_run_start"):
+        LifeCycle().run_start("run")
+
+
+def test_plugins_are_told_in_the_order_of_their_names_unless_they_say_otherwise(
+    fake_site: FakeSite, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, marks in {"a": "trylast=True", "b": "", "c": "", "d": "tryfirst=True"}.items():
+        source = f"import kdplug\n@kdplug.hookimpl({marks})\ndef kdplug_run_start(): print('{name}', end='')\n"
+        fake_site.add(f"kdplug-{name}", plugins={"hooks": f"kdplug_{name}"}, files={f"kdplug_{name}.py": source})
+    with fake_site.host():
+        LifeCycle().run_start("run")
+    assert capsys.readouterr().out == "dbca"
+
+
+def test_without_plugins_nothing_happens(no_plugins: object) -> None:
+    run(LifeCycle())

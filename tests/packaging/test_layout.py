@@ -1,0 +1,60 @@
+"""The top level is fixed, and every dependency has its reason."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DECISIONS = ROOT / "docs/explanation/decisions"
+TOP_LEVEL = {
+    ".ci",
+    ".github",
+    ".gitignore",
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "LICENSE",
+    "README.md",
+    "docs",
+    "examples",
+    "kdplug",
+    "plugins",
+    "pyproject.toml",
+    "tests",
+}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def tracked() -> list[str]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return listed.stdout.splitlines()
+
+
+def name_of(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0]
+
+
+def test_the_top_level_holds_the_agreed_names_and_no_other():
+    assert {path.split("/")[0] for path in tracked()} <= TOP_LEVEL
+
+
+def test_no_file_is_named_for_leftovers():
+    banned = {"utils", "util", "helpers", "helper", "common", "misc", "base"}
+    assert [path for path in tracked() if path.endswith(".py") and banned & {*Path(path).with_suffix("").parts}] == []
+
+
+@pytest.mark.parametrize("requirement", PROJECT["dependencies"] + EXTRAS["report"] + EXTRAS["tensorboard"])
+def test_every_runtime_dependency_has_its_decision_record(requirement):
+    records = " ".join(record.read_text(encoding="utf-8").splitlines()[0] for record in DECISIONS.glob("*.md"))
+    assert re.search(rf"\b{re.escape(name_of(requirement))}\b", records)
+
+
+def test_tests_are_no_package():
+    assert [path for path in tracked() if path.startswith("tests/") and path.endswith("__init__.py")] == []

@@ -1,0 +1,72 @@
+"""A built wheel holds the package and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "kdplug": (ROOT, ROOT / "kdplug"),
+    **{
+        folder.name: (folder, folder / "src" / folder.name.replace("-", "_"))
+        for folder in sorted((ROOT / "plugins").iterdir())
+        if (folder / "pyproject.toml").exists()
+    },
+}
+
+
+def built(project: Path, kind: str, out: Path) -> Path:
+    command = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(project)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.iterdir())
+
+
+@pytest.fixture(scope="module", params=PACKAGES)
+def wheel(request, tmp_path_factory):
+    project, package = PACKAGES[request.param]
+    return package, ZipFile(built(project, "wheel", tmp_path_factory.mktemp("wheel")))
+
+
+def source_files(package: Path) -> set[str]:
+    files = (path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(package.parent).as_posix() for path in files}
+
+
+def test_the_wheel_holds_exactly_the_package(wheel):
+    package, archive = wheel
+    assert {name for name in archive.namelist() if ".dist-info/" not in name} == source_files(package)
+
+
+def test_the_wheel_says_that_it_is_typed(wheel):
+    package, archive = wheel
+    assert f"{package.name}/py.typed" in archive.namelist()
+
+
+def test_the_wheel_is_for_every_platform(wheel):
+    assert wheel[1].filename.endswith("-py3-none-any.whl")
+
+
+def test_the_wheel_names_its_license_and_python(wheel):
+    archive = wheel[1]
+    metadata = archive.read(next(n for n in archive.namelist() if n.endswith("/METADATA"))).decode()
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
+    assert "\nRequires-Python: >=3.11\n" in metadata
+
+
+def test_the_root_wheel_brings_the_license_text_and_the_command(tmp_path):
+    archive = ZipFile(built(ROOT, "wheel", tmp_path))
+    names = [name.split(".dist-info/")[-1] for name in archive.namelist()]
+    assert "licenses/LICENSE" in names
+    assert "kdplug = kdplug.cli.app:main" in archive.read("kdplug-0.1.0.dist-info/entry_points.txt").decode()
+
+
+def test_the_root_sdist_holds_neither_plugins_nor_tests(tmp_path):
+    with tarfile.open(built(ROOT, "sdist", tmp_path)) as archive:
+        inside = {name.split("/")[1] for name in archive.getnames() if "/" in name}
+    assert inside == {"kdplug", "README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "PKG-INFO", ".gitignore"}

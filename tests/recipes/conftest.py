@@ -1,0 +1,71 @@
+"""A task that is done in a moment, and a recipe for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import kdplug
+from kdplug import Recipe
+
+
+class Signs:
+    """Is the sum of four numbers positive? The teacher knows; batches are tuples, outputs bare logits."""
+
+    metric = "accuracy"
+
+    def about(self):
+        return "The student sees the sign of few sums."
+
+    def build_teacher(self):
+        teacher = nn.Linear(4, 2)
+        teacher.weight.data = torch.tensor([[-1.0], [1.0]]).expand(2, 4).clone()
+        teacher.bias.data.zero_()
+        return teacher
+
+    def teacher_fit(self):
+        return None
+
+    def build_student(self):
+        return nn.Linear(4, 2)
+
+    def data(self, part):
+        size = {"teacher": 40, "distillation": 40, "baseline": 6, "test": 100}[part]
+        return torch.randn(size, 4, generator=torch.Generator().manual_seed(size))
+
+    def collate(self, examples):
+        return (torch.stack(examples),)
+
+    def teacher_adaptor(self, batch, outputs):
+        return {"logits": outputs}
+
+    def student_adaptor(self, batch, outputs):
+        return {"logits": outputs, "losses": functional.cross_entropy(outputs, _truth(batch))}
+
+    def evaluate(self, model, batches):
+        right = [model(*batch).argmax(dim=-1) == _truth(batch) for batch in batches]
+        return {"accuracy": torch.cat(right).float().mean().item()}
+
+
+def _truth(batch):
+    return (batch[0].sum(dim=-1) > 0).long()
+
+
+def soft_cross_entropy(student_logits, teacher_logits):
+    return -(teacher_logits.softmax(-1) * student_logits.log_softmax(-1)).sum(-1).mean()
+
+
+@pytest.fixture
+def signs(no_plugins, tmp_path):
+    """Makes a recipe for ``Signs``, with changes; nothing but the task and one loss is installed."""
+    kdplug.tasks.register("signs")(Signs)
+    kdplug.losses.register("soft")(soft_cross_entropy)
+    data = {
+        "task": "signs",
+        "distillation": {"kd_loss_type": "soft"},
+        "training": {"num_epochs": 2, "batch_size": 16, "device": "cpu", "ckpt_frequency": 0},
+        "output_dir": str(tmp_path / "out"),
+    }
+    return lambda *changes: Recipe.from_dict(data).with_overrides(changes)

@@ -1,0 +1,155 @@
+"""Carrying out a recipe: a fair comparison, and files that belong together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdplug
+from kdplug.errors import ConfigError, OutputsError, RunError
+from kdplug.recipes.bench import Bench
+from kdplug.recipes.data import training_loader
+from kdplug.recipes.run import FILES, run_recipe
+
+
+def _bench(recipe):
+    return Bench(recipe, kdplug.tasks.build(recipe.task).target, print, show_progress=False)
+
+
+def _metrics(result):
+    return [figures.metrics for figures in (result.teacher, result.distilled, result.baseline)]
+
+
+def test_a_task_with_a_trained_teacher_needs_no_fit(signs, capsys):
+    assert run_recipe(signs()).teacher.metrics == {"accuracy": 1.0}
+
+
+def test_a_run_without_console_prints_nothing(signs, capsys):
+    run_recipe(signs())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_same_seed_gives_the_same_figures(signs):
+    assert _metrics(run_recipe(signs("seed=5"))) == _metrics(run_recipe(signs("seed=5")))
+
+
+def test_a_run_leaves_the_students_of_other_seeds_different(signs):
+    assert not torch.equal(_bench(signs("seed=1"))._student().weight, _bench(signs("seed=2"))._student().weight)
+
+
+def test_both_students_start_from_the_same_weights(signs):
+    bench = _bench(signs())
+    first = bench._student()
+    torch.rand(3)
+    assert torch.equal(first.weight, bench._student().weight)
+
+
+def test_the_baseline_gets_as_many_batches_of_the_same_sizes(signs):
+    task = kdplug.tasks.build(signs().task).target
+    sizes = [
+        [len(batch[0]) for batch in training_loader(task, part, batch_size=16, seed=0, like="distillation")]
+        for part in ("distillation", "baseline")
+    ]
+    assert sizes == [[16, 16, 8], [16, 16, 8]]
+
+
+def test_a_part_that_is_gone_through_several_times_shows_each_example_equally_often(signs):
+    task = kdplug.tasks.build(signs().task).target
+    batches = list(training_loader(task, "baseline", batch_size=6, seed=0, like="distillation"))
+    assert all(torch.equal(batch[0].sort(0).values, task.data("baseline").sort(0).values) for batch in batches[:6])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["training.num_epochs=2"],
+        ["training.num_epochs=null", "training.num_steps=7"],
+        ["training.num_epochs=3", "training.gradient_accumulation_steps=2"],
+        ["training.num_epochs=null", "training.num_steps=5", "training.gradient_accumulation_steps=2"],
+    ],
+)
+def test_distillation_and_baseline_take_equally_many_steps(signs, changes):
+    recipe = signs(*changes)
+    bench = _bench(recipe)
+    _, history = bench.distilled(bench.teacher())
+    _, steps = bench.baseline()
+    assert steps == len(history.terms["kd_loss"])
+
+
+def test_the_student_is_evaluated_from_before_the_first_step_to_after_the_last(signs):
+    bench = _bench(signs("training.num_epochs=10"))
+    _, history = bench.distilled(bench.teacher())
+    steps = [step for step, _ in history.student]
+    assert (steps[0], steps[-1]) == (0, 30)
+    assert steps == sorted(set(steps))
+
+
+def test_evaluating_during_a_run_does_not_change_it(signs, monkeypatch):
+    bench = _bench(signs())
+    watched, _ = bench.distilled(bench.teacher())
+    monkeypatch.setattr("kdplug.recipes.history.History.step_end", lambda *_: None)
+    unwatched, _ = bench.distilled(bench.teacher())
+    assert torch.equal(watched.weight, unwatched.weight)
+
+
+def test_a_run_replaces_the_files_of_an_earlier_one(signs):
+    recipe = signs()
+    folder = Path(recipe.output_dir)
+    run_recipe(recipe)
+    run_recipe(signs("seed=1"))
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert json.loads((folder / "kdplug-run.json").read_text())["seed"] == 1
+
+
+def test_a_run_that_fails_leaves_no_results_of_an_earlier_one(signs, monkeypatch):
+    recipe = signs()
+    run_recipe(recipe)
+    monkeypatch.setattr(Bench, "baseline", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(recipe)
+    assert [path.name for path in Path(recipe.output_dir).iterdir()] == ["kdplug-run.json"]
+
+
+def test_files_that_are_not_of_a_run_stay(signs):
+    recipe = signs()
+    note = Path(recipe.output_dir) / "note.txt"
+    note.parent.mkdir()
+    note.write_text("mine")
+    run_recipe(recipe)
+    assert note.read_text() == "mine"
+
+
+def test_without_matplotlib_nothing_is_trained_or_written(signs, monkeypatch):
+    monkeypatch.setattr("kdplug.report.curve.find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r'pip install "kdplug\[report\]"'):
+        run_recipe(signs())
+    assert not Path(signs().output_dir).exists()
+
+
+def test_several_processes_are_refused(signs, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="a recipe runs in one process, and 2 were launched"):
+        run_recipe(signs())
+
+
+def test_a_task_that_lacks_a_method_is_an_error_that_names_it(signs):
+    kdplug.tasks.register("signs")(type("Nothing", (), {"__init__": lambda self: None, "metric": "accuracy"}))
+    with pytest.raises(ConfigError, match="local:signs is no task: it lacks about, build_teacher, "):
+        run_recipe(signs())
+
+
+def test_an_evaluate_without_the_metric_is_an_error(signs, monkeypatch):
+    recipe = signs()
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "metric", "f1")
+    with pytest.raises(RunError, match="must give 'f1', its metric"):
+        run_recipe(recipe)
+
+
+def test_a_student_without_losses_cannot_be_trained_on_labels(signs, monkeypatch):
+    recipe = signs()
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "student_adaptor", lambda self, batch, logits: {"logits": logits})
+    with pytest.raises(OutputsError, match="the student returned no losses"):
+        run_recipe(recipe)

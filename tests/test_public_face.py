@@ -1,0 +1,79 @@
+"""What ``import kdplug`` offers. Growing this list is a decision that shows in a diff."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import kdplug
+
+FACE = [
+    "ADAPTOR_KEYS",
+    "ConfigError",
+    "DistillationConfig",
+    "EntryError",
+    "FEATURES",
+    "GeneralDistiller",
+    "IntermediateMatch",
+    "KD_LOSS_MAP",
+    "KdplugError",
+    "LossReport",
+    "LossSum",
+    "MATCH_LOSS_MAP",
+    "Objective",
+    "Outputs",
+    "OutputsError",
+    "PROJ_MAP",
+    "PluginError",
+    "Recipe",
+    "RunError",
+    "SettingError",
+    "ShapeError",
+    "SignatureError",
+    "TEMPERATURE_SCHEDULER",
+    "Task",
+    "TrainingConfig",
+    "WEIGHT_SCHEDULER",
+    "hookimpl",
+    "losses",
+    "projections",
+    "tasks",
+    "temperature_schedulers",
+    "weight_schedulers",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(kdplug.__all__) == FACE
+    assert dir(kdplug) == FACE
+
+
+@pytest.mark.parametrize("name", kdplug.__all__)
+def test_every_public_name_resolves_and_is_kept(name: str) -> None:
+    assert getattr(kdplug, name) is getattr(kdplug, name)
+    assert name in vars(kdplug)
+
+
+def test_what_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'kdplug' has no attribute 'Objektive'$"):
+        kdplug.Objektive  # noqa: B018
+
+
+def test_type_checkers_and_the_lazy_face_see_the_same_names() -> None:
+    places = {name for names in kdplug._ROOMS.values() for name in names}
+    eager = {
+        "ADAPTOR_KEYS",
+        "FEATURES",
+        "hookimpl",
+        *(name for name in FACE if name in kdplug.host.registry.REGISTRIES),
+    }
+    assert places | eager == set(FACE)
+    assert not places & eager
+
+
+def test_errors_and_loss_sum_are_had_without_torch() -> None:
+    code = "import kdplug, sys; kdplug.SettingError, kdplug.LossSum, kdplug.KD_LOSS_MAP; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
