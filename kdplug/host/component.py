@@ -85,11 +85,13 @@ def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
 def _check_site(entry: Entry, site: str | None) -> None:
     if site is None or site not in entry.kind.sites:
         return
+    sites = entry.kind.sites
     for name in entry.inputs:
-        if name not in entry.kind.sites[site]:
+        if name not in sites[site]:
+            fits = next((other for other in sites if set(entry.inputs) <= set(sites[other])), None)
             raise SignatureError(
                 f"{entry.qualified} asks for input {name!r}, which a {_place(site)} does not get. "
-                f"It can stand in a {_place(next(s for s in entry.kind.sites if name in entry.kind.sites[s]))}"
+                + (f"It can stand in a {_place(fits)}" if fits else "No place gets all of its inputs")
             )
 
 

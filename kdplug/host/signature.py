@@ -128,6 +128,10 @@ def _checked(
 ) -> Signature:
     names = _positional_inputs(entry) if entry.positional else tuple(_input(entry, p.name) for p in inputs)
     for parameter in settings:
+        if parameter.kind is Parameter.POSITIONAL_ONLY:
+            raise SignatureError(
+                f"{entry.name} ({entry.dist}) takes {parameter.name!r} by position only; a setting has a name"
+            )
         if parameter.name in entry.kind.inputs or parameter.name in ALIASES:
             raise SignatureError(
                 f"{entry.name} ({entry.dist}) has a setting {parameter.name!r}, which is the name of an input. "

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from kdplug.contracts.loss_sum import LossSum
 from kdplug.errors import OutputsError
 from kdplug.objective.batch import Batch
 from kdplug.objective.gradient import connected_zero
 from kdplug.objective.precision import full
+from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule, build_schedule
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class HardLabelTerm(nn.Module):
     def weight(self) -> float:
         return self.schedule.base
 
-    def parts(self, batch: Batch) -> tuple[LossSum, ...]:
-        """One mean per loss, each with count 1.
+    def value(self, batch: Batch, weight: float) -> TermValue:
+        """The sum of the means, with count 1.
 
         Raises: ``OutputsError`` where the student returned no losses.
         """
@@ -41,7 +41,7 @@ class HardLabelTerm(nn.Module):
         total = _mean(losses[0])
         for loss in losses[1:]:
             total = total + _mean(loss)
-        return (LossSum(total, 1),)
+        return TermValue(total, 1, weight)
 
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero(self._losses(batch))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.outputs import Outputs
-from kdplug.errors import KdplugError, OutputsError, ShapeError
+from kdplug.errors import KdplugError, OutputsError
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
 from kdplug.objective.gradient import connected_zero, frozen
-from kdplug.objective.precision import full, full_precision
+from kdplug.objective.precision import full
 from kdplug.objective.probability_shift import shift
+from kdplug.objective.report import TermValue, over_heads
 from kdplug.objective.schedule import Schedule, build_schedule
-from kdplug.objective.selection import Pair, head_masks, is_ignored, select
+from kdplug.objective.selection import Pair, check_pair, head_masks, is_ignored, select
 from kdplug.objective.temperature import Temperature
-from kdplug.objective.term import loss_sum
+from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -42,6 +43,7 @@ class KdTerm(nn.Module):
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
+        self.fixed_temperature = None if config.temperature_scheduler is not None else float(config.temperature)
         self.shifts = config.probability_shift
         self.wants_labels = self.shifts or "labels" in self.inputs
         self._has_warned = False
@@ -50,8 +52,8 @@ class KdTerm(nn.Module):
     def weight(self) -> float:
         return self.schedule.base
 
-    def parts(self, batch: Batch) -> tuple[LossSum, ...]:
-        """One sum and count per head.
+    def value(self, batch: Batch, weight: float) -> TermValue:
+        """The sum over heads of the loss.
 
         Raises: ``OutputsError`` for logits, labels or masks that are missing or differ in number; ``ShapeError``.
         """
@@ -62,13 +64,13 @@ class KdTerm(nn.Module):
                 f"the student returned {heads} logits and the teacher {len(teacher)}: heads are compared one by one",
                 field="kd_loss_type",
             )
-        if heads == 1 and batch.student.logits_mask is None and batch.teacher.logits_mask is None:
-            return (self._head(Pair(student[0], teacher[0], self._labels(batch.student, 1)[0]), None, None, batch),)
-        student_masks = head_masks(batch.student, heads, "student")
-        teacher_masks = head_masks(batch.teacher, heads, "teacher")
-        pairs = map(Pair, student, teacher, self._labels(batch.student, heads))
-        masked = zip(pairs, student_masks, teacher_masks, strict=True)
-        return tuple([self._head(pair, mask, other, batch) for pair, mask, other in masked])
+        labels = self._labels(batch.student, heads) if self.wants_labels else (None,) * heads
+        pairs = list(map(Pair, student, teacher, labels))
+        if batch.student.logits_mask is not None or batch.teacher.logits_mask is not None:
+            pairs = self._selected(pairs, batch)
+        if heads == 1:
+            return self._compared(pairs[0], batch, weight)
+        return over_heads([self._compared(pair, batch, weight) for pair in pairs])
 
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero([*self._logits(batch.student, "student"), *self.parameters()])
@@ -84,65 +86,64 @@ class KdTerm(nn.Module):
         )
 
     def _labels(self, student: Outputs, heads: int) -> tuple[Tensor | None, ...]:
-        if not self.wants_labels:
-            return (None,) * heads
-        if student.labels is None:
+        labels = student.labels
+        if labels is None:
             if self.shifts:
                 raise OutputsError("needs labels, and the student returned none", field="probability_shift")
             return (None,) * heads
-        if len(student.labels) != heads:
+        if len(labels) != heads:
             raise OutputsError(
-                f"the student returned {len(student.labels)} labels for {heads} logits: each head needs its own",
+                f"the student returned {len(labels)} labels for {heads} logits: each head needs its own",
                 field="student.labels",
             )
-        return student.labels
+        return labels
 
-    def _head(self, pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None, batch: Batch) -> LossSum:
-        _check_labels(pair)
-        student_mask, teacher_mask = (
-            self._effective(student_mask, pair.student),
-            self._effective(teacher_mask, pair.teacher),
-        )
-        student, teacher, labels = select(pair, student_mask, teacher_mask)
-        if student.numel() == 0:
-            return LossSum(connected_zero([student, *self.parameters()]), 0)
-        teacher = frozen(teacher)
+    def _selected(self, pairs: list[Pair], batch: Batch) -> list[Pair]:
+        student = head_masks(batch.student, len(pairs), "student")
+        teacher = head_masks(batch.teacher, len(pairs), "teacher")
+        return [
+            select(pair, self._effective(mine, pair.student), self._effective(theirs, pair.teacher))
+            for pair, mine, theirs in zip(pairs, student, teacher, strict=True)
+        ]
+
+    def _effective(self, mask: Tensor | None, logits: Tensor) -> Tensor | None:
+        if mask is None or not is_ignored(mask, logits):
+            return mask
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"logits_mask {list(mask.shape)} has no effect: the logits {list(logits.shape)} have one row per example "
+                "and none per position",
+                stacklevel=2,
+            )
+        return None
+
+    def _compared(self, pair: Pair, batch: Batch, weight: float) -> TermValue:
+        check_pair(pair)
+        student, teacher, labels = pair
+        if not student.numel():
+            return TermValue(connected_zero([student, *self.parameters()]), 0, weight)
+        student, teacher = full(student), full(frozen(teacher))
         if self.shifts and labels is not None:
             teacher = shift(teacher, labels)
-        with full_precision(student):
-            return self._loss(full(student), full(teacher), labels, batch)
+        if not batch.autocast(student):
+            return self._loss(student, teacher, labels, batch, weight)
+        with torch.autocast(student.device.type, enabled=False):
+            return self._loss(student, teacher, labels, batch, weight)
 
-    def _loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None, batch: Batch) -> LossSum:
+    def _loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None, batch: Batch, weight: float) -> TermValue:
+        temperature: float | Tensor | None = self.fixed_temperature
         values = {
             "student_logits": student,
             "teacher_logits": teacher,
-            "temperature": self.temperature.of(student, teacher, batch),
-            "mask": None,
+            "temperature": self.temperature.of(student, teacher, batch) if temperature is None else temperature,
+            "mask": None,  # what it leaves out is gone by now
             "labels": labels,
             "progress": batch.progress,
             "step": batch.step,
             "total_steps": batch.total_steps,
         }
         try:
-            return loss_sum(self.loss(*map(values.__getitem__, self.inputs)), self.owner)
+            return term_value(self.loss(*map(values.__getitem__, self.inputs)), weight, self.owner)
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
-
-    def _effective(self, mask: Tensor | None, logits: Tensor) -> Tensor | None:
-        if not is_ignored(mask, logits):
-            return mask
-        if not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"logits_mask has no effect: the logits {list(logits.shape)} have one row per example and not per position",
-                stacklevel=6,
-            )
-        return None
-
-
-def _check_labels(pair: Pair) -> None:
-    if pair.labels is not None and pair.labels.shape != pair.student.shape[:-1]:
-        raise ShapeError(
-            f"labels {list(pair.labels.shape)} do not fit logits {list(pair.student.shape)}: one label per item",
-            field="student.labels",
-        )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss_sum import LossSum
 from kdplug.errors import KdplugError, ShapeError
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
 from kdplug.objective.feature import layers
 from kdplug.objective.gradient import connected_zero, frozen
-from kdplug.objective.precision import full, full_precision
+from kdplug.objective.precision import full
 from kdplug.objective.projection import ProjectionPlan, not_built, project
+from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule, build_schedule
-from kdplug.objective.term import loss_sum
+from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import IntermediateMatch
@@ -31,13 +32,14 @@ class MatchTerm(nn.Module):
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
         self.name = name
-        self.temperature = temperature
         self.schedule: Schedule = build_schedule(match.weight, match.weight_scheduler, "weight_scheduler")
         self.loss: Any = component.target
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.feature = match.feature
         self.layer_student, self.layer_teacher = match.layer_S, match.layer_T
+        self.is_single = isinstance(match.layer_S, int)
+        self.temperature = temperature
         self.wants_mask, self.wants_labels = "mask" in self.inputs, "labels" in self.inputs
         self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete else None
@@ -48,6 +50,7 @@ class MatchTerm(nn.Module):
 
     @property
     def needs_materialize(self) -> bool:
+        """Whether the projection waits for its width."""
         return self.plan is not None and self.projection is None
 
     def materialize(self, batch: Batch) -> None:
@@ -55,25 +58,19 @@ class MatchTerm(nn.Module):
         if self.plan is not None and self.projection is None:
             self.projection = self.plan.build(self._student(batch), self._teacher(batch))
 
-    def parts(self, batch: Batch) -> tuple[LossSum, ...]:
+    def value(self, batch: Batch, weight: float) -> TermValue:
         """The loss of the two features.
 
         Raises: ``OutputsError``, ``ConfigError`` for a layer that is not there; ``ShapeError``; ``RunError`` before
         ``materialize``.
         """
-        student, teacher = self._projected(self._student(batch)), self._teacher(batch)
-        with full_precision(student[0]):
-            values = {
-                "student_features": _as_configured(student, self.layer_student),
-                "teacher_features": _as_configured(tuple(map(frozen, teacher)), self.layer_teacher),
-                "mask": batch.match_mask if self.wants_mask else None,
-                "labels": batch.match_labels if self.wants_labels else None,
-                "temperature": self.temperature,
-                "progress": batch.progress,
-                "step": batch.step,
-                "total_steps": batch.total_steps,
-            }
-            return (self._loss(values, teacher[0]),)
+        student, teacher = self._student(batch), self._teacher(batch)
+        if self.plan is not None:
+            student = self._projected(student, self.plan)
+        if not batch.autocast(student[0]):
+            return self._compared(student, teacher, batch, weight)
+        with torch.autocast(student[0].device.type, enabled=False):
+            return self._compared(student, teacher, batch, weight)
 
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero([*self._student(batch), *self.parameters()])
@@ -84,19 +81,29 @@ class MatchTerm(nn.Module):
     def _teacher(self, batch: Batch) -> tuple[Tensor, ...]:
         return layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
 
-    def _projected(self, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.plan is None:
-            return features
+    def _projected(self, features: tuple[Tensor, ...], plan: ProjectionPlan) -> tuple[Tensor, ...]:
         projection = self.projection
         if projection is None:
             raise not_built()
         for feature in features:
-            self.plan.check(feature)
+            plan.check(feature)
         return tuple([project(projection, feature) for feature in features])
 
-    def _loss(self, values: dict[str, Any], teacher: Tensor) -> LossSum:
+    def _compared(
+        self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch, weight: float
+    ) -> TermValue:
+        values = {
+            "student_features": full(student[0]) if self.is_single else tuple(map(full, student)),
+            "teacher_features": _target(teacher[0]) if self.is_single else tuple(map(_target, teacher)),
+            "mask": batch.match_mask if self.wants_mask else None,
+            "labels": batch.match_labels if self.wants_labels else None,
+            "temperature": self.temperature,
+            "progress": batch.progress,
+            "step": batch.step,
+            "total_steps": batch.total_steps,
+        }
         try:
-            return loss_sum(self.loss(*map(values.__getitem__, self.inputs)), self.owner)
+            return term_value(self.loss(*map(values.__getitem__, self.inputs)), weight, self.owner)
         except KdplugError as error:
             error.message += self._hint(teacher)
             raise error.at("loss") from error.__cause__
@@ -105,10 +112,9 @@ class MatchTerm(nn.Module):
                 raise
             raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
 
-    def _hint(self, teacher: Tensor) -> str:
-        return "" if self.plan is None else self.plan.explain(teacher)
+    def _hint(self, teacher: tuple[Tensor, ...]) -> str:
+        return "" if self.plan is None else self.plan.explain(teacher[0])
 
 
-def _as_configured(features: tuple[Tensor, ...], index: int | tuple[int, ...]) -> Any:
-    """A tensor for one layer, a tuple for a list of them."""
-    return full(features[0]) if isinstance(index, int) else tuple([full(feature) for feature in features])
+def _target(feature: Tensor) -> Tensor:
+    return full(frozen(feature))

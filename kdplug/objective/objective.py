@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError
@@ -85,10 +85,12 @@ class Objective(nn.Module):
         total = None
         for term, path in self._in_order:
             try:
-                value = terms[term.name] = _evaluate(term, batch)
+                weight = term.schedule.at(progress, step, total_steps)
+                value = term.value(batch, weight) if weight else TermValue(term.skipped(batch), 0, 0.0)
             except KdplugError as error:
                 raise error.at(*path) from error.__cause__
-            total = value.weighted if total is None else total + value.weighted
+            terms[term.name] = value
+            total = value.added_to(total)
         assert total is not None
         return LossReport(total, terms)
 
@@ -157,10 +159,3 @@ def _joined(layer: int | tuple[int, ...]) -> str:
 
 def _teacher(value: object) -> Outputs:
     return Outputs() if value is None else Outputs.read(value, "teacher")
-
-
-def _evaluate(term: Term, batch: Batch) -> TermValue:
-    weight = term.schedule.at(batch.progress, batch.step, batch.total_steps)
-    if weight == 0:
-        return TermValue(term.skipped(batch), 0, 0.0)
-    return TermValue.of(term.parts(batch), weight)

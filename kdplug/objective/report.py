@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -24,16 +24,6 @@ class TermValue:
     weight: float
     heads: tuple[LossSum, ...] = ()
 
-    @classmethod
-    def over_heads(cls, heads: tuple[LossSum, ...], weight: float) -> TermValue:
-        """The sum of the means that ``heads`` hold."""
-        if len(heads) == 1:
-            return cls(heads[0].total, heads[0].count, weight)
-        total = mean(*heads[0])
-        for head in heads[1:]:
-            total = total + mean(*head)
-        return cls(total, 1, weight, heads)
-
     @property
     def parts(self) -> tuple[LossSum, ...]:
         """The sums and counts whose means add up to the value; each has to be pooled over batches by itself."""
@@ -42,13 +32,21 @@ class TermValue:
     @property
     def value(self) -> Tensor:
         """The unweighted mean, and 0 where nothing was counted."""
-        return mean(self.total, self.count)
+        return _mean(self.total, self.count)
 
     @property
     def weighted(self) -> Tensor:
         """What the term adds to the total."""
-        value = mean(self.total, self.count)
+        value = _mean(self.total, self.count)
         return value if self.weight == 1 else value * self.weight
+
+    def added_to(self, total: Tensor | None) -> Tensor:
+        """``total`` plus the weighted value, in one operation where the count is a number."""
+        if total is None:
+            return self.weighted
+        if isinstance(self.count, Tensor):
+            return total.add(self.value, alpha=self.weight)
+        return total.add(self.total, alpha=self.weight / self.count if self.count > 0 else 0.0)
 
     def detach(self) -> TermValue:
         """The same without gradient."""
@@ -73,7 +71,15 @@ class LossReport:
         return f"LossReport(total={float(self.total.detach()):.6g}, {', '.join(terms)})"
 
 
-def mean(total: Tensor, count: Tensor | float) -> Tensor:
+def over_heads(values: Sequence[TermValue]) -> TermValue:
+    """The sum of the means of several heads, as one term."""
+    total = values[0].value
+    for value in values[1:]:
+        total = total + value.value
+    return TermValue(total, 1, values[0].weight, tuple([LossSum(value.total, value.count) for value in values]))
+
+
+def _mean(total: Tensor, count: Tensor | float) -> Tensor:
     """``total / count``, and 0 where nothing was counted; count 1 divides nothing."""
     return total if type(count) is int and count == 1 else LossSum(total, count).value
 

@@ -45,40 +45,49 @@ def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None)
     Raises: ``ShapeError``.
     """
     student, teacher, labels = pair
-    _check_pair(student, teacher, masked=student_mask is not None or teacher_mask is not None)
     if student_mask is None and teacher_mask is None:
         return pair
-    one = student_mask if teacher_mask is None else teacher_mask
-    student_rows = _rows(student_mask if student_mask is not None else one, student, "student")
-    if (
-        student_mask is None or teacher_mask is None or student_mask is teacher_mask
-    ) and student.shape == teacher.shape:
-        teacher_rows = student_rows
-    else:
-        teacher_rows = _rows(teacher_mask if teacher_mask is not None else one, teacher, "teacher")
-    kept = Pair(
+    _check_labels(pair)
+    mine = student_mask if student_mask is not None else teacher_mask
+    theirs = teacher_mask if teacher_mask is not None else student_mask
+    student_rows = _rows(mine, student, "student")
+    shared = mine is theirs and student.shape[:-1] == teacher.shape[:-1]
+    teacher_rows = student_rows if shared else _rows(theirs, teacher, "teacher")
+    if len(student_rows) != len(teacher_rows):
+        raise ShapeError(
+            f"the student's mask keeps {len(student_rows)} items and the teacher's {len(teacher_rows)}: "
+            "both must keep the same number",
+            field="logits_mask",
+        )
+    return Pair(
         _keep(student, student_rows, 1),
         _keep(teacher, teacher_rows, 1),
         None if labels is None else _keep(labels, student_rows, 0),
     )
-    if kept.student.shape != kept.teacher.shape:
+
+
+def check_pair(pair: Pair) -> None:
+    """Raises: ``ShapeError`` where the logits differ in shape, or the labels are not one per item."""
+    student, teacher, labels = pair
+    if student.shape != teacher.shape or not student.dim():
         raise ShapeError(
-            f"the student keeps {list(kept.student.shape)} of its logits and the teacher {list(kept.teacher.shape)}: "
-            "both masks must select the same number of items"
+            f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape, classes last",
+            field="logits",
         )
-    return kept
+    if labels is not None:
+        _check_labels(pair)
 
 
-def is_ignored(mask: Tensor | None, logits: Tensor) -> bool:
-    """Whether this is TextBrewer's case of a ``[batch, length]`` mask beside ``[batch, classes]`` logits, which has no effect."""
-    return mask is not None and mask.dim() == 2 and logits.dim() == 2 and mask.shape[0] == logits.shape[0]
+def is_ignored(mask: Tensor, logits: Tensor) -> bool:
+    """Whether this is TextBrewer's case of a ``[batch, length]`` mask beside ``[batch, classes]`` logits."""
+    return mask.dim() == 2 and logits.dim() == 2 and mask.shape[0] == logits.shape[0]
 
 
-def _check_pair(student: Tensor, teacher: Tensor, masked: bool) -> None:
-    fits = student.dim() == teacher.dim() > 0 and student.shape[-1] == teacher.shape[-1]
-    if not fits or (not masked and student.shape != teacher.shape):
+def _check_labels(pair: Pair) -> None:
+    if pair.labels is not None and pair.labels.shape != pair.student.shape[:-1]:
         raise ShapeError(
-            f"the student's logits {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape"
+            f"{list(pair.labels.shape)} do not fit logits {list(pair.student.shape)}: one label per item",
+            field="student.labels",
         )
 
 

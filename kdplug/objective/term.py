@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from kdplug.contracts.loss_sum import LossSum
 from kdplug.errors import SignatureError
 from kdplug.objective.batch import Batch
+from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule
 
 
@@ -23,38 +24,35 @@ class Term(Protocol):
     def weight(self) -> float:
         """The weight before any scheduler."""
 
-    def parts(self, batch: Batch) -> tuple[LossSum, ...]:
-        """The means whose sum is the unweighted value."""
+    def value(self, batch: Batch, weight: float) -> TermValue:
+        """The term for one batch, with the weight that it has now."""
 
     def skipped(self, batch: Batch) -> Tensor:
-        """A 0 that is connected to the student tensors and the parameters that ``parts`` would use.
+        """A 0 that is connected to the student tensors and the parameters that ``value`` would use.
 
         It stands in for a term whose weight is 0 for now, so that no parameter drops out of the graph and DDP has nothing
         to complain about. Nothing is computed, and the teacher is not looked at.
         """
 
 
-def loss_sum(result: Any, owner: str) -> LossSum:
-    """What a loss returned, as a sum and a count. A scalar has count 1.
+def term_value(result: Any, weight: float, owner: str) -> TermValue:
+    """What a loss returned, with a weight. A scalar has count 1.
 
     Raises: ``SignatureError`` naming ``owner`` for anything but a scalar tensor or a ``LossSum``.
     """
-    if isinstance(result, Tensor):
-        if result.dim() == 0:
-            return LossSum(result, 1)
-        raise SignatureError(
-            f"{owner} must return a scalar tensor or a LossSum, got a tensor of shape {list(result.shape)}"
-        )
-    if isinstance(result, LossSum):
-        total, count = cast("tuple[Any, Any]", result)
-        if not isinstance(total, Tensor) or total.dim():
-            raise SignatureError(f"{owner} returned a LossSum whose total is no scalar tensor: {_shown(total)}")
-        if isinstance(count, (int, float)) or (isinstance(count, Tensor) and count.dim() == 0):
-            return result
+    if isinstance(result, Tensor) and not result.dim():
+        return TermValue(result, 1, weight)
+    if not isinstance(result, LossSum):
+        raise SignatureError(f"{owner} must return a scalar tensor or a LossSum, got {_shown(result)}")
+    total: Any = result.total
+    count: Any = result.count
+    if not isinstance(total, Tensor) or total.dim():
+        raise SignatureError(f"{owner} returned a LossSum whose total is no scalar tensor: {_shown(total)}")
+    if not isinstance(count, (int, float)) and not (isinstance(count, Tensor) and not count.dim()):
         raise SignatureError(
             f"{owner} returned a LossSum whose count is neither a number nor a scalar: {_shown(count)}"
         )
-    raise SignatureError(f"{owner} must return a scalar tensor or a LossSum, got {_shown(result)}")
+    return TermValue(total, count, weight)
 
 
 def _shown(value: Any) -> str:

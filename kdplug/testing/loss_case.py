@@ -15,10 +15,8 @@ from kdplug.testing.law import Laws, broken
 from kdplug.testing.sample import Draws, Layout, Sample, make_sample, seeded
 
 _SHAPES = {"logits": (3, 4, 5), "hidden": (3, 4, 6), "attention": (3, 2, 4, 4)}
-_MANY = 70_000
-"""More than the 65504 that float16 can hold."""
-
-_TOKEN_AXES = {"logits": (1,), "hidden": (1,), "attention": (2, 3)}
+_MANY = 150_000
+"""More than the 65504 that float16 can hold, even where a mask leaves a third out."""
 
 
 class Outcome(NamedTuple):
@@ -50,7 +48,8 @@ class LossCase(Laws):
     """A shape with more items than float16 can count (65504). Default: ``shape`` with a larger batch and more tokens."""
 
     token_axes: ClassVar[tuple[int, ...] | None] = None
-    """The axes that a mask over tokens runs along; ``()`` where the mask is over the batch alone."""
+    """The axes that a mask over tokens runs along; ``()`` where the mask is over the batch alone. Default: the middle one
+    of three, the last two of attention, otherwise none."""
 
     layers: ClassVar[int] = 1
     """How many layers it compares: from 2 on it gets tuples of tensors."""
@@ -111,8 +110,8 @@ class LossCase(Laws):
     @classmethod
     def layout_of(cls, *, large: bool = False) -> Layout:
         what = "logits" if cls.on_logits() else cls.feature
-        axes = _TOKEN_AXES[what] if cls.token_axes is None else cls.token_axes
         shape = cls.shape or _SHAPES[what]
+        axes = _token_axes(what, len(shape)) if cls.token_axes is None else cls.token_axes
         teacher = cls.teacher_shape or shape
         if large:
             shape = teacher = cls.large_shape or _grown(shape, what, axes)
@@ -173,6 +172,12 @@ def read_outcome(result: Any) -> Outcome:
     if not (scalar and isinstance(total, Tensor) and total.dim() == 0):
         broken(f"returned a LossSum that is no pair of scalars: total {_shown(total)}, count {_shown(count)}")
     return Outcome(total, count, is_sum=True)
+
+
+def _token_axes(what: str, dims: int) -> tuple[int, ...]:
+    if what == "attention":
+        return (dims - 2, dims - 1)
+    return (1,) if dims == 3 else ()
 
 
 def _grown(shape: tuple[int, ...], what: str, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -203,7 +203,7 @@ def test_a_bare_name_that_a_hook_plugin_offers_too_is_ambiguous_as_soon_as_it_is
         assert kdplug.losses.check("from_object").qualified == "kdplug-a:from_object"
         assert kdplug.losses.build("kdplug-a:from_object").target(0) == "a"
         for use in (kdplug.losses.build, kdplug.losses.load):
-            with pytest.raises(AmbiguousEntryError, match="kdplug-a:from_object .* kdplug-object:from_object"):
+            with pytest.raises(AmbiguousEntryError, match=r"kdplug-a:from_object .* kdplug-object:from_object"):
                 use("from_object")
 
 

@@ -216,6 +216,19 @@ def test_a_loss_at_the_wrong_place_is_told_where_it_belongs(parameter: str, site
     )
 
 
+def test_a_loss_that_fits_no_place_is_told_so() -> None:
+    assert refusal(lambda student_logits, student_features: 0, site="kd").endswith("No place gets all of its inputs")
+
+
+def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
+    class Loss:
+        def __init__(self, alpha=1, /): ...
+
+        def __call__(self, student_logits): ...
+
+    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; a setting has a name"
+
+
 def test_a_projection_class_takes_widths_by_position_and_settings_by_keyword() -> None:
     class Low(nn.Linear):
         def __init__(self, in_dim: int, out_dim: int, *, bias: bool = False) -> None:

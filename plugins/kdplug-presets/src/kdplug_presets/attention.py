@@ -87,10 +87,10 @@ def attention_mse_sum(
 def _entropy_of_scores(student: Tensor, teacher: Tensor, mask: Tensor | None, pad_below: float | None) -> Tensor:
     if mask is None:
         return cross_entropy(student, teacher, pad_below=pad_below)
-    shape = (mask.shape[0],) + (1,) * (student.dim() - 3)
     token_bits = bits(mask, working_type(student, teacher))
-    selection = Selection(rows=token_bits.view(*shape, -1, 1), keys=token_bits.view(*shape, 1, -1))
-    return cross_entropy(student, teacher, selection)
+    if student.dim() == 4:
+        token_bits = token_bits.unsqueeze(1)
+    return cross_entropy(student, teacher, Selection(rows=token_bits.unsqueeze(-1), keys=token_bits.unsqueeze(-2)))
 
 
 def _entropy_of_probs(student: Tensor, teacher: Tensor, mask: Tensor | None, pad_below: float | None) -> Tensor:

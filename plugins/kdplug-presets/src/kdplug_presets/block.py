@@ -22,4 +22,4 @@ def blocks(tensor: Tensor) -> Iterator[slice]:
     step = size
     if eager_on_cpu(tensor) and tensor.numel() > _ELEMENTS:
         step = max(1, _ELEMENTS * size // tensor.numel())
-    return (slice(start, start + step) for start in range(0, size, max(step, 1)))
+    return (slice(start, start + step) for start in range(0, max(size, 1), max(step, 1)))

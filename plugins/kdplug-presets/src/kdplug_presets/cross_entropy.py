@@ -32,7 +32,7 @@ def _entropies(
     """The gradient and the sum, block by block."""
     dtype = working_type(student, teacher)
     gradient = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
-    totals = [gradient.new_zeros(())]
+    totals = []
     for block in blocks(student):
         scores, part = teacher[block].to(dtype), gradient[block]
         target = torch.softmax(scores, dim=-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.mask import keep_
+from kdplug_presets.mask import kept
 from kdplug_presets.precision import promoted, without_autocast
 
 
@@ -21,12 +21,10 @@ def _length(vectors: Tensor) -> Tensor:
 class _DirectionDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, row_bits: Tensor | None) -> Tensor:
+        student, teacher = kept(student, row_bits), kept(teacher, row_bits)
         length = _length(student)
         direction = student / length
         difference = direction - teacher / _length(teacher)
-        if row_bits is not None:
-            keep_(direction, row_bits)
-            keep_(difference, row_bits)
         ctx.save_for_backward(direction, difference, length)
         return difference.square().sum()
 

@@ -20,7 +20,7 @@ def _difference(
     """Half the gradient of the sum of squares, and that sum."""
     dtype = working_type(student, teacher)
     difference = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
-    norms = [difference.new_zeros(1)]
+    norms = []
     for block in blocks(student):
         own, other, part = student[block].to(dtype), teacher[block].to(dtype), difference[block]
         if pad_below is None:

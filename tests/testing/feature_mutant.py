@@ -1,0 +1,104 @@
+"""Defects of losses between features."""
+
+from __future__ import annotations
+
+import torch
+from testing.mutant import mutant
+from testing.specimen import HiddenLaws, at_least_float32, check, counted, hidden_mse
+
+from kdplug import LossSum
+
+
+@mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "padding of nan makes the value nan")
+def mask_multiplied(student_features, teacher_features, mask):
+    square = (at_least_float32(student_features) - at_least_float32(teacher_features.detach())).square().mean(-1)
+    check(student_features, teacher_features, mask)
+    return LossSum(square.sum(), square.numel()) if mask is None else LossSum((square * mask).sum(), mask.sum())
+
+
+@mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "makes the gradient not finite")
+def mask_selected_after_computing(student_features, teacher_features, mask):
+    check(student_features, teacher_features, mask)
+    size = torch.linalg.vector_norm(
+        at_least_float32(student_features) - at_least_float32(teacher_features.detach()), dim=-1
+    )
+    return counted(size, mask)
+
+
+@mutant(HiddenLaws, "test_padding_changes_nothing", "padding of 1e+06 changed the value by")
+def padding_in_a_mean(student_features, teacher_features, mask):
+    mean = at_least_float32(teacher_features.detach()).nan_to_num(0, 0, 0).mean()
+    total, count = hidden_mse(student_features, teacher_features, mask)
+    return LossSum(total * (1 + mean), count)
+
+
+@mutant(HiddenLaws, "test_longer_padding_changes_nothing", "padding to 7 tokens instead of 4 changed the value")
+def divided_by_the_padded_length(student_features, teacher_features, mask):
+    total, _ = hidden_mse(student_features, teacher_features, mask)
+    return LossSum(total, student_features.shape[0] * student_features.shape[1])
+
+
+@mutant(HiddenLaws, "test_a_mask_that_leaves_nothing_out_changes_nothing", "a mask that is True everywhere changed")
+def negative_entries_as_padding_without_a_mask(student_features, teacher_features, mask):
+    if mask is None:
+        student_features, teacher_features = (
+            side.masked_fill(side <= -1e-3, 0.0) for side in (student_features, teacher_features)
+        )
+    return hidden_mse(student_features, teacher_features, mask)
+
+
+@mutant(HiddenLaws, "test_an_empty_mask_gives_zero", "a mask that is False everywhere should give 0 and gives nan")
+def empty_mask_divided_by_zero(student_features, teacher_features, mask):
+    total, count = hidden_mse(student_features, teacher_features, mask)
+    return LossSum(total / count, 1)
+
+
+@mutant(
+    HiddenLaws, "test_an_example_without_a_token_changes_nothing", "an example of padding alone makes the value nan"
+)
+def divided_by_the_length_of_each_example(student_features, teacher_features, mask):
+    mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
+    check(student_features, teacher_features, mask)
+    difference = (at_least_float32(student_features) - at_least_float32(teacher_features.detach())).square().mean(-1)
+    return LossSum((difference.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)).sum(), mask.shape[0])
+
+
+@mutant(HiddenLaws, "test_a_float16_batch_of_many_items_is_counted", "a large batch under float16 autocast give")
+def counts_in_half_precision(student_features, teacher_features, mask):
+    total, _ = hidden_mse(student_features, teacher_features, mask)
+    mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
+    width = student_features.shape[-1]
+    return LossSum(total * width, (mask.to(student_features.dtype)[..., None].expand_as(student_features)).sum())
+
+
+@mutant(HiddenLaws, "test_float16_autocast_agrees_with_float32", "under float16 autocast give inf")
+def no_autocast_protection(student_features, teacher_features, mask):
+    check(student_features, teacher_features, mask)
+    difference = student_features - teacher_features.detach()
+    difference = difference if mask is None else difference.masked_fill(~mask[..., None], 0.0)
+    return counted((difference * difference).mean(-1), mask)
+
+
+@mutant(HiddenLaws, "test_bfloat16_autocast_agrees_with_float32", "Compute in float32")
+def no_bfloat16_protection(student_features, teacher_features, mask):
+    return no_autocast_protection(student_features, teacher_features, mask)
+
+
+@mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "a teacher of size 1 where the student has 6 (axis 2)")
+def broadcast_of_width_one(student_features, teacher_features, mask):
+    teacher_features = teacher_features.expand(*teacher_features.shape[:-1], student_features.shape[-1])
+    return hidden_mse(student_features, teacher_features, mask)
+
+
+@mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "is no error, but broadcast")
+def broadcast_of_a_mask(student_features, teacher_features, mask):
+    mask = None if mask is None else mask.expand(student_features.shape[:-1])
+    return hidden_mse(student_features, teacher_features, mask)
+
+
+@mutant(HiddenLaws, "test_it_takes_tensors_that_are_not_contiguous", "RuntimeError: view size is not compatible")
+def view_of_a_transposed_feature(student_features, teacher_features, mask):
+    check(student_features, teacher_features, mask)
+    width = student_features.shape[-1]
+    mask = None if mask is None else mask.reshape(-1)
+    return hidden_mse(student_features.view(-1, width), teacher_features.view(-1, width), mask)

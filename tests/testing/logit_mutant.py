@@ -1,0 +1,162 @@
+"""Defects of losses between logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from testing.mutant import mutant
+from testing.specimen import CorrelationLaws, KlLaws, check, correlation, counted, divergence, kl, tempered
+from torch import Tensor
+
+from kdplug import LossSum
+
+
+def softened(student_logits: Tensor, teacher_logits: Tensor, temperature: Any, mask: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of both sides."""
+    check(student_logits, teacher_logits, mask)
+    sides = student_logits, teacher_logits.detach()
+    if mask is not None:
+        sides = tuple(side.masked_fill(~mask[..., None], 0.0) for side in sides)
+    return tuple(tempered(side, temperature).log_softmax(-1) for side in sides)
+
+
+@mutant(KlLaws, "test_temperature_scales_it_as_declared", "temperature 3 should give 9 times the value at 1")
+def no_temperature_squared(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
+    return counted(divergence(log_q, log_p), mask)
+
+
+@mutant(KlLaws, "test_it_is_zero_where_student_equals_teacher", "declared 0 where the student equals the teacher")
+def cross_entropy_called_kl(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
+    return counted(-(log_p.exp() * log_q).sum(-1) * temperature**2, mask)
+
+
+@mutant(KlLaws, "test_a_confident_mistake_is_corrected", "Is a softmax taken twice")
+def double_softmax(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
+    again = log_q.exp().log_softmax(-1), log_p.exp().log_softmax(-1)
+    return counted(divergence(*again) * temperature**2, mask)
+
+
+@mutant(KlLaws, "test_training_on_it_reaches_the_teacher", "away from the teacher's distribution")
+def double_softmax_of_the_student(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
+    return counted(divergence(log_q.exp().log_softmax(-1), log_p) * temperature**2, mask)
+
+
+@mutant(KlLaws, "test_a_class_that_the_teacher_rules_out_stays_finite", "teacher logit -inf makes the value inf")
+def arguments_swapped(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
+    return counted(divergence(log_p, log_q) * temperature**2, mask)
+
+
+@mutant(KlLaws, "test_a_confident_mistake_is_corrected", "are the arguments swapped")
+def arguments_swapped_quietly(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits.clamp_min(-1e4), temperature, mask)
+    return counted(divergence(log_p, log_q) * temperature**2, mask)
+
+
+@mutant(KlLaws, "test_impossible_classes_change_nothing", "three more classes of no probability changed the value")
+def mean_over_classes(student_logits, teacher_logits, temperature, mask):
+    total, count = kl(student_logits, teacher_logits, temperature, mask)
+    return LossSum(total / student_logits.shape[-1], count)
+
+
+@mutant(KlLaws, "test_the_grouping_of_items_does_not_matter", "for the same 12 items in a row")
+def mean_over_the_batch_and_not_over_tokens(student_logits, teacher_logits, temperature, mask):
+    return LossSum(kl(student_logits, teacher_logits, temperature, mask).total, student_logits.shape[0])
+
+
+@mutant(KlLaws, "test_any_split_of_the_batch_gives_the_whole", "sums over pieces give")
+def mean_of_means(student_logits, teacher_logits, temperature, mask):
+    return LossSum(kl(student_logits, teacher_logits, temperature, mask).value, 1)
+
+
+@mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "Does it shift or drop a position?")
+def last_position_dropped(student_logits, teacher_logits, temperature, mask):
+    keep = slice(None, -1) if student_logits.dim() == 3 else slice(None)
+    mask = mask if mask is None or mask.dim() == 1 else mask[:, keep]
+    return kl(student_logits[:, keep], teacher_logits[:, keep], temperature, mask)
+
+
+@mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "in another order, alike on both sides")
+def shift_by_one(student_logits, teacher_logits, temperature, mask):
+    return kl(student_logits, teacher_logits.roll(1, dims=1), temperature, mask)
+
+
+@mutant(KlLaws, "test_the_order_of_examples_does_not_matter", "when the examples of student and teacher were put")
+def shift_by_one_along_the_batch(student_logits, teacher_logits, temperature, mask):
+    return kl(student_logits, teacher_logits.roll(1, dims=0), temperature, mask)
+
+
+@mutant(KlLaws, "test_logits_of_ten_thousand_stay_finite", "logits of 1e4 make the value nan")
+def logarithm_of_softmax(student_logits, teacher_logits, temperature, mask):
+    log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
+    q, p = log_q.exp(), log_p.exp()
+    return counted((p * (p.log() - q.log())).sum(-1) * temperature**2, mask)
+
+
+@mutant(KlLaws, "test_one_temperature_per_item_is_taken", "is not the same as one temperature of 3")
+def temperature_along_the_wrong_axis(student_logits, teacher_logits, temperature, mask):
+    if isinstance(temperature, Tensor):
+        temperature = temperature[..., : student_logits.shape[-1]].mean(0) * 2
+    return kl(student_logits, teacher_logits, temperature, mask)
+
+
+@mutant(KlLaws, "test_each_item_gets_its_own_temperature", "item by item")
+def temperatures_averaged(student_logits, teacher_logits, temperature, mask):
+    mean = temperature.mean() * torch.ones_like(temperature) if isinstance(temperature, Tensor) else temperature
+    return kl(student_logits, teacher_logits, mean, mask)
+
+
+@mutant(KlLaws, "test_temperature_is_used", "asks for temperature, and is")
+def temperature_forgotten(student_logits, teacher_logits, temperature, mask):
+    return kl(student_logits, teacher_logits, 1.0, mask)
+
+
+@mutant(KlLaws, "test_gradient_never_reaches_the_teacher", "gradient reached the teacher")
+def gradient_to_the_teacher(student_logits, teacher_logits, temperature, mask):
+    reached = (
+        teacher_logits - teacher_logits.detach()
+    ).nan_to_num().square().sum() + teacher_logits.nan_to_num().sum() * 1e-3
+    return LossSum(kl(student_logits, teacher_logits, temperature, mask).total + reached, 1)
+
+
+@mutant(KlLaws, "test_gradient_reaches_the_student", "gradient does not reach the student")
+def student_detached(student_logits, teacher_logits, temperature, mask):
+    return kl(student_logits.detach(), teacher_logits, temperature, mask)
+
+
+@mutant(KlLaws, "test_gradient_agrees_with_finite_differences", "gradient is not that of the value")
+def factor_detached(student_logits, teacher_logits, temperature, mask):
+    total, count = kl(student_logits, teacher_logits, temperature, mask)
+    return LossSum(total * total.detach(), count)
+
+
+@mutant(KlLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it whole")
+def branch_on_a_value(student_logits, teacher_logits, temperature, mask):
+    total, count = kl(student_logits, teacher_logits, temperature, mask)
+    return LossSum(total if total.item() >= 0 else total * 0, count)
+
+
+@mutant(KlLaws, "test_it_returns_a_finite_scalar", "returned a tensor of shape [3, 4]")
+def value_per_item(student_logits, teacher_logits, temperature, mask):
+    return divergence(*softened(student_logits, teacher_logits, temperature, mask))
+
+
+@mutant(KlLaws, "test_its_inputs_are_not_modified", "modified its input in place: teacher")
+def in_place_edit_of_the_teacher(student_logits, teacher_logits, temperature, mask):
+    teacher_logits.sub_(teacher_logits.amax(-1, keepdim=True))
+    return kl(student_logits, teacher_logits, temperature, mask)
+
+
+@mutant(CorrelationLaws, "test_no_student_is_better_than_the_teacher_itself", "less (")
+def sign_of_a_correlation_flipped(student_logits, teacher_logits):
+    return 2 - correlation(student_logits, teacher_logits)
+
+
+@mutant(CorrelationLaws, "test_it_is_never_negative", "was declared non-negative, and is -")
+def correlation_itself(student_logits, teacher_logits):
+    return correlation(student_logits, teacher_logits) - 1

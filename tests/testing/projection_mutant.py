@@ -1,0 +1,48 @@
+"""Defects of projections."""
+
+from __future__ import annotations
+
+import torch
+from testing.mutant import mutant
+from testing.specimen import AffineLaws
+from torch import nn
+
+
+@mutant(AffineLaws, "test_it_brings_the_students_width_to_the_teachers", "RuntimeError")
+def widths_swapped(in_dim, out_dim):
+    return nn.Linear(out_dim, in_dim)
+
+
+SHARED = {widths: nn.Linear(*widths).double() for widths in AffineLaws.widths}
+
+
+@mutant(AffineLaws, "test_two_projections_share_nothing", "share modules or parameters")
+def one_module_for_every_match(in_dim, out_dim):
+    return SHARED[in_dim, out_dim]
+
+
+@mutant(AffineLaws, "test_each_token_is_projected_on_its_own", "changed the projection of the others")
+class NormalizedOverTheBatch(nn.Module):
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.linear = nn.Linear(in_dim, out_dim)
+
+    def forward(self, feature):
+        found = self.linear(feature)
+        return found - found.mean(0, keepdim=True)
+
+
+@mutant(AffineLaws, "test_gradient_reaches_the_student_and_every_parameter", "gradient does not reach parameter unused")
+class WithALayerThatIsNeverUsed(nn.Linear):
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+        self.unused = nn.Parameter(torch.zeros(1))
+
+
+@mutant(AffineLaws, "test_its_input_is_not_modified", "modified the student's feature in place")
+class ActivationInPlace(nn.Linear):
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+
+    def forward(self, feature):
+        return super().forward(feature.relu_() if not feature.requires_grad else feature.relu())

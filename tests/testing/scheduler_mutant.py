@@ -1,0 +1,67 @@
+"""Defects of schedulers."""
+
+from __future__ import annotations
+
+import torch
+from testing.mutant import mutant
+from testing.specimen import FallingLaws, WarmthLaws, by_entropy
+
+
+@mutant(FallingLaws, "test_the_weight_depends_on_progress_alone", "when asked again")
+class CountingItsCalls:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, progress: float) -> float:
+        self.calls += 1
+        return max(0.0, 1 - self.calls / 100)
+
+
+@mutant(FallingLaws, "test_the_weight_moves_one_way", "was declared falling, and goes from")
+def growth_for_decay(progress):
+    return progress
+
+
+@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, and was declared to at 0")
+def off_by_one_step(progress, total_steps):
+    return 1 - progress * (total_steps - 1) / total_steps
+
+
+@mutant(FallingLaws, "test_the_weight_is_never_negative", "the student would be driven away")
+def past_its_end(progress):
+    return 1 - 2 * progress
+
+
+@mutant(FallingLaws, "test_the_weight_is_a_finite_number_throughout", "a weight is a finite Python number")
+def weight_as_a_tensor(progress):
+    return torch.tensor(1 - progress)
+
+
+@mutant(WarmthLaws, "test_each_item_gets_a_positive_temperature", "1000 classes give a temperature of -")
+def not_clamped(student_logits, teacher_logits, temperature):
+    weights = 1 / (student_logits.detach().softmax(-1).amax(-1) + 1e-3)
+    return temperature + weights.mean() - weights
+
+
+@mutant(WarmthLaws, "test_each_item_gets_a_positive_temperature", "student equal to teacher give a temperature of nan")
+def root_of_a_rounding_error(student_logits, teacher_logits, temperature):
+    student, teacher = (
+        side.detach() / side.detach().norm(dim=-1, keepdim=True) for side in (student_logits, teacher_logits)
+    )
+    weights = (1 - 1e-12 - (student * teacher).sum(-1)).pow(0.5)
+    return (temperature + weights.mean() - weights).clamp_min(0.1)
+
+
+@mutant(WarmthLaws, "test_the_temperature_carries_no_gradient", "carries gradient")
+def temperature_that_is_learned(student_logits, teacher_logits, temperature):
+    return temperature + student_logits.softmax(-1).amax(-1)
+
+
+@mutant(WarmthLaws, "test_the_mean_temperature_is_the_configured_one", "for a configured temperature of 8")
+def not_centred(student_logits, teacher_logits, temperature):
+    return temperature + student_logits.detach().softmax(-1).amax(-1)
+
+
+@mutant(WarmthLaws, "test_temperatures_follow_their_items", "do not get their temperatures in that order")
+def temperature_of_the_neighbour(student_logits, teacher_logits, temperature):
+    return by_entropy(student_logits, teacher_logits, temperature).roll(1, dims=0)
