@@ -6,10 +6,14 @@ is imported when it is first named.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from kdplug.contracts.version import PLUGIN_API
+from kdplug.contracts.version import VERSION as _VERSION
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS, FEATURES
+from kdplug.errors import PluginError
 from kdplug.host.active import active as _active
 from kdplug.host.hookspec import hookimpl
 from kdplug.host.registry import losses, projections, tasks, temperature_schedulers, weight_schedulers
@@ -27,7 +31,6 @@ if TYPE_CHECKING:
         EntryError,
         KdplugError,
         OutputsError,
-        PluginError,
         RunError,
         SettingError,
         ShapeError,
@@ -43,13 +46,14 @@ if TYPE_CHECKING:
     from kdplug.objective.objective import Objective
     from kdplug.objective.report import LossReport
 
-__version__ = "0.1.0"
+__version__ = _VERSION
 
 __all__ = [
     "ADAPTOR_KEYS",
     "FEATURES",
     "KD_LOSS_MAP",
     "MATCH_LOSS_MAP",
+    "PLUGIN_API",
     "PROJ_MAP",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
@@ -93,7 +97,6 @@ _ROOMS = {
         "EntryError",
         "KdplugError",
         "OutputsError",
-        "PluginError",
         "RunError",
         "SettingError",
         "ShapeError",
@@ -118,4 +121,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_active()
+# A wrong switch is told by the first look-up: there the command line can say it in one line.
+with suppress(PluginError):
+    _active()

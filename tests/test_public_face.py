@@ -25,6 +25,7 @@ FACE = [
     "Objective",
     "Outputs",
     "OutputsError",
+    "PLUGIN_API",
     "PROJ_MAP",
     "PluginError",
     "Recipe",
@@ -66,6 +67,8 @@ def test_type_checkers_and_the_lazy_face_see_the_same_names() -> None:
     eager = {
         "ADAPTOR_KEYS",
         "FEATURES",
+        "PLUGIN_API",
+        "PluginError",
         "hookimpl",
         *(name for name in FACE if name in kdplug.host.registry.REGISTRIES),
     }

@@ -12,7 +12,7 @@ from kdplug.host.entry import Entry
 from kdplug.host.kind import KINDS, Kind
 from kdplug.host.registry import REGISTRIES
 
-Status = Literal["ok", "shadowed", "ambiguous", "blocked", "broken"]
+Status = Literal["ok", "shadowed", "ambiguous", "blocked", "incompatible", "broken"]
 
 HOOKS = "hooks"
 """The kind under which plugins that hold hook implementations are listed."""
@@ -48,7 +48,7 @@ def rows(kind: Kind | None = None, *, load: bool = False) -> list[Row]:
     if load:
         active().load_hooks()
     kinds = [kind] if kind is not None else list(KINDS.values())
-    found = [row for one in kinds for row in (*_offered(one, load=load), *_blocked(one))]
+    found = [row for one in kinds for row in (*_offered(one, load=load), *_left_out(one))]
     return found + (list(_hook_plugins()) if kind is None else [])
 
 
@@ -70,11 +70,18 @@ def _offered(kind: Kind, *, load: bool) -> Iterator[Row]:
         yield Row(entry.name, kind.noun, entry.dist, entry.version, status, error)
 
 
-def _blocked(kind: Kind) -> Iterable[Row]:
-    reason = f"KDPLUG_PLUGINS={active().switch.text!r}"
+def _left_out(kind: Kind) -> Iterable[Row]:
+    host = active()
     return [
-        Row(point.name, kind.noun, dist.name, dist.version, "blocked", reason)
-        for dist in active().blocked
+        Row(
+            point.name,
+            kind.noun,
+            dist.name,
+            dist.version,
+            "blocked" if dist in host.blocked else "incompatible",
+            host.reason(dist),
+        )
+        for dist in host.left_out
         for point in dist.entry_points
         if point.group == kind.group
     ]

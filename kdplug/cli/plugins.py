@@ -11,7 +11,14 @@ from kdplug.cli.listing import Row, read_kind, rows
 
 app = typer.Typer(help="What is installed, and what one entry asks for.", no_args_is_help=True)
 
-_COLOURS = {"ok": "green", "shadowed": "yellow", "ambiguous": "yellow", "blocked": "dim", "broken": "bold red"}
+_COLOURS = {
+    "ok": "green",
+    "shadowed": "yellow",
+    "ambiguous": "yellow",
+    "blocked": "dim",
+    "incompatible": "red",
+    "broken": "bold red",
+}
 
 KindOption = Annotated[
     str | None, typer.Option("--kind", metavar="K", help="Only this kind: loss, projection, task, …")
@@ -79,3 +86,6 @@ def _print_table(found: list[Row]) -> None:
     blocked = {row.package: row.error for row in found if row.status == "blocked"}
     for package, reason in blocked.items():
         out.print(f"{package} is left out by {reason}", markup=False, highlight=False, soft_wrap=True)
+    incompatible = {row.package: row.error for row in found if row.status == "incompatible"}
+    for package, reason in incompatible.items():
+        out.print(f"{package} {reason}", markup=False, highlight=False, soft_wrap=True)

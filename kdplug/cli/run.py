@@ -20,15 +20,25 @@ def run(
     ] = None,
     output_dir: Annotated[Path | None, typer.Option("--output-dir", metavar="D", help="Where results go.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The seed of everything random.")] = None,
+    locked: Annotated[
+        Path | None,
+        typer.Option(
+            "--locked", metavar="RECORD", help="Run only what this kdplug-run.json records, or say what differs."
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Fit a teacher, distil it into a student, and compare with the same student without distillation."""
     with told(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
+        from kdplug.host.lock import check_environment
+
+        if locked is not None:
+            check_environment(locked)  # before any plugin is imported
         from kdplug.recipes.run import run_recipe
 
         chosen = Recipe.from_file(recipe)
         short = [f"output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
         short += [f"seed={seed}"] if seed is not None else []
-        run_recipe(chosen.with_overrides([*(changes or []), *short]), console=console())
+        run_recipe(chosen.with_overrides([*(changes or []), *short]), console=console(), locked=locked)

@@ -31,27 +31,44 @@ def process(device: str, precision: str | None) -> Iterator[Accelerator]:
 
     Raises: ``RunError`` where accelerate's processes, device or precision are not those asked for.
     """
-    was_initialized = is_initialized()
+    with _state_restored():
+        accelerator = _make(device, precision)
+        _check(accelerator, device)
+        if accelerator.num_processes > 1:
+            _leave_group_at_exit()
+        yield accelerator
+
+
+def _make(device: str, precision: str | None) -> Accelerator:
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    if ":" in device and not cpu:
+    if ":" in device and torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(device.partition(":")[2]))
     try:
-        accelerator = Accelerator(
+        return Accelerator(
             cpu=cpu,
             mixed_precision="no" if precision == "fp32" else precision,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
         raise RunError(f"accelerate cannot give this process what the run asks for: {error}") from error
+
+
+@contextmanager
+def _state_restored() -> Iterator[None]:
+    """Take accelerate's global state back to what was there, so that the next run may ask for something else.
+
+    A process group stays: making one anew is neither cheap nor safe.
+    """
+    had_accelerator = is_initialized()
+    had_process = bool(PartialState._shared_state)  # noqa: SLF001  accelerate has no public way to ask, nor to go back
     try:
-        _check(accelerator, device)
-        if accelerator.num_processes > 1:
-            _leave_group_at_exit()
-        yield accelerator
+        yield
     finally:
-        if not was_initialized:
-            GradientState._reset_state()  # noqa: SLF001  no other way back to what was there
-            AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)  # noqa: SLF001
+        if not had_accelerator:
+            GradientState._reset_state()  # noqa: SLF001
+            AcceleratorState._reset_state()  # noqa: SLF001
+        if not had_process and not torch.distributed.is_initialized():
+            PartialState._reset_state()  # noqa: SLF001
 
 
 def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:

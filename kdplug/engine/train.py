@@ -21,7 +21,7 @@ from kdplug.engine.materialize import materialize
 from kdplug.engine.mode import modes
 from kdplug.engine.optimizer import add_groups, check_student, parameters, unwrap
 from kdplug.engine.pair import Pair
-from kdplug.engine.plan import make_plan
+from kdplug.engine.plan import Plan, make_plan
 from kdplug.engine.process import process, shard
 from kdplug.engine.progress import display
 from kdplug.engine.request import Request
@@ -63,26 +63,16 @@ def train(
         windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, request.batch_postprocessor)
         if pair.objective.needs_materialize:
             materialize(pair, teacher, windows.peek(), request.model_args, accelerator.device)
-        run = Run(
-            model=pair.student,
-            teacher=None if teacher is None else teacher.model,
-            objective=pair.objective,
-            optimizer=optimizer,
-            total_steps=plan.total_steps,
-            output_dir=Path(config.output_dir),
-            is_main=accelerator.is_main_process,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
-        scheduler = _schedule(optimizer, pair, request)
+        new_groups = add_groups(optimizer, pair.objective.param_groups())
+        run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
         loop = Loop(
             run=run,
             plan=plan,
             accelerator=accelerator,
             model=accelerator.prepare_model(pair),
             teacher=teacher,
+            scheduler=_scheduler(optimizer, new_groups, request),
             optimizer=_prepared(accelerator, optimizer),
-            scheduler=scheduler,
             parameters=_trained(optimizer, pair),
             max_grad_norm=_limit(request.max_grad_norm),
             model_args=request.model_args,
@@ -118,11 +108,33 @@ def _settle(pair: Pair, teacher: Teacher | None, accelerator: Accelerator, stack
         teacher.to(accelerator.device)
 
 
-def _schedule(optimizer: Optimizer, pair: Pair, request: Request) -> Any:
-    """The objective's parameter groups first, then the learning-rate scheduler, which must see them."""
+def _run(
+    pair: Pair,
+    teacher: Teacher | None,
+    optimizer: Optimizer,
+    *,
+    plan: Plan,
+    config: TrainingConfig,
+    accelerator: Accelerator,
+) -> Run:
+    return Run(
+        model=pair.student,
+        teacher=None if teacher is None else teacher.model,
+        objective=pair.objective,
+        optimizer=optimizer,
+        total_steps=plan.total_steps,
+        output_dir=Path(config.output_dir),
+        is_main=accelerator.is_main_process,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+
+
+def _scheduler(optimizer: Optimizer, new_groups: int, request: Request) -> Any:
+    """The learning-rate scheduler, made once the objective's groups have joined the optimizer."""
     return make_scheduler(
         optimizer,
-        new_groups=add_groups(optimizer, pair.objective.param_groups()),
+        new_groups=new_groups,
         scheduler_class=request.scheduler_class,
         scheduler_args=request.scheduler_args,
         scheduler=request.scheduler,

@@ -30,8 +30,6 @@ class Component:
         """The component as plain data, with its qualified name and every setting."""
         if self.args:
             return [self.entry.qualified, *self.args, *([self.settings] if self.settings else [])]
-        if "name" in self.settings:
-            return [self.entry.qualified, self.settings]
         return {"name": self.entry.qualified, **self.settings}
 
     def __call__(self, **values: Any) -> Any:

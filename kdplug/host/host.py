@@ -13,8 +13,10 @@ from typing import Any
 
 import pluggy
 
+from kdplug.contracts.version import VERSION
 from kdplug.errors import PluginError, did_you_mean
 from kdplug.host import hookspec
+from kdplug.host.compatibility import unmet
 from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
 from kdplug.host.metadata import Distribution
@@ -63,13 +65,16 @@ class HookPlugin:
 class Host:
     """One set of plugins and the entries they offer.
 
-    Making one reads names only. Hook plugins are imported by ``load_hooks``, once.
+    Making one reads names only. Hook plugins are imported by ``load_hooks``, once. ``left_out`` holds the ``blocked`` ones,
+    which a switch leaves out, and the ``incompatible`` ones, which were written for another kdplug.
     """
 
     def __init__(self, dists: Iterable[Distribution] = (), switch: Switch | None = None) -> None:
         self.switch = switch or Switch()
         self.dists = sorted(dists, key=lambda dist: fold_distribution(dist.name))
         self.blocked = [dist for dist in self.dists if not self.switch.lets_in(dist.name)]
+        self.incompatible = [dist for dist in self.dists if unmet(dist.requires) and dist not in self.blocked]
+        self.left_out = [*self.blocked, *self.incompatible]
         self.entries: dict[str, dict[str, list[Entry]]] = {plural: {} for plural in KINDS}
         self.hook_plugins: list[HookPlugin] = []
         self.problems: list[str] = []
@@ -78,11 +83,14 @@ class Host:
         for dist in self.dists:
             self._admit(dist)
         self._waiting = list(self.hook_plugins)
+        self._unheard = [
+            dist for dist in self.incompatible if any(point.group == HOOK_GROUP for point in dist.entry_points)
+        ]
         for message in self.switch.unknown(dist.name for dist in self.dists):
             self.report(message)
 
     def _admit(self, dist: Distribution) -> None:
-        if dist in self.blocked:
+        if dist in self.left_out:
             self.manager.set_blocked(dist.name)
             return
         plugin = DistributionPlugin(dist)
@@ -143,6 +151,12 @@ class Host:
             self.entries[kind.plural].pop(fold(name), None)
         return len(kept) < len(offered)
 
+    def reason(self, dist: Distribution) -> str:
+        """What leaves out a distribution of ``left_out``: the switch, or what it needs and how to get it."""
+        if dist in self.blocked:
+            return f"KDPLUG_PLUGINS={self.switch.text!r}"
+        return f"needs {unmet(dist.requires)}, and this is kdplug {VERSION}: pip install --upgrade kdplug {dist.name}"
+
     def load_hooks(self) -> None:
         """Import every hook plugin once. One that raises is reported and costs only its own hooks.
 
@@ -150,6 +164,9 @@ class Host:
         """
         if self.switch.strict and self.problems:
             raise PluginError(self.problems[0])
+        while self._unheard:
+            dist = self._unheard.pop(0)
+            self.report(f"the hooks of {dist.name} {dist.version} are not called: it {self.reason(dist)}")
         while self._waiting:
             plugin = self._waiting.pop(0)
             try:

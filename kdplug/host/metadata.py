@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import importlib_metadata
 from kdplug.host.name import fold_distribution
 
 _PREFIX = "kdplug."
+_ON_KDPLUG = re.compile(r"kdplug(?![\w.-])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +28,13 @@ class EntryPoint:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """An installed distribution that has kdplug entry points."""
+    """An installed distribution that has kdplug entry points; ``requires`` are its requirements on kdplug itself."""
 
     name: str
     version: str
     entry_points: tuple[EntryPoint, ...]
     files: importlib_metadata.Distribution | None = field(default=None, compare=False, repr=False)
+    requires: tuple[str, ...] = ()
 
     def _text(self, name: str) -> str | None:
         return self.files.read_text(name) if self.files is not None else None
@@ -61,9 +64,10 @@ class Distribution:
         return self._text("RECORD")
 
 
-def _identity(text: str | None) -> tuple[str, str] | None:
-    """Name and version from the head of a metadata file, ``None`` where it is empty or has no name."""
+def _head(text: str | None) -> tuple[str, str, tuple[str, ...]] | None:
+    """Name, version and requirements on kdplug from a metadata file, ``None`` where it is empty or has no name."""
     name = version = ""
+    requires = []
     for line in (text or "").splitlines():
         if not line:
             break
@@ -72,7 +76,9 @@ def _identity(text: str | None) -> tuple[str, str] | None:
             name = value.strip()
         elif key == "Version":
             version = value.strip()
-    return (name, version) if name else None
+        elif key == "Requires-Dist" and _ON_KDPLUG.match(value.strip()):
+            requires.append(value.strip())
+    return (name, version, tuple(requires)) if name else None
 
 
 def _entry_points(text: str) -> Iterator[EntryPoint]:
@@ -90,11 +96,12 @@ def _read(found: importlib_metadata.Distribution) -> Distribution | None:
     text = found.read_text("entry_points.txt")
     if not text or _PREFIX not in text:
         return None
-    identity = _identity(found.read_text("METADATA") or found.read_text("PKG-INFO"))
-    if identity is None:
+    head = _head(found.read_text("METADATA") or found.read_text("PKG-INFO"))
+    if head is None:
         return None
+    name, version, requires = head
     points = tuple(_entry_points(text))
-    return Distribution(*identity, points, found) if points else None
+    return Distribution(name, version, points, found, requires) if points else None
 
 
 def scan(path: list[str] | None = None) -> list[Distribution]:

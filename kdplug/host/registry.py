@@ -161,14 +161,12 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def _missing(self, name: str, others: str = "") -> EntryError:
         dist, bare = split_qualified(name)
-        for blocked in active().blocked:
-            if _is(blocked.name, dist) and any(
-                p.group == self.kind.group and fold(p.name) == fold(bare) for p in blocked.entry_points
+        for absent in active().left_out:
+            if _is(absent.name, dist) and any(
+                p.group == self.kind.group and fold(p.name) == fold(bare) for p in absent.entry_points
             ):
-                return NotInstalledError(
-                    f"{name!r} is offered by {blocked.name} {blocked.version}, which "
-                    f"KDPLUG_PLUGINS={active().switch.text!r} leaves out{others}"
-                )
+                why = active().reason(absent) + (" leaves out" if absent in active().blocked else "")
+                return NotInstalledError(f"{name!r} is offered by {absent.name} {absent.version}, which {why}{others}")
         for package, offers in FIRST_PARTY.items():
             if _is(package, dist) and fold(bare) in map(fold, offers.get(self.kind.plural, ())):
                 return NotInstalledError(_absent(name, package) + others)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
+from kdplug.host.signature import check_setting_names
 
 if TYPE_CHECKING:
     from kdplug.host.entry import Entry
@@ -26,10 +27,11 @@ _MODEL = ConfigDict(
 def settings_model(entry: Entry) -> type[BaseModel]:
     """The pydantic model of an entry's settings.
 
-    Raises: ``SignatureError`` where the settings make no valid model.
+    Raises: ``SignatureError`` where the settings make no valid model, or a config could not write one of them.
     """
     own = getattr(entry.load(), "Settings", None)
     if inspect.isclass(own) and issubclass(own, BaseModel):
+        check_setting_names(entry, setting_names(own))
         return own if "extra" in own.model_config else _strict(own)
     fields: dict[str, Any] = {}
     for name, setting in entry.signature.settings.items():

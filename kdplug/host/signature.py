@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from kdplug.host.entry import Entry
 
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+_TAKEN = ("name",)
+_TAKEN_BY_PROJECTIONS = ("in_dim", "out_dim", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def read_signature(entry: Entry, target: Callable[..., Any]) -> Signature:
     """Read the inputs and settings of ``target``.
 
     Raises: ``SignatureError`` for an input that the engine does not provide, for ``*args`` or ``**kwargs``, and for a
-    setting that carries an input's name.
+    setting that carries an input's name or that a config could not write.
     """
     if inspect.isclass(target):
         init = _init_of(target)
@@ -137,9 +140,23 @@ def _checked(
                 f"{entry.name} ({entry.dist}) has a setting {parameter.name!r}, which is the name of an input. "
                 "Rename it, or take it by position to get the input"
             )
+    check_setting_names(entry, (parameter.name for parameter in settings))
     hints = _annotations(function, settings)
     found = {p.name: Setting(hints[p.name], p.default) for p in settings}
     return Signature(names, found, makes)
+
+
+def check_setting_names(entry: Entry, names: Iterable[str]) -> None:
+    """Refuse a setting that a config could not write: in a mapping, its key would already mean something else.
+
+    Raises: ``SignatureError``.
+    """
+    for name in names:
+        if name in _TAKEN or (name in _TAKEN_BY_PROJECTIONS and entry.kind.plural == "projections"):
+            raise SignatureError(
+                f"{entry.name} ({entry.dist}) has a setting {name!r}, which no config could write: in "
+                f"{{name: {entry.name}, …}} the key {name!r} already means something else. Rename the setting"
+            )
 
 
 def _positional_inputs(entry: Entry) -> tuple[str, ...]:

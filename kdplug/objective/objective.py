@@ -134,11 +134,14 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, tuple[str, ...]], ...]:
 
 def _matches(config: DistillationConfig) -> nn.ModuleDict:
     """The matches whose weight is not 0, by their place in the config."""
-    names = unique(
-        ("kd_loss", "hard_label_loss", *(match.name or _default_name(match) for match in config.intermediate_matches))
-    )[2:]
+    matches = config.intermediate_matches
+    given = [match.name for match in matches if match.name is not None]
+    free = iter(
+        unique((_default_name(m) for m in matches if m.name is None), [KdTerm.name, HardLabelTerm.name, *given])
+    )
+    names = [match.name or next(free) for match in matches]
     found: dict[str, nn.Module] = {}
-    for place, (match, name) in enumerate(zip(config.intermediate_matches, names, strict=True)):
+    for place, (match, name) in enumerate(zip(matches, names, strict=True)):
         if not match.weight:
             continue
         try:

@@ -61,9 +61,9 @@ def _shown(value: Any) -> str:
     return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
 
 
-def unique(names: Iterable[str]) -> list[str]:
-    """The names in order; one that came before gets ``_2``, ``_3``…"""
-    taken: set[str] = set()
+def unique(names: Iterable[str], reserved: Iterable[str]) -> list[str]:
+    """The names in order; one that came before, or that is reserved, gets ``_2``, ``_3``…"""
+    taken = set(reserved)
     found = []
     for name in names:
         free, number = name, 1

@@ -16,6 +16,7 @@ from kdplug.contracts.task import Task
 from kdplug.engine.checkpoint import STUDENT
 from kdplug.errors import ConfigError, KdplugError, RunError
 from kdplug.host.component import Component
+from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.host.registry import tasks
 from kdplug.objective.objective import Objective
@@ -32,11 +33,12 @@ FILES = (RECORD, METRICS, STUDENT, CURVES)
 """What a run writes into its folder."""
 
 
-def run_recipe(recipe: Recipe, *, console: Console | None = None) -> RecipeResult:
+def run_recipe(recipe: Recipe, *, console: Console | None = None, locked: Path | None = None) -> RecipeResult:
     """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors`` and ``curves.png`` into the recipe's
     ``output_dir``, in place of those of an earlier run. ``console`` is where sentences and tables go, nowhere by default.
+    ``locked`` is the ``kdplug-run.json`` of a run that this one must be again.
 
     Raises: ``KdplugError`` where the recipe names what cannot be used, or a run cannot start or go on.
     """
@@ -51,6 +53,8 @@ def run_recipe(recipe: Recipe, *, console: Console | None = None) -> RecipeResul
     distillation, terms = _resolved(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
     record = run_record(recipe, component.qualified_spec(), distillation)
+    if locked is not None:
+        check_locked(locked, record)
     output_dir = _emptied(Path(recipe.output_dir))
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
-from kdplug.host.manifest import ignored_records, plugin_records
-from kdplug.host.metadata import installed_version
+from kdplug.host.active import active
+from kdplug.host.manifest import environment_record
+from kdplug.report.used_entry import used_entries
 
 RECORD = "kdplug-run.json"
 """The name of the file."""
 
 
 def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: DistillationConfig) -> dict[str, Any]:
-    """Versions, plugins, and the recipe with every component's qualified name and every setting.
+    """Versions, plugins, used entries, and the recipe with every component's qualified name and every setting.
 
     ``task`` and ``distillation`` are the recipe's own in that resolved form. ``output_dir``, which decides nothing, is left
-    out. ``config_sha256`` is that of the recipe in this form.
+    out. ``config_sha256`` is that of the recipe in this form. Hook plugins are imported, so that one that fails is named.
     """
+    active().load_hooks()
     resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict()}
     del resolved["output_dir"]
     return {
-        "kdplug": installed_version("kdplug"),
-        "python": platform.python_version(),
-        "torch": installed_version("torch"),
-        "plugins": plugin_records(),
-        "ignored_plugins": ignored_records(),
+        **environment_record(),
+        "entries": [_task_entry(task), *_under("distillation", used_entries(distillation))],
         "seed": recipe.seed,
         "recipe": resolved,
         "config_sha256": config_hash(resolved),
     }
+
+
+def _task_entry(task: Mapping[str, Any]) -> dict[str, Any]:
+    return {"path": "task", "name": task["name"], "settings": {key: task[key] for key in task if key != "name"}}
+
+
+def _under(field: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**entry, "path": f"{field}.{entry['path']}"} for entry in entries]
 
 
 def config_hash(data: Mapping[str, Any]) -> str:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from kdplug.testing.isolation import isolated_plugins
     from kdplug.testing.law import broken_laws, law_names
     from kdplug.testing.loss_laws import LossLaws
-    from kdplug.testing.plugin_site import PluginSite, plugin_site, write_plugin_site
     from kdplug.testing.projection_laws import ProjectionLaws
     from kdplug.testing.scheduler_laws import SchedulerLaws
+    from kdplug.testing.temporary_site import PluginSite, plugin_site, write_plugin_site
 
 __all__ = [
     "LossLaws",
@@ -32,7 +32,7 @@ _MODULES = {
     "isolation": ("isolated_plugins",),
     "law": ("broken_laws", "law_names"),
     "loss_laws": ("LossLaws",),
-    "plugin_site": ("PluginSite", "plugin_site", "write_plugin_site"),
+    "temporary_site": ("PluginSite", "plugin_site", "write_plugin_site"),
     "projection_laws": ("ProjectionLaws",),
     "scheduler_laws": ("SchedulerLaws",),
 }

@@ -3,10 +3,12 @@
     python tests/benchmarks/match_losses.py [--rounds 15] [--only cos fsp] [--threads 1] [--clock cpu]
 
 Both run on the same inputs in one process, in turns (A B A B …); a row shows the median of each and their ratio, so a
-busy machine slows both. ``--clock cpu`` counts the process's CPU time, which waiting for a busy core does not stretch (use
-it with one thread), ``--clock wall`` the time that passed. Memory is the largest sum of bytes that PyTorch's CPU allocator handed out and had not got back,
-counted by ``torch.profiler`` over one forward and backward pass; the inputs were there before and do not count, the
-gradients that stay do. What the matrix library allocates for itself is not seen, on either side.
+busy machine slows both. ``--clock cpu`` counts the process's CPU time, which waiting for a busy core does not stretch
+(use it with one thread), ``--clock wall`` the time that passed.
+
+Memory is the largest sum of bytes that PyTorch's CPU allocator handed out and had not got back, counted by
+``torch.profiler`` over one forward and backward pass; the inputs were there before and do not count, the gradients that
+stay do. What the matrix library allocates for itself is not seen, on either side.
 
 TextBrewer's masked ``nst`` divides by the length on PyPI, so its value differs there by (length / width)²; the last
 column compares after that factor.
@@ -156,9 +158,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    print(
-        f"torch {torch.__version__}, {options.threads} thread(s), {options.rounds} rounds, {options.clock} time, float32, forward + backward"
-    )
+    setting = f"{options.threads} thread(s), {options.rounds} rounds, {options.clock} time"
+    print(f"torch {torch.__version__}, {setting}, float32, forward + backward")
     print(
         f"{'loss':<18} {'shape':<22} {'textbrewer':>11} {'kdplug':>9} {'ratio':>6} {'peak MiB':>15} {'value off':>10}"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, is_initialized
+from accelerate.state import AcceleratorState, PartialState, is_initialized
 from small_run import AUTO, make_batches, make_distiller, make_student, sgd, weights
 from torch.utils.data import DataLoader
 
@@ -113,6 +113,14 @@ def test_an_accelerator_of_the_users_own_survives_a_run(own_accelerator):
     with process("cpu", None) as accelerator:
         assert accelerator.mixed_precision == "bf16"
     assert own_accelerator.mixed_precision == "bf16"
+
+
+def test_a_process_state_of_the_users_own_survives_a_run():
+    state = PartialState(cpu=True)
+    with process("cpu", "fp32"):
+        pass
+    assert state.num_processes == 1
+    PartialState._reset_state()
 
 
 def test_an_accelerator_of_another_precision_is_an_error(own_accelerator):

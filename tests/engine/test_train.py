@@ -20,6 +20,7 @@ from small_run import (
 )
 from torch import nn
 
+from kdplug.engine.finite import FiniteWatch
 from kdplug.errors import RunError
 
 SCHEDULED = {"kd_loss_weight_scheduler": "linear_decay", "temperature": 3.0, "hard_label_weight": 0.3}
@@ -199,3 +200,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(t
         distiller.train(sgd(student), batches, num_epochs=1)
     assert torch.isfinite(weights(student)).all()
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_losses_are_settled_before_each_log_and_each_save(tmp_path, monkeypatch):
+    """On a device losses are only checked then; nothing bad may be saved."""
+    student, events = make_student(), []
+    monkeypatch.setattr(FiniteWatch, "settle", lambda watch: events.append("settle"))
+    distiller = make_distiller(tmp_path, student, training={"logging_steps": 2, "ckpt_frequency": 2})
+    optimizer = sgd(student)
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: events.append("step") or step())
+    distiller.train(optimizer, make_batches(6), num_epochs=1, callback=lambda model, step: events.append("save"))
+    assert " ".join(events) == "step settle step settle step save settle step step settle step save"

@@ -171,12 +171,25 @@ def test_a_setting_may_have_a_name_that_pydantic_uses(name: str) -> None:
     assert refusal(target, {"name": "mine", name: "x"}).startswith(f"{name}: must be a valid")
 
 
-def test_a_setting_may_be_called_name_and_comes_back_from_plain_data() -> None:
-    def named(student_logits, *, name: str = "x"): ...
+@pytest.mark.parametrize(("kind", "name"), [("losses", "name"), ("projections", "name"), ("projections", "options")])
+def test_a_setting_whose_key_is_taken_in_a_mapping_is_refused(kind: str, name: str) -> None:
+    registry = getattr(kdplug, kind)
+    registry.register("mine")(eval(f"lambda *, {name}=1: None"))
+    with pytest.raises(SignatureError, match=f"^mine \\(local\\) has a setting '{name}', which no config could write"):
+        registry.build("mine")
 
-    built = build(named, ["mine", "y"])
-    assert built.qualified_spec() == ["local:mine", {"name": "y"}]
-    assert kdplug.losses.build(built.qualified_spec()).settings == {"name": "y"}
+
+def test_a_setting_called_name_is_refused_in_a_settings_class_too() -> None:
+    class Named:
+        class Settings(BaseModel):
+            name: str = "x"
+
+        def __init__(self, name): ...
+
+        def forward(self, student_logits): ...
+
+    with pytest.raises(SignatureError, match=r"Rename the setting$"):
+        build(Named)
 
 
 def test_the_qualified_spec_holds_every_setting_and_builds_the_same_again() -> None:

@@ -127,7 +127,7 @@ def test_the_switches_are_read_before_anything_is_registered(fake_site: FakeSite
     assert fake_site.prints(code, KDPLUG_PLUGINS="") == "False"
 
 
-def test_a_strict_import_with_an_unknown_name_fails(fake_site: FakeSite) -> None:
-    done = fake_site.python("import kdplug", KDPLUG_PLUGINS="kdplug-mylos", KDPLUG_STRICT="1")
+def test_a_strict_first_look_up_with_an_unknown_name_fails(fake_site: FakeSite) -> None:
+    done = fake_site.python("import kdplug; len(kdplug.losses)", KDPLUG_PLUGINS="kdplug-mylos", KDPLUG_STRICT="1")
     assert done.returncode == 1
     assert "PluginError: KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed." in done.stderr

@@ -160,3 +160,9 @@ def sign_of_a_correlation_flipped(student_logits, teacher_logits):
 @mutant(CorrelationLaws, "test_it_is_never_negative", "was declared non-negative, and is -")
 def correlation_itself(student_logits, teacher_logits):
     return correlation(student_logits, teacher_logits) - 1
+
+
+@mutant(KlLaws, "test_no_items_at_all_give_zero", "logits of no items should give 0 and gives nan")
+def mean_of_nothing(student_logits, teacher_logits, temperature, mask):
+    total, count = kl(student_logits, teacher_logits, temperature, mask)
+    return LossSum(total / count, 1)

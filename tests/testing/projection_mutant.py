@@ -46,3 +46,43 @@ class ActivationInPlace(nn.Linear):
 
     def forward(self, feature):
         return super().forward(feature.relu_() if not feature.requires_grad else feature.relu())
+
+
+@mutant(AffineLaws, "test_gradient_agrees_with_finite_differences", "gradient is not that of the value")
+class DetachedFactor(nn.Linear):
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+
+    def forward(self, feature):
+        found = super().forward(feature)
+        return found * found.detach()
+
+
+@mutant(AffineLaws, "test_half_precision_autocast_stays_near_float32", "under float16 autocast is far from float32")
+class OverflowInHalfPrecision(nn.Linear):
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+
+    def forward(self, feature):
+        return super().forward(feature) * 1e3 * 1e3 / 1e6
+
+
+@mutant(
+    AffineLaws, "test_a_copy_and_a_loaded_state_project_alike", "one that loaded its state_dict projects differently"
+)
+class ScaleThatIsNotSaved(nn.Linear):
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+        self.register_buffer("scale", torch.rand(()), persistent=False)
+
+    def forward(self, feature):
+        return super().forward(feature) * self.scale
+
+
+@mutant(AffineLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it whole")
+class BranchOnAValueOfTheFeature(nn.Linear):
+    def __init__(self, in_dim, out_dim):
+        super().__init__(in_dim, out_dim)
+
+    def forward(self, feature):
+        return super().forward(feature) if feature.sum().item() < 1e9 else feature

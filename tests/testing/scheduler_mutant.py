@@ -65,3 +65,20 @@ def not_centred(student_logits, teacher_logits, temperature):
 @mutant(WarmthLaws, "test_temperatures_follow_their_items", "do not get their temperatures in that order")
 def temperature_of_the_neighbour(student_logits, teacher_logits, temperature):
     return by_entropy(student_logits, teacher_logits, temperature).roll(1, dims=0)
+
+
+@mutant(WarmthLaws, "test_logits_are_not_modified", "modified the logits in place")
+def normalized_in_place(student_logits, teacher_logits, temperature):
+    student_logits.detach().sub_(student_logits.detach().amax(-1, keepdim=True))
+    return by_entropy(student_logits, teacher_logits, temperature)
+
+
+@mutant(WarmthLaws, "test_the_configured_temperature_is_used", "is the same for a configured temperature of 4 and of 8")
+def temperature_of_its_own(student_logits, teacher_logits, temperature):
+    return by_entropy(student_logits, teacher_logits, 4.0)
+
+
+@mutant(WarmthLaws, "test_a_class_that_the_teacher_rules_out_stays_finite", "a class with teacher logit -inf")
+def norm_of_minus_infinity(student_logits, teacher_logits, temperature):
+    teacher = teacher_logits.detach() / teacher_logits.detach().norm(dim=-1, keepdim=True).clamp_min(1e-3)
+    return by_entropy(student_logits, teacher_logits, temperature) + 0 * teacher.sum(-1)

@@ -29,7 +29,7 @@ from testing.specimen import (
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug.testing import broken_laws, law_names
+from kdplug.testing import LossLaws, ProjectionLaws, SchedulerLaws, broken_laws, law_names
 
 PLANTED_IN = (feature_mutant, logit_mutant, module_mutant, projection_mutant, scheduler_mutant)
 
@@ -82,3 +82,16 @@ def test_a_loss_without_a_docstring_is_caught() -> None:
 
 def test_every_file_of_mutants_is_planted() -> None:
     assert {mutant.target.__module__ for mutant in MUTANTS.values()} == {module.__name__ for module in PLANTED_IN}
+
+
+def test_every_law_catches_a_mutant() -> None:
+    elsewhere = {
+        "test_it_can_be_built",
+        "test_it_has_a_docstring",
+        "test_it_agrees_with_its_oracle",
+        "test_items_without_a_label_stay_finite",
+    }
+    every = {
+        name for laws in (LossLaws, ProjectionLaws, SchedulerLaws) for name in dir(laws) if name.startswith("test_")
+    }
+    assert every - {mutant.law for mutant in MUTANTS.values()} == elsewhere

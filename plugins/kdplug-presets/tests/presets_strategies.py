@@ -23,6 +23,8 @@ HIDDEN = {"hidden_mse": hidden.hidden_mse, "cos": hidden.cos, "pkd": hidden.pkd}
 PAIR = {"fsp": gram.fsp, "nst": gram.nst}
 MATCH: dict[str, Callable[..., Any]] = {**ATTENTION, **HIDDEN, **PAIR}
 KD: dict[str, Callable[..., Any]] = {"ce": kd.ce, "mse": kd.mse}
+BOTH_ROUTES = {"fsp": [5, 40], "nst": [5, 1]}
+"""Widths at which a Gram loss over 4 tokens goes directly, and by expansion."""
 ZERO_AT_EQUALITY = ("attention_mse", "attention_mse_sum", "hidden_mse", "cos", "pkd", "fsp", "nst")
 
 
@@ -49,6 +51,11 @@ class Features:
     def loss(self) -> Any:
         """The ``LossSum``."""
         return MATCH[self.name](*self.arguments())
+
+    def has_directions(self) -> bool:
+        """Whether no vector is so short that what is added to lengths against a division by 0 shows."""
+        tensors = [*self.student, *self.teacher]
+        return all(bool((tensor.detach().float().norm(dim=-1) > 1e-2).all()) for tensor in tensors)
 
     def gradients(self, value: Tensor | None = None) -> tuple[Tensor, ...]:
         """Of the mean (or of ``value``), with respect to the student's tensors."""
@@ -105,3 +112,21 @@ def drawn_features(draw: st.DrawFn, name: str, **fixed: Any) -> Features:
         "seed": draw(seeds),
     }
     return features(name, **{**sizes, **fixed})
+
+
+def finite(*tensors: Tensor) -> bool:
+    """Whether no entry is nan or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def padded_entries(name: str, mask: Tensor) -> Tensor:
+    """The entries that belong to padded tokens; broadcasts to the features of the loss."""
+    return ~(mask.unsqueeze(-1) & mask.unsqueeze(-2)).unsqueeze(1) if name in ATTENTION else ~mask.unsqueeze(-1)
+
+
+def spoil(case: Features, bad: float, sides: tuple[str, ...]) -> None:
+    """Put ``bad`` into every padded entry of the named sides."""
+    where = padded_entries(case.name, case.mask)
+    for side in sides:
+        setattr(case, side, [tensor.detach().masked_fill(where, bad) for tensor in getattr(case, side)])
+    case.student = [tensor.detach().requires_grad_() for tensor in case.student]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from presets_strategies import ATTENTION, KD, MATCH, PAIR, ZERO_AT_EQUALITY, drawn_features, features
+from presets_strategies import ATTENTION, BOTH_ROUTES, KD, MATCH, ZERO_AT_EQUALITY, drawn_features, features
 
 from kdplug_presets import kd
 
@@ -17,16 +17,12 @@ every_kd = pytest.mark.parametrize("name", KD)
 examples = settings(max_examples=15, deadline=None)
 
 
-def wide_or_narrow(name: str) -> list[int]:
-    """Widths that take both Gram routes at length 4: 40 expands ``fsp``, 1 expands ``nst``."""
-    return [5, 40, 1] if name in PAIR else [5]
-
-
 @pytest.mark.parametrize("name", ZERO_AT_EQUALITY)
 @given(data=st.data())
 @examples
 def test_losses_are_zero_where_the_student_is_the_teacher(name: str, data: st.DataObject) -> None:
     case = data.draw(drawn_features(name, dtype=torch.float32))
+    assume(case.has_directions())
     case.teacher = [tensor.detach().clone() for tensor in case.student]
     assert case.loss().value.item() == pytest.approx(0.0, abs=1e-6)
     assert all(gradient.abs().max() < 1e-5 for gradient in case.gradients())
@@ -44,7 +40,7 @@ def test_distances_are_never_negative(name: str, data: st.DataObject) -> None:
 @every_match
 def test_match_gradients_are_right_in_float64(name: str) -> None:
     for masked in (True, False):
-        for width in wide_or_narrow(name):
+        for width in BOTH_ROUTES.get(name, [5]):
             case = features(name, batch=2, length=3, width=width, masked=masked, dtype=torch.float64)
 
             def value(*student: torch.Tensor, case: Any = case) -> torch.Tensor:
@@ -63,7 +59,7 @@ def test_kd_gradients_are_right_in_float64(name: str) -> None:
 
 @every_match
 def test_a_scaled_loss_has_scaled_gradients_also_the_second_time(name: str) -> None:
-    for width in wide_or_narrow(name):
+    for width in BOTH_ROUTES.get(name, [5]):
         case = features(name, width=width)
         value = case.loss().value
         first = torch.autograd.grad(value * 1024.0, case.student, retain_graph=True)
@@ -75,7 +71,7 @@ def test_a_scaled_loss_has_scaled_gradients_also_the_second_time(name: str) -> N
 def test_a_second_derivative_is_refused_and_not_wrong(name: str) -> None:
     case = features(name)
     first = torch.autograd.grad(case.loss().value, case.student, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         torch.autograd.grad(sum(g.sum() for g in first), case.student)
 
 
@@ -101,7 +97,7 @@ def test_no_kd_gradient_reaches_the_teacher_or_the_temperature(name: str) -> Non
 
 @every_match
 def test_inputs_are_left_as_they_were(name: str) -> None:
-    for width in wide_or_narrow(name):
+    for width in BOTH_ROUTES.get(name, [5]):
         case = features(name, width=width)
         tensors = [*case.student, *case.teacher, case.mask]
         before = [tensor.detach().clone() for tensor in tensors]
@@ -166,6 +162,15 @@ def test_large_inputs_are_worked_on_in_blocks_with_the_same_result(name: str, mo
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(case.gradients(), gradients, strict=True))
 
 
+@every_kd
+@pytest.mark.parametrize("shape", [(9,), (5, 9), (2, 3, 9)])
+def test_logits_are_worked_on_in_blocks_with_the_same_result(name: str, shape: Any, monkeypatch: Any) -> None:
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    expected = KD[name](student, teacher).value
+    monkeypatch.setattr("kdplug_presets.block._ELEMENTS", 2)
+    assert torch.allclose(KD[name](student, teacher).value, expected)
+
+
 @every_match
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
@@ -177,6 +182,18 @@ def test_match_losses_compile_into_one_graph(name: str, masked: bool) -> None:
     value = compiled(*case.arguments())
     assert torch.allclose(value, expected)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(case.gradients(value), gradients, strict=True))
+
+
+@every_kd
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, while it traces
+def test_kd_losses_compile_into_one_graph(name: str) -> None:
+    torch.compiler.reset()
+    student, teacher, temperature = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6), torch.rand(4) + 1
+    compiled = torch.compile(lambda s, t, x: KD[name](s, t, x).value, fullgraph=True, backend="aot_eager")
+    values = [loss(student, teacher, temperature) for loss in (compiled, lambda *a: KD[name](*a).value)]
+    gradients = [torch.autograd.grad(value, student)[0] for value in values]
+    assert torch.allclose(*values)
+    assert torch.allclose(*gradients, atol=1e-7)
 
 
 @pytest.mark.parametrize("temperature", [2.0, torch.tensor([1.0, 2.0, 4.0])])

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, ShapeError
 from kdplug_presets.cross_entropy import Selection, cross_entropy
 from kdplug_presets.mask import bits, pairs, read_mask
 from kdplug_presets.precision import promoted, without_autocast, working_type
-from kdplug_presets.shape import ATTENTION, one_pair, require_rank
+from kdplug_presets.shape import ATTENTION, one_pair, require_rank, written
 from kdplug_presets.squared_distance import squared_distance
 
 Inputs = Literal["scores", "probs"]
@@ -24,8 +24,13 @@ def _read(owner: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _token_mask(owner: str, mask: Tensor, student: Tensor) -> Tensor:
-    read_mask(owner, mask, student, torch.Size((student.shape[0], student.shape[-2])))
-    return read_mask(owner, mask, student, torch.Size((student.shape[0], student.shape[-1])))
+    queries, keys = student.shape[-2:]
+    if queries != keys:
+        raise ShapeError(
+            f"{owner}: a mask needs as many queries as keys, got student_features {written(student)}: "
+            f"{queries} and {keys}"
+        )
+    return read_mask(owner, mask, student, torch.Size((student.shape[0], keys)))
 
 
 def _squared(student: Tensor, teacher: Tensor, mask: Tensor | None, pad_below: float | None) -> LossSum:
@@ -121,15 +126,15 @@ def attention_ce(
     inputs: Inputs = "scores",
     pad_below: float | None = -1e-3,
 ) -> LossSum:
-    """Cross-entropy of the student's attention under the teacher's, in nats, mean over the rows (queries) of every head.
+    """Cross-entropy of the student's attention under the teacher's, in nats, mean over the rows of every head.
 
-    ``inputs="scores"`` takes scores and applies a softmax over the keys. ``"probs"`` takes what a transformer returns as
-    attentions: a softmax over those again leaves almost no signal. A student probability below the precision of its type
-    is lifted to it.
+    ``inputs="scores"`` takes scores and applies a softmax over the keys. ``"probs"`` takes what a transformer returns
+    as attentions: a softmax over those again leaves almost no signal. A student probability below the precision of its
+    type is lifted to it.
 
-    The mask selects rows and, within a row, keys; the softmax runs over all keys, padded ones included, unless they hold
-    ``-inf`` or ``nan``. Without a mask, a key whose teacher value is at or below ``pad_below`` is left out (TextBrewer's
-    rule; ``None`` turns it off). With a mask the rule is not applied.
+    The mask selects rows (queries) and, within a row, keys; the softmax runs over all keys, padded ones included, unless
+    they hold ``-inf`` or ``nan``. Without a mask, a key whose teacher value is at or below ``pad_below`` is left out
+    (TextBrewer's rule; ``None`` turns it off). With a mask the rule is not applied.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
     Raises: ``ShapeError`` where shapes differ.

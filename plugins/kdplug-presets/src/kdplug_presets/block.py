@@ -1,4 +1,4 @@
-"""Working on a few examples at a time, so that what is in between stays in a CPU's cache and is never held as a whole."""
+"""Working on a few examples at a time, so that what is in between stays in a CPU's cache."""
 
 from __future__ import annotations
 

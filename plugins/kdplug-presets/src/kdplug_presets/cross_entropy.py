@@ -15,7 +15,7 @@ from kdplug_presets.precision import without_autocast, working_type
 
 
 class Selection(NamedTuple):
-    """What of ``[..., rows, keys]`` counts, as bits (see ``mask.bits``); both have the scores' first axis and broadcast."""
+    """What of ``[..., rows, keys]`` counts, as bits (``mask.bits``); both have the scores' first axis and broadcast."""
 
     rows: Tensor
     keys: Tensor
@@ -50,7 +50,7 @@ def _entropies(
     return gradient, -torch.stack(totals).sum()
 
 
-def _selected_entropies(
+def _selected_entropies(  # noqa: PLR0917
     student: Tensor,
     teacher: Tensor,
     rows: Tensor | None,
@@ -75,7 +75,7 @@ def _selected_entropies(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any,
         student: Tensor,
         teacher: Tensor,
@@ -108,9 +108,11 @@ def cross_entropy(
     """``-Σ softmax(teacher) · log_softmax(student)`` over everything, in nats, a scalar of at least 32 bits.
 
     ``selection`` picks rows and the keys within a row. The softmax still runs over all keys, except that a padded key
-    which holds ``nan`` or infinity is absent. ``weight`` (with 1 on the last axis) multiplies rows. A term whose teacher
-    score is at or below ``pad_below`` is left out. A class that the teacher rules out (``-inf``) adds nothing, whatever
-    the student gives it.
+    which holds ``nan`` or infinity is absent. ``weight`` (with 1 on the last axis) multiplies rows. A term whose
+    teacher score is at or below ``pad_below`` is left out. A class that the teacher rules out (``-inf``) adds nothing,
+    whatever the student gives it.
+
+    At least two axes: the first is worked on in blocks.
     """
     rows, keys = selection or (None, None)
     with without_autocast(student):

@@ -19,7 +19,7 @@ def _read(owner: str, student: Sequence[Tensor], teacher: Sequence[Tensor], axes
     s0, s1 = require_pair(owner, "student_features", student)
     t0, t1 = require_pair(owner, "teacher_features", teacher)
     for i, (left, right) in enumerate(((s0, t0), (s1, t1))):
-        require_axes(owner, f"student_features[{i}]", left, f"teacher_features[{i}]", right, axes)
+        require_axes(owner, (f"student_features[{i}]", left), (f"teacher_features[{i}]", right), axes)
     dtype = working_type(s0, s1, t0, t1)
     return (s0.to(dtype), s1.to(dtype)), (t0.detach().to(dtype), t1.detach().to(dtype))
 

@@ -40,7 +40,7 @@ def _weighted(values: Tensor, weight: Tensor | float) -> Tensor:
 
 class _Direct(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any,
         s0: Tensor,
         s1: Tensor,
@@ -93,7 +93,7 @@ def _products(over: Over, features: Tensor, difference: Tensor, scale: Tensor, t
 
 class _Expanded(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917
         ctx: Any,
         s0: Tensor,
         s1: Tensor,

@@ -57,7 +57,7 @@ def pkd(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None 
     """
     student = _first_token("student_features", student_features)
     teacher = _first_token("teacher_features", teacher_features)
-    require_axes("pkd", "student_features", student, "teacher_features", teacher, ("batch", "width"))
+    require_axes("pkd", ("student_features", student), ("teacher_features", teacher), ("batch", "width"))
     if mask is None:
         return LossSum(direction_distance(student, teacher), student.shape[0])
     counts = _counting_examples(mask, student_features)

@@ -7,7 +7,7 @@ from torch import Tensor
 from kdplug import LossSum
 from kdplug_presets.cross_entropy import cross_entropy
 from kdplug_presets.precision import promoted
-from kdplug_presets.shape import LOGITS, require_rank, require_same, require_tensor
+from kdplug_presets.shape import LOGITS, require_same, require_tensor
 from kdplug_presets.squared_distance import squared_distance
 from kdplug_presets.tempering import read_temperature
 
@@ -15,16 +15,16 @@ from kdplug_presets.tempering import read_temperature
 def _softened(
     owner: str, student: Tensor, teacher: Tensor, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both sides over the temperature as ``[items, classes]``, and the temperature as it was read."""
     student = require_tensor(owner, "student_logits", student)
     teacher = require_tensor(owner, "teacher_logits", teacher)
     require_same(owner, student, teacher, ("student_logits", "teacher_logits"), LOGITS)
-    if student.dim() == 0:
-        require_rank(owner, "student_logits", student, (1, 2, 3))
     temperature = read_temperature(owner, temperature, student)
     student, teacher = promoted(student, teacher)
     if isinstance(temperature, Tensor) or temperature != 1:
         student, teacher = student / temperature, teacher / temperature
-    return student, teacher, temperature
+    rows = student.shape[:-1].numel(), student.shape[-1]
+    return student.reshape(rows), teacher.reshape(rows), temperature
 
 
 def ce(
@@ -33,20 +33,19 @@ def ce(
     """Cross-entropy of the softened student under the softened teacher, in nats, mean over items.
 
     Its minimum is the teacher's entropy, not 0. A class that the teacher rules out (``-inf``) adds nothing. Gradients
-    shrink with the squared temperature; ``t2`` multiplies it back in (each item's own where the temperature is a tensor).
+    shrink with the squared temperature; ``t2`` multiplies it back in (each item's own where it is a tensor).
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2; TextBrewer ``kd_ce_loss``.
     """
     student, teacher, temperature = _softened("ce", student_logits, teacher_logits, temperature)
-    items = student.shape[:-1].numel()
     if not t2:
-        return LossSum(cross_entropy(student, teacher), items)
+        return LossSum(cross_entropy(student, teacher), len(student))
     if not isinstance(temperature, Tensor) or temperature.dim() == 0:
-        return LossSum(cross_entropy(student, teacher) * temperature**2, items)
-    weight = temperature.square().expand(*student.shape[:-1], 1)
-    return LossSum(cross_entropy(student, teacher, weight=weight), items)
+        return LossSum(cross_entropy(student, teacher) * temperature**2, len(student))
+    weight = temperature.square().expand(*student_logits.shape[:-1], 1).reshape(-1, 1)
+    return LossSum(cross_entropy(student, teacher, weight=weight), len(student))
 
 
 def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> LossSum:
@@ -57,4 +56,4 @@ def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | fl
     Source: TextBrewer ``kd_mse_loss``, arXiv:2002.12620.
     """
     student, teacher, _ = _softened("mse", student_logits, teacher_logits, temperature)
-    return LossSum(squared_distance(student, teacher) / max(student.shape[-1], 1), student.shape[:-1].numel())
+    return LossSum(squared_distance(student, teacher) / max(student.shape[-1], 1), len(student))

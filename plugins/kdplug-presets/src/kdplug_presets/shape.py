@@ -44,7 +44,7 @@ def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
     first, second = (require_tensor(owner, f"{side}[{i}]", tensor) for i, tensor in enumerate(value))
     for i, tensor in enumerate((first, second)):
         require_rank(owner, f"{side}[{i}]", tensor, (3,))
-    require_axes(owner, f"{side}[0]", first, f"{side}[1]", second, ("batch", "length"))
+    require_axes(owner, (f"{side}[0]", first), (f"{side}[1]", second), ("batch", "length"))
     return first, second
 
 
@@ -55,29 +55,31 @@ def require_rank(owner: str, side: str, tensor: Tensor, ranks: Sequence[int]) ->
         raise ShapeError(f"{owner}: {side} must have {wanted} axes, got {tensor.dim()}: {written(tensor)}")
 
 
-def require_axes(owner: str, left_name: str, left: Tensor, right_name: str, right: Tensor, axes: Sequence[str]) -> None:
-    """Compare the leading axes that ``axes`` names.
+def require_axes(owner: str, left: tuple[str, Tensor], right: tuple[str, Tensor], axes: Sequence[str]) -> None:
+    """Compare the leading axes, which ``axes`` names, of two tensors with the names of their parameters.
 
     Raises: ``ShapeError`` that names both shapes and the first axis that differs.
     """
-    for position, axis in enumerate(axes):
-        if left.shape[position] != right.shape[position]:
+    for axis, have, want in zip(axes, left[1].shape, right[1].shape, strict=False):
+        if have != want:
             raise ShapeError(
-                f"{owner}: {left_name} {written(left)} and {right_name} {written(right)} differ on the axis "
-                f"'{axis}': {left.shape[position]} against {right.shape[position]}"
+                f"{owner}: {left[0]} {written(left[1])} and {right[0]} {written(right[1])} differ on the axis "
+                f"'{axis}': {have} against {want}"
             )
 
 
 def require_same(owner: str, student: Tensor, teacher: Tensor, names: tuple[str, str], axes: Axes) -> None:
-    """Raises: ``ShapeError`` where the two sides differ in rank or on any axis."""
+    """Raises: ``ShapeError`` where the two sides differ in rank or on any axis, or have no axes."""
     left, right = names
+    if student.dim() == 0:
+        raise ShapeError(f"{owner}: {left} must have at least one axis, got a scalar")
     if student.dim() != teacher.dim():
         raise ShapeError(
             f"{owner}: {left} {written(student)} and {right} {written(teacher)} differ in rank: "
             f"{student.dim()} against {teacher.dim()}"
         )
     named = axes.get(student.dim()) or tuple(str(axis) for axis in range(student.dim()))
-    require_axes(owner, left, student, right, teacher, named)
+    require_axes(owner, (left, student), (right, teacher), named)
 
 
 def one_pair(owner: str, student: object, teacher: object, axes: Axes) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ def constant(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor
 
 
 def _spread(
-    owner: str, weights: Tensor, temperature: Tensor | float, logits: Tensor, beta: float, least: float
+    owner: str, weights: Tensor, temperature: Tensor | float, logits: Tensor, *, beta: float, least: float
 ) -> Tensor:
     """``temperature + beta · (mean(weights) - weights)``, at least ``least``."""
     start = read_temperature(owner, temperature, logits)
@@ -62,7 +62,7 @@ def flsw(
         student = student / (torch.linalg.vector_norm(student, dim=-1, keepdim=True) + eps)
         teacher = teacher / (torch.linalg.vector_norm(teacher, dim=-1, keepdim=True) + eps)
         weights = (1.0 - (student * teacher).sum(dim=-1)).clamp(min=0.0).pow(gamma)
-        return _spread("flsw", weights, temperature, student_logits, beta, min_temperature)
+        return _spread("flsw", weights, temperature, student_logits, beta=beta, least=min_temperature)
 
 
 @torch.no_grad()
@@ -87,4 +87,4 @@ def cwsm(
     student, _ = promoted(student_logits, teacher_logits)
     with without_autocast(student):
         weights = (torch.softmax(student, dim=-1).amax(dim=-1) + 1e-3).reciprocal()
-        return _spread("cwsm", weights, temperature, student_logits, beta, min_temperature)
+        return _spread("cwsm", weights, temperature, student_logits, beta=beta, least=min_temperature)

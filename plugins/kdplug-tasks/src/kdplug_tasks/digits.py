@@ -59,8 +59,8 @@ class Digits:
     1200 images are for training and 597 for testing, a fixed stratified split. The teacher is fitted on all 1200 labels.
     The student is given ``labels_per_class`` labels of each of the ten classes: without distillation it is trained on those
     images alone; with distillation it also sees the other training images, without labels, and what the teacher says of
-    them. This is where distillation has most to give: a teacher that knows all labels, and images that cost nothing to
-    label with it. A student that is trained on all 1200 labels itself needs no teacher here.
+    them. Distillation has most to give here: the teacher knows all labels, and speaks of images that the student has none for.
+    The more labels the student has itself, the less there is to give; with 100 of each class it hardly needs the teacher.
 
     Teacher and student are convolutional nets of three blocks, widths (32, 64, 128) and (6, 12, 20): 94,186 and 3,148
     parameters. ``hidden`` holds one feature map for each block, as ``[batch, positions, width]``.

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -124,5 +125,8 @@ def _on_path(path: Path) -> Iterator[None]:
 
 
 def _lies_in(path: Path, module: object) -> bool:
-    places = [getattr(module, "__file__", None), *(getattr(module, "__path__", None) or ())]
-    return any(isinstance(place, str) and Path(place).resolve().is_relative_to(path) for place in places)
+    spec = getattr(module, "__spec__", None)
+    if not isinstance(spec, ModuleSpec):
+        return False
+    places = [spec.origin, *(spec.submodule_search_locations or ())]
+    return any(place is not None and Path(place).is_relative_to(path) for place in places)

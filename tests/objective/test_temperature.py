@@ -1,0 +1,83 @@
+"""Temperatures that are fixed, and those that a scheduler sets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdplug import ShapeError, SignatureError
+from kdplug.objective.temperature import MINIMUM
+
+
+@pytest.fixture
+def seen(offer):
+    """Every temperature that an offered kd loss was called with."""
+    calls = []
+
+    def loss(student_logits, teacher_logits, temperature):
+        calls.append(temperature)
+        return (student_logits - teacher_logits).square().mean()
+
+    offer(loss, name="watch")
+    return calls
+
+
+def run(build, offer, scheduler, student, teacher, **keys):
+    name = offer(scheduler, "temperature_schedulers")
+    return build(kd_loss_type="watch", temperature=3, temperature_scheduler=name)(student, teacher, **keys)
+
+
+def test_without_a_scheduler_it_is_the_configured_number(build, seen, student, teacher):
+    build(kd_loss_type="watch", temperature=3)(student, teacher)
+    assert seen == [3.0]
+
+
+def test_a_scheduler_sets_one_for_each_item(build, offer, seen, student, teacher):
+    def spread(student_logits, teacher_logits, temperature):
+        return temperature + student_logits[..., 0].abs()
+
+    run(build, offer, spread, student, teacher)
+    assert torch.equal(seen[0], 3 + student["logits"][..., 0].abs())
+    assert not seen[0].requires_grad
+
+
+def test_a_scheduler_sees_the_selected_logits(build, offer, seen, student, teacher, mask):
+    student["logits_mask"] = mask
+    run(build, offer, lambda student_logits, temperature: temperature + student_logits[..., 0] ** 2, student, teacher)
+    assert seen[0].shape == (7,)
+
+
+def test_a_scheduler_gets_the_progress(build, offer, seen, student, teacher):
+    run(build, offer, lambda temperature, progress: temperature * progress, student, teacher, progress=0.5)
+    assert seen == [1.5]
+
+
+@pytest.mark.parametrize("value", [0.0, -432.0, torch.tensor(-1.0), torch.full((3, 4), -1.0)])
+def test_it_is_clamped_to_the_positive_numbers(build, offer, seen, student, teacher, value):
+    run(build, offer, lambda temperature: value, student, teacher)
+    assert torch.equal(torch.as_tensor(seen[0]), torch.full_like(torch.as_tensor(value), MINIMUM))
+
+
+def test_one_of_another_shape_is_an_error(build, offer, seen, student, teacher):
+    with pytest.raises(ShapeError, match=r"^temperature_scheduler: local:offered returned .* \[4\] for items \[3, 4\]"):
+        run(build, offer, lambda temperature: torch.ones(4), student, teacher)
+
+
+@pytest.mark.parametrize("value", [None, "4", float("nan")])
+def test_one_that_is_no_number_is_an_error(build, offer, seen, student, teacher, value):
+    with pytest.raises(SignatureError, match="^temperature_scheduler: local:offered must return a tensor over items"):
+        run(build, offer, lambda temperature: value, student, teacher)
+
+
+def test_a_scheduler_with_a_buffer_is_saved_with_the_objective(build, offer, student, teacher):
+    class Tracking(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.tensor(5.0))
+
+        def forward(self, temperature):
+            return self.mean
+
+    objective = build(temperature_scheduler=offer(Tracking, "temperature_schedulers"))
+    assert list(objective.state_dict()) == ["kd_loss.temperature.scheduler.mean"]
+    assert objective(student, teacher).total == build(temperature=5)(student, teacher).total

@@ -1,0 +1,116 @@
+"""Which laws a class of laws has."""
+# a law class is a declaration, as an author writes it
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from testing.specimen import CorrelationLaws, HiddenLaws, KlLaws, Vid, correlation, hidden_mse, kl, laws_of
+from torch import Tensor
+
+import kdplug
+from kdplug.errors import BrokenEntryError, PluginError, UnknownEntryError
+from kdplug.testing import LossLaws, broken_laws, law_names, plugin_site
+
+
+def test_a_base_without_an_entry_has_no_class_of_its_own() -> None:
+    assert not LossLaws.__name__.startswith("Test")
+    assert LossLaws.entry is None
+
+
+def test_laws_on_masks_are_there_only_where_the_loss_asks_for_a_mask() -> None:
+    masked, unmasked = (laws_of(LossLaws, loss) for loss in (hidden_mse, Vid))
+    assert "test_an_empty_mask_gives_zero" in law_names(masked)
+    assert not [name for name in law_names(unmasked) if "mask" in name or "padding" in name]
+
+
+def test_laws_on_logits_are_there_only_for_losses_on_logits() -> None:
+    assert "test_logits_of_ten_thousand_stay_finite" in law_names(laws_of(LossLaws, kl))
+    assert not [name for name in law_names(laws_of(LossLaws, hidden_mse)) if "logit" in name or "temperature" in name]
+
+
+def test_laws_on_modules_are_there_only_for_classes() -> None:
+    assert "test_every_parameter_is_trained" in law_names(laws_of(LossLaws, Vid))
+    assert "test_every_parameter_is_trained" not in law_names(laws_of(LossLaws, kl))
+
+
+def test_a_law_that_does_not_apply_is_none_and_so_not_collected() -> None:
+    assert laws_of(LossLaws, kl).test_every_parameter_is_trained is None
+
+
+def test_a_subclass_gets_back_what_its_parent_left_out() -> None:
+    parent = laws_of(LossLaws, kl)
+    child = type("Child", (parent,), {"zero_at_equality": True})
+    law = "test_it_is_zero_where_student_equals_teacher"
+    assert (law in law_names(parent), law in law_names(child)) == (False, True)
+
+
+def test_an_exception_takes_a_law_out() -> None:
+    laws = laws_of(KlLaws, kl, except_for={"test_temperature_is_used": "a reason"})
+    assert "test_temperature_is_used" not in law_names(laws)
+
+
+def test_an_exception_to_a_law_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(PluginError, match="Did you mean 'test_temperature_is_used'"):
+        laws_of(KlLaws, kl, except_for={"test_temperature_is_usd": "a reason"})
+
+
+def test_an_author_may_write_a_law_and_strike_one_out() -> None:
+    laws = laws_of(KlLaws, kl, test_temperature_is_used=None, test_mine=lambda self: None)
+    assert "test_mine" in law_names(laws)
+    assert "test_temperature_is_used" not in law_names(laws)
+
+
+def test_an_entry_that_does_not_exist_leaves_one_law_that_says_so() -> None:
+    laws = laws_of(LossLaws, "hiden_mse")
+    assert law_names(laws) == ["test_it_can_be_built"]
+    with pytest.raises(UnknownEntryError, match="Did you mean 'hidden_mse'"):
+        laws().test_it_can_be_built()
+
+
+def test_an_entry_that_fails_to_import_leaves_one_law_that_says_so() -> None:
+    files = {"broken_one.py": "import a_module_that_nobody_has"}
+    with plugin_site("kdplug-broken", entry_points={"kdplug.losses": {"x": "broken_one:x"}}, files=files):
+        laws = laws_of(LossLaws, "kdplug-broken:x")
+    with pytest.raises(BrokenEntryError, match="a_module_that_nobody_has"):
+        laws().test_it_can_be_built()
+
+
+def test_a_bare_name_a_qualified_one_and_a_callable_are_entries() -> None:
+    entries = ("hidden_mse", "kdplug-presets:hidden_mse", kdplug.losses["hidden_mse"])
+    assert len({tuple(law_names(laws_of(LossLaws, entry))) for entry in entries}) == 1
+
+
+def test_a_missing_setting_breaks_the_first_law() -> None:
+    def needs_alpha(student_logits: Tensor, teacher_logits: Tensor, *, alpha: float) -> Tensor:
+        """A loss."""
+        return correlation(student_logits, teacher_logits) * alpha
+
+    assert "alpha: is required" in broken_laws(laws_of(CorrelationLaws, needs_alpha))["test_it_can_be_built"]
+    assert broken_laws(laws_of(CorrelationLaws, needs_alpha, settings={"alpha": 0.5})) == {}
+
+
+def test_a_loss_sum_that_is_not_announced_is_named() -> None:
+    def silent(student_logits, teacher_logits, temperature):
+        """A loss."""
+        return kl(student_logits, teacher_logits, temperature, None)
+
+    found = broken_laws(laws_of(LossLaws, silent))
+    words = "returned a LossSum without saying so: annotate '-> LossSum', or declare sums = True"
+    assert found == {"test_it_returns_a_finite_scalar": words}
+
+
+def test_laws_leave_every_global_generator_where_it_was() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), random.getstate()
+    broken_laws(laws_of(HiddenLaws, hidden_mse))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+@pytest.mark.parametrize("laws", [KlLaws, HiddenLaws, CorrelationLaws])
+def test_every_law_names_the_defect_it_was_written_for(laws: type[LossLaws]) -> None:
+    every = [getattr(laws, name) for name in dir(laws) if name.startswith("test_")]
+    assert all("For: " in (law.__doc__ or "") for law in every)
