@@ -16,7 +16,15 @@ from kdplug.contracts.vocabulary import ADAPTOR_KEYS, FEATURES
 from kdplug.errors import PluginError
 from kdplug.host.active import active as _active
 from kdplug.host.hookspec import hookimpl
-from kdplug.host.registry import losses, projections, tasks, temperature_schedulers, weight_schedulers
+from kdplug.host.registry import (
+    layer_maps,
+    losses,
+    projections,
+    tasks,
+    teacher_combiners,
+    temperature_schedulers,
+    weight_schedulers,
+)
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
@@ -25,7 +33,12 @@ if TYPE_CHECKING:
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.task import Task
+    from kdplug.distillers.basic import BasicDistiller
+    from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
+    from kdplug.distillers.multi_task import MultiTaskDistiller
+    from kdplug.distillers.multi_teacher import MultiTeacherDistiller
+    from kdplug.distillers.trainer import BasicTrainer
     from kdplug.errors import (
         ConfigError,
         EntryError,
@@ -57,7 +70,10 @@ __all__ = [
     "PROJ_MAP",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
+    "BasicDistiller",
+    "BasicTrainer",
     "ConfigError",
+    "CustomMatch",
     "DistillationConfig",
     "EntryError",
     "GeneralDistiller",
@@ -65,6 +81,8 @@ __all__ = [
     "KdplugError",
     "LossReport",
     "LossSum",
+    "MultiTaskDistiller",
+    "MultiTeacherDistiller",
     "Objective",
     "Outputs",
     "OutputsError",
@@ -77,9 +95,11 @@ __all__ = [
     "Task",
     "TrainingConfig",
     "hookimpl",
+    "layer_maps",
     "losses",
     "projections",
     "tasks",
+    "teacher_combiners",
     "temperature_schedulers",
     "weight_schedulers",
 ]
@@ -91,7 +111,12 @@ _ROOMS = {
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),
     "contracts.task": ("Task",),
+    "distillers.basic": ("BasicDistiller",),
+    "distillers.custom_match": ("CustomMatch",),
     "distillers.general": ("GeneralDistiller",),
+    "distillers.multi_task": ("MultiTaskDistiller",),
+    "distillers.multi_teacher": ("MultiTeacherDistiller",),
+    "distillers.trainer": ("BasicTrainer",),
     "errors": (
         "ConfigError",
         "EntryError",

@@ -11,7 +11,10 @@ import kdplug
 
 FACE = [
     "ADAPTOR_KEYS",
+    "BasicDistiller",
+    "BasicTrainer",
     "ConfigError",
+    "CustomMatch",
     "DistillationConfig",
     "EntryError",
     "FEATURES",
@@ -22,6 +25,8 @@ FACE = [
     "LossReport",
     "LossSum",
     "MATCH_LOSS_MAP",
+    "MultiTaskDistiller",
+    "MultiTeacherDistiller",
     "Objective",
     "Outputs",
     "OutputsError",
@@ -38,9 +43,11 @@ FACE = [
     "TrainingConfig",
     "WEIGHT_SCHEDULER",
     "hookimpl",
+    "layer_maps",
     "losses",
     "projections",
     "tasks",
+    "teacher_combiners",
     "temperature_schedulers",
     "weight_schedulers",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from spans.catalogue import catalogue
-from spans.command import help_of
+from spans.command import commands
 from spans.error import error_tree
 from spans.hook import hooks
 from spans.key import keys_of
@@ -18,6 +18,8 @@ SPANS: dict[str, Callable[[], str]] = {
     "projections": partial(catalogue, "projections"),
     "weight schedulers": partial(catalogue, "weight_schedulers"),
     "temperature schedulers": partial(catalogue, "temperature_schedulers"),
+    "teacher combiners": partial(catalogue, "teacher_combiners"),
+    "layer maps": partial(catalogue, "layer_maps"),
     "tasks": partial(catalogue, "tasks"),
     "adaptor keys": adaptor_keys,
     "aliases": aliases,
@@ -25,10 +27,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "hooks": hooks,
     "inputs": meanings,
     "inputs by site": inputs_by_site,
-    "kdplug": help_of,
-    "kdplug run": partial(help_of, "run"),
-    "kdplug plugins list": partial(help_of, "plugins", "list"),
-    "kdplug plugins show": partial(help_of, "plugins", "show"),
+    "commands": commands,
     "DistillationConfig": partial(keys_of, "distillation", "DistillationConfig"),
     "IntermediateMatch": partial(keys_of, "match", "IntermediateMatch"),
     "TrainingConfig": partial(keys_of, "training", "TrainingConfig"),

@@ -1,7 +1,8 @@
-"""What a command takes."""
+"""What the commands take."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from typer.main import get_command
@@ -10,15 +11,20 @@ from kdplug.cli.app import app
 from spans.prose import cell
 
 
-def help_of(*path: str) -> str:
-    """Usage, help and parameters of a command, read from the command and not from its rendered help."""
-    command: Any = get_command(app)
-    for name in path:
-        command = command.commands[name]
+def commands() -> str:
+    """Every command with its help and parameters, read from the command and not from its rendered help."""
+    return "\n\n".join(_sections(get_command(app), "kdplug"))
+
+
+def _sections(command: Any, path: str) -> Iterator[str]:
+    below = getattr(command, "commands", {})
     rows = [f"| `{name}` | {cell(text)} |" for name, text in map(_row, command.params) if text]
-    rows += [f"| `{name}` | {cell(one.help)} |" for name, one in getattr(command, "commands", {}).items()]
-    table = ["| | |", "|---|---|", *rows]
-    return "\n\n".join([command.help or "", "\n".join(table)])
+    yield f"## `{path}`"
+    yield " ".join((command.help or "").split())
+    if rows:
+        yield "\n".join(["| | |", "|---|---|", *rows])
+    for name, one in below.items():
+        yield from _sections(one, f"{path} {name}")
 
 
 def _row(parameter: Any) -> tuple[str, str]:

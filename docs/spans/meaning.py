@@ -2,66 +2,6 @@
 
 from __future__ import annotations
 
-_LOOP = {
-    "gradient_accumulation_steps": "batches for one optimizer step; the last ones of an epoch count even where they are fewer",
-    "ckpt_frequency": "checkpoints in an epoch; 0 for none",
-    "ckpt_epoch_frequency": "checkpoints only in every so many epochs",
-    "ckpt_steps": "optimizer steps between checkpoints where training is counted in steps",
-    "log_dir": "where TensorBoard scalars go (extra `tensorboard`); none for no scalars",
-    "device": "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
-    "precision": "precision of the forward passes; losses are always computed in float32",
-    "logging_steps": "optimizer steps between two sets of scalars",
-}
+from kdplug.config.schema_doc import MEANINGS
 
-MEANINGS: dict[str, dict[str, str]] = {
-    "DistillationConfig": {
-        "temperature": "divides the logits of both models before they are compared",
-        "temperature_scheduler": "makes a temperature for each item out of the base temperature and the logits",
-        "kd_loss_type": "the loss between the logits of student and teacher",
-        "kd_loss_weight": "weight of the kd loss; with a scheduler, the base weight",
-        "kd_loss_weight_scheduler": "scales the weight over the run",
-        "hard_label_weight": "weight of the losses that the student's adaptor returns; with a scheduler and no weight given, 1",
-        "hard_label_weight_scheduler": "scales the weight over the run",
-        "probability_shift": "where the teacher is wrong, swap its highest logit with that of the true label",
-        "is_caching_logits": "TextBrewer's switch for keeping teacher logits; an error in `GeneralDistiller`, which has no cache yet",
-        "intermediate_matches": "losses between features of the two models",
-        "plugins": 'packages that must be installed: `{require: ["kdplug-myloss>=0.2"]}`',
-    },
-    "IntermediateMatch": {
-        "layer_T": "index of the teacher's layer in what its adaptor returns, or a list of them; negative from the end",
-        "layer_S": "the same for the student",
-        "feature": "`hidden` or `attention`",
-        "loss": "the loss between the two features",
-        "weight": "weight of the match; with a scheduler, the base weight",
-        "weight_scheduler": "scales the weight over the run",
-        "proj": "projection that maps the student's feature to the teacher's width",
-        "name": "name of the term in reports; otherwise `feature_loss_S_T`",
-    },
-    "TrainingConfig": {
-        **_LOOP,
-        "output_dir": "where checkpoints go; made by the run, not by the config",
-        "seed": "seeds the run",
-    },
-    "RecipeTraining": {
-        **_LOOP,
-        "optimizer": "a class in `torch.optim`",
-        "lr": "learning rate",
-        "weight_decay": "weight decay",
-        "batch_size": "examples in a batch",
-        "eval_batch_size": "examples in a batch when a model is evaluated",
-        "num_epochs": "passes over the data; exactly one of this and `num_steps` is given",
-        "num_steps": "optimizer steps",
-        "lr_schedule": "how the learning rate falls",
-        "warmup": "share of the steps in which the learning rate rises from 0",
-        "max_grad_norm": "gradients of student and projections together are clipped to this norm",
-        "num_workers": "processes that load data",
-    },
-    "Recipe": {
-        "task": "models, data, adaptors and metric, by name",
-        "distillation": "a `DistillationConfig`",
-        "training": "how the student is trained",
-        "output_dir": "where results go; `runs/` and the task's name unless it is given",
-        "seed": "seed of everything random",
-        "plugins": 'packages that must be installed: `{require: ["kdplug-myloss>=0.2"]}`',
-    },
-}
+__all__ = ["MEANINGS"]

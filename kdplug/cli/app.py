@@ -8,7 +8,9 @@ import typer
 
 import kdplug
 from kdplug.cli import plugins
+from kdplug.cli.new import new
 from kdplug.cli.run import run
+from kdplug.cli.schema import schema
 
 app = typer.Typer(
     name="kdplug",
@@ -18,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run)
+app.command("new")(new)
+app.command("schema")(schema)
 app.add_typer(plugins.app, name="plugins")
 
 

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from kdplug.cli.failure import told
-from kdplug.cli.scaffold import Project, Scaffold, make_project, names_of, read_license, read_scaffold
+from kdplug.cli.project import Project, make_project, names_of, read_license
+from kdplug.cli.scaffold import Scaffold, read_scaffold
 from kdplug.errors import AmbiguousEntryError, ConfigError, EntryError, NotInstalledError
 from kdplug.host.kind import HOOK_GROUP, KINDS
+from kdplug.host.metadata import installed_version
 from kdplug.host.name import fold_distribution
 from kdplug.host.registry import REGISTRIES
 
@@ -24,7 +26,8 @@ def new_plugin(
         typer.Option(
             "--kind",
             metavar="K",
-            help="What it offers: loss, projection, weight-scheduler, temperature-scheduler, task or hooks.",
+            help="What it offers: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, layer-map, "
+            "task or hooks.",
         ),
     ],
     on: Annotated[
@@ -34,9 +37,11 @@ def new_plugin(
     license_name: Annotated[
         str, typer.Option("--license", metavar="L", help="Apache-2.0, MIT, BSD-3-Clause or none.")
     ] = "Apache-2.0",
-    folder: Annotated[Path, typer.Option("--dir", metavar="D", help="The folder to make the project's folder in.")] = Path(),
+    folder: Annotated[
+        Path, typer.Option("--dir", metavar="D", help="The folder to make the project's folder in.")
+    ] = Path(),
 ) -> None:
-    """Make a plugin project: entry point, typed module, tests on the laws, README, recipe and license."""
+    """Make a plugin project: entry point, typed module, tests, README, recipe and license."""
     with told():
         scaffold = read_scaffold(kind, on)
         chosen = read_license(license_name)
@@ -48,7 +53,9 @@ def new_plugin(
     typer.echo(f"Made {written}: {', '.join(project.texts)}")
     if notice:
         typer.echo(f"Notice: {notice}")
-    typer.echo(f"\nNext:\n  cd {written}\n  pip install -e '.[test]'\n  pytest\n  kdplug run recipe.yaml")
+    typer.echo(f"\nNext:\n  cd {written}\n  pip install -e '.[test]'\n  pytest")
+    if scaffold.has_recipe:
+        typer.echo("  kdplug run recipe.yaml")
 
 
 def write_project(project: Project, folder: Path) -> Path:
@@ -73,9 +80,10 @@ def _check_free(dist: str, module: str) -> None:
     """Raises: ``ConfigError`` where the new module would hide one that Python finds already, or be hidden by it."""
     found = find_spec(module)
     if found is not None:
+        again = f", or uninstall it first: pip uninstall {dist}" if installed_version(dist) else ""
         raise ConfigError(
             f"its module would be {module!r}, and there is one of that name: {found.origin or 'a folder on the path'}. "
-            f"Take another name, or uninstall it: pip uninstall {dist}",
+            f"Take another name{again}",
             field="NAME",
         )
 

@@ -6,10 +6,14 @@ from typing import Annotated
 
 import typer
 
+from kdplug.cli.check import check
 from kdplug.cli.failure import told
 from kdplug.cli.listing import Row, read_kind, rows
+from kdplug.cli.new_plugin import new_plugin
 
-app = typer.Typer(help="What is installed, and what one entry asks for.", no_args_is_help=True)
+app = typer.Typer(help="What is installed, what one entry asks for, and new plugins.", no_args_is_help=True)
+app.command("new")(new_plugin)
+app.command("check")(check)
 
 _COLOURS = {
     "ok": "green",

@@ -83,6 +83,7 @@ AnyComponent = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, 
 """A component whose name is looked up elsewhere."""
 
 MatchLoss = Annotated[ComponentSpec, PlainValidator(_named("losses", "match")), _WRITE, _SCHEMA]
+LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named("layer_maps")), _WRITE, _SCHEMA]
 TaskComponent = Annotated[ComponentSpec, PlainValidator(_named("tasks")), _WRITE, _SCHEMA]
 WeightScheduler = Annotated[
     ComponentSpec | None, PlainValidator(_named_or_none("weight_schedulers")), _WRITE, _SCHEMA_OR_NONE

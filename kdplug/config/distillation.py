@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
 from kdplug.config.component import AnyComponent, TemperatureScheduler, WeightScheduler, resolve, write_component
+from kdplug.config.layer_map import LayerMap, LayerMaps
 from kdplug.config.match import IntermediateMatch, no_effect
 from kdplug.config.model import ConfigModel
 from kdplug.config.requirement import PluginsConfig
 from kdplug.config.scalar import NonNegative, Positive, Switch
 from kdplug.errors import ConfigError, KdplugError
-from kdplug.host.registry import losses
+from kdplug.host.registry import losses, teacher_combiners
 from kdplug.host.spec import ComponentSpec
 
 __all__ = ["DistillationConfig", "IntermediateMatch"]
 
 _DEFAULT_KD_LOSS = ComponentSpec("ce")
+DEFAULT_COMBINER = ComponentSpec("mean_logits")
+"""What combines the logits of several teachers where nothing is said."""
 
 
 class DistillationConfig(ConfigModel):
@@ -25,7 +29,7 @@ class DistillationConfig(ConfigModel):
 
     Construction looks names up and imports nothing; ``resolved()`` imports what is named and validates its settings.
     With a scheduler and no weight of its own, the base weight is 1. A kd loss that is left at its default while its
-    weight is 0 is never looked up.
+    weight is 0 is never looked up, nor is a teacher combiner that is left at its default: it acts on several teachers only.
 
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
@@ -37,9 +41,11 @@ class DistillationConfig(ConfigModel):
     kd_loss_weight_scheduler: WeightScheduler = None
     hard_label_weight: NonNegative = 0.0
     hard_label_weight_scheduler: WeightScheduler = None
+    teacher_combiner: AnyComponent = DEFAULT_COMBINER
     probability_shift: Switch = False
     is_caching_logits: Switch = False
     intermediate_matches: tuple[IntermediateMatch, ...] = ()
+    layer_map: LayerMaps = ()
     plugins: PluginsConfig = PluginsConfig()
 
     @field_validator("intermediate_matches", mode="before")
@@ -56,6 +62,13 @@ class DistillationConfig(ConfigModel):
             losses.check(spec, site="kd")
         return spec
 
+    @field_validator("teacher_combiner")
+    @classmethod
+    def _names_a_combiner(cls, spec: ComponentSpec) -> ComponentSpec:
+        if spec != DEFAULT_COMBINER:
+            teacher_combiners.check(spec)
+        return spec
+
     @model_validator(mode="after")
     def _schedules_scale_something(self) -> Self:
         for weight in ("kd_loss_weight", "hard_label_weight"):
@@ -70,7 +83,10 @@ class DistillationConfig(ConfigModel):
     @model_validator(mode="after")
     def _something_is_on(self) -> Self:
         if not (
-            self.kd_loss_weight or self.hard_label_weight or any(match.weight for match in self.intermediate_matches)
+            self.kd_loss_weight
+            or self.hard_label_weight
+            or any(match.weight for match in self.intermediate_matches)
+            or any(layer_map.weight for layer_map in self.layer_map)
         ):
             raise ConfigError(
                 "every term is off: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a weight. "
@@ -111,11 +127,39 @@ class DistillationConfig(ConfigModel):
         )
         if self.kd_loss_weight or self.kd_loss_type != _DEFAULT_KD_LOSS:
             data["kd_loss_type"] = _resolved(self.kd_loss_type, "losses", "kd", "kd_loss_type")
+        if self.teacher_combiner != DEFAULT_COMBINER:
+            data["teacher_combiner"] = _resolved(self.teacher_combiner, "teacher_combiners", None, "teacher_combiner")
         data["intermediate_matches"] = [
             _resolved_match(match, ("intermediate_matches", place))
             for place, match in enumerate(self.intermediate_matches)
         ]
-        return type(self).from_dict(data)
+        data["layer_map"] = [_resolved_match(one, self.path_of_map(place)) for place, one in enumerate(self.layer_map)]
+        return type(self).from_dict(data).written_out()
+
+    def path_of_map(self, place: int) -> tuple[object, ...]:
+        """The path of a layer map in the config, for messages."""
+        return ("layer_map",) if len(self.layer_map) == 1 else ("layer_map", place)
+
+    def written_out(self) -> Self:
+        """The same config with the pairs of each layer map whose layers are counted in the config, in place of the map.
+
+        Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of a map that makes no pairs.
+        """
+        matches, waiting = list(self.intermediate_matches), []
+        for place, one in enumerate(self.layer_map):
+            student, teacher = one.indices("S"), one.indices("T")
+            if student is None or teacher is None:
+                waiting.append(one)
+                continue
+            try:
+                matches += one.matches(student, teacher)
+            except KdplugError as error:
+                raise error.at(*self.path_of_map(place)) from error.__cause__
+        return self.with_matches(matches, waiting)
+
+    def with_matches(self, matches: Iterable[IntermediateMatch], layer_map: Iterable[LayerMap]) -> Self:
+        """The same config with other matches and layer maps."""
+        return self.model_copy(update={"intermediate_matches": tuple(matches), "layer_map": tuple(layer_map)})
 
 
 def _resolved(spec: ComponentSpec | None, plural: str, site: str | None, *path: object) -> Any:
@@ -127,8 +171,10 @@ def _resolved(spec: ComponentSpec | None, plural: str, site: str | None, *path: 
         raise error.at(*path) from error.__cause__
 
 
-def _resolved_match(match: IntermediateMatch, path: tuple[object, ...]) -> dict[str, Any]:
+def _resolved_match(match: IntermediateMatch | LayerMap, path: tuple[object, ...]) -> dict[str, Any]:
     data = match.to_dict()
+    if isinstance(match, LayerMap):
+        data["name"] = _resolved(match.name, "layer_maps", None, *path, "name")
     data["loss"] = _resolved(match.loss, "losses", "match", *path, "loss")
     data["weight_scheduler"] = _resolved(match.weight_scheduler, "weight_schedulers", None, *path, "weight_scheduler")
     if match.proj is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, PlainValidator, WithJsonSchema, model_validator
 
 from kdplug.config.component import MatchLoss, WeightScheduler
+from kdplug.config.layer import LayerField, check_pair, in_list, is_path
 from kdplug.config.model import ConfigModel
 from kdplug.config.projection import Projection
 from kdplug.config.scalar import NonNegative, Text
@@ -16,22 +17,6 @@ from kdplug.errors import ConfigError, did_you_mean
 
 TERM_NAMES = ("kd_loss", "hard_label_loss")
 """The names of the terms that are no matches."""
-
-Layers = int | tuple[int, ...]
-
-
-def _read_layers(data: object) -> Layers:
-    if isinstance(data, (list, tuple)):
-        if not data:
-            raise ConfigError("an empty list names no layer")
-        return tuple(_index(item, place) for place, item in enumerate(data))
-    return _index(data)
-
-
-def _index(value: object, *place: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"must be the index of a layer, or a list of them, got {shown(value)}").at(*place)
-    return int(value)
 
 
 def _read_feature(data: object) -> str:
@@ -49,42 +34,56 @@ def _read_name(data: str | None) -> str | None:
     return data
 
 
-LayerField = Annotated[
-    Layers,
-    PlainValidator(_read_layers),
-    PlainSerializer(lambda layers: list(layers) if isinstance(layers, tuple) else layers),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "array", "minItems": 1, "items": {"type": "integer"}}]}),
-]
+def _read_teacher(data: object) -> int | str | None:
+    if data is None or (isinstance(data, str) and data.strip()):
+        return data
+    if isinstance(data, bool) or not isinstance(data, int) or data < 0:
+        raise ConfigError(f"must be the index of a teacher, from 0, or its key, got {shown(data)}")
+    return int(data)
+
+
 Feature = Annotated[str, PlainValidator(_read_feature), WithJsonSchema({"type": "string", "enum": list(FEATURES)})]
+TeacherField = Annotated[
+    int | str | None,
+    PlainValidator(_read_teacher),
+    WithJsonSchema(
+        {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"\S"}]}
+    ),
+]
 MatchName = Annotated[Text | None, AfterValidator(_read_name)]
 
 
 class IntermediateMatch(ConfigModel):
     """A loss between what the teacher's layer ``layer_T`` and the student's layer ``layer_S`` compute.
 
-    Both layers are indices into what the adaptors return as ``feature`` (negative ones count from the end), or both are
-    lists of them for a loss that takes several features at once. ``weight`` is multiplied with ``weight_scheduler``;
-    ``proj`` maps the student's feature to the teacher's width; ``name`` names the term in reports.
+    A layer is an index into what the adaptor returns as ``feature`` (negative ones count from the end), or the path of a
+    module, whose output is captured: ``encoder.layer.3``, ``encoder.layer.3:output[1]``, ``encoder.layer.3:input[0]``. Both
+    sides are lists for a loss that takes several features at once; in a list, a glob stands for all modules it matches.
+    ``feature`` may be left out where both sides are paths. ``weight`` is multiplied with ``weight_scheduler``;
+    ``proj`` maps the student's feature to the teacher's width; ``name`` names the term in reports; ``teacher`` is the index
+    or the key of the teacher that is read, which must be given where there are several.
     """
 
     layer_T: LayerField  # noqa: N815  TextBrewer's key
     layer_S: LayerField  # noqa: N815  TextBrewer's key
-    feature: Feature
+    feature: Feature = "hidden"
     loss: MatchLoss
     weight: NonNegative = 1.0
     weight_scheduler: WeightScheduler = None
     proj: Projection = None
     name: MatchName = None
+    teacher: TeacherField = None
 
     @model_validator(mode="after")
     def _layers_pair_up(self) -> Self:
-        teacher, student = self.layer_T, self.layer_S
-        if isinstance(teacher, tuple) != isinstance(student, tuple):
-            raise ConfigError(
-                f"layer_T and layer_S must both be indices or both be lists, got {_both(teacher, student)}"
-            )
-        if isinstance(teacher, tuple) and isinstance(student, tuple) and len(teacher) != len(student):
-            raise ConfigError(f"layer_T and layer_S must be equally long, got {_both(teacher, student)}")
+        check_pair(self.layer_T, self.layer_S)
+        return self
+
+    @model_validator(mode="after")
+    def _indices_need_a_feature(self) -> Self:
+        layers = (*in_list(self.layer_T), *in_list(self.layer_S))
+        if "feature" not in self.model_fields_set and not all(map(is_path, layers)):
+            raise ConfigError("is required").at("feature")
         return self
 
     @model_validator(mode="after")
@@ -97,8 +96,3 @@ class IntermediateMatch(ConfigModel):
 def no_effect(weight: str, scheduler: str) -> str:
     """What to say of a scheduler whose base weight is 0."""
     return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or drop {scheduler}"
-
-
-def _both(teacher: Any, student: Any) -> str:
-    plain = [list(side) if isinstance(side, tuple) else side for side in (teacher, student)]
-    return f"{plain[0]} and {plain[1]}"

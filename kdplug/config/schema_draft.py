@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -31,16 +31,19 @@ def model_schema(model: type[BaseModel], prefix: str) -> JsonSchema:
 
     What has no schema (a function as the type of a setting, say) takes any value.
     """
-    return draft07(model.model_json_schema(ref_template=f"#{prefix}/{{model}}", schema_generator=_Generator))
+    found: JsonSchema = draft07(
+        model.model_json_schema(ref_template=f"#{prefix}/{{model}}", schema_generator=_Generator)
+    )
+    return found
 
 
 class _Generator(GenerateJsonSchema):
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default", "skipped-discriminator"}  # noqa: RUF012
 
-    def field_title_should_be_set(self, schema: Any) -> bool:
+    def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         return False
 
-    def handle_invalid_for_json_schema(self, schema: CoreSchema, error_info: str) -> JsonSchemaValue:
+    def handle_invalid_for_json_schema(self, schema: CoreSchema, error_info: str) -> JsonSchemaValue:  # noqa: ARG002
         return {}
 
 
@@ -81,6 +84,11 @@ def _beside_ref(schema: JsonSchema) -> JsonSchema:
     return {"allOf": [{"$ref": schema["$ref"]}, *rest.pop("allOf", [])], **rest}
 
 
+def beside(schema: JsonSchema) -> JsonSchema:
+    """``schema`` in a form that other keywords may stand beside."""
+    return {"allOf": [schema]} if "$ref" in schema else schema
+
+
 def _flat(schema: JsonSchema) -> JsonSchema:
     """``anyOf`` of plain types as one list of types, so that an error names the place and not the ``anyOf``."""
     branches = schema.get("anyOf")
@@ -115,8 +123,3 @@ def _escaped(part: str) -> str:
     from urllib.parse import quote
 
     return quote(part.replace("~", "~0").replace("/", "~1"), safe="~!$&'()*+,;=:@-._")
-
-
-def one_of(values: Iterable[str]) -> JsonSchema:
-    """Any of ``values``."""
-    return {"enum": list(values)}

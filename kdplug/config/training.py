@@ -34,7 +34,8 @@ class LoopConfig(ConfigModel):
     """What ``TrainingConfig`` and the ``training`` of a recipe have in common.
 
     ``ckpt_frequency`` counts checkpoints per epoch (0: none), written in every ``ckpt_epoch_frequency``-th epoch;
-    ``ckpt_steps`` is the optimizer steps between checkpoints where training is counted in steps. ``log_dir`` gets
+    ``ckpt_steps`` is the optimizer steps between checkpoints where training is counted in steps; of all of them the last
+    ``keep_last`` stay (``None``: every one). ``log_dir`` gets
     TensorBoard scalars, every ``logging_steps`` optimizer steps. ``fp16: true`` is accepted for ``precision: fp16``.
     """
 
@@ -50,6 +51,7 @@ class LoopConfig(ConfigModel):
     ckpt_frequency: WholeNumber = 1
     ckpt_epoch_frequency: Count = 1
     ckpt_steps: Count | None = None
+    keep_last: Count | None = None
     log_dir: Text | None = None
     device: Device = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

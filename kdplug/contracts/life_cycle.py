@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
 
@@ -30,7 +32,11 @@ class ReportView(Protocol):
 
 
 class RunView(Protocol):
-    """A run as observers see it; ``progress`` is the share of it that is done, in [0, 1]."""
+    """A run as observers see it.
+
+    ``progress`` is the share of it that is done, in [0, 1]; ``output_dir`` is where its results go; ``is_main`` is true on one
+    of its processes, the one that writes and prints.
+    """
 
     @property
     def step(self) -> int: ...
@@ -40,3 +46,9 @@ class RunView(Protocol):
 
     @property
     def progress(self) -> float: ...
+
+    @property
+    def output_dir(self) -> Path: ...
+
+    @property
+    def is_main(self) -> bool: ...

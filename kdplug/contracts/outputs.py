@@ -2,51 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from kdplug.contracts.vocabulary import ADAPTOR_KEYS, FEATURES
+from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Tensors = Tensor | Sequence[Tensor] | None
+
 _KEYS = frozenset(ADAPTOR_KEYS)
-_LISTS = tuple(key for key in ADAPTOR_KEYS if key != "inputs_mask")
 _MODEL_OUTPUT_KEYS = {"loss": "losses", "logits": "logits", "hidden_states": "hidden", "attentions": "attention"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Outputs:
     """What an adaptor returned for one model and one batch. Everything is optional.
 
     A bare tensor stands for a list of one, so the fields that may hold several tensors are always tuples. An empty list
     is as good as no key, except that an empty ``hidden`` or ``attention`` says that the model was asked and gave nothing.
+    ``captured`` is no key of an adaptor: it holds what was read inside the model, by the path that the config reads it at.
 
     Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
     any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer.
     Raises: ``OutputsError`` for a value that is not made of tensors; its field is the key.
     """
 
-    logits: tuple[Tensor, ...] | None = None
-    logits_mask: tuple[Tensor, ...] | None = None
-    losses: tuple[Tensor, ...] | None = None
-    inputs_mask: Tensor | None = None
-    labels: tuple[Tensor, ...] | None = None
-    hidden: tuple[Tensor, ...] | None = None
-    attention: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None
+    logits_mask: tuple[Tensor, ...] | None
+    losses: tuple[Tensor, ...] | None
+    inputs_mask: Tensor | None
+    labels: tuple[Tensor, ...] | None
+    hidden: tuple[Tensor, ...] | None
+    attention: tuple[Tensor, ...] | None
+    captured: Mapping[str, Tensor] | None
 
-    def __post_init__(self) -> None:
-        tensor = _tensor_type()
-        for key in _LISTS:
-            value = getattr(self, key)
-            if value is not None:
-                found = (value,) if isinstance(value, tensor) else _tensors(key, value, tensor)
-                object.__setattr__(self, key, found if found or key in FEATURES else None)
-        if self.inputs_mask is not None and not isinstance(self.inputs_mask, tensor):
-            raise OutputsError(f"must be a tensor, got {_kind(self.inputs_mask)}", field="inputs_mask")
+    def __init__(
+        self,
+        *,
+        logits: Tensors = None,
+        logits_mask: Tensors = None,
+        losses: Tensors = None,
+        inputs_mask: Tensor | None = None,
+        labels: Tensors = None,
+        hidden: Tensors = None,
+        attention: Tensors = None,
+        captured: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "logits", None if logits is None else _tensors("logits", logits) or None)
+        put(self, "logits_mask", None if logits_mask is None else _tensors("logits_mask", logits_mask) or None)
+        put(self, "losses", None if losses is None else _tensors("losses", losses) or None)
+        put(self, "inputs_mask", None if inputs_mask is None else _tensor("inputs_mask", inputs_mask))
+        put(self, "labels", None if labels is None else _tensors("labels", labels) or None)
+        put(self, "hidden", None if hidden is None else _tensors("hidden", hidden))
+        put(self, "attention", None if attention is None else _tensors("attention", attention))
+        put(self, "captured", captured)
 
     @classmethod
     def read(cls, value: object, owner: str) -> Outputs:
@@ -79,7 +94,16 @@ def _tensor_type() -> type[Tensor]:
     return Tensor
 
 
-def _tensors(key: str, value: Any, tensor: type[Tensor]) -> tuple[Tensor, ...]:
+def _tensor(key: str, value: Tensor) -> Tensor:
+    if isinstance(value, _tensor_type()):
+        return value
+    raise OutputsError(f"must be a tensor, got {_kind(value)}", field=key)
+
+
+def _tensors(key: str, value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    tensor = _tensor_type()
+    if isinstance(value, tensor):
+        return (value,)
     if not isinstance(value, (tuple, list)):
         raise OutputsError(f"must be a tensor or a list of tensors, got {_kind(value)}", field=key)
     for place, item in enumerate(value):

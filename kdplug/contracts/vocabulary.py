@@ -14,9 +14,12 @@ INPUTS = MappingProxyType(
     {
         "student_logits": "student logits, [*items, classes], one head at a time",
         "teacher_logits": "teacher logits, [*items, classes], one head at a time",
+        "teacher_logits_list": "logits of several teachers, a tuple of [*items, classes], one head at a time",
         "student_features": "the matched student feature after its projection, or a tuple of them",
         "teacher_features": "the matched teacher feature, or a tuple of them",
         "mask": "bool over items or tokens, True = counts; None where nothing is masked",
+        "student_mask": "like mask, of the student's inputs alone; where it is asked for, the two sides may differ in length",
+        "teacher_mask": "like mask, of the teacher's inputs alone",
         "labels": "integer class indices, -100 = none",
         "temperature": "float, or a tensor over items when scheduled",
         "progress": "share of the run that is done, in [0, 1]",
@@ -24,6 +27,8 @@ INPUTS = MappingProxyType(
         "total_steps": "optimizer steps of the whole run",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",
+        "student_layers": "number of layers of the student, without embeddings",
+        "teacher_layers": "number of layers of the teacher, without embeddings",
     }
 )
 """Every input that the engine provides, by name."""

@@ -12,10 +12,14 @@ from torch.optim import Optimizer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.distillers.custom_match import CustomMatch
+from kdplug.distillers.identity import identity
+from kdplug.distillers.session import tell_unused_combiner
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Callback, Request
+from kdplug.engine.resume import Resume
 from kdplug.engine.run import RunResult
 from kdplug.engine.teacher import Teacher
 from kdplug.engine.train import train
@@ -31,9 +35,10 @@ class GeneralDistiller:
     model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
 
     The hooks of plugins and ``observers`` are told of each run; an observer that raises ends it only if ``strict``.
-    ``show_progress`` is about the bar, or the lines, on the error stream.
+    ``show_progress`` is about the bar, or the lines, on the error stream. ``custom_matches`` are losses between modules that
+    are written in Python.
 
-    Raises: ``ConfigError`` for ``is_caching_logits``; ``EntryError`` or ``SettingError`` where the config names what is not
+    Raises: ``ConfigError`` for ``is_caching_logits``, or a module path that leads nowhere; ``EntryError`` or ``SettingError`` where the config names what is not
     there.
     """
 
@@ -45,6 +50,7 @@ class GeneralDistiller:
         model_S: nn.Module,
         adaptor_T: Adaptor | None = None,
         adaptor_S: Adaptor | None = None,
+        custom_matches: Iterable[CustomMatch] | None = None,
         *,
         observers: Iterable[Events] = (),
         strict: bool = False,
@@ -54,13 +60,16 @@ class GeneralDistiller:
             raise ConfigError(
                 "GeneralDistiller asks the teacher anew for every batch; set it to false", field="is_caching_logits"
             )
+        tell_unused_combiner(distill_config)
         self.train_config = train_config
         self.distill_config = distill_config
         self.model_T = model_T
         self.model_S = model_S
         self.adaptor_T = adaptor_T
         self.adaptor_S = adaptor_S
-        self.objective = Objective(distill_config)
+        terms = (match.term(place, model_T, model_S) for place, match in enumerate(custom_matches or ()))
+        self.objective = Objective(distill_config, custom_matches=terms)
+        self.objective.connect(model_S, model_T)
         self._observers = tuple(observers)
         self._strict = strict
         self._show_progress = show_progress
@@ -90,6 +99,9 @@ class GeneralDistiller:
         num_steps: int | None = None,
         callback: Callback | None = None,
         batch_postprocessor: Callable[[Any], Any] | None = None,
+        *,
+        resume: Resume = None,
+        resume_changed: bool = False,
         **model_args: Any,
     ) -> RunResult:
         """Train the student for ``num_epochs`` passes over the loader (fractions count) or ``num_steps`` optimizer steps.
@@ -104,6 +116,10 @@ class GeneralDistiller:
         * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
         * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process.
         * ``batch_postprocessor`` maps each batch before it moves to the device.
+        * ``resume="auto"`` goes on from the last checkpoint in ``output_dir``, to the same bits as a run that was not
+          interrupted, and starts where there is none; the folder of a checkpoint goes on from that one. A changed config, or
+          another version of a plugin that it names, is an error that lists what differs, unless ``resume_changed``.
+          Between checkpoints, SIGTERM and SIGINT save and end the run.
 
         Raises: ``ConfigError`` for arguments that cannot be meant together; ``RunError`` where the run cannot start
         (an optimizer without the student's parameters, an empty loader, …) or go on (a loss that is not finite).
@@ -120,6 +136,9 @@ class GeneralDistiller:
             callback=callback,
             batch_postprocessor=batch_postprocessor,
             model_args=model_args,
+            resume=resume,
+            resume_changed=resume_changed,
+            identity=identity(self.train_config, {"": self.distill_config}),
         )
         return train(
             Pair(self.model_S, self.adaptor_S, self.objective),

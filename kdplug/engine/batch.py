@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
+from kdplug.contracts.tagged import Tagged
+
 
 class Parts(NamedTuple):
     """A batch as each side gets it; ``cache`` stands in for the teacher's outputs where the batch brings them."""
@@ -22,8 +24,11 @@ class Parts(NamedTuple):
 def split(batch: Any) -> Parts:
     """Divide ``{"teacher": …, "student": …}`` batches; any other batch goes to both sides whole.
 
-    A third key ``teacher_cache`` holds what the teacher would have returned.
+    A third key ``teacher_cache`` holds what the teacher would have returned. Both parts of a tagged batch are tagged.
     """
+    if isinstance(batch, Tagged):
+        teacher, student, cache = split(batch.value)
+        return Parts(Tagged(batch.task, teacher), Tagged(batch.task, student), cache)
     if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
         return Parts(batch["teacher"], batch["student"], batch.get("teacher_cache"))
     return Parts(batch, batch)
@@ -32,8 +37,10 @@ def split(batch: Any) -> Parts:
 def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -> Any:
     """Call ``model`` with ``batch``: a mapping by keyword, a list or tuple by position, anything else as one argument.
 
-    A ``PackedSequence`` is one argument, though Python calls it a tuple.
+    A ``PackedSequence`` is one argument, though Python calls it a tuple. No model sees the tag of a batch.
     """
+    if isinstance(batch, Tagged):
+        batch = batch.value
     if isinstance(batch, Mapping):
         return model(**batch, **model_args)
     if isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence):

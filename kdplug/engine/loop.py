@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kdplug.engine.batch import Parts, split, to_device
-from kdplug.engine.checkpoint import save_student
+from kdplug.engine.checkpoint import Checkpoints
 from kdplug.engine.event import Audience
 from kdplug.engine.finite import FiniteWatch, check_norm
+from kdplug.engine.journal import Journal
 from kdplug.engine.merge import merge
 from kdplug.engine.pair import Micro
 from kdplug.engine.plan import Plan
+from kdplug.engine.preemption import Preemption
 from kdplug.engine.progress import Display
 from kdplug.engine.request import Callback
 from kdplug.engine.run import Run
-from kdplug.engine.teacher import Teacher
+from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.tracking import Tracking, losses
+from kdplug.engine.window import Windows
 from kdplug.objective.report import LossReport
 
 
@@ -39,7 +42,7 @@ class Loop:
     plan: Plan
     accelerator: Accelerator
     model: nn.Module
-    teacher: Teacher | None
+    teacher: TeacherSide | None
     optimizer: Optimizer
     scheduler: Any
     parameters: list[nn.Parameter]
@@ -49,15 +52,22 @@ class Loop:
     events: Audience
     display: Display
     tracking: Tracking
+    journal: Journal
     callback: Callback | None
+    checkpoints: Checkpoints
+    identity: Mapping[str, Any]
+    preemption: Preemption
+    windows: Windows
     watch: FiniteWatch = field(default_factory=FiniteWatch)
-    checkpoints: list[Path] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
 
-    def walk(self, windows: Iterable[list[Any]]) -> None:
-        """Take optimizer steps until the plan is done or the windows are."""
+    def walk(self) -> None:
+        """Take optimizer steps until the plan is done, the data are, or the process is told to stop."""
         self._clear_gradients()
-        for window in windows:
+        if self.run.step >= self.plan.total_steps:
+            return
+        for window in self.windows:
             self._step(window)
             if self.run.step >= self.plan.total_steps:
                 return
@@ -66,6 +76,7 @@ class Loop:
         run, step = self.run, self.run.step + 1
         logs = step % self.logging_steps == 0 or step == self.plan.total_steps
         saves = self.plan.is_save(step)
+        asks = logs or saves or self.run.num_processes == 1
         report = self._accumulate(window, step)
         if logs or saves:
             self.watch.settle()
@@ -78,6 +89,11 @@ class Loop:
         self.display.step(step)
         if saves:
             self._save(step)
+        if asks and self.preemption.agreed(self.accelerator):
+            if not saves:
+                self.watch.settle()
+                self._write(step)
+            self.preemption.leave()
 
     def _accumulate(self, window: list[Any], step: int) -> LossReport:
         """Add up the gradient of the window's mean loss; processes exchange it once, with the last micro-batch."""
@@ -142,13 +158,30 @@ class Loop:
     def _log(self, step: int, report: LossReport) -> None:
         values = losses(self.accelerator, report)
         self.tracking.write(values, step)
+        self.journal.write(values, step)
         self.display.losses(values)
 
     def _save(self, step: int) -> None:
         run = self.run
-        if run.is_main:
-            self.checkpoints.append(save_student(run.model, run.output_dir, step))
-        self.accelerator.wait_for_everyone()
+        self._write(step)
         if self.callback is not None:
             self.callback(model=run.model, step=step)
             run.model.train()
+
+    def _write(self, step: int) -> None:
+        run = self.run
+        modules = {"student": run.model, "objective": run.objective}
+        shared = {"identity": dict(self.identity), **self._learning()}
+        own = {"position": self.windows.position()}
+        path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
+        if run.is_main:
+            self.written.append(path)
+
+    def _learning(self) -> dict[str, Any]:
+        """The state of the optimizer, the learning-rate scheduler and the loss scaler."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.run.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }

@@ -10,11 +10,11 @@ import torch
 from kdplug.engine.batch import split, to_device
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Pair
-from kdplug.engine.teacher import Teacher
+from kdplug.engine.teacher import TeacherSide
 
 
 def materialize(
-    pair: Pair, teacher: Teacher | None, batch: Any, model_args: Mapping[str, Any], device: torch.device
+    pair: Pair, teacher: TeacherSide | None, batch: Any, model_args: Mapping[str, Any], device: torch.device
 ) -> None:
     """Make the objective's ``auto`` projections fit what both models return for ``batch``.
 

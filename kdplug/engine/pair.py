@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from kdplug.contracts.tagged import Tagged
 from kdplug.engine.batch import call
+from kdplug.objective.capture import Capture
 from kdplug.objective.report import LossReport
 
 if TYPE_CHECKING:
     from kdplug.objective.objective import Objective
+    from kdplug.objective.task_objective import TaskObjective
 
 Adaptor = Callable[[Any, Any], Any]
 """``adaptor(batch, model_outputs)`` gives what the objective reads."""
+
+
+def captured(
+    capture: Capture | None, model: nn.Module, adaptor: Adaptor | None, batch: Any, model_args: Mapping[str, Any]
+) -> Any:
+    """What a model makes of ``batch``, after its adaptor, with what its modules gave where something captures it."""
+    if capture is None or not capture.paths:
+        outputs = call(model, batch, model_args)
+        return outputs if adaptor is None else adaptor(batch, outputs)
+    with capture.reading():
+        outputs = call(model, batch, model_args)
+    if adaptor is not None:
+        outputs = adaptor(batch, outputs)
+    if isinstance(outputs, Tagged):
+        return Tagged(outputs.task, capture.join(outputs.value))
+    return capture.join(outputs)
 
 
 class Micro:
@@ -44,18 +64,29 @@ class Pair(nn.Module):
     """
 
     student: nn.Module
-    objective: Objective
+    objective: Objective | TaskObjective
 
-    def __init__(self, student: nn.Module, adaptor: Adaptor | None, objective: Objective) -> None:
+    def __init__(self, student: nn.Module, adaptor: Adaptor | None, objective: Objective | TaskObjective) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
         self.adaptor = adaptor
+        self.capture: Capture | None = None
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Inside the block, the student's modules that matches name are read whenever the student is asked."""
+        self.objective.connect(student=self.student)
+        self.capture = Capture(self.student, self.objective.paths("student"), "student")
+        try:
+            with self.capture.hooked():
+                yield
+        finally:
+            self.capture = None
 
     def outputs(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
-        """What the student makes of ``batch``, after its adaptor."""
-        outputs = call(self.student, batch, model_args)
-        return outputs if self.adaptor is None else self.adaptor(batch, outputs)
+        """What the student makes of ``batch``, after its adaptor, with what its modules gave inside ``hooked()``."""
+        return captured(self.capture, self.student, self.adaptor, batch, model_args)
 
     def forward(self, micro: Micro) -> tuple[Tensor, LossReport]:
         """The weighted total, alone so that DDP and autocast see it, and the report it belongs to."""

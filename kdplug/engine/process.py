@@ -15,6 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from kdplug.engine.mixture import Mixture
 from kdplug.errors import RunError
 
 _ONE_REPLICA_EACH = frozenset(
@@ -74,10 +75,12 @@ def _state_restored() -> Iterator[None]:
 def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
     """This process's share of ``loader``; in a single process the loader itself, untouched.
 
-    A loader that is divided already (prepared by accelerate, or with a ``DistributedSampler``) stays as it is.
+    Of several tasks each loader is divided. A loader that is divided already (prepared by accelerate, or with a ``DistributedSampler``) stays as it is.
 
     Raises: ``RunError`` for a loader that is not a ``DataLoader``, since nothing else says how to divide it.
     """
+    if isinstance(loader, Mixture):
+        return loader.sharded(lambda one: shard(accelerator, one))
     if accelerator.num_processes == 1 or getattr(loader, "_is_accelerate_prepared", False):
         return loader
     if not isinstance(loader, DataLoader):

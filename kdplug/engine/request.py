@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ class Request:
 
     ``num_epochs`` may be a fraction; ``num_steps`` counts optimizer steps. ``max_grad_norm`` of ``None``, 0 or below is off.
     ``batch_postprocessor`` maps each batch before it is moved to the device; ``model_args`` go to teacher and student.
+    ``resume`` is ``"auto"`` or the folder of a checkpoint; ``identity`` is what has to be the same for that, as plain data,
+    unless ``resume_changed``.
     """
 
     optimizer: Optimizer
@@ -31,3 +34,6 @@ class Request:
     callback: Callback | None = None
     batch_postprocessor: Callable[[Any], Any] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    resume: str | os.PathLike[str] | None = None
+    resume_changed: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)

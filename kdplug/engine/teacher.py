@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
-from kdplug.engine.batch import call
-from kdplug.engine.pair import Adaptor
+from kdplug.engine.pair import Adaptor, captured
+from kdplug.objective.capture import Capture
+
+if TYPE_CHECKING:
+    from kdplug.objective.objective import Objective
+
+
+class TeacherSide(Protocol):
+    """One teacher or several, asked together. ``model`` holds all of their modules."""
+
+    model: nn.Module
+
+    def __call__(
+        self,
+        batch: Any,
+        model_args: Mapping[str, Any],
+        cache: Any = None,
+        precision: AbstractContextManager[Any] | None = None,
+    ) -> Any: ...
+
+    def to(self, device: torch.device) -> None: ...
+
+    def frozen(self) -> AbstractContextManager[None]: ...
+
+    def hooked(self, objective: Any) -> AbstractContextManager[None]: ...
 
 
 class Teacher:
@@ -23,6 +46,7 @@ class Teacher:
     def __init__(self, model: nn.Module, adaptor: Adaptor | None = None) -> None:
         self.model = model
         self.adaptor = adaptor
+        self.capture: Capture | None = None
 
     def __call__(
         self,
@@ -33,13 +57,31 @@ class Teacher:
     ) -> Any:
         """What the objective reads of the teacher. ``cache`` stands in for the model's outputs where it is given."""
         with torch.no_grad(), precision or nullcontext():
-            outputs = call(self.model, batch, model_args) if cache is None else cache
-            return outputs if self.adaptor is None else self.adaptor(batch, outputs)
+            if cache is None:
+                return captured(self.capture, self.model, self.adaptor, batch, model_args)
+            return cache if self.adaptor is None else self.adaptor(batch, cache)
 
     def to(self, device: torch.device) -> None:
         """Move the model, unless it was spread over devices when it was loaded."""
         if getattr(self.model, "hf_device_map", None) is None:
             self.model.to(device)
+
+    @contextmanager
+    def hooked(self, objective: Objective) -> Iterator[None]:
+        """Inside the block, the modules that the objective's matches name are read whenever the teacher is asked."""
+        objective.connect(teacher=self.model)
+        with self.capturing(objective.paths("teacher")):
+            yield
+
+    @contextmanager
+    def capturing(self, paths: Iterable[str]) -> Iterator[None]:
+        """Inside the block, what is computed at ``paths`` is read whenever the teacher is asked."""
+        self.capture = Capture(self.model, paths, "teacher")
+        try:
+            with self.capture.hooked():
+                yield
+        finally:
+            self.capture = None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.config.training import TrainingConfig
+from kdplug.engine.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.event import Audience, Events
+from kdplug.engine.journal import Journal, journal
 from kdplug.engine.learning_rate import make_scheduler
 from kdplug.engine.loop import Loop
 from kdplug.engine.materialize import materialize
@@ -22,11 +24,13 @@ from kdplug.engine.mode import modes
 from kdplug.engine.optimizer import add_groups, check_student, parameters, unwrap
 from kdplug.engine.pair import Pair
 from kdplug.engine.plan import Plan, make_plan
+from kdplug.engine.preemption import preemption
 from kdplug.engine.process import process, shard
 from kdplug.engine.progress import display
 from kdplug.engine.request import Request
+from kdplug.engine.resume import find_checkpoint, go_on
 from kdplug.engine.run import Run, RunResult
-from kdplug.engine.teacher import Teacher
+from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.tracking import tracking
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
@@ -34,7 +38,7 @@ from kdplug.errors import RunError
 
 def train(
     pair: Pair,
-    teacher: Teacher | None,
+    teacher: TeacherSide | None,
     config: TrainingConfig,
     request: Request,
     *,
@@ -62,7 +66,11 @@ def train(
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
         windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, request.batch_postprocessor)
         if pair.objective.needs_materialize:
-            materialize(pair, teacher, windows.peek(), request.model_args, accelerator.device)
+            with _hooked(pair, teacher):
+                for batch in windows.examples():
+                    materialize(pair, teacher, batch, request.model_args, accelerator.device)
+        stack.enter_context(_hooked(pair, teacher))
+        folder = find_checkpoint(request.resume, Path(config.output_dir))
         new_groups = add_groups(optimizer, pair.objective.param_groups())
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
         loop = Loop(
@@ -80,11 +88,32 @@ def train(
             events=Audience(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
             tracking=stack.enter_context(tracking(config.log_dir, is_main=run.is_main)),
+            journal=Journal(),
             callback=request.callback,
+            checkpoints=_checkpoints(run, config, folder),
+            identity={**request.identity, "total_steps": plan.total_steps, "processes": run.num_processes},
+            preemption=stack.enter_context(preemption()),
+            windows=windows,
         )
+        if folder is not None:
+            go_on(loop, folder, changed_is_meant=request.resume_changed)
+        loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
-            loop.walk(windows)
-    return RunResult(run.step, loop.report, run.output_dir, tuple(loop.checkpoints), time.monotonic() - start)
+            loop.walk()
+    return RunResult(run.step, loop.report, run.output_dir, tuple(loop.written), time.monotonic() - start)
+
+
+def _checkpoints(run: Run, config: TrainingConfig, folder: Path | None) -> Checkpoints:
+    """The checkpoints of the run that goes on, or of a new one."""
+    name = "" if folder is None else read_run(folder)["run"]
+    return Checkpoints(run.output_dir, begin(run.output_dir, is_main=run.is_main, name=name), config.keep_last)
+
+
+@contextmanager
+def _hooked(pair: Pair, teacher: TeacherSide | None) -> Iterator[None]:
+    """Hooks on what the matches read in both models; what that is may be known better once the objective is materialized."""
+    with pair.hooked(), nullcontext() if teacher is None else teacher.hooked(pair.objective):
+        yield
 
 
 @contextmanager
@@ -99,7 +128,7 @@ def _observed(loop: Loop) -> Iterator[None]:
     loop.events.run_end(loop.run, None)
 
 
-def _settle(pair: Pair, teacher: Teacher | None, accelerator: Accelerator, stack: ExitStack) -> None:
+def _settle(pair: Pair, teacher: TeacherSide | None, accelerator: Accelerator, stack: ExitStack) -> None:
     """Put both sides on the device, in their modes, and freeze the teacher."""
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
@@ -110,7 +139,7 @@ def _settle(pair: Pair, teacher: Teacher | None, accelerator: Accelerator, stack
 
 def _run(
     pair: Pair,
-    teacher: Teacher | None,
+    teacher: TeacherSide | None,
     optimizer: Optimizer,
     *,
     plan: Plan,
@@ -163,7 +192,7 @@ def _trained(optimizer: Optimizer, pair: Pair) -> list[nn.Parameter]:
     return list({id(parameter): parameter for parameter in wanted}.values())
 
 
-def _check_sides(student: nn.Module, teacher: Teacher | None) -> None:
+def _check_sides(student: nn.Module, teacher: TeacherSide | None) -> None:
     if teacher is None:
         return
     if teacher.model is student:

@@ -26,6 +26,8 @@ FIRST_PARTY = MappingProxyType(
                 "projections": ("linear", "relu", "tanh"),
                 "weight_schedulers": ("linear_decay", "linear_growth"),
                 "temperature_schedulers": ("constant", "cwsm", "flsw"),
+                "layer_maps": ("emb_and_last", "last", "skip", "uniform"),
+                "teacher_combiners": ("entropy_gate", "mean_logits", "mean_probs", "select", "weighted"),
             }
         ),
         "kdplug-tasks": MappingProxyType({"tasks": ("digits",)}),

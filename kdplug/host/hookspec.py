@@ -71,6 +71,32 @@ def kdplug_temperature_schedulers() -> Offers:  # type: ignore[empty-body]
 
 
 @hookspec
+def kdplug_teacher_combiners() -> Offers:  # type: ignore[empty-body]
+    """Teacher combiners: ``(teacher_logits_list, *, settings) -> logits``.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_teacher_combiners():
+            return [("median", lambda teacher_logits_list: torch.stack(teacher_logits_list).median(0).values)]
+    """
+
+
+@hookspec
+def kdplug_layer_maps() -> Offers:  # type: ignore[empty-body]
+    """Layer maps: ``(student_layers, teacher_layers, *, settings) -> pairs of layer numbers``, student first.
+
+    Layers count from 1; 0 is what the embeddings put out.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_layer_maps():
+            return [("first", lambda student_layers, teacher_layers: [(m, m) for m in range(1, student_layers + 1)])]
+    """
+
+
+@hookspec
 def kdplug_tasks() -> Offers:  # type: ignore[empty-body]
     """Tasks that a recipe may name: classes whose ``__init__`` takes the settings.
 

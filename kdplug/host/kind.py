@@ -41,6 +41,8 @@ def _kind(plural: str, noun: str, sites: dict[str, tuple[str, ...]], positional:
 
 _KD = ("student_logits", "teacher_logits", "temperature")
 _MATCH = ("student_features", "teacher_features", "mask")
+_MASKS = ("student_mask", "teacher_mask")
+_COUNTS = ("student_layers", "teacher_layers")
 
 KINDS = MappingProxyType(
     {
@@ -49,12 +51,22 @@ KINDS = MappingProxyType(
             _kind(
                 "losses",
                 "loss",
-                {"kd": (*_KD, "mask", "labels", *_PROGRESS), "match": (*_MATCH, "labels", "temperature", *_PROGRESS)},
+                {
+                    "kd": (*_KD, "mask", "labels", *_PROGRESS),
+                    "match": (*_MATCH, *_MASKS, "labels", "temperature", *_PROGRESS),
+                },
                 {"kd": _KD, "match": _MATCH},
             ),
             _kind("projections", "projection", {"": ("in_dim", "out_dim")}, {"": ("in_dim", "out_dim")}),
             _kind("weight_schedulers", "weight scheduler", {"": _PROGRESS}, {"": ("progress",)}),
             _kind("temperature_schedulers", "temperature scheduler", {"": (*_KD, *_PROGRESS)}, {"": _KD}),
+            _kind(
+                "teacher_combiners",
+                "teacher combiner",
+                {"": ("teacher_logits_list", "student_logits", "labels", "temperature", *_PROGRESS)},
+                {"": ("teacher_logits_list",)},
+            ),
+            _kind("layer_maps", "layer map", {"": _COUNTS}, {"": _COUNTS}),
             _kind("tasks", "task", {"": ()}, {"": ()}),
         )
     }

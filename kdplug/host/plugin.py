@@ -32,5 +32,13 @@ class DistributionPlugin:
         return self._offers("kdplug.temperature_schedulers")
 
     @hookimpl
+    def kdplug_teacher_combiners(self) -> Offers:
+        return self._offers("kdplug.teacher_combiners")
+
+    @hookimpl
+    def kdplug_layer_maps(self) -> Offers:
+        return self._offers("kdplug.layer_maps")
+
+    @hookimpl
     def kdplug_tasks(self) -> Offers:
         return self._offers("kdplug.tasks")

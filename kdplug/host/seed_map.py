@@ -13,7 +13,15 @@ from kdplug.host.entry import Entry
 from kdplug.host.registry import Registry, losses, projections, temperature_schedulers, weight_schedulers
 from kdplug.host.spec import parse_spec
 
-_NEUTRAL: dict[str, Any] = {"mask": None, "labels": None, "progress": 0.0, "step": 0, "total_steps": 0}
+_NEUTRAL: dict[str, Any] = {
+    "mask": None,
+    "student_mask": None,
+    "teacher_mask": None,
+    "labels": None,
+    "progress": 0.0,
+    "step": 0,
+    "total_steps": 0,
+}
 
 
 class SeedMap(MutableMapping[str, Callable[..., Any]]):

@@ -12,18 +12,34 @@ from kdplug.objective.precision import is_autocast_on
 
 
 class Batch:
-    """Both models' outputs and how far the run is. The mask of the matches is worked out once, when first asked for."""
+    """All models' outputs and how far the run is. The mask of the matches is worked out once, when first asked for.
 
-    __slots__ = ("_autocast", "_mask", "progress", "step", "student", "teacher", "total_steps")
+    ``teacher`` is the first of ``teachers``; ``of_teacher`` gives the same batch with another one there.
+    """
 
-    def __init__(self, student: Outputs, teacher: Outputs, progress: float, step: int, total_steps: int) -> None:
+    __slots__ = ("_autocast", "_mask", "_views", "progress", "step", "student", "teacher", "teachers", "total_steps")
+
+    def __init__(
+        self, student: Outputs, teachers: tuple[Outputs, ...], progress: float, step: int, total_steps: int
+    ) -> None:
         self.student = student
-        self.teacher = teacher
+        self.teacher = teachers[0]
+        self.teachers = teachers
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
         self._mask: Tensor | None = None
         self._autocast: bool | None = None
+        self._views: dict[int, Batch] = {}
+
+    def of_teacher(self, place: int) -> Batch:
+        """The batch as a match that reads one of the teachers sees it; the same object each time."""
+        if place == 0:
+            return self
+        if place not in self._views:
+            own = (self.teachers[place],)
+            self._views[place] = Batch(self.student, own, self.progress, self.step, self.total_steps)
+        return self._views[place]
 
     def autocast(self, tensor: Tensor) -> bool:
         """Whether autocast is on for the device of ``tensor``, one of the student's. Asked of torch once."""
@@ -40,6 +56,16 @@ class Batch:
         if self._mask is None:
             self._mask = _both(self.student.inputs_mask, self.teacher.inputs_mask)
         return self._mask
+
+    @property
+    def student_mask(self) -> Tensor | None:
+        """Bool, ``True`` where the student sees an input."""
+        return None if self.student.inputs_mask is None else _bool(self.student.inputs_mask)
+
+    @property
+    def teacher_mask(self) -> Tensor | None:
+        """Bool, ``True`` where the teacher sees an input."""
+        return None if self.teacher.inputs_mask is None else _bool(self.teacher.inputs_mask)
 
     @property
     def match_labels(self) -> Tensor | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor
 
+from kdplug.config.layer import Layers, is_path
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, OutputsError
 
@@ -15,13 +18,22 @@ _HOW = {
 }
 
 
-def layers(outputs: Outputs, feature: str, index: int | tuple[int, ...], side: str) -> tuple[Tensor, ...]:
-    """The tensors at ``index``, always as a tuple. Negative indices count from the end.
+def layers(outputs: Outputs, feature: str, layer: Layers, side: str) -> tuple[Tensor, ...]:
+    """The tensors at ``layer``, always as a tuple: by index (negative ones count from the end), or captured at a path.
 
     ``side`` is ``student`` or ``teacher``.
 
-    Raises: ``OutputsError`` where the model gave no such feature; ``ConfigError`` where an index is out of range.
+    Raises: ``OutputsError`` where the model gave no such feature, or nothing was captured; ``ConfigError`` where an index is
+    out of range.
     """
+    if isinstance(layer, str):
+        return (_captured(outputs, layer, side),)
+    if isinstance(layer, tuple) and any(map(is_path, layer)):
+        return tuple([tensor for one in layer for tensor in layers(outputs, feature, one, side)])
+    return _by_index(outputs, feature, cast("int | tuple[int, ...]", layer), side)
+
+
+def _by_index(outputs: Outputs, feature: str, index: int | tuple[int, ...], side: str) -> tuple[Tensor, ...]:
     found: tuple[Tensor, ...] | None = outputs.hidden if feature == "hidden" else outputs.attention
     if not found:
         raise _missing(outputs, feature, side, empty=found is not None)
@@ -31,6 +43,19 @@ def layers(outputs: Outputs, feature: str, index: int | tuple[int, ...], side: s
         return tuple([found[one] for one in index])
     except IndexError:
         raise _out_of_range(len(found), feature, index, side) from None
+
+
+def _captured(outputs: Outputs, path: str, side: str) -> Tensor:
+    if outputs.captured is not None and path in outputs.captured:
+        return outputs.captured[path]
+    field = "layer_S" if side == "student" else "layer_T"
+    if outputs.captured is not None:
+        raise OutputsError(f"the {side}'s forward pass did not call {path!r}", field=field)
+    raise OutputsError(
+        f"nothing was captured at {path!r} in the {side}. A distiller captures while the model runs, which it does not where a "
+        "batch brings a teacher_cache; a loop of your own does it with objective.capture(student, teacher)",
+        field=field,
+    )
 
 
 def _missing(outputs: Outputs, feature: str, side: str, *, empty: bool) -> OutputsError:

@@ -12,12 +12,14 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.errors import KdplugError, OutputsError
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
+from kdplug.objective.combiner import Combiner
 from kdplug.objective.gradient import connected_zero, frozen
 from kdplug.objective.precision import full
 from kdplug.objective.probability_shift import shift
 from kdplug.objective.report import TermValue, over_heads
 from kdplug.objective.schedule import Schedule, build_schedule
-from kdplug.objective.selection import Pair, check_pair, head_masks, is_ignored, select
+from kdplug.objective.selection import Pair, check_pair, head_masks, is_ignored, select, select_several
+from kdplug.objective.teacher import Names, side
 from kdplug.objective.temperature import Temperature
 from kdplug.objective.term import term_value
 
@@ -26,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class KdTerm(nn.Module):
-    """The loss between student and teacher logits, summed over heads."""
+    """The loss between student and teacher logits, summed over heads. The logits of several teachers are combined first."""
 
     name = "kd_loss"
 
-    def __init__(self, config: DistillationConfig) -> None:
+    def __init__(self, config: DistillationConfig, teachers: Names) -> None:
         super().__init__()
         try:
             component = registry.losses.build(config.kd_loss_type, site="kd")
@@ -45,7 +47,10 @@ class KdTerm(nn.Module):
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
         self.fixed_temperature = None if config.temperature_scheduler is not None else float(config.temperature)
         self.shifts = config.probability_shift
-        self.wants_labels = self.shifts or "labels" in self.inputs
+        self.teachers = teachers
+        self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
+        combines_by_label = self.combiner is not None and self.combiner.wants_labels
+        self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
         self._has_warned = False
 
     @property
@@ -57,23 +62,62 @@ class KdTerm(nn.Module):
 
         Raises: ``OutputsError`` for logits, labels or masks that are missing or differ in number; ``ShapeError``.
         """
-        student, teacher = self._logits(batch.student, "student"), self._logits(batch.teacher, "teacher")
-        heads = len(student)
-        if heads != len(teacher):
-            raise OutputsError(
-                f"the student returned {heads} logits and the teacher {len(teacher)}: heads are compared one by one",
-                field="kd_loss_type",
-            )
-        labels = self._labels(batch.student, heads) if self.wants_labels else (None,) * heads
-        pairs = list(map(Pair, student, teacher, labels))
-        if batch.student.logits_mask is not None or batch.teacher.logits_mask is not None:
-            pairs = self._selected(pairs, batch)
-        if heads == 1:
+        pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
+        if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
         return over_heads([self._compared(pair, batch, weight) for pair in pairs])
 
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero([*self._logits(batch.student, "student"), *self.parameters()])
+
+    def _pairs(self, batch: Batch) -> list[Pair]:
+        """What counts of each head."""
+        student, labels = self._student(batch)
+        pairs = list(map(Pair, student, self._teacher(batch, 0, len(student)), labels))
+        if batch.student.logits_mask is not None or batch.teacher.logits_mask is not None:
+            pairs = self._selected(pairs, batch)
+        return pairs
+
+    def _combined(self, batch: Batch, combiner: Combiner) -> list[Pair]:
+        """What counts of each head, each teacher by its own mask, with the teachers' logits combined."""
+        student, labels = self._student(batch)
+        heads = len(student)
+        places = range(len(batch.teachers))
+        teachers = zip(*(self._teacher(batch, place, heads) for place in places), strict=True)
+        masks = zip(
+            *(head_masks(one, heads, side(self.teachers, p)) for p, one in enumerate(batch.teachers)), strict=True
+        )
+        mine = head_masks(batch.student, heads, "student")
+        found = []
+        for own, theirs, label, mask, their_masks in zip(student, teachers, labels, mine, masks, strict=True):
+            effective = [self._effective(one, logits) for one, logits in zip(their_masks, theirs, strict=True)]
+            chosen = select_several(
+                own,
+                theirs,
+                label,
+                student_mask=self._effective(mask, own),
+                teacher_masks=effective,
+                names=self.teachers,
+            )
+            whole = chosen.teachers[0]
+            if chosen.student.numel():
+                whole = combiner(chosen.teachers, chosen.student, chosen.labels, batch)
+            found.append(Pair(chosen.student, whole, chosen.labels))
+        return found
+
+    def _student(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+        logits = self._logits(batch.student, "student")
+        return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
+
+    def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Tensor, ...]:
+        name = side(self.teachers, place)
+        logits = self._logits(batch.teachers[place], name)
+        if heads != len(logits):
+            raise OutputsError(
+                f"the student returned {heads} logits and the {name} {len(logits)}: heads are compared one by one",
+                field="kd_loss_type",
+            )
+        return logits
 
     def _logits(self, outputs: Outputs, side: str) -> tuple[Tensor, ...]:
         if outputs.logits is not None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from kdplug.errors import KdplugError, ShapeError
+from kdplug.config.layer import Layers, in_list, is_glob, is_listed
+from kdplug.errors import ConfigError, KdplugError, ShapeError
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
+from kdplug.objective.capture_path import Modules
 from kdplug.objective.feature import layers
 from kdplug.objective.gradient import connected_zero, frozen
 from kdplug.objective.precision import full
-from kdplug.objective.projection import ProjectionPlan, not_built, project
+from kdplug.objective.projection import ProjectionPlan, not_built, project, without_garbage
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule, build_schedule
 from kdplug.objective.term import term_value
@@ -23,26 +25,34 @@ if TYPE_CHECKING:
 
 
 class MatchTerm(nn.Module):
-    """One intermediate match: a loss, what it compares, and the projection of the student's side."""
+    """One intermediate match: a loss, what it compares, and the projection of the student's side.
 
-    def __init__(self, match: IntermediateMatch, name: str, temperature: float) -> None:
+    ``waits`` leaves the projection to ``materialize`` also where its widths are known, so that it fits the features' device
+    and precision.
+    """
+
+    def __init__(self, match: IntermediateMatch, name: str, temperature: float, *, waits: bool = False) -> None:
         super().__init__()
         try:
             component = registry.losses.build(match.loss, site="match")
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
         self.name = name
+        self.teacher = match.teacher
         self.schedule: Schedule = build_schedule(match.weight, match.weight_scheduler, "weight_scheduler")
         self.loss: Any = component.target
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.feature = match.feature
-        self.layer_student, self.layer_teacher = match.layer_S, match.layer_T
-        self.is_single = isinstance(match.layer_S, int)
+        self.match = match
+        self.is_single = not is_listed(match.layer_S, match.layer_T)
+        self.layer_student, self.layer_teacher = (
+            (match.layer_S, match.layer_T) if self.is_single else (in_list(match.layer_S), in_list(match.layer_T))
+        )
         self.temperature = temperature
         self.wants_mask, self.wants_labels = "mask" in self.inputs, "labels" in self.inputs
         self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
-        self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete else None
+        self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
 
     @property
     def weight(self) -> float:
@@ -52,6 +62,28 @@ class MatchTerm(nn.Module):
     def needs_materialize(self) -> bool:
         """Whether the projection waits for its width."""
         return self.plan is not None and self.projection is None
+
+    def connect(self, student: Modules | None, teacher: Modules | None) -> None:
+        """Look the paths up in the two models, and write globs out; ``None`` leaves a side as it is.
+
+        Raises: ``ConfigError`` with the side as its field.
+        """
+        if student is not None:
+            self.layer_student = self._expanded(student, self.match.layer_S, "layer_S")
+        if teacher is not None:
+            self.layer_teacher = self._expanded(teacher, self.match.layer_T, "layer_T")
+        ours, theirs = in_list(self.layer_student), in_list(self.layer_teacher)
+        if len(ours) != len(theirs) and not (is_glob(ours) or is_glob(theirs)):
+            raise ConfigError(
+                f"layer_S is {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
+                f"({', '.join(map(str, theirs))}). They must be equally many"
+            )
+
+    def _expanded(self, modules: Modules, layers: Layers, field: str) -> Layers:
+        try:
+            return modules.expand(layers, listed=not self.is_single)
+        except ConfigError as error:
+            raise error.at(field) from None
 
     def materialize(self, batch: Batch) -> None:
         """Make the projection from the widths of one batch, where it is not made yet."""
@@ -66,7 +98,7 @@ class MatchTerm(nn.Module):
         """
         student, teacher = self._student(batch), self._teacher(batch)
         if self.plan is not None:
-            student = self._projected(student, self.plan)
+            student = self._projected(student, self.plan, batch)
         if not batch.autocast(student[0]):
             return self._compared(student, teacher, batch, weight)
         with torch.autocast(student[0].device.type, enabled=False):
@@ -81,12 +113,15 @@ class MatchTerm(nn.Module):
     def _teacher(self, batch: Batch) -> tuple[Tensor, ...]:
         return layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
 
-    def _projected(self, features: tuple[Tensor, ...], plan: ProjectionPlan) -> tuple[Tensor, ...]:
+    def _projected(self, features: tuple[Tensor, ...], plan: ProjectionPlan, batch: Batch) -> tuple[Tensor, ...]:
         projection = self.projection
         if projection is None:
             raise not_built()
         for feature in features:
             plan.check(feature)
+        mask = batch.match_mask if self.wants_mask else batch.student_mask if "student_mask" in self.inputs else None
+        if mask is not None:
+            features = tuple([without_garbage(feature, mask) for feature in features])
         return tuple([project(projection, feature) for feature in features])
 
     def _compared(
@@ -96,6 +131,8 @@ class MatchTerm(nn.Module):
             "student_features": full(student[0]) if self.is_single else tuple(map(full, student)),
             "teacher_features": _target(teacher[0]) if self.is_single else tuple(map(_target, teacher)),
             "mask": batch.match_mask if self.wants_mask else None,
+            "student_mask": batch.student_mask if "student_mask" in self.inputs else None,
+            "teacher_mask": batch.teacher_mask if "teacher_mask" in self.inputs else None,
             "labels": batch.match_labels if self.wants_labels else None,
             "temperature": self.temperature,
             "progress": batch.progress,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -10,16 +11,21 @@ from torch import nn
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.objective.batch import Batch
+from kdplug.objective.capture import Capture, Captures
+from kdplug.objective.capture_path import Modules, Side
+from kdplug.objective.capture_teacher import Models, teacher_models, teacher_modules
+from kdplug.objective.custom_term import CustomTerm
+from kdplug.objective.field import Path
 from kdplug.objective.hard_label_term import HardLabelTerm
 from kdplug.objective.kd_term import KdTerm
-from kdplug.objective.match_term import MatchTerm
-from kdplug.objective.projection import not_built
+from kdplug.objective.matches import Matches
 from kdplug.objective.report import LossReport, TermValue
 from kdplug.objective.schedule import checked_progress
-from kdplug.objective.term import Term, unique
+from kdplug.objective.teacher import Names, read_teachers, teacher_names
+from kdplug.objective.term import Term
 
 if TYPE_CHECKING:
-    from kdplug.config.distillation import DistillationConfig, IntermediateMatch
+    from kdplug.config.distillation import DistillationConfig
 
 
 class Objective(nn.Module):
@@ -28,40 +34,90 @@ class Objective(nn.Module):
     A pure function of what the two models gave and of how far the run is, plus the parameters of its projections and of
     losses that have some. Terms of weight 0 are not built. Entries are looked up once, here; a call looks nothing up.
 
+    ``teachers`` is how many teachers there are, or their keys, by which matches may name them. The logits of several are
+    combined into one (``teacher_combiner``) after each teacher's own mask was applied, and before ``probability_shift``.
+
     Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of the config's field.
     """
 
-    def __init__(self, config: DistillationConfig) -> None:
+    def __init__(
+        self,
+        config: DistillationConfig,
+        teachers: int | Sequence[str] = 1,
+        custom_matches: Iterable[CustomTerm] = (),
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.kd_loss = KdTerm(config) if config.kd_loss_weight else None
-        self.matches = _matches(config)
+        self.teachers: Names = teacher_names(teachers)
+        self.kd_loss = KdTerm(config, self.teachers) if config.kd_loss_weight else None
+        self.matches = Matches(config, self.teachers)
+        self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
         self._in_order = _in_order(self)
-        if not self._in_order:
+        _check_names(self.terms)
+        if not self._in_order and not self.needs_materialize:
             raise ConfigError("every weight is 0, so there is nothing to train")
+
+    @property
+    def config(self) -> DistillationConfig:
+        """The config, with the matches of each layer map in its place as soon as its layers are counted."""
+        return self.matches.config
 
     @property
     def terms(self) -> tuple[Term, ...]:
         """The terms in the order in which they are summed, each with ``name`` and ``weight``."""
-        return tuple(term for term, _ in self._in_order)
+        return tuple(term for term, _, _ in self._in_order)
 
     @property
     def needs_materialize(self) -> bool:
-        """Whether a projection waits for its width."""
-        return any(match.needs_materialize for _, match in self._matches())
+        """Whether a projection waits for its width, or a layer map for the number of layers."""
+        return self.matches.needs_materialize
+
+    def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
+        """What has to be captured in the student, or in the teacher at ``place``: each path that a match reads, once."""
+        custom = [cast("CustomTerm", term) for term in self.custom_matches]
+        found = [term.layer_student if side == "student" else term.layer_teacher for term in custom]
+        return tuple(
+            dict.fromkeys([*self.matches.paths(side, place), *(found if side == "student" or not place else [])])
+        )
+
+    def connect(self, student: nn.Module | None = None, teacher: Models = None) -> None:
+        """Look up in the models every module path that the config names; write globs, and layer maps that go by path, out.
+
+        ``teacher`` is the teacher, or several as a list or by key. Without one of the sides, its paths are left as they are.
+
+        Raises: ``ConfigError`` with the path of the field, and the nearest real module paths, where there is no such module.
+        """
+        if not self.matches.names_modules:
+            return
+        ours = None if student is None else Modules(student, "student")
+        self.matches.connect(ours, teacher_modules(teacher, self.teachers))
+        self._in_order = _in_order(self)
+
+    @contextmanager
+    def capture(self, student: nn.Module, teacher: Models = None) -> Iterator[Captures]:
+        """Inside the block, hooks on every module that a match reads: for a loop of your own.
+
+        Run each model inside ``with capture.student.reading():``, and give the objective
+        ``capture.student.join(outputs)``; likewise ``capture.teacher``, or each of ``capture.teachers``.
+
+        Raises: ``ConfigError`` as ``connect`` does.
+        """
+        self.connect(student, teacher)
+        models = teacher_models(teacher, self.teachers)
+        with ExitStack() as stack:
+            ours = stack.enter_context(Capture(student, self.paths("student"), "student").hooked())
+            theirs = [Capture(one, self.paths("teacher", place), "teacher") for place, one in enumerate(models)]
+            yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:
-        """Make the projections whose widths are ``auto`` from the outputs for one batch. Those that exist stay.
+        """Make the projections whose widths are ``auto`` from the outputs for one batch, and count the layers for the layer
+        maps that wait for it. What is made stays.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
-        batch = Batch(Outputs.read(student, "student"), _teacher(teacher), 0.0, 0, 0)
-        for key, match in self._matches():
-            try:
-                match.materialize(batch)
-            except KdplugError as error:
-                raise error.at("intermediate_matches", key) from error.__cause__
+        batch = Batch(Outputs.read(student, "student"), read_teachers(teacher, self.teachers), 0.0, 0, 0)
+        self.matches.materialize(batch)
+        self._in_order = _in_order(self)
 
     def forward(
         self,
@@ -73,20 +129,24 @@ class Objective(nn.Module):
     ) -> LossReport:
         """The loss of one batch, and each term in it.
 
-        ``student`` and ``teacher`` are what adaptors return, or what ``Outputs.read`` understands. ``progress`` is the share
-        of the run that is done, in [0, 1], before the step that this loss is for.
+        ``student`` and ``teacher`` are what adaptors return, or what ``Outputs.read`` understands; of several teachers, a
+        list of that or a mapping by key. ``progress`` is the share of the run that is done, in [0, 1], before the step that
+        this loss is for.
 
         Raises: ``OutputsError``, ``ShapeError`` for what the outputs lack; ``ConfigError`` for a layer that does not exist or
         a ``progress`` out of range; ``RunError`` where ``materialize`` must come first.
         """
         checked_progress(progress)
-        batch = Batch(Outputs.read(student, "student"), _teacher(teacher), progress, step, total_steps)
+        self.matches.check_counted()
+        teachers = read_teachers(teacher, self.teachers)
+        batch = Batch(Outputs.read(student, "student"), teachers, progress, step, total_steps)
         terms: dict[str, TermValue] = {}
         total = None
-        for term, path in self._in_order:
+        for term, path, place in self._in_order:
             try:
                 weight = term.schedule.at(progress, step, total_steps)
-                value = term.value(batch, weight) if weight else TermValue(term.skipped(batch), 0, 0.0)
+                seen = batch.of_teacher(place)
+                value = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
             except KdplugError as error:
                 raise error.at(*path) from error.__cause__
             terms[term.name] = value
@@ -101,64 +161,39 @@ class Objective(nn.Module):
         """
         groups: list[dict[str, Any]] = []
         taken: set[int] = set()
-        for key, match in self._matches():
-            if match.needs_materialize:
-                raise not_built().at("intermediate_matches", key)
-            if match.plan is None or match.projection is None:
-                continue
-            parameters = [p for p in match.projection.parameters() if p.requires_grad]
+        custom = [cast("CustomTerm", term) for term in self.custom_matches]
+        own = [(term.projection, term.options) for term in custom if isinstance(term.projection, nn.Module)]
+        for projection, options in [*self.matches.projections(), *own]:
+            parameters = [p for p in projection.parameters() if p.requires_grad and id(p) not in taken]
             taken.update(map(id, parameters))
             if parameters:
-                groups.append({"params": parameters, **match.plan.options})
+                groups.append({"params": parameters, **options})
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in taken]
         return [*groups, {"params": rest}] if rest else groups
 
     def extra_repr(self) -> str:
         return ", ".join(f"{term.name}: {term.weight:g}" for term in self.terms)
 
-    def _matches(self) -> Iterable[tuple[str, MatchTerm]]:
-        return cast("Iterable[tuple[str, MatchTerm]]", self.matches.items())
 
+def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
+    """Each term with the config path of what it computes and the place of the teacher it reads, 0 where it reads all or none.
 
-def _in_order(objective: Objective) -> tuple[tuple[Term, tuple[str, ...]], ...]:
-    """Each term with the config path of what it computes. The modules own the terms; this saves a call the search for them."""
-    found: list[tuple[Term, tuple[str, ...]]] = []
+    The modules own the terms; this saves a call the search for them.
+    """
+    found: list[tuple[Term, Path, int]] = []
     if objective.kd_loss is not None:
-        found.append((objective.kd_loss, ()))
-    for key, match in objective.matches.items():
-        found.append((cast("MatchTerm", match), ("intermediate_matches", key)))
+        found.append((objective.kd_loss, (), 0))
+    found += objective.matches.terms()
+    for place, term in enumerate(objective.custom_matches):
+        found.append((cast("CustomTerm", term), ("custom_matches", place), 0))
     if objective.hard_label_loss is not None:
-        found.append((objective.hard_label_loss, ()))
+        found.append((objective.hard_label_loss, (), 0))
     return tuple(found)
 
 
-def _matches(config: DistillationConfig) -> nn.ModuleDict:
-    """The matches whose weight is not 0, by their place in the config."""
-    matches = config.intermediate_matches
-    given = [match.name for match in matches if match.name is not None]
-    free = iter(
-        unique((_default_name(m) for m in matches if m.name is None), [KdTerm.name, HardLabelTerm.name, *given])
-    )
-    names = [match.name or next(free) for match in matches]
-    found: dict[str, nn.Module] = {}
-    for place, (match, name) in enumerate(zip(matches, names, strict=True)):
-        if not match.weight:
-            continue
-        try:
-            found[str(place)] = MatchTerm(match, name, config.temperature)
-        except KdplugError as error:
-            raise error.at("intermediate_matches", place) from error.__cause__
-    return nn.ModuleDict(found)
-
-
-def _default_name(match: IntermediateMatch) -> str:
-    loss = match.loss.name.rpartition(":")[2]
-    return f"{match.feature}_{loss}_{_joined(match.layer_S)}_{_joined(match.layer_T)}"
-
-
-def _joined(layer: int | tuple[int, ...]) -> str:
-    return str(layer) if isinstance(layer, int) else "-".join(map(str, layer))
-
-
-def _teacher(value: object) -> Outputs:
-    return Outputs() if value is None else Outputs.read(value, "teacher")
+def _check_names(terms: Sequence[Term]) -> None:
+    """Raises: ``ConfigError`` where a custom match has the name of another term."""
+    names = [term.name for term in terms]
+    for term in terms:
+        if isinstance(term, CustomTerm) and names.count(term.name) > 1:
+            raise ConfigError(f"{term.name!r} is the name of another term", field="custom_matches")

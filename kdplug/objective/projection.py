@@ -85,6 +85,19 @@ def project(module: nn.Module, feature: Tensor) -> Tensor:
     return projected
 
 
+def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
+    """The feature with 0 for what is not finite in places that do not count.
+
+    The loss leaves those places out, but the gradient of a projection's weight would still multiply them, and 0 times
+    ``nan`` is ``nan``. Finite values stay, since a loss may read a place whatever the mask says.
+
+    Shapes: feature ``[*items, width]``, mask ``[*items]``; where they do not fit, the feature itself.
+    """
+    if mask.shape != feature.shape[:-1]:
+        return feature
+    return feature.masked_fill(~(mask.unsqueeze(-1) | feature.isfinite()), 0)
+
+
 def not_built() -> RunError:
     return RunError(
         "a width is 'auto' and not known yet. Call objective.materialize(student=…, teacher=…) with the outputs "

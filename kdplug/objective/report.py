@@ -42,11 +42,13 @@ class TermValue:
 
     def added_to(self, total: Tensor | None) -> Tensor:
         """``total`` plus the weighted value, in one operation where the count is a number."""
+        count = self.count
+        if isinstance(count, Tensor):
+            return self.weighted if total is None else total.add(self.value, alpha=self.weight)
+        share = self.weight / count if count > 0 else 0.0
         if total is None:
-            return self.weighted
-        if isinstance(self.count, Tensor):
-            return total.add(self.value, alpha=self.weight)
-        return total.add(self.total, alpha=self.weight / self.count if self.count > 0 else 0.0)
+            return self.total if share == 1 else self.total * share
+        return total.add(self.total, alpha=share)
 
     def detach(self) -> TermValue:
         """The same without gradient."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
+from kdplug.objective.teacher import Names, side
 
 
 class Pair(NamedTuple):
@@ -64,6 +66,58 @@ def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None)
         _keep(teacher, teacher_rows, 1),
         None if labels is None else _keep(labels, student_rows, 0),
     )
+
+
+class Group(NamedTuple):
+    """One head's logits, the student's and each teacher's, with the labels that go with them."""
+
+    student: Tensor
+    teachers: tuple[Tensor, ...]
+    labels: Tensor | None
+
+
+def select_several(
+    student: Tensor,
+    teachers: tuple[Tensor, ...],
+    labels: Tensor | None,
+    *,
+    student_mask: Tensor | None,
+    teacher_masks: Sequence[Tensor | None],
+    names: Names,
+) -> Group:
+    """Keep the items where the masks are not 0, as ``select`` does: each teacher by its own, or else by the student's.
+
+    Where only teachers have masks, they must be one and the same, which then serves all.
+
+    Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
+    Raises: ``ShapeError``; ``OutputsError`` where the teachers' masks differ and the student has none.
+    """
+    mine = _shared(teacher_masks) if student_mask is None else student_mask
+    if mine is None:
+        return Group(student, teachers, labels)
+    own = select(Pair(student, student, labels), mine, mine)
+    found = []
+    for place, (logits, mask) in enumerate(zip(teachers, teacher_masks, strict=True)):
+        name = side(names, place)
+        rows = _rows(mine if mask is None else mask, logits, name)
+        if len(rows) != len(own.student):
+            raise ShapeError(
+                f"the student's mask keeps {len(own.student)} items and that of {name} {len(rows)}: "
+                "all must keep the same number",
+                field="logits_mask",
+            )
+        found.append(_keep(logits, rows, 1))
+    return Group(own.student, tuple(found), own.labels)
+
+
+def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
+    given = [mask for mask in masks if mask is not None]
+    if any(mask.shape != given[0].shape or not mask.eq(given[0]).all() for mask in given[1:]):
+        raise OutputsError(
+            "those of the teachers differ, and the student returned none that says which of its own items they stand for",
+            field="logits_mask",
+        )
+    return given[0] if given else None
 
 
 def check_pair(pair: Pair) -> None:

@@ -9,17 +9,25 @@ from rich.table import Table
 from rich.text import Text
 
 from kdplug.config.distillation import DistillationConfig
+from kdplug.config.layer import Layers, in_list
+from kdplug.config.layer_map import LayerMap
 from kdplug.config.match import IntermediateMatch
 from kdplug.host.spec import ComponentSpec
 
 
 def terms_table(config: DistillationConfig, names: Iterable[str]) -> Table:
-    """One row for each term of a resolved config; ``names`` are those of the objective's terms, in its order."""
+    """One row for each term of a resolved config; ``names`` are those of the objective's terms, in its order.
+
+    A layer map whose layers are not counted yet has a row for all of its terms.
+    """
     table = Table(header_style="bold")
     for column in ("term", "loss", "weight", "schedule"):
         table.add_column(column, overflow="fold")
     for name, row in zip(names, _rows(config), strict=True):
         table.add_row(*map(Text, (name, *row)))
+    for layer_map in config.layer_map:
+        if layer_map.weight:
+            table.add_row(*map(Text, ("layer_map", *_layer_map(layer_map))))
     return table
 
 
@@ -55,7 +63,17 @@ def _rows(config: DistillationConfig) -> list[tuple[str, str, str]]:
 
 
 def _match(match: IntermediateMatch) -> str:
-    text = f"{component_text(match.loss)} on {match.feature} {_layers(match.layer_S)} → {_layers(match.layer_T)}"
+    return _projected(match, f"{match.feature} {_layers(match.layer_S)} → {_layers(match.layer_T)}")
+
+
+def _layer_map(layer_map: LayerMap) -> tuple[str, str, str]:
+    """The pairs are known once the models have run."""
+    loss = _projected(layer_map, f"{layer_map.feature}, paired by {component_text(layer_map.name)}")
+    return loss, f"{layer_map.weight:g} each", component_text(layer_map.weight_scheduler)
+
+
+def _projected(match: IntermediateMatch | LayerMap, what: str) -> str:
+    text = f"{component_text(match.loss)} on {what}"
     if match.proj is None:
         return text
     proj = match.proj
@@ -63,8 +81,8 @@ def _match(match: IntermediateMatch) -> str:
     return f"{text}, projected by {component_text(proj.component)} {proj.in_dim} → {proj.out_dim}{options}"
 
 
-def _layers(layers: int | tuple[int, ...]) -> str:
-    return "-".join(map(str, layers)) if isinstance(layers, tuple) else str(layers)
+def _layers(layers: Layers) -> str:
+    return "-".join(map(str, in_list(layers)))
 
 
 def _value(value: Any) -> str:

@@ -60,6 +60,8 @@ class Sample:
             f"student_{self.layout.word}": self._as_given(self.student),
             f"teacher_{self.layout.word}": self._as_given(self.teacher),
             "mask": self.mask,
+            "student_mask": self.mask,
+            "teacher_mask": self.mask,
             "labels": self.labels,
             "temperature": self.temperature,
             "progress": 0.5,

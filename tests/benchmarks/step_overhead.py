@@ -2,11 +2,12 @@
 
     python tests/benchmarks/step_overhead.py [--rounds 7] [--steps 300] [--sizes tiny small medium]
 
-Every contender trains the same models on the same batches with the same losses, in one process and one thread, in turns. A
-step's time is read off the loader, which notes when each batch is asked for: set-up and final checkpoints do not count.
-The loop by hand uses ``kdplug.Objective`` and nothing else: no progress, no logging, no checks. Other columns are differences
-to it: ``plain`` is that loop with the formulas written out instead of an objective; ``kdplug`` runs as it comes, with
-progress lines and a logging step in ten; ``+tb`` adds TensorBoard files. Medians over rounds.
+Every contender trains the same models on the same batches with the same losses, in one process, in turns. A step's time is
+read off the loader, which notes when each batch is asked for: set-up and the last checkpoint do not count. Times are CPU
+times of all threads, which a busy machine changes little; a figure is the median over blocks of ten steps, and then over
+rounds. The loop by hand uses ``kdplug.Objective`` and nothing else: no progress, no logging, no checks. The other columns are
+differences to it: ``plain`` has the formulas written out instead of an objective; ``kdplug`` runs as it comes, with progress
+lines and a logging step in ten; ``textbrewer`` logs every step; ``+tb`` adds TensorBoard files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ SIZES = {"tiny": (16, 16), "small": (64, 310), "medium": (128, 560)}
 
 CLASSES = 10
 MATCHES = (0, 2, 6)
+BLOCK = 10
 
 
 class Net(nn.Module):
@@ -68,15 +71,16 @@ class Clock:
 
     def __iter__(self) -> Iterator[Any]:
         for step in range(self.steps):
-            self.asked.append(time.perf_counter())
+            self.asked.append(time.process_time())
             yield self.batches[step % len(self.batches)]
 
     def __len__(self) -> int:
         return self.steps
 
     def per_step(self) -> float:
-        """Mean seconds of a step, without the first ten."""
-        return (self.asked[-1] - self.asked[10]) / (len(self.asked) - 11)
+        """Seconds of a step: the median over blocks of ten, each with one logging step, without the first block."""
+        blocks = [(end - start) / BLOCK for start, end in pairwise(self.asked[BLOCK::BLOCK])]
+        return statistics.median(blocks)
 
 
 def intermediate_matches(count: int) -> list[dict[str, Any]]:
@@ -169,7 +173,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def measure(size: str, matches: int, rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(size: str, matches: int, rounds: int, steps: int, folder: str) -> dict[str, list[float]]:
     """Seconds per step of each contender, round by round."""
     batch, width = SIZES[size]
     torch.manual_seed(0)
@@ -179,8 +183,8 @@ def measure(size: str, matches: int, rounds: int, steps: int) -> dict[str, list[
     for _ in range(rounds):
         for name, contender in CONTENDERS.items():
             loader = Clock(batches, steps)
-            with tempfile.TemporaryDirectory() as folder, quiet():
-                contender(copy.deepcopy(student), copy.deepcopy(teacher), loader, matches, folder)
+            with quiet():
+                contender(copy.deepcopy(student), copy.deepcopy(teacher), loader, matches, tempfile.mkdtemp(dir=folder))
             times[name].append(loader.per_step())
     return times
 
@@ -205,10 +209,11 @@ def main() -> None:
     logging.getLogger("Distillation").setLevel(logging.ERROR)
     head = [f"{'size':7s}", "matches", "by hand, ms", *(f"{name:>19s}" for name in list(CONTENDERS)[1:])]
     print(" | ".join(head))
-    for size in arguments.sizes:
-        steps = max(30, arguments.steps // {"tiny": 1, "small": 4, "medium": 8}[size])
-        for matches in MATCHES:
-            print(row(size, matches, measure(size, matches, arguments.rounds, steps)), flush=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for size in arguments.sizes:
+            steps = max(5 * BLOCK, arguments.steps // {"tiny": 1, "small": 4, "medium": 8}[size])
+            for matches in MATCHES:
+                print(row(size, matches, measure(size, matches, arguments.rounds, steps, folder)), flush=True)
 
 
 if __name__ == "__main__":

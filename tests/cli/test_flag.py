@@ -20,8 +20,12 @@ def _flags(command, path="kdplug"):
 def test_the_commands_and_flags_are_these():
     assert _flags(typer.main.get_command(app)) == {
         "kdplug": ["--version"],
-        "kdplug run": ["--debug", "--output-dir", "--seed", "--set", "recipe"],
+        "kdplug run": ["--debug", "--locked", "--output-dir", "--seed", "--set", "recipe"],
+        "kdplug new": ["--force", "--task", "recipe"],
+        "kdplug schema": ["--kind", "--names"],
         "kdplug plugins": [],
+        "kdplug plugins new": ["--dir", "--kind", "--license", "--on", "name"],
+        "kdplug plugins check": ["--json", "dist"],
         "kdplug plugins list": ["--json", "--kind", "--load"],
         "kdplug plugins show": ["--kind", "name"],
     }

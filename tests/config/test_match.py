@@ -31,14 +31,18 @@ def test_layers_are_two_indices_or_two_lists(match, teacher, student):
 @pytest.mark.parametrize(
     ("teacher", "student", "says"),
     [
-        (1, [1], "layer_T and layer_S must both be indices or both be lists, got 1 and [1]"),
-        ([1, 2], 1, "layer_T and layer_S must both be indices or both be lists, got [1, 2] and 1"),
+        (1, [1], "layer_T and layer_S must both be single layers or both be lists, got 1 and [1]"),
+        ([1, 2], 1, "layer_T and layer_S must both be single layers or both be lists, got [1, 2] and 1"),
         ([1, 2], [1], "layer_T and layer_S must be equally long, got [1, 2] and [1]"),
         ([], [], "2 problems:\n    layer_T: an empty list names no layer\n    layer_S: an empty list names no layer"),
-        (1.0, 1, "layer_T: must be the index of a layer, or a list of them, got 1.0"),
-        (True, 1, "layer_T: must be the index of a layer, or a list of them, got True"),
-        ("3", 1, "layer_T: must be the index of a layer, or a list of them, got '3'"),
-        ([1, "a"], [1, 2], "layer_T.1: must be the index of a layer, or a list of them, got 'a'"),
+        (1.0, 1, "layer_T: must be the index of a layer, the path of a module, or a list of these, got 1.0"),
+        (True, 1, "layer_T: must be the index of a layer, the path of a module, or a list of these, got True"),
+        (None, 1, "layer_T: must be the index of a layer, the path of a module, or a list of these, got None"),
+        (
+            [1, 1.5],
+            [1, 2],
+            "layer_T.1: must be the index of a layer, the path of a module, or a list of these, got 1.5",
+        ),
     ],
 )
 def test_layers_that_do_not_pair_up_are_refused(match, teacher, student, says):

@@ -92,9 +92,11 @@ def test_2_2_9_with_gives_the_distiller_and_the_modes_for_its_block(tmp_path):
 
 def test_2_2_9_the_teacher_stays_as_it_is(tmp_path):
     student, teacher = make_student(), make_teacher()
-    before = weights(teacher)
+    before, seen = weights(teacher), []
+    teacher.register_forward_hook(lambda *arguments: seen.append([p.requires_grad for p in teacher.parameters()]))
     make_distiller(tmp_path, student, teacher).train(sgd(student), make_batches(3), num_epochs=1)
     assert torch.equal(before, weights(teacher))
+    assert seen == [[False] * 4] * 3
     assert all(parameter.requires_grad and parameter.grad is None for parameter in teacher.parameters())
 
 

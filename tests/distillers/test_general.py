@@ -35,7 +35,10 @@ def test_the_arguments_stand_in_textbrewers_order():
         warnings.simplefilter("ignore")
         import textbrewer
     theirs, ours = textbrewer.GeneralDistiller.train, GeneralDistiller.train
-    names = [list(inspect.signature(train).parameters)[:-1] for train in (theirs, ours)]
+    names = [
+        [name for name, kind in inspect.signature(train).parameters.items() if kind.kind is kind.POSITIONAL_OR_KEYWORD]
+        for train in (theirs, ours)
+    ]
     assert names[1] == names[0]
 
 
@@ -217,6 +220,12 @@ def test_one_module_cannot_be_teacher_and_student(tmp_path):
     student = make_student()
     with pytest.raises(RunError, match="teacher and student are the same module"):
         make_distiller(tmp_path, student, student).train(sgd(student), make_batches(1), num_epochs=1)
+
+
+def test_an_optimizer_of_the_teacher_is_an_error(tmp_path):
+    teacher = make_teacher()
+    with pytest.raises(RunError, match="optimizer holds none of the student's 4 trainable parameters"):
+        make_distiller(tmp_path, make_student(), teacher).train(sgd(teacher), make_batches(1), num_epochs=1)
 
 
 def test_a_trainable_parameter_on_both_sides_is_an_error(tmp_path):

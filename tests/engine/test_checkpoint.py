@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,8 +11,15 @@ from small_run import make_student, weights
 from torch import nn
 
 from kdplug.engine import checkpoint
-from kdplug.engine.checkpoint import load_student, save_student
+from kdplug.engine.checkpoint import Checkpoints, begin, latest, load_student
 from kdplug.errors import RunError
+
+ALONE = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
+
+
+def save_student(student, folder, step, keep=None):
+    modules = {"student": student, "objective": nn.Linear(2, 2)}
+    return Checkpoints(folder, "a run", keep).write(step, modules, {"note": 1}, {}, ALONE)
 
 
 class Tied(nn.Module):
@@ -91,7 +100,9 @@ def test_the_folder_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_flush", lambda path: (seen.append(path.name), flush(path)))
     monkeypatch.setattr(checkpoint, "_rename", lambda old, new: (seen.append("rename"), rename(old, new)))
     save_student(make_student(), tmp_path, 1)
-    assert [name.endswith(".tmp") or name for name in seen] == ["student.safetensors", True, "rename", tmp_path.name]
+    *files, folder, rename, parent = seen
+    assert {"student.safetensors", "objective.safetensors", "run.json", "process-0.json"} <= set(files)
+    assert (folder, rename, parent) == (".step-1.tmp", "rename", tmp_path.name)
 
 
 def test_state_that_is_no_tensor_is_named(tmp_path):
@@ -103,3 +114,29 @@ def test_weights_of_another_model_are_an_error_that_names_the_file(tmp_path):
     path = save_student(nn.Linear(2, 2), tmp_path, 1)
     with pytest.raises(RunError, match=r"student\.safetensors does not fit the student"):
         load_student(make_student(), path)
+
+
+def test_only_the_last_checkpoints_stay_where_that_is_asked_for(tmp_path):
+    for step in (2, 10, 11):
+        save_student(make_student(), tmp_path, step, keep=2)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-10", "step-11"]
+
+
+def test_the_latest_checkpoint_is_the_one_of_the_highest_step_of_this_run(tmp_path):
+    for step in (9, 10):
+        save_student(make_student(), tmp_path, step)
+    begin(tmp_path, is_main=True, name="a run")
+    assert latest(tmp_path) == tmp_path / "step-10"
+
+
+def test_checkpoints_that_another_run_left_are_not_gone_on_from(tmp_path):
+    save_student(make_student(), tmp_path, 9)
+    begin(tmp_path, is_main=True)
+    assert latest(tmp_path) is None
+
+
+def test_a_folder_that_a_kill_left_half_written_is_no_checkpoint(tmp_path):
+    begin(tmp_path, is_main=True, name="a run")
+    path = save_student(make_student(), tmp_path, 1)
+    path.parent.rename(tmp_path / ".step-1.tmp")
+    assert latest(tmp_path) is None

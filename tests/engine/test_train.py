@@ -175,7 +175,7 @@ def test_an_auto_projection_is_made_trained_and_costs_no_batch(tmp_path):
     assert (loader.started, loader.given) == (1, 3)
 
 
-def test_finding_out_a_width_leaves_batch_statistics_alone():
+def test_finding_out_a_width_leaves_batch_statistics_and_randomness_alone_and_needs_no_gradient():
     from kdplug.config.distillation import DistillationConfig
     from kdplug.engine.materialize import materialize
     from kdplug.engine.pair import Pair
@@ -184,9 +184,13 @@ def test_finding_out_a_width_leaves_batch_statistics_alone():
 
     student = Normed().train()
     pair = Pair(student, None, Objective(DistillationConfig(intermediate_matches=[AUTO])))
-    before = weights(student)
+    student.register_forward_hook(lambda module, inputs, output: torch.rand(1) is None or None)
+    before, randomness, seen = weights(student), torch.get_rng_state(), []
+    pair.objective.materialize = lambda student, teacher: seen.append(student["logits"].requires_grad)
     materialize(pair, Teacher(make_teacher()), make_batches(1)[0], {}, torch.device("cpu"))
     assert torch.equal(before, weights(student))
+    assert torch.equal(randomness, torch.get_rng_state())
+    assert seen == [False]
     assert student.training
     assert student.body[1].num_batches_tracked == 0
 
@@ -199,7 +203,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(t
     with pytest.raises(RunError, match=r"^step 2: the total loss is nan \(kd_loss is nan\)$"):
         distiller.train(sgd(student), batches, num_epochs=1)
     assert torch.isfinite(weights(student)).all()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
+    assert [entry.name for entry in tmp_path.glob("step-*")] == ["step-1"]
+
+
+def test_a_parameter_of_the_users_own_in_the_optimizer_is_trained_with_a_fresh_gradient_each_step(tmp_path):
+    student, scale = make_student(), torch.nn.Parameter(torch.ones(()).double())
+    distiller = make_distiller(
+        tmp_path, student, adaptors=(None, lambda batch, outputs: {"logits": scale * outputs["logits"].detach()})
+    )
+    optimizer, gradients = sgd(student), []
+    optimizer.add_param_group({"params": [scale], "lr": 0.0})
+    scale.register_hook(gradients.append)
+    step = optimizer.step
+    optimizer.step = lambda: gradients.append(scale.grad.clone()) or step()
+    distiller.train(optimizer, make_batches(3), num_epochs=1)
+    assert torch.equal(torch.stack(gradients[0::2]), torch.stack(gradients[1::2]))
+
+
+def test_a_parameter_outside_the_optimizer_gathers_no_gradient(tmp_path):
+    student = make_student()
+    with pytest.warns(UserWarning, match="2 of the student's 4"):
+        make_distiller(tmp_path, student).train(sgd(student.head), make_batches(3), num_epochs=1)
+    assert all(parameter.grad is None for parameter in student.parameters())
 
 
 def test_losses_are_settled_before_each_log_and_each_save(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -30,10 +30,10 @@ def plain_mse(student_features, teacher_features):
 
 
 def masked_mse(student_features, teacher_features, mask=None):
-    error = (student_features - teacher_features).square().mean(-1)
+    error = student_features - teacher_features
     if mask is None:
-        return LossSum(error.sum(), error.numel())
-    return LossSum(torch.where(mask, error, 0).sum(), mask.sum())
+        return LossSum(error.square().mean(-1).sum(), error[..., 0].numel())
+    return LossSum(torch.where(mask.unsqueeze(-1), error, 0).square().mean(-1).sum(), mask.sum())
 
 
 def pair_mse(student_features, teacher_features):
@@ -65,14 +65,13 @@ LOSSES = (ce, ce_sum, plain_mse, masked_mse, pair_mse)
 
 
 @pytest.fixture(autouse=True)
-def entries(no_plugins: Any) -> Iterator[None]:
+def entries(no_plugins: Any) -> None:
     """The entries above, under their own names."""
     for function in LOSSES:
         registry.losses.register(function.__name__)(function)
     registry.losses.register("scaled")(Scaled)
     registry.weight_schedulers.register("growth")(growth)
     registry.projections.register("linear")(linear)
-    yield
 
 
 @pytest.fixture

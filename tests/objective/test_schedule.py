@@ -50,7 +50,7 @@ def test_a_scheduler_with_settings(build, offer, student, teacher):
 
 
 def test_a_scheduler_may_return_a_scalar_tensor(build, offer, student, teacher):
-    name = offer(lambda progress: torch.tensor(progress), "weight_schedulers")
+    name = offer(lambda progress: torch.tensor(1.0) * progress, "weight_schedulers")
     assert build(kd_loss_weight_scheduler=name)(student, teacher, progress=0.5).terms["kd_loss"].weight == 0.5
 
 

@@ -65,7 +65,7 @@ def test_one_of_another_shape_is_an_error(build, offer, seen, student, teacher):
 
 @pytest.mark.parametrize("value", [None, "4", float("nan")])
 def test_one_that_is_no_number_is_an_error(build, offer, seen, student, teacher, value):
-    with pytest.raises(SignatureError, match="^temperature_scheduler: local:offered must return a tensor over items"):
+    with pytest.raises(SignatureError, match=r"^temperature_scheduler: local:offered must return a tensor over items"):
         run(build, offer, lambda temperature: value, student, teacher)
 
 

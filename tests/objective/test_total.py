@@ -111,7 +111,7 @@ def test_hard_labels_are_the_sum_of_the_means(build, random):
 def test_hard_labels_without_losses_are_an_error(build, teacher):
     student = {"logits": teacher["logits"], "hidden": teacher["hidden"]}
     with pytest.raises(
-        OutputsError, match="^hard_label_weight: is 1, but the student returned no losses, only logits, hidden"
+        OutputsError, match=r"^hard_label_weight: is 1, but the student returned no losses, only logits, hidden"
     ):
         build(hard_label_weight=1)(student, teacher)
 
@@ -139,7 +139,7 @@ def test_nothing_to_train_is_an_error():
 
     from kdplug import Objective
 
-    nothing = SimpleNamespace(kd_loss_weight=0, hard_label_weight=0, intermediate_matches=())
+    nothing = SimpleNamespace(kd_loss_weight=0, hard_label_weight=0, intermediate_matches=(), layer_map=())
     with pytest.raises(ConfigError, match="every weight is 0"):
         Objective(nothing)
 

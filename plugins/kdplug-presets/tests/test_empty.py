@@ -13,6 +13,8 @@ from presets_strategies import (
     spoil,
 )
 
+from kdplug_presets import hidden
+
 every_match = pytest.mark.parametrize("name", MATCH)
 every_kd = pytest.mark.parametrize("name", KD)
 
@@ -67,3 +69,9 @@ def test_one_empty_row_is_left_out_of_the_mean(name: str) -> None:
         rest.teacher, rest.mask = [tensor[[0, 2]] for tensor in case.teacher], case.mask[[0, 2]]
         assert torch.allclose(loss.value, rest.loss().value)
         assert all(finite(g) and (g[1] == 0).all() for g in gradients)
+
+
+def test_a_mask_over_examples_is_enough_for_pkd_on_features_without_a_length() -> None:
+    student, teacher = torch.randn(3, 5), torch.randn(3, 5)
+    found = hidden.pkd(student, teacher, torch.tensor([1, 0, 1])).value
+    assert torch.allclose(found, hidden.pkd(student[[0, 2]], teacher[[0, 2]]).value)

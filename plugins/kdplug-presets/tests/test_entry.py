@@ -9,8 +9,6 @@ from typing import Any, get_type_hints
 import pytest
 from pydantic import create_model
 
-ENTRIES = [entry for entry in distribution("kdplug-presets").entry_points if entry.group.startswith("kdplug.")]
-named = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.group}:{entry.name}")
 INPUTS = {
     "kdplug.losses": [
         {"student_logits", "teacher_logits", "temperature"},
@@ -19,7 +17,15 @@ INPUTS = {
     "kdplug.projections": [{"in_dim", "out_dim"}],
     "kdplug.weight_schedulers": [{"progress"}],
     "kdplug.temperature_schedulers": [{"student_logits", "teacher_logits", "temperature"}],
+    "kdplug.layer_maps": [{"student_layers", "teacher_layers"}],
+    "kdplug.teacher_combiners": [
+        {"teacher_logits_list"},
+        {"teacher_logits_list", "temperature"},
+        {"teacher_logits_list", "labels"},
+    ],
 }
+ENTRIES = [entry for entry in distribution("kdplug-presets").entry_points if entry.group in INPUTS]
+named = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: f"{entry.group}:{entry.name}")
 
 
 @named

@@ -164,7 +164,6 @@ def attention_ce_mean(
     if mask is not None:
         mask = _token_mask("attention_ce_mean", mask, student)
     if student.dim() == 4:
-        heads = max(student.shape[1], 1)
         student, teacher = promoted(student, teacher)
-        student, teacher = student.sum(dim=1).div_(heads), teacher.sum(dim=1).div_(heads)
+        student, teacher = student.mean(dim=1), teacher.mean(dim=1)
     return _entropy(student, teacher, mask, inputs, pad_below)

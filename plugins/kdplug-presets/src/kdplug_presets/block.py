@@ -1,4 +1,4 @@
-"""Working on a few examples at a time, so that what is in between stays in a CPU's cache."""
+"""Working on a few examples at a time, so that what is in between is never held as a whole."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_ELEMENTS = 1 << 18
-"""Elements of a block: a few float32 buffers of that size fit a second-level cache."""
+_SPARING = 1 << 21
+"""Elements of a block that keeps temporary memory small: 8 MiB of float32."""
+
+_CACHED = 1 << 18
+"""Elements of a block that stays in a CPU's caches over several passes: 1 MiB of float32."""
 
 
 def eager_on_cpu(tensor: Tensor) -> bool:
@@ -16,10 +19,19 @@ def eager_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices of the first axis that cover it; one slice where the device or the compiler does better without."""
+def sparing_blocks(tensor: Tensor) -> Iterator[slice]:
+    """Slices of the first axis that cover it, small enough for temporary results not to count."""
+    return _slices(tensor, _SPARING)
+
+
+def cached_blocks(tensor: Tensor) -> Iterator[slice]:
+    """Slices of the first axis that cover it, small enough for several passes over each to run in the cache."""
+    return _slices(tensor, _CACHED)
+
+
+def _slices(tensor: Tensor, elements: int) -> Iterator[slice]:
     size = len(tensor)
     step = size
-    if eager_on_cpu(tensor) and tensor.numel() > _ELEMENTS:
-        step = max(1, _ELEMENTS * size // tensor.numel())
-    return (slice(start, start + step) for start in range(0, max(size, 1), max(step, 1)))
+    if eager_on_cpu(tensor) and tensor.numel() > elements:
+        step = elements * size // tensor.numel()
+    return (slice(start, start + max(step, 1)) for start in range(0, max(size, 1), max(step, 1)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import blocks
+from kdplug_presets.block import sparing_blocks
 from kdplug_presets.mask import keep_
 from kdplug_presets.precision import promoted, without_autocast
 
@@ -27,7 +27,7 @@ def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class _CosineDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, value_bits: Tensor | None) -> Tensor:
-        parts = [_cosines(student[block], teacher[block]) for block in blocks(student)]
+        parts = [_cosines(student[block], teacher[block]) for block in sparing_blocks(student)]
         cosine, student_square, inverse = (torch.cat(values) for values in zip(*parts, strict=True))
         ctx.save_for_backward(student, teacher, cosine / student_square, inverse, value_bits)
         distance = (1.0 - cosine).clamp_(min=0.0)
@@ -39,7 +39,7 @@ class _CosineDistance(torch.autograd.Function):
         student, teacher, along_student, along_teacher, value_bits = ctx.saved_tensors
         along_student, along_teacher = (along_student * slope).unsqueeze(-1), (along_teacher * -slope).unsqueeze(-1)
         gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
-        for block in blocks(student):
+        for block in sparing_blocks(student):
             own = torch.mul(student[block], along_student[block], out=gradient[block])
             own.addcmul_(teacher[block], along_teacher[block])
             if value_bits is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import blocks, eager_on_cpu
+from kdplug_presets.block import cached_blocks, eager_on_cpu
 from kdplug_presets.gradient_buffer import recall, remember
 from kdplug_presets.mask import keep_
 from kdplug_presets.precision import without_autocast, working_type
@@ -33,7 +33,7 @@ def _entropies(
     dtype = working_type(student, teacher)
     gradient = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
     totals = []
-    for block in blocks(student):
+    for block in cached_blocks(student):
         scores, part = teacher[block].to(dtype), gradient[block]
         target = torch.softmax(scores, dim=-1)
         log_probs = torch.log_softmax(student[block].to(dtype), dim=-1).clamp_(min=torch.finfo(dtype).min)
@@ -42,11 +42,13 @@ def _entropies(
         if weight is not None:
             target *= weight[block]
         if selection is not None:
-            rows = selection.rows[block]
-            keep_(target, rows & selection.keys[block])
-            keep_(log_probs, rows)
-        totals.append(torch.mul(target, log_probs, out=part).sum())
+            keep_(target, selection.keys[block])
+        by_row = torch.mul(target, log_probs, out=part).sum(dim=-1, keepdim=True)
         torch.exp(log_probs, out=part).mul_(target.sum(dim=-1, keepdim=True)).sub_(target)
+        if selection is not None:
+            keep_(by_row, selection.rows[block])
+            keep_(part, selection.rows[block])
+        totals.append(by_row.sum())
     return gradient, -torch.stack(totals).sum()
 
 

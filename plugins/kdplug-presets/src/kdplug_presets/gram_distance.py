@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import blocks
+from kdplug_presets.block import cached_blocks
 from kdplug_presets.mask import keep_, kept, pairs
 from kdplug_presets.precision import without_autocast
 
@@ -82,7 +82,7 @@ def _products(over: Over, features: Tensor, difference: Tensor, scale: Tensor, t
     """Valid tokens of ``features``, times ``difference`` over the axis that the loss does not sum over."""
     width = difference.shape[2] if over == "length" else features.shape[2]
     result = features.new_empty((*features.shape[:2], width))
-    for block in blocks(features):
+    for block in cached_blocks(features):
         valid = kept(features[block], None if token_bits is None else token_bits[block].unsqueeze(-1))
         if over == "length":
             torch.bmm(valid, difference[block], out=result[block])

@@ -77,4 +77,5 @@ def _first_token(side: str, features: Tensor) -> Tensor:
 def _counting_examples(mask: Tensor, features: Tensor) -> Tensor:
     """Which examples have any valid token, ``[batch, 1]``; features without a length take a mask of any length."""
     items = features.shape[:2] if features.dim() == 3 else features.shape[:1] + mask.shape[1:]
-    return read_mask("pkd", mask, features, items).flatten(1).any(dim=1, keepdim=True)
+    counts = read_mask("pkd", mask, features, items)
+    return counts.unsqueeze(1) if counts.dim() == 1 else counts.any(dim=1, keepdim=True)

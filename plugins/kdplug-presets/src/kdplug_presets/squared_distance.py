@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import blocks
+from kdplug_presets.block import sparing_blocks
 from kdplug_presets.gradient_buffer import recall, remember
 from kdplug_presets.mask import keep_
 from kdplug_presets.precision import without_autocast, working_type
@@ -21,7 +21,7 @@ def _difference(
     dtype = working_type(student, teacher)
     difference = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
     norms = []
-    for block in blocks(student):
+    for block in sparing_blocks(student):
         own, other, part = student[block].to(dtype), teacher[block].to(dtype), difference[block]
         if pad_below is None:
             torch.sub(own, other, out=part)

@@ -1,0 +1,158 @@
+"""``kdplug new``: a recipe to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+import typer
+
+from kdplug.cli.failure import told
+from kdplug.errors import ConfigError, KdplugError, RunError
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from kdplug.config.model import ConfigModel
+    from kdplug.host.entry import Entry
+
+SCHEMA = "kdplug.schema.json"
+
+_CHOSEN: Mapping[str, Any] = {
+    "hard_label_weight": 1.0,
+    "lr_schedule": "linear",
+    "num_epochs": 10,
+}
+"""Where the recipe does not keep the default."""
+
+_MATCH = "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_mse, proj: linear}]"
+
+
+def new(
+    recipe: Annotated[Path, typer.Argument(help="The file to write, .yaml or .yml.")],
+    task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task, such as digits.")],
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+) -> None:
+    """Write a recipe for a task, a comment above every key, and beside it the schema that editors check it with."""
+    with told():
+        from kdplug.config.recipe import Recipe
+        from kdplug.config.schema import schema_of
+        from kdplug.host.registry import tasks
+        from kdplug.report.file import replacing, write_json
+
+        _check_free(recipe, force=force)
+        try:
+            entry = tasks.entry(task)
+        except KdplugError as error:
+            raise error.at("--task") from None
+        text, missing = recipe_text(recipe.name, task, entry)
+        Recipe.from_yaml(text)
+        schema = schema_of("recipe", load=lambda one: one is entry)
+        try:
+            with replacing(recipe) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            write_json(recipe.with_name(SCHEMA), schema.data)
+        except OSError as error:
+            raise RunError(f"cannot write {str(recipe)!r}: {error.strerror}") from error
+    typer.echo(f"Wrote {recipe} and {recipe.with_name(SCHEMA)}, which knows every name and the settings of the task.")
+    typer.echo(f"With the settings of every plugin:  kdplug schema > {recipe.with_name(SCHEMA)}")
+    for name in missing:
+        typer.echo(f"Fill in task.{name}, which has no default")
+    typer.echo(f"Run it:  kdplug run {recipe}")
+
+
+def _check_free(recipe: Path, *, force: bool) -> None:
+    if recipe.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(f"the name of a new recipe ends in .yaml or .yml, got {str(recipe)!r}")
+    if recipe.exists() and not force:
+        raise ConfigError(f"{str(recipe)!r} exists. Write over it: --force")
+
+
+def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
+    """A recipe that runs ``task`` under ``name``, and the settings of the task that have no default. Imports the task."""
+    from kdplug.config.distillation import DistillationConfig
+    from kdplug.config.recipe import Recipe, RecipeTraining
+    from kdplug.config.schema_doc import MEANINGS
+
+    settings, missing = _task_settings(task)
+    blocks = {
+        "task": [f"  name: {_yaml(name)}", *settings],
+        "distillation": list(_keys(DistillationConfig)),
+        "training": list(_keys(RecipeTraining)),
+    }
+    lines = [f"# yaml-language-server: $schema=./{SCHEMA}", f"# Run it:  kdplug run {file}"]
+    for key, field in Recipe.model_fields.items():
+        lines += ["", f"# {_comment(MEANINGS['Recipe'][key])}"]
+        default = f"runs/{task.name}" if key == "output_dir" else _default(key, field)
+        lines += [f"{key}:", *blocks[key]] if key in blocks else [f"{key}: {_yaml(default)}"]
+    return "\n".join(lines) + "\n", missing
+
+
+def _keys(model: type[ConfigModel]) -> Iterator[str]:
+    """Every key of a model with its meaning above it."""
+    from kdplug.config.schema_doc import MEANINGS
+
+    for key, field in model.model_fields.items():
+        choices = ", ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
+        yield f"  # {_comment(MEANINGS[model.__name__][key])}{f' ({choices})' if choices else ''}"
+        if key == "intermediate_matches":
+            yield f"  # {_MATCH}"
+        yield f"  {key}: {_yaml(_CHOSEN.get(key, _default(key, field)))}"
+
+
+def _task_settings(task: Entry) -> tuple[list[str], list[str]]:
+    """The settings of a task as lines of a recipe, and those that have no default."""
+    from kdplug.config.schema_entry import entry_schema
+
+    found = entry_schema(task, load=True)
+    if found.error:
+        _ = task.settings  # raises what is wrong with it
+    schema = found.settings or {}
+    lines, missing = [], []
+    for name, setting in schema.get("properties", {}).items():
+        doc = _comment(f"{setting.get('description', '')} {_bounds(setting)}")
+        lines += [f"  # {doc}"] if doc else []
+        if "default" in setting:
+            lines.append(f"  {name}: {_yaml(setting['default'])}")
+        elif name in schema.get("required", []):
+            missing.append(name)
+            lines.append(f"  {name}:")
+    return lines, missing
+
+
+def _bounds(setting: Mapping[str, Any]) -> str:
+    signs = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
+    found = ", ".join(f"{sign} {setting[key]:g}" for key, sign in signs if key in setting)
+    return f"({found})" if found else ""
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.replace("`", "").split())
+
+
+def _default(key: str, field: FieldInfo) -> Any:
+    """The default of a field as plain data; ``none`` is how a config writes that there is no scheduler."""
+    from pydantic import BaseModel
+
+    from kdplug.host.spec import ComponentSpec
+
+    value = field.get_default()
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if value is None and key.endswith("_scheduler"):
+        return "none"
+    return value.to_data() if isinstance(value, ComponentSpec) else value
+
+
+def _yaml(value: Any) -> str:
+    """A value on one line: as JSON, which YAML reads, and text without quotes where that means the same."""
+    import json
+    import re
+
+    from kdplug.config.text import yaml_value
+
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(part)}" for key, part in value.items()) + "}"
+    plain = isinstance(value, str) and re.fullmatch(r"[\w./:-]+", value, re.ASCII) and yaml_value(value) == value
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)

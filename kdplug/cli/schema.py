@@ -1,0 +1,43 @@
+"""``kdplug schema``: what a recipe may hold, for editors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from kdplug.cli.failure import told
+
+
+class Part(StrEnum):
+    """What may be described."""
+
+    RECIPE = "recipe"
+    DISTILLATION = "distillation"
+    TRAINING = "training"
+
+
+def schema(
+    kind: Annotated[
+        Part, typer.Option("--kind", metavar="K", help="recipe, distillation (a DistillationConfig) or training.")
+    ] = Part.RECIPE,
+    names: Annotated[
+        bool, typer.Option("--names", help="Import no plugin: names are checked, their settings are not.")
+    ] = False,
+) -> None:
+    """Print the JSON Schema (draft-07) of a recipe, with the settings of every installed plugin."""
+    with told():
+        from kdplug.config.schema import every_entry, no_entry, schema_of
+        from kdplug.host.active import active
+
+        with redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is no JSON
+            if not names:
+                active().load_hooks()
+            found = schema_of(kind.value, no_entry if names else every_entry)
+        for error in found.errors:
+            active().notice(f"the schema has no settings for it: {error}")
+    typer.echo(json.dumps(found.data, indent=2, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,206 @@
+"""Several tasks, each with its own teacher or teachers, and one student."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.training import TrainingConfig
+from kdplug.distillers.identity import identity
+from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
+from kdplug.distillers.teacher import Adaptors, Models, read_teachers
+from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.event import Events
+from kdplug.engine.mixture import Mixture, TaskAdaptor, TaskTeachers, example_count, shares
+from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.request import Callback, Request
+from kdplug.engine.resume import Resume
+from kdplug.engine.run import RunResult
+from kdplug.engine.teacher import Teacher, TeacherSide
+from kdplug.errors import ConfigError, KdplugError, did_you_mean
+from kdplug.objective.objective import Objective
+from kdplug.objective.task_objective import TaskObjective
+
+T = TypeVar("T")
+
+
+class MultiTaskDistiller:
+    """Distils a teacher for each task into one student.
+
+    ``model_T`` maps each task to its teacher, or to a list or mapping of teachers as ``MultiTeacherDistiller`` takes them.
+    The adaptors are mappings by task; a task's ``adaptor_T`` may be one for each of its teachers. ``distill_config`` is one
+    for all tasks or a mapping by task. Each task has its own projections, and its own terms, called ``task/term``.
+
+    What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``.
+
+    Raises: ``ConfigError`` where tasks do not agree; what ``GeneralDistiller`` raises, with the task in front of the path.
+    """
+
+    def __init__(  # noqa: PLR0917  TextBrewer's signature
+        self,
+        train_config: TrainingConfig,
+        distill_config: DistillationConfig | Mapping[str, DistillationConfig],
+        model_T: Mapping[str, nn.Module | Models] | nn.ModuleDict,
+        model_S: nn.Module,
+        adaptor_T: Mapping[str, Adaptors] | None = None,
+        adaptor_S: Mapping[str, Adaptor | None] | None = None,
+        *,
+        observers: Iterable[Events] = (),
+        strict: bool = False,
+        show_progress: bool = True,
+    ) -> None:
+        self.tasks = _tasks(model_T)
+        self.train_config = train_config
+        self.distill_config = distill_config
+        self.model_T = model_T
+        self.model_S = model_S
+        self.adaptor_T = adaptor_T
+        self.adaptor_S = adaptor_S
+        configs = distill_config if isinstance(distill_config, Mapping) else dict.fromkeys(self.tasks, distill_config)
+        self._configs = _by_task("distill_config", configs, self.tasks)
+        adaptors = _by_task("adaptor_T", adaptor_T, self.tasks, default=None)
+        self._adaptor = TaskAdaptor(_by_task("adaptor_S", adaptor_S, self.tasks, default=None))
+        teachers, objectives = {}, {}
+        for task in self.tasks:
+            try:
+                teachers[task], objectives[task] = _task(model_T[task], adaptors[task], self._configs[task])
+                objectives[task].connect(model_S, _models(teachers[task]))
+            except KdplugError as error:
+                raise error.at(task) from error.__cause__
+        self.objective = TaskObjective(objectives)
+        self._teachers = TaskTeachers(teachers)
+        self._session = Session(observers, strict=strict, show_progress=show_progress)
+
+    def __enter__(self) -> Self:
+        """Teachers in eval mode, student in train mode, until the block ends. ``train`` does the same by itself."""
+        self._session.enter(training=self.model_S, evaluating=self._teachers.model)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session.leave()
+
+    def train(  # noqa: PLR0917  TextBrewer's signature
+        self,
+        optimizer: Optimizer,
+        dataloaders: Mapping[str, Iterable[Any]],
+        num_steps: int,
+        scheduler_class: Callable[..., Any] | None = None,
+        scheduler_args: Mapping[str, Any] | None = None,
+        scheduler: Any = None,
+        max_grad_norm: float | None = None,
+        tau: float = 1.0,
+        callback: Callback | None = None,
+        batch_postprocessors: Mapping[str, Callable[[Any], Any]] | None = None,
+        *,
+        resume: Resume = None,
+        resume_changed: bool = False,
+        **model_args: Any,
+    ) -> RunResult:
+        """Train the student for ``num_steps`` optimizer steps.
+
+        Each batch is drawn from the loader of one task, and the task with a probability in proportion to the number of its
+        *examples* to the power of ``tau``: 1 draws each example equally often, 0 each task. Where a loader does not tell how
+        many examples it has (it is no ``DataLoader``, or its dataset has no length), each task is equally likely. The draws
+        come from a generator of their own, seeded with the training config's ``seed`` (0 where it has none).
+
+        ``dataloaders`` and ``batch_postprocessors`` are mappings by task; the other arguments are those of
+        ``GeneralDistiller.train``.
+
+        Raises: ``ConfigError`` for arguments that cannot be meant; ``RunError`` where the run cannot start or go on (a
+        loader that is empty, or exhausted because it can be walked through just once, …).
+        """
+        loaders = _by_task("dataloaders", dataloaders, self.tasks)
+        processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
+        mixture = Mixture(loaders, _shares(loaders, tau), self.train_config.seed or 0, processors)
+        request = Request(
+            optimizer=optimizer,
+            dataloader=mixture,
+            num_steps=num_steps,
+            scheduler_class=scheduler_class,
+            scheduler_args=scheduler_args,
+            scheduler=scheduler,
+            max_grad_norm=max_grad_norm,
+            callback=callback,
+            model_args=model_args,
+            resume=resume,
+            resume_changed=resume_changed,
+            identity=identity(self.train_config, self._configs),
+        )
+        pair = Pair(self.model_S, self._adaptor, self.objective)
+        return self._session.run(pair, self._teachers, self.train_config, request)
+
+
+def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[TeacherSide, Objective]:
+    """A task's teacher or teachers, and its objective."""
+    refuse_caching(config, "MultiTaskDistiller")
+    if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
+        tell_unused_combiner(config)
+        if adaptors is not None and not callable(adaptors):
+            raise ConfigError(f"the task has one teacher, and {len(adaptors)} adaptors", field="adaptor_T")
+        return Teacher(models, adaptors), Objective(config)
+    teachers = read_teachers(models, adaptors)
+    if len(teachers) == 1:
+        tell_unused_combiner(config)
+    return Ensemble(teachers), Objective(config, tuple(teachers))
+
+
+def _models(side: TeacherSide) -> nn.Module | dict[str, nn.Module]:
+    """A task's teacher, or its teachers by key."""
+    return {key: one.model for key, one in side.teachers.items()} if isinstance(side, Ensemble) else side.model
+
+
+def _tasks(models: Any) -> tuple[str, ...]:
+    """The tasks, which are the keys of ``model_T``."""
+    if not isinstance(models, (Mapping, nn.ModuleDict)) or not len(models):
+        raise ConfigError(f"must map each task to its teacher, got {type(models).__name__}", field="model_T")
+    for task in models:
+        if not isinstance(task, str) or not task or "." in task or "/" in task:
+            raise ConfigError(f"a task's name is text without '.' and '/', got {task!r}", field="model_T")
+    return tuple(models)
+
+
+def _by_task(field: str, values: Mapping[str, T] | None, tasks: tuple[str, ...], **default: T) -> dict[str, T]:
+    """One value for each task, in their order. ``default`` is the value of tasks that have none.
+
+    Raises: ``ConfigError`` for a task that is not there, or one without a value.
+    """
+    known = _known(field, {} if values is None and default else values, tasks)
+    missing = [task for task in tasks if task not in known]
+    if missing and not default:
+        raise ConfigError(f"has nothing for the task {missing[0]!r}. The tasks are {', '.join(tasks)}", field=field)
+    return {task: known[task] if task in known else default["default"] for task in tasks}
+
+
+def _known(field: str, values: Any, tasks: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"must be a mapping by task ({', '.join(tasks)}), got {type(values).__name__}", field=field)
+    for key in values:
+        if key not in tasks:
+            raise ConfigError(
+                f"there is no task {key!r}.{did_you_mean(str(key), tasks)} The tasks are {', '.join(tasks)}",
+                field=field,
+            )
+    return dict(values)
+
+
+def _shares(loaders: Mapping[str, Iterable[Any]], tau: float) -> dict[str, float]:
+    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not math.isfinite(tau):
+        raise ConfigError(f"must be a finite number, got {tau!r}", field="tau")
+    counts = {task: example_count(loader) for task, loader in loaders.items()}
+    unknown = [task for task, count in counts.items() if count is None]
+    if unknown and tau:
+        warnings.warn(
+            f"the loader of {', '.join(map(repr, unknown))} does not tell how many examples it has, so tasks are drawn equally "
+            "often, and tau has no effect. A DataLoader over a dataset with a length tells",
+            stacklevel=3,
+        )
+    return shares(counts, tau)

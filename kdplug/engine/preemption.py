@@ -1,0 +1,62 @@
+"""Being told to stop: SIGTERM and SIGINT end a run after the step at hand, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Preemption:
+    """Whether the run was told to stop, and by what. A second signal ends the process at once, as without kdplug."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was told to stop. Every process has to ask at the same step."""
+        if accelerator.num_processes == 1:
+            return self.signal is not None
+        told = torch.tensor(self.signal or 0, device=accelerator.device)
+        strongest = int(accelerator.gather(told.reshape(1)).max())
+        self.signal = strongest or None
+        return self.signal is not None
+
+    def leave(self) -> None:
+        """End as the signal asks: ``KeyboardInterrupt`` for SIGINT, else ``SystemExit`` with 128 plus its number."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (self.signal or 0))
+
+
+@contextmanager
+def preemption() -> Iterator[Preemption]:
+    """Listen for the length of a run. Outside the main thread, where Python allows no handler, nothing is heard."""
+    heard = Preemption()
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        heard.signal = number
+        _restore(before)
+
+    for number in _SIGNALS:
+        signal.signal(number, note)
+    try:
+        yield heard
+    finally:
+        _restore(before)
+
+
+def _restore(before: Mapping[signal.Signals, object]) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]

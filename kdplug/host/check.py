@@ -1,0 +1,76 @@
+"""Everything that can be wrong with the installed plugins, found by importing all of them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+
+from kdplug.errors import PluginError, did_you_mean
+from kdplug.host.active import active, isolated
+from kdplug.host.entry_check import check_entry, check_hooks
+from kdplug.host.finding import Finding
+from kdplug.host.install_check import check_installations
+from kdplug.host.installation import Installation, about_plugins, installations
+from kdplug.host.metadata import Distribution
+from kdplug.host.name import fold_distribution
+from kdplug.host.name_check import check_left_out, check_names, check_switch
+
+
+def check_plugins(only: str | None = None) -> list[Finding]:
+    """What is wrong with the plugins in force, or with the distribution ``only``: errors first, then by distribution.
+
+    Entries and hook plugins are imported, each apart from the others, and classes are made from their defaults.
+
+    Raises: ``PluginError`` where nothing is installed that is called ``only``.
+    """
+    dists, switch = active().dists, replace(active().switch, strict=False)
+    traces = installations()
+    chosen = [dist for dist in dists if only is None or _same(dist.name, only)]
+    if only is not None and not chosen and not any(_same(trace.dist, only) for trace in traces):
+        near = did_you_mean(only, [dist.name for dist in dists])
+        raise PluginError(f"no distribution {only!r} is installed.{near}")
+    found: list[Finding] = []
+    with _quiet():
+        with isolated(dists, switch) as host:
+            host.load_hooks()
+            found += [*check_switch(host), *check_left_out(host), *check_names()]
+            left_out = list(host.left_out)
+        for dist in chosen:
+            if dist not in left_out:
+                found += _check_dist(dist)
+    found += check_installations(about_plugins(traces))
+    found = [one for one in found if only is None or _same(one.dist, only)]
+    if only is not None and not chosen and not found:
+        found.append(_offers_nothing(only, traces))
+    return sorted(found, key=lambda one: (one.level, fold_distribution(one.dist), one.check, one.what))
+
+
+def _check_dist(dist: Distribution) -> Iterator[Finding]:
+    """What one distribution offers, seen alone."""
+    with isolated([dist]) as host:
+        yield from check_hooks(host)
+        offered = [entry for names in host.entries.values() for peers in names.values() for entry in peers]
+        for entry in sorted((e for e in offered if e.origin != "local"), key=lambda e: (e.kind.plural, e.name)):
+            yield from check_entry(entry)
+
+
+def _offers_nothing(only: str, traces: list[Installation]) -> Finding:
+    trace = next(one for one in traces if _same(one.dist, only))
+    what = "is installed, and offers nothing to kdplug: it has no entry point in a group of kdplug's"
+    mend = 'add [project.entry-points."kdplug.losses"] to its pyproject.toml, then install it again: pip install -e .'
+    return Finding(trace.dist, "offers-nothing", "error", what, str(trace.folder), mend)
+
+
+def _same(one: str, other: str) -> bool:
+    return fold_distribution(one) == fold_distribution(other)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Plugins may warn and print as they are imported: neither belongs among the findings."""
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,52 @@
+"""What a check of the installed plugins found."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Level = Literal["error", "warning"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with one distribution.
+
+    ``check`` names the check; ``where`` is a file, a folder or an entry point; ``mend`` is the command, or the edit, that
+    puts it right. An ``error`` costs somebody an entry or a hook; a ``warning`` costs nothing yet.
+    """
+
+    dist: str
+    check: str
+    level: Level
+    what: str
+    where: str
+    mend: str
+
+
+def place_of(target: Callable[..., Any]) -> str | None:
+    """File and line where a callable is defined, ``None`` where there is no source."""
+    found: Any = inspect.unwrap(target)
+    while hasattr(found, "func"):
+        found = found.func
+    try:
+        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
+    except (OSError, TypeError):
+        return None
+
+
+def place_of_error(error: BaseException) -> str | None:
+    """File and line of a plugin's source where ``error`` arose, ``None`` where it did not arise in a plugin."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_machinery(one.filename)]
+    own = [one for one in frames if Path(one.filename).is_relative_to(Path(frames[0].filename).parent)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else None
+
+
+def _is_machinery(file: str) -> bool:
+    return file.startswith("<") or "/kdplug/host/" in file.replace("\\", "/") or "importlib" in file

@@ -1,0 +1,76 @@
+"""One objective for each task, behind one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import nn
+
+from kdplug.contracts.tagged import Tagged
+from kdplug.errors import KdplugError
+from kdplug.objective.capture_path import Side
+from kdplug.objective.field import below
+from kdplug.objective.objective import Objective
+from kdplug.objective.report import LossReport
+
+_PREFIX = "task_"
+"""Keeps a task's name apart from the names that a module of torch has already."""
+
+
+class TaskObjective(nn.Module):
+    """Hands outputs to the objective of their task. No task shares a config, a projection or a term with another."""
+
+    def __init__(self, objectives: Mapping[str, Objective]) -> None:
+        super().__init__()
+        self.objectives = nn.ModuleDict({_PREFIX + task: objective for task, objective in objectives.items()})
+
+    def of(self, task: str) -> Objective:
+        """The objective of one task."""
+        return cast("Objective", self.objectives[_PREFIX + task])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks, in the order in which they were given."""
+        return tuple(key.removeprefix(_PREFIX) for key in self.objectives)
+
+    @property
+    def needs_materialize(self) -> bool:
+        """Whether a projection of any task waits for its width."""
+        return any(self.of(task).needs_materialize for task in self.tasks)
+
+    def paths(self, side: Side) -> tuple[str, ...]:
+        """What has to be captured for any task."""
+        return tuple(dict.fromkeys(path for task in self.tasks for path in self.of(task).paths(side)))
+
+    def connect(self, student: nn.Module) -> None:
+        """Look the student's module paths up, for each task as ``Objective.connect`` does."""
+        for task in self.tasks:
+            with below(task):
+                self.of(task).connect(student)
+
+    def materialize(self, student: Tagged, teacher: Any) -> None:
+        """Make the projections of one task from its outputs for one batch, as ``Objective.materialize`` does."""
+        try:
+            self.of(student.task).materialize(student=student.value, teacher=teacher.value)
+        except KdplugError as error:
+            raise error.at(student.task) from error.__cause__
+
+    def forward(
+        self, student: Tagged, teacher: Tagged, progress: float = 0.0, step: int = 0, total_steps: int = 0
+    ) -> LossReport:
+        """The loss of one batch of one task. Its terms are called ``task/term``.
+
+        Raises: what ``Objective`` raises, with the task in front of the path.
+        """
+        try:
+            report: LossReport = self.of(student.task)(
+                student=student.value, teacher=teacher.value, progress=progress, step=step, total_steps=total_steps
+            )
+        except KdplugError as error:
+            raise error.at(student.task) from error.__cause__
+        return LossReport(report.total, {f"{student.task}/{name}": term for name, term in report.terms.items()})
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer groups of every task."""
+        return [group for task in self.tasks for group in self.of(task).param_groups()]

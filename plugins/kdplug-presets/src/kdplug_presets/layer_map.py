@@ -1,0 +1,91 @@
+"""Which layer of the student learns from which layer of the teacher.
+
+Layers count from 1 to the number of layers; 0 is what the embeddings put out. A map is a list of pairs, student first.
+"""
+
+from __future__ import annotations
+
+from kdplug import ConfigError
+
+Pairs = list[tuple[int, int]]
+
+
+def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = False, round: bool = False) -> Pairs:  # noqa: A002
+    """Student layer ``m`` of ``M`` learns from teacher layer ``m · N / M`` of ``N``: evenly spaced, last from last.
+
+    Settings: ``embeddings``, also match what the embeddings put out; ``round``, take the nearest layer (the lower of two)
+    where ``N`` is no multiple of ``M``.
+    Raises: ``ConfigError`` where the student has more layers, or ``N`` is no multiple of ``M`` and ``round`` is off.
+    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, section 3.1 and 4.2: ``g(m) = 3m`` for 4 and 12 layers.
+    """
+    pairs = _evenly("uniform", student_layers, teacher_layers, nearest=round)
+    return [(0, 0), *pairs] if embeddings else pairs
+
+
+def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: bool = False) -> Pairs:  # noqa: A002
+    """PKD-Skip: student layer ``m`` learns from teacher layer ``m · N / M``, every layer but the last.
+
+    The last layers are left out since the logits, which come of them, are compared already: 6 of 12 layers learn from
+    2, 4, 6, 8 and 10.
+
+    Settings: ``top``, match the last layers as well; ``round``, take the nearest layer (the lower of two) where ``N`` is no
+    multiple of ``M``.
+    Raises: ``ConfigError`` where the student has more layers, ``N`` is no multiple of ``M`` and ``round`` is off, or no pair
+    is left.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355, section 3.2.
+    """
+    return _but_top(_evenly("skip", student_layers, teacher_layers, nearest=round), "skip", top=top)
+
+
+def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pairs:
+    """PKD-Last: the student's layers learn from as many last layers of the teacher, every layer but the last.
+
+    6 of 12 layers learn from 7, 8, 9, 10 and 11.
+
+    Settings: ``top``, match the last layers as well.
+    Raises: ``ConfigError`` where the student has more layers, or no pair is left.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355, section 3.2.
+    """
+    _check_depths("last", student_layers, teacher_layers)
+    start = teacher_layers - student_layers
+    return _but_top([(m, start + m) for m in range(1, student_layers + 1)], "last", top=top)
+
+
+def emb_and_last(student_layers: int, teacher_layers: int) -> Pairs:
+    """What the embeddings put out, and the last layer. It needs features that begin with the embeddings' output.
+
+    Source: no paper of its own; the two ends of TinyBERT's map (arXiv:1909.10351, section 3.1).
+    """
+    return [(0, 0), (student_layers, teacher_layers)]
+
+
+def _evenly(owner: str, student_layers: int, teacher_layers: int, *, nearest: bool) -> Pairs:
+    _check_depths(owner, student_layers, teacher_layers)
+    if teacher_layers % student_layers and not nearest:
+        raise ConfigError(
+            f"{owner}: {teacher_layers} teacher layers are no multiple of {student_layers} student layers; "
+            f"name: {{name: {owner}, round: true}} takes the nearest"
+        )
+    return [(m, _nearest(m * teacher_layers, student_layers)) for m in range(1, student_layers + 1)]
+
+
+def _but_top(pairs: Pairs, owner: str, *, top: bool) -> Pairs:
+    found = pairs if top else pairs[:-1]
+    if not found:
+        raise ConfigError(
+            f"{owner}: it leaves the last layer out, and the student has one layer only. "
+            f"name: {{name: {owner}, top: true}} matches it"
+        )
+    return found
+
+
+def _check_depths(owner: str, student_layers: int, teacher_layers: int) -> None:
+    if student_layers > teacher_layers:
+        raise ConfigError(
+            f"{owner}: the student has {student_layers} layers and the teacher {teacher_layers}; the student must not have more"
+        )
+
+
+def _nearest(numerator: int, denominator: int) -> int:
+    """The whole number nearest to the fraction, the lower of two; in whole numbers, so that no float decides."""
+    return -((denominator - 2 * numerator) // (2 * denominator))

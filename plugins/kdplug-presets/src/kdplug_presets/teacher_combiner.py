@@ -1,0 +1,153 @@
+"""The logits of several teachers as those of one. What comes out are logits, and no teacher that counts 0 is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from kdplug import OutputsError, SettingError
+from kdplug_presets.precision import without_autocast, working_type
+from kdplug_presets.shape import LOGITS, require_same
+from kdplug_presets.tempering import read_temperature
+
+
+def _some_count(weights: list[float]) -> list[float]:
+    if not any(weights):
+        raise ValueError("must hold a weight above 0")
+    return weights
+
+
+Weights = Annotated[
+    list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1), AfterValidator(_some_count)
+]
+
+
+def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
+    """The teachers' logits in one working type, each checked against the first."""
+    if not teacher_logits_list:
+        raise OutputsError(f"{owner}: there is no teacher to combine")
+    first = teacher_logits_list[0]
+    for place, logits in enumerate(teacher_logits_list[1:], 1):
+        require_same(owner, first, logits, ("teacher_logits_list[0]", f"teacher_logits_list[{place}]"), LOGITS)
+    dtype = working_type(*teacher_logits_list)
+    return [logits.detach().to(dtype) for logits in teacher_logits_list]
+
+
+def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
+    """The mean of the logits, which softens to the geometric mean of the teachers' distributions.
+
+    A teacher with large logits decides nearly alone. A class that any teacher rules out (``-inf``) is ruled out.
+
+    Shapes: logits ``[*items, classes]`` each; the result has that shape.
+    Raises: ``ShapeError`` where shapes differ.
+    Source: TextBrewer ``MultiTeacherDistiller``, arXiv:2002.12620; Hinton et al. 2015, arXiv:1503.02531, section 1.
+    """
+    teachers = _read("mean_logits", teacher_logits_list)
+    total = teachers[0]
+    for logits in teachers[1:]:
+        total = total + logits
+    return total / len(teachers)
+
+
+@torch.no_grad()
+def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | float = 1.0) -> Tensor:
+    """Logits that soften to the mean of the teachers' softened distributions.
+
+    That is ``temperature · log(mean softmax(logits / temperature))``: divided by the same temperature and softmaxed they
+    give the arithmetic mean. Each teacher has the same say, however large its logits; a class is ruled out (``-inf``)
+    where all teachers rule it out.
+
+    Shapes: logits ``[*items, classes]`` each; temperature a number, one element, ``[*items]`` or ``[*items, 1]``; the
+    result has the shape of the logits.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 1.
+    """
+    teachers = _read("mean_probs", teacher_logits_list)
+    temperature = read_temperature("mean_probs", temperature, teachers[0])
+    with without_autocast(teachers[0]):
+        logs = torch.stack([(logits / temperature).log_softmax(dim=-1) for logits in teachers])
+        return (logs.logsumexp(dim=0) - math.log(len(teachers))) * temperature
+
+
+def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tensor:
+    """The weighted mean of the logits. The weights are divided by their sum.
+
+    A teacher of weight 0 is not read, whatever its logits hold.
+
+    Settings: ``weights``, one for each teacher, in the order of the teachers.
+
+    Shapes: logits ``[*items, classes]`` each; the result has that shape.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where there are not as many weights as teachers.
+    Source: definition.
+    """
+    teachers = _read("weighted", teacher_logits_list)
+    if len(weights) != len(teachers):
+        raise SettingError(f"got {len(weights)} for {len(teachers)} teachers: one each", field="weights")
+    total = sum(weights)
+    parts = [logits * (weight / total) for logits, weight in zip(teachers, weights, strict=True) if weight]
+    return sum(parts[1:], start=parts[0])
+
+
+@torch.no_grad()
+def entropy_gate(
+    teacher_logits_list: Sequence[Tensor],
+    *,
+    gate_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
+) -> Tensor:
+    """A mean of the logits, weighted item by item: the surer a teacher is of an item, the more it says about it.
+
+    The weights of an item are ``softmax(-entropy / gate_temperature)`` over the teachers, with the entropy of each
+    teacher's ``softmax(logits)`` in nats. A high ``gate_temperature`` goes towards ``mean_logits``, a low one towards the
+    surest teacher alone.
+
+    Settings: ``gate_temperature``, how far the teachers' weights are evened out.
+
+    Shapes: logits ``[*items, classes]`` each; the result has that shape.
+    Raises: ``ShapeError`` where shapes differ.
+    Source: definition; weighting teachers by entropy: Kwon et al. 2020, doi:10.1109/ICASSP40776.2020.9054698.
+    """
+    teachers = torch.stack(_read("entropy_gate", teacher_logits_list))
+    with without_autocast(teachers):
+        entropy = torch.special.entr(teachers.softmax(dim=-1)).sum(dim=-1, keepdim=True)
+        weight = (-entropy / gate_temperature).softmax(dim=0)
+        return torch.where(weight > 0, weight * teachers, 0.0).sum(dim=0)
+
+
+@torch.no_grad()
+def select(
+    teacher_logits_list: Sequence[Tensor],
+    labels: Tensor | None = None,
+    *,
+    index: Annotated[int, Field(ge=0)] | None = None,
+) -> Tensor:
+    """The logits of one teacher: always the same one, or item by item the one that is surest of the label.
+
+    Without ``index`` that is the teacher whose ``softmax(logits)`` is highest at the label; where an item has none (a
+    negative label), at any class. Of equal teachers the first is taken. Teachers that are not chosen are not read into the
+    result, whatever their logits hold.
+
+    Settings: ``index``, the teacher for every item, from 0; left out, the label decides.
+
+    Shapes: logits ``[*items, classes]`` each, labels ``[*items]``; the result has the shape of the logits.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where there is no such teacher; ``OutputsError`` where
+    there are no labels to decide by.
+    Source: definition; weighting teachers by their confidence in the label: Zhang et al. 2022, arXiv:2201.00007.
+    """
+    teachers = _read("select", teacher_logits_list)
+    if index is not None:
+        if index >= len(teachers):
+            raise SettingError(f"there is no teacher {index}: there are {len(teachers)}, from 0", field="index")
+        return teachers[index]
+    if labels is None:
+        raise OutputsError("select: needs labels, and the student returned none. Return them, or set index")
+    stacked = torch.stack(teachers)
+    with without_autocast(stacked):
+        sure = stacked.softmax(dim=-1)
+        at_label = sure.gather(-1, labels.long().clamp(min=0).expand(sure.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+        chosen = torch.where(labels < 0, sure.amax(dim=-1), at_label).argmax(dim=0)
+    return stacked.gather(0, chosen[None, ..., None].expand(1, *stacked.shape[1:])).squeeze(0)

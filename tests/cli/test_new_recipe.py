@@ -1,0 +1,151 @@
+"""``kdplug new``: a recipe that is right as it is written."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from jsonschema import Draft7Validator
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.text import read_document
+
+TASK = '''
+    from typing import Annotated, Literal
+    from pydantic import Field
+
+    class Toy:
+        """A task.
+
+        Settings: ``size``, how much of it; ``word``, text that needs quotes.
+        """
+
+        def __init__(
+            self,
+            *,
+            size: Annotated[int, Field(ge=1, le=9)] = 3,
+            word: str = "null: # ",
+            share: Annotated[float, Field(gt=0)] = 1e-5,
+            path: str,
+        ): ...
+'''
+
+
+@pytest.fixture
+def site(fake_site):
+    fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": TASK})
+    fake_site.add("kdplug-presets", losses={"ce": "no_such_module:ce"})
+    return fake_site
+
+
+@pytest.fixture
+def digits(kdplug, tmp_path):
+    assert kdplug("new", tmp_path / "digits.yaml", "--task", "digits").exit_code == 0
+    return tmp_path / "digits.yaml"
+
+
+def test_it_is_right_for_kdplug_and_for_the_schema_beside_it(digits):
+    schema = json.loads(digits.with_name("kdplug.schema.json").read_text())
+    assert digits.read_text().startswith("# yaml-language-server: $schema=./kdplug.schema.json\n")
+    assert list(Draft7Validator(schema).iter_errors(read_document(digits).data)) == []
+    assert Recipe.from_file(digits).distillation.resolved()
+
+
+def test_every_key_stands_below_a_comment(digits):
+    lines = digits.read_text().splitlines()
+    keys = [place for place, line in enumerate(lines) if re.match(r" *[a-z_]+:", line) and "name:" not in line]
+    named = {lines[place].split(":")[0].strip() for place in keys}
+    assert named >= {*Recipe.model_fields, *DistillationConfig.model_fields, *RecipeTraining.model_fields}
+    assert [lines[place] for place in keys if not lines[place - 1].lstrip().startswith("# ")] == []
+
+
+def test_it_keeps_the_defaults_but_for_three(digits):
+    found = Recipe.from_file(digits)
+    least = Recipe.from_dict(
+        {
+            "task": found.to_dict()["task"],
+            "distillation": {"hard_label_weight": 1},
+            "training": {"num_epochs": 10, "lr_schedule": "linear"},
+        }
+    )
+    assert found == least
+
+
+@pytest.mark.slow
+def test_it_runs_as_it_is_written(kdplug, digits, tmp_path):
+    done = kdplug("run", digits, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_it_runs_in_few_steps(kdplug, digits, tmp_path):
+    short = ["training.num_epochs=null", "training.num_steps=1", "task.teacher_epochs=1", "training.ckpt_frequency=0"]
+    changes = [word for change in short for word in ("--set", change)]
+    assert kdplug("run", digits, "--output-dir", tmp_path / "out", *changes).exit_code == 0
+
+
+def test_a_file_that_exists_is_left_alone_without_force(kdplug, digits):
+    digits.write_text("mine")
+    refused = kdplug("new", digits, "--task", "digits")
+    assert (refused.exit_code, digits.read_text()) == (2, "mine")
+    assert "exists. Write over it: --force" in refused.stderr
+    assert kdplug("new", digits, "--task", "digits", "--force").exit_code == 0
+    assert Recipe.from_file(digits).task.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("file", "task", "message"),
+    [
+        ("a.json", "digits", "the name of a new recipe ends in .yaml or .yml"),
+        ("a.yaml", "digit", "--task: no task 'digit'. Did you mean 'digits'"),
+    ],
+)
+def test_what_cannot_be_written_is_one_message_and_no_file(kdplug, tmp_path, file, task, message):
+    done = kdplug("new", tmp_path / file, "--task", task)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_kd_loss_says_how_to_get_it_and_writes_nothing(kdplug, fake_site, tmp_path):
+    fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": TASK})
+    with fake_site.host():
+        done = kdplug("new", tmp_path / "a.yaml", "--task", "toy")
+    assert "'ce' is not installed. It is part of kdplug-presets: pip install kdplug-presets" in done.stderr
+    assert not (tmp_path / "a.yaml").exists()
+
+
+def test_settings_come_with_docs_bounds_and_defaults_and_the_missing_ones_are_told(kdplug, site, tmp_path):
+    with site.host():
+        done = kdplug("new", tmp_path / "a.yaml", "--task", "kdplug-toy:toy")
+        assert Recipe.from_file(tmp_path / "a.yaml").task.settings == {
+            "size": 3,
+            "word": "null: # ",
+            "share": 1e-5,
+            "path": None,
+        }
+    text = (tmp_path / "a.yaml").read_text()
+    assert "  # how much of it (>= 1, <= 9)\n  size: 3\n" in text
+    assert "\noutput_dir: runs/toy\n" in text
+    assert "Fill in task.path, which has no default" in done.stdout
+
+
+def test_no_plugin_is_imported_but_the_task(site, tmp_path):
+    code = f"""
+        import sys
+        from kdplug.cli.app import app
+        app(["new", {str(tmp_path / "a.yaml")!r}, "--task", "toy"], standalone_mode=False)
+        assert "kdplug_toy" in sys.modules
+        assert not {{"torch", "kdplug_presets", "kdplug_tasks"}} & set(sys.modules)
+    """
+    assert "Run it:" in site.prints(code)
+
+
+def test_a_task_that_cannot_be_imported_is_an_error(kdplug, fake_site, tmp_path):
+    fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": "import apex"})
+    with fake_site.host():
+        done = kdplug("new", tmp_path / "a.yaml", "--task", "toy")
+    assert done.exit_code == 2
+    assert "'kdplug-toy:toy' is installed but failed to load" in done.stderr

@@ -1,0 +1,135 @@
+"""A run that was killed and gone on with ends in the same bits as one that was not."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy
+import pytest
+import torch
+from small_run import AUTO, PROJECTED, make_distiller, make_student, weights
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from kdplug.errors import RunError
+
+
+class Killed(BaseException):
+    """Stands for a process that is gone; nothing in the run may catch it."""
+
+
+class Killer:
+    def __init__(self, step):
+        self.step = step
+
+    def run_start(self, run):
+        pass
+
+    def step_end(self, run, step, report):
+        if step == self.step:
+            raise Killed
+
+    def run_end(self, run, error):
+        pass
+
+
+class Noisy(Dataset):
+    """Examples that are drawn anew each time, from each of the generators that a dataset may use."""
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, place):
+        jitter = torch.randn(4, dtype=torch.float64) + random.random() + numpy.random.rand()  # noqa: NPY002  the global generator is the point
+        return torch.full((4,), float(place), dtype=torch.float64) / 22 + 0.1 * jitter
+
+
+def plain():
+    data = torch.randn(22, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return TensorDataset(data)
+
+
+LOADERS = {
+    "in order": lambda: DataLoader(plain(), batch_size=4),
+    "shuffled": lambda: DataLoader(plain(), batch_size=4, shuffle=True),
+    "own generator": lambda: DataLoader(
+        plain(), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(5)
+    ),
+    "random data": lambda: DataLoader(Noisy(), batch_size=4, shuffle=True),
+    "workers": lambda: DataLoader(Noisy(), batch_size=4, shuffle=True, num_workers=2),
+}
+
+
+def run(folder, loader, *, accumulation=1, killed_at=None, resume=None, match=PROJECTED, **more):
+    """Train 3 passes; the student's and objective's weights, and the journal."""
+    torch.manual_seed(0)  # as a script does that builds its projections anew: a kill may come before any checkpoint
+    student = make_student(dropout=0.3)
+    observers = [] if killed_at is None else [Killer(killed_at)]
+    distiller = make_distiller(
+        folder,
+        student,
+        matches=[match],
+        training={"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2, "logging_steps": 1, "seed": 7},
+        options={"observers": observers},
+        kd_loss_weight_scheduler="linear_decay",
+        **more,
+    )
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
+    schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 4, "gamma": 0.5}}
+    distiller.train(optimizer, loader, num_epochs=3, max_grad_norm=1.0, resume=resume, **schedule)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return torch.cat([weights(student), weights(distiller.objective)]), lines
+
+
+def is_bit_identical(one, other):
+    return torch.equal(one[0], other[0]) and one[1] == other[1]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_killed_run_ends_in_the_same_bits(tmp_path, kind, accumulation):
+    whole = run(tmp_path / "whole", LOADERS[kind](), accumulation=accumulation)
+    for killed_at in (1, 4, 5):
+        folder = tmp_path / f"killed-{killed_at}"
+        with pytest.raises(Killed):
+            run(folder, LOADERS[kind](), accumulation=accumulation, killed_at=killed_at)
+        torch.manual_seed(99)
+        assert is_bit_identical(run(folder, LOADERS[kind](), accumulation=accumulation, resume="auto"), whole)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole", LOADERS["random data"](), match=AUTO)
+    for killed_at in (4, 7, 8, 11, 16):
+        with pytest.raises(Killed):
+            run(tmp_path / "run", LOADERS["random data"](), killed_at=killed_at, resume="auto", match=AUTO)
+    assert is_bit_identical(run(tmp_path / "run", LOADERS["random data"](), resume="auto", match=AUTO), whole)
+
+
+def test_going_on_with_a_finished_run_changes_nothing(tmp_path):
+    whole = run(tmp_path, LOADERS["shuffled"]())
+    assert is_bit_identical(run(tmp_path, LOADERS["shuffled"](), resume="auto"), whole)
+
+
+def test_a_checkpoint_can_be_named(tmp_path):
+    whole = run(tmp_path, LOADERS["shuffled"]())
+    assert torch.equal(run(tmp_path, LOADERS["shuffled"](), resume=tmp_path / "step-9")[0], whole[0])
+
+
+def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_path):
+    with pytest.raises(RunError, match=r"is no checkpoint that a run can go on from\. Checkpoints in it: none"):
+        run(tmp_path, LOADERS["in order"](), resume=tmp_path)
+    run(tmp_path, LOADERS["in order"](), resume="auto")
+
+
+def test_a_changed_config_is_refused_and_named(tmp_path):
+    run(tmp_path, LOADERS["in order"](), temperature=4)
+    with pytest.raises(RunError, match=r"distillation\.\.temperature: 4\.0 -> 2\.0"):
+        run(tmp_path, LOADERS["in order"](), temperature=2, resume="auto")
+
+
+def test_data_that_shrank_is_an_error(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, LOADERS["in order"](), killed_at=4)
+    fewer = DataLoader(TensorDataset(torch.randn(8, 4, dtype=torch.float64)), batch_size=4)
+    with pytest.raises(RunError, match=r"total_steps: 18 -> 6"):
+        run(tmp_path, fewer, resume="auto")

@@ -1,0 +1,136 @@
+"""Kill a run at random moments, go on with it each time, and compare its bits with a run that was left alone.
+
+    python tests/fault_injection.py --kills 200
+
+Each attempt is a process of its own that gets SIGKILL. Every other one gets it at a moment drawn from all of its life,
+the rest in the midst of writing a checkpoint: before or after one of the files, flushes, renames and deletions that make
+one. Prints what happened as one line of JSON; exits with 1 where the bits differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from small_run import PROJECTED, make_distiller, make_student, weights
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdplug.engine import checkpoint
+
+STEPS = 40
+
+
+def train(folder: Path) -> None:
+    """One attempt: go on with the run in ``folder``, or start it, and leave its final bits in ``final.pt``."""
+    torch.manual_seed(0)
+    student = make_student(dropout=0.2)
+    distiller = make_distiller(
+        folder,
+        student,
+        matches=[PROJECTED],
+        training={"gradient_accumulation_steps": 2, "ckpt_steps": 1, "logging_steps": 1, "seed": 7, "keep_last": 3},
+    )
+    data = TensorDataset(torch.randn(26, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
+    loader = DataLoader(data, batch_size=4, shuffle=True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
+    distiller.train(optimizer, loader, num_steps=STEPS, max_grad_norm=1.0, resume="auto")
+    torch.save(torch.cat([weights(student), weights(distiller.objective)]), folder / "final.pt")
+
+
+def die_inside_a_write(countdown: int) -> None:
+    """Let this process kill itself at the ``countdown``-th operation of those that write checkpoints."""
+    left = [countdown]
+
+    def mortal(function):
+        def call(*arguments, **options):
+            count_down()
+            result = function(*arguments, **options)
+            count_down()
+            return result
+
+        return call
+
+    def count_down():
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for name in ("write_archive", "_save", "_flush", "_rename", "begin"):
+        setattr(checkpoint, name, mortal(getattr(checkpoint, name)))
+
+
+def attempt(folder: Path, kill_after: float | None = None, die_at: int | None = None) -> tuple[int, float]:
+    """Run ``train`` in a process of its own, and kill it; its exit status and its seconds."""
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        try:
+            if die_at is not None:
+                die_inside_a_write(die_at)
+            train(folder)
+            os._exit(0)
+        except SystemExit as leaving:
+            os._exit(int(leaving.code or 0))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(99)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    return os.waitstatus_to_exitcode(status), time.monotonic() - start
+
+
+def bits(folder: Path) -> tuple[bytes, str]:
+    """The final weights and the journal."""
+    final = torch.load(folder / "final.pt", weights_only=True)
+    return final.numpy().tobytes(), (folder / "log.jsonl").read_text()
+
+
+def main() -> int:
+    """Inject the kills and say what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    moments = random.Random(arguments.seed)
+    root = Path(tempfile.mkdtemp())
+    try:
+        code, whole_seconds = attempt(root / "whole")
+        assert code == 0, f"the run that was left alone ended with {code}"
+        reference, kills, in_write, half_written, runs, unequal = bits(root / "whole"), 0, 0, 0, 0, 0
+        while kills < arguments.kills:
+            folder = root / f"run-{runs}"
+            runs += 1
+            code = -signal.SIGKILL
+            while code == -signal.SIGKILL:
+                inside = kills % 2 == 1
+                if kills >= arguments.kills:
+                    code, _ = attempt(folder)
+                elif inside:
+                    code, _ = attempt(folder, die_at=moments.randint(1, 120))
+                else:
+                    code, _ = attempt(folder, kill_after=moments.uniform(0.0, whole_seconds / 2))
+                killed = code == -signal.SIGKILL
+                kills, in_write = kills + killed, in_write + (killed and inside)
+                half_written += killed and any(folder.glob(".step-*"))
+            assert code == 0, f"an attempt ended with {code}"
+            unequal += bits(folder) != reference
+        report = {"kills": kills, "inside a write": in_write, "left half written": half_written}
+        print(json.dumps({**report, "runs": runs, "unequal": unequal}))
+        return int(unequal > 0)
+    finally:
+        shutil.rmtree(root)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
