@@ -9,9 +9,12 @@ from types import MappingProxyType
 
 _LOOP = {
     "gradient_accumulation_steps": "batches for one optimizer step; the last ones of an epoch count even where they are fewer",
+    "normalization": "what a mean over tokens or items runs over: the `global` batch of all micro-batches and processes, or "
+    "each `micro_batch` alone (faster where masks differ between micro-batches, and another gradient)",
     "ckpt_frequency": "checkpoints in an epoch; 0 for none",
     "ckpt_epoch_frequency": "checkpoints only in every so many epochs",
     "ckpt_steps": "optimizer steps between checkpoints where training is counted in steps",
+    "keep_last": "checkpoints that stay, the latest ones; none for all of them",
     "log_dir": "where TensorBoard scalars go (extra `tensorboard`); none for no scalars",
     "device": "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
     "precision": "precision of the forward passes; losses are always computed in float32",

@@ -48,6 +48,7 @@ class LoopConfig(ConfigModel):
     )
 
     gradient_accumulation_steps: Count = 1
+    normalization: Literal["global", "micro_batch"] = "global"
     ckpt_frequency: WholeNumber = 1
     ckpt_epoch_frequency: Count = 1
     ckpt_steps: Count | None = None

@@ -53,6 +53,12 @@ class BasicDistiller:
                 "Use GeneralDistiller, which takes the same arguments",
                 field="intermediate_matches",
             )
+        if distill_config.layer_map:
+            raise ConfigError(
+                "BasicDistiller has no intermediate matches, and a layer map makes some. Use GeneralDistiller, which takes the "
+                "same arguments",
+                field="layer_map",
+            )
         tell_unused_combiner(distill_config)
         self.train_config = train_config
         self.distill_config = distill_config

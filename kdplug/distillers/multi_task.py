@@ -18,7 +18,7 @@ from kdplug.distillers.session import Session, refuse_caching, tell_unused_combi
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.event import Events
-from kdplug.engine.mixture import Mixture, TaskAdaptor, TaskTeachers, example_count, shares
+from kdplug.engine.mixture import Mixture, TaskAdaptor, TaskTeachers, example_count, shares_of
 from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Callback, Request
 from kdplug.engine.resume import Resume
@@ -120,7 +120,8 @@ class MultiTaskDistiller:
         """
         loaders = _by_task("dataloaders", dataloaders, self.tasks)
         processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
-        mixture = Mixture(loaders, _shares(loaders, tau), self.train_config.seed or 0, processors)
+        shares = _shares(loaders, tau)
+        mixture = Mixture(loaders, shares, self.train_config.seed or 0, processors)
         request = Request(
             optimizer=optimizer,
             dataloader=mixture,
@@ -133,7 +134,7 @@ class MultiTaskDistiller:
             model_args=model_args,
             resume=resume,
             resume_changed=resume_changed,
-            identity=identity(self.train_config, self._configs),
+            identity={**identity(self.train_config, self._configs), "shares": shares},
         )
         pair = Pair(self.model_S, self._adaptor, self.objective)
         return self._session.run(pair, self._teachers, self.train_config, request)
@@ -203,4 +204,4 @@ def _shares(loaders: Mapping[str, Iterable[Any]], tau: float) -> dict[str, float
             "often, and tau has no effect. A DataLoader over a dataset with a length tells",
             stacklevel=3,
         )
-    return shares(counts, tau)
+    return shares_of(counts, tau)

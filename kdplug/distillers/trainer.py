@@ -39,8 +39,9 @@ def _with_losses(adaptor: Adaptor | None) -> Adaptor:
         if found.losses is None:
             given = ", ".join(found.given) or "nothing"
             raise OutputsError(
-                f"training on labels needs the model's own loss, and there is only {given}. Return it from the adaptor",
-                field="model.losses",
+                f"the model returned no losses, only {given}. Training on labels needs them: return the model's own loss from "
+                "its adaptor",
+                field="losses",
             )
         return found
 

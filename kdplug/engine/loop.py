@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from kdplug.engine.batch import Parts, split, to_device
+from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.checkpoint import Checkpoints
 from kdplug.engine.event import Audience
-from kdplug.engine.finite import FiniteWatch, check_norm
+from kdplug.engine.finite import check_norm
 from kdplug.engine.journal import Journal
-from kdplug.engine.merge import merge
-from kdplug.engine.pair import Micro
 from kdplug.engine.plan import Plan
 from kdplug.engine.preemption import Preemption
 from kdplug.engine.progress import Display
 from kdplug.engine.request import Callback
 from kdplug.engine.run import Run
-from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.tracking import Tracking, losses
 from kdplug.engine.window import Windows
 from kdplug.objective.report import LossReport
@@ -33,7 +29,7 @@ from kdplug.objective.report import LossReport
 
 @dataclass(slots=True, eq=False)
 class Loop:
-    """Everything a step needs, built. ``model`` is the pair of student and objective as accelerate wrapped it.
+    """Everything a step needs, built.
 
     ``parameters`` are what gradients are cleared and clipped for: the student's, the objective's and the optimizer's.
     """
@@ -41,13 +37,11 @@ class Loop:
     run: Run
     plan: Plan
     accelerator: Accelerator
-    model: nn.Module
-    teacher: TeacherSide | None
+    accumulation: Accumulation
     optimizer: Optimizer
     scheduler: Any
     parameters: list[nn.Parameter]
     max_grad_norm: float | None
-    model_args: Mapping[str, Any]
     logging_steps: int
     events: Audience
     display: Display
@@ -58,7 +52,6 @@ class Loop:
     identity: Mapping[str, Any]
     preemption: Preemption
     windows: Windows
-    watch: FiniteWatch = field(default_factory=FiniteWatch)
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
 
@@ -77,9 +70,9 @@ class Loop:
         logs = step % self.logging_steps == 0 or step == self.plan.total_steps
         saves = self.plan.is_save(step)
         asks = logs or saves or self.run.num_processes == 1
-        report = self._accumulate(window, step)
+        report = self.accumulation.gradient(window, step)
         if logs or saves:
-            self.watch.settle()
+            self.accumulation.watch.settle()
         self._update(step)
         run.step = step
         self.events.step_end(run, step, report)
@@ -91,53 +84,9 @@ class Loop:
             self._save(step)
         if asks and self.preemption.agreed(self.accelerator):
             if not saves:
-                self.watch.settle()
+                self.accumulation.watch.settle()
                 self._write(step)
             self.preemption.leave()
-
-    def _accumulate(self, window: list[Any], step: int) -> LossReport:
-        """Add up the gradient of the window's mean loss; processes exchange it once, with the last micro-batch."""
-        if len(window) == 1:
-            return self._backward(window[0], step, 1)
-        reports = []
-        for number, batch in enumerate(window, 1):
-            with nullcontext() if number == len(window) else self.accelerator.no_sync(self.model):
-                reports.append(self._backward(batch, step, len(window)).detach())
-        return merge(reports)
-
-    def _backward(self, batch: Any, step: int, share: int) -> LossReport:
-        parts = self._on_device(split(batch))
-        run = self.run
-        teacher = None
-        if self.teacher is not None:
-            teacher = self.teacher(parts.teacher, self.model_args, parts.cache, self._precision())
-        total: Tensor
-        report: LossReport
-        micro = Micro(
-            parts.student,
-            teacher,
-            self.model_args,
-            progress=run.progress,
-            step=run.step,
-            total_steps=run.total_steps,
-        )
-        total, report = self.model(micro)
-        self.watch.see(step, report)
-        loss = total if share == 1 else total / share
-        scaler = self.accelerator.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        return report
-
-    def _on_device(self, parts: Parts) -> Parts:
-        device = self.accelerator.device
-        if device.type == "cpu":
-            return parts
-        student = to_device(parts.student, device)
-        teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
-        return Parts(teacher, student, to_device(parts.cache, device))
-
-    def _precision(self) -> AbstractContextManager[Any] | None:
-        return self.accelerator.autocast() if self.accelerator.native_amp else None
 
     def _update(self, step: int) -> None:
         if self.max_grad_norm is not None:

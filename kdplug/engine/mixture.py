@@ -41,6 +41,7 @@ class Mixture:
         self.shares = dict(shares)
         self.seed = seed
         self.postprocessors = dict(postprocessors or {})
+        self._draws = torch.Generator().manual_seed(seed)
         self._windows = {
             task: Windows(loader, 1, None, self.postprocessors.get(task)) for task, loader in self.loaders.items()
         }
@@ -58,13 +59,27 @@ class Mixture:
                 found.append(Tagged(task, windows.peek()))
         return found
 
+    def position(self) -> dict[str, Any]:
+        """Where the draws are, and each task's loader."""
+        tasks = {task: windows.position() for task, windows in self._windows.items()}
+        return {"draws": self._draws.get_state(), "tasks": tasks}
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go to where another stream over the same loaders said it was.
+
+        Raises: ``RunError`` that names the task whose loader has fewer batches than were taken.
+        """
+        self._draws.set_state(position["draws"])
+        for task, windows in self._windows.items():
+            with _of(task):
+                windows.seek(position["tasks"][task])
+
     def __iter__(self) -> Iterator[Tagged]:
         """Raises: ``RunError`` that names the task whose loader is empty or can be walked through just once."""
-        generator = torch.Generator().manual_seed(self.seed)
         tasks, streams = list(self._windows), {task: iter(windows) for task, windows in self._windows.items()}
         shares = torch.tensor([self.shares[task] for task in tasks], dtype=torch.float64)
         while True:
-            task = tasks[int(torch.multinomial(shares, 1, generator=generator))]
+            task = tasks[int(torch.multinomial(shares, 1, generator=self._draws))]
             with _of(task):
                 (batch,) = next(streams[task])
             yield Tagged(task, batch)
@@ -79,7 +94,7 @@ def _of(task: str) -> Iterator[None]:
         raise error.at("dataloaders", task) from error.__cause__
 
 
-def shares(examples: Mapping[str, int | None], tau: float) -> dict[str, float]:
+def shares_of(examples: Mapping[str, int | None], tau: float) -> dict[str, float]:
     """How often each task is drawn: by ``examples ** tau``, equally often where a number is not known.
 
     ``tau`` 1 draws each example equally often, 0 each task.

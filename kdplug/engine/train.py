@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.config.training import TrainingConfig
+from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.event import Audience, Events
 from kdplug.engine.journal import Journal, journal
@@ -73,17 +74,26 @@ def train(
         folder = find_checkpoint(request.resume, Path(config.output_dir))
         new_groups = add_groups(optimizer, pair.objective.param_groups())
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
+        trained = _trained(optimizer, pair)
+        accumulation = Accumulation(
+            run=run,
+            accelerator=accelerator,
+            pair=pair,
+            model=accelerator.prepare_model(pair),
+            teacher=teacher,
+            model_args=request.model_args,
+            parameters=trained,
+            over=config.normalization,
+        )
         loop = Loop(
             run=run,
             plan=plan,
             accelerator=accelerator,
-            model=accelerator.prepare_model(pair),
-            teacher=teacher,
+            accumulation=accumulation,
             scheduler=_scheduler(optimizer, new_groups, request),
             optimizer=_prepared(accelerator, optimizer),
-            parameters=_trained(optimizer, pair),
+            parameters=trained,
             max_grad_norm=_limit(request.max_grad_norm),
-            model_args=request.model_args,
             logging_steps=config.logging_steps,
             events=Audience(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),

@@ -13,10 +13,14 @@ from kdplug.errors import RunError
 
 
 @runtime_checkable
-class Examples(Protocol):
-    """A loader of batches of several kinds, which has one of each to show."""
+class Mixed(Protocol):
+    """A stream of batches of several kinds, which has one of each to show and knows where it is."""
 
     def examples(self) -> list[Any]: ...
+
+    def position(self) -> dict[str, Any]: ...
+
+    def seek(self, position: dict[str, Any]) -> None: ...
 
 
 class Windows:
@@ -62,7 +66,7 @@ class Windows:
 
         Raises: ``RunError`` where a loader yields nothing.
         """
-        return self._loader.examples() if isinstance(self._loader, Examples) else [self.peek()]
+        return self._loader.examples() if isinstance(self._loader, Mixed) else [self.peek()]
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Raises: ``RunError`` where a pass yields nothing, instead of waiting for ever."""
@@ -85,6 +89,7 @@ class Windows:
             "exhausted": self._is_exhausted,
             "start": self._start_state,
             "now": random_state(self._generators),
+            "mixed": self._loader.position() if isinstance(self._loader, Mixed) else None,
         }
 
     def seek(self, position: dict[str, Any]) -> None:
@@ -96,7 +101,9 @@ class Windows:
         Raises: ``RunError`` where the loader has fewer batches than were taken.
         """
         self.epoch = position["epoch"]
-        if position["start"] is not None:
+        if isinstance(self._loader, Mixed):
+            self._loader.seek(position["mixed"])
+        elif position["start"] is not None:
             restore_random_state(position["start"], self._generators)
             batches = self._raw()
             taken = sum(1 for _ in islice(batches, position["batches"]))

@@ -8,18 +8,14 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader
 
-from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import RecipeTraining
 from kdplug.config.training import TrainingConfig
-from kdplug.engine.pair import Pair
+from kdplug.distillers.trainer import supervised
 from kdplug.engine.request import Request
 from kdplug.engine.run import RunResult
 from kdplug.engine.train import train
-from kdplug.objective.objective import Objective
 from kdplug.recipes.budget import Budget
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
-
-_LABELS_ALONE = {"kd_loss_weight": 0.0, "hard_label_weight": 1.0}
 
 
 def train_on_labels(
@@ -29,7 +25,7 @@ def train_on_labels(
     training: RecipeTraining,
     config: TrainingConfig,
 ) -> RunResult:
-    """Train ``model`` on the ``losses`` that ``adaptor`` returns, through the same loop that distils. No checkpoint is written.
+    """Train ``model`` as ``BasicTrainer`` does, but tell no plugin of the run and write no checkpoint.
 
     Raises: ``OutputsError`` where the adaptor returns no ``losses``; ``RunError``.
     """
@@ -42,5 +38,4 @@ def train_on_labels(
         **make_schedule(training, budget.total_steps),
     )
     quiet = config.model_copy(update={"ckpt_frequency": 0, "log_dir": None})
-    objective = Objective(DistillationConfig(**_LABELS_ALONE))
-    return train(Pair(model, adaptor, objective), None, quiet, request, show_progress=False)
+    return train(supervised(model, adaptor), None, quiet, request, show_progress=False)

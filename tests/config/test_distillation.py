@@ -10,7 +10,7 @@ from kdplug.host.active import isolated
 from kdplug.host.registry import losses
 
 
-def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_and_plugins():
+def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_map_and_plugins():
     assert DistillationConfig().to_dict() == {
         "temperature": 4,
         "temperature_scheduler": "none",
@@ -23,6 +23,7 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_and_plugin
         "probability_shift": False,
         "is_caching_logits": False,
         "intermediate_matches": [],
+        "layer_map": None,
         "plugins": {"require": []},
     }
 

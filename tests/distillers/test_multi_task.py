@@ -18,7 +18,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.multi_task import MultiTaskDistiller
 from kdplug.distillers.multi_teacher import MultiTeacherDistiller
-from kdplug.engine.mixture import example_count, shares
+from kdplug.engine.mixture import example_count, shares_of
 from kdplug.errors import ConfigError, KdplugError, OutputsError, RunError
 
 
@@ -147,11 +147,11 @@ def test_2_2_17_tasks_are_drawn_by_examples_and_not_by_batches(tmp_path):
 
 @pytest.mark.parametrize(("tau", "share"), [(0, 0.5), (0.5, 0.75), (1, 0.9), (2, 81 / 82), (-1, 0.1)])
 def test_tau_is_the_exponent(tau, share):
-    assert shares({"a": 90, "b": 10}, tau)["a"] == pytest.approx(share)
+    assert shares_of({"a": 90, "b": 10}, tau)["a"] == pytest.approx(share)
 
 
 def test_shares_of_very_many_examples_do_not_overflow():
-    assert shares({"a": 10**9, "b": 10**9}, 1000) == {"a": 0.5, "b": 0.5}
+    assert shares_of({"a": 10**9, "b": 10**9}, 1000) == {"a": 0.5, "b": 0.5}
 
 
 def test_a_sampler_says_how_many_examples_a_pass_has():
@@ -416,3 +416,55 @@ def test_a_task_may_have_a_name_that_torch_has_for_itself(tmp_path):
     distiller = make(tmp_path, student, {name: Net(5, seed=2) for name in names})
     distiller.train(sgd(student), loaders(**dict.fromkeys(names, (8, 4))), 3)
     assert distiller.objective.tasks == names
+
+
+class Killed(Exception):
+    """What ends a run in the middle."""
+
+
+class Killer(Notes):
+    """An observer that ends the run after so many steps."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.last = step
+
+    def step_end(self, run, step, report):
+        if step == self.last:
+            raise Killed
+
+
+def resumable(folder, killed_at=None, **options):
+    """The weights after 20 steps over shuffled loaders of different lengths, with dropout."""
+    torch.manual_seed(0)
+    student, data = make_student(dropout=0.3), {}
+    for task, count in (("a", 6), ("b", 9)):
+        data[task] = DataLoader(Examples(count), 2, shuffle=True)
+    distiller = MultiTaskDistiller(
+        TrainingConfig(output_dir=str(folder), device="cpu", ckpt_steps=3, seed=5, gradient_accumulation_steps=2),
+        DistillationConfig(intermediate_matches=[PROJECTED]),
+        {"a": Net(5, seed=2), "b": Net(5, seed=4)},
+        student,
+        observers=[] if killed_at is None else [Killer(killed_at)],
+        strict=True,
+        show_progress=False,
+    )
+    distiller.objective.double()
+    distiller.train(torch.optim.AdamW(student.parameters()), data, 20, **options)
+    return torch.cat([weights(student), weights(distiller.objective)])
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    whole = resumable(tmp_path / "whole")
+    for killed_at in (2, 4, 11, 19):
+        folder = tmp_path / str(killed_at)
+        with pytest.raises(Killed):
+            resumable(folder, killed_at)
+        assert torch.equal(resumable(folder, resume="auto"), whole)
+
+
+def test_a_changed_tau_is_refused_when_a_run_goes_on(tmp_path):
+    with pytest.raises(Killed):
+        resumable(tmp_path, 4)
+    with pytest.raises(RunError, match=r"shares\.a: 0\.4 -> 0\.5"):
+        resumable(tmp_path, resume="auto", tau=0)

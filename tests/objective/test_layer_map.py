@@ -93,7 +93,7 @@ def test_a_map_by_path_is_settled_by_the_models(nets):
         ("encoder.layer.0", "encoder.layer.1"),
         ("encoder.layer.1", "encoder.layer.3"),
     ]
-    assert [term.name for term in built.terms][0] == "hidden_plain_mse_encoder.layer.0_encoder.layer.1"
+    assert built.terms[0].name == "hidden_plain_mse_encoder.layer.0_encoder.layer.1"
     assert built.paths("teacher") == ("encoder.layer.1", "encoder.layer.3")
 
 
@@ -149,7 +149,7 @@ def test_materializing_twice_changes_nothing(nets, x):
     built = objective(proj=["linear", "auto", "auto"])
     made, given = nets[0](x), nets[1](x)
     built.materialize(made, given)
-    before = [p for p in built.parameters()]
+    before = list(built.parameters())
     built.materialize(made, given)
     assert all(a is b for a, b in zip(before, built.parameters(), strict=True))
 

@@ -151,5 +151,5 @@ def test_an_evaluate_without_the_metric_is_an_error(signs, monkeypatch):
 def test_a_student_without_losses_cannot_be_trained_on_labels(signs, monkeypatch):
     recipe = signs()
     monkeypatch.setattr(kdplug.tasks.load("signs"), "student_adaptor", lambda self, batch, logits: {"logits": logits})
-    with pytest.raises(OutputsError, match="the student returned no losses"):
+    with pytest.raises(OutputsError, match="the model returned no losses, only logits"):
         run_recipe(recipe)

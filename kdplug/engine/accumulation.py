@@ -1,0 +1,178 @@
+"""The gradient of one optimizer step: micro-batches and processes added up, each term divided once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdplug.engine.batch import Parts, split, to_device
+from kdplug.engine.finite import FiniteWatch
+from kdplug.engine.merge import merge
+from kdplug.engine.normalization import Counts, Normalization, are_numbers, counts_of, same_shapes
+from kdplug.engine.pair import Micro, Pair
+from kdplug.engine.run import Run
+from kdplug.engine.teacher import TeacherSide
+from kdplug.objective.report import LossReport
+
+
+@dataclass(slots=True, eq=False)
+class Accumulation:
+    """Computes gradients. ``model`` is ``pair`` as accelerate wrapped it.
+
+    ``over`` says what each term is a mean over: the ``global`` batch, whatever it was cut into, or each ``micro_batch`` alone
+    with the mean of these means taken after.
+    """
+
+    run: Run
+    accelerator: Accelerator
+    pair: Pair
+    model: nn.Module
+    teacher: TeacherSide | None
+    model_args: Mapping[str, Any]
+    parameters: Sequence[nn.Parameter]
+    over: Literal["global", "micro_batch"] = "global"
+    watch: FiniteWatch = field(default_factory=FiniteWatch)
+
+    def gradient(self, window: list[Any], step: int) -> LossReport:
+        """Add the gradient of the window's loss to the parameters; processes exchange it once, with the last micro-batch."""
+        alone = self.run.num_processes == 1
+        if len(window) == 1 and (alone or self.over == "micro_batch"):
+            return self._backward(self._forward(window[0], step))
+        if self.over == "micro_batch":
+            return self._mean_of_means(window, step)
+        if len(window) == 1:
+            return self._across_processes(window[0], step)
+        if alone and same_shapes(window):
+            report = self._same_counts(window, step)
+            if report is not None:
+                return report
+        return self._counted_first(window, step)
+
+    def _mean_of_means(self, window: list[Any], step: int) -> LossReport:
+        reports = []
+        for batch, synchronized in self._micro_batches(window):
+            with synchronized:
+                report = self._forward(batch, step)
+                reports.append(self._backward(report, report.total / len(window)).detach())
+        return merge(reports)
+
+    def _across_processes(self, batch: Any, step: int) -> LossReport:
+        report = self._forward(batch, step)
+        normalization = Normalization.pooled([counts_of(report)], self.accelerator)
+        return normalization.report([self._backward(report, normalization.loss(report)).detach()])
+
+    def _same_counts(self, window: list[Any], step: int) -> LossReport | None:
+        """The step where counts follow from shapes: no mask anywhere. ``None``, with nothing changed, where they do not."""
+        before = _Volatile(self.pair)
+        counts: Counts | None = None
+        normalization: Normalization | None = None
+        reports = []
+        for batch, synchronized in self._micro_batches(window):
+            with synchronized:
+                report = self._forward(batch, step)
+                if normalization is None:
+                    counts = counts_of(report)
+                    normalization = Normalization.uniform(counts, len(window)) if are_numbers(counts) else None
+                if normalization is None or counts_of(report) != counts:
+                    self._take_back(before)
+                    return None
+                reports.append(self._backward(report, normalization.loss(report)).detach())
+        return normalization.report(reports) if normalization is not None else None
+
+    def _counted_first(self, window: list[Any], step: int) -> LossReport:
+        """The step where counts are data: a pass without gradient learns them, since no term can be divided before."""
+        teachers, counted = [], []
+        with _kept(self.pair), torch.no_grad():
+            for batch in window:
+                parts = self._on_device(split(batch))
+                teachers.append(self._ask(parts))
+                counted.append(counts_of(self.pair(self._micro(parts, teachers[-1]))[1]))
+        normalization = Normalization.pooled(counted, self.accelerator)
+        reports = []
+        for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
+            with synchronized:
+                parts = self._on_device(split(batch))
+                report = self._seen(self.model(self._micro(parts, teacher))[1], step)
+                reports.append(self._backward(report, normalization.loss(report)).detach())
+        return normalization.report(reports)
+
+    def _micro_batches(self, window: list[Any]) -> Iterator[tuple[Any, AbstractContextManager[Any]]]:
+        for number, batch in enumerate(window, 1):
+            yield batch, nullcontext() if number == len(window) else self.accelerator.no_sync(self.model)
+
+    def _forward(self, batch: Any, step: int) -> LossReport:
+        parts = self._on_device(split(batch))
+        report: LossReport = self.model(self._micro(parts, self._ask(parts)))[1]
+        return self._seen(report, step)
+
+    def _seen(self, report: LossReport, step: int) -> LossReport:
+        self.watch.see(step, report)
+        return report
+
+    def _backward(self, report: LossReport, loss: Tensor | None = None) -> LossReport:
+        loss = report.total if loss is None else loss
+        scaler = self.accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        return report
+
+    def _ask(self, parts: Parts) -> Any:
+        if self.teacher is None:
+            return None
+        precision = self.accelerator.autocast() if self.accelerator.native_amp else None
+        return self.teacher(parts.teacher, self.model_args, parts.cache, precision)
+
+    def _micro(self, parts: Parts, teacher: Any) -> Micro:
+        run = self.run
+        return Micro(
+            parts.student,
+            teacher,
+            self.model_args,
+            progress=run.progress,
+            step=run.step,
+            total_steps=run.total_steps,
+        )
+
+    def _on_device(self, parts: Parts) -> Parts:
+        device = self.accelerator.device
+        if device.type == "cpu":
+            return parts
+        student = to_device(parts.student, device)
+        teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
+        return Parts(teacher, student, to_device(parts.cache, device))
+
+    def _take_back(self, before: _Volatile) -> None:
+        before.restore()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+class _Volatile:
+    """What a forward pass changes besides gradients: torch's random numbers and the buffers (batch norm, memory banks)."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._buffers = [(buffer, buffer.clone()) for buffer in pair.buffers()]
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda)
+        with torch.no_grad():
+            for buffer, value in self._buffers:
+                buffer.copy_(value)
+
+
+@contextmanager
+def _kept(pair: Pair) -> Iterator[None]:
+    before = _Volatile(pair)
+    try:
+        yield
+    finally:
+        before.restore()
