@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kdplug.distillers.multi_task import MultiTaskDistiller
     from kdplug.distillers.multi_teacher import MultiTeacherDistiller
     from kdplug.distillers.trainer import BasicTrainer
+    from kdplug.engine.evaluation import Evaluation
     from kdplug.errors import (
         ConfigError,
         EntryError,
@@ -76,6 +77,7 @@ __all__ = [
     "CustomMatch",
     "DistillationConfig",
     "EntryError",
+    "Evaluation",
     "GeneralDistiller",
     "IntermediateMatch",
     "KdplugError",
@@ -117,6 +119,7 @@ _ROOMS = {
     "distillers.multi_task": ("MultiTaskDistiller",),
     "distillers.multi_teacher": ("MultiTeacherDistiller",),
     "distillers.trainer": ("BasicTrainer",),
+    "engine.evaluation": ("Evaluation",),
     "errors": (
         "ConfigError",
         "EntryError",

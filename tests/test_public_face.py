@@ -17,6 +17,7 @@ FACE = [
     "CustomMatch",
     "DistillationConfig",
     "EntryError",
+    "Evaluation",
     "FEATURES",
     "GeneralDistiller",
     "IntermediateMatch",

@@ -26,6 +26,12 @@ def run(
             "--locked", metavar="RECORD", help="Run only what this kdplug-run.json records, or say what differs."
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run in the same folder, to the same results.")
+    ] = False,
+    resume_changed: Annotated[
+        bool, typer.Option("--resume-changed", help="Go on though the recipe or a version changed since.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Fit a teacher, distil it into a student, and compare with the same student without distillation."""
@@ -41,4 +47,5 @@ def run(
         chosen = Recipe.from_file(recipe)
         short = [f"output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
         short += [f"seed={seed}"] if seed is not None else []
-        run_recipe(chosen.with_overrides([*(changes or []), *short]), console=console(), locked=locked)
+        changed = chosen.with_overrides([*(changes or []), *short])
+        run_recipe(changed, console=console(), locked=locked, resume=resume, resume_changed=resume_changed)

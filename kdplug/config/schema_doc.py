@@ -18,6 +18,7 @@ _LOOP = {
     "log_dir": "where TensorBoard scalars go (extra `tensorboard`); none for no scalars",
     "device": "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
     "precision": "precision of the forward passes; losses are always computed in float32",
+    "on_nonfinite": "what a loss or gradient that is not finite does: `stop` the run with an error, or `skip` the step",
     "logging_steps": "optimizer steps between two sets of scalars",
 }
 

@@ -57,6 +57,7 @@ class LoopConfig(ConfigModel):
     device: Device = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     logging_steps: Count = 10
+    on_nonfinite: Literal["stop", "skip"] = "stop"
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.identity import identity
 from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
+from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Callback, Request
@@ -92,6 +93,7 @@ class BasicDistiller:
         callback: Callback | None = None,
         batch_postprocessor: Callable[[Any], Any] | None = None,
         *,
+        evaluation: Evaluation | None = None,
         resume: Resume = None,
         resume_changed: bool = False,
         **model_args: Any,
@@ -113,6 +115,7 @@ class BasicDistiller:
             callback=callback,
             batch_postprocessor=batch_postprocessor,
             model_args=model_args,
+            evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
             identity=identity(self.train_config, {"": self.distill_config}),

@@ -15,6 +15,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.identity import identity
 from kdplug.distillers.session import tell_unused_combiner
+from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor, Pair
@@ -100,6 +101,7 @@ class GeneralDistiller:
         callback: Callback | None = None,
         batch_postprocessor: Callable[[Any], Any] | None = None,
         *,
+        evaluation: Evaluation | None = None,
         resume: Resume = None,
         resume_changed: bool = False,
         **model_args: Any,
@@ -116,6 +118,7 @@ class GeneralDistiller:
         * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
         * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process.
         * ``batch_postprocessor`` maps each batch before it moves to the device.
+        * ``evaluation`` says what the run looks at on the way, which checkpoint is the best and when to stop early.
         * ``resume="auto"`` goes on from the last checkpoint in ``output_dir``, to the same bits as a run that was not
           interrupted, and starts where there is none; the folder of a checkpoint goes on from that one. A changed config, or
           another version of a plugin that it names, is an error that lists what differs, unless ``resume_changed``.
@@ -136,6 +139,7 @@ class GeneralDistiller:
             callback=callback,
             batch_postprocessor=batch_postprocessor,
             model_args=model_args,
+            evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
             identity=identity(self.train_config, {"": self.distill_config}),

@@ -17,6 +17,7 @@ from kdplug.distillers.identity import identity
 from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.mixture import Mixture, TaskAdaptor, TaskTeachers, example_count, shares_of
 from kdplug.engine.pair import Adaptor, Pair
@@ -101,6 +102,7 @@ class MultiTaskDistiller:
         callback: Callback | None = None,
         batch_postprocessors: Mapping[str, Callable[[Any], Any]] | None = None,
         *,
+        evaluation: Evaluation | None = None,
         resume: Resume = None,
         resume_changed: bool = False,
         **model_args: Any,
@@ -132,6 +134,7 @@ class MultiTaskDistiller:
             max_grad_norm=max_grad_norm,
             callback=callback,
             model_args=model_args,
+            evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
             identity={**identity(self.train_config, self._configs), "shares": shares},

@@ -15,6 +15,7 @@ from kdplug.distillers.identity import identity
 from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Callback, Request
@@ -88,6 +89,7 @@ class MultiTeacherDistiller:
         callback: Callback | None = None,
         batch_postprocessor: Callable[[Any], Any] | None = None,
         *,
+        evaluation: Evaluation | None = None,
         resume: Resume = None,
         resume_changed: bool = False,
         **model_args: Any,
@@ -112,6 +114,7 @@ class MultiTeacherDistiller:
             callback=callback,
             batch_postprocessor=batch_postprocessor,
             model_args=model_args,
+            evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
             identity=identity(self.train_config, {"": self.distill_config}),

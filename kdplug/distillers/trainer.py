@@ -14,6 +14,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.contracts.outputs import Outputs
 from kdplug.distillers.identity import identity
 from kdplug.distillers.session import Session
+from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Callback, Request
@@ -94,6 +95,7 @@ class BasicTrainer:
         callback: Callback | None = None,
         batch_postprocessor: Callable[[Any], Any] | None = None,
         *,
+        evaluation: Evaluation | None = None,
         resume: Resume = None,
         resume_changed: bool = False,
         **model_args: Any,
@@ -117,6 +119,7 @@ class BasicTrainer:
             callback=callback,
             batch_postprocessor=batch_postprocessor,
             model_args=model_args,
+            evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
             identity=identity(self.train_config, {}),

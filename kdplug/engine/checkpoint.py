@@ -28,9 +28,9 @@ _MARK = ".run"
 _FOLDER = re.compile(r"step-(\d+)")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Checkpoints:
-    """The checkpoints of one run: ``output_dir/step-{n}/``, of which the last ``keep`` stay (``None``: all).
+    """The checkpoints of one run: ``output_dir/step-{n}/``, of which the last ``keep`` stay (``None``: all), and step ``spare``.
 
     A folder appears complete or not at all: it is written under a temporary name, flushed to disk, then renamed. ``run`` tells
     the checkpoints of this run from those that an earlier one left in the same folder.
@@ -39,6 +39,7 @@ class Checkpoints:
     output_dir: Path
     run: str
     keep: int | None = None
+    spare: int | None = None
 
     def write(
         self, step: int, modules: Mapping[str, nn.Module], shared: Any, own: Any, accelerator: Accelerator
@@ -78,7 +79,7 @@ class Checkpoints:
         _flush(self.output_dir)
         if self.keep is not None:
             for step, folder in steps(self.output_dir)[: -self.keep]:
-                if step < int(target.name.removeprefix("step-")):
+                if step < int(target.name.removeprefix("step-")) and step != self.spare:
                     shutil.rmtree(folder)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
@@ -20,10 +21,12 @@ class FiniteWatch:
     """Looks at each total loss without making a device wait for it.
 
     On the CPU a look costs nothing, so each loss is checked before its backward pass. Elsewhere losses are kept and checked
-    together in ``settle``, which a run calls before it logs and before it saves: what was saved is always good.
+    together in ``settle``, which a run calls before it logs and before it saves: what was saved is always good. One that
+    ``stops`` nothing looks at nothing: then the gradient is looked at.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, stops: bool = True) -> None:
+        self._stops = stops
         self._kept: list[tuple[int, Tensor, dict[str, Tensor]]] = []
 
     def see(self, step: int, report: LossReport) -> None:
@@ -31,6 +34,8 @@ class FiniteWatch:
 
         Raises: ``RunError`` that names the step and the terms that are not finite.
         """
+        if not self._stops:
+            return
         if report.total.device.type == "cpu":
             if not math.isfinite(report.total.item()):
                 _stop(step, report.total, {name: term.value for name, term in report.terms.items()})
@@ -54,10 +59,23 @@ class FiniteWatch:
         self._kept.clear()
 
 
-def check_norm(step: int, norm: Tensor) -> None:
-    """Raises: ``RunError`` where the norm of the gradient is not finite. Looks only at norms on the CPU."""
-    if norm.device.type == "cpu" and not math.isfinite(norm.item()):
-        raise RunError(
+class NonFiniteError(RunError):
+    """A loss or a gradient is infinite or not a number."""
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of all gradients together, as a scalar tensor."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def check_norm(step: int, norm: Tensor, accelerator: Accelerator) -> None:
+    """Look at the norm of the gradient, except where a loss scaler is meant to overflow now and then.
+
+    Raises: ``NonFiniteError`` where it is not finite.
+    """
+    if accelerator.scaler is None and not math.isfinite(norm.item()):
+        raise NonFiniteError(
             f"step {step}: the norm of the gradient is {norm.item()}, although the loss is finite; "
             "the weights are those of the step before"
         )
@@ -67,4 +85,4 @@ def _stop(step: int, total: Tensor, terms: Mapping[str, Tensor]) -> NoReturn:
     values = {name: value.item() for name, value in terms.items()}
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     where = ", ".join(bad) if bad else "each term is finite, their weighted sum is not"
-    raise RunError(f"step {step}: the total loss is {total.item()} ({where})")
+    raise NonFiniteError(f"step {step}: the total loss is {total.item()} ({where})")

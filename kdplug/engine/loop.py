@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.checkpoint import Checkpoints
+from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.event import Audience
-from kdplug.engine.finite import check_norm
+from kdplug.engine.finite import NonFiniteError, check_norm, total_norm
 from kdplug.engine.journal import Journal
 from kdplug.engine.plan import Plan
 from kdplug.engine.preemption import Preemption
@@ -52,17 +53,22 @@ class Loop:
     identity: Mapping[str, Any]
     preemption: Preemption
     windows: Windows
+    evaluation: Evaluation | None = None
+    standing: Standing = field(default_factory=Standing)
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    skipped: int = 0
+    stopped_early: bool = False
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
 
     def walk(self) -> None:
         """Take optimizer steps until the plan is done, the data are, or the process is told to stop."""
         self._clear_gradients()
-        if self.run.step >= self.plan.total_steps:
+        if self.run.step >= self.plan.total_steps or self.stopped_early:
             return
         for window in self.windows:
             self._step(window)
-            if self.run.step >= self.plan.total_steps:
+            if self.run.step >= self.plan.total_steps or self.stopped_early:
                 return
 
     def _step(self, window: list[Any]) -> None:
@@ -70,16 +76,14 @@ class Loop:
         logs = step % self.logging_steps == 0 or step == self.plan.total_steps
         saves = self.plan.is_save(step)
         asks = logs or saves or self.run.num_processes == 1
-        report = self.accumulation.gradient(window, step)
-        if logs or saves:
-            self.accumulation.watch.settle()
-        self._update(step)
+        report = self._learn(window, step, looks=logs or saves)
         run.step = step
         self.events.step_end(run, step, report)
         if logs:
             self.report = report.detach()
             self._log(step, report)
         self.display.step(step)
+        saves = self._evaluate(step, saves) or saves
         if saves:
             self._save(step)
         if asks and self.preemption.agreed(self.accelerator):
@@ -88,11 +92,59 @@ class Loop:
                 self._write(step)
             self.preemption.leave()
 
+    def _learn(self, window: list[Any], step: int, *, looks: bool) -> LossReport:
+        """Take the optimizer step, unless its loss or gradient is not finite."""
+        try:
+            report = self.accumulation.gradient(window, step)
+            if self.on_nonfinite == "skip":
+                return self._learn_or_skip(report, step)
+            if looks:
+                self.accumulation.watch.settle()
+                check_norm(step, total_norm(self.parameters), self.accelerator)
+            self._update(step)
+        except NonFiniteError as error:
+            last = (
+                f"the last good checkpoint is {self.written[-1].parent}"
+                if self.written
+                else "there is no checkpoint yet"
+            )
+            error.message += f"; {last}"
+            raise
+        return report
+
+    def _learn_or_skip(self, report: LossReport, step: int) -> LossReport:
+        """The gradient, which processes share, decides: all of them skip a step or none does."""
+        if torch.isfinite(total_norm(self.parameters)):
+            self._update(step)
+        else:
+            self.skipped += 1
+            self._clear_gradients()
+        return report
+
+    def _evaluate(self, step: int, saves: bool) -> bool:
+        """Evaluate where it is due; whether this is the best student so far, which has to be kept."""
+        evaluation = self.evaluation
+        if evaluation is None or not (step % evaluation.every == 0 if evaluation.every else saves):
+            return False
+        pair = self.accumulation.pair
+        values = evaluation.measure(pair, self.accumulation.model_args, self.accelerator.device)
+        named = {f"eval/{name}": value for name, value in values.items()}
+        self.tracking.write(named, step)
+        self.journal.write(named, step)
+        self.display.losses(named)
+        if evaluation.best is None:
+            return False
+        best = self.standing.take(values[evaluation.best], step, evaluation.mode)
+        if best:
+            self.checkpoints.spare = step
+        self.stopped_early = evaluation.patience is not None and self.standing.since >= evaluation.patience
+        return best
+
     def _update(self, step: int) -> None:
         if self.max_grad_norm is not None:
             if self.accelerator.scaler is None:
                 norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-                check_norm(step, norm)
+                check_norm(step, norm, self.accelerator)
             else:
                 self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
@@ -120,7 +172,7 @@ class Loop:
     def _write(self, step: int) -> None:
         run = self.run
         modules = {"student": run.model, "objective": run.objective}
-        shared = {"identity": dict(self.identity), **self._learning()}
+        shared = {"identity": dict(self.identity), "standing": self.standing.to_data(), **self._learning()}
         own = {"position": self.windows.position()}
         path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
         if run.is_main:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from kdplug.engine.evaluation import Evaluation
+
 Callback = Callable[..., Any]
 """``callback(model=student, step=step)``, called after each checkpoint, on every process."""
 
@@ -19,7 +21,7 @@ class Request:
 
     ``num_epochs`` may be a fraction; ``num_steps`` counts optimizer steps. ``max_grad_norm`` of ``None``, 0 or below is off.
     ``batch_postprocessor`` maps each batch before it is moved to the device; ``model_args`` go to teacher and student.
-    ``resume`` is ``"auto"`` or the folder of a checkpoint; ``identity`` is what has to be the same for that, as plain data,
+    ``evaluation`` is what the run looks at on the way. ``resume`` is ``"auto"`` or the folder of a checkpoint; ``identity`` is what has to be the same for that, as plain data,
     unless ``resume_changed``.
     """
 
@@ -34,6 +36,7 @@ class Request:
     callback: Callback | None = None
     batch_postprocessor: Callable[[Any], Any] | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
     resume: str | os.PathLike[str] | None = None
     resume_changed: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdplug.engine.checkpoint import latest, load_objective, load_student, read_process, read_run
+from kdplug.engine.evaluation import Standing
 from kdplug.engine.identity import check_identity
 from kdplug.engine.loop import Loop
 from kdplug.engine.window import Windows
@@ -50,6 +51,10 @@ def go_on(loop: Loop, folder: Path, *, changed_is_meant: bool = False) -> None:
     load_objective(loop.run.objective, folder)
     _load_learning(loop, saved, folder)
     loop.run.step = saved["step"]
+    loop.standing = Standing(**saved["standing"])
+    loop.checkpoints.spare = loop.standing.step
+    patience = None if loop.evaluation is None else loop.evaluation.patience
+    loop.stopped_early = patience is not None and loop.standing.since >= patience
     _seek(loop.windows, read_process(folder, _process(loop, saved)))
 
 

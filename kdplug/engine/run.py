@@ -38,10 +38,16 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run leaves: the steps done, the last step's loss (detached), the checkpoints written, and its duration."""
+    """What a run leaves: the steps done, the last step's loss (detached), the checkpoints written, and its duration.
+
+    ``best`` is the folder of the checkpoint with the best evaluation; ``skipped`` counts steps whose gradient was not finite.
+    """
 
     step: int
     report: LossReport | None
     output_dir: Path
     checkpoints: tuple[Path, ...]
     seconds: float
+    best: Path | None = None
+    stopped_early: bool = False
+    skipped: int = 0

@@ -17,6 +17,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.event import Audience, Events
+from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.journal import Journal, journal
 from kdplug.engine.learning_rate import make_scheduler
 from kdplug.engine.loop import Loop
@@ -84,6 +85,7 @@ def train(
             model_args=request.model_args,
             parameters=trained,
             over=config.normalization,
+            watch=FiniteWatch(stops=config.on_nonfinite == "stop"),
         )
         loop = Loop(
             run=run,
@@ -104,13 +106,24 @@ def train(
             identity={**request.identity, "total_steps": plan.total_steps, "processes": run.num_processes},
             preemption=stack.enter_context(preemption()),
             windows=windows,
+            evaluation=request.evaluation,
+            on_nonfinite=config.on_nonfinite,
         )
         if folder is not None:
             go_on(loop, folder, changed_is_meant=request.resume_changed)
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
             loop.walk()
-    return RunResult(run.step, loop.report, run.output_dir, tuple(loop.written), time.monotonic() - start)
+    return RunResult(
+        run.step,
+        loop.report,
+        run.output_dir,
+        tuple(loop.written),
+        time.monotonic() - start,
+        best=None if loop.standing.step is None else run.output_dir / f"step-{loop.standing.step}",
+        stopped_early=loop.stopped_early,
+        skipped=loop.skipped,
+    )
 
 
 def _checkpoints(run: Run, config: TrainingConfig, folder: Path | None) -> Checkpoints:

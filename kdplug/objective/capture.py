@@ -44,6 +44,7 @@ class Capture:
         self.model = model
         self._points: dict[nn.Module, dict[str, LayerPath]] = {}
         self.paths = tuple(dict.fromkeys(paths))
+        self._which = {text: read_path(text).call for text in self.paths}
         modules = Modules(model, side) if self.paths else None
         for text in self.paths:
             assert modules is not None
@@ -125,7 +126,7 @@ class Capture:
         return hook
 
     def _tensor(self, text: str, found: list[_Call]) -> Tensor:
-        index = read_path(text).call
+        index = self._which[text]
         if index is None and len(found) > 1:
             choices = ", ".join(_with_call(text, place) for place in range(min(len(found), 3)))
             raise OutputsError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,18 @@ from torch.utils.data import DataLoader
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import Part, Task
 from kdplug.distillers.general import GeneralDistiller
+from kdplug.engine.event import Events
+from kdplug.engine.pair import Adaptor
+from kdplug.engine.plan import make_plan
+from kdplug.engine.resume import AUTO
+from kdplug.engine.run import RunResult
 from kdplug.recipes.budget import Budget
 from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
 from kdplug.recipes.measure import count_parameters, evaluate, seconds_per_example
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
 from kdplug.recipes.result import Figures
+from kdplug.recipes.stage import Stage
 from kdplug.recipes.supervised import train_on_labels
 
 
@@ -26,61 +33,78 @@ from kdplug.recipes.supervised import train_on_labels
 class Bench:
     """Makes and trains each model of a recipe, from the recipe's seed.
 
-    ``say`` is given one sentence before each training.
+    ``say`` is given one sentence before each training. With ``resume`` each training goes on from its last checkpoint, so
+    one that is done is not repeated; ``resume_changed`` says that what differs since is meant.
     """
 
     recipe: Recipe
     task: Task
     say: Callable[[str], None]
     show_progress: bool
+    resume: bool = False
+    resume_changed: bool = False
 
     def teacher(self) -> nn.Module:
         """The teacher, fitted where the task says how."""
         set_seed(self.recipe.seed)
-        model, fit = self.task.build_teacher(), self.task.teacher_fit()
-        if fit is not None:
-            training = RecipeTraining(
-                lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
-            )
-            loader = self._loader("teacher", training.batch_size)
-            config = self.recipe.training_config().model_copy(update={"gradient_accumulation_steps": 1})
+        model, training = self.task.build_teacher(), self.fit()
+        if training is not None:
+            loader = self.loader("teacher", training.batch_size)
             self.say(f"Fitting the teacher: {Budget.of(training, loader).total_steps} optimizer steps")
-            train_on_labels(model, self.task.teacher_adaptor, loader, training, config)
+            self._train_on_labels(Stage.TEACHER, model, self.task.teacher_adaptor, loader, training)
         return model
+
+    def fit(self) -> RecipeTraining | None:
+        """How the teacher is fitted, ``None`` where the task builds a trained one."""
+        fit = self.task.teacher_fit()
+        if fit is None:
+            return None
+        return RecipeTraining(
+            lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
+        )
 
     def distilled(self, teacher: nn.Module) -> tuple[nn.Module, History]:
         """The student after distillation, and what happened on the way."""
-        training, student = self.recipe.training, self._student()
-        loader = self._loader("distillation", training.batch_size)
+        training, student = self.recipe.training, self.student()
+        loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
         self.say(f"Distilling the student: {budget.total_steps} optimizer steps")
-        history = History(lambda model: evaluate(self.task, model, self._test())[self.task.metric])
-        GeneralDistiller(
-            self.recipe.training_config(),
+        length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself warns of the same
+            plan = make_plan(loader, Stage.STUDENT.config(self.recipe), **length)
+        history = History(lambda model: evaluate(self.task, model, self._test())[self.task.metric], plan.is_save)
+        self.distiller(teacher, student, [history]).train(
+            make_optimizer(training, student.parameters()),
+            loader,
+            **length,
+            max_grad_norm=training.max_grad_norm,
+            resume=self._resume,
+            resume_changed=self.resume_changed,
+            **make_schedule(training, budget.total_steps),
+        )
+        return student, history
+
+    def distiller(self, teacher: nn.Module, student: nn.Module, observers: Iterable[Events] = ()) -> GeneralDistiller:
+        """What distils ``teacher`` into ``student``."""
+        return GeneralDistiller(
+            Stage.STUDENT.config(self.recipe),
             self.recipe.distillation,
             teacher,
             student,
             self.task.teacher_adaptor,
             self.task.student_adaptor,
-            observers=[history],
+            observers=observers,
             strict=True,
             show_progress=self.show_progress,
-        ).train(
-            make_optimizer(training, student.parameters()),
-            loader,
-            num_epochs=training.num_epochs,
-            num_steps=training.num_steps,
-            max_grad_norm=training.max_grad_norm,
-            **make_schedule(training, budget.total_steps),
         )
-        return student, history
 
     def baseline(self) -> tuple[nn.Module, int]:
         """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps."""
-        training, student = self.recipe.training, self._student()
-        loader = self._loader("baseline", training.batch_size, like="distillation")
+        training, student = self.recipe.training, self.student()
+        loader = self.loader("baseline", training.batch_size, like="distillation")
         self.say(f"Training the same student without distillation: {Budget.of(training, loader).total_steps} steps")
-        done = train_on_labels(student, self.task.student_adaptor, loader, training, self.recipe.training_config())
+        done = self._train_on_labels(Stage.BASELINE, student, self.task.student_adaptor, loader, training)
         return student, done.step
 
     def measured(self, *models: nn.Module) -> list[Figures]:
@@ -91,11 +115,13 @@ class Bench:
             for model, time in zip(models, seconds, strict=True)
         ]
 
-    def _student(self) -> nn.Module:
+    def student(self) -> nn.Module:
+        """The student before any training; the same each time."""
         set_seed(self.recipe.seed)
         return self.task.build_student()
 
-    def _loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
+    def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
+        """Shuffled batches of a part of the data, in an order drawn from the seed."""
         return training_loader(
             self.task,
             part,
@@ -103,6 +129,23 @@ class Bench:
             seed=self.recipe.seed,
             like=like or part,
             workers=self.recipe.training.num_workers,
+        )
+
+    @property
+    def _resume(self) -> str | None:
+        return AUTO if self.resume else None
+
+    def _train_on_labels(
+        self, stage: Stage, model: nn.Module, adaptor: Adaptor, loader: DataLoader[Any], training: RecipeTraining
+    ) -> RunResult:
+        return train_on_labels(
+            model,
+            adaptor,
+            loader,
+            training,
+            stage.config(self.recipe),
+            resume=self._resume,
+            resume_changed=self.resume_changed,
         )
 
     def _test(self) -> DataLoader[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +14,97 @@ if TYPE_CHECKING:
     from kdplug.engine.run import Run
     from kdplug.objective.report import LossReport
 
+NAME = "history.jsonl"
+"""The file in a stage's folder that keeps it."""
+
 _EVALUATIONS = 20
+_HELD = 100
 
 
 class History:
     """An observer that keeps each term before weighting, and now and then what ``evaluate`` says of the student.
 
-    ``terms`` and ``student`` map optimizer steps to values. Losses stay on the device until ``terms`` is asked for.
+    ``terms`` and ``student`` map optimizer steps to values. What is kept lies in ``history.jsonl`` in the run's folder, so
+    that a run that goes on keeps what came before. On an accelerator losses stay there for up to 100 steps, until
+    ``is_save`` says that a checkpoint follows, or until the run ends.
     """
 
-    def __init__(self, evaluate: Callable[[nn.Module], float]) -> None:
+    def __init__(
+        self, evaluate: Callable[[nn.Module], float], is_save: Callable[[int], bool] | None = None
+    ) -> None:
         self.student: list[tuple[int, float]] = []
+        self.terms: dict[str, list[tuple[int, float]]] = {}
         self._evaluate = evaluate
-        self._steps: list[int] = []
-        self._values: dict[str, list[Tensor]] = {}
-
-    @property
-    def terms(self) -> Mapping[str, list[tuple[int, float]]]:
-        """Term to steps and values; one synchronisation for each term."""
-        return {
-            name: list(zip(self._steps, torch.stack(values).tolist(), strict=True))
-            for name, values in self._values.items()
-        }
+        self._is_save = is_save
+        self._held: list[tuple[int, Mapping[str, Tensor]]] = []
+        self._file: TextIO | None = None
 
     def run_start(self, run: Run) -> None:
-        self.student.append((0, self._evaluate(run.model)))
+        """Take up what is known of the steps that are done, or evaluate the student that nothing was done to."""
+        path = run.output_dir / NAME
+        lines = [line for line in _lines(path) if line["step"] <= run.step] if run.step else []
+        self.student, self.terms = [], {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{NAME}.tmp")
+        temporary.write_text("".join(map(_text, lines)), encoding="utf-8")
+        temporary.replace(path)
+        for line in lines:
+            self._take(line)
+        self._file = path.open("a", encoding="utf-8")
+        if not run.step:
+            self._keep({"step": 0, "student": self._evaluate(run.model)})
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:
-        self._steps.append(step)
-        for name, term in report.terms.items():
-            self._values.setdefault(name, []).append(term.value.detach())
+        """Keep the terms of the step, and evaluate the student where its turn has come."""
+        values = {name: term.value.detach() for name, term in report.terms.items()}
+        self._held.append((step, values))
+        waits = any(value.device.type != "cpu" for value in values.values())
+        if not waits or len(self._held) >= _HELD or (self._is_save is not None and self._is_save(step)):
+            self._settle()
         if step % max(1, run.total_steps // _EVALUATIONS) == 0 or step == run.total_steps:
-            self.student.append((step, self._evaluate(run.model)))
+            self._settle()
+            self._keep({"step": step, "student": self._evaluate(run.model)})
 
-    def run_end(self, run: Run, error: BaseException | None) -> None:
-        pass
+    def run_end(self, run: Run, error: BaseException | None) -> None:  # noqa: ARG002
+        """Write what is still held."""
+        self._settle()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _settle(self) -> None:
+        """Make numbers of the losses that are held, with one synchronisation."""
+        held, self._held = self._held, []
+        flat = [value.double() for _, values in held for value in values.values()]
+        numbers: Iterator[float] = iter(torch.stack(flat).tolist() if flat else ())
+        for step, values in held:
+            self._keep({"step": step, "terms": {name: next(numbers) for name in values}})
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        self._take(line)
+        if self._file is not None:
+            self._file.write(_text(line))
+            self._file.flush()
+
+    def _take(self, line: Mapping[str, Any]) -> None:
+        step = line["step"]
+        if "student" in line:
+            self.student.append((step, line["student"]))
+        for name, value in line.get("terms", {}).items():
+            self.terms.setdefault(name, []).append((step, value))
+
+
+def _text(line: Mapping[str, Any]) -> str:
+    return json.dumps(line) + "\n"
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a history up to the first that a kill cut short."""
+    for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        if not text.endswith("\n"):
+            return
+        yield line

@@ -10,19 +10,17 @@ from rich.text import Text
 from safetensors.torch import save_model
 from torch import empty, nn
 
-from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.task import Task
 from kdplug.engine.checkpoint import STUDENT
-from kdplug.errors import ConfigError, KdplugError, RunError
-from kdplug.host.component import Component
+from kdplug.errors import RunError
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
-from kdplug.host.registry import tasks
-from kdplug.objective.objective import Objective
 from kdplug.recipes.bench import Bench
+from kdplug.recipes.going_on import is_begun
 from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
+from kdplug.recipes.stage import forget_checkpoints
+from kdplug.recipes.task import build_task, resolve_distillation
 from kdplug.report.comparison import comparison
 from kdplug.report.curve import check_matplotlib, draw_curves
 from kdplug.report.file import replacing, write_json
@@ -30,15 +28,26 @@ from kdplug.report.record import RECORD, run_record
 from kdplug.report.term import temperature_line, terms_table
 
 FILES = (RECORD, METRICS, STUDENT, CURVES)
-"""What a run writes into its folder."""
+"""What a run writes into its folder, beside the folders of its stages."""
 
 
-def run_recipe(recipe: Recipe, *, console: Console | None = None, locked: Path | None = None) -> RecipeResult:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    console: Console | None = None,
+    locked: Path | None = None,
+    resume: bool = False,
+    resume_changed: bool = False,
+) -> RecipeResult:
     """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors`` and ``curves.png`` into the recipe's
-    ``output_dir``, in place of those of an earlier run. ``console`` is where sentences and tables go, nowhere by default.
+    ``output_dir``, in place of those of an earlier run, and checkpoints and logs of each training into a folder of its own
+    there: ``teacher``, ``student``, ``baseline``. ``console`` is where sentences and tables go, nowhere by default.
     ``locked`` is the ``kdplug-run.json`` of a run that this one must be again.
+
+    ``resume`` goes on with the run that was interrupted in ``output_dir``, to the same figures, and starts where there is
+    none. ``resume_changed`` does so though the recipe, or a version of what it uses, is another than then.
 
     Raises: ``KdplugError`` where the recipe names what cannot be used, or a run cannot start or go on.
     """
@@ -49,19 +58,21 @@ def run_recipe(recipe: Recipe, *, console: Console | None = None, locked: Path |
 
     _check_alone()
     check_matplotlib()
-    component, task = _task(recipe)
-    distillation, terms = _resolved(recipe)
+    component, task = build_task(recipe)
+    distillation, terms = resolve_distillation(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
-    output_dir = _emptied(Path(recipe.output_dir))
+    output_dir = Path(recipe.output_dir)
+    goes_on = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
+    _empty(recipe, goes_on=goes_on)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
 
-    bench = Bench(recipe, task, say, show_progress=not console.quiet)
+    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
     teacher = bench.teacher()
     student, history = bench.distilled(teacher)
     baseline, steps = bench.baseline()
@@ -88,33 +99,17 @@ def _check_alone() -> None:
         )
 
 
-def _task(recipe: Recipe) -> tuple[Component, Task]:
-    try:
-        component = tasks.build(recipe.task)
-    except KdplugError as error:
-        raise error.at("task") from error.__cause__
-    task = component.target
-    if not isinstance(task, Task):
-        lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
-        raise ConfigError(f"{component.entry.qualified} is no task: it lacks {', '.join(lacking)}", field="task")
-    return component, task
+def _empty(recipe: Recipe, *, goes_on: bool) -> None:
+    """Remove what an earlier run left under the names that this one writes; let go of its checkpoints unless one ``goes_on``.
 
-
-def _resolved(recipe: Recipe) -> tuple[DistillationConfig, list[str]]:
-    """The distillation with qualified names and every setting, and the names of its terms."""
-    try:
-        distillation = recipe.distillation.resolved()
-        return distillation, [term.name for term in Objective(distillation).terms]
-    except KdplugError as error:
-        raise error.at("distillation") from error.__cause__
-
-
-def _emptied(output_dir: Path) -> Path:
-    """The folder, without what an earlier run left under the names that this one writes."""
+    The record goes first: without it nothing in the folder can be gone on with.
+    """
+    output_dir = Path(recipe.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in FILES[1:] if goes_on else FILES:
             (output_dir / name).unlink(missing_ok=True)
+        if not goes_on:
+            forget_checkpoints(recipe)
     except OSError as error:
         raise RunError(f"cannot write into {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
-    return output_dir

@@ -10,8 +10,10 @@ from torch.utils.data import DataLoader
 
 from kdplug.config.recipe import RecipeTraining
 from kdplug.config.training import TrainingConfig
+from kdplug.distillers.identity import identity
 from kdplug.distillers.trainer import supervised
 from kdplug.engine.request import Request
+from kdplug.engine.resume import Resume
 from kdplug.engine.run import RunResult
 from kdplug.engine.train import train
 from kdplug.recipes.budget import Budget
@@ -24,18 +26,23 @@ def train_on_labels(
     loader: DataLoader[Any],
     training: RecipeTraining,
     config: TrainingConfig,
+    *,
+    resume: Resume = None,
+    resume_changed: bool = False,
 ) -> RunResult:
-    """Train ``model`` as ``BasicTrainer`` does, but tell no plugin of the run and write no checkpoint.
+    """Train ``model`` as ``BasicTrainer`` does, but tell no plugin of the run and show no progress.
 
     Raises: ``OutputsError`` where the adaptor returns no ``losses``; ``RunError``.
     """
-    budget = Budget.of(training, loader)
     request = Request(
         optimizer=make_optimizer(training, model.parameters()),
         dataloader=loader,
-        num_epochs=budget.epochs,
+        num_epochs=training.num_epochs,
+        num_steps=training.num_steps,
         max_grad_norm=training.max_grad_norm,
-        **make_schedule(training, budget.total_steps),
+        resume=resume,
+        resume_changed=resume_changed,
+        identity=identity(config, {}),
+        **make_schedule(training, Budget.of(training, loader).total_steps),
     )
-    quiet = config.model_copy(update={"ckpt_frequency": 0, "log_dir": None})
-    return train(supervised(model, adaptor), None, quiet, request, show_progress=False)
+    return train(supervised(model, adaptor), None, config, request, show_progress=False)

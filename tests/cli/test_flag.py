@@ -20,7 +20,10 @@ def _flags(command, path="kdplug"):
 def test_the_commands_and_flags_are_these():
     assert _flags(typer.main.get_command(app)) == {
         "kdplug": ["--version"],
-        "kdplug run": ["--debug", "--locked", "--output-dir", "--seed", "--set", "recipe"],
+        "kdplug run": [
+            "--debug", "--locked", "--output-dir", "--resume", "--resume-changed", "--seed", "--set", "recipe",
+        ],
+        "kdplug plan": ["--debug", "--json", "--set", "recipe"],
         "kdplug new": ["--force", "--task", "recipe"],
         "kdplug schema": ["--kind", "--names"],
         "kdplug plugins": [],

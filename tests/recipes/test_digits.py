@@ -16,6 +16,7 @@ import kdplug
 from kdplug import Recipe
 from kdplug.recipes.measure import evaluate
 from kdplug.recipes.run import FILES
+from kdplug.recipes.stage import Stage
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 SMALL = ("training.num_epochs=2", "task.teacher_epochs=1", "task.labels_per_class=2")
@@ -42,7 +43,12 @@ def _json(folder, name):
 
 
 def test_a_run_writes_these_files_and_no_other(done):
-    assert sorted(path.name for path in done[0].iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in done[0].iterdir()) == sorted([*FILES, *Stage])
+
+
+def test_each_stage_leaves_one_checkpoint_where_none_was_asked_for(done):
+    found = {stage.value: [path.name for path in (done[0] / stage).glob("step-*")] for stage in Stage}
+    assert found == {"teacher": ["step-19"], "student": ["step-38"], "baseline": ["step-38"]}
 
 
 def test_a_run_prints_plugins_then_task_then_terms_then_the_comparison(done):

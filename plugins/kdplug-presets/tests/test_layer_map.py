@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kdplug_presets.layer_map import emb_and_last, last, skip, uniform
 
 from kdplug import ConfigError
+from kdplug_presets.layer_map import emb_and_last, last, skip, uniform
 
 depths = st.integers(1, 48).flatmap(lambda teacher: st.tuples(st.integers(1, teacher), st.just(teacher)))
 maps = st.sampled_from(

@@ -1,0 +1,134 @@
+"""Looking at the student while it trains: metrics, the best checkpoint, early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from kdplug.contracts.outputs import Outputs
+from kdplug.engine.batch import call, split, to_device
+from kdplug.engine.mode import modes
+from kdplug.engine.pair import Pair
+from kdplug.engine.randomness import random_state, restore_random_state
+from kdplug.engine.window import generators
+from kdplug.errors import ConfigError, did_you_mean
+
+
+class Metric(Protocol):
+    """What torchmetrics offers: fed with logits and labels, batch by batch."""
+
+    def update(self, *arguments: Any, **more: Any) -> None: ...
+
+    def compute(self) -> Any: ...
+
+    def reset(self) -> None: ...
+
+    def to(self, device: Any) -> Any: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Evaluation:
+    """What a run looks at while it trains, how often, and what it does about it.
+
+    Either ``dataloader`` and ``metrics``, a mapping of names to torchmetrics' metrics, each of which gets the student's logits
+    and the labels that its adaptor returns (of the first head); or ``function``, called as ``function(model)`` in eval mode,
+    which returns numbers by name. ``every`` counts optimizer steps; ``None`` evaluates with each checkpoint of the config.
+
+    ``best`` names the number by which checkpoints are ranked (``mode``: whether more is better): an evaluation that beats
+    all before is followed by a checkpoint, which is never pruned. After ``patience`` evaluations without a new best the run
+    ends. Every process evaluates on all the data.
+
+    Raises: ``ConfigError`` for arguments that cannot be meant together.
+    """
+
+    dataloader: Iterable[Any] | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    function: Callable[[nn.Module], Mapping[str, float]] | None = None
+    every: int | None = None
+    best: str | None = None
+    mode: Literal["max", "min"] = "max"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.function is None) == (self.dataloader is None) or bool(self.metrics) != (self.dataloader is not None):
+            raise ConfigError("give a dataloader with metrics, or a function", field="evaluation")
+        if self.mode not in ("max", "min"):
+            raise ConfigError(f"must be 'max' or 'min', got {self.mode!r}", field="evaluation.mode")
+        for name in ("every", "patience"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"must be a whole number of at least 1, got {value!r}", field=f"evaluation.{name}")
+        if self.patience is not None and self.best is None:
+            raise ConfigError("needs 'best': the number that has to get better", field="evaluation.patience")
+        if self.metrics and self.best is not None:
+            self._check_best(self.metrics)
+
+    def measure(self, pair: Pair, model_args: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+        """The numbers of now. Nothing that the run will draw or has in its buffers changes.
+
+        Raises: ``ConfigError`` where ``best`` is not among them; ``OutputsError`` where there are no logits or labels.
+        """
+        sources = () if self.dataloader is None else generators(self.dataloader)
+        before = random_state(sources)
+        try:
+            with modes(training=None, evaluating=pair.student), torch.no_grad():
+                found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device)
+        finally:
+            restore_random_state(before, sources)
+        values = {name: float(value) for name, value in found.items()}
+        self._check_best(values)
+        return values
+
+    def _over_data(self, pair: Pair, model_args: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        for metric in self.metrics.values():
+            metric.to(device)
+            metric.reset()
+        for batch in self.dataloader or ():
+            part = to_device(split(batch).student, device)
+            raw = call(pair.student, part, model_args)
+            outputs = Outputs.read(raw if pair.adaptor is None else pair.adaptor(part, raw), "student")
+            if outputs.logits is None or outputs.labels is None:
+                lacking = "logits" if outputs.logits is None else "labels"
+                raise ConfigError(
+                    f"metrics need logits and labels, and the student's adaptor returned no {lacking}; "
+                    "return them, or give a function",
+                    field="evaluation",
+                )
+            for metric in self.metrics.values():
+                metric.update(outputs.logits[0], outputs.labels[0])
+        return {name: metric.compute() for name, metric in self.metrics.items()}
+
+    def _check_best(self, names: Iterable[str]) -> None:
+        if self.best is not None and self.best not in names:
+            raise ConfigError(
+                f"no number {self.best!r} among {', '.join(names)}.{did_you_mean(self.best, names)}",
+                field="evaluation.best",
+            )
+
+
+@dataclass(slots=True)
+class Standing:
+    """The best evaluation so far and how many came after it."""
+
+    value: float | None = None
+    step: int | None = None
+    since: int = 0
+
+    def take(self, value: float, step: int, mode: str) -> bool:
+        """Note an evaluation; whether it is the best one. A ``nan`` never is."""
+        better = not math.isnan(value) and (
+            self.value is None or (value > self.value if mode == "max" else value < self.value)
+        )
+        if better:
+            self.value, self.step, self.since = value, step, 0
+        else:
+            self.since += 1
+        return better
+
+    def to_data(self) -> dict[str, Any]:
+        return {"value": self.value, "step": self.step, "since": self.since}

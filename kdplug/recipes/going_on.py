@@ -1,0 +1,55 @@
+"""Whether a recipe may go on with what lies in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kdplug.engine.identity import check_identity
+from kdplug.errors import RunError
+from kdplug.host.name import split_qualified
+from kdplug.report.record import RECORD
+
+_BESIDE_THE_POINT = (
+    "log_dir",
+    "logging_steps",
+    "keep_last",
+    "device",
+    "ckpt_frequency",
+    "ckpt_epoch_frequency",
+    "ckpt_steps",
+    "eval_batch_size",
+)
+"""Keys of a recipe's ``training`` that change nothing in what is learned."""
+
+
+def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: bool = False) -> bool:
+    """Whether ``output_dir`` holds a run of the recipe that ``record`` is of: its own ``kdplug-run.json`` says so.
+
+    Raises: ``RunError`` that lists what differs between the two, unless ``changed_is_meant``; for a damaged file.
+    """
+    file = output_dir / RECORD
+    if not file.is_file():
+        return False
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        before = _identity(saved)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged: {error}. Without --resume the recipe starts afresh") from error
+    if not changed_is_meant:
+        check_identity(before, _identity(record), file)
+    return True
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe, and the versions of kdplug, torch and each plugin that it names."""
+    named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
+    training = {key: value for key, value in record["recipe"]["training"].items() if key not in _BESIDE_THE_POINT}
+    return {
+        "kdplug": record["kdplug"],
+        "torch": record["torch"],
+        "plugins": {one["dist"]: one["version"] for one in record["plugins"] if one["dist"] in named},
+        "recipe": {**record["recipe"], "training": training},
+    }

@@ -1,0 +1,47 @@
+"""The trainings that a recipe is made of, each in a folder of its own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+from kdplug.config.recipe import Recipe
+from kdplug.config.training import TrainingConfig
+from kdplug.engine.checkpoint import begin
+
+_NEVER_BEFORE_THE_END = 10**9
+
+
+class Stage(StrEnum):
+    """A training of a recipe; its value is the name of its folder below ``output_dir``."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    BASELINE = "baseline"
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Where its checkpoints and its log go."""
+        return Path(recipe.output_dir) / self.value
+
+    def config(self, recipe: Recipe) -> TrainingConfig:
+        """How it is run. Each stage ends with a checkpoint, so that it is not repeated when the recipe is resumed.
+
+        ``ckpt_frequency: 0`` means that one and no other. The teacher's and the baseline's checkpoints are there for nothing
+        but resuming: of theirs only the last stays. The teacher is fitted without gradient accumulation.
+        """
+        config = recipe.training_config(str(self.folder(recipe)))
+        changes: dict[str, object] = {}
+        if config.ckpt_frequency == 0:
+            changes = {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
+        if self is not Stage.STUDENT:
+            changes |= {"log_dir": None, "keep_last": 1}
+        if self is Stage.TEACHER:
+            changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
+        return config.model_copy(update=changes)
+
+
+def forget_checkpoints(recipe: Recipe) -> None:
+    """Let nothing go on from what an earlier run left in the folders of the stages. Checkpoints stay where they are."""
+    for stage in Stage:
+        if stage.folder(recipe).is_dir():
+            begin(stage.folder(recipe), is_main=True)
