@@ -9,6 +9,7 @@ import typer
 import kdplug
 from kdplug.cli import plugins
 from kdplug.cli.new import new
+from kdplug.cli.plan import plan
 from kdplug.cli.run import run
 from kdplug.cli.schema import schema
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run)
+app.command("plan")(plan)
 app.command("new")(new)
 app.command("schema")(schema)
 app.add_typer(plugins.app, name="plugins")

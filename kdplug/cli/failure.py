@@ -16,10 +16,10 @@ EXIT_CODE = 2
 
 
 @contextmanager
-def told(*, debug: bool = False) -> Iterator[None]:
+def told(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterator[None]:
     """Print an error that kdplug raised on purpose, and trouble with plugins, as plain sentences.
 
-    Raises: ``typer.Exit`` with code 2 in place of a ``KdplugError``; the error itself where ``debug`` is true.
+    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself where ``debug`` is true.
     """
     with warnings.catch_warnings():
         usual = warnings.showwarning
@@ -37,7 +37,7 @@ def told(*, debug: bool = False) -> Iterator[None]:
             if debug:
                 raise
             _say("error", str(error), "bold red")
-            raise typer.Exit(EXIT_CODE) from error
+            raise typer.Exit(exit_code) from error
 
 
 def _say(word: str, message: str, style: str) -> None:

@@ -46,13 +46,17 @@ class Bench:
 
     def teacher(self) -> nn.Module:
         """The teacher, fitted where the task says how."""
-        set_seed(self.recipe.seed)
-        model, training = self.task.build_teacher(), self.fit()
+        model, training = self.built_teacher(), self.fit()
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
             self.say(f"Fitting the teacher: {Budget.of(training, loader).total_steps} optimizer steps")
             self._train_on_labels(Stage.TEACHER, model, self.task.teacher_adaptor, loader, training)
         return model
+
+    def built_teacher(self) -> nn.Module:
+        """The teacher as the task builds it; the same each time."""
+        set_seed(self.recipe.seed)
+        return self.task.build_teacher()
 
     def fit(self) -> RecipeTraining | None:
         """How the teacher is fitted, ``None`` where the task builds a trained one."""

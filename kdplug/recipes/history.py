@@ -29,9 +29,7 @@ class History:
     ``is_save`` says that a checkpoint follows, or until the run ends.
     """
 
-    def __init__(
-        self, evaluate: Callable[[nn.Module], float], is_save: Callable[[int], bool] | None = None
-    ) -> None:
+    def __init__(self, evaluate: Callable[[nn.Module], float], is_save: Callable[[int], bool] | None = None) -> None:
         self.student: list[tuple[int, float]] = []
         self.terms: dict[str, list[tuple[int, float]]] = {}
         self._evaluate = evaluate
@@ -42,7 +40,9 @@ class History:
     def run_start(self, run: Run) -> None:
         """Take up what is known of the steps that are done, or evaluate the student that nothing was done to."""
         path = run.output_dir / NAME
-        lines = [line for line in _lines(path) if line["step"] <= run.step] if run.step else []
+        lines = [line for line in _lines(path) if line["step"] <= run.step]
+        if not run.step:
+            lines = [{"step": 0, "student": self._evaluate(run.model)}]
         self.student, self.terms = [], {}
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{NAME}.tmp")
@@ -51,8 +51,6 @@ class History:
         for line in lines:
             self._take(line)
         self._file = path.open("a", encoding="utf-8")
-        if not run.step:
-            self._keep({"step": 0, "student": self._evaluate(run.model)})
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:
         """Keep the terms of the step, and evaluate the student where its turn has come."""

@@ -21,7 +21,14 @@ def test_the_commands_and_flags_are_these():
     assert _flags(typer.main.get_command(app)) == {
         "kdplug": ["--version"],
         "kdplug run": [
-            "--debug", "--locked", "--output-dir", "--resume", "--resume-changed", "--seed", "--set", "recipe",
+            "--debug",
+            "--locked",
+            "--output-dir",
+            "--resume",
+            "--resume-changed",
+            "--seed",
+            "--set",
+            "recipe",
         ],
         "kdplug plan": ["--debug", "--json", "--set", "recipe"],
         "kdplug new": ["--force", "--task", "recipe"],

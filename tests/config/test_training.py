@@ -11,13 +11,16 @@ from kdplug.errors import ConfigError, UnknownKeyError
 def test_the_defaults_are_those_of_textbrewer_with_an_automatic_device():
     assert TrainingConfig().to_dict() == {
         "gradient_accumulation_steps": 1,
+        "normalization": "global",
         "ckpt_frequency": 1,
         "ckpt_epoch_frequency": 1,
         "ckpt_steps": None,
+        "keep_last": None,
         "log_dir": None,
         "device": "auto",
         "precision": "fp32",
         "logging_steps": 10,
+        "on_nonfinite": "stop",
         "output_dir": "./saved_models",
         "seed": None,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -75,5 +77,6 @@ def test_a_device_is_asked_at_the_latest_after_a_hundred_steps(monkeypatch):
 
 def test_a_gradient_whose_norm_is_not_finite_stops_the_run():
     with pytest.raises(RunError, match="step 4: the norm of the gradient is inf"):
-        check_norm(4, torch.tensor(float("inf")))
-    check_norm(4, torch.tensor(1.0))
+        check_norm(4, torch.tensor(float("inf")), SimpleNamespace(scaler=None))
+    check_norm(4, torch.tensor(1.0), SimpleNamespace(scaler=None))
+    check_norm(4, torch.tensor(float("inf")), SimpleNamespace(scaler="meant to overflow now and then"))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from plan_scene import BATCH, Scene
 from torch import nn
 from torch.nn import functional
 
 import kdplug
 from kdplug import Recipe
+from kdplug.host.active import isolated
+from kdplug.host.metadata import scan
+from kdplug.recipes.plan import plan_recipe
 
 
 class Signs:
@@ -69,3 +73,24 @@ def signs(no_plugins, tmp_path):
         "output_dir": str(tmp_path / "out"),
     }
     return lambda *changes: Recipe.from_dict(data).with_overrides(changes)
+
+
+@pytest.fixture
+def scene():
+    """Plans a recipe for ``Scene``: distillation keys, ``teacher`` and ``student`` adaptor changes, ``training`` keys."""
+    with isolated(scan()):
+        made = type("Made", (Scene,), {})
+        kdplug.tasks.register("scene")(made)
+
+        def plan(*, teacher=None, student=None, training=None, t2=True, **distillation):
+            made.teacher, made.student = (staticmethod(change) if change else None for change in (teacher, student))
+            data = {
+                "task": "scene",
+                "distillation": {"kd_loss_type": {"name": "ce", "t2": t2}, **distillation},
+                "training": {"num_epochs": 1, "batch_size": BATCH, "device": "cpu", **(training or {})},
+            }
+            if distillation.get("kd_loss_weight") == 0:
+                del data["distillation"]["kd_loss_type"]
+            return plan_recipe(Recipe.from_dict(data))
+
+        yield plan

@@ -128,7 +128,8 @@ def test_a_fresh_start_that_dies_early_leaves_nothing_to_go_on_with(signs, monke
     run_recipe(signs())
     with monkeypatch.context() as patch:
         patch.setattr(Bench, "distilled", lambda *_: 1 / 0)
-        pytest.raises(ZeroDivisionError, run_recipe, signs("seed=1"))
+        with pytest.raises(ZeroDivisionError):
+            run_recipe(signs("seed=1"))
     fresh = run_recipe(signs("seed=1"), resume=True)
     assert fresh.distilled.metrics == run_recipe(signs("seed=1")).distilled.metrics
 
@@ -142,7 +143,8 @@ def test_a_changed_recipe_is_refused_with_what_differs(signs):
 def test_a_refused_recipe_leaves_the_results_as_they_are(signs):
     folder = run_recipe(signs()).output_dir
     before = (folder / "metrics.json").read_text()
-    pytest.raises(RunError, run_recipe, signs("training.lr=1"), resume=True)
+    with pytest.raises(RunError):
+        run_recipe(signs("training.lr=1"), resume=True)
     assert (folder / "metrics.json").read_text() == before
 
 
@@ -172,7 +174,9 @@ def test_a_history_that_a_kill_cut_short_is_taken_up_to_the_step_of_the_checkpoi
     assert path.read_text() == whole
 
 
-@pytest.mark.parametrize("change", [["training.ckpt_frequency=2"], ["training.num_epochs=null", "training.num_steps=5"]])
+@pytest.mark.parametrize(
+    "change", [["training.ckpt_frequency=2"], ["training.num_epochs=null", "training.num_steps=5"]]
+)
 def test_the_recipe_says_when_the_student_is_saved(signs, change):
     folder = run_recipe(signs(*change)).output_dir
     steps = sorted(int(path.name.removeprefix("step-")) for path in (folder / "student").glob("step-*"))

@@ -1,0 +1,34 @@
+"""Settings that the run does not look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kdplug.recipes.plan_sample import Sample
+from kdplug.recipes.warning import PlanWarning
+
+_KD_ONLY = ("probability_shift", "temperature_scheduler", "kd_loss_type")
+_CHECK = "no_effect"
+
+
+def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
+    """What belongs to a kd loss that is off, matches of weight 0, and a teacher that no term reads."""
+    given, terms = sample.recipe.distillation, [term for term, _, _ in sample.objective.matches.terms()]
+    if not given.kd_loss_weight:
+        for field in _KD_ONLY:
+            if field in given.model_fields_set and getattr(given, field):
+                message = "has no effect: kd_loss_weight is 0"
+                yield PlanWarning(_CHECK, f"distillation.{field}", message)
+        if "temperature" in given.model_fields_set and not any("temperature" in term.inputs for term in terms):
+            message = "has no effect: kd_loss_weight is 0, and no match's loss takes a temperature"
+            yield PlanWarning(_CHECK, "distillation.temperature", message)
+        if not terms:
+            message = "nothing is learned from the teacher: the kd loss is off, and there is no match"
+            yield PlanWarning(_CHECK, "distillation", message)
+    for place, match in enumerate(given.intermediate_matches):
+        if not match.weight:
+            yield PlanWarning(_CHECK, f"distillation.intermediate_matches.{place}", "has no effect: its weight is 0")
+    for place, one in enumerate(given.layer_map):
+        if not one.weight:
+            path = ".".join(map(str, ("distillation", *given.path_of_map(place))))
+            yield PlanWarning(_CHECK, path, "has no effect: its weight is 0")

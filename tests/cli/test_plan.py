@@ -1,0 +1,60 @@
+"""``kdplug plan``: tables for people, data for programs, and one message for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
+
+
+def test_a_plan_is_printed_and_nothing_is_written(kdplug, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = kdplug("plan", DIGITS)
+    assert done.exit_code == 0, done.stderr
+    words = [
+        "kdplug-tasks:digits on cpu",
+        "kdplug-presets:flsw",
+        "2 [64, 4, 20]",
+        "20 → 128, 2,688 parameters",
+        "94,186",
+    ]
+    places = [done.stdout.index(word) for word in [*words, "optimizer state", "570", "nothing to warn of"]]
+    assert places == sorted(places)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_warning_leaves_the_exit_status_at_0(kdplug):
+    done = kdplug("plan", DIGITS, "--set", "distillation.kd_loss_type=ce")
+    assert done.exit_code == 0
+    assert "warning: distillation.kd_loss_type: kdplug-presets:ce leaves out the factor T²" in done.stdout
+    assert "1 warning\n" in done.stdout
+
+
+def test_the_data_say_the_same(kdplug):
+    done = kdplug("plan", DIGITS, "--json", "--set", "distillation.kd_loss_type=ce")
+    found = json.loads(done.stdout)
+    assert found["steps"] == {"teacher": 190, "student": 570, "baseline": 570}
+    assert [term["name"] for term in found["terms"]] == ["kd_loss", "feature_map", "hard_label_loss"]
+    assert found["matches"][0]["projection"]["in_dim"] == 20
+    assert found["memory_bytes"] == sum(item["bytes"] for item in found["memory"])
+    assert [warning["check"] for warning in found["warnings"]] == ["temperature"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss 'cee'. Did you mean 'ce'"),
+        ("distillation.intermediate_matches.0.layer_S=7", "intermediate_matches.0.layer_S: there is no layer 7"),
+        ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw'"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_error_is_one_message_and_exit_code_1(kdplug, change, message, more):
+    done = kdplug("plan", DIGITS, "--set", change, *more)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,197 @@
+"""What a plan warns of, and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import kdplug
+
+HIDDEN = {"layer_T": 0, "layer_S": 0, "feature": "hidden", "loss": "cos", "proj": ["linear", 4, 6]}
+ATTENTION = {"layer_T": 0, "layer_S": 0, "feature": "attention"}
+
+
+def _checks(plan):
+    return [warning.check for warning in plan.warnings]
+
+
+def _scores(batch, outputs):
+    return {"attention": [outputs["scores"]]}
+
+
+def _probabilities(batch, outputs):
+    return {"attention": [outputs["scores"].softmax(-1)]}
+
+
+def _masks(key, *columns):
+    """An adaptor's mask that leaves the given positions out."""
+
+    def change(batch, outputs):
+        mask = torch.ones_like(batch["ids"])
+        mask[:, list(columns)] = 0
+        return {key: mask}
+
+    return change
+
+
+def _both(change):
+    return {"teacher": change, "student": change}
+
+
+def test_a_term_without_gradient_for_the_student_is_dead(scene):
+    plan = scene(
+        intermediate_matches=[HIDDEN],
+        student=lambda batch, outputs: {"hidden": [outputs["hidden"].detach()]},
+    )
+    assert _checks(plan) == ["dead_term"]
+    assert "hidden_cos_0_0 gives the student no gradient" in plan.warnings[0].message
+
+
+def test_a_term_that_starts_at_weight_0_is_not_dead(scene):
+    assert scene(hard_label_weight=1, hard_label_weight_scheduler="linear_growth").warnings == []
+
+
+def test_a_term_whose_weight_stays_0_is_dead(scene):
+    kdplug.weight_schedulers.register("never")(lambda progress: 0.0)
+    plan = scene(hard_label_weight=1, hard_label_weight_scheduler="never")
+    assert [warning.message for warning in plan.warnings] == [
+        "hard_label_loss never counts: its schedule leaves its weight at 0 from start to end"
+    ]
+
+
+def test_a_term_that_counts_nothing_is_dead(scene):
+    plan = scene(hard_label_weight=1, **_both(_masks("logits_mask", 0, 1, 2, 3, 4)), t2=True)
+    assert _checks(plan) == ["dead_term"]
+    assert "nothing to count" in plan.warnings[0].message
+
+
+def test_a_term_that_counts_something_in_a_later_batch_is_not_dead(scene):
+    seen = []
+
+    def change(batch, outputs):
+        seen.append(len(seen))
+        return {"losses": outputs["logits"].mean() * (0.0 if len(seen) < 2 else 1.0)}
+
+    assert scene(hard_label_weight=1, student=change).warnings == []
+
+
+def test_a_loss_that_is_no_number_is_told(scene):
+    plan = scene(hard_label_weight=1, student=lambda batch, outputs: {"losses": outputs["logits"].sum() * float("nan")})
+    assert _checks(plan) == ["not_finite"]
+
+
+def test_an_inputs_mask_that_no_loss_takes_is_told(scene):
+    kdplug.losses.register("blind")(lambda student_features, teacher_features: student_features.square().mean())
+    plan = scene(intermediate_matches=[{**HIDDEN, "loss": "blind"}], **_both(_masks("inputs_mask")))
+    assert _checks(plan) == ["unused_mask"]
+    assert "local:blind takes a mask" in plan.warnings[0].message
+
+
+def test_an_inputs_mask_that_a_loss_takes_is_used(scene):
+    assert scene(intermediate_matches=[HIDDEN], **_both(_masks("inputs_mask"))).warnings == []
+
+
+def test_padding_that_the_kd_loss_counts_is_told(scene):
+    plan = scene(intermediate_matches=[HIDDEN], **_both(_masks("inputs_mask", 4)))
+    assert _checks(plan) == ["padding_counts"]
+
+
+def test_a_logits_mask_without_kd_loss_is_told(scene):
+    plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[HIDDEN], **_both(_masks("logits_mask")))
+    assert _checks(plan) == ["unused_mask"]
+
+
+def test_a_logits_mask_beside_logits_of_two_axes_is_told(scene):
+    def pooled(batch, outputs):
+        return {"logits": outputs["logits"].mean(1), **_masks("logits_mask", 1)(batch, outputs)}
+
+    plan = scene(**_both(pooled))
+    assert _checks(plan) == ["said_by_the_run"]
+    assert "logits_mask [8, 5] has no effect" in plan.warnings[0].message
+
+
+@pytest.mark.parametrize(
+    ("change", "inputs", "checks"),
+    [
+        (_probabilities, "scores", ["doubled_softmax"] * 2),
+        (_probabilities, "probs", []),
+        (_scores, "scores", []),
+        (_scores, "probs", ["missing_softmax"] * 2),
+    ],
+)
+def test_attentions_have_to_be_what_the_loss_takes(scene, change, inputs, checks):
+    loss = {"name": "attention_ce", "inputs": inputs}
+    assert _checks(scene(intermediate_matches=[{**ATTENTION, "loss": loss}], **_both(change))) == checks
+
+
+def test_the_default_of_an_attention_loss_is_looked_at_too(scene):
+    plan = scene(intermediate_matches=[{**ATTENTION, "loss": "attention_ce_mean"}], **_both(_probabilities))
+    assert plan.warnings[0].field == "distillation.intermediate_matches.0.loss"
+    assert "Write inputs: probs" in plan.warnings[0].message
+
+
+def test_logits_that_are_probabilities_are_told(scene):
+    plan = scene(teacher=lambda batch, outputs: {"logits": outputs["logits"].softmax(-1)})
+    assert _checks(plan) == ["doubled_softmax"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "checks"),
+    [
+        ({"t2": False, "hard_label_weight": 1}, ["temperature"]),
+        ({"t2": True, "hard_label_weight": 1}, []),
+        ({"t2": False, "hard_label_weight": 1, "temperature": 1}, []),
+        ({"t2": False}, []),
+    ],
+)
+def test_a_temperature_without_its_square_beside_labels_is_told(scene, changes, checks):
+    assert _checks(scene(**changes)) == checks
+
+
+def test_the_gradient_does_fall_as_the_warning_says(scene):
+    """At a high temperature, where the softmax is nearly linear, doubling it leaves a quarter of the gradient."""
+    once, twice = (scene(t2=False, temperature=value).terms[0].gradient_norm for value in (50, 100))
+    assert once / twice == pytest.approx(4, rel=0.05)
+
+
+def test_labels_that_are_the_inputs_are_told_where_a_loss_takes_them(scene):
+    plan = scene(probability_shift=True, student=lambda batch, outputs: {"labels": batch["ids"]})
+    assert _checks(plan) == ["unshifted_labels"]
+    assert "the inputs 'ids'" in plan.warnings[0].message
+
+
+def test_labels_that_nobody_takes_may_be_the_inputs(scene):
+    assert scene(student=lambda batch, outputs: {"labels": batch["ids"]}).warnings == []
+
+
+def test_labels_that_are_shifted_are_right(scene):
+    plan = scene(probability_shift=True, student=lambda batch, outputs: {"labels": batch["ids"].roll(-1, 1)})
+    assert plan.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fields"),
+    [
+        ({"probability_shift": True}, ["probability_shift"]),
+        ({"temperature_scheduler": ["flsw", 1, 1]}, ["temperature_scheduler"]),
+        ({"temperature": 2}, ["temperature"]),
+    ],
+)
+def test_a_setting_of_a_kd_loss_that_is_off_is_told(scene, changes, fields):
+    plan = scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **changes)
+    assert [warning.field for warning in plan.warnings] == [f"distillation.{field}" for field in fields]
+    assert _checks(plan) == ["no_effect"]
+
+
+def test_a_match_of_weight_0_is_told(scene):
+    plan = scene(intermediate_matches=[{**HIDDEN, "weight": 0}])
+    assert [warning.field for warning in plan.warnings] == ["distillation.intermediate_matches.0"]
+
+
+def test_a_teacher_that_no_term_reads_is_told(scene):
+    plan = scene(kd_loss_weight=0, hard_label_weight=1)
+    assert "nothing is learned from the teacher" in plan.warnings[0].message
+
+
+def test_checkpoints_that_will_not_be_written_are_told_as_the_run_tells_them(scene):
+    assert _checks(scene(training={"ckpt_steps": 5})) == ["said_by_the_run"]
