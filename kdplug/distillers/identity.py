@@ -12,7 +12,16 @@ from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
 from kdplug.report.used_entry import used_entries
 
-_BESIDE_THE_POINT = ("output_dir", "log_dir", "logging_steps", "keep_last", "device", "ckpt_frequency")
+_BESIDE_THE_POINT = (
+    "output_dir",
+    "log_dir",
+    "logging_steps",
+    "keep_last",
+    "device",
+    "ckpt_frequency",
+    "ckpt_epoch_frequency",
+    "ckpt_steps",
+)
 """Keys of a ``TrainingConfig`` that change nothing in what is learned."""
 
 

@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import kdplug
 from kdplug.errors import RunError
 from kdplug.recipes.bench import Bench
-from kdplug.recipes.history import NAME
+from kdplug.recipes.history import NAME, History
 from kdplug.recipes.run import run_recipe
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
@@ -148,6 +150,14 @@ def test_a_refused_recipe_leaves_the_results_as_they_are(signs):
     assert (folder / "metrics.json").read_text() == before
 
 
+def test_data_that_shrank_is_refused_though_the_recipe_is_the_same(signs, monkeypatch):
+    run_recipe(signs())
+    task, usual = kdplug.tasks.load("signs"), kdplug.tasks.load("signs").data
+    monkeypatch.setattr(task, "data", lambda self, part: usual(self, part)[:20])
+    with pytest.raises(RunError, match="total_steps: 6 -> 4"):
+        run_recipe(signs(), resume=True)
+
+
 def test_a_change_that_is_meant_is_let_through(signs):
     run_recipe(signs())
     assert run_recipe(signs("training.num_epochs=4"), resume=True, resume_changed=True).steps == 12
@@ -155,7 +165,7 @@ def test_a_change_that_is_meant_is_let_through(signs):
 
 def test_what_changes_nothing_in_the_results_is_no_change(signs):
     run_recipe(signs())
-    run_recipe(signs("training.logging_steps=3", "training.keep_last=1"), resume=True)
+    run_recipe(signs("training.logging_steps=3", "training.keep_last=1", "training.ckpt_frequency=2"), resume=True)
 
 
 def test_a_damaged_record_is_an_error(signs):
@@ -186,3 +196,22 @@ def test_the_recipe_says_when_the_student_is_saved(signs, change):
 def test_of_the_baseline_only_the_last_checkpoint_stays(signs):
     folder = run_recipe(signs("training.ckpt_frequency=2")).output_dir
     assert [path.name for path in (folder / "baseline").glob("step-*")] == ["step-6"]
+
+
+def test_losses_on_an_accelerator_are_written_before_the_checkpoint_that_follows(tmp_path):
+    """Its tensors stand in for ones that are not on the CPU; nothing else asks where they are."""
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda")
+
+    history = History(lambda model: 0.5, lambda step: step == 3)
+    run = SimpleNamespace(output_dir=tmp_path, step=0, total_steps=100, model=None)
+    history.run_start(run)
+    written = []
+    for step in range(1, 5):
+        value = torch.tensor(float(step)).as_subclass(Elsewhere)
+        history.step_end(run, step, SimpleNamespace(terms={"kd_loss": SimpleNamespace(value=value)}))
+        written.append(len((tmp_path / NAME).read_text().splitlines()) - 1)
+    history.run_end(run, None)
+    assert written == [0, 0, 3, 3]
+    assert history.terms["kd_loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]

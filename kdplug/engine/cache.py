@@ -1,0 +1,40 @@
+"""The teacher cache of a distiller: the teacher's outputs for every example, in memory or in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdplug.engine.cache_store import Store
+from kdplug.engine.cache_summary import CacheSummary
+
+
+class TeacherCache:
+    """What one distiller keeps between its runs: the outputs themselves, or the folder ``path`` that holds them.
+
+    ``dtype`` is what they are kept in where it is narrower than the teacher's own. ``summary`` is about the last run.
+    """
+
+    def __init__(self, path: Path | None = None, dtype: torch.dtype | None = None) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.summary: CacheSummary | None = None
+        self._kept: tuple[dict[str, Any], Store] | None = None
+        self._tasks: dict[str, TeacherCache] = {}
+
+    def of(self, task: str) -> TeacherCache:
+        """The cache of one of several tasks, in a folder of its own."""
+        if task not in self._tasks:
+            self._tasks[task] = TeacherCache(None if self.path is None else self.path / task, self.dtype)
+        return self._tasks[task]
+
+    def remember(self, fingerprint: dict[str, Any], store: Store) -> None:
+        self._kept = fingerprint, store
+
+    def remembered(self, fingerprint: dict[str, Any]) -> Store | None:
+        """What was kept in memory, if it is of the same teacher and data; otherwise it is let go."""
+        if self._kept is not None and self._kept[0] != fingerprint:
+            self._kept = None
+        return None if self._kept is None else self._kept[1]

@@ -1,0 +1,197 @@
+"""Finding or filling a teacher cache at the start of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+
+from kdplug.engine.cache import TeacherCache
+from kdplug.engine.cache_check import check_repeatable
+from kdplug.engine.cache_content import Wanted
+from kdplug.engine.cache_digest import text_digest
+from kdplug.engine.cache_extent import SHARD_BATCHES, SHARD_BYTES, Extent
+from kdplug.engine.cache_fingerprint import changes, teacher_fingerprint
+from kdplug.engine.cache_folder import CacheFolder
+from kdplug.engine.cache_layout import Layout
+from kdplug.engine.cache_question import Answer, Question
+from kdplug.engine.cache_shard import Shard
+from kdplug.engine.cache_store import Store
+from kdplug.engine.cache_summary import CacheSummary
+from kdplug.engine.cache_teacher import CachedTeacher
+from kdplug.engine.randomness import random_state, restore_random_state
+from kdplug.errors import RunError
+from kdplug.objective.objective import Objective
+
+
+class Opened:
+    """A teacher cache for the length of one run."""
+
+    def __init__(
+        self, cache: TeacherCache, cached: CachedTeacher, model_args: Mapping[str, Any], accelerator: Accelerator
+    ) -> None:
+        self._cache = cache
+        self._cached = cached
+        self._source = cached.source
+        self._model_args = model_args
+        self._accelerator = accelerator
+        self._folder = None if cache.path is None else CacheFolder(cache.path)
+        self._manifest = None if self._folder is None else self._folder.manifest()
+        if not self._source.count:
+            raise RunError("the dataset is empty, so there is nothing to cache", field="is_caching_logits")
+        batch = self._source.batch_size if self._manifest is None else self._manifest["batch"]
+        self._fingerprint = self._identify(batch)
+
+    def find(self) -> None:
+        cached, folder = self._cached, self._folder
+        if folder is None:
+            cached.store = self._cache.remembered(self._fingerprint)
+        elif self._manifest is not None:
+            self._check_fingerprint(self._manifest)
+            extent = self._extent(self._manifest)
+            if all(map(folder.has, range(extent.shards))):
+                cached.store = self._load(folder, self._manifest)
+        self._accelerator.wait_for_everyone()
+
+    def fill(self, objective: Objective) -> None:
+        """Ask the teacher about every example that was not asked about, for what ``objective`` reads.
+
+        Raises: ``RunError`` where the data cannot be cached, or the cache lacks what the objective reads.
+        """
+        start = time.monotonic()
+        wanted = [Wanted.of(objective, place) for place in range(len(self._cached.teachers))]
+        if self._cached.store is not None and self._folder is None and _lacking(wanted, self._cached.store.layout):
+            self._cached.store = None
+        question = self._question(wanted)
+        if self._cached.store is None:
+            with _undisturbed(), self._cached.teacher.hooked(objective):
+                self._cached.store = self._asked(question)
+        store = self._cached.store
+        if lacking := _lacking(wanted, store.layout):
+            raise RunError(
+                f"the teacher cache {self._cache.path} holds no {', '.join(lacking)}, which the objective reads. Name another "
+                "folder, or delete this one to have the teacher asked anew"
+            )
+        self._cache.summary = CacheSummary(
+            self._source.count, store.bytes, question.batches, time.monotonic() - start, question.error, self._cache.path
+        )
+
+    def _asked(self, question: Question) -> Store:
+        check_repeatable(self._source, self._cached.inputs_of)
+        if self._folder is None:
+            return self._asked_in_memory(question)
+        folder, process = self._folder, self._accelerator
+        first: Answer | None = None
+        if self._manifest is None and process.is_main_process:
+            first, layout, extent = self._begun(question)
+            sizes = {"count": extent.count, "batch": extent.batch, "batches": extent.batches}
+            folder.begin({**sizes, "fingerprint": self._fingerprint, "layout": layout.to_data()})
+        process.wait_for_everyone()
+        manifest = folder.manifest()
+        assert manifest is not None
+        extent, layout = self._extent(manifest), Layout.from_data(manifest["layout"])
+        mine = [place for place in range(extent.shards) if place % process.num_processes == process.process_index]
+        for place, shard in self._shards(question, extent, layout, [one for one in mine if not folder.has(one)], first):
+            folder.write(place, shard)
+        process.wait_for_everyone()
+        return self._load(folder, manifest)
+
+    def _asked_in_memory(self, question: Question) -> Store:
+        first, layout, extent = self._begun(question)
+        shards = [shard for _, shard in self._shards(question, extent, layout, list(range(extent.shards)), first)]
+        store = Store(layout, shards, extent.shard_size, self._source.is_whole)
+        self._cache.remember(self._fingerprint, store)
+        return store
+
+    def _begun(self, question: Question) -> tuple[Answer, Layout, Extent]:
+        """The answer about the first batch, and what follows from it for all."""
+        batch = min(self._source.batch_size, self._source.count)
+        first = question.ask(next(self._source.read([list(range(batch))], alone=True)))
+        batches = max(1, min(SHARD_BATCHES, SHARD_BYTES // max(1, first.bytes)))
+        return first, question.layout(first), Extent(self._source.count, batch, batches)
+
+    def _shards(
+        self, question: Question, extent: Extent, layout: Layout, places: list[int], first: Answer | None
+    ) -> Iterator[tuple[int, Shard]]:
+        """The shards at ``places``; the answer about the first batch of all may be there already."""
+        groups = {place: extent.groups(place) for place in places}
+        skipped = first is not None and bool(places) and places[0] == 0
+        reads = [group for place in places for group in groups[place]][int(skipped) :]
+        batches = self._source.read(reads) if reads else iter(())
+        for place in places:
+            answers = [first] if skipped and place == 0 and first is not None else []
+            answers += [question.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
+            yield place, question.shard(place * extent.shard_size, answers, layout)
+
+    def _load(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> Store:
+        extent = self._extent(manifest)
+        shards = [folder.read(place, place * extent.shard_size) for place in range(extent.shards)]
+        return Store(Layout.from_data(manifest["layout"]), shards, extent.shard_size, self._source.is_whole)
+
+    def _question(self, wanted: list[Wanted]) -> Question:
+        process = self._accelerator
+        return Question(
+            teacher=self._cached.teacher,
+            wanted=wanted,
+            inputs_of=self._cached.inputs_of,
+            model_args=self._model_args,
+            device=process.device,
+            precision=lambda: process.autocast() if process.native_amp else None,
+            is_whole=self._source.is_whole,
+            dtype=self._cache.dtype,
+        )
+
+    def _identify(self, batch: int) -> dict[str, Any]:
+        """What the outputs are of. The data are told by what the teacher is given of them, at both ends and in the middle."""
+        count = self._source.count
+        starts = sorted({0, count // 2 // batch * batch, (count - 1) // batch * batch})
+        groups = [list(range(start, min(start + batch, count))) for start in starts]
+        inputs = {
+            f"examples {group[0]} to {group[-1]}": text_digest([keyed.digests, self._cached.inputs_of(keyed.batch)])
+            for group, keyed in zip(groups, self._source.read(groups, alone=True), strict=True)
+        }
+        return {
+            **teacher_fingerprint(self._cached.teachers),
+            "examples": count,
+            "inputs": inputs,
+            "model_args": text_digest(dict(self._model_args)),
+            "precision": self._accelerator.mixed_precision,
+            "dtype": None if self._cache.dtype is None else str(self._cache.dtype).removeprefix("torch."),
+        }
+
+    def _check_fingerprint(self, manifest: Mapping[str, Any]) -> None:
+        if found := changes(manifest["fingerprint"], self._fingerprint):
+            raise RunError(
+                f"the teacher cache {self._cache.path} is of something else. What differs:\n    "
+                + "\n    ".join(found)
+                + "\nUndo the change, name another folder, or delete this one to have the teacher asked anew"
+            )
+
+    def _extent(self, manifest: Mapping[str, Any]) -> Extent:
+        return Extent(manifest["count"], manifest["batch"], manifest["batches"])
+
+
+def _lacking(wanted: list[Wanted], layout: Layout) -> list[str]:
+    """What the objective reads of the teachers and the cache was not asked for."""
+    found = []
+    for place, one in enumerate(wanted):
+        held = {name.partition("/")[2] for name in layout.dtypes if name.startswith(f"{place}/")}
+        counts = layout.counts[place]
+        names = one.names(counts)
+        keys = {"logits"} if one.logits and not any(name.startswith("logits/") for name in held) else set()
+        keys |= {key for key, indices in one.layers.items() if indices and key not in counts}
+        found += sorted({name for name in names if name not in held} | keys)
+    return found
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The run goes on with the random numbers that it would have had without a cache."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
