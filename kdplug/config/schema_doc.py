@@ -19,6 +19,8 @@ _LOOP = {
     "device": "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
     "precision": "precision of the forward passes; losses are always computed in float32",
     "on_nonfinite": "what a loss or gradient that is not finite does: `stop` the run with an error, or `skip` the step",
+    "teacher_cache": "folder of what `is_caching_logits` keeps; none for memory",
+    "teacher_cache_dtype": "`float16` or `bfloat16` to keep less than the teacher's own precision",
     "logging_steps": "optimizer steps between two sets of scalars",
 }
 
@@ -34,7 +36,7 @@ MEANINGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "hard_label_weight_scheduler": "scales the weight over the run",
             "teacher_combiner": "makes the logits of several teachers into those of one; nothing to do with one teacher",
             "probability_shift": "where the teacher is wrong, swap its highest logit with that of the true label",
-            "is_caching_logits": "TextBrewer's switch for keeping teacher logits; an error in `GeneralDistiller`, which has no cache yet",
+            "is_caching_logits": "ask the teacher once about every example, and keep its logits and matched features for all epochs",
             "intermediate_matches": "losses between features of the two models",
             "layer_map": "matches by rule: `{name: uniform, feature: hidden, loss: hidden_mse}`, a list of such, or none",
             "plugins": 'packages that must be installed: `{require: ["kdplug-myloss>=0.2"]}`',

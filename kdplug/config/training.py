@@ -37,6 +37,8 @@ class LoopConfig(ConfigModel):
     ``ckpt_steps`` is the optimizer steps between checkpoints where training is counted in steps; of all of them the last
     ``keep_last`` stay (``None``: every one). ``log_dir`` gets
     TensorBoard scalars, every ``logging_steps`` optimizer steps. ``fp16: true`` is accepted for ``precision: fp16``.
+    ``teacher_cache`` is the folder of what ``is_caching_logits`` keeps (``None``: in memory), ``teacher_cache_dtype`` what it is
+    narrowed to.
     """
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -58,6 +60,8 @@ class LoopConfig(ConfigModel):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     logging_steps: Count = 10
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    teacher_cache: Text | None = None
+    teacher_cache_dtype: Literal["float16", "bfloat16"] | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.identity import identity
-from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
+from kdplug.distillers.session import Session, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor, Pair
@@ -30,7 +30,7 @@ class BasicDistiller:
     What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``, which has
     intermediate matches as well and does the same where there are none.
 
-    Raises: ``ConfigError`` for intermediate matches or ``is_caching_logits``; ``EntryError`` or ``SettingError`` where the
+    Raises: ``ConfigError`` for intermediate matches; ``EntryError`` or ``SettingError`` where the
     config names what is not there.
     """
 
@@ -47,7 +47,6 @@ class BasicDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
-        refuse_caching(distill_config, "BasicDistiller")
         if distill_config.intermediate_matches:
             raise ConfigError(
                 f"BasicDistiller has no intermediate matches, and the config has {len(distill_config.intermediate_matches)}. "
@@ -68,6 +67,8 @@ class BasicDistiller:
         self.adaptor_T = adaptor_T
         self.adaptor_S = adaptor_S
         self.objective = Objective(distill_config)
+        self.teacher_cache = teacher_cache(train_config, distill_config)
+        tell_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     def __enter__(self) -> Self:
@@ -121,4 +122,4 @@ class BasicDistiller:
             identity=identity(self.train_config, {"": self.distill_config}),
         )
         pair = Pair(self.model_S, self.adaptor_S, self.objective)
-        return self._session.run(pair, Teacher(self.model_T, self.adaptor_T), self.train_config, request)
+        return self._session.run(pair, Teacher(self.model_T, self.adaptor_T), self.train_config, request, self.teacher_cache)

@@ -14,7 +14,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.identity import identity
-from kdplug.distillers.session import tell_unused_combiner
+from kdplug.distillers.session import teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
@@ -24,7 +24,6 @@ from kdplug.engine.resume import Resume
 from kdplug.engine.run import RunResult
 from kdplug.engine.teacher import Teacher
 from kdplug.engine.train import train
-from kdplug.errors import ConfigError
 from kdplug.host.life_cycle import LifeCycle
 from kdplug.objective.objective import Objective
 
@@ -39,7 +38,7 @@ class GeneralDistiller:
     ``show_progress`` is about the bar, or the lines, on the error stream. ``custom_matches`` are losses between modules that
     are written in Python.
 
-    Raises: ``ConfigError`` for ``is_caching_logits``, or a module path that leads nowhere; ``EntryError`` or ``SettingError`` where the config names what is not
+    Raises: ``ConfigError`` for a module path that leads nowhere; ``EntryError`` or ``SettingError`` where the config names what is not
     there.
     """
 
@@ -57,10 +56,6 @@ class GeneralDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
-        if distill_config.is_caching_logits:
-            raise ConfigError(
-                "GeneralDistiller asks the teacher anew for every batch; set it to false", field="is_caching_logits"
-            )
         tell_unused_combiner(distill_config)
         self.train_config = train_config
         self.distill_config = distill_config
@@ -71,6 +66,8 @@ class GeneralDistiller:
         terms = (match.term(place, model_T, model_S) for place, match in enumerate(custom_matches or ()))
         self.objective = Objective(distill_config, custom_matches=terms)
         self.objective.connect(model_S, model_T)
+        self.teacher_cache = teacher_cache(train_config, distill_config)
+        tell_unused_cache(train_config, self.teacher_cache)
         self._observers = tuple(observers)
         self._strict = strict
         self._show_progress = show_progress
@@ -152,4 +149,5 @@ class GeneralDistiller:
             observers=[LifeCycle(), *self._observers],
             strict=self._strict,
             show_progress=self._show_progress,
+            caches=self.teacher_cache,
         )

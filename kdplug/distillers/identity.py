@@ -17,6 +17,7 @@ _BESIDE_THE_POINT = (
     "log_dir",
     "logging_steps",
     "keep_last",
+    "teacher_cache",
     "device",
     "ckpt_frequency",
     "ckpt_epoch_frequency",

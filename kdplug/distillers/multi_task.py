@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.identity import identity
-from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
+from kdplug.distillers.session import Session, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.evaluation import Evaluation
@@ -77,6 +77,9 @@ class MultiTaskDistiller:
                 raise error.at(task) from error.__cause__
         self.objective = TaskObjective(objectives)
         self._teachers = TaskTeachers(teachers)
+        caches = {task: teacher_cache(train_config, self._configs[task], task) for task in self.tasks}
+        self.teacher_caches = {task: cache for task, cache in caches.items() if cache is not None}
+        tell_unused_cache(train_config, *caches.values())
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     def __enter__(self) -> Self:
@@ -140,12 +143,11 @@ class MultiTaskDistiller:
             identity={**identity(self.train_config, self._configs), "shares": shares},
         )
         pair = Pair(self.model_S, self._adaptor, self.objective)
-        return self._session.run(pair, self._teachers, self.train_config, request)
+        return self._session.run(pair, self._teachers, self.train_config, request, self.teacher_caches)
 
 
 def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[TeacherSide, Objective]:
     """A task's teacher or teachers, and its objective."""
-    refuse_caching(config, "MultiTaskDistiller")
     if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
         tell_unused_combiner(config)
         if adaptors is not None and not callable(adaptors):

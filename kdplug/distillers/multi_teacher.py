@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.identity import identity
-from kdplug.distillers.session import Session, refuse_caching, tell_unused_combiner
+from kdplug.distillers.session import Session, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.evaluation import Evaluation
@@ -34,7 +34,7 @@ class MultiTeacherDistiller:
 
     What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``.
 
-    Raises: ``ConfigError`` for ``is_caching_logits``, a match that does not say which teacher it reads, or adaptors that do
+    Raises: ``ConfigError`` for a match that does not say which teacher it reads, or adaptors that do
     not go with the teachers; ``EntryError`` or ``SettingError`` where the config names what is not there.
     """
 
@@ -51,7 +51,6 @@ class MultiTeacherDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
-        refuse_caching(distill_config, "MultiTeacherDistiller")
         teachers = read_teachers(model_T, adaptor_T)
         if len(teachers) == 1:
             tell_unused_combiner(distill_config)
@@ -64,6 +63,8 @@ class MultiTeacherDistiller:
         self.objective = Objective(distill_config, tuple(teachers))
         self.objective.connect(model_S, {key: teacher.model for key, teacher in teachers.items()})
         self._ensemble = Ensemble(teachers)
+        self.teacher_cache = teacher_cache(train_config, distill_config)
+        tell_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     def __enter__(self) -> Self:
@@ -120,4 +121,4 @@ class MultiTeacherDistiller:
             identity=identity(self.train_config, {"": self.distill_config}),
         )
         pair = Pair(self.model_S, self.adaptor_S, self.objective)
-        return self._session.run(pair, self._ensemble, self.train_config, request)
+        return self._session.run(pair, self._ensemble, self.train_config, request, self.teacher_cache)

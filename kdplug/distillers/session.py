@@ -5,11 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.engine.cache import TeacherCache
+from kdplug.engine.cache_session import Caches
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Pair
@@ -17,7 +21,6 @@ from kdplug.engine.request import Request
 from kdplug.engine.run import RunResult
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.train import train
-from kdplug.errors import ConfigError
 from kdplug.host.life_cycle import LifeCycle
 
 
@@ -40,8 +43,15 @@ class Session:
         """Put the models back into the modes of before."""
         self._entered.pop().close()
 
-    def run(self, pair: Pair, teacher: TeacherSide | None, config: TrainingConfig, request: Request) -> RunResult:
-        """Train as ``request`` asks."""
+    def run(
+        self,
+        pair: Pair,
+        teacher: TeacherSide | None,
+        config: TrainingConfig,
+        request: Request,
+        caches: Caches = None,
+    ) -> RunResult:
+        """Train as ``request`` asks; a teacher that has a cache is asked once about every example."""
         return train(
             pair,
             teacher,
@@ -50,13 +60,24 @@ class Session:
             observers=[LifeCycle(), *self._observers],
             strict=self._strict,
             show_progress=self._show_progress,
+            caches=caches,
         )
 
 
-def refuse_caching(config: DistillationConfig, owner: str) -> None:
-    """Raises: ``ConfigError`` where the config asks for a cache of the teacher's logits."""
-    if config.is_caching_logits:
-        raise ConfigError(f"{owner} asks the teacher anew for every batch; set it to false", field="is_caching_logits")
+def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, task: str = "") -> TeacherCache | None:
+    """The cache that the configs ask for, ``None`` where the teacher is asked for every batch. Each task has its own folder."""
+    if not distillation.is_caching_logits:
+        return None
+    path = None if training.teacher_cache is None else Path(training.teacher_cache) / task
+    dtype = training.teacher_cache_dtype
+    return TeacherCache(path, None if dtype is None else getattr(torch, dtype))
+
+
+def tell_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:
+    """Warn where the training config says how to keep outputs that are not kept."""
+    for key in ("teacher_cache", "teacher_cache_dtype"):
+        if getattr(training, key) is not None and not any(caches):
+            warnings.warn(f"{key} has no effect: is_caching_logits is false", stacklevel=3)
 
 
 def tell_unused_combiner(config: DistillationConfig) -> None:

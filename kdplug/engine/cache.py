@@ -22,13 +22,6 @@ class TeacherCache:
         self.dtype = dtype
         self.summary: CacheSummary | None = None
         self._kept: tuple[dict[str, Any], Store] | None = None
-        self._tasks: dict[str, TeacherCache] = {}
-
-    def of(self, task: str) -> TeacherCache:
-        """The cache of one of several tasks, in a folder of its own."""
-        if task not in self._tasks:
-            self._tasks[task] = TeacherCache(None if self.path is None else self.path / task, self.dtype)
-        return self._tasks[task]
 
     def remember(self, fingerprint: dict[str, Any], store: Store) -> None:
         self._kept = fingerprint, store

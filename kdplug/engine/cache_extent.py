@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 SHARD_BYTES = 64 << 20
 SHARD_BATCHES = 128
@@ -16,6 +17,11 @@ class Extent:
     count: int
     batch: int
     batches: int
+
+    @classmethod
+    def of(cls, count: int, batch: int, batch_bytes: int) -> Self:
+        """``batch_bytes`` is what is kept of one forward pass."""
+        return cls(count, batch, max(1, min(SHARD_BATCHES, SHARD_BYTES // max(1, batch_bytes))))
 
     @property
     def shard_size(self) -> int:

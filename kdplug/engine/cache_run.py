@@ -13,7 +13,7 @@ from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_check import check_repeatable
 from kdplug.engine.cache_content import Wanted
 from kdplug.engine.cache_digest import text_digest
-from kdplug.engine.cache_extent import SHARD_BATCHES, SHARD_BYTES, Extent
+from kdplug.engine.cache_extent import Extent
 from kdplug.engine.cache_fingerprint import changes, teacher_fingerprint
 from kdplug.engine.cache_folder import CacheFolder
 from kdplug.engine.cache_layout import Layout
@@ -28,7 +28,10 @@ from kdplug.objective.objective import Objective
 
 
 class Opened:
-    """A teacher cache for the length of one run."""
+    """A teacher cache for the length of one run.
+
+    Raises: ``RunError`` for data without examples, and for a damaged manifest.
+    """
 
     def __init__(
         self, cache: TeacherCache, cached: CachedTeacher, model_args: Mapping[str, Any], accelerator: Accelerator
@@ -43,9 +46,15 @@ class Opened:
         if not self._source.count:
             raise RunError("the dataset is empty, so there is nothing to cache", field="is_caching_logits")
         batch = self._source.batch_size if self._manifest is None else self._manifest["batch"]
-        self._fingerprint = self._identify(batch)
+        with _undisturbed():
+            self._fingerprint = self._identify(batch)
 
     def find(self) -> None:
+        """Give the cached teacher its store where all outputs are there.
+
+        Raises: ``RunError`` that says what differs, where the folder holds outputs of something else; ``RunError`` for a
+        damaged shard.
+        """
         cached, folder = self._cached, self._folder
         if folder is None:
             cached.store = self._cache.remembered(self._fingerprint)
@@ -63,21 +72,25 @@ class Opened:
         """
         start = time.monotonic()
         wanted = [Wanted.of(objective, place) for place in range(len(self._cached.teachers))]
-        if self._cached.store is not None and self._folder is None and _lacking(wanted, self._cached.store.layout):
-            self._cached.store = None
+        self._check_held(wanted)
         question = self._question(wanted)
         if self._cached.store is None:
             with _undisturbed(), self._cached.teacher.hooked(objective):
                 self._cached.store = self._asked(question)
         store = self._cached.store
-        if lacking := _lacking(wanted, store.layout):
+        self._cache.summary = CacheSummary(
+            self._source.count, store.bytes, question.batches, time.monotonic() - start, question.error, self._cache.path
+        )
+
+    def _check_held(self, wanted: list[Wanted]) -> None:
+        """Memory that lacks what the objective reads is given up; a folder that does is an error."""
+        if self._manifest is not None and (lacking := _lacking(wanted, Layout.from_data(self._manifest["layout"]))):
             raise RunError(
                 f"the teacher cache {self._cache.path} holds no {', '.join(lacking)}, which the objective reads. Name another "
                 "folder, or delete this one to have the teacher asked anew"
             )
-        self._cache.summary = CacheSummary(
-            self._source.count, store.bytes, question.batches, time.monotonic() - start, question.error, self._cache.path
-        )
+        if self._cached.store is not None and _lacking(wanted, self._cached.store.layout):
+            self._cached.store = None
 
     def _asked(self, question: Question) -> Store:
         check_repeatable(self._source, self._cached.inputs_of)
@@ -110,8 +123,7 @@ class Opened:
         """The answer about the first batch, and what follows from it for all."""
         batch = min(self._source.batch_size, self._source.count)
         first = question.ask(next(self._source.read([list(range(batch))], alone=True)))
-        batches = max(1, min(SHARD_BATCHES, SHARD_BYTES // max(1, first.bytes)))
-        return first, question.layout(first), Extent(self._source.count, batch, batches)
+        return first, question.layout(first), Extent.of(self._source.count, batch, first.bytes)
 
     def _shards(
         self, question: Question, extent: Extent, layout: Layout, places: list[int], first: Answer | None

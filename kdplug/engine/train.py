@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
+from kdplug.engine.cache_session import Caches, CacheSession
 from kdplug.engine.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.event import Audience, Events
 from kdplug.engine.finite import FiniteWatch
@@ -47,11 +48,13 @@ def train(
     observers: Iterable[Events] = (),
     strict: bool = False,
     show_progress: bool = True,
+    caches: Caches = None,
 ) -> RunResult:
     """Train ``pair.student``, and what the objective has to train, as ``request`` asks.
 
     The student is in train mode, the teacher in eval mode and frozen, for the length of the run; afterwards both are as
-    before. ``observers`` are told of the run; what they raise ends it only if ``strict``.
+    before. ``observers`` are told of the run; what they raise ends it only if ``strict``. With ``caches`` the teacher is asked
+    once about every example, before the first step.
 
     Raises: ``ConfigError`` for a request that cannot be meant; ``RunError`` for a run that cannot start or go on.
     """
@@ -64,13 +67,17 @@ def train(
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         _settle(pair, teacher, accelerator, stack)
-        loader = shard(accelerator, request.dataloader)
+        caching = CacheSession(caches, teacher, request)
+        teacher = caching.teacher
+        loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
-        windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, request.batch_postprocessor)
+        windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
+        caching.open(accelerator)
         if pair.objective.needs_materialize:
             with _hooked(pair, teacher):
                 for batch in windows.examples():
                     materialize(pair, teacher, batch, request.model_args, accelerator.device)
+        caching.fill(pair.objective, shown=show_progress and accelerator.is_main_process)
         stack.enter_context(_hooked(pair, teacher))
         folder = find_checkpoint(request.resume, Path(config.output_dir))
         new_groups = add_groups(optimizer, pair.objective.param_groups())

@@ -104,9 +104,11 @@ def test_a_transformers_output_stays_one():
 
 
 def test_moving_leaves_the_callers_containers_alone():
-    inner = {"x": torch.zeros(1)}
-    to_device({"a": inner, "b": defaultdict(list, inner)}, META)
-    assert inner["x"].device.type == "cpu"
+    inner = defaultdict(list, x=torch.zeros(1))
+    outer = {"inner": inner, "pair": [torch.zeros(1)]}
+    to_device(outer, META)
+    assert outer["inner"] is inner
+    assert {leaf.device.type for leaf in leaves(outer)} == {"cpu"}
 
 
 def test_an_immutable_mapping_becomes_a_dict():

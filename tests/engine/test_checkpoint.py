@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,21 @@ def test_a_write_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monke
         save_student(student, tmp_path, 1)
     load_student(student, path)
     assert torch.equal(weights(student), before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_rename_that_fails_halfway_puts_the_old_checkpoint_back(tmp_path, monkeypatch):
+    path, rename = save_student(make_student(), tmp_path, 1), Path.rename
+
+    def fail(self, target):
+        if self.suffix == ".tmp":
+            raise OSError("no space left")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_student(make_student(), tmp_path, 1)
+    assert path.exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
 
 

@@ -79,6 +79,13 @@ def test_a_prebuilt_scheduler_that_cannot_be_extended_is_refused_and_the_way_out
         make_scheduler(optimizer, new_groups=add_projection(optimizer), scheduler=scheduler)
 
 
+def test_a_prebuilt_scheduler_that_has_begun_cannot_be_extended(optimizer):
+    scheduler = lr.StepLR(optimizer, 1)
+    rates(optimizer, scheduler, steps=1)
+    with pytest.raises(RunError, match="cannot be extended"):
+        make_scheduler(optimizer, new_groups=add_projection(optimizer), scheduler=scheduler)
+
+
 def test_a_prebuilt_scheduler_without_new_groups_is_taken_as_it_is(optimizer):
     scheduler = lr.OneCycleLR(optimizer, 1.0, total_steps=4)
     assert make_scheduler(optimizer, new_groups=0, scheduler=scheduler) is scheduler

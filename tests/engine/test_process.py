@@ -27,9 +27,8 @@ folder, data = sys.argv[1], torch.cat(make_batches(10, size=4))
 for accumulation in (1, 2):
     torch.manual_seed(0)
     student = make_student()
-    distiller = make_distiller(
-        folder, student, matches=[PROJECTED], training={"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2}
-    )
+    training = {"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2, "log_dir": f"{folder}/log-{accumulation}"}
+    distiller = make_distiller(folder, student, matches=[PROJECTED], training=training)
     seen = []
     result = distiller.train(
         sgd(student), DataLoader(data, batch_size=4), num_epochs=2, max_grad_norm=0.05, callback=lambda **c: seen.append(c)
@@ -59,11 +58,12 @@ def two_processes(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {
+    records = {
         (accumulation, rank): torch.load(folder / f"{accumulation}-{rank}.pt")
         for accumulation in (1, 2)
         for rank in (0, 1)
     }
+    return records | {"folder": folder}
 
 
 def alone(folder, accumulation):
@@ -87,6 +87,16 @@ def test_two_processes_train_what_one_does_on_the_same_global_batches(two_proces
         torch.testing.assert_close(record["weights"], weights(student), rtol=0, atol=1e-12)
         torch.testing.assert_close(record["objective"], weights(objective), rtol=0, atol=1e-12)
         assert record["steps"] == result.step
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loss_that_two_processes_log_is_that_of_the_global_batch(two_processes, tmp_path, accumulation):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, _, result = alone(tmp_path, accumulation)
+    logged = accumulator.EventAccumulator(str(two_processes["folder"] / f"log-{accumulation}")).Reload()
+    last = logged.Scalars("scalar/total_loss")[-1]
+    assert last.step == result.step
+    assert last.value == pytest.approx(result.report.total.item(), rel=1e-6)
 
 
 def test_one_process_writes_and_each_calls_back(two_processes):

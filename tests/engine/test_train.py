@@ -200,7 +200,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(t
     batches, student = make_batches(3), make_student()
     batches[1][0, 0] = float("nan")
     distiller = make_distiller(tmp_path, student, training={"ckpt_frequency": 3})
-    with pytest.raises(RunError, match=r"^step 2: the total loss is nan \(kd_loss is nan\); the last good checkpoint is .*step-1$"):
+    with pytest.raises(
+        RunError, match=r"^step 2: the total loss is nan \(kd_loss is nan\); the last good checkpoint is .*step-1$"
+    ):
         distiller.train(sgd(student), batches, num_epochs=1)
     assert torch.isfinite(weights(student)).all()
     assert [entry.name for entry in tmp_path.glob("step-*")] == ["step-1"]

@@ -14,6 +14,15 @@ _CACHED = 1 << 18
 """Elements of a block that stays in a CPU's caches over several passes: 1 MiB of float32."""
 
 
+_SMALL = 1 << 16
+"""Elements up to which starting an operation costs more than carrying it out."""
+
+
+def is_small(tensor: Tensor) -> bool:
+    """Whether few operations matter more than few passes over memory."""
+    return tensor.numel() <= _SMALL
+
+
 def eager_on_cpu(tensor: Tensor) -> bool:
     """Whether operations run one by one on a CPU, where loops are cheap and reading a number waits for nobody."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import cached_blocks, eager_on_cpu
+from kdplug_presets.block import cached_blocks, eager_on_cpu, is_small
 from kdplug_presets.gradient_buffer import recall, remember
 from kdplug_presets.mask import keep_
 from kdplug_presets.precision import without_autocast, working_type
@@ -99,6 +99,17 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None, None
 
 
+def _in_few_operations(student: Tensor, teacher: Tensor, weight: Tensor | None, pad_below: float | None) -> Tensor:
+    dtype = working_type(student, teacher)
+    target = torch.softmax(teacher, dim=-1, dtype=dtype)
+    log_probs = torch.log_softmax(student, dim=-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
+    if pad_below is not None:
+        target = target * (teacher > pad_below)
+    if weight is not None:
+        target = target * weight
+    return -torch.dot(target.reshape(-1), log_probs.reshape(-1))
+
+
 def cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -116,6 +127,8 @@ def cross_entropy(
 
     At least two axes: the first is worked on in blocks.
     """
+    if selection is None and is_small(student):
+        return _in_few_operations(student, teacher.detach(), weight, pad_below)
     rows, keys = selection or (None, None)
     with without_autocast(student):
         return _CrossEntropy.apply(student, teacher.detach(), rows, keys, weight, pad_below)

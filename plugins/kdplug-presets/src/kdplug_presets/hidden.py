@@ -23,10 +23,10 @@ def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor 
     student, teacher = one_pair("hidden_mse", student_features, teacher_features, HIDDEN)
     items, width = student.shape[:-1], max(student.shape[-1], 1)
     if mask is None:
-        return LossSum(squared_distance(student, teacher) / width, items.numel())
+        return LossSum(squared_distance(student, teacher), items.numel() * width)
     mask = read_mask("hidden_mse", mask, student, items)
     token_bits = bits(mask, working_type(student, teacher)).unsqueeze(-1)
-    return LossSum(squared_distance(student, teacher, token_bits) / width, mask.sum())
+    return LossSum(squared_distance(student, teacher, token_bits), mask.sum() * width)
 
 
 def cos(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> LossSum:

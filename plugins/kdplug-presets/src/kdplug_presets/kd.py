@@ -56,4 +56,4 @@ def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | fl
     Source: TextBrewer ``kd_mse_loss``, arXiv:2002.12620.
     """
     student, teacher, _ = _softened("mse", student_logits, teacher_logits, temperature)
-    return LossSum(squared_distance(student, teacher) / max(student.shape[-1], 1), len(student))
+    return LossSum(squared_distance(student, teacher), student.numel())

@@ -14,6 +14,8 @@ def working_type(*tensors: Tensor) -> torch.dtype:
 
     Half precision cannot hold a count of elements above 65504, nor many sums.
     """
+    if all(tensor.dtype is torch.float32 for tensor in tensors):
+        return torch.float32
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
@@ -29,6 +31,6 @@ def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """A context in which ``torch.autocast`` leaves operations on the device of ``tensor`` alone."""
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import mse_loss
 
-from kdplug_presets.block import sparing_blocks
+from kdplug_presets.block import is_small, sparing_blocks
 from kdplug_presets.gradient_buffer import recall, remember
 from kdplug_presets.mask import keep_
 from kdplug_presets.precision import without_autocast, working_type
@@ -53,6 +54,19 @@ class _SquaredDistance(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
+def _in_few_operations(
+    student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None
+) -> Tensor:
+    dtype = working_type(student, teacher)
+    own, other = student.to(dtype), teacher.to(dtype)
+    if pad_below is not None:
+        own, other = torch.threshold(own, pad_below, 0.0), torch.threshold(other, pad_below, 0.0)
+    if value_bits is not None:
+        absent = value_bits == 0
+        own, other = own.masked_fill(absent, 0.0), other.masked_fill(absent, 0.0)
+    return mse_loss(own, other, reduction="sum")
+
+
 def squared_distance(
     student: Tensor, teacher: Tensor, value_bits: Tensor | None = None, pad_below: float | None = None
 ) -> Tensor:
@@ -61,5 +75,7 @@ def squared_distance(
     ``value_bits`` (see ``mask.bits``; the student's first axis, the others broadcast) select elements; an element at or
     below ``pad_below`` is read as 0 on its own side. At least one axis.
     """
+    if is_small(student):
+        return _in_few_operations(student, teacher.detach(), value_bits, pad_below)
     with without_autocast(student):
         return _SquaredDistance.apply(student, teacher.detach(), value_bits, pad_below)

@@ -1,0 +1,80 @@
+"""The teacher caches of one run: one, or one for each task that has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from kdplug.engine.cache import TeacherCache
+from kdplug.engine.cache_key import source_of
+from kdplug.engine.cache_run import Opened
+from kdplug.engine.cache_teacher import CachedTeacher
+from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.mixture import Mixture, TaskTeachers
+from kdplug.engine.request import Request
+from kdplug.engine.teacher import Teacher, TeacherSide
+from kdplug.errors import RunError
+from kdplug.objective.objective import Objective
+from kdplug.objective.task_objective import TaskObjective
+
+Caches = TeacherCache | Mapping[str, TeacherCache] | None
+"""A cache, or one by task; ``None`` and no task: the teacher is asked for every batch."""
+
+
+class CacheSession:
+    """Puts a cached teacher in the place of each teacher that is to be asked once, and keys on the examples of its loader.
+
+    ``teacher``, ``dataloader`` and ``postprocess`` stand where those of the request stood.
+
+    Raises: ``RunError`` for data whose examples cannot be found again.
+    """
+
+    def __init__(self, caches: Caches, teacher: TeacherSide | None, request: Request) -> None:
+        self.teacher = teacher
+        self.dataloader: Iterable[Any] = request.dataloader
+        self.postprocess: Callable[[Any], Any] | None = request.batch_postprocessor
+        self._model_args = request.model_args
+        self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
+        self._opened: dict[str, Opened] = {}
+        if isinstance(caches, TeacherCache):
+            cached = CachedTeacher(cast("Teacher | Ensemble", teacher), source_of(self.dataloader), self.postprocess)
+            self._cached[""] = caches, cached
+            self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
+        elif caches:
+            self._by_task(caches, cast("TaskTeachers", teacher), cast("Mixture", request.dataloader))
+
+    def _by_task(self, caches: Mapping[str, TeacherCache], teachers: TaskTeachers, mixture: Mixture) -> None:
+        sides, loaders, processors = dict(teachers.teachers), dict(mixture.loaders), dict(mixture.postprocessors)
+        for task, cache in caches.items():
+            try:
+                source = source_of(loaders[task])
+            except RunError as error:
+                raise error.at("dataloaders", task) from error.__cause__
+            cached = CachedTeacher(cast("Teacher | Ensemble", sides[task]), source, processors.get(task))
+            self._cached[task] = cache, cached
+            sides[task], loaders[task], processors[task] = cached, source.loader, cached.prepared
+        self.teacher = TaskTeachers(sides)
+        self.dataloader = Mixture(loaders, mixture.shares, mixture.seed, processors)
+
+    def open(self, accelerator: Accelerator) -> None:
+        """Find what earlier runs left.
+
+        Raises: ``RunError`` for a cache of something else, or a damaged one.
+        """
+        for task, (cache, cached) in self._cached.items():
+            self._opened[task] = Opened(cache, cached, self._model_args, accelerator)
+            self._opened[task].find()
+
+    def fill(self, objective: Objective | TaskObjective, *, shown: bool) -> None:
+        """Ask each teacher about what it was not asked about yet. ``shown`` says so on the error stream.
+
+        Raises: ``RunError`` for data or outputs that cannot be cached.
+        """
+        for task, opened in self._opened.items():
+            opened.fill(objective.of(task) if isinstance(objective, TaskObjective) else objective)
+            if shown:
+                named = f"{task}: " if task else ""
+                Console(stderr=True).print(f"{named}{self._cached[task][0].summary}", highlight=False, soft_wrap=True)

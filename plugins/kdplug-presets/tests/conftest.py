@@ -1,0 +1,14 @@
+"""Every test runs on both routes: few operations, as small tensors take, and few passes over memory, as large ones do."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdplug_presets import block
+
+
+@pytest.fixture(params=["few operations", "few passes"], autouse=True)
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "few passes":
+        monkeypatch.setattr(block, "_SMALL", -1)
+    return str(request.param)
