@@ -101,13 +101,13 @@ class _CrossEntropy(torch.autograd.Function):
 
 def _in_few_operations(student: Tensor, teacher: Tensor, weight: Tensor | None, pad_below: float | None) -> Tensor:
     dtype = working_type(student, teacher)
-    target = torch.softmax(teacher, dim=-1, dtype=dtype)
+    target = torch.softmax(teacher, dim=-1, dtype=dtype).neg_()
     log_probs = torch.log_softmax(student, dim=-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
     if pad_below is not None:
         target = target * (teacher > pad_below)
     if weight is not None:
         target = target * weight
-    return -torch.dot(target.reshape(-1), log_probs.reshape(-1))
+    return torch.dot(target.reshape(-1), log_probs.reshape(-1))
 
 
 def cross_entropy(

@@ -23,6 +23,8 @@ def _softened(
     student, teacher = promoted(student, teacher)
     if isinstance(temperature, Tensor) or temperature != 1:
         student, teacher = student / temperature, teacher / temperature
+    if student.dim() == 2:
+        return student, teacher, temperature
     rows = student.shape[:-1].numel(), student.shape[-1]
     return student.reshape(rows), teacher.reshape(rows), temperature
 

@@ -25,6 +25,8 @@ def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     The cast carries the student's gradient back to its own type.
     """
     dtype = working_type(student, teacher)
+    if student.dtype is dtype and teacher.dtype is dtype:
+        return student, teacher.detach()
     return student.to(dtype), teacher.detach().to(dtype)
 
 
