@@ -16,6 +16,9 @@ _LOOP = {
     "ckpt_steps": "optimizer steps between checkpoints where training is counted in steps",
     "keep_last": "checkpoints that stay, the latest ones; none for all of them",
     "log_dir": "where TensorBoard scalars go (extra `tensorboard`); none for no scalars",
+    "trackers": "who gets the losses besides `log.jsonl`: a list of `tensorboard`, `wandb` and `mlflow` (extras of the same "
+    "names); none for TensorBoard where there is a `log_dir`",
+    "shard_teacher": "whether the frozen teacher is spread over the processes too; needs FSDP2",
     "device": "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
     "precision": "precision of the forward passes; losses are always computed in float32",
     "on_nonfinite": "what a loss or gradient that is not finite does: `stop` the run with an error, or `skip` the step",

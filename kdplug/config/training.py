@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -36,7 +36,8 @@ class LoopConfig(ConfigModel):
     ``ckpt_frequency`` counts checkpoints per epoch (0: none), written in every ``ckpt_epoch_frequency``-th epoch;
     ``ckpt_steps`` is the optimizer steps between checkpoints where training is counted in steps; of all of them the last
     ``keep_last`` stay (``None``: every one). ``log_dir`` gets
-    TensorBoard scalars, every ``logging_steps`` optimizer steps. ``fp16: true`` is accepted for ``precision: fp16``.
+    TensorBoard scalars, every ``logging_steps`` optimizer steps; ``trackers`` names who else does (``None``: TensorBoard alone,
+    where there is a ``log_dir``). ``fp16: true`` is accepted for ``precision: fp16``.
     ``teacher_cache`` is the folder of what ``is_caching_logits`` keeps (``None``: in memory), ``teacher_cache_dtype`` what it is
     narrowed to.
     """
@@ -56,12 +57,24 @@ class LoopConfig(ConfigModel):
     ckpt_steps: Count | None = None
     keep_last: Count | None = None
     log_dir: Text | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = None
     device: Device = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     logging_steps: Count = 10
     on_nonfinite: Literal["stop", "skip"] = "stop"
+    shard_teacher: bool = False
     teacher_cache: Text | None = None
     teacher_cache_dtype: Literal["float16", "bfloat16"] | None = None
+
+    @model_validator(mode="after")
+    def _log_dir_is_tensorboards(self) -> Self:
+        if self.trackers is None or ("tensorboard" in self.trackers) == (self.log_dir is not None):
+            return self
+        if self.log_dir is None:
+            raise ConfigError("tensorboard needs log_dir, the folder for its files").at("trackers")
+        raise ConfigError("is for TensorBoard, which trackers leaves out. Name it there, or leave out log_dir").at(
+            "log_dir"
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -122,4 +122,6 @@ class BasicDistiller:
             identity=identity(self.train_config, {"": self.distill_config}),
         )
         pair = Pair(self.model_S, self.adaptor_S, self.objective)
-        return self._session.run(pair, Teacher(self.model_T, self.adaptor_T), self.train_config, request, self.teacher_cache)
+        return self._session.run(
+            pair, Teacher(self.model_T, self.adaptor_T), self.train_config, request, self.teacher_cache
+        )

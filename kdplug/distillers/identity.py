@@ -15,6 +15,8 @@ from kdplug.report.used_entry import used_entries
 _BESIDE_THE_POINT = (
     "output_dir",
     "log_dir",
+    "trackers",
+    "shard_teacher",
     "logging_steps",
     "keep_last",
     "teacher_cache",

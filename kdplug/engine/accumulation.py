@@ -92,13 +92,13 @@ class Accumulation:
             for batch in window:
                 parts = self._on_device(split(batch))
                 teachers.append(self._ask(parts))
-                counted.append(counts_of(self.pair(self._micro(parts, teachers[-1]))[1]))
+                counted.append(counts_of(self.pair(self._micro(parts, teachers[-1]))[-1]))
         normalization = Normalization.pooled(counted, self.accelerator)
         reports = []
         for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
             with synchronized:
                 parts = self._on_device(split(batch))
-                report = self._seen(self.model(self._micro(parts, teacher))[1], step)
+                report = self._seen(self.model(self._micro(parts, teacher))[-1], step)
                 reports.append(self._backward(report, normalization.loss(report)).detach())
         return normalization.report(reports)
 
@@ -108,7 +108,7 @@ class Accumulation:
 
     def _forward(self, batch: Any, step: int) -> LossReport:
         parts = self._on_device(split(batch))
-        report: LossReport = self.model(self._micro(parts, self._ask(parts)))[1]
+        report: LossReport = self.model(self._micro(parts, self._ask(parts)))[-1]
         return self._seen(report, step)
 
     def _seen(self, report: LossReport, step: int) -> LossReport:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import CodeType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy
@@ -17,6 +17,7 @@ from torch import Tensor
 from kdplug.errors import RunError
 
 _Update = Callable[[Any], None]
+_DEPTH = 12
 _SCALARS = (str, int, float, complex, bool, type(None))
 
 
@@ -67,6 +68,9 @@ def _feed(update: _Update, value: object) -> None:
 
 def _feed_all(update: _Update, kind: str, parts: list[Any] | tuple[Any, ...]) -> None:
     update(f"{kind} {len(parts)};".encode())
+    if all(type(part) in _SCALARS for part in parts):  # token ids: many, and at every step
+        update(repr(parts).encode())
+        return
     for part in parts:
         _feed(update, part)
 
@@ -83,34 +87,34 @@ def _feed_pickled(update: _Update, value: object) -> None:
 
 def _code(value: object, depth: int) -> Any:
     """``value`` as plain data that changes with what it does."""
-    if depth > 6:
+    inner = depth + 1
+    if depth > _DEPTH:
         return "…"
-    if isinstance(value, CodeType):
-        return [value.co_code, value.co_names, [_code(one, depth + 1) for one in value.co_consts]]
-    if isinstance(value, partial):
-        return ["partial", *(_code(one, depth + 1) for one in (value.func, value.args, value.keywords))]
     if isinstance(value, (*_SCALARS, bytes, Tensor, numpy.ndarray)):
         return value
     if isinstance(value, Mapping):
-        return [[_code(key, depth + 1), _code(one, depth + 1)] for key, one in value.items()]
+        return [[_code(key, inner), _code(one, inner)] for key, one in value.items()]
     if isinstance(value, (list, tuple)):
-        return [_code(one, depth + 1) for one in value]
-    code, name = getattr(value, "__code__", None), getattr(value, "__qualname__", type(value).__qualname__)
-    if code is None:
-        return _object_code(value, name, depth)
-    closed = [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if not _is_empty(cell)]
-    owner = getattr(value, "__self__", None)
-    settings = (getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None), closed)
-    return [name, *(_code(one, depth + 1) for one in (code, *settings)), owner and _code(owner, depth + 1)]
+        return [_code(one, inner) for one in value]
+    if isinstance(value, CodeType):
+        return [value.co_code, value.co_names, _code(value.co_consts, inner)]
+    return _callable_code(value, inner)
 
 
-def _object_code(value: object, name: str, depth: int) -> Any:
-    """An object: its class, what a call of it does, and its state. A class or a built-in function: its name."""
-    call = getattr(type(value), "__call__", None)
-    state = getattr(value, "__dict__", {})
-    if isinstance(value, type) or getattr(call, "__code__", None) is None:
-        return [name, [] if isinstance(value, type) else _code(dict(state), depth + 1)]
-    return [name, _code(call, depth + 1), _code(dict(state), depth + 1)]
+def _callable_code(value: Any, depth: int) -> Any:
+    """A function: what it does and holds. An object: what a call of it does, and its state. Others: the name."""
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    if isinstance(value, partial):
+        return ["partial", _code([value.func, value.args, value.keywords], depth)]
+    if isinstance(value, MethodType):
+        return [name, _code([value.__func__, value.__self__], depth)]
+    if isinstance(value, FunctionType):
+        closed = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
+        return [name, _code([value.__code__, value.__defaults__, value.__kwdefaults__, closed], depth)]
+    if isinstance(value, type) or not hasattr(value, "__dict__"):
+        return name
+    does = vars(type(value)).get("__call__")
+    return [name, _code(does, depth) if isinstance(does, FunctionType) else None, _code(dict(vars(value)), depth)]
 
 
 def _is_empty(cell: Any) -> bool:

@@ -70,7 +70,7 @@ def _weights(model: nn.Module) -> dict[str, str]:
 
 
 def _architecture(model: nn.Module) -> list[str]:
-    return [f"{type(model).__module__}.{type(model).__qualname__}", repr(model)]
+    return [type(model).__qualname__, repr(model)]
 
 
 def _adaptor(adaptor: Any) -> str | None:

@@ -80,12 +80,16 @@ class CacheFolder:
         with _reading(file):
             size = file.stat().st_size
             if size != note["bytes"]:
-                raise RunError(f"{file} has {size} bytes and had {note['bytes']} when it was written. {self._again(place)}")
+                raise RunError(
+                    f"{file} has {size} bytes and had {note['bytes']} when it was written. {self._again(place)}"
+                )
             if _checksum(file) != note["crc32"]:
                 raise RunError(f"{file} is damaged: its checksum is not the one that was written. {self._again(place)}")
             shard = Shard.from_tensors(start, load_file(file))
         if len(shard.digests) != note["examples"]:
-            raise RunError(f"{file} holds {len(shard.digests)} examples instead of {note['examples']}. {self._again(place)}")
+            raise RunError(
+                f"{file} holds {len(shard.digests)} examples instead of {note['examples']}. {self._again(place)}"
+            )
         return shard
 
     def _file(self, place: int) -> Path:

@@ -50,7 +50,9 @@ def source_of(loader: Iterable[Any]) -> Source:
     if isinstance(loader, (list, tuple)):
         return Batches(loader)
     if getattr(loader, "_is_accelerate_prepared", False):
-        raise RunError("is_caching_logits needs the DataLoader from before accelerate.prepare; the run divides it itself")
+        raise RunError(
+            "is_caching_logits needs the DataLoader from before accelerate.prepare; the run divides it itself"
+        )
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
         raise RunError(

@@ -57,7 +57,8 @@ class Question:
         inputs = self.inputs_of(keyed.batch)
         returned = self.teacher(to_device(inputs, self.device), self.model_args, None, self.precision())
         self.batches += 1
-        tensors, counts = {}, []
+        tensors: dict[str, Tensor] = {}
+        counts: list[dict[str, int]] = []
         for place, outputs in enumerate(_each(returned, len(self.wanted))):
             content = flatten(outputs, self.wanted[place])
             counts.append(content.counts)
@@ -115,14 +116,19 @@ class Question:
 
 
 def _each(returned: Any, teachers: int) -> list[Outputs]:
-    if teachers == 1 and not (isinstance(returned, dict) and any(isinstance(one, Outputs) for one in returned.values())):
+    if teachers == 1 and not (
+        isinstance(returned, dict) and any(isinstance(one, Outputs) for one in returned.values())
+    ):
         return [Outputs.read(returned, "teacher")]
     return list(returned.values())
 
 
 def _check_kind(answer: Answer, layout: Layout) -> None:
     if tuple(answer.counts) != layout.counts or answer.tensors.keys() != layout.dtypes.keys():
-        differing = sorted(answer.tensors.keys() ^ layout.dtypes.keys()) or [str(answer.counts), str(list(layout.counts))]
+        differing = sorted(answer.tensors.keys() ^ layout.dtypes.keys()) or [
+            str(answer.counts),
+            str(list(layout.counts)),
+        ]
         raise RunError(
             f"the teacher returned other outputs for example {answer.keyed.keys[0]} than for the first ones: {', '.join(differing)}"
         )

@@ -79,7 +79,12 @@ class Opened:
                 self._cached.store = self._asked(question)
         store = self._cached.store
         self._cache.summary = CacheSummary(
-            self._source.count, store.bytes, question.batches, time.monotonic() - start, question.error, self._cache.path
+            self._source.count,
+            store.bytes,
+            question.batches,
+            time.monotonic() - start,
+            question.error,
+            self._cache.path,
         )
 
     def _check_held(self, wanted: list[Wanted]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from accelerate import Accelerator
 from rich.console import Console
+from torch.distributed.tensor import DTensor
 
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_key import source_of
@@ -62,9 +63,14 @@ class CacheSession:
     def open(self, accelerator: Accelerator) -> None:
         """Find what earlier runs left.
 
-        Raises: ``RunError`` for a cache of something else, or a damaged one.
+        Raises: ``RunError`` for a cache of something else, a damaged one, or a teacher that is sharded.
         """
         for task, (cache, cached) in self._cached.items():
+            if any(isinstance(parameter, DTensor) for parameter in cached.model.parameters()):
+                raise RunError(
+                    "a teacher whose weights are spread over the processes (FSDP) is not cached",
+                    field="is_caching_logits",
+                )
             self._opened[task] = Opened(cache, cached, self._model_args, accelerator)
             self._opened[task].find()
 

@@ -79,7 +79,10 @@ class Store:
                 found[name] = self._restored(name, self._stacked(name, places))
                 continue
             path = length.paths[0]
-            ends = [Padding.START if Padding.START in one else Padding.END for one in zip(*(padded[p] for p in length.paths), strict=True)]
+            ends = [
+                Padding.START if Padding.START in one else Padding.END
+                for one in zip(*(padded[p] for p in length.paths), strict=True)
+            ]
             rows = [shard.columns[name].row(row) for shard, row in places]
             fitted = [fit(row, length, now[path].shape[1], end) for row, end in zip(rows, ends, strict=True)]
             if any(one is not row for one, row in zip(fitted, rows, strict=True)):

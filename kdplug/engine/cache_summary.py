@@ -25,7 +25,11 @@ class CacheSummary:
         return self.bytes / self.examples
 
     def __str__(self) -> str:
-        asked = f"asked about {self.batches:,} batches in {self.seconds:.1f} s" if self.batches else "all there, nothing asked"
+        asked = (
+            f"asked about {self.batches:,} batches in {self.seconds:.1f} s"
+            if self.batches
+            else "all there, nothing asked"
+        )
         where = "in memory" if self.path is None else f"in {self.path}"
         kept = f"{self.examples:,} examples, {_size(self.bytes_per_example)} each, {_size(self.bytes)} {where}"
         return f"teacher cache: {asked}; {kept}" + (f"; largest rounding error {self.error:.2g}" if self.error else "")

@@ -103,5 +103,3 @@ class Recall:
         """The outputs on ``device``, which is not looked at before there is a store."""
         found = self.outputs()
         return self if found is None else to_device(found, device)
-
-

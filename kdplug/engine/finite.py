@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from kdplug.engine.shard_state import whole
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
 
@@ -66,7 +67,8 @@ class NonFiniteError(RunError):
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of all gradients together, as a scalar tensor."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    norm: Tensor = whole(torch.nn.utils.get_total_norm(gradients))
+    return norm
 
 
 def check_norm(step: int, norm: Tensor, accelerator: Accelerator) -> None:

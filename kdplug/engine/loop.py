@@ -23,6 +23,7 @@ from kdplug.engine.preemption import Preemption
 from kdplug.engine.progress import Display
 from kdplug.engine.request import Callback
 from kdplug.engine.run import Run
+from kdplug.engine.shard_state import called_alone, gathered, whole
 from kdplug.engine.tracking import Tracking, losses
 from kdplug.engine.window import Windows
 from kdplug.objective.report import LossReport
@@ -127,7 +128,8 @@ class Loop:
         if evaluation is None or not (step % evaluation.every == 0 if evaluation.every else saves):
             return False
         pair = self.accumulation.pair
-        values = evaluation.measure(pair, self.accumulation.model_args, self.accelerator.device)
+        with called_alone(pair.student, self.accelerator):
+            values = evaluation.measure(pair, self.accumulation.model_args, self.accelerator.device)
         named = {f"eval/{name}": value for name, value in values.items()}
         self.tracking.write(named, step)
         self.journal.write(named, step)
@@ -142,11 +144,9 @@ class Loop:
 
     def _update(self, step: int) -> None:
         if self.max_grad_norm is not None:
-            if self.accelerator.scaler is None:
-                norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-                check_norm(step, norm, self.accelerator)
-            else:
-                self.accelerator.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            self.accelerator.unscale_gradients()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            check_norm(step, whole(norm), self.accelerator)
         self.optimizer.step()
         if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
@@ -166,12 +166,16 @@ class Loop:
         run = self.run
         self._write(step)
         if self.callback is not None:
-            self.callback(model=run.model, step=step)
+            with called_alone(run.model, self.accelerator):
+                self.callback(model=run.model, step=step)
             run.model.train()
 
     def _write(self, step: int) -> None:
         run = self.run
-        modules = {"student": run.model, "objective": run.objective}
+        modules = {
+            "student": gathered(run.model, keep=run.is_main),
+            "objective": gathered(run.objective, keep=run.is_main),
+        }
         shared = {"identity": dict(self.identity), "standing": self.standing.to_data(), **self._learning()}
         own = {"position": self.windows.position()}
         path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
@@ -182,7 +186,7 @@ class Loop:
         """The state of the optimizer, the learning-rate scheduler and the loss scaler."""
         scaler = self.accelerator.scaler
         return {
-            "optimizer": self.run.optimizer.state_dict(),
+            "optimizer": whole(self.run.optimizer.state_dict(), keep=self.run.is_main),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }

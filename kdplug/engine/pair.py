@@ -88,8 +88,11 @@ class Pair(nn.Module):
         """What the student makes of ``batch``, after its adaptor, with what its modules gave inside ``hooked()``."""
         return captured(self.capture, self.student, self.adaptor, batch, model_args)
 
-    def forward(self, micro: Micro) -> tuple[Tensor, LossReport]:
-        """The weighted total, alone so that DDP and autocast see it, and the report it belongs to."""
+    def forward(self, micro: Micro) -> tuple[Tensor, tuple[Tensor, ...], LossReport]:
+        """The weighted total, what it is the sum of, and the report that both belong to.
+
+        DDP, FSDP and autocast see the tensors of a tuple and not those of a report. A loss is made of either.
+        """
         report = self.objective(
             student=self.outputs(micro.batch, micro.model_args),
             teacher=micro.teacher,
@@ -97,4 +100,5 @@ class Pair(nn.Module):
             step=micro.step,
             total_steps=micro.total_steps,
         )
-        return report.total, report
+        parts = tuple(part.total for term in report.terms.values() for part in term.parts)
+        return report.total, parts, report

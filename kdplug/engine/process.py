@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
@@ -95,8 +95,12 @@ def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
 
 def _check(accelerator: Accelerator, device: str) -> None:
     kind = accelerator.distributed_type
-    if kind not in _ONE_REPLICA_EACH:
-        raise RunError(f"accelerate is set to {kind.value}; runs work on a single process or with DDP")
+    if kind is DistributedType.FSDP:
+        _check_fsdp(accelerator)
+    elif kind not in _ONE_REPLICA_EACH:
+        raise RunError(f"accelerate is set to {kind.value}; runs work on a single process, with DDP or with FSDP2")
+    elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RunError(f"FSDP was asked for, but accelerate gives {kind.value}: it shards on accelerators only")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RunError(
@@ -107,6 +111,21 @@ def _check(accelerator: Accelerator, device: str) -> None:
     wanted = device.partition(":")[0]
     if wanted not in ("auto", accelerator.device.type):
         raise RunError(f"device {device!r} was asked for, but accelerate gives {accelerator.device.type!r}")
+
+
+def _check_fsdp(accelerator: Accelerator) -> None:
+    if not accelerator.is_fsdp2:
+        raise RunError("accelerate is set to FSDP1, which torch is retiring; write fsdp_version: 2 in its config")
+    parallel = accelerator.parallelism_config
+    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled):
+        raise RunError("accelerate is set to tensor or context parallelism; runs work with FSDP2 over the data alone")
+    if accelerator.state.fsdp_plugin.activation_checkpointing:
+        raise RunError(
+            "the FSDP config asks for activation checkpointing, which would wrap the student as a whole; switch it off there "
+            "and on in the model (transformers: student.gradient_checkpointing_enable())"
+        )
+    if accelerator.state.dynamo_plugin.backend is not DynamoBackend.NO:
+        raise RunError("accelerate is set to compile what FSDP shards; compile the student's blocks yourself instead")
 
 
 _registered: list[bool] = []

@@ -50,6 +50,23 @@ class Nothing:
         pass
 
 
+class Pace:
+    """Steps a second since the display began, of this run alone: one that goes on does not count the steps of before."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._before: int | None = None
+
+    def see(self, step: int) -> None:
+        """Note that ``step`` is done. The first one seen tells how many came before."""
+        if self._before is None:
+            self._before = step - 1
+
+    def rate(self, step: int) -> float:
+        """Steps a second until ``step``, which is done."""
+        return (step - (self._before or 0)) / max(time.monotonic() - self._start, 1e-9)
+
+
 class Lines:
     """One line for each twentieth of the run."""
 
@@ -59,9 +76,10 @@ class Lines:
         self._next = self._every
         self._console = console
         self._losses = ""
-        self._start = time.monotonic()
+        self._pace = Pace()
 
     def step(self, step: int) -> None:
+        self._pace.see(step)
         if step >= self._next or step == self._total:
             self._next = step - step % self._every + self._every
             self._print(step)
@@ -73,8 +91,9 @@ class Lines:
         pass
 
     def _print(self, step: int) -> None:
-        rate = step / max(time.monotonic() - self._start, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self._total - step) / rate))
+        rate = self._pace.rate(step)
+        seconds = int((self._total - step) / rate)
+        left = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self._losses}".rstrip()
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -87,30 +106,37 @@ class Bar:
             TextColumn("distilling"),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}", markup=False),
             console=console,
             auto_refresh=False,
         )
-        self._task = self._bar.add_task("distilling", total=total_steps, losses="")
+        self._task = self._bar.add_task("distilling", total=total_steps, losses="", rate="")
         self._bar.start()
         self._due = 0.0
         self._step = 0
+        self._pace = Pace()
 
     def step(self, step: int) -> None:
         self._step = step
+        self._pace.see(step)
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _REFRESH_SECONDS
-            self._bar.update(self._task, completed=step, refresh=True)
+            self._draw()
 
     def losses(self, values: Mapping[str, float]) -> None:
         self._bar.update(self._task, losses=losses_text(values))
 
     def close(self) -> None:
-        self._bar.update(self._task, completed=self._step, refresh=True)
+        self._draw()
         self._bar.stop()
+
+    def _draw(self) -> None:
+        rate = f"{self._pace.rate(self._step):.3g} steps/s" if self._step else ""
+        self._bar.update(self._task, completed=self._step, rate=rate, refresh=True)
 
 
 def losses_text(values: Mapping[str, float]) -> str:

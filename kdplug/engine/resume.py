@@ -12,6 +12,8 @@ from kdplug.engine.checkpoint import latest, load_objective, load_student, read_
 from kdplug.engine.evaluation import Standing
 from kdplug.engine.identity import check_identity
 from kdplug.engine.loop import Loop
+from kdplug.engine.pair import Pair
+from kdplug.engine.shard_state import sharded_like
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
 
@@ -36,19 +38,27 @@ def find_checkpoint(resume: Resume, output_dir: Path) -> Path | None:
     return folder
 
 
-def go_on(loop: Loop, folder: Path, *, changed_is_meant: bool = False) -> None:
-    """Put a run that is about to start where the run that wrote ``folder`` was.
+def load_weights(pair: Pair, identity: Mapping[str, Any], folder: Path, *, changed_is_meant: bool = False) -> None:
+    """Give student and objective the weights in ``folder``, before anything wraps or shards them.
 
-    Raises: ``RunError`` that lists what differs between the two, unless ``changed_is_meant``; ``RunError`` for a damaged
-    checkpoint, or one that does not fit.
+    Raises: ``RunError`` that lists what differs between ``identity`` and that of the run that wrote them, unless
+    ``changed_is_meant``; ``RunError`` for a damaged checkpoint, or one that does not fit.
+    """
+    written = read_run(folder)["identity"]
+    if not changed_is_meant:
+        check_identity(written, dict(identity), folder)
+    elif written.get("processes") != identity.get("processes"):
+        warnings.warn("the number of processes changed: the run goes on, but not with the same batches", stacklevel=2)
+    load_student(pair.student, folder)
+    load_objective(pair.objective, folder)
+
+
+def go_on(loop: Loop, folder: Path) -> None:
+    """Put a run that is about to start where the run that wrote ``folder`` was; its weights are there already.
+
+    Raises: ``RunError`` for a damaged checkpoint, or one that does not fit.
     """
     saved = read_run(folder)
-    if not changed_is_meant:
-        check_identity(saved["identity"], dict(loop.identity), folder)
-    elif saved["identity"].get("processes") != loop.identity.get("processes"):
-        warnings.warn("the number of processes changed: the run goes on, but not with the same batches", stacklevel=2)
-    load_student(loop.run.model, folder)
-    load_objective(loop.run.objective, folder)
     _load_learning(loop, saved, folder)
     loop.run.step = saved["step"]
     loop.standing = Standing(**saved["standing"])
@@ -60,7 +70,7 @@ def go_on(loop: Loop, folder: Path, *, changed_is_meant: bool = False) -> None:
 
 def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     try:
-        loop.run.optimizer.load_state_dict(saved["optimizer"])
+        loop.run.optimizer.load_state_dict(sharded_like(loop.run.optimizer, saved["optimizer"]))
         if loop.scheduler is not None and saved["scheduler"] is not None:
             loop.scheduler.load_state_dict(saved["scheduler"])
         if loop.accelerator.scaler is not None and saved["scaler"]:

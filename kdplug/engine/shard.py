@@ -1,8 +1,8 @@
-"""Parameters spread over the processes (FSDP2), and whole again for what is written down."""
+"""Parameters spread over the processes: FSDP2, through accelerate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer_auto_wrap_policy
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kdplug.engine.pair import Pair
-from kdplug.engine.teacher import TeacherSide
 from kdplug.errors import RunError
 
 
@@ -32,12 +30,9 @@ def shard_pair(accelerator: Accelerator, pair: Pair, optimizer: Optimizer) -> Op
     """
     _check(pair, optimizer)
     for tensor in [*pair.parameters(), *pair.buffers()]:
-        torch.distributed.broadcast(tensor.data, src=0)
-    plugin = accelerator.state.fsdp_plugin
-    plugin.mixed_precision_policy = None
-    plugin.cpu_ram_efficient_loading = False
-    _with_student(plugin, pair.student)
-    _, prepared = accelerator.prepare(pair, optimizer)
+        _broadcast(tensor)
+    with _settings(accelerator.state.fsdp_plugin, pair.student):
+        _, prepared = accelerator.prepare(pair, optimizer)
     if isinstance(pair.student, FSDPModule):
         pair.student.set_reshard_after_forward(False, recurse=False)
     if accelerator.native_amp:
@@ -46,11 +41,22 @@ def shard_pair(accelerator: Accelerator, pair: Pair, optimizer: Optimizer) -> Op
     return wrapped
 
 
+def _broadcast(tensor: Tensor) -> None:
+    """Everyone gets the main process's values, as bytes: not every backend sends every dtype."""
+    held = tensor.detach().contiguous()
+    torch.distributed.broadcast(held.reshape(-1).view(torch.uint8), src=0)
+    with torch.no_grad():
+        tensor.copy_(held)
+
+
 def _check(pair: Pair, optimizer: Optimizer) -> None:
     if any(isinstance(parameter, DTensor) for parameter in pair.parameters()):
         raise RunError("an earlier run has sharded the student: build it anew and load a checkpoint into it")
     if optimizer.state:
         raise RunError("FSDP begins with an optimizer that has taken no step; this one has. Build it anew")
+    scalars = [name for name, parameter in pair.named_parameters() if parameter.dim() == 0]
+    if scalars:
+        raise RunError(f"FSDP cannot shard a parameter without a dimension: give {scalars[0]} the shape (1,)")
     own = {id(parameter) for parameter in pair.parameters()}
     others = sum(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
     if others:
@@ -59,17 +65,34 @@ def _check(pair: Pair, optimizer: Optimizer) -> None:
         )
 
 
+_CHANGED = ("mixed_precision_policy", "cpu_ram_efficient_loading", "auto_wrap_policy", "transformer_cls_names_to_wrap")
+
+
+@contextmanager
+def _settings(plugin: Any, student: nn.Module) -> Iterator[None]:
+    """The FSDP plugin as the pair needs it; afterwards it is as before."""
+    before = {name: getattr(plugin, name) for name in _CHANGED}
+    plugin.mixed_precision_policy = None
+    plugin.cpu_ram_efficient_loading = False
+    _with_student(plugin, student)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(plugin, name, value)
+
+
 def _with_student(plugin: Any, student: nn.Module) -> None:
-    """Have accelerate make a unit of the student too."""
+    """Have accelerate make a unit of the student, besides those that the plugin asks for."""
     policy = plugin.auto_wrap_policy
-    if policy is size_based_auto_wrap_policy:
-        return
-    chosen = list(getattr(student, "_no_split_modules", None) or ())
-    if policy is transformer_auto_wrap_policy and plugin.transformer_cls_names_to_wrap is not None:
-        chosen = list(plugin.transformer_cls_names_to_wrap)
-    blocks = chosen if policy is transformer_auto_wrap_policy else []
+    size = sum(parameter.numel() for parameter in student.parameters())
+    if policy is size_based_auto_wrap_policy and 0 < plugin.min_num_params < size:
+        return  # the student is large enough to be one
+    chosen: list[str] = []
+    if policy is transformer_auto_wrap_policy:
+        chosen = list(plugin.transformer_cls_names_to_wrap or getattr(student, "_no_split_modules", None) or ())
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
-    plugin.transformer_cls_names_to_wrap = [*blocks, type(student).__name__]
+    plugin.transformer_cls_names_to_wrap = [*chosen, type(student).__name__]
 
 
 def _autocast(pair: Pair, accelerator: Accelerator) -> None:
@@ -80,54 +103,4 @@ def _autocast(pair: Pair, accelerator: Accelerator) -> None:
         with accelerator.autocast():
             return forward(*arguments)
 
-    pair.forward = cast  # type: ignore[method-assign]
-
-
-def shard_teacher(accelerator: Accelerator, teacher: TeacherSide) -> None:
-    """Shard each frozen teacher in place, over the processes that the student is sharded over.
-
-    A block is a module of a class that the model names in ``_no_split_modules`` (transformers' models do), or else an element
-    of an ``nn.ModuleList``; what is in no block forms one unit more. Blocks reach the device one by one.
-    """
-    mesh = _mesh(accelerator)
-    for model in _models(teacher):
-        if not isinstance(model, FSDPModule):
-            for block in [*blocks(model), model]:
-                fully_shard(block, mesh=mesh, reshard_after_forward=True)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that are gathered one at a time, outermost ones only."""
-    names = frozenset(getattr(model, "_no_split_modules", None) or ())
-    return list(_outermost(model, names))
-
-
-def _outermost(module: nn.Module, names: frozenset[str]) -> Iterator[nn.Module]:
-    for child in module.children():
-        if (type(child).__name__ in names) if names else isinstance(module, nn.ModuleList):
-            yield child
-        else:
-            yield from _outermost(child, names)
-
-
-def _models(teacher: TeacherSide) -> Iterable[nn.Module]:
-    sides = getattr(teacher, "teachers", None)
-    return [side.model for side in sides.values()] if sides else [teacher.model]
-
-
-def _mesh(accelerator: Accelerator) -> DeviceMesh:
-    mesh = accelerator.torch_device_mesh
-    if mesh is None:
-        return init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    return mesh[tuple(accelerator.parallelism_config.fsdp_dim_names)]
-
-
-def whole(value: Any) -> Any:
-    """``value``, a tree of plain data and tensors, with each sharded tensor gathered. Every process has to ask."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
-    if isinstance(value, Mapping):
-        return {key: whole(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(whole(inner) for inner in value)
-    return value
+    pair.forward = cast  # type: ignore[method-assign, assignment]

@@ -86,11 +86,11 @@ class Teacher:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """No parameter of the teacher asks for a gradient inside; afterwards those that did do again."""
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        for parameter in trainable:
-            parameter.requires_grad_(False)
+        trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        for name in trainable:
+            self.model.get_parameter(name).requires_grad_(False)
         try:
             yield
         finally:
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+            for name in trainable:  # by name: sharding puts other parameters in their place
+                self.model.get_parameter(name).requires_grad_(True)

@@ -2,54 +2,108 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import is_tensorboard_available
 
+from kdplug.config.training import LoopConfig
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
 
 _FLUSH_SECONDS = 10
+_PROJECT = "kdplug"
+_NAMES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
 
 
 class Tracking:
     """The trackers of one run. Only the main process has any."""
 
-    def __init__(self, tensorboard: TensorBoardTracker | None = None) -> None:
+    def __init__(self, trackers: Mapping[str, GeneralTracker] | None = None) -> None:
+        others = dict(trackers or {})
+        tensorboard = others.pop("tensorboard", None)
         self._writer = None if tensorboard is None else tensorboard.tracker
+        self._others = tuple(others.values())
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Write each value under ``scalar/{name}`` at optimizer step ``step``.
+        """Write the values of optimizer step ``step``: TensorBoard calls each ``scalar/{name}``, the others ``name``.
 
-        Past the tracker's own ``log``, which waits for the disk each time; the writer flushes every few seconds.
+        Past TensorBoard's own ``log``, which waits for the disk each time; its writer flushes every few seconds.
         """
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"scalar/{name}", value, global_step=step)
+        for tracker in self._others:
+            tracker.log(dict(values), step=step)
 
 
 @contextmanager
-def tracking(log_dir: str | os.PathLike[str] | None, *, is_main: bool) -> Iterator[Tracking]:
-    """TensorBoard files in ``log_dir`` for the length of a run, or nothing where that is ``None``.
+def tracking(
+    config: LoopConfig, *, is_main: bool, name: str = "", about: Mapping[str, Any] | None = None
+) -> Iterator[Tracking]:
+    """The trackers that ``config`` asks for, for the length of a run called ``name``; ``about`` is stored with each.
 
-    Raises: ``RunError`` where TensorBoard is not installed.
+    W&B's project and MLflow's experiment are ``kdplug`` unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` says otherwise.
+
+    Raises: ``RunError`` where a tracker's package is not installed.
     """
-    if log_dir is not None and not is_tensorboard_available():
-        raise RunError(f'log_dir={str(log_dir)!r} needs TensorBoard: pip install "kdplug[tensorboard]"')
-    if log_dir is None or not is_main:
+    wanted = _wanted(config)
+    for tracker in wanted:
+        _check(tracker)
+    if not is_main:
         yield Tracking()
         return
-    tensorboard = TensorBoardTracker("", log_dir, flush_secs=_FLUSH_SECONDS)
-    tensorboard.start()
-    try:
-        yield Tracking(tensorboard)
-    finally:
-        tensorboard.finish()
+    with ExitStack() as stack:
+        started = {}
+        for tracker in wanted:
+            made = started[tracker] = _make(tracker, config, name)
+            made.start()
+            stack.callback(made.finish)
+            made.store_init_configuration(flat(about or {}))
+        yield Tracking(started)
+
+
+def _wanted(config: LoopConfig) -> tuple[str, ...]:
+    if config.trackers is None:
+        return () if config.log_dir is None else ("tensorboard",)
+    return tuple(dict.fromkeys(config.trackers))
+
+
+def _check(tracker: str) -> None:
+    there = is_tensorboard_available() if tracker == "tensorboard" else importlib.util.find_spec(tracker) is not None
+    if not there:
+        raise RunError(f'tracking with {_NAMES[tracker]} needs its package: pip install "kdplug[{tracker}]"')
+
+
+def _make(tracker: str, config: LoopConfig, name: str) -> GeneralTracker:
+    if tracker == "tensorboard":
+        return TensorBoardTracker("", config.log_dir or "", flush_secs=_FLUSH_SECONDS)
+    if tracker == "wandb":
+        return WandBTracker(os.environ.get("WANDB_PROJECT", _PROJECT), name=name or None)
+    return MLflowTracker(_PROJECT, run_name=name or None)
+
+
+def flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain data on one level, ``a.b`` for ``b`` in ``a``, as trackers store it: lists and ``None`` become JSON.
+
+    The empty key, under which a run without tasks has its config, adds nothing to a name.
+    """
+    return {".".join(filter(None, path)): value for path, value in _leaves(data, ())}
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    else:
+        yield path, value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 
 def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:

@@ -31,7 +31,7 @@ from kdplug.engine.preemption import preemption
 from kdplug.engine.process import process, shard
 from kdplug.engine.progress import display
 from kdplug.engine.request import Request
-from kdplug.engine.resume import find_checkpoint, go_on
+from kdplug.engine.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.run import Run, RunResult
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.tracking import tracking
@@ -66,7 +66,7 @@ def train(
         accelerator = stack.enter_context(process(config.device, _precision(config)))
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
-        _settle(pair, teacher, accelerator, stack)
+        _settle(pair, teacher, accelerator, stack, shards_teacher=_shards_teacher(config, accelerator, caches))
         caching = CacheSession(caches, teacher, request)
         teacher = caching.teacher
         loader = shard(accelerator, caching.dataloader)
@@ -82,12 +82,17 @@ def train(
         folder = find_checkpoint(request.resume, Path(config.output_dir))
         new_groups = add_groups(optimizer, pair.objective.param_groups())
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
+        identity = {**request.identity, "total_steps": plan.total_steps, "processes": run.num_processes}
+        if folder is not None:
+            load_weights(pair, identity, folder, changed_is_meant=request.resume_changed)
+        scheduler = _scheduler(optimizer, new_groups, request)
+        model, prepared = _prepared(accelerator, pair, optimizer)
         trained = _trained(optimizer, pair)
         accumulation = Accumulation(
             run=run,
             accelerator=accelerator,
             pair=pair,
-            model=accelerator.prepare_model(pair),
+            model=model,
             teacher=teacher,
             model_args=request.model_args,
             parameters=trained,
@@ -99,25 +104,27 @@ def train(
             plan=plan,
             accelerator=accelerator,
             accumulation=accumulation,
-            scheduler=_scheduler(optimizer, new_groups, request),
-            optimizer=_prepared(accelerator, optimizer),
+            scheduler=scheduler,
+            optimizer=prepared,
             parameters=trained,
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
             events=Audience(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
-            tracking=stack.enter_context(tracking(config.log_dir, is_main=run.is_main)),
+            tracking=stack.enter_context(
+                tracking(config, is_main=run.is_main, name=run.output_dir.name, about=identity)
+            ),
             journal=Journal(),
             callback=request.callback,
             checkpoints=_checkpoints(run, config, folder),
-            identity={**request.identity, "total_steps": plan.total_steps, "processes": run.num_processes},
+            identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
             evaluation=request.evaluation,
             on_nonfinite=config.on_nonfinite,
         )
         if folder is not None:
-            go_on(loop, folder, changed_is_meant=request.resume_changed)
+            go_on(loop, folder)
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
             loop.walk()
@@ -158,13 +165,28 @@ def _observed(loop: Loop) -> Iterator[None]:
     loop.events.run_end(loop.run, None)
 
 
-def _settle(pair: Pair, teacher: TeacherSide | None, accelerator: Accelerator, stack: ExitStack) -> None:
+def _settle(
+    pair: Pair, teacher: TeacherSide | None, accelerator: Accelerator, stack: ExitStack, *, shards_teacher: bool
+) -> None:
     """Put both sides on the device, in their modes, and freeze the teacher."""
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
     if teacher is not None:
         stack.enter_context(teacher.frozen())
-        teacher.to(accelerator.device)
+        if shards_teacher:
+            from kdplug.engine.shard_teacher import shard_teacher
+
+            shard_teacher(accelerator, teacher)
+        else:
+            teacher.to(accelerator.device)
+
+
+def _shards_teacher(config: TrainingConfig, accelerator: Accelerator, caches: Caches) -> bool:
+    if config.shard_teacher and not accelerator.is_fsdp2:
+        raise RunError("shard_teacher needs FSDP2, and accelerate is not set to it: write use_fsdp and fsdp_version: 2")
+    if config.shard_teacher and caches:
+        raise RunError("shard_teacher and is_caching_logits do not go together: a cache needs the teacher only once")
+    return config.shard_teacher
 
 
 def _run(
@@ -200,12 +222,16 @@ def _scheduler(optimizer: Optimizer, new_groups: int, request: Request) -> Any:
     )
 
 
-def _prepared(accelerator: Accelerator, optimizer: Optimizer) -> Optimizer:
-    """The optimizer as accelerate wraps it, where it has something to do: move state to a device, skip steps that overflowed."""
-    if accelerator.device.type == "cpu":
-        return optimizer
-    prepared = accelerator.prepare_optimizer(optimizer)
-    return optimizer if accelerator.scaler is None else prepared
+def _prepared(accelerator: Accelerator, pair: Pair, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+    """Both as accelerate wraps them: the optimizer where it has something to do, as skipping steps that overflowed."""
+    if accelerator.is_fsdp2:
+        from kdplug.engine.shard import shard_pair
+
+        model, prepared = pair, shard_pair(accelerator, pair, optimizer)
+    else:
+        model = accelerator.prepare_model(pair)
+        prepared = optimizer if accelerator.device.type == "cpu" else accelerator.prepare_optimizer(optimizer)
+    return model, optimizer if accelerator.scaler is None else prepared
 
 
 def _precision(config: TrainingConfig) -> str | None:

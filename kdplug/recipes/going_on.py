@@ -14,6 +14,8 @@ from kdplug.report.record import RECORD
 
 _BESIDE_THE_POINT = (
     "log_dir",
+    "trackers",
+    "shard_teacher",
     "logging_steps",
     "keep_last",
     "device",

@@ -34,7 +34,7 @@ class Stage(StrEnum):
         if config.ckpt_frequency == 0:
             changes = {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
         if self is not Stage.STUDENT:
-            changes |= {"log_dir": None, "keep_last": 1}
+            changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
         if self is Stage.TEACHER:
             changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
         return config.model_copy(update=changes)

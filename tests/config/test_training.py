@@ -17,10 +17,14 @@ def test_the_defaults_are_those_of_textbrewer_with_an_automatic_device():
         "ckpt_steps": None,
         "keep_last": None,
         "log_dir": None,
+        "trackers": None,
         "device": "auto",
         "precision": "fp32",
         "logging_steps": 10,
         "on_nonfinite": "stop",
+        "shard_teacher": False,
+        "teacher_cache": None,
+        "teacher_cache_dtype": None,
         "output_dir": "./saved_models",
         "seed": None,
     }
@@ -99,3 +103,18 @@ def test_fp16_that_contradicts_the_precision_is_refused(given):
 def test_a_key_that_went_with_apex_says_what_to_do_instead(key, says):
     with pytest.raises(UnknownKeyError, match=f"^{key}: {re.escape(says)}$"):
         TrainingConfig(**{key: 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"trackers": ["tensorboard"]}, "trackers: tensorboard needs log_dir, the folder for its files"),
+        (
+            {"trackers": ["wandb"], "log_dir": "log"},
+            "log_dir: is for TensorBoard, which trackers leaves out. Name it there, or leave out log_dir",
+        ),
+    ],
+)
+def test_a_log_dir_goes_with_tensorboard(given, says):
+    with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
+        TrainingConfig(**given)

@@ -75,11 +75,6 @@ def test_intermediate_matches_are_refused_with_a_hint_and_not_ignored(tmp_path):
         make(tmp_path, make_student(), intermediate_matches=[MATCH])
 
 
-def test_the_cache_switch_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is_caching_logits: BasicDistiller asks the teacher anew"):
-        make(tmp_path, make_student(), is_caching_logits=True)
-
-
 @pytest.mark.parametrize("side", ["teacher", "student"])
 def test_missing_logits_are_told_and_are_no_key_error(tmp_path, side):
     student = make_student()

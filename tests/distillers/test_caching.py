@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.basic import BasicDistiller
+from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.multi_task import MultiTaskDistiller
 from kdplug.distillers.multi_teacher import MultiTeacherDistiller
 from kdplug.engine import cache_extent
@@ -25,9 +26,7 @@ from kdplug.errors import RunError
 
 
 def data(count=22, seed=3):
-    return TensorDataset(
-        torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    )
+    return TensorDataset(torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
 
 def loader(count=22, **options):
@@ -106,12 +105,17 @@ VARIANTS = {
     "no match": {"matches": []},
     "a negative layer": {"matches": [{**PROJECTED, "layer_T": -1}]},
     "a module path": {"matches": [{**PROJECTED, "layer_T": "act"}]},
-    "a list of layers": {"matches": [{"layer_T": [0, 0], "layer_S": [0, 0], "feature": "hidden", "loss": "mmd"}]},
     "no kd loss": {"kd_loss_weight": 0},
     "on disk": {"on_disk": True},
     "a layer map": {
         "matches": [],
-        "layer_map": {"name": "last", "feature": "hidden", "loss": "hidden_mse", "proj": ["linear", "auto", "auto"]},
+        "layer_map": {
+            "name": {"name": "last", "top": True},
+            "embeddings": False,
+            "feature": "hidden",
+            "loss": "hidden_mse",
+            "proj": ["linear", "auto", "auto"],
+        },
     },
 }
 
@@ -226,6 +230,21 @@ def test_tasks_cache_each_their_own_and_only_where_they_are_told(tmp_path, teach
     assert other.calls > 6
 
 
+def test_a_match_written_in_python_reads_the_cache(tmp_path, teacher):
+    match = CustomMatch("act", "inner", 0.5, lambda S, T, mask_S, mask_T: (S.sum(-1) - T.sum(-1)).square().mean())
+    assert torch.equal(*both(tmp_path, teacher, loader, options={"custom_matches": [match]}))
+
+
+def test_what_was_kept_and_what_it_cost_is_said_once(tmp_path, teacher, capsys):
+    student, config = make_student(), DistillationConfig(is_caching_logits=True)
+    training = TrainingConfig(output_dir=str(tmp_path), device="cpu")
+    BasicDistiller(training, config, teacher, student).train(sgd(student), loader(), 2)
+    said = [line for line in capsys.readouterr().err.splitlines() if "teacher cache" in line]
+    assert len(said) == 1
+    assert said[0].startswith("teacher cache: asked about 6 batches in ")
+    assert said[0].endswith("; 22 examples, 32 B each, 704 B in memory")
+
+
 class Killer:
     def __init__(self, step):
         self.step = step
@@ -288,20 +307,18 @@ from kdplug.engine import cache_extent
 from test_caching import Rowwise, loader, run
 cache_extent.SHARD_BATCHES = 1
 teacher = Rowwise()
-if sys.argv[2] == "kill":
-    teacher.register_forward_pre_hook(lambda module, args: os.kill(os.getpid(), 9) if teacher.calls == 4 else None)
-end = run(Path(sys.argv[1]) / "run", teacher, loader(), caching=True, training={{"teacher_cache": sys.argv[1] + "/cache"}})
-print(teacher.calls, end.sum().item().hex())
+teacher.register_forward_pre_hook(lambda module, args: os.kill(os.getpid(), 9) if teacher.calls == 4 else None)
+run(Path(sys.argv[1]), teacher, loader(), caching=True, training={{"teacher_cache": sys.argv[1] + "/cache"}})
 """
 
 
 def test_a_kill_in_the_middle_of_the_capture_loses_one_shard_at_most(tmp_path, teacher):
     code = KILLED.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     command = [sys.executable, "-c", code, str(tmp_path)]
-    assert subprocess.run([*command, "kill"], check=False, env=os.environ).returncode == -9
-    again = subprocess.run([*command, "go"], check=True, env=os.environ, capture_output=True, text=True).stdout.split()
-    plain = run(tmp_path / "plain", teacher, loader(), caching=False)
-    assert again == ["2", plain.sum().item().hex()]
+    assert subprocess.run(command, check=False, env=os.environ).returncode == -9
+    again = run(tmp_path, teacher, loader(), caching=True, training={"teacher_cache": str(tmp_path / "cache")})
+    assert teacher.calls == 2
+    assert torch.equal(again, run(tmp_path, teacher, loader(), caching=False))
 
 
 def changed_weight(teacher):
@@ -361,9 +378,9 @@ class Augmented(Dataset):
         return torch.full((4,), float(place), dtype=torch.float64) + self.draw()
 
 
-@pytest.mark.parametrize("draw", [lambda: torch.rand(()), lambda: random.random()], ids=["torch", "python"])
+@pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "python"])
 def test_random_examples_are_refused(tmp_path, teacher, draw):
-    with pytest.raises(RunError, match="drawn twice gives two different examples.*Take the augmentation out"):
+    with pytest.raises(RunError, match=r"drawn twice gives two different examples.*Take the augmentation out"):
         run(tmp_path, teacher, DataLoader(Augmented(draw), batch_size=4), caching=True)
 
 
@@ -399,7 +416,7 @@ def test_outputs_that_are_not_one_per_example_are_refused(tmp_path, teacher):
     def flat(batch, outputs):
         return {"logits": outputs["logits"].reshape(-1), "hidden": outputs["hidden"]}
 
-    with pytest.raises(RunError, match=r"logits \[12\] cannot be divided among the 4 examples"):
+    with pytest.raises(RunError, match=r"logits/0 \[12\] cannot be divided among the 4 examples"):
         run(tmp_path, teacher, loader(), caching=True, adaptors=(flat, None))
 
 
@@ -483,6 +500,7 @@ def read(batch, outputs):
 ALL_FEATURES = [
     {**MATCH, "proj": ["linear", 3, 5]},
     {"layer_T": 0, "layer_S": 0, "feature": "attention", "loss": "attention_mse", "weight": 0.3},
+    {"layer_T": [0, 0], "layer_S": [0, 0], "feature": "hidden", "loss": "mmd", "weight": 0.1},
 ]
 
 

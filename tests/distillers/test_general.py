@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from small_run import MATCH, PROJECTED, make_batches, make_distiller, make_student, make_teacher, sgd, weights
 
 from kdplug.distillers.general import GeneralDistiller
-from kdplug.errors import ConfigError, RunError
+from kdplug.errors import RunError
 
 
 class Notes:
@@ -209,11 +209,6 @@ def test_progress_goes_to_the_error_stream_and_nothing_to_the_output(tmp_path, c
     out, err = capsys.readouterr()
     assert out == ""
     assert "step 2/2" in err
-
-
-def test_caching_is_refused_in_words(tmp_path):
-    with pytest.raises(ConfigError, match=r"^is_caching_logits: GeneralDistiller asks the teacher anew"):
-        make_distiller(tmp_path, make_student(), is_caching_logits=True)
 
 
 def test_one_module_cannot_be_teacher_and_student(tmp_path):

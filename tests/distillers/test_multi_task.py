@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import random
+import subprocess
+import sys
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -377,7 +381,6 @@ def test_teachers_are_in_eval_mode_and_stay_as_they_are(tmp_path):
         ({"adaptor_T": {"a": [None]}}, "a.adaptor_T: the task has one teacher, and 1 adaptors"),
         ({"teachers": [Net(5, seed=2)]}, "model_T: must map each task to its teacher, got list"),
         ({"teachers": {"a/b": Net(5, seed=2)}}, "model_T: a task's name is text without '.' and '/'"),
-        ({"config": DistillationConfig(is_caching_logits=True)}, "a.is_caching_logits: MultiTaskDistiller"),
         (
             {"teachers": {"a": [Net(5, seed=2)] * 2}, "config": DistillationConfig(intermediate_matches=[MATCH])},
             "a.intermediate_matches.0.teacher: must name one",
@@ -468,3 +471,45 @@ def test_a_changed_tau_is_refused_when_a_run_goes_on(tmp_path):
         resumable(tmp_path, 4)
     with pytest.raises(RunError, match=r"shares\.a: 0\.4 -> 0\.5"):
         resumable(tmp_path, resume="auto", tau=0)
+
+
+IN_PARTS = """
+import sys
+import torch
+from small_run import *
+from torch.utils.data import DataLoader
+from kdplug import DistillationConfig, MultiTaskDistiller, TrainingConfig
+
+def run(folder, size):
+    data = {"a": DataLoader(torch.cat(make_batches(6)), size), "b": DataLoader(torch.cat(make_batches(10)), size)}
+    teachers = {"a": Net(5, seed=2), "b": [Net(5, seed=2), Net(5, seed=4)]}
+    torch.manual_seed(0)
+    student = make_student()
+    config = DistillationConfig(intermediate_matches=[{**PROJECTED, "teacher": 0}])
+    training = TrainingConfig(output_dir=folder, device="cpu", gradient_accumulation_steps=2)
+    distiller = MultiTaskDistiller(training, config, teachers, student, show_progress=False)
+    distiller.objective.double()
+    distiller.train(sgd(student), data, 9, max_grad_norm=0.1)
+    return torch.cat([weights(student), weights(distiller.objective)])
+
+if __name__ == "__main__":
+    found = run(sys.argv[1], 2)
+    torch.save(found, f"{sys.argv[1]}/{torch.distributed.get_rank()}.pt")
+"""
+
+
+def test_two_processes_draw_the_same_tasks_and_train_as_one_does_on_the_same_global_batch(tmp_path):
+    (tmp_path / "script.py").write_text(IN_PARTS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [*launch, "script.py", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, timeout=150, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    scope = {"__name__": "one"}
+    exec(IN_PARTS, scope)
+    one = scope["run"](str(tmp_path), 4)
+    for rank in (0, 1):
+        assert torch.allclose(torch.load(tmp_path / f"{rank}.pt"), one, rtol=0, atol=1e-12)

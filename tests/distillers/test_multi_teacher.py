@@ -263,11 +263,9 @@ def test_a_student_among_the_teachers_is_an_error(tmp_path):
         make(tmp_path, student, [make_teacher(), student]).train(sgd(student), make_batches(1), 1)
 
 
-def test_a_run_by_steps_and_the_cache_switch(tmp_path):
+def test_a_run_by_steps(tmp_path):
     student = make_student()
     assert make(tmp_path, student, teachers_of(2, 3)).train(sgd(student), make_batches(2), num_steps=3).step == 3
-    with pytest.raises(ConfigError, match="is_caching_logits: MultiTeacherDistiller asks the teacher anew"):
-        make(tmp_path, student, teachers_of(2), is_caching_logits=True)
 
 
 def test_general_distiller_is_no_base_of_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -10,11 +11,11 @@ from rich.console import Console
 from kdplug.engine.progress import display
 
 
-def shown(total, *, terminal, visible=True, losses=None, end=None):
+def shown(total, *, terminal, visible=True, losses=None, start=1, end=None):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=200, _environ={"TERM": "xterm"})
     with display(total, shown=visible, console=console) as view:
-        for step in range(1, (end or total) + 1):
+        for step in range(start, (end or total) + 1):
             if losses:
                 view.losses(losses)
             view.step(step)
@@ -51,3 +52,22 @@ def test_a_terminal_gets_a_bar_that_ends_where_the_run_does():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_nothing_is_shown_where_nothing_is_wanted(terminal):
     assert shown(5, terminal=terminal, visible=False, losses={"total_loss": 1.0}) == ""
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_rate_and_the_time_left_are_shown(terminal):
+    text = shown(400, terminal=terminal, losses={"total_loss": 2.0})
+    assert re.search(r"\d steps/s", text)
+    assert re.search(r"\d:\d\d:\d\d", text)
+
+
+def test_a_run_that_goes_on_counts_its_own_steps_alone(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert "step 1000/1000  1 steps/s  00:00:00 left" in shown(1000, terminal=False, start=1000)
+
+
+def test_days_that_are_left_are_counted_in_hours(monkeypatch):
+    clock = iter([0.0, 100_000.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert "step 1/4  1e-05 steps/s  83:20:00 left" in shown(4, terminal=False, end=1)

@@ -54,9 +54,7 @@ class _SquaredDistance(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
-def _in_few_operations(
-    student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None
-) -> Tensor:
+def _in_few_operations(student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None) -> Tensor:
     dtype = working_type(student, teacher)
     own, other = student.to(dtype), teacher.to(dtype)
     if pad_below is not None:
