@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,3 +150,28 @@ def test_numbers_keep_every_digit_in_text(value):
     config = DistillationConfig(temperature=value)
     assert DistillationConfig.from_yaml(config.to_yaml()).temperature == value
     assert DistillationConfig.from_json(config.to_json()).temperature == value
+
+
+_OF_THE_WHOLE = ("every term is off", *(f"{count} problems:" for count in range(2, 40)))
+"""Beginnings of the messages that are about no single field, or that list several with theirs."""
+
+
+def _error_of(make):
+    try:
+        make()
+    except KdplugError as error:
+        return error
+    return None
+
+
+@pytest.mark.slow
+@given(_distillations, st.data())
+@settings(max_examples=10_000, deadline=None)
+def test_ten_thousand_mutated_configs_raise_our_errors_with_a_path_and_import_nothing(data, draw):
+    before = set(sys.modules)
+    for _ in range(draw.draw(st.integers(0, 2))):
+        key = draw.draw(st.sampled_from([*DistillationConfig.model_fields, "zzz"]))
+        data = {**data, key: draw.draw(_junk)}
+    error = _error_of(lambda: DistillationConfig.from_dict(data))
+    assert error is None or error.field or error.message.startswith(_OF_THE_WHOLE), error
+    assert not {name for name in set(sys.modules) - before if name.startswith("kdplug_")}
