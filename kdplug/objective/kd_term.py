@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,7 @@ class KdTerm(nn.Module):
         )
         self.loss: Any = component.target
         self.inputs = component.inputs
+        self.getters = tuple(_GETTERS[name] for name in self.inputs)
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
         self.fixed_temperature = None if config.temperature_scheduler is not None else float(config.temperature)
@@ -176,18 +179,43 @@ class KdTerm(nn.Module):
             return self._loss(student, teacher, labels, batch, weight)
 
     def _loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None, batch: Batch, weight: float) -> TermValue:
-        temperature: float | Tensor | None = self.fixed_temperature
-        values = {
-            "student_logits": student,
-            "teacher_logits": teacher,
-            "temperature": self.temperature.of(student, teacher, batch) if temperature is None else temperature,
-            "mask": None,  # what it leaves out is gone by now
-            "labels": labels,
-            "progress": batch.progress,
-            "step": batch.step,
-            "total_steps": batch.total_steps,
-        }
+        compared = Compared(self, student, teacher, labels, batch)
+        values = [get(compared) for get in self.getters]
         try:
-            return term_value(self.loss(*map(values.__getitem__, self.inputs)), weight, self.owner)
+            return term_value(self.loss(*values), weight, self.owner)
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
+
+
+class Compared(NamedTuple):
+    """What the inputs of a loss are read from: what counts of one head."""
+
+    term: KdTerm
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor | None
+    batch: Batch
+
+
+def _temperature(compared: Compared) -> float | Tensor:
+    fixed = compared.term.fixed_temperature
+    if fixed is not None:
+        return fixed
+    return compared.term.temperature.of(compared.student, compared.teacher, compared.batch)
+
+
+def _no_mask(_: Compared) -> None:
+    """What a mask leaves out is gone by now."""
+
+
+_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+    "student_logits": attrgetter("student"),
+    "teacher_logits": attrgetter("teacher"),
+    "temperature": _temperature,
+    "mask": _no_mask,
+    "labels": attrgetter("labels"),
+    "progress": attrgetter("batch.progress"),
+    "step": attrgetter("batch.step"),
+    "total_steps": attrgetter("batch.total_steps"),
+}
+"""The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""
