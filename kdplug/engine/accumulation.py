@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from kdplug.engine.batch import Parts, split, to_device
@@ -38,6 +38,16 @@ class Accumulation:
     parameters: Sequence[nn.Parameter]
     over: Literal["global", "micro_batch"] = "global"
     watch: FiniteWatch = field(default_factory=FiniteWatch)
+    report: Callable[[Micro], LossReport] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # DDP, FSDP and autocast work on what a forward returns; where none of them is at work, nothing has to be gathered.
+        is_bare = self.accelerator.distributed_type is DistributedType.NO and not self.accelerator.native_amp
+        self.report = self.pair.report if is_bare else self._through_wrapper
+
+    def _through_wrapper(self, micro: Micro) -> LossReport:
+        report: LossReport = self.model(micro)[-1]
+        return report
 
     def gradient(self, window: list[Any], step: int) -> LossReport:
         """Add the gradient of the window's loss to the parameters; processes exchange it once, with the last micro-batch."""
@@ -98,7 +108,7 @@ class Accumulation:
         for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
             with synchronized:
                 parts = self._on_device(split(batch))
-                report = self._seen(self.model(self._micro(parts, teacher))[-1], step)
+                report = self._seen(self.report(self._micro(parts, teacher)), step)
                 reports.append(self._backward(report, normalization.loss(report)).detach())
         return normalization.report(reports)
 
@@ -108,8 +118,7 @@ class Accumulation:
 
     def _forward(self, batch: Any, step: int) -> LossReport:
         parts = self._on_device(split(batch))
-        report: LossReport = self.model(self._micro(parts, self._ask(parts)))[-1]
-        return self._seen(report, step)
+        return self._seen(self.report(self._micro(parts, self._ask(parts))), step)
 
     def _seen(self, report: LossReport, step: int) -> LossReport:
         self.watch.see(step, report)

@@ -51,6 +51,7 @@ class KdTerm(nn.Module):
         self.fixed_temperature = None if config.temperature_scheduler is not None else float(config.temperature)
         self.shifts = config.probability_shift
         self.teachers = teachers
+        self.sides = tuple(side(teachers, place) for place in range(len(teachers)))
         self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
@@ -87,9 +88,7 @@ class KdTerm(nn.Module):
         heads = len(student)
         places = range(len(batch.teachers))
         teachers = zip(*(self._teacher(batch, place, heads) for place in places), strict=True)
-        masks = zip(
-            *(head_masks(one, heads, side(self.teachers, p)) for p, one in enumerate(batch.teachers)), strict=True
-        )
+        masks = zip(*(head_masks(one, heads, self.sides[p]) for p, one in enumerate(batch.teachers)), strict=True)
         mine = head_masks(batch.student, heads, "student")
         found = []
         for own, theirs, label, mask, their_masks in zip(student, teachers, labels, mine, masks, strict=True):
@@ -113,7 +112,7 @@ class KdTerm(nn.Module):
         return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
 
     def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Tensor, ...]:
-        name = side(self.teachers, place)
+        name = self.sides[place]
         logits = self._logits(batch.teachers[place], name)
         if heads != len(logits):
             raise OutputsError(
