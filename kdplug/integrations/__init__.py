@@ -1,1 +1,4 @@
-"""Other people's loops with a kdplug objective in them. Each module needs the library that it is named for."""
+"""An objective in other people's loops, and kdplug under another library's name.
+
+``transformers`` and ``lightning`` need the library that they are named for; ``textbrewer`` needs none.
+"""
