@@ -104,7 +104,7 @@ LOOPS = {
     ),
     "more checkpoints than steps": Case(train={"num_epochs": 10}, batches=5, training={"ckpt_frequency": 7}),
     "outside of with": Case(keys="whole losses", config={"hard_label_weight": 1}, in_context=False),
-    "SGD with momentum": Case(optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
+    "AdamW": Case(optimizer=partial(torch.optim.AdamW, lr=1e-2)),
     "two rounds": Case(keys="whole losses", config={"hard_label_weight": 1}, train={"num_steps": 25}, rounds=2),
     "postprocessor and arguments": Case(
         train={"num_steps": 50, "scale": 2.0}, change=lambda batch: {**batch, "input_ids": batch["input_ids"].flip(-1)}

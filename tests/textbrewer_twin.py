@@ -91,7 +91,7 @@ class Case:
     is_full: bool = False
     in_context: bool = True
     change: Callable[[Any], Any] | None = None
-    optimizer: Callable[..., Any] = field(default=partial(torch.optim.AdamW, lr=1e-2))
+    optimizer: Callable[..., Any] = field(default=partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-3))
     rounds: int = 1
 
 

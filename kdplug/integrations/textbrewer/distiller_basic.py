@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from kdplug.errors import ConfigError, KdplugError
+from kdplug.errors import ConfigError, KdplugError, RunError
 from kdplug.host.seed_map import KD_LOSS_MAP
 from kdplug.integrations.textbrewer.adaptor import adapted
 from kdplug.integrations.textbrewer.batch import auto_forward, get_outputs_from_batch, move_to_device, teacher_part
@@ -20,7 +20,7 @@ from kdplug.integrations.textbrewer.configurations import DistillationConfig, Tr
 from kdplug.integrations.textbrewer.log import logger, make_writer, tell, write_terms
 from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps
 from kdplug.integrations.textbrewer.mode import DistillationContext
-from kdplug.integrations.textbrewer.replica import read_on_many, trained_on_many
+from kdplug.integrations.textbrewer.replica import has_parameters, read_on_many, trained_on_many
 from kdplug.integrations.textbrewer.term import Progress, hard_label_loss, kd_loss, modules_of, weighted
 
 __all__ = ["AbstractDistiller", "BasicDistiller"]
@@ -109,12 +109,16 @@ class BasicDistiller(AbstractDistiller):
     def initialize_training(
         self, optimizer: Optimizer, scheduler_class: Any, scheduler_args: Any, scheduler: Any
     ) -> tuple[Optimizer, Any, bool | None]:
-        """The optimizer with a group for each projection, the learning-rate scheduler, and whether to hide the bars."""
-        groups = [
-            {"params": list(module.parameters()), **options}
-            for module, options in self.trained_modules()
-            if module is not None
-        ]
+        """The optimizer with a group for each projection, the learning-rate scheduler, and whether to hide the bars.
+
+        Raises: ``RunError`` where a loss or a custom match holds parameters that several processes would not share.
+        """
+        trained = [(module, options) for module, options in self.trained_modules() if module is not None]
+        if self.local_rank != -1 and any(has_parameters(module) for module, _ in trained if module not in self.projs):
+            raise RunError(
+                "local_rank cannot be set where a loss or a custom match is trained: use kdplug.GeneralDistiller"
+            )
+        groups = [{"params": list(module.parameters()), **options} for module, options in trained]
         scheduler = prepare(optimizer, groups, scheduler_class, scheduler_args, scheduler)
         self.model_S = trained_on_many(self.t_config, self.model_S)
         self.model_T = read_on_many(self.t_config, self.model_T)

@@ -21,11 +21,16 @@ def trained_on_many(config: TrainingConfig, model: nn.Module) -> nn.Module:
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         return model
     if config.local_rank != -1:
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        if not has_parameters(model):
             return model
         devices = [config.local_rank] if torch.device(config.device).type == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
     return DataParallel(model) if config.data_parallel else model
+
+
+def has_parameters(model: nn.Module) -> bool:
+    """Whether training would change anything of a model."""
+    return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def read_on_many(config: TrainingConfig, model: Any) -> Any:
