@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import UserDict
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ class Scene:
     def __init__(self, folder: Path, kind: str = "General", keys: str = "whole", **options: Any) -> None:
         torch.manual_seed(5)
         training = textbrewer.TrainingConfig(output_dir=folder, device="cpu", **options.pop("training", {}))
-        self.extra = {"custom_matches": options.pop("custom")} if "custom" in options else {}
         self.student, self.teacher = TinyEncoder(6), TinyEncoder(8)
+        custom = options.pop("custom", None)
+        self.extra = {"custom_matches": custom(self.student, self.teacher)} if custom else {}
         self.config = textbrewer.DistillationConfig(**options)
         read = partial(adaptor, keys=keys)
         teacher = {"MultiTeacher": [self.teacher] * 2, "MultiTask": {"a": self.teacher}}.get(kind, self.teacher)
@@ -152,32 +154,27 @@ def test_any_mapping_is_passed_by_keyword(tmp_path: Path) -> None:
     assert finite(Scene(tmp_path).train([UserDict(batch) for batch in Scene.loader()]))
 
 
-@pytest.mark.parametrize("by_path", [True, False])
-def test_a_custom_match_is_an_intermediate_match_between_modules(tmp_path: Path, by_path: bool) -> None:
-    torch.manual_seed(0)
-    proj, loss = nn.Linear(6, 8), lambda S, T, mask_S, mask_T: nn.functional.mse_loss(S, T)
-    plain = Scene(tmp_path, keys="whole")
-    modules = ("embedding", "embedding") if by_path else (plain.teacher.embedding, plain.student.embedding)
-    scene = Scene(tmp_path, custom=[CustomMatch("embedding", "embedding", 1.0, loss, proj)]) if by_path else plain
-    if not by_path:
-        scene.distiller = textbrewer.GeneralDistiller(
-            scene.distiller.t_config,
-            scene.config,
-            scene.teacher,
-            scene.student,
-            scene.distiller.adaptor_T,
-            scene.distiller.adaptor_S,
-            [CustomMatch(*modules, 1.0, loss, proj)],
-        )
-    before = proj.weight.clone()
-    scene.train()
-    assert not torch.equal(before, proj.weight)
+@pytest.mark.parametrize("name", [lambda model: model.embedding, lambda model: "embedding"])
+def test_a_custom_match_is_an_intermediate_match_between_modules(tmp_path: Path, name: Any) -> None:
+    def loss(S: torch.Tensor, T: torch.Tensor, mask_S: Any, mask_T: Any) -> torch.Tensor:
+        assert mask_S is mask_T
+        return nn.functional.mse_loss(S, T)
+
+    match = {**PROJECTED, "layer_T": 0, "layer_S": 0}
+    plain = Scene(tmp_path, keys="whole hidden", intermediate_matches=[match])
+    proj = deepcopy(plain.distiller.projs[0])
+    scene = Scene(tmp_path, custom=lambda S, T: [CustomMatch(name(T), name(S), 1.0, loss, proj, {"lr": 0.1})])
+    found = []
+    for one in (plain, scene):
+        torch.manual_seed(0)
+        found.append({**one.train(), "proj": one.distiller.projs[0].weight if one is plain else proj.weight})
+    assert all(torch.allclose(found[0][key], found[1][key], atol=1e-6) for key in found[0])
     assert not scene.student.embedding._forward_hooks
 
 
 def test_a_custom_match_between_modules_that_are_nowhere_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"custom_matches\.0\.module_S"):
-        Scene(tmp_path, custom=[CustomMatch("embedding", "embeding", 1.0, print)])
+        Scene(tmp_path, custom=lambda S, T: [CustomMatch("embedding", "embeding", 1.0, print)])
 
 
 @pytest.mark.parametrize("kind", ["General", "MultiTask"])
