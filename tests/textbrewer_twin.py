@@ -97,7 +97,8 @@ class Case:
 
 @dataclass
 class Trace:
-    """What was seen: scalars by tag and step, callbacks, checkpoints, final weights, and draws of every generator after."""
+    """What was seen: scalars by tag and step, callbacks, checkpoints, final weights, and draws of every generator
+    after."""
 
     scalars: list[tuple[str, float, int]] = field(default_factory=list)
     callbacks: list[tuple[int, bool]] = field(default_factory=list)

@@ -1,8 +1,8 @@
 """TextBrewer's API on kdplug's registries: ``import kdplug.integrations.textbrewer as textbrewer``.
 
-Existing scripts keep their results: what the loop does, and when, is TextBrewer's, while losses, projections and schedulers
-come from kdplug's registries, so that any installed plugin can be named. Which quirks are kept and which defects are
-repaired stands in ``docs/how-to/move-from-textbrewer.md``. New scripts use ``kdplug`` itself.
+Existing scripts keep their results: what the loop does, and when, is TextBrewer's, while losses, projections and
+schedulers come from kdplug's registries, so that any installed plugin can be named. Which quirks are kept and which
+defects are repaired stands in ``docs/how-to/move-from-textbrewer.md``. New scripts use ``kdplug`` itself.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class BasicAdaptor:
 
 
 def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
-    """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels`` as a list of one.
+    """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels`` as a list of
+    one.
 
     Raises: ``OutputsError`` for what is no mapping.
     """

@@ -43,15 +43,16 @@ class TrainingConfig(Config):
     """How a model is trained. The folder ``output_dir`` is made at once, as in TextBrewer.
 
     * ``gradient_accumulation_steps``: batches for each step of the optimizer.
-    * ``ckpt_frequency`` checkpoints in each ``ckpt_epoch_frequency``-th epoch; with ``num_steps``, one every ``ckpt_steps``
-      and one at the end.
+    * ``ckpt_frequency`` checkpoints in each ``ckpt_epoch_frequency``-th epoch; with ``num_steps``, one every
+      ``ckpt_steps`` and one at the end.
     * ``log_dir``: folder for TensorBoard, none where ``None``.
     * ``device``: the GPU where there is one, else the CPU, unless it is named.
     * ``fp16``: half precision by ``torch.autocast`` with scaled losses, except at ``fp16_opt_level="O0"``.
     * ``data_parallel`` wraps the models with ``DataParallel``; ``local_rank >= 0`` wraps the student with
       ``DistributedDataParallel``, for which the process group must exist.
 
-    Raises: ``ConfigError`` where ``local_rank`` asks for a process group that does not exist, or for no batches per step.
+    Raises: ``ConfigError`` where ``local_rank`` asks for a process group that does not exist, or for no batches per
+    step.
     """
 
     def __init__(
@@ -104,8 +105,8 @@ class DistillationConfig(Config):
     Every name is looked up in kdplug's registries. ``"none"`` and ``None`` both mean no scheduler. A weight scheduler's
     value replaces the weight, from the second step on; ``train()`` puts the weight back at its end.
 
-    Raises: ``EntryError``, ``SettingError`` for a scheduler that does not exist or lacks a setting; ``ConfigError`` for a
-    match that cannot be read.
+    Raises: ``EntryError``, ``SettingError`` for a scheduler that does not exist or lacks a setting; ``ConfigError`` for
+    a match that cannot be read.
     """
 
     def __init__(

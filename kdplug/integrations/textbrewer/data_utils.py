@@ -1,4 +1,6 @@
-"""TextBrewer's augmentation of token lists. Each draws from NumPy's global generator, as there: seed it for the same lists."""
+"""TextBrewer's augmentation of token lists. Each draws from NumPy's global generator, as there: seed it for the same
+lists.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def deleting(tokens: Sequence[Token], p: float = 0.1) -> list[Token]:
 def n_gram_sampling(
     tokens: Sequence[Token], p_ng: Sequence[float] = (0.2,) * 5, l_ng: Sequence[int] = (1, 2, 3, 4, 5)
 ) -> Sequence[Token]:
-    """A random span, of a length that is drawn from ``l_ng`` with the probabilities ``p_ng``; all where it is too long."""
+    """A random span, of a length that is drawn from ``l_ng`` with the probabilities ``p_ng``; all where it is too
+    long.
+    """
     length = min(int(np.random.choice(l_ng, p=p_ng)), len(tokens))
     start = int(np.random.randint(0, len(tokens) - length + 1))
     return tokens[start : start + length]

@@ -29,8 +29,8 @@ __all__ = ["AbstractDistiller", "BasicDistiller"]
 class AbstractDistiller(DistillationContext):
     """Models, adaptors and configs, under TextBrewer's names.
 
-    ``projs`` are modules to train with the student (or ``None``) and ``projs_group`` the options of their optimizer groups;
-    a subclass may fill them.
+    ``projs`` are modules to train with the student (or ``None``) and ``projs_group`` the options of their optimizer
+    groups; a subclass may fill them.
 
     Raises: ``EntryError``, ``ConfigError`` for a kd loss that does not exist or lacks a setting.
     """
@@ -86,7 +86,9 @@ class BasicDistiller(AbstractDistiller):
         yield from ((module, {}) for module in modules_of([self.kd_loss]))
 
     def save_and_callback(self, global_step: int, step: int, epoch: int, callback: Callback) -> None:
-        """Write ``gs{global_step}.pkl``, call ``callback(model=…, step=…)``, and set the student to train mode again."""
+        """Write ``gs{global_step}.pkl``, call ``callback(model=…, step=…)``, and set the student to train mode
+        again.
+        """
         logger.info("Saving at global step %s, epoch step %s epoch %s", global_step, step + 1, epoch + 1)
         save(self.t_config, self.model_S, global_step)
         if callback is not None:
@@ -142,8 +144,8 @@ class BasicDistiller(AbstractDistiller):
     ) -> None:
         """Train the student for ``num_steps`` optimizer steps, or else for ``num_epochs`` passes over the loader.
 
-        ``scheduler_class(optimizer=…, **scheduler_args)`` makes the learning-rate scheduler; ``callback(model=…, step=…)`` is
-        called at each checkpoint; ``args`` go to both models' ``forward``.
+        ``scheduler_class(optimizer=…, **scheduler_args)`` makes the learning-rate scheduler; ``callback(model=…,
+        step=…)`` is called at each checkpoint; ``args`` go to both models' ``forward``.
 
         Raises: ``ConfigError`` for a combination that cannot be meant; ``RunError`` where not one step can be made.
         """

@@ -68,7 +68,9 @@ class GeneralDistiller(BasicDistiller):
             return super().train_on_batch(batch, args)
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of what the adaptors returned, and its terms: kd loss where both have logits, matches, hard labels."""
+        """The loss of what the adaptors returned, and its terms: kd loss where both have logits, matches, hard
+        labels.
+        """
         total: Any = 0
         terms: dict[str, Any] = {}
         if "logits" in results_S and "logits" in results_T:

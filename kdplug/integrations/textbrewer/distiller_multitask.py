@@ -22,7 +22,8 @@ __all__ = ["MultiTaskDistiller"]
 
 
 class MultiTaskDistiller(GeneralDistiller):
-    """Several tasks: teachers and adaptors are dicts by task. One config, and so one set of projections, serves all tasks.
+    """Several tasks: teachers and adaptors are dicts by task. One config, and so one set of projections, serves all
+    tasks.
 
     Raises: ``ConfigError`` where the tasks of the dicts differ.
     """
@@ -57,8 +58,8 @@ class MultiTaskDistiller(GeneralDistiller):
     ) -> None:
         """Train the student for ``num_steps`` optimizer steps, each batch from a task that is drawn anew.
 
-        A task is drawn with a probability in proportion to its number of batches to the power of ``tau``, all alike where
-        a loader has no length. The draws are those of NumPy's global generator.
+        A task is drawn with a probability in proportion to its number of batches to the power of ``tau``, all alike
+        where a loader has no length. The draws are those of NumPy's global generator.
 
         Raises: ``ConfigError`` for a task without a loader; ``RunError`` for a loader that gives no more batches.
         """

@@ -47,8 +47,8 @@ class Owner(Protocol):
 class Loop:
     """One call of ``train()``: counts batches and steps, and makes each step in TextBrewer's order.
 
-    Loss over ``gradient_accumulation_steps``, backward; after as many batches clip (the trained model alone), step, step
-    the learning rate, clear the gradients.
+    Loss over ``gradient_accumulation_steps``, backward; after as many batches clip (the trained model alone), step,
+    step the learning rate, clear the gradients.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ def prepare(
     scheduler_args: Mapping[str, Any] | None,
     scheduler: Any,
 ) -> Any:
-    """Add ``groups`` to the optimizer, those that it lacks, then make the learning-rate scheduler or extend the given one.
+    """Add ``groups`` to the optimizer, those that it lacks, then make the learning-rate scheduler or extend the given
+    one.
 
     ``scheduler_class`` wins over ``scheduler``, as in TextBrewer.
 
@@ -145,7 +146,8 @@ def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Calla
 
 
 def step_plan(loop: Loop, num_steps: float) -> tuple[int, int]:
-    """The number of the last step, and how often a checkpoint is due: at the end alone where ``ckpt_steps`` is ``None``.
+    """The number of the last step, and how often a checkpoint is due: at the end alone where ``ckpt_steps`` is
+    ``None``.
 
     Raises: ``ConfigError``.
     """

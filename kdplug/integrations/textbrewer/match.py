@@ -42,7 +42,9 @@ def find_losses(matches: Sequence[IntermediateMatch]) -> list[Any]:
 
 
 def log_names(matches: Sequence[IntermediateMatch]) -> list[str]:
-    """What each match is called in the curves: ``unweighted_hidden_mmd_3-3_12-12``. The second of one name gets ``_2``."""
+    """What each match is called in the curves: ``unweighted_hidden_mmd_3-3_12-12``. The second of one name gets
+    ``_2``.
+    """
     return unique(
         (
             f"unweighted_{match.feature}_{parse_spec(match.loss).name}_{_joined(match.layer_S)}_{_joined(match.layer_T)}"

@@ -15,8 +15,8 @@ _KEYS = ("layer_T", "layer_S", "weight", "loss", "feature", "proj")
 class IntermediateMatch:
     """A loss between a feature of the teacher's layer and one of the student's.
 
-    ``proj`` is ``[name, width of the student, width of the teacher]`` and, at will, the options of its optimizer group. The
-    caller's list stays as it is; ``proj`` here always has four elements.
+    ``proj`` is ``[name, width of the student, width of the teacher]`` and, at will, the options of its optimizer group.
+    The caller's list stays as it is; ``proj`` here always has four elements.
 
     Raises: ``ConfigError``.
     """

@@ -1,4 +1,6 @@
-"""TextBrewer's maps, as live views of the registries: what a plugin offers can be named, and what a script adds is used."""
+"""TextBrewer's maps, as live views of the registries: what a plugin offers can be named, and what a script adds is
+used.
+"""
 
 from __future__ import annotations
 

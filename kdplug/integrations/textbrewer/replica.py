@@ -34,7 +34,9 @@ def has_parameters(model: nn.Module) -> bool:
 
 
 def read_on_many(config: TrainingConfig, model: Any) -> Any:
-    """A teacher, or a list or dict of them: it has nothing to synchronize, and is wrapped for ``data_parallel`` alone."""
+    """A teacher, or a list or dict of them: it has nothing to synchronize, and is wrapped for ``data_parallel``
+    alone.
+    """
     if config.local_rank != -1 or not config.data_parallel:
         return model
     if isinstance(model, (list, tuple, nn.ModuleList)):

@@ -33,10 +33,14 @@ def constant_temperature_scheduler(logits_S: Tensor, logits_T: Tensor, base_temp
 
 
 def flsw_temperature_scheduler_builder(beta: float, gamma: float, eps: float = 1e-4) -> Any:
-    """The temperature scheduler ``flsw`` with its settings: ``(logits_S, logits_T, base_temperature)`` to ``[*items]``."""
+    """The temperature scheduler ``flsw`` with its settings: ``(logits_S, logits_T, base_temperature)`` to
+    ``[*items]``.
+    """
     return TEMPERATURE_SCHEDULER["flsw"](beta, gamma, eps)
 
 
 def cwsm_temperature_scheduler_builder(beta: float) -> Any:
-    """The temperature scheduler ``cwsm`` with its setting: ``(logits_S, logits_T, base_temperature)`` to ``[*items]``."""
+    """The temperature scheduler ``cwsm`` with its setting: ``(logits_S, logits_T, base_temperature)`` to
+    ``[*items]``.
+    """
     return TEMPERATURE_SCHEDULER["cwsm"](beta)

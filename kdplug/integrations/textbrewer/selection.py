@@ -15,8 +15,8 @@ __all__ = ["probability_shift_", "select_logits_with_mask"]
 def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[Tensor]) -> list[Tensor]:
     """The logits of each head where its mask is not 0; one mask serves all heads.
 
-    Shapes: logits ``[batch, length, classes]`` and masks ``[batch, length]`` to ``[n, classes]``; logits ``[batch, classes]``
-    stay as they are.
+    Shapes: logits ``[batch, length, classes]`` and masks ``[batch, length]`` to ``[n, classes]``; logits ``[batch,
+    classes]`` stay as they are.
     Raises: ``OutputsError`` where there is neither one mask nor one for each head.
     """
     masks = spread(masks_list, len(logits_list))

@@ -1,10 +1,10 @@
 """The drop-in against TextBrewer from PyPI: the same losses at every batch, the same weights at the end.
 
-50 optimizer steps from the same seeds, for each distiller and each option. Equal too: the tags, the steps of callbacks and
-checkpoints, the modes that callbacks find, and what every random generator gives next.
+50 optimizer steps from the same seeds, for each distiller and each option. Equal too: the tags, the steps of callbacks
+and checkpoints, the modes that callbacks find, and what every random generator gives next.
 
-The release divides masked ``nst`` and ``mmd`` by the length where the repository's head, which the drop-in follows, divides
-by the width; the one masked case of theirs has a length equal to both widths.
+The release divides masked ``nst`` and ``mmd`` by the length where the repository's head, which the drop-in follows,
+divides by the width; the one masked case of theirs has a length equal to both widths.
 """
 
 from __future__ import annotations
