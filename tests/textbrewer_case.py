@@ -95,7 +95,7 @@ LOOPS = {
         train={**EPOCHS, "scheduler_class": LinearLR, "scheduler_args": {"total_iters": 30}, "max_grad_norm": 1.0},
         training={"gradient_accumulation_steps": 2, "ckpt_frequency": 3, "ckpt_epoch_frequency": 2},
     ),
-    "fractional epochs": Case(
+    "epochs as a float": Case(
         keys="whole losses",
         config={"hard_label_weight_scheduler": "linear_growth"},
         train={"num_epochs": 5.0},

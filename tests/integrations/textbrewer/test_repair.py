@@ -290,7 +290,10 @@ def test_progress_is_told_as_in_textbrewer(tmp_path: Path, lines: pytest.LogCapt
 def test_half_precision_is_torchs_own(tmp_path: Path) -> None:
     scene = Scene(tmp_path, keys="whole hidden", training={"fp16": True}, intermediate_matches=[PROJECTED])
     before = {name: value.clone() for name, value in scene.student.state_dict().items()}
+    types: set[torch.dtype] = set()
+    scene.student.whole.register_forward_hook(lambda module, args, output: types.add(output.dtype))
     after = scene.train(num_steps=3, max_grad_norm=1.0)
+    assert types == {torch.float16}
     assert finite(after)
     assert after["whole.weight"].dtype is torch.float32
     assert any(not torch.equal(before[name], after[name]) for name in before)
