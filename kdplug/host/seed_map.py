@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from kdplug.contracts.loss_sum import LossSum
-from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError
+from kdplug.contracts.vocabulary import INPUTS
+from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError, did_you_mean
 from kdplug.host.active import active
 from kdplug.host.component import Component
 from kdplug.host.entry import Entry
@@ -97,6 +98,10 @@ class SeedCallable:
         return f"<{type(self).__name__} {self.component.entry.qualified}>"
 
     def _call(self, **values: Any) -> Any:
+        for name in values.keys() - INPUTS.keys():
+            raise SignatureError(
+                f"{self!r} takes no {name!r}, which is no input of a plugin.{did_you_mean(name, INPUTS)}"
+            )
         result = self.component(**{**_NEUTRAL, **values})
         return result.value if isinstance(result, LossSum) else result
 
