@@ -8,7 +8,6 @@ from typing import Any
 
 from kdplug.errors import SignatureError, did_you_mean
 from kdplug.host import hookspec
-from kdplug.host.finding import place_of
 
 _HOOKS = {name: spec for name, spec in vars(hookspec).items() if name.startswith(hookspec.PREFIX)}
 
@@ -21,7 +20,10 @@ def check_arguments(plugin: object) -> None:
         given = inspect.signature(_HOOKS[name]).parameters
         parameters = inspect.signature(function).parameters.values()
         for parameter in parameters:
-            if parameter.name not in (*given, "self") and parameter.default is parameter.empty:
+            is_asked = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+            if is_asked and parameter.name not in (*given, "self"):
+                from kdplug.host.finding import place_of
+
                 near = did_you_mean(parameter.name, given) or f" It gives {', '.join(given) or 'nothing'}"
                 raise SignatureError(
                     f"{name} ({place_of(function)}) asks for {parameter.name!r}, which the hook does not give.{near}"

@@ -62,7 +62,10 @@ class TeacherSample:
         return self.each(lambda logits: logits[..., order]).but(labels=order.argsort()[self.labels])
 
     def with_spoilt_item(self) -> TeacherSample:
-        """The last item of the first axis with other logits, far from what they were, for every teacher but the first."""
+        """The last item of the first axis with other logits, far from what they were, for every teacher but the first.
+
+        Which of the teachers is the surest over the whole batch changes by that.
+        """
 
         def spoilt(logits: Tensor) -> Tensor:
             found = logits.clone()
