@@ -31,6 +31,7 @@ ROOMS = {
     "distillers": "Messages of the distillers",
     "recipes": "Messages of a recipe's run",
     "report": "Messages of a report",
+    "integrations": "Messages in other frameworks' loops",
     "cli": "Messages of the command line",
     "testing": "Messages of the author's kit",
 }
@@ -65,7 +66,7 @@ class Message:
 def messages() -> str:
     """A heading for each message, by room."""
     found, explained = read_messages(), explanations()
-    rooms = sorted({one.room for one in found}, key=lambda room: (*ROOMS, room).index(room))
+    rooms = sorted({one.room for one in found}, key=lambda room: ((*ROOMS, room).index(room), room))
     parts = []
     for room in rooms:
         parts.append(f"## {ROOMS.get(room, f'Messages of {room}')}")
@@ -142,7 +143,7 @@ def _raised(sources: tuple[Source, ...]) -> Iterator[tuple[str, Site]]:
 def raising(source: Source, names: set[str]) -> list[ast.Call]:
     """Where an error is made, or a warning given, from top to bottom."""
     calls = [call for name in (*names, "warn") for call in source.calls.get(name, ()) if call.args]
-    return sorted(calls, key=lambda call: call.lineno)
+    return sorted(calls, key=lambda call: (call.lineno, call.col_offset))
 
 
 def _error_names(sources: tuple[Source, ...]) -> set[str]:
