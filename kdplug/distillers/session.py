@@ -1,17 +1,18 @@
-"""What every distiller has: modes for a block, and observers for its runs."""
+"""What a distiller keeps between the runs that it is asked for: observers, and the modes of a block."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.distillers.identity import identity
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_session import Caches
 from kdplug.engine.event import Events
@@ -24,6 +25,16 @@ from kdplug.engine.train import train
 from kdplug.host.life_cycle import LifeCycle
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """What a run trains and what it reads. ``configs`` are by task; a distiller without tasks has one under ``""``."""
+
+    pair: Pair
+    teacher: TeacherSide | None
+    configs: Mapping[str, DistillationConfig]
+    caches: Caches = None
+
+
 class Session:
     """Runs of one distiller. The hooks of plugins and ``observers`` are told of each."""
 
@@ -33,34 +44,28 @@ class Session:
         self._show_progress = show_progress
         self._entered: list[ExitStack] = []
 
-    def enter(self, *, training: nn.Module, evaluating: nn.Module | None) -> None:
+    def enter(self, sides: Sides) -> None:
         """Put the models into the modes of a run until ``leave``."""
+        teacher = None if sides.teacher is None else sides.teacher.model
         stack = ExitStack()
-        stack.enter_context(modes(training=training, evaluating=evaluating))
+        stack.enter_context(modes(training=sides.pair.student, evaluating=teacher))
         self._entered.append(stack)
 
     def leave(self) -> None:
         """Put the models back into the modes of before."""
         self._entered.pop().close()
 
-    def run(
-        self,
-        pair: Pair,
-        teacher: TeacherSide | None,
-        config: TrainingConfig,
-        request: Request,
-        caches: Caches = None,
-    ) -> RunResult:
+    def run(self, config: TrainingConfig, sides: Sides, request: Request) -> RunResult:
         """Train as ``request`` asks; a teacher that has a cache is asked once about every example."""
         return train(
-            pair,
-            teacher,
+            sides.pair,
+            sides.teacher,
             config,
-            request,
+            replace(request, identity={**identity(config, sides.configs), **request.identity}),
             observers=[LifeCycle(), *self._observers],
             strict=self._strict,
             show_progress=self._show_progress,
-            caches=caches,
+            caches=sides.caches,
         )
 
 
