@@ -8,6 +8,7 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.distillers.argument import check_distillation, check_side, check_training
 from kdplug.distillers.method import enter, leave, train
 from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.engine.event import Events
@@ -40,6 +41,10 @@ class BasicDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
+        check_training(train_config)
+        check_distillation(distill_config)
+        check_side("model_T", model_T, "adaptor_T", adaptor_T)
+        check_side("model_S", model_S, "adaptor_S", adaptor_S)
         if distill_config.intermediate_matches:
             raise ConfigError(
                 f"BasicDistiller has no intermediate matches, and the config has {len(distill_config.intermediate_matches)}. "

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any, Protocol, TypeVar
 
+from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.config.training import TrainingConfig
@@ -23,6 +27,8 @@ class Distiller(Protocol):
 
     def _sides(self) -> Sides: ...
 
+    def train(self, optimizer: Optimizer, dataloader: Iterable[Any], *options: Any, **model_args: Any) -> RunResult: ...
+
 
 D = TypeVar("D", bound=Distiller)
 
@@ -34,7 +40,7 @@ def enter(self: D) -> D:
 
 
 def leave(self: Distiller, *_error: object) -> None:
-    """Every model in the mode of before the block."""
+    """Put every model back into the mode of before the block."""
     self._session.leave()
 
 
@@ -67,7 +73,8 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     * ``scheduler_class`` is called as ``scheduler_class(optimizer=optimizer, **scheduler_args)`` and stepped once per
       optimizer step. ``scheduler`` is an object built before, which ``scheduler_class`` makes unnecessary.
     * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
-    * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process.
+    * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process. What it raises
+      ends the run.
     * ``batch_postprocessor`` maps each batch before it moves to the device.
     * ``evaluation`` says what the run looks at on the way, which checkpoint is the best and when to stop early.
     * ``resume="auto"`` goes on from the last checkpoint in ``output_dir``, to the same bits as a run that was not
@@ -79,6 +86,8 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     without the student's parameters, an empty loader, …) or go on (a loss that is not finite); ``OutputsError`` where a model
     does not return what a term needs.
     """
+    sides = self._sides()
+    tell_misspelt(self.train, model_args, sides.pair.student)
     request = Request(
         optimizer=optimizer,
         dataloader=dataloader,
@@ -95,4 +104,17 @@ def train(  # noqa: PLR0917  TextBrewer's signature
         resume=resume,
         resume_changed=resume_changed,
     )
-    return self._session.run(self.train_config, self._sides(), request)
+    return self._session.run(self.train_config, sides, request)
+
+
+def tell_misspelt(train: Callable[..., Any], model_args: Iterable[str], model: nn.Module) -> None:
+    """Warn of an argument that goes to the models, none of which names it, and is nearly one of ``train``."""
+    own = [name for name in signature(train).parameters if name != "model_args"]
+    named = signature(model.forward).parameters
+    for name in model_args:
+        if name not in named and (like := get_close_matches(name, own, n=1, cutoff=0.75)):
+            warnings.warn(
+                f"{name!r} is no argument of train() and goes to the models, whose forward does not name it. "
+                f"Did you mean {like[0]!r}?",
+                stacklevel=3,
+            )

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.method import enter, leave
+from kdplug.distillers.argument import check_distillation, check_side, check_training
+from kdplug.distillers.method import enter, leave, tell_misspelt
 from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
@@ -56,6 +57,8 @@ class MultiTaskDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
+        check_training(train_config)
+        check_side("model_S", model_S, "adaptor_S", None)
         self.tasks = _tasks(model_T)
         self.train_config = train_config
         self.distill_config = distill_config
@@ -115,6 +118,7 @@ class MultiTaskDistiller:
         Raises: ``ConfigError`` for arguments that cannot be meant; ``RunError`` where the run cannot start or go on (a
         loader that is empty, or exhausted because it can be walked through just once, …).
         """
+        tell_misspelt(self.train, model_args, self.model_S)
         loaders = _by_task("dataloaders", dataloaders, self.tasks)
         processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
         shares = _shares(loaders, tau)
@@ -143,6 +147,7 @@ class MultiTaskDistiller:
 
 def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[TeacherSide, Objective]:
     """A task's teacher or teachers, and its objective."""
+    check_distillation(config)
     if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
         tell_unused_combiner(config)
         if adaptors is not None and not callable(adaptors):

@@ -8,6 +8,7 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.distillers.argument import check_distillation, check_side, check_training
 from kdplug.distillers.method import enter, leave, train
 from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
@@ -47,6 +48,9 @@ class MultiTeacherDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
+        check_training(train_config)
+        check_distillation(distill_config)
+        check_side("model_S", model_S, "adaptor_S", adaptor_S)
         teachers = read_teachers(model_T, adaptor_T)
         if len(teachers) == 1:
             tell_unused_combiner(distill_config)

@@ -10,6 +10,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.outputs import Outputs
+from kdplug.distillers.argument import check_side, check_training
 from kdplug.distillers.method import enter, leave, train
 from kdplug.distillers.session import Session, Sides
 from kdplug.engine.event import Events
@@ -64,6 +65,8 @@ class BasicTrainer:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
+        check_training(train_config)
+        check_side("model", model, "adaptor", adaptor)
         self.train_config = train_config
         self.model = model
         self.adaptor = adaptor
