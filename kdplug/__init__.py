@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
+    from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Task
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
@@ -78,6 +80,7 @@ __all__ = [
     "DistillationConfig",
     "EntryError",
     "Evaluation",
+    "FactoredLogits",
     "GeneralDistiller",
     "IntermediateMatch",
     "KdplugError",
@@ -94,6 +97,7 @@ __all__ = [
     "SettingError",
     "ShapeError",
     "SignatureError",
+    "SparseLogits",
     "Task",
     "TrainingConfig",
     "hookimpl",
@@ -110,8 +114,10 @@ _ROOMS = {
     "config.distillation": ("DistillationConfig", "IntermediateMatch"),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
+    "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),
+    "contracts.sparse_logits": ("SparseLogits",),
     "contracts.task": ("Task",),
     "distillers.basic": ("BasicDistiller",),
     "distillers.custom_match": ("CustomMatch",),
