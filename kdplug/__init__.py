@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.closed_form import ClosedForm, closed_form
     from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
@@ -75,6 +76,7 @@ __all__ = [
     "WEIGHT_SCHEDULER",
     "BasicDistiller",
     "BasicTrainer",
+    "ClosedForm",
     "ConfigError",
     "CustomMatch",
     "DistillationConfig",
@@ -100,6 +102,7 @@ __all__ = [
     "SparseLogits",
     "Task",
     "TrainingConfig",
+    "closed_form",
     "hookimpl",
     "layer_maps",
     "losses",
@@ -114,6 +117,7 @@ _ROOMS = {
     "config.distillation": ("DistillationConfig", "IntermediateMatch"),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
+    "contracts.closed_form": ("ClosedForm", "closed_form"),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),
