@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug_logits.divergence import divergence
-from kdplug_logits.kl import kl_per_item, relative_entropy
+from kdplug_logits.kl import kl_terms, relative_entropy
 from kdplug_logits.mixture import log_total
 
 Rest = Literal["tail", "zero", "renorm_teacher"]
@@ -25,8 +25,8 @@ def rest_of(log_probs: Tensor, ids: Tensor) -> Tensor:
     return log_total(log_probs.scatter(-1, ids, -torch.inf))
 
 
-def sparse_per_item(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
-    """The divergence from log-probabilities at K classes, ``[*items, K]``, and of all others together, ``[*items]``."""
+def sparse_terms(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
+    """The terms, from log-probabilities at K classes, ``[*items, K]``, and of all others together, ``[*items]``."""
     if rest == "tail" and their_rest is not None:
         theirs = torch.cat([theirs, their_rest.unsqueeze(-1)], dim=-1)
         own = torch.cat([own, own_rest.unsqueeze(-1)], dim=-1)
@@ -35,15 +35,15 @@ def sparse_per_item(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: T
     return relative_entropy(theirs, own)
 
 
-def topk_per_item(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
-    """The divergence of log-probabilities ``[*items, classes]`` over the teacher's ``k`` likeliest, ``[*items]``."""
+def topk_terms(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
+    """The terms over the teacher's ``k`` likeliest classes, of log-probabilities ``[*items, classes]``."""
     if k >= teacher.shape[-1]:
-        return kl_per_item(student, teacher)
+        return kl_terms(student, teacher)
     theirs, ids = teacher.topk(k, dim=-1)
     own = student.gather(-1, ids)
     if rest != "tail":
-        return sparse_per_item(own, theirs, own, None, rest)
-    return sparse_per_item(own, theirs, rest_of(student, ids), rest_of(teacher, ids), rest)
+        return sparse_terms(own, theirs, own, None, rest)
+    return sparse_terms(own, theirs, rest_of(student, ids), rest_of(teacher, ids), rest)
 
 
 def topk(
@@ -74,5 +74,5 @@ def topk(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: definition; the biases of the last two: Anshumann et al. 2025, arXiv:2503.16870, section 3.
     """
-    per_item = partial(topk_per_item, k=k, rest=rest)
-    return divergence("topk", student_logits, teacher_logits, temperature, per_item, t2=t2)
+    terms = partial(topk_terms, k=k, rest=rest)
+    return divergence("topk", student_logits, teacher_logits, temperature, terms, t2=t2)
