@@ -17,13 +17,13 @@ Terms = Callable[[Tensor, Tensor], Tensor]
 
 
 def tempered(
-    owner: str, student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float
+    owner: str, student_logits: Tensor, teacher_logits: Tensor | None, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     """Both sides over the temperature in float32 at least, the teacher cut from the graph, and the temperature as read.
 
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     """
-    require_logits(owner, student_logits, teacher_logits)
+    teacher_logits = require_logits(owner, student_logits, teacher_logits)
     temperature = read_temperature(owner, temperature, student_logits)
     student, teacher = promoted(student_logits, teacher_logits)
     return over_temperature(student, temperature), over_temperature(teacher, temperature), temperature
@@ -43,7 +43,7 @@ def within_support(student: Tensor, teacher: Tensor) -> Tensor:
 def divergence(
     owner: str,
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | None,
     temperature: Tensor | float,
     terms: Terms,
     *,
