@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from kdplug.objective.pair_loss import PairLoss
 from kdplug.objective.piece import ChunkSetting, piece_length
 from kdplug.objective.piece_side import DenseSide, FactoredSide, SparseSide, StudentSide, TeacherSide
 from kdplug.objective.piecewise import Piecewise
-from kdplug.objective.precision import full
+from kdplug.objective.precision import full, without_autocast
 from kdplug.objective.selection import Group, Pair
 from kdplug.objective.term import term_value
 
@@ -52,7 +51,7 @@ def compared(
             _check_schedule(loss, length, items)
             return _in_pieces(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
-    with _without_autocast(student, batch):
+    with without_autocast(student.device):
         return loss(*whole, pair.labels, batch)
 
 
@@ -100,7 +99,7 @@ def _closed(pair: Pair, piecewise: Piecewise, loss: PairLoss) -> LossSum:
     def rows(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> Tensor:
         return loss.write_gradient(student, teacher, None if labels is None else labels[at])
 
-    with _plain(piecewise.device):
+    with without_autocast(piecewise.device):
         return LossSum(piecewise.closed(rows), piecewise.items)
 
 
@@ -120,7 +119,7 @@ def _in_pieces(pair: Pair, piecewise: Piecewise, loss: PairLoss, batch: Batch, p
             field="kd_loss_type",
         )
 
-    with _plain(piecewise.device):
+    with without_autocast(piecewise.device):
         return piecewise.differentiated(of_piece, parameters)
 
 
@@ -178,11 +177,3 @@ def _check_schedule(loss: PairLoss, length: int, items: int) -> None:
             f"{length} items at a time. Write temperature_scheduler: none, or logit_chunk: whole, which holds all logits",
             field="temperature_scheduler",
         )
-
-
-def _without_autocast(logits: Tensor | FactoredLogits, batch: Batch) -> AbstractContextManager[Any]:
-    return torch.autocast(logits.device.type, enabled=False) if batch.autocast(logits) else nullcontext()
-
-
-def _plain(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()

@@ -182,7 +182,7 @@ class KdTerm(nn.Module):
         student, teacher, labels = pair
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
-        self.pair_loss.check(teacher, labels)
+        self.pair_loss.check(teacher, labels, batch)
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return self._valued(compared(pair, self.pair_loss, batch, self.chunk, trained), weight)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.closed_form import closed_form_of
 from kdplug.host.component import Component
 from kdplug.objective.batch import Batch
 from kdplug.objective.coarse import coarse_rows, coarse_student, coarse_teacher, expand_rows_
+from kdplug.objective.precision import without_autocast
 from kdplug.objective.probability_shift import shift
 from kdplug.objective.temperature import Temperature
 
@@ -32,9 +36,10 @@ class PairLoss:
         self.temperature = temperature
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
+        self._is_of_softmax = False
         self.rows = closed_form_of(component)
 
-    def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:
+    def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None, batch: Batch) -> None:
         """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
         if not isinstance(teacher, SparseLogits):
             if self.takes_sparse and "teacher_logits" not in self.inputs:
@@ -49,6 +54,7 @@ class PairLoss:
             )
         if not self.takes_sparse:
             self._check_coarse(teacher)
+            self._check_softmax(teacher, batch)
 
     def _check_sparse(self, teacher: SparseLogits) -> None:
         if self.temperature.scheduler is not None:
@@ -83,6 +89,32 @@ class PairLoss:
             if (ordered[..., 1:] == ordered[..., :-1]).any():
                 raise OutputsError("hold a class twice for one item, and have a tail", field="teacher.logits")
 
+    def _check_softmax(self, teacher: SparseLogits, batch: Batch) -> None:
+        """Categories are known by their probabilities alone: a loss that sees a constant added to all logits would read more.
+
+        Looked at once, on made-up logits, with a copy of the loss and no trace in the random numbers.
+        """
+        if self._is_of_softmax:
+            return
+        width, device = teacher.ids.shape[-1] + 1, teacher.device
+        student = torch.linspace(-1.0, 1.0, 2 * width, device=device).view(2, width)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
+            found = [
+                self._value(student + own, student.flip(-1) / 2 + theirs, batch) for own, theirs in ((0, 0), (3, -2))
+            ]
+        if torch.isfinite(torch.stack(found)).all() and not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-5):
+            raise OutputsError(
+                f"{self.owner} depends on more of the logits than their softmax, and SparseLogits know probabilities only. "
+                "Take a divergence, a loss that asks for teacher_sparse, or dense logits",
+                field="teacher.logits",
+            )
+        self._is_of_softmax = True
+
+    def _value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        values = self._values(student, teacher, None, None, batch)
+        result = deepcopy(self.target)(*map(values.__getitem__, self.inputs))
+        return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
+
     def __call__(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch) -> Any:
         """What the loss returns, for logits in float32 at least, outside autocast.
 
@@ -96,21 +128,26 @@ class PairLoss:
             sparse = teacher
         else:
             student, dense = coarse_student(student, teacher), coarse_teacher(teacher)
-        values = {
+        values = self._values(student, dense, sparse, labels, batch)
+        try:
+            return self.target(*map(values.__getitem__, self.inputs))
+        except KdplugError as error:
+            raise error.at("kd_loss_type") from error.__cause__
+
+    def _values(
+        self, student: Tensor, teacher: Tensor | None, sparse: SparseLogits | None, labels: Tensor | None, batch: Batch
+    ) -> dict[str, Any]:
+        return {
             "student_logits": student,
-            "teacher_logits": dense,
+            "teacher_logits": teacher,
             "teacher_sparse": sparse,
-            "temperature": self._temperature(student, dense, batch),
+            "temperature": self._temperature(student, teacher, batch),
             "mask": None,  # what it leaves out is gone by now
             "labels": labels,
             "progress": batch.progress,
             "step": batch.step,
             "total_steps": batch.total_steps,
         }
-        try:
-            return self.target(*map(values.__getitem__, self.inputs))
-        except KdplugError as error:
-            raise error.at("kd_loss_type") from error.__cause__
 
     def _temperature(self, student: Tensor, teacher: Tensor | None, batch: Batch) -> float | Tensor:
         if self.temperature.scheduler is None or teacher is None:

@@ -17,7 +17,7 @@ def kl(student_logits, teacher_logits, temperature):
     """A KL divergence that sums over items, and knows that nothing times infinity is nothing."""
     q, p = ((logits / temperature).log_softmax(-1) for logits in (student_logits, teacher_logits))
     values = torch.where(
-        p.isneginf(), 0.0, kl_div(q.clamp(min=-1e300), p.clamp(min=-1e300), reduction="none", log_target=True)
+        p.isneginf(), 0.0, kl_div(q.clamp(min=-1e30), p.clamp(min=-1e30), reduction="none", log_target=True)
     )
     return LossSum(values.sum() * temperature**2, values[..., 0].numel())
 
@@ -230,3 +230,14 @@ def test_a_student_of_more_classes_than_the_cache_is_cut(scene, offer):
     logits = FactoredLogits(*factors).dense()
     expected = LossSum(*kl((coarse_student(logits, top(scene, 4))), coarse_teacher(top(scene, 4)), 4.0)).value
     torch.testing.assert_close(found[0], expected.detach(), rtol=1e-9, atol=0)
+
+
+def test_a_loss_that_reads_more_than_the_softmax_is_refused(scene, offer):
+    def squared(student_logits, teacher_logits):
+        return LossSum((student_logits - teacher_logits).square().sum(), student_logits.shape[0])
+
+    for factored in ((), ("student",)):
+        with pytest.raises(
+            OutputsError, match=r"^teacher\.logits: local:offered depends on more of the logits than their softmax"
+        ):
+            scene.run(factored=factored, teacher=top(scene, 3), kd_loss_type=offer(squared))
