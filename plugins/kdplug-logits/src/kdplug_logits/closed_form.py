@@ -9,37 +9,43 @@ from torch import Tensor
 
 from kdplug_logits.tempering import times_squared
 
-Formula = Callable[[Tensor, Tensor], Tensor]
-"""Values ``[n]`` of tempered rows ``[n, classes]``; the gradient is written over the student's, once the values are finite."""
+Careful = Callable[[Tensor, Tensor], Tensor]
+"""Values ``[n]`` of tempered rows ``[n, classes]``; their gradient is written over the student's."""
+
+Quick = Callable[[Tensor, Tensor], Tensor | None]
+"""As ``Careful``, where all is finite. Otherwise ``None``, with both sides as they were."""
 
 
 def closed(
-    formula: Formula,
-    careful: Formula | None,
+    quick: Quick,
+    careful: Careful,
     student: Tensor,
     teacher: Tensor,
     temperature: Tensor | float,
     *,
     t2: bool,
+    factor: float = 1.0,
 ) -> Tensor:
     """Values ``[n]``, and their gradient over ``student``, from a formula for rows over the temperature.
 
-    ``formula`` takes no heed of classes that one side rules out (``-inf``) and gives values that are not finite there, with
-    both sides as they were. Then ``careful`` is asked. Off a CPU it is asked at once, since a look at values waits. Where it
-    is ``None``, ``formula`` takes heed itself.
+    ``quick`` takes no heed of classes that one side rules out (``-inf``); where values are not finite, ``careful`` is asked.
+    Off a CPU it is asked at once, since a look at values waits. What the formula gives as gradient is ``1 / factor`` of it.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
         student.div_(temperature)
         teacher.div_(temperature)
-    values = formula(student, teacher) if careful is None or student.device.type == "cpu" else None
-    if values is None or (careful is not None and not values.isfinite().all()):
-        assert careful is not None
+    values = quick(student, teacher) if student.device.type == "cpu" else None
+    if values is None:
         values = careful(student, teacher)
-    if t2:
-        student.mul_(temperature)
-        return times_squared(values, temperature)
-    student.div_(temperature)
-    return values
+    return scaled(values, student, temperature, t2=t2, factor=factor)
+
+
+def scaled(values: Tensor, student: Tensor, temperature: Tensor | float, *, t2: bool, factor: float = 1.0) -> Tensor:
+    """Values and gradient of tempered rows as those of the rows themselves, with the squared temperature where ``t2`` says so."""
+    slope = temperature * factor if t2 else factor / temperature
+    if isinstance(slope, Tensor) or slope != 1:
+        student.mul_(slope)
+    return times_squared(values, temperature) if t2 else values
 
 
 def log_sums(logits: Tensor, probs: Tensor) -> Tensor:

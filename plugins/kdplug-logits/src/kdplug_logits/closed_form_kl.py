@@ -19,11 +19,12 @@ def reverse_kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | floa
     return closed(_reverse_kl, _reverse_kl_carefully, student, teacher, temperature, t2=t2)
 
 
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+def _kl(student: Tensor, teacher: Tensor) -> Tensor | None:
     own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
     values = mean_of(theirs, teacher - student) - log_sums(teacher, theirs) + log_sums(student, own)
-    if values.isfinite().all():
-        torch.sub(own, theirs, out=student)
+    if not values.isfinite().all():
+        return None
+    torch.sub(own, theirs, out=student)
     return values.squeeze(-1)
 
 
@@ -35,13 +36,14 @@ def _kl_carefully(student: Tensor, teacher: Tensor) -> Tensor:
     return values.squeeze(-1)
 
 
-def _reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+def _reverse_kl(student: Tensor, teacher: Tensor) -> Tensor | None:
     own = student.softmax(dim=-1)
     gap = student - teacher
     mean = mean_of(own, gap)
     values = mean - log_sums(student, own) + teacher.logsumexp(dim=-1, keepdim=True)
-    if values.isfinite().all():
-        torch.mul(own, gap.sub_(mean), out=student)
+    if not values.isfinite().all():
+        return None
+    torch.mul(own, gap.sub_(mean), out=student)
     return values.squeeze(-1)
 
 

@@ -26,12 +26,9 @@ def jsd_rows(
         return kl_rows(student, teacher, temperature, t2=t2)
     if beta == 1:
         return reverse_kl_rows(student, teacher, temperature, t2=t2)
-    factor = 1 / min(beta, 1 - beta) if normalize else 1.0
+    share = min(beta, 1 - beta) if normalize else 1.0
     fast, careful = partial(_jsd, beta=beta), partial(_jsd_carefully, beta=beta)
-    values = closed(fast, careful, student, teacher, temperature, t2=t2)
-    if factor != 1:
-        student.mul_(factor)
-    return values * factor
+    return closed(fast, careful, student, teacher, temperature, t2=t2, factor=(1 - beta) / share) / share
 
 
 def skew_kl_rows(
@@ -41,7 +38,7 @@ def skew_kl_rows(
     if skew == 0:
         return kl_rows(student, teacher, temperature, t2=t2)
     fast, careful = partial(_skew_kl, skew=skew), partial(_skew_kl_carefully, skew=skew)
-    return closed(fast, careful, student, teacher, temperature, t2=t2)
+    return closed(fast, careful, student, teacher, temperature, t2=t2, factor=skew - 1)
 
 
 def skew_reverse_kl_rows(
@@ -59,14 +56,15 @@ def _mixed(theirs: Tensor, own: Tensor, share: float) -> Tensor:
     return torch.lerp(own, theirs, share).clamp_(min=torch.finfo(own.dtype).tiny)
 
 
-def _jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+def _jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor | None:
     own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
     log_mixed = _mixed(theirs, own, beta).log_()
-    ratio = (student - log_mixed).sub_(log_sums(student, own))
+    ratio = student - log_mixed  # but for the logarithm of the sum, which the gradient does not see
     means = mean_of(own, ratio), mean_of(theirs, torch.sub(teacher, log_mixed, out=log_mixed))
-    values = (1 - beta) * means[0] + beta * (means[1] - log_sums(teacher, theirs))
-    if values.isfinite().all():
-        torch.mul(own, ratio.sub_(means[0]).mul_(1 - beta), out=student)
+    values = (1 - beta) * (means[0] - log_sums(student, own)) + beta * (means[1] - log_sums(teacher, theirs))
+    if not values.isfinite().all():
+        return None
+    torch.mul(own, ratio.sub_(means[0]), out=student)
     return values.squeeze(-1)
 
 
@@ -77,17 +75,18 @@ def _jsd_carefully(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
     ratio = own.sub_(log_mixed)
     mean = mean_of(probs, ratio)
     values = (1 - beta) * mean + beta * mean_of(their_probs, theirs.sub_(log_mixed))
-    torch.mul(probs, ratio.sub_(mean).mul_(1 - beta), out=student)
+    torch.mul(probs, ratio.sub_(mean), out=student)
     return values.squeeze(-1)
 
 
-def _skew_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+def _skew_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
     own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
     mixed = _mixed(theirs, own, skew)
     ratio = theirs / mixed
     values = mean_of(theirs, torch.sub(teacher, mixed.log_(), out=mixed)) - log_sums(teacher, theirs)
-    if values.isfinite().all():
-        from_slope_(student, own, ratio.mul_(skew - 1))
+    if not values.isfinite().all():
+        return None
+    from_slope_(student, own, ratio)
     return values.squeeze(-1)
 
 
@@ -97,18 +96,19 @@ def _skew_kl_carefully(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
     mixed = _mixed(probs, own, skew)
     ratio = probs / mixed
     values = mean_of(probs, theirs.sub_(mixed.log_()))
-    from_slope_(student, own, ratio.mul_(skew - 1))
+    from_slope_(student, own, ratio)
     return values.squeeze(-1)
 
 
-def _skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+def _skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
     own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
     mixed = _mixed(theirs, own, 1 - skew)
     torch.div(own, mixed, out=theirs)
-    ratio = torch.sub(student, mixed.log_(), out=mixed).sub_(log_sums(student, own))
-    values = mean_of(own, ratio)
-    if values.isfinite().all():
-        from_slope_(student, own, ratio.sub_(theirs, alpha=skew))
+    ratio = torch.sub(student, mixed.log_(), out=mixed)
+    values = mean_of(own, ratio) - log_sums(student, own)
+    if not values.isfinite().all():
+        return None
+    from_slope_(student, own, ratio.sub_(theirs, alpha=skew))
     return values.squeeze(-1)
 
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from kdplug import SparseLogits
-from kdplug_logits.closed_form import closed, entropy_of
+from kdplug_logits.closed_form import closed, entropy_of, scaled
 from kdplug_logits.closed_form_kl import kl_rows
 from kdplug_logits.mixture import log_total
 from kdplug_logits.sparse import likeliest
-from kdplug_logits.tempering import times_squared
 
 
 def topk_rows(
@@ -34,18 +33,14 @@ def topk_rows(
         left = log_total(theirs.scatter_(-1, ids, -torch.inf)).unsqueeze(-1) - all_sum if rest == "tail" else None
         return _topk(own, ids, logits - all_sum, left, rest)
 
-    return closed(formula, None, student, teacher, temperature, t2=t2)
+    return closed(formula, formula, student, teacher, temperature, t2=t2)
 
 
 def _from_sparse(student: Tensor, teacher: SparseLogits, k: int, rest: str, *, t2: bool) -> Tensor:
     ids, theirs, left = likeliest("topk", teacher, k, student.dtype, with_rest=rest == "tail")
     temperature = teacher.temperature
     values = _topk(student.div_(temperature), ids, theirs, None if left is None else left.unsqueeze(-1), rest)
-    if t2:
-        student.mul_(temperature)
-        return times_squared(values, temperature)
-    student.div_(temperature)
-    return values
+    return scaled(values, student, temperature, t2=t2)
 
 
 def _topk(student: Tensor, ids: Tensor, theirs: Tensor, their_rest: Tensor | None, rest: str) -> Tensor:
