@@ -103,17 +103,17 @@ class SeedCallable:
 
 
 class KdLoss(SeedCallable):
-    """``(logits_S, logits_T, temperature=1)``."""
+    """``(logits_S, logits_T, temperature=1)``; what else the loss may ask for goes by name."""
 
-    def __call__(self, logits_S: Any, logits_T: Any, temperature: Any = 1.0) -> Any:
-        return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=temperature)
+    def __call__(self, logits_S: Any, logits_T: Any, temperature: Any = 1.0, **others: Any) -> Any:
+        return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=temperature, **others)
 
 
 class MatchLoss(SeedCallable):
-    """``(S, T, mask=None)``."""
+    """``(S, T, mask=None)``; what else the loss may ask for goes by name."""
 
-    def __call__(self, S: Any, T: Any, mask: Any = None) -> Any:
-        return self._call(student_features=S, teacher_features=T, mask=mask, temperature=1.0)
+    def __call__(self, S: Any, T: Any, mask: Any = None, **others: Any) -> Any:
+        return self._call(**{"student_features": S, "teacher_features": T, "mask": mask, "temperature": 1.0, **others})
 
 
 class ProjectionMaker(SeedCallable):

@@ -47,9 +47,7 @@ class KdTerm(nn.Module):
         self.schedule: Schedule = build_schedule(
             config.kd_loss_weight, config.kd_loss_weight_scheduler, "kd_loss_weight_scheduler"
         )
-        self.loss: Any = (
-            component.target
-        )  # a module, where the entry is a class: trained, moved and saved as part of this one
+        self.loss: Any = component.target  # a module where the entry is a class: trained and saved with this one
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
@@ -59,6 +57,7 @@ class KdTerm(nn.Module):
         self.vocabulary = Vocabulary(config.padded_vocabulary)
         self.chunk = config.logit_chunk
         self.teachers = teachers
+        self.sides = tuple(side(teachers, place) for place in range(len(teachers)))
         self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
@@ -96,9 +95,7 @@ class KdTerm(nn.Module):
         heads = len(student)
         places = range(len(batch.teachers))
         teachers = zip(*(self._teacher(batch, place, heads) for place in places), strict=True)
-        masks = zip(
-            *(head_masks(one, heads, side(self.teachers, p)) for p, one in enumerate(batch.teachers)), strict=True
-        )
+        masks = zip(*(head_masks(one, heads, self.sides[p]) for p, one in enumerate(batch.teachers)), strict=True)
         mine = head_masks(batch.student, heads, "student")
         found = []
         for own, theirs, label, mask, their_masks in zip(student, teachers, labels, mine, masks, strict=True):
@@ -124,7 +121,7 @@ class KdTerm(nn.Module):
         return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
 
     def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Logits, ...]:
-        name = side(self.teachers, place)
+        name = self.sides[place]
         logits = self._logits(batch.teachers[place], name)
         if heads != len(logits):
             raise OutputsError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ class PairLoss:
     def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
         self.target: Any = component.target
         self.inputs = component.inputs
+        self.getters = tuple(_GETTERS[name] for name in self.inputs)
         self.owner = component.entry.qualified
         self.temperature = temperature
         self.shifts = shifts
@@ -111,8 +114,8 @@ class PairLoss:
         self._is_of_softmax = True
 
     def _value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        values = self._values(student, teacher, None, None, batch)
-        result = deepcopy(self.target)(*map(values.__getitem__, self.inputs))
+        compared = Compared(self, student, teacher, None, None, batch)
+        result = deepcopy(self.target)(*[get(compared) for get in self.getters])
         return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
 
     def __call__(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch) -> Any:
@@ -128,31 +131,12 @@ class PairLoss:
             sparse = teacher
         else:
             student, dense = coarse_student(student, teacher), coarse_teacher(teacher)
-        values = self._values(student, dense, sparse, labels, batch)
+        compared = Compared(self, student, dense, sparse, labels, batch)
+        values = [get(compared) for get in self.getters]
         try:
-            return self.target(*map(values.__getitem__, self.inputs))
+            return self.target(*values)
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
-
-    def _values(
-        self, student: Tensor, teacher: Tensor | None, sparse: SparseLogits | None, labels: Tensor | None, batch: Batch
-    ) -> dict[str, Any]:
-        return {
-            "student_logits": student,
-            "teacher_logits": teacher,
-            "teacher_sparse": sparse,
-            "temperature": self._temperature(student, teacher, batch),
-            "mask": None,  # what it leaves out is gone by now
-            "labels": labels,
-            "progress": batch.progress,
-            "step": batch.step,
-            "total_steps": batch.total_steps,
-        }
-
-    def _temperature(self, student: Tensor, teacher: Tensor | None, batch: Batch) -> float | Tensor:
-        if self.temperature.scheduler is None or teacher is None:
-            return self.temperature.base
-        return self.temperature.of(student, teacher, batch)
 
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
         """The closed form: values ``[n]`` of rows ``[n, classes]``, whose student logits become their gradient.
@@ -180,3 +164,39 @@ class PairLoss:
         raise SignatureError(
             f"the closed form of {self.owner} must return one value for each of {student.shape[0]} rows, got {found}"
         )
+
+
+class Compared(NamedTuple):
+    """What the inputs of a loss are read from: what counts of one head."""
+
+    loss: PairLoss
+    student: Tensor
+    teacher: Tensor | None
+    sparse: SparseLogits | None
+    labels: Tensor | None
+    batch: Batch
+
+
+def _temperature(compared: Compared) -> float | Tensor:
+    temperature = compared.loss.temperature
+    if temperature.scheduler is None or compared.teacher is None:
+        return temperature.base
+    return temperature.of(compared.student, compared.teacher, compared.batch)
+
+
+def _no_mask(_: Compared) -> None:
+    """What a mask leaves out is gone by now."""
+
+
+_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+    "student_logits": attrgetter("student"),
+    "teacher_logits": attrgetter("teacher"),
+    "teacher_sparse": attrgetter("sparse"),
+    "temperature": _temperature,
+    "mask": _no_mask,
+    "labels": attrgetter("labels"),
+    "progress": attrgetter("batch.progress"),
+    "step": attrgetter("batch.step"),
+    "total_steps": attrgetter("batch.total_steps"),
+}
+"""The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""
