@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.closed_form import ClosedForm, closed_form
+    from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
+    from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Task
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
@@ -73,11 +76,13 @@ __all__ = [
     "WEIGHT_SCHEDULER",
     "BasicDistiller",
     "BasicTrainer",
+    "ClosedForm",
     "ConfigError",
     "CustomMatch",
     "DistillationConfig",
     "EntryError",
     "Evaluation",
+    "FactoredLogits",
     "GeneralDistiller",
     "IntermediateMatch",
     "KdplugError",
@@ -94,8 +99,10 @@ __all__ = [
     "SettingError",
     "ShapeError",
     "SignatureError",
+    "SparseLogits",
     "Task",
     "TrainingConfig",
+    "closed_form",
     "hookimpl",
     "layer_maps",
     "losses",
@@ -110,8 +117,11 @@ _ROOMS = {
     "config.distillation": ("DistillationConfig", "IntermediateMatch"),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
+    "contracts.closed_form": ("ClosedForm", "closed_form"),
+    "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),
+    "contracts.sparse_logits": ("SparseLogits",),
     "contracts.task": ("Task",),
     "distillers.basic": ("BasicDistiller",),
     "distillers.custom_match": ("CustomMatch",),

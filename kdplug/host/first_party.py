@@ -6,6 +6,31 @@ from types import MappingProxyType
 
 FIRST_PARTY = MappingProxyType(
     {
+        "kdplug-logits": MappingProxyType(
+            {
+                "losses": (
+                    "adaptive_kl",
+                    "alpha_beta",
+                    "bce",
+                    "dist",
+                    "dkd",
+                    "jsd",
+                    "kl",
+                    "logit_std",
+                    "nkd",
+                    "ranking",
+                    "regression",
+                    "reverse_kl",
+                    "sampled",
+                    "skew_kl",
+                    "skew_reverse_kl",
+                    "topk",
+                    "tvd",
+                    "uld",
+                    "wsld",
+                ),
+            }
+        ),
         "kdplug-presets": MappingProxyType(
             {
                 "losses": (

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.task import Part, Task
 from kdplug.engine.batch import call, split
 from kdplug.errors import OutputsError
 from kdplug.testing.law import Laws, broken
 from kdplug.testing.sample import seeded
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Logits
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -112,7 +116,7 @@ class TaskLaws(Laws):
                     f"of data({part!r}) the teacher gives logits {shapes['teacher']} and the student {shapes['student']}"
                 )
             for side, heads in logits.items():
-                if not all(bool(torch.isfinite(head).all()) for head in heads):
+                if not all(bool(torch.isfinite(tensor).all()) for head in heads for tensor in _tensors(head)):
                     broken(f"the {side}'s logits of data({part!r}) are not finite")
 
     def test_the_student_can_be_trained_on_its_labels(self) -> None:
@@ -173,3 +177,10 @@ def _alike(one: Any, two: Any) -> bool:
     if isinstance(one, Sequence) and not isinstance(one, str):
         return isinstance(two, Sequence) and len(one) == len(two) and all(map(_alike, one, two))
     return bool(one == two)
+
+
+def _tensors(head: Logits) -> tuple[Tensor, ...]:
+    """What has to be finite where logits are: they themselves, or what they are multiplied out of. ``-inf`` is a probability of 0."""
+    if isinstance(head, SparseLogits):
+        return () if head.weights is None else (head.weights,)
+    return (head,) if isinstance(head, Tensor) else head.tensors

@@ -22,7 +22,7 @@ def adapt(batch: Mapping[str, Any], outputs: Any) -> Outputs:
     more: dict[str, Any] = {}
     if isinstance(mask, Tensor) and mask.dim() == 2:
         more["inputs_mask"] = mask
-        if read.logits and all(logits.dim() == 3 and logits.shape[:2] == mask.shape for logits in read.logits):
+        if read.logits and all(len(logits.shape) == 3 and logits.shape[:2] == mask.shape for logits in read.logits):
             more["logits_mask"] = mask
     if isinstance(labels, Tensor):
         more["labels"] = labels

@@ -1,0 +1,202 @@
+"""The kd loss of one pair of logits, called as its signature asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.loss_sum import LossSum
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.errors import KdplugError, OutputsError, SignatureError
+from kdplug.host.closed_form import closed_form_of
+from kdplug.host.component import Component
+from kdplug.objective.batch import Batch
+from kdplug.objective.coarse import coarse_rows, coarse_student, coarse_teacher, expand_rows_
+from kdplug.objective.precision import without_autocast
+from kdplug.objective.probability_shift import shift
+from kdplug.objective.temperature import Temperature
+
+
+class PairLoss:
+    """Calls a loss with what it asks for, the teacher's logits dense or sparse.
+
+    A sparse teacher reaches a loss that asks for ``teacher_sparse`` as it is. For any other one both sides are put into K + 1
+    categories, the classes that the cache names and all others together, as logits whose softmax over the temperature is
+    exactly what each side gives these categories.
+    """
+
+    def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
+        self.target: Any = component.target
+        self.inputs = component.inputs
+        self.getters = tuple(_GETTERS[name] for name in self.inputs)
+        self.owner = component.entry.qualified
+        self.temperature = temperature
+        self.shifts = shifts
+        self.takes_sparse = "teacher_sparse" in self.inputs
+        self._is_of_softmax = False
+        self.rows = closed_form_of(component)
+
+    def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None, batch: Batch) -> None:
+        """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
+        if not isinstance(teacher, SparseLogits):
+            if self.takes_sparse and "teacher_logits" not in self.inputs:
+                raise OutputsError(
+                    f"{self.owner} asks for teacher_sparse, and the teacher's logits are dense", field="teacher.logits"
+                )
+            return
+        self._check_sparse(teacher)
+        if self.shifts and labels is not None:
+            raise OutputsError(
+                "needs the teacher's logit at each label, and SparseLogits need not hold it", field="probability_shift"
+            )
+        if not self.takes_sparse:
+            self._check_coarse(teacher)
+            self._check_softmax(teacher, batch)
+
+    def _check_sparse(self, teacher: SparseLogits) -> None:
+        if self.temperature.scheduler is not None:
+            raise OutputsError(
+                f"makes a temperature of its own for each item, and SparseLogits hold what the teacher gave at "
+                f"{teacher.temperature:g}",
+                field="temperature_scheduler",
+            )
+        if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
+            raise OutputsError(
+                f"is {self.temperature.base:g}, and the teacher's SparseLogits were taken at {teacher.temperature:g}: their "
+                "tail cannot be softened again. Set the one or take the other anew",
+                field="temperature",
+            )
+
+    def _check_coarse(self, teacher: SparseLogits) -> None:
+        if teacher.tail is None or teacher.log_probs is None:
+            raise OutputsError(
+                f"{self.owner} needs the whole distribution, and the teacher's SparseLogits have no tail. Give one, or take a "
+                "loss that asks for teacher_sparse",
+                field="teacher.logits",
+            )
+        if "labels" in self.inputs:
+            raise OutputsError(
+                f"{self.owner} asks for labels, and with SparseLogits a label may be one of the classes that are known only "
+                "as a sum. Take a loss without labels, or give dense logits",
+                field="teacher.logits",
+            )
+        ids = teacher.ids
+        if ids.device.type == "cpu" and ids.shape[-1] > 1:
+            ordered = ids.sort(dim=-1).values
+            if (ordered[..., 1:] == ordered[..., :-1]).any():
+                raise OutputsError("hold a class twice for one item, and have a tail", field="teacher.logits")
+
+    def _check_softmax(self, teacher: SparseLogits, batch: Batch) -> None:
+        """Categories are known by their probabilities alone: a loss that sees a constant added to all logits would read more.
+
+        Looked at once, on made-up logits, with a copy of the loss and no trace in the random numbers.
+        """
+        if self._is_of_softmax:
+            return
+        width, device = teacher.ids.shape[-1] + 1, teacher.device
+        student = torch.linspace(-1.0, 1.0, 2 * width, device=device).view(2, width)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
+            found = [
+                self._value(student + own, student.flip(-1) / 2 + theirs, batch) for own, theirs in ((0, 0), (3, -2))
+            ]
+        if torch.isfinite(torch.stack(found)).all() and not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-5):
+            raise OutputsError(
+                f"{self.owner} depends on more of the logits than their softmax, and SparseLogits know probabilities only. "
+                "Take a divergence, a loss that asks for teacher_sparse, or dense logits",
+                field="teacher.logits",
+            )
+        self._is_of_softmax = True
+
+    def _value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        compared = Compared(self, student, teacher, None, None, batch)
+        result = deepcopy(self.target)(*[get(compared) for get in self.getters])
+        return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
+
+    def __call__(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch) -> Any:
+        """What the loss returns, for logits in float32 at least, outside autocast.
+
+        Raises: what the loss raises, with the path of its key.
+        """
+        sparse: SparseLogits | None = None
+        dense: Tensor | None = None
+        if isinstance(teacher, Tensor):
+            dense = shift(teacher, labels) if self.shifts and labels is not None else teacher
+        elif self.takes_sparse:
+            sparse = teacher
+        else:
+            student, dense = coarse_student(student, teacher), coarse_teacher(teacher)
+        compared = Compared(self, student, dense, sparse, labels, batch)
+        values = [get(compared) for get in self.getters]
+        try:
+            return self.target(*values)
+        except KdplugError as error:
+            raise error.at("kd_loss_type") from error.__cause__
+
+    def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
+        """The closed form: values ``[n]`` of rows ``[n, classes]``, whose student logits become their gradient.
+
+        Raises: what the closed form raises, with the path of the loss; ``SignatureError`` for values that are not ``[n]``.
+        """
+        assert self.rows is not None
+        temperature = self.temperature.base
+        if self.shifts and labels is not None and isinstance(teacher, Tensor):
+            teacher = shift(teacher, labels)
+        try:
+            if isinstance(teacher, Tensor) or self.takes_sparse:
+                return self._checked(self.rows(student, teacher, temperature), student)
+            coarse, parts = coarse_rows(student, teacher.ids, temperature)
+            values = self._checked(self.rows(coarse, coarse_teacher(teacher).to(coarse.dtype), temperature), student)
+        except KdplugError as error:
+            raise error.at("kd_loss_type") from error.__cause__
+        expand_rows_(student, parts, coarse, teacher.ids)
+        return values
+
+    def _checked(self, values: Any, student: Tensor) -> Tensor:
+        if isinstance(values, Tensor) and values.shape == student.shape[:-1]:
+            return values
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise SignatureError(
+            f"the closed form of {self.owner} must return one value for each of {student.shape[0]} rows, got {found}"
+        )
+
+
+class Compared(NamedTuple):
+    """What the inputs of a loss are read from: what counts of one head."""
+
+    loss: PairLoss
+    student: Tensor
+    teacher: Tensor | None
+    sparse: SparseLogits | None
+    labels: Tensor | None
+    batch: Batch
+
+
+def _temperature(compared: Compared) -> float | Tensor:
+    temperature = compared.loss.temperature
+    if temperature.scheduler is None or compared.teacher is None:
+        return temperature.base
+    return temperature.of(compared.student, compared.teacher, compared.batch)
+
+
+def _no_mask(_: Compared) -> None:
+    """What a mask leaves out is gone by now."""
+
+
+_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+    "student_logits": attrgetter("student"),
+    "teacher_logits": attrgetter("teacher"),
+    "teacher_sparse": attrgetter("sparse"),
+    "temperature": _temperature,
+    "mask": _no_mask,
+    "labels": attrgetter("labels"),
+    "progress": attrgetter("batch.progress"),
+    "step": attrgetter("batch.step"),
+    "total_steps": attrgetter("batch.total_steps"),
+}
+"""The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""
