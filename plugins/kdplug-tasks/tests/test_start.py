@@ -71,16 +71,18 @@ def test_what_belongs_to_the_embeddings_goes_with_them():
     assert torch.equal(positions[0], positions[1][:, :8])
 
 
-def test_frozen_embeddings_are_copied_and_not_trained():
-    teacher, student = _started(_family(from_teacher={"layers": [0], "embeddings": "frozen"}))
-    still = [name for name, one in student.named_parameters() if not one.requires_grad]
-    assert still
-    assert all(name.startswith("bert.embeddings.") for name in still)
+def test_frozen_embeddings_and_those_of_positions_are_not_trained():
+    for kind, prefixes in (("bert", ("bert.embeddings.",)), ("gpt2", ("transformer.wte.", "transformer.wpe."))):
+        teacher, student = _started(_family(kind, from_teacher={"layers": [0], "embeddings": "frozen"}))
+        still = [name for name, one in student.named_parameters() if not one.requires_grad]
+        assert all(any(name.startswith(one) for name in still) for one in prefixes)
+        assert all(name.startswith(prefixes) for name in still)
     assert all(one.requires_grad for one in teacher.parameters())
 
 
-def test_fresh_embeddings_are_not_taken():
-    teacher, student = _started(_family(from_teacher={"layers": [0], "embeddings": "fresh"}))
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
+    teacher, student = _started(_family(kind, from_teacher={"layers": [0], "embeddings": "fresh"}))
     mine, theirs = student.get_input_embeddings().weight, teacher.get_input_embeddings().weight
     assert not torch.equal(mine, theirs)
 

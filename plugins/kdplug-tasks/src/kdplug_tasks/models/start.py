@@ -38,11 +38,11 @@ def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Mo
 
     Raises: ``ConfigError`` that names the first weight that does not fit.
     """
-    mine, theirs = student.state_dict(), teacher.state_dict()
-    embeddings = embeddings_path(student)
+    mine, theirs = student.state_dict(keep_vars=True), teacher.state_dict()
+    embeddings = _embeddings(mine, embeddings_path(student))
     names = _layer_names(settings, mine, layers_path(student), layers_path(teacher)) if settings.layers else {}
     for name, own in mine.items():
-        is_embedding = _is_in(name, embeddings) or any(f".{part}." in name for part in _POSITIONS)
+        is_embedding = id(own) in embeddings
         if is_embedding and settings.embeddings == "fresh":
             continue
         if not is_embedding and not settings.layers:
@@ -52,9 +52,18 @@ def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Mo
             raise kdplug.ConfigError(f"the teacher has no weight {source!r} for the student's {name!r}", field="layers")
         own.copy_(_fitting(name, own, theirs[source], may_be_cut=is_embedding))
     if settings.embeddings == "frozen":
-        for name, parameter in student.named_parameters():
-            if _is_in(name, embeddings):
+        for parameter in student.parameters():
+            if id(parameter) in embeddings:
                 parameter.requires_grad_(False)
+
+
+def _embeddings(weights: Mapping[str, Tensor], path: str) -> set[int]:
+    """Which weights are embeddings, of positions too, and in a head that is tied to them."""
+    return {
+        id(weight)
+        for name, weight in weights.items()
+        if _is_in(name, path) or any(f".{part}." in name for part in _POSITIONS)
+    }
 
 
 def _is_in(name: str, path: str) -> bool:
