@@ -17,6 +17,7 @@ from kdplug.errors import PluginError
 from kdplug.host.active import active as _active
 from kdplug.host.hookspec import hookimpl
 from kdplug.host.registry import (
+    cache_codecs,
     layer_maps,
     losses,
     projections,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.task import Task
@@ -73,9 +75,11 @@ __all__ = [
     "WEIGHT_SCHEDULER",
     "BasicDistiller",
     "BasicTrainer",
+    "CacheCodec",
     "ConfigError",
     "CustomMatch",
     "DistillationConfig",
+    "Encoded",
     "EntryError",
     "Evaluation",
     "GeneralDistiller",
@@ -89,6 +93,7 @@ __all__ = [
     "Outputs",
     "OutputsError",
     "PluginError",
+    "Ragged",
     "Recipe",
     "RunError",
     "SettingError",
@@ -96,6 +101,7 @@ __all__ = [
     "SignatureError",
     "Task",
     "TrainingConfig",
+    "cache_codecs",
     "hookimpl",
     "layer_maps",
     "losses",
@@ -110,6 +116,7 @@ _ROOMS = {
     "config.distillation": ("DistillationConfig", "IntermediateMatch"),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
+    "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),
     "contracts.task": ("Task",),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdplug.engine.cache_coding import Coded, CodedHead
 from kdplug.engine.cache_content import length_dims
 from kdplug.errors import RunError
 
@@ -23,27 +25,36 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one batch of outputs told about all: ``counts`` by teacher, dtypes and lengths by name."""
+    """What one batch of outputs told about all: ``counts`` by teacher; dtypes, lengths and coded heads by name."""
 
     counts: tuple[Mapping[str, int], ...]
     dtypes: Mapping[str, str]
     lengths: Mapping[str, Length]
+    heads: Mapping[str, CodedHead] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, counts: list[dict[str, int]], tensors: Mapping[str, Tensor], inputs: Any) -> Layout:
+    def of(
+        cls,
+        counts: list[dict[str, int]],
+        tensors: Mapping[str, Tensor],
+        inputs: Any,
+        coded: Mapping[str, Coded] = MappingProxyType({}),
+    ) -> Layout:
         """``tensors`` are those of one batch by name, ``0/logits/0``; ``inputs`` is what the teacher was given."""
         found = guides(inputs)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        shapes |= {name: one.shape for name, one in coded.items()}
         lengths = {}
-        for name, tensor in tensors.items():
-            for dim in length_dims(name.partition("/")[2], tensor.shape):
-                size = tensor.shape[dim]
-                paths = tuple(path for path, guide in found.items() if guide.shape == (len(tensor), size))
+        for name, shape in shapes.items():
+            dims = length_dims(name.partition("/")[2], shape)
+            for dim in dims:
+                size = shape[dim]
+                paths = tuple(path for path, guide in found.items() if guide.shape == (shape[0], size))
                 if paths:
-                    dims = length_dims(name.partition("/")[2], tensor.shape)
-                    lengths[name] = Length(tuple(one for one in dims if tensor.shape[one] == size), paths)
+                    lengths[name] = Length(tuple(one for one in dims if shape[one] == size), paths)
                     break
         dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-        return cls(tuple(counts), dtypes, lengths)
+        return cls(tuple(counts), dtypes, lengths, {name: one.head for name, one in coded.items()})
 
     @property
     def guides(self) -> tuple[str, ...]:
@@ -55,15 +66,20 @@ class Layout:
         found: torch.dtype = getattr(torch, self.dtypes[name])
         return found
 
-    def check(self, name: str, tensor: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    @property
+    def names(self) -> set[str]:
+        """Everything that is kept of the outputs, coded or not."""
+        return {*self.dtypes, *self.heads}
+
+    def check(self, name: str, shape: torch.Size, inputs: Mapping[str, Tensor]) -> None:
         """Raises: ``RunError`` where a batch's tensor does not follow the inputs that it followed in the first batch."""
         length = self.lengths.get(name)
         for path in () if length is None else length.paths:
             assert length is not None
             size = inputs[path].shape[1]
-            if any(tensor.dim() <= dim or tensor.shape[dim] != size for dim in length.dims):
+            if any(len(shape) <= dim or shape[dim] != size for dim in length.dims):
                 raise RunError(
-                    f"the teacher's {name.partition('/')[2]} {list(tensor.shape)} was as long as its input {path or 'tensor'!r} in one "
+                    f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input {path or 'tensor'!r} in one "
                     f"batch and is not in another ({list(inputs[path].shape)}), so its examples cannot be put into other batches. "
                     "Pad all examples to one length"
                 )
@@ -74,7 +90,8 @@ class Layout:
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Layout:
         lengths = {name: Length(tuple(one["dims"]), tuple(one["paths"])) for name, one in data["lengths"].items()}
-        return cls(tuple(data["counts"]), data["dtypes"], lengths)
+        heads = {name: CodedHead(**one) for name, one in data["heads"].items()}
+        return cls(tuple(data["counts"]), data["dtypes"], lengths, heads)
 
 
 def guides(inputs: Any) -> dict[str, Tensor]:

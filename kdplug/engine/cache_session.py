@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch.distributed.tensor import DTensor
 
+from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_key import source_of
 from kdplug.engine.cache_run import Opened
@@ -41,7 +42,9 @@ class CacheSession:
         self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
         self._opened: dict[str, Opened] = {}
         if isinstance(caches, TeacherCache):
-            cached = CachedTeacher(cast("Teacher | Ensemble", teacher), source_of(self.dataloader), self.postprocess)
+            cached = CachedTeacher(
+                cast("Teacher | Ensemble | Absent", teacher), source_of(self.dataloader), self.postprocess
+            )
             self._cached[""] = caches, cached
             self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
         elif caches:
