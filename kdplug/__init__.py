@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
+    from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
+    from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Task
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
@@ -82,6 +84,7 @@ __all__ = [
     "Encoded",
     "EntryError",
     "Evaluation",
+    "FactoredLogits",
     "GeneralDistiller",
     "IntermediateMatch",
     "KdplugError",
@@ -99,6 +102,7 @@ __all__ = [
     "SettingError",
     "ShapeError",
     "SignatureError",
+    "SparseLogits",
     "Task",
     "TrainingConfig",
     "cache_codecs",
@@ -117,8 +121,10 @@ _ROOMS = {
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
     "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
+    "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),
+    "contracts.sparse_logits": ("SparseLogits",),
     "contracts.task": ("Task",),
     "distillers.basic": ("BasicDistiller",),
     "distillers.custom_match": ("CustomMatch",),

@@ -7,15 +7,22 @@ from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Logits = Tensor | FactoredLogits | SparseLogits
+    """The logits of one head, in any of the forms that they come in."""
+
     Tensors = Tensor | Sequence[Tensor] | None
+    LogitsOfHeads = Logits | Sequence[Logits] | None
 
 _KEYS = frozenset(ADAPTOR_KEYS)
+_COMPACT = (FactoredLogits, SparseLogits)
 _MODEL_OUTPUT_KEYS = {"loss": "losses", "logits": "logits", "hidden_states": "hidden", "attentions": "attention"}
 
 
@@ -27,12 +34,14 @@ class Outputs:
     is as good as no key, except that an empty ``hidden`` or ``attention`` says that the model was asked and gave nothing.
     ``captured`` is no key of an adaptor: it holds what was read inside the model, by the path that the config reads it at.
 
+    Where logits are too many to hold, a head's may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
+
     Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
     any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer.
     Raises: ``OutputsError`` for a value that is not made of tensors; its field is the key.
     """
 
-    logits: tuple[Tensor, ...] | None
+    logits: tuple[Logits, ...] | None
     logits_mask: tuple[Tensor, ...] | None
     losses: tuple[Tensor, ...] | None
     inputs_mask: Tensor | None
@@ -44,7 +53,7 @@ class Outputs:
     def __init__(
         self,
         *,
-        logits: Tensors = None,
+        logits: LogitsOfHeads = None,
         logits_mask: Tensors = None,
         losses: Tensors = None,
         inputs_mask: Tensor | None = None,
@@ -54,7 +63,7 @@ class Outputs:
         captured: Mapping[str, Tensor] | None = None,
     ) -> None:
         put = object.__setattr__
-        put(self, "logits", None if logits is None else _tensors("logits", logits) or None)
+        put(self, "logits", None if logits is None else _heads(logits) or None)
         put(self, "logits_mask", None if logits_mask is None else _tensors("logits_mask", logits_mask) or None)
         put(self, "losses", None if losses is None else _tensors("losses", losses) or None)
         put(self, "inputs_mask", None if inputs_mask is None else _tensor("inputs_mask", inputs_mask))
@@ -115,6 +124,16 @@ def _tensors(key: str, value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(value)
 
 
+def _heads(logits: Logits | Sequence[Logits]) -> tuple[Logits, ...]:
+    if isinstance(logits, _COMPACT):
+        return (logits,)
+    if isinstance(logits, (tuple, list)) and any(isinstance(head, _COMPACT) for head in logits):
+        return tuple(
+            head if isinstance(head, _COMPACT) else _tensor(f"logits.{n}", head) for n, head in enumerate(logits)
+        )
+    return _tensors("logits", logits)  # type: ignore[arg-type]  # what is neither is its to refuse
+
+
 def _kind(value: object) -> str:
     shown = repr(value)
     return f"{type(value).__name__} {shown}" if len(shown) <= 40 else type(value).__name__
@@ -148,7 +167,7 @@ def _from_model_output(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _logits(value: object) -> Any:
-    if isinstance(value, _tensor_type()):
+    if isinstance(value, (_tensor_type(), *_COMPACT)):
         return value
     raise OutputsError(
         f"cannot read {_kind(value)}. An adaptor returns a dict with some of {', '.join(ADAPTOR_KEYS)}, "

@@ -61,7 +61,7 @@ KINDS = MappingProxyType(
                 "losses",
                 "loss",
                 {
-                    "kd": (*_KD, "mask", "labels", *_PROGRESS),
+                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS),
                     "match": (*_MATCH, *_MASKS, "labels", "temperature", *_PROGRESS),
                 },
                 {"kd": _KD, "match": _MATCH},

@@ -14,6 +14,7 @@ from kdplug.host.registry import Registry, losses, projections, temperature_sche
 from kdplug.host.spec import parse_spec
 
 _NEUTRAL: dict[str, Any] = {
+    "teacher_sparse": None,
     "mask": None,
     "student_mask": None,
     "teacher_mask": None,

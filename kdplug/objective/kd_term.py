@@ -121,7 +121,10 @@ class KdTerm(nn.Module):
 
     def _logits(self, outputs: Outputs, side: str) -> tuple[Tensor, ...]:
         if outputs.logits is not None:
-            return outputs.logits
+            dense = tuple([logits for logits in outputs.logits if isinstance(logits, Tensor)])
+            if len(dense) < len(outputs.logits):
+                raise OutputsError("the kd loss reads logits that are tensors", field=f"{side}.logits")
+            return dense
         given = ", ".join(outputs.given) or "nothing"
         raise OutputsError(
             f"is {self.weight:g}, but the {side} returned no logits, only {given}. Return them from its adaptor, "
@@ -181,6 +184,7 @@ class KdTerm(nn.Module):
             "student_logits": student,
             "teacher_logits": teacher,
             "temperature": self.temperature.of(student, teacher, batch) if temperature is None else temperature,
+            "teacher_sparse": None,
             "mask": None,  # what it leaves out is gone by now
             "labels": labels,
             "progress": batch.progress,

@@ -37,4 +37,4 @@ def _counts_padding(sample: Sample) -> bool:
     mask, logits = sample.of_student.inputs_mask, sample.of_student.logits
     if mask is None or logits is None or bool((mask != 0).all()):
         return False
-    return any(one.dim() == 3 and one.shape[:2] == mask.shape for one in logits)
+    return any(len(one.shape) == 3 and one.shape[:2] == mask.shape for one in logits)

@@ -41,7 +41,7 @@ def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
     if sample.objective.kd_loss is None:
         return
     for side, outputs in (("student", sample.of_student), ("teacher", sample.of_teacher)):
-        if any(is_probability(logits) for logits in outputs.logits or ()):
+        if any(isinstance(logits, Tensor) and is_probability(logits) for logits in outputs.logits or ()):
             message = (
                 f"the {side}'s logits are probabilities (they sum to 1); the kd loss applies a softmax to them again"
             )

@@ -8,6 +8,7 @@ from dataclasses import FrozenInstanceError, dataclass
 import pytest
 import torch
 
+from kdplug import FactoredLogits, SparseLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError
 
@@ -139,3 +140,26 @@ def test_a_real_model_output_is_understood():
     outputs = pytest.importorskip("transformers.modeling_outputs")
     found = read(outputs.SequenceClassifierOutput(loss=ONE.sum(), logits=ONE, hidden_states=(LAYER,)))
     assert found.given == ("logits", "losses", "hidden")
+
+
+FACTORED = FactoredLogits(torch.zeros(2, 4), torch.zeros(3, 4))
+SPARSE = SparseLogits(torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 1), 3)
+
+
+@pytest.mark.parametrize("logits", [FACTORED, SPARSE])
+def test_logits_may_come_in_other_forms_than_a_tensor(logits):
+    assert read(logits).logits == read({"logits": logits}).logits == (logits,)
+    assert read({"logits": [logits, ONE]}).logits == (logits, ONE)
+    assert read(FakeModelOutput(logits=logits)).logits == (logits,)
+
+
+def test_a_wrong_head_beside_factored_logits_is_named():
+    with pytest.raises(OutputsError, match=r"^student\.logits\.1: must be a tensor, got str 'x'"):
+        read({"logits": [FACTORED, "x"]})
+
+
+def test_no_other_key_takes_factored_logits():
+    with pytest.raises(
+        OutputsError, match=r"^student\.hidden: must be a tensor or a list of tensors, got FactoredLogits"
+    ):
+        read({"hidden": FACTORED})

@@ -1,0 +1,142 @@
+"""A teacher that is known at a few classes of each item."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from kdplug.contracts.item import keep, moved, rows_of
+from kdplug.errors import OutputsError, ShapeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseLogits:
+    """What is known of a teacher's distribution at ``temperature``: of each item, K of its ``classes`` classes.
+
+    ``log_probs`` are the natural logarithms of their probabilities, over all classes. There are three forms:
+
+    * with ``tail``, the logarithm of the mass that all other classes have together: a top-k and tail cache. The K classes of
+      an item differ from each other. Any loss on logits can be computed from it, over K + 1 categories.
+    * with ``weights`` in place of ``tail``, a sample: Σ weight · f(class) over the K is an unbiased estimate of the teacher's
+      mean of f. A class may come twice; a place that is not used has weight 0. ``log_probs`` may be ``None``.
+    * with neither, nothing is said of the other classes.
+
+    The last two are for losses that ask for ``teacher_sparse``. ``-inf`` stands for probability 0, in ``tail`` too. Nothing
+    here carries a gradient.
+
+    Shapes: ``ids`` int64 ``[*items, K]``; ``log_probs`` and ``weights`` ``[*items, K]``; ``tail`` ``[*items]``.
+    Raises: ``OutputsError`` for what is no tensor of the right type, for values that cannot be meant together, and for a
+    temperature or number of classes that is not above 0; ``ShapeError`` where the parts do not fit each other.
+    """
+
+    ids: Tensor
+    log_probs: Tensor | None
+    classes: int
+    tail: Tensor | None = None
+    weights: Tensor | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_ids(self)
+        for name, shape in (("log_probs", self.ids.shape), ("weights", self.ids.shape), ("tail", self.ids.shape[:-1])):
+            _check_part(name, getattr(self, name), shape)
+        if self.log_probs is None and self.weights is None:
+            raise OutputsError("must be given, or weights in its place", field="log_probs")
+        if self.tail is not None and self.weights is not None:
+            raise OutputsError("a sample has weights, and a top-k cache has a tail: not both", field="tail")
+        if not 0 < self.temperature < math.inf:
+            raise OutputsError(f"must be above 0 and finite, got {self.temperature!r}", field="temperature")
+
+    @classmethod
+    def top(cls, logits: Tensor, k: int, temperature: float = 1.0) -> SparseLogits:
+        """The ``k`` largest of ``logits`` ``[*items, classes]``, and the tail that is left. All of them where there are fewer.
+
+        The tail is a sum over the other classes, not 1 minus that over the k, so that a small one keeps its digits.
+        """
+        import torch
+
+        with torch.no_grad():
+            wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+            log_probs = (wide / temperature).log_softmax(-1)
+            found, ids = log_probs.topk(min(k, logits.shape[-1]), dim=-1)
+            tail = log_probs.scatter_(-1, ids, -torch.inf).logsumexp(-1)
+        return cls(ids, found, logits.shape[-1], tail, temperature=temperature)
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the logits which it stands for, ``[*items, classes]``."""
+        import torch
+
+        return torch.Size((*self.ids.shape[:-1], self.classes))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return self.ids.device
+
+    def detach(self) -> SparseLogits:
+        """The same: nothing here carries a gradient."""
+        return self
+
+    def at(self, items: Tensor) -> SparseLogits:
+        """Those of some items alone, ``[n, classes]``.
+
+        Shapes: ``items`` is a bool mask ``[*items]``, or int64 places ``[n]`` among the items in a row.
+        Raises: ``ShapeError`` for a mask of another shape.
+        """
+        rows = rows_of(items, self.ids.shape[:-1])
+        return replace(
+            self,
+            ids=keep(self.ids, rows, 1),
+            log_probs=None if self.log_probs is None else keep(self.log_probs, rows, 1),
+            tail=None if self.tail is None else keep(self.tail, rows, 0),
+            weights=None if self.weights is None else keep(self.weights, rows, 1),
+        )
+
+    def to(self, device: torch.device | str) -> SparseLogits:
+        """The same on another device."""
+        return replace(
+            self,
+            ids=moved(self.ids, device),
+            log_probs=None if self.log_probs is None else moved(self.log_probs, device),
+            tail=None if self.tail is None else moved(self.tail, device),
+            weights=None if self.weights is None else moved(self.weights, device),
+        )
+
+
+def _check_ids(sparse: SparseLogits) -> None:
+    import torch
+
+    ids, classes = sparse.ids, sparse.classes
+    if not isinstance(ids, torch.Tensor) or ids.dtype is not torch.int64:
+        kind = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
+        raise OutputsError(f"must be a tensor of int64, got {kind}", field="ids")
+    if not ids.dim():
+        raise ShapeError("must be [*items, K], got a scalar", field="ids")
+    if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        raise OutputsError(f"must be a whole number above 0, got {classes!r}", field="classes")
+    if ids.device.type == "cpu" and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
+        raise OutputsError(
+            f"must lie in [0, {classes}), got {int(ids.min())} to {int(ids.max())}: classes is the width of the logits",
+            field="ids",
+        )
+
+
+def _check_part(name: str, value: object, shape: torch.Size) -> None:
+    from torch import Tensor
+
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise OutputsError(f"must be a tensor of floating point, got {kind}", field=name)
+    if value.requires_grad:
+        raise OutputsError("carries a gradient, and a teacher has none: detach it", field=name)
+    if value.shape != shape:
+        form = "[*items]" if name == "tail" else "[*items, K]"
+        raise ShapeError(f"must be {form} = {list(shape)}, as ids say, got {list(value.shape)}", field=name)

@@ -1,0 +1,90 @@
+"""A teacher known at a few classes: the three forms, and clear words for what is none of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kdplug import OutputsError, ShapeError, SparseLogits
+
+IDS = torch.tensor([[0, 4], [3, 1]])
+LOGS = torch.tensor([[0.5, 0.2], [0.3, 0.3]]).log()
+TAIL = torch.tensor([0.3, 0.4]).log()
+
+
+@pytest.fixture
+def logits():
+    return 3 * torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_the_top_classes_and_the_tail_are_those_of_the_softmax(logits, temperature):
+    top = SparseLogits.top(logits, 2, temperature)
+    probs = (logits / temperature).softmax(-1)
+    largest = probs.topk(2)
+    torch.testing.assert_close(top.log_probs.exp(), largest.values)
+    assert torch.equal(top.ids, largest.indices)
+    torch.testing.assert_close(top.tail.exp(), 1 - largest.values.sum(-1))
+    assert top.temperature == temperature
+
+
+def test_a_tail_of_no_classes_is_exactly_nothing(logits):
+    top = SparseLogits.top(logits, 9)
+    assert top.ids.shape == (2, 3, 6)
+    assert top.tail.isneginf().all()
+
+
+def test_a_tail_far_below_rounding_keeps_its_digits():
+    top = SparseLogits.top(torch.tensor([[60.0, 0.0, 0.0]]), 1)
+    torch.testing.assert_close(top.tail, torch.tensor([2.0]).log() - 60, rtol=1e-6, atol=0)
+
+
+def test_half_precision_is_widened_before_the_softmax():
+    top = SparseLogits.top(torch.zeros(1, 3, dtype=torch.bfloat16), 1)
+    assert top.log_probs.dtype is top.tail.dtype is torch.float32
+
+
+def test_the_shape_is_that_of_the_logits_it_stands_for(logits):
+    assert SparseLogits.top(logits, 2).shape == logits.shape
+    assert SparseLogits(IDS, LOGS, 6).shape == (2, 6)
+
+
+def test_items_are_chosen_with_all_their_parts(logits):
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    chosen, expected = SparseLogits.top(logits, 2).at(mask), SparseLogits.top(logits[mask], 2)
+    for name in ("ids", "log_probs", "tail"):
+        assert torch.equal(getattr(chosen, name), getattr(expected, name))
+    sample = SparseLogits(IDS, None, 6, weights=LOGS.exp()).at(torch.tensor([1]))
+    assert (sample.log_probs, sample.weights.tolist()) == (None, [LOGS.exp()[1].tolist()])
+
+
+def test_they_move_to_a_device_with_all_parts():
+    moved = SparseLogits(IDS, LOGS, 6, TAIL, temperature=2.0).to("meta")
+    assert {part.device.type for part in (moved.ids, moved.log_probs, moved.tail)} == {"meta"}
+    assert (moved.weights, moved.temperature) == (None, 2.0)
+
+
+def test_it_is_detached_by_nature():
+    sparse = SparseLogits(IDS, LOGS, 6)
+    assert sparse.detach() is sparse
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"ids": IDS.int()}, OutputsError, r"^ids: must be a tensor of int64, got torch\.int32"),
+        ({"ids": [[0]]}, OutputsError, r"^ids: must be a tensor of int64, got list"),
+        ({"classes": 4}, OutputsError, r"^ids: must lie in \[0, 4\), got 0 to 4: classes is the width of the logits"),
+        ({"classes": 0}, OutputsError, r"^classes: must be a whole number above 0, got 0"),
+        ({"log_probs": None}, OutputsError, r"^log_probs: must be given, or weights in its place"),
+        ({"log_probs": LOGS.clone().requires_grad_()}, OutputsError, r"^log_probs: carries a gradient"),
+        ({"log_probs": LOGS[:1]}, ShapeError, r"^log_probs: must be \[\*items, K\] = \[2, 2\].*got \[1, 2\]"),
+        ({"tail": TAIL[:1]}, ShapeError, r"^tail: must be \[\*items\] = \[2\], as ids say, got \[1\]"),
+        ({"tail": TAIL, "weights": LOGS.exp()}, OutputsError, r"^tail: a sample has weights, .*: not both"),
+        ({"weights": IDS}, OutputsError, r"^weights: must be a tensor of floating point, got torch\.int64"),
+        ({"temperature": 0.0}, OutputsError, r"^temperature: must be above 0 and finite, got 0\.0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_by_name(changed, error, message):
+    with pytest.raises(error, match=message):
+        SparseLogits(**{"ids": IDS, "log_probs": LOGS, "classes": 6, **changed})
