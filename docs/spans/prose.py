@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-_LABEL = re.compile(r"^(Shapes|Settings|Raises|Source|Sources|Inputs|Returns|Note): ", re.MULTILINE)
+_LABEL = re.compile(r"^(Shapes|Settings|Relations|Raises|Source|Sources|Inputs|Returns|Note): ", re.MULTILINE)
 _LITERAL = re.compile(r"(?:^|(?<=\n))([^\n]*)::\n\n((?:(?: {4}[^\n]*)?\n)*(?: {4}[^\n]*))", re.MULTILINE)
 
 

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 FIRST_PARTY = MappingProxyType(
     {
+        "kdplug-logits": MappingProxyType({"losses": ("kl", "reverse_kl")}),
         "kdplug-presets": MappingProxyType(
             {
                 "losses": (

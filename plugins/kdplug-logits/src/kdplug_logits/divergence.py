@@ -1,0 +1,61 @@
+"""What divergences between softened distributions have in common: how logits are read, and how items are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.precision import promoted
+from kdplug_logits.shape import require_logits
+from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+
+PerItem = Callable[[Tensor, Tensor], Tensor]
+"""Log-probabilities of student and teacher, ``[*items, classes]`` each, to values ``[*items]`` in nats."""
+
+
+def tempered(
+    owner: str, student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Both sides over the temperature in float32 at least, the teacher cut from the graph, and the temperature as read.
+
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    """
+    require_logits(owner, student_logits, teacher_logits)
+    temperature = read_temperature(owner, temperature, student_logits)
+    student, teacher = promoted(student_logits, teacher_logits)
+    return over_temperature(student, temperature), over_temperature(teacher, temperature), temperature
+
+
+def within_support(student: Tensor, teacher: Tensor) -> Tensor:
+    """Student logits with ``-inf`` at the classes that the teacher rules out.
+
+    For divergences that are infinite wherever the student gives such a class any probability. Where that would leave the
+    student no class at all, its logits stay as they are, and the divergence is infinite.
+    """
+    allowed = teacher > -torch.inf
+    shares = (allowed & (student > -torch.inf)).any(dim=-1, keepdim=True)
+    return student.masked_fill(~allowed & shares, -torch.inf)
+
+
+def divergence(
+    owner: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float,
+    per_item: PerItem,
+    *,
+    t2: bool,
+    supported: bool = False,
+) -> LossSum:
+    """The sum over items of ``per_item`` of the softened log-probabilities, and the number of items.
+
+    ``t2`` multiplies by the squared temperature; ``supported`` keeps the student to the classes that the teacher allows.
+    """
+    student, teacher, temperature = tempered(owner, student_logits, teacher_logits, temperature)
+    if supported:
+        student = within_support(student, teacher)
+    values = per_item(student.log_softmax(dim=-1), teacher.log_softmax(dim=-1))
+    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())

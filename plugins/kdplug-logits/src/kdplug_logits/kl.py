@@ -1,0 +1,70 @@
+"""Kullback–Leibler divergence between softened distributions, in either direction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import divergence
+
+
+def relative_entropy(first: Tensor, second: Tensor) -> Tensor:
+    """``Σ e^first (first − second)`` over the last axis, in nats: what is lost by taking ``second`` for ``first``.
+
+    A class to which ``first`` gives no probability adds nothing, whatever ``second`` gives it. One to which ``second``
+    alone gives none makes the value infinite, with a finite gradient.
+
+    Shapes: log-probabilities ``[*items, classes]`` to ``[*items]``.
+    """
+    probs = first.exp()
+    return (probs * torch.where(probs > 0, first - second, 0.0)).sum(dim=-1)
+
+
+def kl_per_item(student: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(teacher‖student)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    return relative_entropy(teacher, student)
+
+
+def reverse_kl_per_item(student: Tensor, teacher: Tensor) -> Tensor:
+    """``KL(student‖teacher)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    return relative_entropy(student, teacher)
+
+
+def kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
+) -> LossSum:
+    """Forward KL divergence ``T² KL(p‖q)`` of the softened student q from the softened teacher p, in nats, mean over items.
+
+    It covers: the student must give probability wherever the teacher does. A class that the teacher rules out (``-inf``)
+    adds nothing; one that only the student rules out makes the value infinite, with a finite gradient.
+
+    Settings: ``t2`` multiplies by the squared temperature, so that gradients keep their size as it rises.
+    Relations: ``ce`` of kdplug-presets less the teacher's entropy; ``jsd`` at ``beta: 0``, ``skew_kl`` at ``skew: 0``,
+    ``alpha_beta`` at (1, 0), ``topk`` with ``k`` not below the number of classes.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
+    """
+    return divergence("kl", student_logits, teacher_logits, temperature, kl_per_item, t2=t2)
+
+
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
+) -> LossSum:
+    """Reverse KL divergence ``T² KL(q‖p)`` of the softened teacher p from the softened student q, in nats, mean over items.
+
+    It seeks modes: the student must give none where the teacher gives little. That would be infinite at a class that the
+    teacher rules out (``-inf``), so such a class is taken from the student as well: it adds nothing and gets no gradient.
+
+    Settings: ``t2`` multiplies by the squared temperature, so that gradients keep their size as it rises.
+    Relations: ``jsd`` at ``beta: 1``, ``skew_reverse_kl`` at ``skew: 0``, ``alpha_beta`` at (0, 1).
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here token by token on given text.
+    """
+    return divergence(
+        "reverse_kl", student_logits, teacher_logits, temperature, reverse_kl_per_item, t2=t2, supported=True
+    )

@@ -1,0 +1,62 @@
+"""Whether logits fit each other, told with both shapes and the axis. Nothing is ever broadcast."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from kdplug import OutputsError, ShapeError
+
+_AXES = {1: ("classes",), 2: ("batch", "classes"), 3: ("batch", "length", "classes")}
+
+
+def written(tensor: Tensor) -> str:
+    """The shape as ``[2, 4, 8]``."""
+    return str(list(tensor.shape))
+
+
+def require_logits(owner: str, student: object, teacher: object, *, classes: bool = True) -> None:
+    """Raises: ``ShapeError`` where the two are no tensors of one shape.
+
+    Without ``classes`` the last axis may differ in size.
+    """
+    if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
+        raise ShapeError(
+            f"{owner}: student_logits and teacher_logits must be tensors, got {type(student).__name__} and "
+            f"{type(teacher).__name__}"
+        )
+    if student.shape == teacher.shape and student.dim():
+        return
+    if not student.dim() or student.dim() != teacher.dim():
+        raise ShapeError(
+            f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} must have as many axes, "
+            "one at least"
+        )
+    axes = student.dim() if classes else student.dim() - 1
+    _require_axes(owner, student, teacher, _AXES.get(student.dim(), tuple(map(str, range(student.dim()))))[:axes])
+
+
+def _require_axes(owner: str, student: Tensor, teacher: Tensor, axes: Sequence[str]) -> None:
+    for axis, have, want in zip(axes, student.shape, teacher.shape, strict=False):
+        if have != want:
+            raise ShapeError(
+                f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} differ on the axis "
+                f"'{axis}': {have} against {want}"
+            )
+
+
+def require_labels(owner: str, labels: Tensor | None, logits: Tensor) -> Tensor:
+    """The labels, one integer for each item of ``logits``.
+
+    Raises: ``OutputsError`` where there are none or they are no integers; ``ShapeError`` for any other shape.
+    """
+    if labels is None:
+        raise OutputsError(f"{owner}: needs labels, and the student returned none. Return them from its adaptor")
+    if labels.is_floating_point() or labels.is_complex():
+        raise OutputsError(f"{owner}: labels must be integer class indices, got {labels.dtype}")
+    if labels.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"{owner}: labels {written(labels)} do not fit logits {written(logits)}: one label for each item"
+        )
+    return labels
