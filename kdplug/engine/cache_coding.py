@@ -148,10 +148,13 @@ def _at(logits: Any, places: Tensor) -> Any:
 
 def _rows(name: str, part: Tensor | Ragged, sizes: list[int]) -> dict[str, list[Tensor]]:
     if isinstance(part, Tensor):
-        return {name: list(part.detach().cpu().split(sizes))}
-    counts = part.counts.detach().cpu().split(sizes)
-    values = part.values.detach().cpu().split([int(one.sum()) for one in counts])
-    return {name: list(values), name + COUNTS: list(counts)}
+        return {name: _split(part, sizes)}
+    counts = _split(part.counts, sizes)
+    return {name: _split(part.values, [int(one.sum()) for one in counts]), name + COUNTS: counts}
+
+
+def _split(part: Tensor, sizes: list[int]) -> list[Tensor]:
+    return list(torch.split(part.detach().cpu(), sizes))
 
 
 def _tally(coded: Encoded, kept: Tensor) -> Tally:

@@ -106,14 +106,16 @@ class Reader:
 
 def _laid_out(found: Any, places: Tensor | None, shape: torch.Size) -> Any:
     if isinstance(found, SparseLogits):
-        of = {key: _gathered(getattr(found, key), places, shape) for key in ("ids", "log_probs", "tail", "weights")}
+        of: dict[str, Any] = {
+            key: _gathered(getattr(found, key), places, shape) for key in ("ids", "log_probs", "tail", "weights")
+        }
         return replace(found, **of)
     if isinstance(found, FactoredLogits):
         return replace(found, hidden=_gathered(found.hidden, places, shape))
     return _gathered(found, places, shape)
 
 
-def _gathered(part: Tensor | None, places: Tensor | None, shape: torch.Size) -> Tensor | None:
+def _gathered(part: Any, places: Tensor | None, shape: torch.Size) -> Any:
     if part is None:
         return None
     if places is None:

@@ -19,7 +19,7 @@ from kdplug.engine.cache_shard import Shard
 from kdplug.engine.cache_tally import Tally
 from kdplug.errors import RunError
 
-_FORMAT = 2
+_FORMAT = 1
 _MANIFEST = "manifest.json"
 _SHARED = "shared"
 

@@ -110,7 +110,7 @@ class Opened:
         if process.is_main_process and (self._manifest is None or self._lacks_shared(folder, self._manifest)):
             first, layout, extent = self._begun(question)
             if self._manifest is None:
-                sizes = {"count": extent.count, "batch": extent.batch, "batches": extent.batches}
+                sizes: dict[str, Any] = {"count": extent.count, "batch": extent.batch, "batches": extent.batches}
                 sizes |= {"fingerprint": self._fingerprint, "layout": layout.to_data(), "shared": bool(first.shared)}
                 folder.begin(sizes)
             folder.write_shared(first.shared)
