@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +14,9 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.identity import identity
-from kdplug.distillers.session import teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.distillers.session import given_teacher, teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.engine.cache_fill import fill
+from kdplug.engine.cache_summary import CacheSummary
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
@@ -22,9 +24,10 @@ from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Callback, Request
 from kdplug.engine.resume import Resume
 from kdplug.engine.run import RunResult
-from kdplug.engine.teacher import Teacher
 from kdplug.engine.train import train
+from kdplug.errors import ConfigError
 from kdplug.host.life_cycle import LifeCycle
+from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.objective import Objective
 
 
@@ -36,7 +39,7 @@ class GeneralDistiller:
 
     The hooks of plugins and ``observers`` are told of each run; an observer that raises ends it only if ``strict``.
     ``show_progress`` is about the bar, or the lines, on the error stream. ``custom_matches`` are losses between modules that
-    are written in Python.
+    are written in Python. Without a ``model_T`` its outputs come from a ``teacher_cache`` that is complete.
 
     Raises: ``ConfigError`` for a module path that leads nowhere; ``EntryError`` or ``SettingError`` where the config names what is not
     there.
@@ -46,7 +49,7 @@ class GeneralDistiller:
         self,
         train_config: TrainingConfig,
         distill_config: DistillationConfig,
-        model_T: nn.Module,
+        model_T: nn.Module | None,
         model_S: nn.Module,
         adaptor_T: Adaptor | None = None,
         adaptor_S: Adaptor | None = None,
@@ -63,10 +66,11 @@ class GeneralDistiller:
         self.model_S = model_S
         self.adaptor_T = adaptor_T
         self.adaptor_S = adaptor_S
-        terms = (match.term(place, model_T, model_S) for place, match in enumerate(custom_matches or ()))
+        terms = _custom_terms(custom_matches, model_T, model_S)
         self.objective = Objective(distill_config, custom_matches=terms)
         self.objective.connect(model_S, model_T)
         self.teacher_cache = teacher_cache(train_config, distill_config)
+        self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache)
         tell_unused_cache(train_config, self.teacher_cache)
         self._observers = tuple(observers)
         self._strict = strict
@@ -84,6 +88,32 @@ class GeneralDistiller:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered.pop().close()
+
+    def fill_teacher_cache(
+        self,
+        dataloader: Iterable[Any],
+        batch_postprocessor: Callable[[Any], Any] | None = None,
+        **model_args: Any,
+    ) -> CacheSummary:
+        """Ask the teacher about every example of ``dataloader`` and keep what it says in ``teacher_cache``, without training.
+
+        ``train`` then asks nothing, in this process or, with a folder, in another one, where ``model_T`` may be ``None``. What is in
+        the folder already stays; under ``accelerate launch`` the processes divide what is not.
+
+        Raises: ``ConfigError`` without ``is_caching_logits``; ``RunError`` for data, outputs or a folder that cannot be used.
+        """
+        if self.teacher_cache is None:
+            raise ConfigError("must be true for a cache to be filled", field="is_caching_logits")
+        return fill(
+            Pair(self.model_S, self.adaptor_S, self.objective),
+            self._teacher,
+            self.train_config,
+            self.teacher_cache,
+            dataloader,
+            postprocess=batch_postprocessor,
+            model_args=model_args,
+            shown=self._show_progress,
+        )
 
     def train(  # noqa: PLR0917  TextBrewer's signature
         self,
@@ -143,7 +173,7 @@ class GeneralDistiller:
         )
         return train(
             Pair(self.model_S, self.adaptor_S, self.objective),
-            Teacher(self.model_T, self.adaptor_T),
+            self._teacher,
             self.train_config,
             request,
             observers=[LifeCycle(), *self._observers],
@@ -151,3 +181,14 @@ class GeneralDistiller:
             show_progress=self._show_progress,
             caches=self.teacher_cache,
         )
+
+
+def _custom_terms(
+    matches: Iterable[CustomMatch] | None, teacher: nn.Module | None, student: nn.Module
+) -> Iterator[CustomTerm]:
+    for place, match in enumerate(matches or ()):
+        if teacher is None:
+            raise ConfigError(
+                "a match written in Python looks its module up in model_T, and there is none", field="custom_matches"
+            )
+        yield match.term(place, teacher, student)

@@ -12,11 +12,15 @@ from kdplug.engine.pair import Adaptor
 from kdplug.errors import RunError
 
 
+class NoModel(nn.Module):
+    """The model of a teacher that is not there: it has no parameters and is never called."""
+
+
 class Absent:
     """Stands where a teacher would. Its adaptor is known, since what it returned is in the cache."""
 
     def __init__(self, adaptor: Adaptor | None = None) -> None:
-        self.model: nn.Module = nn.Module()
+        self.model: nn.Module = NoModel()
         self.adaptor = adaptor
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:

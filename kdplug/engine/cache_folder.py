@@ -95,12 +95,15 @@ class CacheFolder:
                 )
         return shard
 
-    def note(self, place: int) -> dict[str, Any]:
-        """The size, checksum, number of examples and tally of a shard, without reading it.
+    def checked(self, place: int | None) -> dict[str, Any]:
+        """The note of a shard, or of what is kept once (``None``): its size, checksum, examples and tally.
 
-        Raises: ``RunError`` for a damaged one.
+        Raises: ``RunError`` for a damaged note, and for a file of another size.
         """
-        return _read_json(self._note(_name(place)))
+        name = _SHARED if place is None else _name(place)
+        note = _read_json(self._note(name))
+        self._check_size(name, note)
+        return note
 
     def write_shared(self, tensors: Mapping[str, Tensor]) -> None:
         """Write what is kept once for all, if there is anything.
@@ -130,15 +133,20 @@ class CacheFolder:
 
     def _whole(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         file, note = self._file(name), _read_json(self._note(name))
+        self._check_size(name, note)
+        with _reading(file):
+            if _checksum(file) != note["crc32"]:
+                raise RunError(f"{file} is damaged: its checksum is not the one that was written. {self._again(name)}")
+            return load_file(file), note
+
+    def _check_size(self, name: str, note: Mapping[str, Any]) -> None:
+        file = self._file(name)
         with _reading(file):
             size = file.stat().st_size
             if size != note["bytes"]:
                 raise RunError(
                     f"{file} has {size} bytes and had {note['bytes']} when it was written. {self._again(name)}"
                 )
-            if _checksum(file) != note["crc32"]:
-                raise RunError(f"{file} is damaged: its checksum is not the one that was written. {self._again(name)}")
-            return load_file(file), note
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -110,7 +111,7 @@ class Question:
             for path in layout.guides:
                 columns.setdefault(GUIDE + path, []).append(marks(found[path]))
         digests = tuple(mark for answer in answers for mark in answer.keyed.digests)
-        tally = Tally.sum(head.tally for answer in answers for head in answer.coded.values())
+        tally = Tally.sum(tally for answer in answers for tally in _tallies(answer))
         joined = {name: Column.join(parts) for name, parts in columns.items()}
         return Shard(start, digests, joined, tally + Tally(error=self._error))
 
@@ -182,3 +183,13 @@ def _kinds(answer: Answer) -> dict[str, Any]:
 
 def _kept(layout: Layout) -> dict[str, Any]:
     return {**dict.fromkeys(layout.dtypes), **layout.heads}
+
+
+def _tallies(answer: Answer) -> Iterator[Tally]:
+    """Of each head of logits: as they are, or as a codec keeps them."""
+    for name, tensor in answer.tensors.items():
+        if name.split("/")[1] == "logits" and tensor.dim():
+            items = prod(tensor.shape[:-1])
+            yield Tally(items, items, float(items))
+    for head in answer.coded.values():
+        yield head.tally

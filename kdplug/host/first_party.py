@@ -6,7 +6,9 @@ from types import MappingProxyType
 
 FIRST_PARTY = MappingProxyType(
     {
-        "kdplug-logits": MappingProxyType({"losses": ("kl", "reverse_kl")}),
+        "kdplug-logits": MappingProxyType(
+            {"losses": ("kl", "reverse_kl"), "cache_codecs": ("dense", "hidden", "sampled", "topk_tail")}
+        ),
         "kdplug-presets": MappingProxyType(
             {
                 "losses": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Task
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.engine.event import Events
@@ -24,6 +26,7 @@ from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
 from kdplug.recipes.measure import count_parameters, evaluate, seconds_per_example
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
+from kdplug.recipes.origin import fingerprint
 from kdplug.recipes.result import Figures
 from kdplug.recipes.stage import Stage
 from kdplug.recipes.supervised import train_on_labels
@@ -44,13 +47,14 @@ class Bench:
     resume: bool = False
     resume_changed: bool = False
 
-    def teacher(self) -> nn.Module:
-        """The teacher, fitted where the task says how."""
+    def teacher(self, folder: Path | None = None) -> nn.Module:
+        """The teacher, fitted where the task says how; its checkpoints go below ``folder`` where that is given."""
         model, training = self.built_teacher(), self.fit()
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
             self.say(f"Fitting the teacher: {Budget.of(training, loader).total_steps} optimizer steps")
-            self._train_on_labels(Stage.TEACHER, model, self.task.teacher_adaptor, loader, training)
+            config = Stage.TEACHER.config(self.recipe, folder)
+            self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
     def built_teacher(self) -> nn.Module:
@@ -67,8 +71,8 @@ class Bench:
             lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
         )
 
-    def distilled(self, teacher: nn.Module) -> tuple[nn.Module, History]:
-        """The student after distillation, and what happened on the way."""
+    def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
+        """The student after distillation, from a cache where there is no ``teacher``, and what happened on the way."""
         training, student = self.recipe.training, self.student()
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
@@ -89,9 +93,11 @@ class Bench:
         )
         return student, history
 
-    def distiller(self, teacher: nn.Module, student: nn.Module, observers: Iterable[Events] = ()) -> GeneralDistiller:
-        """What distils ``teacher`` into ``student``."""
-        return GeneralDistiller(
+    def distiller(
+        self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[Events] = ()
+    ) -> GeneralDistiller:
+        """What distils ``teacher``, or a cache of what it said, into ``student``."""
+        made = GeneralDistiller(
             Stage.STUDENT.config(self.recipe),
             self.recipe.distillation,
             teacher,
@@ -102,13 +108,17 @@ class Bench:
             strict=True,
             show_progress=self.show_progress,
         )
+        if made.teacher_cache is not None:
+            made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
+        return made
 
     def baseline(self) -> tuple[nn.Module, int]:
         """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps."""
         training, student = self.recipe.training, self.student()
         loader = self.loader("baseline", training.batch_size, like="distillation")
         self.say(f"Training the same student without distillation: {Budget.of(training, loader).total_steps} steps")
-        done = self._train_on_labels(Stage.BASELINE, student, self.task.student_adaptor, loader, training)
+        config = Stage.BASELINE.config(self.recipe)
+        done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
         return student, done.step
 
     def measured(self, *models: nn.Module) -> list[Figures]:
@@ -140,14 +150,19 @@ class Bench:
         return AUTO if self.resume else None
 
     def _train_on_labels(
-        self, stage: Stage, model: nn.Module, adaptor: Adaptor, loader: DataLoader[Any], training: RecipeTraining
+        self,
+        config: TrainingConfig,
+        model: nn.Module,
+        adaptor: Adaptor,
+        loader: DataLoader[Any],
+        training: RecipeTraining,
     ) -> RunResult:
         return train_on_labels(
             model,
             adaptor,
             loader,
             training,
-            stage.config(self.recipe),
+            config,
             resume=self._resume,
             resume_changed=self.resume_changed,
         )
