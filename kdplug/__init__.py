@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
+    from kdplug.contracts.closed_form import ClosedForm, closed_form
     from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.outputs import Outputs
@@ -78,6 +79,7 @@ __all__ = [
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
+    "ClosedForm",
     "ConfigError",
     "CustomMatch",
     "DistillationConfig",
@@ -106,6 +108,7 @@ __all__ = [
     "Task",
     "TrainingConfig",
     "cache_codecs",
+    "closed_form",
     "hookimpl",
     "layer_maps",
     "losses",
@@ -121,6 +124,7 @@ _ROOMS = {
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
     "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
+    "contracts.closed_form": ("ClosedForm", "closed_form"),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
     "contracts.outputs": ("Outputs",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -12,7 +12,7 @@ from kdplug.config.layer_map import LayerMap, LayerMaps
 from kdplug.config.match import IntermediateMatch, no_effect
 from kdplug.config.model import ConfigModel
 from kdplug.config.requirement import PluginsConfig
-from kdplug.config.scalar import NonNegative, Positive, Switch
+from kdplug.config.scalar import Count, NonNegative, Positive, Switch
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.host.registry import losses, teacher_combiners
 from kdplug.host.spec import ComponentSpec
@@ -42,6 +42,8 @@ class DistillationConfig(ConfigModel):
     hard_label_weight: NonNegative = 0.0
     hard_label_weight_scheduler: WeightScheduler = None
     teacher_combiner: AnyComponent = DEFAULT_COMBINER
+    logit_chunk: Count | Literal["auto", "whole"] = "auto"
+    padded_vocabulary: Literal["refuse", "drop"] = "refuse"
     probability_shift: Switch = False
     is_caching_logits: Switch = False
     intermediate_matches: tuple[IntermediateMatch, ...] = ()

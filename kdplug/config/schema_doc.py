@@ -39,6 +39,10 @@ MEANINGS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "hard_label_weight": "weight of the losses that the student's adaptor returns; with a scheduler and no weight given, 1",
             "hard_label_weight_scheduler": "scales the weight over the run",
             "teacher_combiner": "makes the logits of several teachers into those of one; nothing to do with one teacher",
+            "logit_chunk": "how many items' logits are multiplied out at once where a model returns `FactoredLogits`: a number, "
+            "`auto` for what a memory budget allows, `whole` for all of them",
+            "padded_vocabulary": "what is done where student and teacher differ in the number of classes: `refuse`, or `drop` the "
+            "last ones of the longer side, which pad the vocabulary of one tokenizer",
             "probability_shift": "where the teacher is wrong, swap its highest logit with that of the true label",
             "is_caching_logits": "ask the teacher once about every example, and keep its logits and matched features for all epochs",
             "intermediate_matches": "losses between features of the two models",

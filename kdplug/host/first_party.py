@@ -7,7 +7,30 @@ from types import MappingProxyType
 FIRST_PARTY = MappingProxyType(
     {
         "kdplug-logits": MappingProxyType(
-            {"losses": ("kl", "reverse_kl"), "cache_codecs": ("dense", "hidden", "sampled", "topk_tail")}
+            {
+                "losses": (
+                    "adaptive_kl",
+                    "alpha_beta",
+                    "bce",
+                    "dist",
+                    "dkd",
+                    "jsd",
+                    "kl",
+                    "logit_std",
+                    "nkd",
+                    "ranking",
+                    "regression",
+                    "reverse_kl",
+                    "sampled",
+                    "skew_kl",
+                    "skew_reverse_kl",
+                    "topk",
+                    "tvd",
+                    "uld",
+                    "wsld",
+                ),
+                "cache_codecs": ("dense", "hidden", "sampled", "topk_tail"),
+            }
         ),
         "kdplug-presets": MappingProxyType(
             {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.objective.gradient import frozen
 from kdplug.objective.precision import is_autocast_on
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Logits
 
 
 class Batch:
@@ -41,7 +46,7 @@ class Batch:
             self._views[place] = Batch(self.student, own, self.progress, self.step, self.total_steps)
         return self._views[place]
 
-    def autocast(self, tensor: Tensor) -> bool:
+    def autocast(self, tensor: Logits) -> bool:
         """Whether autocast is on for the device of ``tensor``, one of the student's. Asked of torch once."""
         if self._autocast is None:
             self._autocast = is_autocast_on(tensor.device.type)

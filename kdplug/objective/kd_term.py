@@ -9,22 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
 from kdplug.objective.combiner import Combiner
+from kdplug.objective.compact import combined, compared
 from kdplug.objective.gradient import connected_zero, frozen
+from kdplug.objective.pair_loss import PairLoss
 from kdplug.objective.precision import full
-from kdplug.objective.probability_shift import shift
 from kdplug.objective.report import TermValue, over_heads
 from kdplug.objective.schedule import Schedule, build_schedule
 from kdplug.objective.selection import Pair, check_pair, head_masks, is_ignored, select, select_several
 from kdplug.objective.teacher import Names, side
 from kdplug.objective.temperature import Temperature
 from kdplug.objective.term import term_value
+from kdplug.objective.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
+    from kdplug.contracts.outputs import Logits
 
 
 class KdTerm(nn.Module):
@@ -41,12 +45,16 @@ class KdTerm(nn.Module):
         self.schedule: Schedule = build_schedule(
             config.kd_loss_weight, config.kd_loss_weight_scheduler, "kd_loss_weight_scheduler"
         )
-        self.loss: Any = component.target
+        self.loss: Any = (
+            component.target
+        )  # a module, where the entry is a class: trained, moved and saved as part of this one
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
-        self.fixed_temperature = None if config.temperature_scheduler is not None else float(config.temperature)
         self.shifts = config.probability_shift
+        self.pair_loss = PairLoss(component, self.temperature, shifts=self.shifts)
+        self.vocabulary = Vocabulary(config.padded_vocabulary)
+        self.chunk = config.logit_chunk
         self.teachers = teachers
         self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
@@ -68,7 +76,8 @@ class KdTerm(nn.Module):
         return over_heads([self._compared(pair, batch, weight) for pair in pairs])
 
     def skipped(self, batch: Batch) -> Tensor:
-        return connected_zero([*self._logits(batch.student, "student"), *self.parameters()])
+        logits, _ = self._student(batch)
+        return connected_zero([*(tensor for head in logits for tensor in _tensors(head)), *self.parameters()])
 
     def _pairs(self, batch: Batch) -> list[Pair]:
         """What counts of each head."""
@@ -99,17 +108,18 @@ class KdTerm(nn.Module):
                 teacher_masks=effective,
                 names=self.teachers,
             )
-            whole = chosen.teachers[0]
-            if chosen.student.numel():
-                whole = combiner(chosen.teachers, chosen.student, chosen.labels, batch)
-            found.append(Pair(chosen.student, whole, chosen.labels))
+            found.append(
+                combined(chosen, combiner, batch, self.chunk) if chosen.student.shape.numel() else chosen.first
+            )
         return found
 
-    def _student(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...]]:
+    def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...]]:
         logits = self._logits(batch.student, "student")
+        if any(isinstance(head, SparseLogits) for head in logits):
+            raise OutputsError("are SparseLogits: only a teacher may be known at a few classes", field="student.logits")
         return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
 
-    def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Tensor, ...]:
+    def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Logits, ...]:
         name = side(self.teachers, place)
         logits = self._logits(batch.teachers[place], name)
         if heads != len(logits):
@@ -119,12 +129,9 @@ class KdTerm(nn.Module):
             )
         return logits
 
-    def _logits(self, outputs: Outputs, side: str) -> tuple[Tensor, ...]:
+    def _logits(self, outputs: Outputs, side: str) -> tuple[Logits, ...]:
         if outputs.logits is not None:
-            dense = tuple([logits for logits in outputs.logits if isinstance(logits, Tensor)])
-            if len(dense) < len(outputs.logits):
-                raise OutputsError("the kd loss reads logits that are tensors", field=f"{side}.logits")
-            return dense
+            return outputs.logits
         given = ", ".join(outputs.given) or "nothing"
         raise OutputsError(
             f"is {self.weight:g}, but the {side} returned no logits, only {given}. Return them from its adaptor, "
@@ -153,7 +160,7 @@ class KdTerm(nn.Module):
             for pair, mine, theirs in zip(pairs, student, teacher, strict=True)
         ]
 
-    def _effective(self, mask: Tensor | None, logits: Tensor) -> Tensor | None:
+    def _effective(self, mask: Tensor | None, logits: Logits) -> Tensor | None:
         if mask is None or not is_ignored(mask, logits):
             return mask
         if not self._has_warned:
@@ -166,32 +173,29 @@ class KdTerm(nn.Module):
         return None
 
     def _compared(self, pair: Pair, batch: Batch, weight: float) -> TermValue:
+        pair = self.vocabulary(pair)
         check_pair(pair)
         student, teacher, labels = pair
-        if not student.numel():
-            return TermValue(connected_zero([student, *self.parameters()]), 0, weight)
+        if not student.shape.numel():
+            return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
+        self.pair_loss.check(teacher, labels)
+        if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            return self._valued(compared(pair, self.pair_loss, batch, self.chunk, trained), weight)
         student, teacher = full(student), full(frozen(teacher))
-        if self.shifts and labels is not None:
-            teacher = shift(teacher, labels)
         if not batch.autocast(student):
-            return self._loss(student, teacher, labels, batch, weight)
+            return self._valued(self.pair_loss(student, teacher, labels, batch), weight)
         with torch.autocast(student.device.type, enabled=False):
-            return self._loss(student, teacher, labels, batch, weight)
+            return self._valued(self.pair_loss(student, teacher, labels, batch), weight)
 
-    def _loss(self, student: Tensor, teacher: Tensor, labels: Tensor | None, batch: Batch, weight: float) -> TermValue:
-        temperature: float | Tensor | None = self.fixed_temperature
-        values = {
-            "student_logits": student,
-            "teacher_logits": teacher,
-            "temperature": self.temperature.of(student, teacher, batch) if temperature is None else temperature,
-            "teacher_sparse": None,
-            "mask": None,  # what it leaves out is gone by now
-            "labels": labels,
-            "progress": batch.progress,
-            "step": batch.step,
-            "total_steps": batch.total_steps,
-        }
+    def _valued(self, result: Any, weight: float) -> TermValue:
         try:
-            return term_value(self.loss(*map(values.__getitem__, self.inputs)), weight, self.owner)
+            return term_value(result, weight, self.owner)
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
+
+
+def _tensors(logits: Logits) -> tuple[Tensor, ...]:
+    """What carries the gradient of a student's logits."""
+    assert not isinstance(logits, SparseLogits)
+    return (logits,) if isinstance(logits, Tensor) else logits.tensors

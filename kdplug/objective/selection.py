@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
+from kdplug.contracts.item import keep
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.objective.teacher import Names, side
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Logits
 
 
 class Pair(NamedTuple):
     """One head's logits, student and teacher, with the labels that go with them."""
 
-    student: Tensor
-    teacher: Tensor
+    student: Logits
+    teacher: Logits
     labels: Tensor | None
 
 
@@ -62,23 +66,28 @@ def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None)
             field="logits_mask",
         )
     return Pair(
-        _keep(student, student_rows, 1),
-        _keep(teacher, teacher_rows, 1),
-        None if labels is None else _keep(labels, student_rows, 0),
+        _keep(student, student_rows),
+        _keep(teacher, teacher_rows),
+        None if labels is None else keep(labels, student_rows, 0),
     )
 
 
 class Group(NamedTuple):
     """One head's logits, the student's and each teacher's, with the labels that go with them."""
 
-    student: Tensor
-    teachers: tuple[Tensor, ...]
+    student: Logits
+    teachers: tuple[Logits, ...]
     labels: Tensor | None
+
+    @property
+    def first(self) -> Pair:
+        """The student's with the first teacher's."""
+        return Pair(self.student, self.teachers[0], self.labels)
 
 
 def select_several(
-    student: Tensor,
-    teachers: tuple[Tensor, ...],
+    student: Logits,
+    teachers: tuple[Logits, ...],
     labels: Tensor | None,
     *,
     student_mask: Tensor | None,
@@ -100,13 +109,13 @@ def select_several(
     for place, (logits, mask) in enumerate(zip(teachers, teacher_masks, strict=True)):
         name = side(names, place)
         rows = _rows(mine if mask is None else mask, logits, name)
-        if len(rows) != len(own.student):
+        if len(rows) != own.student.shape[0]:
             raise ShapeError(
-                f"the student's mask keeps {len(own.student)} items and that of {name} {len(rows)}: "
+                f"the student's mask keeps {own.student.shape[0]} items and that of {name} {len(rows)}: "
                 "all must keep the same number",
                 field="logits_mask",
             )
-        found.append(_keep(logits, rows, 1))
+        found.append(_keep(logits, rows))
     return Group(own.student, tuple(found), own.labels)
 
 
@@ -123,7 +132,7 @@ def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
 def check_pair(pair: Pair) -> None:
     """Raises: ``ShapeError`` where the logits differ in shape, or the labels are not one per item."""
     student, teacher, labels = pair
-    if student.shape != teacher.shape or not student.dim():
+    if student.shape != teacher.shape or not student.shape:
         raise ShapeError(
             f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape, classes last",
             field="logits",
@@ -132,9 +141,9 @@ def check_pair(pair: Pair) -> None:
         _check_labels(pair)
 
 
-def is_ignored(mask: Tensor, logits: Tensor) -> bool:
+def is_ignored(mask: Tensor, logits: Logits) -> bool:
     """Whether this is TextBrewer's case of a ``[batch, length]`` mask beside ``[batch, classes]`` logits."""
-    return mask.dim() == 2 and logits.dim() == 2 and mask.shape[0] == logits.shape[0]
+    return mask.dim() == 2 and len(logits.shape) == 2 and mask.shape[0] == logits.shape[0]
 
 
 def _check_labels(pair: Pair) -> None:
@@ -145,7 +154,7 @@ def _check_labels(pair: Pair) -> None:
         )
 
 
-def _rows(mask: Tensor | None, logits: Tensor, side: str) -> Tensor:
+def _rows(mask: Tensor | None, logits: Logits, side: str) -> Tensor:
     assert mask is not None
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -156,5 +165,5 @@ def _rows(mask: Tensor | None, logits: Tensor, side: str) -> Tensor:
     return mask.reshape(-1).nonzero().squeeze(1)
 
 
-def _keep(tensor: Tensor, rows: Tensor, trailing: int) -> Tensor:
-    return tensor.reshape(-1, *tensor.shape[tensor.dim() - trailing :]).index_select(0, rows)
+def _keep(logits: Logits, rows: Tensor) -> Logits:
+    return keep(logits, rows, 1) if isinstance(logits, Tensor) else logits.at(rows)

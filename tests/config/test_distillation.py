@@ -20,6 +20,8 @@ def test_the_keys_and_defaults_are_those_of_textbrewer_and_a_combiner_a_layer_ma
         "hard_label_weight": 0,
         "hard_label_weight_scheduler": "none",
         "teacher_combiner": "mean_logits",
+        "logit_chunk": "auto",
+        "padded_vocabulary": "refuse",
         "probability_shift": False,
         "is_caching_logits": False,
         "intermediate_matches": [],

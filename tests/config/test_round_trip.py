@@ -67,6 +67,8 @@ _distillations = st.fixed_dictionaries(
         "hard_label_weight": _weights,
         "hard_label_weight_scheduler": _schedulers,
         "probability_shift": st.booleans(),
+        "logit_chunk": st.sampled_from(["auto", "whole", 1, 512]),
+        "padded_vocabulary": st.sampled_from(["refuse", "drop"]),
         "is_caching_logits": st.booleans(),
         "intermediate_matches": st.lists(_matches, max_size=3),
     },

@@ -1,6 +1,11 @@
 """Every entry under the laws of the author's kit, each against its plain formula."""
+# ruff: noqa: RUF012  # a law class is a declaration, as an author writes it
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import logits_oracle as oracle
 import pytest
@@ -8,29 +13,264 @@ import pytest
 import kdplug
 from kdplug.testing import LossLaws, broken_laws
 
+DETACHED = "its weight is a number of each item that no gradient runs through, as the authors have it"
+DRAWN = "its draws belong to the batch as a whole"
+GENERATOR = "torch.compile holds no generator: it breaks the graph there"
+INFINITE = "the squared error against -inf is infinite, by definition"
+ACROSS_ITEMS = "its second part correlates over the items of a call, by definition"
+BEYOND = "it rewards a student that is surer than the teacher, by definition"
 
-def plain(formula, **settings):
-    """A formula under the names that a loss gives its inputs."""
-    return staticmethod(
-        lambda student_logits, teacher_logits, temperature: formula(
-            student_logits, teacher_logits, temperature, **settings
+BEST = "test_no_student_is_better_than_the_teacher_itself"
+BY_ITEM = "test_each_item_gets_its_own_temperature"
+COMPILE = "test_torch_compile_traces_it_whole"
+DIFFERENCES = "test_gradient_agrees_with_finite_differences"
+GROUPING = "test_the_grouping_of_items_does_not_matter"
+ORDER = "test_the_order_of_examples_does_not_matter"
+TOKENS = "test_the_order_of_tokens_does_not_matter"
+RULED_OUT = "test_a_class_that_the_teacher_rules_out_stays_finite"
+SPLIT = "test_any_split_of_the_batch_gives_the_whole"
+
+RENAMED = {"student": "student_logits", "teacher": "teacher_logits"}
+
+
+def plain(formula: Callable[..., Any], **settings: Any) -> Any:
+    """A formula of the oracle with settings, asking for its inputs by the names that a loss gives them."""
+    inputs = [name for name in inspect.signature(formula).parameters if name in (*RENAMED, "temperature", "labels")]
+
+    def renamed(*values: Any) -> Any:
+        return formula(*values, **settings)
+
+    renamed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(RENAMED.get(name, name), inspect.Parameter.POSITIONAL_ONLY) for name in inputs]
+    )
+    return staticmethod(renamed)
+
+
+class Divergence(LossLaws):
+    """What holds for every divergence between softened distributions."""
+
+    non_negative = zero_at_equality = reaches_teacher = ignores_impossible_classes = True
+    t2 = True
+
+
+class TestKl(Divergence):
+    entry = "kdplug-logits:kl"
+    corrects_confident_mistakes = True
+    oracle = plain(oracle.kl)
+
+
+class TestKlWithoutT2(TestKl):
+    settings = {"t2": False}
+    t2 = False
+    oracle = None
+
+
+class TestReverseKl(Divergence):
+    entry = "kdplug-logits:reverse_kl"
+    oracle = plain(oracle.reverse_kl)
+
+
+class TestJsd(Divergence):
+    entry = "kdplug-logits:jsd"
+    oracle = plain(oracle.jsd)
+
+
+class TestJsdTowardsTheTeacher(TestJsd):
+    settings = {"beta": 0.9}
+    oracle = plain(oracle.jsd, beta=0.9)
+
+
+class TestNormalizedJsd(TestJsd):
+    settings = {"beta": 0.1, "normalize": True}
+    oracle = staticmethod(
+        lambda student_logits, teacher_logits, temperature: (
+            oracle.jsd(student_logits, teacher_logits, temperature, beta=0.1) / 0.1
         )
     )
 
 
-class TestKl(LossLaws):
-    entry = "kdplug-logits:kl"
-    non_negative = zero_at_equality = reaches_teacher = True
-    ignores_impossible_classes = corrects_confident_mistakes = True
-    t2 = True
+class TestJsdAtZero(TestJsd):
+    settings = {"beta": 0}
     oracle = plain(oracle.kl)
 
 
-class TestReverseKl(LossLaws):
-    entry = "kdplug-logits:reverse_kl"
-    non_negative = zero_at_equality = reaches_teacher = ignores_impossible_classes = True
-    t2 = True
+class TestJsdAtOne(TestJsd):
+    settings = {"beta": 1}
     oracle = plain(oracle.reverse_kl)
+
+
+class TestSkewKl(Divergence):
+    entry = "kdplug-logits:skew_kl"
+    oracle = plain(oracle.skew_kl)
+
+
+class TestUnskewedKl(TestSkewKl):
+    settings = {"skew": 0}
+    oracle = plain(oracle.kl)
+
+
+class TestSkewReverseKl(Divergence):
+    entry = "kdplug-logits:skew_reverse_kl"
+    oracle = plain(oracle.skew_reverse_kl)
+
+
+class TestUnskewedReverseKl(TestSkewReverseKl):
+    settings = {"skew": 0}
+    oracle = plain(oracle.reverse_kl)
+
+
+class TestTvd(Divergence):
+    entry = "kdplug-logits:tvd"
+    reaches_teacher = False
+    oracle = plain(oracle.tvd)
+
+
+class TestAdaptiveKl(Divergence):
+    entry = "kdplug-logits:adaptive_kl"
+    reaches_teacher = False
+    oracle = plain(oracle.adaptive_kl)
+
+
+class TestAdaptiveKlOfAWideHead(TestAdaptiveKl):
+    settings = {"mass": 0.75}
+    oracle = plain(oracle.adaptive_kl, mass=0.75)
+    except_for = {DIFFERENCES: DETACHED}
+
+
+class TestAlphaBeta(Divergence):
+    entry = "kdplug-logits:alpha_beta"
+    oracle = plain(oracle.alpha_beta)
+
+
+class TestAlphaBetaAtOneAndZero(TestAlphaBeta):
+    settings = {"alpha": 1, "beta": 0}
+    oracle = plain(oracle.kl)
+
+
+class TestAlphaBetaAtZeroAndOne(TestAlphaBeta):
+    settings = {"alpha": 0, "beta": 1}
+    oracle = plain(oracle.reverse_kl)
+
+
+class TestDkd(Divergence):
+    entry = "kdplug-logits:dkd"
+    oracle = plain(oracle.dkd)
+
+
+class TestNkd(LossLaws):
+    entry = "kdplug-logits:nkd"
+    non_negative = ignores_impossible_classes = True
+    oracle = plain(oracle.nkd)
+
+
+class TestWsld(LossLaws):
+    entry = "kdplug-logits:wsld"
+    non_negative = ignores_impossible_classes = True
+    oracle = plain(oracle.wsld)
+    except_for = {BEST: BEYOND, DIFFERENCES: DETACHED}
+
+
+class TestDist(LossLaws):
+    entry = "kdplug-logits:dist"
+    non_negative = zero_at_equality = t2 = True
+    oracle = plain(oracle.dist)
+    except_for = {SPLIT: ACROSS_ITEMS, BY_ITEM: ACROSS_ITEMS}
+
+
+class TestDistOverClassesAlone(TestDist):
+    settings = {"gamma": 0, "beta": 2}
+    oracle = plain(oracle.dist, gamma=0, beta=2)
+    except_for = {}
+
+
+class TestLogitStd(LossLaws):
+    entry = "kdplug-logits:logit_std"
+    non_negative = zero_at_equality = True
+    settings = {"eps": 1e-30}
+    oracle = plain(oracle.logit_std)
+
+
+class TestLogitStdAsTheAuthorsHaveIt(TestLogitStd):
+    settings = {}
+    oracle = None
+
+
+class TestBce(LossLaws):
+    entry = "kdplug-logits:bce"
+    non_negative = reaches_teacher = ignores_impossible_classes = t2 = True
+    oracle = plain(oracle.bce)
+
+
+class TestRegression(LossLaws):
+    entry = "kdplug-logits:regression"
+    non_negative = zero_at_equality = reaches_teacher = corrects_confident_mistakes = True
+    oracle = plain(oracle.regression)
+    except_for = {RULED_OUT: INFINITE}
+
+
+class TestRegressionToOneNumber(TestRegression):
+    shape = (12, 1)
+    large_shape = (70_000, 1)
+    corrects_confident_mistakes = False
+
+
+class TestRanking(LossLaws):
+    entry = "kdplug-logits:ranking"
+    non_negative = corrects_confident_mistakes = True
+    oracle = plain(oracle.ranking)
+
+
+class TestRankingByHinge(TestRanking):
+    settings = {"form": "hinge", "margin": 0.5}
+    oracle = plain(oracle.ranking, form="hinge", margin=0.5)
+
+
+class TestTopk(Divergence):
+    entry = "kdplug-logits:topk"
+    settings = {"k": 2}
+    reaches_teacher = False
+    corrects_confident_mistakes = True
+    oracle = plain(oracle.topk, k=2)
+
+
+class TestTopkOfAll(TestTopk):
+    settings = {}
+    reaches_teacher = True
+    oracle = plain(oracle.kl)
+
+
+class TestTopkRenormalized(TestTopk):
+    settings = {"k": 2, "rest": "renorm_teacher"}
+    zero_at_equality = False
+    oracle = plain(oracle.topk, k=2, rest="renorm_teacher")
+
+
+class TestTopkAlone(TestTopk):
+    settings = {"k": 2, "rest": "zero"}
+    zero_at_equality = False
+    non_negative = False
+    oracle = plain(oracle.topk, k=2, rest="zero")
+
+
+class TestSampled(LossLaws):
+    entry = "kdplug-logits:sampled"
+    settings = {"draws": 20}
+    non_negative = t2 = True
+    except_for = {
+        BEST: DRAWN,
+        BY_ITEM: DRAWN,
+        COMPILE: GENERATOR,
+        ORDER: DRAWN,
+        SPLIT: DRAWN,
+        TOKENS: DRAWN,
+    }
+
+
+class TestUld(LossLaws):
+    entry = "kdplug-logits:uld"
+    non_negative = zero_at_equality = ignores_impossible_classes = t2 = True
+    may_differ = (-1,)
+    oracle = plain(oracle.uld)
 
 
 DECLARED = [

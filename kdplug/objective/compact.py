@@ -1,0 +1,188 @@
+"""The kd loss of logits that are not multiplied out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.loss_sum import LossSum
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.errors import ConfigError, OutputsError, SignatureError
+from kdplug.objective.batch import Batch
+from kdplug.objective.combiner import Combiner
+from kdplug.objective.field import below
+from kdplug.objective.gradient import frozen
+from kdplug.objective.pair_loss import PairLoss
+from kdplug.objective.piece import ChunkSetting, piece_length
+from kdplug.objective.piece_side import DenseSide, FactoredSide, SparseSide, StudentSide, TeacherSide
+from kdplug.objective.piecewise import Piecewise
+from kdplug.objective.precision import full
+from kdplug.objective.selection import Group, Pair
+from kdplug.objective.term import term_value
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Logits
+
+
+def compared(
+    pair: Pair, loss: PairLoss, batch: Batch, chunk: ChunkSetting, parameters: Sequence[Tensor]
+) -> LossSum | Any:
+    """The loss of a pair of which one side at least is no tensor.
+
+    A loss with a closed form takes it. Any other one is called as ever where all items fit into one piece; otherwise it is
+    called for each piece and must be a sum over items, which it says by returning ``LossSum``.
+
+    Raises: ``ConfigError`` or ``SignatureError`` where the pieces would not add up to the whole.
+    """
+    student, teacher = pair.student, _frozen(pair.teacher)
+    assert not isinstance(student, SparseLogits)
+    items, length = student.shape[:-1].numel(), piece_length_of(student, teacher, batch, chunk)
+    scheduled = loss.temperature.scheduler is not None
+    if isinstance(student, FactoredLogits) or isinstance(teacher, FactoredLogits):
+        if loss.rows is not None and not scheduled:
+            return _closed(pair, _sides(student, teacher, batch, length), loss)
+        if length < items:
+            _check_schedule(loss, length, items)
+            return _in_pieces(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
+    whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
+    with _without_autocast(student, batch):
+        return loss(*whole, pair.labels, batch)
+
+
+def combined(group: Group, combiner: Combiner, batch: Batch, chunk: ChunkSetting) -> Pair:
+    """The student's logits beside those of several teachers as one. A combiner reads tensors, all items at once.
+
+    Raises: ``OutputsError`` for a teacher that is sparse, and for logits that are too many to be multiplied out.
+    """
+    student, teachers, labels = group
+    assert not isinstance(student, SparseLogits)
+    dense = [student, *teachers]
+    for one in dense:
+        if isinstance(one, SparseLogits):
+            raise OutputsError(
+                f"{combiner.owner} needs each teacher's whole logits, and one gave SparseLogits",
+                field="teacher_combiner",
+            )
+    items = student.shape[:-1].numel()
+    length = min(piece_length_of(student, one, batch, chunk) for one in teachers)
+    if length < items and not all(isinstance(one, Tensor) for one in dense):
+        raise OutputsError(
+            f"{combiner.owner} reads the logits of all {items} items at once, and FactoredLogits are multiplied out {length} "
+            "items at a time. Write logit_chunk: whole, which holds all logits, or distil one teacher",
+            field="teacher_combiner",
+        )
+    whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
+    return Pair(whole[0], combiner(whole[1:], whole[0], labels, batch), labels)
+
+
+def multiplied_out(logits: Tensor | FactoredLogits) -> Tensor:
+    """The logits as a tensor in float32 at least."""
+    return full(logits if isinstance(logits, Tensor) else logits.dense())
+
+
+def piece_length_of(student: Logits, teacher: Logits, batch: Batch, chunk: ChunkSetting) -> int:
+    """How many items of this pair form a piece."""
+    sizes = [_precision(one, batch).itemsize for one in (student, teacher) if not isinstance(one, SparseLogits)]
+    *items, classes = student.shape
+    return piece_length(chunk, torch.Size(items).numel(), classes, max(sizes), student.device)
+
+
+def _closed(pair: Pair, piecewise: Piecewise, loss: PairLoss) -> LossSum:
+    labels = None if pair.labels is None else pair.labels.reshape(-1)
+
+    def rows(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> Tensor:
+        return loss.write_gradient(student, teacher, None if labels is None else labels[at])
+
+    with _plain(piecewise.device):
+        return LossSum(piecewise.closed(rows), piecewise.items)
+
+
+def _in_pieces(pair: Pair, piecewise: Piecewise, loss: PairLoss, batch: Batch, parameters: Sequence[Tensor]) -> LossSum:
+    labels = None if pair.labels is None else pair.labels.reshape(-1)
+
+    def of_piece(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
+        found = loss(student, teacher, None if labels is None else labels[at], batch)
+        with below("kd_loss_type"):
+            term_value(found, 1.0, loss.owner)
+        if isinstance(found, LossSum):
+            return found
+        raise SignatureError(
+            f"{loss.owner} returned a scalar, which may compare items with each other, so it cannot be added up over pieces "
+            f"of {piecewise.length} of the {piecewise.items} items. Return LossSum(total, count) if it is a sum over items; "
+            "otherwise write logit_chunk: whole, which holds all logits at once",
+            field="kd_loss_type",
+        )
+
+    with _plain(piecewise.device):
+        return piecewise.differentiated(of_piece, parameters)
+
+
+def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> Piecewise:
+    sides = [one for one in (student, teacher) if not isinstance(one, SparseLogits)]
+    working = reduce(torch.promote_types, (_precision(one, batch) for one in sides), torch.float32)
+    learns = torch.is_grad_enabled()
+    ours: StudentSide = (
+        DenseSide(student, working, learns=learns)
+        if isinstance(student, Tensor)
+        else FactoredSide(student, length, _precision(student, batch), working, learns=learns)
+    )
+    *items, classes = student.shape
+    return Piecewise(
+        ours,
+        _teacher_side(teacher, batch, length, working),
+        torch.Size(items).numel(),
+        classes,
+        length,
+        student.device,
+        working,
+    )
+
+
+def _teacher_side(teacher: Logits, batch: Batch, length: int, working: torch.dtype) -> TeacherSide:
+    if isinstance(teacher, SparseLogits):
+        return SparseSide(teacher)
+    if isinstance(teacher, Tensor):
+        return DenseSide(teacher, working, learns=False)
+    return FactoredSide(teacher, length, _precision(teacher, batch), working, learns=False)
+
+
+def _precision(logits: Tensor | FactoredLogits, batch: Batch) -> torch.dtype:
+    """What the logits are multiplied out in, as a linear layer would here: autocast leaves float64 alone."""
+    if isinstance(logits, Tensor):
+        return logits.dtype
+    dtype = reduce(torch.promote_types, (factor.dtype for factor in logits.tensors))
+    device = logits.device.type
+    return torch.get_autocast_dtype(device) if batch.autocast(logits) and dtype is not torch.float64 else dtype
+
+
+def _frozen(teacher: Logits) -> Logits:
+    if isinstance(teacher, Tensor):
+        return frozen(teacher)
+    if isinstance(teacher, FactoredLogits):
+        bias = None if teacher.bias is None else frozen(teacher.bias)
+        return replace(teacher, hidden=frozen(teacher.hidden), weight=frozen(teacher.weight), bias=bias)
+    return teacher
+
+
+def _check_schedule(loss: PairLoss, length: int, items: int) -> None:
+    if loss.temperature.scheduler is not None:
+        raise ConfigError(
+            f"{loss.temperature.owner} reads the logits of all {items} items at once, and FactoredLogits are multiplied out "
+            f"{length} items at a time. Write temperature_scheduler: none, or logit_chunk: whole, which holds all logits",
+            field="temperature_scheduler",
+        )
+
+
+def _without_autocast(logits: Tensor | FactoredLogits, batch: Batch) -> AbstractContextManager[Any]:
+    return torch.autocast(logits.device.type, enabled=False) if batch.autocast(logits) else nullcontext()
+
+
+def _plain(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()

@@ -1,0 +1,63 @@
+"""Forward and reverse KL divergence, mixed item by item."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import divergence
+from kdplug_logits.kl import kl_per_item, reverse_kl_per_item
+
+
+@torch.no_grad()
+def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
+    """How much of ``Σ |p − q|`` lies outside the head, within [0, 1]; one half where there is no difference at all.
+
+    The head holds the teacher's likeliest class, and the next ones as long as their probabilities do not sum to more than
+    ``mass``.
+
+    Shapes: log-probabilities ``[*items, classes]`` to ``[*items]``.
+    """
+    theirs, order = teacher.exp().sort(dim=-1, descending=True)
+    gap = (theirs - student.exp().gather(-1, order)).abs()
+    in_tail = theirs.cumsum(dim=-1) > mass
+    in_tail[..., 0] = False
+    total, tail = gap.sum(dim=-1), torch.where(in_tail, gap, 0.0).sum(dim=-1)
+    return torch.where(total > 0, tail / total, 0.5)
+
+
+def adaptive_kl_per_item(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
+    """``w KL(p‖q) + (1 − w) KL(q‖p)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    tail = tail_share(student, teacher, mass)
+    return kl_per_item(student, teacher) * (1 - tail) + reverse_kl_per_item(student, teacher) * tail
+
+
+def adaptive_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    mass: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    t2: bool = True,
+) -> LossSum:
+    """Adaptive KL divergence ``T² [w KL(p‖q) + (1 − w) KL(q‖p)]`` of softened teacher p, student q, in nats, mean over items.
+
+    ``w`` is the share of ``Σ |p − q|`` that lies at the teacher's likeliest classes, its head: forward KL where the head is
+    off, reverse KL where the tail is. It is a number of each item and no gradient runs through it. A class that the teacher
+    rules out (``-inf``) is taken from the student too, as in ``reverse_kl``.
+
+    Settings: ``mass``, μ, how much of the teacher's probability the head may hold (its first class always belongs to it);
+    ``t2`` multiplies by the squared temperature.
+    Relations: between ``kl`` and ``reverse_kl`` of each item.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Wu et al. 2024 (AKL), arXiv:2404.02657, section 4; head, constant ``w`` and μ = 0.5 as in its repository.
+    """
+    per_item = partial(adaptive_kl_per_item, mass=mass)
+    return divergence("adaptive_kl", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=True)

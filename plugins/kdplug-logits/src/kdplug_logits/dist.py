@@ -1,0 +1,62 @@
+"""Correlation of softened distributions: of each item over the classes, and of each class over the items."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import tempered
+from kdplug_logits.tempering import times_squared
+
+Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def pearson(first: Tensor, second: Tensor, axis: int, eps: float) -> Tensor:
+    """Pearson's correlation along ``axis``, within [-1, 1]; 0 where either side hardly varies.
+
+    The product of the two lengths is ``eps`` at least.
+    """
+    first, second = first - first.mean(dim=axis, keepdim=True), second - second.mean(dim=axis, keepdim=True)
+    lengths = first.square().sum(dim=axis) * second.square().sum(dim=axis)
+    return (first * second).sum(dim=axis) / lengths.clamp(min=eps**2).sqrt()
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    beta: Factor = 1.0,
+    gamma: Factor = 1.0,
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8,
+    t2: bool = True,
+) -> LossSum:
+    """One minus the correlation of softened probabilities, over the classes and over the batch, mean over items.
+
+    ``T² [β (1 − mean_b ρ(q_b, p_b)) + γ (1 − mean_c ρ(q_:c, p_:c))]`` with Pearson's ρ: how an item ranks the classes, and
+    how a class ranks the items. Shifted or scaled probabilities are as good as equal ones.
+
+    **The second part looks at the items of one call together.** Where a batch is computed in pieces (micro-batches,
+    processes, chunks of tokens), it correlates within each piece, and each piece counts by its items; the first part is exact
+    however the batch is cut. A piece of one item has no correlation over items, and adds the constant γ without a gradient.
+    So does a class that one side gives the same probability everywhere, such as one it rules out (``-inf``).
+
+    Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the least product of the two lengths that ρ is
+    divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).
+    Relations: none to the divergences: it is 0 for many students.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Huang et al. 2022, arXiv:2205.10536, section 3; β = γ = 1 and eps as in hunto/DIST_KD, which adds eps to
+    the lengths and has no T².
+    """
+    student, teacher, temperature = tempered("dist", student_logits, teacher_logits, temperature)
+    student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
+    values = (1 - pearson(student, teacher, -1, eps)) * beta
+    if gamma:
+        columns = (side.reshape(-1, side.shape[-1]) for side in (student, teacher))
+        values = values + (1 - pearson(*columns, 0, eps)).mean() * gamma
+    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())

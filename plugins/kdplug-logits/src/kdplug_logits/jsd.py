@@ -1,0 +1,58 @@
+"""Generalised Jensen–Shannon divergence between softened distributions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import divergence
+from kdplug_logits.kl import kl_per_item, reverse_kl_per_item
+from kdplug_logits.mixture import floored, log_mixture
+
+Beta = Annotated[float, Field(ge=0, le=1)]
+
+
+def jsd_per_item(student: Tensor, teacher: Tensor, beta: float, *, normalize: bool = False) -> Tensor:
+    """``β KL(p‖m) + (1 − β) KL(q‖m)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    if beta == 0:
+        return kl_per_item(student, teacher)
+    if beta == 1:
+        return reverse_kl_per_item(student, teacher)
+    student, teacher = floored(student), floored(teacher)
+    mixture = log_mixture(teacher, student, beta)
+    theirs = teacher.exp() * (teacher - mixture)
+    values = (theirs * beta + student.exp() * (student - mixture) * (1 - beta)).sum(dim=-1)
+    return values / min(beta, 1 - beta) if normalize else values
+
+
+def jsd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    beta: Beta = 0.5,
+    normalize: bool = False,
+    t2: bool = True,
+) -> LossSum:
+    """Generalised Jensen–Shannon divergence of softened teacher p and student q, in nats, mean over items.
+
+    ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. Finite wherever one side alone
+    rules a class out (``-inf``); at 0.5 symmetric and at most ``log 2``.
+
+    At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: just beside them it
+    is small. ``normalize`` divides by ``min(β, 1 − β)``, which makes it continuous and gives all β one scale.
+
+    Settings: ``beta``, the teacher's share of the mixture; ``normalize``; ``t2`` multiplies by the squared temperature.
+    Relations: ``kl`` at ``beta: 0``, ``reverse_kl`` at ``beta: 1``. A sum of ``skew_kl`` and ``skew_reverse_kl``:
+    ``β · skew_kl(skew=β) + (1 − β) · skew_reverse_kl(skew=1 − β)``.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1; TRL and Liger weight the same way.
+    """
+    per_item = partial(jsd_per_item, beta=beta, normalize=normalize)
+    return divergence("jsd", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=beta == 1)

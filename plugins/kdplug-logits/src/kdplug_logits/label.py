@@ -1,0 +1,64 @@
+"""Losses that know the right class: items without a label are left out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdplug import LossSum, ShapeError
+from kdplug_logits.precision import promoted
+from kdplug_logits.shape import require_labels, require_logits, written
+
+
+class Labelled(NamedTuple):
+    """Logits of both sides with 0 at the items that have no label, and where the labels are.
+
+    Shapes: ``student`` and ``teacher`` ``[*items, classes]``; ``index`` ``[*items, 1]``, 0 where there is none; ``counts``
+    bool ``[*items]``.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    index: Tensor
+    counts: Tensor
+
+    def of_label(self, values: Tensor) -> Tensor:
+        """``values`` ``[*items, classes]`` at the label, ``[*items]``."""
+        return values.gather(-1, self.index).squeeze(-1)
+
+    def others(self, logits: Tensor) -> Tensor:
+        """``logits`` with ``-inf`` at the label."""
+        return logits.scatter(-1, self.index, -torch.inf)
+
+    def summed(self, values: Tensor) -> LossSum:
+        """The sum of ``values`` ``[*items]`` over the items that have a label, and how many these are."""
+        return LossSum(torch.where(self.counts, values, 0.0).sum(), self.counts.sum())
+
+
+def labelled(owner: str, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None) -> Labelled:
+    """Both sides in float32 at least, the teacher cut from the graph.
+
+    Raises: ``ShapeError`` where shapes differ or there are fewer than two classes; ``OutputsError`` where there are no labels.
+    """
+    require_logits(owner, student_logits, teacher_logits)
+    labels = require_labels(owner, labels, student_logits)
+    if student_logits.shape[-1] < 2:
+        raise ShapeError(f"{owner}: needs two classes at least, got student_logits {written(student_logits)}")
+    student, teacher = promoted(student_logits, teacher_logits)
+    counts = labels >= 0
+    without = ~counts.unsqueeze(-1)
+    index = labels.to(torch.int64).clamp(min=0).unsqueeze(-1)
+    return Labelled(student.masked_fill(without, 0.0), teacher.masked_fill(without, 0.0), index, counts)
+
+
+def conditional(others: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities over the classes that are not ``-inf``, and where there is one.
+
+    Where there is none they are uniform and get no gradient.
+
+    Shapes: logits ``[*items, classes]`` to ``[*items, classes]`` and bool ``[*items]``.
+    """
+    some = (others > -torch.inf).any(dim=-1, keepdim=True)
+    return others.masked_fill(~some, 0.0).log_softmax(dim=-1), some.squeeze(-1)

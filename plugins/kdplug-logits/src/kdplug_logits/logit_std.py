@@ -1,0 +1,61 @@
+"""KL divergence of standardised logits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import tempered
+from kdplug_logits.kl import kl_per_item
+from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+
+
+def standardized(logits: Tensor, eps: float) -> Tensor:
+    """``(z − mean) / (deviation + eps)`` over the classes that are not ``-inf``; those that are stay so.
+
+    The deviation is the sample's (divided by one less than the number of classes). Where all classes are equal it is 0, and
+    has a gradient of 0.
+
+    Shapes: ``[*items, classes]`` to the same.
+    """
+    possible = logits > -torch.inf
+    number = possible.sum(dim=-1, keepdim=True)
+    mean = torch.where(possible, logits, 0.0).sum(dim=-1, keepdim=True) / number.clamp(min=1)
+    apart = torch.where(possible, logits - mean, 0.0)
+    variance = apart.square().sum(dim=-1, keepdim=True) / (number - 1).clamp(min=1)
+    deviation = variance.clamp(min=torch.finfo(logits.dtype).tiny).sqrt()
+    return torch.where(possible, apart / (deviation + eps), -torch.inf)
+
+
+def logit_std(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-7,
+    t2: bool = True,
+) -> LossSum:
+    """KL divergence ``T² KL(p‖q)`` after both sides' logits were standardised, in nats, mean over items.
+
+    ``z ← (z − mean) / (deviation + eps)`` item by item, then softened and compared as in ``kl``: the student need not reach
+    the teacher's logits in size, only in order and proportion. Shifting or scaling either side changes nothing.
+
+    A class that is ruled out (``-inf``) takes no part in mean and deviation; otherwise as in ``kl``.
+
+    Settings: ``eps`` is added to the deviation; ``t2`` multiplies by the squared temperature. The authors use temperature 2
+    and a weight of 9.
+    Relations: ``kl`` at a temperature of each item's own, that of student and teacher apart: ``T · deviation``.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Sun et al. 2024, arXiv:2403.01427, section 4; deviation and eps as in sunshangquan/logit-standardization-KD.
+    """
+    temperature = read_temperature("logit_std", temperature, student_logits)
+    student, teacher, _ = tempered("logit_std", student_logits, teacher_logits, 1.0)
+    own, theirs = (over_temperature(standardized(side, eps), temperature) for side in (student, teacher))
+    values = kl_per_item(own.log_softmax(dim=-1), theirs.log_softmax(dim=-1))
+    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())

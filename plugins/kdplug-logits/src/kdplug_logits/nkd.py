@@ -1,0 +1,59 @@
+"""Cross-entropy at the label and, normalised, over the others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.cross_entropy import cross_entropy_per_item
+from kdplug_logits.label import Labelled, conditional, labelled
+from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+
+
+def label_per_item(items: Labelled) -> Tensor:
+    """``−p_y log q_y`` at temperature 1, in nats, ``[*items]``."""
+    probs = items.of_label(items.teacher.log_softmax(dim=-1)).exp()
+    return -probs * torch.where(probs > 0, items.of_label(items.student.log_softmax(dim=-1)), 0.0)
+
+
+def others_per_item(items: Labelled, temperature: Tensor | float) -> Tensor:
+    """``−Σ p̂ log q̂`` over the classes that are not the label, softened, in nats, ``[*items]``; 0 where there is none."""
+    theirs, some = conditional(items.others(over_temperature(items.teacher, temperature)))
+    own, _ = conditional(items.others(over_temperature(items.student, temperature)))
+    return torch.where(some, cross_entropy_per_item(own, theirs), 0.0)
+
+
+def nkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    labels: Tensor | None = None,
+    *,
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.5,
+    t2: bool = True,
+) -> LossSum:
+    """Normalised distillation: cross-entropy at the label and over the other classes, in nats, mean over labelled items.
+
+    ``−p_y log q_y − γ T² Σ_{v≠y} p̂_v log q̂_v``: p̂ and q̂ are softened and sum to 1 without the label; p_y and q_y are at
+    temperature 1 whatever the temperature. The minimum is not 0, and it does not lie at the teacher: the first part alone
+    wants the label surer than the teacher is.
+
+    An item without a label (negative) is left out and not counted. A class that the teacher rules out (``-inf``) adds nothing.
+
+    Settings: ``gamma``, the weight of the other classes; ``t2`` multiplies their part by the squared temperature.
+    Relations: the second part is γ times the NCKD of ``dkd``, plus the teacher's entropy there.
+
+    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, one element, ``[*items]`` or
+    ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
+    there are no labels.
+    Source: Yang et al. 2023, arXiv:2303.13005, section 3.1; γ = 1.5 at temperature 1 as in yzd-v/cls_KD.
+    """
+    items = labelled("nkd", student_logits, teacher_logits, labels)
+    temperature = read_temperature("nkd", temperature, student_logits)
+    others = others_per_item(items, temperature) * gamma
+    return items.summed(label_per_item(items) + (times_squared(others, temperature) if t2 else others))

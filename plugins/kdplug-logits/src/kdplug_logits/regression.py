@@ -1,0 +1,26 @@
+"""Squared error of outputs that are numbers, not scores of classes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.precision import promoted
+from kdplug_logits.shape import require_logits
+
+
+def regression(student_logits: Tensor, teacher_logits: Tensor) -> LossSum:
+    """Squared error between student and teacher outputs, summed over the outputs of an item, mean over items.
+
+    For models that predict numbers (a similarity, a rating): nothing is softened, and no temperature is asked for.
+
+    Relations: ``mse`` of kdplug-presets at temperature 1 times the number of outputs.
+
+    Shapes: outputs ``[*items, outputs]``, one output included.
+    Raises: ``ShapeError`` where shapes differ.
+    Source: definition; Bucilă et al. 2006, doi:10.1145/1150402.1150464, and Ba and Caruana 2014, arXiv:1312.6184, section 2.2.
+    """
+    require_logits("regression", student_logits, teacher_logits)
+    student, teacher = promoted(student_logits, teacher_logits)
+    values = (student - teacher).square().sum(dim=-1)
+    return LossSum(values.sum(), values.numel())

@@ -1,0 +1,72 @@
+"""Cross-entropy under classes drawn from the teacher."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import tempered
+from kdplug_logits.tempering import times_squared
+
+
+def seed_of(seed: int, step: int) -> int:
+    """One seed for each pair of seed and step, so that two runs that differ in either draw differently."""
+    return (seed * 0x9E3779B97F4A7C15 + step) % 2**63
+
+
+@torch.no_grad()
+def draw(teacher: Tensor, draws: int, sharpness: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Classes drawn from ``r ∝ p^sharpness``, and their weights ``p / (r · draws)``.
+
+    ``Σ weight · f(class)`` is then an unbiased estimate of ``Σ p f``. No global generator is read or moved.
+
+    Shapes: log-probabilities ``[*items, classes]`` to ``[*items, draws]`` each.
+    """
+    rows = teacher.reshape(-1, teacher.shape[-1])
+    proposal = rows if sharpness == 1 else (rows * sharpness).log_softmax(dim=-1)
+    generator = torch.Generator(device=rows.device).manual_seed(seed)
+    ids = torch.multinomial(proposal.exp(), draws, replacement=True, generator=generator)
+    weights = (rows.gather(-1, ids) - proposal.gather(-1, ids)).exp() / draws
+    return ids.view(*teacher.shape[:-1], draws), weights.view(*teacher.shape[:-1], draws)
+
+
+def sampled_per_item(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """``−Σ weight · log q(class)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``; weight 0 adds nothing."""
+    return -(weights * torch.where(weights > 0, student.gather(-1, ids), 0.0)).sum(dim=-1)
+
+
+def sampled(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    step: int = 0,
+    *,
+    draws: Annotated[int, Field(ge=1)] = 50,
+    sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
+    seed: Annotated[int, Field(ge=0)] = 0,
+    t2: bool = True,
+) -> LossSum:
+    """Cross-entropy ``−T² Σ w log q`` of the softened student under classes drawn from the teacher, in nats, mean over items.
+
+    Each item's ``draws`` classes come, with replacement, from ``r ∝ p^sharpness``, and are weighted by ``p / r``: value and
+    gradient are those of the cross-entropy under the whole teacher on average, where the largest classes alone would be
+    biased. A class that the teacher rules out (``-inf``) is never drawn.
+
+    The draws depend on ``seed`` and on the optimizer step, and on nothing else: the same for every micro-batch of a step.
+
+    Settings: ``draws``; ``sharpness``, above 1 towards the likely classes and below 1 towards the unlikely; ``seed``; ``t2``
+    multiplies by the squared temperature.
+    Relations: on average ``ce`` of kdplug-presets with ``t2: true``: ``kl`` plus the teacher's entropy.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, section 4, which keeps about 12 distinct classes.
+    """
+    student, teacher, temperature = tempered("sampled", student_logits, teacher_logits, temperature)
+    ids, weights = draw(teacher.log_softmax(dim=-1), draws, sharpness, seed_of(seed, step))
+    values = sampled_per_item(student.log_softmax(dim=-1), ids, weights)
+    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())

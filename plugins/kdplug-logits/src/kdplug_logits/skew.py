@@ -1,0 +1,83 @@
+"""KL divergences from a mixture of both sides, which are never infinite."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import divergence
+from kdplug_logits.kl import relative_entropy
+from kdplug_logits.mixture import floored, log_mixture
+
+Skew = Annotated[float, Field(ge=0, lt=1)]
+
+
+def skewed(first: Tensor, second: Tensor, skew: float) -> Tensor:
+    """``KL(first ‖ λ first + (1 − λ) second)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    if skew == 0:
+        return relative_entropy(first, second)
+    first = floored(first)
+    return (first.exp() * (first - log_mixture(first, floored(second), skew))).sum(dim=-1)
+
+
+def skew_kl_per_item(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """``KL(p ‖ λ p + (1 − λ) q)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    return skewed(teacher, student, skew)
+
+
+def skew_reverse_kl_per_item(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """``KL(q ‖ (1 − λ) p + λ q)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    return skewed(student, teacher, skew)
+
+
+def skew_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    skew: Skew = 0.1,
+    t2: bool = True,
+) -> LossSum:
+    """Skew KL divergence ``T² KL(p ‖ λ p + (1 − λ) q)`` of softened teacher p, student q, in nats, mean over items.
+
+    At most ``−log λ`` an item, also where the student rules out (``-inf``) what the teacher wants; gradients are bounded too.
+
+    Settings: ``skew``, λ, the teacher's share of the mixture; ``t2`` multiplies by the squared temperature.
+    Relations: ``kl`` at ``skew: 0``, and towards 0 as λ goes to 1.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1; λ = 0.1 as in its repository.
+    """
+    per_item = partial(skew_kl_per_item, skew=skew)
+    return divergence("skew_kl", student_logits, teacher_logits, temperature, per_item, t2=t2)
+
+
+def skew_reverse_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    skew: Skew = 0.1,
+    t2: bool = True,
+) -> LossSum:
+    """Skew reverse KL divergence ``T² KL(q ‖ (1 − λ) p + λ q)`` of softened teacher p, student q, in nats, mean over items.
+
+    At most ``−log λ`` an item, also where the teacher rules out (``-inf``) what the student gives probability; such a class
+    pushes the student away with a bounded gradient, where ``reverse_kl`` leaves it out.
+
+    Settings: ``skew``, λ, the student's share of the mixture; ``t2`` multiplies by the squared temperature.
+    Relations: ``reverse_kl`` at ``skew: 0``, and towards 0 as λ goes to 1.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1; λ = 0.1 as in its repository.
+    """
+    per_item = partial(skew_reverse_kl_per_item, skew=skew)
+    return divergence(
+        "skew_reverse_kl", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=skew == 0
+    )

@@ -1,0 +1,78 @@
+"""KL divergence over the teacher's likeliest classes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import divergence
+from kdplug_logits.kl import kl_per_item, relative_entropy
+from kdplug_logits.mixture import log_total
+
+Rest = Literal["tail", "zero", "renorm_teacher"]
+
+
+def rest_of(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """The logarithm of what all classes but ``ids`` have together, ``[*items]``, from the classes themselves.
+
+    One minus the sum over ``ids`` would have no digits left where these hold nearly everything.
+    """
+    return log_total(log_probs.scatter(-1, ids, -torch.inf))
+
+
+def sparse_per_item(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
+    """The divergence from log-probabilities at K classes, ``[*items, K]``, and of all others together, ``[*items]``."""
+    if rest == "tail" and their_rest is not None:
+        theirs = torch.cat([theirs, their_rest.unsqueeze(-1)], dim=-1)
+        own = torch.cat([own, own_rest.unsqueeze(-1)], dim=-1)
+    elif rest == "renorm_teacher":
+        theirs = theirs.log_softmax(dim=-1)
+    return relative_entropy(theirs, own)
+
+
+def topk_per_item(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
+    """The divergence of log-probabilities ``[*items, classes]`` over the teacher's ``k`` likeliest, ``[*items]``."""
+    if k >= teacher.shape[-1]:
+        return kl_per_item(student, teacher)
+    theirs, ids = teacher.topk(k, dim=-1)
+    own = student.gather(-1, ids)
+    if rest != "tail":
+        return sparse_per_item(own, theirs, own, None, rest)
+    return sparse_per_item(own, theirs, rest_of(student, ids), rest_of(teacher, ids), rest)
+
+
+def topk(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float = 1.0,
+    *,
+    k: Annotated[int, Field(ge=1)] = 64,
+    rest: Rest = "tail",
+    t2: bool = True,
+) -> LossSum:
+    """KL divergence over the ``k`` classes that the softened teacher p finds likeliest, in nats, mean over items.
+
+    ``T² Σ_k p log(p / q)``, q the student over all classes, and for what is left:
+
+    * ``tail``: plus ``p_rest log(p_rest / q_rest)``, all other classes as one. A divergence: 0 where both agree on the k
+      and on how much is left.
+    * ``zero``: nothing. Not a divergence: it may fall below 0, and is least where the student gives the rest nothing.
+    * ``renorm_teacher``: the teacher's k are made to sum to 1, the student's are not. Least where the student gives the rest
+      nothing.
+
+    A class that the teacher rules out (``-inf``) adds nothing; one that only the student rules out makes the value infinite.
+
+    Settings: ``k``; ``rest``; ``t2`` multiplies by the squared temperature.
+    Relations: ``kl`` with ``k`` not below the number of classes, whatever ``rest``; with ``tail`` never above it.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: definition; the biases of the last two: Anshumann et al. 2025, arXiv:2503.16870, section 3.
+    """
+    per_item = partial(topk_per_item, k=k, rest=rest)
+    return divergence("topk", student_logits, teacher_logits, temperature, per_item, t2=t2)

@@ -1,0 +1,31 @@
+"""Total variation distance between softened distributions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdplug import LossSum
+from kdplug_logits.divergence import divergence
+
+
+def tvd_per_item(student: Tensor, teacher: Tensor) -> Tensor:
+    """``½ Σ |p − q|`` of log-probabilities ``[*items, classes]``, ``[*items]``."""
+    return (student.exp() - teacher.exp()).abs().sum(dim=-1) / 2
+
+
+def tvd(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
+) -> LossSum:
+    """Total variation distance ``T² ½ Σ |p − q|`` of softened teacher p and student q, mean over items.
+
+    Without ``t2`` within [0, 1], symmetric, and finite whatever either side rules out (``-inf``). A student that is sure of a
+    mistake gets almost no gradient from it.
+
+    Settings: ``t2`` multiplies by the squared temperature.
+    Relations: half of ``uld`` where both sides rank the classes alike; at most ``√(kl / 2)`` (Pinsker) at temperature 1.
+
+    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Wen et al. 2023 (f-divergence minimization), arXiv:2307.15190, section 3, here token by token.
+    """
+    return divergence("tvd", student_logits, teacher_logits, temperature, tvd_per_item, t2=t2)

@@ -1,0 +1,49 @@
+"""Distance of sorted probabilities, for a teacher with another vocabulary."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kdplug import LossSum
+from kdplug_logits.precision import promoted
+from kdplug_logits.shape import require_logits
+from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+
+
+def uld_per_item(student: Tensor, teacher: Tensor) -> Tensor:
+    """``Σ |sorted p − sorted q|`` of probabilities ``[*items, classes]``, which may differ in classes, ``[*items]``."""
+    own, theirs = (side.sort(dim=-1, descending=True).values for side in (student, teacher))
+    missing = own.shape[-1] - theirs.shape[-1]
+    if missing > 0:
+        theirs = pad(theirs, (0, missing))
+    elif missing < 0:
+        own = pad(own, (0, -missing))
+    return (own - theirs).abs().sum(dim=-1)
+
+
+def uld(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
+) -> LossSum:
+    """Universal logit distance ``T² Σ |sorted p − sorted q|`` of softened teacher p and student q, mean over items.
+
+    Both sides are sorted by size and the shorter one is filled up with 0: which class is which does not matter, so that
+    vocabularies may differ. That is also what it cannot see: a student that is sure of another token is at no distance.
+
+    Symmetric; finite whatever either side rules out (``-inf``). Items have to be aligned already: the same piece of text.
+
+    Settings: ``t2`` multiplies by the squared temperature. The authors weight it by 1.5 beside the cross-entropy, at
+    temperature 1.
+    Relations: at most twice ``tvd``, and equal to that where both sides rank the classes alike.
+
+    Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, one element,
+    ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` where items differ; ``SettingError`` where the temperature is not positive.
+    Source: Boizard et al. 2024, arXiv:2402.12030, section 3; without T² as TRL's GOLD trainer computes it.
+    """
+    require_logits("uld", student_logits, teacher_logits, classes=False)
+    temperature = read_temperature("uld", temperature, student_logits)
+    sides = promoted(student_logits, teacher_logits)
+    student, teacher = (over_temperature(side, temperature).softmax(dim=-1) for side in sides)
+    values = uld_per_item(student, teacher)
+    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
