@@ -33,11 +33,11 @@ def within_support(student: Tensor, teacher: Tensor) -> Tensor:
     """Student logits with ``-inf`` at the classes that the teacher rules out.
 
     For divergences that are infinite wherever the student gives such a class any probability. Where that would leave the
-    student no class at all, its logits stay as they are, and the divergence is infinite.
+    student no class at all its logits are 0: the divergence is infinite then, and has a gradient of 0.
     """
-    allowed = teacher > -torch.inf
-    shares = (allowed & (student > -torch.inf)).any(dim=-1, keepdim=True)
-    return student.masked_fill(~allowed & shares, -torch.inf)
+    kept = student.masked_fill(teacher == -torch.inf, -torch.inf)
+    none = (kept == -torch.inf).all(dim=-1, keepdim=True)
+    return kept.masked_fill(none, 0.0)
 
 
 def divergence(
