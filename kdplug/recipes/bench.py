@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Task
+from kdplug.contracts.task_option import StartsStudent
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor
@@ -24,7 +25,7 @@ from kdplug.engine.run import RunResult
 from kdplug.recipes.budget import Budget
 from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
-from kdplug.recipes.measure import count_parameters, evaluate, seconds_per_example
+from kdplug.recipes.measure import count_parameters, evaluate, measure_speed, size_on_disk
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
 from kdplug.recipes.origin import fingerprint
 from kdplug.recipes.result import Figures
@@ -73,7 +74,7 @@ class Bench:
 
     def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
         """The student after distillation, from a cache where there is no ``teacher``, and what happened on the way."""
-        training, student = self.recipe.training, self.student()
+        training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
         self.say(f"Distilling the student: {budget.total_steps} optimizer steps")
@@ -112,9 +113,12 @@ class Bench:
             made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
         return made
 
-    def baseline(self) -> tuple[nn.Module, int]:
-        """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps."""
-        training, student = self.recipe.training, self.student()
+    def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
+        """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps.
+
+        Of ``teacher`` it has the initial weights that the distilled student has of it, and nothing else.
+        """
+        training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
         self.say(f"Training the same student without distillation: {Budget.of(training, loader).total_steps} steps")
         config = Stage.BASELINE.config(self.recipe)
@@ -123,16 +127,33 @@ class Bench:
 
     def measured(self, *models: nn.Module) -> list[Figures]:
         """The figures of each model on the test part."""
-        seconds = seconds_per_example(models, self._test())
+        speeds = measure_speed(self.task, models, self._test())
         return [
-            Figures(evaluate(self.task, model, self._test()), count_parameters(model), time)
-            for model, time in zip(models, seconds, strict=True)
+            Figures(
+                evaluate(self.task, model, self._test()),
+                count_parameters(model),
+                speed.seconds_per_example,
+                size_on_disk(model),
+                speed.units_per_second,
+            )
+            for model, speed in zip(models, speeds, strict=True)
         ]
 
-    def student(self) -> nn.Module:
-        """The student before any training; the same each time."""
+    def student(self, teacher: nn.Module | None) -> nn.Module:
+        """The student before any training, started from ``teacher`` where the task says so; the same each time.
+
+        Where what the teacher says comes from a cache, it is built for this alone, and let go of.
+        """
         set_seed(self.recipe.seed)
-        return self.task.build_student()
+        student = self.task.build_student()
+        if isinstance(self.task, StartsStudent) and self.task.starts_student:
+            self.task.start_student(student, self._cached_teacher() if teacher is None else teacher)
+        return student
+
+    def _cached_teacher(self) -> nn.Module:
+        """The teacher that a cache is of, fitted already where the recipe fits it."""
+        assert self.recipe.training.teacher_cache is not None
+        return replace(self, resume=True).teacher(Path(self.recipe.training.teacher_cache))
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
         """Shuffled batches of a part of the data, in an order drawn from the seed."""

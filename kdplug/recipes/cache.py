@@ -15,7 +15,7 @@ from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.recipes.bench import Bench
 from kdplug.recipes.origin import Origin
-from kdplug.recipes.task import build_task, resolve_distillation
+from kdplug.recipes.task import build_task, prepare, resolve_distillation
 
 
 def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -> CacheSummary:
@@ -34,7 +34,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
         [f"training.teacher_cache={json.dumps(str(out))}", "distillation.is_caching_logits=true"]
     )
     _, task = build_task(recipe)
-    resolve_distillation(recipe)
+    prepare(task, resolve_distillation(recipe).reads)
     _check_fit(fits=task.teacher_fit() is not None)
 
     def say(text: str) -> None:
@@ -45,7 +45,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
     teacher = bench.teacher(out)
     say(f"Asking the teacher about {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
-    distiller = bench.distiller(teacher, bench.student())
+    distiller = bench.distiller(teacher, bench.student(teacher))
     summary = distiller.fill_teacher_cache(bench.loader("distillation", recipe.training.batch_size))
     if is_main:
         (figures,) = bench.measured(teacher)
