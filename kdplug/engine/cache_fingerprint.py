@@ -52,6 +52,9 @@ _WORDS = {
     "codec": "how logits are kept",
     "temperature": "the temperature of what is kept",
     "task": "the task",
+    "teacher": "the teacher",
+    "fit": "how the teacher is fitted",
+    "problem": "what is asked of the teacher",
     "tokenizer": "the tokenizer",
     "alignment": "which logits belong to which token",
 }

@@ -69,7 +69,7 @@ class Fits:
             Padding.START if Padding.START in one else Padding.END
             for one in zip(*(self.padded[path] for path in length.paths), strict=True)
         ]
-        size = self.sizes[length.paths[0]]
+        size = self.sizes[length.paths[0]] - length.less
         found = [fit(row, length, size, end) for row, end in zip(rows, ends, strict=True)]
         if any(one is not row for one, row in zip(found, rows, strict=True)):
             check_masked(name, self.layout)

@@ -17,10 +17,14 @@ from kdplug.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """``dims`` of a batch's tensor are as long as the second dimension of the inputs at ``paths``, the guides."""
+    """``dims`` of a batch's tensor are ``less`` shorter than the second dimension of the inputs at ``paths``, the guides.
+
+    That is 0, or 1 where an adaptor has shifted logits to stand beside the next token.
+    """
 
     dims: tuple[int, ...]
     paths: tuple[str, ...]
+    less: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,11 @@ class Layout:
         lengths = {}
         for name, shape in shapes.items():
             dims = length_dims(name.partition("/")[2], shape)
-            for dim in dims:
+            for less, dim in ((less, dim) for less in (0, 1) for dim in dims):
                 size = shape[dim]
-                paths = tuple(path for path, guide in found.items() if guide.shape == (shape[0], size))
+                paths = tuple(path for path, guide in found.items() if guide.shape == (shape[0], size + less))
                 if paths:
-                    lengths[name] = Length(tuple(one for one in dims if shape[one] == size), paths)
+                    lengths[name] = Length(tuple(one for one in dims if shape[one] == size), paths, less)
                     break
         dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
         return cls(tuple(counts), dtypes, lengths, {name: one.head for name, one in coded.items()})
@@ -76,7 +80,7 @@ class Layout:
         length = self.lengths.get(name)
         for path in () if length is None else length.paths:
             assert length is not None
-            size = inputs[path].shape[1]
+            size = inputs[path].shape[1] - length.less
             if any(len(shape) <= dim or shape[dim] != size for dim in length.dims):
                 raise RunError(
                     f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input {path or 'tensor'!r} in one "
@@ -89,7 +93,9 @@ class Layout:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Layout:
-        lengths = {name: Length(tuple(one["dims"]), tuple(one["paths"])) for name, one in data["lengths"].items()}
+        lengths = {
+            name: Length(tuple(one["dims"]), tuple(one["paths"]), one["less"]) for name, one in data["lengths"].items()
+        }
         heads = {name: CodedHead(**one) for name, one in data["heads"].items()}
         return cls(tuple(data["counts"]), data["dtypes"], lengths, heads)
 

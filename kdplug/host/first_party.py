@@ -56,7 +56,7 @@ FIRST_PARTY = MappingProxyType(
                 "teacher_combiners": ("entropy_gate", "mean_logits", "mean_probs", "select", "weighted"),
             }
         ),
-        "kdplug-tasks": MappingProxyType({"tasks": ("digits",)}),
+        "kdplug-tasks": MappingProxyType({"tasks": ("causal-lm", "digits", "text-classification")}),
     }
 )
 """Distribution to kind to entry names."""

@@ -276,3 +276,33 @@ def test_the_summary_counts_bytes_by_item(tmp_path):
     summary = filled(tmp_path, Whole.__name__.lower())
     assert summary.bytes_per_item == (22 * (3 * 8 + 8) + 8) / 22
     assert "each (32.4 B an item)" in str(summary)
+
+
+def next_token(batch, outputs):
+    """Logits beside the token that they are about, one position fewer than there are tokens."""
+    mask = batch["attention_mask"]
+    return {"logits": outputs["logits"][:, :-1], "logits_mask": mask[:, 1:] * mask[:, :-1]}
+
+
+@pytest.mark.parametrize("codec", ["whole", None])
+@pytest.mark.parametrize("left", [False, True], ids=["padded at the end", "padded at the start"])
+def test_logits_that_are_shifted_by_a_token_find_their_place(tmp_path, left, codec):
+    def go(caching):
+        torch.manual_seed(0)
+        student, tokens = Reader(3, seed=1), Tokens(left)
+        cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_codec": codec} if caching else {}
+        distiller = make_distiller(
+            tmp_path / str(caching),
+            student,
+            Reader(5, seed=2),
+            matches=[],
+            training={"seed": 7, **cache},
+            adaptors=(next_token, next_token),
+            is_caching_logits=caching,
+            hard_label_weight=0,
+        )
+        batches = DataLoader(tokens, 4, shuffle=True, collate_fn=tokens.collate)
+        distiller.train(sgd(student, lr=1e-3), batches, num_epochs=2)
+        return weights(student)
+
+    assert torch.equal(go(False), go(True))
