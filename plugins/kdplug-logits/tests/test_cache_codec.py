@@ -230,3 +230,45 @@ def test_the_temperature_is_that_of_the_recipe():
     assert found.temperature == 5.0
     torch.testing.assert_close(distribution(found), (logits / 5).softmax(-1), rtol=0.02, atol=0)
     assert math.isinf(found.tail.max().item())
+
+
+def gradient(loss, teacher, student, **inputs):
+    """What a kd term gives to the student's logits."""
+    config = kdplug.DistillationConfig(temperature=2, kd_loss_type=loss)
+    leaf = student.clone().requires_grad_()
+    kdplug.Objective(config)(student={"logits": leaf}, teacher={"logits": teacher, **inputs}).total.backward()
+    return leaf.grad
+
+
+def test_the_gradient_of_a_sample_is_that_of_the_whole_teacher_on_average():
+    teacher, student = logits_of(4, 9), logits_of(4, 9, seed=5)
+    codec = Sampled(rounds=20)
+    found = [gradient("sampled", there_and_back(codec, teacher, seed=seed), student) for seed in range(300)]
+    full = gradient("kl", teacher, student)
+    assert (torch.stack(found).mean(0) - full).norm() < 0.02 * full.norm()
+    assert (found[0] - full).norm() > 0.05 * full.norm()
+
+
+@pytest.mark.parametrize("loss", ["kl", "reverse_kl", "jsd", "tvd"])
+def test_top_k_of_every_class_gives_the_gradient_of_the_whole_teacher(loss):
+    teacher, student = logits_of(4, 9), logits_of(4, 9, seed=5)
+    found = gradient(loss, there_and_back(TopkTail(k=9), teacher), student)
+    torch.testing.assert_close(found, gradient(loss, teacher, student), rtol=0.02, atol=1e-3)
+
+
+def test_hidden_states_give_the_gradient_of_the_whole_teacher():
+    teacher, student = given_to(Hidden()), logits_of(6, 11, seed=5)
+    torch.testing.assert_close(
+        gradient("kl", there_and_back(Hidden(), teacher), student),
+        gradient("kl", teacher.dense(), student),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+def test_a_sample_needs_the_loss_that_is_made_for_it():
+    sample = there_and_back(Sampled(), logits_of(4, 9))
+    with pytest.raises(kdplug.OutputsError, match="needs the whole distribution"):
+        gradient("kl", sample, logits_of(4, 9))
+    with pytest.raises(kdplug.OutputsError, match="'sampled' needs the weights of a sample"):
+        gradient("sampled", there_and_back(TopkTail(k=3), logits_of(4, 9)), logits_of(4, 9))

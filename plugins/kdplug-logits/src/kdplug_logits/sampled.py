@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, OutputsError, SparseLogits
 from kdplug_logits.divergence import tempered
-from kdplug_logits.tempering import times_squared
+from kdplug_logits.precision import promoted
+from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
 
 
 def seed_of(seed: int, step: int) -> int:
@@ -41,9 +42,10 @@ def sampled_per_item(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 
 def sampled(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | None,
     temperature: Tensor | float = 1.0,
     step: int = 0,
+    teacher_sparse: SparseLogits | None = None,
     *,
     draws: Annotated[int, Field(ge=1)] = 50,
     sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
@@ -56,6 +58,8 @@ def sampled(
     gradient are those of the cross-entropy under the whole teacher on average, where the largest classes alone would be
     biased. A class that the teacher rules out (``-inf``) is never drawn.
 
+    From a teacher cache of codec ``sampled`` the classes come drawn already, and the settings of the draws say nothing.
+
     The draws depend on ``seed`` and on the optimizer step, and on nothing else: the same for every micro-batch of a step.
 
     Settings: ``draws``; ``sharpness``, above 1 towards the likely classes and below 1 towards the unlikely; ``seed``; ``t2``
@@ -66,7 +70,25 @@ def sampled(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, section 4, which keeps about 12 distinct classes.
     """
+    if teacher_sparse is not None or teacher_logits is None:
+        return _cached(student_logits, teacher_sparse, temperature, t2=t2)
     student, teacher, temperature = tempered("sampled", student_logits, teacher_logits, temperature)
     ids, weights = draw(teacher.log_softmax(dim=-1), draws, sharpness, seed_of(seed, step))
     values = sampled_per_item(student.log_softmax(dim=-1), ids, weights)
+    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
+
+
+def _cached(student: Tensor, teacher: SparseLogits | None, temperature: Tensor | float, *, t2: bool) -> LossSum:
+    """Under classes that were drawn when the teacher was asked.
+
+    Raises: ``OutputsError`` for a teacher that is sparse in another way.
+    """
+    if teacher is None or teacher.weights is None:
+        raise OutputsError(
+            "'sampled' needs the weights of a sample, as codec 'sampled' keeps them", field="teacher.logits"
+        )
+    temperature = read_temperature("sampled", temperature, student)
+    (wide, _) = promoted(student, student)
+    log_probs = over_temperature(wide, temperature).log_softmax(dim=-1)
+    values = sampled_per_item(log_probs, teacher.ids, teacher.weights.to(log_probs.dtype))
     return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
