@@ -15,6 +15,7 @@ from kdplug.host import registry
 from kdplug.objective.batch import Batch
 from kdplug.objective.combiner import Combiner
 from kdplug.objective.compact import combined, compared
+from kdplug.objective.field import below
 from kdplug.objective.gradient import connected_zero, frozen
 from kdplug.objective.pair_loss import PairLoss
 from kdplug.objective.precision import full
@@ -52,7 +53,8 @@ class KdTerm(nn.Module):
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
         self.shifts = config.probability_shift
-        self.pair_loss = PairLoss(component, self.temperature, shifts=self.shifts)
+        with below("kd_loss_type"):
+            self.pair_loss = PairLoss(component, self.temperature, shifts=self.shifts)
         self.vocabulary = Vocabulary(config.padded_vocabulary)
         self.chunk = config.logit_chunk
         self.teachers = teachers

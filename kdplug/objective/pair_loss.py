@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from kdplug.contracts.closed_form import ATTRIBUTE
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
+from kdplug.host.closed_form import closed_form_of
 from kdplug.host.component import Component
 from kdplug.objective.batch import Batch
 from kdplug.objective.coarse import coarse_rows, coarse_student, coarse_teacher, expand_rows_
@@ -34,7 +32,7 @@ class PairLoss:
         self.temperature = temperature
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
-        self.rows = _closed_form(component)
+        self.rows = closed_form_of(component)
 
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:
         """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
@@ -145,25 +143,3 @@ class PairLoss:
         raise SignatureError(
             f"the closed form of {self.owner} must return one value for each of {student.shape[0]} rows, got {found}"
         )
-
-
-def _closed_form(component: Component) -> Any:
-    """The closed form that the loss declares, with the loss's settings bound; ``None`` where it declares none.
-
-    Raises: ``SignatureError`` where its settings are not those of the loss.
-    """
-    rows = getattr(component.entry.load(), ATTRIBUTE, None)
-    if rows is None or component.entry.positional:
-        return None
-    if component.entry.signature.makes:
-        return getattr(component.target, ATTRIBUTE)
-    parameters = inspect.signature(rows).parameters.values()
-    takes = {one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
-    settings = dict(component.target.keywords) if isinstance(component.target, partial) else {}
-    if takes != set(component.entry.signature.settings):
-        raise SignatureError(
-            f"the closed form of {component.entry.qualified} takes the settings {sorted(takes)}, and the loss itself "
-            f"{sorted(component.entry.signature.settings)}: they must be the same",
-            field="kd_loss_type",
-        )
-    return partial(rows, **settings)

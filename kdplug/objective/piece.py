@@ -18,7 +18,7 @@ _BUDGET = {"cpu": 768 << 20}
 _BUDGET_ELSEWHERE = 4 << 30
 """Bytes that the two buffers of a piece, the student's and the teacher's, may take together."""
 
-_CACHED = 1 << 18
+_CACHED = 1 << 16
 _CACHED_ELSEWHERE = 1 << 26
 """Elements of a block on which several operations run before it leaves the cache. A GPU wants few operations instead."""
 

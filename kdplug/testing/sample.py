@@ -59,6 +59,7 @@ class Sample:
         return {
             f"student_{self.layout.word}": self._as_given(self.student),
             f"teacher_{self.layout.word}": self._as_given(self.teacher),
+            "teacher_sparse": None,
             "mask": self.mask,
             "student_mask": self.mask,
             "teacher_mask": self.mask,

@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, closed_form
+from kdplug_logits.closed_form_mixture import jsd_rows
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import kl_per_item, reverse_kl_per_item
 from kdplug_logits.mixture import floored, log_mixture
@@ -29,6 +30,7 @@ def jsd_per_item(student: Tensor, teacher: Tensor, beta: float, *, normalize: bo
     return values / min(beta, 1 - beta) if normalize else values
 
 
+@closed_form(jsd_rows)
 def jsd(
     student_logits: Tensor,
     teacher_logits: Tensor,

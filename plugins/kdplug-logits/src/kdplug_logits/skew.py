@@ -8,7 +8,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, closed_form
+from kdplug_logits.closed_form_mixture import skew_kl_rows, skew_reverse_kl_rows
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import relative_entropy
 from kdplug_logits.mixture import floored, log_mixture
@@ -34,6 +35,7 @@ def skew_reverse_kl_per_item(student: Tensor, teacher: Tensor, skew: float) -> T
     return skewed(student, teacher, skew)
 
 
+@closed_form(skew_kl_rows)
 def skew_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -57,6 +59,7 @@ def skew_kl(
     return divergence("skew_kl", student_logits, teacher_logits, temperature, per_item, t2=t2)
 
 
+@closed_form(skew_reverse_kl_rows)
 def skew_reverse_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,

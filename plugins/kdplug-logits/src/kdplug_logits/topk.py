@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, closed_form
+from kdplug_logits.closed_form_topk import topk_rows
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import kl_per_item, relative_entropy
 from kdplug_logits.mixture import log_total
@@ -46,6 +47,7 @@ def topk_per_item(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tenso
     return sparse_per_item(own, theirs, rest_of(student, ids), rest_of(teacher, ids), rest)
 
 
+@closed_form(topk_rows)
 def topk(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, closed_form
+from kdplug_presets.closed_form import ce_rows, mse_rows
 from kdplug_presets.cross_entropy import cross_entropy
 from kdplug_presets.precision import promoted
 from kdplug_presets.shape import LOGITS, require_same, require_tensor
@@ -29,6 +30,7 @@ def _softened(
     return student.reshape(rows), teacher.reshape(rows), temperature
 
 
+@closed_form(ce_rows)
 def ce(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = False
 ) -> LossSum:
@@ -50,6 +52,7 @@ def ce(
     return LossSum(cross_entropy(student, teacher, weight=weight), len(student))
 
 
+@closed_form(mse_rows)
 def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> LossSum:
     """Squared error between logits divided by the temperature: mean over items of the mean over classes.
 

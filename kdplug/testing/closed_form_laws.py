@@ -1,0 +1,103 @@
+"""Laws on the closed form that a loss on logits may declare: it is the loss, and its gradient is the loss's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.closed_form import ATTRIBUTE
+from kdplug.host.closed_form import closed_form_of
+from kdplug.testing.agreement import are_finite, is_close, number
+from kdplug.testing.law import broken, where
+from kdplug.testing.loss_case import LossCase
+from kdplug.testing.sample import Sample
+
+Change = Callable[[Sample], Sample]
+
+
+def _declares(laws: type[LossCase]) -> bool:
+    return laws.on_logits() and hasattr(laws._found.load(), ATTRIBUTE)  # noqa: SLF001  the laws' own
+
+
+class ClosedFormLaws(LossCase):
+    """A loss and its closed form are held against each other, the loss through autograd."""
+
+    @where(_declares)
+    def test_its_closed_form_is_the_loss(self) -> None:
+        """For: a temperature or a setting that the closed form forgets, a gradient that was derived by hand."""
+        for temperature in (1.0, 2.0, 0.5):
+            self._compare(self.sample(masked=False).but(temperature=temperature), 1e-9, f"at temperature {temperature}")
+
+    @where(_declares)
+    def test_its_closed_form_takes_a_temperature_for_each_item(self) -> None:
+        """For: temperatures that are broadcast along the classes."""
+        sample = _in_a_row(self.sample(masked=False))
+        items = sample.student[0].shape[0]
+        temperature = torch.linspace(0.5, 3.0, items, dtype=torch.float64)
+        self._compare(sample.but(temperature=temperature), 1e-9, "with a temperature for each item")
+
+    @where(_declares)
+    def test_its_closed_form_takes_rows_alone(self) -> None:
+        """For: values or gradients that depend on the rows that happen to be in the same block."""
+        sample = _in_a_row(self.sample(masked=False))
+        whole, gradient = self._closed(sample)
+        for row in range(len(whole)):
+            value, own = self._closed(sample.rows([row]))
+            if not is_close(value[0], whole[row]) or not is_close(own[0], gradient[row]):
+                broken("the closed form gives an item something else alone than in a block of rows")
+
+    @where(_declares)
+    def test_its_closed_form_stays_the_loss_where_a_class_is_ruled_out(self) -> None:
+        """For: ``0 * log(0)``. Either side may rule classes out with ``-inf``, and a few classes have a tail of nothing."""
+        sample = self.sample(masked=False)
+        for side in ("teacher", "student", "both"):
+            changed = sample.but(
+                student=_ruled_out(sample.student, side != "teacher"),
+                teacher=_ruled_out(sample.teacher, side != "student"),
+            )
+            outcome, gradients = self.gradients(changed)
+            if are_finite([outcome.value]) and are_finite(gradients):
+                self._compare(changed, 1e-9, f"where the {side} rules a class out with -inf")
+
+    @where(_declares)
+    def test_its_closed_form_stays_finite_where_the_loss_does(self) -> None:
+        """For: probabilities that underflow to 0, of which a logarithm is taken."""
+        sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
+        outcome, gradients = self.gradients(sample)
+        if are_finite([outcome.value]) and are_finite(gradients):
+            self._compare(sample, 1e-3, "at logits of 1e4 in float32")
+
+    def _closed(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        student, teacher = (side[0].detach().clone() for side in (sample.student, sample.teacher))
+        component = self.build_in(student.dtype)
+        temperature = sample.temperature
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature.unsqueeze(-1)
+        with torch.no_grad():
+            values = closed_form_of(component)(student, teacher, temperature)
+        if not isinstance(values, Tensor) or values.shape != student.shape[:-1]:
+            broken(f"the closed form must return one value for each of {len(student)} rows")
+        return values, student
+
+    def _compare(self, sample: Sample, tolerance: float, when: str) -> None:
+        outcome, (gradient,) = self.gradients(sample)
+        values, closed = self._closed(_in_a_row(sample))
+        if not is_close(values.mean(), outcome.value, tolerance):
+            broken(f"the closed form gives {number(values.mean()):.9g} and the loss {number(outcome.value):.9g} {when}")
+        closed = closed.view(gradient.shape) / len(values)
+        if not is_close(closed, gradient, tolerance):
+            off = number((closed - gradient).abs().max())
+            broken(f"the gradient of the closed form is off by up to {off:.3g} {when}")
+
+
+def _in_a_row(sample: Sample) -> Sample:
+    """The items in a row, as a closed form gets them."""
+    flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
+    return flat.but(labels=sample.labels.reshape(-1))
+
+
+def _ruled_out(tensors: tuple[Tensor, ...], rules: bool) -> tuple[Tensor, ...]:
+    return tuple(tensor.index_fill(-1, torch.tensor([1]), -math.inf) for tensor in tensors) if rules else tensors
