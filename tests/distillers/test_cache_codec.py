@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cache_scene import Reader, Rowwise, Tokens, loader, read, run
@@ -306,3 +311,26 @@ def test_logits_that_are_shifted_by_a_token_find_their_place(tmp_path, left, cod
         return weights(student)
 
     assert torch.equal(go(False), go(True))
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import test_cache_codec as scene
+from cache_scene import Rowwise
+from kdplug.engine import cache_extent
+cache_extent.SHARD_BATCHES = 1
+scene.register()
+teacher = Rowwise()
+teacher.register_forward_pre_hook(lambda module, args: os.kill(os.getpid(), 9) if teacher.calls == 4 else None)
+scene.filled(Path(sys.argv[1]), "positive", teacher)
+"""
+
+
+def test_a_kill_during_the_capture_loses_one_shard_at_most(tmp_path):
+    code = KILLED.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, env=os.environ).returncode == -9
+    (tmp_path / "cache" / ".shard-00004.safetensors.tmp").write_bytes(b"half of one")
+    assert filled(tmp_path, "positive").batches == 2
+    assert CacheReport.read(tmp_path / "cache", checks=True).is_complete
