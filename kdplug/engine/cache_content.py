@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdplug.config.layer import in_list
 from kdplug.contracts.outputs import Outputs
+from kdplug.errors import OutputsError
 
 if TYPE_CHECKING:
     from kdplug.objective.objective import Objective
@@ -67,7 +68,7 @@ def flatten(outputs: Outputs, wanted: Wanted) -> Content:
     counts: dict[str, int] = {}
     if wanted.logits:
         for key in _HEADED:
-            tensors |= {f"{key}/{head}": one for head, one in enumerate(getattr(outputs, key) or ())}
+            tensors |= {f"{key}/{head}": _tensor(one) for head, one in enumerate(getattr(outputs, key) or ())}
     if wanted.inputs_mask and outputs.inputs_mask is not None:
         tensors["inputs_mask"] = outputs.inputs_mask
     for key, indices in wanted.layers.items():
@@ -80,6 +81,16 @@ def flatten(outputs: Outputs, wanted: Wanted) -> Content:
         counts["captured"] = len(wanted.captured)
         tensors |= {f"captured/{path}": outputs.captured[path] for path in wanted.captured if path in outputs.captured}
     return Content(tensors, counts)
+
+
+def _tensor(logits: Any) -> Tensor:
+    if isinstance(logits, Tensor):
+        return logits
+    raise OutputsError(
+        f"keeps tensors, and the teacher returned {type(logits).__name__}. Return dense logits from its adaptor, or set it to "
+        "false",
+        field="is_caching_logits",
+    )
 
 
 def rebuild(content: Content) -> Outputs:

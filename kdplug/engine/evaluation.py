@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.batch import call, split, to_device
 from kdplug.engine.mode import modes
@@ -17,6 +18,7 @@ from kdplug.engine.pair import Pair
 from kdplug.engine.randomness import random_state, restore_random_state
 from kdplug.engine.window import generators
 from kdplug.errors import ConfigError, did_you_mean
+from kdplug.objective.gather import gathered
 
 
 class Metric(Protocol):
@@ -100,7 +102,9 @@ class Evaluation:
                     field="evaluation",
                 )
             for metric in self.metrics.values():
-                metric.update(outputs.logits[0], outputs.labels[0])
+                logits = gathered(outputs.logits[0])
+                whole = logits.dense() if isinstance(logits, FactoredLogits) else logits  # a metric reads a tensor
+                metric.update(whole, outputs.labels[0])
         return {name: metric.compute() for name, metric in self.metrics.items()}
 
     def _check_best(self, names: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ from kdplug.objective.batch import Batch
 from kdplug.objective.combiner import Combiner
 from kdplug.objective.compact import combined, compared
 from kdplug.objective.field import below
+from kdplug.objective.gather import gathered
 from kdplug.objective.gradient import connected_zero, frozen
 from kdplug.objective.pair_loss import PairLoss
 from kdplug.objective.precision import full
@@ -119,6 +120,7 @@ class KdTerm(nn.Module):
         logits = self._logits(batch.student, "student")
         if any(isinstance(head, SparseLogits) for head in logits):
             raise OutputsError("are SparseLogits: only a teacher may be known at a few classes", field="student.logits")
+        logits = tuple(map(gathered, logits))
         return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
 
     def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Logits, ...]:
@@ -129,7 +131,7 @@ class KdTerm(nn.Module):
                 f"the student returned {heads} logits and the {name} {len(logits)}: heads are compared one by one",
                 field="kd_loss_type",
             )
-        return logits
+        return tuple(map(gathered, logits))
 
     def _logits(self, outputs: Outputs, side: str) -> tuple[Logits, ...]:
         if outputs.logits is not None:

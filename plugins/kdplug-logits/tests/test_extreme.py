@@ -143,3 +143,10 @@ def test_a_second_derivative_is_right_or_refused(name: str) -> None:
         return Case(student, found.teacher, found.labels, 2.0).loss(name).value
 
     assert torch.autograd.gradgradcheck(value, found.student.requires_grad_())
+
+
+def test_an_infinite_divergence_that_counts_nothing_adds_nothing() -> None:
+    student = torch.tensor([[0.0, -200.0, -INF]])
+    found = Case(student, torch.tensor([[0.0, -300.0, -120.0]]), torch.zeros(1))
+    assert not found.loss("adaptive_kl", mass=0).value.isnan()
+    assert finite(found.gradient("adaptive_kl", mass=0))

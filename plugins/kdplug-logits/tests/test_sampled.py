@@ -12,7 +12,7 @@ from kdplug_logits.sampled import draw, sampled_per_item, seed_of
 
 def loss(step: int = 0, **settings: object) -> torch.Tensor:
     found = case(4, 9)
-    return LOSSES["sampled"](found.student, found.teacher, 2.0, step, **settings).value
+    return LOSSES["sampled"](found.student, found.teacher, 2.0, step=step, **settings).value
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 1.5])
@@ -27,7 +27,7 @@ def test_value_and_gradient_are_on_average_those_of_the_whole_cross_entropy() ->
     found = case(4, 9, scale=1.0)
     student = found.student.requires_grad_()
     whole = oracle.cross_entropy(student, found.teacher, 2.0)
-    values = [LOSSES["sampled"](student, found.teacher, 2.0, step).value for step in range(400)]
+    values = [LOSSES["sampled"](student, found.teacher, 2.0, step=step).value for step in range(400)]
     mean = torch.stack(values).mean()
     gradients = [torch.autograd.grad(value, student)[0] for value in (mean, whole)]
     assert mean.item() == pytest.approx(whole.item(), rel=5e-3)
@@ -37,7 +37,7 @@ def test_value_and_gradient_are_on_average_those_of_the_whole_cross_entropy() ->
 def test_the_largest_classes_alone_are_biased_where_draws_are_not() -> None:
     found = case(64, 100, scale=0.5)
     whole, largest = found.gradient("kl"), found.gradient("topk", k=12, rest="renorm_teacher")
-    values = [LOSSES["sampled"](found.student, found.teacher, 1.0, step).value for step in range(50)]
+    values = [LOSSES["sampled"](found.student, found.teacher, 1.0, step=step).value for step in range(50)]
     (drawn,) = torch.autograd.grad(torch.stack(values).mean(), found.student)
     assert (drawn - whole).norm() < 0.3 * (largest - whole).norm()
 
@@ -67,7 +67,7 @@ def test_more_draws_come_nearer() -> None:
     whole = oracle.cross_entropy(found.student, found.teacher)
 
     def error(draws: int) -> torch.Tensor:
-        values = [LOSSES["sampled"](found.student, found.teacher, 1.0, s, draws=draws).value for s in range(40)]
+        values = [LOSSES["sampled"](found.student, found.teacher, 1.0, step=s, draws=draws).value for s in range(40)]
         return (torch.stack(values) - whole).square().mean()
 
     assert error(500) < 0.05 * error(5)

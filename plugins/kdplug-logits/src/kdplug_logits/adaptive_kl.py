@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug_logits.divergence import divergence
-from kdplug_logits.kl import kl_per_item, reverse_kl_per_item
+from kdplug_logits.kl import kl_terms, reverse_kl_terms
 
 
 @torch.no_grad()
@@ -31,10 +31,11 @@ def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
     return torch.where(total > 0, tail / total, 0.5)
 
 
-def adaptive_kl_per_item(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
-    """``w KL(p‖q) + (1 − w) KL(q‖p)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
-    tail = tail_share(student, teacher, mass)
-    return kl_per_item(student, teacher) * (1 - tail) + reverse_kl_per_item(student, teacher) * tail
+def adaptive_kl_terms(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
+    """The terms of ``w KL(p‖q) + (1 − w) KL(q‖p)``, of log-probabilities ``[*items, classes]``."""
+    tail = tail_share(student, teacher, mass).unsqueeze(-1)
+    forward = torch.where(tail < 1, kl_terms(student, teacher) * (1 - tail), 0.0)
+    return forward + torch.where(tail > 0, reverse_kl_terms(student, teacher) * tail, 0.0)
 
 
 def adaptive_kl(
@@ -59,5 +60,5 @@ def adaptive_kl(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Wu et al. 2024 (AKL), arXiv:2404.02657, section 4; head, constant ``w`` and μ = 0.5 as in its repository.
     """
-    per_item = partial(adaptive_kl_per_item, mass=mass)
-    return divergence("adaptive_kl", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=True)
+    terms = partial(adaptive_kl_terms, mass=mass)
+    return divergence("adaptive_kl", student_logits, teacher_logits, temperature, terms, t2=t2, supported=True)

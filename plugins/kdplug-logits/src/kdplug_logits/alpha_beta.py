@@ -26,20 +26,20 @@ Power = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_zero_
 
 
 def _limit(first: Tensor, second: Tensor, power: float) -> Tensor:
-    """``Σ [f log(f / s) − f + s] / power²`` with ``f = e^(power · first)`` and ``s = e^(power · second)``."""
+    """``[f log(f / s) − f + s] / power²`` with ``f = e^(power · first)`` and ``s = e^(power · second)``."""
     first, second = first * power, second * power
-    return (relative_entropy(first, second) + (second.exp() - first.exp()).sum(dim=-1)) / power**2
+    return (relative_entropy(first, second) + second.exp() - first.exp()) / power**2
 
 
-def alpha_beta_per_item(student: Tensor, teacher: Tensor, alpha: float, beta: float) -> Tensor:
-    """The divergence of log-probabilities ``[*items, classes]``, ``[*items]``; one of alpha and beta may be 0."""
+def alpha_beta_terms(student: Tensor, teacher: Tensor, alpha: float, beta: float) -> Tensor:
+    """The terms of the divergence, of log-probabilities ``[*items, classes]``; one of alpha and beta may be 0."""
     if beta == 0:
         return _limit(teacher, student, alpha)
     if alpha == 0:
         return _limit(student, teacher, beta)
     both = alpha + beta
-    apart = (teacher * both).exp() * (alpha / both) + (student * both).exp() * (beta / both)
-    return (apart - (teacher * alpha + student * beta).exp()).sum(dim=-1) / (alpha * beta)
+    theirs, own = (teacher * both).exp() / (both * beta), (student * both).exp() / (both * alpha)
+    return theirs + own - (teacher * alpha + student * beta).exp() / (alpha * beta)
 
 
 def alpha_beta(
@@ -70,5 +70,5 @@ def alpha_beta(
     """
     if alpha == beta == 0:
         raise SettingError("alpha_beta: alpha and beta must not both be 0", field="beta")
-    per_item = partial(alpha_beta_per_item, alpha=alpha, beta=beta)
-    return divergence("alpha_beta", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=alpha == 0)
+    terms = partial(alpha_beta_terms, alpha=alpha, beta=beta)
+    return divergence("alpha_beta", student_logits, teacher_logits, temperature, terms, t2=t2, supported=alpha == 0)

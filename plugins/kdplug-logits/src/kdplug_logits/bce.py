@@ -7,16 +7,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kdplug import LossSum
-from kdplug_logits.divergence import tempered
-from kdplug_logits.tempering import times_squared
+from kdplug_logits.divergence import tempered, total
 
 
-def bce_per_item(student: Tensor, teacher: Tensor) -> Tensor:
-    """``−Σ [σ(t) log σ(s) + σ(−t) log σ(−s)]`` of logits ``[*items, classes]``, in nats, ``[*items]``."""
+def bce_terms(student: Tensor, teacher: Tensor) -> Tensor:
+    """``−[σ(t) log σ(s) + σ(−t) log σ(−s)]`` of logits ``[*items, classes]``, class by class."""
     yes, no = teacher.sigmoid(), (-teacher).sigmoid()
     agreed = yes * torch.where(yes > 0, logsigmoid(student), 0.0)
     denied = no * torch.where(no > 0, logsigmoid(-student), 0.0)
-    return -(agreed + denied).sum(dim=-1)
+    return -(agreed + denied)
 
 
 def bce(
@@ -35,5 +34,5 @@ def bce(
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2, for two classes; summed as in Yang et al. 2023, arXiv:2308.06453.
     """
     student, teacher, temperature = tempered("bce", student_logits, teacher_logits, temperature)
-    values = bce_per_item(student, teacher)
-    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
+    terms = bce_terms(student, teacher)
+    return LossSum(total(terms, temperature, t2=t2), student.shape[:-1].numel())

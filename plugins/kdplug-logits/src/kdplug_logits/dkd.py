@@ -20,7 +20,7 @@ Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 def target_per_item(items: Labelled, student: Tensor, teacher: Tensor) -> Tensor:
     """TCKD, the KL divergence of (the label, anything else), of log-probabilities ``[*items, classes]``, ``[*items]``."""
     sides = (torch.stack([items.of_label(side), log_total(items.others(side))], dim=-1) for side in (teacher, student))
-    return relative_entropy(*sides)
+    return relative_entropy(*sides).sum(dim=-1)
 
 
 def others_per_item(items: Labelled, student: Tensor, teacher: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def others_per_item(items: Labelled, student: Tensor, teacher: Tensor) -> Tensor
     """
     theirs, some = conditional(items.others(teacher))
     own, _ = conditional(items.others(student))
-    return torch.where(some, relative_entropy(theirs, own), 0.0)
+    return torch.where(some, relative_entropy(theirs, own).sum(dim=-1), 0.0)
 
 
 def dkd(

@@ -11,23 +11,23 @@ from torch import Tensor
 from kdplug import LossSum, closed_form
 from kdplug_logits.closed_form_mixture import jsd_rows
 from kdplug_logits.divergence import divergence
-from kdplug_logits.kl import kl_per_item, reverse_kl_per_item
+from kdplug_logits.kl import kl_terms, reverse_kl_terms
 from kdplug_logits.mixture import floored, log_mixture
 
 Beta = Annotated[float, Field(ge=0, le=1)]
 
 
-def jsd_per_item(student: Tensor, teacher: Tensor, beta: float, *, normalize: bool = False) -> Tensor:
-    """``β KL(p‖m) + (1 − β) KL(q‖m)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+def jsd_terms(student: Tensor, teacher: Tensor, beta: float, *, normalize: bool = False) -> Tensor:
+    """The terms of ``β KL(p‖m) + (1 − β) KL(q‖m)``, of log-probabilities ``[*items, classes]``."""
     if beta == 0:
-        return kl_per_item(student, teacher)
+        return kl_terms(student, teacher)
     if beta == 1:
-        return reverse_kl_per_item(student, teacher)
+        return reverse_kl_terms(student, teacher)
     student, teacher = floored(student), floored(teacher)
     mixture = log_mixture(teacher, student, beta)
-    theirs = teacher.exp() * (teacher - mixture)
-    values = (theirs * beta + student.exp() * (student - mixture) * (1 - beta)).sum(dim=-1)
-    return values / min(beta, 1 - beta) if normalize else values
+    scale = 1 / min(beta, 1 - beta) if normalize else 1.0
+    theirs = (teacher.exp() * (beta * scale)) * (teacher - mixture)
+    return theirs + student.exp() * (student - mixture) * ((1 - beta) * scale)
 
 
 @closed_form(jsd_rows)
@@ -56,5 +56,5 @@ def jsd(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1; TRL and Liger weight the same way.
     """
-    per_item = partial(jsd_per_item, beta=beta, normalize=normalize)
-    return divergence("jsd", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=beta == 1)
+    terms = partial(jsd_terms, beta=beta, normalize=normalize)
+    return divergence("jsd", student_logits, teacher_logits, temperature, terms, t2=t2, supported=beta == 1)

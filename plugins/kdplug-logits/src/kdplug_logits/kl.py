@@ -11,24 +11,24 @@ from kdplug_logits.divergence import divergence
 
 
 def relative_entropy(first: Tensor, second: Tensor) -> Tensor:
-    """``Σ e^first (first − second)`` over the last axis, in nats: what is lost by taking ``second`` for ``first``.
+    """``e^first (first − second)``: summed over classes, what is lost by taking ``second`` for ``first``, in nats.
 
     A class to which ``first`` gives no probability adds nothing, whatever ``second`` gives it. One to which ``second``
     alone gives none makes the value infinite, with a finite gradient.
 
-    Shapes: log-probabilities ``[*items, classes]`` to ``[*items]``.
+    Shapes: log-probabilities ``[*items, classes]`` to ``[*items, classes]``.
     """
     probs = first.exp()
-    return (probs * torch.where(probs > 0, first - second, 0.0)).sum(dim=-1)
+    return probs * torch.where(probs > 0, first - second, 0.0)
 
 
-def kl_per_item(student: Tensor, teacher: Tensor) -> Tensor:
-    """``KL(teacher‖student)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+def kl_terms(student: Tensor, teacher: Tensor) -> Tensor:
+    """The terms of ``KL(teacher‖student)``, of log-probabilities ``[*items, classes]``."""
     return relative_entropy(teacher, student)
 
 
-def reverse_kl_per_item(student: Tensor, teacher: Tensor) -> Tensor:
-    """``KL(student‖teacher)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+def reverse_kl_terms(student: Tensor, teacher: Tensor) -> Tensor:
+    """The terms of ``KL(student‖teacher)``, of log-probabilities ``[*items, classes]``."""
     return relative_entropy(student, teacher)
 
 
@@ -49,7 +49,7 @@ def kl(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
-    return divergence("kl", student_logits, teacher_logits, temperature, kl_per_item, t2=t2)
+    return divergence("kl", student_logits, teacher_logits, temperature, kl_terms, t2=t2)
 
 
 @closed_form(reverse_kl_rows)
@@ -69,5 +69,5 @@ def reverse_kl(
     Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here token by token on given text.
     """
     return divergence(
-        "reverse_kl", student_logits, teacher_logits, temperature, reverse_kl_per_item, t2=t2, supported=True
+        "reverse_kl", student_logits, teacher_logits, temperature, reverse_kl_terms, t2=t2, supported=True
     )

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_logits.divergence import tempered
-from kdplug_logits.kl import kl_per_item
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+from kdplug_logits.divergence import tempered, total
+from kdplug_logits.kl import kl_terms
+from kdplug_logits.tempering import over_temperature, read_temperature
 
 
 def standardized(logits: Tensor, eps: float) -> Tensor:
@@ -57,5 +57,5 @@ def logit_std(
     temperature = read_temperature("logit_std", temperature, student_logits)
     student, teacher, _ = tempered("logit_std", student_logits, teacher_logits, 1.0)
     own, theirs = (over_temperature(standardized(side, eps), temperature) for side in (student, teacher))
-    values = kl_per_item(own.log_softmax(dim=-1), theirs.log_softmax(dim=-1))
-    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
+    terms = kl_terms(own.log_softmax(dim=-1), theirs.log_softmax(dim=-1))
+    return LossSum(total(terms, temperature, t2=t2), student.shape[:-1].numel())

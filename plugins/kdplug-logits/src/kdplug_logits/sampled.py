@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kdplug import LossSum, OutputsError, SparseLogits
 from kdplug_logits.divergence import tempered
-from kdplug_logits.precision import promoted
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+from kdplug_logits.sparse import read_student
+from kdplug_logits.tempering import times_squared
 
 
 def seed_of(seed: int, step: int) -> int:
@@ -40,12 +40,22 @@ def sampled_per_item(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     return -(weights * torch.where(weights > 0, student.gather(-1, ids), 0.0)).sum(dim=-1)
 
 
+def _from_sample(student: Tensor, teacher: SparseLogits, temperature: Tensor | float, *, t2: bool) -> LossSum:
+    if teacher.weights is None:
+        raise OutputsError(
+            "sampled: the teacher's SparseLogits have no weights: they are no sample. Take the loss 'topk'"
+        )
+    log_probs = read_student("sampled", student, teacher, temperature)
+    values = sampled_per_item(log_probs, teacher.ids, teacher.weights.to(log_probs.dtype))
+    return LossSum((times_squared(values, teacher.temperature) if t2 else values).sum(), values.numel())
+
+
 def sampled(
     student_logits: Tensor,
     teacher_logits: Tensor | None,
     temperature: Tensor | float = 1.0,
-    step: int = 0,
     teacher_sparse: SparseLogits | None = None,
+    step: int = 0,
     *,
     draws: Annotated[int, Field(ge=1)] = 50,
     sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
@@ -58,7 +68,8 @@ def sampled(
     gradient are those of the cross-entropy under the whole teacher on average, where the largest classes alone would be
     biased. A class that the teacher rules out (``-inf``) is never drawn.
 
-    From a teacher cache of codec ``sampled`` the classes come drawn already, and the settings of the draws say nothing.
+    Where the teacher is a cache of samples, these are its draws, with its weights: ``draws``, ``sharpness`` and ``seed`` are
+    then not read, and the temperature has to be that of the cache.
 
     The draws depend on ``seed`` and on the optimizer step, and on nothing else: the same for every micro-batch of a step.
 
@@ -67,28 +78,13 @@ def sampled(
     Relations: on average ``ce`` of kdplug-presets with ``t2: true``: ``kl`` plus the teacher's entropy.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive or not that of the
+    cache; ``OutputsError`` where the cache holds no sample.
     Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, section 4, which keeps about 12 distinct classes.
     """
-    if teacher_sparse is not None or teacher_logits is None:
-        return _cached(student_logits, teacher_sparse, temperature, t2=t2)
+    if teacher_sparse is not None:
+        return _from_sample(student_logits, teacher_sparse, temperature, t2=t2)
     student, teacher, temperature = tempered("sampled", student_logits, teacher_logits, temperature)
     ids, weights = draw(teacher.log_softmax(dim=-1), draws, sharpness, seed_of(seed, step))
     values = sampled_per_item(student.log_softmax(dim=-1), ids, weights)
-    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
-
-
-def _cached(student: Tensor, teacher: SparseLogits | None, temperature: Tensor | float, *, t2: bool) -> LossSum:
-    """Under classes that were drawn when the teacher was asked.
-
-    Raises: ``OutputsError`` for a teacher that is sparse in another way.
-    """
-    if teacher is None or teacher.weights is None:
-        raise OutputsError(
-            "'sampled' needs the weights of a sample, as codec 'sampled' keeps them", field="teacher.logits"
-        )
-    temperature = read_temperature("sampled", temperature, student)
-    (wide, _) = promoted(student, student)
-    log_probs = over_temperature(wide, temperature).log_softmax(dim=-1)
-    values = sampled_per_item(log_probs, teacher.ids, teacher.weights.to(log_probs.dtype))
     return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())

@@ -16,8 +16,10 @@ def written(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def require_logits(owner: str, student: object, teacher: object, *, classes: bool = True) -> None:
-    """Raises: ``ShapeError`` where the two are no tensors of one shape.
+def require_logits(owner: str, student: object, teacher: object, *, classes: bool = True) -> Tensor:
+    """The teacher's logits.
+
+    Raises: ``ShapeError`` where the two are no tensors of one shape.
 
     Without ``classes`` the last axis may differ in size.
     """
@@ -27,7 +29,7 @@ def require_logits(owner: str, student: object, teacher: object, *, classes: boo
             f"{type(teacher).__name__}"
         )
     if student.shape == teacher.shape and student.dim():
-        return
+        return teacher
     if not student.dim() or student.dim() != teacher.dim():
         raise ShapeError(
             f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} must have as many axes, "
@@ -35,6 +37,7 @@ def require_logits(owner: str, student: object, teacher: object, *, classes: boo
         )
     axes = student.dim() if classes else student.dim() - 1
     _require_axes(owner, student, teacher, _AXES.get(student.dim(), tuple(map(str, range(student.dim()))))[:axes])
+    return teacher
 
 
 def _require_axes(owner: str, student: Tensor, teacher: Tensor, axes: Sequence[str]) -> None:

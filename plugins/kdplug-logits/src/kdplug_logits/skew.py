@@ -18,20 +18,20 @@ Skew = Annotated[float, Field(ge=0, lt=1)]
 
 
 def skewed(first: Tensor, second: Tensor, skew: float) -> Tensor:
-    """``KL(first ‖ λ first + (1 − λ) second)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+    """The terms of ``KL(first ‖ λ first + (1 − λ) second)``, of log-probabilities ``[*items, classes]``."""
     if skew == 0:
         return relative_entropy(first, second)
     first = floored(first)
-    return (first.exp() * (first - log_mixture(first, floored(second), skew))).sum(dim=-1)
+    return first.exp() * (first - log_mixture(first, floored(second), skew))
 
 
-def skew_kl_per_item(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
-    """``KL(p ‖ λ p + (1 − λ) q)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+def skew_kl_terms(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """The terms of ``KL(p ‖ λ p + (1 − λ) q)``, of log-probabilities ``[*items, classes]``."""
     return skewed(teacher, student, skew)
 
 
-def skew_reverse_kl_per_item(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
-    """``KL(q ‖ (1 − λ) p + λ q)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``."""
+def skew_reverse_kl_terms(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    """The terms of ``KL(q ‖ (1 − λ) p + λ q)``, of log-probabilities ``[*items, classes]``."""
     return skewed(student, teacher, skew)
 
 
@@ -55,8 +55,8 @@ def skew_kl(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1; λ = 0.1 as in its repository.
     """
-    per_item = partial(skew_kl_per_item, skew=skew)
-    return divergence("skew_kl", student_logits, teacher_logits, temperature, per_item, t2=t2)
+    terms = partial(skew_kl_terms, skew=skew)
+    return divergence("skew_kl", student_logits, teacher_logits, temperature, terms, t2=t2)
 
 
 @closed_form(skew_reverse_kl_rows)
@@ -80,7 +80,5 @@ def skew_reverse_kl(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1; λ = 0.1 as in its repository.
     """
-    per_item = partial(skew_reverse_kl_per_item, skew=skew)
-    return divergence(
-        "skew_reverse_kl", student_logits, teacher_logits, temperature, per_item, t2=t2, supported=skew == 0
-    )
+    terms = partial(skew_reverse_kl_terms, skew=skew)
+    return divergence("skew_reverse_kl", student_logits, teacher_logits, temperature, terms, t2=t2, supported=skew == 0)

@@ -9,11 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum, closed_form
+from kdplug import LossSum, SparseLogits, closed_form
 from kdplug_logits.closed_form_topk import topk_rows
-from kdplug_logits.divergence import divergence
-from kdplug_logits.kl import kl_per_item, relative_entropy
+from kdplug_logits.divergence import divergence, total
+from kdplug_logits.kl import kl_terms, relative_entropy
 from kdplug_logits.mixture import log_total
+from kdplug_logits.sparse import likeliest, read_student
 
 Rest = Literal["tail", "zero", "renorm_teacher"]
 
@@ -26,8 +27,8 @@ def rest_of(log_probs: Tensor, ids: Tensor) -> Tensor:
     return log_total(log_probs.scatter(-1, ids, -torch.inf))
 
 
-def sparse_per_item(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
-    """The divergence from log-probabilities at K classes, ``[*items, K]``, and of all others together, ``[*items]``."""
+def sparse_terms(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
+    """The terms, from log-probabilities at K classes, ``[*items, K]``, and of all others together, ``[*items]``."""
     if rest == "tail" and their_rest is not None:
         theirs = torch.cat([theirs, their_rest.unsqueeze(-1)], dim=-1)
         own = torch.cat([own, own_rest.unsqueeze(-1)], dim=-1)
@@ -36,22 +37,34 @@ def sparse_per_item(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: T
     return relative_entropy(theirs, own)
 
 
-def topk_per_item(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
-    """The divergence of log-probabilities ``[*items, classes]`` over the teacher's ``k`` likeliest, ``[*items]``."""
+def topk_terms(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
+    """The terms over the teacher's ``k`` likeliest classes, of log-probabilities ``[*items, classes]``."""
     if k >= teacher.shape[-1]:
-        return kl_per_item(student, teacher)
+        return kl_terms(student, teacher)
     theirs, ids = teacher.topk(k, dim=-1)
     own = student.gather(-1, ids)
     if rest != "tail":
-        return sparse_per_item(own, theirs, own, None, rest)
-    return sparse_per_item(own, theirs, rest_of(student, ids), rest_of(teacher, ids), rest)
+        return sparse_terms(own, theirs, own, None, rest)
+    return sparse_terms(own, theirs, rest_of(student, ids), rest_of(teacher, ids), rest)
+
+
+def _from_sparse(
+    student: Tensor, teacher: SparseLogits, temperature: Tensor | float, k: int, rest: Rest, *, t2: bool
+) -> LossSum:
+    log_probs = read_student("topk", student, teacher, temperature)
+    ids, theirs, their_rest = likeliest("topk", teacher, k, log_probs.dtype, with_rest=rest == "tail")
+    own = log_probs.gather(-1, ids)
+    own_rest = own if their_rest is None else rest_of(log_probs, ids)
+    terms = sparse_terms(own, theirs, own_rest, their_rest, rest)
+    return LossSum(total(terms, teacher.temperature, t2=t2), student.shape[:-1].numel())
 
 
 @closed_form(topk_rows)
 def topk(
     student_logits: Tensor,
-    teacher_logits: Tensor,
+    teacher_logits: Tensor | None,
     temperature: Tensor | float = 1.0,
+    teacher_sparse: SparseLogits | None = None,
     *,
     k: Annotated[int, Field(ge=1)] = 64,
     rest: Rest = "tail",
@@ -69,12 +82,18 @@ def topk(
 
     A class that the teacher rules out (``-inf``) adds nothing; one that only the student rules out makes the value infinite.
 
+    Where the teacher is a top-k cache, the classes are the likeliest ``k`` of those that it holds. It needs a tail for
+    ``tail``, and the temperature has to be that of the cache.
+
     Settings: ``k``; ``rest``; ``t2`` multiplies by the squared temperature.
     Relations: ``kl`` with ``k`` not below the number of classes, whatever ``rest``; with ``tail`` never above it.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive or not that of the
+    cache; ``OutputsError`` where the cache does not hold what is needed.
     Source: definition; the biases of the last two: Anshumann et al. 2025, arXiv:2503.16870, section 3.
     """
-    per_item = partial(topk_per_item, k=k, rest=rest)
-    return divergence("topk", student_logits, teacher_logits, temperature, per_item, t2=t2)
+    if teacher_sparse is not None:
+        return _from_sparse(student_logits, teacher_sparse, temperature, k, rest, t2=t2)
+    terms = partial(topk_terms, k=k, rest=rest)
+    return divergence("topk", student_logits, teacher_logits, temperature, terms, t2=t2)

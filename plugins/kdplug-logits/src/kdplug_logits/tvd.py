@@ -9,9 +9,9 @@ from kdplug_logits.closed_form_tvd import tvd_rows
 from kdplug_logits.divergence import divergence
 
 
-def tvd_per_item(student: Tensor, teacher: Tensor) -> Tensor:
-    """``½ Σ |p − q|`` of log-probabilities ``[*items, classes]``, ``[*items]``."""
-    return (student.exp() - teacher.exp()).abs().sum(dim=-1) / 2
+def tvd_terms(student: Tensor, teacher: Tensor) -> Tensor:
+    """``½ |p − q|`` of log-probabilities ``[*items, classes]``, class by class."""
+    return (student.exp() - teacher.exp()).abs() / 2
 
 
 @closed_form(tvd_rows)
@@ -30,4 +30,4 @@ def tvd(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Wen et al. 2023 (f-divergence minimization), arXiv:2307.15190, section 3, here token by token.
     """
-    return divergence("tvd", student_logits, teacher_logits, temperature, tvd_per_item, t2=t2)
+    return divergence("tvd", student_logits, teacher_logits, temperature, tvd_terms, t2=t2)

@@ -1,0 +1,74 @@
+"""Reading a teacher that is known at a few classes of each item."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdplug import OutputsError, SettingError, ShapeError, SparseLogits
+from kdplug_logits.mixture import log_total
+from kdplug_logits.precision import working_type
+from kdplug_logits.shape import written
+
+
+class Known(NamedTuple):
+    """The teacher's log-probabilities at some classes, ``[*items, K]`` with ``ids``, and of all others together."""
+
+    ids: Tensor
+    log_probs: Tensor
+    rest: Tensor | None
+
+
+def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature: Tensor | float) -> Tensor:
+    """The student's softened log-probabilities over all classes, in float32 at least.
+
+    Raises: ``ShapeError`` where items or classes differ; ``SettingError`` for any temperature but the teacher's.
+    """
+    if not isinstance(student, Tensor) or student.shape != teacher.shape:
+        own = written(student) if isinstance(student, Tensor) else type(student).__name__
+        raise ShapeError(
+            f"{owner}: student_logits {own} do not fit the teacher's SparseLogits, which stand for {list(teacher.shape)}"
+        )
+    single = not isinstance(temperature, Tensor) or temperature.numel() == 1
+    if not single or not math.isclose(float(temperature), teacher.temperature, rel_tol=1e-6):
+        given = f"{float(temperature):g}" if single else "one for each item"
+        raise SettingError(
+            f"{owner}: temperature is {given}, and the teacher's SparseLogits were taken at {teacher.temperature:g}: they "
+            "cannot be softened again"
+        )
+    logits = student.to(working_type(student))
+    return (logits if teacher.temperature == 1 else logits / teacher.temperature).log_softmax(dim=-1)
+
+
+def likeliest(owner: str, teacher: SparseLogits, k: int, dtype: torch.dtype, *, with_rest: bool) -> Known:
+    """At most ``k`` of the classes that are known, the likeliest; the others join the rest.
+
+    Raises: ``OutputsError`` for a sample, for a class that comes twice, and where the rest is asked for and not known.
+    """
+    if teacher.weights is not None or teacher.log_probs is None:
+        raise OutputsError(f"{owner}: the teacher's SparseLogits are a sample, with weights. Take the loss 'sampled'")
+    if with_rest and teacher.tail is None:
+        raise OutputsError(
+            f"{owner}: the teacher's SparseLogits have no tail. Set rest to zero or renorm_teacher, or give a tail"
+        )
+    _check_distinct(owner, teacher.ids)
+    log_probs = teacher.log_probs.to(dtype)
+    rest = teacher.tail.to(dtype) if with_rest and teacher.tail is not None else None
+    if k >= log_probs.shape[-1]:
+        return Known(teacher.ids, log_probs, rest)
+    found, places = log_probs.topk(k, dim=-1)
+    if rest is not None:
+        rest = torch.logaddexp(rest, log_total(log_probs.scatter(-1, places, -torch.inf)))
+    return Known(teacher.ids.gather(-1, places), found, rest)
+
+
+def _check_distinct(owner: str, ids: Tensor) -> None:
+    """On a CPU: elsewhere the look would wait for the device."""
+    if ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    ordered = ids.sort(dim=-1).values
+    if (ordered[..., 1:] == ordered[..., :-1]).any():
+        raise OutputsError(f"{owner}: the teacher's SparseLogits hold a class twice for one item")
