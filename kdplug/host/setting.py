@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from types import new_class
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -108,6 +108,10 @@ def _in_words(
     errors = error.errors(include_url=False)
     first = errors[0]
     path = _path(first["loc"], given)
+    if first["type"] == "extra_forbidden" and len(path) > 1:
+        keys = sorted(_names_at(entry.settings, path[:-1]))
+        message = f"there is no such key.{did_you_mean(path[-1], keys)} The keys are {', '.join(keys)}"
+        return UnknownKeyError(message, field=".".join(path))
     if first["type"] == "extra_forbidden":
         known = f" Its settings: {', '.join(names)}." if names else " It has no settings."
         return UnknownKeyError(f"{entry.qualified} has no setting {path[0]!r}.{did_you_mean(path[0], names)}{known}")
@@ -130,6 +134,21 @@ def _path(location: tuple[int | str, ...], given: Any) -> list[str]:
             path.append(str(part))
             given = given[part] if held else None
     return path
+
+
+def _names_at(model: type[BaseModel], path: list[str]) -> set[str]:
+    """The keys of the models that a setting may hold at ``path``."""
+    models = [model]
+    for part in path:
+        fields = [field for one in models for name, field in one.model_fields.items() if part in (name, field.alias)]
+        models = [found for field in fields for found in _models_in(field.annotation)] or models
+    return {name for one in models for name in setting_names(one)}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
 
 
 def _any_of(errors: list[Any]) -> str:

@@ -19,6 +19,7 @@ from kdplug.objective.teacher import Names, place_of
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
+    from kdplug.config.layer_map import LayerMap
     from kdplug.config.match import IntermediateMatch
 
 
@@ -61,6 +62,11 @@ class Matches(nn.ModuleDict):
         return any(map(is_path, written)) or any(
             one.layer_map.layer_S is not None or one.layer_map.layer_T is not None for one in self._waiting
         )
+
+    @property
+    def waiting(self) -> tuple[LayerMap, ...]:
+        """The layer maps whose layers are not counted yet."""
+        return tuple(one.layer_map for one in self._waiting)
 
     def terms(self) -> Iterator[tuple[MatchTerm, Path, int]]:
         """Each match with the path of the field that it comes from, and the place of the teacher that it reads."""

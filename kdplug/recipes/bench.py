@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import Part, Task
+from kdplug.contracts.task_option import StartsStudent
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor
@@ -22,7 +23,7 @@ from kdplug.engine.run import RunResult
 from kdplug.recipes.budget import Budget
 from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
-from kdplug.recipes.measure import count_parameters, evaluate, seconds_per_example
+from kdplug.recipes.measure import count_parameters, evaluate, measure_speed, size_on_disk
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
 from kdplug.recipes.result import Figures
 from kdplug.recipes.stage import Stage
@@ -69,7 +70,7 @@ class Bench:
 
     def distilled(self, teacher: nn.Module) -> tuple[nn.Module, History]:
         """The student after distillation, and what happened on the way."""
-        training, student = self.recipe.training, self.student()
+        training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
         self.say(f"Distilling the student: {budget.total_steps} optimizer steps")
@@ -103,9 +104,12 @@ class Bench:
             show_progress=self.show_progress,
         )
 
-    def baseline(self) -> tuple[nn.Module, int]:
-        """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps."""
-        training, student = self.recipe.training, self.student()
+    def baseline(self, teacher: nn.Module) -> tuple[nn.Module, int]:
+        """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps.
+
+        Of ``teacher`` it has the initial weights that the distilled student has of it, and nothing else.
+        """
+        training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
         self.say(f"Training the same student without distillation: {Budget.of(training, loader).total_steps} steps")
         done = self._train_on_labels(Stage.BASELINE, student, self.task.student_adaptor, loader, training)
@@ -113,16 +117,25 @@ class Bench:
 
     def measured(self, *models: nn.Module) -> list[Figures]:
         """The figures of each model on the test part."""
-        seconds = seconds_per_example(models, self._test())
+        speeds = measure_speed(self.task, models, self._test())
         return [
-            Figures(evaluate(self.task, model, self._test()), count_parameters(model), time)
-            for model, time in zip(models, seconds, strict=True)
+            Figures(
+                evaluate(self.task, model, self._test()),
+                count_parameters(model),
+                speed.seconds_per_example,
+                size_on_disk(model),
+                speed.units_per_second,
+            )
+            for model, speed in zip(models, speeds, strict=True)
         ]
 
-    def student(self) -> nn.Module:
-        """The student before any training; the same each time."""
+    def student(self, teacher: nn.Module) -> nn.Module:
+        """The student before any training, started from ``teacher`` where the task says so; the same each time."""
         set_seed(self.recipe.seed)
-        return self.task.build_student()
+        student = self.task.build_student()
+        if isinstance(self.task, StartsStudent):
+            self.task.start_student(student, teacher)
+        return student
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
         """Shuffled batches of a part of the data, in an order drawn from the seed."""

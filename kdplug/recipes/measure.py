@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 
 from kdplug.contracts.task import Task
+from kdplug.contracts.task_option import CountsUnits
 from kdplug.engine.batch import call, to_device
 from kdplug.engine.mode import modes
 from kdplug.errors import RunError
@@ -38,14 +40,35 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def seconds_per_example(models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[float]:
-    """What one example of the loader's first batch takes each model, forward, in eval mode.
+def size_on_disk(model: nn.Module) -> int:
+    """Bytes of the model's weights and buffers as safetensors holds them, without the header: what shares memory counts once."""
+    tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
+
+
+def unit_of(task: Task) -> str:
+    """What the throughput of a task is counted in."""
+    return task.unit if isinstance(task, CountsUnits) else "examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a model is in eval mode, forward: the seconds that one example takes, and the task's units in a second."""
+
+    seconds_per_example: float
+    units_per_second: float
+
+
+def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
+    """The speed of each model on the loader's first batch.
 
     The median over rounds in which each model has its turn, so that what else the machine does falls on all of them.
     """
     size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
     assert loader.collate_fn is not None
     batch = loader.collate_fn([loader.dataset[index] for index in range(size)])
+    units = task.count(batch) if isinstance(task, CountsUnits) else size
     timers = [_timer(model, batch) for model in models]
     with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
         once = [timer.timeit(3).mean for timer in timers]
@@ -53,7 +76,8 @@ def seconds_per_example(models: Sequence[nn.Module], loader: DataLoader[Any]) ->
         rounds = [
             [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(_ROUNDS)
         ]
-    return [median(times) / size for times in zip(*rounds, strict=True)]
+    medians = [median(times) for times in zip(*rounds, strict=True)]
+    return [Speed(seconds / size, units / seconds) for seconds in medians]
 
 
 def _timer(model: nn.Module, batch: Any) -> Timer:

@@ -22,7 +22,7 @@ from kdplug.recipes.plan_match import PlannedMatch, planned_matches
 from kdplug.recipes.plan_memory import MemoryItem, memory
 from kdplug.recipes.plan_sample import Sample, take_sample
 from kdplug.recipes.stage import Stage
-from kdplug.recipes.task import build_task, resolve_distillation
+from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.warning import Check, PlanWarning
 from kdplug.recipes.warning_gradient import dead_terms
 from kdplug.recipes.warning_label import unshifted_labels
@@ -100,8 +100,9 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     Raises: ``KdplugError`` for what would keep the run from starting, or end it at its first step.
     """
     component, task = build_task(recipe)
-    resolve_distillation(recipe)
+    reads = resolve_distillation(recipe).reads
     make_optimizer(recipe.training, [nn.Parameter()])
+    prepare(task, reads)
     bench = Bench(recipe, task, lambda _: None, show_progress=False)
     config = Stage.STUDENT.config(recipe)
     with warnings.catch_warnings(record=True) as told:

@@ -88,7 +88,8 @@ def take_sample(recipe: Recipe, bench: Bench, accelerator: Accelerator, total_st
 
     Raises: ``KdplugError`` for what would end the run at its first step.
     """
-    teacher, student = bench.built_teacher(), bench.student()
+    teacher = bench.built_teacher()
+    student = bench.student(teacher)
     distiller = bench.distiller(teacher, student)
     pair = Pair(student, distiller.adaptor_S, distiller.objective)
     side = Teacher(teacher, distiller.adaptor_T)

@@ -16,22 +16,32 @@ DISTILLED = "student, distilled"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A model's figures on the test part, its parameters, and the seconds that one example takes in a batch."""
+    """A model's figures on the test part, its parameters, the seconds that one example takes in a batch, the bytes of its
+    weights on disk, and the task's units that it goes through in a second.
+    """
 
     metrics: dict[str, float]
     parameters: int
     seconds_per_example: float
+    bytes: int
+    units_per_second: float
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``metrics.json``."""
-        return {**self.metrics, "parameters": self.parameters, "seconds_per_example": self.seconds_per_example}
+        return {
+            **self.metrics,
+            "parameters": self.parameters,
+            "bytes": self.bytes,
+            "seconds_per_example": self.seconds_per_example,
+            "units_per_second": self.units_per_second,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeResult:
     """The figures of the three models, by the same ``metric`` on the same test examples, and where the files are.
 
-    ``distilled`` and ``baseline`` are the same student, from the same initial weights, after ``steps`` optimizer steps with
+    ``unit`` is what ``units_per_second`` counts. ``distilled`` and ``baseline`` are the same student, from the same initial weights, after ``steps`` optimizer steps with
     and without a teacher.
     """
 
@@ -41,11 +51,15 @@ class RecipeResult:
     baseline: Figures
     steps: int
     output_dir: Path
+    is_lower_better: bool = False
+    unit: str = "examples"
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``metrics.json``."""
         return {
             "metric": self.metric,
+            "is_lower_better": self.is_lower_better,
+            "unit": self.unit,
             "optimizer_steps": self.steps,
             "teacher": self.teacher.to_data(),
             "student_distilled": self.distilled.to_data(),
@@ -60,9 +74,21 @@ class RecipeResult:
             "student, without distillation": self.baseline,
         }
         return [
-            Line(name, figures.metrics[self.metric], figures.parameters, figures.seconds_per_example)
+            Line(
+                name,
+                figures.metrics[self.metric],
+                figures.parameters,
+                figures.seconds_per_example,
+                figures.bytes,
+                figures.units_per_second,
+            )
             for name, figures in named.items()
         ]
+
+    @property
+    def title(self) -> str:
+        """The metric as it heads a column or an axis."""
+        return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
 
     def levels(self) -> dict[str, float]:
         """The metric of the models that the distilled student is compared with."""

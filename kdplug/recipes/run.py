@@ -7,28 +7,30 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
-from safetensors.torch import save_model
 from torch import empty, nn
 
 from kdplug.config.recipe import Recipe
+from kdplug.contracts.task_option import Directed
 from kdplug.engine.checkpoint import STUDENT
 from kdplug.errors import RunError
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.recipes.bench import Bench
 from kdplug.recipes.going_on import is_begun
+from kdplug.recipes.measure import unit_of
 from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
+from kdplug.recipes.saved_student import check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
-from kdplug.recipes.task import build_task, resolve_distillation
+from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.report.comparison import comparison
 from kdplug.report.curve import check_matplotlib, draw_curves
-from kdplug.report.file import replacing, write_json
+from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
 from kdplug.report.term import temperature_line, terms_table
 
 FILES = (RECORD, METRICS, STUDENT, CURVES)
-"""What a run writes into its folder, beside the folders of its stages."""
+"""What a run writes into its folder, beside the folders of its stages; a folder ``model`` may stand in for the weights."""
 
 
 def run_recipe(
@@ -43,7 +45,8 @@ def run_recipe(
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors`` and ``curves.png`` into the recipe's
     ``output_dir``, in place of those of an earlier run, and checkpoints and logs of each training into a folder of its own
-    there: ``teacher``, ``student``, ``baseline``. ``console`` is where sentences and tables go, nowhere by default.
+    there: ``teacher``, ``student``, ``baseline``. A task that saves students itself writes a folder ``model`` in the place of
+    ``student.safetensors``. ``console`` is where sentences and tables go, nowhere by default.
     ``locked`` is the ``kdplug-run.json`` of a run that this one must be again.
 
     ``resume`` goes on with the run that was interrupted in ``output_dir``, to the same figures, and starts where there is
@@ -59,8 +62,10 @@ def run_recipe(
     _check_alone()
     check_matplotlib()
     component, task = build_task(recipe)
-    distillation, terms = resolve_distillation(recipe)
+    distillation, terms, reads = resolve_distillation(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
+    check_apart(recipe)
+    prepare(task, reads)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
@@ -75,18 +80,26 @@ def run_recipe(
     bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
     teacher = bench.teacher()
     student, history = bench.distilled(teacher)
-    baseline, steps = bench.baseline()
+    baseline, steps = bench.baseline(teacher)
     of_teacher, of_student, of_baseline = bench.measured(teacher, student, baseline)
-    result = RecipeResult(task.metric, of_teacher, of_student, of_baseline, steps, output_dir)
+    result = RecipeResult(
+        task.metric,
+        of_teacher,
+        of_student,
+        of_baseline,
+        steps,
+        output_dir,
+        is_lower_better=isinstance(task, Directed) and task.is_lower_better,
+        unit=unit_of(task),
+    )
 
-    with replacing(output_dir / STUDENT) as temporary:
-        save_model(student, str(temporary))
+    written = save_student(task, student, output_dir, {**record, "results": result.to_data()})
     write_json(output_dir / METRICS, result.to_data())
-    draw_curves(output_dir / CURVES, history.terms, task.metric, history.student, result.levels())
-    console.print(comparison(result.metric, result.lines()))
+    draw_curves(output_dir / CURVES, history.terms, result.title, history.student, result.levels())
+    console.print(comparison(result.title, result.unit, result.lines()))
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     say(f"Both students: the same initial weights, {steps} optimizer steps, batches of {batch}.")
-    say(f"Written to {output_dir}: {', '.join(FILES)}")
+    say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, written, CURVES))}")
     return result
 
 
@@ -109,6 +122,7 @@ def _empty(recipe: Recipe, *, goes_on: bool) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         for name in FILES[1:] if goes_on else FILES:
             (output_dir / name).unlink(missing_ok=True)
+        forget_student(output_dir)
         if not goes_on:
             forget_checkpoints(recipe)
     except OSError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
+from kdplug.contracts.task_option import ReadsAware, SelfChecking
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.host.component import Component
 from kdplug.host.registry import tasks
+from kdplug.objective.key import keys_read
 from kdplug.objective.objective import Objective
 
 
@@ -27,13 +31,36 @@ def build_task(recipe: Recipe) -> tuple[Component, Task]:
     return component, task
 
 
-def resolve_distillation(recipe: Recipe) -> tuple[DistillationConfig, list[str]]:
-    """The distillation with qualified names and every setting, and the names of its terms.
+class Resolved(NamedTuple):
+    """A distillation with qualified names and every setting, the names of its terms, and the adaptor keys that they read."""
+
+    distillation: DistillationConfig
+    terms: list[str]
+    reads: frozenset[str]
+
+
+def resolve_distillation(recipe: Recipe) -> Resolved:
+    """The distillation of a recipe, looked up.
 
     Raises: ``KdplugError`` with the path of what cannot be used.
     """
     try:
         distillation = recipe.distillation.resolved()
-        return distillation, [term.name for term in Objective(distillation).terms]
+        objective = Objective(distillation)
+        return Resolved(distillation, [term.name for term in objective.terms], keys_read(objective))
     except KdplugError as error:
         raise error.at("distillation") from error.__cause__
+
+
+def prepare(task: Task, reads: frozenset[str]) -> None:
+    """Tell the task what the objective reads, and let it look for what would end the run later.
+
+    Raises: ``KdplugError`` with the path of the task's setting.
+    """
+    try:
+        if isinstance(task, ReadsAware):
+            task.expect(reads)
+        if isinstance(task, SelfChecking):
+            task.check()
+    except KdplugError as error:
+        raise error.at("task") from error.__cause__

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 import kdplug
@@ -224,3 +224,28 @@ def test_an_annotation_that_makes_no_model_is_the_authors_error() -> None:
 
     with pytest.raises(SignatureError, match=r"^the settings of mine \(local\) make no valid model: "):
         build(odd, ["mine", 1])
+
+
+class _Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    layers: int = 1
+    width: int = 2
+
+
+class _Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    inner: _Inner | None = None
+
+
+def test_an_unknown_key_inside_a_group_of_settings_gets_the_nearest_one_there() -> None:
+    @kdplug.losses.register("grouped")
+    def grouped(student_logits, *, group: _Outer = _Outer()):  # noqa: B008
+        return student_logits.mean()
+
+    with pytest.raises(UnknownKeyError) as caught:
+        kdplug.losses.build({"name": "grouped", "group": {"inner": {"layer": 3}}})
+    assert str(caught.value) == (
+        "group.inner.layer: there is no such key. Did you mean 'layers'? The keys are layers, width"
+    )

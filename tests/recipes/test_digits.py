@@ -79,7 +79,7 @@ def test_the_metrics_are_of_three_models(done):
     metrics = _json(done[0], "metrics.json")
     assert metrics["optimizer_steps"] == 2 * 19
     for model in ("teacher", "student_distilled", "student_without_distillation"):
-        assert set(metrics[model]) == {"accuracy", "parameters", "seconds_per_example"}
+        assert set(metrics[model]) == {"accuracy", "parameters", "bytes", "seconds_per_example", "units_per_second"}
 
 
 def test_the_record_holds_a_recipe_that_means_the_same(done):

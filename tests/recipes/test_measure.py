@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdplug
-from kdplug.recipes.measure import count_parameters, evaluate, seconds_per_example
+from kdplug.recipes.measure import count_parameters, evaluate, measure_speed
 
 
 def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):
@@ -42,6 +42,6 @@ def test_a_parameter_in_two_places_counts_once():
 def test_every_model_takes_some_time(signs):
     task = kdplug.tasks.build(signs().task).target
     loader = DataLoader(task.data("test"), collate_fn=task.collate, batch_size=10)
-    times = seconds_per_example([nn.Linear(4, 2), nn.Linear(4, 2)], loader)
+    times = [one.seconds_per_example for one in measure_speed(task, [nn.Linear(4, 2), nn.Linear(4, 2)], loader)]
     assert len(times) == 2
     assert min(times) > 0

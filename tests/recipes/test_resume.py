@@ -81,7 +81,7 @@ def _metrics(folder):
     found = json.loads((folder / "metrics.json").read_text())
     for figures in found.values():
         if isinstance(figures, dict):
-            del figures["seconds_per_example"]
+            del figures["seconds_per_example"], figures["units_per_second"]
     return found
 
 

@@ -33,9 +33,12 @@ def test_a_duration_stands_in_the_unit_that_fits(seconds, text):
 
 
 def test_a_comparison_has_a_row_for_each_model():
-    text = _printed(comparison("f1", [Line("teacher", 0.98765, 12345, 1e-3), Line("student", 0.5, 10, 1e-6)]))
+    lines = [Line("teacher", 0.98765, 12345, 1e-3, 49_380, 1e6), Line("student", 0.5, 10, 1e-6, 40, 2.5)]
+    text = _printed(comparison("f1", "tokens", lines))
     assert "0.9877 │     12,345 │             1 ms" in text
+    assert "49.4 kB │ 1,000,000" in text
     assert "f1" in text
+    assert "tokens/s" in text
 
 
 @pytest.mark.parametrize("kd", [0, 1])

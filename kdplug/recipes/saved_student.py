@@ -1,0 +1,67 @@
+"""The student that a recipe leaves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from safetensors.torch import save_model
+from torch import nn
+
+from kdplug.config.recipe import Recipe
+from kdplug.contracts.task import Task
+from kdplug.contracts.task_option import SavesStudent
+from kdplug.engine.checkpoint import STUDENT
+from kdplug.errors import ConfigError
+from kdplug.report.file import replacing
+
+MODEL = "model"
+"""The folder of a student that its task saved."""
+
+
+def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mapping[str, Any]) -> str:
+    """Save the student as its task does, or else as plain weights; the name of what was written."""
+    if not isinstance(task, SavesStudent):
+        with replacing(output_dir / STUDENT) as temporary:
+            save_model(student, str(temporary))
+        return STUDENT
+    folder = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))
+    try:
+        task.save_student(student, folder, record)
+        folder.chmod(output_dir.stat().st_mode & 0o777)
+        forget_student(output_dir)
+        folder.rename(output_dir / MODEL)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return MODEL
+
+
+def forget_student(output_dir: Path) -> None:
+    """Remove the folder of a student that an earlier run saved."""
+    if (output_dir / MODEL).is_dir():
+        shutil.rmtree(output_dir / MODEL)
+
+
+def check_apart(recipe: Recipe) -> None:
+    """Raises: ``ConfigError`` where the task reads from the folder of the student, which the run replaces."""
+    folder = (Path(recipe.output_dir) / MODEL).resolve()
+    for path, text in _texts(recipe.task.settings, ("task",)):
+        found = Path(text).resolve()
+        if folder.exists() and (found == folder or folder in found.parents):
+            raise ConfigError(
+                f"{text!r} is where this run writes its student. Choose another output_dir", field=".".join(path)
+            )
+
+
+def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    if isinstance(value, str) and "\0" not in value:
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _texts(one, (*path, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for place, one in enumerate(value):
+            yield from _texts(one, (*path, str(place)))

@@ -1,0 +1,148 @@
+"""Rows out of files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import kdplug
+from kdplug_tasks.data.conll import conll_columns
+from kdplug_tasks.data.table import Table, without_rows
+from kdplug_tasks.nearest import did_you_mean
+
+_ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".conll": "conll",
+    ".conllu": "conll",
+    ".bio": "conll",
+    ".iob": "conll",
+    ".txt": "text",
+}
+
+
+def read_file(path: str, file_format: str | None, field: str, header: Sequence[str] | None = None) -> Table:
+    """The table in a file. ``field`` names the setting, for messages.
+
+    Raises: ``ConfigError`` where there is no such file, its format is unknown, it is not UTF-8, not well formed, or empty.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise _no_file(file, field)
+    file_format = file_format or _ENDINGS.get(file.suffix.casefold())
+    if file_format is None:
+        raise kdplug.ConfigError(
+            f"the ending of {path!r} says nothing of its format. Write format: one of {', '.join(_READERS)}",
+            field=field,
+        )
+    if header is not None and file_format not in ("csv", "tsv"):
+        raise kdplug.ConfigError(f"has no effect on {file_format} files", field="data.header")
+    table = Table(path, field, {}, {})
+    if file_format == "parquet":
+        columns = _parquet(file, table)
+    elif file_format in ("csv", "tsv"):
+        columns = _separated(_text(file, table), table, file_format, header)
+    else:
+        columns = _READERS[file_format](_text(file, table), table)
+    found = Table(path, field, columns, {})
+    if not len(found):
+        raise without_rows(found)
+    return found
+
+
+def _no_file(file: Path, field: str) -> kdplug.ConfigError:
+    folder = file.parent
+    near = did_you_mean(file.name, [one.name for one in folder.iterdir()] if folder.is_dir() else [])
+    there = "" if folder.is_dir() else f" There is no folder {str(folder)!r} either."
+    return kdplug.ConfigError(f"there is no file {str(file)!r}.{near}{there}", field=field)
+
+
+def _text(file: Path, table: Table) -> str:
+    raw = file.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise table.error(
+            f"it is not UTF-8: line {line} holds the byte 0x{raw[error.start]:02x}. Convert it, with iconv -t UTF-8 say"
+        ) from error
+
+
+def _separated(text: str, table: Table, file_format: str, header: Sequence[str] | None) -> dict[str, list[Any]]:
+    rows = csv.reader(io.StringIO(text, newline=""), **_DIALECTS[file_format])
+    try:
+        names = list(header) if header is not None else next(rows, [])
+        if len(set(names)) < len(names):
+            raise table.error(f"two columns have one name: {', '.join(names)}")
+        found = []
+        for row in rows:
+            if len(row) != len(names) and row:
+                raise table.error(
+                    f"line {rows.line_num} has {len(row)} columns, and there are {len(names)}: {', '.join(names)}"
+                )
+            found += [row] if row else []
+    except csv.Error as error:
+        raise table.error(f"line {rows.line_num}: {error}") from error
+    return {name: [row[place] for row in found] for place, name in enumerate(names)}
+
+
+_DIALECTS: dict[str, dict[str, Any]] = {
+    "csv": {"strict": True},
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # text in TSV files of this field holds bare quotes
+}
+
+
+def _json_lines(text: str, table: Table) -> dict[str, list[Any]]:
+    rows = list(_objects(text, table))
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
+    """One object for each line that is not blank, or those of one list."""
+    if text.lstrip().startswith("["):
+        values = [(1, text)]
+    else:
+        values = [(place, line) for place, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for place, line in values:
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise table.error(f"line {place} is no JSON: {error}") from error
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, dict):
+                raise table.error(f"line {place} must be an object, got {line[:40]}")
+            yield one
+
+
+def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
+    from pyarrow import ArrowException, parquet
+
+    try:
+        columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
+    except (ArrowException, OSError) as error:
+        raise table.error(f"it is no Parquet file: {error}") from error
+    return columns
+
+
+def _lines(text: str, table: Table) -> dict[str, list[Any]]:  # noqa: ARG001
+    """Documents of plain text, which blank lines divide."""
+    documents = [part.strip("\n") for part in text.replace("\r\n", "\n").split("\n\n")]
+    return {"text": [part for part in documents if part.strip()]}
+
+
+_READERS: dict[str, Callable[[str, Table], dict[str, list[Any]]]] = {
+    "csv": lambda text, table: _separated(text, table, "csv", None),
+    "tsv": lambda text, table: _separated(text, table, "tsv", None),
+    "jsonl": _json_lines,
+    "parquet": lambda text, table: {},  # noqa: ARG005  bytes, read from the file itself
+    "conll": conll_columns,
+    "text": _lines,
+}

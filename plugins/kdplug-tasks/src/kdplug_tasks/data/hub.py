@@ -1,0 +1,64 @@
+"""Rows out of what ``datasets`` loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import kdplug
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.data.table import Table, without_rows
+from kdplug_tasks.nearest import did_you_mean
+
+
+def read_split(settings: DataSettings, split: str, field: str) -> Table:
+    """One split of a dataset on the hub, in a folder of ``save_to_disk``, or of anything else that ``load_dataset`` takes.
+
+    Raises: ``ConfigError`` where there is no such dataset or split, or it is empty.
+    """
+    assert settings.dataset is not None
+    try:
+        found = _on_disk(settings.dataset, split, field) or _loaded(settings, split)
+    except kdplug.ConfigError:
+        raise
+    except Exception as error:  # datasets raises a dozen kinds, some of them its dependencies' own
+        first = str(error).strip().splitlines()[:1] or [""]
+        raise kdplug.ConfigError(
+            f"datasets cannot load split {split!r} of {settings.dataset!r}: {type(error).__name__}: {first[0]}",
+            field="data.dataset",
+        ) from error
+    columns = {name: found[name] for name in found.column_names}
+    table = Table(f"{settings.dataset}[{split}]", field, columns, _classes(found))
+    if not len(table):
+        raise without_rows(table)
+    return table
+
+
+def _on_disk(name: str, split: str, field: str) -> Any:
+    """A split of a folder that ``save_to_disk`` wrote; ``None`` where ``name`` is none."""
+    folder = Path(name).expanduser()
+    if not any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
+        return None
+    from datasets import DatasetDict, load_from_disk
+
+    found = load_from_disk(str(folder))
+    if not isinstance(found, DatasetDict):
+        if split != "train":
+            raise kdplug.ConfigError(f"{name!r} is a single dataset; its one split is 'train'", field=field)
+        return found
+    if split not in found:
+        near = did_you_mean(split, found)
+        raise kdplug.ConfigError(f"{name!r} has no split {split!r}.{near} It has {', '.join(found)}", field=field)
+    return found[split]
+
+
+def _loaded(settings: DataSettings, split: str) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(settings.dataset, settings.config, split=split, revision=settings.revision)
+
+
+def _classes(found: Any) -> dict[str, tuple[str, ...]]:
+    """The names of integer labels, of a column or of the items of lists in it."""
+    inner = {name: getattr(feature, "feature", feature) for name, feature in found.features.items()}
+    return {name: tuple(one.names) for name, one in inner.items() if getattr(one, "names", None)}

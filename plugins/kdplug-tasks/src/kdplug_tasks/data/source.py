@@ -1,0 +1,82 @@
+"""The tables of a task: what is trained on, what is distilled on, and what is tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+import kdplug
+from kdplug_tasks.data.file import read_file
+from kdplug_tasks.data.hub import read_split
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.data.table import Table
+from kdplug_tasks.nearest import did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a task: those that every row has, and those that rows for distillation may lack."""
+
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.inputs, *self.optional, *self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The three tables, columns under the task's names."""
+
+    train: Table
+    distillation: Table
+    test: Table
+
+
+def read_source(settings: DataSettings, columns: Columns) -> Source:
+    """Read the data of a task.
+
+    Raises: ``ConfigError`` whose field is the setting.
+    """
+    for name in settings.columns:
+        if name not in columns.names:
+            near = did_you_mean(name, columns.names)
+            raise kdplug.ConfigError(
+                f"the task has no column {name!r}.{near} It has {', '.join(columns.names)}", field="data.columns"
+            )
+    train = _read(settings, settings.train or "train", "train", columns)
+    if isinstance(settings.test, str):
+        test = _read(settings, settings.test, "test", columns)
+    else:
+        train, test = _divided(train, settings.test, settings.split_seed)
+    if settings.distillation is None:
+        return Source(train, train, test)
+    return Source(train, _read(settings, settings.distillation, "distillation", columns), test)
+
+
+def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Table:
+    field = f"data.{part}"
+    if settings.dataset is not None:
+        table = read_split(settings, name, field)
+    else:
+        table = read_file(name, settings.format, field, settings.header)
+    required: Iterable[str] = columns.inputs if part == "distillation" else (*columns.inputs, *columns.targets)
+    names = settings.columns
+    if part == "distillation":
+        names = {name: own for name, own in names.items() if name not in columns.targets or own in table.columns}
+    return table.renamed(names, columns.names, required=required)
+
+
+def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
+    """What is left of a table, and the share of it that the seed chooses; rows stay in their order."""
+    size = max(1, round(share * len(table)))
+    if size >= len(table):
+        raise table.error(f"{len(table)} rows are too few to test on a share of {share:g} of them")
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
+    chosen: Sequence[int] = sorted(order[:size])
+    return table.take(sorted(order[size:])), table.take(chosen)

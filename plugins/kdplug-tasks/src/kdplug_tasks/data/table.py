@@ -1,0 +1,78 @@
+"""Columns of equal length, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import kdplug
+from kdplug_tasks.nearest import did_you_mean
+
+
+class Chosen(Sequence[Any]):
+    """Some rows of a column, read when they are asked for."""
+
+    def __init__(self, column: Sequence[Any], rows: Sequence[int]) -> None:
+        self.column = column
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.column[self.rows[place]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.column[row] for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """``columns`` by name; ``origin`` is the file or split, and ``field`` the setting that names it.
+
+    ``classes`` are the names of integer labels by column, where the source says them.
+    """
+
+    origin: str
+    field: str
+    columns: Mapping[str, Sequence[Any]]
+    classes: Mapping[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+    def error(self, message: str, row: int | None = None) -> kdplug.ConfigError:
+        """What is wrong with the table, or with one row of it, which people count from 1."""
+        where = self.origin if row is None else f"row {row + 1} of {self.origin}"
+        return kdplug.ConfigError(f"{where}: {message}", field=self.field)
+
+    def take(self, rows: Sequence[int]) -> Table:
+        """The rows at these places."""
+        columns = {name: Chosen(column, rows) for name, column in self.columns.items()}
+        return Table(self.origin, self.field, columns, self.classes)
+
+    def renamed(self, names: Mapping[str, str], wanted: Iterable[str], *, required: Iterable[str]) -> Table:
+        """The ``wanted`` columns under the task's names, which ``names`` maps to the table's own.
+
+        Raises: ``ConfigError`` where a required one, or one that ``names`` names, is not there.
+        """
+        found, classes, must = {}, {}, set(required) | set(names)
+        for name in wanted:
+            own = names.get(name, name)
+            if own in self.columns:
+                found[name] = self.columns[own]
+                classes |= {name: self.classes[own]} if own in self.classes else {}
+            elif name in must:
+                near = did_you_mean(own, self.columns)
+                has = ", ".join(self.columns)
+                raise self.error(
+                    f"there is no column {own!r}.{near} It has {has}. Say which one holds the {name}: "
+                    f"columns: {{{name}: …}}"
+                )
+        return Table(self.origin, self.field, found, classes)
+
+
+def without_rows(table: Table) -> kdplug.ConfigError:
+    """What an empty table is worth."""
+    return table.error("it holds no rows")

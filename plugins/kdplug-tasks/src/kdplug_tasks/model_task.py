@@ -1,0 +1,161 @@
+"""A task on transformers models: data, models and a problem, as one thing that a recipe runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+import kdplug
+from kdplug_tasks.batch import Batch
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.data.source import Source, read_source
+from kdplug_tasks.example import Examples
+from kdplug_tasks.models.card import model_card
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.problem import Adapt, Problem
+
+Part = Literal["teacher", "distillation", "baseline", "test"]
+
+
+class ModelTask:
+    """Satisfies ``kdplug.Task``, and what a task may offer beyond it.
+
+    The teacher is fitted, where it is, and the student without distillation is trained on the labelled rows of ``train``;
+    the student is distilled on ``distillation``, whose rows may lack labels.
+    """
+
+    def __init__(self, problem: Problem, data: DataSettings, family: Family) -> None:
+        _check_extra()
+        self.problem = problem
+        self.settings = data
+        self.family = family
+        self._examples: dict[str, Examples] = {}
+
+    @property
+    def metric(self) -> str:
+        """The problem's."""
+        return self.problem.metric
+
+    @property
+    def is_lower_better(self) -> bool:
+        """The problem's."""
+        return self.problem.is_lower_better
+
+    @property
+    def unit(self) -> str:
+        """The problem's."""
+        return self.problem.unit
+
+    def count(self, batch: Batch) -> int:
+        """How many units a batch holds."""
+        return self.problem.count(batch)
+
+    def expect(self, reads: frozenset[str]) -> None:
+        """Remember what the objective reads, so that models show it and nothing more."""
+        self.family.reads = reads
+
+    def check(self) -> None:
+        """Read all data, make both configs, and see that everything fits. Raises: ``ConfigError``."""
+        self._source  # noqa: B018  it is read once, here
+        self.family.check()
+        for part in ("distillation", "baseline", "test"):
+            self.data(part)
+
+    def about(self) -> str:
+        """What a run prints before it starts."""
+        sizes = {part: len(self.data(part)) for part in ("distillation", "baseline", "test")}
+        distilled, labelled, tested = sizes.values()
+        known = f"{labelled} labelled ones to train on without a teacher"
+        lines = [f"{distilled} examples to distil on, {known}, {tested} to test on.", self.problem.about()]
+        if self.family.needs_eager:
+            lines.append("Attention is computed eagerly in both models, since a match reads it.")
+        return " ".join(filter(None, lines))
+
+    def build_teacher(self) -> nn.Module:
+        """The teacher, from its folder or from scratch."""
+        self._source  # noqa: B018  it decides the classes
+        return self.family.build_teacher()
+
+    def teacher_fit(self) -> dict[str, Any] | None:
+        """How the teacher is fitted, ``None`` where it is trained."""
+        teacher = self.family.teacher
+        if not teacher.train:
+            return None
+        return {"epochs": teacher.epochs, "batch_size": teacher.batch_size, "learning_rate": teacher.lr}
+
+    def build_student(self) -> nn.Module:
+        """The student before it starts from anything."""
+        self._source  # noqa: B018
+        return self.family.build_student()
+
+    def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Give the student what it takes from the teacher."""
+        self.family.start_student(student, teacher)
+
+    def data(self, part: Part) -> Examples:
+        """The examples of one part; ``teacher`` and ``baseline`` are the same."""
+        name = "baseline" if part == "teacher" else part
+        if name not in self._examples:
+            self._examples[name] = self._made(name)
+        return self._examples[name]
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """A padded batch."""
+        return self.problem.collate(examples)
+
+    @property
+    def teacher_adaptor(self) -> Adapt:
+        """The problem's, the same for both sides."""
+        return self._adaptor
+
+    @property
+    def student_adaptor(self) -> Adapt:
+        """The problem's, the same for both sides."""
+        return self._adaptor
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """The problem's figures."""
+        return self.problem.evaluate(model, batches)
+
+    def save_student(self, student: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
+        """A folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""
+        self.family.save(student, folder)
+        self.problem.save(folder)
+        (folder / "README.md").write_text(model_card(record, self.family, self.problem), encoding="utf-8")
+
+    @cached_property
+    def _source(self) -> Source:
+        source = read_source(self.settings, self.problem.columns)
+        self.problem.settle(source, self.family)
+        return source
+
+    @cached_property
+    def _adaptor(self) -> Adapt:
+        self._source  # noqa: B018
+        return self.problem.adaptor()
+
+    def _made(self, part: str) -> Examples:
+        source = self._source
+        if part == "test":
+            return self.problem.examples(source.test, optional=False)
+        if part == "baseline":
+            return self.problem.examples(source.train, optional=False)
+        if source.distillation is source.train:
+            return self.data("baseline")
+        found = self.problem.examples(source.distillation, optional=True)
+        if not len(found):
+            raise kdplug.ConfigError("no example is left of it", field="data.distillation")
+        return found
+
+
+def _check_extra() -> None:
+    missing = [name for name in ("transformers", "tokenizers", "datasets") if find_spec(name) is None]
+    if missing:
+        raise kdplug.ConfigError(
+            f'the task needs {", ".join(missing)}: pip install "kdplug-tasks[transformers]"', field="name"
+        )

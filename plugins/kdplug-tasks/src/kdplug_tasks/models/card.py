@@ -1,0 +1,65 @@
+"""The README of a student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import kdplug
+from kdplug_tasks.models.config import is_hub_name
+
+if TYPE_CHECKING:
+    from kdplug_tasks.models.family import Family
+    from kdplug_tasks.problem import Problem
+
+_ROWS = {
+    "teacher": "teacher",
+    "student_distilled": "this model",
+    "student_without_distillation": "the same student without distillation",
+}
+
+
+def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> str:
+    """A model card in Markdown: the teacher, the results, the recipe, and the versions of what made the student.
+
+    ``record`` is what ``kdplug-run.json`` holds, with ``results``.
+    """
+    teacher = family.teacher.path
+    front = {"library_name": "transformers", "tags": "[kdplug, knowledge-distillation]"}
+    if teacher is not None and is_hub_name(teacher):
+        front["base_model"] = teacher
+    origin = f"`{teacher}`" if teacher is not None else f"a {family.teacher_config.model_type} model made from scratch"
+    fitted = ", fitted on the training data first" if family.teacher.train else ""
+    parts = [
+        f"---\n{_front(front)}\n---",
+        f"# Distilled {family.student_config.model_type} model",
+        f"A student for `{record['recipe']['task']['name']}`, distilled with kdplug {record['kdplug']} from {origin}{fitted}.",
+        f'```python\nfrom transformers import {problem.auto}\n\nmodel = {problem.auto}.from_pretrained("…")\n```',
+        f"## Results\n\nOn the test part of the recipe's data.\n\n{_results(record['results'])}",
+        f"## Made with\n\n{_versions(record)}",
+        f"## Recipe\n\n```yaml\n{kdplug.Recipe.from_dict(record['recipe']).to_yaml()}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    names = [name for name in results["teacher"] if name not in ("bytes", "seconds_per_example", "units_per_second")]
+    lines = [f"| model | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for key, title in _ROWS.items():
+        figures = [results[key][name] for name in names]
+        lines.append(
+            f"| {title} | {' | '.join(f'{one:,}' if isinstance(one, int) else f'{one:.4f}' for one in figures)} |"
+        )
+    better = "lower is better" if results["is_lower_better"] else "higher is better"
+    return "\n".join([*lines, "", f"{results['metric']}: {better}. {results['optimizer_steps']} optimizer steps."])
+
+
+def _versions(record: Mapping[str, Any]) -> str:
+    used = {entry["name"].partition(":")[0] for entry in record["entries"]}
+    plugins = [f"{one['dist']} {one['version']}" for one in record["plugins"] if one["dist"] in used]
+    lines = [f"kdplug {record['kdplug']}", f"torch {record['torch']}", *plugins]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _front(lines: Mapping[str, str]) -> str:
+    return "\n".join(f"{key}: {value}" for key, value in lines.items())

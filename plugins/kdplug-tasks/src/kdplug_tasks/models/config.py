@@ -1,0 +1,108 @@
+"""transformers configs: loaded, made from scratch, or another one with changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import kdplug
+from kdplug_tasks.nearest import did_you_mean
+
+_ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id"}
+
+
+def load_config(path: str, field: str) -> Any:
+    """The config of a folder or hub name.
+
+    Raises: ``ConfigError`` where there is none.
+    """
+    from transformers import AutoConfig
+
+    check_path(path, field)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise not_loaded(path, field, error) from error
+
+
+def check_path(path: str, field: str) -> None:
+    """Refuse what can only be a folder and is none, before anything asks the hub for it. Raises: ``ConfigError``."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
+        parent = folder.parent
+        near = did_you_mean(folder.name, [one.name for one in parent.iterdir()] if parent.is_dir() else [])
+        raise kdplug.ConfigError(f"there is no folder {path!r}.{near}", field=field)
+
+
+def not_loaded(path: str, field: str, error: Exception) -> kdplug.ConfigError:
+    """What transformers said of a folder or hub name, in a line."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return kdplug.ConfigError(f"transformers cannot load {path!r}: {first}", field=field)
+
+
+def make_config(settings: Mapping[str, Any], field: str) -> Any:
+    """A config from scratch: ``model_type`` and what differs from its defaults.
+
+    Raises: ``ConfigError`` for an unknown kind of model or key, or for values that do not go together.
+    """
+    from transformers import CONFIG_MAPPING
+
+    rest = dict(settings)
+    kind = str(rest.pop("model_type"))
+    if kind not in CONFIG_MAPPING:
+        near = did_you_mean(kind, list(CONFIG_MAPPING))
+        raise kdplug.ConfigError(f"transformers has no model_type {kind!r}.{near}", field=f"{field}.model_type")
+    return _made(CONFIG_MAPPING[kind], {}, rest, field)
+
+
+def changed_config(config: Any, changes: Mapping[str, Any], field: str) -> Any:
+    """``config`` with ``changes``. Which kind of layer stands where is worked out anew where the number of layers differs.
+
+    Raises: ``ConfigError`` as ``make_config`` does.
+    """
+    kept = config.to_dict()
+    names = getattr(config, "attribute_map", {})
+    given = {names.get(key, key): value for key, value in changes.items()}
+    count = names.get("num_hidden_layers", "num_hidden_layers")
+    if given.get(count, kept.get(count)) != kept.get(count) and "layer_types" not in given:
+        kept.pop("layer_types", None)
+    for key in ("model_type", "transformers_version", "architectures", "_name_or_path"):
+        kept.pop(key, None)
+    if "num_labels" in given or "id2label" in given:
+        kept = {key: value for key, value in kept.items() if key not in ("id2label", "label2id", "num_labels")}
+    return _made(type(config), kept, given, field)
+
+
+def _made(kind: Any, kept: Mapping[str, Any], given: Mapping[str, Any], field: str) -> Any:
+    known = kind()
+    names = [*known.to_dict(), *getattr(kind, "attribute_map", {}), *_ALWAYS]
+    for key in given:
+        if key not in names:
+            near = did_you_mean(str(key), names)
+            raise kdplug.ConfigError(f"{kind.__name__} has no such key.{near}", field=f"{field}.{key}")
+    try:
+        return kind(**{**kept, **given})
+    except Exception as error:  # transformers' own check of a config, and huggingface_hub's
+        first = " ".join(str(error).split())
+        raise kdplug.ConfigError(f"{kind.__name__} does not go together: {first}", field=field) from error
+
+
+def positions(config: Any) -> int | None:
+    """The longest sequence that a model takes; ``None`` where nothing in its config limits it."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit <= 0:
+        return None
+    first = config.pad_token_id + 1 if config.model_type in _PAST_PADDING and config.pad_token_id is not None else 0
+    return limit - first
+
+
+_PAST_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "roberta-prelayernorm", "xmod")
+"""Kinds whose positions are counted from the one after the padding's id."""
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether a model comes from the hub and not from a folder."""
+    return not Path(path).expanduser().is_dir()

@@ -1,0 +1,184 @@
+"""Teacher and student of a task, as transformers models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import kdplug
+from kdplug_tasks.models.config import changed_config, check_path, load_config, make_config, not_loaded
+from kdplug_tasks.models.quiet import without_bars
+from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.models.start import check_layers, start_from_teacher
+
+
+class Family:
+    """The two models. ``auto`` is the class of transformers that makes them: ``AutoModelForSequenceClassification``.
+
+    ``reads`` are the adaptor keys that the objective reads; it is set before models are built. ``changes`` are what the data
+    say of the configs: class names, the size of the vocabulary of models from scratch.
+    """
+
+    def __init__(self, auto: str, teacher: TeacherSettings, student: StudentSettings) -> None:
+        self.auto = auto
+        self.settings = {"teacher": teacher, "student": student}
+        self.teacher = teacher
+        self.student = student
+        self.reads: frozenset[str] = frozenset()
+        self.changes: Mapping[str, Any] = {}
+        self.from_scratch: Mapping[str, Any] = {}
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The config of the teacher as it lies in its folder, ``None`` where it is made from scratch."""
+        return None if self.teacher.path is None else load_config(self.teacher.path, "teacher.path")
+
+    @property
+    def trained(self) -> Any:
+        """The config of a teacher whose head is trained, else ``None``."""
+        return None if self.teacher.train else self.loaded
+
+    @cached_property
+    def teacher_config(self) -> Any:
+        """The teacher's config, changed to fit the data where the teacher is trained on them.
+
+        Raises: ``ConfigError``.
+        """
+        if self.teacher.config is not None:
+            return make_config({**self.from_scratch, **self.changes, **self.teacher.config}, "teacher.config")
+        if not self.teacher.train:
+            return self.loaded
+        return changed_config(self.loaded, self.changes, "teacher")
+
+    @cached_property
+    def student_config(self) -> Any:
+        """The student's config, with the teacher's classes.
+
+        Raises: ``ConfigError``.
+        """
+        config = self.student.config or {}
+        if self.student.path is not None:
+            return changed_config(load_config(self.student.path, "student.path"), self.changes, "student")
+        if "model_type" in config:
+            return make_config({**self.from_scratch, **self.changes, **config}, "student.config")
+        if self.student.from_teacher is None:
+            return changed_config(self.teacher_config, {**self.changes, **config}, "student.config")
+        return self._shortened(config, self.student.from_teacher.layers)
+
+    def check(self) -> None:
+        """Raises: ``ConfigError`` where a config cannot be made, or the teacher cannot give what the student takes of it."""
+        teacher, student = self.teacher_config, self.student_config
+        if self.student.from_teacher is None:
+            return
+        try:
+            check_layers(self.student.from_teacher, teacher, student)
+        except kdplug.ConfigError as error:
+            raise error.at("student", "from_teacher") from None
+
+    def build_teacher(self) -> nn.Module:
+        """The teacher, from its folder or from scratch.
+
+        Raises: ``ConfigError`` where it cannot be loaded, or has no trained head and is not to be trained.
+        """
+        if self.teacher.path is None:
+            return self._ready(self._from_config(self.teacher_config))
+        model, info = self._from_folder(self.teacher.path, self.teacher_config, "teacher.path")
+        missing = sorted(info["missing_keys"])
+        if missing and not self.teacher.train:
+            raise kdplug.ConfigError(
+                f"{self.teacher.path!r} has no weights for {', '.join(missing[:3])}, so what it says would be random. Write "
+                "teacher: {path: …, train: true} to fit it first",
+                field="teacher.path",
+            )
+        return self._ready(model)
+
+    def build_student(self) -> nn.Module:
+        """The student before any training. Raises: ``ConfigError``."""
+        if self.student.path is None:
+            return self._ready(self._from_config(self.student_config))
+        return self._ready(self._from_folder(self.student.path, self.student_config, "student.path")[0])
+
+    def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Give the student what it takes from the teacher. Raises: ``ConfigError`` for a weight that does not fit."""
+        if self.student.from_teacher is None:
+            return
+        try:
+            start_from_teacher(self.student.from_teacher, student, teacher)
+        except kdplug.ConfigError as error:
+            raise error.at("student", "from_teacher") from None
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write config and weights, without the switches that stand for the objective alone."""
+        config: Any = model.config
+        switches = {name: getattr(config, name) for name in _SWITCHES if hasattr(config, name)}
+        for name in switches:
+            setattr(config, name, _SWITCHES[name])
+        with without_bars():
+            model.save_pretrained(folder)  # type: ignore[operator]
+        for name, value in switches.items():
+            setattr(config, name, value)
+
+    @property
+    def needs_eager(self) -> bool:
+        """Whether attention has to be computed in the way that shows it."""
+        return "attention" in self.reads
+
+    def _shortened(self, config: Mapping[str, Any], layers: list[int]) -> Any:
+        """The teacher's config with the layers that are taken of it."""
+        changes = {**self.changes, **config}
+        if layers and "num_hidden_layers" not in config:
+            changes["num_hidden_layers"] = len(layers)
+        kinds = getattr(self.teacher_config, "layer_types", None)
+        if layers and kinds and max(layers) < len(kinds):
+            changes.setdefault("layer_types", [kinds[layer] for layer in layers])
+        return changed_config(self.teacher_config, changes, "student.config")
+
+    def _from_config(self, config: Any) -> Any:
+        return self._class.from_config(deepcopy(config), **self._attention)
+
+    def _from_folder(self, path: str, config: Any, field: str) -> tuple[Any, Mapping[str, Any]]:
+        check_path(path, field)
+        try:
+            with without_bars():
+                model, info = self._class.from_pretrained(
+                path, config=deepcopy(config), ignore_mismatched_sizes=True, output_loading_info=True, dtype="float32",
+                **self._attention,
+            )  # fmt: skip
+        except (OSError, ValueError, RuntimeError) as error:
+            raise not_loaded(path, field, error) from error
+        return model, info
+
+    def _ready(self, model: Any) -> nn.Module:
+        """The model, told to show what the objective reads, and deaf to inputs that it does not know."""
+        model.config.output_hidden_states = "hidden" in self.reads
+        model.config.output_attentions = "attention" in self.reads
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+        if "token_type_ids" not in inspect.signature(model.forward).parameters:
+            model.register_forward_pre_hook(_without_token_types, with_kwargs=True)
+        return model  # type: ignore[no-any-return]
+
+    @property
+    def _attention(self) -> dict[str, Any]:
+        return {"attn_implementation": "eager"} if self.needs_eager else {}
+
+    @property
+    def _class(self) -> Any:
+        import transformers
+
+        return getattr(transformers, self.auto)
+
+
+_SWITCHES = {"output_hidden_states": False, "output_attentions": False, "use_cache": True}
+"""What models are told during a run, and what they are saved with."""
+
+
+def _without_token_types(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
+    """A teacher may tell two texts apart by ids that the student does not know, or the other way round."""
+    return args, {name: value for name, value in kwargs.items() if name != "token_type_ids"}

@@ -1,0 +1,85 @@
+"""A student that starts from its teacher's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kdplug
+from kdplug_tasks.models.layer import embeddings_path, layers_path
+from kdplug_tasks.models.setting import FromTeacher
+
+_POSITIONS = ("wpe", "position_embeddings")
+
+
+def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
+    """Raises: ``ConfigError`` for layers that the teacher does not have, or that do not fit a student of another width."""
+    for place, layer in enumerate(settings.layers):
+        if layer >= teacher.num_hidden_layers:
+            raise kdplug.ConfigError(
+                f"the teacher has {teacher.num_hidden_layers} layers, counted from 0, so there is no layer {layer}",
+                field=f"layers.{place}",
+            )
+    if settings.layers and student.num_hidden_layers != len(settings.layers):
+        raise kdplug.ConfigError(
+            f"are {len(settings.layers)}, and the student's config says {student.num_hidden_layers}", field="layers"
+        )
+
+
+@torch.no_grad()
+def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Module) -> None:
+    """Write the teacher's weights into the student, in place; what is not taken keeps its own initial weights.
+
+    With ``layers``, everything is taken: each layer, and by name what stands around them. Without, the embeddings alone,
+    of which a narrower student gets the first columns.
+
+    Raises: ``ConfigError`` that names the first weight that does not fit.
+    """
+    mine, theirs = student.state_dict(), teacher.state_dict()
+    embeddings = embeddings_path(student)
+    names = _layer_names(settings, mine, layers_path(student), layers_path(teacher)) if settings.layers else {}
+    for name, own in mine.items():
+        is_embedding = _is_in(name, embeddings) or any(f".{part}." in name for part in _POSITIONS)
+        if is_embedding and settings.embeddings == "fresh":
+            continue
+        if not is_embedding and not settings.layers:
+            continue
+        source = names.get(name, name)
+        if source not in theirs:
+            raise kdplug.ConfigError(f"the teacher has no weight {source!r} for the student's {name!r}", field="layers")
+        own.copy_(_fitting(name, own, theirs[source], may_be_cut=is_embedding))
+    if settings.embeddings == "frozen":
+        for name, parameter in student.named_parameters():
+            if _is_in(name, embeddings):
+                parameter.requires_grad_(False)
+
+
+def _is_in(name: str, path: str) -> bool:
+    return name.startswith(f"{path}.")
+
+
+def _layer_names(settings: FromTeacher, mine: Mapping[str, Tensor], student: str, teacher: str) -> dict[str, str]:
+    """The teacher's name of each weight in a layer of the student."""
+    found = {}
+    for name in mine:
+        if _is_in(name, student):
+            place, _, rest = name.removeprefix(f"{student}.").partition(".")
+            found[name] = f"{teacher}.{settings.layers[int(place)]}.{rest}"
+    return found
+
+
+def _fitting(name: str, own: Tensor, theirs: Tensor, *, may_be_cut: bool) -> Tensor:
+    """The teacher's weight, of embeddings only the first rows and columns."""
+    if own.shape == theirs.shape:
+        return theirs
+    fits = own.dim() == theirs.dim() and all(a <= b for a, b in zip(own.shape, theirs.shape, strict=True))
+    if may_be_cut and fits:
+        return theirs[tuple(slice(size) for size in own.shape)]
+    raise kdplug.ConfigError(
+        f"{name!r} is {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. Layers are taken whole: keep the "
+        "teacher's sizes, or leave layers out and take the embeddings alone",
+        field="layers",
+    )

@@ -1,0 +1,1 @@
+"""What a head is trained on: how it is read, compared and measured."""

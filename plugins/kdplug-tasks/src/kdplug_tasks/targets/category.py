@@ -1,0 +1,66 @@
+"""One of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+from torch.nn import functional
+
+from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels
+from kdplug_tasks.data.source import Source
+from kdplug_tasks.data.table import Table
+
+
+class Category:
+    """A class for each row. ``names``, where they are given, are the classes in the order of the outputs."""
+
+    columns = ("label",)
+    metric = "accuracy"
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names = names
+        self.labels = Labels(())
+
+    def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
+        """The classes."""
+        train = source.train
+        self.labels = find_labels(self.names, teacher, train.classes.get("label"), train.columns["label"])
+        return self.labels.to_config
+
+    def read(self, table: Table, *, optional: bool) -> list[int]:
+        """The class of each row by number, ``-100`` where it has none."""
+        return self.labels.indices(table, "label", optional=optional)
+
+    def collate(self, values: Sequence[int]) -> Tensor:
+        """Shape: ``[batch]``."""
+        return torch.tensor(values, dtype=torch.long)
+
+    def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """The cross-entropy in nats, the mean over the rows that have a class."""
+        return {"losses": mean_cross_entropy(logits, targets), "labels": targets}
+
+    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Accuracy, and F1 as the mean over the classes that occur."""
+        predicted, true = logits.argmax(dim=-1).tolist(), targets.tolist()
+        macro = f1_score(true, predicted, average="macro", zero_division=0)
+        return {"accuracy": float(accuracy_score(true, predicted)), "macro_f1": float(macro)}
+
+    def about(self) -> str:
+        """The classes."""
+        shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else "")
+        return f"{len(self.labels)} classes: {shown}."
+
+
+def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the items that have a label, in nats and at least float32; 0, with a gradient of 0, where none has one.
+
+    Shapes: ``logits [*items, classes]``, ``labels [*items]``, ``-100`` = none.
+    """
+    flat, chosen = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
+    total = functional.cross_entropy(flat, chosen, reduction="sum", ignore_index=NO_LABEL)
+    return total / (chosen != NO_LABEL).sum().clamp(min=1)

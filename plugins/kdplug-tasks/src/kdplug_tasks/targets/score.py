@@ -1,0 +1,73 @@
+"""A number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import kdplug
+from kdplug_tasks.data.label import is_missing
+from kdplug_tasks.data.source import Source
+from kdplug_tasks.data.table import Table
+from kdplug_tasks.metrics.correlation import pearson, spearman
+
+_NONE = math.nan
+
+
+class Score:
+    """A number for each row, which the one output of a model comes near to by squared error."""
+
+    columns = ("label",)
+    metric = "pearson"
+
+    def settle(self, source: Source, teacher: Any) -> dict[str, Any]:  # noqa: ARG002
+        """One output."""
+        if teacher is not None and teacher.num_labels != 1:
+            raise kdplug.ConfigError(
+                f"the teacher has {teacher.num_labels} outputs, and a score is one number", field="teacher.path"
+            )
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def read(self, table: Table, *, optional: bool) -> list[float]:
+        """The number of each row, ``nan`` where it has none."""
+        if "label" not in table.columns:
+            return [_NONE] * len(table)
+        return [_number(value, table, row, optional=optional) for row, value in enumerate(table.columns["label"])]
+
+    def collate(self, values: Sequence[float]) -> Tensor:
+        """Shape: ``[batch]``."""
+        return torch.tensor(values, dtype=torch.float32)
+
+    def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """The squared error, the mean over the rows that have a number."""
+        given = ~targets.isnan()
+        error = (logits.squeeze(-1).float() - targets.where(given, 0.0)).square()
+        return {"losses": error.where(given, 0.0).sum() / given.sum().clamp(min=1)}
+
+    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """Pearson's and Spearman's correlation, and the root of the mean squared error."""
+        found = logits.squeeze(-1).double()
+        error = (found - targets.double()).square().mean().sqrt()
+        return {"pearson": pearson(found, targets), "spearman": spearman(found, targets), "rmse": float(error)}
+
+    def about(self) -> str:
+        """Nothing needs to be said."""
+        return ""
+
+
+def _number(value: Any, table: Table, row: int, *, optional: bool) -> float:
+    if is_missing(value):
+        if optional:
+            return _NONE
+        raise table.error("there is no label", row)
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.inf
+    if not math.isfinite(found):
+        raise table.error(f"the label must be a finite number, got {value!r}", row)
+    return found

@@ -1,0 +1,89 @@
+"""Any number of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+from torch.nn import functional
+
+from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing
+from kdplug_tasks.data.source import Source
+from kdplug_tasks.data.table import Table
+
+
+class TagSet:
+    """The classes that hold for each row, each of them a yes or no of its own.
+
+    In the data they are a list, or text that ``separator`` divides; empty text is no class. A row of the distillation part
+    whose cell is null, or that has no such column, has no target.
+    """
+
+    columns = ("labels",)
+    metric = "micro_f1"
+
+    def __init__(self, names: Sequence[str] | None, separator: str) -> None:
+        self.names = names
+        self.separator = separator
+        self.labels = Labels(())
+
+    def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
+        """The classes."""
+        values = (value for cell in source.train.columns["labels"] for value in self._parts(cell))
+        self.labels = find_labels(self.names, teacher, source.train.classes.get("labels"), values)
+        return {**self.labels.to_config, "problem_type": "multi_label_classification"}
+
+    def read(self, table: Table, *, optional: bool) -> list[list[int]]:
+        """Zeros and ones for each row, ``-100`` throughout where it has no target."""
+        none = [NO_LABEL] * len(self.labels)
+        if "labels" not in table.columns:
+            return [none] * len(table)
+        found = []
+        for row, cell in enumerate(table.columns["labels"]):
+            if cell is None and not optional:
+                raise table.error("there are no labels; an empty list says that none holds", row)
+            found.append(none if cell is None else self._row(cell, table, row))
+        return found
+
+    def collate(self, values: Sequence[list[int]]) -> Tensor:
+        """Shape: ``[batch, classes]``."""
+        return torch.tensor(values, dtype=torch.long)
+
+    def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """The binary cross-entropy in nats, the mean over the classes of the rows that have a target."""
+        given = targets != NO_LABEL
+        loss = functional.binary_cross_entropy_with_logits(
+            logits.float(), targets.where(given, 0).float(), reduction="none"
+        )
+        return {"losses": loss.where(given, 0.0).sum() / given.sum().clamp(min=1)}
+
+    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """F1 over all decisions, F1 as the mean over classes, and the share of rows that are right throughout."""
+        predicted = (logits > 0).long()
+        scores = {
+            f"{kind}_f1": float(f1_score(targets.numpy(), predicted.numpy(), average=kind, zero_division=0))
+            for kind in ("micro", "macro")
+        }
+        return {**scores, "exact_match": float((predicted == targets).all(dim=-1).double().mean())}
+
+    def about(self) -> str:
+        """The classes."""
+        return f"{len(self.labels)} classes, of which any number may hold."
+
+    def _row(self, cell: Any, table: Table, row: int) -> list[int]:
+        found = [0] * len(self.labels)
+        names = table.classes.get("labels")
+        for value in self._parts(cell):
+            is_named = names is not None and isinstance(value, int) and 0 <= value < len(names)
+            found[self.labels.index(names[value] if names and is_named else value, table, row)] = 1
+        return found
+
+    def _parts(self, cell: Any) -> list[Any]:
+        if is_missing(cell):
+            return []
+        if isinstance(cell, str):
+            return [part.strip() for part in cell.split(self.separator) if part.strip()]
+        return list(cell) if isinstance(cell, (list, tuple)) else [cell]

@@ -1,0 +1,121 @@
+"""The tokenizer that both models of a task share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import kdplug
+from kdplug_tasks.models.config import positions
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.text.setting import TokenizerSettings
+from kdplug_tasks.text.tokenizer import (
+    check_agreement,
+    check_vocabulary,
+    has_tokenizer,
+    load_tokenizer,
+    make_tokenizer,
+)
+
+
+class TextProcessor:
+    """Turns texts to ids and pads them. Ids of one batch are as long as its longest text.
+
+    ``max_length`` is where texts are cut, in tokens.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @classmethod
+    def find(
+        cls,
+        settings: TokenizerSettings | None,
+        family: Family,
+        texts: Iterable[str],
+        max_length: int,
+        *,
+        is_framed: bool = True,
+    ) -> TextProcessor:
+        """The teacher's tokenizer unless there are ``settings``.
+
+        Raises: ``ConfigError`` where there is none.
+        """
+        if settings is None:
+            if family.teacher.path is None:
+                raise kdplug.ConfigError(
+                    "is required, since the teacher is made from scratch: a folder, or {train: bytes-bpe, vocab: 512}",
+                    field="tokenizer",
+                )
+            return cls(load_tokenizer(family.teacher.path, "teacher.path"), max_length)
+        if settings.path is not None:
+            return cls(load_tokenizer(settings.path, "tokenizer"), max_length)
+        return cls(make_tokenizer(settings, texts, is_framed=is_framed), max_length)
+
+    @property
+    def from_scratch(self) -> dict[str, Any]:
+        """What the config of a model from scratch is told."""
+        ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+        return {"vocab_size": len(self.tokenizer), **ids}
+
+    def check(self, family: Family) -> None:
+        """Raises: ``ConfigError`` where the tokenizer does not fit the models, or ``max_length`` is too long for one."""
+        path = family.student.path
+        if path is not None and has_tokenizer(path):
+            check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
+        for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
+            check_vocabulary(self.tokenizer, config.vocab_size, side)
+            limit = positions(config)
+            if limit is not None and self.max_length > limit:
+                raise kdplug.ConfigError(
+                    f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens",
+                    field="max_length",
+                )
+            if config.pad_token_id is None:
+                config.pad_token_id = self.tokenizer.pad_token_id
+
+    def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
+        """The inputs of each text, or pair of texts, cut to ``max_length``; of a pair, the longer text is cut."""
+        if not texts:
+            return []
+        given = [list(texts)] if pairs is None else [list(texts), list(pairs)]
+        found = self.tokenizer(*given, truncation=True, max_length=self.max_length)
+        names = [name for name in self.tokenizer.model_input_names if name in found]
+        return [{name: found[name][row] for name in names} for row in range(len(texts))]
+
+    def pad(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        """The inputs of a batch, padded on the right. Shapes: ``[batch, length]`` each."""
+        longest = max(len(example["input_ids"]) for example in examples)
+        values = {"input_ids": self.tokenizer.pad_token_id}
+        return {
+            name: padded([example[name] for example in examples], longest, values.get(name, 0)) for name in examples[0]
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.tokenizer.save_pretrained(folder)
+
+
+def padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
+    """Rows of integers as one tensor ``[rows, length]``, ``value`` after each row's end."""
+    found = torch.full((len(rows), length), value, dtype=torch.long)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+    return found
+
+
+def texts_of(table: Any, column: str) -> list[str]:
+    """A column of texts.
+
+    Raises: ``ConfigError`` for a cell that holds none.
+    """
+    found = list(table.columns[column])
+    for row, text in enumerate(found):
+        if not isinstance(text, str):
+            raise table.error(f"the {column} must be text, got {type(text).__name__} {str(text)[:40]!r}", row)
+    return found

@@ -1,0 +1,104 @@
+"""One output for a text, or for a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdplug_tasks.batch import Batch
+from kdplug_tasks.data.source import Columns, Source
+from kdplug_tasks.data.table import Table
+from kdplug_tasks.example import Examples
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.output import features
+from kdplug_tasks.problem import Adapt
+from kdplug_tasks.targets.target import Target
+from kdplug_tasks.text.processor import TextProcessor, texts_of
+from kdplug_tasks.text.setting import TokenizerSettings
+
+
+class Sequences:
+    """A text, or two, and a target. The texts stand in ``inputs``, one column or two."""
+
+    auto = "AutoModelForSequenceClassification"
+    is_lower_better = False
+    unit = "examples"
+
+    def __init__(
+        self,
+        inputs: tuple[str, ...],
+        target: Target,
+        tokenizer: TokenizerSettings | None,
+        max_length: int,
+        *,
+        optional: tuple[str, ...] = (),
+    ) -> None:
+        self.inputs = inputs
+        self.target = target
+        self.metric = target.metric
+        self.columns = Columns(inputs, target.columns, optional)
+        self._settings = tokenizer
+        self._max_length = max_length
+        self._processor: TextProcessor | None = None
+
+    @property
+    def processor(self) -> TextProcessor:
+        """The tokenizer, once ``settle`` was called."""
+        assert self._processor is not None
+        return self._processor
+
+    def settle(self, source: Source, family: Family) -> None:
+        """Find the classes and the tokenizer."""
+        family.changes = self.target.settle(source, family.trained)
+        texts = (text for name in self._present(source.train) for text in texts_of(source.train, name))
+        self._processor = TextProcessor.find(self._settings, family, texts, self._max_length)
+        family.from_scratch = self._processor.from_scratch
+        self._processor.check(family)
+
+    def examples(self, table: Table, *, optional: bool) -> Examples:
+        """Each row as ids and target."""
+        given = [texts_of(table, name) for name in self._present(table)]
+        inputs = self.processor.encode(*given)
+        return Examples(list(zip(inputs, self.target.read(table, optional=optional), strict=True)))
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """A padded batch."""
+        inputs = self.processor.pad([inputs for inputs, _ in examples])
+        return Batch(inputs, {"target": self.target.collate([target for _, target in examples])})
+
+    def adaptor(self) -> Adapt:
+        """Logits, loss, labels, features and mask."""
+        target = self.target
+
+        def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
+            found = target.adapted(outputs.logits, batch.targets["target"])
+            return {"logits": outputs.logits, "inputs_mask": batch["attention_mask"], **found, **features(outputs)}
+
+        return adapt
+
+    def count(self, batch: Batch) -> int:
+        """The texts, or pairs."""
+        return len(batch["input_ids"])
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """The figures of the target."""
+        logits, targets = [], []
+        for batch in batches:
+            logits.append(model(**batch).logits.float().cpu())
+            targets.append(batch.targets["target"].cpu())
+        return self.target.figures(torch.cat(logits), torch.cat(targets))
+
+    def about(self) -> str:
+        """The classes."""
+        return self.target.about()
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.processor.save(folder)
+
+    def _present(self, table: Table) -> list[str]:
+        return [name for name in (*self.inputs, *self.columns.optional) if name in table.columns]

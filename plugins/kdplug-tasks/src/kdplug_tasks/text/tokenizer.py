@@ -1,0 +1,97 @@
+"""Tokenizers: loaded, or made from the training data; and whether two of them agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import kdplug
+from kdplug_tasks.models.config import check_path, not_loaded
+from kdplug_tasks.text.setting import TokenizerSettings
+
+PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
+_SPECIAL = (PAD, UNKNOWN, BEGIN, END)
+_BYTES = 256
+
+
+def load_tokenizer(path: str, field: str) -> Any:
+    """The tokenizer of a folder or hub name, with something to pad with.
+
+    Raises: ``ConfigError`` where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    check_path(path, field)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # OSError, ValueError, and plain Exception from tokenizers
+        raise not_loaded(path, field, error) from error
+    if tokenizer.pad_token is None:
+        spare = tokenizer.eos_token or tokenizer.unk_token
+        if spare is None:
+            raise kdplug.ConfigError(f"{path!r} has neither a padding nor an end token", field=field)
+        tokenizer.pad_token = spare
+    return tokenizer
+
+
+def has_tokenizer(path: str) -> bool:
+    """Whether a folder brings a tokenizer; a hub name is taken to."""
+    folder = Path(path).expanduser()
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+    return not folder.is_dir() or any((folder / name).is_file() for name in names)
+
+
+def make_tokenizer(settings: TokenizerSettings, texts: Iterable[str], *, is_framed: bool) -> Any:
+    """A byte-level tokenizer from texts. ``is_framed`` puts a begin and an end around each text, and an end between two."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab or _BYTES + len(_SPECIAL),
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    if is_framed:
+        places = [(token, made.token_to_id(token)) for token in (BEGIN, END)]
+        made.post_processor = processors.TemplateProcessing(
+            single=f"{BEGIN} $A {END}", pair=f"{BEGIN} $A {END} $B:1 {END}:1", special_tokens=places
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=BEGIN,
+        eos_token=END,
+        cls_token=BEGIN,
+        sep_token=END,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
+    """Raises: ``ConfigError`` where two tokenizers give a token different ids, or one lacks it."""
+    mine, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if mine == theirs:
+        return
+    tokens = sorted(mine.keys() ^ theirs.keys()) or sorted(one for one in mine if mine[one] != theirs[one])
+    token = tokens[0]
+    here, there = mine.get(token, "none"), theirs.get(token, "none")
+    raise kdplug.ConfigError(
+        f"its tokenizer has another vocabulary than the teacher's: {len(theirs)} tokens and {len(mine)}; {token!r} has id {there} "
+        f"here and {here} there. Both models are given the same ids, so they need one vocabulary",
+        field=field,
+    )
+
+
+def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
+    """Raises: ``ConfigError`` where the tokenizer gives ids that a model has no embedding for."""
+    if size < len(tokenizer):
+        raise kdplug.ConfigError(
+            f"the model has {size} embeddings and the tokenizer {len(tokenizer)} tokens", field=f"{field}.vocab_size"
+        )

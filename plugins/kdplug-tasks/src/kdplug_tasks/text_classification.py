@@ -1,0 +1,39 @@
+"""The task ``text-classification``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.model_task import ModelTask
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.targets.category import Category
+from kdplug_tasks.text.sequence import Sequences
+from kdplug_tasks.text.setting import TokenizerSettings
+
+Length = Annotated[int, Field(ge=2)]
+Names = Annotated[list[str], Field(min_length=2)]
+
+
+def text_classification(
+    *,
+    data: DataSettings,
+    teacher: TeacherSettings,
+    student: StudentSettings,
+    tokenizer: TokenizerSettings | None = None,
+    max_length: Length = 128,
+    labels: Names | None = None,
+) -> ModelTask:
+    """One class for each text: sentiment, topic, intent.
+
+    Columns: ``text`` and ``label``. Metrics: accuracy, and macro F1.
+
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
+    given; ``max_length``, in tokens, where texts are cut; ``labels``, the classes in the order of the outputs, needed where
+    a trained teacher knows them by number and the data by name.
+    """
+    problem = Sequences(("text",), Category(labels), tokenizer, max_length)
+    return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -1,0 +1,106 @@
+"""What a task may offer beyond ``Task``, and what a run makes of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import kdplug
+from kdplug.errors import ConfigError
+from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.run import run_recipe
+
+
+@pytest.fixture
+def offering(signs):
+    """A recipe for ``Signs`` with more methods."""
+
+    def make(*changes, **methods):
+        kdplug.tasks.register("signs")(type("Signs", (kdplug.tasks.load("signs"),), methods))
+        return signs(*changes)
+
+    return make
+
+
+@pytest.mark.parametrize("go", [run_recipe, plan_recipe])
+def test_a_task_is_told_what_is_read_before_anything_is_built(offering, go):
+    told = []
+    usual = kdplug.tasks.load("signs").build_teacher
+    go(
+        offering(
+            "distillation.hard_label_weight=1",
+            expect=lambda self, reads: told.append(sorted(reads)),
+            check=lambda self: told.append("checked"),
+            build_teacher=lambda self: told.append("built") or usual(self),
+        )
+    )
+    assert told[:3] == [["logits", "logits_mask", "losses"], "checked", "built"]
+
+
+def test_what_a_task_finds_wrong_stops_a_run_before_it_writes(offering, tmp_path):
+    def check(self):
+        raise ConfigError("no such file", field="data.train")
+
+    with pytest.raises(ConfigError, match=r"^task\.data\.train: no such file"):
+        run_recipe(offering(check=check))
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_students_start_from_the_trained_teacher(offering):
+    seen = []
+
+    def start_student(self, student, teacher):
+        seen.append(teacher.weight.clone())
+        student.load_state_dict(teacher.state_dict())
+
+    fit = {"epochs": 1, "batch_size": 10, "learning_rate": 0.1}
+    adaptor = kdplug.tasks.load("signs").student_adaptor
+    methods = {"start_student": start_student, "teacher_fit": lambda self: fit, "teacher_adaptor": adaptor}
+    done = run_recipe(offering("training.lr=1e-12", **methods))
+    start = kdplug.tasks.build("signs").target.build_teacher().weight
+    assert len(seen) == 2
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], start)
+    assert done.distilled.metrics == done.baseline.metrics == done.teacher.metrics
+
+
+def test_a_task_saves_its_student_with_what_the_run_was(offering, tmp_path):
+    def save_student(self, student, folder, record):
+        (folder / "weights.json").write_text(json.dumps([student.weight.tolist(), record["results"], record["kdplug"]]))
+
+    run_recipe(offering(save_student=save_student))
+    weights, results, version = json.loads((tmp_path / "out" / "model" / "weights.json").read_text())
+    assert results == json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert (len(weights), version) == (2, kdplug.__version__)
+    assert not (tmp_path / "out" / "student.safetensors").exists()
+
+
+def test_a_student_that_could_not_be_saved_leaves_no_folder(offering, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        run_recipe(offering(save_student=lambda *_: 1 / 0))
+    assert [path.name for path in (tmp_path / "out").iterdir() if "model" in path.name] == []
+
+
+def test_a_task_may_not_read_from_the_folder_of_its_own_student(offering, tmp_path):
+    def init(self, *, teacher: str = ""):
+        pass
+
+    teacher = tmp_path / "out" / "model"
+    teacher.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"task\.teacher: .* is where this run writes its student"):
+        run_recipe(offering(f"task={{name: signs, teacher: {teacher}}}", __init__=init))
+    assert teacher.exists()
+
+
+def test_a_metric_of_which_less_is_better_says_so(offering):
+    done = run_recipe(offering(is_lower_better=True))
+    assert done.title == "accuracy (lower is better)"
+    assert done.to_data()["is_lower_better"] is True
+
+
+def test_throughput_is_counted_in_what_the_task_counts(offering):
+    done = run_recipe(offering(unit="signs", count=lambda self, batch: 4 * len(batch[0])))
+    assert done.unit == "signs"
+    assert done.teacher.units_per_second == pytest.approx(4 / done.teacher.seconds_per_example)
