@@ -14,7 +14,7 @@ import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.data.source import Source, read_source
-from kdplug_tasks.example import Examples
+from kdplug_tasks.example import Sized
 from kdplug_tasks.models.card import model_card
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Adapt, Problem
@@ -34,7 +34,8 @@ class ModelTask:
         self.problem = problem
         self.settings = data
         self.family = family
-        self._examples: dict[str, Examples] = {}
+        self._adaptor = problem.adaptor()
+        self._examples: dict[str, Sized] = {}
 
     @property
     def metric(self) -> str:
@@ -97,7 +98,7 @@ class ModelTask:
         """Give the student what it takes from the teacher."""
         self.family.start_student(student, teacher)
 
-    def data(self, part: Part) -> Examples:
+    def data(self, part: Part) -> Sized:
         """The examples of one part; ``teacher`` and ``baseline`` are the same."""
         name = "baseline" if part == "teacher" else part
         if name not in self._examples:
@@ -134,12 +135,7 @@ class ModelTask:
         self.problem.settle(source, self.family)
         return source
 
-    @cached_property
-    def _adaptor(self) -> Adapt:
-        self._source  # noqa: B018
-        return self.problem.adaptor()
-
-    def _made(self, part: str) -> Examples:
+    def _made(self, part: str) -> Sized:
         source = self._source
         if part == "test":
             return self.problem.examples(source.test, optional=False)

@@ -41,8 +41,9 @@ class TextProcessor:
         max_length: int,
         *,
         is_framed: bool = True,
+        is_split: bool = False,
     ) -> TextProcessor:
-        """The teacher's tokenizer unless there are ``settings``.
+        """The teacher's tokenizer unless there are ``settings``. ``is_split`` says that it will be given words.
 
         Raises: ``ConfigError`` where there is none.
         """
@@ -52,10 +53,10 @@ class TextProcessor:
                     "is required, since the teacher is made from scratch: a folder, or {train: bytes-bpe, vocab: 512}",
                     field="tokenizer",
                 )
-            return cls(load_tokenizer(family.teacher.path, "teacher.path"), max_length)
+            return cls(load_tokenizer(family.teacher.path, "teacher.path", is_split=is_split), max_length)
         if settings.path is not None:
-            return cls(load_tokenizer(settings.path, "tokenizer"), max_length)
-        return cls(make_tokenizer(settings, texts, is_framed=is_framed), max_length)
+            return cls(load_tokenizer(settings.path, "tokenizer", is_split=is_split), max_length)
+        return cls(make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split), max_length)
 
     @property
     def from_scratch(self) -> dict[str, Any]:
@@ -114,6 +115,8 @@ def texts_of(table: Any, column: str) -> list[str]:
 
     Raises: ``ConfigError`` for a cell that holds none.
     """
+    if column not in table.columns:
+        raise table.error(f"there is no column {column!r}, which the training data have")
     found = list(table.columns[column])
     for row, text in enumerate(found):
         if not isinstance(text, str):
