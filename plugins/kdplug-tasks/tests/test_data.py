@@ -155,7 +155,6 @@ def test_a_split_that_is_not_there_gets_the_nearest_one(saved):
         read_source(DataSettings(dataset=str(saved), test="tran"), COLUMNS)
 
 
-def test_a_dataset_that_is_not_there_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+def test_a_dataset_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.dataset: datasets cannot load split 'train' of '.*nothing'"):
         read_source(DataSettings(dataset=str(tmp_path / "nothing"), test=0.5), COLUMNS)

@@ -54,7 +54,9 @@ class Table:
     def take(self, rows: Sequence[int]) -> Table:
         """The rows at these places."""
         columns = {name: Chosen(column, rows) for name, column in self.columns.items()}
-        return Table(self.origin, self.field, columns, self.classes, Chosen(self.rows, rows) if self.rows else rows)
+        return Table(
+            self.origin, self.field, columns, self.classes, Chosen(self.rows, rows) if self.rows is not None else rows
+        )
 
     def renamed(self, names: Mapping[str, str], wanted: Iterable[str], *, required: Iterable[str]) -> Table:
         """The ``wanted`` columns under the task's names, which ``names`` maps to the table's own.

@@ -29,7 +29,6 @@ class Family:
 
     def __init__(self, auto: str, teacher: TeacherSettings, student: StudentSettings) -> None:
         self.auto = auto
-        self.settings = {"teacher": teacher, "student": student}
         self.teacher = teacher
         self.student = student
         self.reads: frozenset[str] = frozenset()

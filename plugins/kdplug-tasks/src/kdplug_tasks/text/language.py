@@ -22,7 +22,7 @@ from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.targets.category import mean_cross_entropy
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
-from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
+from kdplug_tasks.text.processor import TextProcessor, padded, texts_of, vocabulary_of
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
@@ -64,10 +64,10 @@ class Language:
         self._processor = TextProcessor.find(self._settings, family, texts, self._max_length, is_framed=False)
         family.from_scratch = self._processor.from_scratch
         self._processor.check(family)
-        teacher, student = family.teacher_config, family.student_config
-        check_direction(teacher, "teacher")
-        check_direction(student, "student")
-        is_padded = teacher.vocab_size != student.vocab_size
+        configs = {"teacher": family.teacher_config, "student": family.student_config}
+        for side, config in configs.items():
+            check_direction(config, side)
+        is_padded = len({vocabulary_of(config) for config in configs.values()}) > 1
         self.shared.size = len(self.processor.tokenizer) if is_padded else None
 
     def examples(self, table: Table, *, optional: bool) -> Examples:  # noqa: ARG002

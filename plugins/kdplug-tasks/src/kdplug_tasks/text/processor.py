@@ -64,13 +64,21 @@ class TextProcessor:
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
         return {"vocab_size": len(self.tokenizer), **ids}
 
+    def check_places(self) -> None:
+        """Raises: ``ConfigError`` where the tokenizer cannot say which words or characters its tokens are of."""
+        if not self.tokenizer.is_fast:
+            raise kdplug.ConfigError(
+                f"{type(self.tokenizer).__name__} does not say which part of the text a token is. A fast tokenizer is needed",
+                field="tokenizer",
+            )
+
     def check(self, family: Family) -> None:
         """Raises: ``ConfigError`` where the tokenizer does not fit the models, or ``max_length`` is too long for one."""
         path = family.student.path
         if path is not None and has_tokenizer(path):
             check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
         for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
-            check_vocabulary(self.tokenizer, config.vocab_size, side)
+            check_vocabulary(self.tokenizer, vocabulary_of(config), side)
             limit = positions(config)
             if limit is not None and self.max_length > limit:
                 raise kdplug.ConfigError(
@@ -100,6 +108,12 @@ class TextProcessor:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.tokenizer.save_pretrained(folder)
+
+
+def vocabulary_of(config: Any) -> int:
+    """How many embeddings a model has, also one of which text is a part."""
+    size: int = config.get_text_config().vocab_size
+    return size
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:

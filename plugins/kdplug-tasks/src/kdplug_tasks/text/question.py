@@ -65,6 +65,7 @@ class Questions:
         texts = (text for name in self.columns.inputs for text in texts_of(train, name))
         self._processor = TextProcessor.find(self._settings, family, texts, self._max_length)
         family.from_scratch = self._processor.from_scratch
+        self._processor.check_places()
         self._processor.check(family)
         self.may_be_unanswerable = [] in answers_of(train, texts_of(train, "context"), optional=True)
 

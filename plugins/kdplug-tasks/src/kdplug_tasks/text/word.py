@@ -64,6 +64,7 @@ class Words:
         texts = (" ".join(words) for words in _words(train))
         self._processor = TextProcessor.find(self._settings, family, texts, self._max_length, is_split=True)
         family.from_scratch = self._processor.from_scratch
+        self._processor.check_places()
         self._processor.check(family)
 
     def examples(self, table: Table, *, optional: bool) -> Examples:
