@@ -8,6 +8,7 @@ from functools import partial
 from spans.catalogue import catalogue
 from spans.command import commands
 from spans.error import error_tree
+from spans.group import groups
 from spans.hook import hooks
 from spans.key import keys_of
 from spans.vocabulary import adaptor_keys, aliases, inputs_by_site, meanings
@@ -22,6 +23,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "layer maps": partial(catalogue, "layer_maps"),
     "tasks": partial(catalogue, "tasks"),
     "cache codecs": partial(catalogue, "cache_codecs"),
+    "task groups": partial(groups, "tasks"),
     "adaptor keys": adaptor_keys,
     "aliases": aliases,
     "errors": error_tree,

@@ -35,7 +35,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The figure of ``evaluate`` that stands in the final table; higher is better."""
+        """The figure of ``evaluate`` that stands in the final table; more of it is better, unless the task is ``Directed``."""
         ...
 
     def about(self) -> str:

@@ -57,7 +57,8 @@ class SavesStudent(Protocol):
     def save_student(self, student: Module, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the trained student into ``folder``, which is empty. It stands in for ``student.safetensors``.
 
-        ``record`` is what ``kdplug-run.json`` holds, with the content of ``metrics.json`` under ``results``.
+        ``record`` is what ``kdplug-run.json`` holds, with the content of ``metrics.json`` under ``results``. It is written into
+        the folder under that name afterwards.
         """
         ...
 

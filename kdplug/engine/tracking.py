@@ -16,7 +16,7 @@ from accelerate.utils import is_tensorboard_available
 
 from kdplug.config.training import LoopConfig
 from kdplug.errors import RunError
-from kdplug.objective.report import LossReport
+from kdplug.objective.report import LossReport, TermValue
 
 _FLUSH_SECONDS = 10
 _PROJECT = "kdplug"
@@ -108,10 +108,21 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:
     """``total_loss`` and ``unweighted_{term}`` as numbers, with one synchronisation; the mean over the processes."""
-    tensors = {"total_loss": report.total}
-    tensors.update((f"unweighted_{name}", term.value) for name, term in report.terms.items())
-    dtype = torch.float64 if report.total.dtype is torch.float64 else torch.float32
-    values = torch.stack([tensor.detach().to(dtype) for tensor in tensors.values()])
-    if accelerator.num_processes > 1:
+    names = ["total_loss", *(f"unweighted_{name}" for name in report.terms)]
+    alone = accelerator.num_processes == 1
+    with torch.no_grad():
+        shares = [_share(term, alone=alone) for term in report.terms.values()]
+        tensors = [report.total, *(tensor for tensor, _ in shares)]
+        dtype = torch.float64 if report.total.dtype is torch.float64 else torch.float32
+        values = torch.stack([tensor if tensor.dtype is dtype else tensor.to(dtype) for tensor in tensors])
+    if not alone:
         values = accelerator.reduce(values, reduction="mean")
-    return dict(zip(tensors, values.tolist(), strict=True))
+    counts = [1, *(count for _, count in shares)]
+    return {name: value / count for name, value, count in zip(names, values.tolist(), counts, strict=True)}
+
+
+def _share(term: TermValue, *, alone: bool) -> tuple[torch.Tensor, float]:
+    """A tensor and a number that give the term's value when divided: plain numbers are divided without the device."""
+    if alone and isinstance(term.count, (int, float)) and term.count > 0:
+        return term.total, term.count
+    return term.value, 1

@@ -56,7 +56,21 @@ FIRST_PARTY = MappingProxyType(
                 "teacher_combiners": ("entropy_gate", "mean_logits", "mean_probs", "select", "weighted"),
             }
         ),
-        "kdplug-tasks": MappingProxyType({"tasks": ("causal-lm", "digits", "text-classification")}),
+        "kdplug-tasks": MappingProxyType(
+            {
+                "tasks": (
+                    "causal-lm",
+                    "digits",
+                    "image-classification",
+                    "multi-label",
+                    "question-answering",
+                    "regression",
+                    "text-classification",
+                    "text-pair-classification",
+                    "token-classification",
+                )
+            }
+        ),
     }
 )
 """Distribution to kind to entry names."""

@@ -26,6 +26,10 @@ def layers(outputs: Outputs, feature: str, layer: Layers, side: str) -> tuple[Te
     Raises: ``OutputsError`` where the model gave no such feature, or nothing was captured; ``ConfigError`` where an index is
     out of range.
     """
+    if type(layer) is int:
+        found = outputs.hidden if feature == "hidden" else outputs.attention
+        if found and -len(found) <= layer < len(found):
+            return (found[layer],)
     if isinstance(layer, str):
         return (_captured(outputs, layer, side),)
     if isinstance(layer, tuple) and any(map(is_path, layer)):

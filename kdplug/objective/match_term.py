@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,8 @@ class MatchTerm(nn.Module):
             (match.layer_S, match.layer_T) if self.is_single else (in_list(match.layer_S), in_list(match.layer_T))
         )
         self.temperature = temperature
-        self.wants_mask, self.wants_labels = "mask" in self.inputs, "labels" in self.inputs
+        self.getters = tuple(_GETTERS[name] for name in self.inputs)
+        self.wants_labels = "labels" in self.inputs
         self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
 
@@ -119,28 +122,24 @@ class MatchTerm(nn.Module):
             raise not_built()
         for feature in features:
             plan.check(feature)
-        mask = batch.match_mask if self.wants_mask else batch.student_mask if "student_mask" in self.inputs else None
+        mask = self._mask(batch)
         if mask is not None:
             features = tuple([without_garbage(feature, mask) for feature in features])
         return tuple([project(projection, feature) for feature in features])
 
+    def _mask(self, batch: Batch) -> Tensor | None:
+        """The mask that the loss asks for, which may be the student's alone."""
+        if "mask" in self.inputs:
+            return batch.match_mask
+        return batch.student_mask if "student_mask" in self.inputs else None
+
     def _compared(
         self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch, weight: float
     ) -> TermValue:
-        values = {
-            "student_features": full(student[0]) if self.is_single else tuple(map(full, student)),
-            "teacher_features": _target(teacher[0]) if self.is_single else tuple(map(_target, teacher)),
-            "mask": batch.match_mask if self.wants_mask else None,
-            "student_mask": batch.student_mask if "student_mask" in self.inputs else None,
-            "teacher_mask": batch.teacher_mask if "teacher_mask" in self.inputs else None,
-            "labels": batch.match_labels if self.wants_labels else None,
-            "temperature": self.temperature,
-            "progress": batch.progress,
-            "step": batch.step,
-            "total_steps": batch.total_steps,
-        }
+        compared = Compared(self, student, teacher, batch)
+        values = [get(compared) for get in self.getters]
         try:
-            return term_value(self.loss(*map(values.__getitem__, self.inputs)), weight, self.owner)
+            return term_value(self.loss(*values), weight, self.owner)
         except KdplugError as error:
             error.message += self._hint(teacher)
             raise error.at("loss") from error.__cause__
@@ -153,5 +152,39 @@ class MatchTerm(nn.Module):
         return "" if self.plan is None else self.plan.explain(teacher[0])
 
 
+class Compared(NamedTuple):
+    """What the inputs of a loss are read from."""
+
+    term: MatchTerm
+    student: tuple[Tensor, ...]
+    teacher: tuple[Tensor, ...]
+    batch: Batch
+
+
+def _student_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
+    features = compared.student
+    return full(features[0]) if compared.term.is_single else tuple(map(full, features))
+
+
+def _teacher_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
+    features = compared.teacher
+    return _target(features[0]) if compared.term.is_single else tuple(map(_target, features))
+
+
 def _target(feature: Tensor) -> Tensor:
     return full(frozen(feature))
+
+
+_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+    "student_features": _student_features,
+    "teacher_features": _teacher_features,
+    "mask": attrgetter("batch.match_mask"),
+    "student_mask": attrgetter("batch.student_mask"),
+    "teacher_mask": attrgetter("batch.teacher_mask"),
+    "labels": attrgetter("batch.match_labels"),
+    "temperature": attrgetter("term.temperature"),
+    "progress": attrgetter("batch.progress"),
+    "step": attrgetter("batch.step"),
+    "total_steps": attrgetter("batch.total_steps"),
+}
+"""The inputs that a match provides. A loss costs the look-up of what it asks for, and nothing else is worked out."""

@@ -65,7 +65,7 @@ def run_recipe(
     component, task = build_task(recipe)
     distillation, terms, reads = resolve_distillation(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
-    check_apart(recipe)
+    check_apart(recipe, task)
     prepare(task, reads)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:

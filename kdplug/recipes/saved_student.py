@@ -15,15 +15,16 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
 from kdplug.contracts.task_option import SavesStudent
 from kdplug.engine.checkpoint import STUDENT
-from kdplug.errors import ConfigError
-from kdplug.report.file import replacing
+from kdplug.errors import ConfigError, RunError
+from kdplug.report.file import replacing, write_json
+from kdplug.report.record import RECORD
 
 MODEL = "model"
 """The folder of a student that its task saved."""
 
 
 def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mapping[str, Any]) -> str:
-    """Save the student as its task does, or else as plain weights; the name of what was written."""
+    """Save the student as its task does, with ``record`` in the folder, or else as plain weights; the name of what was written."""
     if not isinstance(task, SavesStudent):
         with replacing(output_dir / STUDENT) as temporary:
             save_model(student, str(temporary))
@@ -31,6 +32,7 @@ def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mappi
     folder = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))
     try:
         task.save_student(student, folder, record)
+        write_json(folder / RECORD, record)
         folder.chmod(output_dir.stat().st_mode & 0o777)
         forget_student(output_dir)
         folder.rename(output_dir / MODEL)
@@ -40,13 +42,16 @@ def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mappi
 
 
 def forget_student(output_dir: Path) -> None:
-    """Remove the folder of a student that an earlier run saved."""
-    if (output_dir / MODEL).is_dir():
+    """Remove the folder of a student that an earlier run saved, which the record in it shows."""
+    if (output_dir / MODEL / RECORD).is_file():
         shutil.rmtree(output_dir / MODEL)
 
 
-def check_apart(recipe: Recipe) -> None:
-    """Raises: ``ConfigError`` where the task reads from the folder of the student, which the run replaces."""
+def check_apart(recipe: Recipe, task: Task) -> None:
+    """See that the folder of a student that the task saves may be replaced.
+
+    Raises: ``ConfigError`` where the task reads from it; ``RunError`` where no run saved it.
+    """
     folder = (Path(recipe.output_dir) / MODEL).resolve()
     for path, text in _texts(recipe.task.settings, ("task",)):
         found = Path(text).resolve()
@@ -54,6 +59,11 @@ def check_apart(recipe: Recipe) -> None:
             raise ConfigError(
                 f"{text!r} is where this run writes its student. Choose another output_dir", field=".".join(path)
             )
+    if isinstance(task, SavesStudent) and folder.exists() and not (folder / RECORD).is_file():
+        raise RunError(
+            f"{str(folder)!r} is where the student would go, and it is not of a run. Choose another output_dir, or move it",
+            field="output_dir",
+        )
 
 
 def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -37,7 +37,11 @@ def test_the_checkout_is_installed_editable_with_what_a_recipe_needs(requirement
 
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_every_plugin_is_installed_editable(requirements, plugin):
-    assert f"-e plugins/{plugin}" in requirements
+    assert f"-e plugins/{plugin}" in [line.partition("[")[0] for line in requirements]
+
+
+def test_the_tasks_come_with_the_models_that_they_are_made_of(requirements):
+    assert "-e plugins/kdplug-tasks[transformers]" in requirements
 
 
 def test_nothing_needs_an_option_that_stock_pip_lacks(requirements):

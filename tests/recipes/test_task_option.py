@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kdplug
-from kdplug.errors import ConfigError
+from kdplug.errors import ConfigError, RunError
 from kdplug.recipes.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
@@ -86,6 +86,22 @@ def test_a_student_that_could_not_be_saved_leaves_no_folder(offering, tmp_path):
     with pytest.raises(ZeroDivisionError):
         run_recipe(offering(save_student=lambda *_: 1 / 0))
     assert [path.name for path in (tmp_path / "out").iterdir() if "model" in path.name] == []
+
+
+def test_a_folder_that_no_run_saved_is_not_replaced(offering, tmp_path):
+    mine = tmp_path / "out" / "model" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(RunError, match=r"output_dir: .*model' is where the student would go, and it is not of a run"):
+        run_recipe(offering(save_student=lambda *_: None))
+    assert mine.exists()
+
+
+def test_a_run_replaces_the_student_of_an_earlier_one(offering, tmp_path):
+    for seed in (1, 2):
+        run_recipe(offering(f"seed={seed}", save_student=lambda self, student, folder, record: None))
+        record = json.loads((tmp_path / "out" / "model" / "kdplug-run.json").read_text())
+        assert record["seed"] == seed
 
 
 def test_a_task_may_not_read_from_the_folder_of_its_own_student(offering, tmp_path):

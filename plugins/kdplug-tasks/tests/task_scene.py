@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
-
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from kdplug_presets.block import cached_blocks, eager_on_cpu, is_small
 from kdplug_presets.gradient_buffer import recall, remember
 from kdplug_presets.mask import keep_
-from kdplug_presets.precision import without_autocast, working_type
+from kdplug_presets.precision import cut, in_type, without_autocast, working_type
 
 
 class Selection(NamedTuple):
@@ -100,7 +101,13 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _in_few_operations(student: Tensor, teacher: Tensor, weight: Tensor | None, pad_below: float | None) -> Tensor:
+    """Torch's own cross-entropy is one operation and has no answer to ``0 * -inf``; where it was asked that, the long way."""
     dtype = working_type(student, teacher)
+    if weight is None and pad_below is None and student.dim() == 2 and eager_on_cpu(student):
+        target = torch.softmax(teacher, dim=-1, dtype=dtype)
+        total = torch.nn.functional.cross_entropy(in_type(student, dtype), target, reduction="sum")
+        if isfinite(total.item()):
+            return total
     target = torch.softmax(teacher, dim=-1, dtype=dtype).neg_()
     log_probs = torch.log_softmax(student, dim=-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
     if pad_below is not None:
@@ -128,7 +135,7 @@ def cross_entropy(
     At least two axes: the first is worked on in blocks.
     """
     if selection is None and is_small(student):
-        return _in_few_operations(student, teacher.detach(), weight, pad_below)
+        return _in_few_operations(student, cut(teacher), weight, pad_below)
     rows, keys = selection or (None, None)
     with without_autocast(student):
         return _CrossEntropy.apply(student, teacher.detach(), rows, keys, weight, pad_below)

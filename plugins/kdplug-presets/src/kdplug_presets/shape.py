@@ -70,6 +70,8 @@ def require_axes(owner: str, left: tuple[str, Tensor], right: tuple[str, Tensor]
 
 def require_same(owner: str, student: Tensor, teacher: Tensor, names: tuple[str, str], axes: Axes) -> None:
     """Raises: ``ShapeError`` where the two sides differ in rank or on any axis, or have no axes."""
+    if student.shape == teacher.shape and student.dim():
+        return
     left, right = names
     if student.dim() == 0:
         raise ShapeError(f"{owner}: {left} must have at least one axis, got a scalar")

@@ -14,7 +14,7 @@ import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.data.source import Source, read_source
-from kdplug_tasks.example import Examples
+from kdplug_tasks.example import Sized
 from kdplug_tasks.fingerprint import fingerprint_of
 from kdplug_tasks.models.card import model_card
 from kdplug_tasks.models.family import Family
@@ -35,7 +35,8 @@ class ModelTask:
         self.problem = problem
         self.settings = data
         self.family = family
-        self._examples: dict[str, Examples] = {}
+        self._adaptor = problem.adaptor()
+        self._examples: dict[str, Sized] = {}
 
     @property
     def metric(self) -> str:
@@ -108,7 +109,7 @@ class ModelTask:
         self._source  # noqa: B018  it decides the tokenizer
         return fingerprint_of(self.problem, self.family)
 
-    def data(self, part: Part) -> Examples:
+    def data(self, part: Part) -> Sized:
         """The examples of one part; ``teacher`` and ``baseline`` are the same."""
         name = "baseline" if part == "teacher" else part
         if name not in self._examples:
@@ -145,12 +146,7 @@ class ModelTask:
         self.problem.settle(source, self.family)
         return source
 
-    @cached_property
-    def _adaptor(self) -> Adapt:
-        self._source  # noqa: B018
-        return self.problem.adaptor()
-
-    def _made(self, part: str) -> Examples:
+    def _made(self, part: str) -> Sized:
         source = self._source
         if part == "test":
             return self.problem.examples(source.test, optional=False)

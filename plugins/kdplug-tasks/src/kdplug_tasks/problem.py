@@ -11,7 +11,7 @@ from torch import nn
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Examples
+from kdplug_tasks.example import Sized
 
 if TYPE_CHECKING:
     from kdplug_tasks.models.family import Family
@@ -41,7 +41,7 @@ class Problem(Protocol):
         """
         ...
 
-    def examples(self, table: Table, *, optional: bool) -> Examples:
+    def examples(self, table: Table, *, optional: bool) -> Sized:
         """The examples of a table; ``optional`` allows rows without a target. Raises: ``ConfigError``."""
         ...
 
@@ -50,7 +50,10 @@ class Problem(Protocol):
         ...
 
     def adaptor(self) -> Adapt:
-        """What a model returned, under the adaptor keys."""
+        """What a model returned, under the adaptor keys. It is asked for before ``settle``, and used after it.
+
+        It holds no data, so that a teacher cache can tell by it whether its outputs are still those of this adaptor.
+        """
         ...
 
     def count(self, batch: Batch) -> int:

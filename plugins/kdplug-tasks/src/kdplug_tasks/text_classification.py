@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.targets.category import Category
-from kdplug_tasks.text.sequence import Sequences
+from kdplug_tasks.text.sequence import Length, Names, Sequences
 from kdplug_tasks.text.setting import TokenizerSettings
-
-Length = Annotated[int, Field(ge=2)]
-Names = Annotated[list[str], Field(min_length=2)]
 
 
 def text_classification(

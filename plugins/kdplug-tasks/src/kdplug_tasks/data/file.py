@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import kdplug
 from kdplug_tasks.data.conll import conll_columns
+from kdplug_tasks.data.picture import read_arrays, read_folder
 from kdplug_tasks.data.table import Table, without_rows
 from kdplug_tasks.nearest import did_you_mean
 
@@ -25,6 +26,7 @@ _ENDINGS = {
     ".bio": "conll",
     ".iob": "conll",
     ".txt": "text",
+    ".npz": "npz",
 }
 
 
@@ -34,24 +36,27 @@ def read_file(path: str, file_format: str | None, field: str, header: Sequence[s
     Raises: ``ConfigError`` where there is no such file, its format is unknown, it is not UTF-8, not well formed, or empty.
     """
     file = Path(path).expanduser()
+    if file.is_dir() and file_format in (None, "pictures"):
+        return read_folder(file, Table(path, field, {}))
     if not file.is_file():
         raise _no_file(file, field)
     file_format = file_format or _ENDINGS.get(file.suffix.casefold())
     if file_format is None:
         raise kdplug.ConfigError(
-            f"the ending of {path!r} says nothing of its format. Write format: one of {', '.join(_READERS)}",
+            f"the ending of {path!r} says nothing of its format. Write format: one of {', '.join(dict.fromkeys(_ENDINGS.values()))}",
             field=field,
         )
     if header is not None and file_format not in ("csv", "tsv"):
         raise kdplug.ConfigError(f"has no effect on {file_format} files", field="data.header")
-    table = Table(path, field, {}, {})
-    if file_format == "parquet":
-        columns = _parquet(file, table)
+    table = Table(path, field, {})
+    columns: Mapping[str, Sequence[Any]]
+    if file_format in ("parquet", "npz"):
+        columns = (_parquet if file_format == "parquet" else read_arrays)(file, table)
     elif file_format in ("csv", "tsv"):
         columns = _separated(_text(file, table), table, file_format, header)
     else:
         columns = _READERS[file_format](_text(file, table), table)
-    found = Table(path, field, columns, {})
+    found = Table(path, field, columns)
     if not len(found):
         raise without_rows(found)
     return found
@@ -139,10 +144,7 @@ def _lines(text: str, table: Table) -> dict[str, list[Any]]:  # noqa: ARG001
 
 
 _READERS: dict[str, Callable[[str, Table], dict[str, list[Any]]]] = {
-    "csv": lambda text, table: _separated(text, table, "csv", None),
-    "tsv": lambda text, table: _separated(text, table, "tsv", None),
     "jsonl": _json_lines,
-    "parquet": lambda text, table: {},  # noqa: ARG005  bytes, read from the file itself
     "conll": conll_columns,
     "text": _lines,
 }

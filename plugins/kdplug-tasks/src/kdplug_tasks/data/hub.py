@@ -18,7 +18,9 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     """
     assert settings.dataset is not None
     try:
-        found = _on_disk(settings.dataset, split, field) or _loaded(settings, split)
+        found = _on_disk(settings.dataset, split, field)
+        if found is None:
+            found = _loaded(settings, split)
     except kdplug.ConfigError:
         raise
     except Exception as error:  # datasets raises a dozen kinds, some of them its dependencies' own

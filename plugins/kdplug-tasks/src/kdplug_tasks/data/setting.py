@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 import kdplug
 from kdplug_tasks.setting import Settings
 
-Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "text"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "text", "npz", "pictures"]
 Split = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -17,7 +17,7 @@ Name = Annotated[str, Field(min_length=1)]
 class DataSettings(Settings):
     """Where the examples are.
 
-    ``train``, ``distillation`` and ``test`` are files, or splits where ``dataset`` names what ``datasets`` loads: a name on the
+    ``train``, ``distillation`` and ``test`` are files, folders of pictures, or splits where ``dataset`` names what ``datasets`` loads: a name on the
     hub, with ``config`` and ``revision``, or a folder that ``save_to_disk`` wrote. ``test`` may be a share of ``train``, which
     ``split_seed`` chooses. ``distillation`` is ``train`` unless it is given; its rows may lack labels. The ``format`` of a file
     shows in its ending. ``columns`` says what a column is called that has another name than the task's. ``header`` names the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import kdplug
@@ -31,26 +31,32 @@ class Chosen(Sequence[Any]):
 class Table:
     """``columns`` by name; ``origin`` is the file or split, and ``field`` the setting that names it.
 
-    ``classes`` are the names of integer labels by column, where the source says them.
+    ``classes`` are the names of integer labels by column, where the source says them; ``rows`` the places that these rows have
+    in the origin, ``None`` where they are all of its rows.
     """
 
     origin: str
     field: str
     columns: Mapping[str, Sequence[Any]]
-    classes: Mapping[str, tuple[str, ...]]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rows: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def error(self, message: str, row: int | None = None) -> kdplug.ConfigError:
         """What is wrong with the table, or with one row of it, which people count from 1."""
+        if row is not None and self.rows is not None:
+            row = self.rows[row]
         where = self.origin if row is None else f"row {row + 1} of {self.origin}"
         return kdplug.ConfigError(f"{where}: {message}", field=self.field)
 
     def take(self, rows: Sequence[int]) -> Table:
         """The rows at these places."""
         columns = {name: Chosen(column, rows) for name, column in self.columns.items()}
-        return Table(self.origin, self.field, columns, self.classes)
+        return Table(
+            self.origin, self.field, columns, self.classes, Chosen(self.rows, rows) if self.rows is not None else rows
+        )
 
     def renamed(self, names: Mapping[str, str], wanted: Iterable[str], *, required: Iterable[str]) -> Table:
         """The ``wanted`` columns under the task's names, which ``names`` maps to the table's own.
@@ -70,7 +76,7 @@ class Table:
                     f"there is no column {own!r}.{near} It has {has}. Say which one holds the {name}: "
                     f"columns: {{{name}: …}}"
                 )
-        return Table(self.origin, self.field, found, classes)
+        return Table(self.origin, self.field, found, classes, self.rows)
 
 
 def without_rows(table: Table) -> kdplug.ConfigError:

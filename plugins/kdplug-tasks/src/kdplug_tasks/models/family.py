@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 import kdplug
@@ -27,7 +29,6 @@ class Family:
 
     def __init__(self, auto: str, teacher: TeacherSettings, student: StudentSettings) -> None:
         self.auto = auto
-        self.settings = {"teacher": teacher, "student": student}
         self.teacher = teacher
         self.student = student
         self.reads: frozenset[str] = frozenset()
@@ -72,14 +73,17 @@ class Family:
         return self._shortened(config, self.student.from_teacher.layers)
 
     def check(self) -> None:
-        """Raises: ``ConfigError`` where a config cannot be made, or the teacher cannot give what the student takes of it."""
-        teacher, student = self.teacher_config, self.student_config
-        if self.student.from_teacher is None:
-            return
-        try:
-            check_layers(self.student.from_teacher, teacher, student)
-        except kdplug.ConfigError as error:
-            raise error.at("student", "from_teacher") from None
+        """Make both models without weights, and let the student start from the teacher.
+
+        Raises: ``ConfigError`` where a model cannot be made, or the teacher cannot give what the student takes of it.
+        """
+        configs = {"teacher": self.teacher_config, "student": self.student_config}
+        if self.student.from_teacher is not None:
+            with _below("student", "from_teacher"):
+                check_layers(self.student.from_teacher, *configs.values())
+        with torch.device("meta"):
+            models = {side: self._from_config(config, side) for side, config in configs.items()}
+        self.start_student(models["student"], models["teacher"])
 
     def build_teacher(self) -> nn.Module:
         """The teacher, from its folder or from scratch.
@@ -87,7 +91,7 @@ class Family:
         Raises: ``ConfigError`` where it cannot be loaded, or has no trained head and is not to be trained.
         """
         if self.teacher.path is None:
-            return self._ready(self._from_config(self.teacher_config))
+            return self._ready(self._from_config(self.teacher_config, "teacher"))
         model, info = self._from_folder(self.teacher.path, self.teacher_config, "teacher.path")
         missing = sorted(info["missing_keys"])
         if missing and not self.teacher.train:
@@ -101,17 +105,15 @@ class Family:
     def build_student(self) -> nn.Module:
         """The student before any training. Raises: ``ConfigError``."""
         if self.student.path is None:
-            return self._ready(self._from_config(self.student_config))
+            return self._ready(self._from_config(self.student_config, "student"))
         return self._ready(self._from_folder(self.student.path, self.student_config, "student.path")[0])
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
         """Give the student what it takes from the teacher. Raises: ``ConfigError`` for a weight that does not fit."""
         if self.student.from_teacher is None:
             return
-        try:
+        with _below("student", "from_teacher"):
             start_from_teacher(self.student.from_teacher, student, teacher)
-        except kdplug.ConfigError as error:
-            raise error.at("student", "from_teacher") from None
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write config and weights, without the switches that stand for the objective alone."""
@@ -139,8 +141,13 @@ class Family:
             changes.setdefault("layer_types", [kinds[layer] for layer in layers])
         return changed_config(self.teacher_config, changes, "student.config")
 
-    def _from_config(self, config: Any) -> Any:
-        return self._class.from_config(deepcopy(config), **self._attention)
+    def _from_config(self, config: Any, side: str) -> Any:
+        try:
+            return self._class.from_config(deepcopy(config), **self._attention)
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # what models check when they are made
+            first = str(error).strip().splitlines()[0]
+            kind = type(config).__name__
+            raise kdplug.ConfigError(f"{self.auto} cannot be made of this {kind}: {first}", field=side) from error
 
     def _from_folder(self, path: str, config: Any, field: str) -> tuple[Any, Mapping[str, Any]]:
         check_path(path, field)
@@ -173,6 +180,15 @@ class Family:
         import transformers
 
         return getattr(transformers, self.auto)
+
+
+@contextmanager
+def _below(*path: str) -> Iterator[None]:
+    """Put ``path`` in front of the setting that an error inside the block names."""
+    try:
+        yield
+    except kdplug.ConfigError as error:
+        raise error.at(*path) from error.__cause__
 
 
 _SWITCHES = {"output_hidden_states": False, "output_attentions": False, "use_cache": True}

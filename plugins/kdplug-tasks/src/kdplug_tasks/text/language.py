@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.targets.category import mean_cross_entropy
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
-from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
+from kdplug_tasks.text.processor import TextProcessor, padded, texts_of, vocabulary_of
 from kdplug_tasks.text.setting import TokenizerSettings
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """How many of the models' outputs are read; ``None`` for all of them."""
+
+    size: int | None = None
 
 
 class Language:
@@ -39,7 +47,7 @@ class Language:
         self.columns = Columns(("prompt", "completion") if has_prompts else ("text",), ())
         self.has_prompts = has_prompts
         self.is_packed = is_packed
-        self.vocabulary: int | None = None
+        self.shared = Vocabulary()
         self._settings = tokenizer
         self._max_length = max_length
         self._processor: TextProcessor | None = None
@@ -56,11 +64,11 @@ class Language:
         self._processor = TextProcessor.find(self._settings, family, texts, self._max_length, is_framed=False)
         family.from_scratch = self._processor.from_scratch
         self._processor.check(family)
-        teacher, student = family.teacher_config, family.student_config
-        check_direction(teacher, "teacher")
-        check_direction(student, "student")
-        is_padded = teacher.vocab_size != student.vocab_size
-        self.vocabulary = len(self.processor.tokenizer) if is_padded else None
+        configs = {"teacher": family.teacher_config, "student": family.student_config}
+        for side, config in configs.items():
+            check_direction(config, side)
+        is_padded = len({vocabulary_of(config) for config in configs.values()}) > 1
+        self.shared.size = len(self.processor.tokenizer) if is_padded else None
 
     def examples(self, table: Table, *, optional: bool) -> Examples:  # noqa: ARG002
         """Blocks of tokens, or documents."""
@@ -91,10 +99,10 @@ class Language:
 
         Features stay at the positions of their own tokens.
         """
-        vocabulary = self.vocabulary
+        shared = self.shared
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
-            logits, labels = shifted(outputs.logits, batch.targets["labels"], vocabulary)
+            logits, labels = shifted(outputs.logits, batch.targets["labels"], shared.size)
             return {
                 "logits": logits,
                 "logits_mask": labels != NO_LABEL,
@@ -114,7 +122,7 @@ class Language:
         """Perplexity, the loss that it is the exponential of in nats per token, and the share of tokens that come first."""
         total, right, count = 0.0, 0, 0
         for batch in batches:
-            logits, labels = shifted(model(**batch).logits, batch.targets["labels"], self.vocabulary)
+            logits, labels = shifted(model(**batch).logits, batch.targets["labels"], self.shared.size)
             rows, chosen = logits[labels != NO_LABEL].float(), labels[labels != NO_LABEL]
             total += float(functional.cross_entropy(rows, chosen, reduction="sum"))
             right += int((rows.argmax(dim=-1) == chosen).sum())
@@ -127,8 +135,8 @@ class Language:
         form = "Documents are packed into blocks" if self.is_packed else "Each document stands alone, cut to pieces"
         counted = " Only the tokens of completions count." if self.has_prompts else ""
         cut = (
-            f" The models differ in embeddings; both are read up to the tokenizer's {self.vocabulary} tokens."
-            if self.vocabulary
+            f" The models differ in embeddings; both are read up to the tokenizer's {self.shared.size} tokens."
+            if self.shared.size
             else ""
         )
         return f"{form} of at most {self._max_length} tokens.{counted}{cut}"

@@ -41,8 +41,9 @@ class TextProcessor:
         max_length: int,
         *,
         is_framed: bool = True,
+        is_split: bool = False,
     ) -> TextProcessor:
-        """The teacher's tokenizer unless there are ``settings``.
+        """The teacher's tokenizer unless there are ``settings``. ``is_split`` says that it will be given words.
 
         Raises: ``ConfigError`` where there is none.
         """
@@ -52,10 +53,10 @@ class TextProcessor:
                     "is required, since the teacher is made from scratch: a folder, or {train: bytes-bpe, vocab: 512}",
                     field="tokenizer",
                 )
-            return cls(load_tokenizer(family.teacher.path, "teacher.path"), max_length)
+            return cls(load_tokenizer(family.teacher.path, "teacher.path", is_split=is_split), max_length)
         if settings.path is not None:
-            return cls(load_tokenizer(settings.path, "tokenizer"), max_length)
-        return cls(make_tokenizer(settings, texts, is_framed=is_framed), max_length)
+            return cls(load_tokenizer(settings.path, "tokenizer", is_split=is_split), max_length)
+        return cls(make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split), max_length)
 
     @property
     def from_scratch(self) -> dict[str, Any]:
@@ -63,13 +64,21 @@ class TextProcessor:
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
         return {"vocab_size": len(self.tokenizer), **ids}
 
+    def check_places(self) -> None:
+        """Raises: ``ConfigError`` where the tokenizer cannot say which words or characters its tokens are of."""
+        if not self.tokenizer.is_fast:
+            raise kdplug.ConfigError(
+                f"{type(self.tokenizer).__name__} does not say which part of the text a token is. A fast tokenizer is needed",
+                field="tokenizer",
+            )
+
     def check(self, family: Family) -> None:
         """Raises: ``ConfigError`` where the tokenizer does not fit the models, or ``max_length`` is too long for one."""
         path = family.student.path
         if path is not None and has_tokenizer(path):
             check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
         for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
-            check_vocabulary(self.tokenizer, config.vocab_size, side)
+            check_vocabulary(self.tokenizer, vocabulary_of(config), side)
             limit = positions(config)
             if limit is not None and self.max_length > limit:
                 raise kdplug.ConfigError(
@@ -101,6 +110,12 @@ class TextProcessor:
         self.tokenizer.save_pretrained(folder)
 
 
+def vocabulary_of(config: Any) -> int:
+    """How many embeddings a model has, also one of which text is a part."""
+    size: int = config.get_text_config().vocab_size
+    return size
+
+
 def padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
     """Rows of integers as one tensor ``[rows, length]``, ``value`` after each row's end."""
     found = torch.full((len(rows), length), value, dtype=torch.long)
@@ -114,6 +129,8 @@ def texts_of(table: Any, column: str) -> list[str]:
 
     Raises: ``ConfigError`` for a cell that holds none.
     """
+    if column not in table.columns:
+        raise table.error(f"there is no column {column!r}, which the training data have")
     found = list(table.columns[column])
     for row, text in enumerate(found):
         if not isinstance(text, str):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from kdplug_tasks.batch import Batch
@@ -19,6 +20,9 @@ from kdplug_tasks.problem import Adapt
 from kdplug_tasks.targets.target import Target
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.setting import TokenizerSettings
+
+Length = Annotated[int, Field(ge=2)]
+Names = Annotated[list[str], Field(min_length=2)]
 
 
 class Sequences:
@@ -37,7 +41,7 @@ class Sequences:
         *,
         optional: tuple[str, ...] = (),
     ) -> None:
-        self.inputs = inputs
+        self.inputs: tuple[str, ...] = inputs
         self.target = target
         self.metric = target.metric
         self.columns = Columns(inputs, target.columns, optional)
@@ -54,15 +58,15 @@ class Sequences:
     def settle(self, source: Source, family: Family) -> None:
         """Find the classes and the tokenizer."""
         family.changes = self.target.settle(source, family.trained)
-        texts = (text for name in self._present(source.train) for text in texts_of(source.train, name))
+        self.inputs += tuple(name for name in self.columns.optional if name in source.train.columns)
+        texts = (text for name in self.inputs for text in texts_of(source.train, name))
         self._processor = TextProcessor.find(self._settings, family, texts, self._max_length)
         family.from_scratch = self._processor.from_scratch
         self._processor.check(family)
 
     def examples(self, table: Table, *, optional: bool) -> Examples:
         """Each row as ids and target."""
-        given = [texts_of(table, name) for name in self._present(table)]
-        inputs = self.processor.encode(*given)
+        inputs = self.processor.encode(*[texts_of(table, name) for name in self.inputs])
         return Examples(list(zip(inputs, self.target.read(table, optional=optional), strict=True)))
 
     def collate(self, examples: list[Any]) -> Batch:
@@ -99,6 +103,3 @@ class Sequences:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.processor.save(folder)
-
-    def _present(self, table: Table) -> list[str]:
-        return [name for name in (*self.inputs, *self.columns.optional) if name in table.columns]

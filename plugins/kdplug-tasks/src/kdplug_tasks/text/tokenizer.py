@@ -15,8 +15,10 @@ _SPECIAL = (PAD, UNKNOWN, BEGIN, END)
 _BYTES = 256
 
 
-def load_tokenizer(path: str, field: str) -> Any:
+def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
     """The tokenizer of a folder or hub name, with something to pad with.
+
+    ``is_split`` says that it will be given words: one whose words begin with a space then puts that before each.
 
     Raises: ``ConfigError`` where there is none.
     """
@@ -25,6 +27,8 @@ def load_tokenizer(path: str, field: str) -> Any:
     check_path(path, field)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
+        if is_split and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = AutoTokenizer.from_pretrained(path, add_prefix_space=True)
     except Exception as error:  # OSError, ValueError, and plain Exception from tokenizers
         raise not_loaded(path, field, error) from error
     if tokenizer.pad_token is None:
@@ -42,13 +46,17 @@ def has_tokenizer(path: str) -> bool:
     return not folder.is_dir() or any((folder / name).is_file() for name in names)
 
 
-def make_tokenizer(settings: TokenizerSettings, texts: Iterable[str], *, is_framed: bool) -> Any:
-    """A byte-level tokenizer from texts. ``is_framed`` puts a begin and an end around each text, and an end between two."""
+def make_tokenizer(
+    settings: TokenizerSettings, texts: Iterable[str], *, is_framed: bool, is_split: bool = False
+) -> Any:
+    """A byte-level tokenizer from texts. ``is_framed`` puts a begin and an end around each text, and an end between two;
+    ``is_split`` puts a space before each word that it is given.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=is_split)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocab or _BYTES + len(_SPECIAL),

@@ -1,0 +1,121 @@
+"""A class for each picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import kdplug
+from kdplug_tasks.batch import Batch
+from kdplug_tasks.data.source import Columns, Source
+from kdplug_tasks.data.table import Table
+from kdplug_tasks.images.picture import find_picture, read_picture
+from kdplug_tasks.images.processor import ImageProcessor
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.output import features
+from kdplug_tasks.problem import Adapt
+from kdplug_tasks.targets.category import Category
+
+
+class Pictures(Dataset[Any]):
+    """Pictures, read when they are asked for, and their classes."""
+
+    def __init__(self, table: Table, channels: int, labels: Sequence[int]) -> None:
+        self.table = table
+        self.channels = channels
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, place: int) -> tuple[numpy.ndarray, int]:
+        cell = self.table.columns["image"][place]
+        return read_picture(cell, self.channels, self.table, place), self.labels[place]
+
+
+class Images:
+    """A picture and its class."""
+
+    auto = "AutoModelForImageClassification"
+    is_lower_better = False
+    unit = "examples"
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.target = Category(names)
+        self.metric = self.target.metric
+        self.columns = Columns(("image",), self.target.columns)
+        self.channels = 3
+        self._processor: ImageProcessor | None = None
+
+    @property
+    def processor(self) -> ImageProcessor:
+        """How pictures are read, once ``settle`` was called."""
+        assert self._processor is not None
+        return self._processor
+
+    def settle(self, source: Source, family: Family) -> None:
+        """Find the classes, and how the teacher reads pictures; the student is given the same."""
+        family.changes = self.target.settle(source, family.trained)
+        teacher, student = family.teacher_config, family.student_config
+        self.channels = teacher.num_channels
+        self._processor = ImageProcessor.find(family, teacher)
+        for name in ("num_channels", "image_size"):
+            mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
+            if mine != theirs and None not in (mine, theirs):
+                raise kdplug.ConfigError(
+                    f"is {mine}, and the teacher's {theirs}: both are given the same pictures",
+                    field=f"student.config.{name}",
+                )
+
+    def examples(self, table: Table, *, optional: bool) -> Pictures:
+        """Pictures and classes. That files exist is looked at here, what is in them when they are read."""
+        for row, cell in enumerate(table.columns["image"]) if _holds_paths(table) else ():
+            if not find_picture(cell, table).is_file():
+                raise table.error(f"there is no file {cell!r}", row)
+        read_picture(table.columns["image"][0], self.channels, table, 0)
+        return Pictures(table, self.channels, self.target.read(table, optional=optional))
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """``pixel_values [batch, channels, height, width]``."""
+        pixels = self.processor.pixels([picture for picture, _ in examples])
+        return Batch({"pixel_values": pixels}, {"target": self.target.collate([label for _, label in examples])})
+
+    def adaptor(self) -> Adapt:
+        """Logits, loss, labels and features."""
+        target = self.target
+
+        def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
+            found = target.adapted(outputs.logits, batch.targets["target"])
+            return {"logits": outputs.logits, **found, **features(outputs)}
+
+        return adapt
+
+    def count(self, batch: Batch) -> int:
+        """The pictures."""
+        return len(batch["pixel_values"])
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Accuracy and macro F1."""
+        logits, targets = [], []
+        for batch in batches:
+            logits.append(model(**batch).logits.float().cpu())
+            targets.append(batch.targets["target"].cpu())
+        return self.target.figures(torch.cat(logits), torch.cat(targets))
+
+    def about(self) -> str:
+        """The classes."""
+        return self.target.about()
+
+    def save(self, folder: Path) -> None:
+        """Write how pictures are read."""
+        self.processor.save(folder)
+
+
+def _holds_paths(table: Table) -> bool:
+    return isinstance(table.columns["image"][0], str)

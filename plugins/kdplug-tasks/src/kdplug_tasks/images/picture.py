@@ -1,0 +1,67 @@
+"""A picture as an array."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image, UnidentifiedImageError
+
+from kdplug_tasks.data.table import Table
+
+
+def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndarray:
+    """What a cell shows, as ``uint8 [height, width, channels]``.
+
+    A cell is a path (from where the table's file lies, unless it is absolute), bytes, what ``datasets`` makes of an image, or an
+    array ``[height, width]``, ``[height, width, channels]`` or ``[channels, height, width]``, of ``uint8`` or of floats in [0, 1].
+
+    Raises: ``ConfigError``.
+    """
+    found = _opened(cell, table, row)
+    if isinstance(found, numpy.ndarray):
+        return _array(found, channels, table, row)
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None:
+        raise table.error(f"a picture has 1, 3 or 4 channels, and the model takes {channels}", row)
+    pixels = numpy.asarray(found.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _opened(cell: Any, table: Table, row: int) -> Any:
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, Image.Image):
+        return cell
+    if isinstance(cell, (list, numpy.ndarray)):
+        return numpy.asarray(cell)
+    if not isinstance(cell, (str, bytes)):
+        raise table.error(f"a picture is a path, bytes or an array, got {type(cell).__name__}", row)
+    source: Any = io.BytesIO(cell) if isinstance(cell, bytes) else find_picture(cell, table)
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return image
+    except (OSError, UnidentifiedImageError) as error:
+        raise table.error(f"it cannot be read as a picture: {error}", row) from error
+
+
+def find_picture(path: str, table: Table) -> Path:
+    """Where a picture lies: beside the table's file, or as it stands."""
+    beside = Path(table.origin).parent / path
+    return beside if beside.is_file() else Path(path)
+
+
+def _array(found: numpy.ndarray, channels: int, table: Table, row: int) -> numpy.ndarray:
+    pixels = found[..., None] if found.ndim == 2 else found
+    if pixels.ndim == 3 and pixels.shape[-1] != channels and pixels.shape[0] == channels:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim != 3 or pixels.shape[-1] not in (1, channels):
+        raise table.error(f"an array {list(found.shape)} is no picture of {channels} channels", row)
+    if pixels.dtype != numpy.uint8:
+        if not (pixels.min() >= 0 and pixels.max() <= (1 if pixels.dtype.kind == "f" else 255)):
+            raise table.error("the numbers of a picture must be in [0, 1], or whole and in [0, 255]", row)
+        pixels = numpy.round(pixels * 255) if pixels.dtype.kind == "f" else pixels
+    return numpy.repeat(pixels, channels // pixels.shape[-1], axis=-1).astype(numpy.uint8)

@@ -1,0 +1,41 @@
+"""The task ``question-answering``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+import kdplug
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.model_task import ModelTask
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.text.question import Questions
+from kdplug_tasks.text.sequence import Length
+from kdplug_tasks.text.setting import TokenizerSettings
+
+
+def question_answering(
+    *,
+    data: DataSettings,
+    teacher: TeacherSettings,
+    student: StudentSettings,
+    tokenizer: TokenizerSettings | None = None,
+    max_length: Length = 384,
+    stride: Annotated[int, Field(ge=0)] = 128,
+    max_answer_length: Annotated[int, Field(ge=1)] = 30,
+) -> ModelTask:
+    """The span of a context that answers a question, as in SQuAD.
+
+    Columns: ``question``, ``context``, and ``answers`` with lists ``text`` and ``answer_start``, or ``answer`` and ``answer_start``.
+    Two heads of logits, start and end, over the positions of a window. Metrics: F1 of words and exact match, in [0, 1], of the
+    best span over all windows. Questions without an answer are understood where the training data have some.
+
+    Settings: ``data``, ``teacher``, ``student``, ``tokenizer`` as those of ``text-classification``; ``max_length``, tokens in a window;
+    ``stride``, tokens that two windows share; ``max_answer_length``, the most tokens of an answer.
+    """
+    if stride >= max_length:
+        raise kdplug.ConfigError(f"must be less than max_length, {max_length}, got {stride}", field="stride")
+    problem = Questions(tokenizer, max_length, stride=stride, max_answer_length=max_answer_length)
+    return ModelTask(problem, data, Family(problem.auto, teacher, student))

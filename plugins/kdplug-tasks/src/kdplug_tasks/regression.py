@@ -1,0 +1,31 @@
+"""The task ``regression``."""
+
+from __future__ import annotations
+
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.model_task import ModelTask
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.targets.score import Score
+from kdplug_tasks.text.sequence import Length, Sequences
+from kdplug_tasks.text.setting import TokenizerSettings
+
+
+def regression(
+    *,
+    data: DataSettings,
+    teacher: TeacherSettings,
+    student: StudentSettings,
+    tokenizer: TokenizerSettings | None = None,
+    max_length: Length = 128,
+) -> ModelTask:
+    """A number for each text, or pair of texts: similarity, a grade, a price.
+
+    Columns: ``text`` and ``label``; ``text_pair`` where there is one. Metrics: Pearson's and Spearman's correlation, and the root
+    of the mean squared error. A model has one output here, so the kd loss must compare numbers (``mse``): a softmax over one
+    class is 1, whatever the class's logit.
+
+    Settings: as those of ``text-classification``.
+    """
+    problem = Sequences(("text",), Score(), tokenizer, max_length, optional=("text_pair",))
+    return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -1,0 +1,175 @@
+"""A span of the context that answers a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdplug_tasks.batch import Batch
+from kdplug_tasks.data.source import Columns, Source
+from kdplug_tasks.data.table import Table
+from kdplug_tasks.example import Examples
+from kdplug_tasks.metrics.answer import exact_match, overlap
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.output import features
+from kdplug_tasks.problem import Adapt
+from kdplug_tasks.targets.category import mean_cross_entropy
+from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
+from kdplug_tasks.text.setting import TokenizerSettings
+from kdplug_tasks.text.window import Answer, Window, answers_of, windows
+
+OUTSIDE = -1e4
+"""The logit of a position where no answer can be. It is finite, so that any loss can compare two of them, in float16 too."""
+
+
+class Question(NamedTuple):
+    """What is needed to judge an answer."""
+
+    context: str
+    answers: list[Answer]
+
+
+class Questions:
+    """The first and the last token of the answer, two heads. A window that does not hold the answer points to its first token."""
+
+    auto = "AutoModelForQuestionAnswering"
+    metric = "f1"
+    is_lower_better = False
+    unit = "examples"
+    columns = Columns(("question", "context"), (), ("answers", "answer", "answer_start"))
+
+    def __init__(
+        self, tokenizer: TokenizerSettings | None, max_length: int, *, stride: int, max_answer_length: int
+    ) -> None:
+        self.stride = stride
+        self.max_answer_length = max_answer_length
+        self.may_be_unanswerable = False
+        self._settings = tokenizer
+        self._max_length = max_length
+        self._questions: list[Question] = []
+        self._processor: TextProcessor | None = None
+
+    @property
+    def processor(self) -> TextProcessor:
+        """The tokenizer, once ``settle`` was called."""
+        assert self._processor is not None
+        return self._processor
+
+    def settle(self, source: Source, family: Family) -> None:
+        """Find the tokenizer, and whether there are questions without an answer."""
+        train = source.train
+        texts = (text for name in self.columns.inputs for text in texts_of(train, name))
+        self._processor = TextProcessor.find(self._settings, family, texts, self._max_length)
+        family.from_scratch = self._processor.from_scratch
+        self._processor.check_places()
+        self._processor.check(family)
+        self.may_be_unanswerable = [] in answers_of(train, texts_of(train, "context"), optional=True)
+
+    def examples(self, table: Table, *, optional: bool) -> Examples:
+        """The windows of each question."""
+        questions, contexts = (texts_of(table, name) for name in self.columns.inputs)
+        answers = answers_of(table, contexts, optional=optional)
+        self._check_room(table, questions)
+        tokenizer, first = self.processor.tokenizer, len(self._questions)
+        encoded = tokenizer(
+            questions, contexts, truncation="only_second", max_length=self._max_length, stride=self.stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True,
+        )  # fmt: skip
+        self._questions += [Question(context, one or []) for context, one in zip(contexts, answers, strict=True)]
+        names = [name for name in tokenizer.model_input_names if name in encoded]
+        return Examples(windows(encoded, names, answers, first))
+
+    def collate(self, examples: list[Window]) -> Batch:
+        """A padded batch; ``start``, ``end`` and ``question`` are ``[batch]``, ``from`` and ``to`` are ``[batch, length]``."""
+        inputs = self.processor.pad([one.inputs for one in examples])
+        length = inputs["input_ids"].shape[1]
+        targets = {
+            name: torch.tensor([getattr(one, name) for one in examples]) for name in ("start", "end", "question")
+        }
+        for name, side in (("from", 0), ("to", 1)):
+            targets[name] = padded([[span[side] for span in one.offsets] for one in examples], length, 0)
+        return Batch(inputs, targets)
+
+    def adaptor(self) -> Adapt:
+        """Two heads of logits over positions, ``-10000`` where no answer can be, and their mean cross-entropy."""
+
+        def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
+            heads = _heads(batch, outputs)
+            labels = [batch.targets["start"], batch.targets["end"]]
+            losses = [mean_cross_entropy(one, label) for one, label in zip(heads, labels, strict=True)]
+            found = {"logits": heads, "labels": labels, "losses": (losses[0] + losses[1]) / 2}
+            return {**found, "inputs_mask": batch["attention_mask"], **features(outputs)}
+
+        return adapt
+
+    def count(self, batch: Batch) -> int:
+        """The windows."""
+        return len(batch["input_ids"])
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """F1 of words and exact match, in [0, 1], of the best span over all windows of each question."""
+        best: dict[int, tuple[float, str]] = {}
+        nothing: dict[int, float] = {}
+        for batch in batches:
+            for number, score, answer, null in self._best(batch, model(**batch)):
+                if number not in best or score > best[number][0]:
+                    best[number] = (score, answer)
+                nothing[number] = min(null, nothing.get(number, null))
+        found = {
+            number: "" if self.may_be_unanswerable and nothing[number] > score else answer
+            for number, (score, answer) in best.items()
+        }
+        right = {number: [one.text for one in self._questions[number].answers] for number in found}
+        count = max(1, len(found))
+        return {
+            "f1": sum(overlap(answer, right[number]) for number, answer in found.items()) / count,
+            "exact_match": sum(exact_match(answer, right[number]) for number, answer in found.items()) / count,
+        }
+
+    def about(self) -> str:
+        """How contexts are divided."""
+        return f"Contexts are read in windows of {self._max_length} tokens that share {self.stride}."
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.processor.save(folder)
+
+    def _best(self, batch: Batch, outputs: Any) -> Iterable[tuple[int, float, str, float]]:
+        """Question, score and text of each window's best span, and the score of no answer."""
+        starts, ends = (head.float().cpu() for head in _heads(batch, outputs))
+        begins, stops, numbers = (batch.targets[name].cpu() for name in ("from", "to", "question"))
+        for row, number in enumerate(numbers.tolist()):
+            scores = _allowed(starts[row].unsqueeze(1) + ends[row], begins[row] < stops[row], self.max_answer_length)
+            place = int(scores.argmax())
+            start, end = divmod(place, scores.shape[1])
+            text = self._questions[number].context[int(begins[row, start]) : int(stops[row, end])]
+            yield number, float(scores.flatten()[place]), text, float(starts[row, 0] + ends[row, 0])
+
+    def _check_room(self, table: Table, questions: list[str]) -> None:
+        tokenizer = self.processor.tokenizer
+        taken = tokenizer.num_special_tokens_to_add(pair=True) + self.stride
+        for row, ids in enumerate(tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]):
+            if len(ids) + taken >= self._max_length:
+                raise table.error(
+                    f"the question has {len(ids)} tokens, which leaves no room for its context in {self._max_length} with a stride of "
+                    f"{self.stride}. Raise max_length or lower stride",
+                    row,
+                )
+
+
+def _heads(batch: Batch, outputs: Any) -> list[Tensor]:
+    """Logits of start and end. An answer can be in the context, or at the first token, which stands for none."""
+    allowed = batch.targets["from"] < batch.targets["to"]
+    allowed[:, 0] = True
+    return [head.masked_fill(~allowed, OUTSIDE) for head in (outputs.start_logits, outputs.end_logits)]
+
+
+def _allowed(scores: Tensor, is_context: Tensor, length: int) -> Tensor:
+    """Scores ``[start, end]``, ``-inf`` where the end is before the start or further than ``length``, or one is not in the context."""
+    size = len(scores)
+    band = torch.ones(size, size, dtype=torch.bool).triu() & torch.ones(size, size, dtype=torch.bool).tril(length - 1)
+    return scores.where(band & is_context & is_context.unsqueeze(1), -torch.inf)

@@ -1,0 +1,104 @@
+"""Contexts that are longer than a model, in windows that overlap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kdplug_tasks.data.label import NO_LABEL, is_missing
+from kdplug_tasks.data.table import Table
+
+
+class Answer(NamedTuple):
+    """A right answer, and the character of the context that it begins at."""
+
+    text: str
+    start: int
+
+
+class Window(NamedTuple):
+    """The inputs of a question with a part of its context.
+
+    ``question`` is the question's number, ``offsets`` the characters of the context that each token covers, ``(0, 0)`` for a
+    token that is none of the context's; ``start`` and ``end`` are the tokens of the answer, 0 where it is not in this part,
+    ``-100`` where nobody says.
+    """
+
+    inputs: dict[str, list[int]]
+    question: int
+    offsets: list[tuple[int, int]]
+    start: int
+    end: int
+
+
+def answers_of(table: Table, contexts: Sequence[str], *, optional: bool) -> list[list[Answer] | None]:
+    """The right answers of each row; ``None`` where the row has no such cell, an empty list where there is no answer.
+
+    They stand in ``answers``, as ``{"text": […], "answer_start": […]}``, or in ``answer`` and ``answer_start``.
+
+    Raises: ``ConfigError`` where ``answer_start`` is not where the answer is.
+    """
+    found: list[list[Answer] | None] = []
+    for row, context in enumerate(contexts):
+        answers = _cell(table, row)
+        if answers is None and not optional:
+            raise table.error("there are no answers; an empty list says that the question has none", row)
+        for answer in answers or ():
+            if context[answer.start : answer.start + len(answer.text)] != answer.text:
+                real = context.find(answer.text)
+                where = f"it is at {real}" if real >= 0 else "it is nowhere in the context"
+                raise table.error(f"answer_start {answer.start} is not where {answer.text!r} is: {where}", row)
+        found.append(answers)
+    return found
+
+
+def _cell(table: Table, row: int) -> list[Answer] | None:
+    columns = table.columns
+    if "answers" in columns:
+        cell = columns["answers"][row]
+        if cell is None:
+            return None
+        if isinstance(cell, list):
+            cell = {"text": [one["text"] for one in cell], "answer_start": [one["answer_start"] for one in cell]}
+        if not isinstance(cell, dict) or not {"text", "answer_start"} <= cell.keys():
+            raise table.error("answers must hold text and answer_start", row)
+        pairs = list(zip(cell["text"], cell["answer_start"], strict=True))
+    elif "answer" in columns and "answer_start" in columns:
+        text, start = columns["answer"][row], columns["answer_start"][row]
+        pairs = [] if is_missing(text) else [(text, start)]
+    else:
+        return None
+    return [Answer(text, _whole(start, table, row)) for text, start in pairs]
+
+
+def _whole(start: Any, table: Table, row: int) -> int:
+    try:
+        return int(start)
+    except (TypeError, ValueError):
+        raise table.error(f"answer_start must be a whole number, got {start!r}", row) from None
+
+
+def windows(encoded: Any, names: Sequence[str], answers: Sequence[list[Answer] | None], first: int) -> list[Window]:
+    """The windows of encoded questions; the questions are numbered from ``first``."""
+    found = []
+    for place, row in enumerate(encoded["overflow_to_sample_mapping"]):
+        is_context = [part == 1 for part in encoded.sequence_ids(place)]
+        spans = zip(encoded["offset_mapping"][place], is_context, strict=True)
+        offsets = [tuple(span) if inside else (0, 0) for span, inside in spans]
+        start, end = _tokens(answers[row], offsets)
+        inputs = {name: encoded[name][place] for name in names}
+        found.append(Window(inputs, first + row, offsets, start, end))
+    return found
+
+
+def _tokens(answers: list[Answer] | None, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The first and the last token of the first answer, where the window holds all of it."""
+    if answers is None:
+        return NO_LABEL, NO_LABEL
+    if not answers:
+        return 0, 0
+    begin, stop = answers[0].start, answers[0].start + len(answers[0].text)
+    inside = [place for place, (a, b) in enumerate(offsets) if a < b and a < stop and b > begin]
+    if not inside or offsets[inside[0]][0] > begin or offsets[inside[-1]][1] < stop:
+        return 0, 0
+    return inside[0], inside[-1]

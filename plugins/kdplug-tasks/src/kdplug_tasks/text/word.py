@@ -1,0 +1,190 @@
+"""A tag for each word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from kdplug_tasks.batch import Batch
+from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing
+from kdplug_tasks.data.source import Columns, Source
+from kdplug_tasks.data.table import Table
+from kdplug_tasks.example import Examples
+from kdplug_tasks.metrics.span import has_spans, span_scores
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.output import features
+from kdplug_tasks.problem import Adapt
+from kdplug_tasks.targets.category import mean_cross_entropy
+from kdplug_tasks.text.processor import TextProcessor, padded
+from kdplug_tasks.text.setting import TokenizerSettings
+
+
+class Sentence(NamedTuple):
+    """The inputs of a sentence; for each sub-word whether it is a word's first, and the word's class there, ``-100`` elsewhere."""
+
+    inputs: dict[str, list[int]]
+    firsts: list[int]
+    labels: list[int]
+
+
+class Words:
+    """Each word is what the model says of its first sub-word."""
+
+    auto = "AutoModelForTokenClassification"
+    is_lower_better = False
+    unit = "examples"
+    columns = Columns(("tokens",), ("tags",))
+
+    def __init__(self, tokenizer: TokenizerSettings | None, max_length: int, names: Sequence[str] | None) -> None:
+        self.names = names
+        self.labels = Labels(())
+        self.metric = "f1"
+        self.cut_words = 0
+        self._settings = tokenizer
+        self._max_length = max_length
+        self._processor: TextProcessor | None = None
+
+    @property
+    def processor(self) -> TextProcessor:
+        """The tokenizer, once ``settle`` was called."""
+        assert self._processor is not None
+        return self._processor
+
+    def settle(self, source: Source, family: Family) -> None:
+        """Find the tags and the tokenizer, and whether the tags mark spans."""
+        train = source.train
+        values = (tag for row, cell in enumerate(train.columns["tags"]) for tag in _list(cell, train, row, "tags"))
+        self.labels = find_labels(self.names, family.trained, train.classes.get("tags"), values)
+        self.metric = "f1" if has_spans(self.labels.names) else "accuracy"
+        family.changes = self.labels.to_config
+        texts = (" ".join(words) for words in _words(train))
+        self._processor = TextProcessor.find(self._settings, family, texts, self._max_length, is_split=True)
+        family.from_scratch = self._processor.from_scratch
+        self._processor.check_places()
+        self._processor.check(family)
+
+    def examples(self, table: Table, *, optional: bool) -> Examples:
+        """Each sentence as ids and classes. Words beyond the greatest length are left out, and counted."""
+        words = _words(table)
+        classes = self._classes(table, words, optional=optional)
+        tokenizer = self.processor.tokenizer
+        found = tokenizer(words, is_split_into_words=True, truncation=True, max_length=self._max_length)
+        names = [name for name in tokenizer.model_input_names if name in found]
+        sentences = []
+        for row, chosen in enumerate(classes):
+            places = found.word_ids(row)
+            firsts = [int(_is_first(places, place)) for place in range(len(places))]
+            labels = [
+                chosen[word] if first and word is not None else NO_LABEL
+                for word, first in zip(places, firsts, strict=True)
+            ]
+            self.cut_words += len(words[row]) - sum(firsts)
+            sentences.append(Sentence({name: found[name][row] for name in names}, firsts, labels))
+        return Examples(sentences)
+
+    def collate(self, examples: list[Sentence]) -> Batch:
+        """A padded batch; ``words`` and ``labels`` are ``[batch, length]``."""
+        inputs = self.processor.pad([one.inputs for one in examples])
+        length = inputs["input_ids"].shape[1]
+        targets = {
+            "words": padded([one.firsts for one in examples], length, 0).bool(),
+            "labels": padded([one.labels for one in examples], length, NO_LABEL),
+        }
+        return Batch(inputs, targets)
+
+    def adaptor(self) -> Adapt:
+        """Logits of every sub-word, and a mask that keeps the first of each word, labelled or not."""
+
+        def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
+            labels = batch.targets["labels"]
+            return {
+                "logits": outputs.logits,
+                "logits_mask": batch.targets["words"],
+                "labels": labels,
+                "losses": mean_cross_entropy(outputs.logits, labels),
+                "inputs_mask": batch["attention_mask"],
+                **features(outputs),
+            }
+
+        return adapt
+
+    def count(self, batch: Batch) -> int:
+        """The sentences."""
+        return len(batch["input_ids"])
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """The share of words that are right and, where tags mark spans, precision, recall and F1 of spans."""
+        true: list[list[str]] = []
+        found: list[list[str]] = []
+        for batch in batches:
+            chosen = model(**batch).logits.argmax(dim=-1).cpu()
+            labels = batch.targets["labels"].cpu()
+            for row, answers in zip(labels, chosen, strict=True):
+                counts = row != NO_LABEL
+                true.append([self.labels.names[one] for one in row[counts].tolist()])
+                found.append([self.labels.names[one] for one in answers[counts].tolist()])
+        right = torch.tensor(
+            [a == b for one, two in zip(true, found, strict=True) for a, b in zip(one, two, strict=True)]
+        )
+        accuracy = {"accuracy": float(right.double().mean())}
+        return {**span_scores(true, found), **accuracy} if self.metric == "f1" else accuracy
+
+    def about(self) -> str:
+        """The tags, and what was cut."""
+        cut = (
+            f" {self.cut_words} words lie beyond {self._max_length} sub-words and are left out."
+            if self.cut_words
+            else ""
+        )
+        return f"{len(self.labels)} tags.{cut}"
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer."""
+        self.processor.save(folder)
+
+    def _classes(self, table: Table, words: list[list[str]], *, optional: bool) -> list[list[int]]:
+        found = []
+        for row, sentence in enumerate(words):
+            cell = table.columns["tags"][row] if "tags" in table.columns else None
+            if is_missing(cell) and not optional:
+                raise table.error("there are no tags", row)
+            if is_missing(cell):
+                found.append([NO_LABEL] * len(sentence))
+                continue
+            tags = _list(cell, table, row, "tags")
+            if len(tags) != len(sentence):
+                raise table.error(f"there are {len(sentence)} tokens and {len(tags)} tags", row)
+            names = table.classes.get("tags")
+            found.append([self.labels.index(_named(tag, names), table, row) for tag in tags])
+        return found
+
+
+def _named(tag: Any, names: Sequence[str] | None) -> Any:
+    return names[tag] if names is not None and isinstance(tag, int) and 0 <= tag < len(names) else tag
+
+
+def _is_first(places: Sequence[int | None], place: int) -> bool:
+    return places[place] is not None and (place == 0 or places[place - 1] != places[place])
+
+
+def _words(table: Table) -> list[list[str]]:
+    found = []
+    for row, cell in enumerate(table.columns["tokens"]):
+        words = [str(word) for word in _list(cell, table, row, "tokens")]
+        if not words:
+            raise table.error("there are no tokens", row)
+        found.append(words)
+    return found
+
+
+def _list(cell: Any, table: Table, row: int, column: str) -> list[Any]:
+    """The items of a cell: a list, or text that blanks divide."""
+    if isinstance(cell, str):
+        return cell.split()
+    if isinstance(cell, (list, tuple)):
+        return list(cell)
+    raise table.error(f"the {column} must be a list, or text that blanks divide, got {type(cell).__name__}", row)

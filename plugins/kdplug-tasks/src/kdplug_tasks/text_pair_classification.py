@@ -1,0 +1,30 @@
+"""The task ``text-pair-classification``."""
+
+from __future__ import annotations
+
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.model_task import ModelTask
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.targets.category import Category
+from kdplug_tasks.text.sequence import Length, Names, Sequences
+from kdplug_tasks.text.setting import TokenizerSettings
+
+
+def text_pair_classification(
+    *,
+    data: DataSettings,
+    teacher: TeacherSettings,
+    student: StudentSettings,
+    tokenizer: TokenizerSettings | None = None,
+    max_length: Length = 128,
+    labels: Names | None = None,
+) -> ModelTask:
+    """One class for each pair of texts: entailment, paraphrase, relevance.
+
+    Columns: ``text``, ``text_pair`` and ``label``. Metrics: accuracy, and macro F1.
+
+    Settings: as those of ``text-classification``; where a pair is longer than ``max_length``, the longer text is cut.
+    """
+    problem = Sequences(("text", "text_pair"), Category(labels), tokenizer, max_length)
+    return ModelTask(problem, data, Family(problem.auto, teacher, student))

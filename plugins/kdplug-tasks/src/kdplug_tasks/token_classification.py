@@ -1,0 +1,32 @@
+"""The task ``token-classification``."""
+
+from __future__ import annotations
+
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.model_task import ModelTask
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.text.sequence import Length, Names
+from kdplug_tasks.text.setting import TokenizerSettings
+from kdplug_tasks.text.word import Words
+
+
+def token_classification(
+    *,
+    data: DataSettings,
+    teacher: TeacherSettings,
+    student: StudentSettings,
+    tokenizer: TokenizerSettings | None = None,
+    max_length: Length = 128,
+    labels: Names | None = None,
+) -> ModelTask:
+    """A tag for each word: named entities, parts of speech.
+
+    Columns: ``tokens`` and ``tags``, lists, or text that blanks divide; a CoNLL file has them. A word is what the model says of
+    its first sub-word, and losses on logits see those alone. Metrics: F1, precision and recall of entities, where tags are in
+    IOB1, IOB2, BIOES or BILOU, and the share of words that are right.
+
+    Settings: as those of ``text-classification``; ``max_length`` counts sub-words.
+    """
+    problem = Words(tokenizer, max_length, labels)
+    return ModelTask(problem, data, Family(problem.auto, teacher, student))

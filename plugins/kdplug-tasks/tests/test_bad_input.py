@@ -1,0 +1,119 @@
+"""What is wrong with a recipe, its data and its models is told before anything is trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from task_scene import BERT, TRAINED, recipe, reviews, save_model, tokenizer, write_csv
+
+from kdplug import ConfigError
+from kdplug.recipes.run import run_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    write_csv(folder / "train.csv", reviews(16))
+    write_csv(folder / "odd.csv", [*reviews(4), {"text": "x", "label": "poss"}])
+    write_csv(folder / "range.csv", [{"text": "x", "label": 0}, {"text": "y", "label": 5}])
+    (folder / "latin.csv").write_bytes(b"text,label\ncaf\xe9,pos\n")
+    (folder / "empty.csv").touch()
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    auto, brings = "AutoModelForSequenceClassification", tokenizer()
+    save_model(folder / "teacher", auto, BERT, brings=brings, vocab_size=len(brings), pad_token_id=0, **names)
+    other = tokenizer(["something else entirely", "zebra"])
+    save_model(folder / "other", auto, BERT, brings=other, vocab_size=len(brings), pad_token_id=0, **names)
+    save_model(folder / "encoder", "AutoModel", BERT, brings=brings, vocab_size=len(brings), pad_token_id=0)
+    return folder
+
+
+CASES = {
+    "missing column": ({"data": {"columns": {"text": "sentence"}}}, r"task\.data\.train: .* no column 'sentence'"),
+    "unknown label": (
+        {"data": {"test": "odd.csv"}},
+        r"task\.data\.test: row 5 of .*unknown label 'poss'. Did you mean 'pos'",
+    ),
+    "label out of range": ({"data": {"test": "range.csv"}}, r"task\.data\.test: row 2 .*label id 5 is out of range"),
+    "empty file": ({"data": {"distillation": "empty.csv"}}, r"task\.data\.distillation: .*it holds no rows"),
+    "not UTF-8": ({"data": {"test": "latin.csv"}}, r"task\.data\.test: .*line 2 holds the byte 0xe9"),
+    "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
+    "no dataset": ({"data": {"train": None, "dataset": "nothing/here"}}, r"task\.data\.dataset: datasets cannot load"),
+    "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has another vocabulary"),
+    "too long": ({"max_length": 64}, r"task\.max_length: is 64, and the teacher takes sequences of at most 40 tokens"),
+    "student too short": (
+        {"student": {"config": {"max_position_embeddings": 16}}},
+        r"task\.max_length: is 24, and the student takes sequences of at most 16",
+    ),
+    "too few embeddings": (
+        {"student": {"config": {"vocab_size": 100}}},
+        r"task\.student\.vocab_size: the model has 100 embeddings and the tokenizer \d+ tokens",
+    ),
+    "no teacher": ({"teacher": "./taecher"}, r"task\.teacher\.path: there is no folder './taecher'"),
+    "unknown key of a model": (
+        {"student": {"config": {"num_hidden_layer": 1}}},
+        r"task\.student\.config\.num_hidden_layer: BertConfig has no such key. Did you mean 'num_hidden_layers'",
+    ),
+    "unknown kind of model": (
+        {"student": {"config": {"model_type": "brt"}}},
+        r"task\.student\.config\.model_type: transformers has no model_type 'brt'",
+    ),
+    "sizes that do not go together": (
+        {"student": {"config": {"hidden_size": 15}}},
+        r"task\.student: .* cannot be made of this BertConfig: The hidden size \(15\) is not a multiple",
+    ),
+    "no tokenizer": ({"teacher": {"config": BERT, **TRAINED}}, r"task\.tokenizer: is required"),
+    "label names that do not fit": ({"labels": ["a", "b", "c"]}, r"task\.labels: are 3, and the teacher has 2"),
+}
+
+
+def _in(folder, value, key=""):
+    if isinstance(value, dict):
+        return {name: _in(folder, one, name) for name, one in value.items()}
+    is_file = isinstance(value, str) and (value.endswith(".csv") or value == "other")
+    return str(folder / value) if is_file else value
+
+
+def _task(folder, changes):
+    data = {"train": "train.csv", "test": "train.csv", **changes.get("data", {})}
+    settings = {"student": {"config": {"num_hidden_layers": 1}}, "max_length": 24, **changes, "data": data}
+    settings.setdefault("teacher", str(folder / "teacher"))
+    return {"name": "text-classification", **_in(folder, settings)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_an_error_before_anything_is_trained(folder, tmp_path, case):
+    changes, told = CASES[case]
+    with pytest.raises(ConfigError, match=told):
+        run_recipe(recipe(_task(folder, changes), tmp_path / "out"))
+    assert not Path(tmp_path / "out").exists()
+
+
+def test_a_teacher_without_a_trained_head_is_refused_and_one_that_is_fitted_first_is_not(folder, tmp_path):
+    from task_scene import task_of
+
+    settings = _task(folder, {"teacher": str(folder / "encoder")})
+    with pytest.raises(ConfigError, match=r"has no weights for .*classifier.*, so what it says would be random"):
+        task_of(**settings).build_teacher()
+    task_of(**{**settings, "teacher": {"path": str(folder / "encoder"), "train": True}}).build_teacher()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"teacher": {"pth": "x"}}, r"teacher\.pth: there is no such key. Did you mean 'path'"),
+        ({"teacher": {"path": "x", "lr": -1, "train": True}}, r"teacher\.lr: must be > 0, got -1"),
+        ({"teacher": {"path": "x", "epochs": 2}}, "epochs has no effect without train: true"),
+        ({"teacher": {"config": BERT}}, "a teacher from scratch knows nothing"),
+        ({"student": {"from_teacher": {"layer": [0]}}}, r"student\.from_teacher\.layer: .* Did you mean 'layers'"),
+        ({"tokenizer": {"train": "bytes-bpe"}}, "vocab, the number of tokens, goes with train: bytes-bpe"),
+        ({"data": {"tset": 0.1}}, r"data\.tset: there is no such key. Did you mean 'test'"),
+        ({"data": {"train": None}}, "train is required"),
+        ({"max_lenght": 3}, "has no setting 'max_lenght'. Did you mean 'max_length'"),
+    ],
+)
+def test_settings_that_do_not_exist_or_cannot_be_meant(folder, changes, told):
+    from task_scene import task_of
+
+    with pytest.raises(ConfigError, match=told):
+        task_of(**_task(folder, changes))

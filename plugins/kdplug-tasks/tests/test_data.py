@@ -1,0 +1,160 @@
+"""Rows out of files and datasets, and what is said of those that cannot be read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from task_scene import write_csv
+
+from kdplug import ConfigError
+from kdplug_tasks.data.file import read_file
+from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.data.source import Columns, read_source
+
+ROWS = [{"text": 'a, "b"\nc', "label": "x"}, {"text": "é", "label": "y"}]
+COLUMNS = Columns(("text",), ("label",))
+
+
+def _write(path, file_format):
+    if file_format == "csv":
+        write_csv(path, ROWS)
+    elif file_format == "jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
+    elif file_format == "json":
+        path.write_text(json.dumps(ROWS, indent=1))
+    else:
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(ROWS), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("file_format", ["csv", "jsonl", "json", "parquet"])
+def test_a_file_gives_the_rows_that_were_written(tmp_path, file_format):
+    table = read_file(_write(tmp_path / f"rows.{file_format}", file_format), None, "data.train")
+    assert {name: list(column) for name, column in table.columns.items()} == {
+        name: [row[name] for row in ROWS] for name in ("text", "label")
+    }
+
+
+def test_a_tsv_file_may_hold_bare_quotes_and_have_no_header(tmp_path):
+    file = tmp_path / "rows.tsv"
+    file.write_text('he said "no\t0\n"yes\t1\n')
+    table = read_file(str(file), None, "data.train", ["text", "label"])
+    assert list(table.columns["text"]) == ['he said "no', '"yes']
+
+
+def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    assert read_file(str(tmp_path / "a.txt"), None, "f").columns == {"text": ["one\ntwo", "three"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("empty.csv", b"", "it holds no rows"),
+        ("header.csv", b"text,label\n", "it holds no rows"),
+        ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 holds the byte 0xe9"),
+        ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, and there are 2: text, label"),
+        ("twice.csv", b"text,text\na,b\n", "two columns have one name"),
+        ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is no JSON"),
+        ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
+        ("bad.parquet", b"PAR0", "it is no Parquet file"),
+        ("bad.npz", b"PK", "it is no NPZ file"),
+        ("tagless.conll", b"Anna\n", "line 1 holds the word 'Anna' and no tag"),
+        ("rows.dat", b"x", "the ending of .* says nothing of its format"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^data\.train: .*{told}"):
+        read_file(str(tmp_path / name), None, "data.train")
+
+
+def test_a_file_that_is_not_there_gets_the_nearest_one(tmp_path):
+    _write(tmp_path / "train.csv", "csv")
+    with pytest.raises(ConfigError, match=r"there is no file '.*trian\.csv'\. Did you mean 'train\.csv'\?"):
+        read_file(str(tmp_path / "trian.csv"), None, "data.train")
+
+
+def _source(tmp_path, **changes):
+    train = write_csv(tmp_path / "train.csv", [{"text": f"t{n}", "label": n % 2} for n in range(20)])
+    return read_source(DataSettings(**{"train": train, "test": 0.2, **changes}), COLUMNS)
+
+
+def test_a_split_keeps_every_row_once_and_is_that_of_its_seed(tmp_path):
+    one, other, again = (_source(tmp_path, split_seed=seed) for seed in (0, 1, 0))
+    rows = [*one.train.columns["text"], *one.test.columns["text"]]
+    assert sorted(rows) == sorted(f"t{n}" for n in range(20))
+    assert list(one.test.columns["text"]) == list(again.test.columns["text"]) != list(other.test.columns["text"])
+    assert len(one.test) == 4
+
+
+def test_a_row_is_told_by_its_place_in_the_file_after_a_split_too(tmp_path):
+    source = _source(tmp_path)
+    for row, text in enumerate(source.test.columns["text"]):
+        assert f"row {int(text[1:]) + 1} of " in str(source.test.error("it is wrong", row))
+
+
+def test_columns_of_other_names_are_mapped(tmp_path):
+    train = write_csv(tmp_path / "named.csv", [{"sentence": "a", "gold": 1}, {"sentence": "b", "gold": 0}] * 2)
+    source = _source(tmp_path, train=train, columns={"text": "sentence", "label": "gold"})
+    assert set(source.train.columns) == {"text", "label"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"text": "texts"}, "there is no column 'texts'. Did you mean 'text'"),
+        ({"txet": "text"}, "the task has no column 'txet'. Did you mean 'text'"),
+    ],
+)
+def test_a_missing_column_gets_the_nearest_one(tmp_path, columns, told):
+    with pytest.raises(ConfigError, match=told):
+        _source(tmp_path, columns=columns)
+
+
+def test_rows_to_distil_on_need_no_label(tmp_path):
+    more = write_csv(tmp_path / "more.csv", [{"text": "x"}])
+    assert set(_source(tmp_path, distillation=more).distillation.columns) == {"text"}
+    with pytest.raises(ConfigError, match=r"data\.test: .* there is no column 'label'"):
+        _source(tmp_path, test=more)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A dataset of two splits with named classes, as ``save_to_disk`` writes it."""
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    rows = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 1, -1]}, features=features)
+    folder = tmp_path_factory.mktemp("datasets") / "saved"
+    DatasetDict({"train": rows.select(range(3)), "unlabelled": rows.select([3])}).save_to_disk(folder)
+    return folder
+
+
+def test_a_saved_dataset_gives_its_splits_and_the_names_of_its_classes(saved):
+    settings = DataSettings(dataset=str(saved), test="train", distillation="unlabelled")
+    source = read_source(settings, COLUMNS)
+    assert list(source.train.columns["label"]) == [0, 1, 1]
+    assert source.train.classes == {"label": ("no", "yes")}
+    assert list(source.distillation.columns["text"]) == ["d"]
+
+
+def test_local_files_are_read_through_load_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write_csv(tmp_path / "data" / "train.csv", [{"text": "a", "label": 1}, {"text": "b", "label": 0}])
+    settings = DataSettings(dataset=str(tmp_path / "data"), train="train", test="train[:1]")
+    assert list(read_source(settings, COLUMNS).test.columns["text"]) == ["a"]
+
+
+def test_a_split_that_is_not_there_gets_the_nearest_one(saved):
+    with pytest.raises(ConfigError, match=r"data\.test: .* has no split 'tran'\. Did you mean 'train'\?"):
+        read_source(DataSettings(dataset=str(saved), test="tran"), COLUMNS)
+
+
+def test_a_dataset_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.dataset: datasets cannot load split 'train' of '.*nothing'"):
+        read_source(DataSettings(dataset=str(tmp_path / "nothing"), test=0.5), COLUMNS)
