@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from kdplug.contracts.outputs import Outputs
-from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache_content import Content
 from kdplug.errors import OutputsError, RunError
 from kdplug.objective.selection import head_masks, is_ignored
@@ -17,7 +16,7 @@ from kdplug.objective.selection import head_masks, is_ignored
 def take_heads(content: Content, outputs: Outputs) -> dict[str, tuple[Any, Tensor | None]]:
     """Each head with the mask that counts for it, by name; neither is in ``content`` afterwards.
 
-    Raises: ``RunError`` for a mask that does not fit, and for logits that are sparse already.
+    Raises: ``RunError`` for a mask that does not fit.
     """
     heads = {name: logits for name, logits in content.tensors.items() if name.startswith("logits/")}
     for name in [*heads, *(name for name in content.tensors if name.startswith("logits_mask/"))]:
@@ -35,11 +34,6 @@ def take_heads(content: Content, outputs: Outputs) -> dict[str, tuple[Any, Tenso
 
 
 def _fitting(name: str, logits: Any, mask: Tensor | None) -> Tensor | None:
-    if isinstance(logits, SparseLogits):
-        raise RunError(
-            f"the teacher's {name} are sparse, so there is nothing left to code: leave it out",
-            field="teacher_cache_codec",
-        )
     if mask is None or (len(logits.shape) == 2 and is_ignored(mask, torch.empty(logits.shape, device="meta"))):
         return None
     if mask.shape != logits.shape[:-1]:
