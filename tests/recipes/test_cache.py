@@ -145,7 +145,7 @@ def test_a_teacher_that_was_fitted_from_another_seed_is_another_teacher(recipe, 
     fit(monkeypatch)
     cache_recipe(recipe(), out)
     no_teacher(monkeypatch)
-    with pytest.raises(RunError, match=r"fit: seed 0 -> 1"):
+    with pytest.raises(RunError, match="how the teacher is fitted: seed 0 -> 1"):
         run_recipe(recipe("seed=1"))
 
 
