@@ -272,3 +272,14 @@ def test_a_sample_needs_the_loss_that_is_made_for_it():
         gradient("kl", sample, logits_of(4, 9))
     with pytest.raises(kdplug.OutputsError, match="have no weights: they are no sample"):
         gradient("sampled", there_and_back(TopkTail(k=3), logits_of(4, 9)), logits_of(4, 9))
+
+
+def test_top_k_and_tail_give_the_gradient_of_the_divergence_over_one_category_more():
+    teacher, student = logits_of(4, 40), logits_of(4, 40, seed=5)
+    found = gradient("kl", there_and_back(TopkTail(k=6), teacher), student)
+    leaf = student.double().requires_grad_()
+    p, q = (teacher.double() / 2).softmax(-1), (leaf / 2).softmax(-1)
+    ids = p.topk(6).indices
+    p, q = (torch.cat([one.gather(1, ids), 1 - one.gather(1, ids).sum(1, keepdim=True)], 1) for one in (p, q))
+    (4 * (p * (p / q).log()).sum(1).mean()).backward()
+    torch.testing.assert_close(found.double(), leaf.grad, rtol=0.02, atol=2e-3)
