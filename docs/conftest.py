@@ -6,6 +6,7 @@ import tempfile
 from contextlib import ExitStack, chdir
 from typing import Any
 
+import pytest
 import torch
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
@@ -33,3 +34,19 @@ pytest_collect_file = Sybil(
     setup=_open,
     teardown=_close,
 ).pytest()
+
+
+_LIGHTNING = (
+    # pytorch-lightning 2.6 still asks torch 2.13 about trees the old way.
+    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning",
+    # Tiny data needs no worker processes.
+    "ignore:The '.*_dataloader' does not have many workers",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lightning's warnings of what its page shows."""
+    for item in items:
+        if item.path.name == "use-with-lightning.md":
+            for text in _LIGHTNING:
+                item.add_marker(pytest.mark.filterwarnings(text))

@@ -47,14 +47,13 @@ def make_batches(count, size=4):
 
 def make_distiller(folder, student, teacher=None, *, matches=(), training=None, adaptors=(None, None), **distillation):
     """A quiet distiller on the CPU that writes into ``folder``."""
-    options = distillation.pop("options", {})
+    options = {"show_progress": False, **distillation.pop("options", {})}
     distiller = GeneralDistiller(
         TrainingConfig(output_dir=str(folder), device="cpu", **(training or {})),
         DistillationConfig(intermediate_matches=list(matches), **distillation),
         make_teacher() if teacher is None else teacher,
         student,
         *adaptors,
-        show_progress=False,
         **options,
     )
     distiller.objective.double()

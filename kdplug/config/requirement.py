@@ -11,7 +11,9 @@ from pydantic import AfterValidator
 from kdplug.config.model import ConfigModel
 from kdplug.config.scalar import Text
 from kdplug.errors import ConfigError, PluginError
+from kdplug.host.active import active
 from kdplug.host.metadata import installed_version
+from kdplug.host.name import fold_distribution
 
 
 def check_requirement(text: str) -> str:
@@ -28,12 +30,18 @@ def check_requirement(text: str) -> str:
         raise ConfigError(f"{text!r} holds an address. Write a name and versions, such as '{wanted.name}>=0.2'")
     if wanted.marker is not None and not wanted.marker.evaluate():
         return text
-    found = installed_version(wanted.name)
+    found = _version(wanted.name)
     if found is None:
         raise PluginError(f"needs {_plain(wanted)}, which is not installed: {_command(wanted)}")
     if not _meets(wanted, found):
         raise PluginError(f"needs {_plain(wanted)}, but {wanted.name} {found} is installed: {_command(wanted)}")
     return text
+
+
+def _version(name: str) -> str | None:
+    """The version whose entries count, where the registries see the package; a stale egg-info may name another."""
+    seen = (dist.version for dist in active().dists if fold_distribution(dist.name) == fold_distribution(name))
+    return next(seen, None) or installed_version(name)
 
 
 def _meets(wanted: Requirement, version: str) -> bool:

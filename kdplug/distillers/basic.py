@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import Optimizer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.identity import identity
-from kdplug.distillers.session import Session, teacher_cache, tell_unused_cache, tell_unused_combiner
-from kdplug.engine.evaluation import Evaluation
+from kdplug.distillers.argument import check_distillation, check_side, check_training
+from kdplug.distillers.method import enter, leave, train
+from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor, Pair
-from kdplug.engine.request import Callback, Request
-from kdplug.engine.resume import Resume
-from kdplug.engine.run import RunResult
 from kdplug.engine.teacher import Teacher
 from kdplug.errors import ConfigError
 from kdplug.objective.objective import Objective
@@ -47,6 +41,10 @@ class BasicDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
+        check_training(train_config)
+        check_distillation(distill_config)
+        check_side("model_T", model_T, "adaptor_T", adaptor_T)
+        check_side("model_S", model_S, "adaptor_S", adaptor_S)
         if distill_config.intermediate_matches:
             raise ConfigError(
                 f"BasicDistiller has no intermediate matches, and the config has {len(distill_config.intermediate_matches)}. "
@@ -71,57 +69,11 @@ class BasicDistiller:
         tell_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
-    def __enter__(self) -> Self:
-        """Teacher in eval mode, student in train mode, until the block ends. ``train`` does the same by itself."""
-        self._session.enter(training=self.model_S, evaluating=self.model_T)
-        return self
+    __enter__ = enter
+    __exit__ = leave
+    train = train
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._session.leave()
-
-    def train(  # noqa: PLR0917  TextBrewer's signature
-        self,
-        optimizer: Optimizer,
-        dataloader: Iterable[Any],
-        num_epochs: float | None = None,
-        scheduler_class: Callable[..., Any] | None = None,
-        scheduler_args: Mapping[str, Any] | None = None,
-        scheduler: Any = None,
-        max_grad_norm: float | None = None,
-        num_steps: int | None = None,
-        callback: Callback | None = None,
-        batch_postprocessor: Callable[[Any], Any] | None = None,
-        *,
-        evaluation: Evaluation | None = None,
-        resume: Resume = None,
-        resume_changed: bool = False,
-        **model_args: Any,
-    ) -> RunResult:
-        """Train the student. The arguments are those of ``GeneralDistiller.train``.
-
-        Raises: ``ConfigError`` for arguments that cannot be meant together; ``RunError`` where the run cannot start or go
-        on; ``OutputsError`` where a model returns no logits, or the student no losses that a weight asks for.
-        """
-        request = Request(
-            optimizer=optimizer,
-            dataloader=dataloader,
-            num_epochs=num_epochs,
-            num_steps=num_steps,
-            scheduler_class=scheduler_class,
-            scheduler_args=scheduler_args,
-            scheduler=scheduler,
-            max_grad_norm=max_grad_norm,
-            callback=callback,
-            batch_postprocessor=batch_postprocessor,
-            model_args=model_args,
-            evaluation=evaluation,
-            resume=resume,
-            resume_changed=resume_changed,
-            identity=identity(self.train_config, {"": self.distill_config}),
-        )
+    def _sides(self) -> Sides:
         pair = Pair(self.model_S, self.adaptor_S, self.objective)
-        return self._session.run(
-            pair, Teacher(self.model_T, self.adaptor_T), self.train_config, request, self.teacher_cache
-        )
+        teacher = Teacher(self.model_T, self.adaptor_T)
+        return Sides(pair, teacher, {"": self.distill_config}, self.teacher_cache)

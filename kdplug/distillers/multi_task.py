@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.identity import identity
-from kdplug.distillers.session import Session, teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.distillers.argument import check_distillation, check_side, check_training
+from kdplug.distillers.method import enter, leave, tell_misspelt
+from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
 from kdplug.distillers.teacher import Adaptors, Models, read_teachers
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.evaluation import Evaluation
@@ -57,6 +57,8 @@ class MultiTaskDistiller:
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
+        check_training(train_config)
+        check_side("model_S", model_S, "adaptor_S", None)
         self.tasks = _tasks(model_T)
         self.train_config = train_config
         self.distill_config = distill_config
@@ -82,15 +84,8 @@ class MultiTaskDistiller:
         tell_unused_cache(train_config, *caches.values())
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
-    def __enter__(self) -> Self:
-        """Teachers in eval mode, student in train mode, until the block ends. ``train`` does the same by itself."""
-        self._session.enter(training=self.model_S, evaluating=self._teachers.model)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._session.leave()
+    __enter__ = enter
+    __exit__ = leave
 
     def train(  # noqa: PLR0917  TextBrewer's signature
         self,
@@ -123,6 +118,7 @@ class MultiTaskDistiller:
         Raises: ``ConfigError`` for arguments that cannot be meant; ``RunError`` where the run cannot start or go on (a
         loader that is empty, or exhausted because it can be walked through just once, …).
         """
+        tell_misspelt(self.train, model_args, self.model_S)
         loaders = _by_task("dataloaders", dataloaders, self.tasks)
         processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
         shares = _shares(loaders, tau)
@@ -140,14 +136,18 @@ class MultiTaskDistiller:
             evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
-            identity={**identity(self.train_config, self._configs), "shares": shares},
+            identity={"shares": shares},
         )
+        return self._session.run(self.train_config, self._sides(), request)
+
+    def _sides(self) -> Sides:
         pair = Pair(self.model_S, self._adaptor, self.objective)
-        return self._session.run(pair, self._teachers, self.train_config, request, self.teacher_caches)
+        return Sides(pair, self._teachers, self._configs, self.teacher_caches)
 
 
 def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[TeacherSide, Objective]:
     """A task's teacher or teachers, and its objective."""
+    check_distillation(config)
     if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
         tell_unused_combiner(config)
         if adaptors is not None and not callable(adaptors):

@@ -1,11 +1,13 @@
-"""What every distiller has: modes for a block, and observers for its runs."""
+"""What a distiller keeps between the runs that it is asked for: observers, and the modes of a block."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +15,12 @@ from torch import nn
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.coding import coding
+from kdplug.distillers.identity import identity
 from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
+from kdplug.engine.cache_fill import fill
 from kdplug.engine.cache_session import Caches
+from kdplug.engine.cache_summary import CacheSummary
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor, Pair
@@ -27,6 +32,16 @@ from kdplug.errors import ConfigError
 from kdplug.host.life_cycle import LifeCycle
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sides:
+    """What a run trains and what it reads. ``configs`` are by task; a distiller without tasks has one under ``""``."""
+
+    pair: Pair
+    teacher: TeacherSide | None
+    configs: Mapping[str, DistillationConfig]
+    caches: Caches = None
+
+
 class Session:
     """Runs of one distiller. The hooks of plugins and ``observers`` are told of each."""
 
@@ -36,34 +51,51 @@ class Session:
         self._show_progress = show_progress
         self._entered: list[ExitStack] = []
 
-    def enter(self, *, training: nn.Module, evaluating: nn.Module | None) -> None:
+    def enter(self, sides: Sides) -> None:
         """Put the models into the modes of a run until ``leave``."""
+        teacher = None if sides.teacher is None else sides.teacher.model
         stack = ExitStack()
-        stack.enter_context(modes(training=training, evaluating=evaluating))
+        stack.enter_context(modes(training=sides.pair.student, evaluating=teacher))
         self._entered.append(stack)
 
     def leave(self) -> None:
         """Put the models back into the modes of before."""
         self._entered.pop().close()
 
-    def run(
+    def fill(
         self,
-        pair: Pair,
-        teacher: TeacherSide | None,
         config: TrainingConfig,
-        request: Request,
-        caches: Caches = None,
-    ) -> RunResult:
+        sides: Sides,
+        cache: TeacherCache,
+        dataloader: Iterable[Any],
+        *,
+        postprocess: Callable[[Any], Any] | None,
+        model_args: Mapping[str, Any],
+    ) -> CacheSummary:
+        """Ask the teacher about every example and keep what it says, without training."""
+        assert sides.teacher is not None
+        return fill(
+            sides.pair,
+            sides.teacher,
+            config,
+            cache,
+            dataloader,
+            postprocess=postprocess,
+            model_args=model_args,
+            shown=self._show_progress,
+        )
+
+    def run(self, config: TrainingConfig, sides: Sides, request: Request) -> RunResult:
         """Train as ``request`` asks; a teacher that has a cache is asked once about every example."""
         return train(
-            pair,
-            teacher,
+            sides.pair,
+            sides.teacher,
             config,
-            request,
+            replace(request, identity={**identity(config, sides.configs), **request.identity}),
             observers=[LifeCycle(), *self._observers],
             strict=self._strict,
             show_progress=self._show_progress,
-            caches=caches,
+            caches=sides.caches,
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from kdplug.engine.batch import Parts, split, to_device
@@ -18,6 +18,7 @@ from kdplug.engine.normalization import Counts, Normalization, are_numbers, coun
 from kdplug.engine.pair import Micro, Pair
 from kdplug.engine.run import Run
 from kdplug.engine.teacher import TeacherSide
+from kdplug.engine.volatile import Volatile, kept
 from kdplug.objective.report import LossReport
 
 
@@ -38,6 +39,16 @@ class Accumulation:
     parameters: Sequence[nn.Parameter]
     over: Literal["global", "micro_batch"] = "global"
     watch: FiniteWatch = field(default_factory=FiniteWatch)
+    report: Callable[[Micro], LossReport] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # DDP, FSDP and autocast work on what a forward returns; where none of them is at work, nothing has to be gathered.
+        is_bare = self.accelerator.distributed_type is DistributedType.NO and not self.accelerator.native_amp
+        self.report = self.pair.report if is_bare else self._through_wrapper
+
+    def _through_wrapper(self, micro: Micro) -> LossReport:
+        report: LossReport = self.model(micro)[-1]
+        return report
 
     def gradient(self, window: list[Any], step: int) -> LossReport:
         """Add the gradient of the window's loss to the parameters; processes exchange it once, with the last micro-batch."""
@@ -69,7 +80,7 @@ class Accumulation:
 
     def _same_counts(self, window: list[Any], step: int) -> LossReport | None:
         """The step where counts follow from shapes: no mask anywhere. ``None``, with nothing changed, where they do not."""
-        before = _Volatile(self.pair)
+        before = Volatile(self.pair)
         counts: Counts | None = None
         normalization: Normalization | None = None
         reports = []
@@ -88,7 +99,7 @@ class Accumulation:
     def _counted_first(self, window: list[Any], step: int) -> LossReport:
         """The step where counts are data: a pass without gradient learns them, since no term can be divided before."""
         teachers, counted = [], []
-        with _kept(self.pair), torch.no_grad():
+        with kept(self.pair), torch.no_grad():
             for batch in window:
                 parts = self._on_device(split(batch))
                 teachers.append(self._ask(parts))
@@ -98,7 +109,7 @@ class Accumulation:
         for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
             with synchronized:
                 parts = self._on_device(split(batch))
-                report = self._seen(self.model(self._micro(parts, teacher))[-1], step)
+                report = self._seen(self.report(self._micro(parts, teacher)), step)
                 reports.append(self._backward(report, normalization.loss(report)).detach())
         return normalization.report(reports)
 
@@ -108,8 +119,7 @@ class Accumulation:
 
     def _forward(self, batch: Any, step: int) -> LossReport:
         parts = self._on_device(split(batch))
-        report: LossReport = self.model(self._micro(parts, self._ask(parts)))[-1]
-        return self._seen(report, step)
+        return self._seen(self.report(self._micro(parts, self._ask(parts))), step)
 
     def _seen(self, report: LossReport, step: int) -> LossReport:
         self.watch.see(step, report)
@@ -146,33 +156,7 @@ class Accumulation:
         teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
         return Parts(teacher, student, to_device(parts.cache, device))
 
-    def _take_back(self, before: _Volatile) -> None:
+    def _take_back(self, before: Volatile) -> None:
         before.restore()
         for parameter in self.parameters:
             parameter.grad = None
-
-
-class _Volatile:
-    """What a forward pass changes besides gradients: torch's random numbers and the buffers (batch norm, memory banks)."""
-
-    def __init__(self, pair: Pair) -> None:
-        self._buffers = [(buffer, buffer.clone()) for buffer in pair.buffers()]
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda)
-        with torch.no_grad():
-            for buffer, value in self._buffers:
-                buffer.copy_(value)
-
-
-@contextmanager
-def _kept(pair: Pair) -> Iterator[None]:
-    before = _Volatile(pair)
-    try:
-        yield
-    finally:
-        before.restore()

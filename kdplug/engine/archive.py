@@ -25,9 +25,9 @@ def write_archive(folder: Path, name: str, data: Any) -> None:
 
     Raises: ``RunError`` naming the path of anything else.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors = _Tensors()
     plain = _encode(data, name, tensors)
-    save_file(tensors, folder / f"{name}.safetensors")
+    save_file(tensors.by_key, folder / f"{name}.safetensors")
     (folder / f"{name}.json").write_text(json.dumps(plain), encoding="utf-8")
 
 
@@ -43,11 +43,26 @@ def read_archive(folder: Path, name: str) -> Any:
         raise RunError(f"cannot read the checkpoint {folder / name}: {type(error).__name__}: {error}") from error
 
 
-def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+class _Tensors:
+    """The tensors of an archive, on the CPU. Only those are copied whose memory is in it already, which safetensors refuses."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[str, Tensor] = {}
+        self._memories: set[int] = set()
+
+    def add(self, value: Tensor) -> str:
+        key, tensor = str(len(self.by_key)), value.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        if memory in self._memories:
+            tensor = tensor.clone()
+        self._memories.add(memory)
+        self.by_key[key] = tensor
+        return key
+
+
+def _encode(value: Any, path: str, tensors: _Tensors) -> Any:
     if isinstance(value, Tensor):
-        key = str(len(tensors))
-        tensors[key] = value.detach().to("cpu", copy=True).contiguous()
-        return {_TENSOR: key}
+        return {_TENSOR: tensors.add(value)}
     if isinstance(value, Mapping):
         items = [(key, _encode(inner, f"{path}.{key}", tensors)) for key, inner in value.items()]
         if all(isinstance(key, str) and not key.startswith("__") for key, _ in items):

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from kdplug.objective.report import LossReport, TermValue
 
 Counts = dict[str, tuple[Tensor | float, ...]]
 """Term to the counts of its parts (one per head)."""
+
+
+class Processes(Protocol):
+    """The processes that share a batch: an ``Accelerator``, or what stands for another library's."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def num_processes(self) -> int: ...
+
+    def reduce(self, tensor: Any, reduction: str) -> Any: ...
 
 
 def counts_of(report: LossReport) -> Counts:
@@ -56,20 +67,20 @@ class Normalization:
         return cls(factors, micro_batches)
 
     @classmethod
-    def pooled(cls, counted: Sequence[Counts], accelerator: Accelerator) -> Normalization:
+    def pooled(cls, counted: Sequence[Counts], processes: Processes) -> Normalization:
         """From what each micro-batch of this process counts, and those of the other processes.
 
         A term that a micro-batch does not have (of another task) weighs by the share of those that do.
         """
         names = sorted({name for counts in counted for name in counts})
         having = {name: [counts[name] for counts in counted if name in counts] for name in names}
-        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        dtype = torch.float32 if processes.device.type == "mps" else torch.float64
         rows: list[Tensor | float] = [len(having[name]) for name in names]
         for name in names:
             rows += [sum(column) for column in zip(*having[name], strict=True)]
-        table = _vector(rows, accelerator.device, dtype)
-        if accelerator.num_processes > 1:
-            table = accelerator.reduce(table, reduction="sum")
+        table = _vector(rows, processes.device, dtype)
+        if processes.num_processes > 1:
+            table = processes.reduce(table, reduction="sum")
         shares, sums = table[: len(names)], iter(table[len(names) :])
         factors = {
             name: tuple(share / len(counted) * _inverse(next(sums)) for _ in having[name][0])

@@ -93,12 +93,17 @@ class Pair(nn.Module):
 
         DDP, FSDP and autocast see the tensors of a tuple and not those of a report. A loss is made of either.
         """
-        report = self.objective(
+        report = self.report(micro)
+        parts = tuple(part.total for term in report.terms.values() for part in term.parts)
+        return report.total, parts, report
+
+    def report(self, micro: Micro) -> LossReport:
+        """The loss of one micro-batch, for a caller that nothing stands in front of."""
+        report: LossReport = self.objective(
             student=self.outputs(micro.batch, micro.model_args),
             teacher=micro.teacher,
             progress=micro.progress,
             step=micro.step,
             total_steps=micro.total_steps,
         )
-        parts = tuple(part.total for term in report.terms.values() for part in term.parts)
-        return report.total, parts, report
+        return report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from kdplug.engine.mixture import Mixture
@@ -75,7 +76,9 @@ def _state_restored() -> Iterator[None]:
 def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
     """This process's share of ``loader``; in a single process the loader itself, untouched.
 
-    Of several tasks each loader is divided. A loader that is divided already (prepared by accelerate, or with a ``DistributedSampler``) stays as it is.
+    Of several tasks each loader is divided. A loader that is divided already (prepared by accelerate, or with a
+    ``DistributedSampler``) stays as it is. Where the batches of a pass can be shared out evenly, each example is seen once, and
+    the last batch may be short; otherwise the last step repeats examples of the first, which is warned of.
 
     Raises: ``RunError`` for a loader that is not a ``DataLoader``, since nothing else says how to divide it.
     """
@@ -89,8 +92,37 @@ def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
         )
     if isinstance(loader.sampler, DistributedSampler):
         return loader
-    prepared: Iterable[Any] = accelerator.prepare_data_loader(loader, device_placement=False)
+    with _filling_up(accelerator, needed=not _is_even(loader, accelerator)):
+        prepared: Iterable[Any] = accelerator.prepare_data_loader(loader, device_placement=False)
     return prepared
+
+
+def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
+    """Whether each process gets as many batches of a pass as any other. Where that is not known they are filled up."""
+    if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        return False
+    try:
+        batches = len(loader.batch_sampler)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    if batches % accelerator.num_processes and not loader.drop_last and accelerator.is_main_process:
+        warnings.warn(
+            f"{accelerator.num_processes} processes cannot share {batches} batches evenly: the last step of each pass repeats "
+            "examples from its beginning. A batch size that gives a multiple, or drop_last=True, avoids that",
+            stacklevel=2,
+        )
+    return bool(batches % accelerator.num_processes == 0)
+
+
+@contextmanager
+def _filling_up(accelerator: Accelerator, *, needed: bool) -> Iterator[None]:
+    """Whether accelerate, inside the block, fills the last batches of a pass up with examples from its beginning."""
+    config = accelerator.dataloader_config
+    before, config.even_batches = config.even_batches, needed
+    try:
+        yield
+    finally:
+        config.even_batches = before
 
 
 def _check(accelerator: Accelerator, device: str) -> None:

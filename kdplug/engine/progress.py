@@ -68,20 +68,20 @@ class Pace:
 
 
 class Lines:
-    """One line for each twentieth of the run."""
+    """One line for each twentieth of the run, so no more than twenty."""
 
     def __init__(self, total_steps: int, console: Console) -> None:
         self._total = total_steps
-        self._every = max(1, total_steps // _LINES)
-        self._next = self._every
+        self._shown = 0
         self._console = console
         self._losses = ""
         self._pace = Pace()
 
     def step(self, step: int) -> None:
         self._pace.see(step)
-        if step >= self._next or step == self._total:
-            self._next = step - step % self._every + self._every
+        part = step * _LINES // self._total
+        if part > self._shown:
+            self._shown = part
             self._print(step)
 
     def losses(self, values: Mapping[str, float]) -> None:

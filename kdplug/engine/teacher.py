@@ -56,6 +56,9 @@ class Teacher:
         precision: AbstractContextManager[Any] | None = None,
     ) -> Any:
         """What the objective reads of the teacher. ``cache`` stands in for the model's outputs where it is given."""
+        if precision is None and cache is None:
+            with torch.no_grad():
+                return captured(self.capture, self.model, self.adaptor, batch, model_args)
         with torch.no_grad(), precision or nullcontext():
             if cache is None:
                 return captured(self.capture, self.model, self.adaptor, batch, model_args)

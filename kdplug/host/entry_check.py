@@ -132,6 +132,8 @@ def _broken(entry: Entry, error: BaseException) -> Finding:
 
 def _mend_of(error: BaseException, target: str, dist: str) -> str:
     module = target.partition(":")[0].strip()
+    if isinstance(error, SignatureError):
+        return f"correct it in {module}"
     wrong_target = place_of_error(error) is None
     if isinstance(error, ModuleNotFoundError) and error.name and not f"{module}.".startswith(f"{error.name}."):
         top = error.name.partition(".")[0]

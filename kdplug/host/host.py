@@ -14,10 +14,11 @@ from typing import Any
 import pluggy
 
 from kdplug.contracts.version import VERSION
-from kdplug.errors import PluginError, did_you_mean
+from kdplug.errors import PluginError
 from kdplug.host import hookspec
 from kdplug.host.compatibility import unmet
 from kdplug.host.entry import LOCAL, Entry
+from kdplug.host.implementation import check_arguments, odd_hooks
 from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
 from kdplug.host.metadata import Distribution
 from kdplug.host.name import fold, fold_distribution, is_entry_name
@@ -184,13 +185,14 @@ class Host:
         """Import and register one hook plugin, all of it or nothing; what is odd about it."""
         try:
             found = _import(plugin.target)
+            check_arguments(found)
             self.manager.register(found, name=plugin.qualified)
             self._collect(found, plugin.dist, "hook")
         except (Exception, SystemExit):
             if self.manager.has_plugin(plugin.qualified):
                 self.manager.unregister(name=plugin.qualified)
             raise
-        return _odd_hooks(plugin, found)
+        return odd_hooks(plugin.qualified, found)
 
     def report(self, message: str) -> None:
         """Remember a problem and say it, as ``notice`` does."""
@@ -203,23 +205,6 @@ class Host:
             raise PluginError(message)
         if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
             warnings.warn(message, PluginWarning, stacklevel=3)
-
-
-def _odd_hooks(plugin: HookPlugin, found: object) -> list[str]:
-    """What a hook plugin implements that is never called."""
-    known = [name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)]
-    odd = []
-    for name in dir(found):
-        function = getattr(found, name, None)
-        marks = getattr(function, f"{hookspec.PROJECT}_impl", None)
-        marks = marks if isinstance(marks, dict) else {}
-        if name not in known and callable(function) and (name.startswith(hookspec.PREFIX) or marks):
-            odd.append(f"{plugin.qualified} implements {name}, which is no hook.{did_you_mean(name, known)}")
-        elif marks.get("wrapper") or marks.get("hookwrapper"):
-            odd.append(
-                f"{plugin.qualified} implements {name} as a wrapper, which is not called. Write a plain function"
-            )
-    return odd
 
 
 def _editable(dist: Distribution) -> Callable[[], bool]:

@@ -28,6 +28,7 @@ def check_installations(found: Iterable[Installation]) -> Iterator[Finding]:
     by_name = sorted((one for one in every if one.entry_points), key=lambda one: fold_distribution(one.dist))
     for _, copies in groupby(by_name, key=lambda one: fold_distribution(one.dist)):
         yield from duplicates(list(copies))
+    yield from passed_over(every)
 
 
 def unreadable(one: Installation) -> Iterator[Finding]:
@@ -127,6 +128,25 @@ def duplicates(copies: list[Installation]) -> Iterator[Finding]:
         else:
             what = f"version {first.version} stands before {other.folder} ({other.version})"
             yield Finding(first.dist, "duplicate", "warning", what, str(other.folder), f"rm -r {other.folder}")
+
+
+def passed_over(every: list[Installation]) -> Iterator[Finding]:
+    """Metadata without a kdplug entry point that stands before the plugin's own. kdplug looks past it; others do not."""
+    for place, one in enumerate(every):
+        hidden = [other for other in every[place + 1 :] if other.entry_points and _same(one, other)]
+        before = [other for other in every[:place] if other.entry_points and _same(one, other)]
+        if one.entry_points or not one.has_metadata or not hidden or before:
+            continue
+        noun, check = ("a stale egg-info", "stale-egg-info") if one.is_egg_info else ("an installation", "duplicate")
+        what = (
+            f"{noun}, {one.version}, without entry points stands before {hidden[0].folder} ({hidden[0].version}); kdplug "
+            "looks past it, and other tools take it for the real one"
+        )
+        yield Finding(one.dist, check, "warning", what, str(one.folder), f"rm -r {one.folder}")
+
+
+def _same(one: Installation, other: Installation) -> bool:
+    return fold_distribution(one.dist) == fold_distribution(other.dist)
 
 
 _CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (

@@ -31,8 +31,8 @@ def check_left_out(host: Host) -> Iterator[Finding]:
             what, mend = f"is left out by {host.reason(dist)}", "unset KDPLUG_PLUGINS"
             yield Finding(dist.name, "blocked", "warning", what, "KDPLUG_PLUGINS", mend)
         else:
-            mend = f"pip install --upgrade {dist.name} kdplug"
-            yield Finding(dist.name, "incompatible", "error", f"is left out: it {host.reason(dist)}", "METADATA", mend)
+            mend, where = f"pip install --upgrade {dist.name} kdplug", f"the metadata of {dist.name} {dist.version}"
+            yield Finding(dist.name, "incompatible", "error", f"is left out: it {host.reason(dist)}", where, mend)
 
 
 def check_switch(host: Host) -> Iterator[Finding]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from kdplug.contracts.loss_sum import LossSum
-from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError
+from kdplug.contracts.vocabulary import INPUTS
+from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError, did_you_mean
 from kdplug.host.active import active
 from kdplug.host.component import Component
 from kdplug.host.entry import Entry
@@ -98,22 +99,26 @@ class SeedCallable:
         return f"<{type(self).__name__} {self.component.entry.qualified}>"
 
     def _call(self, **values: Any) -> Any:
+        for name in values.keys() - INPUTS.keys():
+            raise SignatureError(
+                f"{self!r} takes no {name!r}, which is no input of a plugin.{did_you_mean(name, INPUTS)}"
+            )
         result = self.component(**{**_NEUTRAL, **values})
         return result.value if isinstance(result, LossSum) else result
 
 
 class KdLoss(SeedCallable):
-    """``(logits_S, logits_T, temperature=1)``."""
+    """``(logits_S, logits_T, temperature=1)``; what else the loss may ask for goes by name."""
 
-    def __call__(self, logits_S: Any, logits_T: Any, temperature: Any = 1.0) -> Any:
-        return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=temperature)
+    def __call__(self, logits_S: Any, logits_T: Any, temperature: Any = 1.0, **others: Any) -> Any:
+        return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=temperature, **others)
 
 
 class MatchLoss(SeedCallable):
-    """``(S, T, mask=None)``."""
+    """``(S, T, mask=None)``; what else the loss may ask for goes by name."""
 
-    def __call__(self, S: Any, T: Any, mask: Any = None) -> Any:
-        return self._call(student_features=S, teacher_features=T, mask=mask, temperature=1.0)
+    def __call__(self, S: Any, T: Any, mask: Any = None, **others: Any) -> Any:
+        return self._call(**{"student_features": S, "teacher_features": T, "mask": mask, "temperature": 1.0, **others})
 
 
 class ProjectionMaker(SeedCallable):

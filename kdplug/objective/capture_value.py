@@ -63,6 +63,11 @@ def _step(path: LayerPath, value: Any, step: int | str) -> Any:
         raise OutputsError(_no_step(path, value, step)) from None
 
 
+_NO_ATTENTION = (
+    'If these are attentions: kernels such as sdpa return none, so load the model with attn_implementation="eager"'
+)
+
+
 def _no_step(path: LayerPath, value: Any, step: int | str) -> str:
     written = f"[{step}]" if isinstance(step, int) else f".{step}"
     return f"{str(path)!r}: there is no {written} in {described(value)}"
@@ -71,6 +76,8 @@ def _no_step(path: LayerPath, value: Any, step: int | str) -> str:
 def _no_tensor(path: LayerPath, value: Any) -> str:
     found = [f"{str(path).rstrip()}{_colon(path)}{steps}" for steps in _tensors(value, _DEPTH)][:_SHOWN]
     write = f". Write {' or '.join(map(repr, found))}" if found else ""
+    if value is None:
+        write = f". {_NO_ATTENTION}"
     return f"{str(path)!r} gives {described(value)}, and a match takes a tensor{write}"
 
 

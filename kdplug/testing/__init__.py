@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kdplug.testing.isolation import isolated_plugins
     from kdplug.testing.law import broken_laws, law_names
+    from kdplug.testing.layer_map_laws import LayerMapLaws
     from kdplug.testing.loss_laws import LossLaws
     from kdplug.testing.projection_laws import ProjectionLaws
     from kdplug.testing.scheduler_laws import SchedulerLaws
+    from kdplug.testing.task_laws import TaskLaws
+    from kdplug.testing.teacher_combiner_laws import TeacherCombinerLaws
     from kdplug.testing.temporary_site import PluginSite, plugin_site, write_plugin_site
 
 __all__ = [
+    "LayerMapLaws",
     "LossLaws",
     "PluginSite",
     "ProjectionLaws",
     "SchedulerLaws",
+    "TaskLaws",
+    "TeacherCombinerLaws",
     "broken_laws",
     "isolated_plugins",
     "law_names",
@@ -31,10 +37,13 @@ __all__ = [
 _MODULES = {
     "isolation": ("isolated_plugins",),
     "law": ("broken_laws", "law_names"),
+    "layer_map_laws": ("LayerMapLaws",),
     "loss_laws": ("LossLaws",),
     "temporary_site": ("PluginSite", "plugin_site", "write_plugin_site"),
     "projection_laws": ("ProjectionLaws",),
     "scheduler_laws": ("SchedulerLaws",),
+    "task_laws": ("TaskLaws",),
+    "teacher_combiner_laws": ("TeacherCombinerLaws",),
 }
 _WHERE = {name: f"kdplug.testing.{module}" for module, names in _MODULES.items() for name in names}
 

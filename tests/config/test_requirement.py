@@ -46,3 +46,12 @@ def test_an_address_is_refused():
 def test_requirements_are_a_list(value):
     with pytest.raises(ConfigError, match=r"^plugins\.require: must be a list, got "):
         DistillationConfig(plugins={"require": value})
+
+
+def test_the_version_is_that_of_the_package_whose_entries_count(fake_site, tmp_path, monkeypatch):
+    fake_site.add("kdplug-a", "1.0", losses={"x": "kdplug_a:f"})
+    (egg := tmp_path / "kdplug_a.egg-info").mkdir()
+    (egg / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: kdplug-a\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with fake_site.host():
+        DistillationConfig(kd_loss_weight=0, hard_label_weight=1, plugins={"require": ["kdplug-a>=1"]})

@@ -2,80 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from copy import deepcopy
-from typing import Annotated, Any
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
-from pydantic import BaseModel, Field
+from schema_place import AT, MATCH, changed, matches, places, refused
 
-from kdplug.config.distillation import DistillationConfig, IntermediateMatch
-from kdplug.config.layer_map import LayerMap
-from kdplug.config.recipe import Recipe, RecipeTraining
-from kdplug.config.schema import every_entry, no_entry, schema_of
-from kdplug.config.schema_doc import MEANINGS
-from kdplug.config.training import TrainingConfig
-from kdplug.errors import KdplugError
-from kdplug.host.registry import layer_maps, losses, tasks
-
-MODERN = {"$defs", "prefixItems", "unevaluatedProperties", "unevaluatedItems", "dependentRequired", "dependentSchemas"}
+from kdplug.config.schema import schema_of
 
 
 @pytest.fixture
 def validator(host):
     return Draft7Validator(schema_of("recipe").data)
 
-
-def place(error: Any) -> str:
-    """Where an error is, as kdplug writes it: a key that lacks or should not be there is the place itself."""
-    path = [str(part) for part in error.absolute_path]
-    if error.validator == "required":
-        path.append(error.message.split("'")[1])
-    if error.validator == "additionalProperties":
-        path += sorted(set(error.instance) - set(error.schema.get("properties", {})))
-    return ".".join(path)
-
-
-def places(validator: Draft7Validator, data: Any) -> set[str]:
-    return {place(error) for error in validator.iter_errors(data)}
-
-
-def refused(data: dict[str, Any]) -> str | None:
-    """The place that kdplug names, ``None`` where it would run the recipe."""
-    try:
-        recipe = Recipe.from_dict(data)
-        try:
-            recipe.distillation.resolved()
-        except KdplugError as error:
-            raise error.at("distillation") from error
-        try:
-            tasks.build(recipe.task)
-        except KdplugError as error:
-            raise error.at("task") from error
-    except KdplugError as error:
-        return error.field
-    return None
-
-
-def changed(recipe: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    data = deepcopy(recipe)
-    for part, value in parts.items():
-        data[part] = {**data[part], **value} if isinstance(value, dict) and isinstance(data.get(part), dict) else value
-    return data
-
-
-MATCH = {"layer_T": 10, "layer_S": 3, "feature": "hidden", "loss": "hidden_mse"}
-
-
-def matches(*more: dict[str, Any]) -> dict[str, Any]:
-    return {"distillation": {"intermediate_matches": [{**MATCH, **one} for one in more]}}
-
-
-AT = "distillation.intermediate_matches.0"
 
 WRONG = {
     "an unknown key at the top": ({"trainin": {}}, "trainin"),
@@ -178,42 +117,6 @@ def test_a_wrong_component_is_refused_by_both_by_one_step_apart(validator, recip
     assert refused(data) == named
 
 
-MAP = "distillation.layer_map"
-RULE = {"name": "uniform", "feature": "hidden", "loss": "hidden_mse"}
-WRONG_MAPS = {
-    "an unknown layer map": ({**RULE, "name": "unifrom"}, f"{MAP}.name"),
-    "a map that is text": ("uniform", MAP),
-    "a weight of 0 with a scheduler": ({**RULE, "weight": 0, "weight_scheduler": "linear_decay"}, f"{MAP}.weight"),
-    "modules that are counted": ({**RULE, "layer_T": "a.*", "layers_T": 3}, f"{MAP}.layers_T"),
-    "no feature": ({"name": "uniform", "loss": "hidden_mse", "layer_T": "a.*"}, f"{MAP}.feature"),
-    "a wrong loss in the second of two": ([RULE, {**RULE, "loss": "ce"}], f"{MAP}.1.loss"),
-    "modules by index": ({**RULE, "layer_T": 3}, f"{MAP}.layer_T"),
-}
-
-
-@pytest.fixture
-def layer_map():
-    @layer_maps.register("uniform")
-    def uniform(student_layers, teacher_layers):
-        """Every layer with itself."""
-        return [(1, 1)]
-
-
-@pytest.mark.parametrize(("value", "where"), WRONG_MAPS.values(), ids=WRONG_MAPS.keys())
-@pytest.mark.usefixtures("layer_map")
-def test_a_wrong_layer_map_is_refused_by_both_at_the_same_place(recipe, value, where):
-    data = changed(recipe, distillation={"layer_map": value})
-    assert places(Draft7Validator(schema_of("recipe").data), data) == {where}
-    assert refused(data) == where
-
-
-@pytest.mark.parametrize("value", [None, "none", RULE, [RULE, RULE], {**RULE, "layer_T": "a.*", "layers_S": 3}])
-@pytest.mark.usefixtures("layer_map")
-def test_a_right_layer_map_is_accepted_by_both(recipe, value):
-    data = changed(recipe, distillation={"layer_map": value, "kd_loss_weight": 0, "hard_label_weight": 1})
-    assert (places(Draft7Validator(schema_of("recipe").data), data), refused(data)) == (set(), None)
-
-
 UNSAID = {
     "lists of layers of different lengths": matches({"layer_T": [1, 2], "layer_S": [1]}),
     "two matches of one name": matches({"name": "a"}, {"name": "a"}),
@@ -297,142 +200,3 @@ def test_any_component_is_accepted_by_both_or_by_none(validator, recipe):
         assert (places(validator, data) == set()) == (refused(data) is None), component
 
     agree()
-
-
-@pytest.mark.parametrize("load", [every_entry, no_entry], ids=["with settings", "names"])
-@pytest.mark.parametrize("part", ["recipe", "distillation", "training"])
-def test_it_is_a_draft_07_schema_with_none_of_the_newer_words(part, load):
-    data = schema_of(part, load).data
-    Draft7Validator.check_schema(data)
-    assert data["$schema"] == "http://json-schema.org/draft-07/schema#"
-    assert not MODERN & set(_words(data))
-
-
-def _words(data: Any) -> Any:
-    if isinstance(data, dict):
-        yield from data
-        if "$ref" in data:
-            assert set(data) == {"$ref"}, "draft-07 ignores what stands beside $ref"
-    for part in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
-        yield from _words(part)
-
-
-def test_no_field_for_a_component_is_forgotten():
-    def unnamed(data):
-        if isinstance(data, dict):
-            if data.get("properties") == {"name": {"type": "string", "minLength": 1}}:
-                yield data
-            data = data.values()
-        for part in data if not isinstance(data, (str, int, float, type(None))) else ():
-            yield from unnamed(part)
-
-    assert list(unnamed(schema_of("recipe").data)) == []
-
-
-@pytest.mark.parametrize(
-    "model", [Recipe, RecipeTraining, DistillationConfig, IntermediateMatch, LayerMap, TrainingConfig]
-)
-def test_every_key_has_its_meaning(model):
-    assert set(MEANINGS[model.__name__]) == set(model.model_fields)
-
-
-def test_the_parts_check_what_the_configs_read():
-    distillation = Draft7Validator(schema_of("distillation").data)
-    training = Draft7Validator(schema_of("training").data)
-    assert distillation.is_valid({"kd_loss_type": "ce"})
-    assert not distillation.is_valid({"task": "digits"})
-    assert training.is_valid({"output_dir": "out", "seed": None})
-    assert not training.is_valid({"num_epochs": 3})
-
-
-def test_without_imports_names_are_checked_and_settings_are_not(recipe):
-    validator = Draft7Validator(schema_of("recipe", no_entry).data)
-    assert places(validator, changed(recipe, distillation={"kd_loss_type": {"name": "ce", "x": 1}})) == set()
-    assert places(validator, changed(recipe, distillation={"kd_loss_type": ["cee"]})) == {"distillation.kd_loss_type.0"}
-
-
-def test_a_broken_entry_is_named_and_keeps_its_name(recipe):
-    schema = schema_of("recipe")
-    assert [error.split(" is installed")[0] for error in schema.errors] == ["'kdplug-presets:broken'"]
-    assert "'kdplug-presets:broken' is installed but failed to load" in schema.data["$comment"]
-    (const,) = [c for c in schema.data["definitions"]["match_loss_name"]["anyOf"] if c["const"] == "broken"]
-    assert const["description"].startswith("cannot be used: 'kdplug-presets:broken'")
-
-
-def test_a_setting_comes_with_its_doc_its_bounds_and_its_default():
-    scheduler = schema_of("recipe").data["definitions"]["temperature_schedulers.kdplug-presets:flsw"]
-    assert scheduler["properties"]["gamma"] == {"minimum": 0, "type": "number"}
-    assert scheduler["properties"]["eps"] == {"default": 1e-4, "type": "number"}
-    assert scheduler["description"] == "A temperature scheduler with two required settings. (kdplug-presets 0.1.0)"
-
-
-def test_a_doc_is_found_in_a_field_and_in_the_paragraph_on_settings(host):
-    @losses.register("documented")
-    def documented(student_logits, *, a: Annotated[int, Field(description="the first")] = 1, b=2, c=3):
-        """A loss.
-
-        Settings: ``b``, the second, of two lines
-        even; ``c`` the third.
-        Source: none.
-        """
-
-    found = schema_of("recipe").data["definitions"]["losses.local:documented"]["properties"]
-    docs = {name: found[name].get("description") for name in "abc"}
-    assert docs == {"a": "the first", "b": "the second, of two lines even", "c": "the third"}
-
-
-def test_types_that_json_cannot_hold_are_left_open(recipe):
-    @losses.register("odd")
-    def odd(
-        student_logits, *, top: float = math.inf, pick: Callable[[int], int] = abs, pair: tuple[int, str] = (1, "a")
-    ):
-        """A loss."""
-
-    schema = schema_of("recipe").data
-    properties = schema["definitions"]["losses.local:odd"]["properties"]
-    assert properties["pair"]["items"] == [{"type": "integer"}, {"type": "string"}]
-    assert "default" not in properties["top"]
-    validator = Draft7Validator(schema)
-    assert places(validator, changed(recipe, distillation={"kd_loss_type": ["odd", 1, "any", [1, "b"]]})) == set()
-    assert places(validator, changed(recipe, distillation={"kd_loss_type": ["odd", 1, "any", ["b", 1]]})) == {
-        "distillation.kd_loss_type.3.0",
-        "distillation.kd_loss_type.3.1",
-    }
-
-
-class Inner(BaseModel, extra="forbid"):
-    depth: int
-    more: list[Inner] = []
-
-
-class Nested:
-    class Settings(BaseModel):
-        inner: Inner
-
-    def __init__(self, inner): ...
-
-    def forward(self, student_logits): ...
-
-
-class Unfinished(Nested):
-    class Settings(BaseModel):
-        inner: Nowhere  # noqa: F821
-
-
-def test_a_settings_class_that_pydantic_cannot_read_costs_only_itself():
-    losses.register("unfinished")(Unfinished)
-    schema = schema_of("recipe")
-    assert any(error.startswith("the settings of local:unfinished: PydanticUserError: ") for error in schema.errors)
-    assert "losses.kdplug-presets:blend" in schema.data["definitions"]
-
-
-def test_a_settings_class_with_models_inside_is_described_whole(recipe):
-    losses.register("nested")(Nested)
-    validator = Draft7Validator(schema_of("recipe").data)
-
-    def at(inner):
-        data = changed(recipe, distillation={"kd_loss_type": {"name": "nested", "inner": inner}})
-        return places(validator, data)
-
-    assert at({"depth": 1, "more": [{"depth": 2}]}) == set()
-    assert at({"depth": 1, "more": [{"depth": "x"}]}) == {"distillation.kd_loss_type.inner.more.0.depth"}

@@ -260,6 +260,42 @@ def test_an_interrupted_capture_keeps_its_shards_and_goes_on(tmp_path, teacher, 
     assert torch.equal(cached, run(tmp_path, teacher, loader(), caching=False))
 
 
+def several(training, config, teacher, student):
+    return MultiTeacherDistiller(training, config, [teacher, Rowwise(4)], student, show_progress=False)
+
+
+def tasks(training, config, teacher, student):
+    made = MultiTaskDistiller(training, config, {"a": teacher, "b": Rowwise(4)}, student, show_progress=False)
+    train, made.train = made.train, lambda optimizer, batches, _: train(optimizer, {"a": batches, "b": loader()}, 6)
+    return made
+
+
+def basic(training, config, teacher, student):
+    return BasicDistiller(training, config, teacher, student, show_progress=False)
+
+
+@pytest.mark.parametrize("make", [basic, several, tasks])
+def test_an_interrupted_capture_of_any_distiller_goes_on(tmp_path, teacher, monkeypatch, make):
+    small_shards(monkeypatch)
+    training = TrainingConfig(output_dir=str(tmp_path), device="cpu", seed=7, teacher_cache=str(tmp_path / "cache"))
+
+    def train():
+        student, teacher.calls = make_student(), 0
+        distiller = make(training, DistillationConfig(is_caching_logits=True), teacher, student)
+        distiller.train(sgd(student), loader(), 2)
+        return weights(student)
+
+    handle = teacher.register_forward_pre_hook(lambda module, args: 1 / 0 if teacher.calls == 3 else None)
+    with pytest.raises(ZeroDivisionError):
+        train()
+    handle.remove()
+    resumed = train()
+    assert teacher.calls == 4
+    training = training.model_copy(update={"teacher_cache": str(tmp_path / "another")})
+    assert torch.equal(resumed, train())
+    assert teacher.calls == 6
+
+
 KILLED = """
 import os, sys
 sys.path[:0] = {path!r}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import UserDict
+
 import pytest
 import torch
+from accelerate import Accelerator
 from small_run import AUTO, PROJECTED, make_batches, make_distiller, make_student, make_teacher, sgd, weights
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdplug.errors import RunError
+from kdplug.config.distillation import DistillationConfig
+from kdplug.errors import OutputsError, RunError, SettingError
 
 
 def flags(model):
@@ -20,6 +24,29 @@ def test_2_1_3_a_teacher_that_the_user_froze_trains_a_student(tmp_path):
     make_distiller(tmp_path, student, make_teacher().requires_grad_(False)).train(
         sgd(student), make_batches(1), num_epochs=1
     )
+
+
+def test_2_1_3_with_accumulation_gradients_are_exchanged_once_a_step(tmp_path, monkeypatch):
+    kept, no_sync, student = [], Accelerator.no_sync, make_student()
+    monkeypatch.setattr(Accelerator, "no_sync", lambda self, model: kept.append(model) or no_sync(self, model))
+    distiller = make_distiller(tmp_path, student, training={"gradient_accumulation_steps": 3})
+    distiller.train(sgd(student), make_batches(6), num_epochs=1)
+    assert len(kept) == 2 * (3 - 1)
+
+
+class Encoding(UserDict):
+    """A mapping that is no dict, as the batches of transformers' tokenizers."""
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_2_1_5_a_batch_that_is_a_mapping_and_no_dict_is_passed_by_keyword_and_cached(tmp_path, caching):
+    ends = []
+    for kind in (dict, Encoding):
+        student = make_student()
+        distiller = make_distiller(tmp_path, student, is_caching_logits=caching)
+        distiller.train(sgd(student), [kind(x=batch) for batch in make_batches(3)], num_epochs=2)
+        ends.append(weights(student))
+    assert torch.equal(*ends)
 
 
 def test_2_1_8_a_prebuilt_scheduler_goes_with_a_projection(tmp_path):
@@ -45,6 +72,31 @@ def test_2_1_10_steps_need_no_ckpt_steps(tmp_path):
     student = make_student()
     result = make_distiller(tmp_path, student).train(sgd(student), make_batches(2), num_steps=3)
     assert [path.parent.name for path in result.checkpoints] == ["step-3"]
+
+
+def test_2_1_12_constant_may_stand_in_a_list_and_a_bare_flsw_asks_for_its_settings(tmp_path):
+    ends = []
+    for scheduler in (None, "constant", ["constant"]):
+        student = make_student()
+        distiller = make_distiller(tmp_path, student, temperature_scheduler=scheduler)
+        distiller.train(sgd(student), make_batches(2), num_epochs=1)
+        ends.append(weights(student))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+    with pytest.raises(SettingError, match=r"^temperature_scheduler\.beta: is required"):
+        make_distiller(tmp_path, make_student(), temperature_scheduler="flsw")
+
+
+def test_2_2_2_a_batch_that_is_all_padding_destroys_no_weight(tmp_path):
+    def adaptor(batch, outputs):
+        hidden = [hidden.unsqueeze(1) for hidden in outputs["hidden"]]
+        return {"logits": outputs["logits"].unsqueeze(1), "hidden": hidden, "inputs_mask": mask, "logits_mask": mask}
+
+    student, mask = make_student(), torch.zeros(4, 1)
+    before = weights(student)
+    distiller = make_distiller(tmp_path, student, matches=[PROJECTED], adaptors=(adaptor, adaptor))
+    distiller.train(sgd(student), make_batches(2), num_epochs=1)
+    assert torch.equal(weights(student), before)
 
 
 @pytest.mark.parametrize("length", [{"num_steps": 1}, {"num_epochs": 1}])
@@ -165,8 +217,21 @@ def test_2_2_18_a_hard_label_loss_of_weight_0_may_be_nan(tmp_path):
     assert torch.isfinite(weights(student)).all()
 
 
+@pytest.mark.parametrize("nothing", [None, 5, "logits"])
+def test_2_2_20_an_adaptor_that_returns_nothing_useful_is_told_what_to_return(tmp_path, nothing):
+    student = make_student()
+    distiller = make_distiller(tmp_path, student, adaptors=(None, lambda batch, outputs: nothing))
+    with pytest.raises(OutputsError, match=r"^student: cannot read .*An adaptor returns a dict with some of logits"):
+        distiller.train(sgd(student), make_batches(1), num_epochs=1)
+
+
+def test_2_2_21_versions_are_compared_as_versions():
+    """As text, 2.13 comes before 2.6."""
+    assert DistillationConfig(plugins={"require": ["torch>=2.6"]}).plugins is not None
+
+
 def test_2_3_no_value_leaves_the_device_between_logging_steps(tmp_path, monkeypatch):
-    """Each term was read with .item() at each micro-batch; on the CPU only the total is looked at, which costs nothing.
+    """Each term was read with .item() at each micro-batch; on the CPU, where it costs nothing, ``ce`` and the engine look once.
 
     The gradient of a step that logs or saves is looked at as well: the last one here.
     """
@@ -174,7 +239,7 @@ def test_2_3_no_value_leaves_the_device_between_logging_steps(tmp_path, monkeypa
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: read.append(1) or item(tensor))
     distiller = make_distiller(tmp_path, student, matches=[PROJECTED], training={"logging_steps": 100})
     distiller.train(sgd(student), make_batches(5), num_epochs=1)
-    assert len(read) == 5 + 1
+    assert len(read) == 2 * 5 + 1
 
 
 class Stream(IterableDataset):
@@ -217,6 +282,24 @@ def test_2_3_a_packed_sequence_reaches_a_recurrent_student(tmp_path):
     packed = nn.utils.rnn.pack_sequence([torch.randn(3, 4), torch.randn(2, 4)])
     student = Recurrent(1)
     make_distiller(tmp_path, student, Recurrent(2)).train(sgd(student), [packed], num_epochs=1)
+
+
+class Picture(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.maps, self.head = nn.Conv2d(1, 2, 3), nn.Linear(2, 3)
+
+    def forward(self, image):
+        return self.head(self.maps(image).mean((2, 3)))
+
+
+def test_2_3_a_feature_of_any_rank_is_matched_by_its_path(tmp_path):
+    student, batches = Picture(1), [torch.randn(4, 1, 5, 5) for _ in range(2)]
+    match = {"layer_T": "maps", "layer_S": "maps", "feature": "hidden", "loss": "hidden_mse", "weight": 1}
+    distiller = make_distiller(tmp_path, student, Picture(2), matches=[match])
+    report = distiller.train(sgd(student), batches, num_epochs=1).report
+    assert report.terms["hidden_hidden_mse_maps_maps"].value > 0
 
 
 def test_2_3_configs_are_not_changed_by_a_run(tmp_path):

@@ -203,8 +203,7 @@ def test_the_life_cycle_hooks_of_plugins_are_called(tmp_path):
 
 def test_progress_goes_to_the_error_stream_and_nothing_to_the_output(tmp_path, capsys):
     student = make_student()
-    distiller = make_distiller(tmp_path, student)
-    distiller._show_progress = True
+    distiller = make_distiller(tmp_path, student, options={"show_progress": True})
     distiller.train(sgd(student), make_batches(2), num_epochs=1)
     out, err = capsys.readouterr()
     assert out == ""

@@ -43,6 +43,22 @@ def test_an_optimizer_s_state_survives(tmp_path):
     assert same(read_archive(tmp_path, "state"), optimizer.state_dict())
 
 
+def test_tensors_that_share_memory_are_each_there_in_full(tmp_path):
+    base = torch.arange(12.0)
+    tree = [
+        torch.arange(9.0)[3:5],
+        base,
+        base,
+        base[3:5],
+        base.reshape(3, 4).T,
+        base[:1].expand(4),
+        torch.empty(0),
+        torch.empty(0),
+    ]
+    write_archive(tmp_path, "state", tree)
+    assert same(read_archive(tmp_path, "state"), tree)
+
+
 def test_code_is_refused_by_the_path_that_holds_it(tmp_path):
     with pytest.raises(RunError, match=r"state\.scheduler\.0 holds a function, which cannot be saved"):
         write_archive(tmp_path, "state", {"scheduler": [lambda step: 1]})

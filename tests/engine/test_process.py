@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState, is_initialized
-from small_run import AUTO, make_batches, make_distiller, make_student, sgd, weights
+from small_run import AUTO, PROJECTED, make_batches, make_distiller, make_student, sgd, weights
 from torch.utils.data import DataLoader
 
 from kdplug.engine.process import process, shard
@@ -19,6 +19,7 @@ from kdplug.errors import RunError
 
 TWO_PROCESSES = """
 import sys
+import warnings
 import torch
 from small_run import *
 from torch.utils.data import DataLoader
@@ -37,6 +38,17 @@ for accumulation in (1, 2):
     record = {"weights": weights(student), "objective": weights(distiller.objective), "steps": result.step,
               "loss": result.report.total, "files": len(result.checkpoints), "calls": [c["step"] for c in seen]}
     torch.save(record, f"{folder}/{accumulation}-{rank}.pt")
+
+for examples in (22, 18):
+    torch.manual_seed(0)
+    student = make_student()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = make_distiller(f"{folder}/{examples}", student, matches=[PROJECTED]).train(
+            sgd(student), DataLoader(data[:examples], batch_size=4), num_epochs=2
+        )
+    said = [str(one.message) for one in caught if "cannot share" in str(one.message)]
+    torch.save({"weights": weights(student), "steps": result.step, "said": said}, f"{folder}/{examples}-{rank}.pt")
 """
 
 
@@ -63,13 +75,12 @@ def two_processes(tmp_path_factory):
         for accumulation in (1, 2)
         for rank in (0, 1)
     }
+    records |= {(n, rank): torch.load(folder / f"{n}-{rank}.pt") for n in (22, 18) for rank in (0, 1)}
     return records | {"folder": folder}
 
 
 def alone(folder, accumulation):
     """The same run in one process, whose batches are the two processes' batches joined."""
-    from small_run import PROJECTED
-
     torch.manual_seed(0)
     student = make_student()
     training = {"gradient_accumulation_steps": accumulation}
@@ -87,6 +98,26 @@ def test_two_processes_train_what_one_does_on_the_same_global_batches(two_proces
         torch.testing.assert_close(record["weights"], weights(student), rtol=0, atol=1e-12)
         torch.testing.assert_close(record["objective"], weights(objective), rtol=0, atol=1e-12)
         assert record["steps"] == result.step
+
+
+def test_two_processes_see_each_example_once_where_the_last_batch_is_short(two_processes, tmp_path):
+    """accelerate would fill the last batch up with examples from the beginning of the pass."""
+    torch.manual_seed(0)
+    student = make_student()
+    loader = DataLoader(torch.cat(make_batches(10, size=4))[:22], batch_size=8)
+    result = make_distiller(tmp_path, student, matches=[PROJECTED]).train(sgd(student), loader, num_epochs=2)
+    for rank in (0, 1):
+        assert two_processes[22, rank]["steps"] == result.step
+        assert two_processes[22, rank]["said"] == []
+        torch.testing.assert_close(two_processes[22, rank]["weights"], weights(student), rtol=0, atol=1e-10)
+
+
+def test_batches_that_cannot_be_shared_evenly_are_warned_of_once(two_processes):
+    assert two_processes[18, 0]["steps"] == two_processes[18, 1]["steps"] == 6
+    assert [message[:44] for message in two_processes[18, 0]["said"]] == [
+        "2 processes cannot share 5 batches evenly: t"
+    ]
+    assert two_processes[18, 1]["said"] == []
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

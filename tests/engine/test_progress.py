@@ -29,6 +29,11 @@ def test_plain_lines_come_twenty_to_a_run():
     assert lines[-1].startswith("step 1000/1000")
 
 
+@pytest.mark.parametrize("total", [1, 19, 20, 21, 38, 39, 41, 999])
+def test_there_are_never_more_than_twenty_lines_and_never_fewer_than_the_steps_allow(total):
+    assert len(shown(total, terminal=False).splitlines()) == min(total, 20)
+
+
 @pytest.mark.parametrize("total", [1, 7, 21])
 def test_the_last_step_has_a_line(total):
     assert shown(total, terminal=False).splitlines()[-1].startswith(f"step {total}/{total}")

@@ -10,7 +10,9 @@ from kdplug.errors import AmbiguousEntryError, PluginError, UnknownEntryError
 from kdplug.host import hookspec
 from kdplug.host.active import active
 from kdplug.host.host import PluginWarning
+from kdplug.host.kind import KINDS, Kind
 from kdplug.host.manifest import ignored_records
+from kdplug.host.registry import REGISTRIES
 
 FAMILY = """
 import kdplug
@@ -46,6 +48,14 @@ def add_hooks(site: FakeSite, name: str, source: str, target: str = "", **files:
     module = name.replace("-", "_")
     modules = {f"{module}.py": source, **{f"{key}.py": text for key, text in files.items()}}
     site.add(name, plugins={"hooks": target or module}, files=modules)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.hook)
+def test_the_hook_of_every_kind_offers_entries(fake_site: FakeSite, kind: Kind) -> None:
+    add_hooks(fake_site, "kdplug-made", f"def {kind.hook}(): return [('made', len)]")
+    with fake_site.host():
+        entry = REGISTRIES[kind.plural].entry("made")
+        assert (entry.qualified, entry.origin, entry.load()) == ("kdplug-made:made", "hook", len)
 
 
 def test_a_module_with_marked_and_unmarked_hooks_is_asked_on_a_name_miss(fake_site: FakeSite) -> None:
@@ -95,7 +105,7 @@ def test_listing_and_checking_known_names_import_no_hook_plugin(fake_site: FakeS
         ("def kdplug_losses(): return ['no pair']", "ValueError: too many values to unpack"),
         ("def kdplug_losses(): pass", "TypeError: 'NoneType' object is not iterable"),
         (LATE, "ZeroDivisionError: division by zero"),
-        ("def kdplug_run_start(walk): ...", "PluginValidationError: Plugin 'kdplug-bad:hooks' for hook 'kdplug_run_start'"),
+        ("def kdplug_run_start(walk): ...", "SignatureError: kdplug_run_start ("),
     ],
 )  # fmt: skip
 def test_a_hook_plugin_that_raises_loses_all_of_its_entries_and_nobody_elses(

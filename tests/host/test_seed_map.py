@@ -267,3 +267,8 @@ def test_the_star_rule_holds_for_the_decorator_and_not_for_the_maps() -> None:
     kdplug.losses.register("mine")(lambda S, T: 0)
     with pytest.raises(SignatureError, match="asks for input 'S'"):
         kdplug.losses.build("mine", "match")
+
+
+def test_a_misspelt_argument_of_a_loss_is_an_error() -> None:
+    with pytest.raises(SignatureError, match=r"takes no 'masc', which is no input of a plugin. Did you mean 'mask'\?"):
+        kdplug.MATCH_LOSS_MAP["match"]("s", "t", masc=None)

@@ -125,6 +125,18 @@ def test_what_leads_to_no_tensor_says_what_is_there(net, x, path, says):
         captured(net, x, path)
 
 
+class Fused(nn.Module):
+    """An attention as transformers has it under sdpa."""
+
+    def forward(self, x):
+        return x, None
+
+
+def test_attentions_that_a_kernel_did_not_return_are_told_with_the_way_out(x):
+    with pytest.raises(OutputsError, match=r"'0:output\[1\]' gives None, and a match.*attn_implementation=\"eager\""):
+        captured(nn.Sequential(Fused()), x, "0:output[1]")
+
+
 def test_a_dict_without_a_selector_names_its_tensors(x):
     class Named(nn.Module):
         def forward(self, x):

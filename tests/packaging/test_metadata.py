@@ -41,6 +41,13 @@ def test_the_license_is_apache(project):
     assert project["license"] == "Apache-2.0"
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_the_text_of_the_license_lies_beside_it(file):
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    assert project.get("license-files") == ["LICENSE"], 'write license-files = ["LICENSE"]'
+    assert (file.parent / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
 @pytest.mark.parametrize("project", PLUGINS, ids=named)
 def test_a_plugin_takes_this_kdplug_and_not_the_next_minor_one(project):
     kdplugs = [r for r in map(Requirement, project["dependencies"]) if r.name == "kdplug"]

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kdplug import LossSum, ShapeError
-from kdplug.testing import LossLaws, ProjectionLaws, SchedulerLaws
+from kdplug.testing import LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws
 from kdplug.testing.law import Laws
 
 
@@ -122,6 +123,54 @@ def by_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return (temperature + beta * (top - top.mean())).clamp_min(0.1)
 
 
+def sure(teacher_logits_list: Any, labels: Tensor, temperature: float) -> Tensor:
+    """The mean of the teachers' logits, each weighted by how sure it is of the label."""
+    teachers = torch.stack([at_least_float32(logits.detach()) for logits in teacher_logits_list])
+    index = labels.clamp_min(0).expand(teachers.shape[:-1])[..., None]
+    surety = (teachers / temperature).log_softmax(-1).gather(-1, index).nan_to_num(neginf=-1e9)
+    weight = torch.where(labels[..., None] < 0, 0.0, surety).softmax(0)
+    return torch.where(weight > 0, weight * teachers, 0.0).sum(0)
+
+
+def nearest_depth(student_layers: int, teacher_layers: int) -> list[tuple[int, int]]:
+    """Each layer learns from the one at the same relative depth."""
+    return [(m, max(1, round(m * teacher_layers / student_layers))) for m in range(1, student_layers + 1)]
+
+
+class Sums:
+    """Is the sum of four numbers positive?"""
+
+    metric = "accuracy"
+
+    def about(self) -> str:
+        return "Signs of sums."
+
+    def build_teacher(self) -> nn.Module:
+        return nn.Linear(4, 2)
+
+    def teacher_fit(self) -> Any:
+        return {"epochs": 1, "batch_size": 4, "learning_rate": 0.1}
+
+    def build_student(self) -> nn.Module:
+        return nn.Linear(4, 2)
+
+    def data(self, part: str) -> Any:
+        return torch.randn(6, 4, generator=torch.Generator().manual_seed(len(part)))
+
+    def collate(self, examples: Any) -> Any:
+        return (torch.stack(examples),)
+
+    def teacher_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return {"logits": outputs}
+
+    def student_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return {"logits": outputs, "losses": functional.cross_entropy(outputs, (batch[0].sum(-1) > 0).long())}
+
+    def evaluate(self, model: nn.Module, batches: Any) -> dict[str, float]:
+        right = [model(*batch).argmax(-1) == (batch[0].sum(-1) > 0) for batch in batches]
+        return {"accuracy": float(torch.cat(right).float().mean())}
+
+
 class KlLaws(LossLaws):
     non_negative = zero_at_equality = reaches_teacher = True
     ignores_impossible_classes = corrects_confident_mistakes = True
@@ -156,6 +205,18 @@ class FallingLaws(SchedulerLaws):
 
 class WarmthLaws(SchedulerLaws):
     keeps_the_mean = True
+
+
+class SureLaws(TeacherCombinerLaws):
+    symmetric = True
+
+
+class NearestLaws(LayerMapLaws):
+    reaches_the_top = covers_the_student = True
+
+
+class SumsLaws(TaskLaws):
+    pass
 
 
 def laws_of(base: type[Laws], entry: Any, **declared: Any) -> type[Laws]:

@@ -1,0 +1,70 @@
+"""Teachers and objective as both integrations are given them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.distillers.custom_match import CustomMatch
+from kdplug.distillers.session import tell_unused_combiner
+from kdplug.distillers.teacher import read_teachers
+from kdplug.engine.ensemble import Ensemble
+from kdplug.errors import ConfigError, RunError
+from kdplug.objective.objective import Objective
+
+Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
+"""One teacher, or several in order or by key."""
+
+
+def make_teachers(teacher: Teachers, adaptors: Any) -> Ensemble:
+    """The teachers, one or several, each with its adaptor.
+
+    Raises: ``ConfigError`` for anything but models, and for adaptors that do not go with them.
+    """
+    several = isinstance(teacher, (Mapping, Sequence, nn.ModuleList, nn.ModuleDict))
+    try:
+        return Ensemble(read_teachers(teacher if several else [teacher], adaptors))
+    except ConfigError as error:
+        error.field = error.field.replace("model_T", "teacher", 1)
+        raise
+
+
+def make_objective(
+    config: DistillationConfig, teachers: Ensemble, student: nn.Module, custom_matches: Iterable[CustomMatch] = ()
+) -> Objective:
+    """The objective of a config, its module paths looked up in the models.
+
+    Raises: ``ConfigError`` for what the config names and is not there, or what only kdplug's own loop does.
+    """
+    if not isinstance(config, DistillationConfig):
+        raise ConfigError(
+            f"must be a DistillationConfig, got {type(config).__name__}. From a dict: DistillationConfig.from_dict(…)",
+            field="distill_config",
+        )
+    if config.is_caching_logits:
+        raise ConfigError("a teacher cache needs kdplug's own loop (GeneralDistiller)", field="is_caching_logits")
+    models = {key: one.model for key, one in teachers.teachers.items()}
+    matches = tuple(custom_matches)
+    if len(models) == 1:
+        tell_unused_combiner(config)
+    elif matches:
+        raise ConfigError(f"go with one teacher, and there are {len(models)}", field="custom_matches")
+    first = next(iter(models.values()))
+    terms = [match.term(place, first, student) for place, match in enumerate(matches)]
+    objective = Objective(config, tuple(models), custom_matches=terms)
+    objective.connect(student, models)
+    return objective
+
+
+def check_apart(student: nn.Module, teachers: Ensemble) -> None:
+    """Raises: ``RunError`` where training the student would change a teacher."""
+    theirs = {id(parameter) for parameter in teachers.model.parameters()}
+    shared = [name for name, value in student.named_parameters() if value.requires_grad and id(value) in theirs]
+    if shared:
+        raise RunError(
+            f"teacher and student share {len(shared)} trainable parameter(s), {shared[0]!r} first: training the student "
+            "would change the teacher. Copy them (copy.deepcopy), or set requires_grad=False on what is shared"
+        )

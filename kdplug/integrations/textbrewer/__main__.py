@@ -1,0 +1,23 @@
+"""Run a TextBrewer script as it is: ``python -m kdplug.integrations.textbrewer script.py argument…``."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+from kdplug.integrations.textbrewer.alias import install
+
+
+def main(arguments: list[str]) -> None:
+    """Run the script that is the first of ``arguments``, with the others as its own, as Python itself would."""
+    if not arguments:
+        sys.exit("usage: python -m kdplug.integrations.textbrewer script.py [argument…]")
+    install()
+    sys.argv = arguments
+    sys.path[0] = str(Path(arguments[0]).resolve().parent)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,14 @@
+"""What TextBrewer asks of its surroundings."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["is_apex_available", "mask_dtype"]
+
+mask_dtype = torch.bool
+
+
+def is_apex_available() -> bool:
+    """Always false: half precision is torch's own here, and apex is not used."""
+    return False

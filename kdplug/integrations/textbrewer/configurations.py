@@ -1,0 +1,151 @@
+"""TextBrewer's configs: plain objects that can be changed, with schedulers already looked up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch.distributed import is_available, is_initialized
+
+from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.registry import temperature_schedulers
+from kdplug.host.seed_map import TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER, SeedMap
+from kdplug.host.spec import parse_spec
+from kdplug.integrations.textbrewer.match_config import IntermediateMatch
+
+__all__ = ["Config", "DistillationConfig", "IntermediateMatch", "TrainingConfig"]
+
+
+class Config:
+    """What both configs have: reading from a dict and from a JSON file, and a printed form."""
+
+    @classmethod
+    def from_json_file(cls, json_filename: str | Path) -> Self:
+        """The config that a JSON file holds."""
+        return cls.from_dict(json.loads(Path(json_filename).read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, dict_object: Mapping[str, Any]) -> Self:
+        """The config with these arguments. Raises: ``TypeError`` for a key that does not exist."""
+        return cls(**dict_object)
+
+    def __str__(self) -> str:
+        return "".join(f"{name} : {value}\n" for name, value in vars(self).items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}:\n{self}"
+
+
+class TrainingConfig(Config):
+    """How a model is trained. The folder ``output_dir`` is made at once, as in TextBrewer.
+
+    * ``gradient_accumulation_steps``: batches for each step of the optimizer.
+    * ``ckpt_frequency`` checkpoints in each ``ckpt_epoch_frequency``-th epoch; with ``num_steps``, one every
+      ``ckpt_steps`` and one at the end.
+    * ``log_dir``: folder for TensorBoard, none where ``None``.
+    * ``device``: the GPU where there is one, else the CPU, unless it is named.
+    * ``fp16``: half precision by ``torch.autocast`` with scaled losses, except at ``fp16_opt_level="O0"``.
+    * ``data_parallel`` wraps the models with ``DataParallel``; ``local_rank >= 0`` wraps the student with
+      ``DistributedDataParallel``, for which the process group must exist.
+
+    Raises: ``ConfigError`` where ``local_rank`` asks for a process group that does not exist, or for no batches per
+    step.
+    """
+
+    def __init__(
+        self,
+        gradient_accumulation_steps: int = 1,
+        ckpt_frequency: int = 1,
+        ckpt_epoch_frequency: int = 1,
+        ckpt_steps: int | None = None,
+        log_dir: str | Path | None = None,
+        output_dir: str | Path = "./saved_models",
+        device: str | torch.device | None = None,
+        fp16: bool = False,
+        fp16_opt_level: str = "O1",
+        data_parallel: bool = False,
+        local_rank: int = -1,
+    ) -> None:
+        if gradient_accumulation_steps < 1:
+            raise ConfigError(
+                f"must be at least 1, got {gradient_accumulation_steps}", field="gradient_accumulation_steps"
+            )
+        if local_rank != -1 and not (is_available() and is_initialized()):
+            raise ConfigError(
+                f"{local_rank} asks for distributed training, but there is no process group. Call "
+                "torch.distributed.init_process_group first, or leave local_rank at -1",
+                field="local_rank",
+            )
+        self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.ckpt_frequency = ckpt_frequency
+        self.ckpt_epoch_frequency = ckpt_epoch_frequency
+        self.ckpt_steps = ckpt_steps
+        self.log_dir = log_dir
+        self.output_dir = output_dir
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+        self.fp16 = fp16
+        self.fp16_opt_level = fp16_opt_level
+        self.data_parallel = data_parallel
+        self.local_rank = local_rank
+        if self.rank == 0:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, 0 where there is one alone."""
+        return 0 if self.local_rank == -1 else torch.distributed.get_rank()
+
+
+class DistillationConfig(Config):
+    """What is minimized: the kd loss, the hard-label loss and the intermediate matches, each times its weight.
+
+    Every name is looked up in kdplug's registries. ``"none"`` and ``None`` both mean no scheduler. A weight scheduler's
+    value replaces the weight, from the second step on; ``train()`` puts the weight back at its end.
+
+    Raises: ``EntryError``, ``SettingError`` for a scheduler that does not exist or lacks a setting; ``ConfigError`` for
+    a match that cannot be read.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4,
+        temperature_scheduler: Any = "none",
+        hard_label_weight: float = 0,
+        hard_label_weight_scheduler: Any = "none",
+        kd_loss_type: Any = "ce",
+        kd_loss_weight: float = 1,
+        kd_loss_weight_scheduler: Any = "none",
+        probability_shift: bool = False,
+        intermediate_matches: list[dict[str, Any]] | None = None,
+        is_caching_logits: bool = False,
+    ) -> None:
+        self.temperature = temperature
+        self.temperature_scheduler = _scheduler(TEMPERATURE_SCHEDULER, temperature_scheduler, "temperature_scheduler")
+        self.hard_label_weight = hard_label_weight
+        self.hard_label_weight_scheduler = _scheduler(
+            WEIGHT_SCHEDULER, hard_label_weight_scheduler, "hard_label_weight_scheduler"
+        )
+        self.kd_loss_type = kd_loss_type
+        self.kd_loss_weight = kd_loss_weight
+        self.kd_loss_weight_scheduler = _scheduler(
+            WEIGHT_SCHEDULER, kd_loss_weight_scheduler, "kd_loss_weight_scheduler"
+        )
+        self.probability_shift = probability_shift
+        self.intermediate_matches = [
+            IntermediateMatch.read(match, place) for place, match in enumerate(intermediate_matches or [])
+        ]
+        self.is_caching_logits = is_caching_logits
+
+
+def _scheduler(known: SeedMap, spec: Any, field: str) -> Callable[..., Any] | None:
+    if spec is None or spec == "none":
+        return None
+    try:
+        if known is TEMPERATURE_SCHEDULER and not temperature_schedulers.entry(parse_spec(spec).name).positional:
+            temperature_schedulers.build(spec)  # the map would give a builder where settings are missing
+        return known[spec]
+    except KdplugError as error:
+        raise error.at(field) from error.__cause__

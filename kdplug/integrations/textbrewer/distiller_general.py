@@ -1,0 +1,87 @@
+"""Distillation of one teacher's logits and features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdplug.distillers.custom_match import CustomMatch
+from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
+from kdplug.integrations.textbrewer.custom import CustomMatches
+from kdplug.integrations.textbrewer.distiller_basic import BasicDistiller
+from kdplug.integrations.textbrewer.match import find_losses, log_names, make_projections, match_value
+from kdplug.integrations.textbrewer.term import kd_loss, modules_of, weighted
+
+__all__ = ["GeneralDistiller"]
+
+
+class GeneralDistiller(BasicDistiller):
+    """One teacher, one task: kd loss, intermediate matches, custom matches, hard-label loss, each where there is one.
+
+    Raises: ``EntryError``, ``ConfigError`` for a loss or a module that does not exist.
+    """
+
+    def __init__(
+        self,
+        train_config: TrainingConfig,
+        distill_config: DistillationConfig,
+        model_T: Any,
+        model_S: nn.Module,
+        adaptor_T: Any,
+        adaptor_S: Any,
+        custom_matches: Iterable[CustomMatch] | None = None,
+    ) -> None:
+        super().__init__(train_config, distill_config, model_T, model_S, adaptor_T, adaptor_S)
+        matches = distill_config.intermediate_matches
+        self.projs, self.projs_group = make_projections(matches, train_config.device)
+        self.match_losses = find_losses(matches)
+        self.match_names = log_names(matches)
+        for module in modules_of(self.match_losses):
+            module.to(train_config.device)
+        self.custom_matches = CustomMatches(custom_matches or (), model_T, model_S, train_config.device)
+
+    @property
+    def is_caching(self) -> bool:
+        """Never: matches need the teacher's features."""
+        return False
+
+    def trained_modules(self) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+        """What is trained besides the student, each with the options of its optimizer group."""
+        yield from zip(self.projs, self.projs_group, strict=True)
+        yield from self.custom_matches.trained_modules()
+        yield from ((module, {}) for module in modules_of([self.kd_loss, *self.match_losses]))
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a run, with hooks for the custom matches."""
+        with super().running(), self.custom_matches.hooked():
+            yield
+
+    def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss of a batch, and its terms by the names that they are logged under."""
+        with ExitStack() as stack:
+            self.custom_matches.read_into(stack)
+            return super().train_on_batch(batch, args)
+
+    def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The loss of what the adaptors returned, and its terms: kd loss where both have logits, matches, hard
+        labels.
+        """
+        total: Any = 0
+        terms: dict[str, Any] = {}
+        if "logits" in results_S and "logits" in results_T:
+            terms["unweighted_kd_loss"] = kd_loss(self.d_config, self.kd_loss, results_S, [results_T], self.progress)
+            total = weighted(total, terms["unweighted_kd_loss"], self.d_config.kd_loss_weight)
+        for name, match, loss, projection in zip(
+            self.match_names, self.d_config.intermediate_matches, self.match_losses, self.projs, strict=True
+        ):
+            terms[name] = match_value(match, loss, projection, results_S, results_T, self.progress)
+            total = weighted(total, terms[name], match.weight)
+        for name, value, weight in self.custom_matches.values(results_S, results_T):
+            terms[name] = value
+            total = weighted(total, value, weight)
+        return self.add_hard_label_loss(total, terms, results_S)

@@ -1,0 +1,59 @@
+"""What a run says: lines under TextBrewer's logger, and scalars for TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from kdplug.errors import RunError
+from kdplug.integrations.textbrewer.configurations import TrainingConfig
+
+logger = logging.getLogger("Distillation")
+
+
+class Writer(Protocol):
+    """What takes scalars."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Take one."""
+
+
+class no_op:  # noqa: N801  TextBrewer's name
+    """A writer that writes nothing."""
+
+    @staticmethod
+    def add_scalar(*args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+def make_writer(config: TrainingConfig) -> Writer:
+    """TensorBoard's writer where ``config`` names a folder and this is the first process.
+
+    Raises: ``RunError`` where TensorBoard is not installed.
+    """
+    if config.log_dir is None or config.rank:
+        return no_op()
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RunError("log_dir is set, but tensorboard is not installed: pip install 'kdplug[tensorboard]'") from error
+    writer: Writer = SummaryWriter(log_dir=str(config.log_dir))
+    return writer
+
+
+def write_terms(writer: Writer, total: Tensor, terms: Mapping[str, Any] | None, step: int) -> None:
+    """Write the total and each term. Where nothing listens no value is waited for."""
+    if isinstance(writer, no_op):
+        return
+    for name, value in {"total_loss": total, **(terms or {})}.items():
+        writer.add_scalar(f"scalar/{name}", value.item() if isinstance(value, Tensor) else float(value), step)
+
+
+@lru_cache(maxsize=256)
+def tell(message: str) -> None:
+    """Warn of something, once in a process."""
+    logger.warning(message)

@@ -1,0 +1,229 @@
+"""TextBrewer's training loop: batches in, optimizer steps, checkpoints. Its order of events is what scripts rely on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data.distributed import DistributedSampler
+from tqdm import tqdm
+
+from kdplug.engine.learning_rate import make_scheduler
+from kdplug.engine.optimizer import add_groups
+from kdplug.errors import ConfigError, RunError
+from kdplug.integrations.textbrewer.checkpoint import steps_in_epoch
+from kdplug.integrations.textbrewer.configurations import TrainingConfig
+from kdplug.integrations.textbrewer.log import logger
+from kdplug.integrations.textbrewer.precision import Precision
+
+Callback = Callable[..., Any] | None
+
+
+class Owner(Protocol):
+    """What the loop trains. A subclass of a distiller may override any of these."""
+
+    t_config: TrainingConfig
+    print_freq: int
+
+    def trained_model(self) -> nn.Module:
+        """The model whose gradients are clipped."""
+
+    def train_on_batch(self, batch: Any, args: dict[str, Any]) -> Any:
+        """The loss of a batch, or the loss and the terms to log."""
+
+    def write_loss(self, total_loss: Any, writer_step: int, losses_dict: Any = None) -> None:
+        """Log the loss of a batch."""
+
+    def save_and_callback(self, global_step: int, step: int, epoch: int, callback: Callback) -> None:
+        """Write a checkpoint and call the user's function."""
+
+    def step_done(self, steps: int, total: float) -> None:
+        """Take note that an optimizer step was made."""
+
+
+class Loop:
+    """One call of ``train()``: counts batches and steps, and makes each step in TextBrewer's order.
+
+    Loss over ``gradient_accumulation_steps``, backward; after as many batches clip (the trained model alone), step,
+    step the learning rate, clear the gradients.
+    """
+
+    def __init__(
+        self,
+        owner: Owner,
+        optimizer: Optimizer,
+        scheduler: Any,
+        max_grad_norm: float,
+        callback: Callback,
+        args: dict[str, Any],
+    ) -> None:
+        self.owner = owner
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.max_grad_norm = max_grad_norm
+        self.callback = callback
+        self.args = args
+        self.precision = Precision(owner.t_config)
+        self.accumulation = owner.t_config.gradient_accumulation_steps
+        self.steps = self.batches = 0
+        self.total: float = 0
+
+    def bar(self, items: Iterable[Any]) -> Iterable[Any]:
+        """The items, with a progress bar where a person watches."""
+        shown: Iterable[Any] = tqdm(items, disable=True if self.owner.t_config.rank else None)
+        return shown
+
+    def start(self, total: float) -> None:
+        """Before the first step: nothing that an earlier backward pass left is applied."""
+        self.total = total
+        self.optimizer.zero_grad()
+
+    def backward(self, batch: Any) -> None:
+        """One batch, forward and backward."""
+        with self.precision.forward():
+            result = self.owner.train_on_batch(batch, self.args)
+        loss, terms = result if isinstance(result, tuple) else (result, None)
+        self.owner.write_loss(loss, self.batches, terms)
+        self.batches += 1
+        self.precision.backward(loss / self.accumulation)
+
+    def step(self) -> None:
+        """One optimizer step."""
+        if self.max_grad_norm > 0:
+            self.precision.unscale(self.optimizer)
+            nn.utils.clip_grad_norm_(self.owner.trained_model().parameters(), self.max_grad_norm)
+        if self.precision.step(self.optimizer) and self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self.owner.step_done(self.steps, self.total)
+
+    def save(self, place: int, epoch: int = 0) -> None:
+        """A checkpoint and the callback."""
+        self.owner.save_and_callback(self.steps, place, epoch, self.callback)
+
+
+def prepare(
+    optimizer: Optimizer,
+    groups: Iterable[Mapping[str, Any]],
+    scheduler_class: Any,
+    scheduler_args: Mapping[str, Any] | None,
+    scheduler: Any,
+) -> Any:
+    """Add ``groups`` to the optimizer, those that it lacks, then make the learning-rate scheduler or extend the given
+    one.
+
+    ``scheduler_class`` wins over ``scheduler``, as in TextBrewer.
+
+    Raises: ``ConfigError``, ``RunError`` for a scheduler that cannot be used.
+    """
+    added = add_groups(optimizer, groups)
+    if scheduler_class is None:
+        return make_scheduler(optimizer, new_groups=added, scheduler=scheduler)
+    return make_scheduler(optimizer, new_groups=added, scheduler_class=scheduler_class, scheduler_args=scheduler_args)
+
+
+def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Callable[[Any], Any] | None) -> None:
+    """Train for ``num_steps`` optimizer steps, over the loader again and again.
+
+    Raises: ``ConfigError`` for no steps at all; ``RunError`` for a loader that gives no more batches.
+    """
+    last, every = step_plan(loop, num_steps)
+    for place, batch in enumerate(loop.bar(endless(loader))):
+        loop.backward(batch if change is None else change(batch))
+        if (place + 1) % loop.accumulation == 0:
+            loop.step()
+            if loop.steps % _rarely(every, loop) == 0:
+                logger.info("Global step: %s, epoch step:%s", loop.steps, place + 1)
+            if loop.steps % every == 0 or loop.steps == last:
+                loop.save(place)
+        if loop.steps >= last:
+            break
+    logger.info("Training finished")
+
+
+def step_plan(loop: Loop, num_steps: float) -> tuple[int, int]:
+    """The number of the last step, and how often a checkpoint is due: at the end alone where ``ckpt_steps`` is
+    ``None``.
+
+    Raises: ``ConfigError``.
+    """
+    last, ckpt_steps = math.ceil(num_steps), loop.owner.t_config.ckpt_steps
+    if last < 1:
+        raise ConfigError(f"must be at least 1, got {num_steps}", field="num_steps")
+    every = last if ckpt_steps is None else int(ckpt_steps)
+    if every < 1:
+        raise ConfigError(f"must be at least 1, got {ckpt_steps}", field="ckpt_steps")
+    logger.info("Total training steps: %s", num_steps)
+    logger.info("Checkpoints(step): %s", sorted({*range(every, last + 1, every), last}))
+    loop.start(num_steps)
+    return last, every
+
+
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches again and again. Raises: ``RunError`` where a whole pass gives none."""
+    while True:
+        batch = _NONE
+        for batch in loader:
+            yield batch
+        if batch is _NONE:
+            raise RunError("the dataloader gives no more batches: it is empty, or a generator that can be read once")
+
+
+_NONE = object()
+
+
+def run_epochs(
+    loop: Loop,
+    loader: Any,
+    num_epochs: float,
+    change: Callable[[Any], Any] | None,
+    reshuffled: Callable[[], list[Any]] | None = None,
+) -> None:
+    """Train for ``int(num_epochs)`` passes over the loader, or over what ``reshuffled`` gives for each.
+
+    Batches at an epoch's end that do not fill a step are computed, logged and dropped, as in TextBrewer.
+
+    Raises: ``RunError`` where the loader has too few batches for a single step.
+    """
+    config, epochs = loop.owner.t_config, int(num_epochs)
+    steps = len(loader) // loop.accumulation
+    if not steps:
+        raise RunError(
+            f"the dataloader has {len(loader)} batches and gradient_accumulation_steps is {loop.accumulation}: "
+            "not one step would be made"
+        )
+    due = steps_in_epoch(steps, config.ckpt_frequency)
+    logger.info("Training steps per epoch: %s", steps)
+    logger.info("Checkpoints(step): %s", sorted(due))
+    loop.start(steps * num_epochs)
+    for epoch in loop.bar(range(epochs)):
+        _set_epoch(loader, epoch)
+        logger.info("Epoch %s", epoch + 1)
+        loop.optimizer.zero_grad()
+        batches = loader if reshuffled is None else reshuffled()
+        logger.info("Length of current epoch in forward batch: %s", len(batches))
+        saves = (epoch + 1) % config.ckpt_epoch_frequency == 0 or epoch + 1 == epochs
+        for place, batch in enumerate(loop.bar(batches)):
+            loop.backward(batch if change is None else change(batch))
+            if (place + 1) % loop.accumulation == 0:
+                loop.step()
+                if loop.steps % _rarely(steps, loop) == 0:
+                    logger.info("Global step: %s, epoch step:%s", loop.steps, place + 1)
+                if saves and loop.steps % steps in due:
+                    loop.save(place, epoch)
+        logger.info("Epoch %s finished", epoch + 1)
+
+
+def _rarely(steps: int, loop: Loop) -> int:
+    """After how many steps a line is due: ``print_freq`` lines in ``steps`` steps, or one."""
+    return steps // loop.owner.print_freq or steps
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(sampler, DistributedSampler):
+        sampler.set_epoch(epoch)

@@ -1,0 +1,111 @@
+"""The intermediate matches of a config, with their projections, as TextBrewer computes and names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdplug.errors import KdplugError, OutputsError
+from kdplug.host.seed_map import MATCH_LOSS_MAP, PROJ_MAP, MatchLoss
+from kdplug.host.spec import parse_spec
+from kdplug.integrations.textbrewer.match_config import IntermediateMatch
+from kdplug.integrations.textbrewer.term import Progress
+from kdplug.objective.term import unique
+
+
+def make_projections(matches: Sequence[IntermediateMatch], device: Any) -> tuple[list[Any], list[Any]]:
+    """The projection of each match and the options of its optimizer group; ``None`` where a match has none."""
+    projections: list[Any] = []
+    options: list[Any] = []
+    for match in matches:
+        if match.proj is None:
+            projections.append(None)
+            options.append(None)
+        else:
+            name, width_S, width_T, group = match.proj
+            projections.append(PROJ_MAP[name](width_S, width_T).to(device))
+            options.append(group)
+    return projections, options
+
+
+def find_losses(matches: Sequence[IntermediateMatch]) -> list[Any]:
+    """The loss of each match. Raises: ``EntryError``, ``ConfigError`` with the path of the name."""
+    found = []
+    for place, match in enumerate(matches):
+        try:
+            found.append(MATCH_LOSS_MAP[match.loss])
+        except KdplugError as error:
+            raise error.at("intermediate_matches", place, "loss") from error.__cause__
+    return found
+
+
+def log_names(matches: Sequence[IntermediateMatch]) -> list[str]:
+    """What each match is called in the curves: ``unweighted_hidden_mmd_3-3_12-12``. The second of one name gets
+    ``_2``.
+    """
+    return unique(
+        (
+            f"unweighted_{match.feature}_{parse_spec(match.loss).name}_{_joined(match.layer_S)}_{_joined(match.layer_T)}"
+            for match in matches
+        ),
+        (),
+    )
+
+
+def _joined(layer: int | list[int]) -> str:
+    return "-".join(map(str, layer)) if isinstance(layer, list) else str(layer)
+
+
+def match_value(
+    match: IntermediateMatch,
+    loss: Any,
+    projection: nn.Module | None,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    progress: Progress,
+) -> Any:
+    """The unweighted loss of one match. The mask is the student's ``inputs_mask``, as in TextBrewer.
+
+    Raises: ``OutputsError`` for a layer that an adaptor did not return.
+    """
+    ours = _features(student, match.feature, match.layer_S, "adaptor_S")
+    theirs = _features(teacher, match.feature, match.layer_T, "adaptor_T")
+    if projection is not None:
+        ours = [projection(feature) for feature in ours]
+    mask = student.get("inputs_mask")
+    if not isinstance(loss, MatchLoss):
+        return loss(*_as_given(match, ours, theirs, list), mask=mask)
+    others = {
+        "student_mask": _bool(mask),
+        "teacher_mask": _bool(teacher.get("inputs_mask")),
+        "labels": _single(student.get("labels")),
+        **progress,
+    }
+    return loss(*_as_given(match, ours, theirs, tuple), mask=_bool(mask), **others)
+
+
+def _as_given(match: IntermediateMatch, ours: list[Tensor], theirs: list[Tensor], form: Any) -> tuple[Any, Any]:
+    if isinstance(match.layer_S, list):
+        return form(ours), form(theirs)
+    return ours[0], theirs[0]
+
+
+def _features(outputs: Mapping[str, Any], feature: str, layer: int | list[int], side: str) -> list[Tensor]:
+    found = outputs.get(feature, ())
+    layers = layer if isinstance(layer, list) else [layer]
+    try:
+        return [found[index] for index in layers]
+    except IndexError:
+        raise OutputsError(
+            f"{side} returned {len(found)} layers of {feature!r}, and layer {layer} is not among them"
+        ) from None
+
+
+def _bool(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask != 0
+
+
+def _single(labels: Sequence[Tensor] | None) -> Tensor | None:
+    return labels[0] if labels and len(labels) == 1 else None

@@ -1,0 +1,98 @@
+"""The summands of the loss, in the order and with the arithmetic of TextBrewer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdplug.errors import OutputsError
+from kdplug.host.seed_map import KdLoss, SeedCallable
+from kdplug.integrations.textbrewer.configurations import DistillationConfig
+from kdplug.integrations.textbrewer.log import tell
+from kdplug.integrations.textbrewer.selection import select_labels, select_logits_with_mask, spread
+from kdplug.objective.probability_shift import shift
+
+Progress = Mapping[str, float]
+"""``progress``, ``step`` and ``total_steps``, for losses that ask for them."""
+
+
+def weighted(total: Any, term: Any, weight: Any) -> Any:
+    """``total + term * weight``; at weight 0 a term that is not finite is left out, for 0 times ``nan`` is ``nan``."""
+    if not weight and isinstance(term, Tensor) and not torch.isfinite(term).all():
+        return total
+    return total + term * weight
+
+
+def hard_label_loss(losses: Iterable[Tensor]) -> Any:
+    """The sum of the means: of what ``DataParallel`` gathers, each is one value per device."""
+    total: Any = 0
+    for loss in losses:
+        total = total + loss.mean()
+    return total
+
+
+def kd_loss(
+    config: DistillationConfig,
+    loss: Any,
+    student: Mapping[str, Any],
+    teachers: Sequence[Mapping[str, Any]],
+    progress: Progress,
+) -> Any:
+    """The kd loss summed over the heads, each against the mean of the teachers' logits.
+
+    Each side is selected by its own mask, several teachers by the first one's; where one side has none, by the other's.
+
+    Raises: ``OutputsError`` for labels or logits that are missing.
+    """
+    mask_S = student.get("logits_mask", teachers[0].get("logits_mask"))
+    mask_T = teachers[0].get("logits_mask", student.get("logits_mask"))
+    ours, theirs = _selected(student, mask_S), [_selected(teacher, mask_T) for teacher in teachers]
+    if len(ours) != len(theirs[0]):
+        tell(
+            f"{len(ours)} heads of the student and {len(theirs[0])} of the teacher: those without a partner are left out"
+        )
+    labels = _labels(student, ours, mask_S) if _asks_for_labels(config, loss) else [None] * len(ours)
+    total: Any = 0
+    for logits_S, logits_T, label in zip(ours, zip(*theirs, strict=False), labels, strict=False):
+        target = sum(logits_T[1:], start=logits_T[0]) / len(logits_T) if len(logits_T) > 1 else logits_T[0]
+        if config.probability_shift:
+            target = shift(target, label)
+        temperature: Any = config.temperature
+        if config.temperature_scheduler is not None:
+            temperature = config.temperature_scheduler(logits_S, target, temperature)
+        others = {"labels": label, **progress} if isinstance(loss, KdLoss) else {}
+        total = total + loss(logits_S, target, temperature, **others)
+    return total
+
+
+def _selected(outputs: Mapping[str, Any], mask: Sequence[Tensor] | None) -> Sequence[Tensor]:
+    if "logits" not in outputs:
+        raise OutputsError("missing, and the kd loss needs those of both models", field="logits")
+    logits: Sequence[Tensor] = outputs["logits"]
+    return logits if mask is None else select_logits_with_mask(logits, mask)
+
+
+def _asks_for_labels(config: DistillationConfig, loss: Any) -> bool:
+    return config.probability_shift or (isinstance(loss, KdLoss) and "labels" in loss.component.inputs)
+
+
+def _labels(student: Mapping[str, Any], logits: Sequence[Tensor], mask: Sequence[Tensor] | None) -> list[Any]:
+    """The labels of each head, selected as its logits are."""
+    if "labels" not in student:
+        raise OutputsError(
+            "missing from what adaptor_S returned: probability_shift and this loss need them", field="labels"
+        )
+    masks: Sequence[Any] = [None] * len(logits) if mask is None else spread(mask, len(logits))
+    return [select_labels(label, one, kept) for label, one, kept in zip(student["labels"], logits, masks, strict=False)]
+
+
+def modules_of(losses: Iterable[Any]) -> list[nn.Module]:
+    """The losses that hold state: a plugin's class of loss, which is trained along with the student."""
+    return [
+        loss.component.target
+        for loss in losses
+        if isinstance(loss, SeedCallable) and isinstance(loss.component.target, nn.Module)
+    ]

@@ -1,0 +1,283 @@
+"""A ``Trainer`` whose loss is an objective's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.contracts.outputs import Outputs
+from kdplug.distillers.custom_match import CustomMatch
+from kdplug.engine.mode import modes
+from kdplug.engine.pair import Adaptor
+from kdplug.errors import ConfigError
+from kdplug.integrations.sides import Teachers, check_apart, make_objective, make_teachers
+from kdplug.integrations.transformers.adaptor import adapt
+from kdplug.integrations.transformers.check import check
+from kdplug.integrations.transformers.checkpoint import divide, read_objective, write_objective
+from kdplug.integrations.transformers.column import Columns
+from kdplug.integrations.transformers.feature import Features
+from kdplug.integrations.transformers.first_batch import first_batch
+from kdplug.integrations.transformers.group import add_objective
+from kdplug.integrations.transformers.link import Link, Question
+from kdplug.integrations.transformers.own_loss import OwnLoss
+from kdplug.integrations.transformers.teaching import Teaching
+from kdplug.integrations.transformers.term_log import TermLog
+from kdplug.integrations.transformers.window import Window, count_items, per_item
+from kdplug.objective.objective import Objective
+from kdplug.objective.report import LossReport
+
+
+class DistillationTrainer(Trainer):
+    """A ``transformers.Trainer`` that trains ``model`` as the student of ``teacher``.
+
+    Its arguments are those of ``Trainer``, and by keyword:
+
+    * ``teacher`` is a model, or several as a list or by key. Teachers are frozen, in eval mode, on the Trainer's device, and
+      never wrapped, saved or trained.
+    * ``distill_config`` says what the loss is. Its hard label loss is the student's own: with ``label_smoothing_factor`` or
+      ``compute_loss_func`` that one.
+    * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads. Without them it reads a
+      transformers output, with ``attention_mask`` as the mask of features and of logits that are one per token.
+    * ``custom_matches`` are ``kdplug.CustomMatch``; they go with one teacher.
+    * ``normalization`` is ``"global"``: each term is divided once, by what it counts in all micro-batches and processes of a
+      step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass where masks differ.
+
+    The models are asked for hidden states or attention where the config reads them by index. A column that only a teacher
+    takes is kept for it; a mapping under ``teacher`` in a batch is for the teachers alone. Projections and what losses learn
+    are ``objective``'s: trained, clipped and wrapped with the student, saved beside it (``objective.safetensors``), and
+    loaded again by ``resume_from_checkpoint`` and ``load_best_model_at_end``.
+
+    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` for what the config names and is not there; ``RunError`` where
+    a run cannot start.
+    """
+
+    objective: Objective
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: Teachers,
+        distill_config: DistillationConfig,
+        adaptor_T: Any = None,
+        adaptor_S: Adaptor | None = None,
+        custom_matches: Iterable[CustomMatch] = (),
+        normalization: Literal["global", "micro_batch"] = "global",
+        **kwargs: Any,
+    ) -> None:
+        if normalization not in ("global", "micro_batch"):
+            raise ConfigError(f"must be 'global' or 'micro_batch', got {normalization!r}", field="normalization")
+        self._teachers = make_teachers(teacher, adaptor_T)
+        super().__init__(*args, **kwargs)
+        self.distill_config = distill_config
+        self._adaptor = adaptor_S
+        self._custom_matches = tuple(custom_matches)
+        self._over: Literal["global", "micro_batch"] = normalization
+        self._own_loss = OwnLoss(self.compute_loss_func, self.label_smoother)
+        # The loss comes from the objective alone, which is what the Trainer has to divide by the number of micro-batches.
+        self.compute_loss_func, self.model_accepts_loss_kwargs = None, False
+        self._window: Window | None = None
+        self._counts_are_data = self._is_open = False
+        self._logged, self._evaluated = TermLog(), TermLog()
+        self._link_student()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ARG002
+    ) -> Any:
+        """The objective's loss; with ``return_outputs``, what the student returned as well."""
+        with self._open():
+            if model.training:
+                loss, outputs = self._train_on(model, inputs)
+            else:
+                outputs, report, _ = self._forward(model, inputs, None)
+                self._evaluated.add(report)
+                loss = report.total.detach()
+        return (loss, self._features.without(outputs)) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, with a group for each projection that has its own options."""
+        with self._link.apart():
+            optimizer = super().create_optimizer(model)
+        add_objective(self, self.objective, optimizer)
+        return optimizer
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of a step, remembered: each term is divided by what it counts in all of them."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._window = self._new_window(batches)
+        return batches, items
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """As in ``Trainer``; without labels the student is asked alone, and there is no loss."""
+        if not (all(inputs.get(name) is not None for name in self.label_names) and self.label_names):
+            inputs = self._columns.student(inputs)
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in ``Trainer``, with the mean of each term among the metrics."""
+        self._ready()
+        self._evaluated = TermLog()
+        with self._open():
+            output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        terms = self._evaluated.means(self.accelerator)
+        metrics = {**(output.metrics or {}), **{f"{prefix}_{name}": value for name, value in terms.items()}}
+        return output._replace(metrics=metrics)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, and with the training loss the unweighted mean of each of its terms."""
+        if "loss" in logs:
+            logs = {**logs, **self._logged.means(self.accelerator)}
+        super().log(logs, start_time)
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: Any = None,
+        resume_from_checkpoint: Any = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        check(self, self.objective)
+        self._ready()
+        self._logged, self._counts_are_data = TermLog(), False
+        try:
+            with self._open():
+                return super()._inner_training_loop(
+                    batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
+                )
+        finally:
+            self._window = None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known: Any = self._signature_columns
+        known += sorted(self._columns.of_teachers.difference(known))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_objective(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        with nullcontext() if self._is_sharded else self._link.apart():
+            super()._load_best_model()
+        self._load_objective(Path(str(self.state.best_model_checkpoint)))
+
+    def _load_objective(self, folder: Path) -> None:
+        """FSDP and DeepSpeed save both as one; otherwise the objective has its own file."""
+        if not self._is_sharded:
+            self._ready()
+            read_objective(self.objective, folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        objective = self.objective.state_dict()
+        if state_dict is not None and self._is_sharded:
+            state_dict, objective = divide(state_dict)
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            write_objective(Path(str(output_dir or self.args.output_dir)), objective, self.objective.config)
+
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def _student(self) -> nn.Module:
+        student: nn.Module = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return student
+
+    def _link_student(self) -> None:
+        """Make the objective for the student that there is, a new one where ``model_init`` has made a new student."""
+        student = self._student
+        check_apart(student, self._teachers)
+        self.objective = make_objective(self.distill_config, self._teachers, student, self._custom_matches)
+        self.objective.to(next(student.parameters()).device)
+        self._link = Link(student, self.objective)
+        models = {key: one.model for key, one in self._teachers.teachers.items()}
+        self._columns = Columns(student, models, self.label_names)
+        self._features = Features(student, self.distill_config, "student")
+        self._teaching = Teaching(self._teachers, self.distill_config, self._columns)
+
+    def _ready(self) -> None:
+        """Have the objective fit the student, its widths and layers known."""
+        if self._link.student is not self._student:
+            self._link_student()
+        if self.objective.needs_materialize and not self._is_open:
+            student = self._link.student
+            batch = first_batch(self, next(student.parameters()).device)
+            if batch is not None:
+                self._materialize(batch)
+
+    def _materialize(self, batch: dict[str, Any]) -> None:
+        student = self._link.student
+        with self._open(), modes(evaluating=student), torch.no_grad(), torch.random.fork_rng():
+            teacher = self._teaching.ask(self._prepare_inputs(batch), self.accelerator.autocast)
+            inputs = {**self._columns.student(batch), **self._features.arguments}
+            read = self._link.read(inputs, lambda outputs: (self._adaptor or adapt)(batch, outputs))
+            self.objective.materialize(student=read, teacher=teacher)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Inside the block, the objective is a part of the student and the teachers can be asked."""
+        if self._is_open:
+            yield
+            return
+        self._is_open = True
+        try:
+            with (
+                self._link.joined(is_sharded=self._is_sharded),
+                self._teaching.begun(self.objective, self.args.device),
+            ):
+                yield
+        finally:
+            self._is_open = False
+
+    def _new_window(self, batches: list[Any]) -> Window:
+        items = count_items(batches, shifted=self._own_loss.shifts(self._student))
+        return Window(batches, items, self.accelerator, self._over, self._counts_are_data)
+
+    def _train_on(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        window = self._window or self._new_window([inputs])
+
+        def forward(batch: Any, items: int | None, teacher: Any) -> tuple[Any, LossReport, Any]:
+            return self._forward(model, batch, items, teacher)
+
+        outputs, report, normalization = window.next(model, inputs, forward, self._prepare_inputs)
+        self._counts_are_data = window.counts_are_data
+        self._logged.add_share(report, normalization, len(window))
+        # The Trainer divides by the number of micro-batches what is divided already.
+        return window.loss(report, normalization) * len(window), outputs
+
+    def _forward(
+        self, model: nn.Module, batch: dict[str, Any], items: int | None, teacher: Any = None
+    ) -> tuple[Any, LossReport, Any]:
+        """The student's outputs, its loss, and what the teachers gave."""
+        if teacher is None:
+            teacher = self._teaching.ask(batch, self.accelerator.autocast)
+        own = self._own_loss.of(self._student, batch, items) if self.objective.hard_label_loss is not None else None
+
+        def read(outputs: Any) -> Outputs:
+            found = Outputs.read((self._adaptor or adapt)(batch, outputs), "student")
+            return found if own is None else replace(found, losses=(own(outputs),))
+
+        total = max(self.state.max_steps, 0)
+        step = min(self.state.global_step, total)
+        question = Question(read, teacher, step / total if total else 0.0, step, total)
+        given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
+        outputs, report = self._link.ask(model, {**given, **self._features.arguments}, question)
+        if self._adaptor is None or own is not None:
+            report = per_item(report, "hard_label_loss", items)
+        return outputs, report, teacher

@@ -1,0 +1,141 @@
+"""The micro-batches of one optimizer step, which share what each term is divided by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdplug.engine.normalization import Counts, Normalization, are_numbers, counts_of, same_shapes
+from kdplug.engine.volatile import Volatile, kept
+from kdplug.errors import RunError
+from kdplug.objective.report import LossReport, TermValue
+
+IGNORED = -100
+"""The label that transformers' losses leave out."""
+
+
+class Forward(Protocol):
+    """``forward(batch, items, teacher)``: the student's outputs, the loss, and the teachers' outputs, asked for if ``None``."""
+
+    def __call__(self, batch: Any, items: int | None, teacher: Any) -> tuple[Any, LossReport, Any]: ...
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """``items`` holds how many labels count in each micro-batch, ``None`` where a batch has none.
+
+    Every term is divided by what it counts in the whole window, on all processes: how a batch was cut changes nothing. Where
+    counts are data, as with masks, a pass without gradient learns them first, since no term can be divided before. Without
+    masks they follow from the shapes. ``counts_are_data`` saves the attempt where an earlier window has shown it. ``over``
+    a ``micro_batch``, each divides by its own counts, and the mean of these means is taken.
+    """
+
+    batches: Sequence[Any]
+    items: Sequence[int | None]
+    accelerator: Accelerator
+    over: Literal["global", "micro_batch"] = "global"
+    counts_are_data: bool = False
+    _normalization: Normalization | None = None
+    _counts: Counts | None = None
+    _teachers: dict[int, Any] = field(default_factory=dict)
+    _place: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def next(
+        self, model: nn.Module, batch: Any, forward: Forward, prepare: Callable[[Any], Any]
+    ) -> tuple[Any, LossReport, Normalization | None]:
+        """One micro-batch, ``prepare``d: the student's outputs, their report, and what to divide it by, if not by itself.
+
+        Raises: ``RunError`` where counts that are numbers differ though the shapes do not.
+        """
+        place, self._place = self._place, self._place + 1
+        if self.over == "micro_batch":
+            outputs, report, _ = forward(batch, self.items[place], None)
+            return outputs, report, None
+        if place == 0 and len(self) > 1:
+            found = self._by_shape(model, batch, forward)
+            if found is not None:
+                return found
+            self._count(model, forward, prepare)
+        outputs, report, _ = forward(batch, self.items[place], self._teachers.pop(place, None))
+        if self._normalization is None:
+            self._normalization = Normalization.pooled([counts_of(report)], self.accelerator)
+        elif self._counts is not None and counts_of(report) != self._counts:
+            raise RunError(
+                "the micro-batches of a step have equal shapes, but a term counts differently in them. A loss whose count "
+                "depends on values has to return it as a tensor"
+            )
+        return outputs, report, self._normalization
+
+    def loss(self, report: LossReport, normalization: Normalization | None) -> Tensor:
+        """What a micro-batch adds to the loss of the step. Processes average it, as DDP averages their gradients."""
+        if normalization is None:
+            return report.total / len(self)
+        whole = len(self) == 1 and self.accelerator.num_processes == 1 and self.items[0] != 0
+        return report.total if whole else normalization.loss(report)
+
+    def _by_shape(
+        self, model: nn.Module, batch: Any, forward: Forward
+    ) -> tuple[Any, LossReport, Normalization | None] | None:
+        """The first micro-batch where counts follow from shapes; ``None``, with nothing changed, where they do not."""
+        alone = self.accelerator.num_processes == 1
+        if self.counts_are_data or not alone or len({*self.items}) > 1 or not same_shapes(self.batches):
+            return None
+        before = Volatile(model)
+        outputs, report, teacher = forward(batch, self.items[0], None)
+        counts = counts_of(report)
+        if are_numbers(counts):
+            self._counts, self._normalization = counts, Normalization.uniform(counts, len(self))
+            return outputs, report, self._normalization
+        before.restore()
+        self._teachers[0], self.counts_are_data = teacher, True
+        return None
+
+    def _count(self, model: nn.Module, forward: Forward, prepare: Callable[[Any], Any]) -> None:
+        """Learn the counts of all micro-batches; the teachers' outputs are kept for when each one's turn comes."""
+        counted = []
+        with kept(model), torch.no_grad():
+            for place, batch in enumerate(self.batches):
+                teacher = self._teachers.get(place)
+                _, report, self._teachers[place] = forward(prepare(batch), self.items[place], teacher)
+                counted.append(counts_of(report))
+        self._normalization = Normalization.pooled(counted, self.accelerator)
+
+
+def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
+    """How many labels count in each batch: those that are not -100, of a ``shifted`` causal loss from the second token on.
+
+    Waits for the device once.
+    """
+    found = [_counted(batch, shifted=shifted) for batch in batches]
+    numbers = [one for one in found if one is not None]
+    values = iter(torch.stack(numbers).tolist() if numbers else [])
+    return [None if one is None else int(next(values)) for one in found]
+
+
+def per_item(report: LossReport, term_name: str, items: int | None) -> LossReport:
+    """The report with a term that is a mean over ``items`` as their sum and number. Of no items it is an exact 0."""
+    term = report.terms.get(term_name)
+    if term is None or items is None or term.weight == 0:
+        return report
+    total = term.total * items
+    if items == 0:
+        total = total.masked_fill(torch.ones_like(total, dtype=torch.bool), 0)
+    return LossReport(report.total, {**report.terms, term_name: TermValue(total, items, term.weight)})
+
+
+def _counted(batch: Any, *, shifted: bool) -> Tensor | None:
+    if not isinstance(batch, Mapping):
+        return None
+    ready = batch.get("shift_labels")
+    labels = batch.get("labels") if ready is None else ready
+    if not isinstance(labels, Tensor):
+        return None
+    return (labels[..., 1:] if shifted and ready is None else labels).ne(IGNORED).sum()

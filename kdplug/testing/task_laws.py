@@ -1,0 +1,181 @@
+"""The laws of a task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import Any, ClassVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.task import Part, Task
+from kdplug.engine.batch import call, split
+from kdplug.errors import OutputsError
+from kdplug.testing.law import Laws, broken
+from kdplug.testing.sample import seeded
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class TaskLaws(Laws):
+    """Laws that a task keeps, as pytest tests. Its models are built and its data read, so declare small ``settings``.
+
+    ::
+
+        class TestMyTask(TaskLaws):
+            entry = "mytask"
+            settings = {"data_seed": 1}
+    """
+
+    examples: ClassVar[int] = 4
+    """How many examples of each part are looked at."""
+
+    @classmethod
+    def kind_of(cls) -> str:
+        return "tasks"
+
+    def task(self, seed: int = 0) -> Any:
+        """A fresh task, made with torch's global generator at ``seed``."""
+        with seeded(seed):
+            return self.build().target
+
+    def batch(self, task: Task, part: Part, seed: int = 0) -> Any:
+        """The first examples of a part as a batch."""
+        with seeded(seed):
+            data: Any = task.data(part)
+            return task.collate([data[index] for index in range(min(self.examples, len(data)))])
+
+    def outputs(self, task: Task, part: Part) -> Iterator[tuple[str, nn.Module, Outputs]]:
+        """What each side returns for a batch of a part, in eval mode: its name, its model, its outputs."""
+        batch = split(self.batch(task, part))
+        for side in ("teacher", "student"):
+            with seeded(0):
+                model = (task.build_teacher() if side == "teacher" else task.build_student()).eval()
+                own = getattr(batch, side)
+                try:
+                    read = getattr(task, f"{side}_adaptor")(own, call(model, own, {}))
+                    yield side, model, Outputs.read(read, side)
+                except OutputsError as error:
+                    broken(f"{side}_adaptor of data({part!r}): {error}")
+
+    def test_it_offers_all_that_a_recipe_asks_for(self) -> None:
+        """For: a method that is missing, or misspelt, and is found out after the teacher is trained."""
+        task = self.task()
+        lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
+        if lacking:
+            broken(f"is no task: it lacks {', '.join(lacking)}")
+
+    def test_it_says_what_it_is_about(self) -> None:
+        """For: a run that begins with an empty line."""
+        about: Any = self.task().about()
+        if not isinstance(about, str) or not about.strip():
+            broken(f"about() must say in a sentence or two what the data is, and returned {about!r}")
+
+    def test_the_teacher_is_fitted_in_steps_that_exist(self) -> None:
+        """For: a key of ``teacher_fit`` that is misspelt or 0."""
+        fit: Any = self.task().teacher_fit()
+        if fit is None:
+            return
+        keys = ("epochs", "batch_size", "learning_rate")
+        if not isinstance(fit, Mapping) or set(fit) != set(keys):
+            broken(f"teacher_fit() must return None or {', '.join(keys)}, and returned {fit!r}")
+        for key in keys:
+            if not fit[key] > 0:
+                broken(f"teacher_fit()[{key!r}] must be above 0, and is {fit[key]!r}")
+
+    def test_every_part_has_examples(self) -> None:
+        """For: a part that is forgotten, or that has no length to plan a run by."""
+        task = self.task()
+        for part in PARTS:
+            data: Any = task.data(part)
+            if not isinstance(data, Sized) or not len(data):
+                broken(f"data({part!r}) must have a length above 0")
+
+    def test_examples_are_the_same_in_every_run(self) -> None:
+        """For: a split or an order that is drawn from the global generator: a resumed run then sees other data."""
+        one, two = self.task(1), self.task(2)
+        for part in PARTS:
+            if not _alike(self.batch(one, part, 1), self.batch(two, part, 2)):
+                broken(f"data({part!r}) holds other examples, or another order, when the task is made again")
+
+    def test_adaptors_give_what_an_objective_reads(self) -> None:
+        """For: a key with a typo; logits that are not finite; teacher and student of different classes or lengths."""
+        task = self.task()
+        for part in PARTS:
+            sides = {side: outputs for side, _, outputs in self.outputs(task, part)}
+            logits = {side: outputs.logits or () for side, outputs in sides.items()}
+            shapes = {side: [list(head.shape) for head in heads] for side, heads in logits.items()}
+            if shapes["teacher"] != shapes["student"]:
+                broken(
+                    f"of data({part!r}) the teacher gives logits {shapes['teacher']} and the student {shapes['student']}"
+                )
+            for side, heads in logits.items():
+                if not all(bool(part.isfinite().all()) for head in heads for part in _parts(head)):
+                    broken(f"the {side}'s logits of data({part!r}) are not finite")
+
+    def test_the_student_can_be_trained_on_its_labels(self) -> None:
+        """For: a loss that is detached, or left out: the student without a teacher then learns nothing."""
+        for side, model, outputs in self.outputs(self.task(), "baseline"):
+            if side == "teacher":
+                continue
+            if outputs.losses is None:
+                broken(
+                    "student_adaptor gives no 'losses' for data('baseline'), which is what a student alone is trained on"
+                )
+            total = torch.stack([loss.float().mean() for loss in outputs.losses]).sum()
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            if not total.requires_grad or not any(
+                gradient is not None and bool(gradient.any())
+                for gradient in torch.autograd.grad(total, trained, allow_unused=True)
+            ):
+                broken("the 'losses' of student_adaptor do not reach the student: is the loss detached?")
+
+    def test_the_metric_is_among_the_figures(self) -> None:
+        """For: a figure under another name than ``metric``, found out when a run is over; a mean over nothing."""
+        task = self.task()
+        metric = task.metric
+        for side, found in (
+            ("teacher", self._figures(task.build_teacher())),
+            ("student", self._figures(task.build_student())),
+        ):
+            if metric not in found:
+                broken(f"evaluate gives {', '.join(found) or 'nothing'} for the {side}, and not {metric!r}, its metric")
+            wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
+            if wrong:
+                broken(f"evaluate gives {wrong} for the {side}: figures are finite")
+
+    def test_evaluating_changes_nothing(self) -> None:
+        """For: a model that is left in training mode, or trained on the test part."""
+        model = self.task().build_student()
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self._figures(model)
+        if model.training:
+            broken("evaluate leaves the model in training mode")
+        changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
+        if changed:
+            broken(f"evaluate changes {changed[0]} of the model")
+
+    def _figures(self, model: nn.Module) -> dict[str, float]:
+        task = self.task()
+        with seeded(0), torch.no_grad():
+            found: Any = task.evaluate(model.eval(), [split(self.batch(task, "test")).student])
+        return {name: float(value) for name, value in found.items()}
+
+
+def _alike(one: Any, two: Any) -> bool:
+    """Whether two batches hold the same tensors and values, in the same places."""
+    if isinstance(one, Tensor):
+        return isinstance(two, Tensor) and one.shape == two.shape and torch.equal(one, two)
+    if isinstance(one, Mapping):
+        return isinstance(two, Mapping) and list(one) == list(two) and all(_alike(one[key], two[key]) for key in one)
+    if isinstance(one, Sequence) and not isinstance(one, str):
+        return isinstance(two, Sequence) and len(one) == len(two) and all(map(_alike, one, two))
+    return bool(one == two)
+
+
+def _parts(logits: Any) -> tuple[Tensor, ...]:
+    """The numbers that logits are, or are made of."""
+    return logits.tensors if isinstance(logits, FactoredLogits) else (logits,)

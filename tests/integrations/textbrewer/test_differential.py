@@ -1,0 +1,36 @@
+"""The drop-in against TextBrewer from PyPI: the same losses at every batch, the same weights at the end.
+
+50 optimizer steps from the same seeds, for each distiller and each option. Equal too: the tags, the steps of callbacks
+and checkpoints, the modes that callbacks find, and what every random generator gives next.
+
+The release divides masked ``nst`` and ``mmd`` by the length where the repository's head, which the drop-in follows,
+divides by the width; the one masked case of theirs has a length equal to both widths.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+from textbrewer_case import CASES
+from textbrewer_twin import loss_gap, run, weight_gap
+
+import kdplug.integrations.textbrewer as dropin
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    textbrewer = pytest.importorskip("textbrewer")
+
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_losses_and_weights_are_those_of_textbrewer(name: str, tmp_path: Path) -> None:
+    ours, theirs = (run(library, CASES[name], tmp_path / library.__name__) for library in (dropin, textbrewer))
+    assert len({step for _, _, step in theirs.scalars}) >= 50 // CASES[name].rounds
+    assert [(tag, step) for tag, _, step in ours.scalars] == [(tag, step) for tag, _, step in theirs.scalars]
+    assert loss_gap(ours, theirs) <= TOLERANCE
+    assert weight_gap(ours, theirs) <= TOLERANCE
+    assert (ours.callbacks, ours.checkpoints) == (theirs.callbacks, theirs.checkpoints)
+    assert ours.draws == theirs.draws

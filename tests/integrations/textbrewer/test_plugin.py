@@ -1,0 +1,99 @@
+"""Losses, projections and schedulers of installed plugins, named in a TextBrewer script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_install import FakeSite
+from textbrewer_twin import TinyEncoder, adaptor, make_examples
+from torch.utils.data import DataLoader
+
+import kdplug.integrations.textbrewer as textbrewer
+
+SOURCE = """
+    import torch
+    from torch import nn
+
+    seen = []
+
+    def labelled(student_logits, teacher_logits, labels, progress, *, alpha: float = 1.0):
+        seen.append((labels.tolist(), progress))
+        return alpha * (student_logits - teacher_logits).square().mean()
+
+    class Learned(nn.Module):
+        def __init__(self, start: float = 1.0):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(start))
+
+        def forward(self, student_features, teacher_features, student_mask):
+            assert student_mask.dtype is torch.bool
+            return ((student_features * self.scale - teacher_features) ** 2).mean()
+
+    def wide(in_dim, out_dim, *, bias: bool = True):
+        return nn.Linear(in_dim, out_dim, bias=bias)
+
+    def half(progress):
+        return 0.5
+"""
+MATCH = {"layer_T": 1, "layer_S": 1, "feature": "hidden", "loss": ["learned", 2.0], "weight": 1, "proj": ["wide", 6, 8]}
+
+
+@pytest.fixture
+def plugin(fake_site: FakeSite) -> Iterator[Any]:
+    fake_site.add(
+        "kdplug-mine",
+        files={"kdplug_mine.py": SOURCE},
+        losses={"labelled": "kdplug_mine:labelled", "learned": "kdplug_mine:Learned"},
+        projections={"wide": "kdplug_mine:wide"},
+        weight_schedulers={"half": "kdplug_mine:half"},
+    )
+    with fake_site.host():
+        import kdplug_mine
+
+        yield kdplug_mine
+
+
+def distiller(folder: Path, keys: str, **config: Any) -> Any:
+    torch.manual_seed(0)
+    read = partial(adaptor, keys=keys)
+    return textbrewer.GeneralDistiller(
+        textbrewer.TrainingConfig(output_dir=folder, device="cpu"),
+        textbrewer.DistillationConfig(**config),
+        TinyEncoder(8),
+        TinyEncoder(6),
+        read,
+        read,
+    )
+
+
+def train(made: Any, steps: int = 2) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(made.model_S.parameters(), lr=0.1)
+    made.train(optimizer, DataLoader(make_examples(8, is_full=False), batch_size=4), num_steps=steps)
+    return optimizer
+
+
+def test_a_kd_loss_gets_the_labels_of_the_selected_items_and_the_progress(plugin: Any, tmp_path: Path) -> None:
+    made = distiller(
+        tmp_path, "token logits_mask tags", kd_loss_type=["labelled", 0.5], kd_loss_weight_scheduler="half"
+    )
+    train(made)
+    examples = make_examples(8, is_full=False)
+    tags = [tag for example in examples[:4] for tag in example["tags"][example["attention_mask"] == 1].tolist()]
+    assert plugin.seen[0] == (tags, 0.0)
+    assert plugin.seen[1][1] == 0.5
+
+
+def test_a_match_loss_with_parameters_is_trained_and_a_plugins_projection_too(plugin: Any, tmp_path: Path) -> None:
+    keys, matches = "hidden losses inputs_mask", [MATCH]
+    made = distiller(tmp_path, keys, kd_loss_type="labelled", hard_label_weight=1, intermediate_matches=matches)
+    (learned,) = [module for module, _ in made.trained_modules() if isinstance(module, plugin.Learned)]
+    before = [parameter.clone() for parameter in (learned.scale, made.projs[0].weight)]
+    optimizer = train(made)
+    assert len(optimizer.param_groups) == 3
+    assert not any(map(torch.equal, before, (learned.scale, made.projs[0].weight)))
+    assert made.match_names == ["unweighted_hidden_learned_1_1"]

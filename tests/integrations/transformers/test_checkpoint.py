@@ -1,0 +1,98 @@
+"""What is saved, and going on from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bert_run import MATCH, config, make_student, make_trainer, weights
+from transformers import AutoModelForSequenceClassification, TrainerCallback
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.errors import RunError
+
+AUTO = {**MATCH, "proj": ["linear", "auto", "auto", {"lr": 0.03}]}
+WAYS = {
+    "plain": {},
+    "adamw": {"optim": "adamw_torch", "learning_rate": 0.01, "lr_scheduler_type": "linear"},
+    "accumulating": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    "shuffled": {"train_sampling_strategy": "random"},
+}
+
+
+class Stop(TrainerCallback):
+    """Ends training after step 3, as a kill between two steps does, but for the schedule's length."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+
+
+def dropped():
+    student = make_student()
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+    return student
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path, way):
+    match = AUTO if way == "shuffled" else MATCH
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "distill_config": config(match), **WAYS[way]}
+    whole = make_trainer(tmp_path / "whole", dropped(), **options)
+    whole.train()
+    make_trainer(tmp_path / "cut", dropped(), kd={"callbacks": [Stop()]}, **options).train()
+    rest = make_trainer(tmp_path / "cut", dropped(), **options)
+    with torch.no_grad():
+        for parameter in rest.objective.parameters():
+            parameter.zero_()
+    rest.train(resume_from_checkpoint=True)
+    assert rest.state.global_step == 6
+    assert torch.equal(weights(rest.model), weights(whole.model))
+    assert torch.equal(weights(rest.objective), weights(whole.objective))
+
+
+def test_what_save_model_writes_is_loaded_by_from_pretrained_with_nothing_left_over(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model(tmp_path / "out")
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(weights(loaded), weights(trainer.model))
+
+
+def test_a_callback_that_saves_the_student_on_the_way_saves_no_projection(tmp_path):
+    class Saving(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            model.save_pretrained(tmp_path / "mine")
+
+    make_trainer(tmp_path, kd={"callbacks": [Saving()]}).train()
+    _, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "mine", output_loading_info=True)
+    assert not any(info.values())
+
+
+def test_the_objective_lies_beside_the_student_with_its_config(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.save_model(tmp_path / "out")
+    other = make_trainer(tmp_path)
+    from kdplug.integrations.transformers.checkpoint import read_objective
+
+    with torch.no_grad():
+        other.objective.matches["0"].projection.weight.zero_()
+    read_objective(other.objective, tmp_path / "out")
+    assert torch.equal(weights(other.objective), weights(trainer.objective))
+    assert DistillationConfig.from_json((tmp_path / "out/distillation.json").read_text()) == config()
+
+
+def test_a_checkpoint_without_an_objective_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3)
+    trainer.train()
+    (tmp_path / "checkpoint-3/objective.safetensors").unlink()
+    with pytest.raises(RunError, match=r"holds no objective\.safetensors"):
+        make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_another_projection_is_refused(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=3).train()
+    other = config({**MATCH, "proj": ["linear_relu", 4, 6]}, intermediate_matches=[])
+    with pytest.raises(RunError, match="does not fit the objective"):
+        make_trainer(tmp_path, max_steps=6, distill_config=other).train(resume_from_checkpoint=True)

@@ -1,0 +1,103 @@
+"""Bad input is an error that names the field and the fix, before training starts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bert_run import BY_PATH, MATCH, config, make_student, make_teacher, make_trainer
+
+from kdplug.errors import ConfigError, OutputsError, RunError
+
+
+def refused(error, match, folder, *args, **options):
+    with pytest.raises(error, match=match):
+        make_trainer(folder, *args, **options)
+
+
+def test_a_config_that_is_no_distillation_config(tmp_path):
+    refused(
+        ConfigError,
+        r"distill_config: must be a DistillationConfig, got dict",
+        tmp_path,
+        distill_config={"temperature": 4},
+    )
+
+
+def test_a_teacher_that_is_no_model(tmp_path):
+    refused(ConfigError, r"teacher\.1: must be a model, got str", tmp_path, teacher=[make_teacher(), "bert-base"])
+
+
+def test_a_teacher_that_is_the_student(tmp_path):
+    student = make_student()
+    refused(RunError, "training the student would change the teacher", tmp_path, student, teacher=student)
+
+
+def test_a_module_path_that_leads_nowhere(tmp_path):
+    match = {**BY_PATH, "layer_S": "bert.encoder.layr.0"}
+    refused(
+        ConfigError,
+        r"intermediate_matches\.0\.layer_S: .*Did you mean 'bert.encoder.layer.0'",
+        tmp_path,
+        distill_config=config(match),
+    )
+
+
+def test_a_normalization_that_does_not_exist(tmp_path):
+    refused(ConfigError, "normalization: must be 'global' or 'micro_batch'", tmp_path, kd={"normalization": "token"})
+
+
+def test_a_teacher_cache(tmp_path):
+    refused(
+        ConfigError, r"is_caching_logits: .*GeneralDistiller", tmp_path, distill_config=config(is_caching_logits=True)
+    )
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_attention_of_a_model_whose_implementation_gives_none(tmp_path, side):
+    student, teacher = make_student(), make_teacher()
+    {"student": student, "teacher": teacher}[side].set_attn_implementation("sdpa")
+    match = {**MATCH, "feature": "attention", "loss": "attention_mse", "proj": None}
+    refused(
+        ConfigError,
+        rf"0\.feature: the {side} computes attention with 'sdpa'.*eager",
+        tmp_path,
+        student,
+        teacher=teacher,
+        distill_config=config(match),
+    )
+
+
+def test_a_match_that_reads_none_of_several_teachers(tmp_path):
+    refused(
+        ConfigError,
+        r"intermediate_matches\.0\.teacher: must name one",
+        tmp_path,
+        teacher=[make_teacher(), make_teacher(5)],
+    )
+
+
+def test_several_visible_devices_in_one_process(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.args._n_gpu = 2
+    with pytest.raises(RunError, match="torchrun"):
+        trainer.train()
+
+
+def test_a_projection_of_a_wrong_width_names_the_match(tmp_path):
+    trainer = make_trainer(tmp_path, distill_config=config({**MATCH, "proj": ["linear", 5, 6]}))
+    with pytest.raises(Exception, match=r"intermediate_matches\.0\.proj: .*4 wide"):
+        trainer.train()
+
+
+def test_no_labels_where_the_students_own_loss_is_wanted(tmp_path):
+    rows = [{"input_ids": torch.arange(6), "attention_mask": torch.ones(6)} for _ in range(8)]
+    trainer = make_trainer(tmp_path, rows=rows)
+    with pytest.raises(OutputsError, match=r"hard_label_weight: is 0\.5, but the student returned no losses"):
+        trainer.train()
+    assert not hasattr(trainer.model, "distillation_objective")
+
+
+def test_parameters_that_both_models_share(tmp_path):
+    student, teacher = make_student(), make_teacher()
+    teacher.bert.pooler = student.bert.pooler
+    refused(RunError, r"share 2 trainable parameter\(s\)", tmp_path, student, teacher=teacher)
