@@ -9,24 +9,21 @@ from torch import Tensor
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.cache_content import Content
-from kdplug.errors import OutputsError, RunError
+from kdplug.errors import RunError
 from kdplug.objective.selection import head_masks, is_ignored
 
 
 def take_heads(content: Content, outputs: Outputs) -> dict[str, tuple[Any, Tensor | None]]:
     """Each head with the mask that counts for it, by name; neither is in ``content`` afterwards.
 
-    Raises: ``RunError`` for a mask that does not fit.
+    Raises: ``RunError`` for a mask that does not fit; ``OutputsError`` where there are not as many as heads.
     """
     heads = {name: logits for name, logits in content.tensors.items() if name.startswith("logits/")}
     for name in [*heads, *(name for name in content.tensors if name.startswith("logits_mask/"))]:
         del content.tensors[name]
     if not heads:
         return {}
-    try:
-        masks = head_masks(outputs, len(heads), "teacher")
-    except OutputsError as error:
-        raise RunError(str(error)) from error
+    masks = head_masks(outputs, len(heads), "teacher")
     found = {name: (one, _fitting(name, one, mask)) for (name, one), mask in zip(heads.items(), masks, strict=True)}
     if any(mask is not None for _, mask in found.values()):
         return {name: (one, _all_of(one) if mask is None else mask) for name, (one, mask) in found.items()}
