@@ -17,6 +17,7 @@ from kdplug.errors import PluginError
 from kdplug.host.active import active as _active
 from kdplug.host.hookspec import hookimpl
 from kdplug.host.registry import (
+    cache_codecs,
     layer_maps,
     losses,
     projections,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.closed_form import ClosedForm, closed_form
     from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
@@ -76,10 +78,12 @@ __all__ = [
     "WEIGHT_SCHEDULER",
     "BasicDistiller",
     "BasicTrainer",
+    "CacheCodec",
     "ClosedForm",
     "ConfigError",
     "CustomMatch",
     "DistillationConfig",
+    "Encoded",
     "EntryError",
     "Evaluation",
     "FactoredLogits",
@@ -94,6 +98,7 @@ __all__ = [
     "Outputs",
     "OutputsError",
     "PluginError",
+    "Ragged",
     "Recipe",
     "RunError",
     "SettingError",
@@ -102,6 +107,7 @@ __all__ = [
     "SparseLogits",
     "Task",
     "TrainingConfig",
+    "cache_codecs",
     "closed_form",
     "hookimpl",
     "layer_maps",
@@ -117,6 +123,7 @@ _ROOMS = {
     "config.distillation": ("DistillationConfig", "IntermediateMatch"),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
+    "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
     "contracts.closed_form": ("ClosedForm", "closed_form"),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),

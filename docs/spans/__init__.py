@@ -23,6 +23,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "teacher combiners": partial(catalogue, "teacher_combiners"),
     "layer maps": partial(catalogue, "layer_maps"),
     "tasks": partial(catalogue, "tasks"),
+    "cache codecs": partial(catalogue, "cache_codecs"),
     "task groups": partial(groups, "tasks"),
     "adaptor keys": adaptor_keys,
     "aliases": aliases,

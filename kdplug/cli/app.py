@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import kdplug
-from kdplug.cli import plugins
+from kdplug.cli import cache, plugins
 from kdplug.cli.new import new
 from kdplug.cli.plan import plan
 from kdplug.cli.run import run
@@ -24,6 +24,7 @@ app.command("run")(run)
 app.command("plan")(plan)
 app.command("new")(new)
 app.command("schema")(schema)
+app.add_typer(cache.app, name="cache")
 app.add_typer(plugins.app, name="plugins")
 
 

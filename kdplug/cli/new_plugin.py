@@ -27,7 +27,7 @@ def new_plugin(
             "--kind",
             metavar="K",
             help="What it offers: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, layer-map, "
-            "task or hooks.",
+            "task, cache-codec or hooks.",
         ),
     ],
     on: Annotated[

@@ -85,6 +85,15 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
         ),
+        "cache_codec": Scaffold(
+            "cache_codec",
+            "kdplug.cache_codecs",
+            "cache codec",
+            "A kdplug cache codec: logits in 8 bits, and how far each item's reach.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+            has_recipe=False,
+        ),
         "hooks": Scaffold("hooks", HOOK_GROUP, "hooks", "A kdplug plugin that says how long a run took.", (_KDPLUG,)),
     }
 )

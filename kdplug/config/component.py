@@ -85,6 +85,9 @@ AnyComponent = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, 
 MatchLoss = Annotated[ComponentSpec, PlainValidator(_named("losses", "match")), _WRITE, _SCHEMA]
 LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named("layer_maps")), _WRITE, _SCHEMA]
 TaskComponent = Annotated[ComponentSpec, PlainValidator(_named("tasks")), _WRITE, _SCHEMA]
+CacheCodecComponent = Annotated[
+    ComponentSpec | None, PlainValidator(_named_or_none("cache_codecs")), _WRITE, _SCHEMA_OR_NONE
+]
 WeightScheduler = Annotated[
     ComponentSpec | None, PlainValidator(_named_or_none("weight_schedulers")), _WRITE, _SCHEMA_OR_NONE
 ]

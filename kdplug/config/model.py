@@ -100,6 +100,12 @@ class ConfigModel(BaseModel):
         """YAML 1.2 text."""
         return write_yaml(self.to_dict())
 
+    def with_defaults(self, **values: Any) -> Self:
+        """A copy in which values stand for absent keys. They do not count as given."""
+        copied = self.model_copy()
+        copied.__dict__.update(values)
+        return copied
+
     def _fill(self, **values: Any) -> None:
         """Write values that stand for absent keys. They do not count as given."""
         self.__dict__.update(values)

@@ -67,7 +67,7 @@ class RecipeTraining(LoopConfig):
 class Recipe(ConfigModel):
     """A task, a ``DistillationConfig``, how to train, and where results go.
 
-    ``output_dir`` is ``runs/<task>`` unless it is given.
+    ``output_dir`` is ``runs/<task>`` unless it is given; with a ``teacher_cache``, ``is_caching_logits`` is true unless it is given.
 
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
@@ -83,6 +83,13 @@ class Recipe(ConfigModel):
     def _named_for_the_task(self) -> Self:
         if "output_dir" not in self.model_fields_set:
             self._fill(output_dir=f"runs/{split_qualified(self.task.name)[1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_cache_is_for_caching(self) -> Self:
+        """A folder that nothing would be read from is not what anybody means."""
+        if self.training.teacher_cache is not None and "is_caching_logits" not in self.distillation.model_fields_set:
+            self._fill(distillation=self.distillation.with_defaults(is_caching_logits=True))
         return self
 
     def with_overrides(self, overrides: Iterable[str]) -> Self:

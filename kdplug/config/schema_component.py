@@ -50,6 +50,7 @@ PLACES = {
     "hard_label_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
     "teacher_combiner": Place("teacher_combiner", "teacher_combiners"),
     "proj": Place("projection", "projections", optional=True),
+    "teacher_cache_codec": Place("cache_codec", "cache_codecs", optional=True),
     "LayerMap.name": Place("layer_map", "layer_maps"),
 }
 """The fields of configs that hold a component; with the model before it where another one has such a field too."""

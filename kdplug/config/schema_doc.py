@@ -24,6 +24,7 @@ _LOOP = {
     "on_nonfinite": "what a loss or gradient that is not finite does: `stop` the run with an error, or `skip` the step",
     "teacher_cache": "folder of what `is_caching_logits` keeps; none for memory",
     "teacher_cache_dtype": "`float16` or `bfloat16` to keep less than the teacher's own precision",
+    "teacher_cache_codec": "how the cache keeps logits: `{name: topk_tail, k: 64}`; none for as they are",
     "logging_steps": "optimizer steps between two sets of scalars",
 }
 

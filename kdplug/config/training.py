@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from kdplug.config.component import CacheCodecComponent
 from kdplug.config.model import ConfigModel
 from kdplug.config.scalar import Count, Text, WholeNumber
 from kdplug.config.words import in_words, shown
@@ -39,7 +40,7 @@ class LoopConfig(ConfigModel):
     TensorBoard scalars, every ``logging_steps`` optimizer steps; ``trackers`` names who else does (``None``: TensorBoard alone,
     where there is a ``log_dir``). ``fp16: true`` is accepted for ``precision: fp16``.
     ``teacher_cache`` is the folder of what ``is_caching_logits`` keeps (``None``: in memory), ``teacher_cache_dtype`` what it is
-    narrowed to.
+    narrowed to; ``teacher_cache_codec`` names how its logits are kept (``None``: as they are).
     """
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -65,6 +66,7 @@ class LoopConfig(ConfigModel):
     shard_teacher: bool = False
     teacher_cache: Text | None = None
     teacher_cache_dtype: Literal["float16", "bfloat16"] | None = None
+    teacher_cache_codec: CacheCodecComponent = None
 
     @model_validator(mode="after")
     def _log_dir_is_tensorboards(self) -> Self:

@@ -37,6 +37,11 @@ class SelfChecking(Protocol):
 class StartsStudent(Protocol):
     """A task whose student may start from the teacher's weights, which are known once the teacher is fitted."""
 
+    @property
+    def starts_student(self) -> bool:
+        """Whether the settings ask for that. Where they do not, no teacher is at hand when there is a cache of what it says."""
+        ...
+
     def start_student(self, student: Module, teacher: Module) -> None:
         """Write initial weights into a student that ``build_student`` has just made. ``teacher`` is trained, and stays as it is.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from torch import nn
 
@@ -11,10 +12,19 @@ from kdplug.config.training import TrainingConfig
 from kdplug.distillers.argument import check_distillation, check_side, check_training
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.method import enter, leave, train
-from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.distillers.session import (
+    Session,
+    Sides,
+    given_teacher,
+    teacher_cache,
+    tell_unused_cache,
+    tell_unused_combiner,
+)
+from kdplug.engine.cache_summary import CacheSummary
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor, Pair
-from kdplug.engine.teacher import Teacher
+from kdplug.errors import ConfigError
+from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.objective import Objective
 
 
@@ -36,7 +46,7 @@ class GeneralDistiller:
         self,
         train_config: TrainingConfig,
         distill_config: DistillationConfig,
-        model_T: nn.Module,
+        model_T: nn.Module | None,
         model_S: nn.Module,
         adaptor_T: Adaptor | None = None,
         adaptor_S: Adaptor | None = None,
@@ -48,7 +58,8 @@ class GeneralDistiller:
     ) -> None:
         check_training(train_config)
         check_distillation(distill_config)
-        check_side("model_T", model_T, "adaptor_T", adaptor_T)
+        if model_T is not None:
+            check_side("model_T", model_T, "adaptor_T", adaptor_T)
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
         tell_unused_combiner(distill_config)
         self.train_config = train_config
@@ -57,10 +68,11 @@ class GeneralDistiller:
         self.model_S = model_S
         self.adaptor_T = adaptor_T
         self.adaptor_S = adaptor_S
-        terms = (match.term(place, model_T, model_S) for place, match in enumerate(custom_matches or ()))
+        terms = _custom_terms(custom_matches, model_T, model_S)
         self.objective = Objective(distill_config, custom_matches=terms)
         self.objective.connect(model_S, model_T)
         self.teacher_cache = teacher_cache(train_config, distill_config)
+        self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache)
         tell_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
@@ -68,7 +80,41 @@ class GeneralDistiller:
     __exit__ = leave
     train = train
 
+    def fill_teacher_cache(
+        self,
+        dataloader: Iterable[Any],
+        batch_postprocessor: Callable[[Any], Any] | None = None,
+        **model_args: Any,
+    ) -> CacheSummary:
+        """Ask the teacher about every example of ``dataloader`` and keep what it says in ``teacher_cache``, without training.
+
+        ``train`` then asks nothing, in this process or, with a folder, in another one, where ``model_T`` may be ``None``. What is in
+        the folder already stays; under ``accelerate launch`` the processes divide what is not.
+
+        Raises: ``ConfigError`` without ``is_caching_logits``; ``RunError`` for data, outputs or a folder that cannot be used.
+        """
+        if self.teacher_cache is None:
+            raise ConfigError("must be true for a cache to be filled", field="is_caching_logits")
+        return self._session.fill(
+            self.train_config,
+            self._sides(),
+            self.teacher_cache,
+            dataloader,
+            postprocess=batch_postprocessor,
+            model_args=model_args,
+        )
+
     def _sides(self) -> Sides:
         pair = Pair(self.model_S, self.adaptor_S, self.objective)
-        teacher = Teacher(self.model_T, self.adaptor_T)
-        return Sides(pair, teacher, {"": self.distill_config}, self.teacher_cache)
+        return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache)
+
+
+def _custom_terms(
+    matches: Iterable[CustomMatch] | None, teacher: nn.Module | None, student: nn.Module
+) -> Iterator[CustomTerm]:
+    for place, match in enumerate(matches or ()):
+        if teacher is None:
+            raise ConfigError(
+                "a match written in Python looks its module up in model_T, and there is none", field="custom_matches"
+            )
+        yield match.term(place, teacher, student)

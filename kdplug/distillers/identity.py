@@ -10,6 +10,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
+from kdplug.host.registry import cache_codecs
 from kdplug.report.used_entry import used_entries
 
 _BESIDE_THE_POINT = (
@@ -33,6 +34,8 @@ def identity(training: TrainingConfig, distillation: Mapping[str, DistillationCo
     resolved = {task: config.resolved() for task, config in distillation.items()}
     entries = [entry for config in resolved.values() for entry in used_entries(config)]
     packages = {split_qualified(entry["name"])[0] for entry in entries}
+    if training.teacher_cache_codec is not None:
+        packages.add(cache_codecs.entry(training.teacher_cache_codec.name).dist)
     return {
         "kdplug": kdplug.__version__,
         "torch": installed_version("torch"),

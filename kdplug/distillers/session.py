@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.training import TrainingConfig
+from kdplug.distillers.coding import coding
 from kdplug.distillers.identity import identity
+from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
+from kdplug.engine.cache_fill import fill
 from kdplug.engine.cache_session import Caches
+from kdplug.engine.cache_summary import CacheSummary
 from kdplug.engine.event import Events
 from kdplug.engine.mode import modes
-from kdplug.engine.pair import Pair
+from kdplug.engine.pair import Adaptor, Pair
 from kdplug.engine.request import Request
 from kdplug.engine.run import RunResult
-from kdplug.engine.teacher import TeacherSide
+from kdplug.engine.teacher import Teacher, TeacherSide
 from kdplug.engine.train import train
+from kdplug.errors import ConfigError
 from kdplug.host.life_cycle import LifeCycle
 
 
@@ -55,6 +62,29 @@ class Session:
         """Put the models back into the modes of before."""
         self._entered.pop().close()
 
+    def fill(
+        self,
+        config: TrainingConfig,
+        sides: Sides,
+        cache: TeacherCache,
+        dataloader: Iterable[Any],
+        *,
+        postprocess: Callable[[Any], Any] | None,
+        model_args: Mapping[str, Any],
+    ) -> CacheSummary:
+        """Ask the teacher about every example and keep what it says, without training."""
+        assert sides.teacher is not None
+        return fill(
+            sides.pair,
+            sides.teacher,
+            config,
+            cache,
+            dataloader,
+            postprocess=postprocess,
+            model_args=model_args,
+            shown=self._show_progress,
+        )
+
     def run(self, config: TrainingConfig, sides: Sides, request: Request) -> RunResult:
         """Train as ``request`` asks; a teacher that has a cache is asked once about every example."""
         return train(
@@ -70,17 +100,35 @@ class Session:
 
 
 def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, task: str = "") -> TeacherCache | None:
-    """The cache that the configs ask for, ``None`` where the teacher is asked for every batch. Each task has its own folder."""
+    """The cache that the configs ask for, ``None`` where the teacher is asked for every batch. Each task has its own folder.
+
+    Raises: ``EntryError``, ``SettingError``, ``ConfigError`` for a codec that cannot be used.
+    """
     if not distillation.is_caching_logits:
         return None
     path = None if training.teacher_cache is None else Path(training.teacher_cache) / task
     dtype = training.teacher_cache_dtype
-    return TeacherCache(path, None if dtype is None else getattr(torch, dtype))
+    return TeacherCache(path, None if dtype is None else getattr(torch, dtype), coding(training, distillation))
+
+
+def given_teacher(model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None) -> Teacher | Absent:
+    """The teacher, or what stands for it where there is none and its outputs are in a folder.
+
+    Raises: ``ConfigError`` where there is neither.
+    """
+    if model is not None:
+        return Teacher(model, adaptor)
+    if cache is None or cache.path is None:
+        raise ConfigError(
+            "without a model_T, is_caching_logits: true and the teacher_cache that holds its outputs are needed",
+            field="model_T",
+        )
+    return Absent(adaptor)
 
 
 def tell_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:
     """Warn where the training config says how to keep outputs that are not kept."""
-    for key in ("teacher_cache", "teacher_cache_dtype"):
+    for key in ("teacher_cache", "teacher_cache_dtype", "teacher_cache_codec"):
         if getattr(training, key) is not None and not any(caches):
             warnings.warn(f"{key} has no effect: is_caching_logits is false", stacklevel=3)
 

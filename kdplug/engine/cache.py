@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from kdplug.engine.cache_coding import Coding
 from kdplug.engine.cache_store import Store
 from kdplug.engine.cache_summary import CacheSummary
 
@@ -14,12 +15,17 @@ from kdplug.engine.cache_summary import CacheSummary
 class TeacherCache:
     """What one distiller keeps between its runs: the outputs themselves, or the folder ``path`` that holds them.
 
-    ``dtype`` is what they are kept in where it is narrower than the teacher's own. ``summary`` is about the last run.
+    ``dtype`` is what they are kept in where it is narrower than the teacher's own; ``coding`` is how logits are kept where that
+    is not as they are. ``about`` is what else has to be the same, plain data by name. ``summary`` is about the last run.
     """
 
-    def __init__(self, path: Path | None = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, dtype: torch.dtype | None = None, coding: Coding | None = None
+    ) -> None:
         self.path = path
         self.dtype = dtype
+        self.coding = coding
+        self.about: dict[str, Any] = {}
         self.summary: CacheSummary | None = None
         self._kept: tuple[dict[str, Any], Store] | None = None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kdplug.config.layer import in_list
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import OutputsError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def flatten(outputs: Outputs, wanted: Wanted) -> Content:
     counts: dict[str, int] = {}
     if wanted.logits:
         for key in _HEADED:
-            tensors |= {f"{key}/{head}": _tensor(one) for head, one in enumerate(getattr(outputs, key) or ())}
+            tensors |= {f"{key}/{head}": _kept(one) for head, one in enumerate(getattr(outputs, key) or ())}
     if wanted.inputs_mask and outputs.inputs_mask is not None:
         tensors["inputs_mask"] = outputs.inputs_mask
     for key, indices in wanted.layers.items():
@@ -83,14 +84,18 @@ def flatten(outputs: Outputs, wanted: Wanted) -> Content:
     return Content(tensors, counts)
 
 
-def _tensor(logits: Any) -> Tensor:
-    if isinstance(logits, Tensor):
-        return logits
-    raise OutputsError(
-        f"keeps tensors, and the teacher returned {type(logits).__name__}. Return dense logits from its adaptor, or set it to "
-        "false",
-        field="is_caching_logits",
-    )
+def _kept(logits: Any) -> Any:
+    """Logits that are or stand for a tensor: those in factors are multiplied out, or coded, on their way in.
+
+    Raises: ``OutputsError`` for a teacher that is sparse already.
+    """
+    if isinstance(logits, SparseLogits):
+        raise OutputsError(
+            "keeps whole logits, or what a codec makes of them, and the teacher returned SparseLogits. Return all logits from "
+            "its adaptor, or set it to false",
+            field="is_caching_logits",
+        )
+    return logits
 
 
 def rebuild(content: Content) -> Outputs:

@@ -7,18 +7,26 @@ from typing import Any
 
 from torch import nn
 
+from kdplug.engine.absence import Absent
 from kdplug.engine.cache_digest import code_digest, text_digest
 from kdplug.engine.teacher import Teacher
 
 _SHOWN = 3
 
 
-def teacher_fingerprint(teachers: Mapping[str, Teacher]) -> dict[str, Any]:
+OF_THE_MODEL = ("weights", "architecture")
+"""What nobody can say of a teacher that is not there."""
+
+
+def teacher_fingerprint(teachers: Mapping[str, Teacher | Absent]) -> dict[str, Any]:
     """Digests of each teacher's weights and buffers by name, of how it is built, and of its adaptor; plain data."""
+    adaptors = {key: _adaptor(teacher.adaptor) for key, teacher in teachers.items()}
+    if any(isinstance(teacher, Absent) for teacher in teachers.values()):
+        return {"adaptor": adaptors}
     return {
         "weights": {key: _weights(teacher.model) for key, teacher in teachers.items()},
         "architecture": {key: text_digest(_architecture(teacher.model)) for key, teacher in teachers.items()},
-        "adaptor": {key: _adaptor(teacher.adaptor) for key, teacher in teachers.items()},
+        "adaptor": adaptors,
     }
 
 
@@ -41,6 +49,14 @@ _WORDS = {
     "model_args": "the model_args",
     "precision": "the precision of the forward pass",
     "dtype": "the dtype in which outputs are kept",
+    "codec": "how logits are kept",
+    "temperature": "the temperature of what is kept",
+    "task": "the task",
+    "teacher": "the teacher",
+    "fit": "how the teacher is fitted",
+    "problem": "what is asked of the teacher",
+    "tokenizer": "the tokenizer",
+    "alignment": "which logits belong to which token",
 }
 
 
@@ -49,8 +65,13 @@ def _change(before: Any, after: Any) -> str:
         return "changed" if _is_digest(before) and _is_digest(after) else f"{before!r} -> {after!r}"
     leaves, others = _leaves(before), _leaves(after)
     names = [name for name in dict.fromkeys([*leaves, *others]) if leaves.get(name) != others.get(name)]
-    shown = ", ".join(filter(None, names[:_SHOWN])) or "changed"
+    told = [_leaf(name, leaves.get(name), others.get(name)) for name in names]
+    shown = ", ".join(filter(None, told[:_SHOWN])) or "changed"
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _leaf(name: str, before: Any, after: Any) -> str:
+    return name if _is_digest(before) or _is_digest(after) else f"{name} {before!r} -> {after!r}"
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -13,17 +13,30 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from kdplug.engine.cache_shard import Shard
+from kdplug.engine.cache_tally import Tally
 from kdplug.errors import RunError
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+_SHARED = "shared"
+
+ORIGIN = "origin.json"
+"""What a recipe says of the cache that it made."""
+
+TEACHER = "teacher"
+"""The folder of a teacher that was fitted for the cache."""
+
 _CHUNK = 1 << 22
 
 
 class CacheFolder:
-    """``manifest.json``, and for each shard ``shard-00000.safetensors`` with ``shard-00000.json``, its size and checksum."""
+    """``manifest.json``, and for each shard ``shard-00000.safetensors`` with ``shard-00000.json``, its size and checksum.
+
+    What a codec keeps once for all is in ``shared.safetensors``.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,7 +63,7 @@ class CacheFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
                 leftover.unlink()
-            if strangers := [file.name for file in self.path.iterdir()]:
+            if strangers := [file.name for file in self.path.iterdir() if file.name not in (ORIGIN, TEACHER)]:
                 raise RunError(
                     f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is no teacher cache. Name a folder of its own"
                 )
@@ -58,48 +71,95 @@ class CacheFolder:
 
     def has(self, place: int) -> bool:
         """Whether a shard was written to its end."""
-        return self._note(place).is_file()
+        return self._note(_name(place)).is_file()
 
     def write(self, place: int, shard: Shard) -> None:
         """Write a shard, and once it is on disk the note that it is there.
 
         Raises: ``RunError`` where that fails, as on a full disk; the shards before stay.
         """
-        content = save(shard.tensors())
-        note = {"bytes": len(content), "crc32": zlib.crc32(content), "examples": len(shard.digests)}
-        with _writing(self.path):
-            _replace(self._file(place), content)
-            _replace(self._note(place), json.dumps(note).encode())
+        self._put(_name(place), shard.tensors(), {"examples": len(shard.digests), "tally": shard.tally.to_data()})
 
     def read(self, place: int, start: int) -> Shard:
         """A shard, its tensors mapped into memory and read when they are used.
 
         Raises: ``RunError`` for a file that is not, bit by bit, the one that was written.
         """
-        file, note = self._file(place), _read_json(self._note(place))
+        name = _name(place)
+        tensors, note = self._whole(name)
+        with _reading(self._file(name)):
+            shard = Shard.from_tensors(start, tensors, Tally.from_data(note["tally"]))
+            if len(shard.digests) != note["examples"]:
+                raise RunError(
+                    f"{self._file(name)} holds {len(shard.digests)} examples instead of {note['examples']}. {self._again(name)}"
+                )
+        return shard
+
+    def checked(self, place: int | None) -> dict[str, Any]:
+        """The note of a shard, or of what is kept once (``None``): its size, checksum, examples and tally.
+
+        Raises: ``RunError`` for a damaged note, and for a file of another size.
+        """
+        name = _SHARED if place is None else _name(place)
+        note = _read_json(self._note(name))
+        self._check_size(name, note)
+        return note
+
+    def write_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write what is kept once for all, if there is anything.
+
+        Raises: ``RunError`` where that fails.
+        """
+        if tensors:
+            self._put(_SHARED, tensors, {})
+
+    def has_shared(self) -> bool:
+        """Whether that was written to its end."""
+        return self._note(_SHARED).is_file()
+
+    def read_shared(self) -> dict[str, Tensor]:
+        """What is kept once for all.
+
+        Raises: ``RunError`` for a file that is not the one that was written.
+        """
+        return self._whole(_SHARED)[0]
+
+    def _put(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+        content = save(dict(tensors))
+        note = {"bytes": len(content), "crc32": zlib.crc32(content), **about}
+        with _writing(self.path):
+            _replace(self._file(name), content)
+            _replace(self._note(name), json.dumps(note).encode())
+
+    def _whole(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        file, note = self._file(name), _read_json(self._note(name))
+        self._check_size(name, note)
+        with _reading(file):
+            if _checksum(file) != note["crc32"]:
+                raise RunError(f"{file} is damaged: its checksum is not the one that was written. {self._again(name)}")
+            return load_file(file), note
+
+    def _check_size(self, name: str, note: Mapping[str, Any]) -> None:
+        file = self._file(name)
         with _reading(file):
             size = file.stat().st_size
             if size != note["bytes"]:
                 raise RunError(
-                    f"{file} has {size} bytes and had {note['bytes']} when it was written. {self._again(place)}"
+                    f"{file} has {size} bytes and had {note['bytes']} when it was written. {self._again(name)}"
                 )
-            if _checksum(file) != note["crc32"]:
-                raise RunError(f"{file} is damaged: its checksum is not the one that was written. {self._again(place)}")
-            shard = Shard.from_tensors(start, load_file(file))
-        if len(shard.digests) != note["examples"]:
-            raise RunError(
-                f"{file} holds {len(shard.digests)} examples instead of {note['examples']}. {self._again(place)}"
-            )
-        return shard
 
-    def _file(self, place: int) -> Path:
-        return self.path / f"shard-{place:05d}.safetensors"
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
 
-    def _note(self, place: int) -> Path:
-        return self._file(place).with_suffix(".json")
+    def _note(self, name: str) -> Path:
+        return self.path / f"{name}.json"
 
-    def _again(self, place: int) -> str:
-        return f"Delete {self._note(place).name}, and the next run asks the teacher for this shard again"
+    def _again(self, name: str) -> str:
+        return f"Delete {self._note(name).name}, and the teacher is asked for this part again"
+
+
+def _name(place: int) -> str:
+    return f"shard-{place:05d}"
 
 
 @contextmanager

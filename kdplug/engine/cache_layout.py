@@ -3,47 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kdplug.engine.cache_coding import Coded, CodedHead
 from kdplug.engine.cache_content import length_dims
 from kdplug.errors import RunError
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """``dims`` of a batch's tensor are as long as the second dimension of the inputs at ``paths``, the guides."""
+    """``dims`` of a batch's tensor are ``less`` shorter than the second dimension of the inputs at ``paths``, the guides.
+
+    That is 0, or 1 where an adaptor has shifted logits to stand beside the next token.
+    """
 
     dims: tuple[int, ...]
     paths: tuple[str, ...]
+    less: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one batch of outputs told about all: ``counts`` by teacher, dtypes and lengths by name."""
+    """What one batch of outputs told about all: ``counts`` by teacher; dtypes, lengths and coded heads by name."""
 
     counts: tuple[Mapping[str, int], ...]
     dtypes: Mapping[str, str]
     lengths: Mapping[str, Length]
+    heads: Mapping[str, CodedHead] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, counts: list[dict[str, int]], tensors: Mapping[str, Tensor], inputs: Any) -> Layout:
+    def of(
+        cls,
+        counts: list[dict[str, int]],
+        tensors: Mapping[str, Tensor],
+        inputs: Any,
+        coded: Mapping[str, Coded] = MappingProxyType({}),
+    ) -> Layout:
         """``tensors`` are those of one batch by name, ``0/logits/0``; ``inputs`` is what the teacher was given."""
         found = guides(inputs)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        shapes |= {name: one.shape for name, one in coded.items()}
         lengths = {}
-        for name, tensor in tensors.items():
-            for dim in length_dims(name.partition("/")[2], tensor.shape):
-                size = tensor.shape[dim]
-                paths = tuple(path for path, guide in found.items() if guide.shape == (len(tensor), size))
+        for name, shape in shapes.items():
+            dims = length_dims(name.partition("/")[2], shape)
+            for less, dim in ((less, dim) for less in (0, 1) for dim in dims):
+                size = shape[dim]
+                paths = tuple(path for path, guide in found.items() if guide.shape == (shape[0], size + less))
                 if paths:
-                    dims = length_dims(name.partition("/")[2], tensor.shape)
-                    lengths[name] = Length(tuple(one for one in dims if tensor.shape[one] == size), paths)
+                    lengths[name] = Length(tuple(one for one in dims if shape[one] == size), paths, less)
                     break
         dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
-        return cls(tuple(counts), dtypes, lengths)
+        return cls(tuple(counts), dtypes, lengths, {name: one.head for name, one in coded.items()})
 
     @property
     def guides(self) -> tuple[str, ...]:
@@ -55,15 +70,20 @@ class Layout:
         found: torch.dtype = getattr(torch, self.dtypes[name])
         return found
 
-    def check(self, name: str, tensor: Tensor, inputs: Mapping[str, Tensor]) -> None:
+    @property
+    def names(self) -> set[str]:
+        """Everything that is kept of the outputs, coded or not."""
+        return {*self.dtypes, *self.heads}
+
+    def check(self, name: str, shape: torch.Size, inputs: Mapping[str, Tensor]) -> None:
         """Raises: ``RunError`` where a batch's tensor does not follow the inputs that it followed in the first batch."""
         length = self.lengths.get(name)
         for path in () if length is None else length.paths:
             assert length is not None
-            size = inputs[path].shape[1]
-            if any(tensor.dim() <= dim or tensor.shape[dim] != size for dim in length.dims):
+            size = inputs[path].shape[1] - length.less
+            if any(len(shape) <= dim or shape[dim] != size for dim in length.dims):
                 raise RunError(
-                    f"the teacher's {name.partition('/')[2]} {list(tensor.shape)} was as long as its input {path or 'tensor'!r} in one "
+                    f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input {path or 'tensor'!r} in one "
                     f"batch and is not in another ({list(inputs[path].shape)}), so its examples cannot be put into other batches. "
                     "Pad all examples to one length"
                 )
@@ -73,8 +93,11 @@ class Layout:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Layout:
-        lengths = {name: Length(tuple(one["dims"]), tuple(one["paths"])) for name, one in data["lengths"].items()}
-        return cls(tuple(data["counts"]), data["dtypes"], lengths)
+        lengths = {
+            name: Length(tuple(one["dims"]), tuple(one["paths"]), one["less"]) for name, one in data["lengths"].items()
+        }
+        heads = {name: CodedHead(**one) for name, one in data["heads"].items()}
+        return cls(tuple(data["counts"]), data["dtypes"], lengths, heads)
 
 
 def guides(inputs: Any) -> dict[str, Tensor]:

@@ -9,12 +9,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_check import check_repeatable
 from kdplug.engine.cache_content import Wanted
+from kdplug.engine.cache_decoding import Shared
 from kdplug.engine.cache_digest import text_digest
 from kdplug.engine.cache_extent import Extent
-from kdplug.engine.cache_fingerprint import changes, teacher_fingerprint
+from kdplug.engine.cache_fingerprint import OF_THE_MODEL, changes, teacher_fingerprint
 from kdplug.engine.cache_folder import CacheFolder
 from kdplug.engine.cache_layout import Layout
 from kdplug.engine.cache_question import Answer, Question
@@ -60,9 +62,10 @@ class Opened:
             cached.store = self._cache.remembered(self._fingerprint)
         elif self._manifest is not None:
             self._check_fingerprint(self._manifest)
-            extent = self._extent(self._manifest)
-            if all(map(folder.has, range(extent.shards))):
+            if self._is_complete(folder, self._manifest):
                 cached.store = self._load(folder, self._manifest)
+        if cached.store is None and isinstance(cached.teacher, Absent):
+            raise self._nobody_to_ask()
         self._accelerator.wait_for_everyone()
 
     def fill(self, objective: Objective) -> None:
@@ -83,8 +86,9 @@ class Opened:
             store.bytes,
             question.batches,
             time.monotonic() - start,
-            question.error,
+            store.tally,
             self._cache.path,
+            self._cache.coding is not None,
         )
 
     def _check_held(self, wanted: list[Wanted]) -> None:
@@ -103,10 +107,13 @@ class Opened:
             return self._asked_in_memory(question)
         folder, process = self._folder, self._accelerator
         first: Answer | None = None
-        if self._manifest is None and process.is_main_process:
+        if process.is_main_process and (self._manifest is None or self._lacks_shared(folder, self._manifest)):
             first, layout, extent = self._begun(question)
-            sizes = {"count": extent.count, "batch": extent.batch, "batches": extent.batches}
-            folder.begin({**sizes, "fingerprint": self._fingerprint, "layout": layout.to_data()})
+            if self._manifest is None:
+                sizes: dict[str, Any] = {"count": extent.count, "batch": extent.batch, "batches": extent.batches}
+                sizes |= {"fingerprint": self._fingerprint, "layout": layout.to_data(), "shared": bool(first.shared)}
+                folder.begin(sizes)
+            folder.write_shared(first.shared)
         process.wait_for_everyone()
         manifest = folder.manifest()
         assert manifest is not None
@@ -120,14 +127,15 @@ class Opened:
     def _asked_in_memory(self, question: Question) -> Store:
         first, layout, extent = self._begun(question)
         shards = [shard for _, shard in self._shards(question, extent, layout, list(range(extent.shards)), first)]
-        store = Store(layout, shards, extent.shard_size, self._source.is_whole)
+        whole = self._source.is_whole
+        store = Store(layout, shards, extent.shard_size, whole, self._cache.coding, Shared(first.shared))
         self._cache.remember(self._fingerprint, store)
         return store
 
     def _begun(self, question: Question) -> tuple[Answer, Layout, Extent]:
         """The answer about the first batch, and what follows from it for all."""
-        batch = min(self._source.batch_size, self._source.count)
-        first = question.ask(next(self._source.read([list(range(batch))], alone=True)))
+        batch = min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest["batch"]
+        first = question.ask(next(self._source.read([list(range(batch))], alone=True)), shares=True)
         return first, question.layout(first), Extent.of(self._source.count, batch, first.bytes)
 
     def _shards(
@@ -146,7 +154,30 @@ class Opened:
     def _load(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> Store:
         extent = self._extent(manifest)
         shards = [folder.read(place, place * extent.shard_size) for place in range(extent.shards)]
-        return Store(Layout.from_data(manifest["layout"]), shards, extent.shard_size, self._source.is_whole)
+        shared = Shared(folder.read_shared() if manifest["shared"] else {})
+        layout, whole = Layout.from_data(manifest["layout"]), self._source.is_whole
+        return Store(layout, shards, extent.shard_size, whole, self._cache.coding, shared)
+
+    def _is_complete(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> bool:
+        shards = range(self._extent(manifest).shards)
+        return all(map(folder.has, shards)) and not self._lacks_shared(folder, manifest)
+
+    def _lacks_shared(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> bool:
+        return bool(manifest["shared"]) and not folder.has_shared()
+
+    def _nobody_to_ask(self) -> RunError:
+        if self._folder is None or self._manifest is None:
+            return RunError(
+                f"there is no teacher, and {self._cache.path} is no teacher cache. Make one with kdplug cache, or give the teacher",
+                field="teacher_cache",
+            )
+        shards = range(self._extent(self._manifest).shards)
+        written = sum(map(self._folder.has, shards))
+        return RunError(
+            f"there is no teacher, and the cache {self._cache.path} is not complete: {written} of {len(shards)} shards are there. Go "
+            "on with the command that began it",
+            field="teacher_cache",
+        )
 
     def _question(self, wanted: list[Wanted]) -> Question:
         process = self._accelerator
@@ -159,6 +190,7 @@ class Opened:
             precision=lambda: process.autocast() if process.native_amp else None,
             is_whole=self._source.is_whole,
             dtype=self._cache.dtype,
+            coding=self._cache.coding,
         )
 
     def _identify(self, batch: int) -> dict[str, Any]:
@@ -177,10 +209,15 @@ class Opened:
             "model_args": text_digest(dict(self._model_args)),
             "precision": self._accelerator.mixed_precision,
             "dtype": None if self._cache.dtype is None else str(self._cache.dtype).removeprefix("torch."),
+            **({} if self._cache.coding is None else self._cache.coding.fingerprint()),
+            **self._cache.about,
         }
 
     def _check_fingerprint(self, manifest: Mapping[str, Any]) -> None:
-        if found := changes(manifest["fingerprint"], self._fingerprint):
+        saved = dict(manifest["fingerprint"])
+        if isinstance(self._cached.teacher, Absent):
+            saved = {part: value for part, value in saved.items() if part not in OF_THE_MODEL}
+        if found := changes(saved, self._fingerprint):
             raise RunError(
                 f"the teacher cache {self._cache.path} is of something else. What differs:\n    "
                 + "\n    ".join(found)
@@ -195,7 +232,7 @@ def _lacking(wanted: list[Wanted], layout: Layout) -> list[str]:
     """What the objective reads of the teachers and the cache was not asked for."""
     found = []
     for place, one in enumerate(wanted):
-        held = {name.partition("/")[2] for name in layout.dtypes if name.startswith(f"{place}/")}
+        held = {name.partition("/")[2] for name in layout.names if name.startswith(f"{place}/")}
         counts = layout.counts[place]
         names = one.names(counts)
         keys = {"logits"} if one.logits and not any(name.startswith("logits/") for name in held) else set()

@@ -9,13 +9,13 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch.distributed.tensor import DTensor
 
+from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_key import source_of
 from kdplug.engine.cache_run import Opened
 from kdplug.engine.cache_teacher import CachedTeacher
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.mixture import Mixture, TaskTeachers
-from kdplug.engine.request import Request
 from kdplug.engine.teacher import Teacher, TeacherSide
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
@@ -28,24 +28,33 @@ Caches = TeacherCache | Mapping[str, TeacherCache] | None
 class CacheSession:
     """Puts a cached teacher in the place of each teacher that is to be asked once, and keys on the examples of its loader.
 
-    ``teacher``, ``dataloader`` and ``postprocess`` stand where those of the request stood.
+    ``teacher``, ``dataloader`` and ``postprocess`` stand where those that it was given stood.
 
     Raises: ``RunError`` for data whose examples cannot be found again.
     """
 
-    def __init__(self, caches: Caches, teacher: TeacherSide | None, request: Request) -> None:
+    def __init__(
+        self,
+        caches: Caches,
+        teacher: TeacherSide | None,
+        dataloader: Iterable[Any],
+        postprocess: Callable[[Any], Any] | None,
+        model_args: Mapping[str, Any],
+    ) -> None:
         self.teacher = teacher
-        self.dataloader: Iterable[Any] = request.dataloader
-        self.postprocess: Callable[[Any], Any] | None = request.batch_postprocessor
-        self._model_args = request.model_args
+        self.dataloader = dataloader
+        self.postprocess = postprocess
+        self._model_args = model_args
         self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
         self._opened: dict[str, Opened] = {}
         if isinstance(caches, TeacherCache):
-            cached = CachedTeacher(cast("Teacher | Ensemble", teacher), source_of(self.dataloader), self.postprocess)
+            cached = CachedTeacher(
+                cast("Teacher | Ensemble | Absent", teacher), source_of(self.dataloader), self.postprocess
+            )
             self._cached[""] = caches, cached
             self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
         elif caches:
-            self._by_task(caches, cast("TaskTeachers", teacher), cast("Mixture", request.dataloader))
+            self._by_task(caches, cast("TaskTeachers", teacher), cast("Mixture", dataloader))
 
     def _by_task(self, caches: Mapping[str, TeacherCache], teachers: TaskTeachers, mixture: Mixture) -> None:
         sides, loaders, processors = dict(teachers.teachers), dict(mixture.loaders), dict(mixture.postprocessors)

@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from kdplug.engine.cache_tally import NOTHING, Tally
+
 _SHAPES = "#shapes"
 _DIGESTS = "#digests"
 
@@ -43,11 +45,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """The examples from ``start`` on: their digests, and a column for each name."""
+    """The examples from ``start`` on: their digests, a column for each name, and what coding left of them."""
 
     start: int
     digests: tuple[int, ...]
     columns: Mapping[str, Column]
+    tally: Tally = NOTHING
 
     @property
     def bytes(self) -> int:
@@ -63,11 +66,11 @@ class Shard:
         return found
 
     @classmethod
-    def from_tensors(cls, start: int, tensors: Mapping[str, Tensor]) -> Self:
+    def from_tensors(cls, start: int, tensors: Mapping[str, Tensor], tally: Tally = NOTHING) -> Self:
         columns = {}
         for name, values in tensors.items():
             if name.endswith((_SHAPES, _DIGESTS)):
                 continue
             shapes = tensors.get(name + _SHAPES)
             columns[name] = Column(values) if shapes is None else Column.ragged(values, shapes)
-        return cls(start, tuple(tensors[_DIGESTS].tolist()), columns)
+        return cls(start, tuple(tensors[_DIGESTS].tolist()), columns, tally)

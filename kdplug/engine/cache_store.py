@@ -3,44 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdplug.contracts.outputs import Outputs
+from kdplug.engine.cache_coding import Coding
 from kdplug.engine.cache_content import Content, rebuild
-from kdplug.engine.cache_fit import Padding, check_masked, fit, paddings
+from kdplug.engine.cache_decoding import Reader, Shared
+from kdplug.engine.cache_fit import Fits, paddings
 from kdplug.engine.cache_key import Keyed
 from kdplug.engine.cache_layout import Layout, guides
 from kdplug.engine.cache_shard import Shard
+from kdplug.engine.cache_tally import Tally
 from kdplug.errors import RunError
 
 GUIDE = "guide/"
-"""What stands in front of the path of an input that is kept beside the outputs."""
+"""What stands in front of the path of an input whose marks are kept beside the outputs."""
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Store:
-    """Shards of ``shard_size`` examples each, the last one of what is left. ``is_whole``: an example is a whole batch."""
+    """Shards of ``shard_size`` examples each, the last one of what is left. ``is_whole``: an example is a whole batch.
+
+    ``coding`` and ``shared`` are what coded heads are read with.
+    """
 
     layout: Layout
     shards: Sequence[Shard]
     shard_size: int
     is_whole: bool
+    coding: Coding | None = None
+    shared: Shared = field(default_factory=lambda: Shared({}))
 
     @property
     def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
+        return sum(shard.bytes for shard in self.shards) + sum(one.nbytes for one in self.shared.tensors.values())
 
-    def recall(self, keyed: Keyed, inputs: Any) -> list[Outputs]:
-        """The outputs of each teacher for a batch of which ``inputs`` is the teacher's part.
+    @property
+    def tally(self) -> Tally:
+        return Tally.sum(shard.tally for shard in self.shards)
+
+    def recall(self, keyed: Keyed, inputs: Any, device: torch.device = _CPU) -> list[Outputs]:
+        """The outputs of each teacher for a batch of which ``inputs`` is the teacher's part; coded heads on ``device``.
 
         Raises: ``RunError`` for an example that is another one than the teacher saw, or lies otherwise in its batch.
         """
         places = [self._find(key, mark) for key, mark in zip(keyed.keys, keyed.digests, strict=True)]
-        tensors = self._whole(*places[0]) if self.is_whole else self._batch(places, keyed.keys, inputs)
+        fits = None if self.is_whole else self._fits(places, keyed.keys, inputs)
+        tensors = self._whole(*places[0]) if fits is None else self._batch(places, fits)
+        tensors |= self._heads(places, fits, device)
         found = []
         for teacher, counts in enumerate(self.layout.counts):
             prefix = f"{teacher}/"
@@ -68,41 +84,54 @@ class Store:
             if name in shard.columns
         }
 
-    def _batch(self, places: list[tuple[Shard, int]], keys: Sequence[int], inputs: Any) -> dict[str, Tensor]:
+    def _fits(self, places: list[tuple[Shard, int]], keys: Sequence[int], inputs: Any) -> Fits:
         kept = {path: [shard.columns[GUIDE + path].row(row) for shard, row in places] for path in self.layout.guides}
         now = guides(inputs) if kept else {}
-        padded = paddings(kept, now, keys)
-        found = {}
+        return Fits(self.layout, {path: one.shape[1] for path, one in now.items()}, paddings(kept, now, keys))
+
+    def _batch(self, places: list[tuple[Shard, int]], fits: Fits) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name in self.layout.dtypes:
-            length = self.layout.lengths.get(name)
-            if length is None:
+            if name not in self.layout.lengths:
                 found[name] = self._restored(name, self._stacked(name, places))
                 continue
-            path = length.paths[0]
-            ends = [
-                Padding.START if Padding.START in one else Padding.END
-                for one in zip(*(padded[p] for p in length.paths), strict=True)
-            ]
             rows = [shard.columns[name].row(row) for shard, row in places]
-            fitted = [fit(row, length, now[path].shape[1], end) for row, end in zip(rows, ends, strict=True)]
-            if any(one is not row for one, row in zip(fitted, rows, strict=True)):
-                check_masked(name, self.layout)
-            found[name] = self._restored(name, torch.stack(fitted))
+            found[name] = self._restored(name, torch.stack(fits.fitted(name, rows)))
+        return found
+
+    def _heads(self, places: list[tuple[Shard, int]], fits: Fits | None, device: torch.device) -> dict[str, Any]:
+        """The logits of coded heads, and which of them count."""
+        found: dict[str, Any] = {}
+        for name, head in self.layout.heads.items():
+            assert self.coding is not None
+            reader = Reader(self.coding, name, head, self.shared)
+            columns = reader.columns(places[0][0].columns)
+            rows = [{column: shard.columns[column].row(row) for column in columns} for shard, row in places]
+            numbers = reader.numbered(rows)
+            if fits is not None:
+                numbers = fits.fitted(name, numbers) if name in self.layout.lengths else _of_one_shape(name, numbers)
+            laid_out = torch.stack(numbers) if fits is not None else numbers[0]
+            found[name], mask = reader.decode(rows, laid_out, device)
+            if head.masked:
+                found[name.replace("logits/", "logits_mask/")] = mask
         return found
 
     def _stacked(self, name: str, places: list[tuple[Shard, int]]) -> Tensor:
         column = places[0][0].columns[name]
         if column.shapes is None and all(shard is places[0][0] for shard, _ in places):
             return column.values.index_select(0, torch.tensor([row for _, row in places]))
-        rows = [shard.columns[name].row(row) for shard, row in places]
-        if len({row.shape for row in rows}) > 1:
-            shapes = sorted({tuple(row.shape) for row in rows})
-            raise RunError(
-                f"the teacher's {name.partition('/')[2]} differ in shape from example to example ({shapes[0]} and {shapes[-1]}), so "
-                "they make no batch. Pad all examples to one length",
-                field="is_caching_logits",
-            )
-        return torch.stack(rows)
+        return torch.stack(_of_one_shape(name, [shard.columns[name].row(row) for shard, row in places]))
 
     def _restored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(self.layout.dtype(name))
+
+
+def _of_one_shape(name: str, rows: list[Tensor]) -> list[Tensor]:
+    if len({row.shape for row in rows}) > 1:
+        shapes = sorted({tuple(row.shape) for row in rows})
+        raise RunError(
+            f"the teacher's {name.partition('/')[2]} differ in shape from example to example ({shapes[0]} and {shapes[-1]}), so "
+            "they make no batch. Pad all examples to one length",
+            field="is_caching_logits",
+        )
+    return rows

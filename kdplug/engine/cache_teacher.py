@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from kdplug.contracts.outputs import Outputs
+from kdplug.engine.absence import Absent
 from kdplug.engine.batch import split, to_device
 from kdplug.engine.cache_key import Keyed, Source
 from kdplug.engine.cache_store import Store
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.teacher import Teacher
 from kdplug.errors import RunError
+
+_CPU = torch.device("cpu")
 
 
 class CachedTeacher:
@@ -24,7 +27,7 @@ class CachedTeacher:
     """
 
     def __init__(
-        self, teacher: Teacher | Ensemble, source: Source, postprocess: Callable[[Any], Any] | None = None
+        self, teacher: Teacher | Ensemble | Absent, source: Source, postprocess: Callable[[Any], Any] | None = None
     ) -> None:
         self.teacher = teacher
         self.model = teacher.model
@@ -33,9 +36,9 @@ class CachedTeacher:
         self._postprocess = postprocess
 
     @property
-    def teachers(self) -> dict[str, Teacher]:
+    def teachers(self) -> dict[str, Teacher | Absent]:
         """The teachers by key, a single one as ``teacher``."""
-        return self.teacher.teachers if isinstance(self.teacher, Ensemble) else {"teacher": self.teacher}
+        return dict(self.teacher.teachers) if isinstance(self.teacher, Ensemble) else {"teacher": self.teacher}
 
     def __call__(
         self,
@@ -94,12 +97,12 @@ class Recall:
         self._keyed = keyed._replace(batch=None)
         self._inputs = inputs
 
-    def outputs(self) -> list[Outputs] | None:
-        """The outputs of each teacher, ``None`` before there is a store."""
+    def outputs(self, device: torch.device = _CPU) -> list[Outputs] | None:
+        """The outputs of each teacher, ``None`` before there is a store. Those that a codec kept are read on ``device``."""
         store = self._teacher.store
-        return None if store is None else store.recall(self._keyed, self._inputs)
+        return None if store is None else store.recall(self._keyed, self._inputs, device)
 
     def to(self, device: torch.device) -> Any:
         """The outputs on ``device``, which is not looked at before there is a store."""
-        found = self.outputs()
+        found = self.outputs(device)
         return self if found is None else to_device(found, device)

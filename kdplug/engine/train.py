@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.config.training import TrainingConfig
+from kdplug.engine.absence import NoModel
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.cache_session import Caches, CacheSession
 from kdplug.engine.checkpoint import Checkpoints, begin, read_run
@@ -67,7 +68,7 @@ def train(
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         _settle(pair, teacher, accelerator, stack, shards_teacher=_shards_teacher(config, accelerator, caches))
-        caching = CacheSession(caches, teacher, request)
+        caching = CacheSession(caches, teacher, request.dataloader, request.batch_postprocessor, request.model_args)
         teacher = caching.teacher
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
@@ -200,7 +201,7 @@ def _run(
 ) -> Run:
     return Run(
         model=pair.student,
-        teacher=None if teacher is None else teacher.model,
+        teacher=None if teacher is None or isinstance(teacher.model, NoModel) else teacher.model,
         objective=pair.objective,
         optimizer=optimizer,
         total_steps=plan.total_steps,

@@ -17,7 +17,7 @@ class Component:
     """An entry with its settings bound.
 
     ``target`` is called by position with the values of ``inputs``, in that order. Where the entry is a class, ``target`` is
-    an instance of it; a task has no inputs, and its ``target`` is the task itself.
+    an instance of it; a task or a cache codec has no inputs, and its ``target`` is the object itself.
     """
 
     entry: Entry

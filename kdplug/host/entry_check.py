@@ -75,16 +75,20 @@ def unbuildable(entry: Entry, where: str) -> Iterator[Finding]:
         what = f"{entry.name} cannot be made from its defaults: {type(error).__name__}: {error}"
         yield Finding(entry.dist, "unbuildable", "error", what, place, f"correct {place}")
     else:
-        yield from _incomplete_task(entry, built, where)
+        yield from _incomplete(entry, built, where)
 
 
-def _incomplete_task(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
+def _incomplete(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
+    from kdplug.contracts.cache_codec import CacheCodec
     from kdplug.contracts.task import Task
 
-    if entry.kind.plural == "tasks" and not isinstance(built, Task):
-        lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(built, name)]
-        what = f"{entry.name} is no task: it lacks {', '.join(lacking)}"
-        yield Finding(entry.dist, "task", "error", what, where, f"add {', '.join(lacking)} in {where}")
+    protocols: dict[str, type] = {"tasks": Task, "cache_codecs": CacheCodec}
+    protocol = protocols.get(entry.kind.plural)
+    if protocol is not None and not isinstance(built, protocol):
+        lacking = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(built, name)]
+        what = f"{entry.name} is no {entry.kind.noun}: it lacks {', '.join(lacking)}"
+        check = entry.kind.noun.replace(" ", "-")
+        yield Finding(entry.dist, check, "error", what, where, f"add {', '.join(lacking)} in {where}")
 
 
 def undocumented(entry: Entry, where: str) -> Iterator[Finding]:

@@ -29,6 +29,7 @@ FIRST_PARTY = MappingProxyType(
                     "uld",
                     "wsld",
                 ),
+                "cache_codecs": ("dense", "hidden", "sampled", "topk_tail"),
             }
         ),
         "kdplug-presets": MappingProxyType(

@@ -109,6 +109,18 @@ def kdplug_tasks() -> Offers:  # type: ignore[empty-body]
 
 
 @hookspec
+def kdplug_cache_codecs() -> Offers:  # type: ignore[empty-body]
+    """Ways to keep a teacher's logits: classes whose ``__init__`` takes the settings.
+
+    ::
+
+        @kdplug.hookimpl
+        def kdplug_cache_codecs():
+            return [("top1", "kdplug_mycodec:Top1")]
+    """
+
+
+@hookspec
 def kdplug_run_start(run: RunView) -> None:
     """A run is about to take its first step.
 

@@ -14,13 +14,15 @@ class Kind:
 
     ``plural`` is the registry attribute and the last part of the entry-point group; ``sites`` maps each place in a config
     where an entry of this kind may stand to the inputs that the engine provides there; ``positional`` maps it to the
-    inputs, in order, that a callable put into a TextBrewer-style map is called with.
+    inputs, in order, that a callable put into a TextBrewer-style map is called with. ``is_object`` says that an entry is made
+    once, from its settings, and used by its methods.
     """
 
     plural: str
     noun: str
     sites: MappingProxyType[str, tuple[str, ...]]
     positional: MappingProxyType[str, tuple[str, ...]]
+    is_object: bool = False
 
     @property
     def group(self) -> str:
@@ -35,8 +37,15 @@ class Kind:
         return frozenset(name for names in self.sites.values() for name in names)
 
 
+_NONE: dict[str, tuple[str, ...]] = {"": ()}
+
+
 def _kind(plural: str, noun: str, sites: dict[str, tuple[str, ...]], positional: dict[str, tuple[str, ...]]) -> Kind:
     return Kind(plural, noun, MappingProxyType(sites), MappingProxyType(positional))
+
+
+def _object(plural: str, noun: str) -> Kind:
+    return Kind(plural, noun, MappingProxyType(_NONE), MappingProxyType(_NONE), is_object=True)
 
 
 _KD = ("student_logits", "teacher_logits", "temperature")
@@ -67,7 +76,8 @@ KINDS = MappingProxyType(
                 {"": ("teacher_logits_list",)},
             ),
             _kind("layer_maps", "layer map", {"": _COUNTS}, {"": _COUNTS}),
-            _kind("tasks", "task", {"": ()}, {"": ()}),
+            _object("tasks", "task"),
+            _object("cache_codecs", "cache codec"),
         )
     }
 )

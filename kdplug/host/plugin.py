@@ -42,3 +42,7 @@ class DistributionPlugin:
     @hookimpl
     def kdplug_tasks(self) -> Offers:
         return self._offers("kdplug.tasks")
+
+    @hookimpl
+    def kdplug_cache_codecs(self) -> Offers:
+        return self._offers("kdplug.cache_codecs")

@@ -66,7 +66,7 @@ def read_signature(entry: Entry, target: Callable[..., Any]) -> Signature:
         return _checked(entry, inputs, settings, init, makes=entry.kind.plural != "projections")
     parameters = _parameters(entry, target, skip_self=False)
     settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
-    if entry.kind.plural == "tasks":
+    if entry.kind.is_object:
         return _checked(entry, [], parameters, target, makes=True)
     return _checked(entry, _positional(parameters), settings, target, makes=False)
 
@@ -81,7 +81,7 @@ def _init_of(cls: type) -> Callable[..., Any] | None:
 
 
 def _forward_inputs(entry: Entry, cls: type) -> list[Parameter]:
-    if entry.kind.plural == "tasks":
+    if entry.kind.is_object:
         return []
     forward = getattr(cls, "forward", None) or vars(cls).get("__call__")
     if forward is None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Task
 from kdplug.contracts.task_option import StartsStudent
 from kdplug.distillers.general import GeneralDistiller
@@ -25,6 +27,7 @@ from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
 from kdplug.recipes.measure import count_parameters, evaluate, measure_speed, size_on_disk
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
+from kdplug.recipes.origin import fingerprint
 from kdplug.recipes.result import Figures
 from kdplug.recipes.stage import Stage
 from kdplug.recipes.supervised import train_on_labels
@@ -45,13 +48,14 @@ class Bench:
     resume: bool = False
     resume_changed: bool = False
 
-    def teacher(self) -> nn.Module:
-        """The teacher, fitted where the task says how."""
+    def teacher(self, folder: Path | None = None) -> nn.Module:
+        """The teacher, fitted where the task says how; its checkpoints go below ``folder`` where that is given."""
         model, training = self.built_teacher(), self.fit()
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
             self.say(f"Fitting the teacher: {Budget.of(training, loader).total_steps} optimizer steps")
-            self._train_on_labels(Stage.TEACHER, model, self.task.teacher_adaptor, loader, training)
+            config = Stage.TEACHER.config(self.recipe, folder)
+            self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
     def built_teacher(self) -> nn.Module:
@@ -68,8 +72,8 @@ class Bench:
             lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
         )
 
-    def distilled(self, teacher: nn.Module) -> tuple[nn.Module, History]:
-        """The student after distillation, and what happened on the way."""
+    def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
+        """The student after distillation, from a cache where there is no ``teacher``, and what happened on the way."""
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
@@ -90,9 +94,11 @@ class Bench:
         )
         return student, history
 
-    def distiller(self, teacher: nn.Module, student: nn.Module, observers: Iterable[Events] = ()) -> GeneralDistiller:
-        """What distils ``teacher`` into ``student``."""
-        return GeneralDistiller(
+    def distiller(
+        self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[Events] = ()
+    ) -> GeneralDistiller:
+        """What distils ``teacher``, or a cache of what it said, into ``student``."""
+        made = GeneralDistiller(
             Stage.STUDENT.config(self.recipe),
             self.recipe.distillation,
             teacher,
@@ -103,8 +109,11 @@ class Bench:
             strict=True,
             show_progress=self.show_progress,
         )
+        if made.teacher_cache is not None:
+            made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
+        return made
 
-    def baseline(self, teacher: nn.Module) -> tuple[nn.Module, int]:
+    def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
         """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps.
 
         Of ``teacher`` it has the initial weights that the distilled student has of it, and nothing else.
@@ -112,7 +121,8 @@ class Bench:
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
         self.say(f"Training the same student without distillation: {Budget.of(training, loader).total_steps} steps")
-        done = self._train_on_labels(Stage.BASELINE, student, self.task.student_adaptor, loader, training)
+        config = Stage.BASELINE.config(self.recipe)
+        done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
         return student, done.step
 
     def measured(self, *models: nn.Module) -> list[Figures]:
@@ -129,13 +139,21 @@ class Bench:
             for model, speed in zip(models, speeds, strict=True)
         ]
 
-    def student(self, teacher: nn.Module) -> nn.Module:
-        """The student before any training, started from ``teacher`` where the task says so; the same each time."""
+    def student(self, teacher: nn.Module | None) -> nn.Module:
+        """The student before any training, started from ``teacher`` where the task says so; the same each time.
+
+        Where what the teacher says comes from a cache, it is built for this alone, and let go of.
+        """
         set_seed(self.recipe.seed)
         student = self.task.build_student()
-        if isinstance(self.task, StartsStudent):
-            self.task.start_student(student, teacher)
+        if isinstance(self.task, StartsStudent) and self.task.starts_student:
+            self.task.start_student(student, self._cached_teacher() if teacher is None else teacher)
         return student
+
+    def _cached_teacher(self) -> nn.Module:
+        """The teacher that a cache is of, fitted already where the recipe fits it."""
+        assert self.recipe.training.teacher_cache is not None
+        return replace(self, resume=True).teacher(Path(self.recipe.training.teacher_cache))
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
         """Shuffled batches of a part of the data, in an order drawn from the seed."""
@@ -153,14 +171,19 @@ class Bench:
         return AUTO if self.resume else None
 
     def _train_on_labels(
-        self, stage: Stage, model: nn.Module, adaptor: Adaptor, loader: DataLoader[Any], training: RecipeTraining
+        self,
+        config: TrainingConfig,
+        model: nn.Module,
+        adaptor: Adaptor,
+        loader: DataLoader[Any],
+        training: RecipeTraining,
     ) -> RunResult:
         return train_on_labels(
             model,
             adaptor,
             loader,
             training,
-            stage.config(self.recipe),
+            config,
             resume=self._resume,
             resume_changed=self.resume_changed,
         )

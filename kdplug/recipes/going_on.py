@@ -16,6 +16,7 @@ _BESIDE_THE_POINT = (
     "log_dir",
     "trackers",
     "shard_teacher",
+    "teacher_cache",
     "logging_steps",
     "keep_last",
     "device",

@@ -19,6 +19,7 @@ from kdplug.recipes.bench import Bench
 from kdplug.recipes.going_on import is_begun
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.optimizer import make_optimizer
+from kdplug.recipes.origin import read_origin
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
 from kdplug.recipes.saved_student import check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
@@ -78,10 +79,14 @@ def run_recipe(
     console.print(terms_table(distillation, terms))
 
     bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
-    teacher = bench.teacher()
+    origin = read_origin(recipe)
+    if origin is not None:
+        say(f"What the teacher says is read from {recipe.training.teacher_cache}; its own figures are those of then")
+    teacher = bench.teacher() if origin is None else None
     student, history = bench.distilled(teacher)
     baseline, steps = bench.baseline(teacher)
-    of_teacher, of_student, of_baseline = bench.measured(teacher, student, baseline)
+    of_student, of_baseline, *rest = bench.measured(*filter(None, (student, baseline, teacher)))
+    of_teacher = rest[0] if origin is None else origin.teacher
     result = RecipeResult(
         task.metric,
         of_teacher,

@@ -23,18 +23,20 @@ class Stage(StrEnum):
         """Where its checkpoints and its log go."""
         return Path(recipe.output_dir) / self.value
 
-    def config(self, recipe: Recipe) -> TrainingConfig:
-        """How it is run. Each stage ends with a checkpoint, so that it is not repeated when the recipe is resumed.
+    def config(self, recipe: Recipe, folder: Path | None = None) -> TrainingConfig:
+        """How it is run, below the recipe's ``output_dir`` or below ``folder``. Each stage ends with a checkpoint, so that it is not repeated when the recipe is resumed.
 
         ``ckpt_frequency: 0`` means that one and no other. The teacher's and the baseline's checkpoints are there for nothing
         but resuming: of theirs only the last stays. The teacher is fitted without gradient accumulation.
         """
-        config = recipe.training_config(str(self.folder(recipe)))
+        place = self.folder(recipe) if folder is None else folder / self.value
+        config = recipe.training_config(str(place))
         changes: dict[str, object] = {}
         if config.ckpt_frequency == 0:
             changes = {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
         if self is not Stage.STUDENT:
             changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
+            changes |= {"teacher_cache": None, "teacher_cache_dtype": None, "teacher_cache_codec": None}
         if self is Stage.TEACHER:
             changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
         return config.model_copy(update=changes)

@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+from kdplug.config.component import resolve, write_component
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
+from kdplug.errors import KdplugError
 from kdplug.host.active import active
 from kdplug.host.manifest import environment_record
 from kdplug.report.used_entry import used_entries
 
 RECORD = "kdplug-run.json"
 """The name of the file."""
+
+CODEC = "teacher_cache_codec"
 
 
 def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: DistillationConfig) -> dict[str, Any]:
@@ -24,19 +28,42 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     out. ``config_sha256`` is that of the recipe in this form. Hook plugins are imported, so that one that fails is named.
     """
     active().load_hooks()
-    resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict()}
+    training = resolved_training(recipe)
+    resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict(), "training": training}
     del resolved["output_dir"]
     return {
         **environment_record(),
-        "entries": [_task_entry(task), *_under("distillation", used_entries(distillation))],
+        "entries": [
+            _entry("task", task),
+            *_under("distillation", used_entries(distillation)),
+            *(
+                [_entry(f"training.{CODEC}", training[CODEC])]
+                if recipe.training.teacher_cache_codec is not None
+                else []
+            ),
+        ],
         "seed": recipe.seed,
         "recipe": resolved,
         "config_sha256": config_hash(resolved),
     }
 
 
-def _task_entry(task: Mapping[str, Any]) -> dict[str, Any]:
-    return {"path": "task", "name": task["name"], "settings": {key: task[key] for key in task if key != "name"}}
+def resolved_training(recipe: Recipe) -> dict[str, Any]:
+    """``training`` of a recipe with the qualified name and every setting of its codec.
+
+    Raises: ``KdplugError`` with the path of a codec that cannot be used.
+    """
+    training: dict[str, Any] = recipe.training.to_dict()
+    if recipe.training.teacher_cache_codec is not None:
+        try:
+            training[CODEC] = write_component(resolve(recipe.training.teacher_cache_codec, "cache_codecs"))
+        except KdplugError as error:
+            raise error.at("training", CODEC) from error.__cause__
+    return training
+
+
+def _entry(path: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {"path": path, "name": spec["name"], "settings": {key: spec[key] for key in spec if key != "name"}}
 
 
 def _under(field: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -33,6 +33,9 @@ def test_the_commands_and_flags_are_these():
         "kdplug plan": ["--debug", "--json", "--set", "recipe"],
         "kdplug new": ["--force", "--task", "recipe"],
         "kdplug schema": ["--kind", "--names"],
+        "kdplug cache": [],
+        "kdplug cache make": ["--debug", "--out", "--set", "recipe"],
+        "kdplug cache show": ["--check", "--json", "folder"],
         "kdplug plugins": [],
         "kdplug plugins new": ["--dir", "--kind", "--license", "--on", "name"],
         "kdplug plugins check": ["--json", "dist"],
@@ -47,5 +50,5 @@ def test_the_version_is_that_of_the_package():
 
 def test_every_command_says_what_it_does():
     command = typer.main.get_command(app)
-    groups = [command, command.commands["plugins"]]
+    groups = [command, command.commands["plugins"], command.commands["cache"]]
     assert all(below.help for group in groups for below in group.commands.values())

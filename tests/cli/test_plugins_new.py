@@ -27,6 +27,7 @@ WORDS = {
     "combiner": ("teacher-combiner",),
     "layermap": ("layer-map",),
     "task": ("Task",),
+    "codec": ("cache-codec",),
     "hooks": ("hooks",),
 }
 """The last part of a project's name, and the words after ``--kind`` that make it."""
@@ -84,7 +85,7 @@ def test_a_project_is_complete(projects, name):
     project = projects / f"kdplug-new{name}"
     made = {path.relative_to(project).as_posix() for path in project.rglob("*") if path.is_file()}
     assert made >= {"pyproject.toml", "README.md", "LICENSE", ".gitignore"}
-    assert ("recipe.yaml" in made) == (name != "combiner")
+    assert ("recipe.yaml" in made) == (name not in ("combiner", "codec"))
     assert made >= {f"kdplug_new{name}.py", f"tests/test_new{name}.py"}
 
 

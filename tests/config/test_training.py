@@ -25,6 +25,7 @@ def test_the_defaults_are_those_of_textbrewer_with_an_automatic_device():
         "shard_teacher": False,
         "teacher_cache": None,
         "teacher_cache_dtype": None,
+        "teacher_cache_codec": "none",
         "output_dir": "./saved_models",
         "seed": None,
     }

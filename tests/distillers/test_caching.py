@@ -6,14 +6,14 @@ import os
 import random
 import subprocess
 import sys
-from collections import UserDict
 from pathlib import Path
 
 import pytest
 import torch
+from cache_scene import Reader, Rowwise, Tokens, data, loader, read, run
 from small_run import AUTO, MATCH, PROJECTED, make_batches, make_distiller, make_student, make_teacher, sgd, weights
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
@@ -25,48 +25,9 @@ from kdplug.engine import cache_extent
 from kdplug.errors import RunError
 
 
-def data(count=22, seed=3):
-    return TensorDataset(torch.randn(count, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-
-
-def loader(count=22, **options):
-    return DataLoader(data(count), **{"batch_size": 4, "shuffle": True, **options})
-
-
-class Rowwise(nn.Module):
-    """A teacher whose row of the outputs depends on its row of the inputs alone, to the last bit, whatever the batch."""
-
-    def __init__(self, seed=2):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.inner = nn.Parameter(torch.randn(5, 4, generator=generator, dtype=torch.float64))
-        self.head = nn.Parameter(torch.randn(3, 5, generator=generator, dtype=torch.float64))
-        self.act, self.calls = nn.Tanh(), 0
-
-    def forward(self, x, scale=1.0):
-        self.calls += 1
-        hidden = self.act((x.unsqueeze(-2) * self.inner * scale).sum(-1))
-        logits = (hidden.unsqueeze(-2) * self.head).sum(-1)
-        return {"logits": logits, "hidden": [hidden, hidden.cos()], "losses": logits.square().mean()}
-
-
 @pytest.fixture
 def teacher():
     return Rowwise()
-
-
-def run(folder, teacher, batches, *, caching, epochs=3, matches=(PROJECTED,), steps=None, **more):
-    """Train a student; its weights and those of its projections."""
-    torch.manual_seed(0)
-    student = make_student(dropout=0.3)
-    training = {"seed": 7, **more.pop("training", {})}
-    train = more.pop("train", {})
-    distiller = make_distiller(
-        folder, student, teacher, matches=matches, training=training, is_caching_logits=caching, **more
-    )
-    length = {"num_epochs": epochs} if steps is None else {"num_steps": steps}
-    distiller.train(sgd(student, momentum=0.9), batches, **length, **train)
-    return torch.cat([weights(student), weights(distiller.objective)]) if matches else weights(student)
 
 
 def both(folder, teacher, make, **more):
@@ -340,7 +301,7 @@ import os, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 from kdplug.engine import cache_extent
-from test_caching import Rowwise, loader, run
+from cache_scene import Rowwise, loader, run
 cache_extent.SHARD_BATCHES = 1
 teacher = Rowwise()
 teacher.register_forward_pre_hook(lambda module, args: os.kill(os.getpid(), 9) if teacher.calls == 4 else None)
@@ -485,52 +446,6 @@ def test_a_narrower_dtype_keeps_less_and_says_how_far_off_it_is(tmp_path, teache
     summary = distiller.teacher_cache.summary
     assert summary.bytes_per_example == 3 * 2 + 8
     assert 1e-6 < summary.error < 1e-2
-
-
-class Tokens(Dataset):
-    """Sentences of unequal lengths."""
-
-    def __init__(self, left=False):
-        generator = torch.Generator().manual_seed(11)
-        lengths = torch.randint(1, 9, (22,), generator=generator).tolist()
-        self.rows = [torch.randint(1, 30, (length,), generator=generator) for length in lengths]
-        self.left = left
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, place):
-        return {"input_ids": self.rows[place]}
-
-    def collate(self, items):
-        longest = max(len(item["input_ids"]) for item in items)
-        ids = torch.zeros(len(items), longest, dtype=torch.int64)
-        for place, item in enumerate(items):
-            row = item["input_ids"]
-            ids[place, slice(-len(row), None) if self.left else slice(len(row))] = row
-        return UserDict(input_ids=ids, attention_mask=(ids > 0).long())
-
-
-class Reader(nn.Module):
-    """Reads each token by itself; what it says of padding depends on how much of it there is."""
-
-    def __init__(self, width, seed):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.table = nn.Parameter(torch.randn(30, width, generator=generator, dtype=torch.float64))
-        self.head = nn.Parameter(torch.randn(3, width, generator=generator, dtype=torch.float64))
-
-    def forward(self, input_ids, attention_mask):
-        noise = 100.0 * input_ids.shape[1] * (1 - attention_mask).unsqueeze(-1)
-        hidden = self.table[input_ids] + noise
-        scores = (hidden.unsqueeze(1) * hidden.unsqueeze(2)).sum(-1).unsqueeze(1).expand(-1, 2, -1, -1)
-        logits = (hidden.unsqueeze(-2) * self.head).sum(-1)
-        return {"logits": logits, "hidden": [hidden], "attention": [scores]}
-
-
-def read(batch, outputs):
-    mask = batch["attention_mask"]
-    return {**outputs, "logits_mask": mask, "inputs_mask": mask}
 
 
 ALL_FEATURES = [

@@ -15,7 +15,7 @@ import sys
 import torch
 from pathlib import Path
 from kdplug.engine import cache_extent
-from test_caching import Rowwise, loader, run
+from cache_scene import Rowwise, loader, run
 
 cache_extent.SHARD_BATCHES = 1
 folder, rank = Path(sys.argv[1]), int(__import__("os").environ["RANK"])

@@ -13,7 +13,7 @@ from factored_run import CLASSES, Headed, adaptor, data, dense_adaptor, distill
 from small_run import weights
 from torch.utils.data import DataLoader
 
-from kdplug import DistillationConfig, Evaluation, GeneralDistiller, OutputsError, TrainingConfig
+from kdplug import DistillationConfig, Evaluation, GeneralDistiller, OutputsError, SparseLogits, TrainingConfig
 
 SCRIPT = """
 import os
@@ -115,18 +115,32 @@ def test_a_metric_reads_the_logits_multiplied_out(tmp_path):
     assert metric.width == CLASSES
 
 
-def test_a_teacher_that_returns_factors_is_not_kept(tmp_path):
+@pytest.mark.parametrize("codec", [None, "hidden"], ids=["multiplied out", "as hidden states"])
+def test_a_teacher_that_returns_factors_is_kept(tmp_path, codec):
+    ends = []
+    for caching in (False, True):
+        student, teacher = Headed(3, seed=1), Headed(5, seed=2)
+        distiller = _distiller(
+            tmp_path, teacher, student, adaptor(student), codec if caching else None, is_caching_logits=caching
+        )
+        distiller.train(torch.optim.SGD(student.parameters(), lr=0.1), [data()], num_epochs=2)
+        ends.append(torch.cat([parameter.detach().flatten() for parameter in student.parameters()]))
+    torch.testing.assert_close(*ends)
+
+
+def test_a_teacher_that_is_sparse_already_is_not_kept(tmp_path):
     student, teacher = Headed(3, seed=1), Headed(5, seed=2)
     distiller = _distiller(tmp_path, teacher, student, adaptor(student), is_caching_logits=True)
-    with pytest.raises(
-        OutputsError, match=r"is_caching_logits: keeps tensors, and the teacher returned FactoredLogits"
-    ):
+    distiller._teacher.adaptor = lambda batch, hidden: {
+        "logits": SparseLogits.top(torch.zeros(len(hidden), CLASSES), 2)
+    }
+    with pytest.raises(OutputsError, match=r"is_caching_logits: keeps whole logits.*returned SparseLogits"):
         distiller.train(torch.optim.SGD(student.parameters(), lr=0.1), [data()], num_epochs=2)
 
 
-def _distiller(folder, teacher, student, adaptor_S, **distillation):
+def _distiller(folder, teacher, student, adaptor_S, codec=None, **distillation):
     return GeneralDistiller(
-        TrainingConfig(output_dir=str(folder), device="cpu"),
+        TrainingConfig(output_dir=str(folder), device="cpu", teacher_cache_codec=codec),
         DistillationConfig(kd_loss_type="factored_kl", **distillation),
         teacher,
         student,

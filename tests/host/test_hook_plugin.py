@@ -238,6 +238,7 @@ def test_every_hook_has_a_worked_example() -> None:
 
 def test_the_hooks_are_these() -> None:
     assert sorted(name for name in vars(hookspec) if name.startswith(hookspec.PREFIX)) == [
+        "kdplug_cache_codecs",
         "kdplug_layer_maps",
         "kdplug_losses",
         "kdplug_projections",

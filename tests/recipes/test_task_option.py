@@ -57,7 +57,12 @@ def test_both_students_start_from_the_trained_teacher(offering):
 
     fit = {"epochs": 1, "batch_size": 10, "learning_rate": 0.1}
     adaptor = kdplug.tasks.load("signs").student_adaptor
-    methods = {"start_student": start_student, "teacher_fit": lambda self: fit, "teacher_adaptor": adaptor}
+    methods = {
+        "starts_student": True,
+        "start_student": start_student,
+        "teacher_fit": lambda self: fit,
+        "teacher_adaptor": adaptor,
+    }
     done = run_recipe(offering("training.lr=1e-12", **methods))
     start = kdplug.tasks.build("signs").target.build_teacher().weight
     assert len(seen) == 2

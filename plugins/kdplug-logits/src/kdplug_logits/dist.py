@@ -57,6 +57,7 @@ def dist(
     student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
     values = (1 - pearson(student, teacher, -1, eps)) * beta
     if gamma:
-        columns = (side.reshape(-1, side.shape[-1]) for side in (student, teacher))
-        values = values + (1 - pearson(*columns, 0, eps)).mean() * gamma
+        classes = student.shape[-1]
+        over_items = pearson(student.reshape(-1, classes), teacher.reshape(-1, classes), 0, eps)
+        values = values + (1 - over_items).mean() * gamma
     return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())

@@ -15,22 +15,22 @@ from kdplug_logits.shape import require_labels, require_logits, written
 class Labelled(NamedTuple):
     """Logits of both sides with 0 at the items that have no label, and where the labels are.
 
-    Shapes: ``student`` and ``teacher`` ``[*items, classes]``; ``index`` ``[*items, 1]``, 0 where there is none; ``counts``
+    Shapes: ``student`` and ``teacher`` ``[*items, classes]``; ``places`` ``[*items, 1]``, 0 where there is none; ``counts``
     bool ``[*items]``.
     """
 
     student: Tensor
     teacher: Tensor
-    index: Tensor
+    places: Tensor
     counts: Tensor
 
     def of_label(self, values: Tensor) -> Tensor:
         """``values`` ``[*items, classes]`` at the label, ``[*items]``."""
-        return values.gather(-1, self.index).squeeze(-1)
+        return values.gather(-1, self.places).squeeze(-1)
 
     def others(self, logits: Tensor) -> Tensor:
         """``logits`` with ``-inf`` at the label."""
-        return logits.scatter(-1, self.index, -torch.inf)
+        return logits.scatter(-1, self.places, -torch.inf)
 
     def summed(self, values: Tensor) -> LossSum:
         """The sum of ``values`` ``[*items]`` over the items that have a label, and how many these are."""
@@ -49,8 +49,8 @@ def labelled(owner: str, student_logits: Tensor, teacher_logits: Tensor, labels:
     student, teacher = promoted(student_logits, teacher_logits)
     counts = labels >= 0
     without = ~counts.unsqueeze(-1)
-    index = labels.to(torch.int64).clamp(min=0).unsqueeze(-1)
-    return Labelled(student.masked_fill(without, 0.0), teacher.masked_fill(without, 0.0), index, counts)
+    places = labels.to(torch.int64).clamp(min=0).unsqueeze(-1)
+    return Labelled(student.masked_fill(without, 0.0), teacher.masked_fill(without, 0.0), places, counts)
 
 
 def conditional(others: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.data.source import Source, read_source
 from kdplug_tasks.example import Sized
+from kdplug_tasks.fingerprint import fingerprint_of
 from kdplug_tasks.models.card import model_card
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Adapt, Problem
@@ -94,9 +95,19 @@ class ModelTask:
         self._source  # noqa: B018
         return self.family.build_student()
 
+    @property
+    def starts_student(self) -> bool:
+        """Whether the student takes something from the teacher."""
+        return self.family.student.from_teacher is not None
+
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
         """Give the student what it takes from the teacher."""
         self.family.start_student(student, teacher)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the teacher's outputs depend on; nothing of the student."""
+        self._source  # noqa: B018  it decides the tokenizer
+        return fingerprint_of(self.problem, self.family)
 
     def data(self, part: Part) -> Sized:
         """The examples of one part; ``teacher`` and ``baseline`` are the same."""

@@ -1,0 +1,64 @@
+"""From a recipe to a cache of what its teacher says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from kdplug.config.recipe import Recipe
+from kdplug.engine.cache_summary import CacheSummary
+from kdplug.errors import RunError
+from kdplug.host.manifest import header_line
+from kdplug.recipes.bench import Bench
+from kdplug.recipes.origin import Origin
+from kdplug.recipes.task import build_task, prepare, resolve_distillation
+
+
+def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -> CacheSummary:
+    """Ask the teacher of a recipe about every example that its student is distilled on, and keep what it says in ``out``.
+
+    What an interrupted command left there is gone on with. Where the recipe fits its teacher, that goes to ``out/teacher``. Under
+    ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the teacher is evaluated, so that
+    ``run_recipe`` with this cache can compare without it.
+
+    Raises: ``KdplugError`` where the recipe names what cannot be used, where ``out`` holds a cache of something else, and where it
+    cannot be written.
+    """
+    is_main = os.environ.get("RANK", "0") in ("", "0")
+    console = console if console is not None and is_main else Console(quiet=True)
+    recipe = recipe.with_overrides(
+        [f"training.teacher_cache={json.dumps(str(out))}", "distillation.is_caching_logits=true"]
+    )
+    _, task = build_task(recipe)
+    prepare(task, resolve_distillation(recipe).reads)
+    _check_fit(fits=task.teacher_fit() is not None)
+
+    def say(text: str) -> None:
+        console.print(Text(text), soft_wrap=True)
+
+    for line in (header_line(), "", task.about(), ""):
+        say(line)
+    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
+    teacher = bench.teacher(out)
+    say(f"Asking the teacher about {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
+    distiller = bench.distiller(teacher, bench.student(teacher))
+    summary = distiller.fill_teacher_cache(bench.loader("distillation", recipe.training.batch_size))
+    if is_main:
+        (figures,) = bench.measured(teacher)
+        Origin(task.metric, figures).write(out)
+        say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
+        say(f"Written to {out}. kdplug run with --set training.teacher_cache={out} needs no teacher")
+    return summary
+
+
+def _check_fit(*, fits: bool) -> None:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if fits and processes not in ("", "1"):
+        raise RunError(
+            f"{processes} processes were launched, and the recipe's teacher has to be fitted first, which one process does. Start "
+            "kdplug cache without a launcher"
+        )

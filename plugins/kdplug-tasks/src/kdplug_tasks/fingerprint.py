@@ -1,0 +1,56 @@
+"""What a teacher's outputs depend on, told without loading it: for caches of them."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from kdplug_tasks.models.family import Family
+from kdplug_tasks.problem import Problem
+from kdplug_tasks.text.processor import TextProcessor
+
+_ENDS = 1 << 16
+
+
+@runtime_checkable
+class Processing(Protocol):
+    """A problem whose inputs go through a processor first."""
+
+    @property
+    def processor(self) -> Any:
+        """What makes inputs of a row."""
+        ...
+
+
+def fingerprint_of(problem: Problem, family: Family) -> dict[str, Any]:
+    """The teacher, the tokenizer where there is one, and what is asked of them, as plain data.
+
+    Of a teacher in a folder the name, the size and a checksum of both ends of each of its files count, so that one that was
+    trained further is another one; of one with a name on a hub, the name.
+    """
+    teacher = family.teacher.model_dump(mode="json")
+    found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
+    if isinstance(problem, Processing) and isinstance(problem.processor, TextProcessor):
+        found["tokenizer"] = _tokenizer(problem.processor.tokenizer)
+    return found
+
+
+def _files(path: str | None) -> dict[str, list[int]]:
+    if path is None or not Path(path).is_dir():
+        return {}
+    return {file.name: _ends(file) for file in sorted(Path(path).iterdir()) if file.is_file()}
+
+
+def _ends(file: Path) -> list[int]:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        mark = zlib.crc32(stream.read(_ENDS))
+        stream.seek(max(0, size - _ENDS))
+        return [size, zlib.crc32(stream.read(), mark)]
+
+
+def _tokenizer(tokenizer: Any) -> dict[str, Any]:
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    return {"tokens": len(vocabulary), "vocabulary": f"{zlib.crc32(repr(vocabulary).encode()):08x}", **special}

@@ -1,0 +1,84 @@
+"""``kdplug cache``: what it takes and what it prints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from kdplug.cli.app import app
+
+RECIPE = """
+task: {name: digits, teacher_epochs: 1}
+distillation: {kd_loss_type: ce}
+training: {num_epochs: 1, batch_size: 200, device: cpu, ckpt_frequency: 0, teacher_cache_codec: {name: topk_tail, k: 3, bits: 8}}
+"""
+
+
+def call(*words):
+    return CliRunner().invoke(app, ["cache", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    done = call(folder / "recipe.yaml", "--out", folder / "kept", "--set", "training.batch_size=300")
+    assert done.exit_code == 0, done.output
+    return folder / "kept"
+
+
+def test_a_recipe_needs_no_word_before_it(made):
+    assert (made / "origin.json").is_file()
+    assert json.loads((made / "manifest.json").read_text())["batch"] == 300
+
+
+def test_what_is_kept_is_shown(made):
+    shown = call("show", made).output
+    assert f"{made}: complete" in shown
+    for words in (
+        "1,200 of 1,200 (100.0% covered)",
+        "name: kdplug-logits:topk_tail, k: 3, bits: 8",
+        "kept mass",
+        "temperature",
+    ):
+        assert words in shown
+
+
+def test_for_programs_it_is_one_object(made):
+    found = json.loads(call("show", made, "--json").output)
+    assert found["complete"] is True
+    assert 3 < found["bytes_per_item"] < 40
+    assert 0 < found["lowest_kept_mass"] <= found["kept_mass"] <= 1
+    assert found["fingerprint"]["temperature"] == 4.0
+    assert found["classes"] == [10]
+
+
+def test_a_byte_that_changed_is_found_by_check(made, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in made.glob("*.*"):
+        (copy / file.name).write_bytes(file.read_bytes())
+    file = copy / "shard-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 4
+    file.write_bytes(content)
+    assert call("show", copy).exit_code == 0
+    checked = call("show", copy, "--check")
+    assert checked.exit_code == 2
+    assert "is damaged" in checked.output
+    file.write_bytes(content[:-1])
+    assert "bytes and had" in call("show", copy).output
+
+
+def test_a_folder_that_is_no_cache_is_told(tmp_path):
+    shown = call("show", tmp_path)
+    assert shown.exit_code == 2
+    assert "is no teacher cache: it holds no manifest.json" in shown.output
+
+
+def test_a_folder_must_be_named(made):
+    missing = call("recipe.yaml")
+    assert missing.exit_code == 2
+    assert "--out" in missing.output

@@ -1,0 +1,235 @@
+"""A recipe whose teacher is asked once: ``kdplug cache``, and the run that needs no teacher."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from codec_specimen import register
+from torch import nn
+
+import kdplug
+from kdplug.engine import cache_extent
+from kdplug.engine.cache_report import CacheReport
+from kdplug.errors import RunError, SettingError
+from kdplug.recipes.cache import cache_recipe
+from kdplug.recipes.run import run_recipe
+
+BATCHES = 3
+
+
+@pytest.fixture
+def out(tmp_path):
+    register()
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def recipe(signs, out):
+    """The recipe with its cache in ``out``, and changes."""
+    return lambda *changes: signs(
+        f"training.teacher_cache={json.dumps(str(out))}", "training.teacher_cache_codec=whole", *changes
+    )
+
+
+def no_teacher(monkeypatch, name="signs"):
+    def build(self):
+        raise AssertionError("a teacher was built")
+
+    monkeypatch.setattr(kdplug.tasks.load(name), "build_teacher", build)
+
+
+def figures(result):
+    return [one.metrics for one in (result.teacher, result.distilled, result.baseline)]
+
+
+def test_a_run_from_a_cache_needs_no_teacher_and_gives_the_same_figures(signs, recipe, out, monkeypatch):
+    plain = run_recipe(signs())
+    cache_recipe(recipe(), out)
+    no_teacher(monkeypatch)
+    assert figures(run_recipe(recipe())) == figures(plain)
+
+
+def test_the_teachers_figures_are_those_of_when_it_was_asked(recipe, out, monkeypatch):
+    cache_recipe(recipe(), out)
+    said = json.loads((out / "origin.json").read_text())
+    no_teacher(monkeypatch)
+    result = run_recipe(recipe())
+    assert result.teacher.metrics == said["teacher"]["metrics"] == {"accuracy": 1.0}
+    assert result.teacher.parameters == 10
+
+
+def test_a_cache_that_a_run_filled_itself_says_nothing_of_the_teacher(recipe, out):
+    run_recipe(recipe())
+    assert (out / "manifest.json").is_file()
+    assert not (out / "origin.json").exists()
+    assert run_recipe(recipe()).teacher.metrics == {"accuracy": 1.0}
+
+
+def test_a_second_call_asks_nothing(recipe, out):
+    assert cache_recipe(recipe(), out).batches == BATCHES
+    assert cache_recipe(recipe(), out).batches == 0
+
+
+def test_a_cache_serves_other_students_steps_and_losses(recipe, out, monkeypatch):
+    cache_recipe(recipe(), out)
+    no_teacher(monkeypatch)
+    run_recipe(recipe("training.batch_size=7", "training.lr=0.1", "distillation.hard_label_weight=1", "seed=3"))
+
+
+def test_a_folder_that_nothing_is_read_from_is_not_what_a_recipe_means(signs, recipe):
+    assert recipe().distillation.is_caching_logits
+    assert not signs().distillation.is_caching_logits
+    assert not recipe("distillation.is_caching_logits=false").distillation.is_caching_logits
+    assert type(recipe()).from_dict(recipe().to_dict()) == recipe()
+
+
+class Fingerprinted:
+    def fingerprint(self):
+        return {"tokenizer": {"vocabulary": self.vocabulary}, "teacher": "one"}
+
+
+def offer(monkeypatch, vocabulary):
+    """The task of the recipe, with a setting for its student and a vocabulary."""
+    base = kdplug.tasks.load("signs")
+
+    class Told(base, Fingerprinted):
+        def __init__(self, *, width: int = 1) -> None:
+            self.vocabulary = vocabulary
+
+    kdplug.tasks.register("signs")(Told)
+
+
+def test_what_a_task_says_of_itself_has_to_be_the_same_and_its_other_settings_do_not(recipe, out, monkeypatch):
+    offer(monkeypatch, 100)
+    cache_recipe(recipe(), out)
+    no_teacher(monkeypatch)
+    run_recipe(recipe("task={name: signs, width: 2}"))
+    offer(monkeypatch, 101)
+    with pytest.raises(RunError, match=r"the tokenizer: vocabulary 100 -> 101"):
+        run_recipe(recipe())
+
+
+class Fitted:
+    """How a teacher is fitted, and data with the labels that it is fitted on."""
+
+    def teacher_fit(self):
+        return {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2}
+
+    def teacher_adaptor(self, batch, outputs):
+        return self.student_adaptor(batch, outputs)
+
+
+def fit(monkeypatch):
+    base = kdplug.tasks.load("signs")
+    kdplug.tasks.register("signs")(type("FittedSigns", (Fitted, base), {"build_teacher": lambda self: nn.Linear(4, 2)}))
+
+
+def test_a_teacher_that_the_recipe_fits_is_fitted_once_and_stays(recipe, out, monkeypatch):
+    fit(monkeypatch)
+    monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 1)
+    cache_recipe(recipe(), out)
+    (out / "shard-00001.json").unlink()
+    steps = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *_: steps.append(1))
+    assert cache_recipe(recipe(), out).batches == 1
+    assert not steps
+
+
+def test_a_teacher_that_was_fitted_from_another_seed_is_another_teacher(recipe, out, monkeypatch):
+    fit(monkeypatch)
+    cache_recipe(recipe(), out)
+    no_teacher(monkeypatch)
+    with pytest.raises(RunError, match="how the teacher is fitted: seed 0 -> 1"):
+        run_recipe(recipe("seed=1"))
+
+
+def test_several_processes_do_not_fit_a_teacher(recipe, out, monkeypatch):
+    fit(monkeypatch)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="2 processes were launched, and the recipe's teacher has to be fitted first"):
+        cache_recipe(recipe(), out)
+
+
+def test_other_data_are_found_when_they_are_used(recipe, out, monkeypatch):
+    cache_recipe(recipe(), out)
+    no_teacher(monkeypatch)
+    data = kdplug.tasks.load("signs").data
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "data", lambda self, part: data(self, part) + 1)
+    with pytest.raises(RunError, match="the data, as the teacher is given them: examples 0 to 15"):
+        run_recipe(recipe())
+
+
+def test_a_damaged_origin_is_an_error_that_says_how_to_mend_it(recipe, out):
+    cache_recipe(recipe(), out)
+    (out / "origin.json").write_text("{")
+    with pytest.raises(RunError, match=r"^teacher_cache: .*origin\.json is damaged: .*kdplug cache RECIPE --out"):
+        run_recipe(recipe())
+
+
+def test_a_codec_that_cannot_be_used_is_told_before_anything_is_trained(recipe, out):
+    with pytest.raises(SettingError, match=r"^training\.teacher_cache_codec\.shift: "):
+        run_recipe(recipe("training.teacher_cache_codec={name: whole, shift: far}"))
+
+
+def test_the_record_names_the_codec_with_every_setting(recipe, out):
+    cache_recipe(recipe(), out)
+    run_recipe(recipe())
+    record = json.loads((Path(recipe().output_dir) / "kdplug-run.json").read_text())
+    assert record["recipe"]["training"]["teacher_cache_codec"] == {"name": "local:whole", "shift": 0.0}
+    assert {"path": "training.teacher_cache_codec", "name": "local:whole", "settings": {"shift": 0.0}} in record[
+        "entries"
+    ]
+
+
+def test_a_report_counts_what_is_there(recipe, out):
+    cache_recipe(recipe(), out)
+    report = CacheReport.read(out, checks=True)
+    assert (report.is_complete, report.examples, report.tally.items) == (True, 40, 40)
+    assert report.bytes == sum(file.stat().st_size for file in out.glob("*.safetensors"))
+    assert report.to_data()["kept_mass"] == report.to_data()["coverage"] == 1.0
+
+
+LAUNCHED = """
+import sys
+import kdplug
+from codec_specimen import register
+from pathlib import Path
+from kdplug.engine import cache_extent
+from recipes.conftest import Signs, soft_cross_entropy
+from kdplug.recipes.cache import cache_recipe
+
+cache_extent.SHARD_BATCHES = 1
+kdplug.tasks.register("signs")(Signs)
+kdplug.losses.register("soft")(soft_cross_entropy)
+register()
+training = {"num_epochs": 1, "batch_size": 8, "device": "cpu", "teacher_cache_codec": "whole"}
+recipe = kdplug.Recipe.from_dict({"task": "signs", "distillation": {"kd_loss_type": "soft"}, "training": training})
+print(cache_recipe(recipe, Path(sys.argv[1])).batches)
+"""
+
+
+def test_two_processes_divide_the_examples(tmp_path):
+    (tmp_path / "script.py").write_text(LAUNCHED)
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, "script.py", "cache"],
+        cwd=tmp_path,
+        env=environment,
+        timeout=150,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split()) == ["2", "3"]
+    report = CacheReport.read(tmp_path / "cache", checks=True)
+    assert (report.shards, report.examples, report.is_complete) == (5, 40, True)
+    assert (tmp_path / "cache" / "origin.json").is_file()
