@@ -87,8 +87,7 @@ def _incomplete(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
     if protocol is not None and not isinstance(built, protocol):
         lacking = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(built, name)]
         what = f"{entry.name} is no {entry.kind.noun}: it lacks {', '.join(lacking)}"
-        check = entry.kind.noun.replace(" ", "-")
-        yield Finding(entry.dist, check, "error", what, where, f"add {', '.join(lacking)} in {where}")
+        yield Finding(entry.dist, "incomplete", "error", what, where, f"add {', '.join(lacking)} in {where}")
 
 
 def undocumented(entry: Entry, where: str) -> Iterator[Finding]:

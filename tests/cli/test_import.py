@@ -20,6 +20,6 @@ def test_help_and_lists_import_nothing_heavy(fake_site, words):
 
 
 def test_listing_imports_no_plugin(fake_site):
-    fake_site.add("kdplug-a", losses={"dkd": "kdplug_a:dkd"}, files={"kdplug_a.py": "raise SystemExit('imported')"})
+    fake_site.add("kdplug-a", losses={"mykd": "kdplug_a:mykd"}, files={"kdplug_a.py": "raise SystemExit('imported')"})
     code = "from kdplug.cli.app import app; app(['plugins', 'list'], standalone_mode=False)"
-    assert "dkd" in fake_site.prints(code)
+    assert "mykd" in fake_site.prints(code)

@@ -84,9 +84,9 @@ def test_a_lock_that_is_not_there_is_an_error(kdplug, folder, tmp_path):
 
 
 def test_an_incompatible_plugin_is_listed_with_what_it_needs(kdplug, fake_site):
-    info = fake_site.add("kdplug-new", losses={"dkd": "kdplug_new:dkd"})
+    info = fake_site.add("kdplug-new", losses={"mykd": "kdplug_new:mykd"})
     (info / "METADATA").write_text("Name: kdplug-new\nVersion: 1.0\nRequires-Dist: kdplug>=9\n")
     with fake_site.host():
         (row,) = json.loads(kdplug("plugins", "list", "--json").stdout)
-        assert (row["name"], row["status"]) == ("dkd", "incompatible")
+        assert (row["name"], row["status"]) == ("mykd", "incompatible")
         assert "kdplug-new needs kdplug>=9, and this is kdplug 0.1.0" in kdplug("plugins", "list").stdout

@@ -16,26 +16,26 @@ def _listed(kdplug, *words):
 
 
 def test_the_columns_are_name_kind_package_version_and_status(kdplug, fake_site):
-    fake_site.add("kdplug-a", "1.2", losses={"dkd": "m:f"})
+    fake_site.add("kdplug-a", "1.2", losses={"mykd": "m:f"})
     with fake_site.host():
         head, row = kdplug("plugins", "list").stdout.splitlines()
     assert head.split() == ["name", "kind", "package", "version", "status"]
-    assert row.split() == ["dkd", "loss", "kdplug-a", "1.2", "ok"]
+    assert row.split() == ["mykd", "loss", "kdplug-a", "1.2", "ok"]
 
 
 def test_json_has_one_object_for_each_entry(kdplug, fake_site):
-    fake_site.add("kdplug-a", losses={"dkd": "m:f"})
+    fake_site.add("kdplug-a", losses={"mykd": "m:f"})
     with fake_site.host():
         rows = json.loads(kdplug("plugins", "list", "--json").stdout)
-    row = {"name": "dkd", "kind": "loss", "package": "kdplug-a", "version": "1.0", "status": "ok", "error": None}
+    row = {"name": "mykd", "kind": "loss", "package": "kdplug-a", "version": "1.0", "status": "ok", "error": None}
     assert rows == [row]
 
 
 def test_two_packages_that_offer_one_name_make_it_ambiguous(kdplug, fake_site):
     for name in ("kdplug-a", "kdplug-b"):
-        fake_site.add(name, losses={"dkd": "m:f"})
+        fake_site.add(name, losses={"mykd": "m:f"})
     with fake_site.host():
-        assert _listed(kdplug) == {"kdplug-a:dkd": "ambiguous", "kdplug-b:dkd": "ambiguous"}
+        assert _listed(kdplug) == {"kdplug-a:mykd": "ambiguous", "kdplug-b:mykd": "ambiguous"}
 
 
 def test_a_name_that_a_first_party_package_has_too_is_shadowed(kdplug, fake_site):
@@ -46,9 +46,9 @@ def test_a_name_that_a_first_party_package_has_too_is_shadowed(kdplug, fake_site
 
 
 def test_what_the_switch_leaves_out_is_listed_as_blocked(kdplug, fake_site):
-    fake_site.add("kdplug-a", losses={"dkd": "m:f"})
+    fake_site.add("kdplug-a", losses={"mykd": "m:f"})
     with fake_site.host(without=frozenset({"kdplug-a"}), text="-kdplug-a"):
-        assert _listed(kdplug) == {"kdplug-a:dkd": "blocked"}
+        assert _listed(kdplug) == {"kdplug-a:mykd": "blocked"}
         assert "kdplug-a is left out by KDPLUG_PLUGINS='-kdplug-a'" in kdplug("plugins", "list").stdout
 
 
@@ -84,7 +84,7 @@ def test_hook_plugins_are_listed_under_a_kind_of_their_own(kdplug, fake_site):
 
 @pytest.mark.parametrize("word", ["weight_schedulers", "weight-scheduler", "Weight Scheduler"])
 def test_a_kind_may_be_spelled_in_several_ways(kdplug, fake_site, word):
-    fake_site.add("kdplug-a", losses={"dkd": "m:f"}, weight_schedulers={"w": "m:f"})
+    fake_site.add("kdplug-a", losses={"mykd": "m:f"}, weight_schedulers={"w": "m:f"})
     with fake_site.host():
         assert _listed(kdplug, "--kind", word) == {"kdplug-a:w": "ok"}
 

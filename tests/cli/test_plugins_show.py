@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-def dkd(student_logits, teacher_logits, temperature, *, alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
+def mykd(student_logits, teacher_logits, temperature, *, alpha: Annotated[float, Field(ge=0, le=1)] = 0.5,
         mode: Literal["a", "b"], top: int | None = None):
     """Decoupled distillation [in nats].
 
@@ -19,22 +19,22 @@ def dkd(student_logits, teacher_logits, temperature, *, alpha: Annotated[float, 
 
 
 @pytest.fixture
-def dkd_site(fake_site):
-    fake_site.add("kdplug-a", "1.2", losses={"dkd": "kdplug_a:dkd"}, files={"kdplug_a.py": DKD})
+def mykd_site(fake_site):
+    fake_site.add("kdplug-a", "1.2", losses={"mykd": "kdplug_a:mykd"}, files={"kdplug_a.py": DKD})
     with fake_site.host():
         yield fake_site
 
 
-def test_a_sheet_shows_owner_doc_inputs_and_place(kdplug, dkd_site):
-    text = kdplug("plugins", "show", "dkd").stdout
-    assert "kdplug-a:dkd   loss · kdplug-a 1.2 · ok" in text
+def test_a_sheet_shows_owner_doc_inputs_and_place(kdplug, mykd_site):
+    text = kdplug("plugins", "show", "mykd").stdout
+    assert "kdplug-a:mykd   loss · kdplug-a 1.2 · ok" in text
     assert "Decoupled distillation [in nats].\n\nSource: Zhao et al. 2022." in text
     assert "inputs    student_logits, teacher_logits, temperature" in text
-    assert f"defined   {dkd_site.folder / 'kdplug_a.py'}:6" in text
+    assert f"defined   {mykd_site.folder / 'kdplug_a.py'}:6" in text
 
 
-def test_the_settings_are_a_table_of_name_type_default_and_bounds(kdplug, dkd_site):
-    lines = kdplug("plugins", "show", "dkd").stdout.splitlines()
+def test_the_settings_are_a_table_of_name_type_default_and_bounds(kdplug, mykd_site):
+    lines = kdplug("plugins", "show", "mykd").stdout.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("setting"))
     cells = [line.split(maxsplit=1) for line in lines[start:]]
     assert cells[0] == ["setting", "type                default   bounds"] or cells[0][1].split() == [
@@ -46,9 +46,9 @@ def test_the_settings_are_a_table_of_name_type_default_and_bounds(kdplug, dkd_si
     assert rows == {"alpha": "float 0.5 >= 0, <= 1", "mode": "Literal['a', 'b'] required", "top": "int | None None"}
 
 
-@pytest.mark.parametrize("name", ["dkd", "DKD", "kdplug-a:dkd", "kdplug_a:dkd"])
-def test_a_name_may_be_bare_or_qualified(kdplug, dkd_site, name):
-    assert "kdplug-a:dkd" in kdplug("plugins", "show", name).stdout
+@pytest.mark.parametrize("name", ["mykd", "MYKD", "kdplug-a:mykd", "kdplug_a:mykd"])
+def test_a_name_may_be_bare_or_qualified(kdplug, mykd_site, name):
+    assert "kdplug-a:mykd" in kdplug("plugins", "show", name).stdout
 
 
 def test_a_name_of_several_kinds_shows_all_of_them(kdplug, fake_site):
@@ -70,9 +70,9 @@ def test_a_name_of_several_packages_shows_all_of_them(kdplug, fake_site):
     assert text.count("· ambiguous") == 2
 
 
-def test_an_unknown_name_is_an_error_that_names_the_nearest(kdplug, dkd_site):
-    done = kdplug("plugins", "show", "dkt")
-    assert (done.exit_code, done.stderr) == (2, "error: no entry 'dkt' of any kind. Did you mean 'dkd'?\n")
+def test_an_unknown_name_is_an_error_that_names_the_nearest(kdplug, mykd_site):
+    done = kdplug("plugins", "show", "mykt")
+    assert (done.exit_code, done.stderr) == (2, "error: no entry 'mykt' of any kind. Did you mean 'mykd'?\n")
 
 
 def test_a_name_that_is_not_installed_says_which_package_has_it(kdplug, no_plugins):

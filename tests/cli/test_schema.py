@@ -7,11 +7,11 @@ import json
 import pytest
 from jsonschema import Draft7Validator
 
-RECIPE = {"task": "toy", "distillation": {"kd_loss_type": "dkd"}, "training": {"num_epochs": 1}}
+RECIPE = {"task": "toy", "distillation": {"kd_loss_type": "mykd"}, "training": {"num_epochs": 1}}
 LOSS = """
     print("hello from a plugin")
 
-    def dkd(student_logits, teacher_logits, *, alpha: float = 1.0):
+    def mykd(student_logits, teacher_logits, *, alpha: float = 1.0):
         "Decoupled."
 
     class Toy:
@@ -22,7 +22,7 @@ LOSS = """
 @pytest.fixture
 def site(fake_site):
     fake_site.add(
-        "kdplug-a", losses={"dkd": "kdplug_a:dkd"}, files={"kdplug_a.py": LOSS}, tasks={"toy": "kdplug_a:Toy"}
+        "kdplug-a", losses={"mykd": "kdplug_a:mykd"}, files={"kdplug_a.py": LOSS}, tasks={"toy": "kdplug_a:Toy"}
     )
     return fake_site
 
@@ -43,8 +43,8 @@ def test_it_prints_a_schema_with_settings_and_nothing_else(kdplug, site):
         done = kdplug("schema")
     schema = json.loads(done.stdout)
     assert done.exit_code == 0
-    assert _wrong(schema, name="dkd", alpha=2) == []
-    assert _wrong(schema, name="dkd", alpha="x") == [["distillation", "kd_loss_type", "alpha"]]
+    assert _wrong(schema, name="mykd", alpha=2) == []
+    assert _wrong(schema, name="mykd", alpha="x") == [["distillation", "kd_loss_type", "alpha"]]
 
 
 def test_a_broken_plugin_is_named_on_standard_error_and_keeps_its_name(broken):
@@ -65,7 +65,7 @@ def test_names_imports_no_plugin_and_no_torch(broken):
         assert not {"torch", "kdplug_a", "kdplug_bad", "kdplug_presets", "kdplug_tasks"} & set(sys.modules)
     """
     schema = json.loads(broken.prints(code))
-    assert _wrong(schema, name="dkd", anything=1) == []
+    assert _wrong(schema, name="mykd", anything=1) == []
     assert _wrong(schema, name="dkdd") == [["distillation", "kd_loss_type", "name"]]
 
 
@@ -83,11 +83,11 @@ def test_the_parts_have_schemas_of_their_own(kdplug, site, kind, right, wrong):
 
 
 def test_an_ambiguous_name_is_refused_bare_and_accepted_qualified(kdplug, site):
-    site.add("kdplug-b", losses={"dkd": "kdplug_b:dkd"})
+    site.add("kdplug-b", losses={"mykd": "kdplug_b:mykd"})
     with site.host():
         schema = json.loads(kdplug("schema", "--names").stdout)
-    assert _wrong(schema, name="dkd") == [["distillation", "kd_loss_type", "name"]]
-    assert _wrong(schema, name="kdplug-b:dkd") == []
+    assert _wrong(schema, name="mykd") == [["distillation", "kd_loss_type", "name"]]
+    assert _wrong(schema, name="kdplug-b:mykd") == []
 
 
 def test_under_strict_a_broken_plugin_is_an_error(broken):

@@ -125,7 +125,7 @@ def test_annotations_that_exist_for_type_checkers_only_are_in_order(fake_site: F
 def test_a_task_that_lacks_a_method_is_found(fake_site: FakeSite) -> None:
     add(fake_site, "class f:\n    'A task.'\n    metric = 'accuracy'", group="tasks")
     finding = one(fake_site)
-    assert finding.check == "task"
+    assert finding.check == "incomplete"
     assert "it lacks about, build_teacher" in finding.what
 
 

@@ -17,7 +17,7 @@ EXPLODES = {"kdplug_new.py": "raise SystemExit('imported')"}
 
 
 def add(site: FakeSite, *requires: str, name: str = "kdplug-new", **offers) -> None:
-    info = site.add(name, files=EXPLODES, **(offers or {"losses": {"dkd": "kdplug_new:dkd"}}))
+    info = site.add(name, files=EXPLODES, **(offers or {"losses": {"mykd": "kdplug_new:mykd"}}))
     head = (info / "METADATA").read_text().split("\n\n")[0]
     lines = "".join(f"Requires-Dist: {line}\n" for line in requires)
     (info / "METADATA").write_text(f"{head}\n{lines}\nRequires-Dist: kdplug<0.0.1 is only prose here\n")
@@ -26,8 +26,8 @@ def add(site: FakeSite, *requires: str, name: str = "kdplug-new", **offers) -> N
 def test_naming_an_entry_of_an_incompatible_plugin_says_what_it_needs_and_how_to_get_it(fake_site):
     add(fake_site, "torch", "kdplug>=9")
     with fake_site.host():
-        assert "dkd" not in kdplug.losses
-        for name in ("dkd", "kdplug-new:dkd"):
+        assert "mykd" not in kdplug.losses
+        for name in ("mykd", "kdplug-new:mykd"):
             with pytest.raises(NotInstalledError) as caught:
                 kdplug.losses.load(name)
             assert str(caught.value) == f"{name!r} is offered by kdplug-new 1.0, which {NEEDS}"
@@ -43,9 +43,9 @@ def test_a_run_records_it_as_ignored_and_says_so(fake_site):
 
 def test_a_name_that_a_compatible_plugin_offers_too_means_that_one(fake_site):
     add(fake_site, "kdplug>=9")
-    fake_site.add("kdplug-old", losses={"dkd": "kdplug_old:dkd"})
+    fake_site.add("kdplug-old", losses={"mykd": "kdplug_old:mykd"})
     with fake_site.host():
-        assert kdplug.losses.entry("dkd").qualified == "kdplug-old:dkd"
+        assert kdplug.losses.entry("mykd").qualified == "kdplug-old:mykd"
 
 
 def test_its_hooks_are_not_called_and_that_is_said_once_before_a_run(fake_site):
@@ -85,7 +85,7 @@ def test_a_requirement_that_is_met_or_asks_for_nothing_lets_a_plugin_in(fake_sit
     add(fake_site, *requires)
     with fake_site.host() as host:
         assert host.incompatible == []
-        assert "dkd" in kdplug.losses
+        assert "mykd" in kdplug.losses
 
 
 @pytest.mark.parametrize(

@@ -33,10 +33,10 @@ def test_an_unknown_name() -> None:
 
 
 def test_a_name_that_two_packages_offer() -> None:
-    dists = [distribution("kdplug-b", "2.0", losses={"dkd": "b:x"}), distribution("kdplug-a", losses={"dkd": "a:x"})]
+    dists = [distribution("kdplug-b", "2.0", losses={"mykd": "b:x"}), distribution("kdplug-a", losses={"mykd": "a:x"})]
     with isolated(dists):
-        assert told(lambda: kdplug.losses.check("dkd", "kd"), "kd_loss_type") == (
-            "kd_loss_type: 'dkd' is offered by 2 packages: kdplug-a:dkd (1.0), kdplug-b:dkd (2.0). Write one of these."
+        assert told(lambda: kdplug.losses.check("mykd", "kd"), "kd_loss_type") == (
+            "kd_loss_type: 'mykd' is offered by 2 packages: kdplug-a:mykd (1.0), kdplug-b:mykd (2.0). Write one of these."
         )
 
 
@@ -114,7 +114,7 @@ def test_a_near_miss_of_a_name_whose_package_is_not_installed() -> None:
 
 
 def test_a_name_like_no_other() -> None:
-    with isolated([distribution("kdplug-a", losses={"dkd": "a:x"})]):
+    with isolated([distribution("kdplug-a", losses={"mykd": "a:x"})]):
         assert told(lambda: kdplug.weight_schedulers.check("qqqq")) == "no weight scheduler 'qqqq'."
 
 

@@ -17,8 +17,8 @@ from kdplug.host.metadata import Distribution
 from kdplug.host.name import fold, is_entry_name, split_qualified
 
 PRESETS = distribution("kdplug-presets", "0.1.0", losses={"ce": "p:ce"})
-FIRST = distribution("kdplug-a", losses={"dkd": "a:x"})
-SECOND = distribution("kdplug-b", "2.0", losses={"DKD": "b:x"})
+FIRST = distribution("kdplug-a", losses={"mykd": "a:x"})
+SECOND = distribution("kdplug-b", "2.0", losses={"MYKD": "b:x"})
 
 
 def meanings(dists: list[Distribution], names: list[str]) -> dict[str, str | None]:
@@ -82,11 +82,11 @@ def test_the_status_of_an_entry_is_what_its_bare_name_does(dists: list[Distribut
             assert kdplug.losses.status(entry) == expected
 
 
-@pytest.mark.parametrize("name", ["dkd", "DKD", "Dkd", "kdplug-a:dkd", "Kdplug_A:DKD", "kdplug.a:dkd"])
+@pytest.mark.parametrize("name", ["mykd", "MYKD", "Mykd", "kdplug-a:mykd", "Kdplug_A:MYKD", "kdplug.a:mykd"])
 def test_case_and_separators_make_no_difference(name: str) -> None:
     with isolated([FIRST]):
         assert name in kdplug.losses
-        assert kdplug.losses.entry(name).qualified == "kdplug-a:dkd"
+        assert kdplug.losses.entry(name).qualified == "kdplug-a:mykd"
 
 
 def test_hyphen_and_underscore_are_the_same_in_an_entry_name() -> None:
@@ -112,8 +112,11 @@ def test_a_first_party_name_never_means_a_third_party_entry_even_while_ours_is_n
 
 
 def test_only_the_names_that_are_known_to_be_first_party_have_that_rank() -> None:
-    with isolated([distribution("kdplug-presets", losses={"dkd": "p:dkd"}), FIRST]), pytest.raises(AmbiguousEntryError):
-        kdplug.losses.entry("dkd")
+    with (
+        isolated([distribution("kdplug-presets", losses={"mykd": "p:mykd"}), FIRST]),
+        pytest.raises(AmbiguousEntryError),
+    ):
+        kdplug.losses.entry("mykd")
 
 
 def test_a_local_name_comes_before_all_with_a_notice() -> None:
@@ -141,13 +144,13 @@ def test_a_local_name_that_hides_nothing_gives_no_notice() -> None:
 
 def test_two_third_parties_make_a_name_ambiguous() -> None:
     with isolated([SECOND, FIRST]), pytest.raises(AmbiguousEntryError, match="offered by 2 packages"):
-        kdplug.losses.entry("dkd")
+        kdplug.losses.entry("mykd")
 
 
 def test_an_ambiguous_name_is_in_the_registry() -> None:
     with isolated([FIRST, SECOND]):
-        assert "dkd" in kdplug.losses
-        assert kdplug.losses.names() == ["dkd"]
+        assert "mykd" in kdplug.losses
+        assert kdplug.losses.names() == ["mykd"]
 
 
 def test_the_kinds_do_not_see_each_other() -> None:
@@ -162,7 +165,7 @@ def test_get_gives_the_default_for_an_unknown_name() -> None:
         assert kdplug.losses.get("nothing-like-it", 3) == 3
 
 
-@pytest.mark.parametrize("name", [None, 1, ["dkd"], b"dkd"])
+@pytest.mark.parametrize("name", [None, 1, ["mykd"], b"mykd"])
 def test_what_is_no_string_is_in_no_registry(name: object) -> None:
     with isolated([FIRST]):
         assert name not in kdplug.losses
@@ -172,8 +175,8 @@ def test_an_isolated_set_of_plugins_ends_with_its_block() -> None:
     before = kdplug.losses.names()
     with isolated([FIRST]):
         with isolated([SECOND]):
-            assert kdplug.losses.names() == ["DKD"]
-        assert kdplug.losses.names() == ["dkd"]
+            assert kdplug.losses.names() == ["MYKD"]
+        assert kdplug.losses.names() == ["mykd"]
     assert kdplug.losses.names() == before
 
 
@@ -195,5 +198,5 @@ def test_registering_what_is_no_entry_name_or_cannot_be_called_is_an_error(no_pl
 
 
 def test_a_qualified_name_splits_at_its_last_colon() -> None:
-    assert split_qualified("dkd") == ("", "dkd")
-    assert split_qualified("a:dkd") == ("a", "dkd")
+    assert split_qualified("mykd") == ("", "mykd")
+    assert split_qualified("a:mykd") == ("a", "mykd")
