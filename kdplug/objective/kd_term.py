@@ -174,7 +174,8 @@ class KdTerm(nn.Module):
         return None
 
     def _compared(self, pair: Pair, batch: Batch, weight: float) -> TermValue:
-        pair = self.vocabulary(pair)
+        if pair.student.shape != pair.teacher.shape:
+            pair = self.vocabulary(pair)
         check_pair(pair)
         student, teacher, labels = pair
         if not student.shape.numel():

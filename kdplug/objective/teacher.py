@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import ConfigError, OutputsError, did_you_mean
 
 Names = tuple[str, ...]
+
+_KEYS = frozenset(ADAPTOR_KEYS)
 
 
 def teacher_names(teachers: int | Sequence[str]) -> Names:
@@ -59,6 +62,8 @@ def read_teachers(value: object, names: Names) -> tuple[Outputs, ...]:
 
     Raises: ``OutputsError`` where their number or keys are others.
     """
+    if len(names) == 1 and type(value) is dict and value.keys() <= _KEYS:
+        return (Outputs.read(value, "teacher"),)
     if value is None:
         return (Outputs(),) * len(names)
     several = _several(value)
