@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from typing import Any, get_args
-
 from pydantic import BaseModel
 
+from kdplug.cli.setting_table import groups_of
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.registry import REGISTRIES
 from spans.annotation import default_text, field_text
@@ -17,19 +14,8 @@ from spans.prose import cell, prose
 def groups(plural: str) -> str:
     """Every group that a setting of a first-party entry holds, once, with the groups in it."""
     entries = [entry for entry in REGISTRIES[plural].entries() if entry.dist in FIRST_PARTY]
-    found = dict.fromkeys(
-        group for entry in entries for field in entry.settings.model_fields.values() for group in _in(field.annotation)
-    )
+    found = dict.fromkeys(group for entry in entries for group in groups_of(entry.settings))
     return "\n\n".join(_section(group) for group in sorted(found, key=lambda group: group.__name__))
-
-
-def _in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        yield annotation
-        for field in annotation.model_fields.values():
-            yield from _in(field.annotation)
-    for part in get_args(annotation):
-        yield from _in(part)
 
 
 def _section(group: type[BaseModel]) -> str:

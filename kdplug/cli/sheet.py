@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
 from rich.text import Text
 
+from kdplug.cli.setting_table import groups_of, setting_table
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
 from kdplug.host.kind import Kind
 from kdplug.host.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-    from pydantic.fields import FieldInfo
     from rich.console import Console
-
-_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("multiple_of", "multiple of"))
 
 
 def print_sheets(name: str, kind: Kind | None, console: Console) -> None:
@@ -82,7 +77,12 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
         console.print(Text.assemble(("settings  ", "bold"), "none"))
         return
     console.print()
-    console.print(_settings(entry.settings))
+    console.print(setting_table(entry.settings))
+    for group in groups_of(entry.settings):
+        console.print()
+        console.print(Text.assemble((group.__name__, "bold"), f"   {inspect.getdoc(group) or ''}".rstrip()))
+        console.print()
+        console.print(setting_table(group, "key"))
 
 
 def _place(target: Callable[..., Any]) -> str | None:
@@ -91,29 +91,3 @@ def _place(target: Callable[..., Any]) -> str | None:
         return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
     except (OSError, TypeError):
         return None
-
-
-def _settings(model: type[BaseModel]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("setting", "type", "default", "bounds"):
-        table.add_column(column, overflow="fold")
-    for name, field in model.model_fields.items():
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        table.add_row(*map(Text, (field.alias or name, type_name(field.annotation), default, _bounds(field))))
-    return table
-
-
-def _bounds(field: FieldInfo) -> str:
-    marks = [(sign, getattr(mark, key)) for mark in field.metadata for key, sign in _BOUNDS if hasattr(mark, key)]
-    return ", ".join(f"{sign} {bound:g}" for sign, bound in marks)
-
-
-def type_name(annotation: Any) -> str:
-    """An annotation as one would write it: ``int``, ``float | None``, ``Literal['a', 'b']``."""
-    if annotation is None or annotation is types.NoneType:
-        return "None"
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    if isinstance(annotation, types.UnionType):
-        return " | ".join(type_name(part) for part in get_args(annotation))
-    return str(annotation).replace("typing.", "")

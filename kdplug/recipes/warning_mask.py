@@ -17,12 +17,9 @@ def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
     """
     given = set(sample.of_student.given) | set(sample.of_teacher.given)
     terms = [term for term, _, _ in sample.objective.matches.terms()]
-    if "inputs_mask" in given and not any(_MASKS & set(term.inputs) for term in terms):
-        why = (
-            "there is no match" if not terms else f"none of {', '.join(sorted({t.owner for t in terms}))} takes a mask"
-        )
-        field = "distillation.intermediate_matches" if terms else ""
-        yield PlanWarning("unused_mask", field, f"inputs_mask is read by no term: {why}")
+    if "inputs_mask" in given and terms and not any(_MASKS & set(term.inputs) for term in terms):
+        message = f"inputs_mask is read by no term: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask"
+        yield PlanWarning("unused_mask", "distillation.intermediate_matches", message)
     kd = sample.objective.kd_loss
     if "logits_mask" in given and kd is None:
         message = "logits_mask is read by no term: the kd loss is off"

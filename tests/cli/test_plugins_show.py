@@ -46,6 +46,38 @@ def test_the_settings_are_a_table_of_name_type_default_and_bounds(kdplug, mykd_s
     assert rows == {"alpha": "float 0.5 >= 0, <= 1", "mode": "Literal['a', 'b'] required", "top": "int | None None"}
 
 
+GROUPED = '''
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+class Inner(BaseModel):
+    """What lies within."""
+
+    depth: Annotated[int, Field(ge=1)] | None = None
+
+class Outer(BaseModel):
+    """Two halves."""
+
+    inner: Inner = Inner()
+
+def grouped(student_logits, teacher_logits, *, outer: Outer, words: Annotated[list[str], Field(min_length=2)] | None = None):
+    """One with groups."""
+'''
+
+
+def test_groups_of_settings_are_shown_with_their_keys_each_once(kdplug, fake_site):
+    fake_site.add("kdplug-a", losses={"grouped": "kdplug_a:grouped"}, files={"kdplug_a.py": GROUPED})
+    with fake_site.host():
+        lines = [" ".join(line.split()) for line in kdplug("plugins", "show", "grouped").stdout.splitlines()]
+    assert "words list[str] length >= 2 | None None" in lines
+    assert [line for line in lines if line.startswith(("Outer", "Inner"))] == [
+        "Outer Two halves.",
+        "Inner What lies within.",
+    ]
+    assert lines[-1] == "depth int >= 1 | None None"
+
+
 @pytest.mark.parametrize("name", ["mykd", "MYKD", "kdplug-a:mykd", "kdplug_a:mykd"])
 def test_a_name_may_be_bare_or_qualified(kdplug, mykd_site, name):
     assert "kdplug-a:mykd" in kdplug("plugins", "show", name).stdout

@@ -18,13 +18,13 @@ RUN_COMMAND = "pip install -r examples/requirements.txt && kdplug run examples/d
 
 
 def tree() -> dict[str, str]:
-    """Path to caption, from the drawn tree."""
+    """Path to caption, from the drawn tree, in which no path stands twice."""
     drawn = TEXT.split("## What is where")[1].split("```text\n")[1].split("```")[0]
     found, folders = {}, [""]
     for line in drawn.splitlines():
         indent, name, caption = re.fullmatch(r"( *)(\S+) {2,}(\S.*)", line).groups()
         folders[len(indent) // 2 + 1 :] = [folders[len(indent) // 2] + name]
-        found[folders[-1]] = caption
+        assert found.setdefault(folders[-1], caption) is caption, f"{folders[-1]} stands twice"
     return found
 
 
@@ -74,11 +74,14 @@ def test_every_link_leads_to_a_file():
         assert (ROOT / target).exists(), target
 
 
-def test_the_config_snippet_is_a_valid_recipe():
+@pytest.mark.parametrize("snippet", re.findall(r"```yaml\n(.+?)```", TEXT, re.DOTALL))
+def test_every_recipe_in_it_is_valid(snippet):
     from kdplug import Recipe
+    from kdplug.recipes.task import build_task
 
-    snippet = TEXT.split("```yaml\n")[1].split("```")[0]
-    assert Recipe.from_yaml(snippet).distillation.resolved()
+    recipe = Recipe.from_yaml(snippet)
+    assert recipe.distillation.resolved()
+    assert build_task(recipe)
 
 
 def test_the_plugin_snippet_loads_and_computes():

@@ -40,8 +40,10 @@ def test_every_plugin_is_installed_editable(requirements, plugin):
     assert f"-e plugins/{plugin}" in [line.partition("[")[0] for line in requirements]
 
 
-def test_the_tasks_come_with_the_models_that_they_are_made_of(requirements):
-    assert "-e plugins/kdplug-tasks[transformers]" in requirements
+def test_the_first_command_brings_no_transformers_and_the_tests_do():
+    extra = "-e plugins/kdplug-tasks[transformers]"
+    assert extra in lines(ROOT / "tests/requirements.txt")
+    assert not [line for line in lines(ROOT / "examples/requirements.txt") if "transformers" in line]
 
 
 def test_nothing_needs_an_option_that_stock_pip_lacks(requirements):

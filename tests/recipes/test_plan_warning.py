@@ -91,6 +91,10 @@ def test_an_inputs_mask_that_a_loss_takes_is_used(scene):
     assert scene(intermediate_matches=[HIDDEN], **_both(_masks("inputs_mask"))).warnings == []
 
 
+def test_an_inputs_mask_where_nothing_is_matched_is_no_mistake(scene):
+    assert scene(**_both(_masks("inputs_mask"))).warnings == []
+
+
 def test_padding_that_the_kd_loss_counts_is_told(scene):
     plan = scene(intermediate_matches=[HIDDEN], **_both(_masks("inputs_mask", 4)))
     assert _checks(plan) == ["padding_counts"]
