@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -63,7 +62,8 @@ class Speed:
 def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
     """The speed of each model on the loader's first batch.
 
-    The median over rounds in which each model has its turn, so that what else the machine does falls on all of them.
+    The least over rounds in which each model has its turn: what else the machine does only adds to a time, and where turns
+    fall in with its own rhythm it adds to one model's alone, which a median keeps.
     """
     size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
     assert loader.collate_fn is not None
@@ -76,8 +76,8 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
         rounds = [
             [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(_ROUNDS)
         ]
-    medians = [median(times) for times in zip(*rounds, strict=True)]
-    return [Speed(seconds / size, units / seconds) for seconds in medians]
+    least = [min(times) for times in zip(*rounds, strict=True)]
+    return [Speed(seconds / size, units / seconds) for seconds in least]
 
 
 def _timer(model: nn.Module, batch: Any) -> Timer:
