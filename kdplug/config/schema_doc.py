@@ -113,10 +113,10 @@ def first_paragraph(documented: object) -> str:
 
 
 def setting_docs(documented: object, names: Iterable[str]) -> dict[str, str]:
-    """What the paragraph ``Settings:`` of a docstring says about each setting, where it begins with its name.
+    """What the paragraph ``Settings:`` of a docstring says about each setting, where it begins with its name or with several.
 
-    ``Settings: ``alpha``, weight of the first part; ``beta``, of the second.`` gives ``{"alpha": "weight of the first part",
-    "beta": "of the second"}``.
+    ``Settings: ``alpha``, weight of the first part; ``beta`` and ``gamma``, of the others.`` gives ``{"alpha": "weight of the
+    first part", "beta": "of the others", "gamma": "of the others"}``.
     """
     doc = inspect.getdoc(documented) or ""
     found = re.search(r"^Settings:\s*(.*?)(?:\n\n|\n(?=[A-Z]\w+: )|\Z)", doc, re.DOTALL | re.MULTILINE)
@@ -124,7 +124,9 @@ def setting_docs(documented: object, names: Iterable[str]) -> dict[str, str]:
         return {}
     wanted, docs = set(names), {}
     for part in re.split(r";\s+|\.\s+(?=``)", " ".join(found[1].split())):
-        named = re.match(r"``(\w+)``[,:]?\s+(.*)", part)
-        if named and named[1] in wanted:
-            docs[named[1]] = named[2].rstrip(".")
+        named, said = [], part
+        while (name := re.match(r"``(\w+)``[,:]?\s+(?:and\s+(?=``))?", said)) and name[1] in wanted:
+            named.append(name[1])
+            said = said[name.end() :]
+        docs.update(dict.fromkeys(named, said.rstrip(".")))
     return docs

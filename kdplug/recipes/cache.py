@@ -51,7 +51,9 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
         (figures,) = bench.measured(teacher)
         Origin(task.metric, figures).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
-        say(f"Written to {out}. kdplug run with --set training.teacher_cache={out} needs no teacher")
+        say(
+            f"Written to {out}. kdplug run with --set training.teacher_cache={out}, and with what was --set here, needs no teacher"
+        )
     return summary
 
 
