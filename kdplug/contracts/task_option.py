@@ -85,3 +85,12 @@ class CountsUnits(Protocol):
     def count(self, batch: Any) -> int:
         """How many of them a batch holds; padding is none."""
         ...
+
+
+@runtime_checkable
+class AnswersWhole(Protocol):
+    """A task whose models leave something out while they are trained and evaluated. Throughput is measured on the whole."""
+
+    def answer(self, model: Module, batch: Any) -> Any:
+        """Ask ``model``, in eval mode and without gradient, as those do who use it once it is trained."""
+        ...

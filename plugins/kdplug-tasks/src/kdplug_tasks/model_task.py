@@ -134,6 +134,11 @@ class ModelTask:
         """The problem's figures."""
         return self.problem.evaluate(model, batches)
 
+    def answer(self, model: nn.Module, batch: Batch) -> Any:
+        """What a user of the model computes of a batch, logits included."""
+        with self.family.multiplied_out():
+            return model(**batch)
+
     def save_student(self, student: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
         """A folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""
         self.family.save(student, folder)

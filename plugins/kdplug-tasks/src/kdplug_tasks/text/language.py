@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import kdplug
 from kdplug_tasks.batch import Batch
@@ -20,8 +19,8 @@ from kdplug_tasks.example import Examples
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import mean_cross_entropy
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
+from kdplug_tasks.text.next_token import figures, mean_loss, shifted
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of, vocabulary_of
 from kdplug_tasks.text.setting import TokenizerSettings
 
@@ -107,7 +106,7 @@ class Language:
                 "logits": logits,
                 "logits_mask": labels != NO_LABEL,
                 "labels": labels,
-                "losses": mean_cross_entropy(logits, labels),
+                "losses": mean_loss(logits, labels),
                 "inputs_mask": batch["attention_mask"],
                 **features(outputs),
             }
@@ -123,10 +122,8 @@ class Language:
         total, right, count = 0.0, 0, 0
         for batch in batches:
             logits, labels = shifted(model(**batch).logits, batch.targets["labels"], self.shared.size)
-            rows, chosen = logits[labels != NO_LABEL].float(), labels[labels != NO_LABEL]
-            total += float(functional.cross_entropy(rows, chosen, reduction="sum"))
-            right += int((rows.argmax(dim=-1) == chosen).sum())
-            count += len(chosen)
+            found = figures(logits, labels)
+            total, right, count = total + found[0], right + found[1], count + found[2]
         loss = total / count
         return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": right / count}
 
@@ -165,14 +162,6 @@ class Language:
     def _end(self) -> list[int]:
         end = self.processor.tokenizer.eos_token_id
         return [] if end is None else [end]
-
-
-def shifted(logits: Tensor, labels: Tensor, vocabulary: int | None) -> tuple[Tensor, Tensor]:
-    """Logits and the labels that they are about, without the last position, and of the vocabulary the first ``vocabulary``.
-
-    Shapes: ``[batch, length, V]`` and ``[batch, length]`` to ``[batch, length - 1, V]`` and ``[batch, length - 1]``.
-    """
-    return logits[:, :-1, :vocabulary], labels[:, 1:].to(logits.device)
 
 
 def check_direction(config: Any, side: str) -> None:
