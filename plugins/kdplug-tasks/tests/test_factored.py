@@ -26,6 +26,12 @@ FAMILIES = {
 UNFIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 2}
 
 
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch):
+    """Nothing here is about speed."""
+    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A text file and a teacher."""

@@ -91,11 +91,12 @@ class FactoredHead:
 
         model, was_training = self._model, self._model.training
         ids = torch.arange(_PROBED, device=self._linear.weight.device).unsqueeze(0)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         hook = self._linear.register_forward_hook(probe)
         model.eval()
         try:
             with self._heads.multiplied_out():
-                hidden, logits = model.base_model(input_ids=ids)[0], model(input_ids=ids).logits
+                hidden, logits = model.base_model(**inputs)[0], model(**inputs).logits
         finally:
             hook.remove()
             model.train(was_training)
