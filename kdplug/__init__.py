@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.across_vocabularies import across_vocabularies
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.closed_form import ClosedForm, closed_form
     from kdplug.contracts.factored_logits import FactoredLogits
@@ -107,6 +108,7 @@ __all__ = [
     "SparseLogits",
     "Task",
     "TrainingConfig",
+    "across_vocabularies",
     "cache_codecs",
     "closed_form",
     "hookimpl",
@@ -123,6 +125,7 @@ _ROOMS = {
     "config.distillation": ("DistillationConfig", "IntermediateMatch"),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
+    "contracts.across_vocabularies": ("across_vocabularies",),
     "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
     "contracts.closed_form": ("ClosedForm", "closed_form"),
     "contracts.factored_logits": ("FactoredLogits",),

@@ -49,6 +49,7 @@ FACE = [
     "Task",
     "TrainingConfig",
     "WEIGHT_SCHEDULER",
+    "across_vocabularies",
     "cache_codecs",
     "closed_form",
     "hookimpl",

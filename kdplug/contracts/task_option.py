@@ -85,3 +85,31 @@ class CountsUnits(Protocol):
     def count(self, batch: Any) -> int:
         """How many of them a batch holds; padding is none."""
         ...
+
+
+@runtime_checkable
+class AnswersWhole(Protocol):
+    """A task whose models leave something out while they are trained and evaluated. Throughput is measured on the whole."""
+
+    def answer(self, model: Module, batch: Any) -> Any:
+        """Ask ``model``, in eval mode and without gradient, as those do who use it once it is trained."""
+        ...
+
+
+@runtime_checkable
+class PreparesBatches(Protocol):
+    """A task that makes some batches anew during distillation, with the student as it is at that moment."""
+
+    @property
+    def prepares_batches(self) -> bool:
+        """Whether the settings ask for that. It does not go with a teacher cache: nobody knows these batches before."""
+        ...
+
+    def prepare_batch(self, batch: Any, student: Module) -> Any:
+        """What both models are shown in the place of ``batch``, or ``batch`` itself where it stays.
+
+        It is called once for each batch, all those of an optimizer step before the first of them is learned from. The student
+        is in eval mode, on its device, and gradients are off. Random numbers are to come from torch's global generators:
+        their states are in each checkpoint, so that a run that goes on makes the same batches.
+        """
+        ...

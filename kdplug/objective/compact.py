@@ -90,6 +90,7 @@ def piece_length_of(student: Logits, teacher: Logits, batch: Batch, chunk: Chunk
     """How many items of this pair form a piece."""
     sizes = [_precision(one, batch).itemsize for one in (student, teacher) if not isinstance(one, SparseLogits)]
     *items, classes = student.shape
+    classes = max(classes, teacher.shape[-1])
     return piece_length(chunk, torch.Size(items).numel(), classes, max(sizes), student.device)
 
 

@@ -54,7 +54,7 @@ class KdTerm(nn.Module):
         self.shifts = config.probability_shift
         with below("kd_loss_type"):
             self.pair_loss = PairLoss(component, self.temperature, shifts=self.shifts)
-        self.vocabulary = Vocabulary(config.padded_vocabulary)
+        self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=self.pair_loss.is_across)
         self.chunk = config.logit_chunk
         self.teachers = teachers
         self.sides = tuple(side(teachers, place) for place in range(len(teachers)))
@@ -174,9 +174,12 @@ class KdTerm(nn.Module):
         return None
 
     def _compared(self, pair: Pair, batch: Batch, weight: float) -> TermValue:
-        if pair.student.shape != pair.teacher.shape:
+        differs = pair.student.shape != pair.teacher.shape
+        if differs:
             pair = self.vocabulary(pair)
-        check_pair(pair)
+        check_pair(pair, is_across=self.pair_loss.is_across)
+        if differs:
+            self.pair_loss.check_classes(pair)
         student, teacher, labels = pair
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)

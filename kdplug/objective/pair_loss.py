@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdplug.contracts.across_vocabularies import ATTRIBUTE as ACROSS
 from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
@@ -20,6 +21,7 @@ from kdplug.objective.batch import Batch
 from kdplug.objective.coarse import coarse_rows, coarse_student, coarse_teacher, expand_rows_
 from kdplug.objective.precision import without_autocast
 from kdplug.objective.probability_shift import shift
+from kdplug.objective.selection import Pair
 from kdplug.objective.temperature import Temperature
 
 
@@ -41,6 +43,22 @@ class PairLoss:
         self.takes_sparse = "teacher_sparse" in self.inputs
         self._is_of_softmax = False
         self.rows = closed_form_of(component)
+        self.is_across = bool(getattr(component.entry.load(), ACROSS, False))
+
+    def check_classes(self, pair: Pair) -> None:
+        """Raises: ``OutputsError`` for what means the same class on both sides, where they differ in number."""
+        if pair.student.shape[-1] == pair.teacher.shape[-1]:
+            return
+        sizes = f"the student has {pair.student.shape[-1]} classes and the teacher {pair.teacher.shape[-1]}"
+        if isinstance(pair.teacher, SparseLogits):
+            raise OutputsError(
+                f"are SparseLogits, which name classes, and {sizes}: the student has no such classes. Give dense logits",
+                field="teacher.logits",
+            )
+        if self.shifts and pair.labels is not None:
+            raise OutputsError(
+                f"needs the teacher's logit at the student's label, and {sizes}", field="probability_shift"
+            )
 
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None, batch: Batch) -> None:
         """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""

@@ -129,10 +129,14 @@ def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
     return given[0] if given else None
 
 
-def check_pair(pair: Pair) -> None:
-    """Raises: ``ShapeError`` where the logits differ in shape, or the labels are not one per item."""
+def check_pair(pair: Pair, *, is_across: bool = False) -> None:
+    """Raises: ``ShapeError`` where the logits differ in shape, or the labels are not one per item.
+
+    ``is_across`` says that the two may differ in the number of classes.
+    """
     student, teacher, labels = pair
-    if student.shape != teacher.shape or not student.shape:
+    is_free = is_across and len(teacher.shape) > 0 and student.shape[:-1] == teacher.shape[:-1]
+    if (student.shape != teacher.shape and not is_free) or not student.shape:
         raise ShapeError(
             f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape, classes last",
             field="logits",

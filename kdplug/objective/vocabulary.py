@@ -20,11 +20,13 @@ class Vocabulary:
     """Reconciles logits that differ in the number of classes, where ``padded_vocabulary`` says that it is padding.
 
     The classes that one side alone has are as if it ruled them out: they are left out. Models of one family pad one
-    tokenizer's vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding stands for no token.
+    tokenizer's vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding stands for no token. A loss
+    that ``is_across`` takes them as they are, unless they are said to be padding.
     """
 
-    def __init__(self, padding: Literal["refuse", "drop"]) -> None:
+    def __init__(self, padding: Literal["refuse", "drop"], *, is_across: bool = False) -> None:
         self._drops = padding == "drop"
+        self._is_across = is_across
         self._told: set[tuple[int, int]] = set()
 
     def __call__(self, pair: Pair) -> Pair:
@@ -35,10 +37,13 @@ class Vocabulary:
         ours, theirs = pair.student.shape, pair.teacher.shape
         if not ours or not theirs or ours[-1] == theirs[-1] or ours[:-1] != theirs[:-1]:
             return pair
+        if not self._drops and self._is_across:
+            return pair
         if not self._drops:
             raise ShapeError(
                 f"the student's {list(ours)} and the teacher's {list(theirs)} must have one shape, classes last. Where both "
-                "use one tokenizer and the classes beyond the shorter one are padding, write padded_vocabulary: drop",
+                "use one tokenizer and the classes beyond the shorter one are padding, write padded_vocabulary: drop; of two "
+                "vocabularies, take a loss that is declared across_vocabularies",
                 field="logits",
             )
         classes = min(ours[-1], theirs[-1])

@@ -28,6 +28,7 @@ from kdplug.recipes.history import History
 from kdplug.recipes.measure import count_parameters, evaluate, measure_speed, size_on_disk
 from kdplug.recipes.optimizer import make_optimizer, make_schedule
 from kdplug.recipes.origin import fingerprint
+from kdplug.recipes.preparation import preparation
 from kdplug.recipes.result import Figures
 from kdplug.recipes.stage import Stage
 from kdplug.recipes.supervised import train_on_labels
@@ -82,12 +83,18 @@ class Bench:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself warns of the same
             plan = make_plan(loader, Stage.STUDENT.config(self.recipe), **length)
-        history = History(lambda model: evaluate(self.task, model, self._test())[self.task.metric], plan.is_save)
+        prepared = preparation(self.task, student)
+        history = History(
+            lambda model: evaluate(self.task, model, self._test())[self.task.metric],
+            plan.is_save,
+            None if prepared is None else prepared.counted,
+        )
         self.distiller(teacher, student, [history]).train(
             make_optimizer(training, student.parameters()),
             loader,
             **length,
             max_grad_norm=training.max_grad_norm,
+            batch_postprocessor=prepared,
             resume=self._resume,
             resume_changed=self.resume_changed,
             **make_schedule(training, budget.total_steps),

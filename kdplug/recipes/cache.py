@@ -15,6 +15,7 @@ from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.recipes.bench import Bench
 from kdplug.recipes.origin import Origin
+from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 
 
@@ -34,6 +35,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
         [f"training.teacher_cache={json.dumps(str(out))}", "distillation.is_caching_logits=true"]
     )
     _, task = build_task(recipe)
+    check_uncached(recipe, task)
     prepare(task, resolve_distillation(recipe).reads)
     _check_fit(fits=task.teacher_fit() is not None)
 

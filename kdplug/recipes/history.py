@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from torch import Tensor, nn
 
+from kdplug.recipes.preparation import Made
+
 if TYPE_CHECKING:
     from kdplug.engine.run import Run
     from kdplug.objective.report import LossReport
@@ -24,17 +26,25 @@ _HELD = 100
 class History:
     """An observer that keeps each term before weighting, and now and then what ``evaluate`` says of the student.
 
-    ``terms`` and ``student`` map optimizer steps to values. What is kept lies in ``history.jsonl`` in the run's folder, so
+    ``terms`` and ``student`` map optimizer steps to values; ``made`` is how many batches were made anew, which ``counted`` says
+    of those since it was last asked. What is kept lies in ``history.jsonl`` in the run's folder, so
     that a run that goes on keeps what came before. On an accelerator losses stay there for up to 100 steps, until
     ``is_save`` says that a checkpoint follows, or until the run ends.
     """
 
-    def __init__(self, evaluate: Callable[[nn.Module], float], is_save: Callable[[int], bool] | None = None) -> None:
+    def __init__(
+        self,
+        evaluate: Callable[[nn.Module], float],
+        is_save: Callable[[int], bool] | None = None,
+        counted: Callable[[], Made] | None = None,
+    ) -> None:
+        self.made = Made(0, 0)
         self.student: list[tuple[int, float]] = []
         self.terms: dict[str, list[tuple[int, float]]] = {}
         self._evaluate = evaluate
         self._is_save = is_save
-        self._held: list[tuple[int, Mapping[str, Tensor]]] = []
+        self._counted = counted
+        self._held: list[tuple[int, Mapping[str, Tensor], Made | None]] = []
         self._file: TextIO | None = None
 
     def run_start(self, run: Run) -> None:
@@ -43,7 +53,9 @@ class History:
         lines = [line for line in _lines(path) if line["step"] <= run.step]
         if not run.step:
             lines = [{"step": 0, "student": self._evaluate(run.model)}]
-        self.student, self.terms = [], {}
+        elif self._counted is not None:
+            self._counted()  # of a batch that was looked at before the run went on, and which it does not learn from
+        self.student, self.terms, self.made = [], {}, Made(0, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{NAME}.tmp")
         temporary.write_text("".join(map(_text, lines)), encoding="utf-8")
@@ -55,7 +67,7 @@ class History:
     def step_end(self, run: Run, step: int, report: LossReport) -> None:
         """Keep the terms of the step, and evaluate the student where its turn has come."""
         values = {name: term.value.detach() for name, term in report.terms.items()}
-        self._held.append((step, values))
+        self._held.append((step, values, None if self._counted is None else self._counted()))
         waits = any(value.device.type != "cpu" for value in values.values())
         if not waits or len(self._held) >= _HELD or (self._is_save is not None and self._is_save(step)):
             self._settle()
@@ -73,10 +85,11 @@ class History:
     def _settle(self) -> None:
         """Make numbers of the losses that are held, with one synchronisation."""
         held, self._held = self._held, []
-        flat = [value.double() for _, values in held for value in values.values()]
+        flat = [value.double() for _, values, _ in held for value in values.values()]
         numbers: Iterator[float] = iter(torch.stack(flat).tolist() if flat else ())
-        for step, values in held:
-            self._keep({"step": step, "terms": {name: next(numbers) for name in values}})
+        for step, values, made in held:
+            counts = {} if made is None else {"made": list(made)}
+            self._keep({"step": step, "terms": {name: next(numbers) for name in values}, **counts})
 
     def _keep(self, line: dict[str, Any]) -> None:
         self._take(line)
@@ -88,6 +101,8 @@ class History:
         step = line["step"]
         if "student" in line:
             self.student.append((step, line["student"]))
+        anew, batches = line.get("made", (0, 0))
+        self.made = Made(self.made.anew + anew, self.made.batches + batches)
         for name, value in line.get("terms", {}).items():
             self.terms.setdefault(name, []).append((step, value))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 
 from kdplug.contracts.task import Task
-from kdplug.contracts.task_option import CountsUnits
+from kdplug.contracts.task_option import AnswersWhole, CountsUnits
 from kdplug.engine.batch import call, to_device
 from kdplug.engine.mode import modes
 from kdplug.errors import RunError
@@ -69,7 +69,8 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
     assert loader.collate_fn is not None
     batch = loader.collate_fn([loader.dataset[index] for index in range(size)])
     units = task.count(batch) if isinstance(task, CountsUnits) else size
-    timers = [_timer(model, batch) for model in models]
+    ask = task.answer if isinstance(task, AnswersWhole) else _ask
+    timers = [_timer(ask, model, batch) for model in models]
     with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
         once = [timer.timeit(3).mean for timer in timers]
         numbers = [max(1, round(_ROUND_SECONDS / seconds)) for seconds in once]
@@ -80,9 +81,13 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
     return [Speed(seconds / size, units / seconds) for seconds in least]
 
 
-def _timer(model: nn.Module, batch: Any) -> Timer:
-    names = {"call": call, "model": model, "batch": next(_on_device(model, [batch]))}
-    return Timer("call(model, batch, {})", globals=names, num_threads=torch.get_num_threads())
+def _ask(model: nn.Module, batch: Any) -> Any:
+    return call(model, batch, {})
+
+
+def _timer(ask: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Timer:
+    names = {"ask": ask, "model": model, "batch": next(_on_device(model, [batch]))}
+    return Timer("ask(model, batch)", globals=names, num_threads=torch.get_num_threads())
 
 
 def _on_device(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.plan_match import PlannedMatch, planned_matches
 from kdplug.recipes.plan_memory import MemoryItem, memory
 from kdplug.recipes.plan_sample import Sample, take_sample
+from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.stage import Stage
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.warning import Check, PlanWarning
@@ -102,6 +103,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     component, task = build_task(recipe)
     reads = resolve_distillation(recipe).reads
     make_optimizer(recipe.training, [nn.Parameter()])
+    check_uncached(recipe, task)
     prepare(task, reads)
     bench = Bench(recipe, task, lambda _: None, show_progress=False)
     config = Stage.STUDENT.config(recipe)

@@ -25,6 +25,7 @@ from kdplug.objective.report import LossReport
 from kdplug.objective.term import Term
 from kdplug.recipes.bench import Bench
 from kdplug.recipes.plan_gradient import Pull, gradients
+from kdplug.recipes.preparation import preparation
 
 BATCHES = 4
 """How many batches are tried before a term counts as dead: a batch may hold no label, say."""
@@ -98,6 +99,9 @@ def take_sample(recipe: Recipe, bench: Bench, accelerator: Accelerator, total_st
     batches = list(islice(bench.loader("distillation", recipe.training.batch_size), BATCHES))
     objective = distiller.objective
     with modes(training=pair, evaluating=teacher), side.frozen():
+        prepared = preparation(bench.task, student)
+        if prepared is not None:
+            batches = list(map(prepared, batches))
         if objective.needs_materialize:
             with _hooked(pair, side, objective):
                 materialize(pair, side, batches[0], {}, accelerator.device)

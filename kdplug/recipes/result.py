@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdplug.recipes.preparation import Made
 from kdplug.report.comparison import Line
 
 METRICS = "metrics.json"
@@ -42,7 +43,7 @@ class RecipeResult:
     """The figures of the three models, by the same ``metric`` on the same test examples, and where the files are.
 
     ``unit`` is what ``units_per_second`` counts. ``distilled`` and ``baseline`` are the same student, from the same initial weights, after ``steps`` optimizer steps with
-    and without a teacher.
+    and without a teacher. ``made`` says how many batches of the distillation the task made anew, where it makes any.
     """
 
     metric: str
@@ -53,6 +54,7 @@ class RecipeResult:
     output_dir: Path
     is_lower_better: bool = False
     unit: str = "examples"
+    made: Made | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``metrics.json``."""
@@ -61,6 +63,7 @@ class RecipeResult:
             "is_lower_better": self.is_lower_better,
             "unit": self.unit,
             "optimizer_steps": self.steps,
+            **({} if self.made is None else {"batches_made_anew": self.made._asdict()}),
             "teacher": self.teacher.to_data(),
             "student_distilled": self.distilled.to_data(),
             "student_without_distillation": self.baseline.to_data(),

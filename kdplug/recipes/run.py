@@ -20,6 +20,7 @@ from kdplug.recipes.going_on import is_begun
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.origin import read_origin
+from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
 from kdplug.recipes.saved_student import check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
@@ -66,6 +67,7 @@ def run_recipe(
     distillation, terms, reads = resolve_distillation(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
     check_apart(recipe, task)
+    check_uncached(recipe, task)
     prepare(task, reads)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
@@ -96,6 +98,7 @@ def run_recipe(
         output_dir,
         is_lower_better=isinstance(task, Directed) and task.is_lower_better,
         unit=unit_of(task),
+        made=history.made if history.made.batches else None,
     )
 
     written = save_student(task, student, output_dir, {**record, "results": result.to_data()})
@@ -104,6 +107,8 @@ def run_recipe(
     console.print(comparison(result.title, result.unit, result.lines()))
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     say(f"Both students: the same initial weights, {steps} optimizer steps, batches of {batch}.")
+    if result.made is not None:
+        say(f"The task made {result.made} of the distillation anew with the student.")
     say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, written, CURVES))}")
     return result
 

@@ -125,3 +125,60 @@ def test_throughput_is_counted_in_what_the_task_counts(offering):
     done = run_recipe(offering(unit="signs", count=lambda self, batch: 4 * len(batch[0])))
     assert done.unit == "signs"
     assert done.teacher.units_per_second == pytest.approx(4 / done.teacher.seconds_per_example)
+
+
+def test_throughput_is_that_of_a_whole_answer(offering):
+    asked = []
+
+    def answer(self, model, batch):
+        asked.append((model.training, torch.is_grad_enabled()))
+        return model(*batch)
+
+    run_recipe(offering(answer=answer))
+    assert set(asked) == {(False, False)}
+
+
+def test_batches_that_a_task_makes_anew_are_made_of_the_student_as_it_is(offering, tmp_path):
+    seen = []
+
+    def prepare_batch(self, batch, student):
+        seen.append((student.training, torch.is_grad_enabled(), student.weight[0, 0].item()))
+        return (batch[0] + 1,) if len(seen) % 2 else batch
+
+    done = run_recipe(offering(prepares_batches=True, prepare_batch=prepare_batch))
+    assert {state[:2] for state in seen} == {(False, False)}
+    assert len({state[2] for state in seen}) == len(seen) == done.made.batches
+    assert done.made.anew == (len(seen) + 1) // 2
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["batches_made_anew"] == done.made._asdict()
+
+
+def test_both_models_are_shown_what_was_made(offering):
+    shown = []
+    adaptor = kdplug.tasks.load("signs").student_adaptor
+
+    def teacher_adaptor(self, batch, outputs):
+        shown.append(batch[0].unique().tolist())
+        return {"logits": outputs}
+
+    run_recipe(
+        offering(
+            prepares_batches=True,
+            prepare_batch=lambda self, batch, student: (torch.full_like(batch[0], 3.0),),
+            teacher_adaptor=teacher_adaptor,
+            student_adaptor=lambda self, batch, outputs: shown.append(None) or adaptor(self, batch, outputs),
+        )
+    )
+    assert [3.0] in shown
+    assert all(one in (None, [3.0]) for one in shown)
+
+
+@pytest.mark.parametrize("go", [run_recipe, plan_recipe])
+def test_batches_that_are_made_on_the_way_go_with_no_cache(offering, go):
+    made = offering("distillation.is_caching_logits=true", prepares_batches=True, prepare_batch=lambda *_: None)
+    with pytest.raises(ConfigError, match=r"is_caching_logits: task '.*signs' makes batches with the student"):
+        go(made)
+
+
+def test_a_task_that_makes_no_batches_just_now_goes_with_a_cache(offering):
+    done = run_recipe(offering("distillation.is_caching_logits=true", prepares_batches=False, prepare_batch=None))
+    assert done.made is None

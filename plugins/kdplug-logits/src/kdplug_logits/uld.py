@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kdplug import LossSum
+from kdplug import LossSum, across_vocabularies
 from kdplug_logits.precision import promoted
 from kdplug_logits.shape import require_logits
 from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
@@ -22,6 +22,7 @@ def uld_per_item(student: Tensor, teacher: Tensor) -> Tensor:
     return (own - theirs).abs().sum(dim=-1)
 
 
+@across_vocabularies
 def uld(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
 ) -> LossSum:

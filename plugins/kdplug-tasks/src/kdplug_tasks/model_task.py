@@ -18,7 +18,7 @@ from kdplug_tasks.example import Sized
 from kdplug_tasks.fingerprint import fingerprint_of
 from kdplug_tasks.models.card import model_card
 from kdplug_tasks.models.family import Family
-from kdplug_tasks.problem import Adapt, Problem
+from kdplug_tasks.problem import Adapt, Problem, Sampling
 
 Part = Literal["teacher", "distillation", "baseline", "test"]
 
@@ -133,6 +133,22 @@ class ModelTask:
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """The problem's figures."""
         return self.problem.evaluate(model, batches)
+
+    @property
+    def prepares_batches(self) -> bool:
+        """Whether the student writes some batches itself."""
+        return isinstance(self.problem, Sampling) and self.problem.samples
+
+    def prepare_batch(self, batch: Batch, student: nn.Module) -> Batch:
+        """A batch that the student wrote, or ``batch`` itself."""
+        assert isinstance(self.problem, Sampling)
+        with self.family.multiplied_out():
+            return self.problem.sampled(batch, student)
+
+    def answer(self, model: nn.Module, batch: Batch) -> Any:
+        """What a user of the model computes of a batch, logits included."""
+        with self.family.multiplied_out():
+            return model(**batch)
 
     def save_student(self, student: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
         """A folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -70,4 +70,18 @@ class Problem(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write what belongs to a saved model beside its weights."""
+        ...
+
+
+@runtime_checkable
+class Sampling(Protocol):
+    """A problem of which a student may write batches itself."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether it is to."""
+        ...
+
+    def sampled(self, batch: Batch, student: nn.Module) -> Batch:
+        """A batch that the student wrote, or ``batch`` itself."""
         ...

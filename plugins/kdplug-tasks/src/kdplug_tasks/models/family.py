@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import nn
 
 import kdplug
 from kdplug_tasks.models.config import changed_config, check_path, load_config, make_config, not_loaded
+from kdplug_tasks.models.factored import Heads, check_head
 from kdplug_tasks.models.quiet import without_bars
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
@@ -24,11 +25,15 @@ class Family:
     """The two models. ``auto`` is the class of transformers that makes them: ``AutoModelForSequenceClassification``.
 
     ``reads`` are the adaptor keys that the objective reads; it is set before models are built. ``changes`` are what the data
-    say of the configs: class names, the size of the vocabulary of models from scratch.
+    say of the configs: class names, the size of the vocabulary of models from scratch. With ``heads`` both models hand out
+    the factors of their logits.
     """
 
-    def __init__(self, auto: str, teacher: TeacherSettings, student: StudentSettings) -> None:
+    def __init__(
+        self, auto: str, teacher: TeacherSettings, student: StudentSettings, *, heads: Heads | None = None
+    ) -> None:
         self.auto = auto
+        self.heads = heads
         self.teacher = teacher
         self.student = student
         self.reads: frozenset[str] = frozenset()
@@ -83,6 +88,8 @@ class Family:
                 check_layers(self.student.from_teacher, *configs.values())
         with torch.device("meta"):
             models = {side: self._from_config(config, side) for side, config in configs.items()}
+        for side, model in models.items() if self.heads is not None else ():
+            check_head(model, side)
         self.start_student(models["student"], models["teacher"])
 
     def build_teacher(self) -> nn.Module:
@@ -91,7 +98,7 @@ class Family:
         Raises: ``ConfigError`` where it cannot be loaded, or has no trained head and is not to be trained.
         """
         if self.teacher.path is None:
-            return self._ready(self._from_config(self.teacher_config, "teacher"))
+            return self._ready(self._from_config(self.teacher_config, "teacher"), "teacher")
         model, info = self._from_folder(self.teacher.path, self.teacher_config, "teacher.path")
         missing = sorted(info["missing_keys"])
         if missing and not self.teacher.train:
@@ -100,13 +107,13 @@ class Family:
                 "teacher: {path: …, train: true} to fit it first",
                 field="teacher.path",
             )
-        return self._ready(model)
+        return self._ready(model, "teacher")
 
     def build_student(self) -> nn.Module:
         """The student before any training. Raises: ``ConfigError``."""
         if self.student.path is None:
-            return self._ready(self._from_config(self.student_config, "student"))
-        return self._ready(self._from_folder(self.student.path, self.student_config, "student.path")[0])
+            return self._ready(self._from_config(self.student_config, "student"), "student")
+        return self._ready(self._from_folder(self.student.path, self.student_config, "student.path")[0], "student")
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
         """Give the student what it takes from the teacher. Raises: ``ConfigError`` for a weight that does not fit."""
@@ -161,7 +168,13 @@ class Family:
             raise not_loaded(path, field, error) from error
         return model, info
 
-    def _ready(self, model: Any) -> nn.Module:
+    @contextmanager
+    def multiplied_out(self) -> Iterator[None]:
+        """Inside the block both models give logits as ever."""
+        with nullcontext() if self.heads is None else self.heads.multiplied_out():
+            yield
+
+    def _ready(self, model: Any, side: str) -> nn.Module:
         """The model, told to show what the objective reads, and deaf to inputs that it does not know."""
         model.config.output_hidden_states = "hidden" in self.reads
         model.config.output_attentions = "attention" in self.reads
@@ -169,6 +182,8 @@ class Family:
             model.config.use_cache = False
         if "token_type_ids" not in inspect.signature(model.forward).parameters:
             model.register_forward_pre_hook(_without_token_types, with_kwargs=True)
+        if self.heads is not None:
+            self.heads.leave_out(model, side)
         return model  # type: ignore[no-any-return]
 
     @property

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 import kdplug
 from kdplug_tasks.batch import Batch
@@ -20,8 +19,9 @@ from kdplug_tasks.example import Examples
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import mean_cross_entropy
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
+from kdplug_tasks.text.generation import Sampler
+from kdplug_tasks.text.next_token import figures, mean_loss, shifted
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of, vocabulary_of
 from kdplug_tasks.text.setting import TokenizerSettings
 
@@ -42,11 +42,18 @@ class Language:
     unit = "tokens"
 
     def __init__(
-        self, tokenizer: TokenizerSettings | None, max_length: int, *, has_prompts: bool, is_packed: bool
+        self,
+        tokenizer: TokenizerSettings | None,
+        max_length: int,
+        *,
+        has_prompts: bool,
+        is_packed: bool,
+        sampler: Sampler | None = None,
     ) -> None:
         self.columns = Columns(("prompt", "completion") if has_prompts else ("text",), ())
         self.has_prompts = has_prompts
         self.is_packed = is_packed
+        self.sampler = sampler
         self.shared = Vocabulary()
         self._settings = tokenizer
         self._max_length = max_length
@@ -105,14 +112,25 @@ class Language:
             logits, labels = shifted(outputs.logits, batch.targets["labels"], shared.size)
             return {
                 "logits": logits,
-                "logits_mask": labels != NO_LABEL,
+                "logits_mask": counted(batch, labels),
                 "labels": labels,
-                "losses": mean_cross_entropy(logits, labels),
+                "losses": mean_loss(logits, labels),
                 "inputs_mask": batch["attention_mask"],
                 **features(outputs),
             }
 
         return adapt
+
+    @property
+    def samples(self) -> bool:
+        """Whether some batches are written by the student."""
+        return self.sampler is not None
+
+    def sampled(self, batch: Batch, student: nn.Module) -> Batch:
+        """A batch that the student wrote, or ``batch`` itself, as chance has it."""
+        if self.sampler is None or not self.sampler.is_due():
+            return batch
+        return self.sampler.sample(batch, student, self.processor.tokenizer)
 
     def count(self, batch: Batch) -> int:
         """The tokens, without padding."""
@@ -123,23 +141,32 @@ class Language:
         total, right, count = 0.0, 0, 0
         for batch in batches:
             logits, labels = shifted(model(**batch).logits, batch.targets["labels"], self.shared.size)
-            rows, chosen = logits[labels != NO_LABEL].float(), labels[labels != NO_LABEL]
-            total += float(functional.cross_entropy(rows, chosen, reduction="sum"))
-            right += int((rows.argmax(dim=-1) == chosen).sum())
-            count += len(chosen)
+            found = figures(logits, labels)
+            total, right, count = total + found[0], right + found[1], count + found[2]
         loss = total / count
         return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": right / count}
 
     def about(self) -> str:
         """How texts became examples, and what is left out of the vocabulary."""
         form = "Documents are packed into blocks" if self.is_packed else "Each document stands alone, cut to pieces"
-        counted = " Only the tokens of completions count." if self.has_prompts else ""
+        only = " Only the tokens of completions count." if self.has_prompts else ""
         cut = (
             f" The models differ in embeddings; both are read up to the tokenizer's {self.shared.size} tokens."
             if self.shared.size
             else ""
         )
-        return f"{form} of at most {self._max_length} tokens.{counted}{cut}"
+        return f"{form} of at most {self._max_length} tokens.{only}{cut}{self._sampling}"
+
+    @property
+    def _sampling(self) -> str:
+        if self.sampler is None:
+            return ""
+        asked = self.sampler.settings
+        origin = "each prompt" if self.has_prompts else f"the first {asked.prompt_length} tokens of each text"
+        return (
+            f" The student writes {asked.fraction:.0%} of the batches itself, up to {asked.max_new_tokens} tokens after {origin}; "
+            "these have no labels."
+        )
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
@@ -152,7 +179,9 @@ class Language:
     def _prompted(self, table: Table) -> list[Tokens]:
         prompts, completions = (self._ids(texts_of(table, name)) for name in ("prompt", "completion"))
         found = []
-        for prompt, completion in zip(prompts, completions, strict=True):
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            if not prompt and self.samples:
+                raise table.error("the prompt is empty, so the student has nothing to go on from (generate)", row)
             answer = [*completion, *self._end]
             found.append(Tokens([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)))
         return found
@@ -167,12 +196,10 @@ class Language:
         return [] if end is None else [end]
 
 
-def shifted(logits: Tensor, labels: Tensor, vocabulary: int | None) -> tuple[Tensor, Tensor]:
-    """Logits and the labels that they are about, without the last position, and of the vocabulary the first ``vocabulary``.
-
-    Shapes: ``[batch, length, V]`` and ``[batch, length]`` to ``[batch, length - 1, V]`` and ``[batch, length - 1]``.
-    """
-    return logits[:, :-1, :vocabulary], labels[:, 1:].to(logits.device)
+def counted(batch: Batch, labels: Tensor) -> Tensor:
+    """Which items count for losses on logits: what has a label, or what a student wrote. Shape: that of ``labels``."""
+    written = batch.targets.get("counts")
+    return labels != NO_LABEL if written is None else written[:, 1:].to(labels.device)
 
 
 def check_direction(config: Any, side: str) -> None:
