@@ -55,7 +55,8 @@ def kind_of(
         rows = _rows(student, teacher, labels)
         for dtype in (torch.float64, student.dtype):
             try:
-                return _Probe(_copy(target, dtype), call, rows.to(dtype), axes).kind()
+                of_type = rows.to(dtype)
+                return _Probe(_copy(target, of_type.student), call, of_type, axes).kind()
             except Exception:  # noqa: S112  whatever it raises on these rows, it is not known to add up
                 continue
     return None
@@ -110,9 +111,9 @@ def _moved(side: Tensor) -> Tensor:
     return torch.stack([side[place % count].roll(place // count, dims=-1) for place in range(_ITEMS)])
 
 
-def _copy(target: Any, dtype: torch.dtype) -> Any:
+def _copy(target: Any, like: Tensor) -> Any:
     found = deepcopy(target)
-    return found.to(dtype) if isinstance(found, nn.Module) else found
+    return found.to(like) if isinstance(found, nn.Module) else found
 
 
 def _splits() -> Iterator[list[list[int]]]:
