@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -14,6 +15,7 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import ConfigError, OutputsError, SignatureError
+from kdplug.objective.additivity import Kind
 from kdplug.objective.batch import Batch
 from kdplug.objective.combiner import Combiner
 from kdplug.objective.field import below
@@ -36,7 +38,8 @@ def compared(
     """The loss of a pair of which one side at least is no tensor.
 
     A loss with a closed form takes it. Any other one is called as ever where all items fit into one piece; otherwise it is
-    called for each piece and must be a sum over items, which it says by returning ``LossSum``.
+    called for each piece and must be a sum over items, which it says by returning ``LossSum``. A scalar says nothing: whether
+    it is a mean or a sum over items is looked at on some of them, and it stays a scalar.
 
     Raises: ``ConfigError`` or ``SignatureError`` where the pieces would not add up to the whole.
     """
@@ -104,24 +107,49 @@ def _closed(pair: Pair, piecewise: Piecewise, loss: PairLoss) -> LossSum:
         return LossSum(piecewise.closed(rows), piecewise.items)
 
 
-def _in_pieces(pair: Pair, piecewise: Piecewise, loss: PairLoss, batch: Batch, parameters: Sequence[Tensor]) -> LossSum:
+def _in_pieces(
+    pair: Pair, piecewise: Piecewise, loss: PairLoss, batch: Batch, parameters: Sequence[Tensor]
+) -> LossSum | Tensor:
     labels = None if pair.labels is None else pair.labels.reshape(-1)
+    kinds: list[Kind] = []
 
     def of_piece(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
-        found = loss(student, teacher, None if labels is None else labels[at], batch)
+        own = None if labels is None else labels[at]
+        found = loss(student, teacher, own, batch)
         with below("kd_loss_type"):
             term_value(found, 1.0, loss.owner)
         if isinstance(found, LossSum):
             return found
-        raise SignatureError(
-            f"{loss.owner} returned a scalar, which may compare items with each other, so it cannot be added up over pieces "
-            f"of {piecewise.length} of the {piecewise.items} items. Return LossSum(total, count) if it is a sum over items; "
-            "otherwise write logit_chunk: whole, which holds all logits at once",
-            field="kd_loss_type",
-        )
+        if not kinds:
+            kind = loss.kind(student, teacher, own, batch, len(pair.student.shape))
+            kinds.append(_told(kind, loss, piecewise))
+        return LossSum(found * len(student), len(student)) if kinds[0] == "mean" else LossSum(found, 1)
 
     with without_autocast(piecewise.device):
-        return piecewise.differentiated(of_piece, parameters)
+        summed = piecewise.differentiated(of_piece, parameters)
+    if not kinds:
+        return summed
+    return summed.value if kinds[0] == "mean" else summed.total  # a scalar, as the loss returned one
+
+
+def _told(kind: Kind | None, loss: PairLoss, piecewise: Piecewise) -> Kind:
+    """The kind of a scalar, said once. Raises: ``SignatureError`` where it is none that adds up."""
+    pieces = f"over pieces of {piecewise.length} of the {piecewise.items} items"
+    if kind is None:
+        raise SignatureError(
+            f"{loss.owner} returned a scalar, which may compare items with each other, so it cannot be added up {pieces}. "
+            "Return LossSum(total, count) if it is a sum over items; otherwise write logit_chunk: whole, which holds all "
+            "logits at once",
+            field="kd_loss_type",
+        )
+    if not loss.has_told:
+        loss.has_told = True
+        warnings.warn(
+            f"kd_loss_type: {loss.owner} returned a scalar. On some of the items it was a {kind} over items, in value and "
+            f"gradient, so it is added up {pieces}. To say so, and be silent, return LossSum(total, count)",
+            stacklevel=2,
+        )
+    return kind
 
 
 def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> Piecewise:

@@ -17,6 +17,7 @@ from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.closed_form import closed_form_of
 from kdplug.host.component import Component
+from kdplug.objective.additivity import Kind, kind_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.coarse import coarse_rows, coarse_student, coarse_teacher, expand_rows_
 from kdplug.objective.precision import without_autocast
@@ -42,7 +43,9 @@ class PairLoss:
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
         self._is_of_softmax = False
+        self._kinds: dict[int, Kind] = {}
         self.rows = closed_form_of(component)
+        self.has_told = False
         self.is_across = bool(getattr(component.entry.load(), ACROSS, False))
 
     def check_classes(self, pair: Pair) -> None:
@@ -156,6 +159,31 @@ class PairLoss:
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
 
+    def kind(
+        self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch, axes: int
+    ) -> Kind | None:
+        """What the scalar that this loss returns is of the values of its items, where it is a mean or a sum over them.
+
+        Looked at once, on rows ``[n, classes]`` of logits that have ``axes`` axes; again in each call where the loss asks for
+        the time, which may change what it is.
+        """
+        if axes in self._kinds:
+            return self._kinds[axes]
+        if not isinstance(teacher, Tensor):
+            if self.takes_sparse:
+                return None
+            student, teacher = coarse_student(student.detach(), teacher), coarse_teacher(teacher)
+
+        def call(target: Any, own: Tensor, theirs: Tensor, places: Tensor | None) -> Any:
+            compared = Compared(self, own, theirs, None, places, batch)
+            return target(*[get(compared) for get in self.getters])
+
+        wanted = labels if "labels" in self.inputs else None
+        found = kind_of(self.target, call, student, teacher.to(student.dtype), labels=wanted, axes=axes)
+        if found is not None and not _TIME & set(self.inputs):
+            self._kinds[axes] = found
+        return found
+
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
         """The closed form: values ``[n]`` of rows ``[n, classes]``, whose student logits become their gradient.
 
@@ -182,6 +210,9 @@ class PairLoss:
         raise SignatureError(
             f"the closed form of {self.owner} must return one value for each of {student.shape[0]} rows, got {found}"
         )
+
+
+_TIME = frozenset({"progress", "step", "total_steps"})
 
 
 class Compared(NamedTuple):

@@ -31,6 +31,26 @@ class BatchLaws(LossCase):
                 if not is_close(torch.cat(gradients), torch.cat(expected)):
                     broken(f"gradients over pieces differ from the whole's by {apart(gradients, expected):.3g}")
 
+    @where(lambda laws: laws.on_logits() and laws.returns_sum())
+    def test_a_sum_over_items_may_be_cut_between_any_two(self) -> None:
+        """For: items that are compared with each other (a correlation over the batch, a maximum, a deviation).
+
+        ``FactoredLogits`` are multiplied out some items at a time and the sums added up, which gives such a loss another value
+        and says nothing. Return a scalar there.
+        """
+        flat = _in_a_row(self.sample(masked=False))
+        items = list(range(flat.student[0].shape[0]))
+        whole, expected = self._summed([flat])
+        for size in (1, 2, len(items) - 1):
+            pieces = [flat.rows(items[start : start + size]) for start in range(0, len(items), size)]
+            found, gradients = self._summed(pieces)
+            if not is_close(found, whole) or not is_close(torch.cat(gradients), torch.cat(expected)):
+                broken(
+                    f"returns a LossSum, and over pieces of {size} of the {len(items)} items it gives {number(found):.9g} (its "
+                    f"gradients are off by {apart(gradients, expected):.3g}), all at once {number(whole):.9g}. It compares items "
+                    "with each other, or its count is not theirs: return a scalar"
+                )
+
     def _summed(self, pieces: list[Sample]) -> tuple[Tensor, list[Tensor]]:
         """Sum of totals over sum of counts, and its gradient for each student layer, over all rows."""
         leaves = [tuple(tensor.clone().requires_grad_() for tensor in piece.student) for piece in pieces]
@@ -66,15 +86,20 @@ class BatchLaws(LossCase):
     def test_the_grouping_of_items_does_not_matter(self) -> None:
         """For: a sum over tokens that is divided by the number of sequences (``batchmean``)."""
         for sample in self.samples():
-            flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
-            mask = None if sample.mask is None else sample.mask.reshape(-1)
-            flat = flat.but(mask=mask, labels=sample.labels.reshape(-1))
+            flat = _in_a_row(sample)
             grouped, single = self.evaluate(sample).value, self.evaluate(flat).value
             if not is_close(single, grouped):
                 shape, items = list(sample.layout.student), flat.student[0].shape[0]
                 broken(
                     f"is {number(grouped):.6g} for logits {shape} and {number(single):.6g} for the same {items} items in a row"
                 )
+
+
+def _in_a_row(sample: Sample) -> Sample:
+    """The items of logits, on one axis."""
+    flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
+    mask = None if sample.mask is None else sample.mask.reshape(-1)
+    return flat.but(mask=mask, labels=sample.labels.reshape(-1))
 
 
 def _orders(size: int) -> list[list[int]]:

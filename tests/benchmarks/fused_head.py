@@ -161,6 +161,8 @@ def built(options: argparse.Namespace, inputs: Inputs) -> dict[str, Step]:
     """Those that run here, each once tried."""
     found: dict[str, Step] = {}
     for name, make in contestants(options):
+        if options.only and not any(word in name for word in options.only):
+            continue
         try:
             step = make()
             inputs.clear()
@@ -250,6 +252,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="Liger's losses also under torch.compile")
     parser.add_argument("--ours", action="store_true", help="kdplug's rows alone")
+    parser.add_argument("--only", nargs="*", help="the rows whose name has one of these words in it")
     parser.add_argument("--device", nargs="*", help="default: cpu, and cuda where there is one")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -74,6 +74,13 @@ def mean_of_means(student_logits, teacher_logits, temperature, mask):
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).value, 1)
 
 
+@mutant(KlLaws, "test_a_sum_over_items_may_be_cut_between_any_two", "It compares items with each other")
+def over_the_largest_of_all_items(student_logits, teacher_logits, temperature, mask):
+    total, count = kl(student_logits, teacher_logits, temperature, mask)
+    size = student_logits.nan_to_num(0.0, 0.0, 0.0).abs().max()
+    return LossSum(total * (1 + size / (1 + size)), count)
+
+
 @mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "Does it shift or drop a position?")
 def last_position_dropped(student_logits, teacher_logits, temperature, mask):
     keep = slice(None, -1) if student_logits.dim() == 3 else slice(None)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from testing import (
+    closed_form_mutant,
     combiner_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -57,6 +58,7 @@ from kdplug.testing import (
 from kdplug.testing.law import Laws
 
 PLANTED_IN = (
+    closed_form_mutant,
     combiner_mutant,
     feature_mutant,
     layer_map_mutant,

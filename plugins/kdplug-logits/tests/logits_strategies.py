@@ -13,6 +13,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kdplug import LossSum
+
 LOSSES: dict[str, Callable[..., Any]] = {
     point.name: point.load() for point in distribution("kdplug-logits").entry_points if point.group == "kdplug.losses"
 }
@@ -47,11 +49,12 @@ class Case:
     temperature: Any = 1.0
 
     def loss(self, name: str, **settings: Any) -> Any:
-        """The ``LossSum`` of the loss ``name``."""
+        """The ``LossSum`` of the loss ``name``; of a scalar, with count 1."""
         asked = inspect.signature(LOSSES[name]).parameters
         given = {"temperature": self.temperature, "labels": self.labels}
         inputs = {key: value for key, value in given.items() if key in asked}
-        return LOSSES[name](self.student, self.teacher, **inputs, **settings)
+        found = LOSSES[name](self.student, self.teacher, **inputs, **settings)
+        return found if isinstance(found, LossSum) else LossSum(found, 1)
 
     def gradient(self, name: str, **settings: Any) -> Tensor:
         """That of the mean with respect to the student's logits."""

@@ -102,6 +102,14 @@ def test_sides_that_share_no_class_are_infinitely_far_apart(name: str) -> None:
     assert finite(found.gradient(name))
 
 
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in ("bce", "regression", "ranking")])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_an_item_whose_every_class_is_ruled_out_gives_nan_and_never_a_number(name: str, side: str) -> None:
+    found = case(3, 5)
+    getattr(found, side)[1] = -INF
+    assert found.loss(name).value.isnan()
+
+
 @pytest.mark.parametrize(("name", "most"), [("jsd", math.log(2)), ("tvd", 1.0), ("uld", 0.0)])
 def test_sides_that_share_no_class_are_as_far_apart_as_can_be(name: str, most: float) -> None:
     found = Case(torch.tensor([[0.0, -INF]]), torch.tensor([[-INF, 0.0]]), torch.zeros(1))

@@ -17,7 +17,6 @@ DETACHED = "its weight is a number of each item that no gradient runs through, a
 DRAWN = "its draws belong to the batch as a whole"
 GENERATOR = "torch.compile holds no generator: it breaks the graph there"
 INFINITE = "the squared error against -inf is infinite, by definition"
-ACROSS_ITEMS = "its second part correlates over the items of a call, by definition"
 BEYOND = "it rewards a student that is surer than the teacher, by definition"
 
 BEST = "test_no_student_is_better_than_the_teacher_itself"
@@ -29,6 +28,7 @@ ORDER = "test_the_order_of_examples_does_not_matter"
 TOKENS = "test_the_order_of_tokens_does_not_matter"
 RULED_OUT = "test_a_class_that_the_teacher_rules_out_stays_finite"
 SPLIT = "test_any_split_of_the_batch_gives_the_whole"
+CUT = "test_a_sum_over_items_may_be_cut_between_any_two"
 
 RENAMED = {"student": "student_logits", "teacher": "teacher_logits"}
 
@@ -173,14 +173,14 @@ class TestWsld(LossLaws):
 class TestDist(LossLaws):
     entry = "kdplug-logits:dist"
     non_negative = zero_at_equality = t2 = True
+    sums = False
     oracle = plain(oracle.dist)
-    except_for = {SPLIT: ACROSS_ITEMS, BY_ITEM: ACROSS_ITEMS}
 
 
 class TestDistOverClassesAlone(TestDist):
     settings = {"gamma": 0, "beta": 2}
+    sums = True
     oracle = plain(oracle.dist, gamma=0, beta=2)
-    except_for = {}
 
 
 class TestLogitStd(LossLaws):
@@ -260,6 +260,7 @@ class TestSampled(LossLaws):
         BEST: DRAWN,
         BY_ITEM: DRAWN,
         COMPILE: GENERATOR,
+        CUT: DRAWN,
         ORDER: DRAWN,
         SPLIT: DRAWN,
         TOKENS: DRAWN,
@@ -293,3 +294,8 @@ def test_every_first_party_entry_is_under_laws() -> None:
 def test_every_exception_is_needed(laws: type[LossLaws], name: str) -> None:
     unexcepted = type("Unexcepted", (laws,), {"except_for": {}})
     assert name in broken_laws(unexcepted, only=[name])
+
+
+@pytest.mark.parametrize("laws", DECLARED)
+def test_what_returns_a_sum_is_one_however_it_is_cut_unless_it_is_drawn(laws: type[LossLaws]) -> None:
+    assert laws.except_for.get(SPLIT, DRAWN) == laws.except_for.get(CUT, DRAWN) == DRAWN

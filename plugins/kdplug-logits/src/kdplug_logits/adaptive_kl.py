@@ -58,7 +58,8 @@ def adaptive_kl(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Wu et al. 2024 (AKL), arXiv:2404.02657, section 4; head, constant ``w`` and μ = 0.5 as in its repository.
+    Source: Wu et al. 2024 (AKL), arXiv:2404.02657; head, constant ``w`` and μ = 0.5 as in wutaiqiang/LLM_KD_AKL,
+    AKL.py.
     """
     terms = partial(adaptive_kl_terms, mass=mass)
     return divergence("adaptive_kl", student_logits, teacher_logits, temperature, terms, t2=t2, supported=True)

@@ -31,7 +31,7 @@ def bce(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 2, for two classes; summed as in Yang et al. 2023, arXiv:2308.06453.
+    Source: Hinton et al. 2015, arXiv:1503.02531, for two classes; summed as in Yang et al. 2023, arXiv:2308.06453.
     """
     student, teacher, temperature = tempered("bce", student_logits, teacher_logits, temperature)
     terms = bce_terms(student, teacher)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from kdplug import SparseLogits
-from kdplug_logits.closed_form import closed, entropy_of, scaled
+from kdplug_logits.closed_form import closed, entropy_of, log_sums, mean_of, scaled
 from kdplug_logits.closed_form_kl import kl_rows
 from kdplug_logits.mixture import log_total
 from kdplug_logits.sparse import likeliest
+
+_LEAST = 1e-25
+"""A rest below this has lost digits to numbers that float32 cannot hold."""
 
 
 def topk_rows(
@@ -33,7 +38,24 @@ def topk_rows(
         left = log_total(theirs.scatter_(-1, ids, -torch.inf)).unsqueeze(-1) - all_sum if rest == "tail" else None
         return _topk(own, ids, logits - all_sum, left, rest)
 
-    return closed(formula, formula, student, teacher, temperature, t2=t2)
+    quick = partial(_with_tail, k=k) if rest == "tail" else formula
+    return closed(quick, formula, student, teacher, temperature, t2=t2)
+
+
+def _with_tail(student: Tensor, teacher: Tensor, k: int) -> Tensor | None:
+    """Both rests are sums over the other classes themselves; where one is too small to keep its digits, ``None``."""
+    logits, ids = teacher.topk(k, dim=-1)
+    theirs, own = teacher.softmax(dim=-1), student.softmax(dim=-1)
+    known, own_known, own_sums = theirs.gather(-1, ids), own.gather(-1, ids), log_sums(student, own)
+    ratio = logits - logits[..., :1] + known[..., :1].log() - student.gather(-1, ids) + own_sums
+    other, left = (probs.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True) for probs in (theirs, own))
+    values = mean_of(known, ratio) + other * (other.log() - left.log())
+    if not values.isfinite().all() or torch.minimum(other, left).min() < _LEAST:
+        return None
+    mass = known.sum(dim=-1, keepdim=True) + other
+    torch.mul(own, mass - other / left, out=student)
+    student.scatter_(-1, ids, own_known * mass - known)
+    return values.squeeze(-1)
 
 
 def _from_sparse(student: Tensor, teacher: SparseLogits, k: int, rest: str, *, t2: bool) -> Tensor:

@@ -33,16 +33,17 @@ def dist(
     gamma: Factor = 1.0,
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8,
     t2: bool = True,
-) -> LossSum:
+) -> LossSum | Tensor:
     """One minus the correlation of softened probabilities, over the classes and over the batch, mean over items.
 
     ``T² [β (1 − mean_b ρ(q_b, p_b)) + γ (1 − mean_c ρ(q_:c, p_:c))]`` with Pearson's ρ: how an item ranks the classes, and
     how a class ranks the items. Shifted or scaled probabilities are as good as equal ones.
 
-    **The second part looks at the items of one call together.** Where a batch is computed in pieces (micro-batches,
-    processes, chunks of tokens), it correlates within each piece, and each piece counts by its items; the first part is exact
-    however the batch is cut. A piece of one item has no correlation over items, and adds the constant γ without a gradient.
-    So does a class that one side gives the same probability everywhere, such as one it rules out (``-inf``).
+    **The second part looks at the items of one call together**, so it is no sum over items, and the loss is a scalar: the mean
+    of one call. Micro-batches and processes correlate within themselves, and each counts alike, however many items it has.
+    Logits that are multiplied out in pieces (``FactoredLogits``) are refused. At ``gamma: 0`` the first part is left, a sum
+    over items that may be cut anywhere. A call with one item has no correlation over items, and adds the constant γ without
+    a gradient. So does a class that one side gives the same probability everywhere, such as one it rules out (``-inf``).
 
     Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the least product of the two lengths that ρ is
     divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).
@@ -50,8 +51,8 @@ def dist(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Huang et al. 2022, arXiv:2205.10536, section 3; β = γ = 1 and eps as in hunto/DIST_KD, which adds eps to
-    the lengths and has no T².
+    Source: Huang et al. 2022, arXiv:2205.10536; β = γ = 1 and eps as in hunto/DIST_KD,
+    segmentation/losses/dist_kd.py, which adds eps to the product of the lengths and has no T².
     """
     student, teacher, temperature = tempered("dist", student_logits, teacher_logits, temperature)
     student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
@@ -60,4 +61,5 @@ def dist(
         classes = student.shape[-1]
         over_items = pearson(student.reshape(-1, classes), teacher.reshape(-1, classes), 0, eps)
         values = values + (1 - over_items).mean() * gamma
-    return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
+    found = LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
+    return found.value if gamma else found

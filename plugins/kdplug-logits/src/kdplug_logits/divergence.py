@@ -33,11 +33,12 @@ def within_support(student: Tensor, teacher: Tensor) -> Tensor:
     """Student logits with ``-inf`` at the classes that the teacher rules out.
 
     For divergences that are infinite wherever the student gives such a class any probability. Where that would leave the
-    student no class at all its logits are 0: the divergence is infinite then, and has a gradient of 0.
+    student no class at all its logits are 0: the divergence is infinite then, and has a gradient of 0. A student that rules
+    every class out itself is no distribution, and stays as it is.
     """
     kept = student.masked_fill(teacher == -torch.inf, -torch.inf)
-    none = (kept == -torch.inf).all(dim=-1, keepdim=True)
-    return kept.masked_fill(none, 0.0)
+    some, shared = (side.amax(dim=-1, keepdim=True) > -torch.inf for side in (student, kept))
+    return kept.masked_fill(some & ~shared, 0.0)
 
 
 def divergence(

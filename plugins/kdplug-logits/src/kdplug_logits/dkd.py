@@ -58,7 +58,8 @@ def dkd(
     ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
     there are no labels.
-    Source: Zhao et al. 2022, arXiv:2203.08679, section 3; α = 1, β = 8 as in megvii-research/mdistiller.
+    Source: Zhao et al. 2022, arXiv:2203.08679; as in megvii-research/mdistiller, mdistiller/distillers/DKD.py,
+    whose configurations have α = 1, β = 8.
     """
     items = labelled("dkd", student_logits, teacher_logits, labels)
     temperature = read_temperature("dkd", temperature, student_logits)

@@ -54,7 +54,7 @@ def jsd(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1; TRL and Liger weight the same way.
+    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649; TRL and Liger weight the same way.
     """
     terms = partial(jsd_terms, beta=beta, normalize=normalize)
     return divergence("jsd", student_logits, teacher_logits, temperature, terms, t2=t2, supported=beta == 1)

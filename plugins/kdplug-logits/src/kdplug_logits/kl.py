@@ -47,7 +47,7 @@ def kl(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 2.
+    Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     return divergence("kl", student_logits, teacher_logits, temperature, kl_terms, t2=t2)
 
@@ -66,7 +66,7 @@ def reverse_kl(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here token by token on given text.
+    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, here token by token on given text.
     """
     return divergence(
         "reverse_kl", student_logits, teacher_logits, temperature, reverse_kl_terms, t2=t2, supported=True

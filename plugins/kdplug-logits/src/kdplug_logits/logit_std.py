@@ -52,7 +52,8 @@ def logit_std(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Sun et al. 2024, arXiv:2403.01427, section 4; deviation and eps as in sunshangquan/logit-standardization-KD.
+    Source: Sun et al. 2024, arXiv:2403.01427; deviation and eps as in sunshangquan/logit-standardization-KD,
+    mdistiller/distillers/KD.py.
     """
     temperature = read_temperature("logit_std", temperature, student_logits)
     student, teacher, _ = tempered("logit_std", student_logits, teacher_logits, 1.0)

@@ -51,7 +51,8 @@ def nkd(
     ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
     there are no labels.
-    Source: Yang et al. 2023, arXiv:2303.13005, section 3.1; γ = 1.5 at temperature 1 as in yzd-v/cls_KD.
+    Source: Yang et al. 2023, arXiv:2303.13005; γ = 1.5 at temperature 1 as in yzd-v/cls_KD,
+    mmcls/distillation/losses/nkd.py.
     """
     items = labelled("nkd", student_logits, teacher_logits, labels)
     temperature = read_temperature("nkd", temperature, student_logits)

@@ -18,7 +18,7 @@ def regression(student_logits: Tensor, teacher_logits: Tensor) -> LossSum:
 
     Shapes: outputs ``[*items, outputs]``, one output included.
     Raises: ``ShapeError`` where shapes differ.
-    Source: definition; Bucilă et al. 2006, doi:10.1145/1150402.1150464, and Ba and Caruana 2014, arXiv:1312.6184, section 2.2.
+    Source: definition; Bucilă et al. 2006, doi:10.1145/1150402.1150464, and Ba and Caruana 2014, arXiv:1312.6184.
     """
     require_logits("regression", student_logits, teacher_logits)
     student, teacher = promoted(student_logits, teacher_logits)

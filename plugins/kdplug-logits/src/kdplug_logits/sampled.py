@@ -30,14 +30,15 @@ def draw(teacher: Tensor, draws: int, sharpness: float, seed: int) -> tuple[Tens
     rows = teacher.reshape(-1, teacher.shape[-1])
     proposal = rows if sharpness == 1 else (rows * sharpness).log_softmax(dim=-1)
     generator = torch.Generator(device=rows.device).manual_seed(seed)
-    ids = torch.multinomial(proposal.exp(), draws, replacement=True, generator=generator)
+    chances = proposal.exp().nan_to_num_(nan=1.0)  # an item without any class: its weights stay nan
+    ids = torch.multinomial(chances, draws, replacement=True, generator=generator)
     weights = (rows.gather(-1, ids) - proposal.gather(-1, ids)).exp() / draws
     return ids.view(*teacher.shape[:-1], draws), weights.view(*teacher.shape[:-1], draws)
 
 
 def sampled_per_item(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
     """``−Σ weight · log q(class)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``; weight 0 adds nothing."""
-    return -(weights * torch.where(weights > 0, student.gather(-1, ids), 0.0)).sum(dim=-1)
+    return -(weights * torch.where(weights == 0, 0.0, student.gather(-1, ids))).sum(dim=-1)
 
 
 def _from_sample(student: Tensor, teacher: SparseLogits, temperature: Tensor | float, *, t2: bool) -> LossSum:
@@ -80,7 +81,7 @@ def sampled(
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive or not that of the
     cache; ``OutputsError`` where the cache holds no sample.
-    Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, section 4, which keeps about 12 distinct classes.
+    Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, which keeps about 12 distinct classes.
     """
     if teacher_sparse is not None:
         return _from_sample(student_logits, teacher_sparse, temperature, t2=t2)

@@ -53,7 +53,7 @@ def skew_kl(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1; λ = 0.1 as in its repository.
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898; λ = 0.1 as in jongwooko/distillm, distillm/losses.py.
     """
     terms = partial(skew_kl_terms, skew=skew)
     return divergence("skew_kl", student_logits, teacher_logits, temperature, terms, t2=t2)
@@ -78,7 +78,7 @@ def skew_reverse_kl(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, section 3.1; λ = 0.1 as in its repository.
+    Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898; λ = 0.1 as in jongwooko/distillm, distillm/losses.py.
     """
     terms = partial(skew_reverse_kl_terms, skew=skew)
     return divergence("skew_reverse_kl", student_logits, teacher_logits, temperature, terms, t2=t2, supported=skew == 0)

@@ -91,7 +91,7 @@ def topk(
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive or not that of the
     cache; ``OutputsError`` where the cache does not hold what is needed.
-    Source: definition; the biases of the last two: Anshumann et al. 2025, arXiv:2503.16870, section 3.
+    Source: definition; the biases of the last two: Anshumann et al. 2025, arXiv:2503.16870.
     """
     if teacher_sparse is not None:
         return _from_sparse(student_logits, teacher_sparse, temperature, k, rest, t2=t2)

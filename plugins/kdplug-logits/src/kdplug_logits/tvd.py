@@ -28,6 +28,7 @@ def tvd(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Wen et al. 2023 (f-divergence minimization), arXiv:2307.15190, section 3, here token by token.
+    Source: Wen et al. 2023 (f-divergence minimization), arXiv:2307.15190, here token by token; as in
+    jongwooko/distillm, distillm/losses.py.
     """
     return divergence("tvd", student_logits, teacher_logits, temperature, tvd_terms, t2=t2)

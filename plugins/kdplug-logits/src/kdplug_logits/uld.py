@@ -40,7 +40,7 @@ def uld(
     Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, one element,
     ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where items differ; ``SettingError`` where the temperature is not positive.
-    Source: Boizard et al. 2024, arXiv:2402.12030, section 3; without T² as TRL's GOLD trainer computes it.
+    Source: Boizard et al. 2024, arXiv:2402.12030; without T² as TRL's GOLD trainer computes it.
     """
     require_logits("uld", student_logits, teacher_logits, classes=False)
     temperature = read_temperature("uld", temperature, student_logits)

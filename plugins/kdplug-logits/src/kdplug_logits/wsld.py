@@ -50,12 +50,13 @@ def wsld(
     ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
     there are no labels.
-    Source: Zhou et al. 2021, arXiv:2102.00650, section 4; eps as in bellymonster/Weighted-Soft-Label-Distillation.
+    Source: Zhou et al. 2021, arXiv:2102.00650; eps as in bellymonster/Weighted-Soft-Label-Distillation,
+    knowledge_distiller.py.
     """
     items = labelled("wsld", student_logits, teacher_logits, labels)
     temperature = read_temperature("wsld", temperature, student_logits)
     student, teacher = over_temperature(items.student, temperature), over_temperature(items.teacher, temperature)
     weight = soft_weight(items, eps)
     soft = cross_entropy_per_item(student.log_softmax(dim=-1), teacher.log_softmax(dim=-1))
-    values = torch.where(weight > 0, weight * soft, 0.0)
+    values = torch.where(weight == 0, 0.0, weight * soft)
     return items.summed(times_squared(values, temperature) if t2 else values)

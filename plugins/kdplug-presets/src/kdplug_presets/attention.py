@@ -57,7 +57,7 @@ def attention_mse(
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
     Raises: ``ShapeError`` where shapes differ.
-    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, equation 7; TextBrewer ``att_mse_loss``.
+    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``att_mse_loss``.
     """
     student, teacher = _read("attention_mse", student_features, teacher_features)
     if mask is not None:

@@ -32,7 +32,7 @@ def fsp(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], 
 
     Shapes: a pair of ``[batch, length, width]`` on each side, widths equal across sides; mask ``[batch, length]``.
     Raises: ``ShapeError`` where a side is not a pair or shapes differ.
-    Source: Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR, equation 1; TextBrewer ``fsp_loss``.
+    Source: Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR; TextBrewer ``fsp_loss``.
     """
     student, teacher = _read("fsp", student_features, teacher_features, ("batch", "length", "width"))
     batch, length, rows = student[0].shape

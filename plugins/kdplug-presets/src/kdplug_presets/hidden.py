@@ -18,7 +18,7 @@ def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor 
 
     Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the features' without the width.
     Raises: ``ShapeError`` where shapes differ.
-    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, equation 8; TextBrewer ``hid_mse_loss``.
+    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``hid_mse_loss``.
     """
     student, teacher = one_pair("hidden_mse", student_features, teacher_features, HIDDEN)
     items, width = student.shape[:-1], max(student.shape[-1], 1)
@@ -53,7 +53,7 @@ def pkd(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None 
 
     Shapes: features ``[batch, length, width]`` or ``[batch, width]``, either on either side; mask ``[batch, length]``.
     Raises: ``ShapeError`` where batch, width or mask differ.
-    Source: Sun et al. 2019 (PKD), arXiv:1908.09355, equation 7; TextBrewer ``pkd_loss``.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355; TextBrewer ``pkd_loss``.
     """
     student = _first_token("student_features", student_features)
     teacher = _first_token("teacher_features", teacher_features)

@@ -41,7 +41,7 @@ def ce(
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 2; TextBrewer ``kd_ce_loss``.
+    Source: Hinton et al. 2015, arXiv:1503.02531; TextBrewer ``kd_ce_loss``.
     """
     student, teacher, temperature = _softened("ce", student_logits, teacher_logits, temperature)
     if not t2:

@@ -16,7 +16,8 @@ def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = Fals
     Settings: ``embeddings``, also match what the embeddings put out; ``round``, take the nearest layer (the lower of two)
     where ``N`` is no multiple of ``M``.
     Raises: ``ConfigError`` where the student has more layers, or ``N`` is no multiple of ``M`` and ``round`` is off.
-    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351, section 3.1 and 4.2: ``g(m) = 3m`` for 4 and 12 layers.
+    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351: every third of 12 layers for 4; as in
+    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py.
     """
     pairs = _evenly("uniform", student_layers, teacher_layers, nearest=round)
     return [(0, 0), *pairs] if embeddings else pairs
@@ -32,7 +33,8 @@ def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: 
     multiple of ``M``.
     Raises: ``ConfigError`` where the student has more layers, ``N`` is no multiple of ``M`` and ``round`` is off, or no pair
     is left.
-    Source: Sun et al. 2019 (PKD), arXiv:1908.09355, section 3.2.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355; 6 of 12 as in intersun/PKD-for-BERT-Model-Compression,
+    src/argument_parser.py, which counts layers from 0.
     """
     return _but_top(_evenly("skip", student_layers, teacher_layers, nearest=round), "skip", top=top)
 
@@ -44,7 +46,7 @@ def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pair
 
     Settings: ``top``, match the last layers as well.
     Raises: ``ConfigError`` where the student has more layers, or no pair is left.
-    Source: Sun et al. 2019 (PKD), arXiv:1908.09355, section 3.2.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355.
     """
     _check_depths("last", student_layers, teacher_layers)
     start = teacher_layers - student_layers
@@ -54,7 +56,7 @@ def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pair
 def emb_and_last(student_layers: int, teacher_layers: int) -> Pairs:
     """What the embeddings put out, and the last layer. It needs features that begin with the embeddings' output.
 
-    Source: no paper of its own; the two ends of TinyBERT's map (arXiv:1909.10351, section 3.1).
+    Source: no paper of its own; the two ends of TinyBERT's map (arXiv:1909.10351).
     """
     return [(0, 0), (student_layers, teacher_layers)]
 

@@ -45,7 +45,7 @@ def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
 
     Shapes: logits ``[*items, classes]`` each; the result has that shape.
     Raises: ``ShapeError`` where shapes differ.
-    Source: TextBrewer ``MultiTeacherDistiller``, arXiv:2002.12620; Hinton et al. 2015, arXiv:1503.02531, section 1.
+    Source: TextBrewer ``MultiTeacherDistiller``, arXiv:2002.12620; Hinton et al. 2015, arXiv:1503.02531.
     """
     teachers = _read("mean_logits", teacher_logits_list)
     total = teachers[0]
@@ -65,7 +65,7 @@ def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | floa
     Shapes: logits ``[*items, classes]`` each; temperature a number, one element, ``[*items]`` or ``[*items, 1]``; the
     result has the shape of the logits.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 1.
+    Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     teachers = _read("mean_probs", teacher_logits_list)
     temperature = read_temperature("mean_probs", temperature, teachers[0])
