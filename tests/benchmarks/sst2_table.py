@@ -30,7 +30,7 @@ def student_lines(cells: Cells, parts: tuple[str, ...]) -> Iterator[str]:
     """A row for each kind of student."""
     kinds = by_kind(cells)
     heads = ["layers", "student", "seeds", *parts, *(f"lead, {part}" for part in parts)]
-    heads += ["examples/s", "peak MiB", "CPU s", "kdplug/textbrewer"]
+    heads += ["examples/s", "peak MiB", "CPU s", "kdplug/textbrewer", "same weights"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for (layers, loss, library), runs in kinds.items():
@@ -38,11 +38,13 @@ def student_lines(cells: Cells, parts: tuple[str, ...]) -> Iterator[str]:
         row = [str(layers), loss if loss == "undistilled" else f"{loss}, {library}", str(len(runs))]
         row += [spread([100 * run["accuracy"][part] for run in runs.values()]) for part in parts]
         row += ["" if loss == "undistilled" else lead(runs, plain, part) for part in parts]
+        other = kinds.get((layers, loss, "textbrewer"), {}) if library == "kdplug" else {}
         row += [
             f"{median(run['examples'] / run['cpu_seconds'] for run in runs.values()):.0f}",
             f"{median(run['peak_mib'] for run in runs.values()):,.0f}",
             f"{median(run['cpu_seconds'] for run in runs.values()):.0f}",
-            ratio(runs, kinds.get((layers, loss, "textbrewer"), {})) if library == "kdplug" else "",
+            ratio(runs, other),
+            same(runs, other),
         ]
         yield f"| {' | '.join(row)} |"
 
@@ -72,6 +74,12 @@ def ratio(runs: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     """The CPU time of whole runs against the other library's of the same seed: the median, and the range."""
     both = sorted(runs[seed]["cpu_seconds"] / others[seed]["cpu_seconds"] for seed in runs if seed in others)
     return f"{median(both):.3f} ({both[0]:.3f} to {both[-1]:.3f})" if both else ""
+
+
+def same(runs: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    """For how many seeds both libraries ended in the same bits."""
+    both = [runs[seed]["weights"] == others[seed]["weights"] for seed in runs if seed in others]
+    return f"{sum(both)} of {len(both)}" if both else ""
 
 
 def time_lines(times: Mapping[tuple[int, str], Mapping[str, list[float]]]) -> Iterator[str]:
