@@ -77,7 +77,7 @@ def ratio(runs: Mapping[str, Any], others: Mapping[str, Any]) -> str:
 
 
 def same(runs: Mapping[str, Any], others: Mapping[str, Any]) -> str:
-    """For how many seeds both libraries ended in the same bits."""
+    """For how many seeds both libraries ended in the same weights, to the last digit of their sum."""
     both = [runs[seed]["weights"] == others[seed]["weights"] for seed in runs if seed in others]
     return f"{sum(both)} of {len(both)}" if both else ""
 
