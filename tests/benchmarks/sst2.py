@@ -11,8 +11,8 @@ takes the same batches in the same order for as many steps; only what it learns 
 * each of the two through kdplug and through TextBrewer, from one config and one adaptor.
 
 Each cell runs in a process of its own, whose peak memory it notes, and its result is kept in ``results.json`` in the work
-folder: a benchmark that was interrupted goes on where it was. ``--times`` adds the comparison of times: in one process, in
-turns, the CPU time of the same steps through either library.
+folder: a benchmark that was interrupted goes on where it was. ``--times`` compares times instead: in one process, in turns,
+the CPU time of the same steps through either library, and whether both end in the same weights.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="cells at once")
     parser.add_argument("--losses", nargs="+", choices=("undistilled", *LOSSES), default=["undistilled", *LOSSES])
     parser.add_argument("--libraries", nargs="+", choices=LIBRARIES, default=list(LIBRARIES))
-    parser.add_argument("--times", type=int, default=0, metavar="ROUNDS", help="compare times, in so many rounds")
+    parser.add_argument(
+        "--times", type=int, default=0, metavar="ROUNDS", help="compare times instead, in so many rounds"
+    )
     for field in fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=float, default=field.default)
     return parser.parse_args()
@@ -88,13 +90,14 @@ def main() -> None:
     results = Results(grid)
     print(f"{header_line()}, textbrewer {version('textbrewer')}, one thread, {asked.jobs} cells at once")
     run(grid, results, [Cell(seed) for seed in asked.seeds], asked.jobs)
-    run(grid, results, list(cells(asked)), asked.jobs)
-    print_tables(results.data["cells"], grid.scene.parts)
     if asked.times:
         torch.set_num_threads(1)
         kinds = [(size, loss) for size in asked.layers for loss in LOSSES if loss in asked.losses]
         times = {kind: compare_times(grid, asked.seeds[0], *kind, asked.times) for kind in kinds}
-        print("", *time_lines(times), sep="\n")
+        print(*time_lines(times), sep="\n")
+        return
+    run(grid, results, list(cells(asked)), asked.jobs)
+    print_tables(results.data["cells"], grid.scene.parts)
 
 
 if __name__ == "__main__":

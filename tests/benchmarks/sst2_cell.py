@@ -86,21 +86,27 @@ def train_student(grid: Grid, cell: Cell) -> dict[str, Any]:
     }
 
 
-def compare_times(grid: Grid, seed: int, layers: int, loss: str, rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of a step through each library, in turns, on the same batches; each round has a fresh student."""
+Rounds = dict[str, list[tuple[float, float]]]
+"""For each library, round by round: CPU seconds of a step, and the fingerprint of the student at the end."""
+
+
+def compare_times(grid: Grid, seed: int, layers: int, loss: str, rounds: int) -> Rounds:
+    """The same steps through each library, in turns; each round has a fresh student and batches of its own."""
     scene = grid.scene
     task = scene.task(scene.teacher_folder(seed), layers=layers, eager=loss == "kd+matches")
     batches = scene.training_batches(task, seed, 1)
     teacher, student = models(task)
-    times: dict[str, list[float]] = {library: [] for library in LIBRARIES}
+    times: Rounds = {library: [] for library in LIBRARIES}
     for place in range(rounds):
         part = batches[place * STEPS : (place + 1) * STEPS]
         for library in LIBRARIES:
             loader = Clock(part)
             with tempfile.TemporaryDirectory() as out, quiet():
                 run = Run(grid.settings, layers, seed, out)
-                run.distil(library, copy.deepcopy(student), teacher, loader, loss)
-            times[library].append((loader.asked[-1] - loader.asked[1]) / (STEPS - 2))
+                own = copy.deepcopy(student)
+                run.distil(library, own, teacher, loader, loss)
+            seconds = (loader.asked[-1] - loader.asked[1]) / (STEPS - 2)
+            times[library].append((seconds, fingerprint(own)))
     return times
 
 

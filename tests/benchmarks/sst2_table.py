@@ -82,12 +82,13 @@ def same(runs: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     return f"{sum(both)} of {len(both)}" if both else ""
 
 
-def time_lines(times: Mapping[tuple[int, str], Mapping[str, list[float]]]) -> Iterator[str]:
-    """The seconds of a step in either library, medians, and the median of their ratio, round by round."""
-    yield "| layers | loss | kdplug | textbrewer | kdplug/textbrewer |"
-    yield "|---|---|---|---|---|"
+def time_lines(times: Mapping[tuple[int, str], Mapping[str, list[tuple[float, float]]]]) -> Iterator[str]:
+    """The seconds of a step in either library, medians, the median of their ratio, and in how many rounds weights agree."""
+    yield "| layers | loss | kdplug | textbrewer | kdplug/textbrewer | same weights |"
+    yield "|---|---|---|---|---|---|"
     for (layers, loss), found in times.items():
-        ours, theirs = found["kdplug"], found["textbrewer"]
+        (ours, own), (theirs, others) = (zip(*found[library], strict=True) for library in ("kdplug", "textbrewer"))
         ratios = sorted(one / other for one, other in zip(ours, theirs, strict=True))
         shown = f"{median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
-        yield f"| {layers} | {loss} | {1e3 * median(ours):.0f} ms | {1e3 * median(theirs):.0f} ms | {shown} |"
+        agree = f"{sum(map(float.__eq__, own, others))} of {len(own)}"
+        yield f"| {layers} | {loss} | {1e3 * median(ours):.0f} ms | {1e3 * median(theirs):.0f} ms | {shown} | {agree} |"
