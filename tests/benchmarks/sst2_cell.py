@@ -119,7 +119,7 @@ def models(task: Any) -> tuple[nn.Module, nn.Module]:
 
 def fingerprint(model: nn.Module) -> float:
     """The sum of all absolute weights in float64, whose last digits tell two models apart that differ anywhere."""
-    return float(sum(weight.double().abs().sum() for weight in model.parameters()))
+    return float(sum(weight.detach().double().abs().sum() for weight in model.parameters()))
 
 
 @contextmanager
