@@ -91,7 +91,7 @@ def pictures(count: int, seed: int) -> dict[str, numpy.ndarray]:
     is_thin = numpy.minimum(abs(x), abs(y)) < 1
     shapes = [abs(round_ - size) < 1, round_ < size, is_thin & (square < size), square < size]
     drawn = numpy.choose(label[:, None, None], shapes)
-    pixels = 255 * (0.25 + 0.4 * drawn + draw.normal(0, 0.25, drawn.shape))
+    pixels = 255 * (0.25 + 0.4 * drawn + draw.normal(0, 0.15, drawn.shape))
     return {"image": pixels.clip(0, 255).astype(numpy.uint8), "label": label}
 
 
@@ -107,6 +107,10 @@ def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+
 def write_all(folder: Path) -> None:
     """Write the data of every recipe."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,11 +118,13 @@ def write_all(folder: Path) -> None:
     write_csv(folder / "reviews.train.csv", reviews(400, random))
     write_csv(folder / "reviews.unlabelled.csv", [{"text": row["text"]} for row in reviews(2000, random)])
     write_csv(folder / "reviews.test.csv", reviews(500, random))
-    for part, count in (("train", 1200), ("test", 400)):
+    for part, count in (("train", 400), ("test", 400)):
         sentences = ["\n".join(f"{word} {tag}" for word, tag in one) for one in tagged_sentences(count, random)]
         (folder / f"entities.{part}.conll").write_text("\n\n".join(sentences) + "\n", encoding="utf-8")
-        rows = [json.dumps(row) for row in questions(count, random)]
-        (folder / f"questions.{part}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    words = [{"tokens": [word for word, _ in one]} for one in tagged_sentences(1600, random)]
+    write_lines(folder / "entities.unlabelled.jsonl", words)
+    for part, count in (("train", 1200), ("test", 400)):
+        write_lines(folder / f"questions.{part}.jsonl", questions(count, random))
         numpy.savez(folder / f"shapes.{part}.npz", **pictures(count, seed=count))
     (folder / "text.txt").write_text(running_text(), encoding="utf-8")
 

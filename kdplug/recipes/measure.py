@@ -19,6 +19,8 @@ from kdplug.engine.mode import modes
 from kdplug.errors import RunError
 
 _ROUNDS = 15
+_FEWEST_ROUNDS = 3
+_LONGEST_SECONDS = 5.0
 _ROUND_SECONDS = 0.02
 
 
@@ -74,11 +76,17 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
     with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
         once = [timer.timeit(3).mean for timer in timers]
         numbers = [max(1, round(_ROUND_SECONDS / seconds)) for seconds in once]
+        count = rounds_for(sum(number * seconds for number, seconds in zip(numbers, once, strict=True)))
         rounds = [
-            [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(_ROUNDS)
+            [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(count)
         ]
     least = [min(times) for times in zip(*rounds, strict=True)]
     return [Speed(seconds / size, units / seconds) for seconds in least]
+
+
+def rounds_for(seconds: float) -> int:
+    """How many rounds are measured of which one takes ``seconds``: fewer where all would take longer than is worth it."""
+    return max(_FEWEST_ROUNDS, min(_ROUNDS, int(_LONGEST_SECONDS / seconds)))
 
 
 def _ask(model: nn.Module, batch: Any) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 import kdplug
-from kdplug.recipes.measure import count_parameters, evaluate, measure_speed
+from kdplug.recipes.measure import count_parameters, evaluate, measure_speed, rounds_for
 
 
 def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):
@@ -45,3 +46,8 @@ def test_every_model_takes_some_time(signs):
     times = [one.seconds_per_example for one in measure_speed(task, [nn.Linear(4, 2), nn.Linear(4, 2)], loader)]
     assert len(times) == 2
     assert min(times) > 0
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(1e-3, 15), (0.5, 10), (2.0, 3), (60.0, 3)])
+def test_a_slow_model_is_measured_in_fewer_rounds(seconds, rounds):
+    assert rounds_for(seconds) == rounds
