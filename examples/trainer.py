@@ -56,7 +56,7 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def main(epochs: float = 6) -> None:
+def main(epochs: float = 8) -> None:
     places: dict[str, int] = {}
     train, test = (rows(reviews(count, Random(count)), places) for count in (1000, 400))
     shared = {"train_dataset": train, "eval_dataset": test, "compute_metrics": accuracy}
@@ -79,7 +79,7 @@ def main(epochs: float = 6) -> None:
                 }
             ],
         )
-        student = bert(layers=1, width=32, words=len(places) + 1)
+        student = bert(layers=2, width=48, words=len(places) + 1)
         trainer = DistillationTrainer(
             student, arguments(folder, epochs), teacher=teacher, distill_config=config, **shared
         )

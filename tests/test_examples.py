@@ -101,7 +101,7 @@ def test_a_script_runs_in_few_steps(script, name, length):
 @pytest.mark.parametrize("name", RECIPES)
 def test_at_full_length_a_student_is_worth_having(recipe, name):
     teacher, distilled, _ = figures_of(run_recipe(recipe(name)))
-    assert teacher > 0.8
+    assert teacher > 0.7
     assert distilled > 0.7
 
 
