@@ -16,7 +16,7 @@ every = pytest.mark.parametrize("name", LOSSES)
 NOT_ON_NUMBERS = pytest.mark.parametrize("name", [name for name in LOSSES if name != "regression"])
 BOUNDED = ("jsd", "skew_kl", "skew_reverse_kl", "tvd", "uld", "alpha_beta", "dist")
 """Finite whatever either side rules out."""
-examples = settings(max_examples=20, deadline=None)
+examples = settings(max_examples=15, deadline=None)
 
 
 @NOT_ON_NUMBERS

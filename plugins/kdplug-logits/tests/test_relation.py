@@ -14,7 +14,7 @@ from logits_strategies import LOSSES, TEMPERED, UNTEMPERED, ZERO_AT_EQUALITY, Ca
 from kdplug_logits import adaptive_kl, dkd, kl, topk
 from kdplug_logits.label import labelled
 
-examples = settings(max_examples=25, deadline=None)
+examples = settings(max_examples=15, deadline=None)
 
 
 def close(first: torch.Tensor, second: torch.Tensor, tolerance: float = 1e-9) -> bool:

@@ -16,7 +16,7 @@ from kdplug import OutputsError, SettingError, ShapeError, SparseLogits
 from kdplug_logits.closed_form_topk import topk_rows
 from kdplug_logits.sampled import draw
 
-examples = settings(max_examples=25, deadline=None)
+examples = settings(max_examples=15, deadline=None)
 RESTS = ("tail", "zero", "renorm_teacher")
 
 
