@@ -125,7 +125,7 @@ def _tensors(key: str, value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _heads(logits: Logits | Sequence[Logits]) -> tuple[Logits, ...]:
-    if isinstance(logits, _COMPACT):
+    if isinstance(logits, (_tensor_type(), *_COMPACT)):
         return (logits,)
     if isinstance(logits, (tuple, list)) and any(isinstance(head, _COMPACT) for head in logits):
         return tuple(

@@ -40,8 +40,10 @@ class Accumulation:
     over: Literal["global", "micro_batch"] = "global"
     watch: FiniteWatch = field(default_factory=FiniteWatch)
     report: Callable[[Micro], LossReport] = field(init=False)
+    device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
+        self.device = self.accelerator.device
         # DDP, FSDP and autocast work on what a forward returns; where none of them is at work, nothing has to be gathered.
         is_bare = self.accelerator.distributed_type is DistributedType.NO and not self.accelerator.native_amp
         self.report = self.pair.report if is_bare else self._through_wrapper
@@ -109,7 +111,8 @@ class Accumulation:
         for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
             with synchronized:
                 parts = self._on_device(split(batch))
-                report = self._seen(self.report(self._micro(parts, teacher)), step)
+                report = self.report(self._micro(parts, teacher))
+                self.watch.see(step, report)
                 reports.append(self._backward(report, normalization.loss(report)).detach())
         return normalization.report(reports)
 
@@ -119,9 +122,7 @@ class Accumulation:
 
     def _forward(self, batch: Any, step: int) -> LossReport:
         parts = self._on_device(split(batch))
-        return self._seen(self.report(self._micro(parts, self._ask(parts))), step)
-
-    def _seen(self, report: LossReport, step: int) -> LossReport:
+        report = self.report(self._micro(parts, self._ask(parts)))
         self.watch.see(step, report)
         return report
 
@@ -149,7 +150,7 @@ class Accumulation:
         )
 
     def _on_device(self, parts: Parts) -> Parts:
-        device = self.accelerator.device
+        device = self.device
         if device.type == "cpu":
             return parts
         student = to_device(parts.student, device)

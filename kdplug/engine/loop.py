@@ -76,7 +76,6 @@ class Loop:
         run, step = self.run, self.run.step + 1
         logs = step % self.logging_steps == 0 or step == self.plan.total_steps
         saves = self.plan.is_save(step)
-        asks = logs or saves or self.run.num_processes == 1
         report = self._learn(window, step, looks=logs or saves)
         run.step = step
         self.events.step_end(run, step, report)
@@ -84,10 +83,11 @@ class Loop:
             self.report = report.detach()
             self._log(step, report)
         self.display.step(step)
-        saves = self._evaluate(step, saves) or saves
+        if self.evaluation is not None:
+            saves = self._evaluate(self.evaluation, step, saves) or saves
         if saves:
             self._save(step)
-        if asks and self.preemption.agreed(self.accelerator):
+        if (logs or saves or run.num_processes == 1) and self.preemption.agreed(self.accelerator):
             if not saves:
                 self.accumulation.watch.settle()
                 self._write(step)
@@ -122,10 +122,9 @@ class Loop:
             self._clear_gradients()
         return report
 
-    def _evaluate(self, step: int, saves: bool) -> bool:
+    def _evaluate(self, evaluation: Evaluation, step: int, saves: bool) -> bool:
         """Evaluate where it is due; whether this is the best student so far, which has to be kept."""
-        evaluation = self.evaluation
-        if evaluation is None or not (step % evaluation.every == 0 if evaluation.every else saves):
+        if not (step % evaluation.every == 0 if evaluation.every else saves):
             return False
         pair = self.accumulation.pair
         with called_alone(pair.student, self.accelerator):

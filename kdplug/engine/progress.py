@@ -55,16 +55,12 @@ class Pace:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._before: int | None = None
-
-    def see(self, step: int) -> None:
-        """Note that ``step`` is done. The first one seen tells how many came before."""
-        if self._before is None:
-            self._before = step - 1
+        self.before: int | None = None
+        """The steps that came before this run, from its first step on."""
 
     def rate(self, step: int) -> float:
         """Steps a second until ``step``, which is done."""
-        return (step - (self._before or 0)) / max(time.monotonic() - self._start, 1e-9)
+        return (step - (self.before or 0)) / max(time.monotonic() - self._start, 1e-9)
 
 
 class Lines:
@@ -78,7 +74,8 @@ class Lines:
         self._pace = Pace()
 
     def step(self, step: int) -> None:
-        self._pace.see(step)
+        if self._pace.before is None:
+            self._pace.before = step - 1
         part = step * _LINES // self._total
         if part > self._shown:
             self._shown = part
@@ -121,7 +118,8 @@ class Bar:
 
     def step(self, step: int) -> None:
         self._step = step
-        self._pace.see(step)
+        if self._pace.before is None:
+            self._pace.before = step - 1
         now = time.monotonic()
         if now >= self._due:
             self._due = now + _REFRESH_SECONDS

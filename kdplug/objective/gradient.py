@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from kdplug.objective.precision import full
+
 
 def frozen(tensor: Tensor) -> Tensor:
     """A teacher tensor without gradient, fit to be saved for the student's backward pass."""
@@ -15,6 +17,13 @@ def frozen(tensor: Tensor) -> Tensor:
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
         return tensor.clone()  # autograd refuses to save tensors made under inference mode
     return tensor
+
+
+def target(tensor: Tensor) -> Tensor:
+    """A teacher tensor as a loss gets it: without gradient, in float32 at least."""
+    if tensor.dtype is torch.float32 and not tensor.requires_grad and not tensor.is_inference():
+        return tensor
+    return full(frozen(tensor))
 
 
 def connected_zero(tensors: Iterable[Tensor]) -> Tensor:

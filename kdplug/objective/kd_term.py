@@ -17,7 +17,7 @@ from kdplug.objective.combiner import Combiner
 from kdplug.objective.compact import combined, compared
 from kdplug.objective.field import below
 from kdplug.objective.gather import gathered
-from kdplug.objective.gradient import connected_zero, frozen
+from kdplug.objective.gradient import connected_zero, target
 from kdplug.objective.pair_loss import PairLoss
 from kdplug.objective.precision import full
 from kdplug.objective.report import TermValue, over_heads
@@ -61,6 +61,7 @@ class KdTerm(nn.Module):
         self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
+        self.takes_bare = self.combiner is None and not self.wants_labels and self.pair_loss.takes_dense
         self._has_warned = False
 
     @property
@@ -72,6 +73,8 @@ class KdTerm(nn.Module):
 
         Raises: ``OutputsError`` for logits, labels or masks that are missing or differ in number; ``ShapeError``.
         """
+        if (pair := self._bare(batch)) is not None:
+            return self._dense(*pair, None, batch, weight)
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
@@ -80,6 +83,20 @@ class KdTerm(nn.Module):
     def skipped(self, batch: Batch) -> Tensor:
         logits, _ = self._student(batch)
         return connected_zero([*(tensor for head in logits for tensor in _tensors(head)), *self.parameters()])
+
+    def _bare(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The logits of the commonest batch, at which nothing is left to be looked at: one head on each side, both tensors of
+        one shape, no mask, no label that is wanted.
+        """
+        student, teacher = batch.student, batch.teacher
+        if not self.takes_bare or student.logits_mask is not None or teacher.logits_mask is not None:
+            return None
+        if student.logits is None or teacher.logits is None or len(student.logits) != 1 or len(teacher.logits) != 1:
+            return None
+        own, theirs = student.logits[0], teacher.logits[0]
+        if not isinstance(own, Tensor) or not isinstance(theirs, Tensor):
+            return None
+        return (own, theirs) if own.shape == theirs.shape and own.dim() and own.numel() else None
 
     def _pairs(self, batch: Batch) -> list[Pair]:
         """What counts of each head."""
@@ -187,7 +204,10 @@ class KdTerm(nn.Module):
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return self._valued(compared(pair, self.pair_loss, batch, self.chunk, trained), weight)
-        student, teacher = full(student), full(frozen(teacher))
+        return self._dense(student, teacher, labels, batch, weight)
+
+    def _dense(self, student: Tensor, teacher: Tensor, labels: Tensor | None, batch: Batch, weight: float) -> TermValue:
+        student, teacher = full(student), target(teacher)
         if not batch.autocast(student):
             return self._valued(self.pair_loss(student, teacher, labels, batch), weight)
         with torch.autocast(student.device.type, enabled=False):

@@ -15,7 +15,7 @@ from kdplug.host import registry
 from kdplug.objective.batch import Batch
 from kdplug.objective.capture_path import Modules
 from kdplug.objective.feature import layers
-from kdplug.objective.gradient import connected_zero, frozen
+from kdplug.objective.gradient import connected_zero, target
 from kdplug.objective.precision import full
 from kdplug.objective.projection import ProjectionPlan, not_built, project, without_garbage
 from kdplug.objective.report import TermValue
@@ -99,7 +99,8 @@ class MatchTerm(nn.Module):
         Raises: ``OutputsError``, ``ConfigError`` for a layer that is not there; ``ShapeError``; ``RunError`` before
         ``materialize``.
         """
-        student, teacher = self._student(batch), self._teacher(batch)
+        student = layers(batch.student, self.feature, self.layer_student, "student")
+        teacher = layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
         if self.plan is not None:
             student = self._projected(student, self.plan, batch)
         if not batch.autocast(student[0]):
@@ -168,11 +169,7 @@ def _student_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
 
 def _teacher_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
     features = compared.teacher
-    return _target(features[0]) if compared.term.is_single else tuple(map(_target, features))
-
-
-def _target(feature: Tensor) -> Tensor:
-    return full(frozen(feature))
+    return target(features[0]) if compared.term.is_single else tuple(map(target, features))
 
 
 _GETTERS: Mapping[str, Callable[[Compared], Any]] = {

@@ -19,7 +19,7 @@ from kdplug.objective.field import Path
 from kdplug.objective.hard_label_term import HardLabelTerm
 from kdplug.objective.kd_term import KdTerm
 from kdplug.objective.matches import Matches
-from kdplug.objective.report import LossReport, TermValue
+from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
 from kdplug.objective.teacher import Names, read_teachers, teacher_names
 from kdplug.objective.term import Term
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         self.matches = Matches(config, self.teachers)
         self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
-        self._in_order = _in_order(self)
+        self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
             raise ConfigError("every weight is 0, so there is nothing to train")
@@ -91,7 +91,7 @@ class Objective(nn.Module):
             return
         ours = None if student is None else Modules(student, "student")
         self.matches.connect(ours, teacher_modules(teacher, self.teachers))
-        self._in_order = _in_order(self)
+        self._write_down()
 
     @contextmanager
     def capture(self, student: nn.Module, teacher: Models = None) -> Iterator[Captures]:
@@ -117,7 +117,12 @@ class Objective(nn.Module):
         """
         batch = Batch(Outputs.read(student, "student"), read_teachers(teacher, self.teachers), 0.0, 0, 0)
         self.matches.materialize(batch)
+        self._write_down()
+
+    def _write_down(self) -> None:
+        """What a call walks through. The modules own the terms; this saves a call the search for them."""
         self._in_order = _in_order(self)
+        self._is_counted = not self.matches.waiting
 
     def forward(
         self,
@@ -136,23 +141,22 @@ class Objective(nn.Module):
         Raises: ``OutputsError``, ``ShapeError`` for what the outputs lack; ``ConfigError`` for a layer that does not exist or
         a ``progress`` out of range; ``RunError`` where ``materialize`` must come first.
         """
-        checked_progress(progress)
-        self.matches.check_counted()
+        if not 0.0 <= progress <= 1.0:
+            checked_progress(progress)
+        if not self._is_counted:
+            self.matches.check_counted()
         teachers = read_teachers(teacher, self.teachers)
         batch = Batch(Outputs.read(student, "student"), teachers, progress, step, total_steps)
         terms: dict[str, TermValue] = {}
-        total = None
         for term, path, place in self._in_order:
             try:
-                weight = term.schedule.at(progress, step, total_steps)
-                seen = batch.of_teacher(place)
-                value = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
+                schedule = term.schedule
+                weight = schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
+                seen = batch.of_teacher(place) if place else batch
+                terms[term.name] = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
             except KdplugError as error:
                 raise error.at(*path) from error.__cause__
-            terms[term.name] = value
-            total = value.added_to(total)
-        assert total is not None
-        return LossReport(total, terms)
+        return LossReport(weighted_sum(list(terms.values())), terms)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each projection with its own options, and one for what losses hold.
@@ -176,10 +180,7 @@ class Objective(nn.Module):
 
 
 def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
-    """Each term with the config path of what it computes and the place of the teacher it reads, 0 where it reads all or none.
-
-    The modules own the terms; this saves a call the search for them.
-    """
+    """Each term with the config path of what it computes and the place of the teacher it reads, 0 where it reads all or none."""
     found: list[tuple[Term, Path, int]] = []
     if objective.kd_loss is not None:
         found.append((objective.kd_loss, (), 0))

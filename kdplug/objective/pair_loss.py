@@ -37,11 +37,14 @@ class PairLoss:
     def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
         self.target: Any = component.target
         self.inputs = component.inputs
-        self.getters = tuple(_GETTERS[name] for name in self.inputs)
+        steady: dict[str, Callable[[Compared], Any]] = {"temperature": attrgetter("loss.temperature.base")}
+        getters = {**_GETTERS, **(steady if temperature.scheduler is None else {})}
+        self.getters = tuple(getters[name] for name in self.inputs)
         self.owner = component.entry.qualified
         self.temperature = temperature
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
+        self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self._is_of_softmax = False
         self._kinds: dict[int, Kind] = {}
         self.rows = closed_form_of(component)
@@ -66,7 +69,7 @@ class PairLoss:
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None, batch: Batch) -> None:
         """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
         if not isinstance(teacher, SparseLogits):
-            if self.takes_sparse and "teacher_logits" not in self.inputs:
+            if not self.takes_dense:
                 raise OutputsError(
                     f"{self.owner} asks for teacher_sparse, and the teacher's logits are dense", field="teacher.logits"
                 )
@@ -228,7 +231,7 @@ class Compared(NamedTuple):
 
 def _temperature(compared: Compared) -> float | Tensor:
     temperature = compared.loss.temperature
-    if temperature.scheduler is None or compared.teacher is None:
+    if compared.teacher is None:
         return temperature.base
     return temperature.of(compared.student, compared.teacher, compared.batch)
 

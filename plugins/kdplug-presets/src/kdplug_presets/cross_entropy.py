@@ -100,13 +100,23 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None, None
 
 
+def plain_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor | None:
+    """``cross_entropy`` by torch's own, in one operation; ``None`` where that was asked ``0 * -inf``, to which it has no answer.
+
+    Both ``[*items, classes]`` in one type, on a CPU, where reading a number waits for nobody.
+    """
+    target = torch.softmax(teacher, dim=-1)
+    if student.dim() != 2:
+        student, target = student.reshape(-1, student.shape[-1]), target.reshape(-1, student.shape[-1])
+    total = torch.nn.functional.cross_entropy(student, target, reduction="sum")
+    return total if isfinite(total.item()) else None
+
+
 def _in_few_operations(student: Tensor, teacher: Tensor, weight: Tensor | None, pad_below: float | None) -> Tensor:
-    """Torch's own cross-entropy is one operation and has no answer to ``0 * -inf``; where it was asked that, the long way."""
     dtype = working_type(student, teacher)
-    if weight is None and pad_below is None and student.dim() == 2 and eager_on_cpu(student):
-        target = torch.softmax(teacher, dim=-1, dtype=dtype)
-        total = torch.nn.functional.cross_entropy(in_type(student, dtype), target, reduction="sum")
-        if isfinite(total.item()):
+    if weight is None and pad_below is None and eager_on_cpu(student):
+        total = plain_cross_entropy(in_type(student, dtype), in_type(teacher, dtype))
+        if total is not None:
             return total
     target = torch.softmax(teacher, dim=-1, dtype=dtype).neg_()
     log_probs = torch.log_softmax(student, dim=-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)

@@ -8,9 +8,10 @@ from kdplug import LossSum, ShapeError
 from kdplug_presets.cosine_distance import cosine_distance
 from kdplug_presets.direction_distance import direction_distance
 from kdplug_presets.mask import bits, read_mask
+from kdplug_presets.plain import is_plain
 from kdplug_presets.precision import working_type
 from kdplug_presets.shape import HIDDEN, one_pair, require_axes, require_rank, require_tensor, written
-from kdplug_presets.squared_distance import squared_distance
+from kdplug_presets.squared_distance import plain_squared_distance, squared_distance
 
 
 def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> LossSum:
@@ -20,6 +21,8 @@ def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor 
     Raises: ``ShapeError`` where shapes differ.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``hid_mse_loss``.
     """
+    if mask is None and is_plain(student_features, teacher_features):
+        return LossSum(plain_squared_distance(student_features, teacher_features), student_features.numel())
     student, teacher = one_pair("hidden_mse", student_features, teacher_features, HIDDEN)
     items, width = student.shape[:-1], max(student.shape[-1], 1)
     if mask is None:

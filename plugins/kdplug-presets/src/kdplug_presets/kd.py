@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from torch import Tensor
 
 from kdplug import LossSum, closed_form
 from kdplug_presets.closed_form import ce_rows, mse_rows
-from kdplug_presets.cross_entropy import cross_entropy
+from kdplug_presets.cross_entropy import cross_entropy, plain_cross_entropy
+from kdplug_presets.plain import is_plain
 from kdplug_presets.precision import promoted
 from kdplug_presets.shape import LOGITS, require_same, require_tensor
 from kdplug_presets.squared_distance import squared_distance
@@ -43,6 +46,10 @@ def ce(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531; TextBrewer ``kd_ce_loss``.
     """
+    if not t2 and type(temperature) is float and 0.0 < temperature < inf and is_plain(student_logits, teacher_logits):
+        total = plain_cross_entropy(student_logits / temperature, teacher_logits / temperature)
+        if total is not None:
+            return LossSum(total, student_logits.shape[:-1].numel())
     student, teacher, temperature = _softened("ce", student_logits, teacher_logits, temperature)
     if not t2:
         return LossSum(cross_entropy(student, teacher), len(student))
