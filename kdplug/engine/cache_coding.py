@@ -17,9 +17,9 @@ from kdplug.errors import KdplugError, RunError
 _CHUNK = 1 << 24
 """Numbers that logits which come in factors are multiplied out into at a time."""
 
-MASK, ITEMS, COUNTS = "@mask", "@items", "@counts"
+MASK, ITEMS, COUNTS = "@@mask", "@@items", "@counts"
 """What stands behind a head's name for the positions that are kept, the shape of an example's items, and behind that of a ragged
-part for the rows of each item."""
+part for the rows of each item. A part stands behind one ``@``, so that it may have any name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,7 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
     """
     shape = logits.shape
     examples, classes = shape[0], shape[-1]
-    counts = torch.ones(shape[:-1], dtype=torch.bool) if mask is None else mask.detach().cpu().bool()
-    flat = counts.reshape(examples, -1)
+    flat = _counting(logits, mask)
     sizes = flat.sum(1).tolist()
     items = _at(logits, flat.reshape(-1).nonzero().squeeze(1))
     try:
@@ -81,6 +80,16 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
     return Coded(head, rows, shape, _tally(coded, flat))
 
 
+def shared_by(coding: Coding, name: str, logits: Any, mask: Tensor | None) -> dict[str, Tensor]:
+    """What the codec keeps once for all, by the names of a cache. It is shown items that count, in the form that it takes.
+
+    Shapes: as those of ``encode``.
+    """
+    items = _at(logits, _counting(logits, mask).reshape(-1).nonzero().squeeze(1))
+    some = next(_pieces(coding, items)) if items.shape[0] else _blank(coding, items)
+    return {f"{name}@{key}": one.detach().cpu().contiguous() for key, one in coding.codec.shared(some).items()}
+
+
 def pack(mask: Tensor) -> Tensor:
     """A bool ``[n]`` as bits, 8 to a byte."""
     bits = torch.zeros(-(-len(mask) // 8) * 8, dtype=torch.uint8)
@@ -92,6 +101,12 @@ def unpack(packed: Tensor, count: int) -> Tensor:
     """The bool ``[count]`` that ``pack`` was given."""
     bits = packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)
     return (bits & 1).reshape(-1)[:count].bool()
+
+
+def _counting(logits: Any, mask: Tensor | None) -> Tensor:
+    """Which items count, bool ``[examples, items]``."""
+    counts = torch.ones(logits.shape[:-1], dtype=torch.bool) if mask is None else mask.detach().cpu().bool()
+    return counts.reshape(logits.shape[0], -1)
 
 
 def _encoded(coding: Coding, items: Any, seed: int) -> Encoded:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.batch import to_device
-from kdplug.engine.cache_coding import Coded, Coding, encode
+from kdplug.engine.cache_coding import Coded, Coding, encode, shared_by
 from kdplug.engine.cache_content import Wanted, flatten
 from kdplug.engine.cache_guide import marks
 from kdplug.engine.cache_head import take_heads
@@ -80,10 +80,11 @@ class Question:
             content = flatten(outputs, self.wanted[place])
             counts.append(content.counts)
             if self.coding is not None:
-                for name, (logits, mask) in take_heads(content, outputs).items():
+                for name, head in take_heads(content, outputs).items():
                     whole = f"{place}/{name}"
-                    coded[whole] = self._coded(self.coding, whole, logits, mask, keyed)
-                    shared |= self._shared(self.coding, whole, logits) if shares else {}
+                    logits, mask = self._by_example(name, *head, keyed)
+                    coded[whole] = encode(self.coding, whole, logits, mask, keyed.keys[0])
+                    shared |= shared_by(self.coding, whole, logits, mask) if shares else {}
             tensors |= {f"{place}/{name}": self._rows(name, one, keyed) for name, one in content.tensors.items()}
         return Answer(keyed, inputs, tensors, counts, coded, shared)
 
@@ -115,16 +116,12 @@ class Question:
         joined = {name: Column.join(parts) for name, parts in columns.items()}
         return Shard(start, digests, joined, tally + Tally(error=self._error))
 
-    def _coded(self, coding: Coding, name: str, logits: Any, mask: Tensor | None, keyed: Keyed) -> Coded:
+    def _by_example(self, name: str, logits: Any, mask: Tensor | None, keyed: Keyed) -> tuple[Any, Tensor | None]:
         if self.is_whole:
             logits = logits[None] if isinstance(logits, Tensor) else replace(logits, hidden=logits.hidden[None])
-            return encode(coding, name, logits, None if mask is None else mask[None], keyed.keys[0])
-        self._check_divides(name.partition("/")[2], logits.shape, keyed)
-        return encode(coding, name, logits, mask, keyed.keys[0])
-
-    def _shared(self, coding: Coding, name: str, logits: Any) -> dict[str, Tensor]:
-        found = coding.codec.shared(logits)
-        return {f"{name}@{key}": tensor.detach().cpu().contiguous() for key, tensor in found.items()}
+            return logits, None if mask is None else mask[None]
+        self._check_divides(name, logits.shape, keyed)
+        return logits, mask
 
     def _rows(self, name: str, tensor: Tensor, keyed: Keyed) -> Tensor:
         tensor = (tensor.dense() if isinstance(tensor, FactoredLogits) else tensor).detach().to("cpu")

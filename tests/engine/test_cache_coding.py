@@ -8,8 +8,8 @@ from codec_specimen import Positive, Whole
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdplug import FactoredLogits
-from kdplug.engine.cache_coding import CodedHead, Coding, encode, pack, unpack
+from kdplug import Encoded, FactoredLogits
+from kdplug.engine.cache_coding import CodedHead, Coding, encode, pack, shared_by, unpack
 from kdplug.engine.cache_decoding import Reader, Shared
 from kdplug.engine.cache_shard import Column
 from kdplug.errors import RunError, SettingError
@@ -66,7 +66,7 @@ def test_what_a_mask_leaves_out_costs_one_bit(left_out):
     coded = encode(coding, NAME, logits_of(2, 8 + left_out, 3), mask, seed=0)
     sizes = {name: sum(row.nbytes for row in rows) for name, rows in coded.rows.items()}
     assert sizes[f"{NAME}@all"] == 2 * 8 * 3 * 8
-    assert sizes[f"{NAME}@mask"] == 2 * -(-(8 + left_out) // 8)
+    assert sizes[f"{NAME}@@mask"] == 2 * -(-(8 + left_out) // 8)
     assert coded.tally.items == 16
     assert coded.tally.coverage == 16 / (16 + 2 * left_out)
 
@@ -89,6 +89,44 @@ def _noting(encode_, sizes):
         return encode_(self, logits, **options)
 
     return noting
+
+
+class Named(Whole):
+    """Keeps what it kept under another name, and notes what it is shown."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.seen = part, []
+
+    def shared(self, logits):
+        self.seen.append(logits)
+        return super().shared(logits)
+
+    def encode(self, logits, **options):
+        return Encoded({self.part: logits})
+
+    def decode(self, parts, shared, **_):
+        return parts[self.part]
+
+
+@pytest.mark.parametrize("part", ["mask", "items", "counts"])
+def test_a_part_may_have_any_name(part):
+    coding, logits = Coding(Named(part), "x", 1.0), logits_of(2, 3, 4)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    back = come_back(coding, encode(coding, NAME, logits, mask, seed=0))
+    assert torch.equal(back.logits[back.mask], logits[mask])
+
+
+FACTORS = FactoredLogits(logits_of(2, 3, 5), logits_of(4, 5, seed=1))
+
+
+@pytest.mark.parametrize("logits", [FACTORS, FACTORS.dense()], ids=["in factors", "multiplied out"])
+def test_what_is_kept_once_is_made_of_items_that_count_in_the_form_that_the_codec_takes(logits):
+    codec, mask = Named("all"), torch.tensor([[True, True, False], [False, False, False]])
+    shared_by(Coding(codec, "x", 1.0), NAME, logits, mask)
+    shared_by(Coding(codec, "x", 1.0), NAME, logits, torch.zeros_like(mask))
+    torch.testing.assert_close(codec.seen[0], FACTORS.dense()[0, :2])
+    assert codec.seen[1].shape == (1, 4)
 
 
 def test_what_a_codec_refuses_is_an_error_that_names_the_output(monkeypatch):
