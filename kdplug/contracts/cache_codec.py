@@ -22,9 +22,10 @@ class Ragged(NamedTuple):
 class Encoded(NamedTuple):
     """What is kept of some items' logits.
 
-    ``parts`` are tensors by name whose first dimension is the items, or ``Ragged``; their names are Python names. ``kept_mass`` is the
-    teacher's probability on the classes that are kept, for each item, where a codec leaves some out. ``error`` is the largest
-    difference that rounding made, in nats for log-probabilities and else in the logits' own unit.
+    ``parts`` are tensors by name whose first dimension is the items, or ``Ragged``; their names are Python names, their dtypes and
+    other dimensions the same for all items. ``kept_mass`` is the teacher's probability on the classes that are kept, at the
+    temperature, for each item, where a codec leaves some out. ``error`` is the largest difference that rounding made: in nats for
+    log-probabilities and the tail, in their own unit for hidden states, and else in that of the logits.
     """
 
     parts: Mapping[str, Tensor | Ragged]
@@ -38,7 +39,10 @@ class CacheCodec(Protocol):
 
     A class that offers these names is a codec; it need not import kdplug. Its ``__init__`` takes settings, keyword-only. Items
     are independent of each other: what is kept of several is what is kept of each, joined part by part, and ``decode`` gets the
-    parts of any items in any order.
+    parts of any items in any order, in another process than the one that encoded. What is drawn at random is drawn for each item of
+    a batch anew, from a generator of its own; the same logits and the same seed always give the same parts.
+
+    What it cannot keep rightly it refuses with a ``SettingError``, save logits that are all equal: those every codec can keep.
     """
 
     @property
@@ -52,11 +56,11 @@ class CacheCodec(Protocol):
         ...
 
     def shared(self, logits: Any) -> Mapping[str, Tensor]:
-        """What is kept once for all items; ``logits`` are some of them. Usually nothing."""
+        """What is kept once for all items; ``logits`` ``[n, classes]`` are some of them, and which does not matter. Usually nothing."""
         ...
 
     def encode(self, logits: Any, *, temperature: float, seed: int) -> Encoded:
-        """What to keep of ``logits`` ``[items, classes]``, at least one item. ``seed`` is for what is drawn at random."""
+        """What to keep of ``logits`` ``[items, classes]``, at least one item. ``seed`` is for what is drawn at random; each batch has its own."""
         ...
 
     def decode(

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdplug.testing.codec_laws import CodecLaws
     from kdplug.testing.isolation import isolated_plugins
     from kdplug.testing.law import broken_laws, law_names
     from kdplug.testing.layer_map_laws import LayerMapLaws
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from kdplug.testing.temporary_site import PluginSite, plugin_site, write_plugin_site
 
 __all__ = [
+    "CodecLaws",
     "LayerMapLaws",
     "LossLaws",
     "PluginSite",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "codec_laws": ("CodecLaws",),
     "isolation": ("isolated_plugins",),
     "law": ("broken_laws", "law_names"),
     "layer_map_laws": ("LayerMapLaws",),

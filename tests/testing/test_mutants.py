@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from testing import (
     closed_form_mutant,
+    codec_item_mutant,
+    codec_mutant,
+    codec_value_mutant,
     combiner_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -16,6 +19,7 @@ from testing import (
     scheduler_mutant,
     task_mutant,
 )
+from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
 from testing.mutant import MUTANTS
 from testing.specimen import (
     AffineLaws,
@@ -46,6 +50,7 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug.testing import (
+    CodecLaws,
     LayerMapLaws,
     LossLaws,
     ProjectionLaws,
@@ -59,6 +64,9 @@ from kdplug.testing.law import Laws
 
 PLANTED_IN = (
     closed_form_mutant,
+    codec_item_mutant,
+    codec_mutant,
+    codec_value_mutant,
     combiner_mutant,
     feature_mutant,
     layer_map_mutant,
@@ -68,7 +76,7 @@ PLANTED_IN = (
     scheduler_mutant,
     task_mutant,
 )
-BASES = (LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
+BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
 
 RIGHT = {
     "kl": (KlLaws, kl),
@@ -82,6 +90,10 @@ RIGHT = {
     "sure": (SureLaws, sure),
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
+    "Rounded": (RoundedLaws, Rounded),
+    "Likely": (LikelyLaws, Likely),
+    "Drawn": (DrawnLaws, Drawn),
+    "Factors": (FactorsLaws, Factors),
 }
 
 

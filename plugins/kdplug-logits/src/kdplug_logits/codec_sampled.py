@@ -87,7 +87,8 @@ class Sampled:
     def _draw(self, probs: Tensor, seed: int) -> Tensor:
         """Classes ``[n, rounds]`` in rising order: one from each stratum of the cumulated distribution."""
         generator = torch.Generator().manual_seed((self.seed * _PRIME + seed) % _SEEDS)
-        within = torch.rand(len(probs), self.rounds, generator=generator, dtype=torch.float64).to(probs.device)
+        size = len(probs), self.rounds
+        within = torch.rand(size, generator=generator, dtype=torch.float64, device=generator.device).to(probs.device)
         places = (torch.arange(self.rounds, device=probs.device) + within) / self.rounds
         cumulated = probs.cumsum(-1)
         return torch.searchsorted(cumulated / cumulated[:, -1:], places, right=True).clamp_max(probs.shape[-1] - 1)

@@ -55,7 +55,8 @@ class TopkTail:
             parts["codes"], parts["bounds"] = quantize(top.log_probs)
         else:
             parts["log_probs"] = top.log_probs.bfloat16()
-        return Encoded(parts, top.log_probs.float().exp().sum(-1), self._error(top.log_probs, parts))
+        error = max(_apart(top.log_probs, self._log_probs(parts)), _apart(top.tail, part_of(parts, "tail")))
+        return Encoded(parts, top.log_probs.float().exp().sum(-1), error)
 
     def decode(
         self,
@@ -75,7 +76,7 @@ class TopkTail:
             return restore(part_of(parts, "codes"), part_of(parts, "bounds"))
         return part_of(parts, "log_probs").float()
 
-    def _error(self, log_probs: Tensor, parts: Mapping[str, Tensor | Ragged]) -> float:
-        finite = log_probs > -torch.inf
-        off = (log_probs - self._log_probs(parts)).masked_fill(~finite, 0.0)
-        return float(off.abs().max())
+
+def _apart(given: Tensor, kept: Tensor) -> float:
+    """The largest difference between logarithms of what is not 0."""
+    return float((given - kept).masked_fill(given == -torch.inf, 0.0).abs().max())

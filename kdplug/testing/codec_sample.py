@@ -1,0 +1,105 @@
+"""What the laws of a cache codec feed it: logits of independent items, as a tensor or in factors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.cache_codec import Encoded, Ragged
+from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.testing.sample import draw
+
+WIDTH = 5
+
+
+def make_logits(
+    items: int,
+    classes: int,
+    *,
+    factored: bool,
+    seed: int = 0,
+    size: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Logits ``[items, classes]`` of about ``size``, that depend on the arguments alone."""
+    if not factored:
+        return (size * draw((items, classes), seed)).to(dtype)
+    hidden, weight, bias = draw((items, WIDTH), seed), draw((classes, WIDTH), 97), draw((classes,), 98)
+    return FactoredLogits((size / 2 * hidden).to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+def at(logits: Any, places: list[int]) -> Any:
+    """Those of some items, in the order of ``places``."""
+    index = torch.tensor(places, device=logits.device)
+    return logits[index] if isinstance(logits, Tensor) else logits.at(index)
+
+
+def with_item(logits: Any, place: int, value: float) -> Any:
+    """The logits with ``value`` as the first number of one item."""
+    changed = (logits.hidden if isinstance(logits, FactoredLogits) else logits).clone()
+    changed[place, 0] = value
+    return replace(logits, hidden=changed) if isinstance(logits, FactoredLogits) else changed
+
+
+def ruled_out(logits: Any, since: int) -> Any:
+    """The logits with ``-inf`` for every class from ``since`` on."""
+    if isinstance(logits, FactoredLogits):
+        assert logits.bias is not None
+        return replace(logits, bias=ruled_out(logits.bias, since))
+    changed = logits.clone()
+    changed[..., since:] = -math.inf
+    return changed
+
+
+def each(logits: Any, change: Any) -> Any:
+    """The logits with ``change`` made to every tensor that they hold."""
+    if isinstance(logits, Tensor):
+        return change(logits)
+    bias = None if logits.bias is None else change(logits.bias)
+    return replace(logits, hidden=change(logits.hidden), weight=change(logits.weight), bias=bias)
+
+
+def exact(logits: Any) -> Tensor:
+    """The logits, multiplied out in float64."""
+    wide = each(logits.detach(), Tensor.double)
+    found: Tensor = wide.dense() if isinstance(wide, FactoredLogits) else wide
+    return found
+
+
+def tensors_of(value: Any) -> dict[str, Tensor]:
+    """Every tensor in logits, in what is kept of them, or in a mapping, by name."""
+    if isinstance(value, Tensor):
+        return {"logits": value}
+    if isinstance(value, FactoredLogits):
+        names: tuple[str, ...] = ("hidden", "weight", "bias")
+    elif isinstance(value, SparseLogits):
+        names = ("ids", "log_probs", "tail", "weights")
+    elif isinstance(value, Ragged):
+        names = ("values", "counts")
+    elif isinstance(value, Encoded):
+        return tensors_of(value.parts)
+    else:
+        return {
+            f"{name}.{inner}" if isinstance(part, Ragged) else name: tensor
+            for name, part in value.items()
+            for inner, tensor in tensors_of(part).items()
+        }
+    return {name: tensor for name in names if (tensor := getattr(value, name)) is not None}
+
+
+def parts_at(parts: Any, places: list[int]) -> dict[str, Tensor | Ragged]:
+    """What is kept of some items, in the order of ``places``."""
+    return {name: _part_at(part, places) for name, part in parts.items()}
+
+
+def _part_at(part: Tensor | Ragged, places: list[int]) -> Tensor | Ragged:
+    if isinstance(part, Tensor):
+        return part[torch.tensor(places, dtype=torch.int64)]
+    rows = torch.split(part.values, part.counts.tolist())
+    chosen = [rows[place] for place in places]
+    return Ragged(torch.cat(chosen) if chosen else part.values[:0], _part_at(part.counts, places))  # type: ignore[arg-type]
