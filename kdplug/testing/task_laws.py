@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from collections.abc import Mapping, Sized
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
-from kdplug.contracts.task import Part, Task
-from kdplug.engine.batch import call, split
-from kdplug.errors import OutputsError
-from kdplug.testing.law import Laws, broken
+from kdplug.contracts.task import Task
+from kdplug.engine.batch import split
+from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
+from kdplug.testing.task_case import PARTS, alike
+from kdplug.testing.task_option_laws import TaskOptionLaws
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Logits
 
-PARTS: tuple[Part, ...] = get_args(Part)
 
-
-class TaskLaws(Laws):
+class TaskLaws(TaskOptionLaws):
     """Laws that a task keeps, as pytest tests. Its models are built and its data read, so declare small ``settings``.
 
     ::
@@ -32,37 +30,6 @@ class TaskLaws(Laws):
             entry = "mytask"
             settings = {"data_seed": 1}
     """
-
-    examples: ClassVar[int] = 4
-    """How many examples of each part are looked at."""
-
-    @classmethod
-    def kind_of(cls) -> str:
-        return "tasks"
-
-    def task(self, seed: int = 0) -> Any:
-        """A fresh task, made with torch's global generator at ``seed``."""
-        with seeded(seed):
-            return self.build().target
-
-    def batch(self, task: Task, part: Part, seed: int = 0) -> Any:
-        """The first examples of a part as a batch."""
-        with seeded(seed):
-            data: Any = task.data(part)
-            return task.collate([data[index] for index in range(min(self.examples, len(data)))])
-
-    def outputs(self, task: Task, part: Part) -> Iterator[tuple[str, nn.Module, Outputs]]:
-        """What each side returns for a batch of a part, in eval mode: its name, its model, its outputs."""
-        batch = split(self.batch(task, part))
-        for side in ("teacher", "student"):
-            with seeded(0):
-                model = (task.build_teacher() if side == "teacher" else task.build_student()).eval()
-                own = getattr(batch, side)
-                try:
-                    read = getattr(task, f"{side}_adaptor")(own, call(model, own, {}))
-                    yield side, model, Outputs.read(read, side)
-                except OutputsError as error:
-                    broken(f"{side}_adaptor of data({part!r}): {error}")
 
     def test_it_offers_all_that_a_recipe_asks_for(self) -> None:
         """For: a method that is missing, or misspelt, and is found out after the teacher is trained."""
@@ -101,7 +68,7 @@ class TaskLaws(Laws):
         """For: a split or an order that is drawn from the global generator: a resumed run then sees other data."""
         one, two = self.task(1), self.task(2)
         for part in PARTS:
-            if not _alike(self.batch(one, part, 1), self.batch(two, part, 2)):
+            if not alike(self.batch(one, part, 1), self.batch(two, part, 2)):
                 broken(f"data({part!r}) holds other examples, or another order, when the task is made again")
 
     def test_adaptors_give_what_an_objective_reads(self) -> None:
@@ -166,17 +133,6 @@ class TaskLaws(Laws):
         with seeded(0), torch.no_grad():
             found: Any = task.evaluate(model.eval(), [split(self.batch(task, "test")).student])
         return {name: float(value) for name, value in found.items()}
-
-
-def _alike(one: Any, two: Any) -> bool:
-    """Whether two batches hold the same tensors and values, in the same places."""
-    if isinstance(one, Tensor):
-        return isinstance(two, Tensor) and one.shape == two.shape and torch.equal(one, two)
-    if isinstance(one, Mapping):
-        return isinstance(two, Mapping) and list(one) == list(two) and all(_alike(one[key], two[key]) for key in one)
-    if isinstance(one, Sequence) and not isinstance(one, str):
-        return isinstance(two, Sequence) and len(one) == len(two) and all(map(_alike, one, two))
-    return bool(one == two)
 
 
 def _tensors(head: Logits) -> tuple[Tensor, ...]:

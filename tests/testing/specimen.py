@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kdplug import LossSum, ShapeError
-from kdplug.testing import LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws
+from kdplug.testing import LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TeacherCombinerLaws
 from kdplug.testing.law import Laws
 
 
@@ -137,40 +136,6 @@ def nearest_depth(student_layers: int, teacher_layers: int) -> list[tuple[int, i
     return [(m, max(1, round(m * teacher_layers / student_layers))) for m in range(1, student_layers + 1)]
 
 
-class Sums:
-    """Is the sum of four numbers positive?"""
-
-    metric = "accuracy"
-
-    def about(self) -> str:
-        return "Signs of sums."
-
-    def build_teacher(self) -> nn.Module:
-        return nn.Linear(4, 2)
-
-    def teacher_fit(self) -> Any:
-        return {"epochs": 1, "batch_size": 4, "learning_rate": 0.1}
-
-    def build_student(self) -> nn.Module:
-        return nn.Linear(4, 2)
-
-    def data(self, part: str) -> Any:
-        return torch.randn(6, 4, generator=torch.Generator().manual_seed(len(part)))
-
-    def collate(self, examples: Any) -> Any:
-        return (torch.stack(examples),)
-
-    def teacher_adaptor(self, batch: Any, outputs: Any) -> Any:
-        return {"logits": outputs}
-
-    def student_adaptor(self, batch: Any, outputs: Any) -> Any:
-        return {"logits": outputs, "losses": functional.cross_entropy(outputs, (batch[0].sum(-1) > 0).long())}
-
-    def evaluate(self, model: nn.Module, batches: Any) -> dict[str, float]:
-        right = [model(*batch).argmax(-1) == (batch[0].sum(-1) > 0) for batch in batches]
-        return {"accuracy": float(torch.cat(right).float().mean())}
-
-
 class KlLaws(LossLaws):
     non_negative = zero_at_equality = reaches_teacher = True
     ignores_impossible_classes = corrects_confident_mistakes = True
@@ -213,10 +178,6 @@ class SureLaws(TeacherCombinerLaws):
 
 class NearestLaws(LayerMapLaws):
     reaches_the_top = covers_the_student = True
-
-
-class SumsLaws(TaskLaws):
-    pass
 
 
 def laws_of(base: type[Laws], entry: Any, **declared: Any) -> type[Laws]:

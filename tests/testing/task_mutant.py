@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from testing.mutant import mutant
-from testing.specimen import Sums, SumsLaws
+from testing.task_model import Sums, SumsLaws
 
 
 @mutant(SumsLaws, "test_it_offers_all_that_a_recipe_asks_for", "it lacks teacher_fit, collate")
@@ -44,6 +44,18 @@ class OrderByChance(Sums):
 
     def data(self, part):
         return super().data(part)[self.order]
+
+
+class Beside(dict):
+    """Inputs, and labels beside them that no model is called with."""
+
+
+@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "holds other examples, or another order")
+class LabelsByChance(Sums):
+    def collate(self, examples):
+        batch = Beside(input=torch.stack(examples))
+        batch.labels = torch.rand(len(examples))
+        return batch
 
 
 @mutant(SumsLaws, "test_adaptors_give_what_an_objective_reads", "Did you mean 'logits'?")

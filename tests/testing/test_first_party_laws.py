@@ -12,7 +12,6 @@ from kdplug.testing import (
     LossLaws,
     ProjectionLaws,
     SchedulerLaws,
-    TaskLaws,
     TeacherCombinerLaws,
     broken_laws,
 )
@@ -262,23 +261,11 @@ class TestEmbAndLast(LayerMapLaws):
     reaches_the_top = True
 
 
-class TestDigits(TaskLaws):
-    entry = "kdplug-tasks:digits"
-
-
 DECLARED = [
     found for found in globals().values() if isinstance(found, type) and issubclass(found, Laws) and found.entry
 ]
 
-
-NOT_UNDER_LAWS = {
-    entry.qualified: "it needs files and folders of models; the tests beside it run it"
-    for entry in REGISTRIES["tasks"].entries()
-    if entry.dist == "kdplug-tasks" and entry.name != "digits"
-}
-"""Entries that no law class stands for here, with the reason: a model that has to be downloaded, say."""
-
-WITH_THE_PLUGIN = {"kdplug-logits": ("losses", "cache_codecs")}
+WITH_THE_PLUGIN = {"kdplug-logits": ("losses", "cache_codecs"), "kdplug-tasks": ("tasks",)}
 """Distributions whose own tests put every entry of these kinds under laws, and say so in a test of the same name as below."""
 
 
@@ -289,9 +276,8 @@ def test_every_first_party_entry_is_under_laws() -> None:
         for entry in registry.entries()
         if entry.dist in FIRST_PARTY and entry.kind.plural not in WITH_THE_PLUGIN.get(entry.dist, ())
     }
-    assert offered == {laws.entry for laws in DECLARED} | set(NOT_UNDER_LAWS)
-    assert len(offered) >= 31
-    assert all(NOT_UNDER_LAWS.values())
+    assert offered == {laws.entry for laws in DECLARED}
+    assert len(offered) >= 30
 
 
 @pytest.mark.parametrize(

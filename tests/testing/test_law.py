@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from testing.specimen import CorrelationLaws, HiddenLaws, KlLaws, Vid, correlation, hidden_mse, kl, laws_of
+from testing.task_model import Sums, SumsLaws
 from torch import Tensor
 
 import kdplug
@@ -114,3 +116,43 @@ def test_laws_leave_every_global_generator_where_it_was() -> None:
 def test_every_law_names_the_defect_it_was_written_for(laws: type[LossLaws]) -> None:
     every = [getattr(laws, name) for name in dir(laws) if name.startswith("test_")]
     assert all("For: " in (law.__doc__ or "") for law in every)
+
+
+class Cut:
+    """Squared differences between two bounds."""
+
+    def __init__(self, *, low: float = 0.0, high: float = 1.0) -> None:
+        if low >= high:
+            raise kdplug.SettingError(f"must be above low, {low}, got {high}", field="high")
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        return hidden_mse(student_features, teacher_features, None).value
+
+
+class Crossed(Cut):
+    """Its defaults do not go together."""
+
+    def __init__(self, *, low: float = 2.0, high: float = 1.0) -> None:
+        super().__init__(low=low, high=high)
+
+
+def test_a_default_has_to_go_with_the_other_defaults_and_not_with_what_a_test_declares() -> None:
+    law, declared = "test_its_settings_have_a_schema_and_valid_defaults", {"low": -2.0, "high": -1.0}
+    right, wrong = (laws_of(HiddenLaws, one, settings=declared) for one in (Cut, Crossed))
+    assert broken_laws(right, only=[law]) == {}
+    assert "must be above low, 2.0, got 1.0" in broken_laws(wrong, only=[law])[law]
+
+
+class Unlabelled(Sums):
+    """Sums, of which some have no number yet."""
+
+    def collate(self, examples: Any) -> Any:
+        return {"input": torch.stack(examples), "target": torch.full((len(examples),), torch.nan)}
+
+    def student_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return super().student_adaptor((batch["input"],), outputs)
+
+
+def test_examples_without_a_label_are_the_same_though_nan_differs_from_nan() -> None:
+    law = "test_examples_are_the_same_in_every_run"
+    assert broken_laws(laws_of(SumsLaws, Unlabelled), only=[law]) == {}

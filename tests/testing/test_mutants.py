@@ -18,6 +18,7 @@ from testing import (
     projection_mutant,
     scheduler_mutant,
     task_mutant,
+    task_option_mutant,
 )
 from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
 from testing.mutant import MUTANTS
@@ -30,8 +31,6 @@ from testing.specimen import (
     HiddenLaws,
     KlLaws,
     NearestLaws,
-    Sums,
-    SumsLaws,
     SureLaws,
     Vid,
     VidLaws,
@@ -46,6 +45,7 @@ from testing.specimen import (
     nearest_depth,
     sure,
 )
+from testing.task_model import Generous, Sums, SumsLaws
 from torch import Tensor
 
 from kdplug import LossSum
@@ -75,6 +75,7 @@ PLANTED_IN = (
     projection_mutant,
     scheduler_mutant,
     task_mutant,
+    task_option_mutant,
 )
 BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
 
@@ -90,6 +91,7 @@ RIGHT = {
     "sure": (SureLaws, sure),
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
+    "Generous": (SumsLaws, Generous),
     "Rounded": (RoundedLaws, Rounded),
     "Likely": (LikelyLaws, Likely),
     "Drawn": (DrawnLaws, Drawn),

@@ -16,6 +16,11 @@ WORDS = {"pos": ("good", "great", "nice"), "neg": ("bad", "poor", "weak")}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 BERT = {"model_type": "bert", "max_position_embeddings": 40, **SIZES}
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 64}
+VIT = {
+    "model_type": "vit", "image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "intermediate_size": 24,
+}  # fmt: skip
+RESNET = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 TRAINED = {"train": True, "epochs": 1, "lr": 2e-3}
 TOKENIZER = {"train": "bytes-bpe", "vocab": 300}
 

@@ -6,15 +6,9 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from task_scene import TRAINED, first_batch, recipe, task_of, write_csv
+from task_scene import RESNET, TRAINED, VIT, first_batch, recipe, task_of, write_csv
 
 from kdplug import ConfigError
-
-VIT = {
-    "model_type": "vit", "image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "intermediate_size": 24,
-}  # fmt: skip
-RESNET = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -41,9 +42,15 @@ class TeacherSettings(Settings):
             raise kdplug.ConfigError("a teacher from scratch knows nothing: write train: true")
         if self.config is not None and "model_type" not in self.config:
             raise kdplug.ConfigError("config needs a model_type: bert, gpt2, vit, …")
-        if not self.train and (idle := {"epochs", "lr", "batch_size"} & self.model_fields_set):
-            raise kdplug.ConfigError(f"{', '.join(sorted(idle))} has no effect without train: true")
+        if not self.train and (idle := list(self._idle())):
+            raise kdplug.ConfigError(f"{', '.join(idle)} has no effect without train: true")
         return self
+
+    def _idle(self) -> Iterator[str]:
+        """What is set for a training that there is none of; a default may stand, since a config that is resolved writes it."""
+        for name in ("batch_size", "epochs", "lr"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                yield name
 
 
 class FromTeacher(Settings):

@@ -1,0 +1,130 @@
+"""Every task under the laws of the author's kit, on files of a few rows and models of a few thousand weights."""
+# ruff: noqa: RUF012  # a law class is a declaration, as an author writes it
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy
+import pytest
+from task_scene import BERT, GPT2, RESNET, TEXTS, TOKENIZER, TRAINED, VIT, reviews, save_model, tokenizer, write_csv
+
+import kdplug
+from kdplug.testing import TaskLaws
+
+SCORES = [{"text": text, "label": len(text) / 10} for text in TEXTS * 4]
+SETS = [{"text": text, "labels": ",".join(word for word in ("film", "bad") if word in text)} for text in TEXTS * 4]
+PAIRS = [
+    {"text": one, "text_pair": two, "label": "same" if one == two else "other"} for one in TEXTS for two in TEXTS[:4]
+]
+QUESTIONS = [
+    {"question": "Who?", "context": f"{text}, said Anna", "answer": "Anna", "answer_start": len(text) + 7}
+    for text in TEXTS
+]
+PROMPTS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in TEXTS * 2]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all that the settings below name."""
+    folder = tmp_path_factory.mktemp("files")
+    tables = {"reviews": reviews(24), "pairs": PAIRS, "scores": SCORES, "sets": SETS, "prompts": PROMPTS}
+    for name, rows in tables.items():
+        write_csv(folder / f"{name}.csv", rows)
+    (folder / "words.conll").write_text("Anna B-PER\nsleeps O\n\nOslo B-LOC\nis O\nold O\n\n" * 6, encoding="utf-8")
+    (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS * 2)), encoding="utf-8")
+    (folder / "text.txt").write_text("\n\n".join(TEXTS * 6), encoding="utf-8")
+    pixels = numpy.random.default_rng(0).integers(0, 255, (16, 8, 8)).astype(numpy.uint8)
+    numpy.savez(folder / "pictures.npz", image=pixels, label=numpy.arange(16) % 2)
+    brings = tokenizer()
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}, "vocab_size": len(brings)}
+    save_model(folder / "bert", "AutoModelForSequenceClassification", BERT, brings=brings, **names)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files)
+
+
+def settings(file: str, **more: object) -> dict[str, object]:
+    """Those of a task whose teacher is made from scratch and whose student is the teacher's lowest layer."""
+    models = {"teacher": {"config": BERT, **TRAINED}, "student": {"from_teacher": {"layers": [0]}}}
+    return {"data": {"train": file, "test": 0.25}, **models, "tokenizer": TOKENIZER, "max_length": 32, **more}
+
+
+class TestTextClassification(TaskLaws):
+    entry = "kdplug-tasks:text-classification"
+    settings = settings("reviews.csv")
+
+
+class TestTextClassificationByATrainedTeacher(TestTextClassification):
+    settings = settings("reviews.csv", teacher="bert", student={"config": {"num_hidden_layers": 1}}, tokenizer=None)
+
+
+class TestTextPairClassification(TaskLaws):
+    entry = "kdplug-tasks:text-pair-classification"
+    settings = settings("pairs.csv")
+
+
+class TestRegression(TaskLaws):
+    entry = "kdplug-tasks:regression"
+    settings = settings("scores.csv")
+
+
+class TestMultiLabel(TaskLaws):
+    entry = "kdplug-tasks:multi-label"
+    settings = settings("sets.csv")
+
+
+class TestTokenClassification(TaskLaws):
+    entry = "kdplug-tasks:token-classification"
+    settings = settings("words.conll", tokenizer="bytes")
+
+
+class TestQuestionAnswering(TaskLaws):
+    entry = "kdplug-tasks:question-answering"
+    settings = settings("questions.jsonl", tokenizer="bytes", stride=8)
+
+
+class TestCausalLm(TaskLaws):
+    entry = "kdplug-tasks:causal-lm"
+    settings = settings("text.txt", teacher={"config": GPT2, **TRAINED}, tokenizer="bytes")
+
+
+class TestCausalLmInFactors(TestCausalLm):
+    settings = {**TestCausalLm.settings, "factored": True}
+
+
+class TestCausalLmOfPrompts(TestCausalLm):
+    settings = {**TestCausalLm.settings, "data": {"train": "prompts.csv", "test": 0.25}, "prompts": True}
+
+
+class TestCausalLmThatWrites(TestCausalLmOfPrompts):
+    settings = {**TestCausalLmOfPrompts.settings, "generate": {"fraction": 1.0, "max_new_tokens": 4}}
+
+
+class TestImageClassification(TaskLaws):
+    entry = "kdplug-tasks:image-classification"
+    settings = {
+        "data": {"train": "pictures.npz", "test": 0.25},
+        "teacher": {"config": VIT, **TRAINED},
+        "student": {"config": RESNET},
+    }
+
+
+class TestDigits(TaskLaws):
+    entry = "kdplug-tasks:digits"
+
+
+DECLARED = [
+    found
+    for found in list(globals().values())
+    if isinstance(found, type) and issubclass(found, TaskLaws) and found.entry is not None
+]
+
+
+def test_every_first_party_entry_is_under_laws() -> None:
+    offered = {entry.qualified for entry in kdplug.tasks.entries() if entry.dist == "kdplug-tasks"}
+    assert offered == {laws.entry for laws in DECLARED}

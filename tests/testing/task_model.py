@@ -1,0 +1,87 @@
+"""Tasks as they should be, for mutants to differ from in one thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kdplug.testing import TaskLaws
+
+
+class Sums:
+    """Is the sum of four numbers positive?"""
+
+    metric = "accuracy"
+
+    def about(self) -> str:
+        return "Signs of sums."
+
+    def build_teacher(self) -> nn.Module:
+        return nn.Linear(4, 2)
+
+    def teacher_fit(self) -> Any:
+        return {"epochs": 1, "batch_size": 4, "learning_rate": 0.1}
+
+    def build_student(self) -> nn.Module:
+        return nn.Linear(4, 2)
+
+    def data(self, part: str) -> Any:
+        return torch.randn(6, 4, generator=torch.Generator().manual_seed(len(part)))
+
+    def collate(self, examples: Any) -> Any:
+        return (torch.stack(examples),)
+
+    def teacher_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return {"logits": outputs}
+
+    def student_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return {"logits": outputs, "losses": functional.cross_entropy(outputs, (batch[0].sum(-1) > 0).long())}
+
+    def evaluate(self, model: nn.Module, batches: Any) -> dict[str, float]:
+        right = [model(*batch).argmax(-1) == (batch[0].sum(-1) > 0) for batch in batches]
+        return {"accuracy": float(torch.cat(right).float().mean())}
+
+
+class Generous(Sums):
+    """Sums, from a task that offers all that it may."""
+
+    is_lower_better = False
+    unit = "numbers"
+    starts_student = prepares_batches = True
+
+    def expect(self, reads: frozenset[str]) -> None:
+        self.reads = reads
+
+    def check(self) -> None:
+        self.data("test")
+
+    def adapted(self, found: Any) -> Any:
+        return {**found, "hidden": (found["logits"],)} if "hidden" in getattr(self, "reads", ()) else found
+
+    def teacher_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return self.adapted(super().teacher_adaptor(batch, outputs))
+
+    def student_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return self.adapted(super().student_adaptor(batch, outputs))
+
+    def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
+        student.load_state_dict(teacher.state_dict())
+
+    def count(self, batch: Any) -> int:
+        return int(batch[0].numel())
+
+    def prepare_batch(self, batch: Any, student: nn.Module) -> Any:
+        return (batch[0] + torch.rand_like(batch[0]) * student(batch[0]).std(),)
+
+    def answer(self, model: nn.Module, batch: Any) -> Any:
+        return model(*batch).softmax(-1)
+
+    def fingerprint(self) -> Any:
+        return {"teacher": "random"}
+
+
+class SumsLaws(TaskLaws):
+    pass

@@ -1,0 +1,154 @@
+"""Defects of what tasks offer beyond what every task does."""
+
+from __future__ import annotations
+
+import torch
+from testing.mutant import mutant
+from testing.task_model import Generous, SumsLaws
+from torch import nn
+
+from kdplug import ConfigError
+
+
+@mutant(
+    SumsLaws,
+    "test_it_finds_nothing_wrong_with_good_settings",
+    "check() refuses the settings that the laws are tried with",
+)
+class NeverContent(Generous):
+    def check(self):
+        raise ConfigError("there is no teacher yet", field="teacher")
+
+
+@mutant(SumsLaws, "test_it_finds_nothing_wrong_with_good_settings", "holds other examples after check()")
+class CheckedAwayTheFirst(Generous):
+    first = 0
+
+    def check(self):
+        self.first = 1
+
+    def data(self, part):
+        return super().data(part)[self.first :]
+
+
+@mutant(SumsLaws, "test_what_an_objective_reads_does_not_change_the_rest", "losses come and go with what is read")
+class LossesOnDemand(Generous):
+    def student_adaptor(self, batch, outputs):
+        found = super().student_adaptor(batch, outputs)
+        return {name: one for name, one in found.items() if name in getattr(self, "reads", ("logits",))}
+
+
+@mutant(
+    SumsLaws,
+    "test_what_an_objective_reads_does_not_change_the_rest",
+    "gives no 'hidden' states, which it was told are read",
+)
+class DeafToWhatIsRead(Generous):
+    def expect(self, reads):
+        pass
+
+
+@mutant(SumsLaws, "test_a_student_starts_from_the_teacher_and_leaves_it_alone", "leaves the student as it was built")
+class AStartThatIsForgotten(Generous):
+    def start_student(self, student, teacher):
+        pass
+
+
+@mutant(
+    SumsLaws,
+    "test_a_student_starts_from_the_teacher_and_leaves_it_alone",
+    "start_student changes weight of the teacher",
+)
+class TheWrongWayRound(Generous):
+    def start_student(self, student, teacher):
+        teacher.load_state_dict(student.state_dict())
+
+
+@mutant(
+    SumsLaws, "test_a_student_starts_from_the_teacher_and_leaves_it_alone", "weight of the teacher is the student's own"
+)
+class SharedWeights(Generous):
+    def start_student(self, student, teacher):
+        student.weight = teacher.weight
+
+
+@mutant(SumsLaws, "test_it_says_which_way_its_metric_points", "is_lower_better must be True or False, and is <bound")
+class AnotherFlagThatIsAMethod(Generous):
+    def is_lower_better(self):
+        return False
+
+
+@mutant(
+    SumsLaws, "test_units_are_counted_and_padding_is_none", "count finds 5 numbers in a batch, and 8 in its examples"
+)
+class TheLengthOfTheLongest(Generous):
+    def count(self, batch):
+        return len(batch[0]) + 1
+
+
+@mutant(SumsLaws, "test_units_are_counted_and_padding_is_none", "unit must say what is counted")
+class OfNothing(Generous):
+    unit = ""
+
+
+@mutant(
+    SumsLaws, "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run", "makes another batch of the same one"
+)
+class AGeneratorOfItsOwn(Generous):
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(0)
+
+    def prepare_batch(self, batch, student):
+        return (batch[0] + torch.rand(batch[0].shape, generator=self.generator),)
+
+
+@mutant(
+    SumsLaws,
+    "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run",
+    "prepare_batch changes weight of the student",
+)
+class TrainedByItsOwnWriting(Generous):
+    def prepare_batch(self, batch, student):
+        student.weight.mul_(0.9)
+        return batch
+
+
+@mutant(
+    SumsLaws, "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run", "leaves the student in training mode"
+)
+class WritingInTrainingMode(Generous):
+    def prepare_batch(self, batch, student):
+        student.train()
+        return batch
+
+
+@mutant(SumsLaws, "test_an_answer_leaves_the_model_as_it_was", "gives logits in another form after answer()")
+class AHeadThatStays(Generous):
+    def build_student(self):
+        return nn.Sequential(nn.Linear(4, 2))
+
+    def answer(self, model, batch):
+        model.append(nn.ZeroPad1d((0, 3)))
+        return model(*batch)
+
+
+@mutant(SumsLaws, "test_an_answer_leaves_the_model_as_it_was", "answer changes weight of the model")
+class RoundedForTheAnswer(Generous):
+    def answer(self, model, batch):
+        model.weight.copy_(model.weight.round())
+        return model(*batch)
+
+
+@mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "must return plain data")
+class AModelAsAFingerprint(Generous):
+    def fingerprint(self):
+        return {"teacher": nn.Linear(1, 1)}
+
+
+@mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "when the task is made again")
+class AFingerprintByChance(Generous):
+    def __init__(self):
+        self.mark = int(torch.randint(10**9, ()))
+
+    def fingerprint(self):
+        return {"teacher": self.mark}
