@@ -35,7 +35,7 @@ def list_plugins(
     kind: KindOption = None,
     load: Annotated[bool, typer.Option("--load", help="Import every entry, and say which of them fail.")] = False,
 ) -> None:
-    """List every loss, projection, scheduler and task that is installed."""
+    """List every entry that is installed: losses, projections, schedulers, tasks and all other kinds."""
     with told():
         found = rows(read_kind(kind) if kind is not None else None, load=load)
     if as_json:

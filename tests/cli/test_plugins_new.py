@@ -187,6 +187,12 @@ def test_the_license_is_named_and_its_text_is_there(name):
         assert "the kdplug-mine authors" in texts["LICENSE"]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if kind != "hooks"])
+def test_its_tests_stand_on_the_laws_of_its_kind(kind):
+    texts = make_project("kdplug-mine", SCAFFOLDS[kind], "none").texts
+    assert 'Laws):\n    entry = "kdplug-mine:mine"' in texts["tests/test_mine.py"]
+
+
 def test_the_apache_text_is_the_one_that_kdplug_has():
     assert (
         make_project("kdplug-mine", SCAFFOLDS["loss"], "Apache-2.0").texts["LICENSE"] == (ROOT / "LICENSE").read_text()
