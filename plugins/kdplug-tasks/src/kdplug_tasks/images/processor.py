@@ -30,7 +30,7 @@ class ImageProcessor:
         path = family.teacher.path
         if path is not None and (not Path(path).is_dir() or (Path(path) / "preprocessor_config.json").is_file()):
             try:
-                return cls(AutoImageProcessor.from_pretrained(path, backend="pil"))
+                return cls(AutoImageProcessor.from_pretrained(path, backend="pil"))  # type: ignore[no-untyped-call]
             except (OSError, ValueError, ImportError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise kdplug.ConfigError(

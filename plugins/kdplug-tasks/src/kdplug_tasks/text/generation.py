@@ -77,7 +77,7 @@ class Sampler:
         from transformers import GenerationConfig
 
         settings = self.settings
-        return GenerationConfig(
+        return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=min(settings.max_new_tokens, room),
             do_sample=True,
             temperature=settings.temperature,
