@@ -14,7 +14,7 @@ from kdplug.contracts.version import PLUGIN_API
 from kdplug.contracts.version import VERSION as _VERSION
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS, FEATURES
 from kdplug.errors import PluginError
-from kdplug.host.active import active as _active
+from kdplug.host.active import read_installed as _read_installed
 from kdplug.host.hookspec import hookimpl
 from kdplug.host.registry import (
     cache_codecs,
@@ -171,4 +171,4 @@ def __dir__() -> list[str]:
 
 # A wrong switch is told by the first look-up: there the command line can say it in one line.
 with suppress(PluginError):
-    _active()
+    _read_installed()

@@ -20,9 +20,8 @@ def groups(plural: str) -> str:
 
 def _section(group: type[BaseModel]) -> str:
     rows = [
-        f"| `{name}` | {cell(field_text(field))} | {cell(default_text(field))} |"
+        f"| `{name}` | {cell(field_text(field))} | {cell(default_text(field))} | {cell(field.description or '')} |"
         for name, field in group.model_fields.items()
     ]
-    return "\n\n".join(
-        [f"### `{group.__name__}`", prose(group), "\n".join(["| key | type | default |", "|---|---|---|", *rows])]
-    )
+    head = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return "\n\n".join([f"### `{group.__name__}`", prose(group), "\n".join([*head, *rows])])

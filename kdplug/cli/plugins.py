@@ -8,7 +8,7 @@ import typer
 
 from kdplug.cli.check import check
 from kdplug.cli.failure import told
-from kdplug.cli.listing import Row, read_kind, rows
+from kdplug.cli.listing import HOOKS, Row, read_kind, rows
 from kdplug.cli.new_plugin import new_plugin
 
 app = typer.Typer(help="What is installed, what one entry asks for, and new plugins.", no_args_is_help=True)
@@ -83,10 +83,8 @@ def _print_table(found: list[Row]) -> None:
         table.add_row(*map(escape, (row.name, row.kind, row.package, row.version)), status)
     out.print(table)
     for row in found:
-        if row.status == "broken":
-            out.print(
-                Text.assemble((f"{row.package}:{row.name}: ", _COLOURS["broken"]), row.error or ""), soft_wrap=True
-            )
+        if row.status == "broken" and row.kind != HOOKS:  # of hook plugins a warning told; an entry's error names it
+            out.print(Text.assemble(("broken: ", _COLOURS["broken"]), row.error or ""), soft_wrap=True)
     blocked = {row.package: row.error for row in found if row.status == "blocked"}
     for package, reason in blocked.items():
         out.print(f"{package} is left out by {reason}", markup=False, highlight=False, soft_wrap=True)

@@ -26,13 +26,15 @@ _BOUNDS = (
 
 
 def setting_table(model: type[BaseModel], heading: str = "setting") -> Table:
-    """Name, type, default and bounds of each field."""
+    """Name, type, default and bounds of each field, and its meaning where any has one that the documentation leaves to it."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in (heading, "type", "default", "bounds"):
+    meanings = ["meaning"] if any(field.description for field in model.model_fields.values()) else []
+    for column in (heading, "type", "default", "bounds", *meanings):
         table.add_column(column, overflow="fold")
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        table.add_row(*map(Text, (field.alias or name, type_name(field.annotation), default, _bounds(field.metadata))))
+        cells = (field.alias or name, type_name(field.annotation), default, _bounds(field.metadata))
+        table.add_row(*map(Text, (*cells, *[field.description or "" for _ in meanings])))
     return table
 
 
@@ -50,6 +52,8 @@ def type_name(annotation: Any) -> str:
         return " | ".join(dict.fromkeys(map(type_name, parts)))
     if origin is Annotated:
         return f"{type_name(parts[0])} {_bounds(parts[1:])}".strip()
+    if origin in (list, dict, tuple):
+        return f"{origin.__name__}[{', '.join('...' if part is ... else type_name(part) for part in parts)}]"
     if isinstance(annotation, type) and origin is None:
         return annotation.__name__
     return str(annotation).replace("typing.", "")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kdplug.contracts.sparse_logits import SparseLogits
-
 ATTRIBUTE = "closed_form"
 """Where a loss holds its closed form: an attribute of the function, a method of the class."""
 
@@ -20,13 +18,13 @@ class ClosedForm(Protocol):
     """The values of a loss for a few items, and their gradient, in one go."""
 
     def __call__(
-        self, student: Tensor, teacher: Tensor | SparseLogits, temperature: Tensor | float, **settings: Any
+        self, student: Tensor, teacher: Any, temperature: Tensor | float, *args: Any, **settings: Any
     ) -> Tensor:
         """Return the loss of each item, and write the gradient of their sum with respect to ``student`` over ``student``.
 
         The items are a block of rows, small enough for a cache, in float32 or float64. ``teacher`` may be overwritten as well
         where it is a tensor; it is ``SparseLogits`` where the loss asks for ``teacher_sparse`` and the teacher is sparse. The
-        settings are those of the loss, each by its name.
+        settings are those of the loss, each by its name; ``args`` stays empty, and lets a type checker accept any settings.
 
         The mean of the returned values over all items must be what the loss returns, ``LossSum.value``.
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_LINES = 20
+_LINES = 10
 _REFRESH_SECONDS = 0.5
 
 
@@ -64,16 +64,19 @@ class Pace:
 
 
 class Lines:
-    """One line for each twentieth of the run, so no more than twenty."""
+    """One line for each tenth of the run, and one for the last step of a run that ends before."""
 
     def __init__(self, total_steps: int, console: Console) -> None:
         self._total = total_steps
         self._shown = 0
+        self._step: int | None = None
+        self._printed: int | None = None
         self._console = console
         self._losses = ""
         self._pace = Pace()
 
     def step(self, step: int) -> None:
+        self._step = step
         if self._pace.before is None:
             self._pace.before = step - 1
         part = step * _LINES // self._total
@@ -85,9 +88,11 @@ class Lines:
         self._losses = losses_text(values)
 
     def close(self) -> None:
-        pass
+        if self._step is not None and self._step != self._printed:
+            self._print(self._step)
 
     def _print(self, step: int) -> None:
+        self._printed = step
         rate = self._pace.rate(step)
         seconds = int((self._total - step) / rate)
         left = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"

@@ -26,7 +26,8 @@ def check_plugins(only: str | None = None) -> list[Finding]:
 
     Raises: ``PluginError`` where nothing is installed that is called ``only``.
     """
-    dists, switch = active().dists, replace(active().switch, strict=False)
+    with _quiet():  # what is wrong with a switch is among the findings
+        dists, switch = active().dists, replace(active().switch, strict=False)
     traces = installations()
     chosen = [dist for dist in dists if only is None or _same(dist.name, only)]
     if only is not None and not chosen and not any(_same(trace.dist, only) for trace in traces):

@@ -66,8 +66,8 @@ class HookPlugin:
 class Host:
     """One set of plugins and the entries they offer.
 
-    Making one reads names only. Hook plugins are imported by ``load_hooks``, once. ``left_out`` holds the ``blocked`` ones,
-    which a switch leaves out, and the ``incompatible`` ones, which were written for another kdplug.
+    Making one reads names only, and says nothing before ``tell``. Hook plugins are imported by ``load_hooks``, once. ``left_out``
+    holds the ``blocked`` ones, which a switch leaves out, and the ``incompatible`` ones, which were written for another kdplug.
     """
 
     def __init__(self, dists: Iterable[Distribution] = (), switch: Switch | None = None) -> None:
@@ -79,6 +79,8 @@ class Host:
         self.entries: dict[str, dict[str, list[Entry]]] = {plural: {} for plural in KINDS}
         self.hook_plugins: list[HookPlugin] = []
         self.problems: list[str] = []
+        self._untold: list[str] = []
+        self._holds_back = True
         self.manager = HookManager(hookspec.PROJECT)
         self.manager.add_hookspecs(hookspec)
         for dist in self.dists:
@@ -194,6 +196,16 @@ class Host:
             raise
         return odd_hooks(plugin.qualified, found)
 
+    def tell(self) -> None:
+        """Say what was found while the host was made: once, or each time where that is an error.
+
+        Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
+        """
+        self._holds_back = False
+        while self._untold:
+            self.notice(self._untold[0])
+            self._untold.pop(0)
+
     def report(self, message: str) -> None:
         """Remember a problem and say it, as ``notice`` does."""
         self.problems.append(message)
@@ -201,9 +213,11 @@ class Host:
 
     def notice(self, message: str) -> None:
         """Say something: a warning on the first process of a run, an error under ``KDPLUG_STRICT=1``."""
-        if self.switch.strict:
+        if self._holds_back:
+            self._untold.append(message)
+        elif self.switch.strict:
             raise PluginError(message)
-        if os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
+        elif os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
             warnings.warn(message, PluginWarning, stacklevel=3)
 
 

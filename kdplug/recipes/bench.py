@@ -22,6 +22,7 @@ from kdplug.engine.pair import Adaptor
 from kdplug.engine.plan import make_plan
 from kdplug.engine.resume import AUTO
 from kdplug.engine.run import RunResult
+from kdplug.objective.field import below
 from kdplug.recipes.budget import Budget
 from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
@@ -62,16 +63,19 @@ class Bench:
     def built_teacher(self) -> nn.Module:
         """The teacher as the task builds it; the same each time."""
         set_seed(self.recipe.seed)
-        return self.task.build_teacher()
+        with below("task"):
+            return self.task.build_teacher()
 
     def fit(self) -> RecipeTraining | None:
         """How the teacher is fitted, ``None`` where the task builds a trained one."""
-        fit = self.task.teacher_fit()
+        with below("task"):
+            fit = self.task.teacher_fit()
         if fit is None:
             return None
-        return RecipeTraining(
-            lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
-        )
+        with below("task", "teacher_fit"):
+            return RecipeTraining(
+                lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
+            )
 
     def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
         """The student after distillation, from a cache where there is no ``teacher``, and what happened on the way."""
@@ -152,9 +156,12 @@ class Bench:
         Where what the teacher says comes from a cache, it is built for this alone, and let go of.
         """
         set_seed(self.recipe.seed)
-        student = self.task.build_student()
+        with below("task"):
+            student = self.task.build_student()
         if isinstance(self.task, StartsStudent) and self.task.starts_student:
-            self.task.start_student(student, self._cached_teacher() if teacher is None else teacher)
+            source = self._cached_teacher() if teacher is None else teacher
+            with below("task"):
+                self.task.start_student(student, source)
         return student
 
     def _cached_teacher(self) -> nn.Module:

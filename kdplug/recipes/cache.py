@@ -14,11 +14,13 @@ from kdplug.engine.cache_summary import CacheSummary
 from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.recipes.bench import Bench
+from kdplug.recipes.field import names_fields_in_full
 from kdplug.recipes.origin import Origin
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 
 
+@names_fields_in_full
 def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -> CacheSummary:
     """Ask the teacher of a recipe about every example that its student is distilled on, and keep what it says in ``out``.
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler
 
 from kdplug.contracts.task import Part, Task
 from kdplug.errors import RunError
+from kdplug.objective.field import below
 
 
 def training_loader(
@@ -40,7 +41,8 @@ def test_loader(task: Task, *, batch_size: int) -> DataLoader[Any]:
 
 
 def _sized(task: Task, part: Part) -> Any:
-    data = task.data(part)
+    with below("task"):
+        data = task.data(part)
     if not isinstance(data, Sized):
         raise RunError(f"the task's data({part!r}) must have a length, and {type(data).__name__} has none")
     if len(data) == 0:

@@ -16,6 +16,7 @@ from kdplug.engine.process import process
 from kdplug.objective.term import Term
 from kdplug.recipes.bench import Bench
 from kdplug.recipes.budget import Budget
+from kdplug.recipes.field import names_fields_in_full
 from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.plan_match import PlannedMatch, planned_matches
@@ -93,6 +94,7 @@ class RunPlan:
         return {key: _finite(value) for key, value in found.items()}
 
 
+@names_fields_in_full
 def plan_recipe(recipe: Recipe) -> RunPlan:
     """Build the models of a recipe, show them its first batches, and say what a run would do. Nothing is written.
 

@@ -16,6 +16,7 @@ from kdplug.errors import RunError
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.recipes.bench import Bench
+from kdplug.recipes.field import names_fields_in_full
 from kdplug.recipes.going_on import is_begun
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.optimizer import make_optimizer
@@ -35,6 +36,7 @@ FILES = (RECORD, METRICS, STUDENT, CURVES)
 """What a run writes into its folder, beside the folders of its stages; a folder ``model`` may stand in for the weights."""
 
 
+@names_fields_in_full
 def run_recipe(
     recipe: Recipe,
     *,

@@ -8,9 +8,10 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
 from kdplug.contracts.task_option import ReadsAware, SelfChecking
-from kdplug.errors import ConfigError, KdplugError
+from kdplug.errors import ConfigError
 from kdplug.host.component import Component
 from kdplug.host.registry import tasks
+from kdplug.objective.field import below
 from kdplug.objective.key import keys_read
 from kdplug.objective.objective import Objective
 
@@ -20,10 +21,8 @@ def build_task(recipe: Recipe) -> tuple[Component, Task]:
 
     Raises: ``EntryError``, ``SettingError`` for what the recipe says of it; ``ConfigError`` where it lacks a method.
     """
-    try:
+    with below("task"):
         component = tasks.build(recipe.task)
-    except KdplugError as error:
-        raise error.at("task") from error.__cause__
     task = component.target
     if not isinstance(task, Task):
         lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
@@ -44,12 +43,10 @@ def resolve_distillation(recipe: Recipe) -> Resolved:
 
     Raises: ``KdplugError`` with the path of what cannot be used.
     """
-    try:
+    with below("distillation"):
         distillation = recipe.distillation.resolved()
         objective = Objective(distillation)
         return Resolved(distillation, [term.name for term in objective.terms], keys_read(objective))
-    except KdplugError as error:
-        raise error.at("distillation") from error.__cause__
 
 
 def prepare(task: Task, reads: frozenset[str]) -> None:
@@ -57,10 +54,8 @@ def prepare(task: Task, reads: frozenset[str]) -> None:
 
     Raises: ``KdplugError`` with the path of the task's setting.
     """
-    try:
+    with below("task"):
         if isinstance(task, ReadsAware):
             task.expect(reads)
         if isinstance(task, SelfChecking):
             task.check()
-    except KdplugError as error:
-        raise error.at("task") from error.__cause__

@@ -60,6 +60,27 @@ def test_a_broken_plugin_is_found_out_only_with_load(kdplug, fake_site):
         assert "No module named 'no_such_module'" in kdplug("plugins", "list", "--load").stdout
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("import no_such_module", "'kdplug-bad:entry'"), ("def f(student_logit): ...", "entry (kdplug-bad)")],
+)
+def test_a_broken_entry_is_named_once_below_the_list(kdplug, fake_site, source, name):
+    fake_site.add("kdplug-bad", losses={"entry": "kdplug_bad:f"}, files={"kdplug_bad.py": source})
+    with fake_site.host():
+        _, below = kdplug("plugins", "list", "--load").stdout.split("broken: ")
+    assert below.startswith(name)
+    assert below.count("entry") == 1
+
+
+@pytest.mark.filterwarnings("always::kdplug.host.host.PluginWarning")
+def test_a_broken_hook_plugin_is_told_once(kdplug, fake_site):
+    fake_site.add("kdplug-bad", plugins={"mine": "kdplug_bad"}, files={"kdplug_bad.py": "import no_such_module"})
+    with fake_site.host():
+        done = kdplug("plugins", "list", "--load")
+    assert done.stdout.splitlines()[-1].split() == ["mine", "hooks", "kdplug-bad", "1.0", "broken"]
+    assert done.stderr.count("No module named 'no_such_module'") == 1
+
+
 def test_one_broken_plugin_does_not_hide_another(kdplug, fake_site):
     fake_site.add("kdplug-bad", losses={"x": "kdplug_bad:X"}, files={"kdplug_bad.py": "1 / 0"})
     fake_site.add("kdplug-good", losses={"y": "kdplug_good:f"}, files={"kdplug_good.py": LOSS})

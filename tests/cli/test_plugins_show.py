@@ -55,6 +55,7 @@ class Inner(BaseModel):
     """What lies within."""
 
     depth: Annotated[int, Field(ge=1)] | None = None
+    sizes: list[Annotated[int, Field(ge=0)]] = Field([], description="How large.")
 
 class Outer(BaseModel):
     """Two halves."""
@@ -75,7 +76,11 @@ def test_groups_of_settings_are_shown_with_their_keys_each_once(kdplug, fake_sit
         "Outer Two halves.",
         "Inner What lies within.",
     ]
-    assert lines[-1] == "depth int >= 1 | None None"
+    assert lines[-3:] == [
+        "key type default bounds meaning",
+        "depth int >= 1 | None None",
+        "sizes list[int >= 0] [] How large.",
+    ]
 
 
 @pytest.mark.parametrize("name", ["mykd", "MYKD", "kdplug-a:mykd", "kdplug_a:mykd"])

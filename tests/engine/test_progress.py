@@ -22,21 +22,31 @@ def shown(total, *, terminal, visible=True, losses=None, start=1, end=None):
     return stream.getvalue()
 
 
-def test_plain_lines_come_twenty_to_a_run():
+def test_plain_lines_come_ten_to_a_run():
     lines = shown(1000, terminal=False).splitlines()
-    assert len(lines) == 20
-    assert lines[0].startswith("step 50/1000")
+    assert len(lines) == 10
+    assert lines[0].startswith("step 100/1000")
     assert lines[-1].startswith("step 1000/1000")
 
 
-@pytest.mark.parametrize("total", [1, 19, 20, 21, 38, 39, 41, 999])
-def test_there_are_never_more_than_twenty_lines_and_never_fewer_than_the_steps_allow(total):
-    assert len(shown(total, terminal=False).splitlines()) == min(total, 20)
+@pytest.mark.parametrize("total", [1, 9, 10, 11, 19, 38, 41, 999])
+def test_there_are_never_more_than_ten_lines_and_never_fewer_than_the_steps_allow(total):
+    assert len(shown(total, terminal=False).splitlines()) == min(total, 10)
 
 
 @pytest.mark.parametrize("total", [1, 7, 21])
 def test_the_last_step_has_a_line(total):
     assert shown(total, terminal=False).splitlines()[-1].startswith(f"step {total}/{total}")
+
+
+@pytest.mark.parametrize(("end", "steps"), [(9, ["9"]), (34, ["10", "20", "30", "34"]), (40, ["10", "20", "30", "40"])])
+def test_a_run_that_ends_early_shows_its_last_step_once(end, steps):
+    lines = shown(100, terminal=False, end=end).splitlines()
+    assert [re.match(r"step (\d+)/100", line)[1] for line in lines] == steps
+
+
+def test_a_run_without_a_step_shows_nothing():
+    assert shown(100, terminal=False, end=-1) == ""
 
 
 def test_a_line_carries_the_last_losses_by_their_terms():

@@ -127,6 +127,14 @@ def test_the_switches_are_read_before_anything_is_registered(fake_site: FakeSite
     assert fake_site.prints(code, KDPLUG_PLUGINS="") == "False"
 
 
+def test_the_first_look_up_warns_of_an_unknown_name_once(fake_site: FakeSite) -> None:
+    told = "PluginWarning: KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed."
+    imported = fake_site.python("import kdplug", KDPLUG_PLUGINS="kdplug-mylos")
+    used = fake_site.python("import kdplug; len(kdplug.losses); len(kdplug.tasks)", KDPLUG_PLUGINS="kdplug-mylos")
+    assert imported.stderr == ""
+    assert used.stderr.count(told) == 1
+
+
 def test_a_strict_first_look_up_with_an_unknown_name_fails(fake_site: FakeSite) -> None:
     done = fake_site.python("import kdplug; len(kdplug.losses)", KDPLUG_PLUGINS="kdplug-mylos", KDPLUG_STRICT="1")
     assert done.returncode == 1

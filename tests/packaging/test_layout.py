@@ -26,7 +26,8 @@ TOP_LEVEL = {
     "pyproject.toml",
     "tests",
 }
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 EXTRAS = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
 FOREIGN = [requirement for requirement in PROJECT["dependencies"] + EXTRAS if not requirement.startswith("kdplug")]
 
@@ -61,3 +62,10 @@ def test_every_runtime_dependency_has_its_decision_record(requirement):
 
 def test_tests_are_no_package():
     assert [path for path in tracked() if path.startswith("tests/") and path.endswith("__init__.py")] == []
+
+
+def test_mypy_reads_every_package_that_says_it_is_typed():
+    read = [folder for pattern in PYPROJECT["tool"]["mypy"]["files"] for folder in ROOT.glob(pattern)]
+    typed = [ROOT / path for path in tracked() if path.endswith("py.typed")]
+    assert len(typed) > 1
+    assert [path for path in typed if not {*path.parents} & {*read}] == []

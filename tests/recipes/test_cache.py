@@ -168,7 +168,9 @@ def test_other_data_are_found_when_they_are_used(recipe, out, monkeypatch):
 def test_a_damaged_origin_is_an_error_that_says_how_to_mend_it(recipe, out):
     cache_recipe(recipe(), out)
     (out / "origin.json").write_text("{")
-    with pytest.raises(RunError, match=r"^teacher_cache: .*origin\.json is damaged: .*kdplug cache RECIPE --out"):
+    with pytest.raises(
+        RunError, match=r"^training.teacher_cache: .*origin\.json is damaged: .*kdplug cache RECIPE --out"
+    ):
         run_recipe(recipe())
 
 

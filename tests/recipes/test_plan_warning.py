@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 import kdplug
 
 HIDDEN = {"layer_T": 0, "layer_S": 0, "feature": "hidden", "loss": "cos", "proj": ["linear", 4, 6]}
+BLIND = {**HIDDEN, "loss": "local:blind"}
 ATTENTION = {"layer_T": 0, "layer_S": 0, "feature": "attention"}
+
+
+@pytest.fixture
+def blind(scene):
+    """A match loss that takes no mask."""
+    kdplug.losses.register("blind")(
+        lambda student_features, teacher_features: (student_features - teacher_features).square().mean()
+    )
 
 
 def _checks(plan):
@@ -100,9 +110,44 @@ def test_padding_that_the_kd_loss_counts_is_told(scene):
     assert _checks(plan) == ["padding_counts"]
 
 
-def test_a_logits_mask_without_kd_loss_is_told(scene):
-    plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[HIDDEN], **_both(_masks("logits_mask")))
+def _own_losses(*columns):
+    """A ``logits_mask``, and losses of positions of their own choice."""
+
+    def change(batch, outputs):
+        loss = functional.cross_entropy(
+            outputs["logits"][:, list(columns)].flatten(0, 1), batch["ids"][:, list(columns)].flatten()
+        )
+        return {**_masks("logits_mask", 3, 4)(batch, outputs), "losses": loss}
+
+    return change
+
+
+def test_a_logits_mask_without_kd_loss_is_told_where_matches_lack_theirs(scene):
+    plan = scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **_both(_masks("logits_mask")))
     assert _checks(plan) == ["unused_mask"]
+
+
+@pytest.mark.usefixtures("blind")
+@pytest.mark.parametrize(("columns", "checks"), [((0, 1, 2), []), ((0, 1, 2, 3), ["unused_mask"])])
+def test_a_logits_mask_without_kd_loss_is_told_where_the_own_losses_count_more(scene, columns, checks):
+    plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[BLIND], **_both(_own_losses(*columns)))
+    assert _checks(plan) == checks
+
+
+@pytest.mark.usefixtures("blind")
+def test_a_logits_mask_without_kd_loss_is_told_where_the_own_losses_come_from_elsewhere(scene):
+    def change(batch, outputs):
+        return {**_masks("logits_mask", 4)(batch, outputs), "losses": outputs["hidden"].square().mean()}
+
+    plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[BLIND], student=change)
+    assert _checks(plan) == ["unused_mask"]
+
+
+def test_a_logits_mask_where_nothing_reads_logits_is_no_mistake(scene):
+    both = _both(
+        lambda batch, outputs: {**_masks("logits_mask", 4)(batch, outputs), **_masks("inputs_mask", 4)(batch, outputs)}
+    )
+    assert scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **both).warnings == []
 
 
 def test_a_logits_mask_beside_logits_of_two_axes_is_told(scene):

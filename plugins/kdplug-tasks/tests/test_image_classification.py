@@ -94,6 +94,38 @@ def test_a_student_for_pictures_of_another_size_is_refused(folder):
         task_of(**_settings(folder / "train.npz", student=student)).check()
 
 
+@pytest.mark.parametrize("changes", [{"image_size": 8}, {"student": {"config": VIT}}])
+def test_models_that_take_any_size_are_given_the_one_that_is_said(folder, changes):
+    teacher = {"config": RESNET, **TRAINED}
+    task = task_of(**_settings(folder / "train.npz", teacher=teacher, **{"student": {"config": RESNET}, **changes}))
+    assert first_batch(task)["pixel_values"].shape == (4, 1, 8, 8)
+
+
+def test_a_size_that_nothing_says_is_224(folder):
+    models = {"teacher": {"config": RESNET, **TRAINED}, "student": {"config": RESNET}}
+    assert first_batch(task_of(**_settings(folder / "train.npz", **models)))["pixel_values"].shape == (4, 1, 224, 224)
+
+
+def test_another_size_than_a_model_takes_is_refused(folder):
+    told = r"image_size: is 9, and the teacher's config says 8\. One of the two is enough"
+    with pytest.raises(ConfigError, match=told):
+        task_of(**_settings(folder / "train.npz", image_size=9)).check()
+
+
+def test_a_size_beside_an_image_processor_has_no_effect_and_is_refused(folder, tmp_path):
+    task = task_of(**_settings(folder / "train.npz"))
+    task.family.save(task.build_student(), tmp_path)
+    task.problem.save(tmp_path)
+    with pytest.raises(ConfigError, match=r"image_size: has no effect: .* brings an image processor"):
+        task_of(**_settings(folder / "train.npz", teacher={"path": str(tmp_path)}, image_size=8)).check()
+
+
+def test_another_size_is_another_teacher_to_a_cache(folder):
+    models = {"teacher": {"config": RESNET, **TRAINED}, "student": {"config": RESNET}}
+    found = [task_of(**_settings(folder / "train.npz", **models, image_size=size)).fingerprint() for size in (8, 9)]
+    assert found[0] != found[1]
+
+
 def test_a_file_that_is_no_picture_is_an_error(folder, tmp_path):
     (tmp_path / "x.png").write_text("no picture")
     rows = [{"image": "x.png", "label": name} for name in ("a", "b", "a", "b")]

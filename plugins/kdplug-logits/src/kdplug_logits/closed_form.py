@@ -55,7 +55,8 @@ def log_sums(logits: Tensor, probs: Tensor) -> Tensor:
 
 def mean_of(probs: Tensor, values: Tensor) -> Tensor:
     """``Σ probs · values`` over the classes, ``[n, 1]``."""
-    return torch.linalg.vecdot(probs, values).unsqueeze(-1)
+    means: Tensor = torch.linalg.vecdot(probs, values)
+    return means.unsqueeze(-1)
 
 
 def entropy_of(probs: Tensor, first: Tensor, second: Tensor) -> Tensor:

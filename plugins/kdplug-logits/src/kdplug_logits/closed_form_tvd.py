@@ -16,6 +16,6 @@ def tvd_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t
 def _tvd(student: Tensor, teacher: Tensor) -> Tensor:
     own = student.softmax(dim=-1)
     gap = torch.sub(own, teacher.softmax(dim=-1), out=teacher)
-    values = torch.linalg.vector_norm(gap, ord=1, dim=-1) / 2
+    values: Tensor = torch.linalg.vector_norm(gap, ord=1, dim=-1) / 2
     from_slope_(student, own, gap.sign_())
     return values

@@ -53,7 +53,7 @@ class Sampled:
         classes = logits.shape[-1]
         probs = (logits.detach().double() / temperature).softmax(-1)
         drawn = self._draw(probs, seed) + classes * torch.arange(len(logits), device=logits.device).unsqueeze(1)
-        found, times = drawn.reshape(-1).unique_consecutive(return_counts=True)
+        found, times = drawn.reshape(-1).unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
         items, ids = found // classes, found % classes
         kept = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
         kept.index_add_(0, items, probs[items, ids])

@@ -22,7 +22,7 @@ class TopkTail:
     Ids take ``ceil(log2 classes)`` bits each; log-probabilities 16 (bfloat16: off by 1/512 of their size at most) or 8, in steps that
     are the finer the likelier a class is; the tail 2 bytes. At 152,000 classes and ``k: 64`` that is 274 or 214 bytes an item.
 
-    Settings: ``k`` classes are kept, ``bits`` of each log-probability.
+    Settings: ``k``, how many classes are kept; ``bits`` of each log-probability.
     Source: why plain top-k, without a tail, misleads a student: Anshumann et al. 2025, arXiv:2503.16870.
     """
 

@@ -48,7 +48,8 @@ def jsd(
     At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: just beside them it
     is small. ``normalize`` divides by ``min(β, 1 − β)``, which makes it continuous and gives all β one scale.
 
-    Settings: ``beta``, the teacher's share of the mixture; ``normalize``; ``t2`` multiplies by the squared temperature.
+    Settings: ``beta``, the teacher's share of the mixture; ``normalize``, whether the value is divided by the smaller share; ``t2``
+    multiplies by the squared temperature.
     Relations: ``kl`` at ``beta: 0``, ``reverse_kl`` at ``beta: 1``. A sum of ``skew_kl`` and ``skew_reverse_kl``:
     ``β · skew_kl(skew=β) + (1 − β) · skew_reverse_kl(skew=1 − β)``.
 

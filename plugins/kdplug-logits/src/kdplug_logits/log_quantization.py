@@ -37,5 +37,5 @@ def restore(codes: Tensor, bounds: Tensor) -> Tensor:
 
 
 def _distance(bounds: Tensor) -> tuple[Tensor, Tensor]:
-    top, low = bounds.float().split(1, dim=1)
+    top, low = bounds.float().chunk(2, dim=1)
     return top, top - low

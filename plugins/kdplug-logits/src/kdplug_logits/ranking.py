@@ -39,7 +39,7 @@ def ranking(
     Every pair of the batch weighs the same, so a list of n candidates weighs about n². All pairs are held at once:
     ``[*items, candidates, candidates]``.
 
-    Settings: ``form``; ``margin`` of the hinge, which the logistic form does not read.
+    Settings: ``form``, ``logistic`` or ``hinge``; ``margin`` of the hinge, which the logistic form does not read.
     Relations: none to the divergences: any student in the teacher's order, far enough apart, is at the minimum.
 
     Shapes: scores ``[*items, candidates]``.

@@ -74,8 +74,8 @@ def sampled(
 
     The draws depend on ``seed`` and on the optimizer step, and on nothing else: the same for every micro-batch of a step.
 
-    Settings: ``draws``; ``sharpness``, above 1 towards the likely classes and below 1 towards the unlikely; ``seed``; ``t2``
-    multiplies by the squared temperature.
+    Settings: ``draws``, the classes that are drawn for each item; ``sharpness``, above 1 towards the likely classes and below 1
+    towards the unlikely; ``seed`` of the draws; ``t2`` multiplies by the squared temperature.
     Relations: on average ``ce`` of kdplug-presets with ``t2: true``: ``kl`` plus the teacher's entropy.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.

@@ -85,7 +85,7 @@ def topk(
     Where the teacher is a top-k cache, the classes are the likeliest ``k`` of those that it holds. It needs a tail for
     ``tail``, and the temperature has to be that of the cache.
 
-    Settings: ``k``; ``rest``; ``t2`` multiplies by the squared temperature.
+    Settings: ``k``, how many classes; ``rest``, what becomes of all others; ``t2`` multiplies by the squared temperature.
     Relations: ``kl`` with ``k`` not below the number of classes, whatever ``rest``; with ``tail`` never above it.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.

@@ -55,6 +55,8 @@ def attention_mse(
     Without a mask, an entry at or below ``pad_below`` counts as padding and is read as 0 on its own side (TextBrewer's
     rule; ``None`` turns it off). With a mask the rule is not applied.
 
+    Settings: ``pad_below``, at or below which an entry is padding where there is no mask, ``null`` for no such rule.
+
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
     Raises: ``ShapeError`` where shapes differ.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``att_mse_loss``.
@@ -74,7 +76,9 @@ def attention_mse_sum(
 ) -> LossSum:
     """Mean squared error between attention maps that were summed over their heads, over all valid pairs of tokens.
 
-    ``pad_below`` as in ``attention_mse``, applied after the sum over heads.
+    Padding is as in ``attention_mse``, looked for after the sum over heads.
+
+    Settings: ``pad_below``, at or below which an entry is padding where there is no mask, ``null`` for no such rule.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
     Raises: ``ShapeError`` where shapes differ, the number of heads included.
@@ -136,6 +140,9 @@ def attention_ce(
     they hold ``-inf`` or ``nan``. Without a mask, a key whose teacher value is at or below ``pad_below`` is left out
     (TextBrewer's rule; ``None`` turns it off). With a mask the rule is not applied.
 
+    Settings: ``inputs``, whether features are ``scores`` or ``probs``; ``pad_below``, at or below which a teacher's value is
+    padding where there is no mask, ``null`` for no such rule.
+
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
     Raises: ``ShapeError`` where shapes differ.
     Source: TextBrewer ``att_ce_loss``, arXiv:2002.12620.
@@ -155,6 +162,9 @@ def attention_ce_mean(
     pad_below: float | None = -1e-3,
 ) -> LossSum:
     """Cross-entropy as in ``attention_ce`` after scores (or probabilities) were averaged over heads, mean over rows.
+
+    Settings: ``inputs``, whether features are ``scores`` or ``probs``; ``pad_below``, at or below which a teacher's value is
+    padding where there is no mask, ``null`` for no such rule.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
     Raises: ``ShapeError`` where shapes differ, the number of heads included.

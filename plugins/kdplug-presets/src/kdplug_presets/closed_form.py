@@ -11,7 +11,7 @@ def ce_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2
     _over(temperature, student, teacher)
     target = teacher.softmax(dim=-1)
     log_probs = student.log_softmax(dim=-1).clamp_(min=torch.finfo(student.dtype).min)
-    values = torch.linalg.vecdot(target, log_probs).neg_()
+    values: Tensor = torch.linalg.vecdot(target, log_probs).neg_()
     torch.sub(log_probs.exp_(), target, out=student)
     if not t2:
         student.div_(temperature)
@@ -24,7 +24,7 @@ def mse_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float) -> T
     """Closed form of ``mse``: the gradient is ``2 (s − t) / T²``, over the number of classes."""
     difference = student.sub_(teacher)
     _over(temperature, difference)
-    values = torch.linalg.vector_norm(difference, dim=-1).square_() / student.shape[-1]
+    values: Tensor = torch.linalg.vector_norm(difference, dim=-1).square_() / student.shape[-1]
     difference.mul_(2 / student.shape[-1]).div_(temperature)
     return values
 

@@ -54,4 +54,5 @@ def cosine_distance(student: Tensor, teacher: Tensor, value_bits: Tensor | None 
     """
     student, teacher = promoted(student, teacher)
     with without_autocast(student):
-        return _CosineDistance.apply(student, teacher, value_bits)
+        result: Tensor = _CosineDistance.apply(student, teacher, value_bits)  # type: ignore[no-untyped-call]
+    return result

@@ -53,12 +53,13 @@ def _entropies(
     return gradient, -torch.stack(totals).sum()
 
 
-def _selected_entropies(  # noqa: PLR0917
+def _selected_entropies(
     student: Tensor,
     teacher: Tensor,
     rows: Tensor | None,
     keys: Tensor | None,
     weight: Tensor | None,
+    *,
     pad_below: float | None,
 ) -> tuple[Tensor, Tensor]:
     """As ``_entropies``, with padded keys that are not finite absent.
@@ -87,7 +88,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight: Tensor | None,
         pad_below: float | None,
     ) -> Tensor:
-        gradient, total = _selected_entropies(student, teacher, rows, keys, weight, pad_below)
+        gradient, total = _selected_entropies(student, teacher, rows, keys, weight, pad_below=pad_below)
         ctx.pad_below, ctx.dtype = pad_below, student.dtype
         if ctx.needs_input_grad[0]:
             remember(ctx, gradient, (student, teacher, rows, keys, weight))
@@ -96,7 +97,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        gradient = recall(ctx, slope, lambda *inputs: _selected_entropies(*inputs, ctx.pad_below)[0])
+        gradient = recall(ctx, slope, lambda *inputs: _selected_entropies(*inputs, pad_below=ctx.pad_below)[0])
         return gradient.to(ctx.dtype), None, None, None, None, None
 
 
@@ -148,4 +149,5 @@ def cross_entropy(
         return _in_few_operations(student, cut(teacher), weight, pad_below)
     rows, keys = selection or (None, None)
     with without_autocast(student):
-        return _CrossEntropy.apply(student, teacher.detach(), rows, keys, weight, pad_below)
+        result: Tensor = _CrossEntropy.apply(student, teacher.detach(), rows, keys, weight, pad_below)  # type: ignore[no-untyped-call]
+    return result

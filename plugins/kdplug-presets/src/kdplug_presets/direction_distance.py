@@ -14,7 +14,7 @@ from kdplug_presets.precision import promoted, without_autocast
 
 def _length(vectors: Tensor) -> Tensor:
     """The length, and 1 for the zero vector, which has no direction and stays zero."""
-    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return length.masked_fill_(length == 0, 1.0)
 
 
@@ -44,4 +44,5 @@ def direction_distance(student: Tensor, teacher: Tensor, row_bits: Tensor | None
     """
     student, teacher = promoted(student, teacher)
     with without_autocast(student):
-        return _DirectionDistance.apply(student, teacher, row_bits)
+        result: Tensor = _DirectionDistance.apply(student, teacher, row_bits)  # type: ignore[no-untyped-call]
+    return result

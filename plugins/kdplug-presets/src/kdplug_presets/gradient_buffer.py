@@ -28,9 +28,9 @@ def remember(ctx: Any, gradient: Tensor | None, inputs: tuple[Tensor | None, ...
 def recall(ctx: Any, factor: Tensor, again: Callable[..., Tensor]) -> Tensor:
     """``factor`` times the gradient; ``again(*inputs)`` is called where it was handed out before."""
     if torch.compiler.is_compiling():
-        (gradient,) = ctx.saved_tensors
-        return gradient * factor
-    gradient, ctx.gradient = ctx.gradient, None
-    if gradient is None:
-        gradient = again(*ctx.saved_tensors)
+        saved: Tensor = ctx.saved_tensors[0]
+        return saved * factor
+    held: Tensor | None = ctx.gradient
+    ctx.gradient = None
+    gradient = again(*ctx.saved_tensors) if held is None else held
     return gradient.mul_(factor)

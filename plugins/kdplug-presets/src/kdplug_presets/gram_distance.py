@@ -27,7 +27,8 @@ Over = Literal["length", "width"]
 
 
 def _squared_norms(matrices: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(matrices, dim=-1).square().sum(dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=-1)
+    return norms.square().sum(dim=-1)
 
 
 def _per_example(values: Tensor) -> Tensor:
@@ -182,5 +183,8 @@ def gram_distance(
     with without_autocast(s0):
         alike = s0.shape == t0.shape and s1.shape == t1.shape and scales[0] == scales[1]
         if alike and expansion_pays(s0, s1, over):
-            return _Expanded.apply(s0, s1, t0, t1, token_bits, over, weight * scales[0] ** 2)
-        return _Direct.apply(s0, s1, t0, t1, token_bits, over, scales, weight)
+            factor = weight * scales[0] ** 2
+            result: Tensor = _Expanded.apply(s0, s1, t0, t1, token_bits, over, factor)  # type: ignore[no-untyped-call]
+        else:
+            result = _Direct.apply(s0, s1, t0, t1, token_bits, over, scales, weight)  # type: ignore[no-untyped-call]
+    return result

@@ -40,7 +40,10 @@ def ce(
     """Cross-entropy of the softened student under the softened teacher, in nats, mean over items.
 
     Its minimum is the teacher's entropy, not 0. A class that the teacher rules out (``-inf``) adds nothing. Gradients
-    shrink with the squared temperature; ``t2`` multiplies it back in (each item's own where it is a tensor).
+    shrink with the squared temperature.
+
+    Settings: ``t2`` multiplies by the squared temperature (each item's own where it is a tensor), so that gradients keep their
+    size as it rises.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.

@@ -17,7 +17,8 @@ def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = Fals
     where ``N`` is no multiple of ``M``.
     Raises: ``ConfigError`` where the student has more layers, or ``N`` is no multiple of ``M`` and ``round`` is off.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351: every third of 12 layers for 4; as in
-    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py.
+    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py, where hidden states are matched with ``embeddings`` and
+    ``N`` has to be a multiple.
     """
     pairs = _evenly("uniform", student_layers, teacher_layers, nearest=round)
     return [(0, 0), *pairs] if embeddings else pairs

@@ -15,6 +15,8 @@ Std = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 def linear(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Linear:
     """A linear layer; weights drawn from N(0, ``std``²), bias 0.
 
+    Settings: ``bias``, whether there is one, 0 at first; ``std`` of the normal distribution that the weights are drawn from.
+
     Shapes: ``[*, in_dim]`` (student) to ``[*, out_dim]`` (teacher).
     Raises: ``SettingError`` where a width is not positive.
     Source: TextBrewer ``linear_projection``, arXiv:2002.12620.
@@ -32,6 +34,8 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> 
 def relu(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Sequential:
     """A linear layer as ``linear`` makes it, then a ReLU.
 
+    Settings: ``bias``, whether there is one, 0 at first; ``std`` of the normal distribution that the weights are drawn from.
+
     Shapes: ``[*, in_dim]`` (student) to ``[*, out_dim]`` (teacher).
     Raises: ``SettingError`` where a width is not positive.
     Source: TextBrewer ``projection_with_activation``, arXiv:2002.12620.
@@ -41,6 +45,8 @@ def relu(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn
 
 def tanh(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Sequential:
     """A linear layer as ``linear`` makes it, then a hyperbolic tangent.
+
+    Settings: ``bias``, whether there is one, 0 at first; ``std`` of the normal distribution that the weights are drawn from.
 
     Shapes: ``[*, in_dim]`` (student) to ``[*, out_dim]`` (teacher).
     Raises: ``SettingError`` where a width is not positive.

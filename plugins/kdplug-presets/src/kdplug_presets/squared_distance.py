@@ -21,7 +21,7 @@ _mse_loss = torch.ops.aten.mse_loss.default
 
 
 def _difference(
-    student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None
+    student: Tensor, teacher: Tensor, value_bits: Tensor | None, *, pad_below: float | None
 ) -> tuple[Tensor, Tensor]:
     """Half the gradient of the sum of squares, and that sum."""
     dtype = working_type(student, teacher)
@@ -46,7 +46,7 @@ class _SquaredDistance(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None
     ) -> Tensor:
-        difference, total = _difference(student, teacher, value_bits, pad_below)
+        difference, total = _difference(student, teacher, value_bits, pad_below=pad_below)
         ctx.pad_below, ctx.dtype = pad_below, student.dtype
         if ctx.needs_input_grad[0]:
             remember(ctx, difference, (student, teacher, value_bits))
@@ -55,13 +55,14 @@ class _SquaredDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None]:
-        gradient = recall(ctx, 2.0 * slope, lambda *inputs: _difference(*inputs, ctx.pad_below)[0])
+        gradient = recall(ctx, 2.0 * slope, lambda *inputs: _difference(*inputs, pad_below=ctx.pad_below)[0])
         return gradient.to(ctx.dtype), None, None, None
 
 
 def plain_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """``squared_distance`` of two tensors of one shape and type. ``functional.mse_loss`` takes twice as long: it broadcasts."""
-    return _mse_loss(student, teacher, _SUM)
+    total: Tensor = _mse_loss(student, teacher, _SUM)
+    return total
 
 
 def _in_few_operations(student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None) -> Tensor:
@@ -86,4 +87,5 @@ def squared_distance(
     if is_small(student):
         return _in_few_operations(student, cut(teacher), value_bits, pad_below)
     with without_autocast(student):
-        return _SquaredDistance.apply(student, teacher.detach(), value_bits, pad_below)
+        result: Tensor = _SquaredDistance.apply(student, teacher.detach(), value_bits, pad_below)  # type: ignore[no-untyped-call]
+    return result

@@ -50,6 +50,9 @@ def flsw(
     least ``min_temperature``, so that no item's distribution is inverted. Rounding may not push ``1 - cos`` below 0. A
     class that either side rules out (``-inf``) is left out of both.
 
+    Settings: ``beta``, how far temperatures are spread; ``gamma``, the exponent of ``1 - cos``; ``eps`` is added to lengths;
+    ``min_temperature``, the least temperature.
+
     Shapes: logits ``[*items, classes]``; the result is ``[*items]``, its mean taken over all items.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Wen et al. 2019, arXiv:1911.07471 (as TextBrewer adapts it).
@@ -78,6 +81,8 @@ def cwsm(
 
     ``w = 1 / (max softmax(student) + 0.001)``; the result is ``temperature + beta · (mean(w) - w)``, at least
     ``min_temperature``: with many classes ``w`` alone reaches 1000. The teacher's values are not read.
+
+    Settings: ``beta``, how far temperatures are spread; ``min_temperature``, the least temperature.
 
     Shapes: logits ``[*items, classes]``; the result is ``[*items]``, its mean taken over all items.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from kdplug_tasks.images.processor import ImageProcessor
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Problem
 from kdplug_tasks.text.processor import TextProcessor
@@ -24,7 +26,7 @@ class Processing(Protocol):
 
 
 def fingerprint_of(problem: Problem, family: Family) -> dict[str, Any]:
-    """The teacher, the tokenizer where there is one, and what is asked of them, as plain data.
+    """The teacher, the tokenizer or image processor where there is one, and what is asked of them, as plain data.
 
     Of a teacher in a folder the name, the size and a checksum of both ends of each of its files count, so that one that was
     trained further is another one; of one with a name on a hub, the name.
@@ -33,6 +35,8 @@ def fingerprint_of(problem: Problem, family: Family) -> dict[str, Any]:
     found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
     if isinstance(problem, Processing) and isinstance(problem.processor, TextProcessor):
         found["tokenizer"] = _tokenizer(problem.processor.tokenizer)
+    if isinstance(problem, Processing) and isinstance(problem.processor, ImageProcessor):
+        found["image_processor"] = json.loads(problem.processor.processor.to_json_string())
     return found
 
 

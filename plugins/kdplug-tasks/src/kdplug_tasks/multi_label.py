@@ -31,7 +31,9 @@ def multi_label(
     F1, and the share of rows that are right throughout, a class holding where its logit is above 0. Classes do not exclude each
     other here, so the kd loss should not be one that takes a softmax over them.
 
-    Settings: as those of ``text-classification``, and ``separator``.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
+    given; ``max_length``, in tokens, where texts are cut; ``labels``, the classes in the order of the outputs, needed where
+    a trained teacher knows them by number and the data by name; ``separator`` of the classes in a cell that is text.
     """
     problem = Sequences(("text",), TagSet(labels, separator), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -32,8 +32,9 @@ def question_answering(
     Two heads of logits, start and end, over the positions of a window. Metrics: F1 of words and exact match, in [0, 1], of the
     best span over all windows. Questions without an answer are understood where the training data have some.
 
-    Settings: ``data``, ``teacher``, ``student``, ``tokenizer`` as those of ``text-classification``; ``max_length``, tokens in a window;
-    ``stride``, tokens that two windows share; ``max_answer_length``, the most tokens of an answer.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
+    given; ``max_length``, tokens in a window; ``stride``, tokens that two windows share; ``max_answer_length``, the most tokens
+    of an answer.
     """
     if stride >= max_length:
         raise kdplug.ConfigError(f"must be less than max_length, {max_length}, got {stride}", field="stride")

@@ -25,7 +25,8 @@ def regression(
     of the mean squared error. A model has one output here, so the kd loss must compare numbers (``mse``): a softmax over one
     class is 1, whatever the class's logit.
 
-    Settings: as those of ``text-classification``.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
+    given; ``max_length``, in tokens, where texts are cut.
     """
     problem = Sequences(("text",), Score(), tokenizer, max_length, optional=("text_pair",))
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Refuses keys that it does not know, and does not change."""
+    """Refuses keys that it does not know, and does not change. What stands below a key is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 def or_text(schema: dict[str, Any]) -> None:

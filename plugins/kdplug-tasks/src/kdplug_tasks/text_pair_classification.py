@@ -24,7 +24,9 @@ def text_pair_classification(
 
     Columns: ``text``, ``text_pair`` and ``label``. Metrics: accuracy, and macro F1.
 
-    Settings: as those of ``text-classification``; where a pair is longer than ``max_length``, the longer text is cut.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
+    given; ``max_length``, in tokens, of a pair, whose longer text is cut; ``labels``, the classes in the order of the outputs,
+    needed where a trained teacher knows them by number and the data by name.
     """
     problem = Sequences(("text", "text_pair"), Category(labels), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

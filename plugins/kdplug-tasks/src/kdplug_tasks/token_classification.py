@@ -26,7 +26,9 @@ def token_classification(
     its first sub-word, and losses on logits see those alone. Metrics: F1, precision and recall of entities, where tags are in
     IOB1, IOB2, BIOES or BILOU, and the share of words that are right.
 
-    Settings: as those of ``text-classification``; ``max_length`` counts sub-words.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
+    given; ``max_length``, in sub-words, where sentences are cut; ``labels``, the tags in the order of the outputs, needed
+    where a trained teacher knows them by number and the data by name.
     """
     problem = Words(tokenizer, max_length, labels)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -15,25 +15,28 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class DataSettings(Settings):
-    """Where the examples are.
-
-    ``train``, ``distillation`` and ``test`` are files, folders of pictures, or splits where ``dataset`` names what ``datasets`` loads: a name on the
-    hub, with ``config`` and ``revision``, or a folder that ``save_to_disk`` wrote. ``test`` may be a share of ``train``, which
-    ``split_seed`` chooses. ``distillation`` is ``train`` unless it is given; its rows may lack labels. The ``format`` of a file
-    shows in its ending. ``columns`` says what a column is called that has another name than the task's. ``header`` names the
-    columns of a CSV or TSV file whose first line does not.
-    """
+    """Where the examples are: in files, in folders of pictures, or in the splits of a ``dataset``."""
 
     train: Name | None = None
+    """A file, a folder of pictures, or a split of ``dataset``: what models are trained on."""
     distillation: Name | None = None
+    """The same for what the student is distilled on; its rows may lack labels. ``train`` unless it is given."""
     test: Split | Name
+    """The same for what models are evaluated on, or a share of ``train``."""
     dataset: Name | None = None
+    """What ``datasets`` loads: a name on the hub, or a folder that ``save_to_disk`` wrote."""
     config: Name | None = None
+    """Which configuration of ``dataset``."""
     revision: Name | None = None
+    """Which revision of ``dataset``."""
     format: Format | None = None
+    """Of the files; otherwise their endings show it."""
     columns: dict[str, Name] = {}
+    """What a column is called that has another name than the task's: ``{text: sentence}``."""
     header: Annotated[list[str], Field(min_length=1)] | None = None
+    """The columns of a CSV or TSV file whose first line does not name them."""
     split_seed: Annotated[int, Field(ge=0)] = 0
+    """Chooses which rows of ``train`` are tested on, where ``test`` is a share."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import kdplug
@@ -27,7 +27,7 @@ class Chosen(Sequence[Any]):
         return (self.column[row] for row in self.rows)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Table:
     """``columns`` by name; ``origin`` is the file or split, and ``field`` the setting that names it.
 
@@ -38,7 +38,7 @@ class Table:
     origin: str
     field: str
     columns: Mapping[str, Sequence[Any]]
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     rows: Sequence[int] | None = None
 
     def __len__(self) -> int:
@@ -63,7 +63,9 @@ class Table:
 
         Raises: ``ConfigError`` where a required one, or one that ``names`` names, is not there.
         """
-        found, classes, must = {}, {}, set(required) | set(names)
+        found: dict[str, Sequence[Any]] = {}
+        classes: dict[str, tuple[str, ...]] = {}
+        must = set(required) | set(names)
         for name in wanted:
             own = names.get(name, name)
             if own in self.columns:

@@ -16,7 +16,7 @@ from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.images.picture import find_picture, read_picture
-from kdplug_tasks.images.processor import ImageProcessor
+from kdplug_tasks.images.processor import ImageProcessor, reads_as_saved, size_of
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
@@ -46,7 +46,8 @@ class Images:
     is_lower_better = False
     unit = "examples"
 
-    def __init__(self, names: Sequence[str] | None) -> None:
+    def __init__(self, names: Sequence[str] | None, size: int | None) -> None:
+        self.size = size
         self.target = Category(names)
         self.metric = self.target.metric
         self.columns = Columns(("image",), self.target.columns)
@@ -64,13 +65,30 @@ class Images:
         family.changes = self.target.settle(source, family.trained)
         teacher, student = family.teacher_config, family.student_config
         self.channels = teacher.num_channels
-        self._processor = ImageProcessor.find(family, teacher)
         for name in ("num_channels", "image_size"):
             mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
             if mine != theirs and None not in (mine, theirs):
                 raise kdplug.ConfigError(
                     f"is {mine}, and the teacher's {theirs}: both are given the same pictures",
                     field=f"student.config.{name}",
+                )
+        if self.size is not None:
+            self._check_size(family)
+        size = self.size or size_of(teacher) or size_of(student)
+        self._processor = ImageProcessor.find(family, self.channels, size)
+
+    def _check_size(self, family: Family) -> None:
+        """Raises: ``ConfigError`` where the size that was asked for is not the only one."""
+        path = family.teacher.path
+        if path is not None and reads_as_saved(path):
+            raise kdplug.ConfigError(
+                f"has no effect: {path!r} brings an image processor, and that says the size", field="image_size"
+            )
+        for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
+            if size_of(config) not in (None, self.size):
+                raise kdplug.ConfigError(
+                    f"is {self.size}, and the {side}'s config says {size_of(config)}. One of the two is enough",
+                    field="image_size",
                 )
 
     def examples(self, table: Table, *, optional: bool) -> Pictures:

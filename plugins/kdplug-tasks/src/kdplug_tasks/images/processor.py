@@ -12,6 +12,8 @@ from torch import Tensor
 import kdplug
 from kdplug_tasks.models.family import Family
 
+_SIZE = 224
+
 
 class ImageProcessor:
     """transformers' processor for the teacher, in its PIL form: it needs no torchvision."""
@@ -20,23 +22,23 @@ class ImageProcessor:
         self.processor = processor
 
     @classmethod
-    def find(cls, family: Family, config: Any) -> ImageProcessor:
-        """The one in the teacher's folder, or one that resizes to the model's size and brings pixels to [-1, 1].
+    def find(cls, family: Family, channels: int, size: int | None) -> ImageProcessor:
+        """The one in the teacher's folder, or one that resizes to ``size``, 224 if that is open, and brings pixels to [-1, 1].
 
         Raises: ``ConfigError`` where the teacher's cannot be loaded.
         """
         from transformers import AutoImageProcessor, ViTImageProcessorPil
 
         path = family.teacher.path
-        if path is not None and (not Path(path).is_dir() or (Path(path) / "preprocessor_config.json").is_file()):
+        if path is not None and reads_as_saved(path):
             try:
-                return cls(AutoImageProcessor.from_pretrained(path, backend="pil"))
+                return cls(AutoImageProcessor.from_pretrained(path, backend="pil"))  # type: ignore[no-untyped-call]
             except (OSError, ValueError, ImportError) as error:
                 first = str(error).strip().splitlines()[0]
                 raise kdplug.ConfigError(
                     f"its image processor cannot be loaded: {first}", field="teacher.path"
                 ) from error
-        size, half = size_of(config), [0.5] * config.num_channels
+        size, half = size or _SIZE, [0.5] * channels
         return cls(ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half))
 
     def pixels(self, pictures: Sequence[numpy.ndarray]) -> Tensor:
@@ -50,7 +52,13 @@ class ImageProcessor:
         self.processor.save_pretrained(folder)
 
 
-def size_of(config: Any) -> int:
-    """Height and width of what a model takes, 224 where its config leaves it open."""
-    size = getattr(config, "image_size", None) or 224
-    return int(size[0] if isinstance(size, (list, tuple)) else size)
+def reads_as_saved(path: str) -> bool:
+    """Whether a folder says how pictures are read; a hub name is taken to."""
+    return not Path(path).is_dir() or (Path(path) / "preprocessor_config.json").is_file()
+
+
+def size_of(config: Any) -> int | None:
+    """Height and width of what a model takes, ``None`` where its config leaves it open, as a ResNet's does."""
+    size = getattr(config, "image_size", None)
+    found = size[0] if isinstance(size, (list, tuple)) else size
+    return int(found) if found else None

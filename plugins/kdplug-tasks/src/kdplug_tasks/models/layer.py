@@ -20,7 +20,8 @@ def layers_path(model: nn.Module) -> str:
     if len(outer) != 1:
         what = f"{len(outer)} lists of {count} layers ({', '.join(outer)})" if outer else f"no list of {count} layers"
         raise kdplug.ConfigError(f"{type(model).__name__} has {what}, so its layers cannot be told", field="layers")
-    return outer[0]
+    path: str = outer[0]
+    return path
 
 
 def embeddings_path(model: nn.Module) -> str:
@@ -29,7 +30,7 @@ def embeddings_path(model: nn.Module) -> str:
     It is the module that holds the input embeddings, unless that one holds the layers too; then it is the embeddings alone.
     """
     inputs = model.get_input_embeddings()  # type: ignore[operator]
-    path = next(name for name, module in model.named_modules() if module is inputs)
+    path: str = next(name for name, module in model.named_modules() if module is inputs)
     parent, layers = path.rpartition(".")[0], layers_path(model)
     while path and parent and not layers.startswith(f"{parent}."):
         path, parent = parent, parent.rpartition(".")[0]

@@ -16,18 +16,23 @@ Path = Annotated[str, Field(min_length=1)]
 class TeacherSettings(Settings):
     """A folder or hub name, or ``config`` for a model from scratch: ``{model_type: bert, hidden_size: 128, …}``.
 
-    ``train`` fits it on the training data first, for ``epochs`` passes with AdamW, the learning rate ``lr`` falling linearly
-    to 0; one from scratch has to be. A text stands for ``{path: …}``.
+    One from scratch has to be fitted first. A text stands for ``{path: …}``.
     """
 
     model_config = ConfigDict(json_schema_extra=or_text)
 
     path: Path | None = None
+    """A folder or hub name."""
     config: dict[str, Any] | None = None
+    """Of a model from scratch: ``{model_type: bert, hidden_size: 128, …}``."""
     train: bool = False
+    """Whether it is fitted on the training data first."""
     epochs: Annotated[int, Field(ge=1)] = 3
+    """Passes over the data while it is fitted."""
     lr: Annotated[float, Field(gt=0)] = 5e-5
+    """Learning rate of AdamW at first, falling linearly to 0."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples in a batch while it is fitted."""
 
     @model_validator(mode="before")
     @classmethod
@@ -54,15 +59,12 @@ class TeacherSettings(Settings):
 
 
 class FromTeacher(Settings):
-    """What a student takes from the teacher before it is trained.
-
-    ``layers`` are the teacher's layers, counted from 0, that become the student's, in this order; with them go all other
-    weights, the head included. ``embeddings`` are ``copied``, and cut to the student's width where it is narrower; ``frozen``
-    ones are copied and stay as they are; ``fresh`` ones are not taken.
-    """
+    """What a student takes from the teacher before it is trained."""
 
     layers: list[Annotated[int, Field(ge=0)]] = []
+    """Layers of the teacher, counted from 0, that become the student's, in this order. All other weights go with them."""
     embeddings: Literal["copied", "frozen", "fresh"] = "copied"
+    """``copied``, cut to the student's width where it is narrower; ``frozen``, copied and not trained; ``fresh``, not taken."""
 
     @model_validator(mode="after")
     def _takes_something(self) -> Self:
@@ -74,15 +76,17 @@ class FromTeacher(Settings):
 class StudentSettings(Settings):
     """A folder or hub name, a ``config``, or layers ``from_teacher``.
 
-    A ``config`` with a ``model_type`` is a model of its own; without one it holds what differs from the teacher's config.
-    ``from_teacher`` goes with such changes too. A text stands for ``{path: …}``.
+    ``from_teacher`` goes with a ``config`` that holds what differs from the teacher's. A text stands for ``{path: …}``.
     """
 
     model_config = ConfigDict(json_schema_extra=or_text)
 
     path: Path | None = None
+    """A folder or hub name."""
     config: dict[str, Any] | None = None
+    """Of a model of its own, with ``model_type``; or what differs from the teacher's config."""
     from_teacher: FromTeacher | None = None
+    """What it takes from the teacher before it is trained."""
 
     @model_validator(mode="before")
     @classmethod

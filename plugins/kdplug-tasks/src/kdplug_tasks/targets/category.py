@@ -18,7 +18,7 @@ from kdplug_tasks.data.table import Table
 class Category:
     """A class for each row. ``names``, where they are given, are the classes in the order of the outputs."""
 
-    columns = ("label",)
+    columns: tuple[str, ...] = ("label",)
     metric = "accuracy"
 
     def __init__(self, names: Sequence[str] | None) -> None:

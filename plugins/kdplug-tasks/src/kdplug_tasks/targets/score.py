@@ -21,7 +21,7 @@ _NONE = math.nan
 class Score:
     """A number for each row, which the one output of a model comes near to by squared error."""
 
-    columns = ("label",)
+    columns: tuple[str, ...] = ("label",)
     metric = "pearson"
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:  # noqa: ARG002

@@ -22,7 +22,7 @@ class TagSet:
     whose cell is null, or that has no such column, has no target.
     """
 
-    columns = ("labels",)
+    columns: tuple[str, ...] = ("labels",)
     metric = "micro_f1"
 
     def __init__(self, names: Sequence[str] | None, separator: str) -> None:

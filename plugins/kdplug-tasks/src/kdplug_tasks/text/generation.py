@@ -18,18 +18,20 @@ from kdplug_tasks.text.processor import padded
 
 
 class GenerateSettings(Settings):
-    """``fraction`` of the batches is written by the student: up to ``max_new_tokens`` tokens after each prompt.
-
-    ``temperature``, ``top_k`` and ``top_p`` are of the sampling; without the latter two any token may come. ``prompt_length`` is
-    how many tokens of a text serve as its prompt, where rows have none.
-    """
+    """A share of the batches is written by the student, which goes on from their prompts."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
+    """The share of the batches that the student writes."""
     max_new_tokens: Annotated[int, Field(ge=1)]
+    """The most tokens after a prompt."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the sampling."""
     top_k: Annotated[int, Field(ge=1)] | None = None
+    """Sample from so many of the likeliest tokens; from all unless it is given."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that together have this probability."""
     prompt_length: Annotated[int, Field(ge=1)] | None = None
+    """How many tokens of a text serve as its prompt, where rows have none."""
 
 
 class Sampler:
@@ -77,7 +79,7 @@ class Sampler:
         from transformers import GenerationConfig
 
         settings = self.settings
-        return GenerationConfig(
+        return GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=min(settings.max_new_tokens, room),
             do_sample=True,
             temperature=settings.temperature,

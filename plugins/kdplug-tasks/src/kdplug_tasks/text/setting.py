@@ -13,15 +13,17 @@ from kdplug_tasks.setting import Settings, or_text
 class TokenizerSettings(Settings):
     """A folder or hub name, or ``{train: bytes-bpe, vocab: 512}`` for one that is made from the training data.
 
-    ``bytes-bpe`` merges bytes, so that any text can be written; ``bytes`` is its alphabet alone. A text stands for
-    ``{path: …}``, and ``bytes`` for ``{train: bytes}``.
+    A text stands for ``{path: …}``, and ``bytes`` for ``{train: bytes}``.
     """
 
     model_config = ConfigDict(json_schema_extra=or_text)
 
     path: Annotated[str, Field(min_length=1)] | None = None
+    """A folder or hub name."""
     train: Literal["bytes-bpe", "bytes"] | None = None
+    """One made from the training data: ``bytes-bpe`` merges bytes, so that any text can be written; ``bytes`` does not."""
     vocab: Annotated[int, Field(ge=260)] | None = None
+    """The number of tokens of ``bytes-bpe``."""
 
     @model_validator(mode="before")
     @classmethod

@@ -70,7 +70,7 @@ def make_tokenizer(
         made.post_processor = processors.TemplateProcessing(
             single=f"{BEGIN} $A {END}", pair=f"{BEGIN} $A {END} $B:1 {END}:1", special_tokens=places
         )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=made,
         pad_token=PAD,
         unk_token=UNKNOWN,
