@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from kdplug.contracts.closed_form import ClosedForm, closed_form
     from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
+    from kdplug.contracts.new_recipe import new_recipe
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Task
@@ -114,6 +115,7 @@ __all__ = [
     "hookimpl",
     "layer_maps",
     "losses",
+    "new_recipe",
     "projections",
     "tasks",
     "teacher_combiners",
@@ -130,6 +132,7 @@ _ROOMS = {
     "contracts.closed_form": ("ClosedForm", "closed_form"),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
+    "contracts.new_recipe": ("new_recipe",),
     "contracts.outputs": ("Outputs",),
     "contracts.sparse_logits": ("SparseLogits",),
     "contracts.task": ("Task",),

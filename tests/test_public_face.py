@@ -55,6 +55,7 @@ FACE = [
     "hookimpl",
     "layer_maps",
     "losses",
+    "new_recipe",
     "projections",
     "tasks",
     "teacher_combiners",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from kdplug.cli.failure import told
-from kdplug.errors import ConfigError, KdplugError, RunError
+from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 SCHEMA = "kdplug.schema.json"
 
-_CHOSEN: Mapping[str, Any] = {
-    "hard_label_weight": 1.0,
-    "lr_schedule": "linear",
-    "num_epochs": 10,
+_CHOSEN: Mapping[str, Mapping[str, Any]] = {
+    "distillation": {"hard_label_weight": 1.0},
+    "training": {"lr_schedule": "linear", "num_epochs": 10},
 }
-"""Where the recipe does not keep the default."""
+"""Where the recipe does not keep the default, unless its task says otherwise."""
 
 _MATCH = "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_mse, proj: linear}]"
 
@@ -76,11 +75,9 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
     from kdplug.config.schema_doc import MEANINGS
 
     settings, missing = _task_settings(task)
-    blocks = {
-        "task": [f"  name: {_yaml(name)}", *settings],
-        "distillation": list(_keys(DistillationConfig)),
-        "training": list(_keys(RecipeTraining)),
-    }
+    models: dict[str, type[ConfigModel]] = {"distillation": DistillationConfig, "training": RecipeTraining}
+    blocks = {key: list(_keys(model, _chosen(task, key, model))) for key, model in models.items()}
+    blocks["task"] = [f"  name: {_yaml(name)}", *settings]
     lines = [f"# yaml-language-server: $schema=./{SCHEMA}", f"# Run it:  kdplug run {file}"]
     for key, field in Recipe.model_fields.items():
         lines += ["", f"# {_comment(MEANINGS['Recipe'][key])}"]
@@ -89,7 +86,24 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
     return "\n".join(lines) + "\n", missing
 
 
-def _keys(model: type[ConfigModel]) -> Iterator[str]:
+def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]:
+    """What a block of the recipe has in place of the defaults.
+
+    Raises: ``SignatureError`` where the task names a key that the block does not have.
+    """
+    from kdplug.contracts.new_recipe import ATTRIBUTE
+
+    own = getattr(task.load(), ATTRIBUTE, {}).get(block, {})
+    for key in own:
+        if key not in model.model_fields:
+            raise SignatureError(
+                f"{task.qualified} says what a new recipe has in {block}.{key}, and there is no such key."
+                f"{did_you_mean(key, model.model_fields)}"
+            )
+    return {**_CHOSEN[block], **own}
+
+
+def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
     """Every key of a model with its meaning above it."""
     from kdplug.config.schema_doc import MEANINGS
 
@@ -98,7 +112,7 @@ def _keys(model: type[ConfigModel]) -> Iterator[str]:
         yield f"  # {_comment(MEANINGS[model.__name__][key])}{f' ({choices})' if choices else ''}"
         if key == "intermediate_matches":
             yield f"  # {_MATCH}"
-        yield f"  {key}: {_yaml(_CHOSEN.get(key, _default(key, field)))}"
+        yield f"  {key}: {_yaml(chosen.get(key, _default(key, field)))}"
 
 
 def _task_settings(task: Entry) -> tuple[list[str], list[str]]:

@@ -149,3 +149,37 @@ def test_a_task_that_cannot_be_imported_is_an_error(kdplug, fake_site, tmp_path)
         done = kdplug("new", tmp_path / "a.yaml", "--task", "toy")
     assert done.exit_code == 2
     assert "'kdplug-toy:toy' is installed but failed to load" in done.stderr
+
+
+@pytest.fixture
+def suggesting(fake_site, kdplug, tmp_path):
+    """``kdplug new`` for a task that says ``words`` above its class, and the recipe where one was written."""
+    fake_site.add("kdplug-presets", losses={"ce": "no_such_module:ce"})
+
+    def run(words):
+        source = f"import kdplug\n@kdplug.new_recipe({words})\nclass Toy: ...\n"
+        fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": source})
+        with fake_site.host():
+            done = kdplug("new", tmp_path / "toy.yaml", "--task", "toy")
+            return done, Recipe.from_file(tmp_path / "toy.yaml") if done.exit_code == 0 else None
+
+    return run
+
+
+def test_a_task_says_what_its_new_recipe_starts_from(suggesting):
+    _, recipe = suggesting('distillation={"temperature": 2}, training={"lr": 2e-4, "num_epochs": 3}')
+    assert (recipe.training.lr, recipe.training.num_epochs, recipe.distillation.temperature) == (2e-4, 3, 2)
+    assert (recipe.training.lr_schedule, recipe.distillation.hard_label_weight) == ("linear", 1)
+
+
+def test_what_a_recipe_leaves_out_has_the_default_whatever_its_task_says():
+    recipe = Recipe.from_yaml("{task: text-classification, distillation: {}, training: {num_epochs: 1}}")
+    assert recipe.training.lr == 1e-3
+    assert recipe.training.warmup == 0
+
+
+def test_a_key_that_there_is_not_is_told_with_the_task_that_names_it(suggesting, tmp_path):
+    done, _ = suggesting('training={"epochs": 3}')
+    assert done.exit_code == 2
+    assert "kdplug-toy:toy says what a new recipe has in training.epochs" in " ".join(done.stderr.split())
+    assert not (tmp_path / "toy.yaml").exists()
