@@ -11,11 +11,13 @@ from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.recipe_start import FINE_TUNING, OF_CLASSES
 from kdplug_tasks.text.question import Questions
 from kdplug_tasks.text.sequence import Length
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
+@kdplug.new_recipe(distillation=OF_CLASSES, training=FINE_TUNING)
 def question_answering(
     *,
     data: DataSettings,

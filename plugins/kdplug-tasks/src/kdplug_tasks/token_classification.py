@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import kdplug
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.recipe_start import FINE_TUNING, OF_CLASSES
 from kdplug_tasks.text.sequence import Length, Names
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.word import Words
 
 
+@kdplug.new_recipe(distillation=OF_CLASSES, training=FINE_TUNING)
 def token_classification(
     *,
     data: DataSettings,

@@ -1,0 +1,36 @@
+"""What ``kdplug new`` writes for the tasks on pretrained encoders."""
+
+from __future__ import annotations
+
+import pytest
+
+import kdplug
+from kdplug.cli.new import recipe_text
+from kdplug.config.recipe import Recipe
+from kdplug_tasks.recipe_start import FINE_TUNING
+
+SENTENCES = {"text-classification", "text-pair-classification", "token-classification", "question-answering"}
+NUMBERS = {"regression", "multi-label"}
+
+
+def new(task: str) -> Recipe:
+    text, _ = recipe_text("new.yaml", task, kdplug.tasks.entry(task))
+    return Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize("task", sorted(SENTENCES | NUMBERS))
+def test_a_new_recipe_fine_tunes_as_it_was_measured(task: str) -> None:
+    training = new(task).training
+    assert {key: getattr(training, key) for key in FINE_TUNING} == FINE_TUNING
+
+
+@pytest.mark.parametrize("task", sorted(NUMBERS))
+def test_outputs_that_exclude_nothing_are_not_compared_by_a_softmax(task: str) -> None:
+    assert new(task).distillation.kd_loss_type.name == "mse"
+
+
+@pytest.mark.parametrize("task", sorted(SENTENCES))
+def test_the_kd_loss_pulls_as_hard_as_at_temperature_1(task: str) -> None:
+    distillation = new(task).distillation
+    assert distillation.kd_loss_weight == distillation.temperature**2
+    assert distillation.hard_label_weight == 1
