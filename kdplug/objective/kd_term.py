@@ -96,7 +96,8 @@ class KdTerm(nn.Module):
         own, theirs = student.logits[0], teacher.logits[0]
         if not isinstance(own, Tensor) or not isinstance(theirs, Tensor):
             return None
-        return (own, theirs) if own.shape == theirs.shape and own.dim() and own.numel() else None
+        is_bare = own.shape == theirs.shape and own.dim() and own.shape[-1] > 1 and own.numel()
+        return (own, theirs) if is_bare else None
 
     def _pairs(self, batch: Batch) -> list[Pair]:
         """What counts of each head."""
@@ -201,6 +202,8 @@ class KdTerm(nn.Module):
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
         self.pair_loss.check(teacher, labels, batch)
+        if student.shape[-1] == 1:
+            self.pair_loss.check_number(student.device, batch)
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return self._valued(compared(pair, self.pair_loss, batch, self.chunk, trained), weight)

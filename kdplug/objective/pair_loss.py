@@ -46,6 +46,7 @@ class PairLoss:
         self.takes_sparse = "teacher_sparse" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self._is_of_softmax = False
+        self._is_of_numbers = False
         self._kinds: dict[int, Kind] = {}
         self.rows = closed_form_of(component)
         self.has_told = False
@@ -136,6 +137,26 @@ class PairLoss:
                 field="teacher.logits",
             )
         self._is_of_softmax = True
+
+    def check_number(self, device: torch.device, batch: Batch) -> None:
+        """A single output is a number: a softmax over it is 1 whatever it is, and a loss of that would teach nothing, silently.
+
+        Looked at once, as above.
+
+        Raises: ``OutputsError`` where the loss is the same for any two numbers of the student.
+        """
+        if self._is_of_numbers or "labels" in self.inputs:
+            return
+        theirs = torch.linspace(-1.0, 1.0, 4, device=device).view(4, 1)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
+            found = [self._value(theirs * scale + shift, theirs, batch) for scale, shift in ((1.0, 0.0), (3.0, 2.0))]
+        if torch.equal(found[0], found[1]):
+            raise OutputsError(
+                f"are one number for each item, and {self.owner} is the same whatever it is, as a softmax over one class is 1. "
+                "Take a loss that compares numbers, such as mse",
+                field="student.logits",
+            )
+        self._is_of_numbers = True
 
     def _value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         compared = Compared(self, student, teacher, None, None, batch)

@@ -287,3 +287,15 @@ def test_labels_that_the_shift_cannot_use_are_an_error(build, student, teacher, 
     student["labels"] = labels
     with pytest.raises((OutputsError, ShapeError), match=message):
         build(probability_shift=True)(student, teacher)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 4, 1)])
+def test_a_softmax_over_one_class_is_an_error_and_no_constant(build, random, shape):
+    with pytest.raises(OutputsError, match=r"student.logits: are one number for each item, and .* softmax over one class"):
+        build()({"logits": random(*shape)}, {"logits": random(*shape)})
+
+
+def test_a_loss_of_numbers_takes_one_output(build, random, seen):
+    student, teacher = random(3, 1), random(3, 1)
+    report = build(kd_loss_type="offered")({"logits": student}, {"logits": teacher})
+    torch.testing.assert_close(report.total, (student - teacher).square().mean())
