@@ -18,6 +18,7 @@ from kdplug.recipes.field import names_fields_in_full
 from kdplug.recipes.origin import Origin
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.vocabulary import check_vocabularies
 
 
 @names_fields_in_full
@@ -39,6 +40,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     _, task = build_task(recipe)
     check_uncached(recipe, task)
     prepare(task, resolve_distillation(recipe).reads)
+    check_vocabularies(recipe, task)
     _check_fit(fits=task.teacher_fit() is not None)
 
     def say(text: str) -> None:

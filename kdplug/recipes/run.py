@@ -26,6 +26,7 @@ from kdplug.recipes.result import CURVES, METRICS, RecipeResult
 from kdplug.recipes.saved_student import check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.vocabulary import check_vocabularies
 from kdplug.report.comparison import comparison
 from kdplug.report.curve import check_matplotlib, draw_curves
 from kdplug.report.file import write_json
@@ -71,6 +72,7 @@ def run_recipe(
     check_apart(recipe, task)
     check_uncached(recipe, task)
     prepare(task, reads)
+    check_vocabularies(recipe, task)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from kdplug_tasks.images.processor import ImageProcessor
 from kdplug_tasks.models.family import Family
-from kdplug_tasks.problem import Problem
+from kdplug_tasks.problem import Problem, Spanning
 from kdplug_tasks.text.processor import TextProcessor
 
 _ENDS = 1 << 16
@@ -29,10 +29,13 @@ def fingerprint_of(problem: Problem, family: Family) -> dict[str, Any]:
     """The teacher, the tokenizer or image processor where there is one, and what is asked of them, as plain data.
 
     Of a teacher in a folder the name, the size and a checksum of both ends of each of its files count, so that one that was
-    trained further is another one; of one with a name on a hub, the name.
+    trained further is another one; of one with a name on a hub, the name. Where the student has a tokenizer of its own, it decides
+    at which tokens the teacher is asked.
     """
     teacher = family.teacher.model_dump(mode="json")
     found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
+    if isinstance(problem, Spanning) and problem.spans_vocabularies:
+        found["alignment"] = {"student_tokenizer": _tokenizer(problem.processor_of("student").tokenizer)}
     if isinstance(problem, Processing) and isinstance(problem.processor, TextProcessor):
         found["tokenizer"] = _tokenizer(problem.processor.tokenizer)
     if isinstance(problem, Processing) and isinstance(problem.processor, ImageProcessor):

@@ -16,6 +16,7 @@ from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import (
     check_agreement,
     check_vocabulary,
+    difference,
     has_tokenizer,
     load_tokenizer,
     make_tokenizer,
@@ -58,6 +59,32 @@ class TextProcessor:
             return cls(load_tokenizer(settings.path, "tokenizer", is_split=is_split), max_length)
         return cls(make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split), max_length)
 
+    def of_student(
+        self, settings: TokenizerSettings | None, family: Family, texts: Iterable[str]
+    ) -> TextProcessor | None:
+        """The student's own tokenizer, without frames: that of ``settings``, or else what its folder brings. ``None`` where there
+        is none, or its vocabulary is the teacher's, so that this one serves both.
+
+        Raises: ``ConfigError`` where both are there and differ.
+        """
+        path, own = family.student.path, None
+        if path is not None and has_tokenizer(path):
+            own = load_tokenizer(path, "student.path")
+        if settings is not None:
+            brought = own
+            if settings.path is None:
+                own = make_tokenizer(settings, texts, is_framed=False)
+            else:
+                own = load_tokenizer(settings.path, "student_tokenizer")
+            if brought is not None and (told := difference(brought, own)):
+                raise kdplug.ConfigError(
+                    f"has another vocabulary than the tokenizer of {path!r}: {told}. Leave it out",
+                    field="student_tokenizer",
+                )
+        if own is None or not difference(self.tokenizer, own):
+            return None
+        return TextProcessor(own, self.max_length)
+
     @property
     def from_scratch(self) -> dict[str, Any]:
         """What the config of a model from scratch is told."""
@@ -77,16 +104,19 @@ class TextProcessor:
         path = family.student.path
         if path is not None and has_tokenizer(path):
             check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
-        for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
-            check_vocabulary(self.tokenizer, vocabulary_of(config), side)
-            limit = positions(config)
-            if limit is not None and self.max_length > limit:
-                raise kdplug.ConfigError(
-                    f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens",
-                    field="max_length",
-                )
-            if config.pad_token_id is None:
-                config.pad_token_id = self.tokenizer.pad_token_id
+        self.check_model(family.teacher_config, "teacher")
+        self.check_model(family.student_config, "student")
+
+    def check_model(self, config: Any, side: str) -> None:
+        """Raises: ``ConfigError`` where the tokenizer does not fit one model, or ``max_length`` is too long for it."""
+        check_vocabulary(self.tokenizer, vocabulary_of(config), side)
+        limit = positions(config)
+        if limit is not None and self.max_length > limit:
+            raise kdplug.ConfigError(
+                f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens", field="max_length"
+            )
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
         """The inputs of each text, or pair of texts, cut to ``max_length``; of a pair, the longer text is cut."""

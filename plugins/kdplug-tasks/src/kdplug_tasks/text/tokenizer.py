@@ -84,17 +84,23 @@ def make_tokenizer(
 
 def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
     """Raises: ``ConfigError`` where two tokenizers give a token different ids, or one lacks it."""
+    if told := difference(tokenizer, other):
+        raise kdplug.ConfigError(
+            f"its tokenizer has another vocabulary than the teacher's: {told}. Both models are given the same ids, so they need "
+            "one vocabulary",
+            field=field,
+        )
+
+
+def difference(tokenizer: Any, other: Any) -> str:
+    """How the vocabulary of ``other`` differs from that of ``tokenizer``, which stands second; the empty string where it does not."""
     mine, theirs = tokenizer.get_vocab(), other.get_vocab()
     if mine == theirs:
-        return
+        return ""
     tokens = sorted(mine.keys() ^ theirs.keys()) or sorted(one for one in mine if mine[one] != theirs[one])
     token = tokens[0]
-    here, there = mine.get(token, "none"), theirs.get(token, "none")
-    raise kdplug.ConfigError(
-        f"its tokenizer has another vocabulary than the teacher's: {len(theirs)} tokens and {len(mine)}; {token!r} has id {there} "
-        f"here and {here} there. Both models are given the same ids, so they need one vocabulary",
-        field=field,
-    )
+    one, two = theirs.get(token, "none"), mine.get(token, "none")
+    return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in the one and {two} in the other"
 
 
 def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:

@@ -1,0 +1,317 @@
+"""Language models of two tokenizers: what is compared with what, what is learned, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from task_scene import GPT2, TEXTS, first_batch, recipe, reviews, save_model, task_of, tokenizer, write_csv
+from tokenizer_scene import fast
+from torch.nn import functional
+
+import kdplug
+from kdplug.recipes.cache import cache_recipe
+from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.run import run_recipe
+from kdplug_tasks.model_task import ModelTask
+
+HARD = ["a naïve café 🙂 film", "the plot, the plot!", "日本 was good", "  nice film and  plot\nwas bad"]
+PAIRS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in TEXTS * 4]
+
+
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch):
+    """Nothing here is about speed."""
+    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Texts, prompts, and two models that bring tokenizers of their own."""
+    folder = tmp_path_factory.mktemp("two")
+    texts = [row["text"] for row in reviews(48)] + HARD * 3
+    (folder / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    write_csv(folder / "pairs.csv", PAIRS)
+    save(folder / "teacher", tokenizer(texts, is_framed=False, vocab=320))
+    save(folder / "student", tokenizer(HARD, is_framed=False, vocab=280), seed=1, n_layer=1)
+    save(folder / "equal", tokenizer(["something else entirely, zebra"], is_framed=False, vocab=320))
+    return folder
+
+
+def save(path, brings, seed=0, **changes):
+    ids = {f"{one}_token_id": getattr(brings, f"{one}_token_id") for one in ("bos", "eos", "pad")}
+    size = len(brings) + 7
+    save_model(path, "AutoModelForCausalLM", {**GPT2, **changes}, seed=seed, brings=brings, vocab_size=size, **ids)
+
+
+def settings(folder, **changes):
+    prompts = changes.get("prompts", False)
+    data = {"train": str(folder / ("pairs.csv" if prompts else "text.txt")), "test": 0.2}
+    given = {"data": data, "teacher": str(folder / "teacher"), "student": str(folder / "student"), "max_length": 40}
+    return {"name": "causal-lm", **given, **changes}
+
+
+def make(folder, out, *changes, **more):
+    return recipe(settings(folder, **more), out, *changes, kd_loss_type="uld", kd_loss_weight=1.5, temperature=1)
+
+
+def asked(folder, **changes):
+    """A task, a batch of it, both models and what their adaptors return."""
+    task = task_of(**settings(folder, **changes))
+    batch = first_batch(task, size=6)
+    models = {"student": task.build_student().eval(), "teacher": task.build_teacher().eval()}
+    adaptors = {"student": task.student_adaptor, "teacher": task.teacher_adaptor}
+    with torch.no_grad():
+        return task, batch, models, {side: adaptors[side](batch[side], models[side](**batch[side])) for side in models}
+
+
+def prefixes(task, batch, found, side):
+    """What each compared row has read, as ids, in order."""
+    rows = zip(batch[side]["input_ids"], found[side]["logits_mask"], strict=True)
+    return [ids[: place + 1] for ids, mask in rows for place in mask.nonzero().flatten().tolist()]
+
+
+FORMS = [{}, {"packing": False}, {"prompts": True}, {"prompts": True, "packing": True}, {"factored": True}]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=["packed", "alone", "prompts", "packed prompts", "factored"])
+def test_what_is_compared_predicts_the_next_token_after_the_same_characters(folder, form):
+    task, batch, models, found = asked(folder, **form)
+    reads = {side: prefixes(task, batch, found, side) for side in models}
+    texts = {side: [task.problem.processor_of(side).tokenizer.decode(ids) for ids in reads[side]] for side in models}
+    assert texts["student"] == texts["teacher"]
+    assert len(texts["student"]) >= (6 if form.get("prompts") else 20)
+    assert not any("�" in text for text in texts["student"])
+    for side, model in models.items():
+        kept = found[side]["logits"]
+        kept = kept.dense() if form.get("factored") else kept
+        rows = kept[found[side]["logits_mask"]]
+        with torch.no_grad(), task.family.multiplied_out():
+            alone = [model(input_ids=ids.unsqueeze(0)).logits[0, -1, : rows.shape[-1]] for ids in reads[side]]
+        torch.testing.assert_close(rows, torch.stack(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_each_side_is_read_up_to_its_own_tokens(folder):
+    _, _, _, found = asked(folder)
+    assert (found["student"]["logits"].shape[-1], found["teacher"]["logits"].shape[-1]) == (280, 320)
+
+
+def test_each_side_has_all_of_its_own_labels(folder):
+    _, batch, models, found = asked(folder)
+    for side, model in models.items():
+        with torch.no_grad():
+            logits = model(**batch[side]).logits[:, :-1, : found[side]["logits"].shape[-1]]
+        labels = batch[side]["input_ids"].where(batch[side]["attention_mask"].bool(), -100)[:, 1:]
+        torch.testing.assert_close(found[side]["losses"], functional.cross_entropy(logits.mT, labels))
+        assert labels.ne(-100).sum() > (side == "student") * found[side]["logits_mask"].sum()
+
+
+def test_only_completions_are_compared(folder):
+    task, batch, _, found = asked(folder, prompts=True)
+    texts = [
+        task.problem.processor_of("student").tokenizer.decode(ids) for ids in prefixes(task, batch, found, "student")
+    ]
+    assert all(": " in text for text in texts)
+    assert sum(text.endswith(": ") for text in texts) == 6
+
+
+@pytest.mark.parametrize("form", FORMS[:4], ids=["packed", "alone", "prompts", "packed prompts"])
+def test_both_sides_are_given_all_texts(folder, form):
+    task = task_of(**settings(folder, **form))
+    for part in ("distillation", "test"):
+        for twin in task.data(part).items:
+            own, theirs = (
+                task.problem.processor_of(side).tokenizer.decode(getattr(twin, side).ids)
+                for side in ("student", "teacher")
+            )
+            assert own == theirs
+            assert sum(twin.student.sizes) == sum(twin.teacher.sizes)
+            assert max(len(twin.student.ids), len(twin.teacher.ids)) <= 40
+
+
+def test_bits_per_byte_are_those_of_the_text_and_the_same_in_any_batches(folder):
+    task = task_of(**settings(folder, packing=False))
+    data, model = task.data("test").items, task.build_student().eval()
+    with torch.no_grad():
+        whole = task.evaluate(model, [task.collate(data)])
+        single = task.evaluate(model, [task.collate([one]) for one in data])
+        nats = sum(_nats(model, twin.student.ids) for twin in data)
+    size = sum(sum(twin.student.sizes[1:]) for twin in data)
+    assert whole["bits_per_byte"] == pytest.approx(single["bits_per_byte"], rel=1e-5)
+    assert whole["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+    assert (task.metric, task.unit, task.is_lower_better) == ("bits_per_byte", "bytes", True)
+
+
+def _nats(model, ids):
+    logits = model(input_ids=torch.tensor([ids])).logits[0, :-1, :280]
+    return float(functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
+
+
+def test_a_student_of_the_same_vocabulary_is_given_the_same_tokens(folder, tmp_path):
+    save(tmp_path / "student", tokenizer([row["text"] for row in reviews(48)] + HARD * 3, is_framed=False, vocab=320))
+    task = task_of(**settings(folder, student=str(tmp_path / "student")))
+    task.check()
+    assert not task.vocabulary_difference
+    assert task.metric == "perplexity"
+    assert "input_ids" in first_batch(task)
+
+
+def test_the_loss_goes_down_and_the_student_ends_nearer_to_the_teacher_than_without(folder, tmp_path):
+    teacher = {"path": str(folder / "teacher"), "train": True, "epochs": 12, "lr": 5e-3}
+    changes = ("training.num_epochs=6", "training.lr=5e-3", "training.batch_size=4")
+    made = make(
+        folder, tmp_path, *changes, teacher=teacher, student={"config": {"n_layer": 1}}, student_tokenizer="bytes"
+    )
+    done = run_recipe(made)
+    lines = map(json.loads, (tmp_path / "student" / "history.jsonl").read_text().splitlines())
+    values = [line["terms"]["kd_loss"] for line in lines if "terms" in line]
+    assert done.metric == "bits_per_byte"
+    assert sum(values[-4:]) < 0.6 * sum(values[:4])
+    task = kdplug.tasks.build(made.task).target
+    distances = [_distance(task, tmp_path / stage) for stage in ("student", "baseline")]
+    assert distances[0] < 0.5 * distances[1]
+
+
+def _distance(task, folder):
+    """How far the student of a stage is from the fitted teacher on the test part."""
+    (teacher, student), batch = (task.build_teacher().eval(), task.build_student().eval()), first_batch(task, "test", 9)
+    for model, place in ((teacher, folder.parent / "teacher"), (student, folder)):
+        last = max(place.glob("step-*"), key=lambda one: int(one.name[5:])) / "student.safetensors"
+        model.load_state_dict(load_file(last), strict=False)
+        model.tie_weights()
+    objective = kdplug.Objective(kdplug.DistillationConfig(kd_loss_type="uld", temperature=1))
+    sides = [
+        adapt(batch[side], model(**batch[side]))
+        for side, adapt, model in (
+            ("student", task.student_adaptor, student),
+            ("teacher", task.teacher_adaptor, teacher),
+        )
+    ]
+    return float(objective(*sides).total.detach())
+
+
+def test_the_student_is_saved_with_its_own_tokenizer(folder, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run_recipe(make(folder, tmp_path, "training.num_steps=1", "training.num_epochs=null"))
+    brings = AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert len(brings) == 280 < model.config.vocab_size == 287
+
+
+def test_a_plan_shows_the_first_batches_to_both(folder, tmp_path):
+    plan = plan_recipe(make(folder, tmp_path))
+    assert "280 tokens beside the teacher's 320" in plan.about
+    assert {term.name: term.value > 0 for term in plan.terms} == {"kd_loss": True, "hard_label_loss": True}
+
+
+def test_a_run_from_a_cache_is_the_run_with_the_teacher(folder, tmp_path, monkeypatch):
+    plain = run_recipe(make(folder, tmp_path / "plain", packing=False))
+    cached = make(folder, tmp_path / "cached", f"training.teacher_cache={tmp_path / 'cache'}", packing=False)
+    cache_recipe(cached, tmp_path / "cache")
+    monkeypatch.setattr(ModelTask, "build_teacher", lambda self: 1 / 0)
+    done = run_recipe(cached)
+    assert done.teacher.metrics == plain.teacher.metrics
+    assert done.distilled.metrics["bits_per_byte"] == pytest.approx(plain.distilled.metrics["bits_per_byte"], abs=1e-3)
+
+
+def test_a_cache_for_another_tokenizer_of_the_student_is_refused(folder, tmp_path):
+    cached = make(folder, tmp_path / "run", f"training.teacher_cache={tmp_path / 'cache'}")
+    cache_recipe(cached, tmp_path / "cache")
+    other = cached.with_overrides(["task.student={config: {n_layer: 1}}", "task.student_tokenizer=bytes"])
+    with pytest.raises(kdplug.RunError, match=r"which logits belong to which token: .*tokens 280 -> 260"):
+        run_recipe(other)
+
+
+@pytest.mark.parametrize("student", ["student", "equal"])
+@pytest.mark.parametrize("go", [run_recipe, plan_recipe, lambda made: cache_recipe(made, "nowhere")])
+def test_a_loss_that_compares_class_by_class_is_refused_though_the_classes_be_as_many(folder, tmp_path, student, go):
+    made = recipe(settings(folder, student=str(folder / student)), tmp_path, kd_loss_type="kl")
+    with pytest.raises(
+        kdplug.ConfigError, match=r"^distillation\.kd_loss_type: kdplug-logits:kl compares class by class"
+    ):
+        go(made)
+
+
+MATCH = "[{layer_T: 1, layer_S: 1, feature: hidden, loss: hidden_mse}]"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            f"distillation.intermediate_matches={MATCH}",
+            r"^distillation\.intermediate_matches: compare features token by",
+        ),
+        ("distillation.probability_shift=true", r"^distillation\.probability_shift: needs the teacher's logit"),
+        (
+            "distillation.temperature_scheduler=[flsw, 1, 1]",
+            r"^distillation\.temperature_scheduler: may compare logits",
+        ),
+        ("distillation.padded_vocabulary=drop", r"^distillation\.padded_vocabulary: says that the classes"),
+        (
+            "training.teacher_cache_codec={name: topk_tail, k: 4}",
+            r"'topk_tail' may keep single classes",
+        ),
+    ],
+)
+def test_what_takes_a_class_or_a_position_of_one_side_for_that_of_the_other_is_refused(folder, tmp_path, change, words):
+    with pytest.raises(kdplug.ConfigError, match=words):
+        run_recipe(make(folder, tmp_path, "training.teacher_cache=nowhere", change))
+
+
+GENERATE = {"fraction": 1.0, "max_new_tokens": 4, "prompt_length": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"generate": GENERATE}, "^generate: does not go with two tokenizers"),
+        (
+            {"max_length": 3},
+            r"^data\.train: .*no end of a token in common within \d+ tokens, and examples have at most 3",
+        ),
+        ({"student_tokenizer": "bytes"}, "^student_tokenizer: has another vocabulary than the tokenizer of "),
+        (
+            {"student": {"from_teacher": {"layers": [0]}}, "student_tokenizer": "bytes"},
+            r"^student\.from_teacher: takes embeddings and head of the teacher",
+        ),
+        (
+            {"student": {"config": {"vocab_size": 100}}, "student_tokenizer": "bytes"},
+            r"^student\.vocab_size: the model has 100 embeddings and the tokenizer 260 tokens",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_with_two_tokenizers_are_refused(folder, changes, words):
+    with pytest.raises(kdplug.ConfigError, match=words):
+        task_of(**settings(folder, **changes)).check()
+
+
+def brought(path, made, **tokens):
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, **tokens).save_pretrained(path)
+    return {"student": {"config": {"n_layer": 1}}, "student_tokenizer": str(path)}
+
+
+def test_a_tokenizer_without_an_end_is_refused_beside_one_that_has_it(folder, tmp_path):
+    changes = brought(tmp_path / "endless", fast("fine"), pad_token="!", unk_token="!")
+    with pytest.raises(kdplug.ConfigError, match=r"^student_tokenizer: only the teacher's tokenizer has an end token"):
+        task_of(**settings(folder, **changes)).check()
+
+
+def test_a_text_of_which_a_tokenizer_drops_something_is_named(folder, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.BPE(vocab={one: place for place, one in enumerate("abcdefghiklmnoprstuvwy")}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["</s>"])
+    holder = type("Holder", (), {"backend_tokenizer": made})
+    changes = brought(tmp_path / "dropping", holder, pad_token="</s>", eos_token="</s>")
+    with pytest.raises(
+        kdplug.ConfigError, match=r"row \d+ of .*: the student's tokenizer has no token for '(ï|日本)' \(U\+"
+    ):
+        task_of(**settings(folder, **changes)).check()
