@@ -40,6 +40,10 @@ CASES = {
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": ({"data": {"train": None, "dataset": "nothing/here"}}, r"task\.data\.dataset: datasets cannot load"),
     "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has another vocabulary"),
+    "another vocabulary than the teacher's": (
+        {"tokenizer": "other"},
+        r"task\.tokenizer: has another vocabulary than the teacher was trained with",
+    ),
     "too long": ({"max_length": 64}, r"task\.max_length: is 64, and the teacher takes sequences of at most 40 tokens"),
     "student too short": (
         {"student": {"config": {"max_position_embeddings": 16}}},

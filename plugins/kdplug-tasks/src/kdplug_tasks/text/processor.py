@@ -46,7 +46,7 @@ class TextProcessor:
     ) -> TextProcessor:
         """The teacher's tokenizer unless there are ``settings``. ``is_split`` says that it will be given words.
 
-        Raises: ``ConfigError`` where there is none.
+        Raises: ``ConfigError`` where there is none, or another one than a trained teacher's.
         """
         if settings is None:
             if family.teacher.path is None:
@@ -56,8 +56,11 @@ class TextProcessor:
                 )
             return cls(load_tokenizer(family.teacher.path, "teacher.path", is_split=is_split), max_length)
         if settings.path is not None:
-            return cls(load_tokenizer(settings.path, "tokenizer", is_split=is_split), max_length)
-        return cls(make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split), max_length)
+            found = load_tokenizer(settings.path, "tokenizer", is_split=is_split)
+        else:
+            found = make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split)
+        _check_trained(found, family)
+        return cls(found, max_length)
 
     def of_student(
         self, settings: TokenizerSettings | None, family: Family, texts: Iterable[str]
@@ -138,6 +141,18 @@ class TextProcessor:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.tokenizer.save_pretrained(folder)
+
+
+def _check_trained(tokenizer: Any, family: Family) -> None:
+    path = family.teacher.path
+    if path is None or family.teacher.train or not has_tokenizer(path):
+        return
+    if told := difference(load_tokenizer(path, "teacher.path"), tokenizer):
+        raise kdplug.ConfigError(
+            f"has another vocabulary than the teacher was trained with in {path!r}: {told}. Leave it out; one that is the student's "
+            "alone is the student_tokenizer of causal-lm",
+            field="tokenizer",
+        )
 
 
 def vocabulary_of(config: Any) -> int:
