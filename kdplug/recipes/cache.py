@@ -46,9 +46,10 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     def say(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
+    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
+    bench.check_cache()
     for line in (header_line(), "", task.about(), ""):
         say(line)
-    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
     teacher = bench.teacher(out)
     say(f"Asking the teacher about {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
     distiller = bench.distiller(teacher, bench.student(teacher))

@@ -110,6 +110,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     prepare(task, reads)
     check_vocabularies(recipe, task)
     bench = Bench(recipe, task, lambda _: None, show_progress=False)
+    bench.check_cache()
     config = Stage.STUDENT.config(recipe)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)

@@ -78,13 +78,14 @@ def run_recipe(
         check_locked(locked, record)
     output_dir = Path(recipe.output_dir)
     goes_on = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
+    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
+    bench.check_cache()
     _empty(recipe, goes_on=goes_on)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
 
-    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
     origin = read_origin(recipe)
     if origin is not None:
         say(f"What the teacher says is read from {recipe.training.teacher_cache}; its own figures are those of then")

@@ -107,8 +107,7 @@ class ModelTask:
 
     def fingerprint(self) -> dict[str, Any]:
         """What the teacher's outputs depend on; nothing of the student."""
-        self._source  # noqa: B018  it decides the tokenizer
-        return fingerprint_of(self.problem, self.family)
+        return dict(self._fingerprint)
 
     def data(self, part: Part) -> Sized:
         """The examples of one part; ``teacher`` and ``baseline`` are the same, unless each side has its own."""
@@ -169,6 +168,10 @@ class ModelTask:
         self.family.save(student, folder)
         self.problem.save(folder)
         (folder / "README.md").write_text(model_card(record, self.family, self.problem), encoding="utf-8")
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint_of(self.problem, self.family, self.data("teacher"))
 
     @cached_property
     def _source(self) -> Source:
