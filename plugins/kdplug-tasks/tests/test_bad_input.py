@@ -121,3 +121,16 @@ def test_settings_that_do_not_exist_or_cannot_be_meant(folder, changes, told):
 
     with pytest.raises(ConfigError, match=told):
         task_of(**_task(folder, changes))
+
+
+def test_a_tokenizer_whose_ids_have_gaps_needs_as_many_embeddings_as_its_highest():
+    from types import SimpleNamespace
+
+    from kdplug_tasks.text.tokenizer import check_vocabulary
+
+    gap = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 7})
+    check_vocabulary(gap, 8, "student")
+    with pytest.raises(
+        ConfigError, match=r"^student\.vocab_size: the model has 7 embeddings and the tokenizer 8 tokens"
+    ):
+        check_vocabulary(gap, 7, "student")

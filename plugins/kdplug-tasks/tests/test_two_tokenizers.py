@@ -109,6 +109,16 @@ def test_each_side_has_all_of_its_own_labels(folder):
         assert labels.ne(-100).sum() > (side == "student") * found[side]["logits_mask"].sum()
 
 
+def test_a_run_says_how_many_tokens_are_compared(folder):
+    task = task_of(**settings(folder))
+    twins = [twin for part in ("distillation", "test") for twin in task.data(part).items]
+    batches = [task.collate([twin])["student"].targets for twin in twins]
+    compared = sum(int(one["counts"].sum()) for one in batches)
+    predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)
+    assert 0 < compared < predicted
+    assert f"read the same characters, {compared:,} of {predicted:,} times." in task.about()
+
+
 def test_only_completions_are_compared(folder):
     task, batch, _, found = asked(folder, prompts=True)
     texts = [
@@ -208,14 +218,20 @@ def test_a_plan_shows_the_first_batches_to_both(folder, tmp_path):
     assert {term.name: term.value > 0 for term in plan.terms} == {"kd_loss": True, "hard_label_loss": True}
 
 
-def test_a_run_from_a_cache_is_the_run_with_the_teacher(folder, tmp_path, monkeypatch):
-    plain = run_recipe(make(folder, tmp_path / "plain", packing=False))
-    cached = make(folder, tmp_path / "cached", f"training.teacher_cache={tmp_path / 'cache'}", packing=False)
+@pytest.mark.parametrize(
+    "more",
+    [(), ("task.factored=true", "training.teacher_cache_codec={name: hidden, dtype: float32}")],
+    ids=["plain", "hidden"],
+)
+def test_a_run_from_a_cache_is_the_run_with_the_teacher(folder, tmp_path, monkeypatch, more):
+    plain = run_recipe(make(folder, tmp_path / "plain", *more[:1], packing=False))
+    cached = make(folder, tmp_path / "run", f"training.teacher_cache={tmp_path / 'cache'}", *more, packing=False)
     cache_recipe(cached, tmp_path / "cache")
     monkeypatch.setattr(ModelTask, "build_teacher", lambda self: 1 / 0)
     done = run_recipe(cached)
+    mine, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("plain", "run"))
     assert done.teacher.metrics == plain.teacher.metrics
-    assert done.distilled.metrics["bits_per_byte"] == pytest.approx(plain.distilled.metrics["bits_per_byte"], abs=1e-3)
+    assert all(torch.allclose(mine[name], other[name], atol=1e-5) for name in mine)
 
 
 def test_a_cache_for_another_tokenizer_of_the_student_is_refused(folder, tmp_path):

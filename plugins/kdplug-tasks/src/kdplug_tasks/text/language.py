@@ -25,6 +25,7 @@ from kdplug_tasks.text.perplexity import Perplexity
 from kdplug_tasks.text.processor import TextProcessor, texts_of, vocabulary_of
 from kdplug_tasks.text.reader import Form, OneReader
 from kdplug_tasks.text.setting import TokenizerSettings
+from kdplug_tasks.text.tokenizer import classes_of
 from kdplug_tasks.text.twin_reader import TwinReader
 
 
@@ -130,7 +131,7 @@ class Language:
         embeddings = {side: vocabulary_of(config) for side, config in configs.items()}
         is_padded = self.spans_vocabularies or len(set(embeddings.values())) > 1
         for side, vocabulary in self.read.items():
-            vocabulary.size = len(self.processor_of(side).tokenizer) if is_padded else None
+            vocabulary.size = classes_of(self.processor_of(side).tokenizer) if is_padded else None
 
     def examples(self, table: Table, *, optional: bool) -> Examples:  # noqa: ARG002
         """Blocks of tokens, or documents."""
@@ -211,10 +212,10 @@ class Language:
     @property
     def _about_vocabulary(self) -> str:
         own, theirs = self.read["student"].size, self.read["teacher"].size
-        if self.spans_vocabularies:
+        if isinstance(self.reader, TwinReader):
             return (
                 f" The student has a tokenizer of its own, {own} tokens beside the teacher's {theirs}: what they predict is "
-                "compared where both have read the same characters."
+                f"compared where both have read the same characters, {self.reader.compared:,} of {self.reader.predicted:,} times."
             )
         if own:
             return f" The models differ in embeddings; both are read up to the tokenizer's {own} tokens."

@@ -16,6 +16,7 @@ from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import (
     check_agreement,
     check_vocabulary,
+    classes_of,
     difference,
     has_tokenizer,
     load_tokenizer,
@@ -92,7 +93,7 @@ class TextProcessor:
     def from_scratch(self) -> dict[str, Any]:
         """What the config of a model from scratch is told."""
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-        return {"vocab_size": len(self.tokenizer), **ids}
+        return {"vocab_size": classes_of(self.tokenizer), **ids}
 
     def check_places(self) -> None:
         """Raises: ``ConfigError`` where the tokenizer cannot say which words or characters its tokens are of."""

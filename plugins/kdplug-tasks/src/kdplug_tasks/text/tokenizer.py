@@ -103,9 +103,14 @@ def difference(tokenizer: Any, other: Any) -> str:
     return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in the one and {two} in the other"
 
 
+def classes_of(tokenizer: Any) -> int:
+    """One more than the highest id that a tokenizer gives; as many as its tokens, where its ids have no gap."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
     """Raises: ``ConfigError`` where the tokenizer gives ids that a model has no embedding for."""
-    if size < len(tokenizer):
+    if size < (needed := classes_of(tokenizer)):
         raise kdplug.ConfigError(
-            f"the model has {size} embeddings and the tokenizer {len(tokenizer)} tokens", field=f"{field}.vocab_size"
+            f"the model has {size} embeddings and the tokenizer {needed} tokens", field=f"{field}.vocab_size"
         )

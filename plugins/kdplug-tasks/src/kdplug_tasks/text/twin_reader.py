@@ -26,7 +26,8 @@ class TwinReader:
     """A tokenizer for each side. An example is a ``Twin``, or the ``Half`` of the teacher alone.
 
     Each side is given the whole text, and predicts all of it. What is compared are the predictions after each piece of text
-    that both have read to the same character.
+    that both have read to the same character. ``compared`` and ``predicted`` count the student's tokens in all examples so far: those
+    that are compared, and all that it predicts.
 
     Source: Boizard et al. 2024, arXiv:2402.12030, compare token by token and cut off the longer side; the pieces of equal
     text are those of TRL's GOLD trainer, which also multiplies in the probabilities of a piece's other tokens.
@@ -37,6 +38,7 @@ class TwinReader:
 
     def __init__(self, student: TextProcessor, teacher: TextProcessor, form: Form) -> None:
         self.form = form
+        self.compared = self.predicted = 0
         self.processors: dict[Side, TextProcessor] = {"student": student, "teacher": teacher}
         self._spellers: dict[Side, Speller] = {
             "student": Speller(student.tokenizer, "student_tokenizer"),
@@ -62,8 +64,11 @@ class TwinReader:
         found = [piece for row, twin in enumerate(twins) for piece in self._pieces(table, row, twin, most)]
         if not found:
             raise form.nothing_left(table)
-        if not any(twin.compared for twin in found):
+        compared = sum(len(twin.compared) for twin in found)
+        if not compared:
             raise table.error("the two tokenizers never end a token at the same character, so nothing can be compared")
+        self.compared += compared
+        self.predicted += sum(sum(twin.student.counts[1:]) for twin in found)
         return Examples(found)
 
     def of_teacher(self, examples: Examples) -> Examples:
