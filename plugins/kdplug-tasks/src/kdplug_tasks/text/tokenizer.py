@@ -105,7 +105,8 @@ def difference(tokenizer: Any, other: Any) -> str:
 
 def classes_of(tokenizer: Any) -> int:
     """One more than the highest id that a tokenizer gives; as many as its tokens, where its ids have no gap."""
-    return 1 + max(tokenizer.get_vocab().values())
+    highest: int = max(tokenizer.get_vocab().values())
+    return 1 + highest
 
 
 def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
