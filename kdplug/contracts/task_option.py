@@ -113,3 +113,17 @@ class PreparesBatches(Protocol):
         their states are in each checkpoint, so that a run that goes on makes the same batches.
         """
         ...
+
+
+@runtime_checkable
+class SpansVocabularies(Protocol):
+    """A task whose teacher and student may have vocabularies of their own. Its batches are ``{"teacher": …, "student": …}`` then."""
+
+    @property
+    def vocabulary_difference(self) -> str:
+        """In what the student's vocabulary and the teacher's, in this order, differ; the empty string where they have one.
+
+        Where they differ, class ``i`` of one side is something else than class ``i`` of the other, however many there are. It is
+        asked for after ``check``. A recipe then takes only what needs no class, and no position, in common.
+        """
+        ...

@@ -54,6 +54,8 @@ _WORDS = {
     "task": "the task",
     "teacher": "the teacher",
     "fit": "how the teacher is fitted",
+    "fitted_on": "what the teacher is fitted on",
+    "classes": "the classes",
     "problem": "what is asked of the teacher",
     "tokenizer": "the tokenizer",
     "alignment": "which logits belong to which token",

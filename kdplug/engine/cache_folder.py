@@ -54,6 +54,16 @@ class CacheFolder:
             raise RunError(f"{file} is no teacher cache of format {_FORMAT}. {_anew(self.path)}")
         return found
 
+    def check_free(self) -> None:
+        """Raises: ``RunError`` where a folder without a manifest holds something else than what may lie there before."""
+        files = self.path.iterdir() if self.path.is_dir() else ()
+        if strangers := [
+            file.name for file in files if file.name not in (ORIGIN, TEACHER) and not file.match(".*.tmp")
+        ]:
+            raise RunError(
+                f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is no teacher cache. Name a folder of its own"
+            )
+
     def begin(self, manifest: Mapping[str, Any]) -> None:
         """Say what the shards will be of.
 
@@ -63,10 +73,7 @@ class CacheFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
                 leftover.unlink()
-            if strangers := [file.name for file in self.path.iterdir() if file.name not in (ORIGIN, TEACHER)]:
-                raise RunError(
-                    f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is no teacher cache. Name a folder of its own"
-                )
+            self.check_free()
             _replace(self.path / _MANIFEST, json.dumps({"format": _FORMAT, **manifest}, indent=1).encode())
 
     def has(self, place: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -68,13 +69,24 @@ class Opened:
             raise self._nobody_to_ask()
         self._accelerator.wait_for_everyone()
 
+    def check(self, objective: Objective) -> None:
+        """See that a folder is of the same as this, and was made for what ``objective`` reads, as far as that is known of both.
+
+        Raises: ``RunError`` that says what differs; ``RunError`` for a folder that is no cache and not empty either.
+        """
+        if self._folder is not None and self._manifest is None:
+            self._folder.check_free()
+        elif self._manifest is not None:
+            self._check_fingerprint(self._manifest)
+            self._check_held([replace(one, captured=()) for one in self._wanted(objective)])
+
     def fill(self, objective: Objective) -> None:
         """Ask the teacher about every example that was not asked about, for what ``objective`` reads.
 
         Raises: ``RunError`` where the data cannot be cached, or the cache lacks what the objective reads.
         """
         start = time.monotonic()
-        wanted = [Wanted.of(objective, place) for place in range(len(self._cached.teachers))]
+        wanted = self._wanted(objective)
         self._check_held(wanted)
         question = self._question(wanted)
         if self._cached.store is None:
@@ -90,6 +102,9 @@ class Opened:
             self._cache.path,
             self._cache.coding is not None,
         )
+
+    def _wanted(self, objective: Objective) -> list[Wanted]:
+        return [Wanted.of(objective, place) for place in range(len(self._cached.teachers))]
 
     def _check_held(self, wanted: list[Wanted]) -> None:
         """Memory that lacks what the objective reads is given up; a folder that does is an error."""

@@ -79,7 +79,7 @@ class Checkpoints:
         _flush(self.output_dir)
         if self.keep is not None:
             for step, folder in steps(self.output_dir)[: -self.keep]:
-                if step < int(target.name.removeprefix("step-")) and step != self.spare:
+                if step < step_of(target) and step != self.spare:
                     shutil.rmtree(folder)
 
 
@@ -105,6 +105,11 @@ def steps(output_dir: Path) -> list[tuple[int, Path]]:
     folders = output_dir.iterdir() if output_dir.is_dir() else ()
     found = [(int(match[1]), folder) for folder in folders if (match := _FOLDER.fullmatch(folder.name))]
     return sorted(found)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint was written after."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def latest(output_dir: Path) -> Path | None:

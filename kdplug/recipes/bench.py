@@ -17,12 +17,16 @@ from kdplug.config.training import TrainingConfig
 from kdplug.contracts.task import Part, Task
 from kdplug.contracts.task_option import StartsStudent
 from kdplug.distillers.general import GeneralDistiller
+from kdplug.distillers.session import teacher_cache
+from kdplug.engine.cache_precheck import precheck
+from kdplug.engine.checkpoint import latest, step_of
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor
 from kdplug.engine.plan import make_plan
 from kdplug.engine.resume import AUTO
 from kdplug.engine.run import RunResult
 from kdplug.objective.field import below
+from kdplug.objective.objective import Objective
 from kdplug.recipes.budget import Budget
 from kdplug.recipes.data import test_loader, training_loader
 from kdplug.recipes.history import History
@@ -50,13 +54,25 @@ class Bench:
     resume: bool = False
     resume_changed: bool = False
 
+    def check_cache(self) -> None:
+        """See that the recipe's teacher cache is of this recipe, as far as that can be told before any model is built.
+
+        Raises: ``RunError`` that says what differs.
+        """
+        config = Stage.STUDENT.config(self.recipe)
+        cache = teacher_cache(config, self.recipe.distillation)
+        if cache is not None and cache.path is not None:
+            cache.about = dict(fingerprint(self.recipe, self.task))
+            loader = self.loader("distillation", self.recipe.training.batch_size)
+            precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
+
     def teacher(self, folder: Path | None = None) -> nn.Module:
         """The teacher, fitted where the task says how; its checkpoints go below ``folder`` where that is given."""
         model, training = self.built_teacher(), self.fit()
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
-            self.say(f"Fitting the teacher: {Budget.of(training, loader).total_steps} optimizer steps")
             config = Stage.TEACHER.config(self.recipe, folder)
+            self._tell("Fitting the teacher", "The teacher is fitted", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
@@ -82,11 +98,12 @@ class Bench:
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
-        self.say(f"Distilling the student: {budget.total_steps} optimizer steps")
+        config = Stage.STUDENT.config(self.recipe)
+        self._tell("Distilling the student", "The student is distilled", config, budget)
         length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself warns of the same
-            plan = make_plan(loader, Stage.STUDENT.config(self.recipe), **length)
+            plan = make_plan(loader, config, **length)
         prepared = preparation(self.task, student)
         history = History(
             lambda model: evaluate(self.task, model, self._test())[self.task.metric],
@@ -131,8 +148,9 @@ class Bench:
         """
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
-        self.say(f"Training the same student without distillation: {Budget.of(training, loader).total_steps} steps")
         config = Stage.BASELINE.config(self.recipe)
+        ready = "The same student is trained without distillation"
+        self._tell("Training the same student without distillation", ready, config, Budget.of(training, loader))
         done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
         return student, done.step
 
@@ -183,6 +201,15 @@ class Bench:
     @property
     def _resume(self) -> str | None:
         return AUTO if self.resume else None
+
+    def _tell(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
+        """Say what follows, and how much of it lies in the stage's folder from before."""
+        folder = latest(Path(config.output_dir)) if self.resume else None
+        before, total = 0 if folder is None else step_of(folder), budget.total_steps
+        if before >= total:
+            self.say(f"{ready} already: {total} optimizer steps lie in {config.output_dir}")
+        else:
+            self.say(f"{doing}: {total} optimizer steps{f', of which {before} are done' if before else ''}")
 
     def _train_on_labels(
         self,

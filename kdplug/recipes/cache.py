@@ -18,6 +18,7 @@ from kdplug.recipes.field import names_fields_in_full
 from kdplug.recipes.origin import Origin
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.vocabulary import check_vocabularies
 
 
 @names_fields_in_full
@@ -39,14 +40,16 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     _, task = build_task(recipe)
     check_uncached(recipe, task)
     prepare(task, resolve_distillation(recipe).reads)
+    check_vocabularies(recipe, task)
     _check_fit(fits=task.teacher_fit() is not None)
 
     def say(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
+    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
+    bench.check_cache()
     for line in (header_line(), "", task.about(), ""):
         say(line)
-    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
     teacher = bench.teacher(out)
     say(f"Asking the teacher about {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
     distiller = bench.distiller(teacher, bench.student(teacher))

@@ -25,6 +25,7 @@ from kdplug.recipes.plan_sample import Sample, take_sample
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.stage import Stage
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.vocabulary import check_vocabularies
 from kdplug.recipes.warning import Check, PlanWarning
 from kdplug.recipes.warning_gradient import dead_terms
 from kdplug.recipes.warning_label import unshifted_labels
@@ -107,7 +108,9 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     make_optimizer(recipe.training, [nn.Parameter()])
     check_uncached(recipe, task)
     prepare(task, reads)
+    check_vocabularies(recipe, task)
     bench = Bench(recipe, task, lambda _: None, show_progress=False)
+    bench.check_cache()
     config = Stage.STUDENT.config(recipe)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)

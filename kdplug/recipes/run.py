@@ -26,6 +26,7 @@ from kdplug.recipes.result import CURVES, METRICS, RecipeResult
 from kdplug.recipes.saved_student import check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
+from kdplug.recipes.vocabulary import check_vocabularies
 from kdplug.report.comparison import comparison
 from kdplug.report.curve import check_matplotlib, draw_curves
 from kdplug.report.file import write_json
@@ -71,18 +72,20 @@ def run_recipe(
     check_apart(recipe, task)
     check_uncached(recipe, task)
     prepare(task, reads)
+    check_vocabularies(recipe, task)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
     output_dir = Path(recipe.output_dir)
     goes_on = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
+    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
+    bench.check_cache()
     _empty(recipe, goes_on=goes_on)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
 
-    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
     origin = read_origin(recipe)
     if origin is not None:
         say(f"What the teacher says is read from {recipe.training.teacher_cache}; its own figures are those of then")

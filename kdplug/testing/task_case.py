@@ -9,6 +9,7 @@ from torch import nn
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.task import Part, Task
+from kdplug.contracts.task_option import SpansVocabularies
 from kdplug.engine.batch import Parts, call, split
 from kdplug.engine.cache_digest import digest
 from kdplug.errors import OutputsError, RunError
@@ -40,9 +41,12 @@ class TaskCase(Laws):
             return task.collate([data[index] for index in range(min(self.examples, len(data)))])
 
     def outputs(self, task: Task, part: Part) -> Iterator[tuple[str, nn.Module, Outputs]]:
-        """What each side returns for a batch of a part, in eval mode: its name, its model, its outputs."""
+        """What each side returns for a batch of a part, in eval mode: its name, its model, its outputs.
+
+        Where each side has a vocabulary of its own, what the teacher is fitted on is for the teacher alone.
+        """
         batch = split(self.batch(task, part))
-        for side in ("teacher", "student"):
+        for side in ("teacher",) if part == "teacher" and spans(task) else ("teacher", "student"):
             with seeded(0):
                 model = (task.build_teacher() if side == "teacher" else task.build_student()).eval()
                 yield side, model, self.read(task, side, model, batch, f"data({part!r})")
@@ -54,6 +58,11 @@ class TaskCase(Laws):
             return Outputs.read(getattr(task, f"{side}_adaptor")(own, call(model, own, {})), side)
         except OutputsError as error:
             broken(f"{side}_adaptor of {what}: {error}")
+
+
+def spans(task: Any) -> bool:
+    """Whether teacher and student have vocabularies of their own."""
+    return isinstance(task, SpansVocabularies) and bool(task.vocabulary_difference)
 
 
 def alike(one: Any, two: Any) -> bool:

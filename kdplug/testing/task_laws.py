@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.task import Task
-from kdplug.engine.batch import split
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
-from kdplug.testing.task_case import PARTS, alike
+from kdplug.testing.task_case import PARTS, alike, spans
 from kdplug.testing.task_option_laws import TaskOptionLaws
 
 if TYPE_CHECKING:
-    from kdplug.contracts.outputs import Logits
+    from kdplug.contracts.outputs import Logits, Outputs
 
 
 class TaskLaws(TaskOptionLaws):
@@ -77,8 +76,9 @@ class TaskLaws(TaskOptionLaws):
         for part in PARTS:
             sides = {side: outputs for side, _, outputs in self.outputs(task, part)}
             logits = {side: outputs.logits or () for side, outputs in sides.items()}
-            shapes = {side: [list(head.shape) for head in heads] for side, heads in logits.items()}
-            if shapes["teacher"] != shapes["student"]:
+            found = _items if spans(task) else _shapes
+            shapes = {side: found(outputs) for side, outputs in sides.items()}
+            if shapes["teacher"] != shapes.get("student", shapes["teacher"]):
                 broken(
                     f"of data({part!r}) the teacher gives logits {shapes['teacher']} and the student {shapes['student']}"
                 )
@@ -108,8 +108,8 @@ class TaskLaws(TaskOptionLaws):
         task = self.task()
         metric = task.metric
         for side, found in (
-            ("teacher", self._figures(task.build_teacher())),
-            ("student", self._figures(task.build_student())),
+            ("teacher", self._figures(task, task.build_teacher())),
+            ("student", self._figures(task, task.build_student())),
         ):
             if metric not in found:
                 broken(f"evaluate gives {', '.join(found) or 'nothing'} for the {side}, and not {metric!r}, its metric")
@@ -119,20 +119,31 @@ class TaskLaws(TaskOptionLaws):
 
     def test_evaluating_changes_nothing(self) -> None:
         """For: a model that is left in training mode, or trained on the test part."""
-        model = self.task().build_student()
+        task = self.task()
+        model = task.build_student()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        self._figures(model)
+        self._figures(task, model)
         if model.training:
             broken("evaluate leaves the model in training mode")
         changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
         if changed:
             broken(f"evaluate changes {changed[0]} of the model")
 
-    def _figures(self, model: nn.Module) -> dict[str, float]:
-        task = self.task()
+    def _figures(self, task: Any, model: nn.Module) -> dict[str, float]:
         with seeded(0), torch.no_grad():
-            found: Any = task.evaluate(model.eval(), [split(self.batch(task, "test")).student])
+            found: Any = task.evaluate(model.eval(), [self.batch(task, "test")])
         return {name: float(value) for name, value in found.items()}
+
+
+def _shapes(outputs: Outputs) -> list[Any]:
+    return [list(head.shape) for head in outputs.logits or ()]
+
+
+def _items(outputs: Outputs) -> list[Any]:
+    """How many items of each head are compared: classes, and where the items lie, may differ between the sides."""
+    masks = outputs.logits_mask or ()
+    counts = [int(mask.sum()) for mask in masks] or [head.shape[:-1].numel() for head in outputs.logits or ()]
+    return [f"of {count} items" for count in counts]
 
 
 def _tensors(head: Logits) -> tuple[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdplug.contracts.task_option import (
     PreparesBatches,
     ReadsAware,
     SelfChecking,
+    SpansVocabularies,
     StartsStudent,
 )
 from kdplug.engine.batch import split
@@ -124,13 +125,28 @@ class TaskOptionLaws(TaskCase):
             return
         with seeded(0):
             model = task.build_student().eval()
-        parts = split(self.batch(task, "test"))
+        batch = self.batch(task, "test")
+        parts = split(batch)
         with torch.no_grad(), _untouched(model, "answer changes {} of the model"):
             before = self.read(task, "student", model, parts, "data('test')")
-            task.answer(model, parts.student)
+            task.answer(model, batch)
             after = self.read(task, "student", model, parts, "data('test')")
         if [_form(head) for head in before.logits or ()] != [_form(head) for head in after.logits or ()]:
             broken("the model gives logits in another form after answer()")
+
+    def test_each_side_of_two_vocabularies_has_inputs_of_its_own(self) -> None:
+        """For: a flag in the place of what differs; one batch for both models, which then read ids that mean other tokens."""
+        task = self.task()
+        if not _offers(task, SpansVocabularies):
+            return
+        if not isinstance(task.vocabulary_difference, str):
+            broken(f"vocabulary_difference must be a text, and is {task.vocabulary_difference!r}")
+        for part in ("distillation", "baseline", "test") if task.vocabulary_difference else ():
+            batch = self.batch(task, part)
+            if not isinstance(batch, Mapping) or not {"teacher", "student"} <= batch.keys():
+                broken(
+                    f"a batch of data({part!r}) must be {{'teacher': …, 'student': …}}, since their vocabularies differ"
+                )
 
     def test_its_fingerprint_is_plain_data_and_the_same_in_every_run(self) -> None:
         """For: an object's address, or an absolute date, by which no cache is ever found again."""

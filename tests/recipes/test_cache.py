@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 from codec_specimen import register
+from rich.console import Console
 from torch import nn
 
 import kdplug
 from kdplug.engine import cache_extent
 from kdplug.engine.cache_report import CacheReport
 from kdplug.errors import RunError, SettingError
+from kdplug.recipes.bench import Bench
 from kdplug.recipes.cache import cache_recipe
+from kdplug.recipes.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
+from kdplug.recipes.task import build_task
 
 BATCHES = 3
 
@@ -159,10 +165,88 @@ def test_several_processes_do_not_fit_a_teacher(recipe, out, monkeypatch):
 def test_other_data_are_found_when_they_are_used(recipe, out, monkeypatch):
     cache_recipe(recipe(), out)
     no_teacher(monkeypatch)
-    data = kdplug.tasks.load("signs").data
-    monkeypatch.setattr(kdplug.tasks.load("signs"), "data", lambda self, part: data(self, part) + 1)
+    more_data(monkeypatch)
     with pytest.raises(RunError, match="the data, as the teacher is given them: examples 0 to 15"):
         run_recipe(recipe())
+
+
+def more_data(monkeypatch):
+    data = kdplug.tasks.load("signs").data
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "data", lambda self, part: data(self, part) + 1)
+
+
+@pytest.mark.parametrize("go", [run_recipe, plan_recipe, lambda made: cache_recipe(made, made.training.teacher_cache)])
+def test_a_cache_of_something_else_is_refused_before_any_model_is_built(recipe, out, monkeypatch, go):
+    cache_recipe(recipe(), out)
+    (out / "origin.json").unlink()  # as where a run filled it
+    written = {file: file.stat().st_mtime_ns for file in out.parent.rglob("*") if file.is_file()}
+    more_data(monkeypatch)
+    for side in ("teacher", "student"):
+        monkeypatch.setattr(kdplug.tasks.load("signs"), f"build_{side}", lambda self: 1 / 0)
+    with pytest.raises(RunError, match=r"is of something else.*\n.*the data, as the teacher is given them"):
+        go(recipe())
+    assert {file: file.stat().st_mtime_ns for file in out.parent.rglob("*") if file.is_file()} == written
+
+
+def test_a_folder_that_is_no_cache_is_refused_before_any_model_is_built(recipe, out, monkeypatch):
+    out.mkdir()
+    (out / "thesis.txt").touch()
+    no_teacher(monkeypatch)
+    with pytest.raises(RunError, match=r"holds 'thesis\.txt' and no manifest\.json"):
+        run_recipe(recipe())
+
+
+def near(student_features, teacher_features):
+    return (student_features - teacher_features).square().mean()
+
+
+def test_a_cache_without_a_layer_that_is_read_is_refused_before_any_model_is_built(recipe, out, monkeypatch):
+    kdplug.losses.register("near")(near)
+    cache_recipe(recipe(), out)
+    (out / "origin.json").unlink()
+    for side in ("teacher", "student"):
+        monkeypatch.setattr(kdplug.tasks.load("signs"), f"build_{side}", lambda self: 1 / 0)
+    match = "[{layer_T: 0, layer_S: 0, feature: hidden, loss: near}]"
+    with pytest.raises(RunError, match=r"holds no hidden, .*which the objective reads"):
+        run_recipe(recipe(f"distillation.intermediate_matches={match}"))
+
+
+def told(recipe, *, resume):
+    """What is said while a recipe's models are trained."""
+    said = []
+    bench = Bench(recipe, build_task(recipe)[1], said.append, show_progress=False, resume=resume)
+    teacher = bench.teacher()
+    bench.distilled(teacher)
+    bench.baseline(teacher)
+    return said
+
+
+def test_a_run_says_what_it_trains_and_what_lies_there_from_before(signs, monkeypatch):
+    fit(monkeypatch)
+    made = signs()
+    assert [line.partition(":")[2] for line in told(made, resume=False)] == [f" {n} optimizer steps" for n in (5, 6, 6)]
+    teacher, student, baseline = told(made, resume=True)
+    assert teacher == f"The teacher is fitted already: 5 optimizer steps lie in {made.output_dir}/teacher"
+    assert student.startswith("The student is distilled already: 6 optimizer steps")
+    assert baseline.startswith("The same student is trained without distillation already: 6 optimizer steps")
+
+
+def test_a_run_that_was_interrupted_says_how_much_is_done(signs, monkeypatch):
+    fit(monkeypatch)
+    made = signs("training.ckpt_frequency=3")
+    told(made, resume=False)
+    shutil.rmtree(Path(made.output_dir) / "student" / "step-6")
+    assert "Distilling the student: 6 optimizer steps, of which 5 are done" in told(made, resume=True)
+
+
+def test_a_cache_that_is_gone_on_with_fits_no_teacher_anew_and_says_so(recipe, out, monkeypatch):
+    fit(monkeypatch)
+    said = [io.StringIO(), io.StringIO()]
+    for one in said:
+        cache_recipe(recipe(), out, console=Console(file=one, width=200))
+    assert "Fitting the teacher: 5 optimizer steps" in said[0].getvalue()
+    assert "Fitting" not in said[1].getvalue()
+    assert f"The teacher is fitted already: 5 optimizer steps lie in {out}/teacher" in said[1].getvalue()
 
 
 def test_a_damaged_origin_is_an_error_that_says_how_to_mend_it(recipe, out):
@@ -204,6 +288,7 @@ from codec_specimen import register
 from pathlib import Path
 from kdplug.engine import cache_extent
 from recipes.conftest import Signs, soft_cross_entropy
+from kdplug.recipes.bench import Bench
 from kdplug.recipes.cache import cache_recipe
 
 cache_extent.SHARD_BATCHES = 1

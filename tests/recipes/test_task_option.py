@@ -182,3 +182,32 @@ def test_batches_that_are_made_on_the_way_go_with_no_cache(offering, go):
 def test_a_task_that_makes_no_batches_just_now_goes_with_a_cache(offering):
     done = run_recipe(offering("distillation.is_caching_logits=true", prepares_batches=False, prepare_batch=None))
     assert done.made is None
+
+
+@pytest.mark.parametrize("go", [run_recipe, plan_recipe])
+def test_two_vocabularies_go_with_no_loss_that_compares_class_by_class(offering, go):
+    with pytest.raises(
+        ConfigError, match=r"^distillation\.kd_loss_type: local:soft compares class by class, .*: 7 tokens and 9\. "
+    ):
+        go(offering(vocabulary_difference="7 tokens and 9"))
+
+
+@kdplug.across_vocabularies
+def certainty(student_logits, teacher_logits):
+    return (student_logits.softmax(-1).amax(-1) - teacher_logits.softmax(-1).amax(-1)).square().mean()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("distillation.kd_loss_weight=0", "distillation.hard_label_weight=1"),
+        ("distillation.kd_loss_type=certainty",),
+    ],
+)
+def test_what_compares_no_classes_goes_with_two_vocabularies(offering, changes):
+    kdplug.losses.register("certainty")(certainty)
+    run_recipe(offering(*changes, vocabulary_difference="7 tokens and 9"))
+
+
+def test_one_vocabulary_goes_with_any_loss(offering):
+    run_recipe(offering(vocabulary_difference=""))

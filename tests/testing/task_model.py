@@ -83,5 +83,25 @@ class Generous(Sums):
         return {"teacher": "random"}
 
 
+class Bilingual(Sums):
+    """Sums, from a teacher that has a third class."""
+
+    vocabulary_difference = "2 classes and 3"
+
+    def build_teacher(self) -> nn.Module:
+        return nn.Linear(4, 3)
+
+    def data(self, part: str) -> Any:
+        return [("alone", one) for one in super().data(part)] if part == "teacher" else list(super().data(part))
+
+    def collate(self, examples: Any) -> Any:
+        if isinstance(examples[0], tuple):
+            return super().collate([one for _, one in examples])
+        return {"teacher": super().collate(examples), "student": super().collate(examples)}
+
+    def evaluate(self, model: nn.Module, batches: Any) -> dict[str, float]:
+        return super().evaluate(model, [batch["student"] for batch in batches])
+
+
 class SumsLaws(TaskLaws):
     pass

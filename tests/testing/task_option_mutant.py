@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from testing.mutant import mutant
-from testing.task_model import Generous, SumsLaws
+from testing.task_model import Bilingual, Generous, SumsLaws
 from torch import nn
 
 from kdplug import ConfigError
@@ -137,6 +137,29 @@ class RoundedForTheAnswer(Generous):
     def answer(self, model, batch):
         model.weight.copy_(model.weight.round())
         return model(*batch)
+
+
+@mutant(SumsLaws, "test_each_side_of_two_vocabularies_has_inputs_of_its_own", "must be a text, and is True")
+class AFlagForTheDifference(Bilingual):
+    vocabulary_difference = True
+
+
+@mutant(
+    SumsLaws, "test_each_side_of_two_vocabularies_has_inputs_of_its_own", "a batch of data('distillation') must be {"
+)
+class OneBatchForBothVocabularies(Bilingual):
+    def collate(self, examples):
+        return (torch.stack([one[1] if isinstance(one, tuple) else one for one in examples]),)
+
+
+@mutant(
+    SumsLaws,
+    "test_adaptors_give_what_an_objective_reads",
+    "of data('distillation') the teacher gives logits ['of 4 items'] and the student ['of 3 items']",
+)
+class AnItemThatOneSideLacks(Bilingual):
+    def student_adaptor(self, batch, outputs):
+        return {**super().student_adaptor(batch, outputs), "logits_mask": torch.arange(len(outputs)) > 0}
 
 
 @mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "must return plain data")

@@ -45,7 +45,7 @@ from testing.specimen import (
     nearest_depth,
     sure,
 )
-from testing.task_model import Generous, Sums, SumsLaws
+from testing.task_model import Bilingual, Generous, Sums, SumsLaws
 from torch import Tensor
 
 from kdplug import LossSum
@@ -92,6 +92,7 @@ RIGHT = {
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),
+    "Bilingual": (SumsLaws, Bilingual),
     "Rounded": (RoundedLaws, Rounded),
     "Likely": (LikelyLaws, Likely),
     "Drawn": (DrawnLaws, Drawn),

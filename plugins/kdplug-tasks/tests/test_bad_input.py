@@ -40,6 +40,10 @@ CASES = {
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": ({"data": {"train": None, "dataset": "nothing/here"}}, r"task\.data\.dataset: datasets cannot load"),
     "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has another vocabulary"),
+    "another vocabulary than the teacher's": (
+        {"tokenizer": "other"},
+        r"task\.tokenizer: has another vocabulary than the teacher was trained with",
+    ),
     "too long": ({"max_length": 64}, r"task\.max_length: is 64, and the teacher takes sequences of at most 40 tokens"),
     "student too short": (
         {"student": {"config": {"max_position_embeddings": 16}}},
@@ -117,3 +121,16 @@ def test_settings_that_do_not_exist_or_cannot_be_meant(folder, changes, told):
 
     with pytest.raises(ConfigError, match=told):
         task_of(**_task(folder, changes))
+
+
+def test_a_tokenizer_whose_ids_have_gaps_needs_as_many_embeddings_as_its_highest():
+    from types import SimpleNamespace
+
+    from kdplug_tasks.text.tokenizer import check_vocabulary
+
+    gap = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 7})
+    check_vocabulary(gap, 8, "student")
+    with pytest.raises(
+        ConfigError, match=r"^student\.vocab_size: the model has 7 embeddings and the tokenizer 8 tokens"
+    ):
+        check_vocabulary(gap, 7, "student")

@@ -105,6 +105,10 @@ class TestCausalLmThatWrites(TestCausalLmOfPrompts):
     settings = {**TestCausalLmOfPrompts.settings, "generate": {"fraction": 1.0, "max_new_tokens": 4}}
 
 
+class TestCausalLmOfTwoTokenizers(TestCausalLm):
+    settings = {**TestCausalLm.settings, "student_tokenizer": TOKENIZER, "student": {"config": {"n_layer": 1}}}
+
+
 class TestImageClassification(TaskLaws):
     entry = "kdplug-tasks:image-classification"
     settings = {

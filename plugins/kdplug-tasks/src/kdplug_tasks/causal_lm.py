@@ -13,6 +13,7 @@ from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.text.generation import GenerateSettings, check_generation
 from kdplug_tasks.text.language import Language
+from kdplug_tasks.text.reader import Form
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
@@ -22,6 +23,7 @@ def causal_lm(
     teacher: TeacherSettings,
     student: StudentSettings,
     tokenizer: TokenizerSettings | None = None,
+    student_tokenizer: TokenizerSettings | None = None,
     max_length: Annotated[int, Field(ge=2)] = 256,
     prompts: bool = False,
     packing: bool | None = None,
@@ -30,12 +32,18 @@ def causal_lm(
 ) -> ModelTask:
     """The next token of a text, or of a completion after its prompt.
 
-    Columns: ``text``, or ``prompt`` and ``completion``. A plain text file will do: blank lines divide its documents. Both
-    models need one vocabulary. The logits that losses see are shifted: they stand beside the token that they are about, and
-    a mask leaves padding and prompts out. Metrics: perplexity (lower is better), loss in nats per token, accuracy.
+    Columns: ``text``, or ``prompt`` and ``completion``. A plain text file will do: blank lines divide its documents. The logits
+    that losses see are shifted: they stand beside the token that they are about, and a mask leaves padding and prompts out.
+    Metrics: perplexity (lower is better), loss in nats per token, accuracy.
+
+    A student may have a vocabulary of its own: that of the tokenizer in its folder, or of ``student_tokenizer``. Each side is then
+    given its own tokens of the same texts, and of their logits those are compared before which both have read the same
+    characters. That takes a loss that is declared ``across_vocabularies``, and no matches. Perplexities of two vocabularies cannot
+    be compared, so the metric is bits per byte of text.
 
     Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``max_length``, tokens in an example; ``prompts``, whether rows have a prompt and a completion, of which only the
+    given; ``student_tokenizer``, that of the student's folder unless it is given, and the same as the teacher's where there is none;
+    ``max_length``, tokens in an example; ``prompts``, whether rows have a prompt and a completion, of which only the
     completion counts; ``packing``, whether rows are put one after the other into examples of full length, which is done
     unless there are prompts; ``factored``, whether models hand out the factors of their logits in place of them, so that
     the logits of a batch, or of a test batch, are never all held; ``generate``, which share of the batches the student writes
@@ -43,5 +51,6 @@ def causal_lm(
     """
     is_packed = not prompts if packing is None else packing
     sampler = check_generation(generate, max_length, has_prompts=prompts, is_packed=is_packed)
-    problem = Language(tokenizer, max_length, has_prompts=prompts, is_packed=is_packed, sampler=sampler)
+    form = Form(max_length, has_prompts=prompts, is_packed=is_packed, needs_prompts=sampler is not None)
+    problem = Language(tokenizer, form, student_tokenizer=student_tokenizer, sampler=sampler)
     return ModelTask(problem, data, Family(problem.auto, teacher, student, heads=Heads() if factored else None))

@@ -7,9 +7,12 @@ import zlib
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy
+
+from kdplug_tasks.example import Sized
 from kdplug_tasks.images.processor import ImageProcessor
 from kdplug_tasks.models.family import Family
-from kdplug_tasks.problem import Problem
+from kdplug_tasks.problem import Problem, Spanning
 from kdplug_tasks.text.processor import TextProcessor
 
 _ENDS = 1 << 16
@@ -25,14 +28,22 @@ class Processing(Protocol):
         ...
 
 
-def fingerprint_of(problem: Problem, family: Family) -> dict[str, Any]:
-    """The teacher, the tokenizer or image processor where there is one, and what is asked of them, as plain data.
+def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[str, Any]:
+    """The teacher, the tokenizer or image processor where there is one, the classes, and what is asked of them, as plain data; of a
+    teacher that is fitted first also what it is fitted on, ``labelled``.
 
     Of a teacher in a folder the name, the size and a checksum of both ends of each of its files count, so that one that was
-    trained further is another one; of one with a name on a hub, the name.
+    trained further is another one; of one with a name on a hub, the name. Where the student has a tokenizer of its own, it decides
+    at which tokens the teacher is asked.
     """
     teacher = family.teacher.model_dump(mode="json")
     found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
+    if names := family.changes.get("id2label"):
+        found["classes"] = {str(place): name for place, name in names.items()}
+    if family.teacher.train:
+        found["fitted_on"] = _data(labelled)
+    if isinstance(problem, Spanning) and problem.spans_vocabularies:
+        found["alignment"] = {"student_tokenizer": _tokenizer(problem.processor_of("student").tokenizer)}
     if isinstance(problem, Processing) and isinstance(problem.processor, TextProcessor):
         found["tokenizer"] = _tokenizer(problem.processor.tokenizer)
     if isinstance(problem, Processing) and isinstance(problem.processor, ImageProcessor):
@@ -58,3 +69,20 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
     return {"tokens": len(vocabulary), "vocabulary": f"{zlib.crc32(repr(vocabulary).encode()):08x}", **special}
+
+
+def _data(examples: Sized) -> dict[str, Any]:
+    mark = 0
+    for place in range(len(examples)):
+        mark = _marked(examples[place], mark)
+    return {"examples": len(examples), "content": f"{mark:016x}"}
+
+
+def _marked(value: Any, mark: int) -> int:
+    if isinstance(value, numpy.ndarray):
+        return zlib.crc32(numpy.ascontiguousarray(value).tobytes(), zlib.crc32(repr(value.shape).encode(), mark))
+    if isinstance(value, tuple):
+        for one in value:
+            mark = _marked(one, mark)
+        return mark
+    return zlib.crc32(repr(value).encode(), mark)

@@ -17,8 +17,9 @@ from kdplug_tasks.data.source import Source, read_source
 from kdplug_tasks.example import Sized
 from kdplug_tasks.fingerprint import fingerprint_of
 from kdplug_tasks.models.card import model_card
-from kdplug_tasks.models.family import Family
-from kdplug_tasks.problem import Adapt, Problem, Sampling
+from kdplug_tasks.models.family import Family, Side
+from kdplug_tasks.problem import Adapt, Problem, Sampling, Spanning
+from kdplug_tasks.text.tokenizer import difference
 
 Part = Literal["teacher", "distillation", "baseline", "test"]
 
@@ -35,7 +36,7 @@ class ModelTask:
         self.problem = problem
         self.settings = data
         self.family = family
-        self._adaptor = problem.adaptor()
+        self._adaptors = _adaptors(problem)
         self._examples: dict[str, Sized] = {}
 
     @property
@@ -53,7 +54,7 @@ class ModelTask:
         """The problem's."""
         return self.problem.unit
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Any) -> int:
         """How many units a batch holds."""
         return self.problem.count(batch)
 
@@ -106,31 +107,42 @@ class ModelTask:
 
     def fingerprint(self) -> dict[str, Any]:
         """What the teacher's outputs depend on; nothing of the student."""
-        self._source  # noqa: B018  it decides the tokenizer
-        return fingerprint_of(self.problem, self.family)
+        return dict(self._fingerprint)
 
     def data(self, part: Part) -> Sized:
-        """The examples of one part; ``teacher`` and ``baseline`` are the same."""
-        name = "baseline" if part == "teacher" else part
+        """The examples of one part; ``teacher`` and ``baseline`` are the same, unless each side has its own."""
+        if part == "teacher":
+            labelled = self.data("baseline")
+            return self.problem.examples_of_teacher(labelled) if isinstance(self.problem, Spanning) else labelled
+        name: str = part
         if name not in self._examples:
             self._examples[name] = self._made(name)
         return self._examples[name]
 
-    def collate(self, examples: list[Any]) -> Batch:
-        """A padded batch."""
+    def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
+        """A padded batch, or one for each side."""
         return self.problem.collate(examples)
 
     @property
     def teacher_adaptor(self) -> Adapt:
-        """The problem's, the same for both sides."""
-        return self._adaptor
+        """The problem's."""
+        return self._adaptors["teacher"]
 
     @property
     def student_adaptor(self) -> Adapt:
-        """The problem's, the same for both sides."""
-        return self._adaptor
+        """The problem's."""
+        return self._adaptors["student"]
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    @property
+    def vocabulary_difference(self) -> str:
+        """In what the student's vocabulary differs from the teacher's."""
+        self._source  # noqa: B018  it decides the tokenizers
+        if not isinstance(self.problem, Spanning) or not self.problem.spans_vocabularies:
+            return ""
+        teacher, student = (self.problem.processor_of(side).tokenizer for side in ("teacher", "student"))
+        return difference(teacher, student)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """The problem's figures."""
         return self.problem.evaluate(model, batches)
 
@@ -145,16 +157,21 @@ class ModelTask:
         with self.family.multiplied_out():
             return self.problem.sampled(batch, student)
 
-    def answer(self, model: nn.Module, batch: Batch) -> Any:
+    def answer(self, model: nn.Module, batch: Any) -> Any:
         """What a user of the model computes of a batch, logits included."""
+        part = self.problem.part_of(batch, model) if isinstance(self.problem, Spanning) else batch
         with self.family.multiplied_out():
-            return model(**batch)
+            return model(**part)
 
     def save_student(self, student: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
         """A folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""
         self.family.save(student, folder)
         self.problem.save(folder)
         (folder / "README.md").write_text(model_card(record, self.family, self.problem), encoding="utf-8")
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint_of(self.problem, self.family, self.data("teacher"))
 
     @cached_property
     def _source(self) -> Source:
@@ -174,6 +191,12 @@ class ModelTask:
         if not len(found):
             raise kdplug.ConfigError("no example is left of it", field="data.distillation")
         return found
+
+
+def _adaptors(problem: Problem) -> dict[Side, Adapt]:
+    if isinstance(problem, Spanning):
+        return {"teacher": problem.adaptor("teacher"), "student": problem.adaptor("student")}
+    return dict.fromkeys(("teacher", "student"), problem.adaptor())
 
 
 def _check_extra() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,7 +14,8 @@ from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Sized
 
 if TYPE_CHECKING:
-    from kdplug_tasks.models.family import Family
+    from kdplug_tasks.models.family import Family, Side
+    from kdplug_tasks.text.processor import TextProcessor
 
 Adapt = Callable[[Batch, Any], dict[str, Any]]
 
@@ -22,15 +23,22 @@ Adapt = Callable[[Batch, Any], dict[str, Any]]
 class Problem(Protocol):
     """What is asked of the models: which columns there are, how they become batches, and what a good answer is.
 
-    ``auto`` is the class of transformers that makes the models, ``metric`` the figure for the final table, ``unit`` what
-    throughput is counted in.
+    ``auto`` is the class of transformers that makes the models.
     """
 
     auto: str
     columns: Columns
-    metric: str
     is_lower_better: bool
-    unit: str
+
+    @property
+    def metric(self) -> str:
+        """The figure for the final table."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """What throughput is counted in."""
+        ...
 
     def settle(self, source: Source, family: Family) -> None:
         """Learn from the data and a trained teacher what the models must be: their classes, the tokenizer.
@@ -45,8 +53,8 @@ class Problem(Protocol):
         """The examples of a table; ``optional`` allows rows without a target. Raises: ``ConfigError``."""
         ...
 
-    def collate(self, examples: list[Any]) -> Batch:
-        """A batch from examples."""
+    def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
+        """A batch from examples, or one for each side."""
         ...
 
     def adaptor(self) -> Adapt:
@@ -56,11 +64,11 @@ class Problem(Protocol):
         """
         ...
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Any) -> int:
         """How many units a batch holds."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """The figures of a model over batches."""
         ...
 
@@ -84,4 +92,30 @@ class Sampling(Protocol):
 
     def sampled(self, batch: Batch, student: nn.Module) -> Batch:
         """A batch that the student wrote, or ``batch`` itself."""
+        ...
+
+
+@runtime_checkable
+class Spanning(Protocol):
+    """A problem whose two sides may have vocabularies, and so inputs, of their own. All of it is asked for after ``settle``."""
+
+    @property
+    def spans_vocabularies(self) -> bool:
+        """Whether they have. A batch is then one for each side, by its name."""
+        ...
+
+    def processor_of(self, side: Side) -> TextProcessor:
+        """What makes inputs of a row for one side."""
+        ...
+
+    def adaptor(self, side: Side) -> Adapt:
+        """The adaptor of one side."""
+        ...
+
+    def examples_of_teacher(self, examples: Any) -> Sized:
+        """What the teacher is fitted on, of what the student is trained on."""
+        ...
+
+    def part_of(self, batch: Any, model: nn.Module) -> Batch:
+        """What a model is given of a batch."""
         ...

@@ -8,7 +8,8 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -20,13 +21,15 @@ from kdplug_tasks.models.quiet import without_bars
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
 
+Side: TypeAlias = Literal["teacher", "student"]
+
 
 class Family:
     """The two models. ``auto`` is the class of transformers that makes them: ``AutoModelForSequenceClassification``.
 
     ``reads`` are the adaptor keys that the objective reads; it is set before models are built. ``changes`` are what the data
-    say of the configs: class names, the size of the vocabulary of models from scratch. With ``heads`` both models hand out
-    the factors of their logits.
+    say of the configs: class names, the size of the vocabulary of models from scratch; ``of_student`` is what a tokenizer of the
+    student's own says of its config alone. With ``heads`` both models hand out the factors of their logits.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Family:
         self.reads: frozenset[str] = frozenset()
         self.changes: Mapping[str, Any] = {}
         self.from_scratch: Mapping[str, Any] = {}
+        self.of_student: Mapping[str, Any] = {}
+        self._sides: WeakKeyDictionary[nn.Module, Side] = WeakKeyDictionary()
 
     @cached_property
     def loaded(self) -> Any:
@@ -72,9 +77,10 @@ class Family:
         if self.student.path is not None:
             return changed_config(load_config(self.student.path, "student.path"), self.changes, "student")
         if "model_type" in config:
-            return make_config({**self.from_scratch, **self.changes, **config}, "student.config")
+            return make_config({**self.from_scratch, **self.of_student, **self.changes, **config}, "student.config")
         if self.student.from_teacher is None:
-            return changed_config(self.teacher_config, {**self.changes, **config}, "student.config")
+            changes = {**self.changes, **self.of_student, **config}
+            return changed_config(self.teacher_config, changes, "student.config")
         return self._shortened(config, self.student.from_teacher.layers)
 
     def check(self) -> None:
@@ -121,6 +127,10 @@ class Family:
             return
         with _below("student", "from_teacher"):
             start_from_teacher(self.student.from_teacher, student, teacher)
+
+    def side_of(self, model: nn.Module) -> Side:
+        """Which of the two a model is that was built here."""
+        return self._sides[model]
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write config and weights, without the switches that stand for the objective alone."""
@@ -174,8 +184,9 @@ class Family:
         with nullcontext() if self.heads is None else self.heads.multiplied_out():
             yield
 
-    def _ready(self, model: Any, side: str) -> nn.Module:
+    def _ready(self, model: Any, side: Side) -> nn.Module:
         """The model, told to show what the objective reads, and deaf to inputs that it does not know."""
+        self._sides[model] = side
         model.config.output_hidden_states = "hidden" in self.reads
         model.config.output_attentions = "attention" in self.reads
         if hasattr(model.config, "use_cache"):

@@ -47,6 +47,15 @@ class Sampler:
         self.settings = settings
         self._max_length = max_length
 
+    def about(self, *, has_prompts: bool) -> str:
+        """A sentence for the start of a run."""
+        asked = self.settings
+        origin = "each prompt" if has_prompts else f"the first {asked.prompt_length} tokens of each text"
+        return (
+            f" The student writes {asked.fraction:.0%} of the batches itself, up to {asked.max_new_tokens} tokens after {origin}; "
+            "these have no labels."
+        )
+
     def is_due(self) -> bool:
         """Whether the next batch is to be written; each call draws once."""
         return bool(torch.rand(()) < self.settings.fraction)

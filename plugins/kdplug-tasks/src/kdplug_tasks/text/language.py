@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,100 +15,145 @@ from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Examples
-from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.direction import check_direction
+from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.text.document import Tokens, divided, packed, shortened
 from kdplug_tasks.text.generation import Sampler
-from kdplug_tasks.text.next_token import figures, mean_loss, shifted
-from kdplug_tasks.text.processor import TextProcessor, padded, texts_of, vocabulary_of
+from kdplug_tasks.text.next_token import mean_loss, shifted
+from kdplug_tasks.text.perplexity import Perplexity
+from kdplug_tasks.text.processor import TextProcessor, texts_of, vocabulary_of
+from kdplug_tasks.text.reader import Form, OneReader
 from kdplug_tasks.text.setting import TokenizerSettings
+from kdplug_tasks.text.tokenizer import classes_of
+from kdplug_tasks.text.twin_reader import TwinReader
 
 
 @dataclass(slots=True)
 class Vocabulary:
-    """How many of the models' outputs are read; ``None`` for all of them."""
+    """How many of a model's outputs are read; ``None`` for all of them."""
 
     size: int | None = None
 
 
 class Language:
-    """Each token from those before it. With ``has_prompts`` the tokens of completions alone count."""
+    """Each token from those before it. With ``has_prompts`` the tokens of completions alone count.
+
+    A student whose tokenizer has another vocabulary than the teacher's is given its own tokens of the same texts.
+    """
 
     auto = "AutoModelForCausalLM"
-    metric = "perplexity"
     is_lower_better = True
-    unit = "tokens"
 
     def __init__(
         self,
         tokenizer: TokenizerSettings | None,
-        max_length: int,
+        form: Form,
         *,
-        has_prompts: bool,
-        is_packed: bool,
+        student_tokenizer: TokenizerSettings | None = None,
         sampler: Sampler | None = None,
     ) -> None:
-        self.columns = Columns(("prompt", "completion") if has_prompts else ("text",), ())
-        self.has_prompts = has_prompts
-        self.is_packed = is_packed
+        self.columns = Columns(("prompt", "completion") if form.has_prompts else ("text",), ())
+        self.form = form
         self.sampler = sampler
-        self.shared = Vocabulary()
+        self.read: dict[Side, Vocabulary] = {"teacher": Vocabulary(), "student": Vocabulary()}
         self._settings = tokenizer
-        self._max_length = max_length
-        self._processor: TextProcessor | None = None
+        self._settings_of_student = student_tokenizer
+        self._reader: OneReader | TwinReader | None = None
+        self._side_of: Callable[[nn.Module], Side] | None = None
+
+    @property
+    def reader(self) -> OneReader | TwinReader:
+        """What makes examples of texts, once ``settle`` was called."""
+        assert self._reader is not None
+        return self._reader
+
+    def processor_of(self, side: Side) -> TextProcessor:
+        """The tokenizer of one side, once ``settle`` was called."""
+        return self.reader.processor if isinstance(self.reader, OneReader) else self.reader.processors[side]
 
     @property
     def processor(self) -> TextProcessor:
-        """The tokenizer, once ``settle`` was called."""
-        assert self._processor is not None
-        return self._processor
+        """The teacher's tokenizer."""
+        return self.processor_of("teacher")
+
+    @property
+    def spans_vocabularies(self) -> bool:
+        """Whether the student has a vocabulary of its own."""
+        return isinstance(self._reader, TwinReader)
+
+    @property
+    def metric(self) -> str:
+        """What can be compared: perplexities of two vocabularies cannot."""
+        return "bits_per_byte" if self.spans_vocabularies else "perplexity"
+
+    @property
+    def unit(self) -> str:
+        """What both sides have equally many of."""
+        return "bytes" if self.spans_vocabularies else "tokens"
 
     def settle(self, source: Source, family: Family) -> None:
-        """Find the tokenizer, and what both models have of the vocabulary."""
-        texts = (text for name in self.columns.inputs for text in texts_of(source.train, name))
-        self._processor = TextProcessor.find(self._settings, family, texts, self._max_length, is_framed=False)
-        family.from_scratch = self._processor.from_scratch
-        self._processor.check(family)
-        configs = {"teacher": family.teacher_config, "student": family.student_config}
+        """Find the tokenizers, and what each model has of its vocabulary."""
+        texts = [text for name in self.columns.inputs for text in texts_of(source.train, name)]
+        length = self.form.max_length
+        shared = TextProcessor.find(self._settings, family, texts, length, is_framed=False)
+        own = shared.of_student(self._settings_of_student, family, texts)
+        family.from_scratch = shared.from_scratch
+        self._side_of = family.side_of
+        if own is None:
+            self._reader = OneReader(shared, self.form)
+        else:
+            self._check_apart(family)
+            family.of_student = own.from_scratch
+            self._reader = TwinReader(own, shared, self.form)
+        self._check_models(family)
+
+    def _check_apart(self, family: Family) -> None:
+        """Raises: ``ConfigError`` for what takes the tokens of one side for those of the other."""
+        if family.student.from_teacher is not None:
+            raise kdplug.ConfigError(
+                "takes embeddings and head of the teacher, and the student's tokenizer has another vocabulary, so that the rows "
+                "would stand for other tokens. Give the student a config",
+                field="student.from_teacher",
+            )
+        if self.sampler is not None:
+            raise kdplug.ConfigError(
+                "does not go with two tokenizers: what the student writes are its own tokens, which the teacher does not have. "
+                "Leave it out",
+                field="generate",
+            )
+
+    def _check_models(self, family: Family) -> None:
+        configs: dict[Side, Any] = {"teacher": family.teacher_config, "student": family.student_config}
         for side, config in configs.items():
+            self.processor_of(side).check_model(config, side)
             check_direction(config, side)
-        is_padded = len({vocabulary_of(config) for config in configs.values()}) > 1
-        self.shared.size = len(self.processor.tokenizer) if is_padded else None
+        embeddings = {side: vocabulary_of(config) for side, config in configs.items()}
+        is_padded = self.spans_vocabularies or len(set(embeddings.values())) > 1
+        for side, vocabulary in self.read.items():
+            vocabulary.size = classes_of(self.processor_of(side).tokenizer) if is_padded else None
 
     def examples(self, table: Table, *, optional: bool) -> Examples:  # noqa: ARG002
         """Blocks of tokens, or documents."""
-        documents = self._prompted(table) if self.has_prompts else self._plain(table)
-        if self.is_packed:
-            found = packed(documents, self._max_length)
-        else:
-            found = (shortened if self.has_prompts else divided)(documents, self._max_length)
-        if not found:
-            raise table.error(f"nothing is left to predict in the first {self._max_length} tokens of any row")
-        return Examples(found)
+        return self.reader.examples(table)
 
-    def collate(self, examples: list[Tokens]) -> Batch:
-        """Ids and mask; ``labels [batch, length]`` are the ids that count, at their own position, ``-100`` elsewhere."""
-        longest = max(len(one.ids) for one in examples)
-        labels = [
-            [token if counts else NO_LABEL for token, counts in zip(one.ids, one.counts, strict=True)]
-            for one in examples
-        ]
-        inputs = {
-            "input_ids": padded([one.ids for one in examples], longest, self.processor.tokenizer.pad_token_id),
-            "attention_mask": padded([[1] * len(one.ids) for one in examples], longest, 0),
-        }
-        return Batch(inputs, {"labels": padded(labels, longest, NO_LABEL)})
+    def examples_of_teacher(self, examples: Examples) -> Examples:
+        """What the teacher is fitted on, where that is not what the student is trained on."""
+        return self.reader.of_teacher(examples) if isinstance(self.reader, TwinReader) else examples
 
-    def adaptor(self) -> Adapt:
+    def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
+        """A batch, or one for each side."""
+        return self.reader.collate(examples)
+
+    def adaptor(self, side: Side = "student") -> Adapt:
         """Logits beside the tokens that they are about: position ``i`` holds the logits for token ``i + 1``, and its label.
 
         Features stay at the positions of their own tokens.
         """
-        shared = self.shared
+        vocabulary = self.read[side]
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
-            logits, labels = shifted(outputs.logits, batch.targets["labels"], shared.size)
+            logits, labels = shifted(outputs.logits, batch.targets["labels"], vocabulary.size)
             return {
                 "logits": logits,
                 "logits_mask": counted(batch, labels),
@@ -132,85 +176,57 @@ class Language:
             return batch
         return self.sampler.sample(batch, student, self.processor.tokenizer)
 
-    def count(self, batch: Batch) -> int:
-        """The tokens, without padding."""
-        return int(batch["attention_mask"].sum())
+    def count(self, batch: Any) -> int:
+        """The tokens, without padding; the bytes of text where the sides differ in tokens."""
+        return self.reader.count(batch)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Perplexity, the loss that it is the exponential of in nats per token, and the share of tokens that come first."""
-        total, right, count = 0.0, 0, 0
+    def part_of(self, batch: Any, model: nn.Module) -> Batch:
+        """What ``model`` is given of a batch."""
+        found: Batch = batch[self._side(model)] if self.spans_vocabularies else batch
+        return found
+
+    def _side(self, model: nn.Module) -> Side:
+        """Which side a model is on, where that makes a difference."""
+        return self._side_of(model) if self.spans_vocabularies and self._side_of is not None else "student"
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
+        """Perplexity, loss in nats per token, and the share of tokens that come first.
+
+        With two vocabularies first of all the bits for each byte of text, which both sides have alike.
+        """
+        found, vocabulary = Perplexity(), self.read[self._side(model)].size
         for batch in batches:
-            logits, labels = shifted(model(**batch).logits, batch.targets["labels"], self.shared.size)
-            found = figures(logits, labels)
-            total, right, count = total + found[0], right + found[1], count + found[2]
-        loss = total / count
-        return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": right / count}
+            part = self.part_of(batch, model)
+            found.add(part, model(**part).logits, vocabulary)
+        return {"bits_per_byte": found.bits_per_byte, **found.figures} if self.spans_vocabularies else found.figures
 
     def about(self) -> str:
         """How texts became examples, and what is left out of the vocabulary."""
-        form = "Documents are packed into blocks" if self.is_packed else "Each document stands alone, cut to pieces"
-        only = " Only the tokens of completions count." if self.has_prompts else ""
-        cut = (
-            f" The models differ in embeddings; both are read up to the tokenizer's {self.shared.size} tokens."
-            if self.shared.size
-            else ""
+        form = (
+            "Documents are packed into blocks" if self.form.is_packed else "Each document stands alone, cut to pieces"
         )
-        return f"{form} of at most {self._max_length} tokens.{only}{cut}{self._sampling}"
+        only = " Only the tokens of completions count." if self.form.has_prompts else ""
+        sampling = "" if self.sampler is None else self.sampler.about(has_prompts=self.form.has_prompts)
+        return f"{form} of at most {self.form.max_length} tokens.{only}{self._about_vocabulary}{sampling}"
 
     @property
-    def _sampling(self) -> str:
-        if self.sampler is None:
-            return ""
-        asked = self.sampler.settings
-        origin = "each prompt" if self.has_prompts else f"the first {asked.prompt_length} tokens of each text"
-        return (
-            f" The student writes {asked.fraction:.0%} of the batches itself, up to {asked.max_new_tokens} tokens after {origin}; "
-            "these have no labels."
-        )
+    def _about_vocabulary(self) -> str:
+        own, theirs = self.read["student"].size, self.read["teacher"].size
+        if isinstance(self.reader, TwinReader):
+            return (
+                f" The student has a tokenizer of its own, {own} tokens beside the teacher's {theirs}: what they predict is "
+                f"compared where both have read the same characters, {self.reader.compared:,} of {self.reader.predicted:,} times."
+            )
+        if own:
+            return f" The models differ in embeddings; both are read up to the tokenizer's {own} tokens."
+        return ""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
-        self.processor.save(folder)
-
-    def _plain(self, table: Table) -> list[Tokens]:
-        ids = self._ids(texts_of(table, "text"))
-        return [Tokens([*one, *self._end], [True] * (len(one) + len(self._end))) for one in ids]
-
-    def _prompted(self, table: Table) -> list[Tokens]:
-        prompts, completions = (self._ids(texts_of(table, name)) for name in ("prompt", "completion"))
-        found = []
-        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            if not prompt and self.samples:
-                raise table.error("the prompt is empty, so the student has nothing to go on from (generate)", row)
-            answer = [*completion, *self._end]
-            found.append(Tokens([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)))
-        return found
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        found: list[list[int]] = self.processor.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return found
-
-    @property
-    def _end(self) -> list[int]:
-        end = self.processor.tokenizer.eos_token_id
-        return [] if end is None else [end]
+        """Write the student's tokenizer."""
+        self.processor_of("student").save(folder)
 
 
 def counted(batch: Batch, labels: Tensor) -> Tensor:
     """Which items count for losses on logits: what has a label, or what a student wrote. Shape: that of ``labels``."""
     written = batch.targets.get("counts")
     return labels != NO_LABEL if written is None else written[:, 1:].to(labels.device)
-
-
-def check_direction(config: Any, side: str) -> None:
-    """Raises: ``ConfigError`` for a model that sees the tokens it is to predict."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-
-    kind = type(config)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise kdplug.ConfigError(f"transformers has no causal language model of type {config.model_type!r}", field=side)
-    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
-        raise kdplug.ConfigError(
-            f"a {config.model_type} model sees the tokens that it is to predict, unless its config says is_decoder: true",
-            field=side,
-        )

@@ -16,6 +16,8 @@ from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import (
     check_agreement,
     check_vocabulary,
+    classes_of,
+    difference,
     has_tokenizer,
     load_tokenizer,
     make_tokenizer,
@@ -45,7 +47,7 @@ class TextProcessor:
     ) -> TextProcessor:
         """The teacher's tokenizer unless there are ``settings``. ``is_split`` says that it will be given words.
 
-        Raises: ``ConfigError`` where there is none.
+        Raises: ``ConfigError`` where there is none, or another one than a trained teacher's.
         """
         if settings is None:
             if family.teacher.path is None:
@@ -55,14 +57,43 @@ class TextProcessor:
                 )
             return cls(load_tokenizer(family.teacher.path, "teacher.path", is_split=is_split), max_length)
         if settings.path is not None:
-            return cls(load_tokenizer(settings.path, "tokenizer", is_split=is_split), max_length)
-        return cls(make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split), max_length)
+            found = load_tokenizer(settings.path, "tokenizer", is_split=is_split)
+        else:
+            found = make_tokenizer(settings, texts, is_framed=is_framed, is_split=is_split)
+        _check_trained(found, family)
+        return cls(found, max_length)
+
+    def of_student(
+        self, settings: TokenizerSettings | None, family: Family, texts: Iterable[str]
+    ) -> TextProcessor | None:
+        """The student's own tokenizer, without frames: that of ``settings``, or else what its folder brings. ``None`` where there
+        is none, or its vocabulary is the teacher's, so that this one serves both.
+
+        Raises: ``ConfigError`` where both are there and differ.
+        """
+        path, own = family.student.path, None
+        if path is not None and has_tokenizer(path):
+            own = load_tokenizer(path, "student.path")
+        if settings is not None:
+            brought = own
+            if settings.path is None:
+                own = make_tokenizer(settings, texts, is_framed=False)
+            else:
+                own = load_tokenizer(settings.path, "student_tokenizer")
+            if brought is not None and (told := difference(brought, own)):
+                raise kdplug.ConfigError(
+                    f"has another vocabulary than the tokenizer of {path!r}: {told}. Leave it out",
+                    field="student_tokenizer",
+                )
+        if own is None or not difference(self.tokenizer, own):
+            return None
+        return TextProcessor(own, self.max_length)
 
     @property
     def from_scratch(self) -> dict[str, Any]:
         """What the config of a model from scratch is told."""
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-        return {"vocab_size": len(self.tokenizer), **ids}
+        return {"vocab_size": classes_of(self.tokenizer), **ids}
 
     def check_places(self) -> None:
         """Raises: ``ConfigError`` where the tokenizer cannot say which words or characters its tokens are of."""
@@ -77,16 +108,19 @@ class TextProcessor:
         path = family.student.path
         if path is not None and has_tokenizer(path):
             check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
-        for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
-            check_vocabulary(self.tokenizer, vocabulary_of(config), side)
-            limit = positions(config)
-            if limit is not None and self.max_length > limit:
-                raise kdplug.ConfigError(
-                    f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens",
-                    field="max_length",
-                )
-            if config.pad_token_id is None:
-                config.pad_token_id = self.tokenizer.pad_token_id
+        self.check_model(family.teacher_config, "teacher")
+        self.check_model(family.student_config, "student")
+
+    def check_model(self, config: Any, side: str) -> None:
+        """Raises: ``ConfigError`` where the tokenizer does not fit one model, or ``max_length`` is too long for it."""
+        check_vocabulary(self.tokenizer, vocabulary_of(config), side)
+        limit = positions(config)
+        if limit is not None and self.max_length > limit:
+            raise kdplug.ConfigError(
+                f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens", field="max_length"
+            )
+        if config.pad_token_id is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
         """The inputs of each text, or pair of texts, cut to ``max_length``; of a pair, the longer text is cut."""
@@ -108,6 +142,18 @@ class TextProcessor:
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.tokenizer.save_pretrained(folder)
+
+
+def _check_trained(tokenizer: Any, family: Family) -> None:
+    path = family.teacher.path
+    if path is None or family.teacher.train or not has_tokenizer(path):
+        return
+    if told := difference(load_tokenizer(path, "teacher.path"), tokenizer):
+        raise kdplug.ConfigError(
+            f"has another vocabulary than the teacher was trained with in {path!r}: {told}. Leave it out; one that is the student's "
+            "alone is the student_tokenizer of causal-lm",
+            field="tokenizer",
+        )
 
 
 def vocabulary_of(config: Any) -> int:

@@ -84,22 +84,34 @@ def make_tokenizer(
 
 def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
     """Raises: ``ConfigError`` where two tokenizers give a token different ids, or one lacks it."""
+    if told := difference(tokenizer, other):
+        raise kdplug.ConfigError(
+            f"its tokenizer has another vocabulary than the teacher's: {told}. Both models are given the same ids, so they need "
+            "one vocabulary",
+            field=field,
+        )
+
+
+def difference(tokenizer: Any, other: Any) -> str:
+    """How the vocabulary of ``other`` differs from that of ``tokenizer``, which stands second; the empty string where it does not."""
     mine, theirs = tokenizer.get_vocab(), other.get_vocab()
     if mine == theirs:
-        return
+        return ""
     tokens = sorted(mine.keys() ^ theirs.keys()) or sorted(one for one in mine if mine[one] != theirs[one])
     token = tokens[0]
-    here, there = mine.get(token, "none"), theirs.get(token, "none")
-    raise kdplug.ConfigError(
-        f"its tokenizer has another vocabulary than the teacher's: {len(theirs)} tokens and {len(mine)}; {token!r} has id {there} "
-        f"here and {here} there. Both models are given the same ids, so they need one vocabulary",
-        field=field,
-    )
+    one, two = theirs.get(token, "none"), mine.get(token, "none")
+    return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in the one and {two} in the other"
+
+
+def classes_of(tokenizer: Any) -> int:
+    """One more than the highest id that a tokenizer gives; as many as its tokens, where its ids have no gap."""
+    highest: int = max(tokenizer.get_vocab().values())
+    return 1 + highest
 
 
 def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
     """Raises: ``ConfigError`` where the tokenizer gives ids that a model has no embedding for."""
-    if size < len(tokenizer):
+    if size < (needed := classes_of(tokenizer)):
         raise kdplug.ConfigError(
-            f"the model has {size} embeddings and the tokenizer {len(tokenizer)} tokens", field=f"{field}.vocab_size"
+            f"the model has {size} embeddings and the tokenizer {needed} tokens", field=f"{field}.vocab_size"
         )
