@@ -16,7 +16,7 @@ def new_recipe(
 ) -> Callable[[_Task], _Task]:
     """Declare, above a task, what a new recipe for it has in place of the defaults: keys of ``distillation:`` and ``training:``.
 
-    Only ``kdplug new`` looks at it. What a recipe leaves out keeps kdplug's own default, whatever its task.
+    Only ``kdplug new`` looks at it. What a recipe leaves out keeps kdplug's own default, whatever its task. ::
 
         @new_recipe(training={"lr": 2e-4, "num_epochs": 3})
         def reviews(*, path: str): ...

@@ -291,7 +291,9 @@ def test_labels_that_the_shift_cannot_use_are_an_error(build, student, teacher, 
 
 @pytest.mark.parametrize("shape", [(3, 1), (3, 4, 1)])
 def test_a_softmax_over_one_class_is_an_error_and_no_constant(build, random, shape):
-    with pytest.raises(OutputsError, match=r"student.logits: are one number for each item, and .* softmax over one class"):
+    with pytest.raises(
+        OutputsError, match=r"student.logits: are one number for each item, and .* softmax over one class"
+    ):
         build()({"logits": random(*shape)}, {"logits": random(*shape)})
 
 
