@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 
@@ -26,6 +27,8 @@ def _open(namespace: dict[str, Any]) -> None:
 
 def _close(namespace: dict[str, Any]) -> None:
     namespace["_close"]()
+    AcceleratorState._reset_state(reset_partial_state=True)  # a Trainer leaves it set to its own precision
+    GradientState._reset_state()
 
 
 pytest_collect_file = Sybil(

@@ -14,9 +14,9 @@ from kdplug.host.host import Host
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_plugin_switches() -> None:
-    """What the caller's shell says about plugins must not reach the tests."""
-    for name in ("KDPLUG_PLUGINS", "KDPLUG_STRICT"):
+def _no_switches() -> None:
+    """What the caller's shell says about plugins must not reach the tests, nor what it says to this pytest those that it starts."""
+    for name in ("KDPLUG_PLUGINS", "KDPLUG_STRICT", "PYTEST_ADDOPTS"):
         os.environ.pop(name, None)
 
 
