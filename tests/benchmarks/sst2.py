@@ -7,7 +7,7 @@ student has 3 or 2 of its layers, and all that stands around them. Every student
 takes the same batches in the same order for as many steps; only what it learns from differs:
 
 * ``undistilled``: labels, no teacher;
-* ``kd``: the teacher's logits, no labels; ``kd+matches``: its hidden states and its attention too;
+* ``kd``: the teacher's logits and the labels; ``kd+matches``: its hidden states and its attention too;
 * each of the two through kdplug and through TextBrewer, from one config and one adaptor.
 
 Each cell runs in a process of its own, whose peak memory it notes, and its result is kept in ``results.json`` in the work
