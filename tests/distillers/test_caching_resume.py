@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cache_scene import Rowwise, loader, run
+from killer import Killed, Killer
 from small_run import make_student, sgd, weights
 
 from kdplug.config.distillation import DistillationConfig
@@ -18,21 +19,6 @@ from kdplug.distillers.basic import BasicDistiller
 from kdplug.distillers.multi_task import MultiTaskDistiller
 from kdplug.distillers.multi_teacher import MultiTeacherDistiller
 from kdplug.engine import cache_extent
-
-
-class Killer:
-    def __init__(self, step):
-        self.step = step
-
-    def run_start(self, run):
-        pass
-
-    def step_end(self, run, step, report):
-        if step == self.step:
-            raise KeyboardInterrupt
-
-    def run_end(self, run, error):
-        pass
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -45,7 +31,7 @@ def test_a_killed_run_with_a_cache_goes_on_to_the_same_bits(tmp_path, teacher, o
         return run(tmp_path / name, teacher, loader(num_workers=workers), caching=True, training=training, **more)
 
     whole = go("whole")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         go("killed", options={"observers": [Killer(5)]})
     assert torch.equal(whole, go("killed", train={"resume": "auto"}))
 

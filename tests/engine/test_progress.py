@@ -82,6 +82,12 @@ def test_a_run_that_goes_on_counts_its_own_steps_alone(monkeypatch):
     assert "step 1000/1000  1 steps/s  00:00:00 left" in shown(1000, terminal=False, start=1000)
 
 
+def test_a_bar_of_a_run_that_goes_on_counts_its_own_steps_alone(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    assert "0.5 steps/s" in shown(1000, terminal=True, start=1000)
+
+
 def test_days_that_are_left_are_counted_in_hours(monkeypatch):
     clock = iter([0.0, 100_000.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))

@@ -8,29 +8,11 @@ import random
 import numpy
 import pytest
 import torch
+from killer import Killed, Killer
 from small_run import AUTO, PROJECTED, make_distiller, make_student, weights
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from kdplug.errors import RunError
-
-
-class Killed(BaseException):
-    """Stands for a process that is gone; nothing in the run may catch it."""
-
-
-class Killer:
-    def __init__(self, step):
-        self.step = step
-
-    def run_start(self, run):
-        pass
-
-    def step_end(self, run, step, report):
-        if step == self.step:
-            raise Killed
-
-    def run_end(self, run, error):
-        pass
 
 
 class Noisy(Dataset):

@@ -79,3 +79,26 @@ def test_a_connected_zero_has_gradient_0_even_for_nan(shape, dtype):
 
 def test_a_connected_zero_of_nothing_is_0():
     assert connected_zero([]) == 0
+
+
+def single(outputs):
+    """The same outputs as leaves in float32, in which most runs are."""
+    leaf = lambda tensor: tensor.detach().float().requires_grad_()  # noqa: E731
+    return {key: list(map(leaf, value)) if isinstance(value, list) else leaf(value) for key, value in outputs.items()}
+
+
+def test_it_never_reaches_a_teacher_in_float32(build, match, student, teacher):
+    student, teacher = single(student), single(teacher)
+    build(kd_loss_type="ce", intermediate_matches=[match()])(student, teacher).total.backward()
+    assert student["logits"].grad.any()
+    assert all(leaf.grad is None for leaf in [teacher["logits"], *teacher["hidden"]])
+
+
+def test_a_teacher_in_float32_under_inference_mode_may_be_saved(build, match, offer, student):
+    offer(lambda student_features, teacher_features: (student_features * teacher_features).mean())
+    with torch.inference_mode():
+        hidden = torch.randn(3, 4, 6)
+    student = single(student)
+    keys = {"kd_loss_weight": 0, "intermediate_matches": [match(loss="offered")]}
+    build(**keys)(student, {"hidden": [hidden]}).total.backward()
+    assert student["hidden"][0].grad.any()
