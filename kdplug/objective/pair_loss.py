@@ -153,7 +153,7 @@ class PairLoss:
         if torch.equal(found[0], found[1]):
             raise OutputsError(
                 f"are one number for each item, and {self.owner} is the same whatever it is, as a softmax over one class is 1. "
-                "Take a loss that compares numbers, such as mse",
+                "Take a loss that compares numbers, as a squared error does",
                 field="student.logits",
             )
         self._is_of_numbers = True

@@ -67,8 +67,8 @@ class Laws:
 
     @classmethod
     def kind_of(cls) -> str:
-        """The plural of the entry's kind."""
-        raise NotImplementedError
+        """The plural of the entry's kind, which the laws of each kind say."""
+        raise PluginError(f"{cls.__name__} is of no kind. Derive it from the laws of one, such as LossLaws or TaskLaws")
 
     @classmethod
     def _choose(cls) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 import kdplug
 from kdplug.errors import BrokenEntryError, PluginError, UnknownEntryError
 from kdplug.testing import LossLaws, broken_laws, law_names, plugin_site
+from kdplug.testing.law import Laws
 
 
 def test_a_base_without_an_entry_has_no_class_of_its_own() -> None:
@@ -156,3 +157,10 @@ class Unlabelled(Sums):
 def test_examples_without_a_label_are_the_same_though_nan_differs_from_nan() -> None:
     law = "test_examples_are_the_same_in_every_run"
     assert broken_laws(laws_of(SumsLaws, Unlabelled), only=[law]) == {}
+
+
+def test_laws_of_no_kind_say_from_what_to_derive() -> None:
+    class Bare(Laws):
+        entry = "ce"
+
+    assert "Bare is of no kind. Derive it from the laws of one" in broken_laws(Bare)["test_it_can_be_built"]

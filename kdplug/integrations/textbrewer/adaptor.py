@@ -25,9 +25,6 @@ class BasicAdaptor:
         self.batch = batch
         self.model_outputs = model_outputs
 
-    def __getattr__(self, item: str) -> Any:
-        raise NotImplementedError(item)
-
 
 def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
     """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels`` as a list of
