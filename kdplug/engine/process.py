@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -164,7 +165,12 @@ _registered: list[bool] = []
 
 
 def _leave_group_at_exit() -> None:
-    """Leave the process group when the interpreter ends: gloo jobs that do not sometimes abort at exit."""
+    """Leave the process group, and end its threads, when the interpreter ends: gloo jobs that do not sometimes abort then."""
     if not _registered:
         _registered.append(True)
-        atexit.register(lambda: PartialState().destroy_process_group())
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    PartialState().destroy_process_group()
+    gc.collect()  # models wrapped by DDP refer to themselves, and to the group, whose threads end with the last reference

@@ -19,6 +19,7 @@ SCRIPT = """
 import os
 import sys
 import torch
+from leave_group import leave_group
 from torch.utils.data import DataLoader
 
 kind, folder = sys.argv[1:]
@@ -34,8 +35,7 @@ student = distill(folder, DataLoader(data(), batch_size=4), gradient_accumulatio
 state = gathered(student).state_dict()
 if os.environ["RANK"] == "0":
     torch.save(torch.cat([state[name].flatten() for name in sorted(state)]), f"{folder}/weights.pt")
-torch.distributed.barrier()
-os._exit(0)  # all is written; on a CPU torch now and then aborts while the interpreter is taken down
+leave_group()
 """
 
 

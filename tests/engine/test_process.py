@@ -18,13 +18,24 @@ from kdplug.engine.process import process, shard
 from kdplug.errors import RunError
 
 TWO_PROCESSES = """
+import atexit
+import os
 import sys
 import warnings
+from pathlib import Path
 import torch
 from small_run import *
 from torch.utils.data import DataLoader
 
 folder, data = sys.argv[1], torch.cat(make_batches(10, size=4))
+
+
+@atexit.register  # before kdplug registers its own, so it is called after that
+def tell_threads():
+    running = [one.read_text() for one in Path("/proc/self/task").glob("*/comm")]
+    Path(folder, f"threads-{os.environ['RANK']}").write_text("".join(running))
+
+
 for accumulation in (1, 2):
     torch.manual_seed(0)
     student = make_student()
@@ -88,6 +99,14 @@ def alone(folder, accumulation):
     loader = DataLoader(torch.cat(make_batches(10, size=4)), batch_size=8)
     result = distiller.train(sgd(student), loader, num_epochs=2, max_grad_norm=0.05)
     return student, distiller.objective, result
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are read from /proc")
+def test_no_thread_of_the_process_group_outlives_the_interpreter(two_processes):
+    """One that still let go of a tensor then would need the interpreter, and abort the process at its exit."""
+    for rank in (0, 1):
+        names = (two_processes["folder"] / f"threads-{rank}").read_text().split()
+        assert not [name for name in names if "gloo" in name]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -20,6 +20,7 @@ SCRIPT = """
 import sys
 import torch
 from bert_run import examples, make_trainer, weights
+from leave_group import leave_group
 from loop_run import lightning_trainer, make_module
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -42,8 +43,7 @@ run = lightning_trainer(folder, max_steps=3, devices=2, strategy="ddp", use_dist
 run.fit(module, DataLoader(rows, batch_size=2, sampler=shares))
 record = {"student": weights(module.student), "objective": weights(module.objective)}
 torch.save(record, f"{folder}/lightning-{run.global_rank}.pt")
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+leave_group()
 """
 
 
@@ -53,6 +53,7 @@ import fsdp_on_cpu
 fsdp_on_cpu.enable()
 import torch
 from bert_run import examples, make_trainer, weights
+from leave_group import leave_group
 
 folder = sys.argv[1]
 fsdp = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"], "reshard_after_forward": True}
@@ -67,8 +68,7 @@ torch.distributed.barrier()
 rest = make_trainer(folder, **options)
 rest.train(resume_from_checkpoint=f"{folder}/checkpoint-2")
 rest.save_model(f"{folder}/resumed")
-torch.distributed.barrier()
-torch.distributed.destroy_process_group()
+leave_group()
 """
 
 

@@ -20,6 +20,7 @@ import sys, warnings
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 from functools import partial
+from leave_group import leave_group
 from textbrewer_twin import TinyEncoder, adaptor, make_examples
 import kdplug.integrations.textbrewer as textbrewer
 
@@ -40,7 +41,7 @@ distiller.train(torch.optim.SGD(student.parameters(), lr=0.1), loader, num_epoch
                 callback=lambda model, step: steps.append((type(model).__name__, step)))
 assert steps == [("DistributedDataParallel", 2), ("DistributedDataParallel", 4)], steps
 torch.save([student.state_dict(), distiller.projs[0].module.state_dict()], f"{folder}/rank{rank}.pt")
-torch.distributed.destroy_process_group()
+leave_group()
 """
 
 

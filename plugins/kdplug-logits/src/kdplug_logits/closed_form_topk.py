@@ -10,6 +10,7 @@ from torch import Tensor
 from kdplug import SparseLogits
 from kdplug_logits.closed_form import closed, entropy_of, log_sums, mean_of, scaled
 from kdplug_logits.closed_form_kl import kl_rows
+from kdplug_logits.largest import largest
 from kdplug_logits.mixture import log_total
 from kdplug_logits.sparse import likeliest
 
@@ -33,7 +34,7 @@ def topk_rows(
         return kl_rows(student, teacher, temperature, t2=t2)
 
     def formula(own: Tensor, theirs: Tensor) -> Tensor:
-        logits, ids = theirs.topk(k, dim=-1)
+        logits, ids = largest(theirs, k)
         all_sum = theirs.logsumexp(dim=-1, keepdim=True)
         left = log_total(theirs.scatter_(-1, ids, -torch.inf)).unsqueeze(-1) - all_sum if rest == "tail" else None
         return _topk(own, ids, logits - all_sum, left, rest)
@@ -44,7 +45,7 @@ def topk_rows(
 
 def _with_tail(student: Tensor, teacher: Tensor, k: int) -> Tensor | None:
     """Both rests are sums over the other classes themselves; where one is too small to keep its digits, ``None``."""
-    logits, ids = teacher.topk(k, dim=-1)
+    logits, ids = largest(teacher, k)
     theirs, own = teacher.softmax(dim=-1), student.softmax(dim=-1)
     known, own_known, own_sums = theirs.gather(-1, ids), own.gather(-1, ids), log_sums(student, own)
     ratio = logits - logits[..., :1] + known[..., :1].log() - student.gather(-1, ids) + own_sums

@@ -13,6 +13,7 @@ from kdplug import LossSum, SparseLogits, closed_form
 from kdplug_logits.closed_form_topk import topk_rows
 from kdplug_logits.divergence import divergence, total
 from kdplug_logits.kl import kl_terms, relative_entropy
+from kdplug_logits.largest import largest
 from kdplug_logits.mixture import log_total
 from kdplug_logits.sparse import likeliest, read_student
 
@@ -41,7 +42,7 @@ def topk_terms(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
     """The terms over the teacher's ``k`` likeliest classes, of log-probabilities ``[*items, classes]``."""
     if k >= teacher.shape[-1]:
         return kl_terms(student, teacher)
-    theirs, ids = teacher.topk(k, dim=-1)
+    theirs, ids = largest(teacher, k)
     own = student.gather(-1, ids)
     if rest != "tail":
         return sparse_terms(own, theirs, own, None, rest)
