@@ -41,9 +41,11 @@ class Accumulation:
     watch: FiniteWatch = field(default_factory=FiniteWatch)
     report: Callable[[Micro], LossReport] = field(init=False)
     device: torch.device = field(init=False)
+    moves: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.device = self.accelerator.device
+        self.moves = self.device.type != "cpu"
         # DDP, FSDP and autocast work on what a forward returns; where none of them is at work, nothing has to be gathered.
         is_bare = self.accelerator.distributed_type is DistributedType.NO and not self.accelerator.native_amp
         self.report = self.pair.report if is_bare else self._through_wrapper
@@ -103,14 +105,14 @@ class Accumulation:
         teachers, counted = [], []
         with kept(self.pair), torch.no_grad():
             for batch in window:
-                parts = self._on_device(split(batch))
+                parts = self._parts(batch)
                 teachers.append(self._ask(parts))
                 counted.append(counts_of(self.pair(self._micro(parts, teachers[-1]))[-1]))
         normalization = Normalization.pooled(counted, self.accelerator)
         reports = []
         for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
             with synchronized:
-                parts = self._on_device(split(batch))
+                parts = self._parts(batch)
                 report = self.report(self._micro(parts, teacher))
                 self.watch.see(step, report)
                 reports.append(self._backward(report, normalization.loss(report)).detach())
@@ -121,7 +123,7 @@ class Accumulation:
             yield batch, nullcontext() if number == len(window) else self.accelerator.no_sync(self.model)
 
     def _forward(self, batch: Any, step: int) -> LossReport:
-        parts = self._on_device(split(batch))
+        parts = self._parts(batch)
         report = self.report(self._micro(parts, self._ask(parts)))
         self.watch.see(step, report)
         return report
@@ -129,7 +131,7 @@ class Accumulation:
     def _backward(self, report: LossReport, loss: Tensor | None = None) -> LossReport:
         loss = report.total if loss is None else loss
         scaler = self.accelerator.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         return report
 
     def _ask(self, parts: Parts) -> Any:
@@ -149,10 +151,12 @@ class Accumulation:
             total_steps=run.total_steps,
         )
 
-    def _on_device(self, parts: Parts) -> Parts:
-        device = self.device
-        if device.type == "cpu":
+    def _parts(self, batch: Any) -> Parts:
+        """The batch as each side gets it, on the device."""
+        parts = split(batch)
+        if not self.moves:
             return parts
+        device = self.device
         student = to_device(parts.student, device)
         teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
         return Parts(teacher, student, to_device(parts.cache, device))

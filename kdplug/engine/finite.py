@@ -37,7 +37,7 @@ class FiniteWatch:
         """
         if not self._stops:
             return
-        if report.total.device.type == "cpu":
+        if report.total.is_cpu:
             if not math.isfinite(report.total.item()):
                 _stop(step, report.total, {name: term.value for name, term in report.terms.items()})
             return
@@ -64,10 +64,34 @@ class NonFiniteError(RunError):
     """A loss or a gradient is infinite or not a number."""
 
 
-def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of all gradients together, as a scalar tensor."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = whole(torch.nn.utils.get_total_norm(gradients))
+    return _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def check_weights(step: int, parameters: Iterable[nn.Parameter]) -> None:
+    """Look at what is about to be saved, where nobody looked at the gradient.
+
+    Raises: ``NonFiniteError`` where a weight is not finite.
+    """
+    norm = _weight_norm(parameters)
+    if not math.isfinite(norm):
+        raise NonFiniteError(f"step {step}: the norm of the weights is {norm}, although the loss was finite")
+
+
+def spoiled(parameters: Iterable[nn.Parameter]) -> str:
+    """What an error about a loss has to add where the weights are not finite any more; otherwise nothing."""
+    if math.isfinite(_weight_norm(parameters)):
+        return ""
+    return "; the weights are not finite any more: the gradient of a step before was not"
+
+
+def _weight_norm(parameters: Iterable[nn.Parameter]) -> float:
+    return _norm([parameter.detach() for parameter in parameters]).item()
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    norm: Tensor = whole(torch.nn.utils.get_total_norm(tensors))
     return norm
 
 

@@ -16,7 +16,7 @@ from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.checkpoint import Checkpoints
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.event import Audience
-from kdplug.engine.finite import NonFiniteError, check_norm, total_norm
+from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
 from kdplug.engine.journal import Journal
 from kdplug.engine.plan import Plan
 from kdplug.engine.preemption import Preemption
@@ -74,9 +74,11 @@ class Loop:
 
     def _step(self, window: list[Any]) -> None:
         run, step = self.run, self.run.step + 1
-        logs = step % self.logging_steps == 0 or step == self.plan.total_steps
+        ends = step == self.plan.total_steps
+        logs = ends or step % self.logging_steps == 0
         saves = self.plan.is_save(step)
-        report = self._learn(window, step, looks=logs or saves)
+        looks = ends or saves or (self.evaluation is not None and self._evaluates(self.evaluation, step, saves))
+        report = self._learn(window, step, settles=logs or looks, looks=looks)
         run.step = step
         self.events.step_end(run, step, report)
         if logs:
@@ -87,21 +89,29 @@ class Loop:
             saves = self._evaluate(self.evaluation, step, saves) or saves
         if saves:
             self._save(step)
-        if (logs or saves or run.num_processes == 1) and self.preemption.agreed(self.accelerator):
+        alone = run.num_processes == 1
+        if alone and self.preemption.signal is None:
+            return
+        if (logs or saves or alone) and self.preemption.agreed(self.accelerator):
             if not saves:
                 self.accumulation.watch.settle()
+                check_weights(step, self.parameters)
                 self._write(step)
             self.preemption.leave()
 
-    def _learn(self, window: list[Any], step: int, *, looks: bool) -> LossReport:
-        """Take the optimizer step, unless its loss or gradient is not finite."""
+    def _learn(self, window: list[Any], step: int, *, settles: bool, looks: bool) -> LossReport:
+        """Take the optimizer step, unless its loss is not finite, or its gradient where somebody ``looks`` at what comes of it.
+
+        A gradient that nobody looks at is found out by the next loss.
+        """
         try:
             report = self.accumulation.gradient(window, step)
             if self.on_nonfinite == "skip":
                 return self._learn_or_skip(report, step)
-            if looks:
+            if settles:
                 self.accumulation.watch.settle()
-                check_norm(step, total_norm(self.parameters), self.accelerator)
+            if looks:
+                check_norm(step, gradient_norm(self.parameters), self.accelerator)
             self._update(step)
         except NonFiniteError as error:
             last = (
@@ -109,22 +119,26 @@ class Loop:
                 if self.written
                 else "there is no checkpoint yet"
             )
-            error.message += f"; {last}"
+            error.message += f"{spoiled(self.parameters)}; {last}"
             raise
         return report
 
     def _learn_or_skip(self, report: LossReport, step: int) -> LossReport:
         """The gradient, which processes share, decides: all of them skip a step or none does."""
-        if torch.isfinite(total_norm(self.parameters)):
+        if torch.isfinite(gradient_norm(self.parameters)):
             self._update(step)
         else:
             self.skipped += 1
             self._clear_gradients()
         return report
 
+    @staticmethod
+    def _evaluates(evaluation: Evaluation, step: int, saves: bool) -> bool:
+        return step % evaluation.every == 0 if evaluation.every else saves
+
     def _evaluate(self, evaluation: Evaluation, step: int, saves: bool) -> bool:
         """Evaluate where it is due; whether this is the best student so far, which has to be kept."""
-        if not (step % evaluation.every == 0 if evaluation.every else saves):
+        if not self._evaluates(evaluation, step, saves):
             return False
         pair = self.accumulation.pair
         with called_alone(pair.student, self.accelerator):

@@ -100,7 +100,7 @@ class Pair(nn.Module):
     def report(self, micro: Micro) -> LossReport:
         """The loss of one micro-batch, for a caller that nothing stands in front of."""
         report: LossReport = self.objective(
-            student=self.outputs(micro.batch, micro.model_args),
+            student=captured(self.capture, self.student, self.adaptor, micro.batch, micro.model_args),
             teacher=micro.teacher,
             progress=micro.progress,
             step=micro.step,

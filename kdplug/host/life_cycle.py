@@ -29,7 +29,8 @@ class LifeCycle:
         self._tell("kdplug_run_start", run=run)
 
     def step_end(self, run: Any, step: int, report: Any) -> None:
-        self._tell("kdplug_step_end", run=run, step=step, report=report)
+        if self._calls["kdplug_step_end"]:  # most often nobody listens, and this is asked at each step
+            self._tell("kdplug_step_end", run=run, step=step, report=report)
 
     def run_end(self, run: Any, error: BaseException | None) -> None:
         self._tell("kdplug_run_end", run=run, error=error)

@@ -12,6 +12,7 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError
 from kdplug.host import registry
+from kdplug.objective.bare import is_bare
 from kdplug.objective.batch import Batch
 from kdplug.objective.combiner import Combiner
 from kdplug.objective.compact import combined, compared
@@ -31,6 +32,10 @@ from kdplug.objective.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
     from kdplug.contracts.outputs import Logits
+
+
+_SIDES = ("student_logits", "teacher_logits")
+_STEADY = ((), ("temperature",))
 
 
 class KdTerm(nn.Module):
@@ -61,7 +66,9 @@ class KdTerm(nn.Module):
         self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
-        self.takes_bare = self.combiner is None and not self.wants_labels and self.pair_loss.takes_dense
+        self.steady = self.temperature.base
+        is_steady = self.temperature.scheduler is None and self.inputs[:2] == _SIDES and self.inputs[2:] in _STEADY
+        self.takes_bare = self.combiner is None and not self.wants_labels and is_steady
         self._has_warned = False
 
     @property
@@ -73,8 +80,12 @@ class KdTerm(nn.Module):
 
         Raises: ``OutputsError`` for logits, labels or masks that are missing or differ in number; ``ShapeError``.
         """
-        if (pair := self._bare(batch)) is not None:
-            return self._dense(*pair, None, batch, weight)
+        if self.takes_bare and (pair := self._bare(batch)) is not None:
+            try:
+                result = self.loss(*pair) if len(self.inputs) == len(pair) else self.loss(*pair, self.steady)
+                return term_value(result, weight, self.owner)
+            except KdplugError as error:
+                raise error.at("kd_loss_type") from error.__cause__
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
@@ -85,19 +96,21 @@ class KdTerm(nn.Module):
         return connected_zero([*(tensor for head in logits for tensor in _tensors(head)), *self.parameters()])
 
     def _bare(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """The logits of the commonest batch, at which nothing is left to be looked at: one head on each side, both tensors of
-        one shape, no mask, no label that is wanted.
+        """The logits of the commonest batch, at which nothing is left to be looked at: one head on each side, both bare and of
+        one shape, no mask.
         """
         student, teacher = batch.student, batch.teacher
-        if not self.takes_bare or student.logits_mask is not None or teacher.logits_mask is not None:
+        if student.logits_mask is not None or teacher.logits_mask is not None:
             return None
         if student.logits is None or teacher.logits is None or len(student.logits) != 1 or len(teacher.logits) != 1:
             return None
         own, theirs = student.logits[0], teacher.logits[0]
         if not isinstance(own, Tensor) or not isinstance(theirs, Tensor):
             return None
-        is_bare = own.shape == theirs.shape and own.dim() and own.shape[-1] > 1 and own.numel()
-        return (own, theirs) if is_bare else None
+        shape = own.shape
+        if shape != theirs.shape or not shape or shape[-1] < 2 or not own.numel():
+            return None
+        return (own, theirs) if is_bare(own, theirs) else None
 
     def _pairs(self, batch: Batch) -> list[Pair]:
         """What counts of each head."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdplug.config.layer import Layers, in_list, is_glob, is_listed
 from kdplug.errors import ConfigError, KdplugError, ShapeError
 from kdplug.host import registry
+from kdplug.objective.bare import is_bare
 from kdplug.objective.batch import Batch
 from kdplug.objective.capture_path import Modules
 from kdplug.objective.feature import layers
@@ -24,6 +25,11 @@ from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import IntermediateMatch
+
+
+_SIDES = ("student_features", "teacher_features")
+_BARE = (_SIDES, (*_SIDES, "mask"))
+"""What is asked for by losses for which two features without a mask are all there is."""
 
 
 class MatchTerm(nn.Module):
@@ -55,6 +61,7 @@ class MatchTerm(nn.Module):
         self.getters = tuple(_GETTERS[name] for name in self.inputs)
         self.wants_labels = "labels" in self.inputs
         self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
+        self.takes_bare = self.plan is None and self.inputs in _BARE
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
 
     @property
@@ -99,6 +106,12 @@ class MatchTerm(nn.Module):
         Raises: ``OutputsError``, ``ConfigError`` for a layer that is not there; ``ShapeError``; ``RunError`` before
         ``materialize``.
         """
+        if self.takes_bare and (pair := self._bare(batch)) is not None:
+            try:
+                result = self.loss(*pair) if len(self.inputs) == len(pair) else self.loss(*pair, None)
+                return term_value(result, weight, self.owner)
+            except KdplugError as error:
+                raise error.at("loss") from error.__cause__
         student = layers(batch.student, self.feature, self.layer_student, "student")
         teacher = layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
         if self.plan is not None:
@@ -107,6 +120,21 @@ class MatchTerm(nn.Module):
             return self._compared(student, teacher, batch, weight)
         with torch.autocast(student[0].device.type, enabled=False):
             return self._compared(student, teacher, batch, weight)
+
+    def _bare(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The features of the commonest batch, at which nothing is left to be looked at: both bare, by index, without a mask."""
+        student, teacher = batch.student, batch.teacher
+        own, theirs = self.layer_student, self.layer_teacher
+        if student.inputs_mask is not None or teacher.inputs_mask is not None:
+            return None
+        if type(own) is not int or type(theirs) is not int:
+            return None
+        is_hidden = self.feature == "hidden"
+        ours, others = (student.hidden, teacher.hidden) if is_hidden else (student.attention, teacher.attention)
+        if not ours or not others or not (-len(ours) <= own < len(ours) and -len(others) <= theirs < len(others)):
+            return None
+        pair = ours[own], others[theirs]
+        return pair if is_bare(*pair) else None
 
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero([*self._student(batch), *self.parameters()])

@@ -69,11 +69,8 @@ class LossReport:
 
 def weighted_sum(values: Sequence[TermValue]) -> Tensor:
     """What the terms add up to. Of many terms whose counts are numbers, a CPU takes one product instead of a sum for each."""
-    totals = [value.total for value in values]
-    first = totals[0]
-    if len(values) > _FEW and first.is_cpu and all(_is_numbered(value, first.dtype) for value in values):
-        shares = [value.weight / value.count if value.count > 0 else 0.0 for value in values]
-        return torch.dot(torch.stack(totals), torch.tensor(shares, dtype=first.dtype))
+    if len(values) > _FEW and (product := _product(values)) is not None:
+        return product
     total = None
     for value in values:
         total = _added(total, value)
@@ -81,8 +78,17 @@ def weighted_sum(values: Sequence[TermValue]) -> Tensor:
     return total
 
 
-def _is_numbered(value: TermValue, dtype: torch.dtype) -> bool:
-    return not isinstance(value.count, Tensor) and value.total.dtype is dtype and value.total.is_cpu
+def _product(values: Sequence[TermValue]) -> Tensor | None:
+    """The totals times their shares, where all are of one type, on a CPU, and counted by numbers."""
+    dtype = values[0].total.dtype
+    totals, shares = [], []
+    for value in values:
+        total, count = value.total, value.count
+        if isinstance(count, Tensor) or total.dtype is not dtype or not total.is_cpu:
+            return None
+        totals.append(total)
+        shares.append(value.weight / count if count > 0 else 0.0)
+    return torch.dot(torch.stack(totals), torch.tensor(shares, dtype=dtype))
 
 
 def _added(total: Tensor | None, value: TermValue) -> Tensor:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
+from poisoned import Poisoned
 from small_run import make_batches, make_distiller, make_student, sgd, weights
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -139,23 +139,6 @@ def test_metrics_without_labels_are_an_error_that_says_what_to_return(tmp_path):
         distiller.train(sgd(student), make_batches(2), num_epochs=1, evaluation=evaluation)
 
 
-class Poisoned(nn.Module):
-    """A student whose gradient, but not whose loss, is not a number in one step."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = make_student()
-        self.calls = 0
-
-    def forward(self, x):
-        outputs = self.inner(x)
-        self.calls += 1
-        if self.calls == 3:
-            zero = (outputs["logits"].sum() * 0).abs()
-            outputs["logits"] = outputs["logits"] + torch.sqrt(zero)
-        return outputs
-
-
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path):
     student = Poisoned()
     distiller = make_distiller(tmp_path, student, training={"ckpt_steps": 1})
@@ -164,6 +147,31 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_last_good_che
     ):
         distiller.train(sgd(student), make_batches(5), num_steps=5)
     assert torch.isfinite(weights(student)).all()
+
+
+def test_a_gradient_that_nobody_looked_at_is_found_out_by_the_next_loss(tmp_path):
+    student = Poisoned()
+    distiller = make_distiller(tmp_path, student, training={"ckpt_frequency": 0})
+    expected = r"^step 4: the total loss is nan .*; the weights are not finite any more: the gradient of a step before was not; "
+    with pytest.raises(RunError, match=expected + "there is no checkpoint yet$"):
+        distiller.train(sgd(student), make_batches(5), num_steps=5)
+
+
+def test_the_last_gradient_of_a_run_is_looked_at(tmp_path):
+    student = Poisoned()
+    distiller = make_distiller(tmp_path, student, training={"ckpt_frequency": 0})
+    with pytest.raises(RunError, match=r"^step 3: the norm of the gradient is nan"):
+        distiller.train(sgd(student), make_batches(3), num_epochs=1)
+    assert torch.isfinite(weights(student)).all()
+
+
+def test_a_gradient_is_looked_at_before_its_student_may_become_the_best(tmp_path):
+    student = Poisoned()
+    distiller = make_distiller(tmp_path, student, training={"ckpt_frequency": 0})
+    evaluation = Evaluation(function=rising([1, 2, 3]), best="score", every=3)
+    with pytest.raises(RunError, match=r"^step 3: the norm of the gradient is nan"):
+        distiller.train(sgd(student), make_batches(5), num_epochs=1, evaluation=evaluation)
+    assert not list(tmp_path.glob("step-*"))
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])

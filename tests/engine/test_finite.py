@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_run import make_batches, make_distiller, make_student, sgd
 
 from kdplug.engine.finite import FiniteWatch, check_norm
 from kdplug.errors import RunError
@@ -40,6 +41,10 @@ class Elsewhere(torch.Tensor):
     @property
     def device(self):
         return torch.device("meta")
+
+    @property
+    def is_cpu(self):
+        return False
 
     def item(self):
         raise AssertionError("this waits for the device")
@@ -80,3 +85,13 @@ def test_a_gradient_whose_norm_is_not_finite_stops_the_run():
         check_norm(4, torch.tensor(float("inf")), SimpleNamespace(scaler=None))
     check_norm(4, torch.tensor(1.0), SimpleNamespace(scaler=None))
     check_norm(4, torch.tensor(float("inf")), SimpleNamespace(scaler="meant to overflow now and then"))
+
+
+def test_a_run_settles_before_it_logs_and_at_its_end(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(FiniteWatch, "see", lambda watch, step, report: told.append(step))
+    monkeypatch.setattr(FiniteWatch, "settle", lambda watch: told.append("settled"))
+    student = make_student()
+    distiller = make_distiller(tmp_path, student, training={"logging_steps": 2, "ckpt_frequency": 0})
+    distiller.train(sgd(student), make_batches(5), num_epochs=1)
+    assert told == [1, 2, "settled", 3, 4, "settled", 5, "settled"]

@@ -25,6 +25,7 @@ import warnings
 from pathlib import Path
 import torch
 from small_run import *
+from test_preemption import Teller
 from torch.utils.data import DataLoader
 
 folder, data = sys.argv[1], torch.cat(make_batches(10, size=4))
@@ -50,6 +51,15 @@ for accumulation in (1, 2):
               "loss": result.report.total, "files": len(result.checkpoints), "calls": [c["step"] for c in seen]}
     torch.save(record, f"{folder}/{accumulation}-{rank}.pt")
 
+student = make_student()
+training = {"logging_steps": 2, "ckpt_steps": 100}
+teller = Teller(1 if os.environ["RANK"] == "1" else 0)
+distiller = make_distiller(f"{folder}/told", student, training=training, options={"observers": [teller]})
+try:
+    distiller.train(sgd(student), DataLoader(data, batch_size=4), num_steps=50)
+except SystemExit as told:
+    Path(f"{folder}/told-{rank}").write_text(str(told.code))
+
 for examples in (22, 18):
     torch.manual_seed(0)
     student = make_student()
@@ -69,7 +79,7 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "script.py").write_text(TWO_PROCESSES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), *sys.path])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [*launch, "script.py", str(folder)],
@@ -99,6 +109,12 @@ def alone(folder, accumulation):
     loader = DataLoader(torch.cat(make_batches(10, size=4)), batch_size=8)
     result = distiller.train(sgd(student), loader, num_epochs=2, max_grad_norm=0.05)
     return student, distiller.objective, result
+
+
+def test_all_processes_stop_together_where_one_of_them_is_told_to(two_processes):
+    folder = two_processes["folder"]
+    assert [(folder / f"told-{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
+    assert [path.name for path in (folder / "told").glob("step-*")] == ["step-2"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are read from /proc")

@@ -10,5 +10,5 @@ from kdplug_presets import block
 @pytest.fixture(params=["few operations", "few passes"], autouse=True)
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "few passes":
-        monkeypatch.setattr(block, "_SMALL", -1)
+        monkeypatch.setattr(block, "SMALL", -1)
     return str(request.param)

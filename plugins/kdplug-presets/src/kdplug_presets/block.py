@@ -14,13 +14,13 @@ _CACHED = 1 << 18
 """Elements of a block that stays in a CPU's caches over several passes: 1 MiB of float32."""
 
 
-_SMALL = 1 << 16
+SMALL = 1 << 16
 """Elements up to which starting an operation costs more than carrying it out."""
 
 
 def is_small(tensor: Tensor) -> bool:
     """Whether few operations matter more than few passes over memory."""
-    return tensor.numel() <= _SMALL
+    return tensor.numel() <= SMALL
 
 
 def eager_on_cpu(tensor: Tensor) -> bool:

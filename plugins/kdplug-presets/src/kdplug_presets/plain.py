@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdplug_presets.block import is_small
+from kdplug_presets import block
 
 
 def is_plain(student: object, teacher: object) -> bool:
@@ -20,8 +20,7 @@ def is_plain(student: object, teacher: object) -> bool:
         and student.dtype is torch.float32
         and teacher.dtype is torch.float32
         and student.shape == teacher.shape
-        and student.numel() > 0
-        and is_small(student)
+        and 0 < student.numel() <= block.SMALL
         and not teacher.requires_grad
         and student.is_cpu
         and teacher.is_cpu
