@@ -35,7 +35,15 @@ class RecipeTraining(LoopConfig):
     """
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {**LoopConfig.retired, "output_dir": _AT_THE_TOP, "seed": _AT_THE_TOP, "epochs": "is called num_epochs here"}
+        {
+            **LoopConfig.retired,
+            "output_dir": _AT_THE_TOP,
+            "seed": _AT_THE_TOP,
+            "epochs": "is called num_epochs here",
+            "steps": "is called num_steps here",
+            "max_steps": "is called num_steps here",
+            "learning_rate": "is called lr here",
+        }
     )
 
     optimizer: Annotated[Text, AfterValidator(_class_name)] = "AdamW"

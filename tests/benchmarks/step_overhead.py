@@ -6,7 +6,8 @@
 Every contender trains the same models on the same batches with the same losses, in one process, in turns. A step's time is
 read off the loader, which notes when each batch is asked for: set-up and the last checkpoint do not count. Times are CPU
 times of all threads, which a busy machine changes little; a figure is the median over blocks of ten steps, and then over
-rounds. The loop by hand uses ``kdplug.Objective`` and nothing else: no progress, no logging, no checks. The other columns are
+rounds, of which every other one goes the other way round. After ``±`` stands the standard error of the mean over the rounds.
+The loop by hand uses ``kdplug.Objective`` and nothing else: no progress, no logging, no checks. The other columns are
 differences to it: ``plain`` has the formulas written out instead of an objective; ``kdplug`` runs as it comes, with progress
 lines and a logging step in ten; ``textbrewer`` logs every step; ``+tb`` adds TensorBoard files; ``torchdistill`` is its box in the loop of its own example,
 which logs one step in ten (see ``torchdistill_loop.py``, and how it does without torchvision), and is left out where it is not
@@ -212,8 +213,8 @@ def measure(names: list[str], size: str, loss: Loss, rounds: int, steps: int, fo
     teacher, student = Net(width, 12), Net(width, 6)
     batches = [(torch.randn(batch, width), torch.randint(CLASSES, (batch,))) for _ in range(8)]
     times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
+    for number in range(rounds):
+        for name in names if number % 2 else reversed(names):
             loader, own = Clock(batches, steps), tempfile.mkdtemp(dir=folder)
             with quiet():
                 CONTENDERS[name](copy.deepcopy(student), copy.deepcopy(teacher), loader, loss, own)
@@ -225,9 +226,10 @@ def row(size: str, matches: int, times: dict[str, list[float]]) -> str:
     hand = times["by hand"]
     cells = [f"{size:7s}", f"{matches:7d}", f"{statistics.median(hand) * 1e3:11.3f}"]
     for name in list(times)[1:]:
-        extra = statistics.median(other - base for other, base in zip(times[name], hand, strict=True))
+        extras = [other - base for other, base in zip(times[name], hand, strict=True)]
+        extra, error = statistics.median(extras), statistics.stdev(extras) / len(extras) ** 0.5
         ratio = statistics.median(other / base for other, base in zip(times[name], hand, strict=True))
-        cells.append(f"{extra * 1e6:+9.0f} µs {ratio:5.3f}x")
+        cells.append(f"{extra * 1e6:+6.0f} ±{error * 1e6:3.0f} µs {ratio:5.3f}x")
     return " | ".join(cells)
 
 
@@ -247,7 +249,7 @@ def main() -> None:
         print(reason)
     torch.set_num_threads(1)
     logging.getLogger("Distillation").setLevel(logging.ERROR)
-    head = [f"{'size':7s}", "matches", "by hand, ms", *(f"{name:>19s}" for name in names[1:])]
+    head = [f"{'size':7s}", "matches", "by hand, ms", *(f"{name:>20s}" for name in names[1:])]
     print(" | ".join(head))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for size in arguments.sizes:

@@ -52,6 +52,10 @@ def test_a_recipe_has_exactly_one_length(recipe, length):
         ("output_dir", "here", "stands at the top of a recipe, beside 'training' and not inside it"),
         ("seed", 1, "stands at the top of a recipe, beside 'training' and not inside it"),
         ("epochs", 1, "is called num_epochs here"),
+        ("learning_rate", 1, "is called lr here"),
+        ("lerning_rate", 1, "unknown key. Did you mean 'learning_rate'? It is called lr here"),
+        ("max_step", 1, "unknown key. Did you mean 'max_steps'? It is called num_steps here"),
+        ("num_step", 1, "unknown key. Did you mean 'num_steps'?"),
         (
             "local_rank",
             1,
