@@ -20,7 +20,7 @@ from kdplug.config.text import (
     yaml_document,
 )
 from kdplug.config.words import in_words, shown
-from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, nearest
+from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean, nearest
 
 
 class ConfigModel(BaseModel):
@@ -144,10 +144,10 @@ def _problem(model: type[ConfigModel], one: dict[str, Any]) -> KdplugError:
 def _unknown(model: type[ConfigModel], key: str) -> str:
     if key in model.retired:
         return model.retired[key]
-    found = nearest(key, [*model.model_fields, *model.retired])
-    if found is None:
-        return f"unknown key. The keys here are: {', '.join(model.model_fields)}"
-    return f"unknown key. Did you mean {found!r}?" + (f" It {model.retired[found]}" if found in model.retired else "")
+    names = [*model.model_fields, *model.retired]
+    near = did_you_mean(key, names) or f" The keys here are: {', '.join(model.model_fields)}"
+    meant = model.retired.get(nearest(key, names) or "")
+    return f"unknown key.{near}{f' It {meant}' if meant else ''}"
 
 
 def _model_at(model: type[ConfigModel], path: tuple[str | int, ...]) -> type[ConfigModel]:

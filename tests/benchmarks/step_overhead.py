@@ -222,12 +222,17 @@ def measure(names: list[str], size: str, loss: Loss, rounds: int, steps: int, fo
     return times
 
 
+def standard_error(values: list[float]) -> float:
+    """Of the mean; ``nan`` for a single value."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+
+
 def row(size: str, matches: int, times: dict[str, list[float]]) -> str:
     hand = times["by hand"]
     cells = [f"{size:7s}", f"{matches:7d}", f"{statistics.median(hand) * 1e3:11.3f}"]
     for name in list(times)[1:]:
         extras = [other - base for other, base in zip(times[name], hand, strict=True)]
-        extra, error = statistics.median(extras), statistics.stdev(extras) / len(extras) ** 0.5
+        extra, error = statistics.median(extras), standard_error(extras)
         ratio = statistics.median(other / base for other, base in zip(times[name], hand, strict=True))
         cells.append(f"{extra * 1e6:+6.0f} ±{error * 1e6:3.0f} µs {ratio:5.3f}x")
     return " | ".join(cells)
