@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -161,11 +161,13 @@ def _check_fsdp(accelerator: Accelerator) -> None:
         raise RunError("accelerate is set to compile what FSDP shards; compile the student's blocks yourself instead")
 
 
+_DRAIN_SECONDS = 0.2
+
 _registered: list[bool] = []
 
 
 def _leave_group_at_exit() -> None:
-    """Leave the process group, and end its threads, when the interpreter ends: gloo jobs that do not sometimes abort then."""
+    """Leave the process group when the interpreter ends: gloo jobs that do not sometimes abort then, or never end."""
     if not _registered:
         _registered.append(True)
         atexit.register(_leave_group)
@@ -173,4 +175,6 @@ def _leave_group_at_exit() -> None:
 
 def _leave_group() -> None:
     PartialState().destroy_process_group()
-    gc.collect()  # models wrapped by DDP refer to themselves, and to the group, whose threads end with the last reference
+    # A model wrapped by DDP keeps gloo's threads. One that has a tensor of the last exchange to let go of asks for the
+    # interpreter: taken down, it ends the process; held by whoever destroys the model, both wait for ever. So let it, now.
+    time.sleep(_DRAIN_SECONDS)
