@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdplug.engine.shard_state import whole
+from kdplug.engine.shard_state import own_part, whole
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
 
@@ -74,20 +74,19 @@ def check_weights(step: int, parameters: Iterable[nn.Parameter]) -> None:
 
     Raises: ``NonFiniteError`` where a weight is not finite.
     """
-    norm = _weight_norm(parameters)
+    norm = _norm([parameter.detach() for parameter in parameters]).item()
     if not math.isfinite(norm):
         raise NonFiniteError(f"step {step}: the norm of the weights is {norm}, although the loss was finite")
 
 
 def spoiled(parameters: Iterable[nn.Parameter]) -> str:
-    """What an error about a loss has to add where the weights are not finite any more; otherwise nothing."""
-    if math.isfinite(_weight_norm(parameters)):
+    """What an error about a loss has to add where the weights are not finite any more; otherwise nothing.
+
+    Of sharded weights this process looks at its own: it may be the only one with an error, and must not wait for the others.
+    """
+    if all(torch.isfinite(own_part(parameter.detach())).all() for parameter in parameters):
         return ""
     return "; the weights are not finite any more: the gradient of a step before was not"
-
-
-def _weight_norm(parameters: Iterable[nn.Parameter]) -> float:
-    return _norm([parameter.detach() for parameter in parameters]).item()
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -19,6 +19,12 @@ def is_sharded(value: Any) -> bool:
     return hasattr(value, _SHARDED)
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded tensor, and any other tensor itself."""
+    part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return part
+
+
 def whole(value: Any, *, keep: bool = True) -> Any:
     """``value``, a tree of plain data and tensors, with each sharded tensor gathered on the CPU. Every process has to ask.
 

@@ -41,6 +41,7 @@ from safetensors.torch import save_model
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from test_fsdp import Killed, distill, in_bfloat16, tied
+from kdplug.engine.finite import spoiled
 from kdplug.engine.shard_state import gathered
 from kdplug.errors import RunError
 
@@ -64,7 +65,14 @@ except RunError as error:
     again = str(error)
 model = fully_shard(tied())
 save_model(gathered(model), folder / f"tied-{rank}.safetensors")
-torch.save({"again": again, "bfloat16": gathered(in_bfloat16(folder / "bf16", 2)).state_dict()}, folder / f"more-{rank}.pt")
+said = []
+for value in (1.0, float("nan")):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.to_local().fill_(value)
+    if rank == 0:  # the loss of one process may be the only bad one
+        said.append(spoiled(model.parameters()))
+torch.save({"said": said, "again": again, "bfloat16": gathered(in_bfloat16(folder / "bf16", 2)).state_dict()}, folder / f"more-{rank}.pt")
 leave_group()
 """
 
@@ -298,3 +306,9 @@ def test_a_sharded_teacher_without_fsdp_is_an_error(tmp_path):
     distiller = make_distiller(tmp_path, student, training={"shard_teacher": True})
     with pytest.raises(RunError, match="shard_teacher needs FSDP2"):
         distiller.train(sgd(student), make_batches(1), num_epochs=1)
+
+
+def test_a_process_alone_may_ask_whether_its_weights_were_spoiled(sharded):
+    before, after = torch.load(sharded / "more-0.pt")["said"]
+    assert not before
+    assert "the weights are not finite any more" in after
