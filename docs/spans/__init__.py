@@ -11,7 +11,6 @@ from spans.error import error_tree
 from spans.group import groups
 from spans.hook import hooks
 from spans.key import keys_of
-from spans.message import messages
 from spans.vocabulary import adaptor_keys, aliases, inputs_by_site, meanings
 
 SPANS: dict[str, Callable[[], str]] = {
@@ -28,7 +27,6 @@ SPANS: dict[str, Callable[[], str]] = {
     "adaptor keys": adaptor_keys,
     "aliases": aliases,
     "errors": error_tree,
-    "messages": messages,
     "hooks": hooks,
     "inputs": meanings,
     "inputs by site": inputs_by_site,
