@@ -21,7 +21,7 @@ def reverse_kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | floa
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor | None:
     own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
-    values = mean_of(theirs, teacher - student) - log_sums(teacher, theirs) + log_sums(student, own)
+    values = mean_of(theirs, teacher - student) - log_sums(theirs) + log_sums(own)
     if not values.isfinite().all():
         return None
     torch.sub(own, theirs, out=student)
@@ -40,7 +40,7 @@ def _reverse_kl(student: Tensor, teacher: Tensor) -> Tensor | None:
     own = student.softmax(dim=-1)
     gap = student - teacher
     mean = mean_of(own, gap)
-    values = mean - log_sums(student, own) + teacher.logsumexp(dim=-1, keepdim=True)
+    values = mean - log_sums(own) + teacher.exp().sum(dim=-1, keepdim=True).log_()
     if not values.isfinite().all():
         return None
     torch.mul(own, gap.sub_(mean), out=student)

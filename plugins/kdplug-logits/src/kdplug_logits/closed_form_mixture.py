@@ -61,7 +61,7 @@ def _jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor | None:
     log_mixed = _mixed(theirs, own, beta).log_()
     ratio = student - log_mixed  # but for the logarithm of the sum, which the gradient does not see
     means = mean_of(own, ratio), mean_of(theirs, torch.sub(teacher, log_mixed, out=log_mixed))
-    values = (1 - beta) * (means[0] - log_sums(student, own)) + beta * (means[1] - log_sums(teacher, theirs))
+    values = (1 - beta) * (means[0] - log_sums(own)) + beta * (means[1] - log_sums(theirs))
     if not values.isfinite().all():
         return None
     torch.mul(own, ratio.sub_(means[0]), out=student)
@@ -83,7 +83,7 @@ def _skew_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
     own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
     mixed = _mixed(theirs, own, skew)
     ratio = theirs / mixed
-    values = mean_of(theirs, torch.sub(teacher, mixed.log_(), out=mixed)) - log_sums(teacher, theirs)
+    values = mean_of(theirs, torch.sub(teacher, mixed.log_(), out=mixed)) - log_sums(theirs)
     if not values.isfinite().all():
         return None
     from_slope_(student, own, ratio)
@@ -105,7 +105,7 @@ def _skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | 
     mixed = _mixed(theirs, own, 1 - skew)
     torch.div(own, mixed, out=theirs)
     ratio = torch.sub(student, mixed.log_(), out=mixed)
-    values = mean_of(own, ratio) - log_sums(student, own)
+    values = mean_of(own, ratio) - log_sums(own)
     if not values.isfinite().all():
         return None
     from_slope_(student, own, ratio.sub_(theirs, alpha=skew))

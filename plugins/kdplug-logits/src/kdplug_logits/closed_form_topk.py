@@ -47,7 +47,7 @@ def _with_tail(student: Tensor, teacher: Tensor, k: int) -> Tensor | None:
     """Both rests are sums over the other classes themselves; where one is too small to keep its digits, ``None``."""
     logits, ids = largest(teacher, k)
     theirs, own = teacher.softmax(dim=-1), student.softmax(dim=-1)
-    known, own_known, own_sums = theirs.gather(-1, ids), own.gather(-1, ids), log_sums(student, own)
+    known, own_known, own_sums = theirs.gather(-1, ids), own.gather(-1, ids), log_sums(own)
     ratio = logits - logits[..., :1] + known[..., :1].log() - student.gather(-1, ids) + own_sums
     other, left = (probs.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True) for probs in (theirs, own))
     values = mean_of(known, ratio) + other * (other.log() - left.log())
