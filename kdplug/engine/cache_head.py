@@ -10,13 +10,15 @@ from torch import Tensor
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.cache_content import Content
 from kdplug.errors import RunError
+from kdplug.objective.mask import check_mask
 from kdplug.objective.selection import head_masks, is_ignored
 
 
 def take_heads(content: Content, outputs: Outputs) -> dict[str, tuple[Any, Tensor | None]]:
     """Each head with the mask that counts for it, by name; neither is in ``content`` afterwards.
 
-    Raises: ``RunError`` for a mask that does not fit; ``OutputsError`` where there are not as many as heads.
+    Raises: ``RunError`` for a mask that does not fit; ``OutputsError`` where there are not as many as heads, and for a mask
+    that holds something other than 0 and 1.
     """
     heads = {name: logits for name, logits in content.tensors.items() if name.startswith("logits/")}
     for name in [*heads, *(name for name in content.tensors if name.startswith("logits_mask/"))]:
@@ -38,6 +40,7 @@ def _fitting(name: str, logits: Any, mask: Tensor | None) -> Tensor | None:
             f"the teacher's logits_mask {list(mask.shape)} does not fit its {name} {list(logits.shape)}: one value per item",
             field="teacher_cache_codec",
         )
+    check_mask(mask, "", field="teacher.logits_mask")
     return mask
 
 

@@ -71,8 +71,11 @@ class CustomTerm(nn.Module):
         return connected_zero([*layers(batch.student, "hidden", self.layer_student, "student"), *self.parameters()])
 
     def _compared(self, student: Tensor, teacher: Tensor, batch: Batch, weight: float) -> TermValue:
+        _ = batch.student_mask, batch.teacher_mask  # checked; the loss gets them as they are
         masks = batch.student.inputs_mask, batch.teacher.inputs_mask
         try:
-            return term_value(self.loss(full(student), full(frozen(teacher)), *masks), weight, self.owner)
+            return batch.certain(
+                term_value(self.loss(full(student), full(frozen(teacher)), *masks), weight, self.owner)
+            )
         except KdplugError as error:
             raise error.at("loss") from error.__cause__

@@ -168,7 +168,7 @@ class MatchTerm(nn.Module):
         compared = Compared(self, student, teacher, batch)
         values = [get(compared) for get in self.getters]
         try:
-            return term_value(self.loss(*values), weight, self.owner)
+            return batch.certain(term_value(self.loss(*values), weight, self.owner))
         except KdplugError as error:
             error.message += self._hint(teacher)
             raise error.at("loss") from error.__cause__

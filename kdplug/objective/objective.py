@@ -52,6 +52,7 @@ class Objective(nn.Module):
         self.matches = Matches(config, self.teachers)
         self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
+        self._has_looked = False
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
@@ -146,7 +147,10 @@ class Objective(nn.Module):
         if not self._is_counted:
             self.matches.check_counted()
         teachers = read_teachers(teacher, self.teachers)
-        batch = Batch(Outputs.read(student, "student"), teachers, progress, step, total_steps)
+        batch = Batch(
+            Outputs.read(student, "student"), teachers, progress, step, total_steps, looks=not self._has_looked
+        )
+        self._has_looked = True
         terms: dict[str, TermValue] = {}
         for term, path, place in self._in_order:
             try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from kdplug.contracts.item import keep
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
+from kdplug.objective.mask import places_that_count
 from kdplug.objective.teacher import Names, side
 
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, 
 
 
 def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None) -> Pair:
-    """Keep the items where the mask is not 0; labels go with the student.
+    """Keep the items where the mask is 1; labels go with the student.
 
     Each side has its own mask; where just one side has one, it serves both. The masks may differ in where, but not in how
     many items they keep. Without a mask the pair stays as it is.
 
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
-    Raises: ``ShapeError``.
+    Raises: ``ShapeError``; ``OutputsError`` for a mask that holds something other than 0 and 1.
     """
     student, teacher, labels = pair
     if student_mask is None and teacher_mask is None:
@@ -56,9 +57,11 @@ def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None)
     _check_labels(pair)
     mine = student_mask if student_mask is not None else teacher_mask
     theirs = teacher_mask if teacher_mask is not None else student_mask
-    student_rows = _rows(mine, student, "student")
+    student_rows = _rows(mine, student, "student", "teacher" if student_mask is None else "student")
     shared = mine is theirs and student.shape[:-1] == teacher.shape[:-1]
-    teacher_rows = student_rows if shared else _rows(theirs, teacher, "teacher")
+    teacher_rows = (
+        student_rows if shared else _rows(theirs, teacher, "teacher", "student" if teacher_mask is None else "teacher")
+    )
     if len(student_rows) != len(teacher_rows):
         raise ShapeError(
             f"the student's mask keeps {len(student_rows)} items and the teacher's {len(teacher_rows)}: "
@@ -94,21 +97,23 @@ def select_several(
     teacher_masks: Sequence[Tensor | None],
     names: Names,
 ) -> Group:
-    """Keep the items where the masks are not 0, as ``select`` does: each teacher by its own, or else by the student's.
+    """Keep the items where the masks are 1, as ``select`` does: each teacher by its own, or else by the student's.
 
     Where only teachers have masks, they must be one and the same, which then serves all.
 
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
-    Raises: ``ShapeError``; ``OutputsError`` where the teachers' masks differ and the student has none.
+    Raises: ``ShapeError``; ``OutputsError`` for a mask that holds something other than 0 and 1, and where the teachers' masks
+    differ and the student has none.
     """
     mine = _shared(teacher_masks) if student_mask is None else student_mask
     if mine is None:
         return Group(student, teachers, labels)
-    own = select(Pair(student, student, labels), mine, mine)
+    own = select(Pair(student, student, labels), student_mask, mine)
+    giver = "teacher" if student_mask is None else "student"
     found = []
     for place, (logits, mask) in enumerate(zip(teachers, teacher_masks, strict=True)):
         name = side(names, place)
-        rows = _rows(mine if mask is None else mask, logits, name)
+        rows = _rows(mine if mask is None else mask, logits, name, giver if mask is None else name)
         if len(rows) != own.student.shape[0]:
             raise ShapeError(
                 f"the student's mask keeps {own.student.shape[0]} items and that of {name} {len(rows)}: "
@@ -158,7 +163,8 @@ def _check_labels(pair: Pair) -> None:
         )
 
 
-def _rows(mask: Tensor | None, logits: Logits, side: str) -> Tensor:
+def _rows(mask: Tensor | None, logits: Logits, side: str, giver: str) -> Tensor:
+    """The places of the items that count. ``giver`` is the side whose mask serves this one."""
     assert mask is not None
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -166,7 +172,7 @@ def _rows(mask: Tensor | None, logits: Logits, side: str) -> Tensor:
             f"it must be {list(logits.shape[:-1])}, one value per item",
             field=f"{side}.logits_mask",
         )
-    return mask.reshape(-1).nonzero().squeeze(1)
+    return places_that_count(mask, field=f"{giver}.logits_mask")
 
 
 def _keep(logits: Logits, rows: Tensor) -> Logits:

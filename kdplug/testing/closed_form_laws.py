@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,7 +14,10 @@ from kdplug.testing.law import broken, where
 from kdplug.testing.loss_case import LossCase
 from kdplug.testing.sample import Sample
 
-Change = Callable[[Sample], Sample]
+_OFFSETS = (0.0, -100.0, -1000.0, 1000.0)
+
+_OFF = 1e-4
+"""How much of its largest entry a gradient in float32 may be off by: ten times what the loss itself is, through autograd."""
 
 
 def _declares(laws: type[LossCase]) -> bool:
@@ -70,6 +72,29 @@ class ClosedFormLaws(LossCase):
         if are_finite([outcome.value]) and are_finite(gradients):
             self._compare(sample, 1e-3, "at logits of 1e4 in float32")
 
+    @where(_declares)
+    def test_its_closed_form_keeps_its_gradient_under_an_offset(self) -> None:
+        """For: a difference of logits far from 0, of which float32 keeps few digits. Subtract the largest logit of each row first."""
+        sample = self.sample(masked=False)  # at temperature 2, which rounds nothing away
+        near = tuple(theirs + (own - theirs) * 0.05 for own, theirs in zip(sample.student, sample.teacher, strict=True))
+        sample = _in_a_row(sample.but(student=near))
+        for own in _OFFSETS:
+            for theirs in {own, 0.0}:
+                moved = _moved(sample, own, theirs)
+                outcome, (exact,) = self.gradients(moved.both(torch.Tensor.double))
+                values, closed = self._closed(moved)
+                if not is_close(values.mean(), outcome.value, _OFF):
+                    broken(
+                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the closed form in float32 "
+                        f"gives {number(values.mean()):.6g} and the loss {number(outcome.value):.6g}"
+                    )
+                error = float((closed / len(closed) - exact).abs().max() / exact.abs().max())
+                if not error <= _OFF:
+                    broken(
+                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the gradient of the closed "
+                        f"form in float32 is off by {error:.1e} of its largest entry, and may be by {_OFF:g}"
+                    )
+
     def _closed(self, sample: Sample) -> tuple[Tensor, Tensor]:
         student, teacher = (side[0].detach().clone() for side in (sample.student, sample.teacher))
         component = self.build_in(student.dtype)
@@ -97,6 +122,12 @@ def _in_a_row(sample: Sample) -> Sample:
     """The items in a row, as a closed form gets them."""
     flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
     return flat.but(labels=sample.labels.reshape(-1))
+
+
+def _moved(sample: Sample, own: float, theirs: float) -> Sample:
+    """The sample in float32, with a number added to each side."""
+    student = tuple((tensor + own).float() for tensor in sample.student)
+    return sample.but(student=student, teacher=tuple((tensor + theirs).float() for tensor in sample.teacher))
 
 
 def _ruled_out(tensors: tuple[Tensor, ...], rules: bool) -> tuple[Tensor, ...]:

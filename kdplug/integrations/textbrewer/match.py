@@ -12,6 +12,7 @@ from kdplug.host.seed_map import MATCH_LOSS_MAP, PROJ_MAP, MatchLoss
 from kdplug.host.spec import parse_spec
 from kdplug.integrations.textbrewer.match_config import IntermediateMatch
 from kdplug.integrations.textbrewer.term import Progress
+from kdplug.objective.mask import doubt, nan_if
 from kdplug.objective.term import unique
 
 
@@ -68,22 +69,27 @@ def match_value(
 ) -> Any:
     """The unweighted loss of one match. The mask is the student's ``inputs_mask``, as in TextBrewer.
 
-    Raises: ``OutputsError`` for a layer that an adaptor did not return.
+    Raises: ``OutputsError`` for a layer that an adaptor did not return, and for what is no mask.
     """
     ours = _features(student, match.feature, match.layer_S, "adaptor_S")
     theirs = _features(teacher, match.feature, match.layer_T, "adaptor_T")
     if projection is not None:
         ours = [projection(feature) for feature in ours]
-    mask = student.get("inputs_mask")
+    mask, teacher_mask = student.get("inputs_mask"), teacher.get("inputs_mask")
+    doubts = [
+        found
+        for one, side in ((mask, "adaptor_S"), (teacher_mask, "adaptor_T"))
+        if one is not None and (found := doubt(one, f"the inputs_mask that {side} returned")) is not None
+    ]
     if not isinstance(loss, MatchLoss):
-        return loss(*_as_given(match, ours, theirs, list), mask=mask)
+        return nan_if(loss(*_as_given(match, ours, theirs, list), mask=mask), doubts)
     others = {
         "student_mask": _bool(mask),
-        "teacher_mask": _bool(teacher.get("inputs_mask")),
+        "teacher_mask": _bool(teacher_mask),
         "labels": _single(student.get("labels")),
         **progress,
     }
-    return loss(*_as_given(match, ours, theirs, tuple), mask=_bool(mask), **others)
+    return nan_if(loss(*_as_given(match, ours, theirs, tuple), mask=_bool(mask), **others), doubts)
 
 
 def _as_given(match: IntermediateMatch, ours: list[Tensor], theirs: list[Tensor], form: Any) -> tuple[Any, Any]:

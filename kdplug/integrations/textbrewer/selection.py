@@ -6,21 +6,34 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kdplug.errors import OutputsError
+from kdplug.contracts.item import keep
+from kdplug.errors import OutputsError, ShapeError
+from kdplug.objective.mask import places_that_count
 from kdplug.objective.probability_shift import shift
 
 __all__ = ["probability_shift_", "select_logits_with_mask"]
 
 
 def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[Tensor]) -> list[Tensor]:
-    """The logits of each head where its mask is not 0; one mask serves all heads.
+    """The logits of each head where its mask is 1; one mask serves all heads.
 
     Shapes: logits ``[batch, length, classes]`` and masks ``[batch, length]`` to ``[n, classes]``; logits ``[batch,
     classes]`` stay as they are.
-    Raises: ``OutputsError`` where there is neither one mask nor one for each head.
+    Raises: ``OutputsError`` where there is neither one mask nor one for each head, and for what is no mask; ``ShapeError``
+    for a mask of another shape.
     """
     masks = spread(masks_list, len(logits_list))
-    return [logits[mask != 0] if logits.dim() == 3 else logits for logits, mask in zip(logits_list, masks, strict=True)]
+    return [
+        _kept(logits, mask) if logits.dim() == 3 else logits for logits, mask in zip(logits_list, masks, strict=True)
+    ]
+
+
+def _kept(logits: Tensor, mask: Tensor) -> Tensor:
+    if mask.shape != logits.shape[:-1]:
+        raise ShapeError(
+            f"{list(mask.shape)} does not fit logits {list(logits.shape)}: one value per item", field="logits_mask"
+        )
+    return keep(logits, places_that_count(mask, field="logits_mask"), 1)
 
 
 def select_labels(labels: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:

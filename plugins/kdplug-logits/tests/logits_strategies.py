@@ -84,8 +84,11 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 @st.composite
-def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float64, *, least_classes: int = 2) -> Case:
-    """Inputs of random sizes, sizes of logits and temperatures: one number, or one for each item."""
+def cases(draw: st.DrawFn, dtype: torch.dtype = torch.float64, *, least_classes: int = 3) -> Case:
+    """Inputs of random sizes, sizes of logits and temperatures: one number, or one for each item.
+
+    Some losses refuse two classes (test_two_classes.py).
+    """
     shape = draw(st.lists(st.integers(1, 4), min_size=0, max_size=2))
     found = case(
         *shape,

@@ -152,6 +152,20 @@ def test_alpha_beta_without_either_is_an_error() -> None:
 
 @given(drawn=cases())
 @examples
+def test_adaptive_kl_whose_head_holds_all_is_kl(drawn: Case) -> None:
+    assert torch.equal(drawn.loss("adaptive_kl", mass=1).value, drawn.loss("kl").value)
+    assert torch.equal(drawn.gradient("adaptive_kl", mass=1), drawn.gradient("kl"))
+
+
+def test_adaptive_kl_whose_head_holds_all_is_kl_in_float32_with_classes_ruled_out() -> None:
+    found = case(16, 5000, dtype=torch.float32)
+    found.teacher[:, 7] = -math.inf
+    assert torch.equal(found.loss("adaptive_kl", mass=1).value, found.loss("kl").value)
+    assert torch.equal(found.gradient("adaptive_kl", mass=1), found.gradient("kl"))
+
+
+@given(drawn=cases())
+@examples
 def test_dkd_weighted_by_the_teachers_doubt_is_kl(drawn: Case) -> None:
     items = labelled("dkd", drawn.student, drawn.teacher, drawn.labels)
     student, teacher = drawn.student.log_softmax(-1), drawn.teacher.log_softmax(-1)

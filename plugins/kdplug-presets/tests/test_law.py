@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from presets_strategies import ATTENTION, BOTH_ROUTES, KD, MATCH, ZERO_AT_EQUALITY, drawn_features, features
 
+from kdplug import OutputsError
 from kdplug_presets import block, hidden, kd
 
 every_match = pytest.mark.parametrize("name", MATCH)
@@ -141,14 +142,16 @@ def test_a_mask_of_ones_is_no_mask_where_nothing_is_read_as_padding(name: str) -
 
 
 @every_match
-def test_any_type_of_mask_selects_the_same(name: str) -> None:
+def test_a_mask_of_any_type_selects_the_same_and_other_numbers_are_refused(name: str) -> None:
     case = features(name)
     expected, mask = case.loss().value, case.mask
     for dtype in (torch.uint8, torch.int64, torch.float16, torch.float64):
         case.mask = mask.to(dtype)
         assert torch.equal(case.loss().value, expected)
-    case.mask = mask * 7
-    assert torch.equal(case.loss().value, expected)
+    for wrong in (mask * 7, (1.0 - mask.float()) * -1e9, mask.float().masked_fill(~mask, torch.nan)):
+        case.mask = wrong
+        with pytest.raises(OutputsError, match=r": a mask must hold 0 and 1, or be bool, and holds"):
+            case.loss()
 
 
 @every_match

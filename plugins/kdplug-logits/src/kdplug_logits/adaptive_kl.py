@@ -49,17 +49,19 @@ def adaptive_kl(
     """Adaptive KL divergence ``T² [w KL(p‖q) + (1 − w) KL(q‖p)]`` of softened teacher p, student q, in nats, mean over items.
 
     ``w`` is the share of ``Σ |p − q|`` that lies at the teacher's likeliest classes, its head: forward KL where the head is
-    off, reverse KL where the tail is. It is a number of each item and no gradient runs through it. A class that the teacher
-    rules out (``-inf``) is taken from the student too, as in ``reverse_kl``.
+    off, reverse KL where the tail is. It is a number of each item and no gradient runs through it. Below ``mass: 1`` a class
+    that the teacher rules out (``-inf``) is taken from the student too, as in ``reverse_kl``.
 
     Settings: ``mass``, μ, how much of the teacher's probability the head may hold (its first class always belongs to it);
     ``t2`` multiplies by the squared temperature.
-    Relations: between ``kl`` and ``reverse_kl`` of each item.
+    Relations: between ``kl`` and ``reverse_kl`` of each item; ``kl`` at ``mass: 1``, where every class belongs to the head.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Wu et al. 2024 (AKL), arXiv:2404.02657; head, constant ``w`` and μ = 0.5 as in wutaiqiang/LLM_KD_AKL,
     AKL.py.
     """
+    if mass == 1:
+        return divergence("adaptive_kl", student_logits, teacher_logits, temperature, kl_terms, t2=t2)
     terms = partial(adaptive_kl_terms, mass=mass)
     return divergence("adaptive_kl", student_logits, teacher_logits, temperature, terms, t2=t2, supported=True)

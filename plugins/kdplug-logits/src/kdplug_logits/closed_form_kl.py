@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdplug_logits.closed_form import closed, entropy_of, log_sums, mean_of
+from kdplug_logits.closed_form import closed, entropy_of, mean_of, softmax_of
 from kdplug_logits.divergence import within_support
 
 
@@ -20,8 +20,8 @@ def reverse_kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | floa
 
 
 def _kl(student: Tensor, teacher: Tensor) -> Tensor | None:
-    own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
-    values = mean_of(theirs, teacher - student) - log_sums(teacher, theirs) + log_sums(student, own)
+    (own, own_sum), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
+    values = mean_of(theirs, teacher - student) - their_sum + own_sum
     if not values.isfinite().all():
         return None
     torch.sub(own, theirs, out=student)
@@ -37,10 +37,10 @@ def _kl_carefully(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _reverse_kl(student: Tensor, teacher: Tensor) -> Tensor | None:
-    own = student.softmax(dim=-1)
+    own, own_sum = softmax_of(student)
     gap = student - teacher
     mean = mean_of(own, gap)
-    values = mean - log_sums(student, own) + teacher.logsumexp(dim=-1, keepdim=True)
+    values = mean - own_sum + teacher.exp().sum(dim=-1, keepdim=True).log_()
     if not values.isfinite().all():
         return None
     torch.mul(own, gap.sub_(mean), out=student)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kdplug_logits.closed_form import closed, from_slope_, log_sums, mean_of
+from kdplug_logits.closed_form import closed, from_slope_, mean_of, softmax_of
 from kdplug_logits.closed_form_kl import kl_rows, reverse_kl_rows
 from kdplug_logits.mixture import floored
 
@@ -57,11 +57,11 @@ def _mixed(theirs: Tensor, own: Tensor, share: float) -> Tensor:
 
 
 def _jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor | None:
-    own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
+    (own, own_sum), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
     log_mixed = _mixed(theirs, own, beta).log_()
     ratio = student - log_mixed  # but for the logarithm of the sum, which the gradient does not see
     means = mean_of(own, ratio), mean_of(theirs, torch.sub(teacher, log_mixed, out=log_mixed))
-    values = (1 - beta) * (means[0] - log_sums(student, own)) + beta * (means[1] - log_sums(teacher, theirs))
+    values = (1 - beta) * (means[0] - own_sum) + beta * (means[1] - their_sum)
     if not values.isfinite().all():
         return None
     torch.mul(own, ratio.sub_(means[0]), out=student)
@@ -80,10 +80,10 @@ def _jsd_carefully(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
 
 
 def _skew_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
-    own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
+    (own, _), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
     mixed = _mixed(theirs, own, skew)
     ratio = theirs / mixed
-    values = mean_of(theirs, torch.sub(teacher, mixed.log_(), out=mixed)) - log_sums(teacher, theirs)
+    values = mean_of(theirs, torch.sub(teacher, mixed.log_(), out=mixed)) - their_sum
     if not values.isfinite().all():
         return None
     from_slope_(student, own, ratio)
@@ -101,11 +101,11 @@ def _skew_kl_carefully(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
 
 
 def _skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
-    own, theirs = student.softmax(dim=-1), teacher.softmax(dim=-1)
+    (own, own_sum), (theirs, _) = softmax_of(student), softmax_of(teacher)
     mixed = _mixed(theirs, own, 1 - skew)
     torch.div(own, mixed, out=theirs)
     ratio = torch.sub(student, mixed.log_(), out=mixed)
-    values = mean_of(own, ratio) - log_sums(student, own)
+    values = mean_of(own, ratio) - own_sum
     if not values.isfinite().all():
         return None
     from_slope_(student, own, ratio.sub_(theirs, alpha=skew))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdplug import SparseLogits
-from kdplug_logits.closed_form import closed, entropy_of, log_sums, mean_of, scaled
+from kdplug_logits.closed_form import closed, entropy_of, mean_of, scaled, softmax_of
 from kdplug_logits.closed_form_kl import kl_rows
 from kdplug_logits.largest import largest
 from kdplug_logits.mixture import log_total
@@ -46,8 +46,8 @@ def topk_rows(
 def _with_tail(student: Tensor, teacher: Tensor, k: int) -> Tensor | None:
     """Both rests are sums over the other classes themselves; where one is too small to keep its digits, ``None``."""
     logits, ids = largest(teacher, k)
-    theirs, own = teacher.softmax(dim=-1), student.softmax(dim=-1)
-    known, own_known, own_sums = theirs.gather(-1, ids), own.gather(-1, ids), log_sums(student, own)
+    (own, own_sums), (theirs, _) = softmax_of(student), softmax_of(teacher)
+    known, own_known = theirs.gather(-1, ids), own.gather(-1, ids)
     ratio = logits - logits[..., :1] + known[..., :1].log() - student.gather(-1, ids) + own_sums
     other, left = (probs.scatter_(-1, ids, 0.0).sum(dim=-1, keepdim=True) for probs in (theirs, own))
     values = mean_of(known, ratio) + other * (other.log() - left.log())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdplug import LossSum
 from kdplug_logits.divergence import tempered
+from kdplug_logits.shape import require_three_classes
 from kdplug_logits.tempering import times_squared
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -42,19 +43,23 @@ def dist(
     **The second part looks at the items of one call together**, so it is no sum over items, and the loss is a scalar: the mean
     of one call. Micro-batches and processes correlate within themselves, and each counts alike, however many items it has.
     Logits that are multiplied out in pieces (``FactoredLogits``) are refused. At ``gamma: 0`` the first part is left, a sum
-    over items that may be cut anywhere. A call with one item has no correlation over items, and adds the constant γ without
-    a gradient. So does a class that one side gives the same probability everywhere, such as one it rules out (``-inf``).
+    over items that may be cut anywhere. It needs three classes: two are always correlated by 1 or -1, whatever the student is.
+    A call with one item has no correlation over items, and adds the constant γ without a gradient. So does a class that one
+    side gives the same probability everywhere, such as one it rules out (``-inf``).
 
     Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the least product of the two lengths that ρ is
     divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).
     Relations: none to the divergences: it is 0 for many students.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` where shapes differ, or there are fewer than three classes at ``gamma: 0``; ``SettingError`` where
+    the temperature is not positive.
     Source: Huang et al. 2022, arXiv:2205.10536; β = γ = 1 and eps as in hunto/DIST_KD,
     segmentation/losses/dist_kd.py, which adds eps to the product of the lengths and has no T².
     """
     student, teacher, temperature = tempered("dist", student_logits, teacher_logits, temperature)
+    if not gamma:
+        require_three_classes("dist", student, "two probabilities correlate by 1 or -1. Set gamma above 0, or take kl")
     student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
     values = (1 - pearson(student, teacher, -1, eps)) * beta
     if gamma:

@@ -12,6 +12,7 @@ from kdplug import LossSum
 from kdplug_logits.kl import relative_entropy
 from kdplug_logits.label import Labelled, conditional, labelled
 from kdplug_logits.mixture import log_total
+from kdplug_logits.shape import require_three_classes
 from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,12 +57,16 @@ def dkd(
 
     Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, one element, ``[*items]`` or
     ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
-    there are no labels.
+    Raises: ``ShapeError`` where shapes differ, or there are fewer than three classes at ``alpha: 0``; ``SettingError`` where
+    the temperature is not positive; ``OutputsError`` where there are no labels.
     Source: Zhao et al. 2022, arXiv:2203.08679; as in megvii-research/mdistiller, mdistiller/distillers/DKD.py,
     whose configurations have α = 1, β = 8.
     """
     items = labelled("dkd", student_logits, teacher_logits, labels)
+    if not alpha:
+        require_three_classes(
+            "dkd", student_logits, "of two, one is left beside the label, and NCKD is 0. Set alpha above 0"
+        )
     temperature = read_temperature("dkd", temperature, student_logits)
     student, teacher = over_temperature(items.student, temperature), over_temperature(items.teacher, temperature)
     target = target_per_item(items, student.log_softmax(dim=-1), teacher.log_softmax(dim=-1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from kdplug import LossSum
 from kdplug_logits.divergence import tempered, total
 from kdplug_logits.kl import kl_terms
+from kdplug_logits.shape import require_three_classes
 from kdplug_logits.tempering import over_temperature, read_temperature
 
 
@@ -44,19 +45,22 @@ def logit_std(
     ``z ← (z − mean) / (deviation + eps)`` item by item, then softened and compared as in ``kl``: the student need not reach
     the teacher's logits in size, only in order and proportion. Shifting or scaling either side changes nothing.
 
-    A class that is ruled out (``-inf``) takes no part in mean and deviation; otherwise as in ``kl``.
+    A class that is ruled out (``-inf``) takes no part in mean and deviation; otherwise as in ``kl``. Two logits become the
+    same two numbers whatever they are, so three classes are needed, and an item with two possible ones gets no gradient.
 
     Settings: ``eps`` is added to the deviation; ``t2`` multiplies by the squared temperature. The authors use temperature 2
     and a weight of 9.
     Relations: ``kl`` at a temperature of each item's own, that of student and teacher apart: ``T · deviation``.
 
     Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` where shapes differ or there are fewer than three classes; ``SettingError`` where the temperature
+    is not positive.
     Source: Sun et al. 2024, arXiv:2403.01427; deviation and eps as in sunshangquan/logit-standardization-KD,
     mdistiller/distillers/KD.py.
     """
     temperature = read_temperature("logit_std", temperature, student_logits)
     student, teacher, _ = tempered("logit_std", student_logits, teacher_logits, 1.0)
+    require_three_classes("logit_std", student, "two logits are always standardised to the same numbers. Take kl")
     own, theirs = (over_temperature(standardized(side, eps), temperature) for side in (student, teacher))
     terms = kl_terms(own.log_softmax(dim=-1), theirs.log_softmax(dim=-1))
     return LossSum(total(terms, temperature, t2=t2), student.shape[:-1].numel())

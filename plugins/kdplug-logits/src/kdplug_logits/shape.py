@@ -49,6 +49,15 @@ def _require_axes(owner: str, student: Tensor, teacher: Tensor, axes: Sequence[s
             )
 
 
+def require_three_classes(owner: str, logits: Tensor, why: str) -> None:
+    """Refuse two classes where the loss would be constant. ``why`` gives the reason and what to do.
+
+    Raises: ``ShapeError`` where there are fewer than three.
+    """
+    if logits.shape[-1] < 3:
+        raise ShapeError(f"{owner}: needs three classes at least, got student_logits {written(logits)}: {why}")
+
+
 def require_labels(owner: str, labels: Tensor | None, logits: Tensor) -> Tensor:
     """The labels, one integer for each item of ``logits``.
 

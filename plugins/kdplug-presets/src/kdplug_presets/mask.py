@@ -5,23 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdplug import ShapeError
+from kdplug import OutputsError, ShapeError
 from kdplug_presets.shape import written
 
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def read_mask(owner: str, mask: Tensor, features: Tensor, items: torch.Size) -> Tensor:
-    """The mask as bool on the device of ``features``: True, or any number but 0, means that the item counts.
+    """The mask as bool on the device of ``features``: True or 1 means that the item counts, False or 0 that it does not.
 
-    Raises: ``ShapeError`` where its shape is not ``items``.
+    The engine gives bool masks. Looking at the values of any other waits for its device; a compiled loss does not look.
+
+    Raises: ``ShapeError`` where its shape is not ``items``; ``OutputsError`` where it holds other values.
     """
     if mask.shape != items:
         raise ShapeError(
             f"{owner}: mask {written(mask)} does not fit the student's features {written(features)}: "
             f"it must be {list(items)}, got {list(mask.shape)}"
         )
-    return mask.to(device=features.device, dtype=torch.bool)
+    counts = mask.to(torch.bool)
+    if mask.dtype is not torch.bool and not torch.compiler.is_compiling() and (mask != counts).any():
+        found = mask[mask != counts][0].item()
+        raise OutputsError(
+            f"{owner}: a mask must hold 0 and 1, or be bool, and holds {found:g}. Of an extended attention mask, which is added to "
+            "attention scores, give (mask == 0)"
+        )
+    return counts.to(features.device)
 
 
 def bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
