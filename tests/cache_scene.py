@@ -19,16 +19,20 @@ def loader(count=22, **options):
 
 
 class Rowwise(nn.Module):
-    """A teacher whose row of the outputs depends on its row of the inputs alone, to the last bit, whatever the batch."""
+    """A teacher whose row of the outputs depends on its row of the inputs alone, to the last bit, whatever the batch.
+
+    ``before`` is called before each forward pass, with the number of passes before it.
+    """
 
     def __init__(self, seed=2):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.inner = nn.Parameter(torch.randn(5, 4, generator=generator, dtype=torch.float64))
         self.head = nn.Parameter(torch.randn(3, 5, generator=generator, dtype=torch.float64))
-        self.act, self.calls = nn.Tanh(), 0
+        self.act, self.calls, self.before = nn.Tanh(), 0, lambda calls: None
 
     def forward(self, x, scale=1.0):
+        self.before(self.calls)
         self.calls += 1
         hidden = self.act((x.unsqueeze(-2) * self.inner * scale).sum(-1))
         logits = (hidden.unsqueeze(-2) * self.head).sum(-1)

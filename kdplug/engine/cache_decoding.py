@@ -15,6 +15,7 @@ from kdplug.contracts.cache_codec import Ragged
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache_coding import COUNTS, ITEMS, MASK, CodedHead, Coding, unpack
+from kdplug.engine.cache_shard import MappedFile
 from kdplug.errors import RunError
 
 Row = Mapping[str, Tensor]
@@ -22,9 +23,10 @@ Row = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """What a codec keeps once for all items, by head and name; on each device once."""
+    """What a codec stores once for all items, by head and name; on each device once. ``source`` is the file it is mapped from."""
 
     tensors: Mapping[str, Tensor]
+    source: MappedFile | None = None
     _moved: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict)
 
     def of(self, name: str, device: torch.device) -> dict[str, Tensor]:
@@ -91,9 +93,12 @@ class Reader:
 
     def _numbered(self, row: Row, start: int) -> Tensor:
         shape = row[self.name + ITEMS].tolist() if self.name + ITEMS in row else []
+        items, held = prod(shape), 8 * len(row[self.name + MASK]) if self.head.masked else self.count(row)
+        if items > held:  # before anything of that size is allocated
+            raise RunError(f"the cached {self.name} has an example of {items} items and holds {held} of them")
         if not self.head.masked:
-            return torch.arange(start + 1, start + 1 + prod(shape)).view(shape)
-        kept = unpack(row[self.name + MASK], prod(shape))
+            return torch.arange(start + 1, start + 1 + items).view(shape)
+        kept = unpack(row[self.name + MASK], items)
         return torch.where(kept, kept.cumsum(0) + start, 0).view(shape)
 
     def _part(self, part: str, rows: Sequence[Row], device: torch.device, *, ragged: bool) -> Tensor | Ragged:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from pathlib import PurePath
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdplug.errors import RunError
 
 _Update = Callable[[Any], None]
 _DEPTH = 12
 _SCALARS = (str, int, float, complex, bool, type(None))
+_PRINTED = (torch.dtype, torch.device, numpy.generic, numpy.dtype, range, PurePath)
+"""Values whose text says all there is to them."""
+
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
+"""Attributes that hold a module's parameters, submodules and hooks."""
 
 
 def digest(value: object) -> int:
@@ -36,15 +43,21 @@ def text_digest(value: object) -> str:
     return f"{digest(value) & (1 << 64) - 1:016x}"
 
 
-def code_digest(function: object) -> str:
-    """A digest of what a callable does: its bytecode, constants, defaults and what it closes over; of an object, its state too.
+def code_digest(function: object, known: nn.Module | None = None) -> str:
+    """A digest of what a callable does: its bytecode, constants and defaults, what it closes over and, of an object, its state.
 
-    Functions that it calls by a global name are not followed.
+    Followed are also global variables of plain data or tensors that it reads, and functions of its own module that it calls.
+    Functions of other modules, and objects in global variables, count by their name alone; modules of the model ``known`` by
+    their path.
     """
-    return text_digest(_code(function, 0))
+    return text_digest(_Code(known).of(function, 0))
 
 
 def _feed(update: _Update, value: object) -> None:
+    if isinstance(value, Tensor) and value.is_meta:
+        raise RunError(
+            "a tensor on the meta device has no values, so it cannot be told from another. Load the weights first"
+        )
     if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
         update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         update(value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -85,36 +98,89 @@ def _feed_pickled(update: _Update, value: object) -> None:
         ) from error
 
 
-def _code(value: object, depth: int) -> Any:
-    """``value`` as plain data that changes with what it does."""
-    inner = depth + 1
-    if depth > _DEPTH:
-        return "…"
-    if isinstance(value, (*_SCALARS, bytes, Tensor, numpy.ndarray)):
-        return value
-    if isinstance(value, Mapping):
-        return [[_code(key, inner), _code(one, inner)] for key, one in value.items()]
-    if isinstance(value, (list, tuple)):
-        return [_code(one, inner) for one in value]
-    if isinstance(value, CodeType):
-        return [value.co_code, value.co_names, _code(value.co_consts, inner)]
-    return _callable_code(value, inner)
+class _Code:
+    """Turns a callable into plain data that changes with what it does. An object that several others hold is read once."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        modules = () if model is None else model.named_modules()
+        self._found: dict[int, tuple[int, str, object]] = {id(one): (0, f"module {path}", one) for path, one in modules}
+
+    def of(self, value: object, depth: int) -> Any:
+        """A value that is plain itself, and a digest of any other."""
+        if isinstance(value, (*_SCALARS, bytes, Tensor, numpy.ndarray)):
+            return value
+        if isinstance(value, _PRINTED):
+            return [type(value).__name__, str(value)]
+        if depth > _DEPTH:
+            return "…"
+        before = self._found.get(id(value))
+        if before is not None and before[0] <= depth:  # one that was read deeper was cut off sooner
+            return before[1]
+        self._found[id(value)] = depth, "cycle", value  # held, so that no other object gets its id
+        found = text_digest(self._parts(value, depth + 1))
+        self._found[id(value)] = depth, found, value
+        return found
+
+    def _parts(self, value: Any, depth: int) -> list[Any]:
+        if isinstance(value, Mapping):
+            return [[self.of(key, depth), self.of(one, depth)] for key, one in value.items()]
+        if isinstance(value, (list, tuple)):
+            return [self.of(one, depth) for one in value]
+        if isinstance(value, (set, frozenset)):
+            return ["set", *sorted(text_digest(self.of(one, depth)) for one in value)]
+        if isinstance(value, CodeType):
+            return [value.co_code, value.co_names, self.of(value.co_consts, depth)]
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return [name, *(self._module(value, depth) if isinstance(value, nn.Module) else self._object(value, depth))]
+
+    def _object(self, value: Any, depth: int) -> list[Any]:
+        """A function: what it does and reads. An object: what a call of it does, and its state. Others: nothing but the name."""
+        if isinstance(value, partial):
+            return [self.of(one, depth) for one in (value.func, value.args, value.keywords)]
+        if isinstance(value, MethodType):
+            return [self.of(value.__func__, depth), self.of(value.__self__, depth)]
+        if isinstance(value, FunctionType):
+            closed = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
+            held = (value.__code__, value.__defaults__, value.__kwdefaults__, closed, _globals(value))
+            return [self.of(one, depth) for one in held]
+        if isinstance(value, (type, ModuleType)) or not hasattr(value, "__dict__"):
+            return [value.__name__] if isinstance(value, ModuleType) else []
+        does = vars(type(value)).get("__call__")
+        return [self.of(does, depth) if isinstance(does, FunctionType) else None, self.of(vars(value), depth)]
+
+    def _module(self, model: nn.Module, depth: int) -> list[Any]:
+        """Weights and buffers by name; of each module in it, at whatever depth, how it computes and its attributes."""
+        found: list[Any] = [[name, one] for name, one in (*model.named_parameters(), *model.named_buffers())]
+        for path, module in model.named_modules():
+            does = vars(type(module)).get("forward")
+            own = {key: one for key, one in vars(module).items() if key not in _OF_EVERY_MODULE}
+            code = self.of(does, depth) if isinstance(does, FunctionType) else None
+            found.append([path, type(module).__qualname__, code, self.of(own, depth)])
+        return found
 
 
-def _callable_code(value: Any, depth: int) -> Any:
-    """A function: what it does and holds. An object: what a call of it does, and its state. Others: the name."""
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    if isinstance(value, partial):
-        return ["partial", _code([value.func, value.args, value.keywords], depth)]
-    if isinstance(value, MethodType):
-        return [name, _code([value.__func__, value.__self__], depth)]
+def _globals(function: FunctionType) -> dict[str, Any]:
+    """The global variables that a function reads and does not write, as far as they are plain data or of its own module."""
+    read, written = set[str](), set[str]()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for instruction in dis.get_instructions(code):
+            if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                read.add(instruction.argval)
+            elif instruction.opname in ("STORE_GLOBAL", "STORE_NAME"):
+                written.add(instruction.argval)
+    known = function.__globals__
+    return {
+        name: known[name] for name in sorted(read - written) if name in known and _is_followed(known[name], function)
+    }
+
+
+def _is_followed(value: object, function: FunctionType) -> bool:
     if isinstance(value, FunctionType):
-        closed = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
-        return [name, _code([value.__code__, value.__defaults__, value.__kwdefaults__, closed], depth)]
-    if isinstance(value, type) or not hasattr(value, "__dict__"):
-        return name
-    does = vars(type(value)).get("__call__")
-    return [name, _code(does, depth) if isinstance(does, FunctionType) else None, _code(dict(vars(value)), depth)]
+        return value.__module__ == function.__module__
+    return isinstance(value, (*_SCALARS, *_PRINTED, bytes, Tensor, numpy.ndarray, Mapping, list, tuple, set, frozenset))
 
 
 def _is_empty(cell: Any) -> bool:

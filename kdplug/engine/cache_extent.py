@@ -18,6 +18,10 @@ class Extent:
     batch: int
     batches: int
 
+    def __post_init__(self) -> None:
+        if min(self.count, self.batch, self.batches) < 1:
+            raise ValueError("counts must be positive")
+
     @classmethod
     def of(cls, count: int, batch: int, batch_bytes: int) -> Self:
         """``batch_bytes`` is what is kept of one forward pass."""

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdplug.engine.absence import Absent
 from kdplug.engine.cache_digest import code_digest, text_digest
 from kdplug.engine.teacher import Teacher
+from kdplug.objective.capture import Capture
 
 _SHOWN = 3
 
 
-OF_THE_MODEL = ("weights", "architecture")
-"""What nobody can say of a teacher that is not there."""
+OF_THE_MODEL = ("weights", "architecture", "hooks")
+"""What cannot be known of a teacher that is not there."""
+
+_KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
+_OF_ALL = {key: getattr(torch.nn.modules.module, f"_global{key}") for key in _KINDS}
 
 
 def teacher_fingerprint(teachers: Mapping[str, Teacher | Absent]) -> dict[str, Any]:
-    """Digests of each teacher's weights and buffers by name, of how it is built, and of its adaptor; plain data."""
+    """Digests of each teacher's weights and buffers by name, of how it is built, of its forward hooks and of its adaptor.
+
+    It is plain data. ``hooks`` is there only where a teacher has some; those that kdplug registers to capture features do not
+    count.
+    """
     adaptors = {key: _adaptor(teacher.adaptor) for key, teacher in teachers.items()}
     if any(isinstance(teacher, Absent) for teacher in teachers.values()):
         return {"adaptor": adaptors}
+    hooks = {key: found for key, teacher in teachers.items() if (found := _hooks(teacher.model))}
     return {
         "weights": {key: _weights(teacher.model) for key, teacher in teachers.items()},
         "architecture": {key: text_digest(_architecture(teacher.model)) for key, teacher in teachers.items()},
+        **({"hooks": hooks} if hooks else {}),
         "adaptor": adaptors,
     }
 
@@ -34,7 +45,8 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """One line for each part of two fingerprints that differs, most of them without the digests, which tell nobody anything."""
     found = []
     for part in dict.fromkeys([*saved, *now]):
-        before, after = saved.get(part), now.get(part)
+        missing: dict[str, Any] | None = {} if part == "hooks" else None
+        before, after = saved.get(part, missing), now.get(part, missing)
         if before != after:
             found.append(f"{_WORDS.get(part, part)}: {_change(before, after)}")
     return found
@@ -43,6 +55,7 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 _WORDS = {
     "weights": "the teacher's weights",
     "architecture": "the teacher's architecture",
+    "hooks": "the hooks on the teacher",
     "adaptor": "the teacher's adaptor",
     "inputs": "the data, as the teacher is given them",
     "examples": "the number of examples",
@@ -73,7 +86,9 @@ def _change(before: Any, after: Any) -> str:
 
 
 def _leaf(name: str, before: Any, after: Any) -> str:
-    return name if _is_digest(before) or _is_digest(after) else f"{name} {before!r} -> {after!r}"
+    if not _is_digest(before) and not _is_digest(after):
+        return f"{name} {before!r} -> {after!r}"
+    return f"{name} (new)" if before is None else f"{name} (gone)" if after is None else name
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -89,7 +104,40 @@ def _is_digest(value: Any) -> bool:
 
 
 def _weights(model: nn.Module) -> dict[str, str]:
-    return {name: text_digest(value) for name, value in model.state_dict(keep_vars=True).items()}
+    tensors = dict(model.named_buffers())  # some are not in the state dict
+    tensors |= model.state_dict(keep_vars=True)
+    return {name: text_digest(value) for name, value in tensors.items()}
+
+
+def _hooks(model: nn.Module) -> dict[str, str]:
+    """A digest of whatever changes the model's outputs without being part of it, by place and name.
+
+    That is forward hooks and pre-hooks, of torch and of accelerate, and a ``forward`` that was replaced.
+    """
+    found: dict[str, str] = {}
+    for place, kind, hook in _hooked(model):
+        name = f"{place}, {kind} {getattr(hook, '__qualname__', type(hook).__qualname__)}"
+        while name in found:
+            name += "'"
+        found[name] = code_digest(hook, model)
+    return found
+
+
+def _hooked(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    modules = [
+        ("every module", _OF_ALL),
+        *((path or type(model).__name__, vars(one)) for path, one in model.named_modules()),
+    ]
+    for place, held in modules:
+        for attribute, kind in _KINDS.items():
+            for hook in held.get(attribute, {}).values():
+                if getattr(hook, "__module__", None) != Capture.__module__:
+                    yield place, kind, hook
+        if "_hf_hook" in held:  # accelerate's own move tensors between devices
+            if not type(held["_hf_hook"]).__module__.startswith("accelerate."):
+                yield place, "accelerate hook", held["_hf_hook"]
+        elif "forward" in held and "_orig_mod" not in held.get("_modules", {}):  # torch.compile replaces it too
+            yield place, "replaced", held["forward"]
 
 
 def _architecture(model: nn.Module) -> list[str]:

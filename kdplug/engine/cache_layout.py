@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -35,6 +35,11 @@ class Layout:
     dtypes: Mapping[str, str]
     lengths: Mapping[str, Length]
     heads: Mapping[str, CodedHead] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.dtypes.values():
+            if not isinstance(getattr(torch, name, None), torch.dtype):
+                raise ValueError(f"{name!r} is no dtype")
 
     @classmethod
     def of(
@@ -87,17 +92,6 @@ class Layout:
                     f"batch and is not in another ({list(inputs[path].shape)}), so its examples cannot be put into other batches. "
                     "Pad all examples to one length"
                 )
-
-    def to_data(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Layout:
-        lengths = {
-            name: Length(tuple(one["dims"]), tuple(one["paths"]), one["less"]) for name, one in data["lengths"].items()
-        }
-        heads = {name: CodedHead(**one) for name, one in data["heads"].items()}
-        return cls(tuple(data["counts"]), data["dtypes"], lengths, heads)
 
 
 def guides(inputs: Any) -> dict[str, Tensor]:

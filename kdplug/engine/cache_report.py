@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kdplug.engine.cache_extent import Extent
 from kdplug.engine.cache_folder import CacheFolder
 from kdplug.engine.cache_layout import Layout
 from kdplug.engine.cache_tally import Tally
@@ -43,10 +42,10 @@ class CacheReport:
             raise RunError(
                 f"{path} is no teacher cache: it holds no manifest.json. kdplug cache RECIPE --out {path} makes one"
             )
-        extent = Extent(manifest["count"], manifest["batch"], manifest["batches"])
-        there = [place for place in range(extent.shards) if folder.has(place)]
-        notes = [folder.checked(place) for place in there]
-        shared = [folder.checked(None)] if manifest["shared"] and folder.has_shared() else []
+        extent = manifest.extent
+        there = folder.written(extent.shards)
+        notes = [folder.note(place) for place in there]
+        shared = [folder.note(None)] if manifest.shared and folder.has_shared() else []
         if checks:
             for place in there:
                 folder.read(place, place * extent.shard_size)
@@ -55,12 +54,12 @@ class CacheReport:
             path,
             len(there),
             extent.shards,
-            sum(note["examples"] for note in notes),
+            sum(note.examples for note in notes),
             extent.count,
-            sum(note["bytes"] for note in [*notes, *shared]),
-            manifest["fingerprint"],
-            Layout.from_data(manifest["layout"]),
-            Tally.sum(Tally.from_data(note["tally"]) for note in notes),
+            sum(note.bytes for note in [*notes, *shared]),
+            manifest.fingerprint,
+            manifest.layout,
+            Tally.sum(note.tally for note in notes),
         )
 
     @property

@@ -18,7 +18,7 @@ from kdplug.engine.cache_decoding import Shared
 from kdplug.engine.cache_digest import text_digest
 from kdplug.engine.cache_extent import Extent
 from kdplug.engine.cache_fingerprint import OF_THE_MODEL, changes, teacher_fingerprint
-from kdplug.engine.cache_folder import CacheFolder
+from kdplug.engine.cache_folder import CacheFolder, Manifest
 from kdplug.engine.cache_layout import Layout
 from kdplug.engine.cache_question import Answer, Question
 from kdplug.engine.cache_shard import Shard
@@ -48,7 +48,7 @@ class Opened:
         self._manifest = None if self._folder is None else self._folder.manifest()
         if not self._source.count:
             raise RunError("the dataset is empty, so there is nothing to cache", field="is_caching_logits")
-        batch = self._source.batch_size if self._manifest is None else self._manifest["batch"]
+        batch = self._source.batch_size if self._manifest is None else self._manifest.extent.batch
         with _undisturbed():
             self._fingerprint = self._identify(batch)
 
@@ -108,7 +108,7 @@ class Opened:
 
     def _check_held(self, wanted: list[Wanted]) -> None:
         """Memory that lacks what the objective reads is given up; a folder that does is an error."""
-        if self._manifest is not None and (lacking := _lacking(wanted, Layout.from_data(self._manifest["layout"]))):
+        if self._manifest is not None and (lacking := _lacking(wanted, self._manifest.layout)):
             raise RunError(
                 f"the teacher cache {self._cache.path} holds no {', '.join(lacking)}, which the objective reads. Name another "
                 "folder, or delete this one to have the teacher asked anew"
@@ -125,14 +125,12 @@ class Opened:
         if process.is_main_process and (self._manifest is None or self._lacks_shared(folder, self._manifest)):
             first, layout, extent = self._begun(question)
             if self._manifest is None:
-                sizes: dict[str, Any] = {"count": extent.count, "batch": extent.batch, "batches": extent.batches}
-                sizes |= {"fingerprint": self._fingerprint, "layout": layout.to_data(), "shared": bool(first.shared)}
-                folder.begin(sizes)
+                folder.begin(Manifest(extent, self._fingerprint, layout, bool(first.shared)))
             folder.write_shared(first.shared)
         process.wait_for_everyone()
         manifest = folder.manifest()
         assert manifest is not None
-        extent, layout = self._extent(manifest), Layout.from_data(manifest["layout"])
+        extent, layout = manifest.extent, manifest.layout
         mine = [place for place in range(extent.shards) if place % process.num_processes == process.process_index]
         for place, shard in self._shards(question, extent, layout, [one for one in mine if not folder.has(one)], first):
             folder.write(place, shard)
@@ -149,7 +147,9 @@ class Opened:
 
     def _begun(self, question: Question) -> tuple[Answer, Layout, Extent]:
         """The answer about the first batch, and what follows from it for all."""
-        batch = min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest["batch"]
+        batch = (
+            min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest.extent.batch
+        )
         first = question.ask(next(self._source.read([list(range(batch))], alone=True)), shares=True)
         return first, question.layout(first), Extent.of(self._source.count, batch, first.bytes)
 
@@ -166,19 +166,17 @@ class Opened:
             answers += [question.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
             yield place, question.shard(place * extent.shard_size, answers, layout)
 
-    def _load(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> Store:
-        extent = self._extent(manifest)
+    def _load(self, folder: CacheFolder, manifest: Manifest) -> Store:
+        extent = manifest.extent
         shards = [folder.read(place, place * extent.shard_size) for place in range(extent.shards)]
-        shared = Shared(folder.read_shared() if manifest["shared"] else {})
-        layout, whole = Layout.from_data(manifest["layout"]), self._source.is_whole
-        return Store(layout, shards, extent.shard_size, whole, self._cache.coding, shared)
+        shared = folder.read_shared() if manifest.shared else Shared({})
+        return Store(manifest.layout, shards, extent.shard_size, self._source.is_whole, self._cache.coding, shared)
 
-    def _is_complete(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> bool:
-        shards = range(self._extent(manifest).shards)
-        return all(map(folder.has, shards)) and not self._lacks_shared(folder, manifest)
+    def _is_complete(self, folder: CacheFolder, manifest: Manifest) -> bool:
+        return all(map(folder.has, range(manifest.extent.shards))) and not self._lacks_shared(folder, manifest)
 
-    def _lacks_shared(self, folder: CacheFolder, manifest: Mapping[str, Any]) -> bool:
-        return bool(manifest["shared"]) and not folder.has_shared()
+    def _lacks_shared(self, folder: CacheFolder, manifest: Manifest) -> bool:
+        return manifest.shared and not folder.has_shared()
 
     def _nobody_to_ask(self) -> RunError:
         if self._folder is None or self._manifest is None:
@@ -186,11 +184,11 @@ class Opened:
                 f"there is no teacher, and {self._cache.path} is no teacher cache. Make one with kdplug cache, or give the teacher",
                 field="teacher_cache",
             )
-        shards = range(self._extent(self._manifest).shards)
-        written = sum(map(self._folder.has, shards))
+        shards = self._manifest.extent.shards
+        written = len(self._folder.written(shards))
         return RunError(
-            f"there is no teacher, and the cache {self._cache.path} is not complete: {written} of {len(shards)} shards are there. Go "
-            "on with the command that began it",
+            f"there is no teacher, and the cache {self._cache.path} is not complete: {written} of {shards} shards are there. Run "
+            "the command that began it again",
             field="teacher_cache",
         )
 
@@ -228,8 +226,8 @@ class Opened:
             **self._cache.about,
         }
 
-    def _check_fingerprint(self, manifest: Mapping[str, Any]) -> None:
-        saved = dict(manifest["fingerprint"])
+    def _check_fingerprint(self, manifest: Manifest) -> None:
+        saved = manifest.fingerprint
         if isinstance(self._cached.teacher, Absent):
             saved = {part: value for part, value in saved.items() if part not in OF_THE_MODEL}
         if found := changes(saved, self._fingerprint):
@@ -239,14 +237,14 @@ class Opened:
                 + "\nUndo the change, name another folder, or delete this one to have the teacher asked anew"
             )
 
-    def _extent(self, manifest: Mapping[str, Any]) -> Extent:
-        return Extent(manifest["count"], manifest["batch"], manifest["batches"])
-
 
 def _lacking(wanted: list[Wanted], layout: Layout) -> list[str]:
     """What the objective reads of the teachers and the cache was not asked for."""
     found = []
     for place, one in enumerate(wanted):
+        if place >= len(layout.counts):
+            found.append(f"outputs of teacher {place}")
+            continue
         held = {name.partition("/")[2] for name in layout.names if name.startswith(f"{place}/")}
         counts = layout.counts[place]
         names = one.names(counts)

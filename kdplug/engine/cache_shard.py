@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from kdplug.engine.cache_tally import NOTHING, Tally
+from kdplug.errors import RunError
 
 _SHAPES = "#shapes"
 _DIGESTS = "#digests"
@@ -36,6 +38,15 @@ class Column:
     def ragged(cls, values: Tensor, shapes: Tensor) -> Self:
         return cls(values, shapes, tuple(accumulate(shapes.prod(1).tolist(), initial=0)))
 
+    def check(self, name: str, examples: int) -> None:
+        """Raises: ``ValueError`` where this is no column of so many examples."""
+        if self.shapes is None:
+            fits = self.values.dim() > 0 and len(self.values) == examples
+        else:
+            fits = len(self.shapes) == examples and bool((self.shapes >= 0).all()) and self.ends[-1] == len(self.values)
+        if not fits:
+            raise ValueError(f"{name} is no column of {examples} examples")
+
     def row(self, place: int) -> Tensor:
         """The tensor of one example, which shares memory with the column."""
         if self.shapes is None:
@@ -43,14 +54,49 @@ class Column:
         return self.values[self.ends[place] : self.ends[place + 1]].view(self.shapes[place].tolist())
 
 
+@dataclass(frozen=True, slots=True)
+class MappedFile:
+    """A file whose content is mapped into memory, as it was when it was verified."""
+
+    path: Path
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Raises: ``OSError``."""
+        found = path.stat()
+        return cls(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+    def check(self) -> None:
+        """Raises: ``RunError`` where the file was written to since.
+
+        A file that was deleted, or replaced by another of its name, is still mapped as it was.
+        """
+        try:
+            now = MappedFile.of(self.path)
+        except OSError:
+            return
+        if now.inode == self.inode and now != self:
+            raise RunError(
+                f"{self.path} was changed while this run reads it. Start the run again; delete {self.path.stem}.json to run the "
+                "teacher for this part again"
+            )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """The examples from ``start`` on: their digests, a column for each name, and what coding left of them."""
+    """The examples from ``start`` on: their digests, a column for each name, and what coding left of them.
+
+    ``source`` is the file that the columns are mapped from.
+    """
 
     start: int
     digests: tuple[int, ...]
     columns: Mapping[str, Column]
     tally: Tally = NOTHING
+    source: MappedFile | None = None
 
     @property
     def bytes(self) -> int:
@@ -66,11 +112,18 @@ class Shard:
         return found
 
     @classmethod
-    def from_tensors(cls, start: int, tensors: Mapping[str, Tensor], tally: Tally = NOTHING) -> Self:
-        columns = {}
+    def from_tensors(
+        cls, start: int, tensors: Mapping[str, Tensor], tally: Tally = NOTHING, source: MappedFile | None = None
+    ) -> Self:
+        """The reverse of ``tensors``.
+
+        Raises: ``KeyError``, ``ValueError`` for tensors that are not those of a shard.
+        """
+        digests, columns = tuple(tensors[_DIGESTS].tolist()), {}
         for name, values in tensors.items():
             if name.endswith((_SHAPES, _DIGESTS)):
                 continue
             shapes = tensors.get(name + _SHAPES)
             columns[name] = Column(values) if shapes is None else Column.ragged(values, shapes)
-        return cls(start, tuple(tensors[_DIGESTS].tolist()), columns, tally)
+            columns[name].check(name, len(digests))
+        return cls(start, digests, columns, tally, source)

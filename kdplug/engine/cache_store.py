@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from kdplug.engine.cache_key import Keyed
 from kdplug.engine.cache_layout import Layout, guides
 from kdplug.engine.cache_shard import Shard
 from kdplug.engine.cache_tally import Tally
-from kdplug.errors import RunError
+from kdplug.errors import KdplugError, RunError
 
 GUIDE = "guide/"
 """What stands in front of the path of an input whose marks are kept beside the outputs."""
@@ -51,12 +52,18 @@ class Store:
     def recall(self, keyed: Keyed, inputs: Any, device: torch.device = _CPU) -> list[Outputs]:
         """The outputs of each teacher for a batch of which ``inputs`` is the teacher's part; coded heads on ``device``.
 
-        Raises: ``RunError`` for an example that is another one than the teacher saw, or lies otherwise in its batch.
+        Raises: ``RunError`` for an example that is another one than the teacher saw, or lies otherwise in its batch, and for
+        tensors in a folder that are not what the manifest says.
         """
         places = [self._find(key, mark) for key, mark in zip(keyed.keys, keyed.digests, strict=True)]
-        fits = None if self.is_whole else self._fits(places, keyed.keys, inputs)
-        tensors = self._whole(*places[0]) if fits is None else self._batch(places, fits)
-        tensors |= self._heads(places, fits, device)
+        used = (self.shared.source, *(shard.source for shard, _ in places))
+        sources = {source for source in used if source is not None}
+        with _reading(keyed.keys) if sources else nullcontext():
+            fits = None if self.is_whole else self._fits(places, keyed.keys, inputs)
+            tensors = self._whole(*places[0]) if fits is None else self._batch(places, fits)
+            tensors |= self._heads(places, fits, device)
+        for source in sources:
+            source.check()  # last: what was read before is what was verified
         found = []
         for teacher, counts in enumerate(self.layout.counts):
             prefix = f"{teacher}/"
@@ -124,6 +131,21 @@ class Store:
 
     def _restored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.to(self.layout.dtype(name))
+
+
+@contextmanager
+def _reading(keys: Sequence[int]) -> Iterator[None]:
+    """Raise ``RunError`` for whatever goes wrong with tensors that fit no manifest that kdplug wrote, or no codec."""
+    try:
+        yield
+    except (KdplugError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the cached outputs of examples {min(keys)} to {max(keys)} cannot be read: {type(error).__name__}: {error}. They are not "
+            "what the manifest says, or the codec has a defect. Delete the folder to run the teacher again",
+            field="teacher_cache",
+        ) from error
 
 
 def _of_one_shape(name: str, rows: list[Tensor]) -> list[Tensor]:

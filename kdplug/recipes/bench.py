@@ -18,7 +18,7 @@ from kdplug.contracts.task import Part, Task
 from kdplug.contracts.task_option import StartsStudent
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.session import teacher_cache
-from kdplug.engine.cache_precheck import precheck
+from kdplug.engine.cache_precheck import check_teacher, precheck
 from kdplug.engine.checkpoint import latest, step_of
 from kdplug.engine.event import Events
 from kdplug.engine.pair import Adaptor
@@ -183,9 +183,15 @@ class Bench:
         return student
 
     def _cached_teacher(self) -> nn.Module:
-        """The teacher that a cache is of, fitted already where the recipe fits it."""
+        """The teacher that a cache was built from, fitted already where the recipe fits it.
+
+        Raises: ``RunError`` for another one.
+        """
         assert self.recipe.training.teacher_cache is not None
-        return replace(self, resume=True).teacher(Path(self.recipe.training.teacher_cache))
+        folder = Path(self.recipe.training.teacher_cache)
+        teacher = replace(self, resume=True).teacher(folder)
+        check_teacher(folder, teacher)
+        return teacher
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
         """Shuffled batches of a part of the data, in an order drawn from the seed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
 from kdplug.contracts.task_fingerprint import FingerprintedTask
-from kdplug.engine.cache_folder import ORIGIN
+from kdplug.engine.cache_folder import ORIGIN, CacheFolder
 from kdplug.errors import RunError
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
 from kdplug.recipes.result import Figures
-from kdplug.report.file import write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +25,33 @@ class Origin:
     teacher: Figures
 
     def write(self, folder: Path) -> None:
-        """Say of a complete cache where it is from."""
-        write_json(folder / ORIGIN, {**environment_record(), "metric": self.metric, "teacher": asdict(self.teacher)})
+        """Record in a complete cache which teacher it is of.
+
+        Raises: ``RunError`` where the folder cannot be written.
+        """
+        data = {**environment_record(), "metric": self.metric, "teacher": asdict(self.teacher)}
+        CacheFolder(folder).write_origin(data)
 
 
 def read_origin(recipe: Recipe) -> Origin | None:
     """Of the cache that the recipe is to train from; ``None`` where ``kdplug cache`` made none.
 
-    Raises: ``RunError`` for a damaged one.
+    Raises: ``RunError`` for a damaged one, and for that of another cache.
     """
     if recipe.training.teacher_cache is None or not recipe.distillation.is_caching_logits:
         return None
-    file = Path(recipe.training.teacher_cache) / ORIGIN
-    if not file.is_file():
+    folder = Path(recipe.training.teacher_cache)
+    try:
+        found = CacheFolder(folder).read_origin()
+    except RunError as error:
+        raise error.at("teacher_cache") from error.__cause__
+    if found is None:
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
         return Origin(found["metric"], Figures(**found["teacher"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        again = f"kdplug cache RECIPE --out {file.parent} writes it again"
-        raise RunError(f"{file} is damaged: {error}. {again}", field="teacher_cache") from error
+    except (KeyError, TypeError) as error:
+        again = f"kdplug cache RECIPE --out {folder} writes it again"
+        raise RunError(f"{folder / ORIGIN} is damaged: {error}. {again}", field="teacher_cache") from error
 
 
 def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -31,7 +32,7 @@ def made(tmp_path_factory):
 
 def test_a_recipe_needs_no_word_before_it(made):
     assert (made / "origin.json").is_file()
-    assert json.loads((made / "manifest.json").read_text())["batch"] == 300
+    assert json.loads((made / "manifest.json").read_text())["extent"]["batch"] == 300
 
 
 def test_what_is_kept_is_shown(made):
@@ -76,6 +77,46 @@ def test_a_folder_that_is_no_cache_is_told(tmp_path):
     shown = call("show", tmp_path)
     assert shown.exit_code == 2
     assert "is no teacher cache: it holds no manifest.json" in shown.output
+
+
+DAMAGE = {
+    "manifest.json that is nested deep": ("manifest.json", b"[" * 200_000, "has no digest"),
+    "manifest.json that is empty": ("manifest.json", b"", "has no digest"),
+    "a note that is binary": ("shard-00000.json", bytes(range(256)), "has no digest"),
+    "a shard that is empty": ("shard-00000.safetensors", b"", "has 0 bytes and had"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "words"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_cache_is_one_error_without_a_traceback(made, tmp_path, name, content, words):
+    shutil.copytree(made, tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes(content)
+    shown = call("show", tmp_path / "copy")
+    assert isinstance(shown.exception, SystemExit)
+    assert shown.exit_code == 2
+    assert words in " ".join(shown.output.split())
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "a" * 300])
+def test_a_path_that_can_be_no_cache_is_an_error(tmp_path, path):
+    (tmp_path / "file").touch()
+    shown = call("show", tmp_path / path)
+    assert isinstance(shown.exception, SystemExit)
+    assert shown.exit_code == 2
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "a" * 300, "folder"])
+def test_what_is_no_cache_is_not_written_to(tmp_path, path):
+    (tmp_path / "file").write_text("words")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("words")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    before = sorted(tmp_path.rglob("*"))
+    done = call(tmp_path / "recipe.yaml", "--out", tmp_path / path)
+    assert isinstance(done.exception, SystemExit)
+    assert done.exit_code == 2
+    assert "error: " in done.output
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_folder_must_be_named(made):

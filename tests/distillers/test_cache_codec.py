@@ -190,10 +190,10 @@ def test_what_lacks_a_method_is_no_codec(tmp_path):
 def test_an_interrupted_capture_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 1)
     teacher = Rowwise()
-    handle = teacher.register_forward_pre_hook(lambda module, args: 1 / 0 if teacher.calls == 4 else None)
+    teacher.before = lambda calls: 1 / 0 if calls == 4 else None
     with pytest.raises(ZeroDivisionError):
         filled(tmp_path, "positive", teacher)
-    handle.remove()
+    teacher.before = lambda calls: None
     assert filled(tmp_path, "positive", teacher).batches == 2
     whole = tmp_path / "whole"
     filled(whole, "positive")
@@ -323,7 +323,7 @@ from kdplug.engine import cache_extent
 cache_extent.SHARD_BATCHES = 1
 scene.register()
 teacher = Rowwise()
-teacher.register_forward_pre_hook(lambda module, args: os.kill(os.getpid(), 9) if teacher.calls == 4 else None)
+teacher.before = lambda calls: os.kill(os.getpid(), 9) if calls == 4 else None
 scene.filled(Path(sys.argv[1]), "positive", teacher)
 """
 

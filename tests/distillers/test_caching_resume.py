@@ -50,10 +50,10 @@ def small_shards(monkeypatch):
 def test_an_interrupted_capture_keeps_its_shards_and_goes_on(tmp_path, teacher, monkeypatch):
     small_shards(monkeypatch)
     folder = {"teacher_cache": str(tmp_path / "cache")}
-    handle = teacher.register_forward_pre_hook(lambda module, args: 1 / 0 if teacher.calls == 3 else None)
+    teacher.before = lambda calls: 1 / 0 if calls == 3 else None
     with pytest.raises(ZeroDivisionError):
         run(tmp_path, teacher, loader(), caching=True, training=folder)
-    handle.remove()
+    teacher.before = lambda calls: None
     teacher.calls = 0
     cached = run(tmp_path, teacher, loader(), caching=True, training=folder)
     assert teacher.calls == 4
@@ -85,10 +85,10 @@ def test_an_interrupted_capture_of_any_distiller_goes_on(tmp_path, teacher, monk
         distiller.train(sgd(student), loader(), 2)
         return weights(student)
 
-    handle = teacher.register_forward_pre_hook(lambda module, args: 1 / 0 if teacher.calls == 3 else None)
+    teacher.before = lambda calls: 1 / 0 if calls == 3 else None
     with pytest.raises(ZeroDivisionError):
         train()
-    handle.remove()
+    teacher.before = lambda calls: None
     resumed = train()
     assert teacher.calls == 4
     training = training.model_copy(update={"teacher_cache": str(tmp_path / "another")})
@@ -104,7 +104,7 @@ from kdplug.engine import cache_extent
 from cache_scene import Rowwise, loader, run
 cache_extent.SHARD_BATCHES = 1
 teacher = Rowwise()
-teacher.register_forward_pre_hook(lambda module, args: os.kill(os.getpid(), 9) if teacher.calls == 4 else None)
+teacher.before = lambda calls: os.kill(os.getpid(), 9) if calls == 4 else None
 run(Path(sys.argv[1]), teacher, loader(), caching=True, training={{"teacher_cache": sys.argv[1] + "/cache"}})
 """
 

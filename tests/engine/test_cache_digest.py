@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy
 import pytest
@@ -78,6 +79,86 @@ class Scaled:
 def test_a_callable_is_told_by_what_it_does_and_holds(make):
     assert code_digest(make(2)) == code_digest(make(2))
     assert code_digest(make(2)) != code_digest(make(3))
+
+
+SCALE = 2.0
+
+
+def helper(value):
+    return value + 1
+
+
+def reads_globals(batch, outputs):
+    return helper(outputs) * SCALE
+
+
+def test_global_variables_and_functions_that_a_callable_reads_count(monkeypatch):
+    before = code_digest(reads_globals)
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert code_digest(reads_globals) != before
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert code_digest(reads_globals) == before
+    monkeypatch.setitem(globals(), "helper", scaled(2))
+    assert code_digest(reads_globals) != before
+
+
+COUNT = 0
+
+
+def test_a_global_variable_that_a_callable_counts_in_does_not_count(monkeypatch):
+    def counts(batch, outputs):
+        global COUNT  # noqa: PLW0603  what is tested
+        COUNT += 1
+        return outputs
+
+    before = code_digest(counts)
+    monkeypatch.setitem(globals(), "COUNT", 5)
+    assert code_digest(counts) == before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.float16, torch.float32),
+        ({1, 2}, {1, 3}),
+        (numpy.float32(1), numpy.float32(2)),
+        (Path("a"), Path("b")),
+        (torch, numpy),
+        (range(2), range(3)),
+    ],
+    ids=str,
+)
+def test_values_without_attributes_count_where_a_callable_holds_them(one, other):
+    assert code_digest(scaled(one)) == code_digest(scaled(one))
+    assert code_digest(scaled(one)) != code_digest(scaled(other))
+
+
+def deep(weight):
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.constant_(model.weight, weight)
+    torch.nn.init.zeros_(model.bias)
+    for _ in range(20):
+        model = torch.nn.Sequential(model)
+    return model
+
+
+def test_weights_count_however_deep_in_a_module_they_are():
+    assert code_digest(scaled(deep(1.0))) == code_digest(scaled(deep(1.0)))
+    assert code_digest(scaled(deep(1.0))) != code_digest(scaled(deep(2.0)))
+
+
+def test_objects_that_hold_each_other_have_a_digest():
+    one, other = Scaled(1), Scaled(2)
+    one.other, other.other = other, one
+    assert code_digest(one) == code_digest(one)
+    before = code_digest(one)
+    other.factor = 3
+    assert code_digest(one) != before
+
+
+def test_a_tensor_without_values_is_refused():
+    with pytest.raises(RunError, match="a tensor on the meta device has no values"):
+        digest(torch.empty(2, device="meta"))
 
 
 def test_a_line_more_is_another_callable():

@@ -44,4 +44,4 @@ def test_two_processes_share_the_work_on_disk_and_learn_the_same(tmp_path):
         assert calls == [9, 6, 3, 0]
         assert all(torch.equal(ends[0], end) for end in ends[1:])
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 6
-    assert json.loads((tmp_path / "cache" / "manifest.json").read_text())["count"] == 24
+    assert json.loads((tmp_path / "cache" / "manifest.json").read_text())["extent"]["count"] == 24

@@ -14,6 +14,7 @@ import pytest
 import torch
 from codec_specimen import register
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import kdplug
@@ -155,6 +156,37 @@ def test_a_teacher_that_was_fitted_from_another_seed_is_another_teacher(recipe, 
         run_recipe(recipe("seed=1"))
 
 
+def test_a_student_never_starts_from_another_teacher_than_that_of_the_cache(recipe, out, monkeypatch):
+    fit(monkeypatch)
+    starts = {
+        "starts_student": True,
+        "start_student": lambda self, student, teacher: student.load_state_dict(teacher.state_dict()),
+    }
+    base = kdplug.tasks.load("signs")
+    kdplug.tasks.register("signs")(type("Starting", (base,), starts))
+    cache_recipe(recipe(), out)
+    (file,) = (out / "teacher").glob("step-*/student.safetensors")
+    before = load_file(file)
+    save_file({name: 2 * tensor for name, tensor in before.items()}, file)
+    with pytest.raises(
+        RunError, match=r"(?s)^training\.teacher_cache: .* is not the one .*weights: teacher\.weight, teacher\.bias"
+    ):
+        run_recipe(recipe())
+    save_file(before, file)
+    run_recipe(recipe())
+
+
+def test_figures_of_another_cache_are_refused(recipe, out, monkeypatch, tmp_path):
+    fit(monkeypatch)
+    cache_recipe(recipe(), out)
+    cache_recipe(recipe("seed=1"), tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "origin.json", out / "origin.json")
+    with pytest.raises(
+        RunError, match=r"^training\.teacher_cache: .*origin\.json belongs to another cache than the manifest\.json"
+    ):
+        run_recipe(recipe())
+
+
 def test_several_processes_do_not_fit_a_teacher(recipe, out, monkeypatch):
     fit(monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -253,7 +285,7 @@ def test_a_damaged_origin_is_an_error_that_says_how_to_mend_it(recipe, out):
     cache_recipe(recipe(), out)
     (out / "origin.json").write_text("{")
     with pytest.raises(
-        RunError, match=r"^training.teacher_cache: .*origin\.json is damaged: .*kdplug cache RECIPE --out"
+        RunError, match=r"^training.teacher_cache: .*origin\.json has no digest.*kdplug cache RECIPE --out"
     ):
         run_recipe(recipe())
 
