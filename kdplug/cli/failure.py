@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +10,19 @@ from typing import Any
 
 import typer
 
-from kdplug.errors import KdplugError
+from kdplug.errors import KdplugError, RunError
 from kdplug.host.host import PluginWarning
 
 EXIT_CODE = 2
+_SIGNALLED = 128
 
 
 @contextmanager
 def told(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterator[None]:
     """Print an error that kdplug raised on purpose, and trouble with plugins, as plain sentences.
+
+    A ``SystemExit`` comes from the code of a plugin, a loss that calls ``exit`` for example, and is an error as well, except
+    that of a run which a signal ended.
 
     Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself where ``debug`` is true.
     """
@@ -38,6 +43,15 @@ def told(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterator[None]:
                 raise
             _say("error", str(error), "bold red")
             raise typer.Exit(exit_code) from error
+        except SystemExit as wanted:
+            if isinstance(wanted.code, int) and wanted.code > _SIGNALLED:
+                raise
+            place = traceback.extract_tb(wanted.__traceback__)[-1]
+            exits = RunError(f"{place.filename}:{place.lineno} ends the program with exit({wanted.code!r})")
+            if debug:
+                raise exits from wanted
+            _say("error", str(exits), "bold red")
+            raise typer.Exit(exit_code) from wanted
 
 
 def _say(word: str, message: str, style: str) -> None:

@@ -10,6 +10,7 @@ from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.active import active
 from kdplug.host.entry import Entry
 from kdplug.host.kind import KINDS, Kind
+from kdplug.host.plugin_code import described
 from kdplug.host.registry import REGISTRIES
 
 Status = Literal["ok", "shadowed", "ambiguous", "blocked", "incompatible", "broken"]
@@ -89,5 +90,5 @@ def _left_out(kind: Kind) -> Iterable[Row]:
 
 def _hook_plugins() -> Iterator[Row]:
     for plugin in active().hook_plugins:
-        error = f"{type(plugin.error).__name__}: {plugin.error}" if plugin.error is not None else None
+        error = described(plugin.error) if plugin.error is not None else None
         yield Row(plugin.name, HOOKS, plugin.dist.name, plugin.dist.version, "broken" if error else "ok", error)

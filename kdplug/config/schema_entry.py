@@ -10,6 +10,7 @@ from kdplug.config.schema_doc import first_paragraph, setting_docs
 from kdplug.config.schema_draft import JsonSchema, beside, model_schema, pointer, reference
 from kdplug.errors import KdplugError
 from kdplug.host.entry import Entry
+from kdplug.host.plugin_code import described, run_plugin_code
 from kdplug.host.registry import REGISTRIES
 
 NO_SETTING: JsonSchema = {"type": "object", "maxProperties": 0}
@@ -124,14 +125,27 @@ def entry_schema(entry: Entry, *, load: bool) -> EntrySchema:
     if not load:
         return EntrySchema(entry, spellings, plain)
     try:
-        target = entry.load()
-        settings, inputs = _settings(entry, target), frozenset(entry.inputs)
-    except Exception as error:  # a settings class of a plugin's own may raise anything
-        own = "" if isinstance(error, KdplugError) else f"the settings of {entry.qualified}: {type(error).__name__}: "
-        first = own + str(error).splitlines()[0]
-        return EntrySchema(entry, spellings, f"cannot be used: {first}", error=first)
-    doc = first_paragraph(target)
+        target, inputs = entry.load(), frozenset(entry.inputs)
+        done = run_plugin_code(
+            lambda: (_settings(entry, target), first_paragraph(target)),
+            f"describing the settings of {entry.qualified!r}",
+            entry.dist,
+            "hook",
+        )
+    except KdplugError as error:
+        return _unusable(entry, spellings, str(error))
+    if done.value is None:
+        assert done.error is not None
+        own = isinstance(done.error, KdplugError)
+        text = str(done.error) if own else f"the settings of {entry.qualified}: {described(done.error)}"
+        return _unusable(entry, spellings, text)
+    settings, doc = done.value
     return EntrySchema(entry, spellings, f"{doc} ({entry.owner})" if doc else plain, settings, inputs)
+
+
+def _unusable(entry: Entry, spellings: tuple[str, ...], error: str) -> EntrySchema:
+    first = error.splitlines()[0]
+    return EntrySchema(entry, spellings, f"cannot be used: {first}", error=first)
 
 
 def _spellings(entry: Entry) -> tuple[str, ...]:

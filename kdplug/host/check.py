@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kdplug.errors import PluginError, did_you_mean
 from kdplug.host.active import active, isolated
-from kdplug.host.entry_check import check_entry, check_hooks
+from kdplug.host.entry_check import check_entry, check_hooks, side_effects
 from kdplug.host.finding import Finding
 from kdplug.host.install_check import check_installations
 from kdplug.host.installation import Installation, about_plugins, installations
@@ -37,7 +37,7 @@ def check_plugins(only: str | None = None) -> list[Finding]:
     with _quiet():
         with isolated(dists, switch) as host:
             host.load_hooks()
-            found += [*check_switch(host), *check_left_out(host), *check_names()]
+            found += [*side_effects(host), *check_switch(host), *check_left_out(host), *check_names()]
             left_out = list(host.left_out)
         for dist in chosen:
             if dist not in left_out:
@@ -46,16 +46,17 @@ def check_plugins(only: str | None = None) -> list[Finding]:
     found = [one for one in found if only is None or _same(one.dist, only)]
     if only is not None and not chosen and not found:
         found.append(_offers_nothing(only, traces))
-    return sorted(found, key=lambda one: (one.level, fold_distribution(one.dist), one.check, one.what))
+    return sorted(dict.fromkeys(found), key=lambda one: (one.level, fold_distribution(one.dist), one.check, one.what))
 
 
 def _check_dist(dist: Distribution) -> Iterator[Finding]:
     """What one distribution offers, seen alone."""
-    with isolated([dist]) as host:
+    with isolated([replace(dist, others=())]) as host:  # of other versions, the checks of installations tell
         yield from check_hooks(host)
         offered = [entry for names in host.entries.values() for peers in names.values() for entry in peers]
         for entry in sorted((e for e in offered if e.origin != "local"), key=lambda e: (e.kind.plural, e.name)):
             yield from check_entry(entry)
+        yield from side_effects(host)
 
 
 def _offers_nothing(only: str, traces: list[Installation]) -> Finding:

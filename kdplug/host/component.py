@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kdplug.errors import SettingError, SignatureError
+from kdplug.errors import PluginError, SettingError, SignatureError
 from kdplug.host.entry import Entry
+from kdplug.host.plugin_code import described, run_plugin_code
 from kdplug.host.spec import ComponentSpec
 
 
@@ -48,13 +49,18 @@ def build_component(entry: Entry, spec: ComponentSpec, site: str | None = None) 
     target, signature = entry.load(), entry.signature
     settings, dumped = _settings(entry, spec)
     if signature.makes:
-        try:
-            built = target(**settings)
-        except Exception as error:
-            error.add_note(f"while making {entry.qualified} from {spec}")
-            raise
-        return Component(entry, dumped, built, signature.inputs)
+        return Component(entry, dumped, _built(entry, spec, partial(target, **settings)), signature.inputs)
     return Component(entry, dumped, partial(target, **settings) if settings else target, signature.inputs)
+
+
+def _built(entry: Entry, spec: ComponentSpec, make: Callable[[], Any]) -> Any:
+    done = run_plugin_code(make, f"building {entry.qualified!r} from {spec}", entry.dist, "build")
+    if isinstance(done.error, Exception):
+        done.error.add_note(f"while building {entry.qualified} from {spec}")
+        raise done.error
+    if done.error is not None:
+        raise PluginError(f"building {entry.qualified!r} from {spec} failed: {described(done.error)}") from done.error
+    return done.value
 
 
 def _settings(entry: Entry, spec: ComponentSpec) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -72,7 +78,7 @@ def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
     function, inputs = entry.load(), entry.inputs
     if entry.kind.plural == "temperature_schedulers" and (spec.args or spec.settings):
         try:
-            built = function(*spec.args, **spec.settings)
+            built = _built(entry, spec, partial(function, *spec.args, **spec.settings))
         except TypeError as error:
             raise SettingError(f"{entry.qualified} does not take these arguments: {spec}: {error}") from error
         return Component(entry, dict(spec.settings), built, inputs, spec.args)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, cast
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from kdplug.errors import BrokenEntryError
+from kdplug.errors import BrokenEntryError, SignatureError
 from kdplug.host.kind import Kind
+from kdplug.host.plugin_code import described, run_plugin_code
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from kdplug.host.signature import Signature
 
+T = TypeVar("T")
 Origin = Literal["metadata", "hook", "local"]
 
 LOCAL = "local"
@@ -58,13 +62,15 @@ class Entry:
         """
         if not isinstance(self.target, str):
             return self.target
-        try:
-            found = self._import()
-            if not callable(found):
-                raise TypeError(f"{self.target} is {type(found).__name__}, not something that can be called")
-        except (Exception, SystemExit) as error:
-            self.error = error
-            raise BrokenEntryError(self._failure(error)) from error
+        found = _imported(self.target)
+        if found is None:
+            done = run_plugin_code(
+                self._import, f"importing {self.qualified!r} ({self._source()})", self.dist, "import"
+            )
+            if done.error is not None:
+                self.error = done.error
+                raise BrokenEntryError(self._failure(done.error)) from done.error
+            found = done.value
         self.error = None
         return cast("Callable[..., Any]", found)
 
@@ -74,25 +80,39 @@ class Entry:
         found: Any = import_module(module.strip())
         for attribute in attributes.split("[")[0].strip().split("."):
             found = getattr(found, attribute)
+        if not callable(found):
+            raise TypeError(f"{self.target} is {type(found).__name__}, not something that can be called")
         return found
 
+    def _source(self) -> str:
+        return f"{self.target}, {self.owner}{', editable' if self.editable() else ''}"
+
     def _failure(self, error: BaseException) -> str:
-        editable = ", editable" if self.editable() else ""
         return (
-            f"{self.qualified!r} is installed but failed to load: {type(error).__name__}: {error}\n"
-            f"    ({self.target}, {self.owner}{editable}). "
-            f"Fix it, upgrade it, or leave it out: KDPLUG_PLUGINS=-{self.dist}"
+            f"{self.qualified!r} is installed but failed to load: {described(error)}\n"
+            f"    ({self._source()}). Fix it, upgrade it, or leave it out: KDPLUG_PLUGINS=-{self.dist}"
         )
 
     @cached_property
     def signature(self) -> Signature:
         """What the callable asks for; importing it on first use.
 
-        Raises: ``BrokenEntryError``; ``SignatureError`` where it asks for something that the engine does not provide.
+        Raises: ``BrokenEntryError``; ``SignatureError`` where it asks for something that the engine does not provide, or
+        where reading it fails.
         """
         from kdplug.host.signature import read_signature
 
-        return read_signature(self, self.load())
+        return self._read("signature", partial(read_signature, self, self.load()))
+
+    def _read(self, what: str, read: Callable[[], T]) -> T:
+        """Call ``read``, which evaluates annotations and other code of the plugin."""
+        done = run_plugin_code(read, f"reading the {what} of {self.qualified!r} ({self._source()})", self.dist, "hook")
+        if isinstance(done.error, (BrokenEntryError, SignatureError)):
+            raise done.error
+        if done.error is not None:
+            message = f"the {what} of {self.name} ({self.dist}) cannot be read: {described(done.error)}"
+            raise SignatureError(message) from done.error
+        return cast("T", done.value)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -104,4 +124,14 @@ class Entry:
         """The pydantic model of its settings, derived from the signature or taken from ``Settings``."""
         from kdplug.host.setting import settings_model
 
-        return settings_model(self)
+        return self._read("settings", partial(settings_model, self))
+
+
+def _imported(target: str) -> Any:
+    """The callable of ``target`` where its module is imported and reading it runs no code, else ``None``."""
+    module, _, attribute = target.partition(":")
+    found = sys.modules.get(module)
+    if type(found) is not ModuleType or getattr(found.__spec__, "_initializing", False):
+        return None
+    value = vars(found).get(attribute)
+    return value if callable(value) else None

@@ -15,6 +15,7 @@ from kdplug.host.component import build_component
 from kdplug.host.entry import Entry
 from kdplug.host.finding import Finding, place_of, place_of_error
 from kdplug.host.host import HookPlugin, Host
+from kdplug.host.plugin_code import described
 from kdplug.host.setting import in_words
 from kdplug.host.spec import ComponentSpec
 
@@ -72,7 +73,7 @@ def unbuildable(entry: Entry, where: str) -> Iterator[Finding]:
         yield Finding(entry.dist, "unbuildable", "error", f"{entry.name}: {error}", where, f"correct {where}")
     except Exception as error:
         place = place_of_error(error) or where
-        what = f"{entry.name} cannot be made from its defaults: {type(error).__name__}: {error}"
+        what = f"{entry.name} cannot be made from its defaults: {described(error)}"
         yield Finding(entry.dist, "unbuildable", "error", what, place, f"correct {place}")
     else:
         yield from _incomplete(entry, built, where)
@@ -115,16 +116,24 @@ def check_hooks(host: Host) -> Iterator[Finding]:
             yield Finding(dist.name, "hook" if plugin is not None else "name", "error", problem, where, mend)
 
 
+def side_effects(host: Host) -> Iterator[Finding]:
+    """Global state that the code of plugins changed while it was imported, read or built."""
+    for dist, message in host.side_effects:
+        where = message.partition("(")[2].partition(",")[0] or dist
+        mend = "change it inside the function that needs it, and change it back"
+        yield Finding(dist, "side-effect", "error", message, where, mend)
+
+
 def _failed(plugin: HookPlugin) -> Finding:
     error = plugin.error
     assert error is not None
     where = place_of_error(error) or plugin.target
-    what = f"hook plugin {plugin.name!r} failed, and none of its hooks is called: {type(error).__name__}: {error}"
+    what = f"hook plugin {plugin.name!r} failed, and none of its hooks is called: {described(error)}"
     return Finding(plugin.dist.name, "hook", "error", what, where, _mend_of(error, plugin.target, plugin.dist.name))
 
 
 def _broken(entry: Entry, error: BaseException) -> Finding:
-    what = f"{entry.kind.noun} {entry.name!r} fails to load: {type(error).__name__}: {error}"
+    what = f"{entry.kind.noun} {entry.name!r} fails to load: {described(error)}"
     where = place_of_error(error) or str(entry.target)
     return Finding(entry.dist, "broken", "error", what, where, _mend_of(error, str(entry.target), entry.dist))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
 from kdplug.host.metadata import Distribution
 from kdplug.host.name import fold, fold_distribution, is_entry_name
 from kdplug.host.plugin import DistributionPlugin
+from kdplug.host.plugin_code import described, is_first_process, run_plugin_code
 from kdplug.host.switch import Switch
 
 
@@ -79,6 +79,7 @@ class Host:
         self.entries: dict[str, dict[str, list[Entry]]] = {plural: {} for plural in KINDS}
         self.hook_plugins: list[HookPlugin] = []
         self.problems: list[str] = []
+        self.side_effects: list[tuple[str, str]] = []
         self._untold: list[str] = []
         self._holds_back = True
         self.manager = HookManager(hookspec.PROJECT)
@@ -96,6 +97,11 @@ class Host:
         if dist in self.left_out:
             self.manager.set_blocked(dist.name)
             return
+        if dist.others:
+            self.report(
+                f"{dist.name} is installed in {len(dist.others) + 1} versions: {dist.place} counts, "
+                f"{' and '.join(dist.others)} not. Remove what is not needed: pip uninstall {dist.name}"
+            )
         plugin = DistributionPlugin(dist)
         self.manager.register(plugin, name=dist.name)
         self._collect(plugin, dist, "metadata")
@@ -110,6 +116,9 @@ class Host:
             for kind in KINDS.values()
             for name, target in getattr(plugin, kind.hook, tuple)()
         ]
+        for entry in offered:
+            if not isinstance(entry.name, str) or not (isinstance(entry.target, str) or callable(entry.target)):
+                raise TypeError(f"{entry.kind.hook} must offer pairs of a name and a callable, got {entry.name!r}")
         for entry in offered:
             self._add(entry)
 
@@ -165,36 +174,44 @@ class Host:
 
         Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
         """
-        if self.switch.strict and self.problems:
-            raise PluginError(self.problems[0])
+        if self.switch.strict:
+            for message in (*self.problems, *(text for _, text in self.side_effects)):
+                raise PluginError(message)
         while self._unheard:
             dist = self._unheard.pop(0)
             self.report(f"the hooks of {dist.name} {dist.version} are not called: it {self.reason(dist)}")
         while self._waiting:
             plugin = self._waiting.pop(0)
-            try:
-                odd = self._load_hook(plugin)
-            except (Exception, SystemExit) as error:
-                plugin.error, odd = error, []
+            source = f"{plugin.target}, {plugin.dist.name} {plugin.dist.version}"
+            done = run_plugin_code(
+                partial(self._load_hook, plugin),
+                f"importing hook plugin {plugin.qualified!r} ({source})",
+                plugin.dist.name,
+                "import",
+                self.report_side_effect,
+            )
+            if done.error is not None:
+                plugin.error = done.error
                 self.report(
-                    f"hook plugin {plugin.qualified!r} ({plugin.target}, {plugin.dist.name} {plugin.dist.version}) failed: "
-                    f"{type(error).__name__}: {error}. Leave it out: KDPLUG_PLUGINS=-{plugin.dist.name}"
+                    f"hook plugin {plugin.qualified!r} ({source}) failed: {described(done.error)}. "
+                    f"Leave it out: KDPLUG_PLUGINS=-{plugin.dist.name}"
                 )
-            for message in odd:
+            for message in done.value or []:
                 self.report(message)
 
     def _load_hook(self, plugin: HookPlugin) -> list[str]:
         """Import and register one hook plugin, all of it or nothing; what is odd about it."""
+        found = _import(plugin.target)
+        check_arguments(found)
+        odd = odd_hooks(plugin.qualified, found)
         try:
-            found = _import(plugin.target)
-            check_arguments(found)
             self.manager.register(found, name=plugin.qualified)
             self._collect(found, plugin.dist, "hook")
-        except (Exception, SystemExit):
+        except BaseException:
             if self.manager.has_plugin(plugin.qualified):
                 self.manager.unregister(name=plugin.qualified)
             raise
-        return odd_hooks(plugin.qualified, found)
+        return odd
 
     def tell(self) -> None:
         """Say what was found while the host was made: once, or each time where that is an error.
@@ -211,13 +228,20 @@ class Host:
         self.problems.append(message)
         self.notice(message)
 
+    def report_side_effect(self, dist: str, doing: str, changed: str) -> None:
+        """Remember that code of ``dist`` changed global state and say it, as ``notice`` does."""
+        mend = "" if dist == LOCAL else f". Leave it out: KDPLUG_PLUGINS=-{dist}"
+        message = f"{doing} changed global state: {changed}{mend}"
+        self.side_effects.append((dist, message))
+        self.notice(message)
+
     def notice(self, message: str) -> None:
         """Say something: a warning on the first process of a run, an error under ``KDPLUG_STRICT=1``."""
         if self._holds_back:
             self._untold.append(message)
         elif self.switch.strict:
             raise PluginError(message)
-        elif os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0":
+        elif is_first_process():
             warnings.warn(message, PluginWarning, stacklevel=3)
 
 

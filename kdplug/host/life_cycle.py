@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from pluggy import HookImpl
 
 from kdplug.host.active import active
+from kdplug.host.plugin_code import described, run_plugin_code
 
 
 class LifeCycle:
@@ -19,6 +21,7 @@ class LifeCycle:
         self._host = active()
         self._host.load_hooks()
         self._silenced: set[str] = set()
+        self._reported: set[tuple[str, str]] = set()
         hook = self._host.manager.hook
         self._calls = {
             name: sorted(getattr(hook, name).get_hookimpls(), key=_turn)
@@ -40,11 +43,19 @@ class LifeCycle:
             plugin = implementation.plugin_name
             if plugin in self._silenced or implementation.wrapper or implementation.hookwrapper:
                 continue
-            try:
-                implementation.function(*(values[argument] for argument in implementation.argnames))
-            except Exception as error:
+            call = partial(implementation.function, *(values[argument] for argument in implementation.argnames))
+            dist = plugin.partition(":")[0]
+            done = run_plugin_code(call, f"{name} of plugin {plugin!r}", dist, "hook", self._report_once)
+            if done.error is not None:
                 self._silenced.add(plugin)
-                self._host.report(f"plugin {plugin!r} raised in {name} and is not told of this run any more: {error!r}")
+                self._host.report(
+                    f"plugin {plugin!r} raised in {name} and is not called again in this run: {described(done.error)}"
+                )
+
+    def _report_once(self, dist: str, doing: str, changed: str) -> None:
+        if (doing, changed) not in self._reported:
+            self._reported.add((doing, changed))
+            self._host.report_side_effect(dist, doing, changed)
 
 
 def _turn(implementation: HookImpl) -> tuple[bool, bool, str]:

@@ -10,6 +10,7 @@ from kdplug.host.active import active
 from kdplug.host.content import content_hash
 from kdplug.host.kind import HOOK_GROUP
 from kdplug.host.metadata import Distribution, installed_version
+from kdplug.host.plugin_code import described
 
 
 def header_line() -> str:
@@ -51,7 +52,7 @@ def ignored_records() -> list[dict[str, str]]:
         {
             "dist": plugin.dist.name,
             "version": plugin.dist.version,
-            "reason": f"{plugin.name}: {type(plugin.error).__name__}: {plugin.error}",
+            "reason": f"{plugin.name}: {described(plugin.error)}",
         }
         for plugin in host.hook_plugins
         if plugin.error is not None

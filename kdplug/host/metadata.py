@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import importlib_metadata
 
 from kdplug.host.name import fold_distribution
+
+T = TypeVar("T")
 
 _PREFIX = "kdplug."
 _ON_KDPLUG = re.compile(r"kdplug(?![\w.-])", re.IGNORECASE)
@@ -28,13 +30,22 @@ class EntryPoint:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """An installed distribution that has kdplug entry points; ``requires`` are its requirements on kdplug itself."""
+    """An installed distribution that has kdplug entry points; ``requires`` are its requirements on kdplug itself.
+
+    ``others`` are other versions of it on the path, each with its folder: the first on the path counts.
+    """
 
     name: str
     version: str
     entry_points: tuple[EntryPoint, ...]
     files: importlib_metadata.Distribution | None = field(default=None, compare=False, repr=False)
     requires: tuple[str, ...] = ()
+    others: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """The version and the folder that it lies in, for messages."""
+        return _place(self.version, self.files)
 
     def _text(self, name: str) -> str | None:
         return self.files.read_text(name) if self.files is not None else None
@@ -107,23 +118,51 @@ def _read(found: importlib_metadata.Distribution) -> Distribution | None:
 def scan(path: list[str] | None = None) -> list[Distribution]:
     """Every installed distribution with kdplug entry points, in one pass over ``path`` (``sys.path`` where it is ``None``).
 
-    Of two distributions with one name the first on the path counts. A leftover ``dist-info`` without metadata, or one
-    that names nobody, hides nothing.
+    Of two distributions with one name the first on the path counts, and knows the versions of the others. A leftover
+    ``dist-info`` without metadata, or one that names nobody, hides nothing.
     """
-    seen: dict[str, Distribution] = {}
-    for dist in _usable(importlib_metadata.distributions(path=sys.path if path is None else path)):
-        seen.setdefault(fold_distribution(dist.name), dist)
-    return [seen[name] for name in sorted(seen)]
+    seen: dict[str, list[Distribution]] = {}
+    without_entries: list[Any] = []
+    for found in importlib_metadata.distributions(path=sys.path if path is None else path):
+        dist = _readable(_read, found)
+        if dist is None:
+            without_entries.append(found)
+        else:
+            seen.setdefault(fold_distribution(dist.name), []).append(dist)
+    others = {name: [(dist.version, dist.place) for dist in dists] for name, dists in seen.items()}
+    for found in without_entries:
+        name = _folder_name(found)
+        version = _readable(_version, found) if name in others else None
+        if version is not None:
+            others[name].append((version, _place(version, found)))
+    return [_counted(seen[name][0], others[name]) for name in sorted(seen)]
 
 
-def _usable(found: Iterable[Any]) -> Iterator[Distribution]:
-    for one in found:
-        try:
-            dist = _read(one)
-        except (OSError, UnicodeDecodeError, ValueError):
-            continue
-        if dist is not None:
-            yield dist
+def _readable(read: Callable[[Any], T], found: Any) -> T | None:
+    try:
+        return read(found)
+    except (OSError, ValueError):
+        return None
+
+
+def _folder_name(found: Any) -> str:
+    """The name by the folder: asking ``found`` for its name would read the metadata of everything that is installed."""
+    folder = getattr(found, "_path", None)
+    return "" if folder is None else fold_distribution(folder.stem.partition("-")[0])
+
+
+def _version(found: Any) -> str | None:
+    head = _head(found.read_text("METADATA") or found.read_text("PKG-INFO"))
+    return None if head is None else head[1]
+
+
+def _counted(first: Distribution, every: list[tuple[str, str]]) -> Distribution:
+    others = tuple(dict.fromkeys(place for version, place in every if version != first.version))
+    return replace(first, others=others) if others else first
+
+
+def _place(version: str, files: importlib_metadata.Distribution | None) -> str:
+    return f"{version} in {files.locate_file('')}" if files is not None else version
 
 
 def installed_version(name: str) -> str | None:

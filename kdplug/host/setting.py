@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from types import new_class
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
+from kdplug.host.plugin_code import described, run_plugin_code
 from kdplug.host.signature import check_setting_names
 
 if TYPE_CHECKING:
@@ -64,10 +66,14 @@ def validated(entry: Entry, spec: ComponentSpec) -> BaseModel:
     """
     names = setting_names(entry.settings)
     given = _by_name(entry, spec, names)
-    try:
-        return entry.settings.model_validate(given)
-    except ValidationError as error:
-        raise _in_words(entry, spec, names, given, error) from error
+    check = partial(entry.settings.model_validate, given)
+    done = run_plugin_code(check, f"checking the settings of {entry.qualified!r}", entry.dist, "hook")
+    if isinstance(done.error, ValidationError):
+        raise _in_words(entry, spec, names, given, done.error) from done.error
+    if done.error is not None:
+        raise SettingError(f"{entry.qualified} cannot check {spec}: {described(done.error)}") from done.error
+    assert done.value is not None
+    return done.value
 
 
 def values_of(model: BaseModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import re
 import pytest
 from jsonschema import Draft7Validator
 
+from kdplug import __version__
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.text import read_document
@@ -36,7 +37,7 @@ TASK = '''
 @pytest.fixture
 def site(fake_site):
     fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": TASK})
-    fake_site.add("kdplug-presets", losses={"ce": "no_such_module:ce"})
+    fake_site.add("kdplug-presets", __version__, losses={"ce": "no_such_module:ce"})
     return fake_site
 
 

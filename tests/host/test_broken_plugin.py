@@ -58,7 +58,8 @@ def test_whatever_a_module_does_is_told_with_its_owner(fake_site: FakeSite, sour
 
 
 def test_interrupting_an_import_is_not_a_failure_of_the_plugin(fake_site: FakeSite) -> None:
-    fake_site.add("kdplug-bad", losses={"x": "kdplug_bad:x"}, files={"kdplug_bad.py": "raise KeyboardInterrupt"})
+    source = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)"
+    fake_site.add("kdplug-bad", losses={"x": "kdplug_bad:x"}, files={"kdplug_bad.py": source})
     with fake_site.host(), pytest.raises(KeyboardInterrupt):
         kdplug.losses.load("x")
 

@@ -85,6 +85,7 @@ def test_leftovers_of_others_are_none_of_our_business(fake_site: FakeSite) -> No
         assert not [finding for finding in check_plugins() if "requests" in finding.where]
 
 
+@pytest.mark.filterwarnings("ignore:kdplug-a is installed in 2 versions")
 def test_two_versions_in_one_folder_are_found(fake_site: FakeSite) -> None:
     add(fake_site, GOOD)
     old = fake_site.add("kdplug-a", "0.9", losses={"x": "kdplug_a:f"})

@@ -6,6 +6,9 @@ import pytest
 from fake_install import FakeSite
 
 import kdplug
+from kdplug.errors import PluginError
+from kdplug.host.active import isolated
+from kdplug.host.host import PluginWarning
 from kdplug.host.kind import KINDS
 from kdplug.host.metadata import scan
 
@@ -163,3 +166,56 @@ def test_the_same_entry_written_twice_is_one(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses=[("dkd", "m:f"), ("dkd", "m:f")])
     with fake_site.host():
         assert [entry.qualified for entry in kdplug.losses.entries()] == ["kdplug-a:dkd"]
+
+
+@pytest.mark.parametrize("offers", [{"losses": {"dkd": "m:f"}}, {}], ids=["with entries", "without entries"])
+@pytest.mark.parametrize("order", [("1.0", "2.0"), ("2.0", "1.0")])
+def test_two_installed_versions_of_one_distribution_are_reported(
+    fake_site: FakeSite, order: tuple[str, str], offers: dict[str, dict[str, str]]
+) -> None:
+    first, second = FakeSite(fake_site.folder / "1"), FakeSite(fake_site.folder / "2")
+    first.add("kdplug-a", order[0], **offers)
+    second.add("Kdplug_A", order[1], losses={"dkd": "m:f"})
+    counts, other = (first, second) if offers else (second, first)
+    versions = order if offers else order[::-1]
+    with pytest.warns(PluginWarning) as caught, isolated(scan([str(first.folder), str(second.folder)])):
+        pass
+    name = "kdplug-a" if offers else "Kdplug_A"
+    (message,) = [str(warning.message) for warning in caught]
+    assert message == (
+        f"{name} is installed in 2 versions: {versions[0]} in {counts.folder} counts, {versions[1]} in {other.folder} not. "
+        f"Remove what is not needed: pip uninstall {name}"
+    )
+
+
+def test_a_stale_egg_info_of_another_version_is_reported(fake_site: FakeSite) -> None:
+    stale = fake_site.folder / "kdplug_a.egg-info"
+    stale.mkdir()
+    (stale / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: kdplug-a\nVersion: 0.1\n")
+    fake_site.add("kdplug-a", "2.0", losses={"dkd": "m:f"})
+    told = r"kdplug-a is installed in 2 versions: 2.0 in .* counts, 0.1 in .* not"
+    with pytest.warns(PluginWarning, match=told), fake_site.host():
+        pass
+
+
+def test_one_version_found_twice_and_a_leftover_are_not_reported(fake_site: FakeSite) -> None:
+    first, second = FakeSite(fake_site.folder / "1"), FakeSite(fake_site.folder / "2")
+    for site in (first, second):
+        site.add("kdplug-a", losses={"dkd": "m:f"})
+    (second.folder / "kdplug_a-0.1.dist-info").mkdir()
+    with isolated(scan([str(first.folder), str(first.folder), str(second.folder)])) as host:
+        assert host.problems == []
+
+
+def test_two_versions_are_an_error_when_strict(fake_site: FakeSite) -> None:
+    for version in ("1.0", "2.0"):
+        fake_site.add("kdplug-a", version, losses={"dkd": "m:f"})
+    with pytest.raises(PluginError, match="is installed in 2 versions"), fake_site.host(strict=True):
+        pass
+
+
+def test_two_versions_of_a_plugin_that_is_left_out_are_nobodys_business(fake_site: FakeSite) -> None:
+    for version in ("1.0", "2.0"):
+        fake_site.add("kdplug-a", version, losses={"dkd": "m:f"})
+    with fake_site.host(without=frozenset(["kdplug-a"])) as host:
+        assert host.problems == []

@@ -54,7 +54,7 @@ def test_a_plugin_that_raises_is_said_once_and_left_alone_and_the_others_go_on(f
     with fake_site.host(), pytest.warns(PluginWarning) as caught:
         run(LifeCycle())
     assert [str(warning.message) for warning in caught] == [
-        "plugin 'kdplug-bad:hooks' raised in kdplug_step_end and is not told of this run any more: ValueError('oh')"
+        "plugin 'kdplug-bad:hooks' raised in kdplug_step_end and is not called again in this run: ValueError: oh"
     ]
     assert sys.modules["kdplug_bad"].calls == [1]
     assert len(sys.modules["kdplug_tells"].told) == 4

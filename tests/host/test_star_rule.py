@@ -311,7 +311,7 @@ def test_an_error_while_a_class_is_made_says_which_and_from_what() -> None:
 
     with pytest.raises(RuntimeError, match="no memory") as caught:
         build(Loss, 1)
-    assert caught.value.__notes__ == ["while making local:mine from ['mine', 1]"]
+    assert caught.value.__notes__ == ["while building local:mine from ['mine', 1]"]
 
 
 def test_reading_a_signature_needs_no_settings_model(no_plugins: Host) -> None:

@@ -1,0 +1,228 @@
+"""The state of a process that a run depends on, read before the code of a plugin runs and restored after it.
+
+State is restored where it decides a result, hides a message or moves a file, and where nothing of a plugin can need the
+changed value. What a library may need for its own work (an entry at the front of ``sys.path``) is left and only reported.
+Only modules that are loaded are looked at: nothing here imports torch or numpy.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+UNKNOWN = object()
+"""In place of a value that cannot be read, or whose default is not known."""
+
+_DECISIVE = frozenset(
+    (
+        "CUBLAS_WORKSPACE_CONFIG",
+        "CUDA_VISIBLE_DEVICES",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "MKL_NUM_THREADS",
+        "NVIDIA_TF32_OVERRIDE",
+        "OMP_NUM_THREADS",
+        "PYTHONHASHSEED",
+        "RANK",
+        "WORLD_SIZE",
+    )
+)
+_DECISIVE_PREFIXES = ("ACCELERATE_", "KDPLUG_")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One value of a module's global state.
+
+    ``read`` takes the module, ``write`` the module and a value; a part without ``write`` is only reported. ``fresh`` is the
+    value in a module that was just imported. A ``silent`` part is restored and not reported: another part names the change.
+    Of a random generator, ``renew`` takes the seed away from one that was just imported, and ``drew`` takes the module, the
+    state before and the state now: whether numbers were drawn and no seed was set.
+    """
+
+    name: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object] | None = None
+    fresh: Any = UNKNOWN
+    same: Callable[[Any, Any], bool] = operator.eq
+    silent: bool = False
+    renew: Callable[[Any], object] | None = None
+    drew: Callable[[Any, Any, Any], bool] | None = None
+
+    def value(self, module: Any) -> Any:
+        """The value now, ``UNKNOWN`` where it cannot be read or ``module`` is ``None``."""
+        try:
+            return UNKNOWN if module is None else self.read(module)
+        except Exception:  # a version without this state, or one that refuses to read a mixed setting
+            return UNKNOWN
+
+    def only_drew(self, module: Any, before: Any) -> bool:
+        """Whether this is a random generator from which numbers were drawn since ``before``."""
+        return self.drew is not None and self.drew(module, before, self.value(module))
+
+    def is_at(self, module: Any, wanted: Any) -> bool:
+        """Whether the value is ``wanted`` now."""
+        now = self.value(module)
+        return now is not UNKNOWN and bool(self.same(wanted, now))
+
+
+Table = tuple[str, tuple[Part, ...]]
+"""The name of a module and its parts, in the order in which they are restored."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """Names of the parts that were changed: ``restored``, or ``left`` as they are."""
+
+    restored: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+class Snapshot:
+    """The state of the modules in ``tables`` that are loaded now."""
+
+    def __init__(self, tables: Iterable[Table]) -> None:
+        self._before = [
+            (name, sys.modules.get(name), part, part.value(sys.modules.get(name)))
+            for name, parts in tables
+            for part in parts
+        ]
+
+    def restore(self, changes: Changes, *, reports_draws: bool = True) -> None:
+        """Restore what changed, and add its name to ``changes``.
+
+        Numbers that were only drawn from a random generator are not named unless ``reports_draws``: libraries do so.
+        """
+        wanted = list(self._wanted())
+        changed = [one for one in wanted if not one[0].is_at(*one[1:])]
+        if not changed:
+            return
+        named = [one for one in changed if not one[0].silent and (reports_draws or not one[0].only_drew(*one[1:]))]
+        for part, module, value in wanted:
+            if part.write is not None and not part.is_at(module, value):  # writing one part may change a later one
+                with suppress(Exception):  # what cannot be written is reported as not restored
+                    part.write(module, value)
+        for part, module, value in named:
+            (changes.restored if part.is_at(module, value) else changes.left).append(part.name)
+
+    def _wanted(self) -> Iterator[tuple[Part, Any, Any]]:
+        """Each part, its module and the value of before: the default where the module was imported since."""
+        for name, module, part, value in self._before:
+            if module is not None and value is not UNKNOWN:
+                yield part, module, value
+            elif module is None and name in sys.modules:
+                if part.renew is not None:
+                    part.renew(sys.modules[name])
+                if part.fresh is not UNKNOWN:
+                    yield part, sys.modules[name], part.fresh
+
+
+def _environment(module: Any) -> dict[str, str]:
+    """The variables that decide devices, processes, arithmetic and plugins. Others are a library's own business."""
+    return {
+        name: value
+        for name, value in module.environ.items()
+        if name in _DECISIVE or name.startswith(_DECISIVE_PREFIXES)
+    }
+
+
+def _set_environment(module: Any, wanted: dict[str, str]) -> None:
+    for name in _environment(module).keys() - wanted.keys():
+        del module.environ[name]
+    module.environ.update(wanted)
+
+
+def _is_first(before: list[str], now: list[str]) -> bool:
+    """Whether ``before`` still comes first: an entry behind it hides no module."""
+    return now[: len(before)] == before
+
+
+def _hides_ours(rule: tuple[Any, ...]) -> bool:
+    """Whether a filter hides the warnings of kdplug, or makes errors of them, whatever they say."""
+    action, message, category, module, _ = rule
+    is_blanket = message is None and module is None and action in ("ignore", "error")
+    return is_blanket and any(issubclass(ours, category) for ours in (UserWarning, RuntimeWarning))
+
+
+def _keeps_filters(before: list[tuple[Any, ...]], now: list[tuple[Any, ...]]) -> bool:
+    """Whether no filter of ``before`` is gone and none was added that hides a warning of kdplug."""
+    return all(rule in now for rule in before) and not any(_hides_ours(rule) for rule in now if rule not in before)
+
+
+def _set_filters(module: Any, wanted: list[tuple[Any, ...]]) -> None:
+    """Put back ``wanted``, behind the filters that a library added for warnings of its own."""
+    own = [rule for rule in module.filters if rule not in wanted and not _hides_ours(rule)]
+    module.filters[:] = [*own, *wanted]
+    with module.catch_warnings():  # leaving it makes the interpreter forget which warnings it showed already
+        pass
+
+
+def _start_method(module: Any) -> str:
+    """The method that is set, or the default: using multiprocessing without choosing one settles on it."""
+    method: str = module.get_start_method(allow_none=True) or module.get_all_start_methods()[0]
+    return method
+
+
+PROCESS: tuple[Table, ...] = (
+    (
+        "os",
+        (
+            Part("the working directory", lambda os: os.getcwd(), lambda os, folder: os.chdir(folder)),
+            Part("environment variables of devices or processes", _environment, _set_environment),
+        ),
+    ),
+    (
+        "sys",
+        (
+            Part("sys.stdout", lambda sys: sys.stdout, lambda sys, old: setattr(sys, "stdout", old), same=operator.is_),
+            Part("sys.stderr", lambda sys: sys.stderr, lambda sys, old: setattr(sys, "stderr", old), same=operator.is_),
+            Part(
+                "the recursion limit",
+                lambda sys: sys.getrecursionlimit(),
+                lambda sys, limit: sys.setrecursionlimit(limit),
+                same=operator.le,
+            ),
+            Part("the front of sys.path", lambda sys: list(sys.path), same=_is_first),
+        ),
+    ),
+    (
+        "warnings",
+        (
+            Part("warning filters", lambda warnings: list(warnings.filters), _set_filters, same=_keeps_filters),
+            Part(
+                "warnings.showwarning",
+                lambda warnings: warnings.showwarning,
+                lambda warnings, old: setattr(warnings, "showwarning", old),
+                same=operator.is_,
+            ),
+        ),
+    ),
+    (
+        "logging",
+        (
+            Part(
+                "logging.disable",
+                lambda logging: logging.root.manager.disable,
+                lambda logging, level: logging.disable(level),
+                fresh=0,
+            ),
+        ),
+    ),
+    (
+        "multiprocessing",
+        (
+            Part(
+                "the start method of multiprocessing",
+                _start_method,
+                lambda module, method: module.set_start_method(method, force=True),
+            ),
+        ),
+    ),
+)
+"""State outside of arithmetic. A hook of a run may change it on purpose, an import may not."""
