@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -289,6 +290,27 @@ def test_a_checkpoint_that_timm_would_unpickle(pictures):
     pictures.refused("checkpoint_path", task="image-classification")
 
 
+@attack
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_dataset_with_a_loading_script(scene, kind):
+    folder = scene.folder / "rows"
+    scene.code(folder, "rows.py")
+    shutil.copy(scene.data, folder / "train.csv")
+    path = folder if kind == "folder" else folder / "rows.py"
+    scene.refused("task.data.dataset", data={"dataset": str(path), "train": "train", "test": 0.5})
+
+
+@attack
+def test_a_saved_dataset_beside_a_loading_script(scene):
+    import datasets
+
+    folder = scene.folder / "rows"
+    datasets.Dataset.from_list(reviews(16)).save_to_disk(folder)
+    scene.code(folder, "rows.py")
+    assert scene.plan(data={"dataset": str(folder), "train": "train", "test": 0.5})[0] == 0
+    assert not scene.mark.exists()
+
+
 class Payload:
     """Leaves the mark when it is unpickled without a restriction."""
 
@@ -349,6 +371,63 @@ def test_a_config_that_names_a_pickle(scene, unpickled):
     scene.change("config.json", transformers_weights="adapter_model.bin")
     scene.refused("'adapter_model.bin'")
     assert unpickled == []
+
+
+@unpickle
+def test_an_archive_of_arrays_with_an_object_in_it(pictures):
+    numpy.savez(pictures.data, image=numpy.array([Payload(pictures.mark)], dtype=object), label=numpy.zeros(1))
+    pictures.refused("task.data.train", task="image-classification", student={"config": {"depths": [1, 1]}})
+
+
+@unpickle
+def test_rows_that_pandas_would_unpickle(scene, monkeypatch):
+    import pandas
+
+    monkeypatch.chdir(scene.folder)
+    pandas.to_pickle(Payload(scene.mark), scene.folder / "train.pkl")
+    scene.refused(
+        "task.data.dataset: 'pandas' reads pickles", data={"dataset": "pandas", "train": "train", "test": 0.5}
+    )
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """What was handed to Ghostscript."""
+    import PIL.EpsImagePlugin
+
+    given: list[object] = []
+
+    def run(*arguments, **_):
+        from PIL import Image
+
+        given.append(arguments)
+        return Image.new("RGB", (8, 8)).im
+
+    monkeypatch.setattr(PIL.EpsImagePlugin, "Ghostscript", run)
+    return given
+
+
+@pytest.mark.attack("a picture is a program for another interpreter")
+@pytest.mark.parametrize("source", ["files", "dataset"])
+def test_postscript_in_a_picture(pictures, interpreted, source):
+    from PIL import Image
+
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for name in ("a", "b"):
+        for place, content in enumerate([POSTSCRIPT, *[picture.getvalue()] * 4]):
+            file = pictures.folder / "pictures" / name / f"{place}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    folder = str(pictures.folder / "pictures")
+    data = {"train": folder, "test": 0.5} if source == "files" else {"dataset": folder, "train": "train", "test": 0.5}
+    pictures.change("config.json", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
+    settings = {"task": "image-classification", "student": {"config": {"depths": [1, 1]}}, "data": data}
+    pictures.refused("it cannot be read as a picture", **settings)
+    assert interpreted == []
 
 
 @attack
