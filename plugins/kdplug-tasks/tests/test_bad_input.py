@@ -97,7 +97,7 @@ def test_a_teacher_without_a_trained_head_is_refused_and_one_that_is_fitted_firs
     from task_scene import task_of
 
     settings = _task(folder, {"teacher": str(folder / "encoder")})
-    with pytest.raises(ConfigError, match=r"has no weights for .*classifier.*, so what it says would be random"):
+    with pytest.raises(ConfigError, match=r"has no weights for .*classifier.*, so its outputs would be random"):
         task_of(**settings).build_teacher()
     task_of(**{**settings, "teacher": {"path": str(folder / "encoder"), "train": True}}).build_teacher()
 

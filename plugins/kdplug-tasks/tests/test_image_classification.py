@@ -71,6 +71,30 @@ def test_folders_arrays_tables_and_datasets_give_the_same_batch(folder, arrays, 
     assert all(torch.equal(batch, batches[0]) for batch in batches)
 
 
+def test_a_picture_of_a_dataset_is_turned_as_datasets_turns_it(tmp_path):
+    from datasets import Dataset
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    Image.new("L", (4, 8), 0).save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as picture:
+        saved = Dataset.from_dict({"image": [picture] * 4, "label": list("abab")})
+        saved.save_to_disk(tmp_path / "saved")
+    task = task_of(**_settings("train", data={"dataset": str(tmp_path / "saved"), "test": 0.5}))
+    assert task.data("test")[0][0].shape[:2] == numpy.asarray(saved[0]["image"]).shape == (4, 8)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp", "webp", "gif", "tif", "ppm", "jp2"])
+def test_pictures_of_every_common_format_are_read(tmp_path, ending):
+    for name in "ab":
+        for place in range(2):
+            file = tmp_path / f"{name}{place}.{ending}"
+            Image.new("L", (8, 8), 40 * place).save(file)
+    rows = [{"image": f"{name}{place}.{ending}", "label": name} for name in "ab" for place in range(2)]
+    task = task_of(**_settings(write_csv(tmp_path / "table.csv", rows)))
+    assert task.data("test")[0][0].shape == (8, 8, 1)
+
+
 def test_pixels_of_a_model_from_scratch_are_between_minus_one_and_one(folder, arrays):
     task = task_of(**_settings(folder / "train.npz"))
     whole = task.collate([task.data(part)[0] for part in ("distillation", "test")])["pixel_values"]

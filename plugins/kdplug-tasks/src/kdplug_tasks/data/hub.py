@@ -14,13 +14,21 @@ from kdplug_tasks.nearest import did_you_mean
 def read_split(settings: DataSettings, split: str, field: str) -> Table:
     """One split of a dataset on the hub, in a folder of ``save_to_disk``, or of anything else that ``load_dataset`` takes.
 
+    No loading script runs: ``datasets`` refuses them since its version 4. Pictures stay encoded until ``read_picture`` opens them.
+
     Raises: ``ConfigError`` where there is no such dataset or split, or it is empty.
     """
     assert settings.dataset is not None
+    if settings.dataset == "pandas":
+        raise kdplug.ConfigError(
+            "'pandas' reads pickles, and reading one can run code. Save the rows as Parquet, and name that file as train",
+            field="data.dataset",
+        )
     try:
         found = _on_disk(settings.dataset, split, field)
         if found is None:
             found = _loaded(settings, split)
+        found = _encoded(found)
     except kdplug.ConfigError:
         raise
     except Exception as error:  # datasets raises a dozen kinds, some of them its dependencies' own
@@ -58,6 +66,16 @@ def _loaded(settings: DataSettings, split: str) -> Any:
     from datasets import load_dataset
 
     return load_dataset(settings.dataset, settings.config, split=split, revision=settings.revision)
+
+
+def _encoded(found: Any) -> Any:
+    """The rows with pictures as the bytes or paths that they are made of: decoding one goes by its content, whatever that is."""
+    from datasets import Image
+
+    for name, feature in found.features.items():
+        if isinstance(feature, Image):
+            found = found.cast_column(name, Image(decode=False))
+    return found
 
 
 def _classes(found: Any) -> dict[str, tuple[str, ...]]:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kdplug_tasks.data.table import Table
+
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, whatever a file is called: PIL hands PostScript, which is a program, to Ghostscript."""
 
 
 def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndarray:
@@ -31,7 +34,8 @@ def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndar
 
 
 def _opened(cell: Any, table: Table, row: int) -> Any:
-    if isinstance(cell, dict):
+    is_of_dataset = isinstance(cell, dict)
+    if is_of_dataset:
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, Image.Image):
         return cell
@@ -41,9 +45,9 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
         raise table.error(f"a picture is a path, bytes or an array, got {type(cell).__name__}", row)
     source: Any = io.BytesIO(cell) if isinstance(cell, bytes) else find_picture(cell, table)
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             image.load()
-            return image
+            return ImageOps.exif_transpose(image) if is_of_dataset else image  # as datasets decodes it
     except (OSError, UnidentifiedImageError) as error:
         raise table.error(f"it cannot be read as a picture: {error}", row) from error
 

@@ -10,7 +10,9 @@ import numpy
 from torch import Tensor
 
 import kdplug
+from kdplug_tasks.models.config import not_loaded
 from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.untrusted import check_image_processor_class, data_only
 
 _SIZE = 224
 
@@ -27,17 +29,11 @@ class ImageProcessor:
 
         Raises: ``ConfigError`` where the teacher's cannot be loaded.
         """
-        from transformers import AutoImageProcessor, ViTImageProcessorPil
+        from transformers import ViTImageProcessorPil
 
         path = family.teacher.path
         if path is not None and reads_as_saved(path):
-            try:
-                return cls(AutoImageProcessor.from_pretrained(path, backend="pil"))  # type: ignore[no-untyped-call]
-            except (OSError, ValueError, ImportError) as error:
-                first = str(error).strip().splitlines()[0]
-                raise kdplug.ConfigError(
-                    f"its image processor cannot be loaded: {first}", field="teacher.path"
-                ) from error
+            return cls(_load(path))
         size, half = size or _SIZE, [0.5] * channels
         return cls(ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half))
 
@@ -50,6 +46,21 @@ class ImageProcessor:
     def save(self, folder: Path) -> None:
         """Write ``preprocessor_config.json``."""
         self.processor.save_pretrained(folder)
+
+
+def _load(path: str) -> Any:
+    from transformers import AutoImageProcessor
+
+    try:
+        with data_only():
+            check_image_processor_class(path, "teacher.path")
+            return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except kdplug.ConfigError:
+        raise
+    except (
+        Exception
+    ) as error:  # transformers raises a dozen kinds, ImportError for a processor without a PIL form among them
+        raise not_loaded(path, "teacher.path", error, "the image processor of ") from error
 
 
 def reads_as_saved(path: str) -> bool:

@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
+from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
 from kdplug_tasks.nearest import did_you_mean
 
 _ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id"}
 
 
 def load_config(path: str, field: str) -> Any:
-    """The config of a folder or hub name.
+    """The config of a folder or hub name. Code that the folder brings is not run.
 
-    Raises: ``ConfigError`` where there is none.
+    Raises: ``ConfigError`` where there is none, or it needs code that transformers does not have.
     """
     from transformers import AutoConfig
 
     check_path(path, field)
     try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        with data_only():
+            read_settings(path, field)
+            return forget_code(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    except kdplug.ConfigError:
+        raise
+    except Exception as error:  # a config's own checks raise every kind
         raise not_loaded(path, field, error) from error
 
 
@@ -37,10 +42,19 @@ def check_path(path: str, field: str) -> None:
         raise kdplug.ConfigError(f"there is no folder {path!r}.{near}", field=field)
 
 
-def not_loaded(path: str, field: str, error: Exception) -> kdplug.ConfigError:
-    """What transformers said of a folder or hub name, in a line."""
+def not_loaded(path: str, field: str, error: Exception, part: str = "") -> kdplug.ConfigError:
+    """The error for a folder or hub name that transformers could not load, with the first line of what it raised.
+
+    ``part`` names what of it: ``"the tokenizer of "``.
+    """
+    if "trust_remote_code" in str(error):
+        return kdplug.ConfigError(
+            f"{path!r} needs Python code that lies in it, and kdplug runs no code that a model folder brings. Take a model that "
+            "transformers has a class for, or load this one in a program of your own and give it to a distiller",
+            field=field,
+        )
     first = (str(error).strip().splitlines() or [""])[0]
-    return kdplug.ConfigError(f"transformers cannot load {path!r}: {first}", field=field)
+    return kdplug.ConfigError(f"transformers cannot load {part}{path!r}: {first}", field=field)
 
 
 def make_config(settings: Mapping[str, Any], field: str) -> Any:
@@ -69,7 +83,7 @@ def changed_config(config: Any, changes: Mapping[str, Any], field: str) -> Any:
     count = names.get("num_hidden_layers", "num_hidden_layers")
     if given.get(count, kept.get(count)) != kept.get(count) and "layer_types" not in given:
         kept.pop("layer_types", None)
-    for key in ("model_type", "transformers_version", "architectures", "_name_or_path"):
+    for key in ("model_type", "transformers_version", "_name_or_path"):
         kept.pop(key, None)
     if "num_labels" in given or "id2label" in given:
         kept = {key: value for key, value in kept.items() if key not in ("id2label", "label2id", "num_labels")}
@@ -83,8 +97,11 @@ def _made(kind: Any, kept: Mapping[str, Any], given: Mapping[str, Any], field: s
         if key not in names:
             near = did_you_mean(str(key), names)
             raise kdplug.ConfigError(f"{kind.__name__} has no such key.{near}", field=f"{field}.{key}")
+    check_settings(given, "it", field)
+    # Some kinds have several classes for a task. transformers looks for one of them in this list, and fails at None.
+    classes = kept.get("architectures") or []
     try:
-        return kind(**{**kept, **given})
+        return kind(**{**kept, "architectures": classes, **given})
     except Exception as error:  # transformers' own check of a config, and huggingface_hub's
         first = " ".join(str(error).split())
         raise kdplug.ConfigError(f"{kind.__name__} does not go together: {first}", field=field) from error

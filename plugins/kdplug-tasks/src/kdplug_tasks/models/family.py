@@ -20,6 +20,8 @@ from kdplug_tasks.models.factored import Heads, check_head
 from kdplug_tasks.models.quiet import without_bars
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
+from kdplug_tasks.models.untrusted import check_shards, data_only
+from kdplug_tasks.models.weights import check_weights, unread_pickle
 
 Side: TypeAlias = Literal["teacher", "student"]
 
@@ -101,25 +103,23 @@ class Family:
     def build_teacher(self) -> nn.Module:
         """The teacher, from its folder or from scratch.
 
-        Raises: ``ConfigError`` where it cannot be loaded, or has no trained head and is not to be trained.
+        Raises: ``ConfigError`` where it cannot be loaded, or some of its weights would be random: only a head that is trained
+        may be new.
         """
         if self.teacher.path is None:
             return self._ready(self._from_config(self.teacher_config, "teacher"), "teacher")
-        model, info = self._from_folder(self.teacher.path, self.teacher_config, "teacher.path")
-        missing = sorted(info["missing_keys"])
-        if missing and not self.teacher.train:
-            raise kdplug.ConfigError(
-                f"{self.teacher.path!r} has no weights for {', '.join(missing[:3])}, so what it says would be random. Write "
-                "teacher: {path: …, train: true} to fit it first",
-                field="teacher.path",
-            )
-        return self._ready(model, "teacher")
+        config, is_trained = self.teacher_config, self.teacher.train
+        return self._ready(self._from_folder(self.teacher.path, config, "teacher.path", is_trained), "teacher")
 
     def build_student(self) -> nn.Module:
-        """The student before any training. Raises: ``ConfigError``."""
+        """The student before any training.
+
+        Raises: ``ConfigError`` where it cannot be loaded, or its folder lacks weights other than those of its head.
+        """
         if self.student.path is None:
             return self._ready(self._from_config(self.student_config, "student"), "student")
-        return self._ready(self._from_folder(self.student.path, self.student_config, "student.path")[0], "student")
+        config = self.student_config
+        return self._ready(self._from_folder(self.student.path, config, "student.path", is_trained=True), "student")
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
         """Give the student what it takes from the teacher. Raises: ``ConfigError`` for a weight that does not fit."""
@@ -160,23 +160,26 @@ class Family:
 
     def _from_config(self, config: Any, side: str) -> Any:
         try:
-            return self._class.from_config(deepcopy(config), **self._attention)
+            with data_only():
+                return self._class.from_config(deepcopy(config), trust_remote_code=False, **self._attention)
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # what models check when they are made
             first = str(error).strip().splitlines()[0]
             kind = type(config).__name__
             raise kdplug.ConfigError(f"{self.auto} cannot be made of this {kind}: {first}", field=side) from error
 
-    def _from_folder(self, path: str, config: Any, field: str) -> tuple[Any, Mapping[str, Any]]:
+    def _from_folder(self, path: str, config: Any, field: str, is_trained: bool) -> Any:
         check_path(path, field)
+        check_shards(path, field)
         try:
-            with without_bars():
+            with without_bars(), data_only():
                 model, info = self._class.from_pretrained(
-                path, config=deepcopy(config), ignore_mismatched_sizes=True, output_loading_info=True, dtype="float32",
-                **self._attention,
+                path, config=deepcopy(config), trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
+                output_loading_info=True, dtype="float32", **self._attention,
             )  # fmt: skip
-        except (OSError, ValueError, RuntimeError) as error:
-            raise not_loaded(path, field, error) from error
-        return model, info
+        except Exception as error:  # of safetensors, of json, and of what builds the model
+            raise (unread_pickle(path, field, self.auto, error) or not_loaded(path, field, error)) from error
+        check_weights(model, info, path, field, is_trained=is_trained)
+        return model
 
     @contextmanager
     def multiplied_out(self) -> Iterator[None]:
@@ -199,7 +202,8 @@ class Family:
 
     @property
     def _attention(self) -> dict[str, Any]:
-        return {"attn_implementation": "eager"} if self.needs_eager else {}
+        """How attention is computed, whatever a folder's config says: eagerly, or as transformers chooses from torch's own."""
+        return {"attn_implementation": "eager" if self.needs_eager else None}
 
     @property
     def _class(self) -> Any:

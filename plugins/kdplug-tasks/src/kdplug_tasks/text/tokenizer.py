@@ -8,6 +8,7 @@ from typing import Any
 
 import kdplug
 from kdplug_tasks.models.config import check_path, not_loaded
+from kdplug_tasks.models.untrusted import check_tokenizer_class, data_only
 from kdplug_tasks.text.setting import TokenizerSettings
 
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
@@ -16,21 +17,29 @@ _BYTES = 256
 
 
 def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
-    """The tokenizer of a folder or hub name, with something to pad with.
+    """The tokenizer of a folder or hub name, with something to pad with. Code that the folder brings is not run.
 
     ``is_split`` says that it will be given words: one whose words begin with a space then puts that before each.
 
     Raises: ``ConfigError`` where there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     check_path(path, field)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        if is_split and getattr(tokenizer, "add_prefix_space", None) is False:
-            tokenizer = AutoTokenizer.from_pretrained(path, add_prefix_space=True)
+        with data_only():
+            check_tokenizer_class(path, field)
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            if is_split and getattr(tokenizer, "add_prefix_space", None) is False:
+                tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, add_prefix_space=True)
+    except kdplug.ConfigError:
+        raise
     except Exception as error:  # OSError, ValueError, and plain Exception from tokenizers
-        raise not_loaded(path, field, error) from error
+        raise not_loaded(path, field, error, "the tokenizer of ") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise kdplug.ConfigError(
+            f"{path!r}: transformers made a {type(tokenizer).__name__} of it, which is no tokenizer", field=field
+        )
     if tokenizer.pad_token is None:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:

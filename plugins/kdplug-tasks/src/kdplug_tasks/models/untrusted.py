@@ -1,0 +1,174 @@
+"""Reads model folders as data. What in one would run code, or fetch code from elsewhere, is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import kdplug
+
+_NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
+_TORCH_EXPERTS = ("eager", "batched_mm", "grouped_mm")
+_TOKENIZERS = ("Tokenizer", "TokenizerFast", "Backend")
+_IMAGE_PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """Keep transformers from running code of a folder, from asking whether to, and from having weights converted on the hub.
+
+    ``trust_remote_code=False`` does the first for one call. Classes that load a model, a config or a tokenizer inside another do
+    not pass it on, and would ask at the terminal. A conversion would take the weights from a pull request.
+    """
+    from transformers import dynamic_module_utils
+
+    timeout, switch = dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ.get(_NO_CONVERSION)
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer; at 0 transformers raises
+    os.environ[_NO_CONVERSION] = "1"
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = timeout
+        os.environ.pop(_NO_CONVERSION)
+        if switch is not None:
+            os.environ[_NO_CONVERSION] = switch
+
+
+def read_settings(path: str, field: str) -> None:
+    """Check the ``config.json`` of a folder or hub name before a config is made of it.
+
+    Raises: ``ConfigError`` for an adapter, and for settings that ``check_settings`` refuses; ``OSError`` where there is none.
+    """
+    from transformers import PreTrainedConfig
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(path) is not None:
+        raise kdplug.ConfigError(
+            f"{path!r} is an adapter of peft, or holds one. Merge it into its model first: "
+            "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)",
+            field=field,
+        )
+    settings, _ = PreTrainedConfig.get_config_dict(path)
+    check_settings(settings, f"{path!r}: its config.json", field)
+
+
+def check_settings(settings: Any, owner: str, field: str) -> None:
+    """Refuse settings of a config, at any depth, that name a kernel of the hub, another loader, or a pickle.
+
+    ``owner`` begins the message. Raises: ``ConfigError``.
+    """
+    if isinstance(settings, Mapping):
+        for key, value in settings.items():
+            if (refusal := _refusal(key, value, owner, field)) is not None:
+                raise refusal
+            check_settings(value, owner, field)
+    elif isinstance(settings, (list, tuple)):
+        for one in settings:
+            check_settings(one, owner, field)
+
+
+def forget_code(config: Any) -> Any:
+    """Remove the references to code from a config and those inside it, so that no model made of it, or saved with it, has them."""
+    from transformers import PreTrainedConfig
+
+    vars(config).pop("auto_map", None)
+    for inner in vars(config).values():
+        if isinstance(inner, PreTrainedConfig):
+            forget_code(inner)
+    return config
+
+
+def check_shards(path: str, field: str) -> None:
+    """Raises: ``ConfigError`` where the index of a folder's safetensors names files that are none."""
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+    from transformers.utils.hub import cached_file
+
+    try:
+        file = cached_file(path, SAFE_WEIGHTS_INDEX_NAME)
+        if file is None:
+            return
+    except OSError:  # there is none
+        return
+    try:
+        names = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise kdplug.ConfigError(
+            f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} is damaged: {error!r}", field=field
+        ) from error
+    for name in names:
+        if not name.endswith(".safetensors"):
+            raise kdplug.ConfigError(
+                f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, and kdplug reads weights from safetensors alone",
+                field=field,
+            )
+
+
+def check_tokenizer_class(path: str, field: str) -> None:
+    """Raises: ``ConfigError`` where a folder's ``tokenizer_class`` is no tokenizer: transformers loads whatever it names."""
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    _check_class(get_tokenizer_config(path), "tokenizer_class", _TOKENIZERS, path, field)
+    with suppress(OSError):  # a folder of a tokenizer alone
+        _check_class(PreTrainedConfig.get_config_dict(path)[0], "tokenizer_class", _TOKENIZERS, path, field)
+
+
+def check_image_processor_class(path: str, field: str) -> None:
+    """Raises: ``ConfigError`` where a folder's ``image_processor_type`` is none: transformers loads whatever it names."""
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+    settings = get_image_processor_config(path)
+    for key in ("image_processor_type", "feature_extractor_type"):
+        _check_class(settings, key, _IMAGE_PROCESSORS, path, field)
+
+
+def _check_class(settings: Mapping[str, Any], key: str, endings: tuple[str, ...], path: str, field: str) -> None:
+    name = settings.get(key)
+    if name is not None and (not str(name).endswith(endings) or str(name).startswith("Auto")):
+        what = key.removesuffix("_class").removesuffix("_type").replace("_", " ")
+        raise kdplug.ConfigError(f"{path!r}: its {key} is {name!r}, which is no {what}", field=field)
+
+
+def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError | None:
+    match key:
+        case "_attn_implementation" | "attn_implementation":
+            # Names without a slash are of transformers' own, and kdplug chooses between those itself.
+            names = [one for one in _texts(value) if "/" in one]
+            return _no_kernel(names[0], owner, field) if names else None
+        case "_experts_implementation" | "experts_implementation":
+            names = [one for one in _texts(value) if one not in _TORCH_EXPERTS]
+            return _no_kernel(names[0], owner, field) if names else None
+        case "quantization_config" if value:
+            return kdplug.ConfigError(
+                f"{owner} says that its weights are quantized. Loading them takes another package, and often kernels that it downloads, "
+                "so kdplug does not. Name the model before it was quantized, or save model.dequantize() of transformers",
+                field=field,
+            )
+        case "transformers_weights" if value is not None and not str(value).endswith(".safetensors"):
+            return kdplug.ConfigError(
+                f"{owner} names {value!r} as its weights, and kdplug reads weights from safetensors alone", field=field
+            )
+        case "checkpoint_path" if value:  # among the model_args of timm
+            return kdplug.ConfigError(
+                f"{owner} has the checkpoint_path {value!r}, which timm would unpickle. Leave it out", field=field
+            )
+    return None
+
+
+def _no_kernel(name: str, owner: str, field: str) -> kdplug.ConfigError:
+    return kdplug.ConfigError(
+        f"{owner} names the kernel {name!r}, which is code from the hub. Remove that key: kdplug uses torch's own",
+        field=field,
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)

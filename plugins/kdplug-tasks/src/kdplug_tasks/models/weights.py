@@ -1,0 +1,112 @@
+"""Checks that a folder holds the weights of the model that its config describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import kdplug
+
+_SHOWN = 3
+_SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
+"""Names of the factors that quantized weights are multiplied by."""
+
+
+def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: str, *, is_trained: bool) -> None:
+    """Refuse a model some of whose weights are random, unless these are its head and training is to follow.
+
+    ``info`` is what ``from_pretrained`` reports of the loading. Of a model that is not trained, the folder may not hold more of
+    its body either than the model has: a layer that is left out makes another model.
+
+    Raises: ``ConfigError`` that names the first weights in question.
+    """
+    there = {name: (list(theirs), list(own)) for name, theirs, own in info["mismatched_keys"]}
+    absent = sorted({*info["missing_keys"], *there})
+    if absent and is_trained:
+        head = _head(model)
+        absent = [name for name in absent if name not in head]
+    if absent:
+        is_head = not is_trained and not there and set(absent) <= _head(model)
+        fix = (
+            "Write teacher: {path: …, train: true} to fit it first"
+            if is_head
+            else "Its config.json describes another model than its weights: save both again, with save_pretrained"
+        )
+        named = [f"{name} {there[name][1]} (it holds {there[name][0]})" if name in there else name for name in absent]
+        raise kdplug.ConfigError(
+            f"{path!r} has no weights for {_some(named)}, so its outputs would be random. {fix}", field=field
+        )
+    if info["error_msgs"]:
+        raise kdplug.ConfigError(f"{path!r} cannot be loaded: {info['error_msgs'][0]}", field=field)
+    if not is_trained and (more := _left_over(model, info["unexpected_keys"])):
+        raise kdplug.ConfigError(
+            f"{path!r} holds weights that its {type(model).__name__} has no place for: {_some(more)}. Without them it would be "
+            "another model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
+            field=field,
+        )
+
+
+def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.ConfigError | None:
+    """How to convert the pickle that transformers was not allowed to read; ``None`` where ``error`` is about something else."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        pickles = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+        found, target, also = pickles[0] if pickles else "", path, ""
+        if any((folder / f"model.safetensors{more}").is_file() for more in ("", ".index.json")):
+            return None
+    else:  # transformers advises against use_safetensors=True where a name on the hub has none
+        found, target = "pytorch_model.bin" if "use_safetensors" in str(error) else "", f"./{path.rpartition('/')[2]}"
+        also = f" Save its tokenizer or image processor there too, and write {target} for {path}"
+    if not found:
+        return None
+    return kdplug.ConfigError(
+        f"{path!r} holds its weights as {found}, a pickle, and reading one can run code: kdplug reads safetensors alone. If you "
+        f'trust it, convert it: python -c "from transformers import {auto} as M; '
+        f'M.from_pretrained({path!r}).save_pretrained({target!r})"{also}',
+        field=field,
+    )
+
+
+def _head(model: Any) -> set[str]:
+    """The names of what is not pretrained with a body: all outside it, its pooler, and what has a row for each class."""
+    own = model.state_dict(keep_vars=True)
+    body = model.base_model
+    if body is model:
+        output = model.get_output_embeddings()
+        outside = {id(one) for one in (output.parameters() if output is not None else ())}
+        found = {name for name, one in own.items() if id(one) in outside}
+    else:
+        inside = {id(one) for one in body.state_dict(keep_vars=True).values()}
+        found = {name for name, one in own.items() if id(one) not in inside}
+    found |= {name for name in own if "pooler" in name.split(".")}
+    config = deepcopy(model.config)
+    config.num_labels += 1
+    with torch.device("meta"):
+        other = type(model)(config).state_dict()
+    return found | {name for name, one in own.items() if name in other and one.shape != other[name].shape}
+
+
+def _left_over(model: Any, names: Iterable[str]) -> list[str]:
+    """Which of ``names`` belong to parts of the body that the model lacks. A head of another task, and a pooler, may be left out."""
+    prefix, body = model.base_model_prefix, model.base_model
+    roots = {prefix, *(name for name, _ in body.named_children())}
+    modules = {name for name, _ in model.named_modules()} | {name for name, _ in body.named_modules()}
+
+    def is_lacking(name: str) -> bool:
+        parts = name.split(".")
+        if parts[0] not in roots or "pooler" in parts:
+            return False
+        return name.rpartition(".")[0] not in modules or _SCALE.search(name) is not None
+
+    return sorted(filter(is_lacking, names))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
