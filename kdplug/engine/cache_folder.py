@@ -18,6 +18,7 @@ from torch import Tensor
 from kdplug.engine.cache_shard import Shard
 from kdplug.engine.cache_tally import Tally
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -187,7 +188,7 @@ def _reading(file: Path) -> Iterator[None]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     with _reading(file):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         if not isinstance(found, dict):
             raise ValueError("it is no mapping")
         return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from kdplug.contracts.task import Task
 from kdplug.contracts.task_fingerprint import FingerprintedTask
 from kdplug.engine.cache_folder import ORIGIN
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
 from kdplug.recipes.result import Figures
@@ -42,7 +42,7 @@ def read_origin(recipe: Recipe) -> Origin | None:
     if not file.is_file():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         return Origin(found["metric"], Figures(**found["teacher"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         again = f"kdplug cache RECIPE --out {file.parent} writes it again"
