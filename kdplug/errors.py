@@ -21,6 +21,7 @@ Every message names the field, the value, the owner and the nearest fix.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Self
 
 __all__ = [
@@ -41,6 +42,10 @@ __all__ = [
     "did_you_mean",
     "nearest",
 ]
+
+_LONGEST_NAME = 100
+_MOST_CHOICES = 500
+"""Comparing a longer name, or one with more choices, would take seconds."""
 
 
 class KdplugError(Exception):
@@ -121,7 +126,9 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
     """The choice most like ``name``, or ``None`` where nothing is like it."""
     from difflib import get_close_matches
 
-    by_fold = {choice.casefold().replace("-", "_"): choice for choice in choices}
+    if len(name) > _LONGEST_NAME:
+        return None
+    by_fold = {choice.casefold().replace("-", "_"): choice for choice in islice(choices, _MOST_CHOICES)}
     found = get_close_matches(name.casefold().replace("-", "_"), by_fold, n=1, cutoff=0.6)
     return by_fold[found[0]] if found else None
 

@@ -65,4 +65,8 @@ def _joined(*parts: str) -> str:
 def _bounds(rules: Iterable[Any]) -> str:
     nested = [part for rule in rules for part in (rule.metadata if isinstance(rule, FieldInfo) else (rule,))]
     found = ((sign, getattr(rule, name, None)) for rule in nested for name, sign in _SIGNS.items())
-    return ", ".join(f"{sign} {bound:g}" for sign, bound in found if bound is not None)
+    return ", ".join(f"{sign} {_number(bound)}" for sign, bound in found if bound is not None)
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -137,8 +137,12 @@ def _task_settings(task: Entry) -> tuple[list[str], list[str]]:
 
 def _bounds(setting: Mapping[str, Any]) -> str:
     signs = (("minimum", ">="), ("exclusiveMinimum", ">"), ("maximum", "<="), ("exclusiveMaximum", "<"))
-    found = ", ".join(f"{sign} {setting[key]:g}" for key, sign in signs if key in setting)
+    found = ", ".join(f"{sign} {_number(setting[key])}" for key, sign in signs if key in setting)
     return f"({found})" if found else ""
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _comment(text: str) -> str:

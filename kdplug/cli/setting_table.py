@@ -72,4 +72,8 @@ def _in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _bounds(rules: Iterable[Any]) -> str:
     marks = [mark for rule in rules for mark in (rule.metadata if isinstance(rule, FieldInfo) else (rule,))]
     found = ((sign, getattr(mark, key, None)) for mark in marks for key, sign in _BOUNDS)
-    return ", ".join(f"{sign} {bound:g}" for sign, bound in found if bound is not None)
+    return ", ".join(f"{sign} {_number(bound)}" for sign, bound in found if bound is not None)
+
+
+def _number(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

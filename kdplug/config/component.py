@@ -9,8 +9,12 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from kdplug.config.frozen import freeze, thaw
+from kdplug.config.words import shown
+from kdplug.errors import ConfigError
 from kdplug.host.registry import REGISTRIES
 from kdplug.host.spec import ComponentSpec, parse_spec
+
+_LONGEST_NAME = 200
 
 COMPONENT_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -28,7 +32,12 @@ def read_component(data: object) -> ComponentSpec:
     Raises: ``ConfigError``.
     """
     spec = _fitting(parse_spec(data))
-    return ComponentSpec(parse_spec(spec.name).name, freeze(spec.args), freeze(spec.settings), spec.form)
+    name = parse_spec(spec.name).name
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"a component's name has at most {_LONGEST_NAME} characters, got {len(name):,}: {shown(name)}"
+        )
+    return ComponentSpec(name, freeze(spec.args), freeze(spec.settings), spec.form)
 
 
 def _fitting(spec: ComponentSpec) -> ComponentSpec:

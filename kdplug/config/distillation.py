@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import PlainValidator, WithJsonSchema, field_validator, model_validator
 
 from kdplug.config.component import AnyComponent, TemperatureScheduler, WeightScheduler, resolve, write_component
 from kdplug.config.layer_map import LayerMap, LayerMaps
 from kdplug.config.match import IntermediateMatch, no_effect
 from kdplug.config.model import ConfigModel
 from kdplug.config.requirement import PluginsConfig
-from kdplug.config.scalar import Count, NonNegative, Positive, Switch
-from kdplug.errors import ConfigError, KdplugError
+from kdplug.config.scalar import LARGEST, Count, NonNegative, Positive, Switch
+from kdplug.config.words import shown
+from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.registry import losses, teacher_combiners
 from kdplug.host.spec import ComponentSpec
 
@@ -22,6 +23,24 @@ __all__ = ["DistillationConfig", "IntermediateMatch"]
 _DEFAULT_KD_LOSS = ComponentSpec("ce")
 DEFAULT_COMBINER = ComponentSpec("mean_logits")
 """What combines the logits of several teachers where nothing is said."""
+
+
+def _read_chunk(data: object) -> int | str:
+    if data in ("auto", "whole"):
+        return str(data)
+    if isinstance(data, bool) or not isinstance(data, int) or data < 1:
+        near = did_you_mean(data, ("auto", "whole")) if isinstance(data, str) else ""
+        raise ConfigError(f"must be a whole number >= 1, auto or whole, got {shown(data)}.{near}".rstrip("."))
+    if data > LARGEST:
+        raise ConfigError(f"must be <= {LARGEST}, got {shown(data)}")
+    return int(data)
+
+
+Chunk = Annotated[
+    Count | Literal["auto", "whole"],
+    PlainValidator(_read_chunk),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, {"enum": ["auto", "whole"]}]}),
+]
 
 
 class DistillationConfig(ConfigModel):
@@ -42,7 +61,7 @@ class DistillationConfig(ConfigModel):
     hard_label_weight: NonNegative = 0.0
     hard_label_weight_scheduler: WeightScheduler = None
     teacher_combiner: AnyComponent = DEFAULT_COMBINER
-    logit_chunk: Count | Literal["auto", "whole"] = "auto"
+    logit_chunk: Chunk = "auto"
     padded_vocabulary: Literal["refuse", "drop"] = "refuse"
     probability_shift: Switch = False
     is_caching_logits: Switch = False

@@ -8,6 +8,10 @@ from typing import Any, NoReturn
 
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError
+from kdplug.host.bounded_json import CONFIG, check_bounds
+
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+"""The whole numbers of 64 bits, signed or not: no larger one can be a size, a count or a seed."""
 
 
 class FrozenDict(dict[str, Any]):
@@ -32,12 +36,11 @@ class FrozenDict(dict[str, Any]):
 def freeze(value: object) -> Any:
     """``value`` with tuples for lists and ``FrozenDict`` for mappings, and plain Python scalars.
 
-    Raises: ``ConfigError``, whose field leads to the value, for anything that YAML and JSON cannot both hold.
+    Raises: ``ConfigError``, whose field leads to the value, for anything that YAML and JSON cannot both hold; for more values or
+    levels than a config may hold, and for a whole number of more than 64 bits.
     """
-    try:
-        return _freeze(value)
-    except RecursionError:
-        raise ConfigError("holds itself, or is nested too deeply") from None
+    check_bounds(value, CONFIG)
+    return _freeze(value)
 
 
 def _freeze(value: object) -> Any:
@@ -46,6 +49,8 @@ def _freeze(value: object) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, int):
+        if not _SMALLEST <= value <= _LARGEST:
+            raise ConfigError(f"must be a whole number from {_SMALLEST} to {_LARGEST}, got {shown(value)}")
         return int(value)
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
 from kdplug.config.layer_path import read_path
+from kdplug.config.scalar import LARGEST
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError
 
@@ -71,6 +72,8 @@ def _read_layer(value: object, *place: int) -> Layer:
         raise ConfigError(
             f"must be the index of a layer, the path of a module, or a list of these, got {shown(value)}"
         ).at(*place)
+    if not -LARGEST <= value <= LARGEST:
+        raise ConfigError(f"must be from {-LARGEST} to {LARGEST}, got {shown(value)}").at(*place)
     return int(value)
 
 
@@ -90,7 +93,8 @@ def _read_pattern(data: object) -> tuple[str, ...] | None:
     return tuple(str(layer) for layer in layers)
 
 
-_LAYER: dict[str, Any] = {"anyOf": [{"type": "integer"}, {"type": "string", "minLength": 1}]}
+_INDEX: dict[str, Any] = {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST}
+_LAYER: dict[str, Any] = {"anyOf": [_INDEX, {"type": "string", "minLength": 1}]}
 _PATH: dict[str, Any] = {"type": "string", "minLength": 1}
 
 LayerField = Annotated[

@@ -10,7 +10,7 @@ from kdplug.config.component import MatchLoss, WeightScheduler
 from kdplug.config.layer import LayerField, check_pair, in_list, is_path
 from kdplug.config.model import ConfigModel
 from kdplug.config.projection import Projection
-from kdplug.config.scalar import NonNegative, Text
+from kdplug.config.scalar import LARGEST, NonNegative, Text
 from kdplug.config.words import shown
 from kdplug.contracts.vocabulary import FEATURES
 from kdplug.errors import ConfigError, did_you_mean
@@ -39,6 +39,8 @@ def _read_teacher(data: object) -> int | str | None:
         return data
     if isinstance(data, bool) or not isinstance(data, int) or data < 0:
         raise ConfigError(f"must be the index of a teacher, from 0, or its key, got {shown(data)}")
+    if data > LARGEST:
+        raise ConfigError(f"must be <= {LARGEST}, got {shown(data)}")
     return int(data)
 
 
@@ -47,7 +49,13 @@ TeacherField = Annotated[
     int | str | None,
     PlainValidator(_read_teacher),
     WithJsonSchema(
-        {"anyOf": [{"type": "null"}, {"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"\S"}]}
+        {
+            "anyOf": [
+                {"type": "null"},
+                {"type": "integer", "minimum": 0, "maximum": LARGEST},
+                {"type": "string", "pattern": r"\S"},
+            ]
+        }
     ),
 ]
 MatchName = Annotated[Text | None, AfterValidator(_read_name)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, get_args
@@ -21,6 +23,10 @@ from kdplug.config.text import (
 )
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean, nearest
+from kdplug.host.bounded_json import CONFIG, json_value
+
+_MOST_SHOWN = 10
+"""How many problems of a config an error lists."""
 
 
 class ConfigModel(BaseModel):
@@ -38,7 +44,7 @@ class ConfigModel(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            problem = _one_error(_problems(type(self), error))
+            problem = _one_error(_problems(type(self), error), error.error_count())
             raise problem from problem.__cause__
 
     # Tells pydantic that this is no constructor of its own, so that nested models report their errors to the outer one.
@@ -52,10 +58,12 @@ class ConfigModel(BaseModel):
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
         """pydantic's, with our errors."""
+        with suppress(UnicodeDecodeError, json.JSONDecodeError):  # pydantic says what is wrong with these
+            json_value(json_data if isinstance(json_data, str) else bytes(json_data).decode("utf-8"), CONFIG)
         try:
             return super().model_validate_json(json_data, **options)
         except ValidationError as error:
-            problem = _one_error(_problems(cls, error))
+            problem = _one_error(_problems(cls, error), error.error_count())
             raise problem from problem.__cause__
 
     @classmethod
@@ -119,16 +127,17 @@ class ConfigModel(BaseModel):
         try:
             return super().model_validate(data, **options)
         except ValidationError as error:
-            problems = _problems(cls, error)
+            problems, count = _problems(cls, error), error.error_count()
         if place is not None:
             for problem in problems:
                 problem.message += f"   ({place(problem.field)})"
-        problem = _one_error(problems)
+        problem = _one_error(problems, count)
         raise problem from problem.__cause__
 
 
 def _problems(model: type[ConfigModel], error: ValidationError) -> list[KdplugError]:
-    return [_problem(model, dict(one)) for one in error.errors(include_url=False)]
+    """The first problems; to look for the nearest key and the line of each of thousands would take minutes."""
+    return [_problem(model, dict(one)) for one in error.errors(include_url=False)[:_MOST_SHOWN]]
 
 
 def _problem(model: type[ConfigModel], one: dict[str, Any]) -> KdplugError:
@@ -163,8 +172,9 @@ def _model_in(annotation: object) -> type[ConfigModel] | None:
     return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
 
 
-def _one_error(problems: list[KdplugError]) -> KdplugError:
-    """The one problem itself, so that its class can be caught, or all of them, each on a line of its own."""
-    if len(problems) == 1:
+def _one_error(problems: list[KdplugError], count: int) -> KdplugError:
+    """The one problem itself, so that its class can be caught, or ``count`` problems, each on a line of its own."""
+    if count == 1:
         return problems[0]
-    return ConfigError(f"{len(problems)} problems:" + "".join(f"\n    {problem}" for problem in problems))
+    first = "" if count == len(problems) else f", the first {len(problems)} of which are"
+    return ConfigError(f"{count} problems{first}:" + "".join(f"\n    {problem}" for problem in problems))

@@ -7,8 +7,10 @@ from copy import deepcopy
 from typing import Any
 
 from kdplug.config.text import yaml_value
-from kdplug.config.words import listed, shown
+from kdplug.config.words import shown
 from kdplug.errors import ConfigError, UnknownKeyError, did_you_mean
+
+_LONGEST_PATH = 1000
 
 
 def overridden(given: dict[str, Any], full: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -27,9 +29,11 @@ def overridden(given: dict[str, Any], full: dict[str, Any], overrides: Iterable[
 def _split(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise ConfigError(f"{override!r} is no change of a config. Write path=value, such as training.lr=1e-3")
+        raise ConfigError(f"{shown(override)} is no change of a config. Write path=value, such as training.lr=1e-3")
+    if len(path) > _LONGEST_PATH:
+        raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; it may have {_LONGEST_PATH:,}")
     parts = path.strip().split(".")
-    return parts, yaml_value(text, f"the value in {override!r}")
+    return parts, yaml_value(text, f"the value in {shown(override)}")
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
@@ -58,6 +62,7 @@ def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
     if isinstance(node, list):
         if part.isdecimal() and int(part) < len(node):
             return int(part)
-        have = f"has the elements {listed(str(i) for i in range(len(node)))}" if node else "is empty"
+        others = f" to {len(node) - 1}" if len(node) > 1 else ""
+        have = f"has the elements 0{others}" if node else "is empty"
         raise UnknownKeyError(f"{where} {have}").at(*above, part)
     raise UnknownKeyError(f"{where} is {shown(node)}, which holds no keys. Set {where} as a whole").at(*above, part)

@@ -17,6 +17,9 @@ from kdplug.host.spec import ComponentSpec, Form
 
 Width = int | Literal["auto"]
 
+WIDEST = 1 << 24
+"""The largest width of a feature."""
+
 _EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student width first"
 _KEYS = ("in_dim", "out_dim", "options")
 _AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "dampening")
@@ -113,6 +116,8 @@ def _width(value: object, side: str, place: int | str) -> Width:
     if value == "auto":
         return "auto"
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if value > WIDEST:
+            raise ConfigError(f"the {side} width must be <= {WIDEST}, got {shown(value)}").at(place)
         return int(value)
     near = did_you_mean(value, ["auto"]) if isinstance(value, str) else ""
     message = f"the {side} width must be a whole number >= 1, or auto, got {shown(value)}.{near}"
@@ -157,7 +162,7 @@ def _write(spec: ProjectionSpec | None) -> Any:
     return None if spec is None else spec.to_data()
 
 
-_WIDTH_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}
+_WIDTH_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": WIDEST}, {"const": "auto"}]}
 _SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"type": "null"},

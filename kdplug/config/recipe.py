@@ -13,7 +13,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.model import ConfigModel
 from kdplug.config.override import overridden
 from kdplug.config.requirement import PluginsConfig
-from kdplug.config.scalar import Count, NonNegative, Positive, Share, Text, WholeNumber
+from kdplug.config.scalar import Count, NonNegative, Positive, Processes, Share, Text, WholeNumber
 from kdplug.config.training import LoopConfig, TrainingConfig
 from kdplug.errors import ConfigError
 from kdplug.host.name import split_qualified
@@ -58,7 +58,7 @@ class RecipeTraining(LoopConfig):
     ] = "none"
     warmup: Share = 0.0
     max_grad_norm: Positive | None = None
-    num_workers: WholeNumber = 0
+    num_workers: Processes = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator
 
 from kdplug.config.model import ConfigModel
 from kdplug.config.scalar import Text
+from kdplug.config.words import shown
 from kdplug.errors import ConfigError, PluginError
 from kdplug.host.active import active
 from kdplug.host.metadata import installed_version
@@ -23,9 +24,9 @@ def check_requirement(text: str) -> str:
     """
     try:
         wanted = Requirement(text)
-    except InvalidRequirement as error:
+    except (InvalidRequirement, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{text!r} is no requirement such as 'kdplug-myloss>=0.2': {reason}") from None
+        raise ConfigError(f"{shown(text)} is no requirement such as 'kdplug-myloss>=0.2': {reason}") from None
     if wanted.url is not None:
         raise ConfigError(f"{text!r} holds an address. Write a name and versions, such as '{wanted.name}>=0.2'")
     if wanted.marker is not None and not wanted.marker.evaluate():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from kdplug.config.projection import WIDEST
 from kdplug.config.schema_draft import JsonSchema, reference
 from kdplug.config.schema_entry import EntrySchema, entry_schema
 from kdplug.host.entry import Entry
@@ -26,7 +27,7 @@ _WIDTH: JsonSchema = {
     "description": "a width, or auto: that of the features",
     "if": {"type": "string"},
     "then": {"const": "auto"},
-    "else": {"type": "integer", "minimum": 1},
+    "else": {"type": "integer", "minimum": 1, "maximum": WIDEST},
 }
 
 

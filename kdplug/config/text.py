@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,10 +17,15 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from kdplug.config.words import shown
+from kdplug.config.yaml_composer import BoundedComposer
 from kdplug.errors import ConfigError, did_you_mean
+from kdplug.host.bounded_json import CONFIG, check_length, json_value, read_bounded
+
+_LONGEST_WITH_LINES = 1 << 16
+"""The most characters of a text of which errors name the line: finding it means to parse the text as YAML once more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Document:
     """A mapping, the text that it was read from, and what to call that text in messages."""
 
@@ -29,13 +35,19 @@ class Document:
 
     def place(self, path: str) -> str:
         """``recipe.yaml, line 7``: where the value at the dotted ``path``, or the nearest thing above it, stands."""
-        if not path:
+        if not path or self._node is None:
             return self.source
+        return f"{self.source}, line {_line(self._node, path.split('.'))}"
+
+    @cached_property
+    def _node(self) -> Node | None:
+        if len(self.text) > _LONGEST_WITH_LINES:
+            return None
         try:
-            node = _yaml().compose(self.text)
+            found: Node | None = _yaml().compose(self.text)
         except YAMLError:  # JSON that is no YAML, such as one with tabs
-            return self.source
-        return f"{self.source}, line {_line(node, path.split('.'))}" if node is not None else self.source
+            return None
+        return found
 
 
 def _line(node: Node, path: list[str]) -> int:
@@ -70,11 +82,13 @@ def read_text(path: str | Path) -> str:
     """The text of a file. Raises: ``ConfigError`` if it cannot be read."""
     path = Path(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bounded(path, CONFIG).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(path)!r}.{did_you_mean(path.name, _neighbours(path))}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except ConfigError:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}") from error
 
@@ -94,13 +108,11 @@ def yaml_document(text: str, source: str = "YAML") -> Document:
 def json_document(text: str, source: str = "JSON") -> Document:
     """Read a mapping from JSON, where a repeated key, ``NaN`` and ``Infinity`` are errors."""
     try:
-        data = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        data = json_value(text, CONFIG, object_pairs_hook=_unique, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{source}, line {error.lineno}, column {error.colno}: {error.msg}") from error
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    except (RecursionError, ValueError) as error:
-        raise ConfigError(f"{source} cannot be read: {error}") from error
     return _document(data, text, source)
 
 
@@ -128,8 +140,10 @@ def _document(data: object, text: str, source: str) -> Document:
 def yaml_value(text: str, source: str = "YAML") -> Any:
     """Any one value from YAML 1.2 text.
 
-    Raises: ``ConfigError`` with line and column.
+    Raises: ``ConfigError`` with line and column; also for text that is too long, nested too deeply, or holds too many values,
+    each of them counted once for each place that an alias repeats it in.
     """
+    check_length(len(text), CONFIG, source)
     try:
         return _yaml().load(text)
     except MarkedYAMLError as error:
@@ -168,6 +182,7 @@ _Representer.add_representer(str, _Representer.text)
 
 def _yaml() -> Any:
     yaml: Any = YAML(typ="safe", pure=True)
+    yaml.Composer = BoundedComposer
     yaml.width = 120
     yaml.sort_base_mapping_type_on_output = False
     return yaml

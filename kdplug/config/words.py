@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kdplug.errors import did_you_mean
+from kdplug.host.shown import shown
 
-_LONGEST = 120
+__all__ = ["in_words", "shown"]
 
 _BOUNDS = {
     "greater_than_equal": ("ge", ">="),
@@ -20,34 +21,22 @@ _BOUNDS = {
 _TRUTH_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n")
 
 
-def shown(value: object) -> str:
-    """``repr(value)``, cut where it is long, and never an error of its own."""
-    try:
-        text = repr(value)
-    except Exception:  # a foreign __repr__, or an integer too long to print
-        return f"something of type {type(value).__name__}"
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-def listed(names: Iterable[str]) -> str:
-    """``a, b and c``."""
-    *most, last = list(names) or ["none"]
-    return f"{', '.join(most)} and {last}" if most else last
-
-
 def in_words(error: Mapping[str, Any]) -> str:
     """One entry of ``ValidationError.errors()`` as ``must be …, got …``, with a hint for a known mistake."""
     kind, value = error["type"], error["input"]
     context: dict[str, Any] = error.get("ctx") or {}
     if kind in _BOUNDS:
         bound, sign = _BOUNDS[kind]
-        return f"must be {sign} {context[bound]:g}, got {shown(value)}"
+        limit = context[bound]
+        return f"must be {sign} {limit if isinstance(limit, int) else f'{limit:g}'}, got {shown(value)}"
     if kind == "missing":
         return "is required"
     if kind == "literal_error":
         return f"must be {context['expected']}, got {shown(value)}.{_nearest(value, str(context['expected']))}".rstrip(
             "."
         )
+    if kind == "string_too_long":
+        return f"must be text of at most {context['max_length']} characters, got {len(value)}: {shown(value)}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, got {shown(value)}{_hint(kind, value)}"
     text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should ")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 
 _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 _SCALARS = (str, int, float, bool, type(None))
@@ -37,7 +38,7 @@ def read_archive(folder: Path, name: str) -> Any:
     Raises: ``RunError`` where a file is missing or damaged.
     """
     try:
-        plain = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        plain = read_json(folder / f"{name}.json")
         return _decode(plain, load_file(folder / f"{name}.safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"cannot read the checkpoint {folder / name}: {type(error).__name__}: {error}") from error

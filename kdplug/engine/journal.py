@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
+from kdplug.host.bounded_json import json_value
+
 NAME = "log.jsonl"
 
 
@@ -46,6 +48,6 @@ def _lines(path: Path) -> list[str]:
 def _step(line: str) -> float:
     """The step of a line; a line that a kill cut short belongs to no step and comes after all."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else float("inf")
+        return float(json_value(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -6,7 +6,6 @@ does not count, and why.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from kdplug.host.bounded_json import read_json
 from kdplug.host.metadata import EntryPoint
 from kdplug.host.name import fold_distribution
 
@@ -59,7 +59,7 @@ class Installation:
     def project(self) -> Path | None:
         """The folder of an editable project, ``None`` where it is not editable."""
         try:
-            found: Any = json.loads((self.folder / "direct_url.json").read_text(encoding="utf-8"))
+            found: Any = read_json(self.folder / "direct_url.json")
             if not found["dir_info"].get("editable", False):
                 return None
             return Path(url2pathname(urlsplit(found["url"]).path))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdplug.errors import ConfigError, RunError
+from kdplug.host.bounded_json import read_json
 from kdplug.host.manifest import environment_record
 from kdplug.host.name import fold_distribution
 
@@ -54,10 +55,10 @@ def read_lock(path: Path) -> Record:
     Raises: ``ConfigError`` where it cannot be read or is none.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(path)!r}", field="--locked") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}", field="--locked") from error
     wrong = _wrong(data)
     if wrong:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import importlib_metadata
 
+from kdplug.host.bounded_json import json_value
 from kdplug.host.name import fold_distribution
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Distribution:
         """PEP 610's record of where it was installed from; empty where there is none."""
         text = self._text("direct_url.json")
         try:
-            found = json.loads(text) if text else {}
+            found = json_value(text) if text else {}
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}

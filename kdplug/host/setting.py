@@ -15,6 +15,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
 from kdplug.host.plugin_code import described, run_plugin_code
+from kdplug.host.shown import shown
 from kdplug.host.signature import check_setting_names
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _any_of(errors: list[Any]) -> str:
     texts = [in_words(error) for error in errors]
     if len(texts) == 1 or not all(text.startswith("must be ") for text in texts):
         return texts[0]
-    got = f", got {errors[0]['input']!r}"
+    got = f", got {shown(errors[0]['input'])}"
     wanted = dict.fromkeys(text.removeprefix("must be ").removesuffix(got).split(",")[0] for text in texts)
     return f"must be {' or '.join(wanted)}{got}"
 
@@ -170,7 +171,7 @@ def _any_of(errors: list[Any]) -> str:
 def in_words(error: Mapping[str, Any]) -> str:
     """One pydantic error as ``must be …, got …``."""
     context: dict[str, Any] = error.get("ctx") or {}
-    got = f", got {error['input']!r}"
+    got = f", got {shown(error['input'])}"
     bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     for key, sign in bounds.items():
         if key in context:

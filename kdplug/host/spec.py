@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kdplug.errors import ConfigError
+from kdplug.host.shown import cut, shown
 
 Form = Literal["name", "list", "mapping"]
 
@@ -38,19 +39,19 @@ class ComponentSpec:
         return self.name
 
     def __str__(self) -> str:
-        return str(self.to_data())
+        return cut(str(self.to_data()))
 
 
 def _name(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"a component's name must be a non-empty string, got {value!r}. {_SPELLINGS}")
+        raise ConfigError(f"a component's name must be a non-empty string, got {shown(value)}. {_SPELLINGS}")
     return value
 
 
 def _settings(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key in value:
         if not isinstance(key, str):
-            raise ConfigError(f"a setting's name must be a string, got {key!r}")
+            raise ConfigError(f"a setting's name must be a string, got {shown(key)}")
     return deepcopy(dict(value))
 
 
@@ -73,7 +74,7 @@ def parse_spec(data: object) -> ComponentSpec:
         return ComponentSpec(_name(name), tuple(deepcopy(args)), settings, "list")
     if isinstance(data, Mapping):
         if "name" not in data:
-            raise ConfigError(f"a component needs a 'name', got {dict(data)!r}. {_SPELLINGS}")
+            raise ConfigError(f"a component needs a 'name', got {shown(dict(data))}. {_SPELLINGS}")
         settings = _settings({key: value for key, value in data.items() if key != "name"})
         return ComponentSpec(_name(data["name"]), (), settings, "mapping")
     if callable(data):
@@ -81,4 +82,4 @@ def parse_spec(data: object) -> ComponentSpec:
             f"a config is data and cannot hold the callable {data!r}. Register it under a name "
             "(kdplug.losses.register('my_loss')) and write the name"
         )
-    raise ConfigError(f"cannot read {data!r} as a component. {_SPELLINGS}")
+    raise ConfigError(f"cannot read {shown(data)} as a component. {_SPELLINGS}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdplug.engine.identity import check_identity
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 from kdplug.host.name import split_qualified
 from kdplug.report.record import RECORD
 
@@ -37,7 +37,7 @@ def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: b
     if not file.is_file():
         return False
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved = read_json(file)
         before = _identity(saved)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} is damaged: {error}. Without --resume the recipe starts afresh") from error

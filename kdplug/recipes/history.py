@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 from torch import Tensor, nn
 
+from kdplug.host.bounded_json import json_value
 from kdplug.recipes.preparation import Made
 
 if TYPE_CHECKING:
@@ -112,12 +113,12 @@ def _text(line: Mapping[str, Any]) -> str:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a history up to the first that a kill cut short."""
+    """The lines of a history up to the first that a kill cut short, or that is no line of one."""
     for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
         try:
-            line = json.loads(text)
+            line = json_value(text)
         except ValueError:
             return
-        if not text.endswith("\n"):
+        if not text.endswith("\n") or not isinstance(line, dict) or "step" not in line:
             return
         yield line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,7 @@ import torch
 from torch.distributed import is_available, is_initialized
 
 from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.bounded_json import CONFIG, read_json
 from kdplug.host.registry import temperature_schedulers
 from kdplug.host.seed_map import TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER, SeedMap
 from kdplug.host.spec import parse_spec
@@ -25,7 +25,7 @@ class Config:
     @classmethod
     def from_json_file(cls, json_filename: str | Path) -> Self:
         """The config that a JSON file holds."""
-        return cls.from_dict(json.loads(Path(json_filename).read_text(encoding="utf-8")))
+        return cls.from_dict(read_json(Path(json_filename), CONFIG))
 
     @classmethod
     def from_dict(cls, dict_object: Mapping[str, Any]) -> Self:

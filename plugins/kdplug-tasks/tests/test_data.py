@@ -60,6 +60,7 @@ def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
         ("twice.csv", b"text,text\na,b\n", "two columns have one name"),
         ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is no JSON"),
         ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
+        ("deep.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "line 1 is nested too deeply"),
         ("bad.parquet", b"PAR0", "it is no Parquet file"),
         ("bad.npz", b"PK", "it is no NPZ file"),
         ("tagless.conll", b"Anna\n", "line 1 holds the word 'Anna' and no tag"),

@@ -34,7 +34,7 @@ class Sampled:
     takes_factored = False
 
     def __init__(
-        self, *, rounds: Annotated[int, Field(ge=1, le=255)] = 50, seed: Annotated[int, Field(ge=0)] = 0
+        self, *, rounds: Annotated[int, Field(ge=1, le=255)] = 50, seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     ) -> None:
         self.rounds = rounds
         self.seed = seed

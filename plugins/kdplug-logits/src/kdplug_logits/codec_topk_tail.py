@@ -29,7 +29,7 @@ class TopkTail:
     uses_temperature = True
     takes_factored = False
 
-    def __init__(self, *, k: Annotated[int, Field(ge=1)] = 64, bits: Literal[8, 16] = 16) -> None:
+    def __init__(self, *, k: Annotated[int, Field(ge=1, le=2**31 - 1)] = 64, bits: Literal[8, 16] = 16) -> None:
         self.k = k
         self.bits = bits
 

@@ -58,9 +58,9 @@ def sampled(
     teacher_sparse: SparseLogits | None = None,
     step: int = 0,
     *,
-    draws: Annotated[int, Field(ge=1)] = 50,
+    draws: Annotated[int, Field(ge=1, le=1 << 16)] = 50,
     sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
-    seed: Annotated[int, Field(ge=0)] = 0,
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0,
     t2: bool = True,
 ) -> LossSum:
     """Cross-entropy ``−T² Σ w log q`` of the softened student under classes drawn from the teacher, in nats, mean over items.

@@ -67,7 +67,7 @@ def topk(
     temperature: Tensor | float = 1.0,
     teacher_sparse: SparseLogits | None = None,
     *,
-    k: Annotated[int, Field(ge=1)] = 64,
+    k: Annotated[int, Field(ge=1, le=2**31 - 1)] = 64,
     rest: Rest = "tail",
     t2: bool = True,
 ) -> LossSum:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.factored import Heads
@@ -14,6 +10,7 @@ from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.text.generation import GenerateSettings, check_generation
 from kdplug_tasks.text.language import Language
 from kdplug_tasks.text.reader import Form
+from kdplug_tasks.text.sequence import Length
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
@@ -24,7 +21,7 @@ def causal_lm(
     student: StudentSettings,
     tokenizer: TokenizerSettings | None = None,
     student_tokenizer: TokenizerSettings | None = None,
-    max_length: Annotated[int, Field(ge=2)] = 256,
+    max_length: Length = 256,
     prompts: bool = False,
     packing: bool | None = None,
     factored: bool = False,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from kdplug_tasks.convnet import ConvNet, ConvNetOutputs
+from kdplug_tasks.setting import Count, WholeNumber
 
 _SPLIT_SEED = 0
 _TEST_IMAGES = 597
@@ -77,8 +78,8 @@ class Digits:
         self,
         *,
         labels_per_class: Annotated[int, Field(ge=1, le=100)] = 10,
-        label_seed: Annotated[int, Field(ge=0)] = 0,
-        teacher_epochs: Annotated[int, Field(ge=1)] = 10,
+        label_seed: WholeNumber = 0,
+        teacher_epochs: Count = 10,
     ) -> None:
         self.labels_per_class = labels_per_class
         self.label_seed = label_seed

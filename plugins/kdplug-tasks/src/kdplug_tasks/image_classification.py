@@ -20,7 +20,7 @@ def image_classification(
     teacher: TeacherSettings,
     student: StudentSettings,
     labels: Names | None = None,
-    image_size: Annotated[int, Field(ge=1)] | None = None,
+    image_size: Annotated[int, Field(ge=1, le=1 << 14)] | None = None,
 ) -> ModelTask:
     """One class for each picture.
 

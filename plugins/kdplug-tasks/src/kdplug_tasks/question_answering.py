@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.recipe_start import FINE_TUNING, OF_CLASSES
+from kdplug_tasks.setting import Count, WholeNumber
 from kdplug_tasks.text.question import Questions
 from kdplug_tasks.text.sequence import Length
 from kdplug_tasks.text.setting import TokenizerSettings
@@ -25,8 +22,8 @@ def question_answering(
     student: StudentSettings,
     tokenizer: TokenizerSettings | None = None,
     max_length: Length = 384,
-    stride: Annotated[int, Field(ge=0)] = 128,
-    max_answer_length: Annotated[int, Field(ge=1)] = 30,
+    stride: WholeNumber = 128,
+    max_answer_length: Count = 30,
 ) -> ModelTask:
     """The span of a context that answers a question, as in SQuAD.
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+LARGEST = 2**31 - 1
+"""The largest count or seed, as in the core's own keys."""
+
+Count = Annotated[int, Field(ge=1, le=LARGEST)]
+WholeNumber = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Settings(BaseModel):

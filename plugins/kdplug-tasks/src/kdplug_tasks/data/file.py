@@ -119,6 +119,8 @@ def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
     for place, line in values:
         try:
             value = json.loads(line)
+        except RecursionError:
+            raise table.error(f"line {place} is nested too deeply") from None
         except ValueError as error:
             raise table.error(f"line {place} is no JSON: {error}") from error
         for one in value if isinstance(value, list) else [value]:

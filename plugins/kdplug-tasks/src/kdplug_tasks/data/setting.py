@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 import kdplug
-from kdplug_tasks.setting import Settings
+from kdplug_tasks.setting import Settings, WholeNumber
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "text", "npz", "pictures"]
 Split = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +35,7 @@ class DataSettings(Settings):
     """What a column is called that has another name than the task's: ``{text: sentence}``."""
     header: Annotated[list[str], Field(min_length=1)] | None = None
     """The columns of a CSV or TSV file whose first line does not name them."""
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: WholeNumber = 0
     """Chooses which rows of ``train`` are tested on, where ``test`` is a share."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 import kdplug
-from kdplug_tasks.setting import Settings, or_text
+from kdplug_tasks.setting import Count, Settings, or_text
 
 Path = Annotated[str, Field(min_length=1)]
 
@@ -27,11 +27,11 @@ class TeacherSettings(Settings):
     """Of a model from scratch: ``{model_type: bert, hidden_size: 128, …}``."""
     train: bool = False
     """Whether it is fitted on the training data first."""
-    epochs: Annotated[int, Field(ge=1)] = 3
+    epochs: Count = 3
     """Passes over the data while it is fitted."""
     lr: Annotated[float, Field(gt=0)] = 5e-5
     """Learning rate of AdamW at first, falling linearly to 0."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: Count = 16
     """Examples in a batch while it is fitted."""
 
     @model_validator(mode="before")

@@ -13,7 +13,7 @@ from torch import Tensor
 import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.label import NO_LABEL
-from kdplug_tasks.setting import Settings
+from kdplug_tasks.setting import Count, Settings
 from kdplug_tasks.text.processor import padded
 
 
@@ -22,15 +22,15 @@ class GenerateSettings(Settings):
 
     fraction: Annotated[float, Field(gt=0, le=1)]
     """The share of the batches that the student writes."""
-    max_new_tokens: Annotated[int, Field(ge=1)]
+    max_new_tokens: Count
     """The most tokens after a prompt."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of the sampling."""
-    top_k: Annotated[int, Field(ge=1)] | None = None
+    top_k: Count | None = None
     """Sample from so many of the likeliest tokens; from all unless it is given."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that together have this probability."""
-    prompt_length: Annotated[int, Field(ge=1)] | None = None
+    prompt_length: Count | None = None
     """How many tokens of a text serve as its prompt, where rows have none."""
 
 

@@ -21,7 +21,8 @@ from kdplug_tasks.targets.target import Target
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.setting import TokenizerSettings
 
-Length = Annotated[int, Field(ge=2)]
+Length = Annotated[int, Field(ge=2, le=1 << 24)]
+"""How many tokens an example may have."""
 Names = Annotated[list[str], Field(min_length=2)]
 
 

@@ -22,7 +22,7 @@ class TokenizerSettings(Settings):
     """A folder or hub name."""
     train: Literal["bytes-bpe", "bytes"] | None = None
     """One made from the training data: ``bytes-bpe`` merges bytes, so that any text can be written; ``bytes`` does not."""
-    vocab: Annotated[int, Field(ge=260)] | None = None
+    vocab: Annotated[int, Field(ge=260, le=1 << 24)] | None = None
     """The number of tokens of ``bytes-bpe``."""
 
     @model_validator(mode="before")

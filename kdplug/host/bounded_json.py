@@ -1,0 +1,130 @@
+"""JSON within limits: a small file cannot take minutes or gigabytes, and nested text cannot exhaust the stack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kdplug.errors import ConfigError
+
+Number = TypeVar("Number", int, float)
+
+LONGEST_NUMBER = 100
+"""The most characters of a number."""
+
+DEEPEST = 64
+"""The most levels of lists and mappings inside each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The most ``characters`` of a text, the most ``values`` that it may hold, keys not counted, and the most characters of a
+    ``key``.
+    """
+
+    characters: int
+    values: int
+    key: int
+
+
+CONFIG = Bounds(characters=1 << 19, values=25_000, key=1000)
+"""For what people write: configs, recipes and overrides."""
+
+RECORD = Bounds(characters=1 << 26, values=1 << 22, key=1 << 12)
+"""For what kdplug writes: run records, manifests and checkpoints, whose keys may be the names of parameters."""
+
+
+def read_json(path: Path, bounds: Bounds = RECORD) -> Any:
+    """The value in a JSON file.
+
+    Raises: ``OSError`` where it cannot be read; ``ValueError``, of which ``ConfigError`` is one, where it is not UTF-8, not JSON
+    or beyond ``bounds``.
+    """
+    return json_value(read_bounded(path, bounds).decode("utf-8"), bounds)
+
+
+def read_bounded(path: Path, bounds: Bounds) -> bytes:
+    """The content of a file. No more than the limit is read, so that a device or a huge file cannot fill the memory.
+
+    Raises: ``OSError``; ``ConfigError`` where it is beyond ``bounds``.
+    """
+    with path.open("rb") as file:
+        content = file.read(bounds.characters + 1)
+    check_length(len(content), bounds, repr(str(path)), "bytes")
+    return content
+
+
+def json_value(text: str, bounds: Bounds = RECORD, **hooks: Any) -> Any:
+    """The value of JSON text; ``hooks`` are those of ``json.loads``.
+
+    Raises: ``json.JSONDecodeError``; ``ConfigError`` where the text is beyond ``bounds``.
+    """
+    check_length(len(text), bounds)
+    try:
+        found = json.loads(text, parse_int=_number(int), parse_float=_number(float), **hooks)
+    except RecursionError:
+        raise _too_deep() from None
+    check_bounds(found, bounds)
+    return found
+
+
+def check_length(length: int, bounds: Bounds, source: str = "the text", unit: str = "characters") -> None:
+    """Raises: ``ConfigError`` where ``source`` is longer than ``bounds`` allow."""
+    if length > bounds.characters:
+        raise ConfigError(f"{source} holds more than {bounds.characters:,} {unit}, the most that are read")
+
+
+def check_bounds(value: object, bounds: Bounds) -> None:
+    """Count nested lists and mappings level by level, those that stand in several places once for each of them.
+
+    Raises: ``ConfigError`` where there are more values or levels than ``bounds`` allow, or a longer key.
+    """
+    level: list[object] = [value]
+    count = 1
+    for _ in range(DEEPEST + 1):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                _check_keys(item, bounds)
+                below.extend(item.values())
+            elif isinstance(item, (list, tuple)):
+                below.extend(item)
+            if count + len(below) > bounds.values:
+                raise ConfigError(f"holds more than {bounds.values:,} values, the most that are read")
+        if not below:
+            return
+        count += len(below)
+        level = below
+    raise _too_deep()
+
+
+def key_too_long(key: str, bounds: Bounds) -> str:
+    """The message for a key that is longer than ``bounds`` allow."""
+    return f"the key {key[:20]!r}… has {len(key):,} characters; a key may have {bounds.key:,}"
+
+
+def number_too_long(length: int) -> str:
+    """The message for a number that nothing can hold."""
+    return f"holds a number of {length:,} characters; a number may have {LONGEST_NUMBER}"
+
+
+def _check_keys(mapping: Mapping[Any, Any], bounds: Bounds) -> None:
+    for key in mapping:
+        if isinstance(key, str) and len(key) > bounds.key:
+            raise ConfigError(key_too_long(key, bounds))
+
+
+def _too_deep() -> ConfigError:
+    return ConfigError(f"holds itself, or is nested too deeply: more than {DEEPEST} levels")
+
+
+def _number(kind: type[Number]) -> Callable[[str], Number]:
+    def read(text: str) -> Number:
+        if len(text) > LONGEST_NUMBER:
+            raise ConfigError(number_too_long(len(text)))
+        return kind(text)
+
+    return read
