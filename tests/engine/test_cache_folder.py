@@ -169,6 +169,15 @@ def test_a_header_of_a_forged_length_is_an_error(folder, length):
         folder.read(0, 0)
 
 
+def test_a_shard_of_another_cache_is_an_error_whatever_its_note_says(folder):
+    other = CacheFolder(folder.path.with_name("other"))
+    other.begin(replace(MANIFEST, fingerprint={"weights": "others"}))
+    other.write(0, shard())
+    with_note(folder, file_of(other).read_bytes())
+    with pytest.raises(RunError, match=r"shard-00000\.safetensors belongs to another cache"):
+        folder.read(0, 0)
+
+
 def test_tensors_larger_than_the_file_are_an_error(folder):
     content = file_of(folder).read_bytes()
     assert b"[4,3]" in content
