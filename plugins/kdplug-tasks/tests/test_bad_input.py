@@ -34,7 +34,14 @@ CASES = {
         {"data": {"test": "odd.csv"}},
         r"task\.data\.test: row 5 of .*unknown label 'poss'. Did you mean 'pos'",
     ),
-    "label out of range": ({"data": {"test": "range.csv"}}, r"task\.data\.test: row 2 .*label id 5 is out of range"),
+    "label out of range": (
+        {"data": {"train": "range.csv", "test": 0.5}},
+        r"task\.data\.train: row 2 .*label id 5 is out of range",
+    ),
+    "names and numbers": (
+        {"data": {"test": "range.csv"}},
+        r"task\.data\.test: row 2 .*the label .5. is a number, and row 1 of",
+    ),
     "empty file": ({"data": {"distillation": "empty.csv"}}, r"task\.data\.distillation: .*it holds no rows"),
     "not UTF-8": ({"data": {"test": "latin.csv"}}, r"task\.data\.test: .*line 2 holds the byte 0xe9"),
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
@@ -96,7 +103,7 @@ def test_bad_input_is_an_error_before_anything_is_trained(folder, tmp_path, case
 def test_a_teacher_without_a_trained_head_is_refused_and_one_that_is_fitted_first_is_not(folder, tmp_path):
     from task_scene import task_of
 
-    settings = _task(folder, {"teacher": str(folder / "encoder")})
+    settings = _task(folder, {"teacher": str(folder / "encoder"), "labels": ["neg", "pos"]})
     with pytest.raises(ConfigError, match=r"has no weights for .*classifier.*, so its outputs would be random"):
         task_of(**settings).build_teacher()
     task_of(**{**settings, "teacher": {"path": str(folder / "encoder"), "train": True}}).build_teacher()

@@ -1,80 +1,178 @@
-"""Which class a label means."""
+"""Which class a label means: one rule for a column, in every part of the data."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdplug import ConfigError
-from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels
+from kdplug_tasks.data.label import NO_LABEL, find_labels
+from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 
 
-def _table(*values, classes=()):
-    return Table("train.csv", "data.train", {"label": list(values)}, {"label": tuple(classes)} if classes else {})
+def _table(part, values, classes=()):
+    known = {"label": tuple(classes)} if classes else {}
+    return Table(f"{part}.csv", f"data.{part}", {"label": list(values)}, known)
+
+
+def _source(train, test=(), distillation=None, classes=()):
+    tables = [_table("train", train, classes), _table("test", test, classes)]
+    unlabelled = tables[0] if distillation is None else _table("distillation", distillation, classes)
+    return Source(tables[0], unlabelled, tables[1])
 
 
 def _teacher(*names):
     return SimpleNamespace(num_labels=len(names), id2label=dict(enumerate(names)))
 
 
+def _read(source, given=None, teacher=None):
+    """The class names, and the classes of train and test."""
+    labels = find_labels(given, teacher, source, "label", may_lack=True)
+    rows = [labels.indices(table, "label", optional=False) for table in (source.train, source.test)]
+    return labels.names, *rows
+
+
 def test_labels_of_the_data_are_sorted_numbers_by_size():
-    assert find_labels(None, None, None, ["b", "a", None, "b"]).names == ("a", "b")
-    assert find_labels(None, None, None, ["10", "9", "1"]).names == ("1", "9", "10")
+    assert _read(_source(["b", "a", "b"], ["a"])) == (("a", "b"), [1, 0, 1], [0])
+    assert _read(_source(["10", "9", 1])) == (("1", "9", "10"), [2, 1, 0], [])
+    assert _read(_source(["10", "09", "1"]))[0] == ("09", "1", "10")
+
+
+def test_whole_numbers_that_a_file_holds_as_fractions_are_the_same_labels():
+    assert _read(_source([2.0, 1.0], ["1", 2])) == (("1", "2"), [1, 0], [0, 1])
 
 
 def test_a_trained_teachers_order_decides():
-    labels = find_labels(None, _teacher("pos", "neg"), None, ["neg", "pos"])
-    assert labels.indices(_table("neg", "pos", "1"), "label", optional=False) == [1, 0, 1]
+    assert _read(_source(["neg", "pos"]), teacher=_teacher("pos", "neg")) == (("pos", "neg"), [1, 0], [])
+    assert _read(_source([1, "0"], ["1"]), teacher=_teacher("pos", "neg")) == (("pos", "neg"), [1, 0], [1])
 
 
 def test_numbers_of_a_dataset_mean_its_own_names_and_not_the_teachers_numbers():
-    labels = find_labels(None, _teacher("pos", "neg"), ("neg", "pos"), [0, 1])
-    assert labels.indices(_table(0, 1, classes=("neg", "pos")), "label", optional=False) == [1, 0]
+    source = _source([0, 1], [1], classes=("neg", "pos"))
+    assert _read(source, teacher=_teacher("pos", "neg")) == (("pos", "neg"), [1, 0], [0])
+
+
+def test_a_number_beyond_the_classes_of_a_dataset_is_no_number_of_the_teacher():
+    source = _source([0, 1], [2], classes=("neg", "pos"))
+    told = r"^data\.test: row 1 of test\.csv: label id 2 is out of range: the data name 2 classes \(neg, pos\)"
+    with pytest.raises(ConfigError, match=told):
+        _read(source, teacher=_teacher("neutral", "pos", "neg"))
 
 
 def test_a_teacher_without_names_takes_those_of_the_dataset():
-    assert find_labels(None, _teacher("LABEL_0", "LABEL_1"), ("no", "yes"), [0]).names == ("no", "yes")
+    source = _source([0], classes=("no", "yes"))
+    assert _read(source, teacher=_teacher("LABEL_0", "LABEL_1"))[0] == ("no", "yes")
 
 
 def test_names_in_the_data_and_numbers_in_the_teacher_need_to_be_told():
-    labels = find_labels(None, _teacher("LABEL_0", "LABEL_1"), None, ["no"])
-    with pytest.raises(
-        ConfigError, match=r"the teacher knows its 2 classes by number only\. Write labels: their names"
-    ):
-        labels.indices(_table("no"), "label", optional=False)
-    assert labels.indices(_table("1", 0), "label", optional=False) == [1, 0]
+    teacher = _teacher("LABEL_0", "LABEL_1")
+    told = r"the teacher knows its 2 classes by number only\. Write labels: their names"
+    with pytest.raises(ConfigError, match=told):
+        _read(_source(["no"]), teacher=teacher)
+    assert _read(_source(["1", 0]), teacher=teacher)[1] == [1, 0]
+    assert _read(_source(["LABEL_1", "LABEL_0"]), teacher=teacher)[1] == [1, 0]
+
+
+def test_numbers_from_one_in_train_and_from_zero_in_test_are_no_classes_of_one_column():
+    """They used to be names where there was such a name and numbers elsewhere: '0' and '1' were one class."""
+    told = r"^data\.test: row 1 of test\.csv: unknown label '0'\. The labels are 1, 2, 3, 4\. Since these are numbers themselves"
+    with pytest.raises(ConfigError, match=told):
+        _read(_source([1, 2, 3, 4], [0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize("origin", ["given", "teacher"])
+def test_no_number_is_a_place_where_names_are_numbers(origin):
+    names = {"given": {"given": ["1", "2", "3"]}, "teacher": {"teacher": _teacher("1", "2", "3")}}[origin]
+    assert _read(_source([1, 2], [3]), **names)[1:] == ([0, 1], [2])
+    with pytest.raises(ConfigError, match=r"row 2 of train\.csv: unknown label '0'"):
+        _read(_source([1, 0], [2]), **names)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        (["pos", "neg"], ["0", "1"], r"^data\.test: row 1 of test\.csv: the label '0' is a number, and row 1 of train\.csv has"),
+        (["0", "1"], ["pos", "neg"], r"^data\.train: row 1 of train\.csv: the label '0' is a number, and row 1 of test\.csv has"),
+        (["pos", 1], [], r"^data\.train: row 2 of train\.csv: the label '1' is a number, and row 1 of train\.csv has the name 'pos'"),
+    ],
+)  # fmt: skip
+def test_names_and_numbers_do_not_go_together(train, test, told):
+    with pytest.raises(ConfigError, match=told):
+        _read(_source(train, test), teacher=_teacher("neg", "pos"))
+
+
+def test_labels_of_rows_to_distil_on_follow_the_same_rule():
+    with pytest.raises(ConfigError, match=r"^data\.distillation: row 2 of .* the label '0' is a number, and row 1 of"):
+        _read(_source(["a", "b"], [], [None, "0"]), given=["a", "b"])
 
 
 @pytest.mark.parametrize(
     ("value", "told"),
     [
         ("possitive", "row 2 of train.csv: unknown label 'possitive'. Did you mean 'positive'"),
-        ("7", r"label id 7 is out of range: there are 2 \(negative, positive\)"),
-        ("-3", "label id -3 is out of range"),
         ("", "there is no label"),
         (None, "there is no label"),
+        ("²", "unknown label '²'"),
+        ("9" * 5000, "unknown label '999"),
     ],
 )
 def test_what_is_wrong_with_a_label(value, told):
     with pytest.raises(ConfigError, match=told):
-        Labels(("negative", "positive")).indices(_table("positive", value), "label", optional=False)
+        _read(_source(["positive", value]), given=["negative", "positive"])
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("7", r"label id 7 is out of range: there are 2 \(negative, positive\)"), ("-3", "label id -3 is out of range")],
+)
+def test_a_number_has_to_be_that_of_a_class(value, told):
+    with pytest.raises(ConfigError, match=rf"row 2 of train\.csv: {told}"):
+        _read(_source([1, value]), given=["negative", "positive"])
 
 
 def test_rows_to_distil_on_may_lack_a_label():
-    found = Labels(("a", "b")).indices(_table("a", "", None, -1, -100), "label", optional=True)
-    assert found == [0, *[NO_LABEL] * 4]
+    source = _source(["a", "b"], [], ["a", "", None, -1, -100, "-1", float("nan")])
+    found = find_labels(None, None, source, "label", may_lack=True)
+    assert found.indices(source.distillation, "label", optional=True) == [0, *[NO_LABEL] * 6]
+
+
+def test_minus_one_is_a_class_where_the_training_data_have_it():
+    assert _read(_source([-1, 1], [-1])) == (("-1", "1"), [0, 1], [0])
 
 
 @pytest.mark.parametrize(
     ("given", "teacher", "told"),
     [
-        (["a", "a"], None, "a name is there twice"),
-        (["a", "b", "c"], _teacher("x", "y"), "are 3, and the teacher has 2"),
-        (None, None, "must hold at least two labels, got x"),
+        (["a", "a"], None, r"^labels: two classes have one name: a, a\. Write labels"),
+        (["a", " a"], None, r"^labels: two classes have one name"),
+        (["a", "b", "c"], _teacher("x", "y"), "^labels: are 3, and the teacher has 2"),
+        (["y", "x"], _teacher("x", "y"), "^labels: are in another order than the teacher's outputs, which are x, y"),
+        (None, _teacher("x", "x"), r"^labels: two classes have one name: x, x"),
+        (None, None, r"^data\.train: must hold at least two labels, got x"),
     ],
 )
 def test_labels_that_cannot_be_meant(given, teacher, told):
     with pytest.raises(ConfigError, match=told):
-        find_labels(given, teacher, None, ["x", "x"])
+        _read(_source(["x", "x"]), given=given, teacher=teacher)
+
+
+VALUES = st.one_of(st.integers(-2, 5), st.sampled_from(["a", "b", "1", "2", "0", "01", " a", "1.0"]))
+
+
+@given(
+    st.lists(VALUES, min_size=1, max_size=8),
+    st.lists(VALUES, max_size=8),
+    st.none() | st.permutations(["a", "b", "0", "1", "2"]).map(lambda names: names[:3]),
+)
+def test_labels_that_differ_never_mean_one_class(train, test, names):
+    """And those that are equal always do, whatever the names."""
+    try:
+        _, *rows = _read(_source(train, test), teacher=None if names is None else _teacher(*names))
+    except ConfigError:
+        return
+    pairs = {(str(value).strip(), place) for value, place in zip([*train, *test], [*rows[0], *rows[1]], strict=True)}
+    assert len({text for text, _ in pairs}) == len({place for _, place in pairs}) == len(pairs)

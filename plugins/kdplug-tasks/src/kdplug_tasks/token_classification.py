@@ -25,8 +25,9 @@ def token_classification(
 ) -> ModelTask:
     """A tag for each word: named entities, parts of speech.
 
-    Columns: ``tokens`` and ``tags``, lists, or text that blanks divide; a CoNLL file has them. A word is what the model says of
-    its first sub-word, and losses on logits see those alone. Metrics: F1, precision and recall of entities, where tags are in
+    Columns: ``tokens`` and ``tags``, lists, or text that blanks divide. In a CoNLL-U file they are FORM and UPOS, or the columns that
+    ``data.columns`` names; in another CoNLL file the first and the last column, or those of the numbers that it gives. A word is what
+    the model says of its first sub-word, and losses on logits see those alone. Metrics: F1, precision and recall of entities, where tags are in
     IOB1, IOB2, BIOES or BILOU, and the share of words that are right.
 
     Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is

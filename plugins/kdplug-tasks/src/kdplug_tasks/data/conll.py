@@ -1,33 +1,173 @@
-"""CoNLL files: one word to a line, its tag in the last column, sentences divided by blank lines."""
+"""CoNLL files: one word to a line, columns beside it, sentences divided by blank lines."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from kdplug_tasks.data.table import Table
+from kdplug_tasks.nearest import did_you_mean
+
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+"""The columns of CoNLL-U."""
+
+_IN_CONLLU = {"tokens": "form", "tags": "upos"}
+
+_LACKING = ("upos", "xpos", "head", "deprel")
+"""Those in which ``_`` says that nothing is known; in the others it may be a word, or say that there is no feature."""
+
+_NUMBER = re.compile("[1-9][0-9]{0,8}")
+_NO_WORD = re.compile("[1-9][0-9]*-[1-9][0-9]*|[0-9]+[.][1-9][0-9]*")
+_IN_CONLL = "columns: {tokens: 1, tags: 4} chooses them by number"
 
 
-def conll_columns(text: str, table: Table) -> dict[str, list[Any]]:
-    """``tokens`` and ``tags``, one list for each sentence. Comments (``# ``) and ``-DOCSTART-`` lines are left out.
+class Line(NamedTuple):
+    """A line that is not blank, its number in the file, and its columns."""
 
-    Columns stand apart by tabs where a line has one, else by spaces.
+    number: int
+    cells: list[str]
 
-    Raises: ``ConfigError`` for a line with a word and no tag.
+
+def conllu_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:
+    """``tokens``, the forms of words, ``tags``, their UPOS, and whichever other columns ``names`` names.
+
+    Ranges (``1-2``) and empty nodes (``8.1``) are left out: the words of a range stand in lines of their own. A sentence none of
+    whose words has a tag (``_``) has ``None`` for tags.
+
+    Source: https://universaldependencies.org/format.html
+
+    Raises: ``ConfigError`` for an unknown column; for a line that is no CoNLL-U, and for a word without a tag among others with one.
     """
-    sentences: list[tuple[list[str], list[str]]] = []
-    words: list[str] = []
-    tags: list[str] = []
-    for place, line in enumerate([*text.splitlines(), ""], 1):
-        parts = line.strip().split("\t") if "\t" in line else line.split()
-        if not parts:
-            if words:
-                sentences.append((words, tags))
-            words, tags = [], []
-        elif parts[0] == "-DOCSTART-" or line.startswith("# "):
+    own = [*(name for name in _IN_CONLLU if name not in names), *names.values()]
+    wanted = {name: _IN_CONLLU.get(name, name) for name in own}
+    for name in wanted.values():
+        if name not in CONLLU:
+            raise table.error(
+                f"there is no column {name!r}.{did_you_mean(name, CONLLU)} CoNLL-U has {', '.join(CONLLU)}"
+            )
+    sentences = [_words(sentence, table) for sentence in _sentences(text, "#", _by_tabs)]
+    sentences = [sentence for sentence in sentences if sentence]
+    return {key: [_column(sentence, name, table) for sentence in sentences] for key, name in wanted.items()}
+
+
+def _words(sentence: list[Line], table: Table) -> list[Line]:
+    found: list[Line] = []
+    for line in sentence:
+        if len(line.cells) != len(CONLLU) or "" in line.cells:
+            raise table.error(
+                f"line {line.number} has {sum(map(bool, line.cells))} columns that are not empty, and CoNLL-U has {len(CONLLU)}, "
+                f"divided by single tabs. Of another CoNLL format, write format: conll; {_IN_CONLL}"
+            )
+        if _NO_WORD.fullmatch(line.cells[0]):
             continue
-        elif len(parts) < 2:
-            raise table.error(f"line {place} holds the word {parts[0]!r} and no tag")
-        else:
-            words.append(parts[0])
-            tags.append(parts[-1])
-    return {"tokens": [words for words, _ in sentences], "tags": [tags for _, tags in sentences]}
+        if not _NUMBER.fullmatch(line.cells[0]) or int(line.cells[0]) != len(found) + 1:
+            raise table.error(
+                f"line {line.number} has the ID {line.cells[0]!r}, and word {len(found) + 1} of its sentence comes next. Sentences "
+                "are divided by blank lines"
+            )
+        found.append(line)
+    return found
+
+
+def _column(sentence: list[Line], name: str, table: Table) -> list[str] | None:
+    place = CONLLU.index(name)
+    found = [line.cells[place] for line in sentence]
+    if name not in _LACKING or "_" not in found:
+        return found
+    if set(found) == {"_"}:
+        return None
+    line = sentence[found.index("_")]
+    raise table.error(
+        f"line {line.number}: the word {line.cells[1]!r} has no {name.upper()}, and others of its sentence have one"
+    )
+
+
+def conll_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:
+    """``tokens``, the first column, ``tags``, the last one, and those that ``names`` chooses by number, counted from 1.
+
+    Columns stand apart by tabs where a line has one, else by spaces. Comments (``# `` before the first word of a sentence) and
+    ``-DOCSTART-`` lines are left out.
+
+    Raises: ``ConfigError`` for a line that lacks a column; unless ``names`` chooses the tags, where lines differ in their number of
+    columns; unless it chooses the words, where the first column counts them.
+    """
+    sentences = [
+        kept
+        for sentence in _sentences(text, "# ", _by_any)
+        if (kept := [line for line in sentence if line.cells[0] != "-DOCSTART-"])
+    ]
+    numbers = {own: _number(own, table) for own in names.values() if own not in ("tokens", "tags")}
+    chosen = {name for name, own in names.items() if own in numbers}
+    if "tags" not in chosen:
+        _check_even(sentences, table)
+        numbers["tags"] = len(sentences[0][0].cells) if sentences else 1
+    if "tokens" not in chosen:
+        _check_words(sentences, table)
+        numbers["tokens"] = 1
+    return {name: [[_cell(line, at, table) for line in one] for one in sentences] for name, at in numbers.items()}
+
+
+def _number(own: str, table: Table) -> int:
+    if not _NUMBER.fullmatch(own):
+        raise table.error(
+            f"there is no column {own!r}: those of a CoNLL file have numbers, the first one 1. {_IN_CONLL}"
+        )
+    return int(own)
+
+
+def _check_even(sentences: list[list[Line]], table: Table) -> None:
+    """Raises: ``ConfigError`` where the last column is not one and the same throughout, or there is a word and no tag."""
+    first: Line | None = None
+    for line in (line for sentence in sentences for line in sentence):
+        if len(line.cells) < 2:
+            raise table.error(f"line {line.number} holds the word {line.cells[0]!r} and no tag")
+        first = first or line
+        if len(line.cells) != len(first.cells):
+            raise table.error(
+                f"line {line.number} has {len(line.cells)} columns and line {first.number} has {len(first.cells)}, so that it is not "
+                f"clear which ones hold words and tags: {_IN_CONLL}"
+            )
+
+
+def _check_words(sentences: list[list[Line]], table: Table) -> None:
+    """Raises: ``ConfigError`` where the first column counts the words instead of holding them, as in CoNLL-U and CoNLL-X."""
+    is_counted = any(len(sentence) > 1 for sentence in sentences)
+    for sentence in sentences:
+        numbers = [line.cells[0] for line in sentence if not _NO_WORD.fullmatch(line.cells[0])]
+        is_counted = is_counted and numbers == [str(place) for place in range(1, len(numbers) + 1)]
+    if is_counted:
+        raise table.error(
+            "the first column counts the words of each sentence and holds none. For CoNLL-U write format: conllu, whose columns have "
+            f"names; else {_IN_CONLL}"
+        )
+
+
+def _cell(line: Line, number: int, table: Table) -> str:
+    found = line.cells[number - 1] if number <= len(line.cells) else ""
+    if not found:
+        raise table.error(f"line {line.number} has no column {number}: it has {len(line.cells)}")
+    return found
+
+
+def _sentences(text: str, comment: str, divided: Any) -> Iterator[list[Line]]:
+    """Lines of each sentence. A comment stands before its first word; later on, the same sign is a word."""
+    found: list[Line] = []
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if not line.strip():
+            if found:
+                yield found
+            found = []
+        elif found or not line.startswith(comment):
+            found.append(Line(number, divided(line.rstrip("\r"))))
+
+
+def _by_tabs(line: str) -> list[str]:
+    return line.split("\t")
+
+
+def _by_any(line: str) -> list[str]:
+    """By tabs, or else by spaces; a space that is not ASCII's is part of a word."""
+    if "\t" in line:
+        return [cell.strip(" ") for cell in line.split("\t")]
+    return [cell for cell in line.split(" ") if cell]

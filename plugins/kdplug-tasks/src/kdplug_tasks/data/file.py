@@ -7,10 +7,11 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import kdplug
-from kdplug_tasks.data.conll import conll_columns
+from kdplug_tasks.data.conll import conll_columns, conllu_columns
 from kdplug_tasks.data.picture import read_arrays, read_folder
 from kdplug_tasks.data.table import Table, without_rows
 from kdplug_tasks.nearest import did_you_mean
@@ -22,7 +23,7 @@ _ENDINGS = {
     ".json": "jsonl",
     ".parquet": "parquet",
     ".conll": "conll",
-    ".conllu": "conll",
+    ".conllu": "conllu",
     ".bio": "conll",
     ".iob": "conll",
     ".txt": "text",
@@ -30,8 +31,14 @@ _ENDINGS = {
 }
 
 
-def read_file(path: str, file_format: str | None, field: str, header: Sequence[str] | None = None) -> Table:
-    """The table in a file. ``field`` names the setting, for messages.
+def read_file(
+    path: str,
+    file_format: str | None,
+    field: str,
+    header: Sequence[str] | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
+    """The table in a file. ``field`` names the setting, for messages; of CoNLL files the columns are read that ``names`` names.
 
     Raises: ``ConfigError`` where there is no such file, its format is unknown, it is not UTF-8, not well formed, or empty.
     """
@@ -55,7 +62,7 @@ def read_file(path: str, file_format: str | None, field: str, header: Sequence[s
     elif file_format in ("csv", "tsv"):
         columns = _separated(_text(file, table), table, file_format, header)
     else:
-        columns = _READERS[file_format](_text(file, table), table)
+        columns = _READERS[file_format](_text(file, table), table, names)
     found = Table(path, field, columns)
     if not len(found):
         raise without_rows(found)
@@ -104,10 +111,10 @@ _DIALECTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _json_lines(text: str, table: Table) -> dict[str, list[Any]]:
+def _json_lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:  # noqa: ARG001
     rows = list(_objects(text, table))
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: [row.get(key) for row in rows] for key in keys}
 
 
 def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
@@ -139,14 +146,15 @@ def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
     return columns
 
 
-def _lines(text: str, table: Table) -> dict[str, list[Any]]:  # noqa: ARG001
+def _lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:  # noqa: ARG001
     """Documents of plain text, which blank lines divide."""
     documents = [part.strip("\n") for part in text.replace("\r\n", "\n").split("\n\n")]
     return {"text": [part for part in documents if part.strip()]}
 
 
-_READERS: dict[str, Callable[[str, Table], dict[str, list[Any]]]] = {
+_READERS: dict[str, Callable[[str, Table, Mapping[str, str]], dict[str, list[Any]]]] = {
     "jsonl": _json_lines,
     "conll": conll_columns,
+    "conllu": conllu_columns,
     "text": _lines,
 }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, Strict, model_validator
 
 import kdplug
-from kdplug_tasks.setting import Settings, WholeNumber
+from kdplug_tasks.setting import LARGEST, Settings, WholeNumber
 
-Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "text", "npz", "pictures"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "conllu", "text", "npz", "pictures"]
 Split = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 
@@ -31,8 +31,9 @@ class DataSettings(Settings):
     """Which revision of ``dataset``."""
     format: Format | None = None
     """Of the files; otherwise their endings show it."""
-    columns: dict[str, Name] = {}
-    """What a column is called that has another name than the task's: ``{text: sentence}``."""
+    columns: dict[str, Name | Annotated[int, Strict(), Field(ge=1, le=LARGEST)]] = {}
+    """What a column is called that has another name than the task's: ``{text: sentence}``, ``{tags: xpos}`` in CoNLL-U. In other
+    CoNLL files columns have numbers, counted from 1: ``{tokens: 1, tags: 4}``."""
     header: Annotated[list[str], Field(min_length=1)] | None = None
     """The columns of a CSV or TSV file whose first line does not name them."""
     split_seed: WholeNumber = 0

@@ -37,6 +37,12 @@ class Source:
     distillation: Table
     test: Table
 
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Each table once."""
+        rest = () if self.distillation is self.train else (self.distillation,)
+        return (self.train, self.test, *rest)
+
 
 def read_source(settings: DataSettings, columns: Columns) -> Source:
     """Read the data of a task.
@@ -61,12 +67,12 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
 
 def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Table:
     field = f"data.{part}"
+    names = {column: str(own) for column, own in settings.columns.items()}
     if settings.dataset is not None:
         table = read_split(settings, name, field)
     else:
-        table = read_file(name, settings.format, field, settings.header)
+        table = read_file(name, settings.format, field, settings.header, names)
     required: Iterable[str] = columns.inputs if part == "distillation" else (*columns.inputs, *columns.targets)
-    names = settings.columns
     if part == "distillation":
         names = {name: own for name, own in names.items() if name not in columns.targets or own in table.columns}
     return table.renamed(names, columns.names, required=required)

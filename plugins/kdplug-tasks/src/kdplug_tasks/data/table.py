@@ -46,10 +46,12 @@ class Table:
 
     def error(self, message: str, row: int | None = None) -> kdplug.ConfigError:
         """What is wrong with the table, or with one row of it, which people count from 1."""
-        if row is not None and self.rows is not None:
-            row = self.rows[row]
-        where = self.origin if row is None else f"row {row + 1} of {self.origin}"
+        where = self.origin if row is None else self.place(row)
         return kdplug.ConfigError(f"{where}: {message}", field=self.field)
+
+    def place(self, row: int) -> str:
+        """``row 3 of train.csv``, counted from 1 in the origin."""
+        return f"row {(row if self.rows is None else self.rows[row]) + 1} of {self.origin}"
 
     def take(self, rows: Sequence[int]) -> Table:
         """The rows at these places."""

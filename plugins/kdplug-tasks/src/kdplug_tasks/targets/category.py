@@ -27,8 +27,7 @@ class Category:
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
         """The classes."""
-        train = source.train
-        self.labels = find_labels(self.names, teacher, train.classes.get("label"), train.columns["label"])
+        self.labels = find_labels(self.names, teacher, source, "label", may_lack=True)
         return self.labels.to_config
 
     def read(self, table: Table, *, optional: bool) -> list[int]:
@@ -52,7 +51,7 @@ class Category:
     def about(self) -> str:
         """The classes."""
         shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else "")
-        return f"{len(self.labels)} classes: {shown}."
+        return f"{len(self.labels)} classes{self.labels.about}: {shown}."
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing
+from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 
@@ -32,8 +32,7 @@ class TagSet:
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
         """The classes."""
-        values = (value for cell in source.train.columns["labels"] for value in self._parts(cell))
-        self.labels = find_labels(self.names, teacher, source.train.classes.get("labels"), values)
+        self.labels = find_labels(self.names, teacher, source, "labels", self._cells)
         return {**self.labels.to_config, "problem_type": "multi_label_classification"}
 
     def read(self, table: Table, *, optional: bool) -> list[list[int]]:
@@ -71,15 +70,17 @@ class TagSet:
 
     def about(self) -> str:
         """The classes."""
-        return f"{len(self.labels)} classes, of which any number may hold."
+        return f"{len(self.labels)} classes{self.labels.about}, of which any number may hold."
 
     def _row(self, cell: Any, table: Table, row: int) -> list[int]:
         found = [0] * len(self.labels)
-        names = table.classes.get("labels")
         for value in self._parts(cell):
-            is_named = names is not None and isinstance(value, int) and 0 <= value < len(names)
-            found[self.labels.index(names[value] if names and is_named else value, table, row)] = 1
+            found[self.labels.index(written(value, table, "labels", row))] = 1
         return found
+
+    def _cells(self, table: Table) -> Iterator[tuple[int, Any]]:
+        for row, cell in enumerate(table.columns.get("labels", ())):
+            yield from ((row, value) for value in self._parts(cell))
 
     def _parts(self, cell: Any) -> list[Any]:
         if is_missing(cell):

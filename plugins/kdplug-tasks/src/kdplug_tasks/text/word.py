@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdplug_tasks.batch import Batch
-from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing
+from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Examples
@@ -57,8 +57,7 @@ class Words:
     def settle(self, source: Source, family: Family) -> None:
         """Find the tags and the tokenizer, and whether the tags mark spans."""
         train = source.train
-        values = (tag for row, cell in enumerate(train.columns["tags"]) for tag in _list(cell, train, row, "tags"))
-        self.labels = find_labels(self.names, family.trained, train.classes.get("tags"), values)
+        self.labels = find_labels(self.names, family.trained, source, "tags", _tags)
         self.metric = "f1" if has_spans(self.labels.names) else "accuracy"
         family.changes = self.labels.to_config
         texts = (" ".join(words) for words in _words(train))
@@ -140,7 +139,7 @@ class Words:
             if self.cut_words
             else ""
         )
-        return f"{len(self.labels)} tags.{cut}"
+        return f"{len(self.labels)} tags{self.labels.about}.{cut}"
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
@@ -158,13 +157,15 @@ class Words:
             tags = _list(cell, table, row, "tags")
             if len(tags) != len(sentence):
                 raise table.error(f"there are {len(sentence)} tokens and {len(tags)} tags", row)
-            names = table.classes.get("tags")
-            found.append([self.labels.index(_named(tag, names), table, row) for tag in tags])
+            found.append([self.labels.index(written(tag, table, "tags", row)) for tag in tags])
         return found
 
 
-def _named(tag: Any, names: Sequence[str] | None) -> Any:
-    return names[tag] if names is not None and isinstance(tag, int) and 0 <= tag < len(names) else tag
+def _tags(table: Table) -> Iterator[tuple[int, Any]]:
+    """The row and the tag of each word that has one."""
+    for row, cell in enumerate(table.columns.get("tags", ())):
+        if not is_missing(cell):
+            yield from ((row, tag) for tag in _list(cell, table, row, "tags"))
 
 
 def _is_first(places: Sequence[int | None], place: int) -> bool:
