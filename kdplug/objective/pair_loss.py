@@ -44,6 +44,7 @@ class PairLoss:
         self.temperature = temperature
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
+        self.draws = "draw_seed" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self._is_of_softmax = False
         self._is_of_numbers = False
@@ -176,7 +177,7 @@ class PairLoss:
             sparse = teacher
         else:
             student, dense = coarse_student(student, teacher), coarse_teacher(teacher)
-        compared = Compared(self, student, dense, sparse, labels, batch)
+        compared = Compared(self, student, dense, sparse, labels, batch, batch.draws.next() if self.draws else 0)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -248,6 +249,7 @@ class Compared(NamedTuple):
     sparse: SparseLogits | None
     labels: Tensor | None
     batch: Batch
+    draw_seed: int = 0
 
 
 def _temperature(compared: Compared) -> float | Tensor:
@@ -271,5 +273,6 @@ _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "draw_seed": attrgetter("draw_seed"),
 }
 """The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""
