@@ -164,20 +164,40 @@ class PairLoss:
         result = deepcopy(self.target)(*[get(compared) for get in self.getters])
         return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
 
-    def __call__(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch) -> Any:
+    def of(self, pair: Pair, batch: Batch) -> Any:
+        """What the loss returns for a pair of tensors, at the temperature of the pair where it has one."""
+        assert isinstance(pair.student, Tensor)
+        assert isinstance(pair.teacher, Tensor)
+        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
+
+    def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """The teacher's logits, after ``probability_shift`` where that is on."""
+        return shift(teacher, labels) if self.shifts and labels is not None else teacher
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseLogits,
+        labels: Tensor | None,
+        batch: Batch,
+        temperature: Tensor | float | None = None,
+    ) -> Any:
         """What the loss returns, for logits in float32 at least, outside autocast.
+
+        ``temperature`` stands in for the scheduled one.
 
         Raises: what the loss raises, with the path of its key.
         """
         sparse: SparseLogits | None = None
         dense: Tensor | None = None
         if isinstance(teacher, Tensor):
-            dense = shift(teacher, labels) if self.shifts and labels is not None else teacher
+            dense = self.shifted(teacher, labels)
         elif self.takes_sparse:
             sparse = teacher
         else:
             student, dense = coarse_student(student, teacher), coarse_teacher(teacher)
-        compared = Compared(self, student, dense, sparse, labels, batch, batch.draws.next() if self.draws else 0)
+        draw_seed = batch.draws.next() if self.draws else 0
+        compared = Compared(self, student, dense, sparse, labels, batch, draw_seed, temperature)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -216,8 +236,8 @@ class PairLoss:
         """
         assert self.rows is not None
         temperature = self.temperature.base
-        if self.shifts and labels is not None and isinstance(teacher, Tensor):
-            teacher = shift(teacher, labels)
+        if isinstance(teacher, Tensor):
+            teacher = self.shifted(teacher, labels)
         try:
             if isinstance(teacher, Tensor) or self.takes_sparse:
                 return self._checked(self.rows(student, teacher, temperature), student)
@@ -250,9 +270,12 @@ class Compared(NamedTuple):
     labels: Tensor | None
     batch: Batch
     draw_seed: int = 0
+    temperature: Tensor | float | None = None
 
 
 def _temperature(compared: Compared) -> float | Tensor:
+    if compared.temperature is not None:
+        return compared.temperature
     temperature = compared.loss.temperature
     if compared.teacher is None:
         return temperature.base
