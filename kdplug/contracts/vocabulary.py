@@ -26,6 +26,7 @@ INPUTS = MappingProxyType(
         "progress": "share of the run that is done, in [0, 1]",
         "step": "optimizer steps done",
         "total_steps": "optimizer steps of the whole run",
+        "draw_seed": "int, seed of what is drawn at random: its own for each step, micro-batch, head, chunk and process",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",
         "student_layers": "number of layers of the student, without embeddings",

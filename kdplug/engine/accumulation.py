@@ -71,9 +71,9 @@ class Accumulation:
 
     def _mean_of_means(self, window: list[Any], step: int) -> LossReport:
         reports = []
-        for batch, synchronized in self._micro_batches(window):
+        for number, (batch, synchronized) in enumerate(self._micro_batches(window)):
             with synchronized:
-                report = self._forward(batch, step)
+                report = self._forward(batch, step, number)
                 reports.append(self._backward(report, report.total / len(window)).detach())
         return merge(reports)
 
@@ -88,9 +88,9 @@ class Accumulation:
         counts: Counts | None = None
         normalization: Normalization | None = None
         reports = []
-        for batch, synchronized in self._micro_batches(window):
+        for number, (batch, synchronized) in enumerate(self._micro_batches(window)):
             with synchronized:
-                report = self._forward(batch, step)
+                report = self._forward(batch, step, number)
                 if normalization is None:
                     counts = counts_of(report)
                     normalization = Normalization.uniform(counts, len(window)) if are_numbers(counts) else None
@@ -104,16 +104,16 @@ class Accumulation:
         """The step where counts are data: a pass without gradient learns them, since no term can be divided before."""
         teachers, counted = [], []
         with kept(self.pair), torch.no_grad():
-            for batch in window:
+            for number, batch in enumerate(window):
                 parts = self._parts(batch)
                 teachers.append(self._ask(parts))
-                counted.append(counts_of(self.pair(self._micro(parts, teachers[-1]))[-1]))
+                counted.append(counts_of(self.pair(self._micro(parts, teachers[-1], number))[-1]))
         normalization = Normalization.pooled(counted, self.accelerator)
         reports = []
-        for (batch, synchronized), teacher in zip(self._micro_batches(window), teachers, strict=True):
+        for number, (batch, synchronized) in enumerate(self._micro_batches(window)):
             with synchronized:
                 parts = self._parts(batch)
-                report = self.report(self._micro(parts, teacher))
+                report = self.report(self._micro(parts, teachers[number], number))
                 self.watch.see(step, report)
                 reports.append(self._backward(report, normalization.loss(report)).detach())
         return normalization.report(reports)
@@ -122,9 +122,9 @@ class Accumulation:
         for number, batch in enumerate(window, 1):
             yield batch, nullcontext() if number == len(window) else self.accelerator.no_sync(self.model)
 
-    def _forward(self, batch: Any, step: int) -> LossReport:
+    def _forward(self, batch: Any, step: int, number: int = 0) -> LossReport:
         parts = self._parts(batch)
-        report = self.report(self._micro(parts, self._ask(parts)))
+        report = self.report(self._micro(parts, self._ask(parts), number))
         self.watch.see(step, report)
         return report
 
@@ -140,7 +140,8 @@ class Accumulation:
         precision = self.accelerator.autocast() if self.accelerator.native_amp else None
         return self.teacher(parts.teacher, self.model_args, parts.cache, precision)
 
-    def _micro(self, parts: Parts, teacher: Any) -> Micro:
+    def _micro(self, parts: Parts, teacher: Any, number: int) -> Micro:
+        """The micro-batch ``number`` of this process in its step."""
         run = self.run
         return Micro(
             parts.student,
@@ -149,6 +150,7 @@ class Accumulation:
             progress=run.progress,
             step=run.step,
             total_steps=run.total_steps,
+            micro_batch=number * run.num_processes + self.accelerator.process_index,
         )
 
     def _parts(self, batch: Any) -> Parts:

@@ -43,10 +43,18 @@ class Micro:
     A plain object on purpose: DDP copies and rebuilds the containers it is called with, and lets this one pass.
     """
 
-    __slots__ = ("batch", "model_args", "progress", "step", "teacher", "total_steps")
+    __slots__ = ("batch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
 
     def __init__(
-        self, batch: Any, teacher: Any, model_args: Mapping[str, Any], *, progress: float, step: int, total_steps: int
+        self,
+        batch: Any,
+        teacher: Any,
+        model_args: Mapping[str, Any],
+        *,
+        progress: float,
+        step: int,
+        total_steps: int,
+        micro_batch: int = 0,
     ) -> None:
         self.batch = batch
         self.teacher = teacher
@@ -54,6 +62,7 @@ class Micro:
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
+        self.micro_batch = micro_batch
 
 
 class Pair(nn.Module):
@@ -105,5 +114,6 @@ class Pair(nn.Module):
             progress=micro.progress,
             step=micro.step,
             total_steps=micro.total_steps,
+            micro_batch=micro.micro_batch,
         )
         return report

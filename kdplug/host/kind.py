@@ -61,8 +61,8 @@ KINDS = MappingProxyType(
                 "losses",
                 "loss",
                 {
-                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS),
-                    "match": (*_MATCH, *_MASKS, "labels", "temperature", *_PROGRESS),
+                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "draw_seed"),
+                    "match": (*_MATCH, *_MASKS, "labels", "temperature", *_PROGRESS, "draw_seed"),
                 },
                 {"kd": _KD, "match": _MATCH},
             ),

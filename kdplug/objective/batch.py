@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
+from kdplug.objective.draw import Draws
 from kdplug.objective.gradient import frozen
 from kdplug.objective.mask import check_mask, doubt, nan_if
 from kdplug.objective.precision import is_autocast_on
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """All models' outputs and how far the run is. Each mask of inputs is read once, when first asked for.
+    """All models' outputs and how far the run is. ``draws`` has the seeds of losses that draw at random. Each mask of inputs is read once, when first asked for.
 
     ``teacher`` is the first of ``teachers``; ``of_teacher`` gives the same batch with another one there. ``looks`` has the
     values of masks checked on every device, which waits for it; otherwise they are checked on a CPU, and elsewhere
@@ -32,6 +33,7 @@ class Batch:
         "_mask",
         "_masks",
         "_views",
+        "draws",
         "looks",
         "progress",
         "step",
@@ -49,6 +51,7 @@ class Batch:
         step: int,
         total_steps: int,
         *,
+        draws: Draws | None = None,
         looks: bool = True,
     ) -> None:
         self.student = student
@@ -57,6 +60,7 @@ class Batch:
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
+        self.draws = Draws(step) if draws is None else draws
         self.looks = looks
         self._mask: Tensor | None = None
         self._masks: dict[str, Tensor | None] = {}
@@ -70,7 +74,15 @@ class Batch:
             return self
         if place not in self._views:
             own = (self.teachers[place],)
-            self._views[place] = Batch(self.student, own, self.progress, self.step, self.total_steps, looks=self.looks)
+            self._views[place] = Batch(
+                self.student,
+                own,
+                self.progress,
+                self.step,
+                self.total_steps,
+                draws=self.draws,
+                looks=self.looks,
+            )
         return self._views[place]
 
     def autocast(self, tensor: Logits) -> bool:

@@ -34,12 +34,20 @@ class Combiner(nn.Module):
         self.owner = component.entry.qualified
         self.names = names
         self.temperature = float(config.temperature)
+        self.wants_temperature = "temperature" in self.inputs
         self.wants_labels = "labels" in self.inputs
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, teachers: Sequence[Tensor], student: Tensor, labels: Tensor | None, batch: Batch) -> Tensor:
-        """The combined logits of one head. The temperature that a combiner gets is the configured one.
+    def forward(
+        self,
+        teachers: Sequence[Tensor],
+        student: Tensor,
+        labels: Tensor | None,
+        batch: Batch,
+        temperature: Tensor | float | None = None,
+    ) -> Tensor:
+        """The combined logits of one head. ``temperature`` is that of the loss, where it is not the configured one.
 
         Shapes: logits ``[*items, classes]`` each, labels ``[*items]``; the result has the shape of the logits.
         Raises: ``ShapeError`` where a teacher's differ from the student's; ``SignatureError`` for what a combiner may not
@@ -56,7 +64,7 @@ class Combiner(nn.Module):
             "teacher_logits_list": tuple([full(frozen(logits)) for logits in teachers]),
             "student_logits": full(student.detach()),
             "labels": labels,
-            "temperature": self.temperature,
+            "temperature": self.temperature if temperature is None else temperature,
             "progress": batch.progress,
             "step": batch.step,
             "total_steps": batch.total_steps,

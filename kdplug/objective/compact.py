@@ -58,8 +58,10 @@ def compared(
         return loss(*whole, pair.labels, batch)
 
 
-def combined(group: Group, combiner: Combiner, batch: Batch, chunk: ChunkSetting) -> Pair:
+def combined(group: Group, combiner: Combiner, loss: PairLoss, batch: Batch, chunk: ChunkSetting) -> Pair:
     """The student's logits beside those of several teachers as one. A combiner reads tensors, all items at once.
+
+    A combiner that asks for a scheduled temperature gets the one of ``loss``, which the pair holds.
 
     Raises: ``OutputsError`` for a teacher that is sparse, and for logits that are too many to be multiplied out.
     """
@@ -81,7 +83,24 @@ def combined(group: Group, combiner: Combiner, batch: Batch, chunk: ChunkSetting
             field="teacher_combiner",
         )
     whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
-    return Pair(whole[0], combiner(whole[1:], whole[0], labels, batch), labels)
+    temperature = _scheduled(whole, labels, combiner, loss, batch)
+    return Pair(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature)
+
+
+def _scheduled(
+    sides: Sequence[Tensor], labels: Tensor | None, combiner: Combiner, loss: PairLoss, batch: Batch
+) -> Tensor | float | None:
+    """The scheduled temperature of combined logits that depend on it; ``None`` where they do not.
+
+    A scheduler that reads the teacher reads what the teachers combine to at the configured temperature.
+    """
+    if loss.temperature.scheduler is None or not combiner.wants_temperature:
+        return None
+    student, *teachers = sides
+    reads_teacher = "teacher_logits" in loss.temperature.inputs
+    teacher = combiner(teachers, student, labels, batch) if reads_teacher else full(frozen(teachers[0]))
+    with without_autocast(student.device):
+        return loss.temperature.of(full(student), loss.shifted(teacher, labels), batch)
 
 
 def multiplied_out(logits: Tensor | FactoredLogits) -> Tensor:

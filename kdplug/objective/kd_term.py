@@ -140,7 +140,9 @@ class KdTerm(nn.Module):
                 names=self.teachers,
             )
             found.append(
-                combined(chosen, combiner, batch, self.chunk) if chosen.student.shape.numel() else chosen.first
+                combined(chosen, combiner, self.pair_loss, batch, self.chunk)
+                if chosen.student.shape.numel()
+                else chosen.first
             )
         return found
 
@@ -211,7 +213,7 @@ class KdTerm(nn.Module):
         check_pair(pair, is_across=self.pair_loss.is_across)
         if differs:
             self.pair_loss.check_classes(pair)
-        student, teacher, labels = pair
+        student, teacher, labels, _ = pair
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
         self.pair_loss.check(teacher, labels, batch)
@@ -220,14 +222,11 @@ class KdTerm(nn.Module):
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return self._valued(compared(pair, self.pair_loss, batch, self.chunk, trained), weight)
-        return self._dense(student, teacher, labels, batch, weight)
-
-    def _dense(self, student: Tensor, teacher: Tensor, labels: Tensor | None, batch: Batch, weight: float) -> TermValue:
-        student, teacher = full(student), target(teacher)
+        dense = pair._replace(student=full(student), teacher=target(teacher))
         if not batch.autocast(student):
-            return self._valued(self.pair_loss(student, teacher, labels, batch), weight)
+            return self._valued(self.pair_loss.of(dense, batch), weight)
         with torch.autocast(student.device.type, enabled=False):
-            return self._valued(self.pair_loss(student, teacher, labels, batch), weight)
+            return self._valued(self.pair_loss.of(dense, batch), weight)
 
     def _valued(self, result: Any, weight: float) -> TermValue:
         try:

@@ -211,5 +211,6 @@ _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "draw_seed": lambda compared: compared.batch.draws.next(),
 }
 """The inputs that a match provides. A loss costs the look-up of what it asks for, and nothing else is worked out."""

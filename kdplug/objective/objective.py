@@ -15,6 +15,7 @@ from kdplug.objective.capture import Capture, Captures
 from kdplug.objective.capture_path import Modules, Side
 from kdplug.objective.capture_teacher import Models, teacher_models, teacher_modules
 from kdplug.objective.custom_term import CustomTerm
+from kdplug.objective.draw import Draws
 from kdplug.objective.field import Path
 from kdplug.objective.hard_label_term import HardLabelTerm
 from kdplug.objective.kd_term import KdTerm
@@ -53,6 +54,7 @@ class Objective(nn.Module):
         self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
         self._has_looked = False
+        self._calls = (0, 0)
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
@@ -124,6 +126,7 @@ class Objective(nn.Module):
         """What a call walks through. The modules own the terms; this saves a call the search for them."""
         self._in_order = _in_order(self)
         self._is_counted = not self.matches.waiting
+        self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
 
     def forward(
         self,
@@ -132,12 +135,15 @@ class Objective(nn.Module):
         progress: float = 0.0,
         step: int = 0,
         total_steps: int = 0,
+        *,
+        micro_batch: int | None = None,
     ) -> LossReport:
         """The loss of one batch, and each term in it.
 
         ``student`` and ``teacher`` are what adaptors return, or what ``Outputs.read`` understands; of several teachers, a
         list of that or a mapping by key. ``progress`` is the share of the run that is done, in [0, 1], before the step that
-        this loss is for.
+        this loss is for. ``micro_batch`` is the number of this batch among all batches of the step, on all processes: losses that
+        draw at random draw apart in each. ``None`` counts the calls of a step, which is enough in one process.
 
         Raises: ``OutputsError``, ``ShapeError`` for what the outputs lack; ``ConfigError`` for a layer that does not exist or
         a ``progress`` out of range; ``RunError`` where ``materialize`` must come first.
@@ -148,7 +154,13 @@ class Objective(nn.Module):
             self.matches.check_counted()
         teachers = read_teachers(teacher, self.teachers)
         batch = Batch(
-            Outputs.read(student, "student"), teachers, progress, step, total_steps, looks=not self._has_looked
+            Outputs.read(student, "student"),
+            teachers,
+            progress,
+            step,
+            total_steps,
+            draws=Draws(step, self._calls_before(step) if micro_batch is None else micro_batch),
+            looks=not self._has_looked,
         )
         self._has_looked = True
         terms: dict[str, TermValue] = {}
@@ -161,6 +173,15 @@ class Objective(nn.Module):
             except KdplugError as error:
                 raise error.at(*path) from error.__cause__
         return LossReport(weighted_sum(list(terms.values())), terms)
+
+    def _calls_before(self, step: int) -> int:
+        """How often this was called for ``step`` before, where a loss draws at random."""
+        if not self._draws:
+            return 0
+        last, calls = self._calls
+        calls = calls if step == last else 0
+        self._calls = (step, calls + 1)
+        return calls
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups: one for each projection with its own options, and one for what losses hold.

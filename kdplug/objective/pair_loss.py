@@ -44,6 +44,7 @@ class PairLoss:
         self.temperature = temperature
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
+        self.draws = "draw_seed" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self._is_of_softmax = False
         self._is_of_numbers = False
@@ -163,20 +164,40 @@ class PairLoss:
         result = deepcopy(self.target)(*[get(compared) for get in self.getters])
         return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
 
-    def __call__(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch) -> Any:
+    def of(self, pair: Pair, batch: Batch) -> Any:
+        """What the loss returns for a pair of tensors, at the temperature of the pair where it has one."""
+        assert isinstance(pair.student, Tensor)
+        assert isinstance(pair.teacher, Tensor)
+        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
+
+    def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """The teacher's logits, after ``probability_shift`` where that is on."""
+        return shift(teacher, labels) if self.shifts and labels is not None else teacher
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseLogits,
+        labels: Tensor | None,
+        batch: Batch,
+        temperature: Tensor | float | None = None,
+    ) -> Any:
         """What the loss returns, for logits in float32 at least, outside autocast.
+
+        ``temperature`` stands in for the scheduled one.
 
         Raises: what the loss raises, with the path of its key.
         """
         sparse: SparseLogits | None = None
         dense: Tensor | None = None
         if isinstance(teacher, Tensor):
-            dense = shift(teacher, labels) if self.shifts and labels is not None else teacher
+            dense = self.shifted(teacher, labels)
         elif self.takes_sparse:
             sparse = teacher
         else:
             student, dense = coarse_student(student, teacher), coarse_teacher(teacher)
-        compared = Compared(self, student, dense, sparse, labels, batch)
+        draw_seed = batch.draws.next() if self.draws else 0
+        compared = Compared(self, student, dense, sparse, labels, batch, draw_seed, temperature)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -215,8 +236,8 @@ class PairLoss:
         """
         assert self.rows is not None
         temperature = self.temperature.base
-        if self.shifts and labels is not None and isinstance(teacher, Tensor):
-            teacher = shift(teacher, labels)
+        if isinstance(teacher, Tensor):
+            teacher = self.shifted(teacher, labels)
         try:
             if isinstance(teacher, Tensor) or self.takes_sparse:
                 return self._checked(self.rows(student, teacher, temperature), student)
@@ -248,9 +269,13 @@ class Compared(NamedTuple):
     sparse: SparseLogits | None
     labels: Tensor | None
     batch: Batch
+    draw_seed: int = 0
+    temperature: Tensor | float | None = None
 
 
 def _temperature(compared: Compared) -> float | Tensor:
+    if compared.temperature is not None:
+        return compared.temperature
     temperature = compared.loss.temperature
     if compared.teacher is None:
         return temperature.base
@@ -271,5 +296,6 @@ _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "draw_seed": attrgetter("draw_seed"),
 }
 """The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""

@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 
 class Pair(NamedTuple):
-    """One head's logits, student and teacher, with the labels that go with them."""
+    """One head's logits, student and teacher, with the labels that go with them.
+
+    ``temperature`` is the one to compare them at where the teacher's were made for it, otherwise ``None``.
+    """
 
     student: Logits
     teacher: Logits
     labels: Tensor | None
+    temperature: Tensor | float | None = None
 
 
 def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, ...]:
@@ -51,7 +55,7 @@ def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None)
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
     Raises: ``ShapeError``; ``OutputsError`` for a mask that holds something other than 0 and 1.
     """
-    student, teacher, labels = pair
+    student, teacher, labels, _ = pair
     if student_mask is None and teacher_mask is None:
         return pair
     _check_labels(pair)
@@ -139,7 +143,7 @@ def check_pair(pair: Pair, *, is_across: bool = False) -> None:
 
     ``is_across`` says that the two may differ in the number of classes.
     """
-    student, teacher, labels = pair
+    student, teacher, labels, _ = pair
     is_free = is_across and len(teacher.shape) > 0 and student.shape[:-1] == teacher.shape[:-1]
     if (student.shape != teacher.shape and not is_free) or not student.shape:
         raise ShapeError(

@@ -57,7 +57,14 @@ class TaskObjective(nn.Module):
             raise error.at(student.task) from error.__cause__
 
     def forward(
-        self, student: Tagged, teacher: Tagged, progress: float = 0.0, step: int = 0, total_steps: int = 0
+        self,
+        student: Tagged,
+        teacher: Tagged,
+        progress: float = 0.0,
+        step: int = 0,
+        total_steps: int = 0,
+        *,
+        micro_batch: int | None = None,
     ) -> LossReport:
         """The loss of one batch of one task. Its terms are called ``task/term``.
 
@@ -65,7 +72,12 @@ class TaskObjective(nn.Module):
         """
         try:
             report: LossReport = self.of(student.task)(
-                student=student.value, teacher=teacher.value, progress=progress, step=step, total_steps=total_steps
+                student=student.value,
+                teacher=teacher.value,
+                progress=progress,
+                step=step,
+                total_steps=total_steps,
+                micro_batch=micro_batch,
             )
         except KdplugError as error:
             raise error.at(student.task) from error.__cause__

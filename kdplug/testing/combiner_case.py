@@ -28,6 +28,7 @@ class TeacherSample:
     teachers: tuple[Tensor, ...]
     student: Tensor
     labels: Tensor
+    temperature: Tensor | float = TEMPERATURE
 
     def values(self) -> dict[str, Any]:
         """Every input by name."""
@@ -35,7 +36,7 @@ class TeacherSample:
             "teacher_logits_list": self.teachers,
             "student_logits": self.student,
             "labels": self.labels,
-            "temperature": TEMPERATURE,
+            "temperature": self.temperature,
             "progress": 0.5,
             "step": 5,
             "total_steps": 10,

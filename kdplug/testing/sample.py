@@ -53,6 +53,7 @@ class Sample:
     mask: Tensor | None
     labels: Tensor
     temperature: float | Tensor = 2.0
+    draw_seed: int = 0
 
     def values(self) -> dict[str, Any]:
         """Every input by name."""
@@ -68,6 +69,7 @@ class Sample:
             "progress": 0.5,
             "step": 5,
             "total_steps": 10,
+            "draw_seed": self.draw_seed,
         }
 
     def _as_given(self, tensors: tuple[Tensor, ...]) -> Any:

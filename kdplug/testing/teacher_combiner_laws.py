@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.testing.agreement import is_close
-from kdplug.testing.combiner_case import CombinerCase, softened
+from kdplug.testing.combiner_case import TEMPERATURE, CombinerCase, softened
 from kdplug.testing.law import broken, where
 from kdplug.testing.sample import seeded
 
@@ -142,6 +142,19 @@ class TeacherCombinerLaws(CombinerCase):
                 broken(f"a class with {whose} logit -inf makes logits that are nan or inf")
             if not bool(torch.isfinite(found[..., 0]).all()):
                 broken(f"a class with {whose} logit -inf makes the other classes' logits infinite")
+
+    @where(lambda laws: laws.asks_for("temperature"))
+    def test_a_temperature_for_each_item_is_taken(self) -> None:
+        """For: a scheduled temperature that is broadcast along the classes, or over the teachers."""
+        for leading in self.leading:
+            sample = self.sample(leading)
+            same = self.combine(
+                sample.but(temperature=torch.full(sample.labels.shape, TEMPERATURE, dtype=torch.float64))
+            )
+            if same.shape != sample.student.shape or not is_close(same, self.combine(sample), self.tolerance(same)):
+                broken(
+                    f"a temperature of {TEMPERATURE:g} for each of the items {list(sample.labels.shape)} is not the same as one"
+                )
 
     @where(lambda laws: laws.asks_for("labels"))
     def test_items_without_a_label_stay_finite(self) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kdplug.testing.agreement import are_finite, is_close, number
 from kdplug.testing.law import broken, where
-from kdplug.testing.loss_case import LossCase
-from kdplug.testing.sample import Sample
+from kdplug.testing.loss_case import LossCase, read_outcome
+from kdplug.testing.sample import Sample, seeded
 
 
 class ValueLaws(LossCase):
@@ -89,6 +89,22 @@ class ValueLaws(LossCase):
             found = self.evaluate(sample.both(_strided)).value
             if not is_close(found, self.evaluate(sample).value):
                 broken("depends on how its inputs lie in memory")
+
+    @where(lambda laws: laws.asks_for("draw_seed"))
+    def test_its_draws_follow_the_draw_seed(self) -> None:
+        """For: draws from the global generator, or from one that is seeded alike for each batch: their noise adds up."""
+        sample, component = self.sample(masked=False), self.build_in(torch.float64)
+        values = []
+        for ambient, draw_seed in ((1, 3), (2, 3), (2, 4)):
+            with seeded(ambient):
+                before = torch.get_rng_state()
+                values.append(number(read_outcome(component(**sample.but(draw_seed=draw_seed).values())).value))
+                if not torch.equal(before, torch.get_rng_state()):
+                    broken("moves the global generator: draw from torch.Generator(device).manual_seed(draw_seed)")
+        if values[0] != values[1]:
+            broken("gives something else for the same draw_seed: a resumed run would not draw the same")
+        if values[1] == values[2]:
+            broken("asks for draw_seed, and gives the same for two of them")
 
     def test_shapes_that_do_not_fit_are_an_error(self) -> None:
         """For: a teacher of width 1, or a batch of 1, that is broadcast, and trains the student on nonsense."""

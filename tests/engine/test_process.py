@@ -46,6 +46,20 @@ for accumulation in (1, 2):
               "loss": result.report.total, "files": len(result.checkpoints), "calls": [c["step"] for c in seen]}
     torch.save(record, f"{folder}/{accumulation}-{rank}.pt")
 
+import kdplug
+
+draws = []
+
+@kdplug.losses.register("drawn")
+def drawn(student_logits, teacher_logits, draw_seed):
+    draws.append(draw_seed)
+    return kdplug.LossSum((student_logits - teacher_logits).square().sum(), len(student_logits))
+
+student = make_student()
+distiller = make_distiller(f"{folder}/drawn", student, training={"gradient_accumulation_steps": 2}, kd_loss_type="drawn")
+distiller.train(sgd(student), DataLoader(data, batch_size=4), num_epochs=1)
+torch.save(draws, f"{folder}/draws-{rank}.pt")
+
 student = make_student()
 training = {"logging_steps": 2, "ckpt_steps": 100}
 teller = Teller(1 if os.environ["RANK"] == "1" else 0)
@@ -110,6 +124,12 @@ def test_all_processes_stop_together_where_one_of_them_is_told_to(two_processes)
     folder = two_processes["folder"]
     assert [(folder / f"told-{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
     assert [path.name for path in (folder / "told").glob("step-*")] == ["step-2"]
+
+
+def test_each_process_draws_its_own(two_processes):
+    mine, theirs = (torch.load(two_processes["folder"] / f"draws-{rank}.pt") for rank in (0, 1))
+    assert len(set(mine)) == len(set(theirs)) == 5  # of 10 batches, each once though a pass counts first
+    assert not set(mine) & set(theirs)
 
 
 def test_a_thread_that_waits_for_the_interpreter_has_it_before_a_process_ends(monkeypatch):

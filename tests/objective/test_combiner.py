@@ -291,3 +291,87 @@ def test_with_one_teacher_or_without_a_kd_loss_no_combiner_is_looked_up(build, m
     offer(lambda unheard_of: None, "teacher_combiners", "mean_logits")
     build()
     Objective(DistillationConfig(intermediate_matches=[match(teacher=1)], **matches_only), 2)
+
+
+@pytest.fixture
+def warm(offer):
+    """A combiner and a loss that note the temperature they get, the combiner one that depends on it."""
+    seen = []
+
+    def mean_probs(teacher_logits_list, temperature):
+        seen.append(("combiner", temperature))
+        warmth = torch.as_tensor(temperature).unsqueeze(-1)
+        return torch.stack([(one / warmth).softmax(-1) for one in teacher_logits_list]).mean(0).log() * warmth
+
+    def loss(student_logits, teacher_logits, temperature):
+        seen.append(("loss", temperature))
+        warmth = torch.as_tensor(temperature).unsqueeze(-1)
+        return ((student_logits / warmth).softmax(-1) - (teacher_logits / warmth).softmax(-1)).square().sum()
+
+    offer(mean_probs, "teacher_combiners", "mean_probs")
+    offer(loss, name="loss")
+    return seen
+
+
+def rising(progress):
+    return 2.0 + progress
+
+
+def of_both(student_logits, teacher_logits, temperature):
+    return temperature + (student_logits - teacher_logits).abs().mean(-1)
+
+
+def shared(seen):
+    """The temperature of the loss, which must be the combiner's last."""
+    combiner = [value for who, value in seen if who == "combiner"][-1]
+    (loss,) = [value for who, value in seen if who == "loss"]
+    assert torch.equal(torch.as_tensor(loss), torch.as_tensor(combiner))
+    return loss
+
+
+def test_a_combiner_gets_the_scheduled_temperature_of_the_loss(several, student, teachers, warm, offer):
+    offer(rising, "temperature_schedulers", "rising")
+    objective = several(kd_loss_type="loss", teacher_combiner="mean_probs", temperature_scheduler="rising")
+    value = objective(student, teachers, progress=0.5).total
+    assert shared(warm) == 2.5
+    assert [who for who, _ in warm] == ["combiner", "loss"]
+    mean = torch.stack([(one["logits"] / 2.5).softmax(-1) for one in teachers]).mean(0)
+    torch.testing.assert_close(value, ((student["logits"] / 2.5).softmax(-1) - mean).square().sum())
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_temperature_that_is_scheduled_by_item_is_the_same_for_combiner_and_loss(
+    several, student, teachers, mask, warm, offer, masked
+):
+    offer(of_both, "temperature_schedulers", "of_both")
+    objective = several(
+        kd_loss_type="loss", teacher_combiner="mean_probs", temperature_scheduler="of_both", temperature=3
+    )
+    if masked:
+        student["logits_mask"] = mask
+    value = objective(student, teachers).total
+    found = shared(warm)
+    kept = mask.bool() if masked else torch.ones(3, 4, dtype=torch.bool)
+    assert found.numel() == kept.sum()
+    warmth = found.reshape(-1, 1)
+    mean = torch.stack([(one["logits"][kept] / warmth).softmax(-1) for one in teachers]).mean(0)
+    torch.testing.assert_close(value, ((student["logits"][kept] / warmth).softmax(-1) - mean).square().sum())
+
+
+def test_a_scheduler_reads_the_shifted_teacher_for_a_combiner_too(several, student, teachers, warm, offer):
+    read = []
+    offer(lambda teacher_logits: read.append(teacher_logits) or 3.0, "temperature_schedulers", "reads")
+    student["labels"] = torch.zeros(3, 4, dtype=torch.long)
+    keys = {"teacher_combiner": "mean_probs", "temperature_scheduler": "reads", "probability_shift": True}
+    several(kd_loss_type="loss", **keys)(student, teachers)
+    assert len(read) == 1
+    assert torch.equal(read[0].argmax(-1), torch.zeros(3, 4, dtype=torch.long))
+    shared(warm)
+
+
+def test_a_combiner_without_a_temperature_is_called_once(several, student, teachers, warm, offer):
+    calls = []
+    offer(lambda teacher_logits_list: calls.append(1) or teacher_logits_list[0], "teacher_combiners", "first")
+    offer(of_both, "temperature_schedulers", "of_both")
+    several(kd_loss_type="loss", teacher_combiner="first", temperature_scheduler="of_both")(student, teachers)
+    assert len(calls) == 1

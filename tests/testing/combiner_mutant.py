@@ -117,3 +117,10 @@ def minus_one_hundred_as_an_index(teacher_logits_list, labels):
     teachers = stacked(teacher_logits_list)
     weight = teachers.softmax(-1).gather(-1, labels.expand(teachers.shape[:-1])[..., None])
     return (weight * teachers).sum(0) / weight.sum(0)
+
+
+@mutant(SureLaws, "test_a_temperature_for_each_item_is_taken", "for each of the items")
+def a_temperature_along_the_classes(teacher_logits_list, labels, temperature):
+    if isinstance(temperature, torch.Tensor):
+        temperature = temperature.mean() + 1
+    return sure(teacher_logits_list, labels, temperature)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from testing.mutant import mutant
-from testing.specimen import CorrelationLaws, KlLaws, check, correlation, counted, divergence, kl, tempered
+from testing.specimen import CorrelationLaws, KlLaws, LossLaws, check, correlation, counted, divergence, kl, tempered
 from torch import Tensor
 
 from kdplug import LossSum
@@ -173,3 +173,25 @@ def correlation_itself(student_logits, teacher_logits):
 def mean_of_nothing(student_logits, teacher_logits, temperature, mask):
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total / count, 1)
+
+
+class DrawLaws(LossLaws):
+    sums = True
+
+
+def _thinned(student_logits: Tensor, teacher_logits: Tensor, kept: Tensor) -> LossSum:
+    """A squared error over the classes that were drawn."""
+    check(student_logits, teacher_logits)
+    error = (student_logits - teacher_logits.detach()).square() * kept
+    return LossSum(error.sum(), student_logits[..., 0].numel())
+
+
+@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "moves the global generator")
+def drawn_from_the_global_generator(student_logits, teacher_logits, draw_seed):
+    return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1]) < 0.5)
+
+
+@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "asks for draw_seed, and gives the same for two of them")
+def drawn_alike_in_every_batch(student_logits, teacher_logits, draw_seed):
+    generator = torch.Generator().manual_seed(0)
+    return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1], generator=generator) < 0.5)

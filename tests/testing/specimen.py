@@ -122,11 +122,11 @@ def by_entropy(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return (temperature + beta * (top - top.mean())).clamp_min(0.1)
 
 
-def sure(teacher_logits_list: Any, labels: Tensor, temperature: float) -> Tensor:
+def sure(teacher_logits_list: Any, labels: Tensor, temperature: Tensor | float) -> Tensor:
     """The mean of the teachers' logits, each weighted by how sure it is of the label."""
     teachers = torch.stack([at_least_float32(logits.detach()) for logits in teacher_logits_list])
     index = labels.clamp_min(0).expand(teachers.shape[:-1])[..., None]
-    surety = (teachers / temperature).log_softmax(-1).gather(-1, index).nan_to_num(neginf=-1e9)
+    surety = tempered(teachers, temperature).log_softmax(-1).gather(-1, index).nan_to_num(neginf=-1e9)
     weight = torch.where(labels[..., None] < 0, 0.0, surety).softmax(0)
     return torch.where(weight > 0, weight * teachers, 0.0).sum(0)
 

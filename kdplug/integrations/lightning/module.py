@@ -135,9 +135,9 @@ class DistillationModule(LightningModule):
                 "normalization='micro_batch' to have it so"
             )
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The objective's loss, to be averaged over processes and micro-batches."""
-        report = self._report(batch)
+        report = self._report(batch, batch_idx)
         if self._over == "micro_batch":
             loss = report.total
         else:
@@ -147,15 +147,15 @@ class DistillationModule(LightningModule):
         self._log("train", report, loss)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The objective's loss."""
-        report = self._report(batch)
+        report = self._report(batch, batch_idx)
         self._log("val", report, report.total, sync_dist=True)
         return report.total
 
-    def test_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def test_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The objective's loss."""
-        report = self._report(batch)
+        report = self._report(batch, batch_idx)
         self._log("test", report, report.total, sync_dist=True)
         return report.total
 
@@ -176,7 +176,7 @@ class DistillationModule(LightningModule):
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
         stack.enter_context(self._capture.hooked())
 
-    def _report(self, batch: Any) -> LossReport:
+    def _report(self, batch: Any, place: int) -> LossReport:
         parts = split(batch)
         teacher = self._teachers(parts.teacher, {}, parts.cache)
         student = captured(self._capture, self.student, self._adaptor, parts.student, {})
@@ -187,6 +187,7 @@ class DistillationModule(LightningModule):
             progress=min(step / total, 1.0) if total else 0.0,
             step=min(step, total),
             total_steps=total,
+            micro_batch=place * self.trainer.world_size + self.trainer.global_rank,
         )
         return report
 

@@ -22,6 +22,7 @@ from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epo
 from kdplug.integrations.textbrewer.mode import DistillationContext
 from kdplug.integrations.textbrewer.replica import has_parameters, read_on_many, trained_on_many
 from kdplug.integrations.textbrewer.term import Progress, hard_label_loss, kd_loss, modules_of, weighted
+from kdplug.objective.draw import Draws
 
 __all__ = ["AbstractDistiller", "BasicDistiller"]
 
@@ -62,7 +63,7 @@ class AbstractDistiller(DistillationContext):
         self.logits_cache: list[Any] = []
         self.projs: list[Any] = []
         self.projs_group: list[Any] = []
-        self.progress: Progress = {"progress": 0.0, "step": 0, "total_steps": 0}
+        self.progress = Progress(draws=Draws(0, self.rank))
         for module in modules_of([self.kd_loss]):
             module.to(train_config.device)
 
@@ -102,7 +103,7 @@ class BasicDistiller(AbstractDistiller):
 
     def step_done(self, steps: int, total: float) -> None:
         """Put what the weight schedulers say of the run so far in place of the weights."""
-        self.progress = {"progress": steps / total, "step": steps, "total_steps": total}
+        self.progress = Progress(steps / total, steps, total, Draws(steps, self.rank))
         if self.d_config.kd_loss_weight_scheduler is not None:
             self.d_config.kd_loss_weight = self.d_config.kd_loss_weight_scheduler(steps / total)
         if self.d_config.hard_label_weight_scheduler is not None:

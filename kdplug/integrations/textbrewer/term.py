@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +14,23 @@ from kdplug.host.seed_map import KdLoss, SeedCallable
 from kdplug.integrations.textbrewer.configurations import DistillationConfig
 from kdplug.integrations.textbrewer.log import tell
 from kdplug.integrations.textbrewer.selection import select_labels, select_logits_with_mask, spread
+from kdplug.objective.draw import Draws
 from kdplug.objective.probability_shift import shift
 
-Progress = Mapping[str, float]
-"""``progress``, ``step`` and ``total_steps``, for losses that ask for them."""
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the run is, and the seeds of its current step, for losses that ask for them."""
+
+    progress: float = 0.0
+    step: int = 0
+    total_steps: float = 0
+    draws: Draws = field(default_factory=Draws)
+
+    def inputs(self) -> dict[str, float]:
+        """By name, with the seed of the next draw."""
+        found = {"progress": self.progress, "step": self.step, "total_steps": self.total_steps}
+        return {**found, "draw_seed": self.draws.next()}
 
 
 def weighted(total: Any, term: Any, weight: Any) -> Any:
@@ -63,7 +77,7 @@ def kd_loss(
         temperature: Any = config.temperature
         if config.temperature_scheduler is not None:
             temperature = config.temperature_scheduler(logits_S, target, temperature)
-        others = {"labels": label, **progress} if isinstance(loss, KdLoss) else {}
+        others = {"labels": label, **progress.inputs()} if isinstance(loss, KdLoss) else {}
         total = total + loss(logits_S, target, temperature, **others)
     return total
 

@@ -27,6 +27,7 @@ class Question:
     progress: float
     step: int
     total_steps: int
+    micro_batch: int
     report: LossReport | None = None
 
 
@@ -112,6 +113,7 @@ class Link:
             progress=question.progress,
             step=question.step,
             total_steps=question.total_steps,
+            micro_batch=question.micro_batch,
         )
         terms = question.report.terms.values()
         return outputs, question.report.total, *(part.total for term in terms for part in term.parts)

@@ -252,8 +252,8 @@ class DistillationTrainer(Trainer):
     def _train_on(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         window = self._window or self._new_window([inputs])
 
-        def forward(batch: Any, items: int | None, teacher: Any) -> tuple[Any, LossReport, Any]:
-            return self._forward(model, batch, items, teacher)
+        def forward(batch: Any, place: int, teacher: Any) -> tuple[Any, LossReport, Any]:
+            return self._forward(model, batch, window.items[place], teacher, place)
 
         outputs, report, normalization = window.next(model, inputs, forward, self._prepare_inputs)
         self._counts_are_data = window.counts_are_data
@@ -262,9 +262,9 @@ class DistillationTrainer(Trainer):
         return window.loss(report, normalization) * len(window), outputs
 
     def _forward(
-        self, model: nn.Module, batch: dict[str, Any], items: int | None, teacher: Any = None
+        self, model: nn.Module, batch: dict[str, Any], items: int | None, teacher: Any = None, place: int = 0
     ) -> tuple[Any, LossReport, Any]:
-        """The student's outputs, its loss, and what the teachers gave."""
+        """The student's outputs, its loss, and what the teachers gave. ``place`` is that of the micro-batch in its step."""
         if teacher is None:
             teacher = self._teaching.ask(batch, self.accelerator.autocast)
         own = self._own_loss.of(self._student, batch, items) if self.objective.hard_label_loss is not None else None
@@ -275,7 +275,8 @@ class DistillationTrainer(Trainer):
 
         total = max(self.state.max_steps, 0)
         step = min(self.state.global_step, total)
-        question = Question(read, teacher, step / total if total else 0.0, step, total)
+        micro_batch = place * self.accelerator.num_processes + self.accelerator.process_index
+        question = Question(read, teacher, step / total if total else 0.0, step, total, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, question)
         if self._adaptor is None or own is not None:

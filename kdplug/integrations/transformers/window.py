@@ -20,9 +20,12 @@ IGNORED = -100
 
 
 class Forward(Protocol):
-    """``forward(batch, items, teacher)``: the student's outputs, the loss, and the teachers' outputs, asked for if ``None``."""
+    """``forward(batch, place, teacher)``: the student's outputs, the loss, and the teachers' outputs, computed if ``None``.
 
-    def __call__(self, batch: Any, items: int | None, teacher: Any) -> tuple[Any, LossReport, Any]: ...
+    ``place`` is that of the micro-batch in its step.
+    """
+
+    def __call__(self, batch: Any, place: int, teacher: Any) -> tuple[Any, LossReport, Any]: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -57,14 +60,14 @@ class Window:
         """
         place, self._place = self._place, self._place + 1
         if self.over == "micro_batch":
-            outputs, report, _ = forward(batch, self.items[place], None)
+            outputs, report, _ = forward(batch, place, None)
             return outputs, report, None
         if place == 0 and len(self) > 1:
             found = self._by_shape(model, batch, forward)
             if found is not None:
                 return found
             self._count(model, forward, prepare)
-        outputs, report, _ = forward(batch, self.items[place], self._teachers.pop(place, None))
+        outputs, report, _ = forward(batch, place, self._teachers.pop(place, None))
         if self._normalization is None:
             self._normalization = Normalization.pooled([counts_of(report)], self.accelerator)
         elif self._counts is not None and counts_of(report) != self._counts:
@@ -89,7 +92,7 @@ class Window:
         if self.counts_are_data or not alone or len({*self.items}) > 1 or not same_shapes(self.batches):
             return None
         before = Volatile(model)
-        outputs, report, teacher = forward(batch, self.items[0], None)
+        outputs, report, teacher = forward(batch, 0, None)
         counts = counts_of(report)
         if are_numbers(counts):
             self._counts, self._normalization = counts, Normalization.uniform(counts, len(self))
@@ -104,7 +107,7 @@ class Window:
         with kept(model), torch.no_grad():
             for place, batch in enumerate(self.batches):
                 teacher = self._teachers.get(place)
-                _, report, self._teachers[place] = forward(prepare(batch), self.items[place], teacher)
+                _, report, self._teachers[place] = forward(prepare(batch), place, teacher)
                 counted.append(counts_of(report))
         self._normalization = Normalization.pooled(counted, self.accelerator)
 

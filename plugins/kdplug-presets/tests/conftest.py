@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from kdplug.testing import isolated_plugins  # noqa: F401  a fixture
 from kdplug_presets import block
 
 

@@ -11,8 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kdplug
 from kdplug import OutputsError, SettingError, ShapeError
 from kdplug_presets.teacher_combiner import entropy_gate, mean_logits, mean_probs, select, weighted
+from kdplug_presets.temperature_scheduler import cwsm, flsw
 
 INF = float("inf")
 LABELS = torch.tensor([0, 1, -100])
@@ -192,3 +194,29 @@ def test_what_cannot_be_meant_is_an_error() -> None:
         select(teachers)
     with pytest.raises(OutputsError, match="no teacher to combine"):
         mean_logits([])
+
+
+@pytest.mark.usefixtures("isolated_plugins")
+@pytest.mark.parametrize("scheduler", [["cwsm", 1.5], ["flsw", 1.0, 1.0]])
+def test_mean_probs_takes_the_mean_at_the_scheduled_temperature(scheduler: list[Any]) -> None:
+    """The loss is then that against the arithmetic mean of what the teachers say at the temperature of the loss."""
+    generator = torch.Generator().manual_seed(0)
+    student, one, two = (torch.randn(6, 5, generator=generator, dtype=torch.float64) * 3 for _ in range(3))
+    seen: list[torch.Tensor] = []
+
+    def loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+        seen.extend([teacher_logits, temperature.unsqueeze(-1)])
+        return (student_logits - teacher_logits).square().mean()
+
+    kdplug.losses.register("watching")(loss)
+    kdplug.teacher_combiners.register("mean_probs")(mean_probs)
+    for entry in (cwsm, flsw):
+        kdplug.temperature_schedulers.register(entry.__name__)(entry)
+    config = kdplug.DistillationConfig(
+        kd_loss_type="watching", temperature=2.0, temperature_scheduler=scheduler, teacher_combiner="mean_probs"
+    )
+    kdplug.Objective(config, teachers=2)(student, [{"logits": one}, {"logits": two}])
+    combined, warmth = seen
+    assert warmth.std() > 0.01
+    mean = ((one / warmth).softmax(-1) + (two / warmth).softmax(-1)) / 2
+    torch.testing.assert_close((combined / warmth).softmax(-1), mean, rtol=1e-9, atol=1e-12)

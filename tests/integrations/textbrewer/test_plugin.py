@@ -25,6 +25,10 @@ SOURCE = """
         seen.append((labels.tolist(), progress))
         return alpha * (student_logits - teacher_logits).square().mean()
 
+    def drawn(student_logits, teacher_logits, draw_seed):
+        seen.append(draw_seed)
+        return (student_logits - teacher_logits).square().mean()
+
     class Learned(nn.Module):
         def __init__(self, start: float = 1.0):
             super().__init__()
@@ -48,7 +52,11 @@ def plugin(fake_site: FakeSite) -> Iterator[Any]:
     fake_site.add(
         "kdplug-mine",
         files={"kdplug_mine.py": SOURCE},
-        losses={"labelled": "kdplug_mine:labelled", "learned": "kdplug_mine:Learned"},
+        losses={
+            "labelled": "kdplug_mine:labelled",
+            "learned": "kdplug_mine:Learned",
+            "drawn": "kdplug_mine:drawn",
+        },
         projections={"wide": "kdplug_mine:wide"},
         weight_schedulers={"half": "kdplug_mine:half"},
     )
@@ -97,3 +105,10 @@ def test_a_match_loss_with_parameters_is_trained_and_a_plugins_projection_too(pl
     assert len(optimizer.param_groups) == 3
     assert not any(map(torch.equal, before, (learned.scale, made.projs[0].weight)))
     assert made.match_names == ["unweighted_hidden_learned_1_1"]
+
+
+def test_a_loss_that_draws_gets_a_seed_of_its_own_in_each_batch(plugin: Any, tmp_path: Path) -> None:
+    made = distiller(tmp_path, "token", kd_loss_type="drawn")
+    train(made, steps=4)
+    assert len(set(plugin.seen)) == len(plugin.seen) == 4
+    assert textbrewer.KD_LOSS_MAP["drawn"](torch.ones(2, 3), torch.zeros(2, 3)) == 1

@@ -14,9 +14,9 @@ from kdplug_logits.sparse import read_student
 from kdplug_logits.tempering import times_squared
 
 
-def seed_of(seed: int, step: int) -> int:
-    """One seed for each pair of seed and step, so that two runs that differ in either draw differently."""
-    return (seed * 0x9E3779B97F4A7C15 + step) % 2**63
+def seed_of(seed: int, draw_seed: int) -> int:
+    """One seed for each pair, so that two runs that differ in either draw differently."""
+    return (seed * 0x9E3779B97F4A7C15 + draw_seed) % 2**63
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def sampled(
     teacher_logits: Tensor | None,
     temperature: Tensor | float = 1.0,
     teacher_sparse: SparseLogits | None = None,
-    step: int = 0,
+    draw_seed: int = 0,
     *,
     draws: Annotated[int, Field(ge=1, le=1 << 16)] = 50,
     sharpness: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
@@ -72,7 +72,8 @@ def sampled(
     Where the teacher is a cache of samples, these are its draws, with its weights: ``draws``, ``sharpness`` and ``seed`` are
     then not read, and the temperature has to be that of the cache.
 
-    The draws depend on ``seed`` and on the optimizer step, and on nothing else: the same for every micro-batch of a step.
+    The draws depend on ``seed`` and ``draw_seed`` alone. The objective gives each step, micro-batch, head, chunk and process its
+    own ``draw_seed``, and the same one after a resume.
 
     Settings: ``draws``, the classes that are drawn for each item; ``sharpness``, above 1 towards the likely classes and below 1
     towards the unlikely; ``seed`` of the draws; ``t2`` multiplies by the squared temperature.
@@ -86,6 +87,6 @@ def sampled(
     if teacher_sparse is not None:
         return _from_sample(student_logits, teacher_sparse, temperature, t2=t2)
     student, teacher, temperature = tempered("sampled", student_logits, teacher_logits, temperature)
-    ids, weights = draw(teacher.log_softmax(dim=-1), draws, sharpness, seed_of(seed, step))
+    ids, weights = draw(teacher.log_softmax(dim=-1), draws, sharpness, seed_of(seed, draw_seed))
     values = sampled_per_item(student.log_softmax(dim=-1), ids, weights)
     return LossSum((times_squared(values, temperature) if t2 else values).sum(), values.numel())
