@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from kdplug.cli.failure import told
+from kdplug.host.name import printable
 
 MAKE = "make"
 
@@ -65,7 +66,7 @@ def show(
 
         found = CacheReport.read(folder, checks=check)
         if as_json:
-            typer.echo(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False))
+            typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return
         out = console()
         for line in cache_lines(found):

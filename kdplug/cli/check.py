@@ -44,11 +44,13 @@ def _print(found: list[Finding]) -> None:
 
     from kdplug.cli.terminal import console
     from kdplug.host.active import active
+    from kdplug.host.name import printable
 
     out = console()
     for one in found:
-        head = Text.assemble((f"{one.level:<8}", _STYLES[one.level]), (one.dist, "bold"), f" [{one.check}] {one.what}")
-        for line in (head, Text(f"        in    {one.where}"), Text(f"        mend  {one.mend}")):
+        what, where, mend = map(printable, (one.what, one.where, one.mend))
+        head = Text.assemble((f"{one.level:<8}", _STYLES[one.level]), (one.dist, "bold"), f" [{one.check}] {what}")
+        for line in (head, Text(f"        in    {where}"), Text(f"        mend  {mend}")):
             out.print(line, soft_wrap=True)
         out.print()
     errors = sum(one.level == "error" for one in found)

@@ -12,6 +12,7 @@ import typer
 
 from kdplug.errors import KdplugError, RunError
 from kdplug.host.host import PluginWarning
+from kdplug.host.name import printable
 
 EXIT_CODE = 2
 _SIGNALLED = 128
@@ -58,4 +59,4 @@ def _say(word: str, message: str, style: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True).print(Text.assemble((f"{word}: ", style), message), soft_wrap=True)
+    Console(stderr=True).print(Text.assemble((f"{word}: ", style), printable(message)), soft_wrap=True)

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from kdplug.cli.failure import told
+from kdplug.host.name import printable
 
 EXIT_CODE = 1
 
@@ -35,7 +36,7 @@ def plan(
         with redirect_stdout(sys.stderr):  # what a task prints when it builds its models is no part of the plan
             found = plan_recipe(Recipe.from_file(recipe).with_overrides(changes or []))
         if as_json:
-            typer.echo(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False))
+            typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return
         out = console()
         for line in plan_lines(found):

@@ -70,6 +70,7 @@ def _print_table(found: list[Row]) -> None:
     from rich.text import Text
 
     from kdplug.cli.terminal import console
+    from kdplug.host.name import printable
 
     out = console()
     if not found:
@@ -84,7 +85,7 @@ def _print_table(found: list[Row]) -> None:
     out.print(table)
     for row in found:
         if row.status == "broken" and row.kind != HOOKS:  # of hook plugins a warning told; an entry's error names it
-            out.print(Text.assemble(("broken: ", _COLOURS["broken"]), row.error or ""), soft_wrap=True)
+            out.print(Text.assemble(("broken: ", _COLOURS["broken"]), printable(row.error or "")), soft_wrap=True)
     blocked = {row.package: row.error for row in found if row.status == "blocked"}
     for package, reason in blocked.items():
         out.print(f"{package} is left out by {reason}", markup=False, highlight=False, soft_wrap=True)

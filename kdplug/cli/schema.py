@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from kdplug.cli.failure import told
+from kdplug.host.name import printable
 
 
 class Part(StrEnum):
@@ -40,4 +41,4 @@ def schema(
             found = schema_of(kind.value, no_entry if names else every_entry)
         for error in found.errors:
             active().notice(f"the schema has no settings for it: {error}")
-    typer.echo(json.dumps(found.data, indent=2, ensure_ascii=False, allow_nan=False))
+    typer.echo(printable(json.dumps(found.data, indent=2, ensure_ascii=False, allow_nan=False)))

@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 from rich.text import Text
 
+from kdplug.host.name import printable
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -34,7 +36,8 @@ def setting_table(model: type[BaseModel], heading: str = "setting") -> Table:
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
         cells = (field.alias or name, type_name(field.annotation), default, _bounds(field.metadata))
-        table.add_row(*map(Text, (*cells, *[field.description or "" for _ in meanings])))
+        texts = (*cells, *[field.description or "" for _ in meanings])
+        table.add_row(*(Text(printable(text)) for text in texts))
     return table
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from kdplug.cli.setting_table import groups_of, setting_table
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
+from kdplug.host.finding import place_of
 from kdplug.host.kind import Kind
+from kdplug.host.name import printable
+from kdplug.host.plugin_code import run_plugin_code
 from kdplug.host.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:
@@ -65,13 +67,16 @@ def _missing(name: str, registries: list[Registry], errors: list[EntryError]) ->
 
 def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     target = entry.load()
+    about = run_plugin_code(
+        lambda: (inspect.getdoc(target), place_of(target)), f"describing {entry.qualified!r}", entry.dist, "import"
+    )
+    doc, place = about.value or (None, None)
     console.print(Text.assemble((entry.qualified, "bold"), f"   {entry.kind.noun} · {entry.owner} · {status}"))
-    doc = inspect.getdoc(target)
     console.print()
-    console.print(Text(doc or "It has no documentation."))
+    console.print(Text(printable(doc or "It has no documentation.")))
     console.print()
     console.print(Text.assemble(("inputs    ", "bold"), ", ".join(entry.inputs) or "none"), soft_wrap=True)
-    console.print(Text.assemble(("defined   ", "bold"), _place(target) or "in no source file"), soft_wrap=True)
+    console.print(Text.assemble(("defined   ", "bold"), place or "in no source file"), soft_wrap=True)
     fields = entry.settings.model_fields
     if not fields:
         console.print(Text.assemble(("settings  ", "bold"), "none"))
@@ -80,14 +85,6 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     console.print(setting_table(entry.settings))
     for group in groups_of(entry.settings):
         console.print()
-        console.print(Text.assemble((group.__name__, "bold"), f"   {inspect.getdoc(group) or ''}".rstrip()))
+        console.print(Text.assemble((group.__name__, "bold"), f"   {printable(inspect.getdoc(group) or '')}".rstrip()))
         console.print()
         console.print(setting_table(group, "key"))
-
-
-def _place(target: Callable[..., Any]) -> str | None:
-    found: Any = inspect.unwrap(target)
-    try:
-        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
-    except (OSError, TypeError):
-        return None

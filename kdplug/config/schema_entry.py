@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,4 +165,5 @@ def _settings(entry: Entry, target: object) -> JsonSchema | None:
     properties = schema.setdefault("properties", {})
     for name, doc in setting_docs(target, properties).items():
         properties[name] = {"description": doc, **beside(properties[name])}
+    json.dumps(schema, allow_nan=False)  # what is no JSON costs this entry, not the schema of all of them
     return schema

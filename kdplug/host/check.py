@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from kdplug.errors import PluginError, did_you_mean
 from kdplug.host.active import active, isolated
+from kdplug.host.entry import Entry
 from kdplug.host.entry_check import check_entry, check_hooks, side_effects
 from kdplug.host.finding import Finding
 from kdplug.host.install_check import check_installations
@@ -17,6 +18,7 @@ from kdplug.host.installation import Installation, about_plugins, installations
 from kdplug.host.metadata import Distribution
 from kdplug.host.name import fold_distribution
 from kdplug.host.name_check import check_left_out, check_names, check_switch
+from kdplug.host.plugin_code import described, run_plugin_code
 
 
 def check_plugins(only: str | None = None) -> list[Finding]:
@@ -55,8 +57,17 @@ def _check_dist(dist: Distribution) -> Iterator[Finding]:
         yield from check_hooks(host)
         offered = [entry for names in host.entries.values() for peers in names.values() for entry in peers]
         for entry in sorted((e for e in offered if e.origin != "local"), key=lambda e: (e.kind.plural, e.name)):
-            yield from check_entry(entry)
+            yield from _check_apart(entry)
         yield from side_effects(host)
+
+
+def _check_apart(entry: Entry) -> list[Finding]:
+    """The findings of one entry, whatever its code raises: reading a docstring or a source file runs it too."""
+    done = run_plugin_code(lambda: list(check_entry(entry)), f"checking {entry.qualified!r}", entry.dist, "import")
+    if done.error is None:
+        return done.value or []
+    what, where = f"{entry.name} cannot be checked: {described(done.error)}", str(entry.target)
+    return [Finding(entry.dist, "broken", "error", what, where, f"see  kdplug plugins show {entry.qualified}")]
 
 
 def _offers_nothing(only: str, traces: list[Installation]) -> Finding:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.markers import UndefinedEnvironmentName
+from packaging.requirements import Requirement
 
 from kdplug.contracts.version import VERSION
 
@@ -23,8 +24,9 @@ def unmet(requirements: Iterable[str], version: str = VERSION) -> str | None:
 def _unmet(line: str, version: str) -> str | None:
     try:
         wanted = Requirement(line)
-    except InvalidRequirement:
+        asks = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+    except (ValueError, UndefinedEnvironmentName):  # the line, or a comparison in its marker, means nothing
         return None
-    if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+    if not asks:
         return None
     return None if wanted.specifier.contains(version, prereleases=True) else f"kdplug{wanted.specifier}"

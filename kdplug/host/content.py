@@ -15,15 +15,20 @@ _ENTRY_POINTS = "entry_points.txt"
 
 
 def content_hash(dist: Distribution) -> str | None:
-    """SHA-256 over the paths and hashes of a plugin's own files, ``None`` where it does not list them.
+    """SHA-256 over the paths and hashes of a plugin's own files, ``None`` where it does not list them or one is unreadable.
 
     ``RECORD`` lists them, beside traces of the installation that differ from machine to machine (who installed it, from
     which folder, compiled files, scripts): those are left out. An editable install lists none of its source, so the
     packages that its entry points name are read instead. Nothing is imported.
     """
     record = dist.record
-    if not record:
+    try:
+        return _hash(dist, record) if record else None
+    except (csv.Error, OSError, ValueError):
         return None
+
+
+def _hash(dist: Distribution, record: str) -> str:
     listed = dict(_listed(record))
     if dist.editable:
         listed = {path: digest for path, digest in listed.items() if path == _ENTRY_POINTS}

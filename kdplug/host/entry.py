@@ -106,7 +106,9 @@ class Entry:
 
     def _read(self, what: str, read: Callable[[], T]) -> T:
         """Call ``read``, which evaluates annotations and other code of the plugin."""
-        done = run_plugin_code(read, f"reading the {what} of {self.qualified!r} ({self._source()})", self.dist, "hook")
+        done = run_plugin_code(
+            read, f"reading the {what} of {self.qualified!r} ({self._source()})", self.dist, "import"
+        )
         if isinstance(done.error, (BrokenEntryError, SignatureError)):
             raise done.error
         if done.error is not None:
@@ -131,7 +133,7 @@ def _imported(target: str) -> Any:
     """The callable of ``target`` where its module is imported and reading it runs no code, else ``None``."""
     module, _, attribute = target.partition(":")
     found = sys.modules.get(module)
-    if type(found) is not ModuleType or getattr(found.__spec__, "_initializing", False):
+    if type(found) is not ModuleType or getattr(vars(found).get("__spec__"), "_initializing", False):
         return None
     value = vars(found).get(attribute)
     return value if callable(value) else None

@@ -6,6 +6,7 @@ import inspect
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +31,12 @@ class Finding:
 
 def place_of(target: Callable[..., Any]) -> str | None:
     """File and line where a callable is defined, ``None`` where there is no source."""
-    found: Any = inspect.unwrap(target)
-    while hasattr(found, "func"):
-        found = found.func
     try:
+        found: Any = inspect.unwrap(target)
+        while isinstance(found, partial):
+            found = found.func
         return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
-    except (OSError, TypeError):
+    except (OSError, TypeError, ValueError):
         return None
 
 

@@ -17,12 +17,12 @@ from kdplug.errors import PluginError
 from kdplug.host import hookspec
 from kdplug.host.compatibility import unmet
 from kdplug.host.entry import LOCAL, Entry
-from kdplug.host.implementation import check_arguments, odd_hooks
+from kdplug.host.implementation import Implementations, check_arguments, odd_hooks
 from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
 from kdplug.host.metadata import Distribution
 from kdplug.host.name import fold, fold_distribution, is_entry_name
 from kdplug.host.plugin import DistributionPlugin
-from kdplug.host.plugin_code import described, is_first_process, run_plugin_code
+from kdplug.host.plugin_code import described, is_first_process, run_plugin_code, running_plugin
 from kdplug.host.switch import Switch
 
 
@@ -130,10 +130,11 @@ class Host:
             )
             return
         peers = self.entries[entry.kind.plural].setdefault(fold(entry.name), [])
-        twin = next((peer for peer in peers if peer.dist == entry.dist and peer.origin != "local"), None)
+        twins = [peer for peer in peers if peer.dist == entry.dist and peer.origin != "local"]
+        twin = next((peer for peer in twins if peer.site == entry.site), None)
         if twin is None:
             peers.append(entry)
-        elif twin.target != entry.target:
+        elif not _is_same(twin.target, entry.target):
             self.report(
                 f"{entry.owner} offers the {entry.kind.noun} {entry.name!r} twice: {twin.target} and {entry.target}. "
                 "The first one counts"
@@ -142,12 +143,20 @@ class Host:
     def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, site: str | None) -> Entry:
         """Register a callable of this process. One of the same name and site that was put before is replaced.
 
+        What code of a plugin registers belongs to the plugin, so importing one never changes what a name means.
+
         Raises: ``PluginError`` where ``name`` is no entry name or ``target`` cannot be called.
         """
         if not isinstance(name, str) or not is_entry_name(name):
             raise PluginError(f"{name!r} is no name for a {kind.noun}: use letters, digits, '_', '-' and '.'")
         if not callable(target):
             raise PluginError(f"{name!r}: a {kind.noun} must be callable, got {target!r}")
+        owner = running_plugin()
+        dist = next((dist for dist in self.dists if dist.name == owner), None)
+        if dist is not None:
+            entry = Entry(kind, name, dist.name, dist.version, target, "hook", positional=positional, site=site)
+            self._add(entry)
+            return entry
         self.take_out(kind, name, site)
         entry = Entry(kind, name, LOCAL, "", target, "local", positional=positional, site=site)
         self.entries[kind.plural].setdefault(fold(name), []).append(entry)
@@ -202,10 +211,12 @@ class Host:
     def _load_hook(self, plugin: HookPlugin) -> list[str]:
         """Import and register one hook plugin, all of it or nothing; what is odd about it."""
         found = _import(plugin.target)
+        if found is None:
+            raise TypeError(f"{plugin.target} is None and holds no hooks")
         check_arguments(found)
         odd = odd_hooks(plugin.qualified, found)
         try:
-            self.manager.register(found, name=plugin.qualified)
+            self.manager.register(Implementations(found), name=plugin.qualified)
             self._collect(found, plugin.dist, "hook")
         except BaseException:
             if self.manager.has_plugin(plugin.qualified):
@@ -243,6 +254,11 @@ class Host:
             raise PluginError(message)
         elif is_first_process():
             warnings.warn(message, PluginWarning, stacklevel=3)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two targets are the same, without asking a callable of a plugin to compare itself."""
+    return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
 
 
 def _editable(dist: Distribution) -> Callable[[], bool]:

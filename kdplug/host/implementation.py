@@ -11,6 +11,20 @@ from kdplug.host import hookspec
 
 _HOOKS = {name: spec for name, spec in vars(hookspec).items() if name.startswith(hookspec.PREFIX)}
 
+_LIFE_CYCLE = ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
+
+
+class Implementations:
+    """The hook implementations of a plugin, without the object that holds them.
+
+    pluggy compares plugins with ``==``, and a plugin whose ``__eq__`` returns true would keep out those after it.
+    """
+
+    def __init__(self, plugin: object) -> None:
+        for name, found, _ in _implemented(plugin):
+            if name.startswith(hookspec.PREFIX):
+                setattr(self, name, found)
+
 
 def check_arguments(plugin: object) -> None:
     """Raises: ``SignatureError`` where an implementation asks for what its hook does not give."""
@@ -38,6 +52,10 @@ def odd_hooks(owner: str, plugin: object) -> list[str]:
             odd.append(f"{owner} implements {name}, which is no hook.{did_you_mean(name, _HOOKS)}")
         elif marks.get("wrapper") or marks.get("hookwrapper"):
             odd.append(f"{owner} implements {name} as a wrapper, which is not called. Write a plain function")
+        elif name in _LIFE_CYCLE and (inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)):
+            odd.append(
+                f"{owner} implements {name} as a generator or coroutine, which never runs. Write a plain function"
+            )
     return odd
 
 

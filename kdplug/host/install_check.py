@@ -13,7 +13,7 @@ from kdplug.errors import did_you_mean
 from kdplug.host.finding import Finding
 from kdplug.host.installation import Installation
 from kdplug.host.kind import HOOK_GROUP, KINDS
-from kdplug.host.name import fold_distribution
+from kdplug.host.name import fold_distribution, is_distribution_name
 
 GROUPS = (*(kind.group for kind in KINDS.values()), HOOK_GROUP)
 """Every entry-point group that kdplug reads."""
@@ -40,8 +40,9 @@ def unreadable(one: Installation) -> Iterator[Finding]:
 
 def nameless(one: Installation) -> Iterator[Finding]:
     """``dist-info`` without a name: the folder of an installation that was cut short, or of a broken tool."""
-    if one.error is None and not one.name and one.entry_points:
-        what = f"its metadata names nobody, so none of its {len(one.entry_points)} entries is seen"
+    if one.error is None and not is_distribution_name(one.name) and one.entry_points:
+        says = f"gives it the name {one.name!r}, which no distribution may have" if one.name else "names nobody"
+        what = f"its metadata {says}, so none of its {len(one.entry_points)} entries is seen"
         yield Finding(one.dist, "nameless", "error", what, str(one.folder), _again(one))
 
 

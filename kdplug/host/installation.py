@@ -63,7 +63,7 @@ class Installation:
             if not found["dir_info"].get("editable", False):
                 return None
             return Path(url2pathname(urlsplit(found["url"]).path))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
 

@@ -2,13 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pluggy import HookImpl
 
 from kdplug.host.active import active
 from kdplug.host.plugin_code import described, run_plugin_code
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from kdplug.contracts.life_cycle import ReportView, RunView, TermView
+
+
+class _Run:
+    """A run as hooks see it (``contracts.life_cycle.RunView``): nothing in it can change the run."""
+
+    def __init__(self, run: RunView) -> None:
+        self.__run = run
+
+    @property
+    def step(self) -> int:
+        return self.__run.step
+
+    @property
+    def total_steps(self) -> int:
+        return self.__run.total_steps
+
+    @property
+    def progress(self) -> float:
+        return self.__run.progress
+
+    @property
+    def output_dir(self) -> Path:
+        return self.__run.output_dir
+
+    @property
+    def is_main(self) -> bool:
+        return self.__run.is_main
+
+
+class _Term:
+    """A term as hooks see it. Its tensor is a copy: the run still has to log the original."""
+
+    def __init__(self, term: TermView) -> None:
+        self.__term = term
+
+    @property
+    def value(self) -> Tensor:
+        return self.__term.value.detach().clone()
+
+    @property
+    def weight(self) -> float:
+        return self.__term.weight
+
+
+class _Report:
+    """The loss of a step as hooks see it, in copies."""
+
+    def __init__(self, report: ReportView) -> None:
+        self.__report = report
+
+    @property
+    def total(self) -> Tensor:
+        return self.__report.total.detach().clone()
+
+    @property
+    def terms(self) -> Mapping[str, TermView]:
+        return {name: _Term(term) for name, term in self.__report.terms.items()}
 
 
 class LifeCycle:
@@ -20,6 +85,7 @@ class LifeCycle:
     def __init__(self) -> None:
         self._host = active()
         self._host.load_hooks()
+        self._seen: tuple[RunView, _Run] | None = None
         self._silenced: set[str] = set()
         self._reported: set[tuple[str, str]] = set()
         hook = self._host.manager.hook
@@ -28,15 +94,21 @@ class LifeCycle:
             for name in ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
         }
 
-    def run_start(self, run: Any) -> None:
-        self._tell("kdplug_run_start", run=run)
+    def run_start(self, run: RunView) -> None:
+        self._tell("kdplug_run_start", run=self._view(run))
 
-    def step_end(self, run: Any, step: int, report: Any) -> None:
+    def step_end(self, run: RunView, step: int, report: ReportView) -> None:
         if self._calls["kdplug_step_end"]:  # most often nobody listens, and this is asked at each step
-            self._tell("kdplug_step_end", run=run, step=step, report=report)
+            self._tell("kdplug_step_end", run=self._view(run), step=step, report=_Report(report))
 
-    def run_end(self, run: Any, error: BaseException | None) -> None:
-        self._tell("kdplug_run_end", run=run, error=error)
+    def run_end(self, run: RunView, error: BaseException | None) -> None:
+        self._tell("kdplug_run_end", run=self._view(run), error=error)
+
+    def _view(self, run: RunView) -> _Run:
+        """The view of ``run``, one object from its start to its end: hooks keep what they gather by its ``id``."""
+        if self._seen is None or self._seen[0] is not run:
+            self._seen = (run, _Run(run))
+        return self._seen[1]
 
     def _tell(self, name: str, **values: Any) -> None:
         for implementation in self._calls[name]:

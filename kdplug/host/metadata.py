@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import importlib_metadata
 
 from kdplug.host.bounded_json import json_value
-from kdplug.host.name import fold_distribution
+from kdplug.host.name import fold_distribution, is_distribution_name, printable
 
 T = TypeVar("T")
 
@@ -48,26 +48,30 @@ class Distribution:
         return _place(self.version, self.files)
 
     def _text(self, name: str) -> str | None:
-        return self.files.read_text(name) if self.files is not None else None
+        """The text of a metadata file, ``None`` where there is none or it cannot be read."""
+        try:
+            return self.files.read_text(name) if self.files is not None else None
+        except (OSError, ValueError):
+            return None
 
-    @property
-    def direct_url(self) -> dict[str, Any]:
-        """PEP 610's record of where it was installed from; empty where there is none."""
+    def _origin(self, part: str) -> dict[str, Any]:
+        """A part of PEP 610's record of where it was installed from; empty where there is none."""
         text = self._text("direct_url.json")
         try:
-            found = json_value(text) if text else {}
-        except ValueError:
+            found = json_value(text)[part] if text else {}
+        except (ValueError, TypeError, LookupError):
             return {}
         return found if isinstance(found, dict) else {}
 
     @property
     def editable(self) -> bool:
-        return bool((self.direct_url.get("dir_info") or {}).get("editable", False))
+        return bool(self._origin("dir_info").get("editable", False))
 
     @property
     def commit(self) -> str | None:
         """The commit of a version-control checkout that it was installed from."""
-        return (self.direct_url.get("vcs_info") or {}).get("commit_id")
+        commit = self._origin("vcs_info").get("commit_id")
+        return commit if isinstance(commit, str) else None
 
     @property
     def record(self) -> str | None:
@@ -76,7 +80,7 @@ class Distribution:
 
 
 def _head(text: str | None) -> tuple[str, str, tuple[str, ...]] | None:
-    """Name, version and requirements on kdplug from a metadata file, ``None`` where it is empty or has no name."""
+    """Name, version and requirements on kdplug from a metadata file, ``None`` where it gives no name that may be one."""
     name = version = ""
     requires = []
     for line in (text or "").splitlines():
@@ -86,10 +90,10 @@ def _head(text: str | None) -> tuple[str, str, tuple[str, ...]] | None:
         if key == "Name":
             name = value.strip()
         elif key == "Version":
-            version = value.strip()
+            version = printable(value.strip())
         elif key == "Requires-Dist" and _ON_KDPLUG.match(value.strip()):
             requires.append(value.strip())
-    return (name, version, tuple(requires)) if name else None
+    return (name, version, tuple(requires)) if is_distribution_name(name) else None
 
 
 def _entry_points(text: str) -> Iterator[EntryPoint]:
@@ -100,7 +104,7 @@ def _entry_points(text: str) -> Iterator[EntryPoint]:
             group = line[1:-1].strip()
         elif group.startswith(_PREFIX) and "=" in line and not line.startswith(("#", ";")):
             name, _, value = line.partition("=")
-            yield EntryPoint(group, name.strip(), value.strip())
+            yield EntryPoint(group, printable(name.strip()), printable(value.strip()))
 
 
 def _read(found: importlib_metadata.Distribution) -> Distribution | None:

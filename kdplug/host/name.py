@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 _ENTRY = re.compile(r"[a-z0-9][a-z0-9_.-]*", re.IGNORECASE | re.ASCII)
+_DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _SEPARATORS = re.compile(r"[-_.]+")
 
 
 def is_entry_name(name: str) -> bool:
     """Whether ``name`` may name an entry."""
     return _ENTRY.fullmatch(name) is not None
+
+
+def is_distribution_name(name: str) -> bool:
+    """Whether an installer accepts ``name`` as that of a distribution."""
+    return _DISTRIBUTION.fullmatch(name) is not None
+
+
+def printable(text: str) -> str:
+    """``text``, which may be JSON, with escapes in place of control characters: these could make a terminal hide lines."""
+    return "".join(one if one.isprintable() or one in "\n\t" else json.dumps(one)[1:-1] for one in text)
 
 
 def fold(name: str) -> str:

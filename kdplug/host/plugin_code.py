@@ -8,11 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Generic, Literal, TypeVar
 
-from kdplug.host.process_state import PROCESS, Changes, Snapshot
+from kdplug.host.name import printable
+from kdplug.host.process_state import PROCESS, Changes, Functions, Snapshot
 from kdplug.host.torch_state import ARITHMETIC, MODULE_HOOKS, RANDOM, seeds
 
 T = TypeVar("T")
@@ -23,6 +25,8 @@ Report = Callable[[str, str, str], None]
 
 SLOW_SECONDS = 10.0
 """An import that takes longer is named while it runs."""
+
+_running: ContextVar[str | None] = ContextVar("running", default=None)
 
 _TABLES = {"import": (*ARITHMETIC, *MODULE_HOOKS, *PROCESS), "hook": ARITHMETIC, "build": ARITHMETIC}
 _SIGNALS = [
@@ -53,13 +57,17 @@ def run_plugin_code(
     it. Every other one is returned.
     """
     before, random, seeded = Snapshot(_TABLES[scope]), Snapshot(RANDOM), seeds()
-    changes, done = Changes(), Outcome[T]()
+    functions = Functions() if scope == "import" else None
+    changes, done, outer = Changes(), Outcome[T](), _running.set(dist)
     with _signals(changes, restores=scope == "import") as from_signals, _named_when_slow(doing, dist, scope):
         try:
             done.value = call()
         except BaseException as error:  # a plugin may raise anything, which costs no more than the plugin
             done.error = error
+    _running.reset(outer)
     before.restore(changes)
+    if functions is not None:
+        changes.left += functions.replaced()
     if scope != "build" or seeds() != seeded:
         random.restore(changes, reports_draws=scope != "import")
     if from_signals:
@@ -68,13 +76,18 @@ def run_plugin_code(
     return done
 
 
+def running_plugin() -> str | None:
+    """The distribution whose code runs now, ``None`` where it is nobody's."""
+    return _running.get()
+
+
 def described(error: BaseException) -> str:
     """The type and the text of an error, whose text a plugin computes."""
     try:
         text = str(error)
-    except Exception:
+    except (Exception, SystemExit, GeneratorExit):
         text = "its text cannot be read"
-    return f"{type(error).__name__}: {text}"
+    return printable(f"{type(error).__name__}: {text}")
 
 
 def is_first_process() -> bool:

@@ -123,6 +123,44 @@ class Snapshot:
                     yield part, sys.modules[name], part.fresh
 
 
+class Functions:
+    """The functions and classes of torch and kdplug that a run may call.
+
+    What replaces one is reported and stays, since the plugin may rely on it. ``torch.compile`` and ``torch.manual_seed`` are
+    left out: other libraries and torch itself wrap them, and neither computes a value.
+    """
+
+    def __init__(self) -> None:
+        self._before = [(path, owner, dict(vars(owner))) for path, owner in _owners()]
+
+    def replaced(self) -> list[str]:
+        """The paths of those that are another object now."""
+        return [
+            f"{path}.{name}"
+            for path, owner, before in self._before
+            for name, function in before.items()
+            if callable(function) and vars(owner).get(name) is not function and f"{path}.{name}" not in _WRAPPED
+        ]
+
+
+_WRAPPED = ("torch.compile", "torch.manual_seed")
+
+
+def _owners() -> Iterator[tuple[str, Any]]:
+    for path in ("torch", "torch.nn.functional"):
+        if path in sys.modules:
+            yield path, sys.modules[path]
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        yield from (("torch.Tensor", torch.Tensor), ("torch.nn.Module", torch.nn.Module))
+    for path, module in list(sys.modules.items()):
+        if path.partition(".")[0] == "kdplug" and module is not None:
+            yield path, module
+            for name, found in list(vars(module).items()):
+                if isinstance(found, type) and found.__module__ == path:
+                    yield f"{path}.{name}", found
+
+
 def _environment(module: Any) -> dict[str, str]:
     """The variables that decide devices, processes, arithmetic and plugins. Others are a library's own business."""
     return {
@@ -187,6 +225,12 @@ PROCESS: tuple[Table, ...] = (
                 lambda sys: sys.getrecursionlimit(),
                 lambda sys, limit: sys.setrecursionlimit(limit),
                 same=operator.le,
+            ),
+            Part(
+                "sys.excepthook",
+                lambda sys: sys.excepthook,
+                lambda sys, old: setattr(sys, "excepthook", old),
+                same=operator.is_,
             ),
             Part("the front of sys.path", lambda sys: list(sys.path), same=_is_first),
         ),

@@ -48,7 +48,7 @@ def numpy_state() -> bytes:
 ARITHMETIC = {
     "grad": Effect("torch.set_grad_enabled(False)", torch.is_grad_enabled, "torch's grad mode"),
     "inference": Effect(
-        "torch.kept = torch.inference_mode(); torch.kept.__enter__()", torch.is_inference_mode_enabled, "torch's inference mode"
+        "globals()['kept'] = torch.inference_mode(); kept.__enter__()", torch.is_inference_mode_enabled, "torch's inference mode"
     ),
     "dtype": Effect("torch.set_default_dtype(torch.float64)", torch.get_default_dtype, "torch's default dtype"),
     "device": Effect("torch.set_default_device('meta')", lambda: torch.empty(0).device, "torch's default device"),
@@ -123,6 +123,7 @@ PROCESS = {
         multiprocessing.get_start_method,
         "the start method of multiprocessing",
     ),
+    "errors": Effect("sys.excepthook = lambda *_: None", lambda: sys.excepthook, "sys.excepthook"),
     "Ctrl-C": Effect(
         "signal.signal(signal.SIGINT, signal.SIG_IGN)", lambda: signal.getsignal(signal.SIGINT), "signal handlers"
     ),
@@ -182,8 +183,8 @@ def end_step(site: FakeSite, code: str) -> None:
     install(site, f"def kdplug_step_end():\n    {code}\n", plugins={"hooks": "kdplug_noisy"})
     with site.host():
         life_cycle = LifeCycle()
-        life_cycle.step_end("run", 1, "report")
-        life_cycle.step_end("run", 2, "report")
+        for step in (1, 2):
+            life_cycle.step_end("run", step, "report")
 
 
 def build(site: FakeSite, code: str) -> None:
@@ -231,12 +232,16 @@ def test_what_an_import_draws_is_restored_in_silence(fake_site: FakeSite, effect
 
 
 @ATTACK
-@pytest.mark.parametrize("door", [read_settings, start_run, end_step])
+@pytest.mark.parametrize("door", [start_run, end_step])
 @pytest.mark.parametrize("effect", IN_A_RUN.values(), ids=IN_A_RUN)
-def test_what_a_hook_or_an_annotation_changes_is_restored_and_named(
-    fake_site: FakeSite, effect: Effect, door: Any
-) -> None:
+def test_what_a_hook_of_a_run_changes_is_restored_and_named(fake_site: FakeSite, effect: Effect, door: Any) -> None:
     restores(fake_site, effect, door)
+
+
+@ATTACK
+@pytest.mark.parametrize("effect", AT_IMPORT.values(), ids=AT_IMPORT)
+def test_what_an_annotation_changes_is_restored_and_named(fake_site: FakeSite, effect: Effect) -> None:
+    restores(fake_site, effect, read_settings)
 
 
 @ATTACK
@@ -370,3 +375,13 @@ def test_every_command_that_imports_plugins_leaves_the_process_as_it_was(fake_si
     said = done.output if command == "check" else done.stderr
     assert "importing 'kdplug-noisy:noisy'" in said
     assert "torch's grad mode" in said
+
+
+@ATTACK
+def test_a_plugin_that_only_seeds_cuda_seeds_nothing(fake_site: FakeSite) -> None:
+    """Without CUDA the seed waits until CUDA starts, and would seed the run then."""
+    torch.manual_seed(7)
+    before = dict(vars(torch.cuda._lazy_seed_tracker))
+    load_hooks(fake_site, "torch.cuda.manual_seed_all(0); torch.cuda.manual_seed(0)")
+    assert vars(torch.cuda._lazy_seed_tracker) == before
+    assert before["call_order"]
