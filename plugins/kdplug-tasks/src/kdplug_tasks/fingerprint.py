@@ -33,8 +33,8 @@ def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[st
     teacher that is fitted first also what it is fitted on, ``labelled``.
 
     Of a teacher in a folder the name, the size and a checksum of both ends of each of its files count, so that one that was
-    trained further is another one; of one with a name on a hub, the name. Where the student has a tokenizer of its own, it decides
-    at which tokens the teacher is asked.
+    trained further is another one; of one with a name on a hub, the name. Of a language task also what documents begin and end with.
+    Where the student has a tokenizer of its own, it decides at which tokens the teacher is asked.
     """
     teacher = family.teacher.model_dump(mode="json")
     found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
@@ -42,8 +42,11 @@ def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[st
         found["classes"] = {str(place): name for place, name in names.items()}
     if family.teacher.train:
         found["fitted_on"] = _data(labelled)
-    if isinstance(problem, Spanning) and problem.spans_vocabularies:
-        found["alignment"] = {"student_tokenizer": _tokenizer(problem.processor_of("student").tokenizer)}
+    if isinstance(problem, Spanning):
+        found["frame"] = problem.frame_of("teacher")._asdict()
+        if problem.spans_vocabularies:
+            own = problem.processor_of("student").tokenizer
+            found["alignment"] = {"student_tokenizer": _tokenizer(own), "frame": problem.frame_of("student")._asdict()}
     if isinstance(problem, Processing) and isinstance(problem.processor, TextProcessor):
         found["tokenizer"] = _tokenizer(problem.processor.tokenizer)
     if isinstance(problem, Processing) and isinstance(problem.processor, ImageProcessor):

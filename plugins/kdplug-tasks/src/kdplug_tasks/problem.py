@@ -15,6 +15,7 @@ from kdplug_tasks.example import Sized
 
 if TYPE_CHECKING:
     from kdplug_tasks.models.family import Family, Side
+    from kdplug_tasks.text.frame import Frame
     from kdplug_tasks.text.processor import TextProcessor
 
 Adapt = Callable[[Batch, Any], dict[str, Any]]
@@ -106,6 +107,10 @@ class Spanning(Protocol):
 
     def processor_of(self, side: Side) -> TextProcessor:
         """What makes inputs of a row for one side."""
+        ...
+
+    def frame_of(self, side: Side) -> Frame:
+        """What documents of one side begin and end with."""
         ...
 
     def adaptor(self, side: Side) -> Adapt:

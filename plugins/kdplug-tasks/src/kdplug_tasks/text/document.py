@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -18,21 +18,22 @@ class Tokens(NamedTuple):
         return any(self.counts[1:])
 
 
-def packed(documents: Iterable[Tokens], length: int) -> list[Tokens]:
-    """All documents one after the other, cut into blocks of ``length``; the last block may be shorter.
+def packed(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ()) -> list[Tokens]:
+    """All documents one after the other, cut into blocks of at most ``length``.
 
-    A block may hold the end of a document and the beginning of the next, and attention reaches from one into the other.
+    A block may hold the end of a document and the beginning of the next, and attention reaches from one into the other. Each block
+    begins with ``begin``, as each document does.
     """
     whole = Tokens([], [])
     for document in documents:
         whole.ids.extend(document.ids)
         whole.counts.extend(document.counts)
-    return list(_cut(whole, length))
+    return list(_cut(whole, length, list(begin)))
 
 
-def divided(documents: Iterable[Tokens], length: int) -> list[Tokens]:
-    """Each document on its own, cut into pieces of at most ``length``."""
-    return [piece for document in documents for piece in _cut(document, length)]
+def divided(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ()) -> list[Tokens]:
+    """Each document on its own, cut into pieces of at most ``length``, each of which begins with ``begin``."""
+    return [piece for document in documents for piece in _cut(document, length, list(begin))]
 
 
 def shortened(documents: Iterable[Tokens], length: int) -> list[Tokens]:
@@ -41,8 +42,25 @@ def shortened(documents: Iterable[Tokens], length: int) -> list[Tokens]:
     return [document for document in found if document.is_something]
 
 
-def _cut(document: Tokens, length: int) -> Iterator[Tokens]:
-    for start in range(0, len(document.ids), length):
-        piece = Tokens(document.ids[start : start + length], document.counts[start : start + length])
+def is_begin(ids: Sequence[int], counts: Sequence[bool], place: int, begin: Sequence[int]) -> bool:
+    """Whether a document begins at ``place``. Its begin does not count, unlike the same token in a text."""
+    end = place + len(begin)
+    return list(ids[place:end]) == list(begin) and not any(counts[place:end])
+
+
+def _cut(document: Tokens, length: int, begin: list[int]) -> Iterator[Tokens]:
+    """Pieces that all begin with ``begin``. A piece that goes on within a text does not count its first token: what came before
+    that is cut off.
+    """
+    start = 0
+    while start < len(document.ids):
+        goes_on = not is_begin(*document, start, begin)
+        end = start + length - len(begin) * goes_on
+        if end < len(document.ids):  # no piece ends with the begin of a document
+            before = (end - back for back in range(1, len(begin) + 1) if is_begin(*document, end - back, begin))
+            end = next((place for place in before if place > start), end)
+        ids, counts = document.ids[start:end], document.counts[start:end]
+        piece = Tokens([*begin, *ids], [False] * (len(begin) + 1) + counts[1:]) if goes_on else Tokens(ids, counts)
         if piece.is_something:
             yield piece
+        start = end

@@ -31,7 +31,7 @@ class GenerateSettings(Settings):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Sample from the likeliest tokens that together have this probability."""
     prompt_length: Count | None = None
-    """How many tokens of a text serve as its prompt, where rows have none."""
+    """How many tokens of a text serve as its prompt, where rows have none; those that it begins with (BOS) are among them."""
 
 
 class Sampler:
@@ -60,8 +60,9 @@ class Sampler:
         """Whether the next batch is to be written; each call draws once."""
         return bool(torch.rand(()) < self.settings.fraction)
 
-    def sample(self, batch: Batch, student: Any, tokenizer: Any) -> Batch:
-        """The prompts of ``batch`` with what ``student`` writes after each, up to its end token.
+    def sample(self, batch: Batch, student: Any, tokenizer: Any, end: list[int]) -> Batch:
+        """The prompts of ``batch`` with what ``student`` writes after each, up to the last token of ``end``, which documents end
+        with, or what else ends a text.
 
         Nobody wrote labels for that: all are ``-100``, and ``counts`` says which tokens the student wrote.
         """
@@ -70,7 +71,7 @@ class Sampler:
         rows = batch["input_ids"].tolist()
         prompts = [row[:start] for row, start in zip(rows, starts, strict=True)]
         ids, mask = (_on_the_right(prompts, longest, value) for value in (tokenizer.pad_token_id, None))
-        stops = _stops(student, tokenizer)
+        stops = _stops(student, tokenizer, end)
         with _generating(student, self._config(stops, tokenizer.pad_token_id, self._max_length - longest)):
             found = student.generate(ids.to(student.device), attention_mask=mask.to(student.device))
         written = [_ended(row, stops) for row in found[:, longest:].tolist()]
@@ -138,10 +139,10 @@ def _on_the_right(rows: list[list[int]], length: int, value: int | None) -> Tens
     return found
 
 
-def _stops(student: Any, tokenizer: Any) -> list[int]:
-    """What ends a text: the tokenizer's end, and what the model itself takes for one."""
+def _stops(student: Any, tokenizer: Any, end: list[int]) -> list[int]:
+    """What ends a text: what ends documents, the tokenizer's end, and what the model itself takes for one."""
     own = student.generation_config.eos_token_id
-    found = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    found = [*end[-1:], tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
     return list(dict.fromkeys(one for one in found if one is not None))
 
 

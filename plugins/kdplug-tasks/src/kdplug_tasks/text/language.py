@@ -19,6 +19,7 @@ from kdplug_tasks.models.direction import check_direction
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
+from kdplug_tasks.text.frame import Frame
 from kdplug_tasks.text.generation import Sampler
 from kdplug_tasks.text.next_token import mean_loss, shifted
 from kdplug_tasks.text.perplexity import Perplexity
@@ -71,6 +72,10 @@ class Language:
     def processor_of(self, side: Side) -> TextProcessor:
         """The tokenizer of one side, once ``settle`` was called."""
         return self.reader.processor if isinstance(self.reader, OneReader) else self.reader.processors[side]
+
+    def frame_of(self, side: Side) -> Frame:
+        """What documents of one side begin and end with, once ``settle`` was called."""
+        return self.reader.frame if isinstance(self.reader, OneReader) else self.reader.frames[side]
 
     @property
     def processor(self) -> TextProcessor:
@@ -174,7 +179,7 @@ class Language:
         """A batch that the student wrote, or ``batch`` itself, as chance has it."""
         if self.sampler is None or not self.sampler.is_due():
             return batch
-        return self.sampler.sample(batch, student, self.processor.tokenizer)
+        return self.sampler.sample(batch, student, self.processor.tokenizer, self.frame_of("student").end)
 
     def count(self, batch: Any) -> int:
         """The tokens, without padding; the bytes of text where the sides differ in tokens."""
@@ -207,7 +212,7 @@ class Language:
         )
         only = " Only the tokens of completions count." if self.form.has_prompts else ""
         sampling = "" if self.sampler is None else self.sampler.about(has_prompts=self.form.has_prompts)
-        return f"{form} of at most {self.form.max_length} tokens.{only}{self._about_vocabulary}{sampling}"
+        return f"{form} of at most {self.form.max_length} tokens.{only}{self._about_vocabulary}{sampling}{self.reader.sketch}"
 
     @property
     def _about_vocabulary(self) -> str:

@@ -11,19 +11,22 @@ from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Examples
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
+from kdplug_tasks.text.frame import departure, find_frame, sketch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """How texts become examples of at most ``max_length`` tokens: with ``has_prompts`` the tokens of completions alone count;
-    packed, they stand one after the other. ``needs_prompts`` says that an empty prompt is an error.
+    packed, they stand one after the other. ``needs_prompts`` says that an example has to begin with something;
+    ``add_bos_token``, whether documents have a begin, ``None`` that the tokenizer decides.
     """
 
     max_length: int
     has_prompts: bool
     is_packed: bool
     needs_prompts: bool = False
+    add_bos_token: bool | None = None
 
     def nothing_left(self, table: Table) -> Exception:
         """That the rows are too short, or prompts too long."""
@@ -66,17 +69,29 @@ class OneReader:
     def __init__(self, processor: TextProcessor, form: Form) -> None:
         self.processor = processor
         self.form = form
+        self.frame = find_frame(processor.tokenizer, form.add_bos_token, "tokenizer")
+        self.frame.check_room(form.max_length)
+        self._first: Tokens | None = None
+
+    @property
+    def sketch(self) -> str:
+        """The first document that was read."""
+        if self._first is None:
+            return ""
+        tokenizer = self.processor.tokenizer
+        return f" The first document is {sketch(tokenizer, *self._first)}.{departure(tokenizer, self.frame)}"
 
     def examples(self, table: Table) -> Examples:
         """Blocks of tokens, or documents."""
-        form = self.form
+        form, begin = self.form, self.frame.begin
         documents = self._prompted(table) if form.has_prompts else self._plain(table)
-        if form.is_packed:
-            found = packed(documents, form.max_length)
+        if form.has_prompts and not form.is_packed:
+            documents = found = shortened(documents, form.max_length)
         else:
-            found = (shortened if form.has_prompts else divided)(documents, form.max_length)
+            found = (packed if form.is_packed else divided)(documents, form.max_length, begin)
         if not found:
             raise form.nothing_left(table)
+        self._first = self._first or next((one for one in documents if one.is_something), None)
         return Examples(found)
 
     def collate(self, examples: list[Tokens]) -> Batch:
@@ -88,18 +103,19 @@ class OneReader:
         return int(batch["attention_mask"].sum())
 
     def _plain(self, table: Table) -> list[Tokens]:
+        begin, end = self.frame
         ids = self._ids(texts_of(table, "text"))
-        end = end_of(self.processor)
-        return [Tokens([*one, *end], [True] * (len(one) + len(end))) for one in ids]
+        return [Tokens([*begin, *one, *end], [False] * len(begin) + [True] * (len(one) + len(end))) for one in ids]
 
     def _prompted(self, table: Table) -> list[Tokens]:
         prompts, completions = (self._ids(texts_of(table, name)) for name in ("prompt", "completion"))
         found = []
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            if not prompt and self.form.needs_prompts:
+            start = [*self.frame.begin, *prompt]
+            if not start and self.form.needs_prompts:
                 raise table.error("the prompt is empty, so the student has nothing to go on from (generate)", row)
-            answer = [*completion, *end_of(self.processor)]
-            found.append(Tokens([*prompt, *answer], [False] * len(prompt) + [True] * len(answer)))
+            answer = [*completion, *self.frame.end]
+            found.append(Tokens([*start, *answer], [False] * len(start) + [True] * len(answer)))
         return found
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -118,9 +134,3 @@ def batch_of(examples: Sequence[Counting], processor: TextProcessor) -> Batch:
         "attention_mask": padded([[1] * len(one.ids) for one in examples], longest, 0),
     }
     return Batch(inputs, {"labels": padded(labels, longest, NO_LABEL)})
-
-
-def end_of(processor: TextProcessor) -> list[int]:
-    """What ends a text, as ids."""
-    end = processor.tokenizer.eos_token_id
-    return [] if end is None else [end]

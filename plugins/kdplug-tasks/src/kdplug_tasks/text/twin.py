@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from kdplug_tasks.text.alignment import Cut
+from kdplug_tasks.text.document import is_begin
+
+Begins: TypeAlias = tuple[list[int], list[int]]
+"""What documents of the student and of the teacher begin with."""
 
 
 class Half(NamedTuple):
@@ -23,6 +27,11 @@ class Half(NamedTuple):
     def part(self, start: int, end: int) -> Half:
         """The tokens from ``start`` to before ``end``."""
         return Half(self.ids[start:end], self.counts[start:end], self.sizes[start:end])
+
+    def going_on(self, begin: list[int]) -> Half:
+        """The same after ``begin``. Its first token does not count: what came before that is cut off."""
+        counts = [False] * len(begin) + [False] * bool(self.counts) + self.counts[1:]
+        return Half([*begin, *self.ids], counts, [0] * len(begin) + self.sizes)
 
 
 class Twin(NamedTuple):
@@ -68,6 +77,25 @@ class Twin(NamedTuple):
         inner = [(own - i, theirs - j) for own, theirs in self.cuts[first:last]]
         return Twin(self.student.part(i, k), self.teacher.part(j, m), inner)
 
+    def going_on(self, begins: Begins) -> Twin:
+        """The same after what each side's documents begin with."""
+        own, theirs = begins
+        cuts = [(i + len(own), j + len(theirs)) for i, j in self.cuts]
+        return Twin(self.student.going_on(own), self.teacher.going_on(theirs), cuts)
+
+    def is_begin(self, place: int, begins: Begins) -> bool:
+        """Whether what lies between cut ``place`` and the next one is all that a document begins with."""
+        return _steps(self.cuts[place - 1], self.cuts[place]) == tuple(map(len, begins)) and self.begins_at(
+            place, begins
+        )
+
+    def begins_at(self, place: int, begins: Begins) -> bool:
+        """Whether a document begins after cut ``place``, counted from 0, the beginning."""
+        own, theirs = (0, 0) if place == 0 else self.cuts[place - 1]
+        return is_begin(self.student.ids, self.student.counts, own, begins[0]) and is_begin(
+            self.teacher.ids, self.teacher.counts, theirs, begins[1]
+        )
+
 
 def joined(twins: Iterable[Twin]) -> Twin:
     """All texts one after the other."""
@@ -77,23 +105,33 @@ def joined(twins: Iterable[Twin]) -> Twin:
     return whole
 
 
-def pieces(twin: Twin, length: int) -> Iterator[Twin]:
-    """The text cut where both sides may be, into pieces of at most ``length`` tokens of either, each as long as can be.
+def pieces(twin: Twin, length: int, begins: Begins = ([], [])) -> Iterator[Twin]:
+    """The text cut where both sides may be, into pieces of at most ``length`` tokens of either, each as long as can be. Each begins
+    with ``begins``, as each document does.
 
     Raises: ``ValueError`` where the sides have nothing in common for longer than that.
     """
-    first, start, end = 0, (0, 0), (0, 0)
-    for place, cut in enumerate(twin.cuts):
-        if _longer(start, cut) > length:
-            if place > first:
-                yield twin.part(first, place)
-            first, start = place, end
-            if _longer(start, cut) > length:
-                raise ValueError(f"{_longer(start, cut)} tokens")
-        end = cut
-    if len(twin.cuts) > first:
-        yield twin.part(first, len(twin.cuts))
+    first, count = 0, len(twin.cuts)
+    while first < count:
+        goes_on = not twin.begins_at(first, begins)
+        room = length - len(begins[0]) * goes_on, length - len(begins[1]) * goes_on
+        start = (0, 0) if first == 0 else twin.cuts[first - 1]
+        last = first
+        while last < count and _fits(start, twin.cuts[last], room):
+            last += 1
+        if last == first:
+            raise ValueError(f"{max(_steps(start, twin.cuts[first]))} tokens")
+        if first + 1 < last < count and twin.is_begin(last - 1, begins):  # no piece ends with the begin of a document
+            last -= 1
+        piece = twin.part(first, last)
+        yield piece.going_on(begins) if goes_on else piece
+        first = last
 
 
-def _longer(start: Cut, end: Cut) -> int:
-    return max(end[0] - start[0], end[1] - start[1])
+def _fits(start: Cut, end: Cut, room: tuple[int, int]) -> bool:
+    own, theirs = _steps(start, end)
+    return own <= room[0] and theirs <= room[1]
+
+
+def _steps(start: Cut, end: Cut) -> tuple[int, int]:
+    return end[0] - start[0], end[1] - start[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -13,9 +13,10 @@ from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Examples
 from kdplug_tasks.models.family import Side
-from kdplug_tasks.text.alignment import cuts, sizes
+from kdplug_tasks.text.alignment import Cut, cuts, sizes
+from kdplug_tasks.text.frame import Frame, departure, find_frame, sketch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
-from kdplug_tasks.text.reader import Form, batch_of, end_of
+from kdplug_tasks.text.reader import Form, batch_of
 from kdplug_tasks.text.spelling import Spelled, Speller, flaw
 from kdplug_tasks.text.twin import Half, Twin, joined, pieces
 
@@ -44,9 +45,15 @@ class TwinReader:
             "student": Speller(student.tokenizer, "student_tokenizer"),
             "teacher": Speller(teacher.tokenizer, "tokenizer"),
         }
-        ends = {side: end_of(processor) for side, processor in self.processors.items()}
-        self._ends = _end(ends["student"]), _end(ends["teacher"]), [(1, 1)] if ends["student"] else []
-        with_end = [side for side in SIDES if ends[side]]
+        fields = {"student": "student_tokenizer", "teacher": "tokenizer"}
+        self.frames: dict[Side, Frame] = {
+            side: find_frame(self.processors[side].tokenizer, form.add_bos_token, fields[side]) for side in SIDES
+        }
+        for frame in self.frames.values():
+            frame.check_room(form.max_length)
+        self._begins = self.frames["student"].begin, self.frames["teacher"].begin
+        self._first: Twin | None = None
+        with_end = [side for side in SIDES if self.frames[side].end]
         if len(with_end) == 1:
             raise kdplug.ConfigError(
                 f"only the {with_end[0]}'s tokenizer has an end token, so texts would end for one side alone. Give the other "
@@ -54,16 +61,29 @@ class TwinReader:
                 field="student_tokenizer",
             )
 
+    @property
+    def sketch(self) -> str:
+        """The first document that was read, as tokens of each side."""
+        if self._first is None:
+            return ""
+        halves: dict[Side, Half] = {"student": self._first.student, "teacher": self._first.teacher}
+        shown = "".join(
+            f" For the {side} the first document is {sketch(self.processors[side].tokenizer, half.ids, half.counts)}."
+            for side, half in halves.items()
+        )
+        return shown + departure(self.processors["student"].tokenizer, self.frames["student"])
+
     def examples(self, table: Table) -> Examples:
         """Pieces of text that are whole for both sides: where one is cut, so is the other."""
         form = self.form
-        twins = self._twins(table)
-        if form.is_packed:
-            twins = [joined(twins)]
+        documents = self._twins(table)
         most = 1 if form.has_prompts and not form.is_packed else None
+        twins = [joined(documents)] if form.is_packed else documents
         found = [piece for row, twin in enumerate(twins) for piece in self._pieces(table, row, twin, most)]
         if not found:
             raise form.nothing_left(table)
+        if self._first is None:
+            self._first = next((one for one in (found if most else documents) if one.is_something), None)
         compared = sum(len(twin.compared) for twin in found)
         if not compared:
             raise table.error("the two tokenizers never end a token at the same character, so nothing can be compared")
@@ -104,7 +124,9 @@ class TwinReader:
 
     def _pieces(self, table: Table, row: int, twin: Twin, most: int | None) -> Iterator[Twin]:
         try:
-            yield from (piece for piece in islice(pieces(twin, self.form.max_length), most) if piece.is_something)
+            yield from (
+                piece for piece in islice(pieces(twin, self.form.max_length, self._begins), most) if piece.is_something
+            )
         except ValueError as error:
             raise table.error(
                 f"the two tokenizers have no end of a token in common within {error}, and examples have at most "
@@ -118,12 +140,19 @@ class TwinReader:
         found = []
         for parts in zip(*columns, strict=True):
             twin = Twin.empty()
+            twin.extend(*self._around("begin", counts=False))
             for name, part in zip(names, parts, strict=True):
                 own, theirs = part.as_halves(counts=name != "prompt")
                 twin.extend(own, theirs, part.cuts)
-            twin.extend(*self._ends)
+            twin.extend(*self._around("end", counts=True))
             found.append(twin)
         return found
+
+    def _around(self, which: Literal["begin", "end"], *, counts: bool) -> tuple[Half, Half, list[Cut]]:
+        """The special tokens of each side, and the cut after them where both have some."""
+        own, theirs = (getattr(self.frames[side], which) for side in SIDES)
+        cut = (len(own), len(theirs))
+        return _special(own, counts=counts), _special(theirs, counts=counts), [cut] if all(cut) else []
 
     def _aligned(self, table: Table, column: str) -> Iterator[_Aligned]:
         texts = texts_of(table, column)
@@ -153,8 +182,8 @@ class _Aligned(NamedTuple):
         return own, theirs
 
 
-def _end(ids: list[int]) -> Half:
-    return Half(ids, [True] * len(ids), [0] * len(ids))
+def _special(ids: list[int], *, counts: bool) -> Half:
+    return Half(ids, [counts] * len(ids), [0] * len(ids))
 
 
 def _marked(places: list[list[int]], length: int) -> Tensor:

@@ -1,0 +1,97 @@
+"""The special tokens around a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import kdplug
+
+_PROBES = ("a", "the end")
+_FIRST, _LAST = 5, 3
+
+
+class Frame(NamedTuple):
+    """The ids before a document, which are given and never predicted, and those after it, which are."""
+
+    begin: list[int]
+    end: list[int]
+
+    def check_room(self, max_length: int) -> None:
+        """Raises: ``ConfigError`` where the begin leaves no token to be predicted from another one."""
+        if max_length - len(self.begin) < 2:
+            raise kdplug.ConfigError(
+                f"is {max_length}, of which {len(self.begin)} are the tokens that each example begins with; at least 2 must be left",
+                field="max_length",
+            )
+
+
+def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
+    """What ``tokenizer`` itself puts around a text that it encodes with special tokens, and after it its end token where it puts
+    nothing there. ``add_bos_token`` says whether there is to be a begin, ``None`` that the tokenizer decides.
+
+    It is found by encoding: attributes such as ``add_bos_token`` do not say what a tokenizer does.
+
+    Raises: ``ConfigError``, whose field is ``field``, where the tokenizer puts special tokens inside of a text; where a begin is
+    asked for and it has none.
+    """
+    found = _added(tokenizer)
+    if found is None and add_bos_token is None:
+        raise kdplug.ConfigError(
+            "its tokenizer does not put special tokens around a text alone, so that it is not clear what a text begins with. Write "
+            "add_bos_token: true or false",
+            field=field,
+        )
+    begin, end = found or Frame([], [])
+    if add_bos_token is False:
+        begin = []
+    elif add_bos_token and not begin:
+        if tokenizer.bos_token_id is None:
+            raise kdplug.ConfigError("is true, and the tokenizer has no bos_token", field="add_bos_token")
+        begin = [tokenizer.bos_token_id]
+    if not end and tokenizer.eos_token_id is not None:
+        end = [tokenizer.eos_token_id]
+    return Frame(begin, end)
+
+
+def _added(tokenizer: Any) -> Frame | None:
+    """What all probes have around them, ``None`` where that is not one thing."""
+    frames: list[Frame] | None = None
+    for probe in _PROBES:
+        bare: list[int] = tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]
+        whole: list[int] = tokenizer(probe, verbose=False)["input_ids"]
+        size = len(bare)
+        places = [place for place in range(len(whole) - size + 1) if whole[place : place + size] == bare]
+        here = [Frame(whole[:place], whole[place + size :]) for place in places]
+        frames = here if frames is None else [one for one in frames if one in here]
+    return frames[0] if frames else None
+
+
+def departure(tokenizer: Any, frame: Frame) -> str:
+    """A sentence where documents do not begin as ``tokenizer`` itself begins a text, so that a saved student needs help with it."""
+    own = (_added(tokenizer) or Frame([], [])).begin
+    if own == frame.begin:
+        return ""
+    text = tokenizer.decode(own or frame.begin)
+    return (
+        f" The saved tokenizer {'puts' if own else 'does not put'} {text!r} before a text, unlike this task (add_bos_token): see to it "
+        "where the student is used."
+    )
+
+
+def sketch(tokenizer: Any, ids: Sequence[int], counts: Sequence[bool]) -> str:
+    """The first and last tokens of a document, and how many of them enter the loss; the others stand in parentheses.
+
+    The first token of all never does: it is predicted from nothing.
+    """
+    entering = [False, *counts[1:]]
+    words = [_written(tokenizer, token, enters=enters) for token, enters in zip(ids, entering, strict=True)]
+    shown = words if len(words) <= _FIRST + _LAST + 1 else [*words[:_FIRST], "…", *words[-_LAST:]]
+    return f"{' '.join(shown)}: {sum(entering):,} of {len(ids):,} tokens enter the loss, those in parentheses do not"
+
+
+def _written(tokenizer: Any, token: int, *, enters: bool) -> str:
+    text = tokenizer.decode([token])
+    if not text or "\ufffd" in text:  # nothing to see, or a part of a character
+        text = str(tokenizer.convert_ids_to_tokens(token))
+    return repr(text) if enters else f"({text!r})"
