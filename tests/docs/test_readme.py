@@ -56,7 +56,7 @@ def test_the_two_commands_stand_in_the_readme():
 
 
 def test_the_continuous_check_runs_the_readmes_test_command():
-    assert f"\nbash -c '{TEST_COMMAND}'\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert f" bash -c '{TEST_COMMAND}' ;;\n" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", tree())

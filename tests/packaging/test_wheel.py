@@ -10,6 +10,8 @@ from zipfile import ZipFile
 
 import pytest
 
+import kdplug
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "kdplug": (ROOT, ROOT / "kdplug"),
@@ -31,6 +33,19 @@ def built(project: Path, kind: str, out: Path) -> Path:
 def wheel(request, tmp_path_factory):
     project, package = PACKAGES[request.param]
     return package, ZipFile(built(project, "wheel", tmp_path_factory.mktemp("wheel")))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_sdist_builds_the_same_wheel_where_nothing_else_lies(name, tmp_path):
+    """The version is in a file of the checkout that an sdist of a plugin does not hold."""
+    project, package = PACKAGES[name]
+    with tarfile.open(built(project, "sdist", tmp_path / "sdist")) as archive:
+        archive.extractall(tmp_path / "alone", filter="data")
+    (alone,) = (tmp_path / "alone").iterdir()
+    assert not (alone / "../../kdplug").exists()
+    wheel = ZipFile(built(alone, "wheel", tmp_path / "wheel"))
+    assert Path(wheel.filename).name == f"{package.name}-{kdplug.__version__}-py3-none-any.whl"
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == source_files(package)
 
 
 def source_files(package: Path) -> set[str]:
@@ -65,7 +80,10 @@ def test_the_wheel_brings_the_text_of_its_license(wheel):
 
 def test_the_root_wheel_brings_the_command(tmp_path):
     archive = ZipFile(built(ROOT, "wheel", tmp_path))
-    assert "kdplug = kdplug.cli.app:main" in archive.read("kdplug-0.1.0.dist-info/entry_points.txt").decode()
+    assert (
+        "kdplug = kdplug.cli.app:main"
+        in archive.read(f"kdplug-{kdplug.__version__}.dist-info/entry_points.txt").decode()
+    )
 
 
 def test_the_root_sdist_holds_neither_plugins_nor_tests(tmp_path):
