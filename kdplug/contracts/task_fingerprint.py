@@ -18,3 +18,18 @@ class FingerprintedTask(Protocol):
         serves several students. It is asked for where no teacher is at hand: building one for it defeats the purpose.
         """
         ...
+
+
+@runtime_checkable
+class FingerprintedDataset(Protocol):
+    """A dataset that identifies its own examples, so that a run is not resumed over other data.
+
+    It is optional: without it the run reads examples by their place, as many as a second allows.
+    """
+
+    def fingerprint(self) -> Any:
+        """Plain data that changes whenever an example changes: digests of columns by name, say.
+
+        It has to be the same in every process and cheap next to a run. A mapping lets the error name the part that changed.
+        """
+        ...

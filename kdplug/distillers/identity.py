@@ -31,15 +31,24 @@ _BESIDE_THE_POINT = (
 
 def identity(training: TrainingConfig, distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
     """The configs, and the versions of kdplug, torch and each plugin that they name, as plain data."""
+    found = config_identity(distillation)
+    if training.teacher_cache_codec is not None:
+        package = cache_codecs.entry(training.teacher_cache_codec.name).dist
+        found["plugins"] = dict(sorted({**found["plugins"], package: installed_version(package)}.items()))
+    return {
+        **found,
+        "training": {key: value for key, value in training.to_dict().items() if key not in _BESIDE_THE_POINT},
+    }
+
+
+def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
+    """Distillation configs by task, and the versions of kdplug, torch and each plugin that they name, as plain data."""
     resolved = {task: config.resolved() for task, config in distillation.items()}
     entries = [entry for config in resolved.values() for entry in used_entries(config)]
     packages = {split_qualified(entry["name"])[0] for entry in entries}
-    if training.teacher_cache_codec is not None:
-        packages.add(cache_codecs.entry(training.teacher_cache_codec.name).dist)
     return {
         "kdplug": kdplug.__version__,
         "torch": installed_version("torch"),
         "plugins": {package: installed_version(package) for package in sorted(packages)},
         "distillation": {task: config.to_dict() for task, config in resolved.items()},
-        "training": {key: value for key, value in training.to_dict().items() if key not in _BESIDE_THE_POINT},
     }

@@ -78,8 +78,9 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     * ``batch_postprocessor`` maps each batch before it moves to the device.
     * ``evaluation`` says what the run looks at on the way, which checkpoint is the best and when to stop early.
     * ``resume="auto"`` goes on from the last checkpoint in ``output_dir``, to the same bits as a run that was not
-      interrupted, and starts where there is none; the folder of a checkpoint goes on from that one. A changed config, or
-      another version of a plugin that it names, is an error that lists what differs, unless ``resume_changed``.
+      interrupted, and starts where there is none; the folder of a checkpoint goes on from that one. Another config, plugin
+      version, teacher, dataset, adaptor or optimizer is an error that lists what differs, unless ``resume_changed``. A damaged
+      checkpoint is passed over with a warning.
       Between checkpoints, SIGTERM and SIGINT save and end the run.
 
     Raises: ``ConfigError`` for arguments that cannot be meant together; ``RunError`` where the run cannot start (an optimizer

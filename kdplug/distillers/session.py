@@ -21,9 +21,12 @@ from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_fill import fill
 from kdplug.engine.cache_session import Caches
 from kdplug.engine.cache_summary import CacheSummary
+from kdplug.engine.data_fingerprint import data_fingerprint, described
 from kdplug.engine.event import Events
+from kdplug.engine.identity import check_ranks, teacher_identity
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.process import process
 from kdplug.engine.request import Request
 from kdplug.engine.run import RunResult
 from kdplug.engine.teacher import Teacher, TeacherSide
@@ -72,8 +75,22 @@ class Session:
         postprocess: Callable[[Any], Any] | None,
         model_args: Mapping[str, Any],
     ) -> CacheSummary:
-        """Ask the teacher about every example and keep what it says, without training."""
+        """Ask the teacher about every example and keep what it says, without training.
+
+        Raises: ``RunError`` on every process where they do not have the same teacher, data and config.
+        """
         assert sides.teacher is not None
+        with process(
+            config.device, config.precision if "precision" in config.model_fields_set else None
+        ) as accelerator:
+            if accelerator.num_processes > 1:
+                own = {
+                    **identity(config, sides.configs),
+                    "data": data_fingerprint(dataloader),
+                    "teacher": teacher_identity(sides.teacher),
+                    "model_args": described(model_args),
+                }
+                check_ranks(own, accelerator.num_processes)
         return fill(
             sides.pair,
             sides.teacher,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import update_wrapper
 from typing import Any
 
 from torch import nn
@@ -41,6 +42,8 @@ def _with_losses(adaptor: Adaptor | None) -> Adaptor:
             )
         return found
 
+    if adaptor is not None:
+        update_wrapper(read, adaptor, (), ())  # a run is identified by the code of both
     return read
 
 

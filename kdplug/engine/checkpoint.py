@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import uuid
+import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +16,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from kdplug.engine.archive import read_archive, write_archive
+from kdplug.engine.checksum import check_file, damage, write_checksums
 from kdplug.errors import RunError
 
 STUDENT = "student.safetensors"
@@ -32,8 +37,8 @@ _FOLDER = re.compile(r"step-(\d+)")
 class Checkpoints:
     """The checkpoints of one run: ``output_dir/step-{n}/``, of which the last ``keep`` stay (``None``: all), and step ``spare``.
 
-    A folder appears complete or not at all: it is written under a temporary name, flushed to disk, then renamed. ``run`` tells
-    the checkpoints of this run from those that an earlier one left in the same folder.
+    A folder appears complete or not at all: it is written under a temporary name, with a checksum for each file, flushed to
+    disk, then renamed. ``run`` tells the checkpoints of this run from those that an earlier one left in the same folder.
     """
 
     output_dir: Path
@@ -72,8 +77,7 @@ class Checkpoints:
         return target / STUDENT
 
     def _publish(self, temporary: Path, target: Path) -> None:
-        for file in temporary.iterdir():
-            _flush(file)
+        write_checksums(temporary, sorted(temporary.iterdir()), _flush)
         _flush(temporary)
         _rename(temporary, target)
         _flush(self.output_dir)
@@ -94,7 +98,7 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
         for leftover in output_dir.glob(".step-*"):
             shutil.rmtree(leftover)
         temporary = output_dir / f"{_MARK}.tmp"
-        temporary.write_text(name, encoding="utf-8")
+        temporary.write_text(f"{name} {_checksum(name)}", encoding="utf-8")
         _flush(temporary)
         temporary.replace(output_dir / _MARK)
     return name
@@ -103,7 +107,9 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
 def steps(output_dir: Path) -> list[tuple[int, Path]]:
     """The checkpoints in ``output_dir``, oldest step first."""
     folders = output_dir.iterdir() if output_dir.is_dir() else ()
-    found = [(int(match[1]), folder) for folder in folders if (match := _FOLDER.fullmatch(folder.name))]
+    found = [
+        (int(match[1]), folder) for folder in folders if (match := _FOLDER.fullmatch(folder.name)) and folder.is_dir()
+    ]
     return sorted(found)
 
 
@@ -113,25 +119,100 @@ def step_of(folder: Path) -> int:
 
 
 def latest(output_dir: Path) -> Path | None:
-    """The last checkpoint of the last run in ``output_dir``, ``None`` where there is none to go on from."""
+    """The newest undamaged checkpoint of the last run in ``output_dir``, ``None`` where that run wrote none.
+
+    Warns of each newer checkpoint that is damaged.
+
+    Raises: ``RunError`` where all are damaged, or where the file that tells one run from another is damaged or missing.
+    """
+    name = _marked(output_dir)
+    broken: list[str] = []
+    for step, folder in reversed(steps(output_dir)) if name else ():
+        if not (found := damage(folder, [f"{_RUN}.json"], only=True)):
+            if _read_json(folder)["run"] != name:
+                continue
+            found = _damage(folder, step)
+        if not found:
+            if broken:
+                warnings.warn(f"damaged and not used: {'; '.join(broken)}. Resuming from {folder}", stacklevel=2)
+            return folder
+        broken.append(f"{folder} ({', '.join(found)})")
+    if broken:
+        raise RunError(
+            "every checkpoint to resume from is damaged:\n    "
+            + "\n    ".join(broken)
+            + "\nRestore one from a copy, or start again without resume"
+        )
+    return None
+
+
+def check_whole(folder: Path) -> None:
+    """Raises: ``RunError`` where ``folder`` is no checkpoint, or a damaged one; it names an undamaged one next to it."""
+    named = _FOLDER.fullmatch(folder.name)
+    if named is None and not (folder / STUDENT).is_file():
+        there = ", ".join(path.name for _, path in steps(folder)) or "none"
+        raise RunError(f"{folder} is no checkpoint that a run can go on from. Checkpoints in it: {there}")
+    if found := _damage(folder, int(named[1]) if named else None):
+        raise RunError(
+            f"{folder} is damaged: {', '.join(found)}. The newest undamaged checkpoint next to it: {_other(folder) or 'none'}"
+        )
+
+
+def _other(folder: Path) -> str:
+    """The name of the newest undamaged checkpoint next to ``folder``, empty where there is none."""
+    for step, path in reversed(steps(folder.parent)):
+        if path != folder and not _damage(path, step):
+            return path.name
+    return ""
+
+
+def _damage(folder: Path, step: int | None) -> list[str]:
+    """What is wrong with a checkpoint; ``step`` is the one in its name, if it has the name that it was written under."""
+    names = [
+        STUDENT,
+        _OBJECTIVE,
+        *(f"{name}.{ending}" for name in (_RUN, _process(0)) for ending in ("json", "safetensors")),
+    ]
+    found = damage(folder, names)
+    if not found and step is not None and (written := _read_json(folder)["step"]) != step:
+        return [f"it was written after step {written}"]
+    return found
+
+
+def _marked(output_dir: Path) -> str:
+    """The name of the last run in ``output_dir``, empty where there was none."""
     mark = output_dir / _MARK
     if not mark.is_file():
-        return None
-    name = mark.read_text(encoding="utf-8")
-    for _, folder in reversed(steps(output_dir)):
-        if (folder / f"{_RUN}.json").is_file() and read_archive(folder, _RUN)["run"] == name:
-            return folder
-    return None
+        if there := steps(output_dir):
+            raise RunError(
+                f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which says which run its checkpoints are of. "
+                f"Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
+            )
+        return ""
+    name, _, checksum = mark.read_text(encoding="utf-8", errors="replace").rpartition(" ")
+    if not name or checksum != _checksum(name):
+        raise RunError(
+            f"{mark}, which says which run the checkpoints next to it are of, is damaged. Name the checkpoint "
+            "(resume='…/step-N'), or start again without resume"
+        )
+    return name
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    """``run.json`` without its tensors. Its checksum has been compared."""
+    found: dict[str, Any] = json.loads((folder / f"{_RUN}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """What ``write`` was given as ``shared``, with ``step`` and ``run``.
 
-    Raises: ``RunError`` where there is no such checkpoint, or a damaged one.
+    Raises: ``RunError`` where it cannot be read.
     """
-    if not (folder / f"{_RUN}.json").is_file():
-        there = ", ".join(path.name for _, path in steps(folder)) or "none"
-        raise RunError(f"{folder} is no checkpoint that a run can go on from. Checkpoints in it: {there}")
     found: dict[str, Any] = read_archive(folder, _RUN)
     return found
 
@@ -150,17 +231,29 @@ def read_process(folder: Path, index: int) -> dict[str, Any]:
 def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
     """Put the weights of a checkpoint, its folder or its file, into ``student``.
 
-    Raises: ``RunError`` where they do not fit.
+    Raises: ``RunError`` where they do not fit, or where the file is not the one that was written.
     """
     file = Path(path)
-    _load(student, file / STUDENT if file.is_dir() else file, "student")
+    file = file / STUDENT if file.is_dir() else file
+    check_file(file)
+    _load(student, file, "student")
 
 
 def load_objective(objective: nn.Module, folder: Path) -> None:
     """Put what projections and losses had learned into ``objective``.
 
-    Raises: ``RunError`` where it does not fit.
+    Raises: ``RunError`` where it does not fit, or where the file is not the one that was written.
     """
+    check_file(folder / _OBJECTIVE)
+    _load(objective, folder / _OBJECTIVE, "objective")
+
+
+def load_both(student: nn.Module, objective: nn.Module, folder: Path) -> None:
+    """Put the weights of a checkpoint that is known to be undamaged into ``student`` and ``objective``.
+
+    Raises: ``RunError`` where they do not fit.
+    """
+    _load(student, folder / STUDENT, "student")
     _load(objective, folder / _OBJECTIVE, "objective")
 
 
@@ -182,6 +275,8 @@ def _load(module: nn.Module, file: Path, owner: str) -> None:
         load_model(module, str(file))
     except RuntimeError as error:
         raise RunError(f"{file} does not fit the {owner}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot read {file}: {error}") from error
 
 
 def _rename(temporary: Path, target: Path) -> None:

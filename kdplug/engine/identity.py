@@ -1,38 +1,240 @@
-"""What a run is, so that it is resumed as itself or not at all."""
+"""What a run is, so that it is resumed as itself or not at all, and is the same in each of its processes."""
 
 from __future__ import annotations
 
+import platform
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from kdplug.engine.absence import Absent
+from kdplug.engine.cache import TeacherCache
+from kdplug.engine.cache_digest import text_digest
+from kdplug.engine.cache_folder import CacheFolder
+from kdplug.engine.cache_session import Caches
+from kdplug.engine.data_fingerprint import (
+    CONTENT,
+    UNKNOWN,
+    code_fingerprint,
+    data_fingerprint,
+    described,
+    tensor_fingerprint,
+)
+from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.mixture import TaskAdaptor, TaskTeachers
+from kdplug.engine.optimizer import unwrap
+from kdplug.engine.pair import Pair
+from kdplug.engine.request import Request
 from kdplug.errors import RunError
+from kdplug.objective.objective import Objective
 
 _MISSING = object()
+_LINES = 20
+_WIDTH = 120
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+_DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{16}")
+
+FINGERPRINTS = ("data", "teacher", "teacher_cache", "student")
+"""The parts of an identity that are digests and shapes, of no interest to a tracker."""
 
 
-def differences(saved: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Each place where two trees of plain data differ, as ``path: saved -> now``."""
-    if isinstance(saved, Mapping) and isinstance(now, Mapping):
-        for key in [*saved, *(key for key in now if key not in saved)]:
-            inner = f"{path}.{key}" if path else str(key)
-            yield from differences(saved.get(key, _MISSING), now.get(key, _MISSING), inner)
-    elif isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        for place, (one, other) in enumerate(zip(saved, now, strict=True)):
+def run_identity(pair: Pair, teacher: Any, request: Request) -> dict[str, Any]:
+    """What ``request.identity`` holds, and fingerprints of all else that decides what a run learns; plain data.
+
+    Call it before anything is wrapped, sharded or put in the place of teacher and data.
+    """
+    return {
+        **request.identity,
+        "data": {
+            **data_fingerprint(request.dataloader),
+            "batch_postprocessor": code_fingerprint(request.batch_postprocessor),
+        },
+        **sides_identity(pair.student, pair.adaptor, pair.objective, teacher),
+        "model_args": described(request.model_args),
+        "optimizer": _optimizer(request, pair.objective),
+    }
+
+
+def sides_identity(student: nn.Module, adaptor: Any, objective: nn.Module, teacher: Any) -> dict[str, Any]:
+    """What is trained and what it learns from: the teachers whole, the student's shapes, and the code of adaptors and matches."""
+    return {
+        **({} if teacher is None else {"teacher": teacher_identity(teacher)}),
+        "student": {"adaptor": _adaptor(adaptor), "parameters": _structure(student)},
+        "custom_matches": _custom_matches(objective),
+    }
+
+
+def teacher_identity(side: Any) -> dict[str, Any]:
+    """Weights, architecture and adaptor of a teacher, or of each of several by key or task."""
+    if isinstance(side, (Ensemble, TaskTeachers)):
+        return {key: teacher_identity(one) for key, one in side.teachers.items()}
+    if isinstance(side, Absent):
+        return {"weights": UNKNOWN, "architecture": UNKNOWN, "adaptor": _adaptor(side.adaptor)}
+    return {**model_identity(side.model), "adaptor": _adaptor(side.adaptor)}
+
+
+def cache_identity(caches: Caches) -> dict[str, Any]:
+    """A digest of what each teacher cache in a folder was made from. It has to be filled, so that the folder says it."""
+    by_task = {"": caches} if isinstance(caches, TeacherCache) else dict(caches or {})
+    found = {}
+    for task, cache in by_task.items():
+        manifest = None if cache.path is None else CacheFolder(cache.path).manifest()
+        found[task] = UNKNOWN if manifest is None else text_digest(manifest["fingerprint"])
+    return {"teacher_cache": found} if found else {}
+
+
+def model_identity(model: nn.Module) -> dict[str, str]:
+    """Digests of the weights of a model and of how it is built."""
+    return {
+        "weights": tensor_fingerprint(model.state_dict(keep_vars=True).items()),
+        "architecture": text_digest([type(model).__qualname__, _ADDRESS.sub("", repr(model)), _shapes(model)]),
+    }
+
+
+def _structure(model: nn.Module) -> dict[str, str]:
+    """Dtype and shape of each parameter and buffer by name, and whether it is trained."""
+    frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
+    return {name: f"{shape} frozen" if name in frozen else shape for name, shape in _shapes(model).items()}
+
+
+def _shapes(model: nn.Module) -> dict[str, str]:
+    return {name: _shape(value) for name, value in (*model.named_parameters(), *model.named_buffers())}
+
+
+class Difference(NamedTuple):
+    """A place at which two identities differ, and what is there in each of them."""
+
+    path: str
+    first: Any
+    second: Any
+
+    @property
+    def is_digest(self) -> bool:
+        """Whether both values are digests, which tell a reader nothing. A version may look like one."""
+        is_version = self.path.partition(".")[0] in ("kdplug", "torch", "plugins")
+        return not is_version and all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (self.first, self.second))
+
+
+def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]:
+    """Each place where two trees of plain data differ. What is unknown in one of them is no difference."""
+    if UNKNOWN in (first, second):
+        return
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        if path.rpartition(".")[2] == CONTENT:
+            yield from _other_examples(first, second, path)
+            return
+        for key in [*first, *(key for key in second if key not in first)]:
+            inner = ".".join(filter(None, (path, str(key))))
+            yield from differences(first.get(key, _MISSING), second.get(key, _MISSING), inner)
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        for place, (one, other) in enumerate(zip(first, second, strict=True)):
             yield from differences(one, other, f"{path}.{place}")
-    elif saved != now:
-        yield f"{path}: {_shown(saved)} -> {_shown(now)}"
+    elif first != second:
+        yield Difference(path, first, second)
 
 
 def check_identity(saved: Any, now: Any, folder: object) -> None:
     """Raises: ``RunError`` that lists every difference between the run that wrote a checkpoint and this one."""
     found = list(differences(saved, now))
     if found:
+        parts = ", ".join(dict.fromkeys(one.path.partition(".")[0] for one in found))
+        lines = [
+            f"{one.path}: {'changed' if one.is_digest else f'{_shown(one.first)} -> {_shown(one.second)}'}"
+            for one in found
+        ]
         raise RunError(
-            f"{folder} was written by another run. What differs (checkpoint -> now):\n    "
-            + "\n    ".join(found)
+            f"{folder} was written by another run; changed since: {parts}. What differs (checkpoint -> now):\n    "
+            + "\n    ".join(_shortened(lines))
             + "\nUndo the change, or say that it is meant: resume_changed=True (--resume-changed)"
         )
 
 
+def check_ranks(identity: Mapping[str, Any], num_processes: int) -> None:
+    """Compare the identities of all processes, which all have to call this; one collective, none in a single process.
+
+    Raises: on every process the same ``RunError``, which names the rank, the field and both values.
+    """
+    if num_processes == 1:
+        return
+    every: list[Any] = [None] * num_processes
+    own = {"python": ".".join(platform.python_version_tuple()[:2]), **identity}
+    torch.distributed.all_gather_object(every, own)
+    lines = [
+        f"rank {rank}: {one.path}: {_shown(one.second)}, on rank 0 {_shown(one.first)}"
+        for rank, other in enumerate(every)
+        for one in differences(every[0], other)
+    ]
+    if lines:
+        raise RunError(
+            "the processes were not started with the same run. What differs from rank 0:\n    "
+            + "\n    ".join(_shortened(lines))
+            + "\nStart every process with the same code, config, packages and files"
+        )
+
+
+def _other_examples(first: Mapping[str, Any], second: Mapping[str, Any], path: str) -> Iterator[Difference]:
+    """Compare two fingerprints of examples by the most examples that both runs read."""
+    for count in [count for count in first if count in second][-1:]:
+        if first[count] != second[count]:
+            yield Difference(f"{path} ({int(count):,} examples compared)", first[count], second[count])
+
+
+def _adaptor(adaptor: Any) -> Any:
+    if isinstance(adaptor, TaskAdaptor):
+        return {task: code_fingerprint(one) for task, one in adaptor.adaptors.items()}
+    return code_fingerprint(adaptor)
+
+
+def _shape(value: Any) -> str:
+    if is_lazy(value):
+        return "without a shape yet"
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _custom_matches(objective: Any) -> list[dict[str, Any]]:
+    matches: Any = objective.custom_matches if isinstance(objective, Objective) else ()
+    return [
+        {
+            "name": match.name,
+            "weight": match.weight,
+            "layers": [match.layer_teacher, match.layer_student],
+            "loss": code_fingerprint(match.loss),
+            "projection": code_fingerprint(match.projection),
+        }
+        for match in matches
+    ]
+
+
+def _optimizer(request: Request, objective: nn.Module) -> dict[str, Any]:
+    """Classes and settings of the optimizer, the schedule and clipping. The objective's groups follow from its config."""
+    optimizer, own = unwrap(request.optimizer), {id(parameter) for parameter in objective.parameters()}
+    groups = []
+    for group in optimizer.param_groups:
+        trained = [parameter for parameter in group["params"] if id(parameter) not in own]
+        if trained:
+            settings = {name: described(value) for name, value in group.items() if name not in ("params", "initial_lr")}
+            settings["lr"] = described(group.get("initial_lr", group.get("lr")))  # a schedule may have moved it
+            groups.append({"parameters": len(trained), **settings})
+    return {
+        "kind": type(optimizer).__qualname__,
+        "groups": groups,
+        "scheduler": described(request.scheduler_class)
+        if request.scheduler is None
+        else type(request.scheduler).__qualname__,
+        "scheduler_args": described(request.scheduler_args),
+        "max_grad_norm": request.max_grad_norm,
+    }
+
+
 def _shown(value: Any) -> str:
-    return "(not there)" if value is _MISSING else repr(value)
+    text = "(not there)" if value is _MISSING else repr(value)
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    more = len(lines) - _LINES
+    return lines if more <= 0 else [*lines[:_LINES], f"and {more} more"]

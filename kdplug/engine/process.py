@@ -6,9 +6,9 @@ import atexit
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from kdplug.engine.mixture import Mixture
-from kdplug.errors import RunError
+from kdplug.errors import KdplugError, RunError
+
+T = TypeVar("T")
 
 _ONE_REPLICA_EACH = frozenset(
     kind for kind in DistributedType if kind is DistributedType.NO or kind.value.startswith("MULTI_")
@@ -72,6 +74,30 @@ def _state_restored() -> Iterator[None]:
             AcceleratorState._reset_state()  # noqa: SLF001
         if not had_process and not torch.distributed.is_initialized():
             PartialState._reset_state()  # noqa: SLF001
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """What ``function`` returns in the main process, on every process; it has to be plain data or a path.
+
+    Raises: on every process the error of ours that ``function`` raises in the main one; ``RunError`` on the others for any other.
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    outcome: list[Any] = [None, None]  # the result, or the error
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            failure = error
+            outcome[1] = error if isinstance(error, KdplugError) else RunError(f"the main process failed: {error}")
+    torch.distributed.broadcast_object_list(outcome, src=0)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise outcome[1]
+    found: T = outcome[0]
+    return found
 
 
 def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdplug.engine.checkpoint import latest, load_objective, load_student, read_process, read_run
+from kdplug.engine.checkpoint import STUDENT, check_whole, latest, load_both, read_process
+from kdplug.engine.checksum import damage
 from kdplug.engine.evaluation import Standing
 from kdplug.engine.identity import check_identity
 from kdplug.engine.loop import Loop
 from kdplug.engine.pair import Pair
+from kdplug.engine.process import on_main
 from kdplug.engine.shard_state import sharded_like
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
@@ -25,47 +27,65 @@ Resume = str | os.PathLike[str] | None
 
 
 def find_checkpoint(resume: Resume, output_dir: Path) -> Path | None:
-    """The checkpoint to go on from, ``None`` for a fresh start.
+    """The checkpoint to go on from, ``None`` for a fresh start. With ``"auto"`` damaged ones are passed over, with a warning.
 
-    Raises: ``RunError`` where a folder is named that holds no checkpoint.
+    Raises: ``RunError`` where a folder is named that is no undamaged checkpoint, or where every checkpoint is damaged.
     """
     if resume is None:
         return None
     if resume == AUTO:
         return latest(output_dir)
     folder = Path(resume)
-    read_run(folder)
+    check_whole(folder)
     return folder
 
 
-def load_weights(pair: Pair, identity: Mapping[str, Any], folder: Path, *, changed_is_meant: bool = False) -> None:
-    """Give student and objective the weights in ``folder``, before anything wraps or shards them.
+def load_weights(
+    pair: Pair, identity: Mapping[str, Any], saved: Mapping[str, Any], folder: Path, *, changed_is_meant: bool = False
+) -> None:
+    """Give student and objective the weights in ``folder``, before anything wraps or shards them; ``saved`` is read from it.
 
     Raises: ``RunError`` that lists what differs between ``identity`` and that of the run that wrote them, unless
-    ``changed_is_meant``; ``RunError`` for a damaged checkpoint, or one that does not fit.
+    ``changed_is_meant``; ``RunError`` for weights that do not fit.
     """
-    written = read_run(folder)["identity"]
+    written = saved["identity"]
     if not changed_is_meant:
         check_identity(written, dict(identity), folder)
     elif written.get("processes") != identity.get("processes"):
         warnings.warn("the number of processes changed: the run goes on, but not with the same batches", stacklevel=2)
-    load_student(pair.student, folder)
-    load_objective(pair.objective, folder)
+    load_both(pair.student, pair.objective, folder)
 
 
-def go_on(loop: Loop, folder: Path) -> None:
+def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     """Put a run that is about to start where the run that wrote ``folder`` was; its weights are there already.
 
-    Raises: ``RunError`` for a damaged checkpoint, or one that does not fit.
+    Raises: ``RunError`` for a checkpoint that does not fit.
     """
-    saved = read_run(folder)
     _load_learning(loop, saved, folder)
     loop.run.step = saved["step"]
-    loop.standing = Standing(**saved["standing"])
+    loop.standing = _undamaged(Standing(**saved["standing"]), loop)
     loop.checkpoints.spare = loop.standing.step
     patience = None if loop.evaluation is None else loop.evaluation.patience
     loop.stopped_early = patience is not None and loop.standing.since >= patience
     _seek(loop.windows, read_process(folder, _process(loop, saved)))
+
+
+def _undamaged(standing: Standing, loop: Loop) -> Standing:
+    """The best evaluation so far, or none where its checkpoint cannot be used any more."""
+
+    def found() -> list[str]:
+        assert standing.step is not None
+        return damage(loop.run.output_dir / f"step-{standing.step}", [STUDENT], only=True)
+
+    if standing.step is None or not (phrases := on_main(loop.accelerator, found)):
+        return standing
+    if loop.run.is_main:
+        warnings.warn(
+            f"the best checkpoint so far, step-{standing.step}, is damaged ({', '.join(phrases)}), so the next evaluation "
+            "counts as the best",
+            stacklevel=2,
+        )
+    return Standing(since=standing.since)
 
 
 def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from kdplug.engine.cache_session import Caches, CacheSession
 from kdplug.engine.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.event import Audience, Events
 from kdplug.engine.finite import FiniteWatch
+from kdplug.engine.identity import FINGERPRINTS, cache_identity, check_ranks, run_identity
 from kdplug.engine.journal import Journal, journal
 from kdplug.engine.learning_rate import make_scheduler
 from kdplug.engine.loop import Loop
@@ -29,7 +30,7 @@ from kdplug.engine.optimizer import add_groups, check_student, parameters, unwra
 from kdplug.engine.pair import Pair
 from kdplug.engine.plan import Plan, make_plan
 from kdplug.engine.preemption import preemption
-from kdplug.engine.process import process, shard
+from kdplug.engine.process import on_main, process, shard
 from kdplug.engine.progress import display
 from kdplug.engine.request import Request
 from kdplug.engine.resume import find_checkpoint, go_on, load_weights
@@ -65,6 +66,7 @@ def train(
     check_student(optimizer, pair.student)
     with ExitStack() as stack:
         accelerator = stack.enter_context(process(config.device, _precision(config)))
+        identity = run_identity(pair, teacher, request)
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         _settle(pair, teacher, accelerator, stack, shards_teacher=_shards_teacher(config, accelerator, caches))
@@ -72,6 +74,8 @@ def train(
         teacher = caching.teacher
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
+        identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
+        check_ranks(identity, accelerator.num_processes)
         windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         caching.open(accelerator)
         if pair.objective.needs_materialize:
@@ -80,12 +84,13 @@ def train(
                     materialize(pair, teacher, batch, request.model_args, accelerator.device)
         caching.fill(pair.objective, shown=show_progress and accelerator.is_main_process)
         stack.enter_context(_hooked(pair, teacher))
-        folder = find_checkpoint(request.resume, Path(config.output_dir))
+        folder = on_main(accelerator, lambda: find_checkpoint(request.resume, Path(config.output_dir)))
+        saved = {} if folder is None else read_run(folder)
+        identity |= cache_identity(caches)
         new_groups = add_groups(optimizer, pair.objective.param_groups())
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
-        identity = {**request.identity, "total_steps": plan.total_steps, "processes": run.num_processes}
         if folder is not None:
-            load_weights(pair, identity, folder, changed_is_meant=request.resume_changed)
+            load_weights(pair, identity, saved, folder, changed_is_meant=request.resume_changed)
         scheduler = _scheduler(optimizer, new_groups, request)
         model, prepared = _prepared(accelerator, pair, optimizer)
         trained = _trained(optimizer, pair)
@@ -113,11 +118,11 @@ def train(
             events=Audience(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
             tracking=stack.enter_context(
-                tracking(config, is_main=run.is_main, name=run.output_dir.name, about=identity)
+                tracking(config, is_main=run.is_main, name=run.output_dir.name, about=_configs(identity))
             ),
             journal=Journal(),
             callback=request.callback,
-            checkpoints=_checkpoints(run, config, folder),
+            checkpoints=_checkpoints(run, config, saved),
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
@@ -125,7 +130,7 @@ def train(
             on_nonfinite=config.on_nonfinite,
         )
         if folder is not None:
-            go_on(loop, folder)
+            go_on(loop, saved, folder)
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
             loop.walk()
@@ -141,9 +146,9 @@ def train(
     )
 
 
-def _checkpoints(run: Run, config: TrainingConfig, folder: Path | None) -> Checkpoints:
+def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:
     """The checkpoints of the run that goes on, or of a new one."""
-    name = "" if folder is None else read_run(folder)["run"]
+    name = saved.get("run", "")
     return Checkpoints(run.output_dir, begin(run.output_dir, is_main=run.is_main, name=name), config.keep_last)
 
 
@@ -233,6 +238,10 @@ def _prepared(accelerator: Accelerator, pair: Pair, optimizer: Optimizer) -> tup
         model = accelerator.prepare_model(pair)
         prepared = optimizer if accelerator.device.type == "cpu" else accelerator.prepare_optimizer(optimizer)
     return model, optimizer if accelerator.scaler is None else prepared
+
+
+def _configs(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in identity.items() if key not in FINGERPRINTS}
 
 
 def _precision(config: TrainingConfig) -> str | None:

@@ -9,9 +9,11 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
+from kdplug.distillers.identity import config_identity
 from kdplug.distillers.session import tell_unused_combiner
 from kdplug.distillers.teacher import read_teachers
 from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.identity import sides_identity
 from kdplug.errors import ConfigError, RunError
 from kdplug.objective.objective import Objective
 
@@ -57,6 +59,13 @@ def make_objective(
     objective = Objective(config, tuple(models), custom_matches=terms)
     objective.connect(student, models)
     return objective
+
+
+def identity_of(
+    config: DistillationConfig, student: nn.Module, adaptor: Any, objective: Objective, teachers: Ensemble
+) -> dict[str, Any]:
+    """What a run has to have in common with one that it resumes, and its processes with each other; plain data."""
+    return {**config_identity({"": config}), **sides_identity(student, adaptor, objective, teachers)}
 
 
 def check_apart(student: nn.Module, teachers: Ensemble) -> None:

@@ -17,13 +17,13 @@ from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.recipes.bench import Bench
 from kdplug.recipes.field import names_fields_in_full
-from kdplug.recipes.going_on import is_begun
+from kdplug.recipes.going_on import fingerprints, is_begun
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.origin import read_origin
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
-from kdplug.recipes.saved_student import check_apart, forget_student, save_student
+from kdplug.recipes.saved_student import SUMS, check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.vocabulary import check_vocabularies
@@ -33,7 +33,7 @@ from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
 from kdplug.report.term import temperature_line, terms_table
 
-FILES = (RECORD, METRICS, STUDENT, CURVES)
+FILES = (RECORD, METRICS, STUDENT, SUMS, CURVES)
 """What a run writes into its folder, beside the folders of its stages; a folder ``model`` may stand in for the weights."""
 
 
@@ -48,7 +48,7 @@ def run_recipe(
 ) -> RecipeResult:
     """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
 
-    Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors`` and ``curves.png`` into the recipe's
+    Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` into the recipe's
     ``output_dir``, in place of those of an earlier run, and checkpoints and logs of each training into a folder of its own
     there: ``teacher``, ``student``, ``baseline``. A task that saves students itself writes a folder ``model`` in the place of
     ``student.safetensors``. ``console`` is where sentences and tables go, nowhere by default.
@@ -73,7 +73,7 @@ def run_recipe(
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
-    record = run_record(recipe, component.qualified_spec(), distillation)
+    record = {**run_record(recipe, component.qualified_spec(), distillation), **fingerprints(recipe, task)}
     if locked is not None:
         check_locked(locked, record)
     output_dir = Path(recipe.output_dir)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import file_digest
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -22,23 +23,39 @@ from kdplug.report.record import RECORD
 MODEL = "model"
 """The folder of a student that its task saved."""
 
+SUMS = "SHA256SUMS"
+"""The file with the SHA-256 of each file of a student, next to them, as ``sha256sum -c`` reads it."""
+
 
 def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mapping[str, Any]) -> str:
-    """Save the student as its task does, with ``record`` in the folder, or else as plain weights; the name of what was written."""
+    """Save the student as its task does, with ``record`` in the folder, or else as plain weights; the name of what was written.
+
+    Checksums are written next to the files.
+    """
     if not isinstance(task, SavesStudent):
         with replacing(output_dir / STUDENT) as temporary:
             save_model(student, str(temporary))
+        _write_sums(output_dir, [output_dir / STUDENT])
         return STUDENT
     folder = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))
     try:
         task.save_student(student, folder, record)
         write_json(folder / RECORD, record)
+        _write_sums(folder, [file for file in sorted(folder.rglob("*")) if file.is_file()])
         folder.chmod(output_dir.stat().st_mode & 0o777)
         forget_student(output_dir)
         folder.rename(output_dir / MODEL)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return MODEL
+
+
+def _write_sums(folder: Path, files: Iterable[Path]) -> None:
+    lines = []
+    for file in files:
+        with file.open("rb") as stream:
+            lines.append(f"{file_digest(stream, 'sha256').hexdigest()}  {file.relative_to(folder).as_posix()}\n")
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def forget_student(output_dir: Path) -> None:

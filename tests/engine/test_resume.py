@@ -92,6 +92,37 @@ def test_going_on_with_a_finished_run_changes_nothing(tmp_path):
     assert is_bit_identical(run(tmp_path, LOADERS["shuffled"](), resume="auto"), whole)
 
 
+class Epochs(TensorDataset):
+    """A dataset that is told the pass, and counts what it is asked for."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.asked, self.epoch = 0, 0
+
+    def __getitem__(self, place):
+        self.asked += 1
+        return super().__getitem__(place)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_the_same_objects_go_on_after_an_interruption(tmp_path):
+    """As in a notebook: loader, optimizer, teacher and distiller have been used by then."""
+    student, killer = make_student(dropout=0.3), Killer(8)
+    training = {"ckpt_frequency": 2, "seed": 7}
+    distiller = make_distiller(
+        tmp_path, student, matches=[PROJECTED], training=training, options={"observers": [killer]}
+    )
+    loader = DataLoader(Epochs(*plain().tensors), batch_size=4, shuffle=True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
+    options = {"num_epochs": 3, "scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 2}}
+    with pytest.raises(Killed):
+        distiller.train(optimizer, loader, **options)
+    killer.step = None
+    assert distiller.train(optimizer, loader, resume="auto", **options).step == 18
+
+
 def test_a_checkpoint_can_be_named(tmp_path):
     whole = run(tmp_path, LOADERS["shuffled"]())
     assert torch.equal(run(tmp_path, LOADERS["shuffled"](), resume=tmp_path / "step-9")[0], whole[0])
@@ -105,7 +136,7 @@ def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_pa
 
 def test_a_changed_config_is_refused_and_named(tmp_path):
     run(tmp_path, LOADERS["in order"](), temperature=4)
-    with pytest.raises(RunError, match=r"distillation\.\.temperature: 4\.0 -> 2\.0"):
+    with pytest.raises(RunError, match=r"distillation\.temperature: 4\.0 -> 2\.0"):
         run(tmp_path, LOADERS["in order"](), temperature=2, resume="auto")
 
 

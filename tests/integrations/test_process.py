@@ -19,7 +19,8 @@ TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 import torch
-from bert_run import examples, make_trainer, weights
+from bert_run import config, examples, make_teacher, make_trainer, weights
+from kdplug.errors import RunError
 from leave_group import leave_group
 from loop_run import lightning_trainer, make_module
 from torch.utils.data import DataLoader
@@ -43,6 +44,21 @@ run = lightning_trainer(folder, max_steps=3, devices=2, strategy="ddp", use_dist
 run.fit(module, DataLoader(rows, batch_size=2, sampler=shares))
 record = {"student": weights(module.student), "objective": weights(module.objective)}
 torch.save(record, f"{folder}/lightning-{run.global_rank}.pt")
+
+other, said = int(torch.distributed.get_rank() == 1), {}
+for name, options in {"teacher": {"teacher": make_teacher(seed=2 + other)}, "data": {"rows": examples(24, seed=3 + other)},
+                      "config": {"distill_config": config(temperature=2 + other)}}.items():
+    try:
+        make_trainer(f"{folder}/unlike", ddp_backend="gloo", **options).train()
+    except RunError as error:
+        said[name] = str(error)
+try:
+    module = make_module(distill_config=config(temperature=2 + other))
+    run = lightning_trainer(folder, max_steps=3, devices=2, strategy="ddp")
+    run.fit(module, DataLoader(rows, batch_size=2))
+except RunError as error:
+    said["lightning"] = str(error)
+torch.save(said, f"{folder}/unlike-{other}.pt")
 leave_group()
 """
 
@@ -116,6 +132,21 @@ def test_two_processes_under_lightning_train_what_one_does(two_processes, tmp_pa
         record = torch.load(two_processes / f"lightning-{rank}.pt", weights_only=True)
         torch.testing.assert_close(record["student"], weights(alone.student), rtol=0, atol=1e-12)
         torch.testing.assert_close(record["objective"], weights(alone.objective), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("what", "field"),
+    [
+        ("teacher", "rank 1: teacher.0.weights: '"),
+        ("data", "rank 1: data.content (24 examples compared): '"),
+        ("config", "rank 1: distillation.temperature: 3.0, on rank 0 2.0"),
+        ("lightning", "rank 1: distillation.temperature: 3.0, on rank 0 2.0"),
+    ],
+)
+def test_processes_that_differ_raise_the_same_error(two_processes, what, field):
+    said = [torch.load(two_processes / f"unlike-{rank}.pt", weights_only=True)[what] for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert field in said[0]
 
 
 def test_a_checkpoint_of_two_processes_holds_the_objective_apart(two_processes):

@@ -154,7 +154,7 @@ def test_data_that_shrank_is_refused_though_the_recipe_is_the_same(signs, monkey
     run_recipe(signs())
     task, usual = kdplug.tasks.load("signs"), kdplug.tasks.load("signs").data
     monkeypatch.setattr(task, "data", lambda self, part: usual(self, part)[:20])
-    with pytest.raises(RunError, match="total_steps: 6 -> 4"):
+    with pytest.raises(RunError, match=r"data\.distillation\.examples: 40 -> 20"):
         run_recipe(signs(), resume=True)
 
 

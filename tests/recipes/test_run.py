@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -154,3 +155,9 @@ def test_a_student_without_losses_cannot_be_trained_on_labels(signs, monkeypatch
     monkeypatch.setattr(kdplug.tasks.load("signs"), "student_adaptor", lambda self, batch, logits: {"logits": logits})
     with pytest.raises(OutputsError, match="the model returned no losses, only logits"):
         run_recipe(recipe)
+
+
+def test_the_checksums_of_the_student_are_as_sha256sum_reads_them(signs):
+    folder = run_recipe(signs()).output_dir
+    digest = hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
+    assert (folder / "SHA256SUMS").read_text() == f"{digest}  student.safetensors\n"

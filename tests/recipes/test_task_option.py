@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
@@ -80,6 +81,19 @@ def test_a_task_saves_its_student_with_what_the_run_was(offering, tmp_path):
     assert results == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (len(weights), version) == (2, kdplug.__version__)
     assert not (tmp_path / "out" / "student.safetensors").exists()
+
+
+def test_a_folder_of_a_student_brings_the_checksums_of_its_files(offering, tmp_path):
+    def save_student(self, student, folder, record):
+        (folder / "parts").mkdir()
+        (folder / "parts" / "weights.json").write_text("[]")
+
+    run_recipe(offering(save_student=save_student))
+    folder = tmp_path / "out" / "model"
+    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert sums == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("kdplug-run.json", "parts/weights.json")
+    }
 
 
 def test_a_student_that_could_not_be_saved_leaves_no_folder(offering, tmp_path):

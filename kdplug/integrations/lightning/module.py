@@ -13,14 +13,17 @@ from torch import Tensor, nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.batch import call, split
+from kdplug.engine.identity import check_identity, check_ranks
 from kdplug.engine.mode import modes
 from kdplug.engine.normalization import Normalization, counts_of
 from kdplug.engine.pair import Adaptor, captured
 from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.lightning.window import EqualCounts, LightningProcesses
-from kdplug.integrations.sides import Teachers, check_apart, make_objective, make_teachers
+from kdplug.integrations.sides import Teachers, check_apart, identity_of, make_objective, make_teachers
 from kdplug.objective.capture import Capture
 from kdplug.objective.report import LossReport
+
+_IDENTITY = "kdplug_identity"
 
 
 class DistillationModule(LightningModule):
@@ -36,6 +39,8 @@ class DistillationModule(LightningModule):
     * ``normalization`` is ``"global"``: each term is divided once, by what it counts in the batches of all processes. Lightning
       hands the micro-batches of ``accumulate_grad_batches`` out one at a time and averages them, so that there a term which
       counts differently in them is an error. ``"micro_batch"`` takes means of means.
+    * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` go on though config, plugin versions, teacher or the student's shapes are others
+      than in the run that wrote the checkpoint; otherwise that is an error, which lists what differs. Data are not compared.
 
     Widths that are ``auto`` are made by ``materialize(batch)``, before ``fit``. The loss and each term are logged as
     ``train_…``, ``val_…`` and ``test_…``.
@@ -54,6 +59,7 @@ class DistillationModule(LightningModule):
         adaptor_S: Adaptor | None = None,
         custom_matches: Iterable[CustomMatch] = (),
         normalization: Literal["global", "micro_batch"] = "global",
+        resume_changed: bool = False,
     ) -> None:
         super().__init__()
         if normalization not in ("global", "micro_batch"):
@@ -71,6 +77,8 @@ class DistillationModule(LightningModule):
         self._adaptor = adaptor_S
         self._make_optimizer = optimizer
         self._over = normalization
+        self._resume_changed = resume_changed
+        self._identity: dict[str, Any] | None = None
         self._hooks = ExitStack()
         self._capture: Capture | None = None
         self._equal = EqualCounts()
@@ -99,19 +107,38 @@ class DistillationModule(LightningModule):
         self.objective.to(device)
 
     def setup(self, stage: str) -> None:
-        """Freeze the teachers, put them in eval mode, and hook what the matches read, until ``teardown``."""
+        """Freeze the teachers, put them in eval mode, and hook what the matches read, until ``teardown``.
+
+        Raises: ``RunError`` where the processes of a fit do not have the same config, plugins, teachers and student.
+        """
         self._hooks.close()
         if stage == "fit" and self.objective.needs_materialize:
             raise RunError(
                 "a width is 'auto', or a layer map waits for the number of layers. Call module.materialize(batch) with a "
                 "batch before trainer.fit"
             )
+        if stage == "fit":
+            config = self.objective.config
+            self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
+            if torch.distributed.is_initialized():
+                check_ranks(self._identity, self.trainer.world_size)
         self._total_steps, self._equal = None, EqualCounts()
         self._hook(self._hooks)
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
         """Give the teachers their modes and their gradients back, and take the hooks away."""
         self._hooks.close()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the run is, to compare it with one that goes on from here."""
+        if self._identity is not None:
+            checkpoint[_IDENTITY] = self._identity
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises: ``RunError`` where a fit goes on from a checkpoint of another run, unless ``resume_changed``."""
+        resumes = self._identity is not None and self.trainer.state.fn == "fit"
+        if resumes and _IDENTITY in checkpoint and not self._resume_changed:
+            check_identity(checkpoint[_IDENTITY], self._identity, "the checkpoint")
 
     def on_fit_start(self) -> None:
         """Put the teachers where the student is."""

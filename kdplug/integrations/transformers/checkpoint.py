@@ -1,7 +1,8 @@
-"""The objective beside the student in a checkpoint's folder."""
+"""The objective beside the student in a checkpoint's folder, and what the run was that wrote them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from torch import Tensor
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.engine.checkpoint import load_objective
+from kdplug.engine.checksum import CHECKSUMS, damage, write_checksums
+from kdplug.engine.identity import check_identity
 from kdplug.errors import RunError
 from kdplug.integrations.transformers.link import NAME
 from kdplug.objective.objective import Objective
 
 WEIGHTS = "objective.safetensors"
 CONFIG = "distillation.json"
+IDENTITY = "kdplug-identity.json"
 
 
 def divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -26,8 +30,11 @@ def divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {key: value for key, value in state.items() if not key.startswith(prefix)}, objective
 
 
-def write_objective(folder: Path, state: Mapping[str, Any], config: DistillationConfig) -> None:
-    """Write what the objective has learned, and the config that it was made from.
+def write_objective(
+    folder: Path, state: Mapping[str, Any], config: DistillationConfig, identity: Mapping[str, Any] | None
+) -> None:
+    """Write what the objective has learned, the config that it was made from, and in a run its ``identity``; then checksums of
+    these files and of the weights of the student, which are there already.
 
     Raises: ``RunError`` for a state that is not made of tensors.
     """
@@ -38,6 +45,27 @@ def write_objective(folder: Path, state: Mapping[str, Any], config: Distillation
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
+    (folder / IDENTITY).unlink(missing_ok=True)
+    if identity is not None:
+        (folder / IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
+    names = [CONFIG, *([] if identity is None else [IDENTITY])]
+    write_checksums(folder, [*sorted(folder.glob("*.safetensors")), *(folder / name for name in names)])
+
+
+def check_resumed(folder: Path, identity: Mapping[str, Any], *, changed_is_meant: bool) -> None:
+    """Compare the run that wrote a checkpoint with this one; of a checkpoint that says nothing of its run, nothing.
+
+    Raises: ``RunError`` that lists what differs, unless ``changed_is_meant``; ``RunError`` for a damaged checkpoint.
+    """
+    check_undamaged(folder)
+    if (folder / IDENTITY).is_file() and not changed_is_meant:
+        check_identity(json.loads((folder / IDENTITY).read_text(encoding="utf-8")), dict(identity), folder)
+
+
+def check_undamaged(folder: Path) -> None:
+    """Raises: ``RunError`` where the weights of student or objective are not those that were written."""
+    if (folder / CHECKSUMS).is_file() and (found := damage(folder)):
+        raise RunError(f"{folder} is damaged: {', '.join(found)}. Name an older checkpoint")
 
 
 def read_objective(objective: Objective, folder: Path) -> None:

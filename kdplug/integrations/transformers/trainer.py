@@ -10,18 +10,27 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
 from kdplug.distillers.custom_match import CustomMatch
+from kdplug.engine.data_fingerprint import code_fingerprint, dataset_fingerprint
+from kdplug.engine.identity import check_ranks
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor
 from kdplug.errors import ConfigError
-from kdplug.integrations.sides import Teachers, check_apart, make_objective, make_teachers
+from kdplug.integrations.sides import Teachers, check_apart, identity_of, make_objective, make_teachers
 from kdplug.integrations.transformers.adaptor import adapt
 from kdplug.integrations.transformers.check import check
-from kdplug.integrations.transformers.checkpoint import divide, read_objective, write_objective
+from kdplug.integrations.transformers.checkpoint import (
+    check_resumed,
+    check_undamaged,
+    divide,
+    read_objective,
+    write_objective,
+)
 from kdplug.integrations.transformers.column import Columns
 from kdplug.integrations.transformers.feature import Features
 from kdplug.integrations.transformers.first_batch import first_batch
@@ -49,6 +58,8 @@ class DistillationTrainer(Trainer):
     * ``custom_matches`` are ``kdplug.CustomMatch``; they go with one teacher.
     * ``normalization`` is ``"global"``: each term is divided once, by what it counts in all micro-batches and processes of a
       step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass where masks differ.
+    * ``resume_changed`` lets ``resume_from_checkpoint`` go on though config, plugin versions, teacher, data or the student's shapes
+      are others than in the run that wrote the checkpoint; otherwise that is an error, which lists what differs.
 
     The models are asked for hidden states or attention where the config reads them by index. A column that only a teacher
     takes is kept for it; a mapping under ``teacher`` in a batch is for the teachers alone. Projections and what losses learn
@@ -56,7 +67,7 @@ class DistillationTrainer(Trainer):
     loaded again by ``resume_from_checkpoint`` and ``load_best_model_at_end``.
 
     Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` for what the config names and is not there; ``RunError`` where
-    a run cannot start.
+    a run cannot start or be resumed, or where its processes were started with something else.
     """
 
     objective: Objective
@@ -70,6 +81,7 @@ class DistillationTrainer(Trainer):
         adaptor_S: Adaptor | None = None,
         custom_matches: Iterable[CustomMatch] = (),
         normalization: Literal["global", "micro_batch"] = "global",
+        resume_changed: bool = False,
         **kwargs: Any,
     ) -> None:
         if normalization not in ("global", "micro_batch"):
@@ -83,6 +95,8 @@ class DistillationTrainer(Trainer):
         self._own_loss = OwnLoss(self.compute_loss_func, self.label_smoother)
         # The loss comes from the objective alone, which is what the Trainer has to divide by the number of micro-batches.
         self.compute_loss_func, self.model_accepts_loss_kwargs = None, False
+        self._resume_changed = resume_changed
+        self._identity: dict[str, Any] | None = None
         self._window: Window | None = None
         self._counts_are_data = self._is_open = False
         self._logged, self._evaluated = TermLog(), TermLog()
@@ -153,6 +167,8 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         check(self, self.objective)
         self._ready()
+        self._identity = self._identity or self._identified()
+        check_ranks(self._identity, self.accelerator.num_processes)
         self._logged, self._counts_are_data = TermLog(), False
         try:
             with self._open():
@@ -160,7 +176,7 @@ class DistillationTrainer(Trainer):
                     batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
                 )
         finally:
-            self._window = None
+            self._window = self._identity = None
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -168,10 +184,14 @@ class DistillationTrainer(Trainer):
         known += sorted(self._columns.of_teachers.difference(known))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        identity = self._identity or self._identified()
+        check_resumed(Path(resume_from_checkpoint), identity, changed_is_meant=self._resume_changed)
+        self._identity = identity
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._load_objective(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
+        check_undamaged(Path(str(self.state.best_model_checkpoint)))
         with nullcontext() if self._is_sharded else self._link.apart():
             super()._load_best_model()
         self._load_objective(Path(str(self.state.best_model_checkpoint)))
@@ -188,7 +208,19 @@ class DistillationTrainer(Trainer):
             state_dict, objective = divide(state_dict)
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            write_objective(Path(str(output_dir or self.args.output_dir)), objective, self.objective.config)
+            folder = Path(str(output_dir or self.args.output_dir))
+            write_objective(folder, objective, self.objective.config, self._identity)
+
+    def _identified(self) -> dict[str, Any]:
+        """The identity of the run that is about to start."""
+        data: Any = self.train_dataset
+        loader: DataLoader[Any] | None = None
+        if data is not None and self.args.dataloader_num_workers:
+            loader = DataLoader(data, num_workers=1)
+        return {
+            **identity_of(self.distill_config, self._student, self._adaptor, self.objective, self._teachers),
+            "data": {**dataset_fingerprint(data, loader), "collate_fn": code_fingerprint(self.data_collator)},
+        }
 
     @property
     def _is_sharded(self) -> bool:

@@ -74,7 +74,7 @@ def test_logits_stand_beside_the_token_that_they_are_about(folder):
 
 def test_only_the_tokens_of_completions_count(folder):
     task = task_of(**_prompted(folder))
-    examples, brings = task.data("distillation"), task.problem.processor.tokenizer
+    examples, brings = task.data("distillation").examples, task.problem.processor.tokenizer
     batch = task.collate(list(examples.items))
     found = task.teacher_adaptor(batch, task.build_teacher()(**batch))
     counted = [brings.decode(row[kept]) for row, kept in zip(found["labels"], found["logits_mask"], strict=True)]
@@ -104,7 +104,7 @@ def test_packing_loses_no_token(folder, packing):
 
 def test_perplexity_is_over_tokens_and_not_over_batches(folder):
     task = task_of(**_settings(folder, packing=False))
-    model, data = task.build_teacher().eval(), task.data("test").items
+    model, data = task.build_teacher().eval(), task.data("test").examples.items
     with torch.no_grad():
         one = task.evaluate(model, [task.collate(data)])
         many = task.evaluate(model, [task.collate([item]) for item in data])

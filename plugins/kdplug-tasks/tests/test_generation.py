@@ -87,7 +87,7 @@ def test_text_ends_with_its_first_end_token(folder):
 def test_what_one_row_says_does_not_depend_on_the_others(folder):
     sharp = {"config": {"n_layer": 1, "initializer_range": 1.0}}
     _, together, student, task = written(folder, {**ALWAYS, "top_k": 1}, student=sharp)
-    for place, row in enumerate(task.data("distillation").items[:4]):
+    for place, row in enumerate(task.data("distillation").examples.items[:4]):
         with torch.no_grad():
             alone = task.prepare_batch(task.collate([row]), student)
         assert rows(alone, alone.targets["counts"])[0] == rows(together, together.targets["counts"])[place]

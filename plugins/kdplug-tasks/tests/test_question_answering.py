@@ -56,7 +56,7 @@ def test_questions_are_learned_and_measured(file, tmp_path):
 
 def test_a_context_is_covered_by_its_windows_and_each_holds_the_question(file):
     task = task_of(**_settings(file))
-    found = [one for one in task.data("distillation").items if one.question == 0]
+    found = [one for one in task.data("distillation").examples.items if one.question == 0]
     brings = task.problem.processor.tokenizer
     assert len(found) > 1
     assert all(brings.decode(one.inputs["input_ids"]).startswith("<s>Who built it?</s>") for one in found)
@@ -67,7 +67,7 @@ def test_a_context_is_covered_by_its_windows_and_each_holds_the_question(file):
 def test_the_labels_of_a_window_are_the_answer_or_its_first_token(file):
     task = task_of(**_settings(file))
     answers = {}
-    for one in task.data("distillation").items:
+    for one in task.data("distillation").examples.items:
         text = CONTEXT[one.offsets[one.start][0] : one.offsets[one.end][1]]
         assert text == QUESTIONS[one.question % 3][1] if one.start else (one.start, one.end) == (0, 0)
         answers[one.question] = answers.get(one.question, False) or one.start > 0

@@ -44,7 +44,7 @@ def test_pairs_are_classified(pairs, tmp_path):
 
 def test_a_pair_is_both_texts_and_the_longer_is_cut(pairs):
     task = task_of(**SCRATCH, **_pair_task(pairs, max_length=8))
-    examples, brings = task.data("distillation"), task.problem.processor.tokenizer
+    examples, brings = task.data("distillation").examples, task.problem.processor.tokenizer
     ids, _ = examples[0]
     assert len(ids["input_ids"]) == 8
     assert brings.decode(ids["input_ids"]).count("</s>") == 2

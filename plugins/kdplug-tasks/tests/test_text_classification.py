@@ -160,7 +160,7 @@ def test_a_share_of_the_training_file_is_tested_on_and_not_trained_on(folder):
     task = task_of(**_settings(folder, data=data))
     assert (len(task.data("distillation")), len(task.data("test"))) == (48, 16)
     again = task_of(**_settings(folder, data=data))
-    assert task.data("test").items == again.data("test").items
+    assert task.data("test").examples.items == again.data("test").examples.items
 
 
 def test_a_killed_run_goes_on_to_the_same_student(folder, tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_both_sides_are_given_all_texts(folder, form):
 
 def test_bits_per_byte_are_those_of_the_text_and_the_same_in_any_batches(folder):
     task = task_of(**settings(folder, packing=False))
-    data, model = task.data("test").items, task.build_student().eval()
+    data, model = task.data("test").examples.items, task.build_student().eval()
     with torch.no_grad():
         whole = task.evaluate(model, [task.collate(data)])
         single = task.evaluate(model, [task.collate([one]) for one in data])

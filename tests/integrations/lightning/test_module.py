@@ -65,6 +65,32 @@ def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
     assert torch.equal(weights(rest.objective), weights(whole.objective))
 
 
+def scaled(module):
+    """The same module with another teacher."""
+    with torch.no_grad():
+        for parameter in module._teachers.model.parameters():
+            parameter.mul_(-5)
+    return module
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+    _, trainer = fitted(tmp_path)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    more = {"max_epochs": 2, "ckpt_path": tmp_path / "half.ckpt"}
+    with pytest.raises(RunError, match=r"(?s)changed since: teacher\..*teacher\.0\.weights: changed"):
+        fitted(tmp_path, scaled(make_module()), **more)
+    with pytest.raises(RunError, match=r"distillation\.temperature: 2\.0 -> 3\.0"):
+        fitted(tmp_path, make_module(distill_config=config(temperature=3)), **more)
+    fitted(tmp_path, scaled(make_module(resume_changed=True)), **more)
+
+
+def test_another_teacher_may_look_at_a_checkpoint(tmp_path):
+    _, trainer = fitted(tmp_path)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    module, trainer = fitted(tmp_path, scaled(make_module()))
+    trainer.validate(module, loader(4, seed=5), ckpt_path=tmp_path / "half.ckpt", verbose=False)
+
+
 def test_a_projection_has_a_group_with_its_own_options_and_a_factory_may_add_a_scheduler(tmp_path):
     def optimizer(groups):
         made = torch.optim.SGD(groups, lr=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bert_run import MATCH, config, make_student, make_trainer, weights
+from bert_run import MATCH, config, examples, make_student, make_teacher, make_trainer, weights
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from kdplug.config.distillation import DistillationConfig
@@ -83,16 +83,91 @@ def test_the_objective_lies_beside_the_student_with_its_config(tmp_path):
     assert DistillationConfig.from_json((tmp_path / "out/distillation.json").read_text()) == config()
 
 
+def saved(folder, **more):
+    """A run whose last checkpoint is that of step 3."""
+    make_trainer(folder, save_strategy="steps", save_steps=3, **more).train()
+    return folder / "checkpoint-3"
+
+
 def test_a_checkpoint_without_an_objective_is_refused(tmp_path):
-    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3)
-    trainer.train()
-    (tmp_path / "checkpoint-3/objective.safetensors").unlink()
+    folder = saved(tmp_path)
+    (folder / "objective.safetensors").unlink()
+    with pytest.raises(RunError, match=r"checkpoint-3 is damaged: objective\.safetensors is missing"):
+        make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_a_plain_trainer_is_refused(tmp_path):
+    folder = saved(tmp_path)
+    for name in ("objective.safetensors", "checksums.json", "kdplug-identity.json", "distillation.json"):
+        (folder / name).unlink()
     with pytest.raises(RunError, match=r"holds no objective\.safetensors"):
         make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
 
 
-def test_a_checkpoint_of_another_projection_is_refused(tmp_path):
-    make_trainer(tmp_path, save_strategy="steps", save_steps=3).train()
-    other = config({**MATCH, "proj": ["linear_relu", 4, 6]}, intermediate_matches=[])
-    with pytest.raises(RunError, match="does not fit the objective"):
-        make_trainer(tmp_path, max_steps=6, distill_config=other).train(resume_from_checkpoint=True)
+def scaled_teacher():
+    teacher = make_teacher()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(-5)
+    return teacher
+
+
+def other_rows():
+    rows = examples(24)
+    rows[17]["labels"] = (rows[17]["labels"] + 1) % 3
+    return rows
+
+
+CHANGES = {
+    r"changed since: teacher\..*teacher\.0\.weights: changed": lambda: {"teacher": scaled_teacher()},
+    r"changed since: data\..*data\.content \(24 examples compared\): changed": lambda: {"rows": other_rows()},
+    r"distillation\.temperature: 2\.0 -> 4\.0": lambda: {"distill_config": config(temperature=4)},
+    r"student\.adaptor: ": lambda: {"kd": {"adaptor_S": lambda batch, outputs: {"logits": -outputs.logits}}},
+    r"distillation\.intermediate_matches": lambda: {
+        "distill_config": config({**MATCH, "proj": ["linear_relu", 4, 6]}, intermediate_matches=[])
+    },
+}
+
+
+@pytest.mark.parametrize("line", CHANGES)
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path, line):
+    saved(tmp_path)
+    with pytest.raises(RunError, match=f"(?s){line}"):
+        make_trainer(tmp_path, max_steps=6, **CHANGES[line]()).train(resume_from_checkpoint=True)
+
+
+def test_a_change_that_is_meant_is_let_through(tmp_path):
+    saved(tmp_path)
+    trainer = make_trainer(tmp_path, max_steps=6, rows=other_rows(), kd={"resume_changed": True})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "objective.safetensors", "kdplug-identity.json"])
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, name):
+    flip(saved(tmp_path) / name)
+    with pytest.raises(RunError, match=rf"checkpoint-3 is damaged: {name} has another checksum"):
+        make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
+
+
+def test_a_damaged_best_checkpoint_is_not_loaded(tmp_path):
+    class Damages(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            flip(tmp_path / f"checkpoint-{state.global_step}" / "model.safetensors")
+
+    saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    kd = {"callbacks": [Damages()], "eval_dataset": examples(8, seed=5)}
+    with pytest.raises(RunError, match=r"checkpoint-3 is damaged: model\.safetensors"):
+        make_trainer(tmp_path, load_best_model_at_end=True, kd=kd, **saving).train()
+
+
+def test_a_checkpoint_that_is_written_again_has_the_checksums_of_the_new_files(tmp_path):
+    saved(tmp_path)
+    saved(tmp_path, learning_rate=0.2)
+    make_trainer(tmp_path, max_steps=6, learning_rate=0.2).train(resume_from_checkpoint=True)
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)

@@ -1,21 +1,31 @@
-"""What a teacher's outputs depend on, told without loading it: for caches of them."""
+"""Fingerprints of a teacher, without loading it, and of data: for teacher caches, and for runs that are resumed."""
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy
+from torch.utils.data import Dataset
 
+from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Sized
+from kdplug_tasks.images.image import Pictures
+from kdplug_tasks.images.picture import find_picture
 from kdplug_tasks.images.processor import ImageProcessor
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Problem, Spanning
 from kdplug_tasks.text.processor import TextProcessor
 
 _ENDS = 1 << 16
+_ROWS = 10_000
+_EXAMPLES = 16
+_PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict)
 
 
 @runtime_checkable
@@ -52,6 +62,53 @@ def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[st
     if isinstance(problem, Processing) and isinstance(problem.processor, ImageProcessor):
         found["image_processor"] = json.loads(problem.processor.processor.to_json_string())
     return found
+
+
+class Identified(Dataset[Any]):
+    """``examples`` that were made from the rows of ``table``, and a fingerprint of both."""
+
+    def __init__(self, examples: Any, table: Table) -> None:
+        self.examples = examples  # a ``Sized``, and what else the problem's own kind offers
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.examples[place]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Checksums of each column, whole, and of a few examples, which show how rows are made into examples."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> dict[str, Any]:
+        count = len(self.examples)
+        mark = 0
+        for place in sorted({share * count // _EXAMPLES for share in range(_EXAMPLES)} if count else ()):
+            mark = _marked(self.examples[place], mark)
+        columns = {name: _column(column) for name, column in self.table.columns.items()}
+        files = {"files": _sizes(self.table)} if isinstance(self.examples, Pictures) else {}
+        return {"rows": len(self.table), "columns": columns, **files, "examples": f"{mark:08x}"}
+
+
+def _column(column: Sequence[Any]) -> str:
+    """A checksum of a column of text, numbers, bytes or arrays. Of other objects, such as decoded pictures, the number."""
+    if isinstance(column, numpy.ndarray):
+        return f"{_marked(column, 0):08x}"
+    if len(column) and not isinstance(column[0], _PLAIN):
+        return f"{len(column)} of {type(column[0]).__name__}"
+    mark, rows = 0, iter(column)
+    while chunk := list(islice(rows, _ROWS)):
+        mark = zlib.crc32(repr(chunk).encode(), mark)
+    return f"{mark:08x}"
+
+
+def _sizes(table: Table) -> str:
+    """A checksum of the sizes of pictures that lie in files."""
+    cells = table.columns["image"]
+    sizes = [find_picture(cell, table).stat().st_size for cell in cells] if isinstance(cells[0], str) else []
+    return f"{zlib.crc32(repr(sizes).encode()):08x}"
 
 
 def _files(path: str | None) -> dict[str, list[int]]:

@@ -14,8 +14,7 @@ import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.data.source import Source, read_source
-from kdplug_tasks.example import Sized
-from kdplug_tasks.fingerprint import fingerprint_of
+from kdplug_tasks.fingerprint import Identified, fingerprint_of
 from kdplug_tasks.models.card import model_card
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt, Problem, Sampling, Spanning
@@ -37,7 +36,7 @@ class ModelTask:
         self.settings = data
         self.family = family
         self._adaptors = _adaptors(problem)
-        self._examples: dict[str, Sized] = {}
+        self._examples: dict[str, Identified] = {}
 
     @property
     def metric(self) -> str:
@@ -109,15 +108,11 @@ class ModelTask:
         """What the teacher's outputs depend on; nothing of the student."""
         return dict(self._fingerprint)
 
-    def data(self, part: Part) -> Sized:
+    def data(self, part: Part) -> Identified:
         """The examples of one part; ``teacher`` and ``baseline`` are the same, unless each side has its own."""
-        if part == "teacher":
-            labelled = self.data("baseline")
-            return self.problem.examples_of_teacher(labelled) if isinstance(self.problem, Spanning) else labelled
-        name: str = part
-        if name not in self._examples:
-            self._examples[name] = self._made(name)
-        return self._examples[name]
+        if part not in self._examples:
+            self._examples[part] = self._made(part)
+        return self._examples[part]
 
     def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
         """A padded batch, or one for each side."""
@@ -179,18 +174,23 @@ class ModelTask:
         self.problem.settle(source, self.family)
         return source
 
-    def _made(self, part: str) -> Sized:
+    def _made(self, part: Part) -> Identified:
         source = self._source
         if part == "test":
-            return self.problem.examples(source.test, optional=False)
+            return Identified(self.problem.examples(source.test, optional=False), source.test)
         if part == "baseline":
-            return self.problem.examples(source.train, optional=False)
+            return Identified(self.problem.examples(source.train, optional=False), source.train)
+        if part == "teacher":
+            labelled = self.data("baseline")
+            if not isinstance(self.problem, Spanning):
+                return labelled
+            return Identified(self.problem.examples_of_teacher(labelled.examples), source.train)
         if source.distillation is source.train:
             return self.data("baseline")
         found = self.problem.examples(source.distillation, optional=True)
         if not len(found):
             raise kdplug.ConfigError("no example is left of it", field="data.distillation")
-        return found
+        return Identified(found, source.distillation)
 
 
 def _adaptors(problem: Problem) -> dict[Side, Adapt]:

@@ -1,0 +1,298 @@
+"""Between a kill and a resume the data, the teacher or the script changes: the run is refused, and the error says what changed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from killer import Killed, Killer
+from small_run import Net, make_student, make_teacher
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.training import TrainingConfig
+from kdplug.distillers.basic import BasicDistiller
+from kdplug.distillers.custom_match import CustomMatch
+from kdplug.distillers.general import GeneralDistiller
+from kdplug.distillers.multi_task import MultiTaskDistiller
+from kdplug.distillers.multi_teacher import MultiTeacherDistiller
+from kdplug.distillers.trainer import BasicTrainer
+from kdplug.errors import RunError
+
+pytestmark = pytest.mark.attack("resume after data, teacher or script changed")
+
+STEPS = 6
+
+
+def rows(count=24):
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+class Own(Dataset):
+    """A dataset as users write it."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, place):
+        return self.data[place]
+
+
+class Identified(Own):
+    """One that knows a fingerprint of its own, and cannot be read by place."""
+
+    def __getitem__(self, place):
+        return self.data[place["row"]]
+
+    def fingerprint(self):
+        return {"labels": float(self.data[:, 3].sum()), "texts": float(self.data[:, :3].sum())}
+
+
+class Places:
+    def __len__(self):
+        return 24
+
+    def __iter__(self):
+        return iter([{"row": row} for row in range(24)])
+
+
+def batch_of(items):
+    return torch.stack([torch.as_tensor(item, dtype=torch.float64) for item in items])
+
+
+LOADERS = {
+    "tensors": lambda data: DataLoader(TensorDataset(data), batch_size=4, shuffle=True),
+    "one tensor": lambda data: DataLoader(data, batch_size=4),
+    "an array": lambda data: DataLoader(data.numpy(), batch_size=4, collate_fn=batch_of),
+    "a list": lambda data: DataLoader([row.tolist() for row in data], batch_size=4, collate_fn=batch_of),
+    "own dataset": lambda data: DataLoader(Own(data), batch_size=4, shuffle=True),
+    "own dataset, workers": lambda data: DataLoader(Own(data), batch_size=4, num_workers=1),
+    "a list of batches": lambda data: list(data.split(4)),
+    "own fingerprint": lambda data: DataLoader(Identified(data), batch_size=4, sampler=Places()),
+}
+
+
+def distiller(kind, folder, teacher, adaptor=None, observers=()):
+    config = TrainingConfig(output_dir=str(folder), device="cpu", ckpt_steps=1, seed=7)
+    student, options = make_student(), {"show_progress": False, "observers": observers}
+    adaptor = adaptor or (lambda batch, outputs: outputs)
+    if kind == "trainer":
+        return BasicTrainer(config, student, adaptor, **options), student
+    if kind == "basic":
+        return BasicDistiller(config, DistillationConfig(), teacher, student, adaptor, **options), student
+    if kind == "several teachers":
+        made = MultiTeacherDistiller(
+            config, DistillationConfig(), [make_teacher(), teacher], student, adaptor, **options
+        )
+        return made, student
+    if kind == "several tasks":
+        teachers = {"a": make_teacher(), "b": teacher}
+        made = MultiTaskDistiller(config, DistillationConfig(), teachers, student, {"b": adaptor}, **options)
+        return made, student
+    return GeneralDistiller(config, DistillationConfig(), teacher, student, adaptor, **options), student
+
+
+def go(kind, folder, *, loader=None, teacher=None, adaptor=None, killed=False, optimizer=None, **train):
+    """Train 6 steps, or 3 until the kill; each script builds everything anew."""
+    observers = [Killer(3)] if killed else []
+    made, student = distiller(kind, folder, teacher or make_teacher(), adaptor, observers)
+    loader = loader or LOADERS["tensors"](rows())
+    data = {"a": LOADERS["tensors"](rows()), "b": loader} if kind == "several tasks" else loader
+    optimizer = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    made.train(optimizer(student.parameters()), data, num_steps=STEPS, resume=None if killed else "auto", **train)
+    return student
+
+
+def kill(kind, folder, **options):
+    with pytest.raises(Killed):
+        go(kind, folder, killed=True, **options)
+
+
+def flipped(tensor, place, bit):
+    """A copy in which one bit of the memory is the other way round."""
+    copy = tensor.detach().clone()
+    copy.view(-1).view(torch.uint8)[place] ^= 1 << bit
+    return copy
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_changed_label_is_found_and_the_data_are_named(tmp_path, kind):
+    data = rows()
+    kill("general", tmp_path, loader=LOADERS[kind](data))
+    data[17, 3] += 1
+    with pytest.raises(RunError, match=r"changed since: data\."):
+        go("general", tmp_path, loader=LOADERS[kind](data))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_the_same_data_are_resumed(tmp_path, kind):
+    kill("general", tmp_path, loader=LOADERS[kind](rows()))
+    go("general", tmp_path, loader=LOADERS[kind](rows()))
+
+
+def test_a_dataset_that_fingerprints_itself_names_the_part_that_changed(tmp_path):
+    data = rows()
+    kill("general", tmp_path, loader=LOADERS["own fingerprint"](data))
+    data[17, 3] += 1
+    with pytest.raises(RunError, match=r"data\.fingerprint\.labels: ") as caught:
+        go("general", tmp_path, loader=LOADERS["own fingerprint"](data))
+    assert "texts" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["general", "basic", "several teachers", "several tasks"])
+def test_every_distiller_refuses_another_teacher(tmp_path, kind):
+    kill(kind, tmp_path)
+    teacher = make_teacher()
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(-5)
+    path = {"several teachers": r"teacher\.1\.weights", "several tasks": r"teacher\.b\.weights"}
+    with pytest.raises(RunError, match=rf"(?s)changed since: teacher\..*{path.get(kind, 'teacher.weights')}: changed"):
+        go(kind, tmp_path, teacher=teacher)
+
+
+@pytest.mark.parametrize("kind", ["general", "basic", "several teachers", "several tasks", "trainer"])
+def test_every_distiller_refuses_other_data(tmp_path, kind):
+    data = rows()
+    kill(kind, tmp_path, loader=LOADERS["own dataset"](data))
+    data[5, 0] += 1
+    path = "data.tasks.b.content" if kind == "several tasks" else "data.content"
+    with pytest.raises(RunError, match=rf"(?s)changed since: data\..*{path} \(24 examples compared\): changed"):
+        go(kind, tmp_path, loader=LOADERS["own dataset"](data))
+
+
+@pytest.mark.parametrize("kind", ["general", "basic", "several teachers", "several tasks", "trainer"])
+def test_every_distiller_resumes_what_is_the_same_and_what_is_said_to_be_meant(tmp_path, kind):
+    kill(kind, tmp_path)
+    go(kind, tmp_path)
+    changed = LOADERS["tensors"](rows() + 1)
+    go(kind, tmp_path, loader=changed, resume_changed=True)
+
+
+def test_one_flipped_bit_anywhere_in_the_teacher_is_found(tmp_path, attempts):
+    kill("general", tmp_path)
+    draw = random.Random(0)
+    for _ in range(20):
+        teacher = make_teacher()
+        parameter = draw.choice(list(teacher.parameters()))
+        with torch.no_grad():
+            parameter.copy_(flipped(parameter, draw.randrange(parameter.numel() * 8), draw.randrange(8)))
+        try:
+            go("general", tmp_path, teacher=teacher)
+            attempts.record(False)
+        except RunError as error:
+            attempts.record("teacher.weights: changed" in str(error))
+    assert attempts.held == attempts.tried
+
+
+def test_one_flipped_bit_anywhere_in_the_data_is_found(tmp_path, attempts):
+    kill("general", tmp_path)
+    draw = random.Random(1)
+    for _ in range(20):
+        data = rows()
+        try:
+            go("general", tmp_path, loader=LOADERS["tensors"](flipped(data, draw.randrange(data.numel() * 8), 0)))
+            attempts.record(False)
+        except RunError as error:
+            attempts.record("data.content: changed" in str(error))
+    assert attempts.held == attempts.tried
+
+
+class Relu(Net):
+    """The weights of ``Net`` and another function."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.activation = nn.ReLU()
+
+
+@pytest.mark.parametrize("teacher", [lambda: Relu(5, seed=2), lambda: make_teacher(dropout=0.5)])
+def test_a_teacher_with_the_same_weights_and_other_layers_is_another_one(tmp_path, teacher):
+    kill("general", tmp_path)
+    with pytest.raises(RunError, match=r"teacher\.architecture: changed"):
+        go("general", tmp_path, teacher=teacher())
+
+
+def test_another_adaptor_is_found(tmp_path):
+    kill("general", tmp_path, adaptor=lambda batch, outputs: outputs)
+    with pytest.raises(RunError, match=r"teacher\.adaptor: changed"):
+        go("general", tmp_path, adaptor=lambda batch, outputs: {"logits": -outputs["logits"]})
+
+
+def test_the_adaptor_of_a_trainer_without_a_teacher_is_found(tmp_path):
+    kill("trainer", tmp_path)
+    with pytest.raises(RunError, match=r"student\.adaptor: changed"):
+        go("trainer", tmp_path, adaptor=lambda batch, outputs: {"losses": outputs["losses"] * 2})
+
+
+ORDERS = {
+    "sampler": lambda data: DataLoader(TensorDataset(data), batch_size=4),
+    "batch_size": lambda data: DataLoader(TensorDataset(data), batch_size=8, shuffle=True),
+    "collate_fn": lambda data: DataLoader(
+        TensorDataset(data), batch_size=4, shuffle=True, collate_fn=lambda items: torch.stack([one for (one,) in items])
+    ),
+    "drop_last": lambda data: DataLoader(TensorDataset(data), batch_size=4, shuffle=True, drop_last=True),
+}
+
+
+@pytest.mark.parametrize("what", ORDERS)
+def test_a_loader_that_makes_other_batches_of_the_same_data_is_found(tmp_path, what):
+    kill("general", tmp_path)
+    with pytest.raises(RunError, match=rf"data\.{what}: "):
+        go("general", tmp_path, loader=ORDERS[what](rows()))
+
+
+SCRIPTS = {
+    r"optimizer\.groups\.0\.lr: 0\.1 -> 0\.2": {"optimizer": lambda given: torch.optim.SGD(given, lr=0.2)},
+    r"optimizer\.kind: 'SGD' -> 'AdamW'": {"optimizer": lambda given: torch.optim.AdamW(given, lr=0.1)},
+    r"optimizer\.max_grad_norm: None -> 1\.0": {"max_grad_norm": 1.0},
+    r"model_args\.scale: \(not there\) -> 2\.0": {"scale": 2.0},
+    r"data\.batch_postprocessor: ": {"batch_postprocessor": lambda batch: batch},
+    r"optimizer\.scheduler: None -> 'StepLR'": {
+        "scheduler_class": torch.optim.lr_scheduler.StepLR,
+        "scheduler_args": {"step_size": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_another_argument_of_train_is_found(tmp_path, line):
+    kill("general", tmp_path)
+    with pytest.raises(RunError, match=line):
+        go("general", tmp_path, **SCRIPTS[line])
+
+
+def test_a_custom_match_with_another_loss_is_found(tmp_path):
+    def match_run(loss, killed=False):
+        student = make_student()
+        made = GeneralDistiller(
+            TrainingConfig(output_dir=str(tmp_path), device="cpu", ckpt_steps=1),
+            DistillationConfig(),
+            make_teacher(),
+            student,
+            custom_matches=[CustomMatch("head", "head", 1.0, loss)],
+            observers=[Killer(3)] if killed else [],
+            show_progress=False,
+        )
+        made.train(torch.optim.SGD(student.parameters()), LOADERS["tensors"](rows()), num_steps=6, resume="auto")
+
+    with pytest.raises(Killed):
+        match_run(lambda S, T, mask_S, mask_T: (S - T).square().mean(), killed=True)
+    with pytest.raises(RunError, match=r"custom_matches\.0\.loss: changed"):
+        match_run(lambda S, T, mask_S, mask_T: (S - T).abs().mean())
+    match_run(lambda S, T, mask_S, mask_T: (S - T).square().mean())
+
+
+def test_a_student_that_is_trained_in_other_places_is_found(tmp_path):
+    kill("general", tmp_path)
+    made, student = distiller("general", tmp_path, make_teacher())
+    student.inner.requires_grad_(False)
+    with pytest.raises(RunError, match=r"student\.parameters\.inner\.weight: .* -> '.* frozen'"):
+        made.train(
+            torch.optim.SGD(student.parameters(), lr=0.1), LOADERS["tensors"](rows()), num_steps=6, resume="auto"
+        )
