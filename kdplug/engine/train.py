@@ -38,6 +38,7 @@ from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.tracking import tracking
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
+from kdplug.objective.hard_label_term import mark_pooled
 
 
 def train(
@@ -88,6 +89,8 @@ def train(
             load_weights(pair, identity, folder, changed_is_meant=request.resume_changed)
         scheduler = _scheduler(optimizer, new_groups, request)
         model, prepared = _prepared(accelerator, pair, optimizer)
+        several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
+        mark_pooled(pair.objective, is_pooled=several and config.normalization == "global")
         trained = _trained(optimizer, pair)
         accumulation = Accumulation(
             run=run,

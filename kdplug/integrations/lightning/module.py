@@ -20,6 +20,7 @@ from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.lightning.window import EqualCounts, LightningProcesses
 from kdplug.integrations.sides import Teachers, check_apart, make_objective, make_teachers
 from kdplug.objective.capture import Capture
+from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.report import LossReport
 
 
@@ -128,6 +129,8 @@ class DistillationModule(LightningModule):
     def on_train_start(self) -> None:
         """Raises: ``RunError`` where Lightning would divide the last step of an epoch by micro-batches that it lacks."""
         size, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        several = size > 1 or self.trainer.world_size > 1
+        mark_pooled(self.objective, is_pooled=several and self._over == "global")
         if self._over == "global" and batches != float("inf") and batches % size:
             raise RunError(
                 f"an epoch has {batches} micro-batches, so that its last step has {int(batches % size)}, and Lightning divides by "

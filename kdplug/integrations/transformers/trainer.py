@@ -30,7 +30,8 @@ from kdplug.integrations.transformers.link import Link, Question
 from kdplug.integrations.transformers.own_loss import OwnLoss
 from kdplug.integrations.transformers.teaching import Teaching
 from kdplug.integrations.transformers.term_log import TermLog
-from kdplug.integrations.transformers.window import Window, count_items, per_item
+from kdplug.integrations.transformers.window import Window, as_sums, count_items
+from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
 
@@ -100,7 +101,8 @@ class DistillationTrainer(Trainer):
             if model.training:
                 loss, outputs = self._train_on(model, inputs)
             else:
-                outputs, report, _ = self._forward(model, inputs, None)
+                (items,) = self._count_items([inputs])
+                outputs, report, _ = self._forward(model, inputs, items)
                 self._evaluated.add(report)
                 loss = report.total.detach()
         return (loss, self._features.without(outputs)) if return_outputs else loss
@@ -153,6 +155,8 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         check(self, self.objective)
         self._ready()
+        several = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        mark_pooled(self.objective, is_pooled=several and self._over == "global")
         self._logged, self._counts_are_data = TermLog(), False
         try:
             with self._open():
@@ -246,8 +250,10 @@ class DistillationTrainer(Trainer):
             self._is_open = False
 
     def _new_window(self, batches: list[Any]) -> Window:
-        items = count_items(batches, shifted=self._own_loss.shifts(self._student))
-        return Window(batches, items, self.accelerator, self._over, self._counts_are_data)
+        return Window(batches, self._count_items(batches), self.accelerator, self._over, self._counts_are_data)
+
+    def _count_items(self, batches: list[Any]) -> list[int | None]:
+        return count_items(batches, shifted=self._own_loss.shifts(self._student))
 
     def _train_on(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         window = self._window or self._new_window([inputs])
@@ -271,13 +277,17 @@ class DistillationTrainer(Trainer):
 
         def read(outputs: Any) -> Outputs:
             found = Outputs.read((self._adaptor or adapt)(batch, outputs), "student")
-            return found if own is None else replace(found, losses=(own(outputs),))
+            if own is not None:
+                found = replace(found, losses=(own(outputs),))
+            if found.losses is None:
+                return found
+            return replace(
+                found, losses=as_sums(found.losses, items if own is not None or self._adaptor is None else None)
+            )
 
         total = max(self.state.max_steps, 0)
         step = min(self.state.global_step, total)
         question = Question(read, teacher, step / total if total else 0.0, step, total)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, question)
-        if self._adaptor is None or own is not None:
-            report = per_item(report, "hard_label_loss", items)
         return outputs, report, teacher

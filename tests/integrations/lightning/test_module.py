@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bert_run import MATCH, config, examples, weights
-from loop_run import lightning_trainer, make_module
+from bert_run import MATCH, config, examples, unlabelled, weights
+from loop_run import adaptor, lightning_trainer, make_module
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 
@@ -103,6 +103,19 @@ def test_accumulation_over_equal_counts_is_the_gradient_of_the_whole_batch(tmp_p
     whole, _ = fitted(tmp_path, data=loader(ragged=False))
     cut, _ = fitted(tmp_path, data=loader(size=2, ragged=False), accumulate_grad_batches=2)
     torch.testing.assert_close(weights(cut.student), weights(whole.student), rtol=0, atol=1e-12)
+
+
+def test_accumulation_over_unequal_labels_is_refused(tmp_path):
+    rows = unlabelled(examples(12, ragged=False), 2)
+    with pytest.raises(RunError, match="hard_label_loss is a mean over 1 items in this micro-batch and over 2"):
+        fitted(tmp_path, data=DataLoader(rows, batch_size=2), accumulate_grad_batches=2)
+
+
+def test_a_scalar_is_warned_of_where_micro_batches_are_averaged(tmp_path):
+    module = make_module()
+    module._adaptor = lambda batch, outputs: {**adaptor(batch, outputs), "losses": outputs.loss}
+    with pytest.warns(UserWarning, match="hard_label_loss: the adaptor returned a scalar"):
+        fitted(tmp_path, module, data=loader(size=2, ragged=False), accumulate_grad_batches=2)
 
 
 def test_a_mean_of_means_is_had_where_it_is_asked_for(tmp_path):

@@ -5,9 +5,22 @@ from __future__ import annotations
 import bert_run
 import pytest
 import torch
-from bert_run import BY_PATH, MATCH, batch, config, examples, logged, make_student, make_teacher, make_trainer, weights
+from bert_run import (
+    BY_PATH,
+    MATCH,
+    batch,
+    config,
+    examples,
+    logged,
+    make_student,
+    make_teacher,
+    make_trainer,
+    unlabelled,
+    weights,
+)
 from transformers import BertForSequenceClassification, TrainerCallback
 
+from kdplug import LossSum
 from kdplug.config.distillation import DistillationConfig
 
 
@@ -231,6 +244,34 @@ def test_labels_that_do_not_count_are_no_items_however_the_batch_is_cut(tmp_path
         make_trainer(tmp_path, student, rows=rows, distill_config=config(hard_label_weight=2), **options).train()
         found.append(weights(student))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["selected", "sum"])
+def test_the_losses_of_an_adaptor_count_the_same_however_the_batch_is_cut(tmp_path, form):
+    def adaptor(inputs, outputs):
+        kept = inputs["labels"] != -100
+        losses = torch.nn.functional.cross_entropy(outputs.logits[kept], inputs["labels"][kept], reduction="none")
+        return {"logits": outputs.logits, "losses": losses if form == "selected" else LossSum(losses.sum(), kept.sum())}
+
+    found = []
+    for parts in (1, 2):
+        student = make_student()
+        options = {"per_device_train_batch_size": 4 // parts, "gradient_accumulation_steps": parts}
+        options |= {"rows": unlabelled(examples(12), 2), "distill_config": config(None), "kd": {"adaptor_S": adaptor}}
+        make_trainer(tmp_path, student, **options).train()
+        found.append(weights(student))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+def test_a_scalar_of_an_adaptor_is_warned_of_where_micro_batches_are_pooled(tmp_path):
+    def adaptor(inputs, outputs):
+        return {"logits": outputs.logits, "losses": outputs.loss}
+
+    trainer = make_trainer(
+        tmp_path, distill_config=config(None), kd={"adaptor_S": adaptor}, gradient_accumulation_steps=2
+    )
+    with pytest.warns(UserWarning, match="hard_label_loss: the adaptor returned a scalar"):
+        trainer.train()
 
 
 def test_a_causal_student_counts_each_next_token_once_however_the_batch_is_cut(tmp_path):
