@@ -12,7 +12,7 @@ from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.session import tell_unused_combiner
 from kdplug.distillers.teacher import read_teachers
 from kdplug.engine.ensemble import Ensemble
-from kdplug.errors import ConfigError, RunError
+from kdplug.errors import ConfigError
 from kdplug.objective.objective import Objective
 
 Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
@@ -57,14 +57,3 @@ def make_objective(
     objective = Objective(config, tuple(models), custom_matches=terms)
     objective.connect(student, models)
     return objective
-
-
-def check_apart(student: nn.Module, teachers: Ensemble) -> None:
-    """Raises: ``RunError`` where training the student would change a teacher."""
-    theirs = {id(parameter) for parameter in teachers.model.parameters()}
-    shared = [name for name, value in student.named_parameters() if value.requires_grad and id(value) in theirs]
-    if shared:
-        raise RunError(
-            f"teacher and student share {len(shared)} trainable parameter(s), {shared[0]!r} first: training the student "
-            "would change the teacher. Copy them (copy.deepcopy), or set requires_grad=False on what is shared"
-        )

@@ -16,9 +16,10 @@ from kdplug.engine.batch import call, split
 from kdplug.engine.mode import modes
 from kdplug.engine.normalization import Normalization, counts_of
 from kdplug.engine.pair import Adaptor, captured
+from kdplug.engine.shared_memory import check_apart
 from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.lightning.window import EqualCounts, LightningProcesses
-from kdplug.integrations.sides import Teachers, check_apart, make_objective, make_teachers
+from kdplug.integrations.sides import Teachers, make_objective, make_teachers
 from kdplug.objective.capture import Capture
 from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.report import LossReport
@@ -66,9 +67,9 @@ class DistillationModule(LightningModule):
                 field="optimizer",
             )
         self._teachers = make_teachers(teacher, adaptor_T)
-        check_apart(student, self._teachers)
         self.student = student
         self.objective = make_objective(distill_config, self._teachers, student, custom_matches)
+        check_apart(self._teachers.model, student, self.objective)
         self._adaptor = adaptor_S
         self._make_optimizer = optimizer
         self._over = normalization
@@ -100,13 +101,18 @@ class DistillationModule(LightningModule):
         self.objective.to(device)
 
     def setup(self, stage: str) -> None:
-        """Freeze the teachers, put them in eval mode, and hook what the matches read, until ``teardown``."""
+        """Freeze the teachers, put them in eval mode, and hook what the matches read, until ``teardown``.
+
+        Raises: ``RunError`` where widths are not known yet, or training would change a teacher.
+        """
         self._hooks.close()
         if stage == "fit" and self.objective.needs_materialize:
             raise RunError(
                 "a width is 'auto', or a layer map waits for the number of layers. Call module.materialize(batch) with a "
                 "batch before trainer.fit"
             )
+        if stage == "fit":
+            check_apart(self._teachers.model, self.student, self.objective)
         self._total_steps, self._equal = None, EqualCounts()
         self._hook(self._hooks)
 

@@ -17,8 +17,9 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor
+from kdplug.engine.shared_memory import check_apart
 from kdplug.errors import ConfigError
-from kdplug.integrations.sides import Teachers, check_apart, make_objective, make_teachers
+from kdplug.integrations.sides import Teachers, make_objective, make_teachers
 from kdplug.integrations.transformers.adaptor import adapt
 from kdplug.integrations.transformers.check import check
 from kdplug.integrations.transformers.checkpoint import divide, read_objective, write_objective
@@ -155,6 +156,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         check(self, self.objective)
         self._ready()
+        check_apart(self._teachers.model, self._student, self.objective)
         several = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
         self._logged, self._counts_are_data = TermLog(), False
@@ -206,8 +208,8 @@ class DistillationTrainer(Trainer):
     def _link_student(self) -> None:
         """Make the objective for the student that there is, a new one where ``model_init`` has made a new student."""
         student = self._student
-        check_apart(student, self._teachers)
         self.objective = make_objective(self.distill_config, self._teachers, student, self._custom_matches)
+        check_apart(self._teachers.model, student, self.objective)
         self.objective.to(next(student.parameters()).device)
         self._link = Link(student, self.objective)
         models = {key: one.model for key, one in self._teachers.teachers.items()}
@@ -243,7 +245,7 @@ class DistillationTrainer(Trainer):
         try:
             with (
                 self._link.joined(is_sharded=self._is_sharded),
-                self._teaching.begun(self.objective, self.args.device),
+                self._teaching.begun(self.objective, self._student, self.args.device),
             ):
                 yield
         finally:

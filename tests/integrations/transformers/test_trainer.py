@@ -9,6 +9,7 @@ from bert_run import (
     BY_PATH,
     MATCH,
     batch,
+    bert,
     config,
     examples,
     logged,
@@ -59,6 +60,19 @@ def test_the_teacher_stays_in_eval_mode_frozen_and_as_it_was(tmp_path):
     assert teacher.training
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(weights(teacher), before)
+
+
+def test_a_frozen_base_that_both_share_stays_in_eval_mode(tmp_path):
+    """The Trainer puts the student in train mode at each step, and the base is a part of it."""
+    student, teacher, modes = make_student(), bert(4, 2, seed=2), []
+    student.bert.embeddings = teacher.bert.embeddings.requires_grad_(False)
+    teacher.bert.embeddings.register_forward_hook(lambda module, *_: modes.append(module.training))
+    before, head = weights(teacher), weights(student.classifier)
+    make_trainer(tmp_path, student, teacher=teacher, distill_config=config(None), gradient_accumulation_steps=2).train()
+    assert {*modes} == {False}
+    assert torch.equal(weights(teacher), before)
+    assert not torch.equal(weights(student.classifier), head)
+    assert teacher.bert.embeddings.training
 
 
 def test_the_student_is_after_training_what_it_was_but_for_its_weights(tmp_path):
