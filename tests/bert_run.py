@@ -53,6 +53,12 @@ def examples(count, *, ragged=True, seed=3):
     return [{"input_ids": one, "attention_mask": mask, "labels": label} for one, mask, label in rows]
 
 
+def unlabelled(rows, *places):
+    """The same rows, of every four those at ``places`` without a label."""
+    none = torch.tensor(-100)
+    return [{**row, "labels": none if number % 4 in places else row["labels"]} for number, row in enumerate(rows)]
+
+
 def batch(count=4):
     """The first examples of those that ``make_trainer`` trains on, as one batch."""
     rows = examples(24)[:count]

@@ -6,9 +6,11 @@ from functools import partial
 
 import pytorch_lightning
 import torch
-from bert_run import arguments, config, examples, make_student, make_teacher, weights
+from bert_run import arguments, config, examples, make_student, make_teacher, unlabelled, weights
+from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from kdplug import LossSum
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.integrations.lightning import DistillationModule
@@ -19,8 +21,9 @@ STEPS, BATCH, RATE = 20, 4, 0.1
 
 
 def adaptor(batch, outputs):
-    mask = batch["attention_mask"]
-    return {"logits": outputs.logits, "hidden": outputs.hidden_states, "inputs_mask": mask, "losses": outputs.loss}
+    mask, labels = batch["attention_mask"], batch["labels"]
+    losses = LossSum(functional.cross_entropy(outputs.logits, labels, reduction="sum"), (labels != -100).sum())
+    return {"logits": outputs.logits, "hidden": outputs.hidden_states, "inputs_mask": mask, "losses": losses}
 
 
 def started(objective):
@@ -42,7 +45,7 @@ def models():
 
 def data(cut=1):
     """What ``STEPS`` steps take, in batches that are ``cut`` into so many micro-batches."""
-    return examples(STEPS * BATCH), BATCH // cut
+    return unlabelled(examples(STEPS * BATCH), 1), BATCH // cut
 
 
 def raw_loop(folder, cut=1):

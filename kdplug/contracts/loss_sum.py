@@ -1,4 +1,4 @@
-"""A loss that says what it is a mean over."""
+"""A loss with the number of items that it is a mean over."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 class LossSum(NamedTuple):
     """A sum over items and the number of items it runs over.
 
-    A loss that is a mean over items (tokens, examples, pairs) returns this instead of the mean, and the division
-    happens once: by the count of the whole batch, whatever pieces the batch was computed in.
+    A loss that is a mean over items (tokens, examples, pairs) returns this instead of the mean, and so does an adaptor under
+    ``losses``. The division happens once: by the count of the whole batch, whatever pieces the batch was computed in.
 
     Shapes: ``total`` is a scalar tensor that carries the gradient; ``count`` a number or a scalar tensor without one.
     """

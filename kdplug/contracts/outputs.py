@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
     Logits = Tensor | FactoredLogits | SparseLogits
     """The logits of one head, in any of the forms that they come in."""
 
+    Loss = Tensor | LossSum
+    """A loss that the student computed itself."""
+
     Tensors = Tensor | Sequence[Tensor] | None
+    Losses = Loss | Sequence[Loss] | None
     LogitsOfHeads = Logits | Sequence[Logits] | None
 
 _KEYS = frozenset(ADAPTOR_KEYS)
@@ -36,14 +42,17 @@ class Outputs:
 
     Where logits are too many to hold, a head's may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
 
+    Each of ``losses`` is a ``LossSum``, a tensor with one loss per item, or a scalar, which counts as a mean over one item.
+
     Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
     any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer.
-    Raises: ``OutputsError`` for a value that is not made of tensors; its field is the key.
+    Raises: ``OutputsError`` for a value that is not made of tensors, or a ``LossSum`` that is not a sum and a count; its
+    field is the key.
     """
 
     logits: tuple[Logits, ...] | None
     logits_mask: tuple[Tensor, ...] | None
-    losses: tuple[Tensor, ...] | None
+    losses: tuple[Loss, ...] | None
     inputs_mask: Tensor | None
     labels: tuple[Tensor, ...] | None
     hidden: tuple[Tensor, ...] | None
@@ -55,7 +64,7 @@ class Outputs:
         *,
         logits: LogitsOfHeads = None,
         logits_mask: Tensors = None,
-        losses: Tensors = None,
+        losses: Losses = None,
         inputs_mask: Tensor | None = None,
         labels: Tensors = None,
         hidden: Tensors = None,
@@ -67,7 +76,7 @@ class Outputs:
         is_tensor = type(logits) is _tensor_type()
         put(self, "logits", None if logits is None else (logits,) if is_tensor else _heads(logits) or None)
         put(self, "logits_mask", None if logits_mask is None else _tensors("logits_mask", logits_mask) or None)
-        put(self, "losses", None if losses is None else _tensors("losses", losses) or None)
+        put(self, "losses", None if losses is None else _losses(losses) or None)
         put(self, "inputs_mask", None if inputs_mask is None else _tensor("inputs_mask", inputs_mask))
         put(self, "labels", None if labels is None else _tensors("labels", labels) or None)
         put(self, "hidden", None if hidden is None else _tensors("hidden", hidden))
@@ -124,6 +133,36 @@ def _tensors(key: str, value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
                 return ()
             raise OutputsError(f"must be a tensor, got {_kind(item)}", field=f"{key}.{place}")
     return tuple(value)
+
+
+def _losses(value: Loss | Sequence[Loss]) -> tuple[Loss, ...]:
+    if isinstance(value, LossSum):  # before lists: a named tuple is a tuple of two as well
+        return (_loss_sum("losses", value),)
+    if isinstance(value, (tuple, list)) and any(isinstance(loss, LossSum) for loss in value):
+        fields = [f"losses.{place}" for place in range(len(value))]
+        return tuple(
+            _loss_sum(field, loss) if isinstance(loss, LossSum) else _tensor(field, loss)
+            for field, loss in zip(fields, value, strict=True)
+        )
+    return _tensors("losses", value)  # type: ignore[arg-type]  # what is neither is its to refuse
+
+
+def _loss_sum(field: str, loss: LossSum) -> LossSum:
+    total: Any = loss.total
+    count: Any = loss.count
+    tensor = _tensor_type()
+    if not isinstance(total, tensor) or total.dim():
+        raise OutputsError(f"the total of a LossSum must be a scalar tensor, got {_shown(total)}", field=field)
+    if isinstance(count, tensor):
+        if count.dim():
+            raise OutputsError(f"the count of a LossSum must be a number or a scalar, got {_shown(count)}", field=field)
+    elif not isinstance(count, (int, float)) or not 0 <= count < math.inf:
+        raise OutputsError(f"the count of a LossSum must be a finite number >= 0, got {_shown(count)}", field=field)
+    return loss
+
+
+def _shown(value: object) -> str:
+    return f"a tensor of shape {list(value.shape)}" if isinstance(value, _tensor_type()) else _kind(value)
 
 
 def _heads(logits: Logits | Sequence[Logits]) -> tuple[Logits, ...]:

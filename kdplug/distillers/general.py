@@ -38,6 +38,9 @@ class GeneralDistiller:
     ``show_progress`` is about the bar, or the lines, on the error stream. ``custom_matches`` are losses between modules that
     are written in Python.
 
+    A run ends with a ``RunError`` where the teacher would not stay as it is: where it shares memory with what is trained, or
+    where its forward pass leaves a module in train mode or changes a persistent buffer. A frozen base may be shared.
+
     Raises: ``ConfigError`` for a module path that leads nowhere; ``EntryError`` or ``SettingError`` where the config names what is not
     there.
     """

@@ -21,8 +21,9 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
     Raises: ``ConfigError`` for anything but a list or mapping of models, and for adaptors that do not go with them.
     """
     by_key = _models(models)
+    names = {key: f"teacher {key!r}" if len(by_key) > 1 else "teacher" for key in by_key}
     if adaptors is None or (callable(adaptors) and not isinstance(adaptors, (Mapping, Sequence))):
-        return {key: Teacher(model, adaptors) for key, model in by_key.items()}
+        return {key: Teacher(model, adaptors, names[key]) for key, model in by_key.items()}
     if isinstance(adaptors, Mapping):
         if missing := by_key.keys() ^ adaptors.keys():
             raise ConfigError(
@@ -30,13 +31,13 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
                 f"{', '.join(map(repr, sorted(map(str, missing))))} is in one of them only",
                 field="adaptor_T",
             )
-        return {key: Teacher(model, adaptors[key]) for key, model in by_key.items()}
+        return {key: Teacher(model, adaptors[key], names[key]) for key, model in by_key.items()}
     if not isinstance(adaptors, Sequence) or len(adaptors) != len(by_key):
         count = len(adaptors) if isinstance(adaptors, Sequence) else type(adaptors).__name__
         raise ConfigError(
             f"must be one for all, or one for each of the {len(by_key)} teachers, got {count}", field="adaptor_T"
         )
-    return {key: Teacher(model, one) for (key, model), one in zip(by_key.items(), adaptors, strict=True)}
+    return {key: Teacher(model, one, names[key]) for (key, model), one in zip(by_key.items(), adaptors, strict=True)}
 
 
 def _models(models: Any) -> dict[str, nn.Module]:

@@ -50,9 +50,9 @@ def _with_losses(adaptor: Adaptor | None) -> Adaptor:
 class BasicTrainer:
     """Trains ``model`` on the ``losses`` that its adaptor returns: a teacher to be, or a student to compare with.
 
-    The adaptor is called as ``adaptor(batch, model_outputs)``; several losses are summed, each reduced to its mean. Without
-    an adaptor the model's own outputs are read (a transformers ``ModelOutput`` with its ``loss``). ``observers``, ``strict``
-    and ``show_progress`` are those of ``GeneralDistiller``.
+    The adaptor is called as ``adaptor(batch, model_outputs)``; several losses are summed, each as the mean over what it
+    counts. Without an adaptor the model's own outputs are read (a transformers ``ModelOutput`` with its ``loss``).
+    ``observers``, ``strict`` and ``show_progress`` are those of ``GeneralDistiller``.
 
     Logged is ``total_loss``; the one term beside it, ``hard_label_loss``, is the same number. ``train`` trains ``model`` where
     it speaks of a student.

@@ -182,6 +182,8 @@ class Loop:
             with called_alone(run.model, self.accelerator):
                 self.callback(model=run.model, step=step)
             run.model.train()
+            if run.teacher is not None:
+                run.teacher.eval()  # it may own some of the student's modules
 
     def _write(self, step: int) -> None:
         run = self.run

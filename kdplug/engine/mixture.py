@@ -15,7 +15,7 @@ from kdplug.contracts.tagged import Tagged
 from kdplug.engine.pair import Adaptor
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.window import Windows
-from kdplug.errors import RunError
+from kdplug.errors import KdplugError, RunError
 
 if TYPE_CHECKING:
     from kdplug.objective.task_objective import TaskObjective
@@ -150,8 +150,11 @@ class TaskTeachers:
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
     ) -> Tagged:
-        """What the objective of the batch's task reads."""
-        return Tagged(batch.task, self.teachers[batch.task](batch.value, model_args, cache, precision))
+        """What the objective of the batch's task reads. Raises: what the task's teacher raises, with the task in front."""
+        try:
+            return Tagged(batch.task, self.teachers[batch.task](batch.value, model_args, cache, precision))
+        except KdplugError as error:
+            raise error.at(batch.task) from error.__cause__
 
     def to(self, device: torch.device) -> None:
         for teacher in self.teachers.values():

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kdplug.errors import RunError
 from kdplug.objective.report import LossReport, TermValue
 
 Counts = dict[str, tuple[Tensor | float, ...]]
@@ -71,9 +72,12 @@ class Normalization:
         """From what each micro-batch of this process counts, and those of the other processes.
 
         A term that a micro-batch does not have (of another task) weighs by the share of those that do.
+
+        Raises: ``RunError`` where a term has other parts in one micro-batch than in another.
         """
         names = sorted({name for counts in counted for name in counts})
         having = {name: [counts[name] for counts in counted if name in counts] for name in names}
+        _check_parts(having)
         dtype = torch.float32 if processes.device.type == "mps" else torch.float64
         rows: list[Tensor | float] = [len(having[name]) for name in names]
         for name in names:
@@ -125,6 +129,16 @@ class Normalization:
 def _is_live(term: TermValue) -> bool:
     """A term whose schedule is at 0 was not computed: it is an exact 0 and counts nothing."""
     return term.weight != 0
+
+
+def _check_parts(having: Mapping[str, Sequence[tuple[Tensor | float, ...]]]) -> None:
+    for name, rows in having.items():
+        numbers = sorted({len(row) for row in rows})
+        if len(numbers) > 1:
+            raise RunError(
+                f"{name} is a sum of {numbers[0]} means in one micro-batch of the step and of {numbers[-1]} in another. The adaptor "
+                "has to return equally many heads, and losses, for every batch; one that counts nothing is an empty tensor"
+            )
 
 
 def _inverse(count: Tensor) -> Tensor:

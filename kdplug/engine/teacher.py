@@ -11,6 +11,7 @@ from torch import nn
 
 from kdplug.engine.pair import Adaptor, captured
 from kdplug.objective.capture import Capture
+from kdplug.objective.fixed_teacher import FixedTeacher
 
 if TYPE_CHECKING:
     from kdplug.objective.objective import Objective
@@ -41,12 +42,17 @@ class Teacher:
 
     Not inference mode: nearly every loss saves the teacher's tensors for its backward pass, which autograd refuses
     for inference tensors, and copying them costs more than the mode saves.
+
+    While it is ``frozen()``, each pass is checked to leave the model in eval mode, and the first ones its buffers unchanged.
+    ``name`` is what messages call it.
     """
 
-    def __init__(self, model: nn.Module, adaptor: Adaptor | None = None) -> None:
+    def __init__(self, model: nn.Module, adaptor: Adaptor | None = None, name: str = "teacher") -> None:
         self.model = model
         self.adaptor = adaptor
+        self.name = name
         self.capture: Capture | None = None
+        self._fixed: FixedTeacher | None = None
 
     def __call__(
         self,
@@ -55,14 +61,27 @@ class Teacher:
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
     ) -> Any:
-        """What the objective reads of the teacher. ``cache`` stands in for the model's outputs where it is given."""
+        """What the objective reads of the teacher. ``cache`` stands in for the model's outputs where it is given.
+
+        Raises: ``RunError`` where the model is in train mode, or changes its buffers.
+        """
         if precision is None and cache is None:
             with torch.set_grad_enabled(False):  # as no_grad, which takes longer to make
-                return captured(self.capture, self.model, self.adaptor, batch, model_args)
+                return self._asked(batch, model_args)
         with torch.no_grad(), precision or nullcontext():
             if cache is None:
-                return captured(self.capture, self.model, self.adaptor, batch, model_args)
+                return self._asked(batch, model_args)
             return cache if self.adaptor is None else self.adaptor(batch, cache)
+
+    def _asked(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
+        fixed = self._fixed
+        if fixed is None:
+            return captured(self.capture, self.model, self.adaptor, batch, model_args)
+        if fixed.watches_buffers:
+            fixed.before()
+        outputs = captured(self.capture, self.model, self.adaptor, batch, model_args)
+        fixed.after()
+        return outputs
 
     def to(self, device: torch.device) -> None:
         """Move the model, unless it was spread over devices when it was loaded."""
@@ -88,12 +107,14 @@ class Teacher:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No parameter of the teacher asks for a gradient inside; afterwards those that did do again."""
+        """No parameter of the teacher asks for a gradient inside, and its passes are checked; afterwards those that did do again."""
+        before, self._fixed = self._fixed, FixedTeacher(self.model, self.name)
         trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         for name in trainable:
             self.model.get_parameter(name).requires_grad_(False)
         try:
             yield
         finally:
+            self._fixed = before
             for name in trainable:  # by name: sharding puts other parameters in their place
                 self.model.get_parameter(name).requires_grad_(True)

@@ -35,10 +35,12 @@ from kdplug.engine.progress import display
 from kdplug.engine.request import Request
 from kdplug.engine.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.run import Run, RunResult
+from kdplug.engine.shared_memory import check_apart
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.tracking import tracking
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
+from kdplug.objective.hard_label_term import mark_pooled
 
 
 def train(
@@ -62,7 +64,7 @@ def train(
     """
     start = time.monotonic()
     optimizer = unwrap(request.optimizer)
-    _check_sides(pair.student, teacher)
+    _check_sides(pair, teacher)
     check_student(optimizer, pair.student)
     with ExitStack() as stack:
         accelerator = stack.enter_context(process(config.device, _precision(config)))
@@ -93,6 +95,8 @@ def train(
             load_weights(pair, identity, saved, folder, changed_is_meant=request.resume_changed)
         scheduler = _scheduler(optimizer, new_groups, request)
         model, prepared = _prepared(accelerator, pair, optimizer)
+        several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
+        mark_pooled(pair.objective, is_pooled=several and config.normalization == "global")
         trained = _trained(optimizer, pair)
         accumulation = Accumulation(
             run=run,
@@ -258,17 +262,11 @@ def _trained(optimizer: Optimizer, pair: Pair) -> list[nn.Parameter]:
     return list({id(parameter): parameter for parameter in wanted}.values())
 
 
-def _check_sides(student: nn.Module, teacher: TeacherSide | None) -> None:
+def _check_sides(pair: Pair, teacher: TeacherSide | None) -> None:
     if teacher is None:
         return
-    if teacher.model is student:
+    if teacher.model is pair.student:
         raise RunError(
             "teacher and student are the same module; the student would chase itself. Copy it: copy.deepcopy"
         )
-    frozen = {id(parameter) for parameter in teacher.model.parameters()}
-    shared = [name for name, value in student.named_parameters() if value.requires_grad and id(value) in frozen]
-    if shared:
-        raise RunError(
-            f"teacher and student share {len(shared)} trainable parameter(s), {shared[0]!r} first: training the student would "
-            "change the teacher. Copy them, or set requires_grad=False on what is shared"
-        )
+    check_apart(teacher.model, pair.student, pair.objective)

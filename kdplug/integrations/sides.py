@@ -14,7 +14,7 @@ from kdplug.distillers.session import tell_unused_combiner
 from kdplug.distillers.teacher import read_teachers
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.identity import sides_identity
-from kdplug.errors import ConfigError, RunError
+from kdplug.errors import ConfigError
 from kdplug.objective.objective import Objective
 
 Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
@@ -66,14 +66,3 @@ def identity_of(
 ) -> dict[str, Any]:
     """What a run has to have in common with one that it resumes, and its processes with each other; plain data."""
     return {**config_identity({"": config}), **sides_identity(student, adaptor, objective, teachers)}
-
-
-def check_apart(student: nn.Module, teachers: Ensemble) -> None:
-    """Raises: ``RunError`` where training the student would change a teacher."""
-    theirs = {id(parameter) for parameter in teachers.model.parameters()}
-    shared = [name for name, value in student.named_parameters() if value.requires_grad and id(value) in theirs]
-    if shared:
-        raise RunError(
-            f"teacher and student share {len(shared)} trainable parameter(s), {shared[0]!r} first: training the student "
-            "would change the teacher. Copy them (copy.deepcopy), or set requires_grad=False on what is shared"
-        )

@@ -16,6 +16,7 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.errors import KdplugError, OutputsError, RunError
 from kdplug.objective.capture_path import Modules, Side
 from kdplug.objective.capture_value import pick
+from kdplug.objective.fixed_teacher import FixedTeacher
 
 _HOOK = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
@@ -36,12 +37,15 @@ class Capture:
     ``join(outputs)`` adds to the model's outputs what that pass gave. Nothing is read outside of ``reading()``, so the second
     forward pass that gradient checkpointing makes during the backward pass leaves no trace, nor does an evaluation.
 
+    ``fixed`` checks each pass that is read, where the model is a teacher that nobody else checks.
+
     Raises: ``ConfigError`` for a path that leads nowhere in the model.
     """
 
-    def __init__(self, model: nn.Module, paths: Iterable[str], side: Side) -> None:
+    def __init__(self, model: nn.Module, paths: Iterable[str], side: Side, fixed: FixedTeacher | None = None) -> None:
         self.side: Side = side
         self.model = model
+        self._fixed = fixed
         self._points: dict[nn.Module, dict[str, LayerPath]] = {}
         self.paths = tuple(dict.fromkeys(paths))
         self._which = {text: read_path(text).call for text in self.paths}
@@ -75,11 +79,25 @@ class Capture:
     def reading(self) -> Iterator[None]:
         """Read what is computed inside the block: one forward pass. What an earlier one gave is forgotten.
 
-        Raises: ``RunError`` where no hooks are in place.
+        Raises: ``RunError`` where no hooks are in place, or the pass changed what may not change in a teacher.
         """
-        if not self.paths:
+        if self._fixed is not None and self._fixed.watches_buffers:
+            self._fixed.before()
+        if self.paths:
+            self._begin()
+        try:
             yield
-            return
+        except BaseException as error:
+            self._calls = {}
+            if self.paths and isinstance(error, OutputsError) and not error.field:
+                error.at(self.side)
+            raise
+        finally:
+            self._is_reading = False
+        if self._fixed is not None:
+            self._fixed.after()
+
+    def _begin(self) -> None:
         if not self._is_hooked:
             raise RunError(
                 f"the {self.side}'s modules have no hooks: read inside hooked(), or inside objective.capture(…)"
@@ -87,15 +105,6 @@ class Capture:
         self._calls = {text: [] for text in self.paths}
         self._had_grad = torch.is_grad_enabled()
         self._is_reading = True
-        try:
-            yield
-        except BaseException as error:
-            self._calls = {}
-            if isinstance(error, OutputsError) and not error.field:
-                error.at(self.side)
-            raise
-        finally:
-            self._is_reading = False
 
     def join(self, outputs: object) -> Outputs:
         """``outputs``, in any form that an objective takes, with what the last forward pass gave at each path.

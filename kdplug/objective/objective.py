@@ -17,12 +17,13 @@ from kdplug.objective.capture_teacher import Models, teacher_models, teacher_mod
 from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.draw import Draws
 from kdplug.objective.field import Path
+from kdplug.objective.fixed_teacher import checked
 from kdplug.objective.hard_label_term import HardLabelTerm
 from kdplug.objective.kd_term import KdTerm
 from kdplug.objective.matches import Matches
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
-from kdplug.objective.teacher import Names, read_teachers, teacher_names
+from kdplug.objective.teacher import Names, read_teachers, side, teacher_names
 from kdplug.objective.term import Term
 
 if TYPE_CHECKING:
@@ -103,13 +104,18 @@ class Objective(nn.Module):
         Run each model inside ``with capture.student.reading():``, and give the objective
         ``capture.student.join(outputs)``; likewise ``capture.teacher``, or each of ``capture.teachers``.
 
-        Raises: ``ConfigError`` as ``connect`` does.
+        A teacher that is in eval mode is checked to be so after each pass, and to leave its buffers unchanged.
+
+        Raises: ``ConfigError`` as ``connect`` does; inside ``reading()``, ``RunError`` where a teacher changes.
         """
         self.connect(student, teacher)
         models = teacher_models(teacher, self.teachers)
         with ExitStack() as stack:
             ours = stack.enter_context(Capture(student, self.paths("student"), "student").hooked())
-            theirs = [Capture(one, self.paths("teacher", place), "teacher") for place, one in enumerate(models)]
+            theirs = [
+                Capture(one, self.paths("teacher", place), "teacher", checked(one, side(self.teachers, place)))
+                for place, one in enumerate(models)
+            ]
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:

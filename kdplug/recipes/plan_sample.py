@@ -19,6 +19,7 @@ from kdplug.engine.batch import Parts, split, to_device
 from kdplug.engine.materialize import materialize
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Pair
+from kdplug.engine.shared_memory import check_apart
 from kdplug.engine.teacher import Teacher
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
@@ -94,6 +95,7 @@ def take_sample(recipe: Recipe, bench: Bench, accelerator: Accelerator, total_st
     distiller = bench.distiller(teacher, student)
     pair = Pair(student, distiller.adaptor_S, distiller.objective)
     side = Teacher(teacher, distiller.adaptor_T)
+    check_apart(teacher, student, distiller.objective)
     pair.to(accelerator.device)
     side.to(accelerator.device)
     batches = list(islice(bench.loader("distillation", recipe.training.batch_size), BATCHES))

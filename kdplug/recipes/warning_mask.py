@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.recipes.plan_sample import Sample
 from kdplug.recipes.warning import PlanWarning
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Loss
 
 _MASKS = {"mask", "student_mask", "teacher_mask"}
 
@@ -59,9 +64,10 @@ def _losses_need_mask(sample: Sample) -> bool:
     return any(slope is None or slope[mask == 0].any() for slope, mask in zip(slopes, masks, strict=True))
 
 
-def _slopes(losses: tuple[Tensor, ...], logits: list[Tensor]) -> list[Tensor | None]:
+def _slopes(losses: tuple[Loss, ...], logits: list[Tensor]) -> list[Tensor | None]:
     """The gradient of the losses in each head's logits, ``None`` where they are not made of these. The graph stays."""
-    total = torch.stack([loss.sum() for loss in losses]).sum()
+    totals = [loss.total if isinstance(loss, LossSum) else loss.sum() for loss in losses]
+    total = torch.stack(totals).sum()
     if not total.requires_grad or not all(one.requires_grad for one in logits):
         return [None] * len(logits)
     return list(torch.autograd.grad(total, logits, retain_graph=True, allow_unused=True))

@@ -34,11 +34,12 @@ class TaskCase(Laws):
         with seeded(seed):
             return self.build().target
 
-    def batch(self, task: Task, part: Part, seed: int = 0) -> Any:
-        """The first examples of a part as a batch."""
+    def batch(self, task: Task, part: Part, seed: int = 0, places: slice = slice(None)) -> Any:
+        """The first examples of a part as a batch, or those of them at ``places``."""
         with seeded(seed):
             data: Any = task.data(part)
-            return task.collate([data[index] for index in range(min(self.examples, len(data)))])
+            chosen = range(min(self.examples, len(data)))[places]
+            return task.collate([data[index] for index in chosen])
 
     def outputs(self, task: Task, part: Part) -> Iterator[tuple[str, nn.Module, Outputs]]:
         """What each side returns for a batch of a part, in eval mode: its name, its model, its outputs.

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kdplug.config.distillation import DistillationConfig
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
-from kdplug.contracts.task import Task
+from kdplug.contracts.task import Part, Task
+from kdplug.engine.batch import split
+from kdplug.objective.hard_label_term import HardLabelTerm
+from kdplug.objective.objective import Objective
+from kdplug.objective.report import LossReport, TermValue
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
 from kdplug.testing.task_case import PARTS, alike, spans
@@ -95,13 +101,42 @@ class TaskLaws(TaskOptionLaws):
                 broken(
                     "student_adaptor gives no 'losses' for data('baseline'), which is what a student alone is trained on"
                 )
-            total = torch.stack([loss.float().mean() for loss in outputs.losses]).sum()
+            total = _label_term(outputs).value
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             if not total.requires_grad or not any(
                 gradient is not None and bool(gradient.any())
                 for gradient in torch.autograd.grad(total, trained, allow_unused=True)
             ):
                 broken("the 'losses' of student_adaptor do not reach the student: is the loss detached?")
+
+    def test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged(self) -> None:
+        """For: a mean under ``losses``: micro-batches and processes then count alike, however many labels each holds."""
+        task = self.task()
+        for part in ("distillation", "baseline"):
+            if min(self.examples, len(task.data(part))) < 2:
+                continue
+            with seeded(0):
+                model = task.build_student().eval()
+            whole, first, rest = (
+                self._label_losses(task, model, part, places) for places in (slice(None), slice(1), slice(1, None))
+            )
+            if not len(whole) == len(first) == len(rest):
+                broken(
+                    f"student_adaptor gives {len(whole)} 'losses' for a batch of data({part!r}), and others for its pieces"
+                )
+            for one, two, three in zip(whole, first, rest, strict=True):
+                count, apart = float(one.count), float(two.count) + float(three.count)
+                if count != apart:
+                    broken(
+                        f"the 'losses' of student_adaptor are a mean over {count:g} items in a batch of data({part!r}) and over "
+                        f"{apart:g} in its two pieces: return kdplug.LossSum(total, count), or one loss per item"
+                    )
+                total, pieces = float(one.total), float(two.total) + float(three.total)
+                if not math.isclose(total, pieces, rel_tol=1e-3, abs_tol=1e-4):
+                    broken(
+                        f"the 'losses' of student_adaptor add up to {total:g} in a batch of data({part!r}) and to {pieces:g} in "
+                        "its two pieces, although both count the same items"
+                    )
 
     def test_the_metric_is_among_the_figures(self) -> None:
         """For: a figure under another name than ``metric``, found out when a run is over; a mean over nothing."""
@@ -129,10 +164,24 @@ class TaskLaws(TaskOptionLaws):
         if changed:
             broken(f"evaluate changes {changed[0]} of the model")
 
+    def _label_losses(self, task: Any, model: nn.Module, part: Part, places: slice) -> tuple[LossSum, ...]:
+        """The losses of some of a part's first examples, with what they count; nothing where there are none."""
+        batch = split(self.batch(task, part, places=places))
+        with seeded(0), torch.no_grad():
+            outputs = self.read(task, "student", model, batch, f"data({part!r})")
+        return () if outputs.losses is None else _label_term(outputs).parts
+
     def _figures(self, task: Any, model: nn.Module) -> dict[str, float]:
         with seeded(0), torch.no_grad():
             found: Any = task.evaluate(model.eval(), [self.batch(task, "test")])
         return {name: float(value) for name, value in found.items()}
+
+
+def _label_term(outputs: Outputs) -> TermValue:
+    """The hard label loss as a run computes it."""
+    objective = Objective(DistillationConfig(kd_loss_weight=0.0, hard_label_weight=1.0))
+    report: LossReport = objective(student=outputs)
+    return report.terms[HardLabelTerm.name]
 
 
 def _shapes(outputs: Outputs) -> list[Any]:

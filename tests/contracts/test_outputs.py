@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdplug import FactoredLogits, SparseLogits
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError
 
@@ -41,6 +42,18 @@ def read(value):
 def test_a_bare_tensor_is_a_list_of_one(key, wrap):
     (found,) = getattr(read({key: wrap(ONE)}), key)
     assert found is ONE
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: (x,)], ids=["bare", "list", "tuple"])
+def test_a_loss_sum_is_one_loss_and_not_two_tensors(wrap):
+    loss = LossSum(ONE.sum(), ONE.sum())
+    (found,) = read({"losses": wrap(loss)}).losses
+    assert found is loss
+
+
+def test_losses_may_be_of_several_forms():
+    loss = LossSum(ONE.sum(), 3)
+    assert read({"losses": [ONE, loss]}).losses == (ONE, loss)
 
 
 def test_hidden_as_a_bare_tensor_is_one_layer_and_not_one_per_example():
@@ -96,6 +109,27 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
     ("value", "message"),
     [
         ({"losses": 0.5}, r"^student\.losses: must be a tensor or a list of tensors, got float 0\.5"),
+        (
+            {"losses": LossSum(ONE, 2)},
+            r"^student\.losses: the total of a LossSum must be a scalar tensor, got a tensor of",
+        ),
+        (
+            {"losses": LossSum(0.5, 2)},
+            r"^student\.losses: the total of a LossSum must be a scalar tensor, got float 0\.5",
+        ),
+        (
+            {"losses": [LossSum(ONE.sum(), ONE)]},
+            r"^student\.losses\.0: the count of a LossSum must be a number or a scal",
+        ),
+        (
+            {"losses": LossSum(ONE.sum(), -1)},
+            r"^student\.losses: the count of a LossSum must be a finite number >= 0, got",
+        ),
+        (
+            {"losses": LossSum(ONE.sum(), None)},
+            r"^student\.losses: the count of a LossSum must be a finite number >= 0, ",
+        ),
+        ({"losses": [LossSum(ONE.sum(), 1), 2]}, r"^student\.losses\.1: must be a tensor, got int 2"),
         ({"logits": {"a": ONE}}, r"^student\.logits: must be a tensor or a list of tensors, got dict"),
         ({"hidden": [LAYER, "x"]}, r"^student\.hidden\.1: must be a tensor, got str 'x'"),
         ({"hidden": [LAYER, None]}, r"^student\.hidden\.1: must be a tensor, got NoneType"),

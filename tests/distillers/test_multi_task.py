@@ -99,6 +99,7 @@ def test_2_2_17_curves_carry_the_name_of_their_task(tmp_path):
     assert sorted(steps) == list(range(1, 9))
 
 
+@pytest.mark.filterwarnings("ignore:hard_label_loss")  # a scalar
 def test_with_accumulation_each_batch_is_drawn_and_the_terms_add_up(tmp_path):
     student, notes = make_student(), Notes()
     config = {"a": DistillationConfig(hard_label_weight=0.5), "b": DistillationConfig(kd_loss_weight=2)}

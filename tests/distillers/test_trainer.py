@@ -119,7 +119,8 @@ def test_1_11_num_epochs_is_not_needed_with_num_steps(tmp_path):
 
 def test_checkpoints_callback_postprocessor_and_further_arguments_are_those_of_a_distiller(tmp_path):
     model, seen = make_student(), []
-    trainer = make(tmp_path, model, ckpt_frequency=2, gradient_accumulation_steps=2)
+    adaptor = lambda batch, outputs: {"losses": outputs["logits"].square()}  # noqa: E731
+    trainer = make(tmp_path, model, adaptor, ckpt_frequency=2, gradient_accumulation_steps=2)
     model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
     steps = []
     result = trainer.train(

@@ -34,6 +34,7 @@ def windows(batches, accumulation, epochs):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("config", [{}, {"matches": [PROJECTED], **SCHEDULED}], ids=["kd", "everything"])
+@pytest.mark.filterwarnings("ignore:hard_label_loss")  # a scalar
 def test_the_weights_are_those_of_a_loop_written_by_hand(tmp_path, accumulation, clip, config):
     batches, expected, student = make_batches(7), make_student(), make_student()
     cut = windows(batches, accumulation, 2)

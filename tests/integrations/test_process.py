@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bert_run import examples, make_trainer, weights
+from bert_run import examples, make_trainer, unlabelled, weights
 from loop_run import lightning_trainer, make_module
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
@@ -19,7 +19,7 @@ TESTS = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 import torch
-from bert_run import config, examples, make_teacher, make_trainer, weights
+from bert_run import config, examples, make_teacher, make_trainer, unlabelled, weights
 from kdplug.errors import RunError
 from leave_group import leave_group
 from loop_run import lightning_trainer, make_module
@@ -30,7 +30,8 @@ folder = sys.argv[1]
 for parts in (1, 2):
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": parts, "max_steps": 3}
     saving = {"save_strategy": "steps", "save_steps": 3, "ddp_backend": "gloo"}
-    trainer = make_trainer(f"{folder}/{parts}", kd={"eval_dataset": examples(8, seed=5)}, **options, **saving)
+    # the second process has no label at all
+    trainer = make_trainer(f"{folder}/{parts}", rows=unlabelled(examples(24), 2, 3), kd={"eval_dataset": examples(8, seed=5)}, **options, **saving)
     trainer.train()
     assert type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
     metrics = trainer.evaluate()
@@ -38,7 +39,7 @@ for parts in (1, 2):
               "metrics": metrics}
     torch.save(record, f"{folder}/{parts}-{trainer.args.process_index}.pt")
 
-module, rows = make_module(), examples(24)
+module, rows = make_module(), unlabelled(examples(24), 1, 3)
 shares = DistributedSampler(rows, shuffle=False)
 run = lightning_trainer(folder, max_steps=3, devices=2, strategy="ddp", use_distributed_sampler=False)
 run.fit(module, DataLoader(rows, batch_size=2, sampler=shares))
@@ -114,7 +115,8 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_two_processes_with_unequal_masks_train_what_one_does(two_processes, tmp_path, parts):
-    alone = make_trainer(tmp_path, per_device_train_batch_size=4 * parts)
+    rows = unlabelled(examples(24), 2, 3)
+    alone = make_trainer(tmp_path, rows=rows, per_device_train_batch_size=4 * parts)
     alone.train()
     for rank in (0, 1):
         record = torch.load(two_processes / f"{parts}-{rank}.pt", weights_only=False)
@@ -127,7 +129,7 @@ def test_two_processes_with_unequal_masks_train_what_one_does(two_processes, tmp
 
 def test_two_processes_under_lightning_train_what_one_does(two_processes, tmp_path):
     alone = make_module()
-    lightning_trainer(tmp_path, max_steps=3).fit(alone, DataLoader(examples(24), batch_size=4))
+    lightning_trainer(tmp_path, max_steps=3).fit(alone, DataLoader(unlabelled(examples(24), 1, 3), batch_size=4))
     for rank in (0, 1):
         record = torch.load(two_processes / f"lightning-{rank}.pt", weights_only=True)
         torch.testing.assert_close(record["student"], weights(alone.student), rtol=0, atol=1e-12)

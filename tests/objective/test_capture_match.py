@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def nets():
-    return Net(5, 2, 1), Net(5, 4, 2)
+    return Net(5, 2, 1), Net(5, 4, 2).eval()
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_capturing_leaves_no_hook(build, match, run, nets):
 def test_several_teachers_are_captured_each_for_its_own_matches(match, x, nets):
     from kdplug import DistillationConfig, Objective
 
-    student, first, second = nets[0], nets[1], Net(5, 4, 9)
+    student, first, second = nets[0], nets[1], Net(5, 4, 9).eval()
     matches = [match(layer_S="layers.0", layer_T="layers.2", teacher=place) for place in (0, 1)]
     objective = Objective(DistillationConfig(kd_loss_weight=0, intermediate_matches=matches), teachers=2)
     with objective.capture(student, [first, second]) as capture:

@@ -43,7 +43,7 @@ def maps(entries):
 def nets():
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        return Net(5, 2), Net(5, 4)
+        return Net(5, 2), Net(5, 4).eval()
 
 
 @pytest.fixture

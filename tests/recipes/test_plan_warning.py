@@ -110,14 +110,15 @@ def test_padding_that_the_kd_loss_counts_is_told(scene):
     assert _checks(plan) == ["padding_counts"]
 
 
-def _own_losses(*columns):
+def _own_losses(*columns, as_sum=False):
     """A ``logits_mask``, and losses of positions of their own choice."""
 
     def change(batch, outputs):
         loss = functional.cross_entropy(
             outputs["logits"][:, list(columns)].flatten(0, 1), batch["ids"][:, list(columns)].flatten()
         )
-        return {**_masks("logits_mask", 3, 4)(batch, outputs), "losses": loss}
+        losses = kdplug.LossSum(loss * len(columns), len(columns)) if as_sum else loss
+        return {**_masks("logits_mask", 3, 4)(batch, outputs), "losses": losses}
 
     return change
 
@@ -129,8 +130,10 @@ def test_a_logits_mask_without_kd_loss_is_told_where_matches_lack_theirs(scene):
 
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize(("columns", "checks"), [((0, 1, 2), []), ((0, 1, 2, 3), ["unused_mask"])])
-def test_a_logits_mask_without_kd_loss_is_told_where_the_own_losses_count_more(scene, columns, checks):
-    plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[BLIND], **_both(_own_losses(*columns)))
+@pytest.mark.parametrize("as_sum", [False, True])
+def test_a_logits_mask_without_kd_loss_is_told_where_the_own_losses_count_more(scene, columns, checks, as_sum):
+    sides = _both(_own_losses(*columns, as_sum=as_sum))
+    plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[BLIND], **sides)
     assert _checks(plan) == checks
 
 

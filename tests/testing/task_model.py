@@ -38,7 +38,8 @@ class Sums:
         return {"logits": outputs}
 
     def student_adaptor(self, batch: Any, outputs: Any) -> Any:
-        return {"logits": outputs, "losses": functional.cross_entropy(outputs, (batch[0].sum(-1) > 0).long())}
+        labels = (batch[0].sum(-1) > 0).long()
+        return {"logits": outputs, "losses": functional.cross_entropy(outputs, labels, reduction="none")}
 
     def evaluate(self, model: nn.Module, batches: Any) -> dict[str, float]:
         right = [model(*batch).argmax(-1) == (batch[0].sum(-1) > 0) for batch in batches]

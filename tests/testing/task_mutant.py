@@ -6,6 +6,8 @@ import torch
 from testing.mutant import mutant
 from testing.task_model import Sums, SumsLaws
 
+from kdplug import LossSum
+
 
 @mutant(SumsLaws, "test_it_offers_all_that_a_recipe_asks_for", "it lacks teacher_fit, collate")
 class WithoutTwoMethods:
@@ -90,6 +92,31 @@ class WithoutLosses(Sums):
 class DetachedLosses(Sums):
     def student_adaptor(self, batch, outputs):
         return super().student_adaptor(batch, outputs.detach())
+
+
+@mutant(
+    SumsLaws,
+    "test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged",
+    "are a mean over 1 items in a batch of data('distillation') and over 2 in its two pieces: return kdplug.LossSum",
+)
+class MeanOfLabels(Sums):
+    def student_adaptor(self, batch, outputs):
+        found = super().student_adaptor(batch, outputs)
+        return {**found, "losses": found["losses"].mean()}
+
+
+@mutant(SumsLaws, "test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged", "although both count the same items")
+class MeanWithACount(Sums):
+    def student_adaptor(self, batch, outputs):
+        losses = super().student_adaptor(batch, outputs)["losses"]
+        return {"logits": outputs, "losses": LossSum(losses.mean(), len(losses))}
+
+
+@mutant(SumsLaws, "test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged", "and others for its pieces")
+class LossForEachExample(Sums):
+    def student_adaptor(self, batch, outputs):
+        losses = super().student_adaptor(batch, outputs)["losses"]
+        return {"logits": outputs, "losses": [LossSum(loss, 1) for loss in losses]}
 
 
 @mutant(SumsLaws, "test_the_metric_is_among_the_figures", "and not 'accuracy', its metric")

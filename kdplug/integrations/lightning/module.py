@@ -17,10 +17,12 @@ from kdplug.engine.identity import check_identity, check_ranks
 from kdplug.engine.mode import modes
 from kdplug.engine.normalization import Normalization, counts_of
 from kdplug.engine.pair import Adaptor, captured
+from kdplug.engine.shared_memory import check_apart
 from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.lightning.window import EqualCounts, LightningProcesses
-from kdplug.integrations.sides import Teachers, check_apart, identity_of, make_objective, make_teachers
+from kdplug.integrations.sides import Teachers, identity_of, make_objective, make_teachers
 from kdplug.objective.capture import Capture
+from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.report import LossReport
 
 _IDENTITY = "kdplug_identity"
@@ -71,9 +73,9 @@ class DistillationModule(LightningModule):
                 field="optimizer",
             )
         self._teachers = make_teachers(teacher, adaptor_T)
-        check_apart(student, self._teachers)
         self.student = student
         self.objective = make_objective(distill_config, self._teachers, student, custom_matches)
+        check_apart(self._teachers.model, student, self.objective)
         self._adaptor = adaptor_S
         self._make_optimizer = optimizer
         self._over = normalization
@@ -109,7 +111,8 @@ class DistillationModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Freeze the teachers, put them in eval mode, and hook what the matches read, until ``teardown``.
 
-        Raises: ``RunError`` where the processes of a fit do not have the same config, plugins, teachers and student.
+        Raises: ``RunError`` where widths are not known yet, training would change a teacher, or the processes of a fit do not have
+        the same config, plugins, teachers and student.
         """
         self._hooks.close()
         if stage == "fit" and self.objective.needs_materialize:
@@ -118,6 +121,7 @@ class DistillationModule(LightningModule):
                 "batch before trainer.fit"
             )
         if stage == "fit":
+            check_apart(self._teachers.model, self.student, self.objective)
             config = self.objective.config
             self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
             if torch.distributed.is_initialized():
@@ -155,6 +159,8 @@ class DistillationModule(LightningModule):
     def on_train_start(self) -> None:
         """Raises: ``RunError`` where Lightning would divide the last step of an epoch by micro-batches that it lacks."""
         size, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
+        several = size > 1 or self.trainer.world_size > 1
+        mark_pooled(self.objective, is_pooled=several and self._over == "global")
         if self._over == "global" and batches != float("inf") and batches % size:
             raise RunError(
                 f"an epoch has {batches} micro-batches, so that its last step has {int(batches % size)}, and Lightning divides by "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
 from kdplug.integrations.textbrewer.log import tell
@@ -27,8 +28,8 @@ class BasicAdaptor:
 
 
 def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
-    """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels`` as a list of
-    one.
+    """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels``, or a ``LossSum``, as
+    a list of one.
 
     Raises: ``OutputsError`` for what is no mapping.
     """
@@ -37,8 +38,9 @@ def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
             f"an adaptor must return a dict of {', '.join(ADAPTOR_KEYS)}, got {type(dict_object).__name__}"
         )
     for key in _LISTS:
-        if key in dict_object and not isinstance(dict_object[key], (list, tuple)):
-            dict_object[key] = [dict_object[key]]
+        value = dict_object.get(key)
+        if key in dict_object and (isinstance(value, LossSum) or not isinstance(value, (list, tuple))):
+            dict_object[key] = [value]
     return dict_object
 
 

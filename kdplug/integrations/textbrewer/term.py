@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.errors import OutputsError
 from kdplug.host.seed_map import KdLoss, SeedCallable
 from kdplug.integrations.textbrewer.configurations import DistillationConfig
@@ -40,11 +41,11 @@ def weighted(total: Any, term: Any, weight: Any) -> Any:
     return total + term * weight
 
 
-def hard_label_loss(losses: Iterable[Tensor]) -> Any:
+def hard_label_loss(losses: Iterable[Tensor | LossSum]) -> Any:
     """The sum of the means: of what ``DataParallel`` gathers, each is one value per device."""
     total: Any = 0
     for loss in losses:
-        total = total + loss.mean()
+        total = total + (loss.value if isinstance(loss, LossSum) else loss.mean())
     return total
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
@@ -26,11 +27,14 @@ class Teaching:
         self._teachers = teachers
         self._columns = columns
         self._features = {key: Features(one.model, config, "teacher") for key, one in teachers.teachers.items()}
+        self._shared: list[nn.Module] = []
         for one in teachers.teachers.values():
             one.adaptor = one.adaptor or adapt
 
     def ask(self, batch: Mapping[str, Any], precision: Callable[[], AbstractContextManager[Any]]) -> dict[str, Outputs]:
         """What the objective reads of each teacher, by key."""
+        for module in self._shared:  # the Trainer puts the student in train mode at each step
+            module.training = False
         return {
             key: Outputs.read(
                 one(self._columns.teacher(key, batch), self._features[key].arguments, None, precision()),
@@ -40,8 +44,10 @@ class Teaching:
         }
 
     @contextmanager
-    def begun(self, objective: Objective, device: torch.device) -> Iterator[None]:
+    def begun(self, objective: Objective, student: nn.Module, device: torch.device) -> Iterator[None]:
         """Inside the block the teachers can be asked; afterwards their modes and parameters are as before.
+
+        Modules that are the student's as well stay in eval mode.
 
         Raises: ``RunError`` where DeepSpeed has spread a teacher over the processes.
         """
@@ -51,6 +57,8 @@ class Teaching:
                     "DeepSpeed ZeRO-3 has partitioned the teacher, which is called outside of its engine. Load the teacher "
                     "before the TrainingArguments are made, so that every process has all of it"
                 )
+        theirs = frozenset(self._teachers.model.modules())
+        self._shared = [module for module in student.modules() if module in theirs]
         with modes(evaluating=self._teachers.model), self._teachers.frozen(), self._teachers.hooked(objective):
             self._teachers.to(device)
             yield

@@ -20,8 +20,9 @@ from kdplug.engine.data_fingerprint import code_fingerprint, dataset_fingerprint
 from kdplug.engine.identity import check_ranks
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Adaptor
+from kdplug.engine.shared_memory import check_apart
 from kdplug.errors import ConfigError
-from kdplug.integrations.sides import Teachers, check_apart, identity_of, make_objective, make_teachers
+from kdplug.integrations.sides import Teachers, identity_of, make_objective, make_teachers
 from kdplug.integrations.transformers.adaptor import adapt
 from kdplug.integrations.transformers.check import check
 from kdplug.integrations.transformers.checkpoint import (
@@ -39,7 +40,8 @@ from kdplug.integrations.transformers.link import Link, Question
 from kdplug.integrations.transformers.own_loss import OwnLoss
 from kdplug.integrations.transformers.teaching import Teaching
 from kdplug.integrations.transformers.term_log import TermLog
-from kdplug.integrations.transformers.window import Window, count_items, per_item
+from kdplug.integrations.transformers.window import Window, as_sums, count_items
+from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
 
@@ -114,7 +116,8 @@ class DistillationTrainer(Trainer):
             if model.training:
                 loss, outputs = self._train_on(model, inputs)
             else:
-                outputs, report, _ = self._forward(model, inputs, None)
+                (items,) = self._count_items([inputs])
+                outputs, report, _ = self._forward(model, inputs, items)
                 self._evaluated.add(report)
                 loss = report.total.detach()
         return (loss, self._features.without(outputs)) if return_outputs else loss
@@ -167,6 +170,9 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         check(self, self.objective)
         self._ready()
+        check_apart(self._teachers.model, self._student, self.objective)
+        several = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
+        mark_pooled(self.objective, is_pooled=several and self._over == "global")
         self._identity = self._identity or self._identified()
         check_ranks(self._identity, self.accelerator.num_processes)
         self._logged, self._counts_are_data = TermLog(), False
@@ -234,8 +240,8 @@ class DistillationTrainer(Trainer):
     def _link_student(self) -> None:
         """Make the objective for the student that there is, a new one where ``model_init`` has made a new student."""
         student = self._student
-        check_apart(student, self._teachers)
         self.objective = make_objective(self.distill_config, self._teachers, student, self._custom_matches)
+        check_apart(self._teachers.model, student, self.objective)
         self.objective.to(next(student.parameters()).device)
         self._link = Link(student, self.objective)
         models = {key: one.model for key, one in self._teachers.teachers.items()}
@@ -271,15 +277,17 @@ class DistillationTrainer(Trainer):
         try:
             with (
                 self._link.joined(is_sharded=self._is_sharded),
-                self._teaching.begun(self.objective, self.args.device),
+                self._teaching.begun(self.objective, self._student, self.args.device),
             ):
                 yield
         finally:
             self._is_open = False
 
     def _new_window(self, batches: list[Any]) -> Window:
-        items = count_items(batches, shifted=self._own_loss.shifts(self._student))
-        return Window(batches, items, self.accelerator, self._over, self._counts_are_data)
+        return Window(batches, self._count_items(batches), self.accelerator, self._over, self._counts_are_data)
+
+    def _count_items(self, batches: list[Any]) -> list[int | None]:
+        return count_items(batches, shifted=self._own_loss.shifts(self._student))
 
     def _train_on(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         window = self._window or self._new_window([inputs])
@@ -303,7 +311,13 @@ class DistillationTrainer(Trainer):
 
         def read(outputs: Any) -> Outputs:
             found = Outputs.read((self._adaptor or adapt)(batch, outputs), "student")
-            return found if own is None else replace(found, losses=(own(outputs),))
+            if own is not None:
+                found = replace(found, losses=(own(outputs),))
+            if found.losses is None:
+                return found
+            return replace(
+                found, losses=as_sums(found.losses, items if own is not None or self._adaptor is None else None)
+            )
 
         total = max(self.state.max_steps, 0)
         step = min(self.state.global_step, total)
@@ -311,6 +325,4 @@ class DistillationTrainer(Trainer):
         question = Question(read, teacher, step / total if total else 0.0, step, total, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, question)
-        if self._adaptor is None or own is not None:
-            report = per_item(report, "hard_label_loss", items)
         return outputs, report, teacher

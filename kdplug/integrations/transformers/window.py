@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from kdplug.contracts.loss_sum import LossSum
 from kdplug.engine.normalization import Counts, Normalization, are_numbers, counts_of, same_shapes
 from kdplug.engine.volatile import Volatile, kept
 from kdplug.errors import RunError
-from kdplug.objective.report import LossReport, TermValue
+from kdplug.objective.precision import full
+from kdplug.objective.report import LossReport
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Loss
 
 IGNORED = -100
 """The label that transformers' losses leave out."""
@@ -81,7 +86,7 @@ class Window:
         """What a micro-batch adds to the loss of the step. Processes average it, as DDP averages their gradients."""
         if normalization is None:
             return report.total / len(self)
-        whole = len(self) == 1 and self.accelerator.num_processes == 1 and self.items[0] != 0
+        whole = len(self) == 1 and self.accelerator.num_processes == 1
         return report.total if whole else normalization.loss(report)
 
     def _by_shape(
@@ -123,15 +128,25 @@ def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
     return [None if one is None else int(next(values)) for one in found]
 
 
-def per_item(report: LossReport, term_name: str, items: int | None) -> LossReport:
-    """The report with a term that is a mean over ``items`` as their sum and number. Of no items it is an exact 0."""
-    term = report.terms.get(term_name)
-    if term is None or items is None or term.weight == 0:
-        return report
-    total = term.total * items
-    if items == 0:
+def as_sums(losses: Sequence[Loss], items: int | None) -> tuple[Loss, ...]:
+    """The losses with what each counts. ``items`` is what a scalar is a mean over; ``None`` where that is not known.
+
+    The count of a tensor with one loss per item is data: an adaptor may have selected the items by their labels.
+    """
+    return tuple(_as_sum(loss, items) for loss in losses)
+
+
+def _as_sum(loss: Loss, items: int | None) -> Loss:
+    if isinstance(loss, LossSum):
+        return loss
+    if loss.dim():
+        return LossSum(full(loss).sum(), torch.tensor(loss.numel()))
+    if items is None:
+        return loss
+    total = full(loss) * items
+    if items == 0:  # transformers' mean over no labels is nan
         total = total.masked_fill(torch.ones_like(total, dtype=torch.bool), 0)
-    return LossReport(report.total, {**report.terms, term_name: TermValue(total, items, term.weight)})
+    return LossSum(total, items)
 
 
 def _counted(batch: Any, *, shifted: bool) -> Tensor | None:

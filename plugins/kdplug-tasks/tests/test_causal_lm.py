@@ -60,7 +60,7 @@ def test_the_loss_is_the_one_that_transformers_computes(folder):
     task = task_of(**_settings(folder))
     batch, model = first_batch(task), task.build_teacher().eval()
     outputs = model(**batch, labels=batch.targets["labels"])
-    torch.testing.assert_close(task.teacher_adaptor(batch, outputs)["losses"], outputs.loss)
+    torch.testing.assert_close(task.teacher_adaptor(batch, outputs)["losses"].value, outputs.loss)
 
 
 def test_logits_stand_beside_the_token_that_they_are_about(folder):
@@ -88,7 +88,7 @@ def test_what_stands_in_padding_and_prompts_changes_no_loss(folder):
     found = task.teacher_adaptor(batch, model(**batch))
     spoilt = found["logits"].masked_fill(~found["logits_mask"].unsqueeze(-1), 1e4)
     torch.testing.assert_close(
-        functional.cross_entropy(spoilt.flatten(0, 1), found["labels"].flatten()), found["losses"]
+        functional.cross_entropy(spoilt.flatten(0, 1), found["labels"].flatten()), found["losses"].value
     )
 
 

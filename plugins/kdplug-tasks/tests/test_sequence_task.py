@@ -93,8 +93,8 @@ def test_a_side_that_does_not_vary_correlates_with_nothing():
 def test_rows_without_a_number_add_nothing_to_the_squared_error():
     logits = torch.tensor([[1.0], [5.0], [2.0]], requires_grad=True)
     loss = Score().adapted(logits, torch.tensor([3.0, math.nan, 2.0]))["losses"]
-    loss.backward()
-    assert (loss.item(), logits.grad[1].item()) == (2.0, 0.0)
+    loss.total.backward()
+    assert (loss.value.item(), logits.grad[1].item()) == (2.0, 0.0)
 
 
 def test_sets_of_labels_are_learned_and_measured(tmp_path):
@@ -109,7 +109,9 @@ def test_the_loss_of_a_set_is_the_binary_cross_entropy_over_rows_that_have_one()
     logits, targets = torch.randn(3, 2), torch.tensor([[1, 0], [-100, -100], [0, 0]])
     loss = TagSet(None, ",").adapted(logits, targets)["losses"]
     kept = [0, 2]
-    torch.testing.assert_close(loss, functional.binary_cross_entropy_with_logits(logits[kept], targets[kept].float()))
+    torch.testing.assert_close(
+        loss.value, functional.binary_cross_entropy_with_logits(logits[kept], targets[kept].float())
+    )
 
 
 def test_f1_of_sets_is_that_of_torchmetrics():

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from task_scene import BERT, GPT2, RESNET, TEXTS, TOKENIZER, TRAINED, VIT, reviews, save_model, tokenizer, write_csv
 
 import kdplug
+from kdplug.engine.batch import split
 from kdplug.testing import TaskLaws
+from kdplug_tasks.batch import Batch
 
 SCORES = [{"text": text, "label": len(text) / 10} for text in TEXTS * 4]
 SETS = [{"text": text, "labels": ",".join(word for word in ("film", "bad") if word in text)} for text in TEXTS * 4]
@@ -132,3 +135,39 @@ DECLARED = [
 def test_every_first_party_entry_is_under_laws() -> None:
     offered = {entry.qualified for entry in kdplug.tasks.entries() if entry.dist == "kdplug-tasks"}
     assert offered == {laws.entry for laws in DECLARED}
+
+
+def in_float64(batch: object) -> object:
+    if isinstance(batch, Batch):
+        return Batch(in_float64(batch.inputs), batch.targets)
+    return {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+
+
+def label_loss(laws: type[TaskLaws], places: slice) -> tuple[kdplug.LossSum, torch.nn.Module]:
+    case = laws()
+    task = case.task()
+    batch = split(case.batch(task, "baseline", places=places)).student
+    torch.manual_seed(0)
+    student = task.build_student().double().eval()
+    batch = in_float64(batch)
+    objective = kdplug.Objective(kdplug.DistillationConfig(kd_loss_weight=0, hard_label_weight=1))
+    report = objective(student=task.student_adaptor(batch, student(**batch)))
+    (part,) = report.terms["hard_label_loss"].parts
+    return part, student
+
+
+@pytest.mark.parametrize("laws", DECLARED, ids=lambda laws: laws.__name__)
+def test_the_gradient_of_the_labels_is_the_same_however_the_batch_is_cut(laws: type[TaskLaws]) -> None:
+    whole, student = label_loss(laws, slice(None))
+    pieces = [label_loss(laws, places) for places in (slice(1), slice(1, None))]
+    count = sum(part.count for part, _ in pieces)
+    assert whole.count == count > pieces[0][0].count > 0
+    whole.value.backward()
+    for part, _ in pieces:
+        (part.total / count).backward()
+    parameters = zip(student.parameters(), *(model.parameters() for _, model in pieces), strict=True)
+    for expected, *found in parameters:
+        grads = [one.grad for one in found if one.grad is not None]
+        assert (expected.grad is None) is not bool(grads)
+        if grads:
+            torch.testing.assert_close(sum(grads), expected.grad, rtol=0, atol=1e-10)

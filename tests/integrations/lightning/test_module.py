@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from bert_run import MATCH, config, examples, weights
-from loop_run import lightning_trainer, make_module
+from bert_run import MATCH, bert, config, examples, unlabelled, weights
+from loop_run import adaptor, lightning_trainer, make_module
 from pytorch_lightning import Callback
 from torch.utils.data import DataLoader
 
 from kdplug.errors import ConfigError, RunError
+from kdplug.integrations.lightning import DistillationModule
 
 AUTO = {**MATCH, "proj": ["linear", "auto", "auto"]}
 
@@ -37,6 +40,28 @@ def test_the_teacher_stays_in_eval_mode_frozen_and_as_it_was(tmp_path):
     assert teacher.training
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(weights(teacher), before)
+
+
+@pytest.mark.filterwarnings("ignore:Found . module.s. in eval mode at the start of training")  # as it is meant
+def test_a_frozen_base_that_both_share_stays_in_eval_mode(tmp_path):
+    student, teacher, modes = bert(4, 1, seed=1), bert(4, 2, seed=2), []
+    student.bert.embeddings = teacher.bert.embeddings.requires_grad_(False)
+    teacher.bert.embeddings.register_forward_hook(lambda module, *_: modes.append(module.training))
+    module = DistillationModule(
+        student, teacher, config(None), partial(torch.optim.SGD, lr=0.1), adaptor_T=adaptor, adaptor_S=adaptor
+    )
+    before = weights(teacher)
+    fitted(tmp_path, module, val=loader(4, seed=5), max_epochs=2)
+    assert {*modes} == {False}
+    assert torch.equal(weights(teacher), before)
+
+
+def test_memory_that_is_shared_after_the_module_was_made_is_found(tmp_path):
+    module = make_module()
+    teacher = module._teachers.model[0]
+    module.student.classifier.bias = torch.nn.Parameter(teacher.classifier.bias.data)
+    with pytest.raises(RunError, match=r"share 1 trainable parameter\(s\), 'classifier.bias' first"):
+        fitted(tmp_path, module)
 
 
 def test_a_checkpoint_holds_student_and_projection_and_no_teacher(tmp_path):
@@ -129,6 +154,19 @@ def test_accumulation_over_equal_counts_is_the_gradient_of_the_whole_batch(tmp_p
     whole, _ = fitted(tmp_path, data=loader(ragged=False))
     cut, _ = fitted(tmp_path, data=loader(size=2, ragged=False), accumulate_grad_batches=2)
     torch.testing.assert_close(weights(cut.student), weights(whole.student), rtol=0, atol=1e-12)
+
+
+def test_accumulation_over_unequal_labels_is_refused(tmp_path):
+    rows = unlabelled(examples(12, ragged=False), 2)
+    with pytest.raises(RunError, match="hard_label_loss is a mean over 1 items in this micro-batch and over 2"):
+        fitted(tmp_path, data=DataLoader(rows, batch_size=2), accumulate_grad_batches=2)
+
+
+def test_a_scalar_is_warned_of_where_micro_batches_are_averaged(tmp_path):
+    module = make_module()
+    module._adaptor = lambda batch, outputs: {**adaptor(batch, outputs), "losses": outputs.loss}
+    with pytest.warns(UserWarning, match="hard_label_loss: the adaptor returned a scalar"):
+        fitted(tmp_path, module, data=loader(size=2, ragged=False), accumulate_grad_batches=2)
 
 
 def test_a_mean_of_means_is_had_where_it_is_asked_for(tmp_path):

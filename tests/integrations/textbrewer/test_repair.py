@@ -18,7 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 import kdplug.integrations.textbrewer as textbrewer
+from kdplug import LossSum
 from kdplug.errors import ConfigError, EntryError, OutputsError, RunError
+from kdplug.integrations.textbrewer.adaptor import post_adaptor
 from kdplug.integrations.textbrewer.distiller_utils import CustomMatch
 from kdplug.integrations.textbrewer.log import tell
 
@@ -243,6 +245,14 @@ def test_a_hard_label_loss_that_is_not_finite_stays_out_at_weight_0(tmp_path: Pa
     total, terms = scene.distiller.compute_loss(results, {"logits": [torch.randn(2, 3)]})
     assert total.isfinite()
     assert terms["unweighted_hard_label_loss"].isnan()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_loss_sum_is_one_loss_and_not_a_list_of_two(tmp_path: Path, listed: bool) -> None:
+    scene, loss = Scene(tmp_path), LossSum(torch.tensor(6.0), torch.tensor(4))
+    results = post_adaptor({"logits": torch.randn(2, 3), "losses": [loss] if listed else loss})
+    _, terms = scene.distiller.compute_loss(results, {"logits": [torch.randn(2, 3)]})
+    assert terms["unweighted_hard_label_loss"] == 1.5
 
 
 def test_two_matches_of_one_name_are_logged_apart(tmp_path: Path) -> None:

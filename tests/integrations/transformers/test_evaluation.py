@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bert_run import batch, examples, make_student, make_trainer, weights
+from bert_run import batch, examples, make_student, make_trainer, unlabelled, weights
 from safetensors.torch import load_file
 
 
@@ -22,6 +22,15 @@ def test_evaluation_gives_the_objectives_loss_its_terms_and_the_users_metrics(tm
     assert metrics["eval_accuracy"] == expected.item()
     parts = [metrics[f"eval_{name}"] for name in ("kd_loss", "hidden_hidden_mse_-1_-1", "hard_label_loss")]
     assert metrics["eval_loss"] == pytest.approx(parts[0] + 0.5 * parts[1] + 0.5 * parts[2])
+
+
+def test_the_students_own_loss_is_a_mean_over_all_labels_of_the_evaluation(tmp_path):
+    rows = unlabelled(examples(10, seed=5), 0, 1)  # batches of 2, 2 and no labels
+    rows[2] = {**rows[2], "labels": rows[0]["labels"]}  # and now of 1
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=4, kd={"eval_dataset": rows})
+    held = trainer.data_collator(rows)
+    expected = torch.nn.functional.cross_entropy(trainer.model(**held).logits, held["labels"])
+    assert trainer.evaluate()["eval_hard_label_loss"] == pytest.approx(expected.item())
 
 
 def test_predictions_hold_no_feature_that_only_the_objective_asked_for(tmp_path):

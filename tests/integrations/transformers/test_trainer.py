@@ -5,9 +5,23 @@ from __future__ import annotations
 import bert_run
 import pytest
 import torch
-from bert_run import BY_PATH, MATCH, batch, config, examples, logged, make_student, make_teacher, make_trainer, weights
+from bert_run import (
+    BY_PATH,
+    MATCH,
+    batch,
+    bert,
+    config,
+    examples,
+    logged,
+    make_student,
+    make_teacher,
+    make_trainer,
+    unlabelled,
+    weights,
+)
 from transformers import BertForSequenceClassification, TrainerCallback
 
+from kdplug import LossSum
 from kdplug.config.distillation import DistillationConfig
 
 
@@ -46,6 +60,19 @@ def test_the_teacher_stays_in_eval_mode_frozen_and_as_it_was(tmp_path):
     assert teacher.training
     assert all(parameter.requires_grad for parameter in teacher.parameters())
     assert torch.equal(weights(teacher), before)
+
+
+def test_a_frozen_base_that_both_share_stays_in_eval_mode(tmp_path):
+    """The Trainer puts the student in train mode at each step, and the base is a part of it."""
+    student, teacher, modes = make_student(), bert(4, 2, seed=2), []
+    student.bert.embeddings = teacher.bert.embeddings.requires_grad_(False)
+    teacher.bert.embeddings.register_forward_hook(lambda module, *_: modes.append(module.training))
+    before, head = weights(teacher), weights(student.classifier)
+    make_trainer(tmp_path, student, teacher=teacher, distill_config=config(None), gradient_accumulation_steps=2).train()
+    assert {*modes} == {False}
+    assert torch.equal(weights(teacher), before)
+    assert not torch.equal(weights(student.classifier), head)
+    assert teacher.bert.embeddings.training
 
 
 def test_the_student_is_after_training_what_it_was_but_for_its_weights(tmp_path):
@@ -231,6 +258,34 @@ def test_labels_that_do_not_count_are_no_items_however_the_batch_is_cut(tmp_path
         make_trainer(tmp_path, student, rows=rows, distill_config=config(hard_label_weight=2), **options).train()
         found.append(weights(student))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["selected", "sum"])
+def test_the_losses_of_an_adaptor_count_the_same_however_the_batch_is_cut(tmp_path, form):
+    def adaptor(inputs, outputs):
+        kept = inputs["labels"] != -100
+        losses = torch.nn.functional.cross_entropy(outputs.logits[kept], inputs["labels"][kept], reduction="none")
+        return {"logits": outputs.logits, "losses": losses if form == "selected" else LossSum(losses.sum(), kept.sum())}
+
+    found = []
+    for parts in (1, 2):
+        student = make_student()
+        options = {"per_device_train_batch_size": 4 // parts, "gradient_accumulation_steps": parts}
+        options |= {"rows": unlabelled(examples(12), 2), "distill_config": config(None), "kd": {"adaptor_S": adaptor}}
+        make_trainer(tmp_path, student, **options).train()
+        found.append(weights(student))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+def test_a_scalar_of_an_adaptor_is_warned_of_where_micro_batches_are_pooled(tmp_path):
+    def adaptor(inputs, outputs):
+        return {"logits": outputs.logits, "losses": outputs.loss}
+
+    trainer = make_trainer(
+        tmp_path, distill_config=config(None), kd={"adaptor_S": adaptor}, gradient_accumulation_steps=2
+    )
+    with pytest.warns(UserWarning, match="hard_label_loss: the adaptor returned a scalar"):
+        trainer.train()
 
 
 def test_a_causal_student_counts_each_next_token_once_however_the_batch_is_cut(tmp_path):

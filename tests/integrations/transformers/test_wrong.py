@@ -97,6 +97,14 @@ def test_no_labels_where_the_students_own_loss_is_wanted(tmp_path):
     assert not hasattr(trainer.model, "distillation_objective")
 
 
+def test_memory_that_is_shared_after_the_trainer_was_made(tmp_path):
+    student, teacher = make_student(), make_teacher()
+    trainer = make_trainer(tmp_path, student, teacher=teacher)
+    student.classifier.bias = torch.nn.Parameter(teacher.classifier.bias.data)
+    with pytest.raises(RunError, match=r"share 1 trainable parameter\(s\), 'classifier.bias' first"):
+        trainer.train()
+
+
 def test_parameters_that_both_models_share(tmp_path):
     student, teacher = make_student(), make_teacher()
     teacher.bert.pooler = student.bert.pooler

@@ -8,13 +8,15 @@ from typing import NotRequired, TypedDict
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdplug import LossSum
+
 
 class ConvNetOutputs(TypedDict):
-    """``logits [B, classes]``, one ``hidden [B, positions, width]`` per block, and ``loss`` where labels were given."""
+    """``logits [B, classes]``, one ``hidden [B, positions, width]`` per block, and ``losses`` where labels were given."""
 
     logits: Tensor
     hidden: tuple[Tensor, ...]
-    loss: NotRequired[Tensor]
+    losses: NotRequired[LossSum]
 
 
 class ConvNet(nn.Module):
@@ -40,7 +42,7 @@ class ConvNet(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> ConvNetOutputs:
         """Logits, feature maps as sequences of positions and, where ``labels`` are given, the cross-entropy in nats.
 
-        The cross-entropy is the mean over the images that have a label (``-100`` = none), and 0 where no image has one.
+        The cross-entropy runs over the images that have a label (``-100`` = none).
 
         Shapes: ``images [B, 1, H, W]``, ``labels [B]``.
         """
@@ -53,5 +55,5 @@ class ConvNet(nn.Module):
         outputs = ConvNetOutputs(logits=logits, hidden=tuple(hidden))
         if labels is not None:
             total = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
-            outputs["loss"] = total / (labels != -100).sum().clamp(min=1)
+            outputs["losses"] = LossSum(total, (labels != -100).sum())
         return outputs

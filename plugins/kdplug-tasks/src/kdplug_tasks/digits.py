@@ -138,7 +138,7 @@ class Digits:
 
 
 def _adapt(batch: Example, outputs: ConvNetOutputs) -> dict[str, Any]:
-    losses = {"losses": outputs["loss"]} if "loss" in outputs else {}
+    losses = {"losses": outputs["losses"]} if "losses" in outputs else {}
     return {"logits": outputs["logits"], "hidden": outputs["hidden"], "labels": batch["labels"], **losses}
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional
 
+from kdplug import LossSum
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
@@ -39,8 +40,8 @@ class Category:
         return torch.tensor(values, dtype=torch.long)
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """The cross-entropy in nats, the mean over the rows that have a class."""
-        return {"losses": mean_cross_entropy(logits, targets), "labels": targets}
+        """The cross-entropy in nats over the rows that have a class."""
+        return {"losses": cross_entropy_sum(logits, targets), "labels": targets}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Accuracy, and F1 as the mean over the classes that occur."""
@@ -54,12 +55,16 @@ class Category:
         return f"{len(self.labels)} classes{self.labels.about}: {shown}."
 
 
-def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over the items that have a label, in nats and at least float32; 0, with a gradient of 0, where none has one.
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 where it is that already."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
+    """The cross-entropy of the items that have a label, in nats and at least float32, and how many of them there are.
 
     Shapes: ``logits [*items, classes]``, ``labels [*items]``, ``-100`` = none.
     """
-    flat, chosen = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-    flat = flat if flat.dtype == torch.float64 else flat.float()
+    flat, chosen = at_least_float32(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     total = functional.cross_entropy(flat, chosen, reduction="sum", ignore_index=NO_LABEL)
-    return total / (chosen != NO_LABEL).sum().clamp(min=1)
+    return LossSum(total, (chosen != NO_LABEL).sum())

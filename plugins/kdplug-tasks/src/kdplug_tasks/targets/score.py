@@ -14,6 +14,7 @@ from kdplug_tasks.data.label import is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.metrics.correlation import pearson, spearman
+from kdplug_tasks.targets.category import at_least_float32
 
 _NONE = math.nan
 
@@ -43,10 +44,10 @@ class Score:
         return torch.tensor(values, dtype=torch.float32)
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """The squared error, the mean over the rows that have a number."""
+        """The squared error over the rows that have a number."""
         given = ~targets.isnan()
-        error = (logits.squeeze(-1).float() - targets.where(given, 0.0)).square()
-        return {"losses": error.where(given, 0.0).sum() / given.sum().clamp(min=1)}
+        error = (at_least_float32(logits.squeeze(-1)) - targets.where(given, 0.0)).square()
+        return {"losses": kdplug.LossSum(error.where(given, 0.0).sum(), given.sum())}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Pearson's and Spearman's correlation, and the root of the mean squared error."""

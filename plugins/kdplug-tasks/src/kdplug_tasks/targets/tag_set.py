@@ -10,9 +10,11 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
+from kdplug import LossSum
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
+from kdplug_tasks.targets.category import at_least_float32
 
 
 class TagSet:
@@ -52,12 +54,13 @@ class TagSet:
         return torch.tensor(values, dtype=torch.long)
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """The binary cross-entropy in nats, the mean over the classes of the rows that have a target."""
+        """The binary cross-entropy in nats over the classes of the rows that have a target."""
         given = targets != NO_LABEL
+        wide = at_least_float32(logits)
         loss = functional.binary_cross_entropy_with_logits(
-            logits.float(), targets.where(given, 0).float(), reduction="none"
+            wide, targets.where(given, 0).to(wide.dtype), reduction="none"
         )
-        return {"losses": loss.where(given, 0.0).sum() / given.sum().clamp(min=1)}
+        return {"losses": LossSum(loss.where(given, 0.0).sum(), given.sum())}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """F1 over all decisions, F1 as the mean over classes, and the share of rows that are right throughout."""

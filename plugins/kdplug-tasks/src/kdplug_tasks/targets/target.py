@@ -33,7 +33,7 @@ class Target(Protocol):
         ...
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """``losses``, and ``labels`` where the targets are classes. Rows without a target add nothing."""
+        """``losses`` as a ``LossSum``, and ``labels`` where the targets are classes. Rows without a target count nothing."""
         ...
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:

@@ -21,7 +21,7 @@ from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.text.frame import Frame
 from kdplug_tasks.text.generation import Sampler
-from kdplug_tasks.text.next_token import mean_loss, shifted
+from kdplug_tasks.text.next_token import loss_sum, shifted
 from kdplug_tasks.text.perplexity import Perplexity
 from kdplug_tasks.text.processor import TextProcessor, texts_of, vocabulary_of
 from kdplug_tasks.text.reader import Form, OneReader
@@ -163,7 +163,7 @@ class Language:
                 "logits": logits,
                 "logits_mask": counted(batch, labels),
                 "labels": labels,
-                "losses": mean_loss(logits, labels),
+                "losses": loss_sum(logits, labels),
                 "inputs_mask": batch["attention_mask"],
                 **features(outputs),
             }

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from kdplug import FactoredLogits
+from kdplug import FactoredLogits, LossSum
 from kdplug_tasks.data.label import NO_LABEL
-from kdplug_tasks.targets.category import mean_cross_entropy
+from kdplug_tasks.targets.category import at_least_float32, cross_entropy_sum
 
 Logits: TypeAlias = Tensor | FactoredLogits
 
@@ -47,18 +46,17 @@ def pieces(logits: Logits, labels: Tensor) -> Iterator[tuple[Logits, Tensor]]:
         yield replace(rows, hidden=rows.hidden[start : start + length]), chosen[start : start + length]
 
 
-def mean_loss(logits: Logits, labels: Tensor) -> Tensor:
-    """``mean_cross_entropy``; of factors a piece at a time, which the backward pass works out again.
+def loss_sum(logits: Logits, labels: Tensor) -> LossSum:
+    """``cross_entropy_sum``; of factors a piece at a time, which the backward pass works out again.
 
     Shapes: ``[*items, V]`` and ``[*items]``, ``-100`` = none.
     """
     if isinstance(logits, Tensor):
-        return mean_cross_entropy(logits, labels)
-    total = logits.hidden.sum() * 0
-    total = total if total.dtype == torch.float64 else total.float()
+        return cross_entropy_sum(logits, labels)
+    total = at_least_float32(logits.hidden.reshape(-1)[:0].sum())
     for rows, chosen in pieces(logits, labels):
         total = total + checkpoint(_summed, rows, chosen, use_reentrant=False, preserve_rng_state=False)
-    return total / (labels != NO_LABEL).sum().clamp(min=1)
+    return LossSum(total, (labels != NO_LABEL).sum())
 
 
 def figures(logits: Logits, labels: Tensor) -> tuple[float, int, int]:
@@ -77,5 +75,4 @@ def _summed(rows: FactoredLogits, chosen: Tensor) -> Tensor:
 
 
 def _dense(rows: Logits) -> Tensor:
-    held = rows if isinstance(rows, Tensor) else rows.dense()
-    return held if held.dtype == torch.float64 else held.float()
+    return at_least_float32(rows if isinstance(rows, Tensor) else rows.dense())

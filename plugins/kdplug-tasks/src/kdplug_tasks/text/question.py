@@ -17,7 +17,7 @@ from kdplug_tasks.metrics.answer import exact_match, overlap
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import mean_cross_entropy
+from kdplug_tasks.targets.category import cross_entropy_sum
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.window import Answer, Window, answers_of, windows
@@ -95,13 +95,14 @@ class Questions:
         return Batch(inputs, targets)
 
     def adaptor(self) -> Adapt:
-        """Two heads of logits over positions, ``-10000`` where no answer can be, and their mean cross-entropy."""
+        """Two heads of logits over positions, ``-10000`` where no answer can be, and the cross-entropy over both."""
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
             heads = _heads(batch, outputs)
             labels = [batch.targets["start"], batch.targets["end"]]
-            losses = [mean_cross_entropy(one, label) for one, label in zip(heads, labels, strict=True)]
-            found = {"logits": heads, "labels": labels, "losses": (losses[0] + losses[1]) / 2}
+            # both ends of a window have a label or neither has, so one mean over all ends is the mean of the two means
+            losses = cross_entropy_sum(torch.cat(heads), torch.cat(labels))
+            found = {"logits": heads, "labels": labels, "losses": losses}
             return {**found, "inputs_mask": batch["attention_mask"], **features(outputs)}
 
         return adapt

@@ -18,7 +18,7 @@ from kdplug_tasks.metrics.span import has_spans, span_scores
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import mean_cross_entropy
+from kdplug_tasks.targets.category import cross_entropy_sum
 from kdplug_tasks.text.processor import TextProcessor, padded
 from kdplug_tasks.text.setting import TokenizerSettings
 
@@ -104,7 +104,7 @@ class Words:
                 "logits": outputs.logits,
                 "logits_mask": batch.targets["words"],
                 "labels": labels,
-                "losses": mean_cross_entropy(outputs.logits, labels),
+                "losses": cross_entropy_sum(outputs.logits, labels),
                 "inputs_mask": batch["attention_mask"],
                 **features(outputs),
             }

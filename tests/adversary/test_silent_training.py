@@ -1,0 +1,172 @@
+"""Runs that would train something else than they say: none may do so in silence."""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+from itertools import pairwise
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from entrance import ASKS, INTEGRATIONS, TRAINS, models
+from label_run import FORMS, LABELS, train
+from small_run import Net, weights
+from torch import nn
+
+from kdplug.errors import RunError
+
+pytestmark = [  # pytorch-lightning's own, of tiny data
+    pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_state_is_left():
+    """transformers' Trainer leaves accelerate set to its own precision."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.mark.attack("labels spread unevenly over the micro-batches of a step")
+@pytest.mark.parametrize("form", FORMS)
+def test_no_division_of_a_batch_changes_the_student(tmp_path, attempts, form):
+    draw = random.Random(form)
+    whole, _ = train(tmp_path / "whole", [list(range(len(LABELS)))], form, accumulation=1)
+    for attempt in range(5):
+        order = draw.sample(range(len(LABELS)), len(LABELS))
+        edges = [0, *sorted(draw.sample(range(1, len(LABELS)), draw.randint(1, 5))), len(LABELS)]
+        cut = [order[start:end] for start, end in pairwise(edges)]
+        student, _ = train(tmp_path / str(attempt), cut, form, accumulation=len(cut))
+        attempts.record(torch.allclose(weights(student), weights(whole), rtol=0, atol=1e-10))
+    assert attempts.held == attempts.tried
+
+
+def as_parameter(student, theirs):
+    student.weight = nn.Parameter(theirs.weight.data)
+
+
+def as_assigned_state(student, theirs):
+    student.load_state_dict(theirs.state_dict(), assign=True)
+
+
+def as_a_view(student, theirs):
+    whole = torch.cat([theirs.weight.data, torch.ones_like(theirs.weight)])
+    theirs.weight.data, student.weight.data = whole[: len(theirs.weight)], whole[1 : len(theirs.weight) + 1]
+
+
+def as_numpy(student, theirs):
+    student.weight = nn.Parameter(torch.from_numpy(theirs.weight.detach().numpy()))
+
+
+def as_a_buffer(student, theirs):
+    theirs.register_buffer("copy", student.weight.data)
+
+
+def as_the_same_parameter(student, theirs):
+    student.weight = theirs.weight
+
+
+SHARING = [as_parameter, as_assigned_state, as_a_view, as_numpy, as_a_buffer, as_the_same_parameter]
+
+
+@pytest.mark.attack("a student that is trained in the teacher's memory")
+@pytest.mark.parametrize("share", SHARING)
+@pytest.mark.parametrize("entrance", TRAINS)
+def test_no_student_is_trained_in_the_teachers_memory(tmp_path, entrance, share):
+    student, teacher, ours, theirs = models(entrance)
+    share(ours, theirs)
+    with pytest.raises(RunError, match=r"share \d trainable parameter\(s\), .*would change the teacher's"):
+        TRAINS[entrance](tmp_path, student, teacher)
+
+
+def counts_passes(model, *_):
+    model.seen.add_(1)
+
+
+@pytest.mark.attack("a student whose forward pass writes to a buffer of the teacher")
+@pytest.mark.parametrize("entrance", [name for name in TRAINS if name != "cached"])
+def test_no_student_writes_to_the_teachers_buffers(tmp_path, entrance):
+    student, teacher, _, _ = models(entrance)
+    teacher.register_buffer("seen", torch.zeros(2))
+    student.register_buffer("seen", teacher.seen)
+    student.register_forward_hook(counts_passes)
+    with pytest.raises(RunError, match=r"teacher.*'s buffer 'seen' changed between two forward passes"):
+        TRAINS[entrance](tmp_path, student, teacher)
+
+
+def starts_training(model, *_):
+    model.train()
+
+
+def in_train_mode(teacher, layer):
+    teacher.register_forward_pre_hook(starts_training)
+
+
+def one_layer_in_train_mode(teacher, layer):
+    layer.register_forward_hook(starts_training)
+
+
+def in_train_mode_from_the_second_pass_on(teacher, layer):
+    def hook(model, *_):
+        if getattr(model, "is_asked_again", False):
+            model.train()
+        model.is_asked_again = True
+
+    teacher.register_forward_pre_hook(hook)
+
+
+def deaf_to_eval(teacher, layer):
+    layer.train = lambda mode=True: layer
+    layer.training = True
+
+
+RESTLESS = [in_train_mode, one_layer_in_train_mode, in_train_mode_from_the_second_pass_on, deaf_to_eval]
+
+
+@pytest.mark.attack("a teacher in train mode")
+@pytest.mark.parametrize("make", RESTLESS)
+@pytest.mark.parametrize("entrance", ASKS)
+def test_no_teacher_is_asked_in_train_mode(tmp_path, entrance, make):
+    student, teacher, _, layer = models(entrance)
+    make(teacher, layer)
+    if entrance == "own_loop" and make is deaf_to_eval:
+        with pytest.warns(UserWarning, match=r"the teacher is in train mode.*Call eval\(\) before"):
+            ASKS[entrance](tmp_path, student, teacher)
+        return
+    with pytest.raises(RunError, match=r"after a forward pass of the teacher.* in train mode"):
+        ASKS[entrance](tmp_path, student, teacher)
+
+
+@pytest.mark.attack("a teacher whose forward pass writes to its buffers")
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("entrance", ASKS)
+def test_no_teacher_changes_what_it_says(tmp_path, entrance, persistent):
+    student, teacher, _, layer = models(entrance)
+    layer.register_buffer("seen", torch.zeros(2), persistent=persistent)
+    layer.register_forward_hook(counts_passes)
+    expected = pytest.raises(RunError, match=r"changed its buffer '\w+.seen', so that") if persistent else nullcontext()
+    with expected:
+        ASKS[entrance](tmp_path, student, teacher)
+    assert layer.seen[0] == 1 or not persistent
+
+
+@pytest.mark.attack("batch norm that learns inside a teacher's forward pass")
+@pytest.mark.parametrize("entrance", [name for name in ASKS if name not in INTEGRATIONS])
+def test_no_batch_norm_learns_between_two_calls_of_train_and_eval(tmp_path, entrance):
+    class Sly(Net):
+        def __init__(self):
+            super().__init__(3, seed=2)
+            self.norm = nn.BatchNorm1d(4).double()
+
+        def forward(self, x):
+            self.train()
+            made = super().forward(self.norm(x))
+            self.eval()
+            return made
+
+    with pytest.raises(RunError, match=r"changed its buffer 'norm.running_mean', so that its outputs depend"):
+        ASKS[entrance](tmp_path, models(entrance)[0], Sly())
