@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from torch import nn
 from kdplug.engine.archive import read_archive, write_archive
 from kdplug.engine.checksum import check_file, damage, write_checksums
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 
 STUDENT = "student.safetensors"
 """The name of the file that holds the student's weights."""
@@ -204,7 +204,7 @@ def _checksum(text: str) -> str:
 
 def _read_json(folder: Path) -> dict[str, Any]:
     """``run.json`` without its tensors. Its checksum has been compared."""
-    found: dict[str, Any] = json.loads((folder / f"{_RUN}.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_json(folder / f"{_RUN}.json")
     return found
 
 

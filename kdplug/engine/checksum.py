@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 
 CHECKSUMS = "checksums.json"
 """The file that holds the size and the CRC-32 of every other file in its folder."""
@@ -40,7 +41,7 @@ def damage(folder: Path, names: Iterable[str] = (), *, only: bool = False) -> li
     if not (folder / CHECKSUMS).is_file():
         return [f"{CHECKSUMS} is missing"]
     try:
-        content = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        content = read_json(folder / CHECKSUMS)
         expected = {str(name): (int(one["bytes"]), int(one["crc32"])) for name, one in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{CHECKSUMS} is damaged ({type(error).__name__}: {error})"]

@@ -15,6 +15,7 @@ from kdplug.engine.checkpoint import load_objective
 from kdplug.engine.checksum import CHECKSUMS, damage, write_checksums
 from kdplug.engine.identity import check_identity
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 from kdplug.integrations.transformers.link import NAME
 from kdplug.objective.objective import Objective
 
@@ -59,7 +60,7 @@ def check_resumed(folder: Path, identity: Mapping[str, Any], *, changed_is_meant
     """
     check_undamaged(folder)
     if (folder / IDENTITY).is_file() and not changed_is_meant:
-        check_identity(json.loads((folder / IDENTITY).read_text(encoding="utf-8")), dict(identity), folder)
+        check_identity(read_json(folder / IDENTITY), dict(identity), folder)
 
 
 def check_undamaged(folder: Path) -> None:

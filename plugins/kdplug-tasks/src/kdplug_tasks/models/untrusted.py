@@ -95,7 +95,7 @@ def check_shards(path: str, field: str) -> None:
         return
     try:
         names = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise kdplug.ConfigError(
             f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} is damaged: {error!r}", field=field
         ) from error
