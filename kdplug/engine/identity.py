@@ -116,7 +116,9 @@ class Difference(NamedTuple):
     def is_digest(self) -> bool:
         """Whether both values are digests, which tell a reader nothing. A version may look like one."""
         is_version = self.path.partition(".")[0] in ("kdplug", "torch", "plugins")
-        return not is_version and all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (self.first, self.second))
+        return not is_version and all(
+            isinstance(value, str) and _DIGEST.fullmatch(value) for value in (self.first, self.second)
+        )
 
 
 def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]:

@@ -199,7 +199,9 @@ def test_a_tensor_without_plain_bytes_is_not_compared(value):
     assert tensor_fingerprint([("a", torch.ones(2)), ("b", value)]) == UNKNOWN
 
 
-@pytest.mark.parametrize(("one", "other"), [("text", "texts"), (torch.tensor(1.0), torch.tensor(2.0)), ({"a": 1}, {"a": 2})])
+@pytest.mark.parametrize(
+    ("one", "other"), [("text", "texts"), (torch.tensor(1.0), torch.tensor(2.0)), ({"a": 1}, {"a": 2})]
+)
 def test_scalars_and_what_a_state_dict_holds_besides_tensors_count(one, other):
     assert tensor_fingerprint([("a", one)]) == tensor_fingerprint([("a", one)]) != tensor_fingerprint([("a", other)])
 

@@ -92,7 +92,8 @@ def test_a_folder_of_a_student_brings_the_checksums_of_its_files(offering, tmp_p
     folder = tmp_path / "out" / "model"
     sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
     assert sums == {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("kdplug-run.json", "parts/weights.json")
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("kdplug-run.json", "parts/weights.json")
     }
 
 
