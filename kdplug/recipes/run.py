@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -73,13 +74,15 @@ def run_recipe(
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
-    record = {**run_record(recipe, component.qualified_spec(), distillation), **fingerprints(recipe, task)}
+    record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
+    bench = Bench(recipe, task, say, show_progress=not console.quiet)
+    bench.check_cache()
+    record |= fingerprints(recipe, task)
     output_dir = Path(recipe.output_dir)
     goes_on = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
-    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=goes_on, resume_changed=resume_changed)
-    bench.check_cache()
+    bench = replace(bench, resume=goes_on, resume_changed=resume_changed)
     _empty(recipe, goes_on=goes_on)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
