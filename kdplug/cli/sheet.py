@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from kdplug.cli.setting_table import groups_of, setting_table
+from kdplug.contracts import across_vocabularies, closed_form, coarsens
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
 from kdplug.host.kind import Kind
@@ -16,6 +17,10 @@ from kdplug.host.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+DECLARATIONS = (across_vocabularies.ATTRIBUTE, closed_form.ATTRIBUTE, coarsens.ATTRIBUTE)
+"""The attributes by which a loss says what the engine may do with it."""
 
 
 def print_sheets(name: str, kind: Kind | None, console: Console) -> None:
@@ -71,6 +76,10 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     console.print(Text(doc or "It has no documentation."))
     console.print()
     console.print(Text.assemble(("inputs    ", "bold"), ", ".join(entry.inputs) or "none"), soft_wrap=True)
+    if entry.kind is REGISTRIES["losses"].kind:
+        console.print(
+            Text.assemble(("declares  ", "bold"), ", ".join(declarations(target)) or "nothing"), soft_wrap=True
+        )
     console.print(Text.assemble(("defined   ", "bold"), _place(target) or "in no source file"), soft_wrap=True)
     fields = entry.settings.model_fields
     if not fields:
@@ -83,6 +92,11 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
         console.print(Text.assemble((group.__name__, "bold"), f"   {inspect.getdoc(group) or ''}".rstrip()))
         console.print()
         console.print(setting_table(group, "key"))
+
+
+def declarations(loss: Callable[..., Any]) -> list[str]:
+    """What a loss declares about itself."""
+    return [name for name in DECLARATIONS if getattr(loss, name, None)]
 
 
 def _place(target: Callable[..., Any]) -> str | None:
