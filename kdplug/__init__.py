@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kdplug.contracts.across_vocabularies import across_vocabularies
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.closed_form import ClosedForm, closed_form
+    from kdplug.contracts.coarsens import coarsens
     from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss_sum import LossSum
     from kdplug.contracts.new_recipe import new_recipe
@@ -112,6 +113,7 @@ __all__ = [
     "across_vocabularies",
     "cache_codecs",
     "closed_form",
+    "coarsens",
     "hookimpl",
     "layer_maps",
     "losses",
@@ -130,6 +132,7 @@ _ROOMS = {
     "contracts.across_vocabularies": ("across_vocabularies",),
     "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
     "contracts.closed_form": ("ClosedForm", "closed_form"),
+    "contracts.coarsens": ("coarsens",),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.loss_sum": ("LossSum",),
     "contracts.new_recipe": ("new_recipe",),

@@ -52,6 +52,7 @@ FACE = [
     "across_vocabularies",
     "cache_codecs",
     "closed_form",
+    "coarsens",
     "hookimpl",
     "layer_maps",
     "losses",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdplug.cli.sheet import declarations
 from kdplug.host.entry import Entry
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.registry import REGISTRIES
@@ -28,7 +29,9 @@ def _section(entries: list[Entry]) -> str:
     entry = entries[0]
     names = " = ".join(f"`{one.name}`" for one in entries)
     asks = f" Asks for {', '.join(f'`{name}`' for name in entry.inputs)}." if entry.inputs else ""
-    parts = [f"### {names}", f"*{entry.dist}*.{asks}", prose(entry.load()), _settings(entry)]
+    found = declarations(entry.load()) if entry.kind.plural == "losses" else []
+    declares = f" Declares {', '.join(f'`{name}`' for name in found)}." if found else ""
+    parts = [f"### {names}", f"*{entry.dist}*.{asks}{declares}", prose(entry.load()), _settings(entry)]
     return "\n\n".join(part for part in parts if part)
 
 

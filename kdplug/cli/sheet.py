@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from kdplug.cli.setting_table import groups_of, setting_table
+from kdplug.contracts import across_vocabularies, closed_form, coarsens
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
 from kdplug.host.finding import place_of
@@ -18,6 +19,10 @@ from kdplug.host.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+DECLARATIONS = (across_vocabularies.ATTRIBUTE, closed_form.ATTRIBUTE, coarsens.ATTRIBUTE)
+"""The attributes by which a loss says what the engine may do with it."""
 
 
 def print_sheets(name: str, kind: Kind | None, console: Console) -> None:
@@ -68,14 +73,19 @@ def _missing(name: str, registries: list[Registry], errors: list[EntryError]) ->
 def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     target = entry.load()
     about = run_plugin_code(
-        lambda: (inspect.getdoc(target), place_of(target)), f"describing {entry.qualified!r}", entry.dist, "import"
+        lambda: (inspect.getdoc(target), place_of(target), declarations(target)),
+        f"describing {entry.qualified!r}",
+        entry.dist,
+        "import",
     )
-    doc, place = about.value or (None, None)
+    doc, place, declared = about.value or (None, None, [])
     console.print(Text.assemble((entry.qualified, "bold"), f"   {entry.kind.noun} · {entry.owner} · {status}"))
     console.print()
     console.print(Text(printable(doc or "It has no documentation.")))
     console.print()
     console.print(Text.assemble(("inputs    ", "bold"), ", ".join(entry.inputs) or "none"), soft_wrap=True)
+    if entry.kind is REGISTRIES["losses"].kind:
+        console.print(Text.assemble(("declares  ", "bold"), ", ".join(declared) or "nothing"), soft_wrap=True)
     console.print(Text.assemble(("defined   ", "bold"), place or "in no source file"), soft_wrap=True)
     fields = entry.settings.model_fields
     if not fields:
@@ -88,3 +98,8 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
         console.print(Text.assemble((group.__name__, "bold"), f"   {printable(inspect.getdoc(group) or '')}".rstrip()))
         console.print()
         console.print(setting_table(group, "key"))
+
+
+def declarations(loss: Callable[..., Any]) -> list[str]:
+    """What a loss declares about itself."""
+    return [name for name in DECLARATIONS if getattr(loss, name, None)]

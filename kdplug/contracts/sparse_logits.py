@@ -21,7 +21,7 @@ class SparseLogits:
     ``log_probs`` are the natural logarithms of their probabilities, over all classes. There are three forms:
 
     * with ``tail``, the logarithm of the mass that all other classes have together: a top-k and tail cache. The K classes of
-      an item differ from each other. Any loss on logits can be computed from it, over K + 1 categories.
+      an item differ from each other. Losses that declare ``coarsens`` are computed from it, over K + 1 categories.
     * with ``weights`` in place of ``tail``, a sample: Σ weight · f(class) over the K is an unbiased estimate of the teacher's
       mean of f. A class may come twice; a place that is not used has weight 0. ``log_probs`` may be ``None``.
     * with neither, nothing is said of the other classes.

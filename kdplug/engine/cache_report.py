@@ -90,6 +90,7 @@ class CacheReport:
             "positions": self.tally.positions,
             "coverage": self.tally.coverage,
             "bytes_per_item": self.bytes_per_item,
+            "temperature": self.fingerprint.get("temperature"),
             "kept_mass": self.tally.kept_mass,
             "lowest_kept_mass": self.tally.lowest if self.tally.items else None,
             "largest_error": self.tally.error,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_key import source_of
+from kdplug.engine.cache_mass import KeptMass
 from kdplug.engine.cache_run import Opened
 from kdplug.engine.cache_teacher import CachedTeacher
 from kdplug.engine.ensemble import Ensemble
@@ -89,7 +91,13 @@ class CacheSession:
         Raises: ``RunError`` for data or outputs that cannot be cached.
         """
         for task, opened in self._opened.items():
-            opened.fill(objective.of(task) if isinstance(objective, TaskObjective) else objective)
+            own = objective.of(task) if isinstance(objective, TaskObjective) else objective
+            opened.fill(own)
+            cache, named = self._cached[task][0], f"{task}: " if task else ""
+            assert cache.summary is not None
+            mass = None if own.kd_loss is None else KeptMass.of_cache(cache.coding, cache.summary.tally)
             if shown:
-                named = f"{task}: " if task else ""
-                Console(stderr=True).print(f"{named}{self._cached[task][0].summary}", highlight=False, soft_wrap=True)
+                kept = "" if mass is None else f"; {mass}"
+                Console(stderr=True).print(f"{named}{cache.summary}{kept}", highlight=False, soft_wrap=True)
+            if mass is not None and mass.warning is not None:
+                warnings.warn(f"{named}teacher_cache_codec: {mass.warning}", stacklevel=2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kdplug.contracts.across_vocabularies import ATTRIBUTE as ACROSS
+from kdplug.contracts.coarsens import ATTRIBUTE as COARSENS
 from kdplug.contracts.loss_sum import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
@@ -29,8 +30,8 @@ from kdplug.objective.temperature import Temperature
 class PairLoss:
     """Calls a loss with what it asks for, the teacher's logits dense or sparse.
 
-    A sparse teacher reaches a loss that asks for ``teacher_sparse`` as it is. For any other one both sides are put into K + 1
-    categories, the classes that the cache names and all others together, as logits whose softmax over the temperature is
+    A sparse teacher reaches a loss that asks for ``teacher_sparse`` as it is. For one that is declared ``coarsens`` both sides are
+    put into K + 1 categories, the classes that the cache names and all others together, as logits whose softmax over the temperature is
     exactly what each side gives these categories.
     """
 
@@ -52,6 +53,7 @@ class PairLoss:
         self.rows = closed_form_of(component)
         self.has_told = False
         self.is_across = bool(getattr(component.entry.load(), ACROSS, False))
+        self.coarsens = bool(getattr(component.entry.load(), COARSENS, False))
 
     def check_classes(self, pair: Pair) -> None:
         """Raises: ``OutputsError`` for what means the same class on both sides, where they differ in number."""
@@ -110,6 +112,14 @@ class PairLoss:
             raise OutputsError(
                 f"{self.owner} asks for labels, and with SparseLogits a label may be one of the classes that are known only "
                 "as a sum. Take a loss without labels, or give dense logits",
+                field="teacher.logits",
+            )
+        if not self.coarsens:
+            raise OutputsError(
+                f"{self.owner} does not declare coarsens, and SparseLogits with a tail give it {teacher.ids.shape[-1]} classes, "
+                "other ones for each item, and all others as one: for a loss that compares ranks, deviations or items that is "
+                "another loss. Take one that declares it, such as kl, or give dense logits. If yours stays the same loss where "
+                "classes are joined, declare it: @kdplug.coarsens above the function, coarsens = True in the class",
                 field="teacher.logits",
             )
         ids = teacher.ids

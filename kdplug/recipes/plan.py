@@ -11,6 +11,8 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
+from kdplug.distillers.session import teacher_cache
+from kdplug.engine.cache_mass import KeptMass
 from kdplug.engine.plan import make_plan
 from kdplug.engine.process import process
 from kdplug.objective.term import Term
@@ -19,6 +21,7 @@ from kdplug.recipes.budget import Budget
 from kdplug.recipes.field import names_fields_in_full
 from kdplug.recipes.measure import count_parameters
 from kdplug.recipes.optimizer import make_optimizer
+from kdplug.recipes.plan_cache import kept_mass, thin_cache
 from kdplug.recipes.plan_match import PlannedMatch, planned_matches
 from kdplug.recipes.plan_memory import MemoryItem, memory
 from kdplug.recipes.plan_sample import Sample, take_sample
@@ -40,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     doubled_softmax,
     unbalanced_temperature,
     unshifted_labels,
+    thin_cache,
     idle_settings,
 )
 """The rules that a plan is held against."""
@@ -64,7 +68,8 @@ class RunPlan:
     """What a run would be. ``config`` is the distillation with every setting, layer maps written out.
 
     ``parameters`` counts those of teacher, student and projections; ``steps`` the optimizer steps of each training, 0 for a
-    teacher that is trained already.
+    teacher that is trained already. ``kept_mass`` is that of the teacher's probability which a sparse teacher cache keeps, ``None``
+    where it keeps all, or the teacher is not trained yet.
     """
 
     task: str
@@ -78,6 +83,7 @@ class RunPlan:
     parameters: dict[str, int]
     steps: dict[str, int]
     memory: list[MemoryItem]
+    kept_mass: KeptMass | None
     warnings: list[PlanWarning]
 
     def to_data(self) -> dict[str, Any]:
@@ -91,6 +97,7 @@ class RunPlan:
             "parameters": self.parameters,
             "steps": self.steps,
             "memory_bytes": sum(item.bytes for item in self.memory),
+            "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
         }
         return {key: _finite(value) for key, value in found.items()}
 
@@ -120,6 +127,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         with process(config.device, precision) as accelerator:
             total_steps = Budget.of(recipe.training, loader).total_steps
             sample = take_sample(recipe, bench, accelerator, total_steps)
+            cache = teacher_cache(config, recipe.distillation)
+            sample.kept_mass = kept_mass(cache, sample, is_trained=bench.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
             items = memory(sample)
             device = str(accelerator.device)
@@ -135,6 +144,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         parameters=_parameters(sample),
         steps=_steps(bench, total_steps),
         memory=items,
+        kept_mass=sample.kept_mass,
         warnings=[*found, *_python_warnings(told)],
     )
 

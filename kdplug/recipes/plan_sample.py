@@ -16,6 +16,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.batch import Parts, split, to_device
+from kdplug.engine.cache_mass import KeptMass
 from kdplug.engine.materialize import materialize
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Pair
@@ -37,7 +38,7 @@ _MOMENTS = (0.0, 0.5, 1.0)
 class Sample:
     """Both models, the objective with every projection made, and what they gave for the first batch.
 
-    ``config`` is the distillation with qualified names, every setting, and layer maps written out. ``pulls`` holds what each
+    ``kept_mass`` is what a sparse teacher keeps, ``None`` where it keeps all. ``config`` is the distillation with qualified names, every setting, and layer maps written out. ``pulls`` holds what each
     term does to the student, by the term's name.
     """
 
@@ -52,6 +53,7 @@ class Sample:
     total_steps: int
     activations: int
     total: Tensor
+    kept_mass: KeptMass | None = None
     pulls: dict[str, Pull] = field(default_factory=dict)
 
     def weights(self, term: Term) -> list[float]:

@@ -23,7 +23,8 @@ def cache_lines(report: CacheReport) -> Iterator[RenderableType]:
 
 def _kept(report: CacheReport) -> dict[str, str]:
     tally, item = report.tally, report.bytes_per_item
-    spec = report.fingerprint.get("codec")
+    spec, temperature = report.fingerprint.get("codec"), report.fingerprint.get("temperature")
+    at = "" if temperature is None else f" at temperature {temperature:g}"
     rows = {
         "examples": f"{report.examples:,} of {report.count:,}",
         "outputs": ", ".join(sorted(report.layout.names)),
@@ -35,7 +36,7 @@ def _kept(report: CacheReport) -> dict[str, str]:
         rows |= {
             "items": f"{tally.items:,} of {tally.positions:,} ({tally.coverage:.1%} covered)",
             "bytes per item": f"{item:,.1f}",
-            "kept mass": f"{tally.kept_mass:.4f} on average, {tally.lowest:.4f} at least",
+            f"kept mass{at}": f"{tally.kept_mass:.4f} on average, {tally.lowest:.4f} at least",
         }
     return {name: row for name, row in {**rows, "largest error": f"{tally.error:.3g}"}.items() if row}
 

@@ -34,6 +34,8 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield _matches(plan.matches)
     yield _models(plan)
     yield _memory(plan)
+    if plan.kept_mass is not None:
+        yield Text(f"teacher's logits: {plan.kept_mass}")
     yield Text(_steps(plan))
     yield Text("")
     yield from _warnings(plan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdplug.testing.batch_laws import BatchLaws
 from kdplug.testing.closed_form_laws import ClosedFormLaws
+from kdplug.testing.coarse_laws import CoarseLaws
 from kdplug.testing.gradient_laws import GradientLaws
 from kdplug.testing.logit_laws import LogitLaws
 from kdplug.testing.mask_laws import MaskLaws
@@ -12,7 +13,9 @@ from kdplug.testing.precision_laws import PrecisionLaws
 from kdplug.testing.value_laws import ValueLaws
 
 
-class LossLaws(ValueLaws, GradientLaws, MaskLaws, BatchLaws, LogitLaws, ClosedFormLaws, PrecisionLaws, ModuleLaws):
+class LossLaws(
+    ValueLaws, GradientLaws, MaskLaws, BatchLaws, LogitLaws, ClosedFormLaws, CoarseLaws, PrecisionLaws, ModuleLaws
+):
     """Laws that a loss keeps, as pytest tests.
 
     ::

@@ -41,7 +41,7 @@ def test_what_is_kept_is_shown(made):
     for words in (
         "1,200 of 1,200 (100.0% covered)",
         "name: kdplug-logits:topk_tail, k: 3, bits: 8",
-        "kept mass",
+        "kept mass at temperature 4",
         "temperature",
     ):
         assert words in shown
@@ -52,7 +52,7 @@ def test_for_programs_it_is_one_object(made):
     assert found["complete"] is True
     assert 3 < found["bytes_per_item"] < 40
     assert 0 < found["lowest_kept_mass"] <= found["kept_mass"] <= 1
-    assert found["fingerprint"]["temperature"] == 4.0
+    assert found["fingerprint"]["temperature"] == found["temperature"] == 4.0
     assert found["classes"] == [10]
 
 

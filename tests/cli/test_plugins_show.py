@@ -124,3 +124,32 @@ def test_an_entry_that_fails_to_load_says_why(kdplug, fake_site):
         done = kdplug("plugins", "show", "x")
     assert done.exit_code == 2
     assert "is installed but failed to load: ModuleNotFoundError" in done.stderr
+
+
+DECLARED = """
+import kdplug
+
+@kdplug.coarsens
+@kdplug.across_vocabularies
+def declared(student_logits, teacher_logits):
+    pass
+
+class Written:
+    coarsens = True
+
+    def forward(self, student_logits, teacher_logits):
+        pass
+"""
+
+
+def test_a_loss_shows_what_it_declares(kdplug, fake_site):
+    losses = {name: f"kdplug_d:{place}" for name, place in (("declared", "declared"), ("written", "Written"))}
+    fake_site.add("kdplug-d", losses=losses, files={"kdplug_d.py": DECLARED})
+    fake_site.add("kdplug-a", "1.2", losses={"mykd": "kdplug_a:mykd"}, files={"kdplug_a.py": DKD})
+    with fake_site.host():
+        for name, shown in (
+            ("declared", "across_vocabularies, coarsens"),
+            ("written", "coarsens"),
+            ("mykd", "nothing"),
+        ):
+            assert f"declares  {shown}\n" in kdplug("plugins", "show", name).stdout

@@ -10,7 +10,7 @@ from factored_scene import CLASSES, Scene, assert_same
 from torch import nn
 from torch.nn import functional as F
 
-from kdplug import DistillationConfig, Objective, SignatureError, SparseLogits
+from kdplug import DistillationConfig, Objective, SignatureError, SparseLogits, coarsens
 
 SCALAR = pytest.mark.filterwarnings("ignore:kd_loss_type. local.offered returned a scalar")
 SIDES = [("student", "teacher"), ("student",), ("teacher",)]
@@ -21,6 +21,7 @@ def softened(student_logits, teacher_logits, temperature):
     return [(side / temperature).log_softmax(-1) for side in (student_logits, teacher_logits)]
 
 
+@coarsens
 def mean_kl(student_logits, teacher_logits, temperature):
     """As most people write it."""
     own, theirs = softened(student_logits, teacher_logits, temperature)

@@ -7,7 +7,7 @@ import torch
 from factored_scene import CLASSES, Scene, assert_same
 from torch import nn
 
-from kdplug import LossSum, SignatureError, SparseLogits, closed_form
+from kdplug import LossSum, SignatureError, SparseLogits, closed_form, coarsens
 
 HEADS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.7, "softcap": 3.0}]
 CALLS = []
@@ -37,6 +37,7 @@ def kl_rows(student, teacher, temperature):
 
 
 @closed_form(kl_rows)
+@coarsens
 def kl(student_logits, teacher_logits, temperature):
     q, p = ((one / temperature).log_softmax(-1) for one in (student_logits, teacher_logits))
     values = torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1) * temperature**2

@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from factored_scene import CLASSES, Scene, assert_same
+from torch import nn
 from torch.nn.functional import kl_div
 
-from kdplug import FactoredLogits, LossSum, OutputsError, SparseLogits
+from kdplug import FactoredLogits, LossSum, OutputsError, SparseLogits, coarsens
 from kdplug.objective.coarse import coarse_student, coarse_teacher
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
 
 
+@coarsens
 def kl(student_logits, teacher_logits, temperature):
     """A KL divergence that sums over items, and knows that nothing times infinity is nothing."""
     q, p = ((logits / temperature).log_softmax(-1) for logits in (student_logits, teacher_logits))
@@ -233,6 +235,7 @@ def test_a_student_of_more_classes_than_the_cache_is_cut(scene, offer):
 
 
 def test_a_loss_that_reads_more_than_the_softmax_is_refused(scene, offer):
+    @coarsens
     def squared(student_logits, teacher_logits):
         return LossSum((student_logits - teacher_logits).square().sum(), student_logits.shape[0])
 
@@ -241,3 +244,66 @@ def test_a_loss_that_reads_more_than_the_softmax_is_refused(scene, offer):
             OutputsError, match=r"^teacher\.logits: local:offered depends on more of the logits than their softmax"
         ):
             scene.run(factored=factored, teacher=top(scene, 3), kd_loss_type=offer(squared))
+
+
+class Declared(nn.Module):
+    """A class says it by an attribute."""
+
+    coarsens = True
+
+    def forward(self, student_logits, teacher_logits, temperature):
+        return kl(student_logits, teacher_logits, temperature)
+
+
+class Inherits(Declared):
+    """A subclass that compares something else takes it back."""
+
+    coarsens = False
+
+
+def undeclared(student_logits, teacher_logits, temperature):
+    return kl(student_logits, teacher_logits, temperature)
+
+
+@pytest.mark.parametrize("factored", [(), ("student",)])
+def test_a_loss_that_does_not_declare_coarsens_is_refused_with_the_way_to_declare_it(scene, offer, factored):
+    for loss in (undeclared, Inherits):
+        with pytest.raises(
+            OutputsError,
+            match=r"^teacher\.logits: local:offered does not declare coarsens, .* 3 classes, other ones for each item, .*: "
+            r"@kdplug\.coarsens above the function, coarsens = True in the class$",
+        ):
+            scene.run(factored=factored, teacher=top(scene, 3), kd_loss_type=offer(loss), logit_chunk=5)
+
+
+def test_an_attribute_of_a_class_or_function_declares_it_too(scene, offer):
+    expected = scene.run(factored=(), teacher=top(scene, 3), kd_loss_type=offer(kl))
+    assert_same(scene.run(factored=(), teacher=top(scene, 3), kd_loss_type=offer(Declared)), expected)
+
+    def attributed(student_logits, teacher_logits, temperature):
+        return kl(student_logits, teacher_logits, temperature)
+
+    attributed.coarsens = True
+    assert_same(scene.run(factored=(), teacher=top(scene, 3), kd_loss_type=offer(attributed)), expected)
+
+
+def test_a_loss_that_takes_the_sparse_teacher_itself_need_not_declare_it(scene, offer):
+    scene.run(factored=(), teacher=top(scene, 3), kd_loss_type=offer(at_ids))
+
+
+def test_a_dense_teacher_is_taken_without_a_declaration(scene, offer):
+    scene.run(factored=(), kd_loss_type=offer(undeclared))
+
+
+def test_a_callable_of_textbrewers_maps_may_declare_it(scene):
+    from kdplug import KD_LOSS_MAP
+
+    def by_position(logits_S, logits_T, temperature=1):
+        return kl(logits_S, logits_T, temperature).value
+
+    KD_LOSS_MAP["by_position"] = by_position
+    with pytest.raises(OutputsError, match="does not declare coarsens"):
+        scene.run(factored=(), teacher=top(scene, 3), kd_loss_type="by_position")
+    by_position.coarsens = True
+    found = scene.run(factored=(), teacher=top(scene, 3), kd_loss_type="by_position")
+    assert found[0] > 0

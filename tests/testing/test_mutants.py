@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from testing import (
     closed_form_mutant,
+    coarse_mutant,
     codec_item_mutant,
     codec_mutant,
     codec_value_mutant,
@@ -20,6 +21,7 @@ from testing import (
     task_mutant,
     task_option_mutant,
 )
+from testing.coarse_mutant import CoarseLaws, plain_divergence
 from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
 from testing.mutant import MUTANTS
 from testing.specimen import (
@@ -64,6 +66,7 @@ from kdplug.testing.law import Laws
 
 PLANTED_IN = (
     closed_form_mutant,
+    coarse_mutant,
     codec_item_mutant,
     codec_mutant,
     codec_value_mutant,
@@ -80,6 +83,7 @@ PLANTED_IN = (
 BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
 
 RIGHT = {
+    "plain_divergence": (CoarseLaws, plain_divergence),
     "kl": (KlLaws, kl),
     "hidden_mse": (HiddenLaws, hidden_mse),
     "correlation": (CorrelationLaws, correlation),

@@ -134,13 +134,13 @@ def test_a_few_numbers_for_each_text_are_enough(folder, tmp_path, monkeypatch, c
     run_recipe(made.with_overrides(["task.student={config: {hidden_size: 8}}"]))
 
 
-def test_a_loss_that_needs_more_than_probabilities_is_refused_by_name(folder, tmp_path):
+def test_a_loss_that_needs_more_than_probabilities_is_refused_before_the_teacher_runs(folder, tmp_path):
     made = cached(folder, tmp_path, "regression", codec="{name: topk_tail, k: 1}")
-    cache_recipe(made, tmp_path / "cache")
-    with pytest.raises(
-        kdplug.OutputsError, match="kdplug-logits:regression depends on more of the logits than their softmax"
-    ):
-        run_recipe(made)
+    refused = r"^training\.teacher_cache_codec: kdplug-logits:topk_tail gives SparseLogits\. kdplug-logits:regression does not"
+    for start in (lambda: cache_recipe(made, tmp_path / "cache"), lambda: run_recipe(made)):
+        with pytest.raises(kdplug.ConfigError, match=refused):
+            start()
+    assert not (tmp_path / "cache" / "manifest.json").exists()
 
 
 def _middle(folder, tmp_path):

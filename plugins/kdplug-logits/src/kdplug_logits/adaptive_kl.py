@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum
+from kdplug import LossSum, coarsens
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import kl_terms, reverse_kl_terms
 
@@ -38,6 +38,7 @@ def adaptive_kl_terms(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
     return forward + torch.where(tail > 0, reverse_kl_terms(student, teacher) * tail, 0.0)
 
 
+@coarsens
 def adaptive_kl(
     student_logits: Tensor,
     teacher_logits: Tensor,

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from kdplug import LossSum, SettingError
+from kdplug import LossSum, SettingError, coarsens
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import relative_entropy
 
@@ -42,6 +42,7 @@ def alpha_beta_terms(student: Tensor, teacher: Tensor, alpha: float, beta: float
     return theirs + own - (teacher * alpha + student * beta).exp() / (alpha * beta)
 
 
+@coarsens
 def alpha_beta(
     student_logits: Tensor,
     teacher_logits: Tensor,

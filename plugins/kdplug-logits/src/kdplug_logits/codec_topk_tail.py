@@ -17,7 +17,8 @@ from kdplug_logits.log_quantization import quantize, restore
 
 class TopkTail:
     """The ``k`` most likely classes of each item with their log-probabilities at the recipe's temperature, and the mass of all
-    others together. From that any loss on logits is computed over k + 1 categories.
+    others together. From that losses that declare ``coarsens`` are computed over k + 1 categories. The higher the temperature, the
+    less probability the ``k`` classes hold.
 
     Ids take ``ceil(log2 classes)`` bits each; log-probabilities 16 (bfloat16: off by 1/512 of their size at most) or 8, in steps that
     are the finer the likelier a class is; the tail 2 bytes. At 152,000 classes and ``k: 64`` that is 274 or 214 bytes an item.

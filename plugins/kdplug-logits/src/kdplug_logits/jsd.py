@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum, closed_form
+from kdplug import LossSum, closed_form, coarsens
 from kdplug_logits.closed_form_mixture import jsd_rows
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import kl_terms, reverse_kl_terms
@@ -30,6 +30,7 @@ def jsd_terms(student: Tensor, teacher: Tensor, beta: float, *, normalize: bool 
     return theirs + student.exp() * (student - mixture) * ((1 - beta) * scale)
 
 
+@coarsens
 @closed_form(jsd_rows)
 def jsd(
     student_logits: Tensor,

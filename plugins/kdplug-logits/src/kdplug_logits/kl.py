@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdplug import LossSum, closed_form
+from kdplug import LossSum, closed_form, coarsens
 from kdplug_logits.closed_form_kl import kl_rows, reverse_kl_rows
 from kdplug_logits.divergence import divergence
 
@@ -32,6 +32,7 @@ def reverse_kl_terms(student: Tensor, teacher: Tensor) -> Tensor:
     return relative_entropy(student, teacher)
 
 
+@coarsens
 @closed_form(kl_rows)
 def kl(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
@@ -52,6 +53,7 @@ def kl(
     return divergence("kl", student_logits, teacher_logits, temperature, kl_terms, t2=t2)
 
 
+@coarsens
 @closed_form(reverse_kl_rows)
 def reverse_kl(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True

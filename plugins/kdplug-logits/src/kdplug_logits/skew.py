@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum, closed_form
+from kdplug import LossSum, closed_form, coarsens
 from kdplug_logits.closed_form_mixture import skew_kl_rows, skew_reverse_kl_rows
 from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import relative_entropy
@@ -35,6 +35,7 @@ def skew_reverse_kl_terms(student: Tensor, teacher: Tensor, skew: float) -> Tens
     return skewed(student, teacher, skew)
 
 
+@coarsens
 @closed_form(skew_kl_rows)
 def skew_kl(
     student_logits: Tensor,
@@ -59,6 +60,7 @@ def skew_kl(
     return divergence("skew_kl", student_logits, teacher_logits, temperature, terms, t2=t2)
 
 
+@coarsens
 @closed_form(skew_reverse_kl_rows)
 def skew_reverse_kl(
     student_logits: Tensor,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdplug import LossSum, closed_form
+from kdplug import LossSum, closed_form, coarsens
 from kdplug_logits.closed_form_tvd import tvd_rows
 from kdplug_logits.divergence import divergence
 
@@ -14,6 +14,7 @@ def tvd_terms(student: Tensor, teacher: Tensor) -> Tensor:
     return (student.exp() - teacher.exp()).abs() / 2
 
 
+@coarsens
 @closed_form(tvd_rows)
 def tvd(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True

@@ -6,7 +6,7 @@ from math import inf
 
 from torch import Tensor
 
-from kdplug import LossSum, closed_form
+from kdplug import LossSum, closed_form, coarsens
 from kdplug_presets.closed_form import ce_rows, mse_rows
 from kdplug_presets.cross_entropy import cross_entropy, plain_cross_entropy
 from kdplug_presets.plain import is_plain
@@ -34,6 +34,7 @@ def _softened(
 
 
 @closed_form(ce_rows)
+@coarsens
 def ce(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = False
 ) -> LossSum:
