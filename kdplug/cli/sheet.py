@@ -68,7 +68,7 @@ def _missing(name: str, registries: list[Registry], errors: list[EntryError]) ->
 def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     target = entry.load()
     about = run_plugin_code(
-        lambda: (inspect.getdoc(target), place_of(target)), f"describing {entry.qualified!r}", entry.dist, "import"
+        lambda: (inspect.getdoc(target), place_of(target)), f"describing {entry.qualified!r}", entry.dist, "read"
     )
     doc, place = about.value or (None, None)
     console.print(Text.assemble((entry.qualified, "bold"), f"   {entry.kind.noun} · {entry.owner} · {status}"))
