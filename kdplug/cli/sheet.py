@@ -77,7 +77,7 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
         lambda: (inspect.getdoc(target), place_of(target), declarations(target)),
         f"describing {entry.qualified!r}",
         entry.dist,
-        "import",
+        "read",
     )
     doc, place, declared = about.value or (None, None, [])
     console.print(Text.assemble((entry.qualified, "bold"), f"   {entry.kind.noun} · {entry.owner} · {status}"))

@@ -131,7 +131,7 @@ def entry_schema(entry: Entry, *, load: bool) -> EntrySchema:
             lambda: (_settings(entry, target), first_paragraph(target)),
             f"describing the settings of {entry.qualified!r}",
             entry.dist,
-            "hook",
+            "read",
         )
     except KdplugError as error:
         return _unusable(entry, spellings, str(error))

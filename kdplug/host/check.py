@@ -63,7 +63,7 @@ def _check_dist(dist: Distribution) -> Iterator[Finding]:
 
 def _check_apart(entry: Entry) -> list[Finding]:
     """The findings of one entry, whatever its code raises: reading a docstring or a source file runs it too."""
-    done = run_plugin_code(lambda: list(check_entry(entry)), f"checking {entry.qualified!r}", entry.dist, "import")
+    done = run_plugin_code(lambda: list(check_entry(entry)), f"checking {entry.qualified!r}", entry.dist, "read")
     if done.error is None:
         return done.value or []
     what, where = f"{entry.name} cannot be checked: {described(done.error)}", str(entry.target)

@@ -106,9 +106,7 @@ class Entry:
 
     def _read(self, what: str, read: Callable[[], T]) -> T:
         """Call ``read``, which evaluates annotations and other code of the plugin."""
-        done = run_plugin_code(
-            read, f"reading the {what} of {self.qualified!r} ({self._source()})", self.dist, "import"
-        )
+        done = run_plugin_code(read, f"reading the {what} of {self.qualified!r} ({self._source()})", self.dist, "read")
         if isinstance(done.error, (BrokenEntryError, SignatureError)):
             raise done.error
         if done.error is not None:

@@ -19,7 +19,7 @@ from kdplug.host.torch_state import ARITHMETIC, MODULE_HOOKS, RANDOM, seeds
 
 T = TypeVar("T")
 
-Scope = Literal["import", "hook", "build"]
+Scope = Literal["import", "read", "hook", "build"]
 Report = Callable[[str, str, str], None]
 """Takes a distribution, what its code did, and the global state that it changed."""
 
@@ -28,7 +28,8 @@ SLOW_SECONDS = 10.0
 
 _running: ContextVar[str | None] = ContextVar("running", default=None)
 
-_TABLES = {"import": (*ARITHMETIC, *MODULE_HOOKS, *PROCESS), "hook": ARITHMETIC, "build": ARITHMETIC}
+_ALL = (*ARITHMETIC, *MODULE_HOOKS, *PROCESS)
+_TABLES = {"import": _ALL, "read": _ALL, "hook": ARITHMETIC, "build": ARITHMETIC}
 _SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
@@ -49,17 +50,19 @@ def run_plugin_code(
 ) -> Outcome[T]:
     """Call ``call``, which runs code of ``dist``, and restore the state of the process that the code changed.
 
-    ``doing`` names the act in messages. The scope ``import`` restores all state. ``hook`` restores what decides the results
-    of a run. ``build`` does so too, but keeps what was drawn from random generators, since the parameters of a loss are drawn
-    from them; they are restored where the code seeds torch.
+    ``doing`` names the act in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore all state, and
+    ``import`` looks for functions that were replaced. ``hook`` restores what decides the results of a run. ``build`` does so
+    too, but keeps what was drawn from random generators, since the parameters of a loss are drawn from them; they are
+    restored where the code seeds torch.
 
     An exception that a signal handler raised, ``KeyboardInterrupt`` at Ctrl-C for example, is raised whatever the code made of
     it. Every other one is returned.
     """
     before, random, seeded = Snapshot(_TABLES[scope]), Snapshot(RANDOM), seeds()
+    is_run = scope in ("hook", "build")
     functions = Functions() if scope == "import" else None
     changes, done, outer = Changes(), Outcome[T](), _running.set(dist)
-    with _signals(changes, restores=scope == "import") as from_signals, _named_when_slow(doing, dist, scope):
+    with _signals(changes, restores=not is_run) as from_signals, _named_when_slow(doing, dist, scope):
         try:
             done.value = call()
         except BaseException as error:  # a plugin may raise anything, which costs no more than the plugin
@@ -69,7 +72,7 @@ def run_plugin_code(
     if functions is not None:
         changes.left += functions.replaced()
     if scope != "build" or seeds() != seeded:
-        random.restore(changes, reports_draws=scope != "import")
+        random.restore(changes, reports_draws=is_run)
     if from_signals:
         raise from_signals[0]
     _tell(changes, doing, dist, report or _report_to_active)
@@ -152,7 +155,7 @@ def _signals(changes: Changes, *, restores: bool) -> Iterator[list[BaseException
 @contextmanager
 def _named_when_slow(doing: str, dist: str, scope: Scope) -> Iterator[None]:
     """Say on standard error that an import is slow, while it runs: who it is, and how to run without it."""
-    if scope != "import" or not is_first_process():
+    if scope in ("hook", "build") or not is_first_process():
         yield
         return
     message = f"kdplug: {doing} has taken {SLOW_SECONDS:g} s so far. To run without it: KDPLUG_PLUGINS=-{dist}\n"
