@@ -83,7 +83,7 @@ def cache_identity(caches: Caches) -> dict[str, Any]:
     found = {}
     for task, cache in by_task.items():
         manifest = None if cache.path is None else CacheFolder(cache.path).manifest()
-        found[task] = UNKNOWN if manifest is None else text_digest(manifest["fingerprint"])
+        found[task] = UNKNOWN if manifest is None else text_digest(manifest.fingerprint)
     return {"teacher_cache": found} if found else {}
 
 
