@@ -46,7 +46,7 @@ class Signs:
         return {"logits": outputs}
 
     def student_adaptor(self, batch, outputs):
-        return {"logits": outputs, "losses": functional.cross_entropy(outputs, _truth(batch))}
+        return {"logits": outputs, "losses": functional.cross_entropy(outputs, _truth(batch), reduction="none")}
 
     def evaluate(self, model, batches):
         right = [model(*batch).argmax(dim=-1) == _truth(batch) for batch in batches]
