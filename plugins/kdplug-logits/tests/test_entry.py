@@ -12,7 +12,7 @@ from pydantic import create_model
 import kdplug
 
 every = pytest.mark.parametrize("name", LOSSES)
-ORDER = ("student_logits", "teacher_logits", "temperature", "teacher_sparse", "labels", "step")
+ORDER = ("student_logits", "teacher_logits", "temperature", "teacher_sparse", "labels", "step", "draw_seed")
 
 
 @every

@@ -76,7 +76,7 @@ def test_a_sentence_without_tags_has_none_and_may_be_distilled_on(tmp_path):
         name="token-classification", data=data, teacher={"config": BERT, **TRAINED}, student={"config": BERT},
         tokenizer="bytes", max_length=40,
     )  # fmt: skip
-    assert [set(one.labels) == {-100} for one in task.data("distillation").items] == [False, True]
+    assert [set(one.labels) == {-100} for one in task.data("distillation").examples.items] == [False, True]
 
 
 @pytest.mark.parametrize(

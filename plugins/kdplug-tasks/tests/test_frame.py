@@ -108,10 +108,12 @@ def test_a_tokenizer_that_changes_the_text_itself_is_refused_unless_it_is_said_w
 def test_documents_begin_as_the_tokenizer_begins_them(folder, packing):
     task = _checked(_settings(folder, packing=packing))
     made = task.problem.processor.tokenizer
-    for one in task.data("distillation").items:
+    for one in task.data("distillation").examples.items:
         assert one.ids[0] == made.bos_token_id
         assert not one.counts[0]
-    whole = [token for one in task.data("distillation").items for token in one.ids if token > made.eos_token_id]
+    whole = [
+        token for one in task.data("distillation").examples.items for token in one.ids if token > made.eos_token_id
+    ]
     texts = task._source.distillation.columns["text"]
     assert whole == [token for text in texts for token in made(text, add_special_tokens=False)["input_ids"]]
 
@@ -137,7 +139,7 @@ def test_the_loss_of_a_document_is_that_after_its_begin(folder):
             assert ids[0, 0] == made.bos_token_id
             nats += float(functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum"))
             count += ids.shape[1] - 1
-        found = task.evaluate(model, [task.collate([one]) for one in task.data("test").items])
+        found = task.evaluate(model, [task.collate([one]) for one in task.data("test").examples.items])
     assert found["loss"] == pytest.approx(nats / count, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
 
@@ -145,7 +147,9 @@ def test_the_loss_of_a_document_is_that_after_its_begin(folder):
 def test_prompts_begin_with_it_too_and_completions_alone_count(folder):
     task = _checked(_settings(folder, "pairs.csv", prompts=True, max_length=40))
     made = task.problem.processor.tokenizer
-    for one, row in zip(task.data("distillation").items, task._source.distillation.columns["completion"], strict=True):
+    for one, row in zip(
+        task.data("distillation").examples.items, task._source.distillation.columns["completion"], strict=True
+    ):
         counted = [token for token, counts in zip(one.ids, one.counts, strict=True) if counts]
         assert one.ids[0] == made.bos_token_id
         assert counted == [*made(row, add_special_tokens=False)["input_ids"], made.eos_token_id]
@@ -159,8 +163,8 @@ def test_without_it_everything_is_as_it_was(folder):
     whole = [
         token for text in texts for token in [*made(text, add_special_tokens=False)["input_ids"], made.eos_token_id]
     ]
-    assert [token for one in task.data("distillation").items for token in one.ids] == whole
-    assert all(all(one.counts) for one in task.data("distillation").items)
+    assert [token for one in task.data("distillation").examples.items for token in one.ids] == whole
+    assert all(all(one.counts) for one in task.data("distillation").examples.items)
 
 
 def test_max_length_has_to_leave_room(folder):
