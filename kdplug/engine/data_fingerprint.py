@@ -16,7 +16,7 @@ from typing import Any
 import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from kdplug.contracts.task_fingerprint import FingerprintedDataset
 from kdplug.engine.cache_digest import code_digest, digest, text_digest
@@ -30,6 +30,9 @@ UNKNOWN = "(unknown)"
 
 CONTENT = "content"
 """The key of what was read of the examples: a digest, or digests by the number of examples that they are of."""
+
+_CHOICE = ("indices", "weights", "replacement", "num_samples", "_num_samples")
+"""The attributes of torch's samplers that say which examples they draw."""
 
 _SECONDS = 1.0
 _GROUP = 16
@@ -54,7 +57,7 @@ def data_fingerprint(loader: Iterable[Any]) -> dict[str, Any]:
         "batch_size": loader.batch_size,
         "drop_last": loader.drop_last,
         "sampler": _order(loader.sampler),
-        "batch_sampler": _order(loader.batch_sampler),
+        "batch_sampler": _order(loader.batch_sampler) if loader.batch_size is None else _name(loader.batch_sampler),
         "collate_fn": code_fingerprint(loader.collate_fn),
         **dataset_fingerprint(loader.dataset, loader),
     }
@@ -138,6 +141,19 @@ def _own_code(function: Any) -> str:
 def _order(sampler: Any) -> Any:
     if isinstance(sampler, (list, tuple, range)):
         return text_digest(list(sampler))
+    name = _name(sampler)
+    own = getattr(sampler, "__dict__", {})
+    held = {key: _choice(own[key]) for key in _CHOICE if key in own}
+    if isinstance(sampler, BatchSampler):
+        held |= {"sampler": _order(sampler.sampler), "batch_size": sampler.batch_size, "drop_last": sampler.drop_last}
+    return {"kind": name, **held} if held else name
+
+
+def _choice(value: Any) -> Any:
+    return text_digest(list(value)) if isinstance(value, (list, tuple, range)) else described(value)
+
+
+def _name(sampler: Any) -> str | None:
     return None if sampler is None else type(sampler).__qualname__
 
 

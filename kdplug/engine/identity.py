@@ -55,7 +55,7 @@ def run_identity(pair: Pair, teacher: Any, request: Request) -> dict[str, Any]:
         },
         **sides_identity(pair.student, pair.adaptor, pair.objective, teacher),
         "model_args": described(request.model_args),
-        "optimizer": _optimizer(request, pair.objective),
+        "optimizer": _optimizer(request, pair.student, pair.objective),
     }
 
 
@@ -63,7 +63,11 @@ def sides_identity(student: nn.Module, adaptor: Any, objective: nn.Module, teach
     """What is trained and what it learns from: the teachers whole, the student's shapes, and the code of adaptors and matches."""
     return {
         **({} if teacher is None else {"teacher": teacher_identity(teacher)}),
-        "student": {"adaptor": _adaptor(adaptor), "parameters": _structure(student)},
+        "student": {
+            "adaptor": _adaptor(adaptor),
+            "architecture": _architecture(student),
+            "parameters": _structure(student),
+        },
         "custom_matches": _custom_matches(objective),
     }
 
@@ -91,8 +95,13 @@ def model_identity(model: nn.Module) -> dict[str, str]:
     """Digests of the weights of a model and of how it is built."""
     return {
         "weights": tensor_fingerprint(model.state_dict(keep_vars=True).items()),
-        "architecture": text_digest([type(model).__qualname__, _ADDRESS.sub("", repr(model)), _shapes(model)]),
+        "architecture": _architecture(model),
     }
+
+
+def _architecture(model: nn.Module) -> str:
+    """A digest of how a model prints, with dropout and the like, and of the shapes in it."""
+    return text_digest([type(model).__qualname__, _ADDRESS.sub("", repr(model)), _shapes(model)])
 
 
 def _structure(model: nn.Module) -> dict[str, str]:
@@ -211,16 +220,17 @@ def _custom_matches(objective: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _optimizer(request: Request, objective: nn.Module) -> dict[str, Any]:
+def _optimizer(request: Request, student: nn.Module, objective: nn.Module) -> dict[str, Any]:
     """Classes and settings of the optimizer, the schedule and clipping. The objective's groups follow from its config."""
     optimizer, own = unwrap(request.optimizer), {id(parameter) for parameter in objective.parameters()}
+    names = {id(parameter): name for name, parameter in student.named_parameters()}
     groups = []
     for group in optimizer.param_groups:
-        trained = [parameter for parameter in group["params"] if id(parameter) not in own]
+        trained = [names.get(id(parameter), UNKNOWN) for parameter in group["params"] if id(parameter) not in own]
         if trained:
             settings = {name: described(value) for name, value in group.items() if name not in ("params", "initial_lr")}
             settings["lr"] = described(group.get("initial_lr", group.get("lr")))  # a schedule may have moved it
-            groups.append({"parameters": len(trained), **settings})
+            groups.append({"parameters": len(trained), "names": text_digest(trained), **settings})
     return {
         "kind": type(optimizer).__qualname__,
         "groups": groups,

@@ -98,8 +98,14 @@ class Windows:
         The pass is started again from the same random numbers and its first batches are read and dropped: shuffling,
         workers and random augmentation thus give the very same batches from there on.
 
-        Raises: ``RunError`` where the loader has fewer batches than were taken.
+        Raises: ``RunError`` where the loader has fewer batches than were taken, or other generators.
         """
+        saved, own = len(position["now"]["generators"]), len(self._generators)
+        if saved != own:
+            raise RunError(
+                f"the checkpoint was written with {saved} generators of the dataloader and its samplers, and now there are {own}. "
+                "Give the DataLoader a generator in both runs or in neither"
+            )
         self.epoch = position["epoch"]
         if isinstance(self._loader, Mixed):
             self._loader.seek(position["mixed"])

@@ -9,7 +9,15 @@ import torch
 from killer import Killed, Killer
 from small_run import Net, make_student, make_teacher
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
@@ -296,3 +304,67 @@ def test_a_student_that_is_trained_in_other_places_is_found(tmp_path):
         made.train(
             torch.optim.SGD(student.parameters(), lr=0.1), LOADERS["tensors"](rows()), num_steps=6, resume="auto"
         )
+
+
+def drawn(sampler, **options):
+    data = TensorDataset(rows())
+    return DataLoader(data, batch_size=4, sampler=sampler, **options)
+
+
+def batched(indices, batch_size=4):
+    batches = BatchSampler(SubsetRandomSampler(indices), batch_size, drop_last=False)
+    return DataLoader(TensorDataset(rows()), batch_sampler=batches)
+
+
+DRAWS = {
+    "data.sampler.indices": (
+        lambda: drawn(SubsetRandomSampler(range(12))),
+        lambda: drawn(SubsetRandomSampler(range(12, 24))),
+    ),
+    "data.sampler.weights": (
+        lambda: drawn(WeightedRandomSampler([1.0] * 24, 24)),
+        lambda: drawn(WeightedRandomSampler([1.0] * 23 + [9.0], 24)),
+    ),
+    "data.sampler.replacement": (
+        lambda: drawn(RandomSampler(range(24))),
+        lambda: drawn(RandomSampler(range(24), replacement=True)),
+    ),
+    "data.batch_sampler.sampler.indices": (lambda: batched(range(12)), lambda: batched(range(12, 24))),
+    "data.batch_sampler.batch_size": (lambda: batched(range(12)), lambda: batched(range(12), 3)),
+}
+
+
+@pytest.mark.parametrize("path", DRAWS)
+def test_a_sampler_that_draws_other_examples_of_the_same_data_is_found(tmp_path, path):
+    before, after = DRAWS[path]
+    kill("general", tmp_path, loader=before())
+    with pytest.raises(RunError, match=rf"{path}: "):
+        go("general", tmp_path, loader=after())
+    go("general", tmp_path, loader=before())
+
+
+def test_a_loader_that_got_a_generator_since_is_found(tmp_path):
+    kill("general", tmp_path, loader=LOADERS["tensors"](rows()))
+    loader = DataLoader(TensorDataset(rows()), batch_size=4, shuffle=True, generator=torch.Generator().manual_seed(9))
+    with pytest.raises(
+        RunError, match="written with 0 generators of the dataloader and its samplers, and now there are 1"
+    ):
+        go("general", tmp_path, loader=loader)
+
+
+def test_an_optimizer_that_holds_the_parameters_in_another_order_is_found(tmp_path):
+    def momentum(parameters):
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+    kill("general", tmp_path, optimizer=momentum)
+    with pytest.raises(RunError, match=r"optimizer\.groups\.0\.names: changed"):
+        go("general", tmp_path, optimizer=lambda given: momentum(list(given)[::-1]))
+
+
+def test_a_student_with_the_same_weights_and_other_layers_is_another_one(tmp_path, monkeypatch):
+    kill("general", tmp_path)
+    student = make_student()
+    student.activation = nn.ReLU()
+    monkeypatch.setitem(globals(), "make_student", lambda: student)
+    with pytest.raises(RunError, match=r"student\.architecture: changed"):
+        go("general", tmp_path)

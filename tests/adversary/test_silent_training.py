@@ -13,8 +13,12 @@ from entrance import ASKS, INTEGRATIONS, TRAINS, models
 from label_run import FORMS, LABELS, train
 from small_run import Net, weights
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
+from kdplug.config.distillation import DistillationConfig
 from kdplug.errors import RunError
+from kdplug.integrations.transformers import DistillationTrainer
+from kdplug.objective.objective import Objective
 
 pytestmark = [  # pytorch-lightning's own, of tiny data
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
@@ -170,3 +174,41 @@ def test_no_batch_norm_learns_between_two_calls_of_train_and_eval(tmp_path, entr
 
     with pytest.raises(RunError, match=r"changed its buffer 'norm.running_mean', so that its outputs depend"):
         ASKS[entrance](tmp_path, models(entrance)[0], Sly())
+
+
+@pytest.mark.attack("labels of a causal model, each beside the logits that predict it")
+@pytest.mark.parametrize("loss", [{"name": "dkd"}, {"name": "nkd"}, {"name": "wsld"}, None])
+def test_the_trainer_compares_a_causal_model_with_the_label_of_the_next_token(tmp_path, loss):
+    def model(seed, layers):
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 11, "n_embd": 8, "n_layer": layers, "n_head": 2, "n_positions": 8}
+        return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).eval()
+
+    teacher, student = model(1, 2), model(2, 1)
+    ids = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(3))
+    mask = (torch.arange(6) < torch.tensor([[3], [4], [5], [6]])).long()
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :2] = -100  # a prompt
+    given = [
+        dict(zip(("input_ids", "attention_mask", "labels"), row, strict=True))
+        for row in zip(ids, mask, labels, strict=True)
+    ]
+    config = DistillationConfig(
+        temperature=2, kd_loss_type=loss or {"name": "kl"}, probability_shift=loss is None, hard_label_weight=0
+    )
+    trainer = DistillationTrainer(
+        model=student,
+        teacher=teacher,
+        distill_config=config,
+        args=TrainingArguments(str(tmp_path), per_device_eval_batch_size=4, report_to=[], use_cpu=True),
+        eval_dataset=given,
+    )
+    found = trainer.evaluate()["eval_loss"]
+    with torch.no_grad():
+        own, theirs = (one(ids, attention_mask=mask).logits for one in (student, teacher))
+        counts = mask.bool()
+        following = torch.cat([labels[:, 1:], torch.full((4, 1), -100)], dim=1)
+        wanted = Objective(config)(
+            student={"logits": own[counts], "labels": following[counts]}, teacher={"logits": theirs[counts]}
+        ).total
+    assert found == pytest.approx(wanted.item(), rel=1e-5)

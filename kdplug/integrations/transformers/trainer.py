@@ -264,8 +264,14 @@ class DistillationTrainer(Trainer):
         with self._open(), modes(evaluating=student), torch.no_grad(), torch.random.fork_rng():
             teacher = self._teaching.ask(self._prepare_inputs(batch), self.accelerator.autocast)
             inputs = {**self._columns.student(batch), **self._features.arguments}
-            read = self._link.read(inputs, lambda outputs: (self._adaptor or adapt)(batch, outputs))
+            read = self._link.read(inputs, lambda outputs: self._adapted(batch, outputs))
             self.objective.materialize(student=read, teacher=teacher)
+
+    def _adapted(self, batch: dict[str, Any], outputs: Any) -> Any:
+        """What the objective reads of the student."""
+        if self._adaptor is not None:
+            return self._adaptor(batch, outputs)
+        return adapt(batch, outputs, shifted=self._own_loss.shifts(self._student))
 
     @contextmanager
     def _open(self) -> Iterator[None]:
@@ -310,7 +316,7 @@ class DistillationTrainer(Trainer):
         own = self._own_loss.of(self._student, batch, items) if self.objective.hard_label_loss is not None else None
 
         def read(outputs: Any) -> Outputs:
-            found = Outputs.read((self._adaptor or adapt)(batch, outputs), "student")
+            found = Outputs.read(self._adapted(batch, outputs), "student")
             if own is not None:
                 found = replace(found, losses=(own(outputs),))
             if found.losses is None:
