@@ -22,7 +22,7 @@ class Scaffold(NamedTuple):
     has_recipe: bool = True
 
 
-_KDPLUG, _TORCH, _PYDANTIC = "kdplug", "torch>=2.6", "pydantic>=2.9,<3"
+_KDPLUG, _TORCH, _PYDANTIC = "kdplug", "torch>=2.13", "pydantic>=2.9,<3"
 
 SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
     {

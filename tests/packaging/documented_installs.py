@@ -187,7 +187,7 @@ class Environment:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=600,
+            timeout=1800,
         )
         shown = (text if text is not None else words[-1]).strip().splitlines()
         print(f"{time.monotonic() - start:7.1f} s  {shown[0]}{' …' if len(shown) > 1 else ''}", flush=True)

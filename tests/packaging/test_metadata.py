@@ -105,11 +105,11 @@ def test_the_extra_all_is_every_extra_for_users():
 @pytest.mark.parametrize("project", PROJECTS, ids=named)
 def test_the_pinned_torch_is_within_what_is_promised(project):
     torches = [r for r in map(Requirement, project["dependencies"]) if r.name == "torch"]
-    assert all(r.specifier.contains("2.13.0") and r.specifier == SpecifierSet(">=2.6") for r in torches)
+    assert all(r.specifier.contains("2.13.0") and r.specifier == SpecifierSet(">=2.13") for r in torches)
 
 
 def test_a_new_plugin_promises_the_same_torch():
-    assert {need for scaffold in SCAFFOLDS.values() for need in scaffold.needs if "torch" in need} == {"torch>=2.6"}
+    assert {need for scaffold in SCAFFOLDS.values() for need in scaffold.needs if "torch" in need} == {"torch>=2.13"}
 
 
 def test_the_workflow_runs_the_oldest_promised_torch_and_every_promised_python():
@@ -117,7 +117,7 @@ def test_the_workflow_runs_the_oldest_promised_torch_and_every_promised_python()
     pythons = [line.rsplit(" ", 1)[1] for line in CORE["classifiers"] if "Python :: 3." in line]
     listed = ", ".join(f'"{python}"' for python in pythons)
     assert f"python: [{listed}]" in workflow
-    assert 'torch: ["2.6.0", newest]' in workflow
+    assert 'torch: ["2.13.0", newest]' in workflow
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=named)
