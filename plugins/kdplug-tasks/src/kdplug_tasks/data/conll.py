@@ -150,10 +150,15 @@ def _cell(line: Line, number: int, table: Table) -> str:
     return found
 
 
+def with_line_feeds(text: str) -> str:
+    """The text with its lines ended by line feeds alone, whether they ended so, by CR LF, or by the CR of old Macs."""
+    return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
+
+
 def _sentences(text: str, comment: str, divided: Any) -> Iterator[list[Line]]:
     """Lines of each sentence. A comment stands before its first word; later on, the same sign is a word."""
     found: list[Line] = []
-    for number, line in enumerate([*text.split("\n"), ""], 1):
+    for number, line in enumerate([*with_line_feeds(text).split("\n"), ""], 1):
         if not line.strip():
             if found:
                 yield found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import kdplug
-from kdplug_tasks.data.conll import conll_columns, conllu_columns
+from kdplug_tasks.data.conll import conll_columns, conllu_columns, with_line_feeds
 from kdplug_tasks.data.picture import read_arrays, read_folder
 from kdplug_tasks.data.table import Table, without_rows
 from kdplug_tasks.nearest import did_you_mean
@@ -31,6 +32,9 @@ _ENDINGS = {
 }
 
 
+_SHOWN = 200
+
+
 def read_file(
     path: str,
     file_format: str | None,
@@ -43,10 +47,13 @@ def read_file(
     Raises: ``ConfigError`` where there is no such file, its format is unknown, it is not UTF-8, not well formed, or empty.
     """
     file = Path(path).expanduser()
-    if file.is_dir() and file_format in (None, "pictures"):
-        return read_folder(file, Table(path, field, {}))
-    if not file.is_file():
-        raise _no_file(file, field)
+    try:
+        if file.is_dir() and file_format in (None, "pictures"):
+            return read_folder(file, Table(path, field, {}))
+        if not file.is_file():
+            raise _no_file(file, field)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise kdplug.ConfigError(f"cannot read {path[:_SHOWN]!r}: {error.strerror}", field=field) from error
     file_format = file_format or _ENDINGS.get(file.suffix.casefold())
     if file_format is None:
         raise kdplug.ConfigError(
@@ -77,7 +84,10 @@ def _no_file(file: Path, field: str) -> kdplug.ConfigError:
 
 
 def _text(file: Path, table: Table) -> str:
-    raw = file.read_bytes()
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise table.error(f"it cannot be read: {error.strerror}") from error
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -125,9 +135,14 @@ def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
         values = [(place, line) for place, line in enumerate(text.split("\n"), 1) if line.strip()]
     for place, line in values:
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=_unique)
+            _check_characters(value if "\\u" in line else "")
         except RecursionError:
             raise table.error(f"line {place} is nested too deeply") from None
+        except UnicodeEncodeError as error:
+            raise table.error(
+                f"line {place} holds half of a surrogate pair, {error.object[error.start]!a}, which is no character"
+            ) from error
         except ValueError as error:
             raise table.error(f"line {place} is no JSON: {error}") from error
         for one in value if isinstance(value, list) else [value]:
@@ -136,19 +151,32 @@ def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
             yield one
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return found
+
+
+def _check_characters(value: Any) -> None:
+    """Raises: ``UnicodeEncodeError`` for text that an escape gives half of a surrogate pair: tokenizers take none."""
+    json.dumps(value, ensure_ascii=False).encode()
+
+
 def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
     from pyarrow import ArrowException, parquet
 
     try:
         columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the latter of a text or a date that is none
         raise table.error(f"it is no Parquet file: {error}") from error
     return columns
 
 
 def _lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:  # noqa: ARG001
     """Documents of plain text, which blank lines divide."""
-    documents = [part.strip("\n") for part in text.replace("\r\n", "\n").split("\n\n")]
+    documents = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", with_line_feeds(text))]
     return {"text": [part for part in documents if part.strip()]}
 
 

@@ -237,7 +237,7 @@ def _check_order(given: Sequence[str], teacher: Any) -> None:
     """Raises: ``ConfigError`` where ``labels`` are not as many as the teacher's, or are the same in another order."""
     if teacher.num_labels != len(given):
         raise kdplug.ConfigError(f"are {len(given)}, and the teacher has {teacher.num_labels}", field="labels")
-    names = [str(teacher.id2label[place]) for place in range(teacher.num_labels)]
+    names = _names_of(teacher)
     if sorted(names) == sorted(given) and names != list(given):
         raise kdplug.ConfigError(
             f"are in another order than the teacher's outputs, which are {', '.join(names)}. Leave them out",
@@ -246,8 +246,20 @@ def _check_order(given: Sequence[str], teacher: Any) -> None:
 
 
 def _of_teacher(teacher: Any, classes: Sequence[str] | None) -> Labels:
-    names = [str(teacher.id2label[place]) for place in range(teacher.num_labels)]
+    names = _names_of(teacher)
     are_placeholders = all(name == f"LABEL_{place}" for place, name in enumerate(names))
     if are_placeholders and classes is not None and len(classes) == len(names):
         return Labels(tuple(classes))
     return Labels(tuple(names), are_placeholders)
+
+
+def _names_of(teacher: Any) -> list[str]:
+    """Raises: ``ConfigError`` where the ids in ``id2label`` are not the places of the outputs."""
+    places = range(teacher.num_labels)
+    if set(teacher.id2label) != set(places):
+        raise kdplug.ConfigError(
+            f"the id2label of its config.json has the ids {', '.join(map(str, teacher.id2label))}, and its outputs are counted from 0 to "
+            f"{len(places) - 1}: correct it",
+            field="teacher.path",
+        )
+    return [str(teacher.id2label[place]) for place in places]

@@ -33,11 +33,14 @@ def read_arrays(file: Path, table: Table) -> dict[str, Any]:
     import numpy
 
     try:
-        with numpy.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+        with file.open("rb") as stream, numpy.load(stream, allow_pickle=False) as archive:
+            arrays = {name: numpy.asarray(archive[name]) for name in archive.files}
+    except Exception as error:  # of zipfile, of zlib, of what parses the header of an array
         raise table.error(f"it is no NPZ file of arrays: {error}") from error
-    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not array.ndim:
+            raise table.error(f"its array {name!r} is a single value, and a column has one for each row")
+    lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise table.error(
             f"its arrays differ in length: {', '.join(f'{name} {size}' for name, size in lengths.items())}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ class Images:
     def examples(self, table: Table, *, optional: bool) -> Pictures:
         """Pictures and classes. That files exist is looked at here, what is in them when they are read."""
         for row, cell in enumerate(table.columns["image"]) if _holds_paths(table) else ():
-            if not find_picture(cell, table).is_file():
+            if not isinstance(cell, str):
+                raise table.error(f"a picture must be a path, as in row 1, got {type(cell).__name__}", row)
+            if not _is_file(find_picture(cell, table)):
                 raise table.error(f"there is no file {cell!r}", row)
         read_picture(table.columns["image"][0], self.channels, table, 0)
         return Pictures(table, self.channels, self.target.read(table, optional=optional))
@@ -133,6 +136,12 @@ class Images:
     def save(self, folder: Path) -> None:
         """Write how pictures are read."""
         self.processor.save(folder)
+
+
+def _is_file(path: Path) -> bool:
+    with suppress(OSError):  # a name that is too long
+        return path.is_file()
+    return False
 
 
 def _holds_paths(table: Table) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from kdplug_tasks.data.table import Table
 
@@ -26,6 +27,12 @@ def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndar
     found = _opened(cell, table, row)
     if isinstance(found, numpy.ndarray):
         return _array(found, channels, table, row)
+    if found.mode in ("I", "F") or found.mode.startswith("I;16"):
+        raise table.error(
+            f"the picture has pixels of more than 8 bits (mode {found.mode!r} of PIL), which a conversion to 8 bits would cut off at "
+            "255. Scale it to 8 bits first",
+            row,
+        )
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
         raise table.error(f"a picture has 1, 3 or 4 channels, and the model takes {channels}", row)
@@ -40,7 +47,10 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
     if isinstance(cell, Image.Image):
         return cell
     if isinstance(cell, (list, numpy.ndarray)):
-        return numpy.asarray(cell)
+        try:
+            return numpy.asarray(cell)
+        except (ValueError, OverflowError) as error:  # rows of different lengths
+            raise table.error(f"the list is no array of numbers: {error}", row) from error
     if not isinstance(cell, (str, bytes)):
         raise table.error(f"a picture is a path, bytes or an array, got {type(cell).__name__}", row)
     source: Any = io.BytesIO(cell) if isinstance(cell, bytes) else find_picture(cell, table)
@@ -48,14 +58,16 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
         with Image.open(source, formats=_FORMATS) as image:
             image.load()
             return ImageOps.exif_transpose(image) if is_of_dataset else image  # as datasets decodes it
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # readers of damaged files raise every kind, and PIL its own for too many pixels
         raise table.error(f"it cannot be read as a picture: {error}", row) from error
 
 
 def find_picture(path: str, table: Table) -> Path:
     """Where a picture lies: beside the table's file, or as it stands."""
     beside = Path(table.origin).parent / path
-    return beside if beside.is_file() else Path(path)
+    with suppress(OSError):  # a name that is too long
+        return beside if beside.is_file() else Path(path)
+    return Path(path)
 
 
 def _array(found: numpy.ndarray, channels: int, table: Table, row: int) -> numpy.ndarray:
@@ -64,6 +76,8 @@ def _array(found: numpy.ndarray, channels: int, table: Table, row: int) -> numpy
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, channels):
         raise table.error(f"an array {list(found.shape)} is no picture of {channels} channels", row)
+    if pixels.dtype.kind not in "uif" or not pixels.size:
+        raise table.error(f"an array {list(found.shape)} of {found.dtype} holds no numbers of a picture", row)
     if pixels.dtype != numpy.uint8:
         if not (pixels.min() >= 0 and pixels.max() <= (1 if pixels.dtype.kind == "f" else 255)):
             raise table.error("the numbers of a picture must be in [0, 1], or whole and in [0, 255]", row)

@@ -34,8 +34,11 @@ def load_config(path: str, field: str) -> Any:
 def check_path(path: str, field: str) -> None:
     """Refuse what can only be a folder and is none, before anything asks the hub for it. Raises: ``ConfigError``."""
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        return
+    try:
+        if folder.is_dir():
+            return
+    except OSError as error:  # a name that is too long
+        raise kdplug.ConfigError(f"there is no folder {path[:200]!r}: {error.strerror}", field=field) from error
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
         parent = folder.parent
         near = did_you_mean(folder.name, [one.name for one in parent.iterdir()] if parent.is_dir() else [])
