@@ -69,7 +69,14 @@ def check_apart(recipe: Recipe, task: Task) -> None:
 
     Raises: ``ConfigError`` where the task reads from it; ``RunError`` where no run saved it.
     """
-    folder = (Path(recipe.output_dir) / MODEL).resolve()
+    try:
+        folder = (Path(recipe.output_dir) / MODEL).resolve()
+        folder.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds NUL
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ConfigError(
+            f"no folder can have the name {recipe.output_dir[:200]!r}: {reason}", field="output_dir"
+        ) from error
     for path, text in _texts(recipe.task.settings, ("task",)):
         found = Path(text).resolve()
         if folder.exists() and (found == folder or folder in found.parents):

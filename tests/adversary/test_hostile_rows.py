@@ -17,6 +17,7 @@ from PIL import Image
 from pyarrow import parquet
 
 import kdplug
+from kdplug.recipes.saved_student import check_apart
 from kdplug_tasks.data.file import read_file
 from kdplug_tasks.data.label import Labels, _of_teacher
 from kdplug_tasks.data.table import Table
@@ -127,6 +128,16 @@ def test_a_path_that_is_too_long_is_named() -> None:
         read_file("a" * 5000 + ".csv", None, "data.train")
     with pytest.raises(kdplug.ConfigError, match="File name too long"):
         check_path("a" * 5000, "teacher.path")
+
+
+@pytest.mark.attack("a path that no file system takes")
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300])
+def test_an_output_dir_that_cannot_be_is_named(name: str) -> None:
+    recipe = kdplug.Recipe.from_dict(
+        {"task": "digits", "distillation": {}, "output_dir": name, "training": {"num_steps": 1}}
+    )
+    with pytest.raises(kdplug.ConfigError, match="no folder can have the name"):
+        check_apart(recipe, object())  # type: ignore[arg-type]
 
 
 @pytest.mark.attack("a config whose class ids are not the places of its outputs")

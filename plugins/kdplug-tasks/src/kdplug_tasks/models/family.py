@@ -162,8 +162,8 @@ class Family:
         try:
             with data_only():
                 return self._class.from_config(deepcopy(config), trust_remote_code=False, **self._attention)
-        except (ValueError, TypeError, RuntimeError, AttributeError) as error:  # what models check when they are made
-            first = str(error).strip().splitlines()[0]
+        except Exception as error:  # what models check when they are made, KeyError for a name that they do not know
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             kind = type(config).__name__
             raise kdplug.ConfigError(f"{self.auto} cannot be made of this {kind}: {first}", field=side) from error
 
