@@ -11,7 +11,7 @@ _LOOP = {
     "gradient_accumulation_steps": "batches for one optimizer step; the last ones of an epoch count even where they are fewer",
     "normalization": "what a mean over tokens or items runs over: the `global` batch of all micro-batches and processes, or "
     "each `micro_batch` alone (faster where masks differ between micro-batches, and another gradient)",
-    "ckpt_frequency": "checkpoints in an epoch; 0 for none",
+    "ckpt_frequency": "checkpoints in an epoch; 0 for none, in a recipe for one at the end of each training",
     "ckpt_epoch_frequency": "checkpoints only in every so many epochs",
     "ckpt_steps": "optimizer steps between checkpoints where training is counted in steps",
     "keep_last": "checkpoints that stay, the latest ones; none for all of them",
