@@ -83,7 +83,7 @@ def test_each_side_has_all_of_its_own_labels(folder):
 
 def test_a_run_says_how_many_tokens_are_compared(folder):
     task = task_of(**settings(folder))
-    twins = [twin for part in ("distillation", "test") for twin in task.data(part).items]
+    twins = [twin for part in ("distillation", "test") for twin in task.data(part).examples.items]
     batches = [task.collate([twin])["student"].targets for twin in twins]
     compared = sum(int(one["counts"].sum()) for one in batches)
     predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)
@@ -104,7 +104,7 @@ def test_only_completions_are_compared(folder):
 def test_both_sides_are_given_all_texts(folder, form):
     task = task_of(**settings(folder, **form))
     for part in ("distillation", "test"):
-        for twin in task.data(part).items:
+        for twin in task.data(part).examples.items:
             own, theirs = (
                 task.problem.processor_of(side).tokenizer.decode(getattr(twin, side).ids)
                 for side in ("student", "teacher")
