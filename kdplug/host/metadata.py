@@ -133,12 +133,12 @@ def scan(path: list[str] | None = None) -> list[Distribution]:
             without_entries.append(found)
         else:
             seen.setdefault(fold_distribution(dist.name), []).append(dist)
-    others = {name: [(dist.version, dist.place) for dist in dists] for name, dists in seen.items()}
+    others = {name: [(dist.version, dist.files) for dist in dists] for name, dists in seen.items()}
     for found in without_entries:
         name = _folder_name(found)
         version = _readable(_version, found) if name in others else None
         if version is not None:
-            others[name].append((version, _place(version, found)))
+            others[name].append((version, found))
     return [_counted(seen[name][0], others[name]) for name in sorted(seen)]
 
 
@@ -160,8 +160,8 @@ def _version(found: Any) -> str | None:
     return None if head is None else head[1]
 
 
-def _counted(first: Distribution, every: list[tuple[str, str]]) -> Distribution:
-    others = tuple(dict.fromkeys(place for version, place in every if version != first.version))
+def _counted(first: Distribution, every: list[tuple[str, Any]]) -> Distribution:
+    others = tuple(dict.fromkeys(_place(version, files) for version, files in every if version != first.version))
     return replace(first, others=others) if others else first
 
 

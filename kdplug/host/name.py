@@ -22,6 +22,8 @@ def is_distribution_name(name: str) -> bool:
 
 def printable(text: str) -> str:
     """``text``, which may be JSON, with escapes in place of control characters: these could make a terminal hide lines."""
+    if text.isprintable():
+        return text
     return "".join(one if one.isprintable() or one in "\n\t" else json.dumps(one)[1:-1] for one in text)
 
 
