@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument(
         "--budget", type=float, default=250
-    )  # half of it is pluggy 1.7.0's register, which reads every attribute statically
+    )  # CPU milliseconds; a slow machine takes 200
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         site, projects = Path(folder) / "site", Path(folder) / "projects"
