@@ -64,9 +64,7 @@ def main() -> int:
     """Print both figures; say whether the second is within the budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeat", type=int, default=9)
-    parser.add_argument(
-        "--budget", type=float, default=250
-    )  # CPU milliseconds; a slow machine takes 200
+    parser.add_argument("--budget", type=float, default=250)  # CPU milliseconds; a slow machine takes 200
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         site, projects = Path(folder) / "site", Path(folder) / "projects"
