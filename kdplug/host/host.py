@@ -21,9 +21,10 @@ from kdplug.host.implementation import Implementations, check_arguments, odd_hoo
 from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
 from kdplug.host.metadata import Distribution
 from kdplug.host.name import fold, fold_distribution, is_entry_name
-from kdplug.host.plugin import DistributionPlugin
 from kdplug.host.plugin_code import described, is_first_process, run_plugin_code, running_plugin
 from kdplug.host.switch import Switch
+
+_KINDS_BY_GROUP = {kind.group: kind for kind in KINDS.values()}
 
 
 class PluginWarning(UserWarning):
@@ -95,24 +96,23 @@ class Host:
 
     def _admit(self, dist: Distribution) -> None:
         if dist in self.left_out:
-            self.manager.set_blocked(dist.name)
             return
         if dist.others:
             self.report(
                 f"{dist.name} is installed in {len(dist.others) + 1} versions: {dist.place} counts, "
                 f"{' and '.join(dist.others)} not. Remove what is not needed: pip uninstall {dist.name}"
             )
-        plugin = DistributionPlugin(dist)
-        self.manager.register(plugin, name=dist.name)
-        self._collect(plugin, dist, "metadata")
-        self.hook_plugins += [
-            HookPlugin(dist, point.name, point.value) for point in dist.entry_points if point.group == HOOK_GROUP
-        ]
+        editable = _editable(dist)
+        for point in dist.entry_points:
+            if point.group == HOOK_GROUP:
+                self.hook_plugins.append(HookPlugin(dist, point.name, point.value))
+            elif (kind := _KINDS_BY_GROUP.get(point.group)) is not None:
+                self._add(Entry(kind, point.name, dist.name, dist.version, point.value, "metadata", editable))
 
-    def _collect(self, plugin: object, dist: Distribution, origin: Any) -> None:
-        """Ask one plugin for what it offers; what it raises costs it all of its entries, and nobody else's."""
+    def _collect(self, plugin: object, dist: Distribution) -> None:
+        """Add what a hook plugin offers; where it raises, none of its entries are added."""
         offered = [
-            Entry(kind, name, dist.name, dist.version, target, origin, _editable(dist))
+            Entry(kind, name, dist.name, dist.version, target, "hook", _editable(dist))
             for kind in KINDS.values()
             for name, target in getattr(plugin, kind.hook, tuple)()
         ]
@@ -217,7 +217,7 @@ class Host:
         odd = odd_hooks(plugin.qualified, found)
         try:
             self.manager.register(Implementations(found), name=plugin.qualified)
-            self._collect(found, plugin.dist, "hook")
+            self._collect(found, plugin.dist)
         except BaseException:
             if self.manager.has_plugin(plugin.qualified):
                 self.manager.unregister(name=plugin.qualified)

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fake_install import write_distribution
 
-CODE = """
+IMPORT = """
 import importlib_metadata, time
 start = time.process_time()
 import kdplug
@@ -27,16 +28,26 @@ print(time.process_time() - start, sum(len(r) for r in (kdplug.losses, kdplug.pr
 """
 
 
-def cpu_seconds(folder: str, repeat: int) -> tuple[float, int]:
-    """The smallest CPU time, and how many names the registries then hold."""
+class Measured(NamedTuple):
+    """The smallest CPU time of a script, and the number of names that it printed with it."""
+
+    seconds: float
+    names: int
+
+
+def cpu_seconds(repeat: int, *scripts: tuple[str, Path]) -> list[Measured]:
+    """Run each script with its folder on the path, by turns, in ``repeat`` new interpreters."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("KDPLUG_")}
-    environment["PYTHONPATH"] = folder
-    found = []
+    found: list[list[Measured]] = [[] for _ in scripts]
     for _ in range(repeat):
-        done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
-        seconds, names = done.stdout.split()
-        found.append((float(seconds), int(names)))
-    return min(found)
+        for (script, folder), measured in zip(scripts, found, strict=True):
+            environment["PYTHONPATH"] = str(folder)
+            done = subprocess.run(
+                [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+            )
+            seconds, names = done.stdout.split()
+            measured.append(Measured(float(seconds), int(names)))
+    return [min(measured) for measured in found]
 
 
 def fill(folder: Path, distributions: int, entries: int) -> None:
@@ -55,11 +66,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=9)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seconds, names = cpu_seconds(folder, given.repeat)
-        print(f"this environment: {1e3 * seconds:.0f} ms, {names} names")
-        fill(Path(folder), given.distributions, given.entries)
-        seconds, names = cpu_seconds(folder, given.repeat)
-        print(f"with {given.distributions} more distributions: {1e3 * seconds:.0f} ms, {names} names")
+        none, some = Path(folder) / "none", Path(folder) / "some"
+        fill(some, given.distributions, given.entries)
+        without, with_them = cpu_seconds(given.repeat, (IMPORT, none), (IMPORT, some))
+    print(f"this environment: {1e3 * without.seconds:.0f} ms, {without.names} names")
+    print(f"with {given.distributions} more distributions: {1e3 * with_them.seconds:.0f} ms, {with_them.names} names")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,15 @@ def test_a_hook_plugin_that_raises_loses_all_of_its_entries_and_nobody_elses(
         assert ignored_records()[0]["dist"] == "kdplug-bad"
 
 
+def test_pluggy_holds_hook_plugins_and_no_distribution_that_has_none(fake_site: FakeSite) -> None:
+    fake_site.add("kdplug-plain", losses={"plain": "kdplug_plain:f"})
+    add_hooks(fake_site, "kdplug-object", OBJECT, "kdplug_object:plugin")
+    with fake_site.host() as host:
+        host.load_hooks()
+        assert "plain" in kdplug.losses
+        assert [name for name, _ in host.manager.list_name_plugin()] == ["kdplug-object:hooks"]
+
+
 def test_a_hook_plugin_is_imported_once(fake_site: FakeSite) -> None:
     add_hooks(fake_site, "kdplug-bad", "raise OSError('disk')")
     with fake_site.host():
