@@ -43,14 +43,15 @@ def text_digest(value: object) -> str:
     return f"{digest(value) & (1 << 64) - 1:016x}"
 
 
-def code_digest(function: object, known: nn.Module | None = None) -> str:
+def code_digest(function: object, known: nn.Module | None = None, *, with_state: bool = True) -> str:
     """A digest of what a callable does: its bytecode, constants and defaults, what it closes over and, of an object, its state.
 
     Followed are also global variables of plain data or tensors that it reads, and functions of its own module that it calls.
-    Functions of other modules, and objects in global variables, count by their name alone; modules of the model ``known`` by
-    their path.
+    Variables that it assigns itself do not count. Functions of other modules, and objects in global variables, count by their
+    name alone; modules of the model ``known`` by their path. ``with_state=False`` leaves out the attributes of objects and the
+    weights of modules.
     """
-    return text_digest(_Code(known).of(function, 0))
+    return text_digest(_Code(known, with_state=with_state).of(function, 0))
 
 
 def _feed(update: _Update, value: object) -> None:
@@ -101,7 +102,8 @@ def _feed_pickled(update: _Update, value: object) -> None:
 class _Code:
     """Turns a callable into plain data that changes with what it does. An object that several others hold is read once."""
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module | None, *, with_state: bool) -> None:
+        self._with_state = with_state
         modules = () if model is None else model.named_modules()
         self._found: dict[int, tuple[int, str, object]] = {id(one): (0, f"module {path}", one) for path, one in modules}
 
@@ -140,16 +142,18 @@ class _Code:
         if isinstance(value, MethodType):
             return [self.of(value.__func__, depth), self.of(value.__self__, depth)]
         if isinstance(value, FunctionType):
-            closed = [cell.cell_contents for cell in value.__closure__ or () if not _is_empty(cell)]
-            held = (value.__code__, value.__defaults__, value.__kwdefaults__, closed, _globals(value))
+            held = (value.__code__, value.__defaults__, value.__kwdefaults__, *_variables(value))
             return [self.of(one, depth) for one in held]
         if isinstance(value, (type, ModuleType)) or not hasattr(value, "__dict__"):
             return [value.__name__] if isinstance(value, ModuleType) else []
         does = vars(type(value)).get("__call__")
-        return [self.of(does, depth) if isinstance(does, FunctionType) else None, self.of(vars(value), depth)]
+        state = vars(value) if self._with_state else vars(value).get("__wrapped__")
+        return [self.of(does, depth) if isinstance(does, FunctionType) else None, self.of(state, depth)]
 
     def _module(self, model: nn.Module, depth: int) -> list[Any]:
         """Weights and buffers by name; of each module in it, at whatever depth, how it computes and its attributes."""
+        if not self._with_state:
+            return [str(model)]
         found: list[Any] = [[name, one] for name, one in (*model.named_parameters(), *model.named_buffers())]
         for path, module in model.named_modules():
             does = vars(type(module)).get("forward")
@@ -159,8 +163,8 @@ class _Code:
         return found
 
 
-def _globals(function: FunctionType) -> dict[str, Any]:
-    """The global variables that a function reads and does not write, as far as they are plain data or of its own module."""
+def _variables(function: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a function closes over, and the global variables that are plain data or of its own module, unless it assigns them."""
     read, written = set[str](), set[str]()
     codes = [function.__code__]
     while codes:
@@ -169,10 +173,12 @@ def _globals(function: FunctionType) -> dict[str, Any]:
         for instruction in dis.get_instructions(code):
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 read.add(instruction.argval)
-            elif instruction.opname in ("STORE_GLOBAL", "STORE_NAME"):
+            elif instruction.opname in ("STORE_GLOBAL", "STORE_NAME", "STORE_DEREF"):
                 written.add(instruction.argval)
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    closed = {name: cell.cell_contents for name, cell in cells if name not in written and not _is_empty(cell)}
     known = function.__globals__
-    return {
+    return closed, {
         name: known[name] for name in sorted(read - written) if name in known and _is_followed(known[name], function)
     }
 
@@ -180,7 +186,7 @@ def _globals(function: FunctionType) -> dict[str, Any]:
 def _is_followed(value: object, function: FunctionType) -> bool:
     if isinstance(value, FunctionType):
         return value.__module__ == function.__module__
-    return isinstance(value, (*_SCALARS, *_PRINTED, bytes, Tensor, numpy.ndarray, Mapping, list, tuple, set, frozenset))
+    return isinstance(value, (*_SCALARS, *_PRINTED, bytes, Tensor, numpy.ndarray, dict, list, tuple, set, frozenset))
 
 
 def _is_empty(cell: Any) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -18,6 +21,11 @@ _SHOWN = 3
 
 OF_THE_MODEL = ("weights", "architecture", "hooks")
 """What cannot be known of a teacher that is not there."""
+
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+
+_REPLACED = ("forward", "_old_forward", "_gradient_checkpointing_func")
+"""Attributes that accelerate, torch.compile and transformers put functions into, which change no output."""
 
 _KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
 _OF_ALL = {key: getattr(torch.nn.modules.module, f"_global{key}") for key in _KINDS}
@@ -35,7 +43,7 @@ def teacher_fingerprint(teachers: Mapping[str, Teacher | Absent]) -> dict[str, A
     hooks = {key: found for key, teacher in teachers.items() if (found := _hooks(teacher.model))}
     return {
         "weights": {key: _weights(teacher.model) for key, teacher in teachers.items()},
-        "architecture": {key: text_digest(_architecture(teacher.model)) for key, teacher in teachers.items()},
+        "architecture": {key: _architecture(teacher.model) for key, teacher in teachers.items()},
         **({"hooks": hooks} if hooks else {}),
         "adaptor": adaptors,
     }
@@ -140,8 +148,23 @@ def _hooked(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
             yield place, "replaced", held["forward"]
 
 
-def _architecture(model: nn.Module) -> list[str]:
-    return [type(model).__qualname__, repr(model)]
+def printed(model: nn.Module) -> list[str]:
+    """The class of a model and how it prints, without the addresses of the objects in it."""
+    return [type(model).__qualname__, _ADDRESS.sub("", repr(model))]
+
+
+def held_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The functions that are attributes of the modules of a model, such as activations, by their path."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            is_function = isinstance(value, (FunctionType, BuiltinFunctionType, partial))
+            if is_function and name not in _REPLACED:
+                yield f"{path}.{name}" if path else name, value
+
+
+def _architecture(model: nn.Module) -> str:
+    functions = {path: code_digest(function) for path, function in held_functions(model)}
+    return text_digest([*printed(model), *([functions] if functions else [])])
 
 
 def _adaptor(adaptor: Any) -> str | None:

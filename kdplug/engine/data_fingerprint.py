@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from types import FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy
@@ -30,6 +30,9 @@ UNKNOWN = "(unknown)"
 
 CONTENT = "content"
 """The key of what was read of the examples: a digest, or digests by the number of examples that they are of."""
+
+HELD = "held_values"
+"""The key of a digest of the values that a callable depends on. They may differ between the processes of a run."""
 
 _CHOICE = ("indices", "weights", "replacement", "num_samples", "_num_samples")
 """The attributes of torch's samplers that say which examples they draw."""
@@ -105,15 +108,20 @@ def tensor_fingerprint(named: Iterable[tuple[str, Any]]) -> str:
     return f"{mark:08x}"
 
 
-def code_fingerprint(function: Any) -> str | None:
-    """A digest of the code of a callable and of what it wraps, without the values that it holds; ``None`` for none."""
-    if function is None:
-        return None
-    if isinstance(function, partial):
-        return text_digest([code_fingerprint(function.func), described([function.args, function.keywords])])
-    wrapped = getattr(function, "__wrapped__", None)
-    own = _own_code(function)
-    return own if wrapped is None else text_digest([own, code_fingerprint(wrapped)])
+def code_fingerprint(function: Any) -> Any:
+    """A digest of the code of a callable, and one of all that its result depends on besides; ``None`` for none.
+
+    The second one, ``held_values``, is of closures, default arguments, global variables and helper functions. It may differ
+    between processes. The attributes of an object are in neither. Of a builtin or a class there is only the name.
+    """
+    code = _code(function)
+    if function is None or (isinstance(function, type) or type(function) is BuiltinFunctionType):
+        return code
+    try:
+        held = code_digest(function, with_state=False)
+    except RunError:  # a tensor on the meta device, which has no values to compare
+        held = UNKNOWN
+    return {"code": code, HELD: held}
 
 
 def described(value: Any) -> Any:
@@ -129,13 +137,21 @@ def described(value: Any) -> Any:
     return code_fingerprint(value) if callable(value) else type(value).__qualname__
 
 
-def _own_code(function: Any) -> str:
+def _code(function: Any) -> str | None:
+    """A digest of the code of a callable and of what it wraps; the name where it is not written in Python."""
+    if function is None:
+        return None
+    if isinstance(function, partial):
+        return _code(function.func)
     target = function.__func__ if isinstance(function, MethodType) else function
     if not isinstance(target, (FunctionType, type)) and isinstance(vars(type(target)).get("__call__"), FunctionType):
         target = type(target).__call__
-    if isinstance(target, FunctionType):
-        return code_digest(target.__code__)
-    return str(getattr(target, "__qualname__", type(target).__qualname__))
+    if not isinstance(target, FunctionType):
+        own = str(getattr(target, "__qualname__", type(target).__qualname__))
+    else:
+        own = code_digest(target.__code__)
+    wrapped = getattr(function, "__wrapped__", None)
+    return own if wrapped is None else text_digest([own, _code(wrapped)])
 
 
 def _order(sampler: Any) -> Any:

@@ -14,10 +14,12 @@ from torch.nn.parameter import is_lazy
 from kdplug.engine.absence import Absent
 from kdplug.engine.cache import TeacherCache
 from kdplug.engine.cache_digest import text_digest
+from kdplug.engine.cache_fingerprint import held_functions, printed
 from kdplug.engine.cache_folder import CacheFolder
 from kdplug.engine.cache_session import Caches
 from kdplug.engine.data_fingerprint import (
     CONTENT,
+    HELD,
     UNKNOWN,
     code_fingerprint,
     data_fingerprint,
@@ -33,9 +35,9 @@ from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 
 _MISSING = object()
+_HELD_NOTE = " (closure, default arguments, globals or helper functions)"
 _LINES = 20
 _WIDTH = 120
-_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 _DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{16}")
 
 FINGERPRINTS = ("data", "teacher", "teacher_cache", "student")
@@ -66,6 +68,7 @@ def sides_identity(student: nn.Module, adaptor: Any, objective: nn.Module, teach
         "student": {
             "adaptor": _adaptor(adaptor),
             "architecture": _architecture(student),
+            "functions": _functions(student),
             "parameters": _structure(student),
         },
         "custom_matches": _custom_matches(objective),
@@ -77,7 +80,7 @@ def teacher_identity(side: Any) -> dict[str, Any]:
     if isinstance(side, (Ensemble, TaskTeachers)):
         return {key: teacher_identity(one) for key, one in side.teachers.items()}
     if isinstance(side, Absent):
-        return {"weights": UNKNOWN, "architecture": UNKNOWN, "adaptor": _adaptor(side.adaptor)}
+        return {"weights": UNKNOWN, "architecture": UNKNOWN, "functions": UNKNOWN, "adaptor": _adaptor(side.adaptor)}
     return {**model_identity(side.model), "adaptor": _adaptor(side.adaptor)}
 
 
@@ -91,17 +94,22 @@ def cache_identity(caches: Caches) -> dict[str, Any]:
     return {"teacher_cache": found} if found else {}
 
 
-def model_identity(model: nn.Module) -> dict[str, str]:
-    """Digests of the weights of a model and of how it is built."""
+def model_identity(model: nn.Module) -> dict[str, Any]:
+    """Digests of the weights of a model, of how it is built, and of the functions that its modules hold."""
     return {
         "weights": tensor_fingerprint(model.state_dict(keep_vars=True).items()),
         "architecture": _architecture(model),
+        "functions": _functions(model),
     }
 
 
 def _architecture(model: nn.Module) -> str:
     """A digest of how a model prints, with dropout and the like, and of the shapes in it."""
-    return text_digest([type(model).__qualname__, _ADDRESS.sub("", repr(model)), _shapes(model)])
+    return text_digest([printed(model), _shapes(model)])
+
+
+def _functions(model: nn.Module) -> dict[str, Any]:
+    return {name: code_fingerprint(one) for name, one in held_functions(model)}
 
 
 def _structure(model: nn.Module) -> dict[str, str]:
@@ -134,7 +142,9 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]
     """Each place where two trees of plain data differ. What is unknown in one of them is no difference."""
     if UNKNOWN in (first, second):
         return
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
+    if _is_callable(first) or _is_callable(second):
+        yield from _other_callable(first, second, path)
+    elif isinstance(first, Mapping) and isinstance(second, Mapping):
         if path.rpartition(".")[2] == CONTENT:
             yield from _other_examples(first, second, path)
             return
@@ -164,13 +174,15 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
         )
 
 
-def check_ranks(identity: Mapping[str, Any], num_processes: int) -> None:
-    """Compare the identities of all processes, which all have to call this; one collective, none in a single process.
+def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
+    """Compare the identities of all processes, which all have to call this, and return that of rank 0.
+
+    One collective, none in a single process. Values that callables hold are not compared: a function may depend on its rank.
 
     Raises: on every process the same ``RunError``, which names the rank, the field and both values.
     """
     if num_processes == 1:
-        return
+        return dict(identity)
     every: list[Any] = [None] * num_processes
     own = {"python": ".".join(platform.python_version_tuple()[:2]), **identity}
     torch.distributed.all_gather_object(every, own)
@@ -178,6 +190,7 @@ def check_ranks(identity: Mapping[str, Any], num_processes: int) -> None:
         f"rank {rank}: {one.path}: {_shown(one.second)}, on rank 0 {_shown(one.first)}"
         for rank, other in enumerate(every)
         for one in differences(every[0], other)
+        if not one.path.endswith(_HELD_NOTE)
     ]
     if lines:
         raise RunError(
@@ -185,6 +198,20 @@ def check_ranks(identity: Mapping[str, Any], num_processes: int) -> None:
             + "\n    ".join(_shortened(lines))
             + "\nStart every process with the same code, config, packages and files"
         )
+    return {key: value for key, value in every[0].items() if key in identity}
+
+
+def _is_callable(value: Any) -> bool:
+    return isinstance(value, Mapping) and HELD in value
+
+
+def _other_callable(first: Any, second: Any, path: str) -> Iterator[Difference]:
+    """Compare two results of ``code_fingerprint``. Other code has other values, which are not worth a line then."""
+    codes = [one["code"] if _is_callable(one) else one for one in (first, second)]
+    if codes[0] != codes[1]:
+        yield Difference(path, *codes)
+    elif _is_callable(first) and _is_callable(second):
+        yield from differences(first[HELD], second[HELD], f"{path}{_HELD_NOTE}")
 
 
 def _other_examples(first: Mapping[str, Any], second: Mapping[str, Any], path: str) -> Iterator[Difference]:

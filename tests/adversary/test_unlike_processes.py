@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import json, os, sys
+import json, os, shutil, sys
 from pathlib import Path
 import torch
 from small_run import *
@@ -24,14 +24,14 @@ from kdplug.errors import RunError
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 data, found = torch.cat(make_batches(8, size=4)), {}
 
-def train(name, *, teacher=None, student=None, data=data, lr=0.1, batch_size=4, training=None, frozen=False, steps=4, adaptor=None, **config):
+def train(name, *, teacher=None, student=None, data=data, lr=0.1, batch_size=4, training=None, frozen=False, steps=4, adaptor=None, resume=None, **config):
     torch.manual_seed(rank)
     student = student or make_student()
     student.head.bias.requires_grad_(not frozen)
     out = folder / name
     distiller = make_distiller(out, student, teacher, training=training, adaptors=(None, adaptor), **config)
     try:
-        distiller.train(sgd(student, lr=lr), DataLoader(TensorDataset(data), batch_size=batch_size, collate_fn=rows), num_steps=steps)
+        distiller.train(sgd(student, lr=lr), DataLoader(TensorDataset(data), batch_size=batch_size, collate_fn=rows), num_steps=steps, resume=resume)
         found[name] = "trained"
     except RunError as error:
         found[name] = str(error)
@@ -45,6 +45,11 @@ def version(name):
 
 other = rank == 1
 train("the same")
+RANK = rank
+train("rank", adaptor=lambda batch, outputs: outputs if RANK >= 0 else None, steps=6, training={"ckpt_steps": 2})
+shutil.rmtree(folder / "rank" / "step-6", ignore_errors=True)
+torch.distributed.barrier()
+train("rank", adaptor=lambda batch, outputs: outputs if RANK >= 0 else None, steps=6, training={"ckpt_steps": 2}, resume="auto")
 train("temperature", temperature=8.0 if other else 4.0)
 train("training", training={"gradient_accumulation_steps": 2 if other else 1})
 usual, identity.installed_version = identity.installed_version, version
@@ -134,6 +139,10 @@ pytestmark = pytest.mark.attack("one process of a run is started with something 
 
 def test_processes_that_are_alike_train(found):
     assert [one["the same"] for one in found] == ["trained", "trained"]
+
+
+def test_an_adaptor_that_knows_its_rank_trains_and_is_resumed(found):
+    assert [one["rank"] for one in found] == ["trained", "trained"]
 
 
 @pytest.mark.parametrize("what", FIELDS)

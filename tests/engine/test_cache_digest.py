@@ -116,6 +116,29 @@ def test_a_global_variable_that_a_callable_counts_in_does_not_count(monkeypatch)
     assert code_digest(counts) == before
 
 
+def test_a_variable_of_a_closure_that_a_callable_counts_in_does_not_count():
+    calls = 0
+
+    def counts(batch, outputs):
+        nonlocal calls
+        calls += 1
+        return outputs
+
+    before = code_digest(counts)
+    counts(None, None)
+    assert code_digest(counts) == before
+
+
+def test_the_state_of_objects_and_modules_can_be_left_out():
+    linear = torch.nn.Linear(2, 2)
+
+    def digests(held):
+        return code_digest(scaled(held), with_state=False)
+
+    assert digests(Scaled(2)) == digests(Scaled(3)) != digests(Scaled(2).method)
+    assert digests(linear) == digests(torch.nn.Linear(2, 2)) != digests(torch.nn.Linear(2, 3))
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

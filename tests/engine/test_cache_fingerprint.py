@@ -132,3 +132,20 @@ def test_weights_in_a_buffer_that_is_not_saved_count(model):
 def test_a_model_without_hooks_has_none_in_its_fingerprint(model):
     assert "hooks" not in of(model)
     assert "hooks" not in of(torch.compile(model, backend="eager"))
+
+
+def test_a_function_that_a_module_holds_counts_by_what_it_does(model):
+    model.activation = lambda x: x.tanh()
+    before = of(model)
+    assert changes(before, of(model)) == []
+    model.activation = lambda x: x.relu()
+    assert changes(before, of(model)) == ["the teacher's architecture: teacher"]
+
+
+def test_a_module_that_prints_an_address_has_the_same_fingerprint_twice(model):
+    class Printing(nn.Module):
+        def extra_repr(self):
+            return repr(object())
+
+    model.append(Printing())
+    assert of(model) == of(model)

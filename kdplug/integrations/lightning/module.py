@@ -125,7 +125,7 @@ class DistillationModule(LightningModule):
             config = self.objective.config
             self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
             if torch.distributed.is_initialized():
-                check_ranks(self._identity, self.trainer.world_size)
+                self._identity = check_ranks(self._identity, self.trainer.world_size)
         self._total_steps, self._equal = None, EqualCounts()
         self._hook(self._hooks)
 

@@ -174,7 +174,6 @@ class DistillationTrainer(Trainer):
         several = self.args.gradient_accumulation_steps > 1 or self.args.world_size > 1
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
         self._identity = self._identity or self._identified()
-        check_ranks(self._identity, self.accelerator.num_processes)
         self._logged, self._counts_are_data = TermLog(), False
         try:
             with self._open():
@@ -218,15 +217,19 @@ class DistillationTrainer(Trainer):
             write_objective(folder, objective, self.objective.config, self._identity)
 
     def _identified(self) -> dict[str, Any]:
-        """The identity of the run that is about to start."""
+        """The identity of the run that is about to start; every process calls this.
+
+        Raises: ``RunError`` where the processes differ.
+        """
         data: Any = self.train_dataset
         loader: DataLoader[Any] | None = None
         if data is not None and self.args.dataloader_num_workers:
             loader = DataLoader(data, num_workers=1)
-        return {
+        own = {
             **identity_of(self.distill_config, self._student, self._adaptor, self.objective, self._teachers),
             "data": {**dataset_fingerprint(data, loader), "collate_fn": code_fingerprint(self.data_collator)},
         }
+        return check_ranks(own, self.accelerator.num_processes)
 
     @property
     def _is_sharded(self) -> bool:
