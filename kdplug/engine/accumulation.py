@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kdplug.engine.batch import Parts, split, to_device
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.merge import merge
-from kdplug.engine.normalization import Counts, Normalization, are_numbers, counts_of, same_shapes
+from kdplug.engine.normalization import Counts, Layout, Normalization, are_numbers, counts_of, same_shapes
 from kdplug.engine.pair import Micro, Pair
 from kdplug.engine.run import Run
 from kdplug.engine.teacher import TeacherSide
@@ -42,6 +42,7 @@ class Accumulation:
     report: Callable[[Micro], LossReport] = field(init=False)
     device: torch.device = field(init=False)
     moves: bool = field(init=False)
+    _agreed: set[Layout] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.device = self.accelerator.device
@@ -79,7 +80,7 @@ class Accumulation:
 
     def _across_processes(self, batch: Any, step: int) -> LossReport:
         report = self._forward(batch, step)
-        normalization = Normalization.pooled([counts_of(report)], self.accelerator)
+        normalization = Normalization.pooled([counts_of(report)], self.accelerator, self._agreed)
         return normalization.report([self._backward(report, normalization.loss(report)).detach()])
 
     def _same_counts(self, window: list[Any], step: int) -> LossReport | None:
@@ -108,7 +109,7 @@ class Accumulation:
                 parts = self._parts(batch)
                 teachers.append(self._ask(parts))
                 counted.append(counts_of(self.pair(self._micro(parts, teachers[-1], number))[-1]))
-        normalization = Normalization.pooled(counted, self.accelerator)
+        normalization = Normalization.pooled(counted, self.accelerator, self._agreed)
         reports = []
         for number, (batch, synchronized) in enumerate(self._micro_batches(window)):
             with synchronized:

@@ -19,6 +19,9 @@ from kdplug.objective.report import LossReport, TermValue
 Counts = dict[str, tuple[Tensor | float, ...]]
 """Term to the counts of its parts (one per head)."""
 
+Layout = tuple[tuple[str, int], ...]
+"""The terms of a step by name, each with the number of its parts."""
+
 
 class Processes(Protocol):
     """The processes that share a batch: an ``Accelerator``, or what stands for another library's."""
@@ -68,16 +71,20 @@ class Normalization:
         return cls(factors, micro_batches)
 
     @classmethod
-    def pooled(cls, counted: Sequence[Counts], processes: Processes) -> Normalization:
+    def pooled(cls, counted: Sequence[Counts], processes: Processes, agreed: set[Layout]) -> Normalization:
         """From what each micro-batch of this process counts, and those of the other processes.
 
-        A term that a micro-batch does not have (of another task) weighs by the share of those that do.
+        A term that a micro-batch does not have (of another task) weighs by the share of those that do. ``agreed`` holds the
+        terms and parts that all processes of this run were seen to have. They are gathered once for each new set of terms,
+        which is the first step of a run, and the first of each task.
 
-        Raises: ``RunError`` where a term has other parts in one micro-batch than in another.
+        Raises: ``RunError`` where a term has other parts in one micro-batch than in another, or on another process.
         """
         names = sorted({name for counts in counted for name in counts})
         having = {name: [counts[name] for counts in counted if name in counts] for name in names}
         _check_parts(having)
+        if processes.num_processes > 1:
+            _check_processes(tuple((name, len(having[name][0])) for name in names), processes.num_processes, agreed)
         dtype = torch.float32 if processes.device.type == "mps" else torch.float64
         rows: list[Tensor | float] = [len(having[name]) for name in names]
         for name in names:
@@ -139,6 +146,25 @@ def _check_parts(having: Mapping[str, Sequence[tuple[Tensor | float, ...]]]) -> 
                 f"{name} is a sum of {numbers[0]} means in one micro-batch of the step and of {numbers[-1]} in another. The adaptor "
                 "has to return equally many heads, and losses, for every batch; one that counts nothing is an empty tensor"
             )
+
+
+def _check_processes(layout: Layout, num_processes: int, agreed: set[Layout]) -> None:
+    if layout in agreed:
+        return
+    every: list[Any] = [None] * num_processes
+    torch.distributed.all_gather_object(every, layout)
+    if any(other != layout for other in every):
+        lines = [
+            f"rank {rank}: {', '.join(f'{name} ({parts})' for name, parts in found) or 'none'}"
+            for rank, found in enumerate(every)
+        ]
+        raise RunError(
+            "the processes do not have the same terms with equally many heads or losses in a step, so their counts cannot be "
+            "added. Terms, and the number of heads or losses of each:\n    "
+            + "\n    ".join(lines)
+            + "\nThe adaptor has to return equally many on every process; one that counts nothing is an empty tensor"
+        )
+    agreed.add(layout)
 
 
 def _inverse(count: Tensor) -> Tensor:

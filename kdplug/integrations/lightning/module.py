@@ -15,7 +15,7 @@ from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.batch import call, split
 from kdplug.engine.identity import check_identity, check_ranks
 from kdplug.engine.mode import modes
-from kdplug.engine.normalization import Normalization, counts_of
+from kdplug.engine.normalization import Layout, Normalization, counts_of
 from kdplug.engine.pair import Adaptor, captured
 from kdplug.engine.shared_memory import check_apart
 from kdplug.errors import ConfigError, RunError
@@ -84,6 +84,7 @@ class DistillationModule(LightningModule):
         self._hooks = ExitStack()
         self._capture: Capture | None = None
         self._equal = EqualCounts()
+        self._agreed: set[Layout] = set()
         self._total_steps: int | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -126,7 +127,7 @@ class DistillationModule(LightningModule):
             self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
             if torch.distributed.is_initialized():
                 self._identity = check_ranks(self._identity, self.trainer.world_size)
-        self._total_steps, self._equal = None, EqualCounts()
+        self._total_steps, self._equal, self._agreed = None, EqualCounts(), set()
         self._hook(self._hooks)
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
@@ -241,7 +242,7 @@ class DistillationModule(LightningModule):
         """The loss by the counts of all processes' batches, such that Lightning's mean over processes is right."""
         if self.trainer.world_size == 1:
             return report.total
-        return Normalization.pooled([counts_of(report)], LightningProcesses(self)).loss(report)
+        return Normalization.pooled([counts_of(report)], LightningProcesses(self), self._agreed).loss(report)
 
     def _log(self, stage: str, report: LossReport, loss: Tensor, *, sync_dist: bool = False) -> None:
         self.log(f"{stage}_loss", loss.detach(), prog_bar=True, sync_dist=sync_dist)

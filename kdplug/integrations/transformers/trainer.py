@@ -19,6 +19,7 @@ from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.data_fingerprint import code_fingerprint, dataset_fingerprint
 from kdplug.engine.identity import check_ranks
 from kdplug.engine.mode import modes
+from kdplug.engine.normalization import Layout
 from kdplug.engine.pair import Adaptor
 from kdplug.engine.shared_memory import check_apart
 from kdplug.errors import ConfigError
@@ -175,6 +176,7 @@ class DistillationTrainer(Trainer):
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
         self._identity = self._identity or self._identified()
         self._logged, self._counts_are_data = TermLog(), False
+        self._agreed: set[Layout] = set()
         try:
             with self._open():
                 return super()._inner_training_loop(
@@ -293,7 +295,8 @@ class DistillationTrainer(Trainer):
             self._is_open = False
 
     def _new_window(self, batches: list[Any]) -> Window:
-        return Window(batches, self._count_items(batches), self.accelerator, self._over, self._counts_are_data)
+        items = self._count_items(batches)
+        return Window(batches, items, self.accelerator, self._over, self._counts_are_data, self._agreed)
 
     def _count_items(self, batches: list[Any]) -> list[int | None]:
         return count_items(batches, shifted=self._own_loss.shifts(self._student))

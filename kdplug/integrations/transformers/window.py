@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdplug.contracts.loss_sum import LossSum
-from kdplug.engine.normalization import Counts, Normalization, are_numbers, counts_of, same_shapes
+from kdplug.engine.normalization import Counts, Layout, Normalization, are_numbers, counts_of, same_shapes
 from kdplug.engine.volatile import Volatile, kept
 from kdplug.errors import RunError
 from kdplug.objective.precision import full
@@ -40,7 +40,8 @@ class Window:
     Every term is divided by what it counts in the whole window, on all processes: how a batch was cut changes nothing. Where
     counts are data, as with masks, a pass without gradient learns them first, since no term can be divided before. Without
     masks they follow from the shapes. ``counts_are_data`` saves the attempt where an earlier window has shown it. ``over``
-    a ``micro_batch``, each divides by its own counts, and the mean of these means is taken.
+    a ``micro_batch``, each divides by its own counts, and the mean of these means is taken. ``agreed`` is shared by the windows
+    of a run, see ``Normalization.pooled``.
     """
 
     batches: Sequence[Any]
@@ -48,6 +49,7 @@ class Window:
     accelerator: Accelerator
     over: Literal["global", "micro_batch"] = "global"
     counts_are_data: bool = False
+    agreed: set[Layout] = field(default_factory=set)
     _normalization: Normalization | None = None
     _counts: Counts | None = None
     _teachers: dict[int, Any] = field(default_factory=dict)
@@ -74,7 +76,7 @@ class Window:
             self._count(model, forward, prepare)
         outputs, report, _ = forward(batch, place, self._teachers.pop(place, None))
         if self._normalization is None:
-            self._normalization = Normalization.pooled([counts_of(report)], self.accelerator)
+            self._normalization = Normalization.pooled([counts_of(report)], self.accelerator, self.agreed)
         elif self._counts is not None and counts_of(report) != self._counts:
             raise RunError(
                 "the micro-batches of a step have equal shapes, but a term counts differently in them. A loss whose count "
@@ -114,7 +116,7 @@ class Window:
                 teacher = self._teachers.get(place)
                 _, report, self._teachers[place] = forward(prepare(batch), place, teacher)
                 counted.append(counts_of(report))
-        self._normalization = Normalization.pooled(counted, self.accelerator)
+        self._normalization = Normalization.pooled(counted, self.accelerator, self.agreed)
 
 
 def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
