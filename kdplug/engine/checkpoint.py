@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdplug.engine.archive import read_archive, write_archive
@@ -52,7 +52,8 @@ class Checkpoints:
         """Write a checkpoint and return the student's file. Every process calls it; the main one writes what is shared.
 
         ``modules`` holds the ``student`` and the ``objective``; ``shared`` and ``own`` are archives of this run and of this
-        process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` put them back.
+        process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` put them back. Weights that
+        are views of the same memory are stored one by one, which only ``load_student`` can load.
 
         Raises: ``RunError`` for what a checkpoint cannot hold.
         """
@@ -267,12 +268,42 @@ def _save(module: nn.Module, file: Path, owner: str) -> None:
             raise RunError(
                 f"the {owner}'s state dict holds {name!r}, a {type(value).__name__}; only tensors can be saved"
             )
-    save_model(module, str(file))
+    save_weights(module, file)
+
+
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Write a state dict of tensors. Tied tensors are stored once, other ones that share memory each as a copy of its own."""
+    stored: dict[str, torch.Tensor] = {}
+    memories: set[int] = set()
+    for name, value in _untied(module.state_dict()).items():
+        tensor = value.detach().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if memory in memories else tensor
+        memories.add(memory)
+    save_file(stored, file)
+
+
+def _untied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without those that are an earlier one, by name, under another name."""
+    found: dict[Any, str] = {}
+    for name in sorted(tensors):
+        found.setdefault(_memory(tensors[name]) or name, name)
+    return {name: tensors[name] for name in found.values()}
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
+    """What is equal of two tensors only if they are the same one; ``None`` of a tensor without memory."""
+    pointer = tensor.data_ptr()
+    return (pointer, tensor.device, tensor.dtype, tensor.shape, tensor.stride()) if pointer else None
 
 
 def _load(module: nn.Module, file: Path, owner: str) -> None:
     try:
-        load_model(module, str(file))
+        stored = load_file(file)
+        own = module.state_dict()
+        twins = {_memory(value): stored[name] for name, value in own.items() if name in stored}
+        tied = {name: twins.get(_memory(value)) for name, value in own.items() if name not in stored and value.numel()}
+        module.load_state_dict(stored | {name: value for name, value in tied.items() if value is not None})
     except RuntimeError as error:
         raise RunError(f"{file} does not fit the {owner}: {error}") from error
     except (OSError, SafetensorError) as error:

@@ -9,13 +9,12 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-from safetensors.torch import save_model
 from torch import nn
 
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
 from kdplug.contracts.task_option import SavesStudent
-from kdplug.engine.checkpoint import STUDENT
+from kdplug.engine.checkpoint import STUDENT, save_weights
 from kdplug.errors import ConfigError, RunError
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD
@@ -34,7 +33,7 @@ def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mappi
     """
     if not isinstance(task, SavesStudent):
         with replacing(output_dir / STUDENT) as temporary:
-            save_model(student, str(temporary))
+            save_weights(student, temporary)
         _write_sums(output_dir, [output_dir / STUDENT])
         return STUDENT
     folder = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))

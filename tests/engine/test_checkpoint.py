@@ -62,6 +62,44 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):
     assert other.head.weight is other.embedding.weight
 
 
+class Transposed(nn.Module):
+    """Its decoder is the transpose of its encoder, in the same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Parameter(torch.randn(4, 3))
+        self.decoder = nn.Parameter(self.encoder.detach().T)
+
+
+class Sliced(nn.Module):
+    """Its weights are overlapping parts of one tensor that is in no state dict."""
+
+    def __init__(self):
+        super().__init__()
+        whole = torch.randn(10)
+        self.first, self.second = nn.Parameter(whole[:6]), nn.Parameter(whole[4:])
+
+
+class Strided(nn.Module):
+    """Its weight is every other column of a tensor, and a buffer the tensor itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("whole", torch.randn(4, 6))
+        self.weight = nn.Parameter(self.whole[:, ::2].T)
+
+
+@pytest.mark.parametrize("make", [Transposed, Sliced, Strided])
+def test_weights_that_are_views_of_shared_memory_are_saved_and_come_back_as_views(tmp_path, make):
+    student, other = make(), make()
+    load_student(other, save_student(student, tmp_path, 1))
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in other.state_dict().items())
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert sum(value.count_nonzero() for value in other.state_dict().values()) == (12 if make is Strided else 0)
+
+
 def test_tensors_that_are_not_contiguous_are_saved(tmp_path):
     student = nn.Linear(3, 2)
     student.weight.data = torch.arange(6.0).view(3, 2).T
@@ -77,7 +115,7 @@ def test_a_checkpoint_that_is_there_already_is_replaced(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
 
 
-@pytest.mark.parametrize("moment", ["save_model", "_flush", "_rename"])
+@pytest.mark.parametrize("moment", ["save_file", "_flush", "_rename"])
 def test_a_write_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch, moment):
     student = make_student()
     before = weights(student)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from killer import Killed, Killer
 from small_run import AUTO, PROJECTED, make_distiller, make_student, weights
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from kdplug.errors import RunError
@@ -42,10 +43,12 @@ LOADERS = {
 }
 
 
-def run(folder, loader, *, accumulation=1, killed_at=None, resume=None, match=PROJECTED, **more):
+def run(folder, loader, *, accumulation=1, killed_at=None, resume=None, match=PROJECTED, adjust=None, **more):
     """Train 3 passes; the student's and objective's weights, and the journal."""
     torch.manual_seed(0)  # as a script does that builds its projections anew: a kill may come before any checkpoint
     student = make_student(dropout=0.3)
+    if adjust is not None:
+        adjust(student)
     observers = [] if killed_at is None else [Killer(killed_at)]
     distiller = make_distiller(
         folder,
@@ -77,6 +80,19 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, kind, accumulation):
             run(folder, LOADERS[kind](), accumulation=accumulation, killed_at=killed_at)
         torch.manual_seed(99)
         assert is_bit_identical(run(folder, LOADERS[kind](), accumulation=accumulation, resume="auto"), whole)
+
+
+def views(student):
+    """Its weights overlap in memory, and neither is contiguous."""
+    student.inner.weight = nn.Parameter(student.inner.weight.detach().T.contiguous().T)
+    student.head.weight = nn.Parameter(student.inner.weight.detach()[:, 1:])
+
+
+def test_a_student_whose_weights_are_views_of_the_same_memory_ends_in_the_same_bits(tmp_path):
+    whole = run(tmp_path / "whole", LOADERS["shuffled"](), adjust=views)
+    with pytest.raises(Killed):
+        run(tmp_path / "run", LOADERS["shuffled"](), killed_at=4, adjust=views)
+    assert is_bit_identical(run(tmp_path / "run", LOADERS["shuffled"](), resume="auto", adjust=views), whole)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path):
