@@ -55,10 +55,15 @@ def make(
 def show(
     folder: Annotated[Path, typer.Argument(help="The folder of a cache.")],
     *,
-    check: Annotated[bool, typer.Option("--check", help="Read every byte and compare checksums.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every shard and compare its checksum: exit status 2 for any damage.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object, for programs.")] = False,
 ) -> None:
-    """Show what a cache holds: bytes, kept mass, coverage, codec and fingerprints; the exit status is 2 for a damaged one."""
+    """Show what a cache holds: bytes, kept mass, coverage, codec and fingerprints.
+
+    The exit status is 2 for a damaged manifest or record, or a shard of another size; damage inside a shard takes --check.
+    """
     with told():
         from kdplug.cli.terminal import console
         from kdplug.engine.cache_report import CacheReport

@@ -70,7 +70,15 @@ def test_a_byte_that_changed_is_found_by_check(made, tmp_path):
     assert checked.exit_code == 2
     assert "is damaged" in checked.output
     file.write_bytes(content[:-1])
-    assert "bytes and had" in call("show", copy).output
+    cut = call("show", copy)
+    assert cut.exit_code == 2
+    assert "bytes and had" in cut.output
+
+
+def test_the_help_says_what_is_found_without_check():
+    words = " ".join(call("show", "--help").output.replace("│", " ").split())
+    assert "The exit status is 2 for a damaged manifest or record, or a shard of another size" in words
+    assert "damage inside a shard takes --check" in words
 
 
 def test_a_folder_that_is_no_cache_is_told(tmp_path):
