@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import file_digest
 from pathlib import Path
 
 from kdplug.errors import RunError
@@ -13,6 +15,11 @@ from kdplug.host.bounded_json import read_json
 
 CHECKSUMS = "checksums.json"
 """The file that holds the size and the CRC-32 of every other file in its folder."""
+
+SUMS = "SHA256SUMS"
+"""The file with the SHA-256 of each file of a finished student, next to them, as ``sha256sum -c`` reads it."""
+
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 _CHUNK = 1 << 20
 
@@ -50,12 +57,31 @@ def damage(folder: Path, names: Iterable[str] = (), *, only: bool = False) -> li
 
 
 def check_file(file: Path) -> None:
-    """Compare a file with its checksum, where its folder has checksums.
+    """Compare a file with its checksum, where its folder has checksums: those of a checkpoint, or of a finished student.
 
     Raises: ``RunError`` that says what is wrong with the file.
     """
     if (file.parent / CHECKSUMS).is_file() and (found := damage(file.parent, [file.name], only=True)):
         raise RunError(f"{file.parent} is damaged: {found[0]}. Use another checkpoint or an undamaged copy")
+    sums = file.parent / SUMS
+    if not sums.is_file() or not file.is_file():
+        return
+    written = {match[2]: match[1] for line in _lines(sums) if (match := _SUM.fullmatch(line))}
+    if file.name in written and sha256(file) != written[file.name]:
+        raise RunError(
+            f"{file} is damaged: it has another SHA-256 than {sums} says. Use an undamaged copy; if you changed the file, "
+            f"delete {SUMS}"
+        )
+
+
+def sha256(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _damage(file: Path, expected: tuple[int, int] | None) -> str:

@@ -13,6 +13,7 @@ from torch import empty, nn
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task_option import Directed
 from kdplug.engine.checkpoint import STUDENT
+from kdplug.engine.checksum import SUMS
 from kdplug.errors import RunError
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
@@ -24,7 +25,7 @@ from kdplug.recipes.optimizer import make_optimizer
 from kdplug.recipes.origin import read_origin
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
-from kdplug.recipes.saved_student import SUMS, check_apart, forget_student, save_student
+from kdplug.recipes.saved_student import check_apart, forget_student, save_student
 from kdplug.recipes.stage import forget_checkpoints
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.vocabulary import check_vocabularies

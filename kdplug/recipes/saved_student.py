@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import file_digest
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -15,15 +14,13 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
 from kdplug.contracts.task_option import SavesStudent
 from kdplug.engine.checkpoint import STUDENT, save_weights
+from kdplug.engine.checksum import SUMS, sha256
 from kdplug.errors import ConfigError, RunError
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD
 
 MODEL = "model"
 """The folder of a student that its task saved."""
-
-SUMS = "SHA256SUMS"
-"""The file with the SHA-256 of each file of a student, next to them, as ``sha256sum -c`` reads it."""
 
 
 def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mapping[str, Any]) -> str:
@@ -50,10 +47,7 @@ def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mappi
 
 
 def _write_sums(folder: Path, files: Iterable[Path]) -> None:
-    lines = []
-    for file in files:
-        with file.open("rb") as stream:
-            lines.append(f"{file_digest(stream, 'sha256').hexdigest()}  {file.relative_to(folder).as_posix()}\n")
+    lines = [f"{sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,19 @@ def test_what_is_loaded_is_what_was_saved(tmp_path, what):
     path = save_student(student, tmp_path, 1)
     load_student(other, path if what == "file" else path.parent)
     assert torch.equal(weights(other), weights(student))
+
+
+def test_a_finished_student_is_compared_with_the_checksum_next_to_it(tmp_path):
+    file = save_student(make_student(), tmp_path, 1).rename(tmp_path / "student.safetensors")
+    (tmp_path / "SHA256SUMS").write_text(f"{sha256(file.read_bytes()).hexdigest()}  student.safetensors\n")
+    load_student(make_student(), tmp_path)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        RunError, match=r"student\.safetensors is damaged: it has another SHA-256 than .*SHA256SUMS says"
+    ):
+        load_student(make_student(), tmp_path)
 
 
 def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 
 import pytest
 import torch
@@ -246,3 +247,38 @@ def test_a_name_on_the_hub_without_safetensors(folder, monkeypatch):
 def test_both_files_in_a_folder_are_no_error(folder):
     torch.save({}, folder / "pytorch_model.bin")
     family(folder).build_teacher()
+
+
+def sums(folder):
+    """Write ``SHA256SUMS`` as a recipe does next to its student."""
+    lines = [f"{sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in sorted(folder.iterdir())]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+@pytest.mark.parametrize("build", SIDES.values(), ids=SIDES)
+def test_a_file_that_differs_from_its_checksum_is_refused_and_named(folder, build):
+    sums(folder)
+    build(folder)
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"is damaged: model\.safetensors has another SHA-256 than SHA256SUMS says"):
+        build(folder)
+    (folder / "SHA256SUMS").unlink()
+    build(folder)
+
+
+def test_checksums_of_files_that_are_not_there_and_an_edited_card_do_not_matter(folder):
+    (folder / "README.md").write_text("a model")
+    sums(folder)
+    (folder / "README.md").write_text("a better model")
+    with (folder / "SHA256SUMS").open("a") as file:
+        file.write(f"{'0' * 64}  not-there.bin\n{'0' * 64}  ../outside\n")
+    family(folder).build_teacher()
+
+
+def test_checksums_that_cannot_be_read_are_refused(folder):
+    (folder / "SHA256SUMS").write_bytes(b"\xff\x00 no checksum")
+    with pytest.raises(ConfigError, match=r"SHA256SUMS holds the line .* which is no SHA-256 and file name"):
+        family(folder).build_teacher()

@@ -21,7 +21,7 @@ from kdplug_tasks.models.quiet import without_bars
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
 from kdplug_tasks.models.untrusted import check_shards, data_only
-from kdplug_tasks.models.weights import check_weights, unread_pickle
+from kdplug_tasks.models.weights import check_sums, check_weights, unread_pickle
 
 Side: TypeAlias = Literal["teacher", "student"]
 
@@ -170,6 +170,7 @@ class Family:
     def _from_folder(self, path: str, config: Any, field: str, is_trained: bool) -> Any:
         check_path(path, field)
         check_shards(path, field)
+        check_sums(path, field)
         try:
             with without_bars(), data_only():
                 model, info = self._class.from_pretrained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 import kdplug
 
 _SHOWN = 3
+_SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
 """Names of the factors that quantized weights are multiplied by."""
 
@@ -50,6 +52,35 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
             "another model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
             field=field,
         )
+
+
+def check_sums(path: str, field: str) -> None:
+    """Compare the files of a folder with its ``SHA256SUMS``, which a recipe writes next to its student, where there is one.
+
+    Raises: ``ConfigError`` that names the file that is not as it was written.
+    """
+    folder = Path(path).expanduser()
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file():
+        return
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        found = _SUM.fullmatch(line)
+        if found is None:
+            raise kdplug.ConfigError(
+                f"{path!r} is damaged: SHA256SUMS holds the line {line[:80]!r}, which is no SHA-256 and file name. Use an "
+                "undamaged copy, or delete SHA256SUMS",
+                field=field,
+            )
+        file = folder / found[2]
+        if ".." in file.parts or file.suffix == ".md" or not file.is_file():  # a model card may be edited
+            continue
+        with file.open("rb") as stream:
+            if file_digest(stream, "sha256").hexdigest() != found[1]:
+                raise kdplug.ConfigError(
+                    f"{path!r} is damaged: {found[2]} has another SHA-256 than SHA256SUMS says. Use an undamaged copy; if you "
+                    "changed the file, delete SHA256SUMS",
+                    field=field,
+                )
 
 
 def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.ConfigError | None:
