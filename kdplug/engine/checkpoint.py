@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import uuid
-import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from kdplug.host.bounded_json import read_json
 
 STUDENT = "student.safetensors"
 """The name of the file that holds the student's weights."""
+
+_logger = logging.getLogger("kdplug")
 
 _OBJECTIVE = "objective.safetensors"
 _RUN = "run"
@@ -119,10 +121,10 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def latest(output_dir: Path) -> Path | None:
+def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
     """The newest undamaged checkpoint of the last run in ``output_dir``, ``None`` where that run wrote none.
 
-    Warns of each newer checkpoint that is damaged.
+    Where it ``warns``, logs a warning that names each newer checkpoint that is damaged.
 
     Raises: ``RunError`` where all are damaged, or where the file that tells one run from another is damaged or missing.
     """
@@ -134,8 +136,8 @@ def latest(output_dir: Path) -> Path | None:
                 continue
             found = _damage(folder, step)
         if not found:
-            if broken:
-                warnings.warn(f"damaged and not used: {'; '.join(broken)}. Resuming from {folder}", stacklevel=2)
+            if broken and warns:
+                _logger.warning("skipping damaged checkpoints: %s. Resuming from %s", "; ".join(broken), folder)
             return folder
         broken.append(f"{folder} ({', '.join(found)})")
     if broken:

@@ -36,6 +36,7 @@ from kdplug.objective.objective import Objective
 
 _MISSING = object()
 _HELD_NOTE = " (closure, default arguments, globals or helper functions)"
+_DOCS = "https://github.com/kdplug/kdplug/blob/main/docs/how-to/plan-a-run.md#how-data-and-teacher-are-compared"
 _LINES = 20
 _WIDTH = 120
 _DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{16}")
@@ -170,7 +171,8 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
         raise RunError(
             f"{folder} was written by another run; changed since: {parts}. What differs (checkpoint -> now):\n    "
             + "\n    ".join(_shortened(lines))
-            + "\nUndo the change, or say that it is meant: resume_changed=True (--resume-changed)"
+            + "\nUndo the change, or resume all the same with resume_changed=True (--resume-changed). What is compared: "
+            + _DOCS
         )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 _LINES = 10
 _REFRESH_SECONDS = 0.5
@@ -16,6 +17,8 @@ _REFRESH_SECONDS = 0.5
 
 class Display(Protocol):
     """Shows a run. ``step`` is called after every optimizer step and must cost next to nothing."""
+
+    def note(self, text: str) -> None: ...
 
     def step(self, step: int) -> None: ...
 
@@ -39,6 +42,9 @@ def display(total_steps: int, *, shown: bool, console: Console | None = None) ->
 
 class Nothing:
     """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        pass
 
     def step(self, step: int) -> None:
         pass
@@ -74,6 +80,9 @@ class Lines:
         self._console = console
         self._losses = ""
         self._pace = Pace()
+
+    def note(self, text: str) -> None:
+        print(text, file=self._console.file, flush=True)
 
     def step(self, step: int) -> None:
         self._step = step
@@ -120,6 +129,9 @@ class Bar:
         self._due = 0.0
         self._step = 0
         self._pace = Pace()
+
+    def note(self, text: str) -> None:
+        self._bar.console.print(Text(text), soft_wrap=True)
 
     def step(self, step: int) -> None:
         self._step = step

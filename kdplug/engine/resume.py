@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from kdplug.engine.process import on_main
 from kdplug.engine.shard_state import sharded_like
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
+
+_logger = logging.getLogger("kdplug")
 
 AUTO = "auto"
 """Go on from the last checkpoint in ``output_dir``, or start where there is none."""
@@ -68,6 +71,8 @@ def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     patience = None if loop.evaluation is None else loop.evaluation.patience
     loop.stopped_early = patience is not None and loop.standing.since >= patience
     _seek(loop.windows, read_process(folder, _process(loop, saved)))
+    if loop.run.step < loop.plan.total_steps:
+        loop.display.note(f"Resuming from step {loop.run.step} of {loop.plan.total_steps} ({folder})")
 
 
 def _undamaged(standing: Standing, loop: Loop) -> Standing:
@@ -80,10 +85,10 @@ def _undamaged(standing: Standing, loop: Loop) -> Standing:
     if standing.step is None or not (phrases := on_main(loop.accelerator, found)):
         return standing
     if loop.run.is_main:
-        warnings.warn(
-            f"the best checkpoint so far, step-{standing.step}, is damaged ({', '.join(phrases)}), so the next evaluation "
-            "counts as the best",
-            stacklevel=2,
+        _logger.warning(
+            "the best checkpoint so far, step-%d, is damaged (%s): the next evaluation counts as the best",
+            standing.step,
+            ", ".join(phrases),
         )
     return Standing(since=standing.since)
 

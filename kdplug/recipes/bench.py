@@ -210,7 +210,7 @@ class Bench:
 
     def _tell(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
         """Say what follows, and how much of it lies in the stage's folder from before."""
-        folder = latest(Path(config.output_dir)) if self.resume else None
+        folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = 0 if folder is None else step_of(folder), budget.total_steps
         if before >= total:
             self.say(f"{ready} already: {total} optimizer steps lie in {config.output_dir}")

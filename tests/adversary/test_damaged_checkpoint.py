@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
-import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,6 +18,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdplug.engine.checkpoint import latest, load_student
 from kdplug.engine.evaluation import Evaluation
 from kdplug.errors import RunError
+
+
+@contextmanager
+def warned(caplog, pattern):
+    """One warning is logged, and it matches."""
+    caplog.clear()
+    yield
+    (message,) = caplog.messages
+    assert re.search(pattern, message)
+
 
 FILES = ["student.safetensors", "objective.safetensors", "run.json", "run.safetensors", "process-0.json", "process-0.safetensors"]  # fmt: skip
 
@@ -81,23 +92,23 @@ DAMAGES = {
 @pytest.mark.attack("damaged file of the newest checkpoint")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_the_newest_undamaged_checkpoint_is_used_and_the_damage_is_named(run, name, damage):
+def test_the_newest_undamaged_checkpoint_is_used_and_the_damage_is_named(run, name, damage, caplog):
     DAMAGES[damage](run / "step-3" / name)
-    with pytest.warns(UserWarning, match=rf"step-3 \({name}.*Resuming from .*step-2$"):
+    with warned(caplog, rf"step-3 \({name}.*Resuming from .*step-2$"):
         assert latest(run) == run / "step-2"
 
 
 @pytest.mark.attack("damaged file of the newest checkpoint")
 @pytest.mark.parametrize("name", FILES)
-def test_a_run_from_the_checkpoint_before_the_damaged_one_ends_in_the_same_bits(run, whole, name):
+def test_a_run_from_the_checkpoint_before_the_damaged_one_ends_in_the_same_bits(run, whole, name, caplog):
     flip(run / "step-3" / name, -1)
-    with pytest.warns(UserWarning, match=rf"step-3 \({name}"):
+    with warned(caplog, rf"step-3 \({name}"):
         assert torch.equal(go(run), whole)
     assert latest(run) == run / "step-6"
 
 
 @pytest.mark.attack("flipped bit anywhere in a checkpoint")
-def test_a_flipped_bit_anywhere_is_found(run, attempts):
+def test_a_flipped_bit_anywhere_is_found(run, attempts, caplog):
     draw = random.Random(5)
     files = [*((run / "step-3" / name) for name in (*FILES, "checksums.json"))]
     for _ in range(300):
@@ -106,11 +117,10 @@ def test_a_flipped_bit_anywhere_is_found(run, attempts):
         if not before:
             continue
         flip(file, draw.randrange(len(before)), draw.randrange(8))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            found = latest(run)
+        caplog.clear()
+        found = latest(run)
         harmless = file.name == "checksums.json" and same_json(file.read_bytes(), before)
-        attempts.record(harmless or (found == run / "step-2" and len(caught) == 1))
+        attempts.record(harmless or (found == run / "step-2" and len(caplog.messages) == 1))
         file.write_bytes(before)
     assert attempts.held == attempts.tried > 200
     assert latest(run) == run / "step-3"
@@ -125,9 +135,9 @@ def same_json(one, other):
 
 @pytest.mark.attack("edited JSON of a checkpoint")
 @pytest.mark.parametrize("name", ["run.json", "process-0.json", "checksums.json"])
-def test_edited_json_is_found(run, name):
+def test_edited_json_is_found(run, name, caplog):
     edit(run / "step-3" / name)
-    with pytest.warns(UserWarning, match="step-3"):
+    with warned(caplog, "step-3"):
         assert latest(run) == run / "step-2"
 
 
@@ -135,30 +145,28 @@ def test_edited_json_is_found(run, name):
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"student.safetensors": 1}', '{"run.json": {"bytes": "x", "crc32": 0}}']
 )
-def test_checksums_that_lack_a_file_vouch_for_nothing(run, content):
+def test_checksums_that_lack_a_file_vouch_for_nothing(run, content, caplog):
     (run / "step-3" / "checksums.json").write_text(content)
-    with pytest.warns(UserWarning, match=r"checksums\.json"):
+    with warned(caplog, r"checksums\.json"):
         assert latest(run) == run / "step-2"
 
 
 @pytest.mark.attack("swapped checkpoints")
-def test_folders_that_changed_places_are_found(run):
+def test_folders_that_changed_places_are_found(run, caplog):
     (run / "step-3").rename(run / "other")
     (run / "step-2").rename(run / "step-3")
     (run / "other").rename(run / "step-2")
-    with pytest.warns(
-        UserWarning, match=r"step-3 \(it was written after step 2\).*step-2 \(it was written after step 3\)"
-    ):
+    with warned(caplog, r"step-3 \(it was written after step 2\).*step-2 \(it was written after step 3\)"):
         assert latest(run) == run / "step-1"
 
 
 @pytest.mark.attack("swapped checkpoints")
-def test_students_that_changed_places_are_found(run):
+def test_students_that_changed_places_are_found(run, caplog):
     files = [run / step / "student.safetensors" for step in ("step-2", "step-3")]
     contents = [file.read_bytes() for file in files]
     for file, content in zip(files, reversed(contents), strict=True):
         file.write_bytes(content)
-    with pytest.warns(UserWarning, match=r"step-3 \(student\.safetensors has another checksum.*step-2 \(student"):
+    with warned(caplog, r"step-3 \(student\.safetensors has another checksum.*step-2 \(student"):
         assert latest(run) == run / "step-1"
 
 
@@ -206,7 +214,7 @@ def test_a_lost_mark_does_not_start_the_run_again(run, whole):
 
 
 @pytest.mark.attack("damaged best checkpoint")
-def test_a_damaged_best_checkpoint_is_no_best_any_more(tmp_path):
+def test_a_damaged_best_checkpoint_is_no_best_any_more(tmp_path, caplog):
     numbers = iter([3.0, 9.0, 1.0, 2.0, 4.0, 3.0, 2.0])
 
     def looks():
@@ -220,7 +228,7 @@ def test_a_damaged_best_checkpoint_is_no_best_any_more(tmp_path):
     data = torch.randn(24, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     loader = DataLoader(TensorDataset(data), batch_size=4, shuffle=True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
-    with pytest.warns(UserWarning, match=r"the best checkpoint so far, step-2, is damaged \(student\.safetensors"):
+    with warned(caplog, r"the best checkpoint so far, step-2, is damaged \(student\.safetensors"):
         result = distiller.train(optimizer, loader, num_steps=6, resume="auto", evaluation=looks())
     assert result.best == tmp_path / "step-5"
 

@@ -113,7 +113,7 @@ def test_another_teacher_in_the_folder_is_found(folder, kind):
     text = " ".join(result.output.split())
     assert result.exit_code == 2
     assert "changed since: teacher. " in text
-    assert "teacher.files.model.safetensors" in text
+    assert "teacher.files.model.safetensors: changed" in text
 
 
 def test_another_student_to_start_from_is_found(folder):

@@ -162,3 +162,15 @@ def test_data_that_shrank_is_an_error(tmp_path):
     fewer = DataLoader(TensorDataset(torch.randn(8, 4, dtype=torch.float64)), batch_size=4)
     with pytest.raises(RunError, match=r"total_steps: 18 -> 6"):
         run(tmp_path, fewer, resume="auto")
+
+
+def test_a_resumed_run_says_from_which_step_and_a_finished_one_does_not(tmp_path, capsys):
+    def resumed(steps):
+        student = make_student()
+        made = make_distiller(tmp_path, student, training={"ckpt_steps": 2}, options={"show_progress": True})
+        made.train(torch.optim.SGD(student.parameters()), LOADERS["in order"](), num_steps=6, resume=steps)
+        return capsys.readouterr().err
+
+    assert "Resuming" not in resumed(None)
+    assert f"Resuming from step 4 of 6 ({tmp_path / 'step-4'})\n" in resumed(tmp_path / "step-4")
+    assert "Resuming" not in resumed("auto")

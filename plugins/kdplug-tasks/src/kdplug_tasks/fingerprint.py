@@ -111,18 +111,19 @@ def _sizes(table: Table) -> str:
     return f"{zlib.crc32(repr(sizes).encode()):08x}"
 
 
-def _files(path: str | None) -> dict[str, list[int]]:
+def _files(path: str | None) -> dict[str, str]:
     if path is None or not Path(path).is_dir():
         return {}
     return {file.name: _ends(file) for file in sorted(Path(path).iterdir()) if file.is_file()}
 
 
-def _ends(file: Path) -> list[int]:
+def _ends(file: Path) -> str:
+    """A checksum of the size of a file and of both of its ends."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        mark = zlib.crc32(stream.read(_ENDS))
+        mark = zlib.crc32(stream.read(_ENDS), zlib.crc32(str(size).encode()))
         stream.seek(max(0, size - _ENDS))
-        return [size, zlib.crc32(stream.read(), mark)]
+        return f"{zlib.crc32(stream.read(), mark):08x}"
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
