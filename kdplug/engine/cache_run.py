@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from kdplug.engine.cache_shard import Shard
 from kdplug.engine.cache_store import Store
 from kdplug.engine.cache_summary import CacheSummary
 from kdplug.engine.cache_teacher import CachedTeacher
-from kdplug.engine.randomness import random_state, restore_random_state
+from kdplug.engine.randomness import random_state_kept
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 
@@ -49,7 +48,7 @@ class Opened:
         if not self._source.count:
             raise RunError("the dataset is empty, so there is nothing to cache", field="is_caching_logits")
         batch = self._source.batch_size if self._manifest is None else self._manifest.extent.batch
-        with _undisturbed():
+        with random_state_kept():
             self._fingerprint = self._identify(batch)
 
     def find(self) -> None:
@@ -90,7 +89,7 @@ class Opened:
         self._check_held(wanted)
         question = self._question(wanted)
         if self._cached.store is None:
-            with _undisturbed(), self._cached.teacher.hooked(objective):
+            with random_state_kept(), self._cached.teacher.hooked(objective):
                 self._cached.store = self._asked(question)
         store = self._cached.store
         self._cache.summary = CacheSummary(
@@ -252,13 +251,3 @@ def _lacking(wanted: list[Wanted], layout: Layout) -> list[str]:
         keys |= {key for key, indices in one.layers.items() if indices and key not in counts}
         found += sorted({name for name in names if name not in held} | keys)
     return found
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """The run goes on with the random numbers that it would have had without a cache."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(state)

@@ -8,7 +8,6 @@ import random
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -21,7 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from kdplug.contracts.task_fingerprint import FingerprintedDataset
 from kdplug.engine.cache_digest import code_digest, digest, text_digest
 from kdplug.engine.mixture import Mixture
-from kdplug.engine.randomness import random_state, restore_random_state
+from kdplug.engine.randomness import random_state_kept
 from kdplug.engine.shard_state import is_sharded
 from kdplug.errors import RunError
 
@@ -199,7 +198,7 @@ def _content(dataset: Any, loader: DataLoader[Any] | None = None) -> Any:
     count, read, mark, first = len(dataset), 0, 0, None
     deadline = time.monotonic() + _SECONDS
     try:
-        with _undisturbed():
+        with random_state_kept():
             for marks in _read(dataset, _groups(count), loader):
                 if first is None:
                     first = marks
@@ -261,12 +260,3 @@ class _Marks(Dataset[list[int]]):
         several: Callable[[list[int]], list[Any]] | None = getattr(self.dataset, "__getitems__", None)
         items = several(places) if callable(several) else [self.dataset[place] for place in places]
         return [digest(item) for item in items]
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    state = random_state()
-    try:
-        yield
-    finally:
-        restore_random_state(state)

@@ -15,7 +15,7 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.engine.batch import call, split, to_device
 from kdplug.engine.mode import modes
 from kdplug.engine.pair import Pair
-from kdplug.engine.randomness import random_state, restore_random_state
+from kdplug.engine.randomness import random_state_kept
 from kdplug.engine.window import generators
 from kdplug.errors import ConfigError, did_you_mean
 from kdplug.objective.gather import gathered
@@ -76,12 +76,8 @@ class Evaluation:
         Raises: ``ConfigError`` where ``best`` is not among them; ``OutputsError`` where there are no logits or labels.
         """
         sources = () if self.dataloader is None else generators(self.dataloader)
-        before = random_state(sources)
-        try:
-            with modes(training=None, evaluating=pair.student), torch.no_grad():
-                found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device)
-        finally:
-            restore_random_state(before, sources)
+        with random_state_kept(sources), modes(training=None, evaluating=pair.student), torch.no_grad():
+            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device)
         values = {name: float(value) for name, value in found.items()}
         self._check_best(values)
         return values

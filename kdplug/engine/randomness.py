@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -37,6 +39,16 @@ def restore_random_state(state: dict[str, Any], generators: tuple[torch.Generato
         torch.cuda.set_rng_state_all(state["cuda"])
     for generator, saved in zip(generators, state["generators"], strict=True):
         generator.set_state(saved)
+
+
+@contextmanager
+def random_state_kept(generators: tuple[torch.Generator, ...] = ()) -> Iterator[None]:
+    """Restore the random state after the block, so that what it draws changes no run."""
+    state = random_state(generators)
+    try:
+        yield
+    finally:
+        restore_random_state(state, generators)
 
 
 def _from_numpy(state: Any) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from kdplug.engine.batch import to_device
-from kdplug.engine.randomness import random_state, restore_random_state
+from kdplug.engine.randomness import random_state_kept
 
 _EXAMPLES = 2
 
@@ -25,11 +25,8 @@ def first_batch(trainer: Trainer, device: torch.device) -> dict[str, Any] | None
         data = next(iter(data.values()), None)
     if data is None:
         return None
-    before = random_state()
-    try:
+    with random_state_kept():
         batch = _collated(trainer, data)
-    finally:
-        restore_random_state(before)
     moved: dict[str, Any] = to_device(batch, device)
     return moved
 
