@@ -241,7 +241,7 @@ class Host:
 
     def report_side_effect(self, dist: str, doing: str, changed: str) -> None:
         """Remember that code of ``dist`` changed global state and say it, as ``notice`` does."""
-        mend = "" if dist == LOCAL else f". Leave it out: KDPLUG_PLUGINS=-{dist}"
+        mend = "" if dist == LOCAL else f". To run without this plugin, set KDPLUG_PLUGINS=-{dist}"
         message = f"{doing} changed global state: {changed}{mend}"
         self.side_effects.append((dist, message))
         self.notice(message)
