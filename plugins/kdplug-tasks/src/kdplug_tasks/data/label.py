@@ -42,12 +42,13 @@ class Labels:
     """Class names in the order of a model's outputs.
 
     ``are_placeholders`` says that they are ``LABEL_0``, ``LABEL_1``…; ``by_number``, that the data write each class as its place
-    in that order, counted from 0.
+    in that order, counted from 0. ``untrained`` are those that the test part has and the training part has not.
     """
 
     names: tuple[str, ...]
     are_placeholders: bool = False
     by_number: bool = False
+    untrained: tuple[str, ...] = ()
     _places: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +116,14 @@ class Labels:
     def about(self) -> str:
         """Says that the data write numbers where the classes have names; the empty string where they write the names."""
         return ", which the data write by number" if self.by_number and not self.are_placeholders else ""
+
+    @property
+    def about_untrained(self) -> str:
+        """Says which classes are tested and not trained on; the empty string where all are."""
+        if not self.untrained:
+            return ""
+        shown = ", ".join(self.untrained[:_SHOWN]) + (", …" if len(self.untrained) > _SHOWN else "")
+        return f" data.test has {len(self.untrained)} of them that never occur in data.train: {shown}."
 
     @property
     def _has_numbers(self) -> bool:
@@ -203,7 +212,11 @@ def find_labels(
     seen: dict[str, Written] = {}
     for text, one in (pair for part in parts for pair in part.items()):
         seen.setdefault(text, one)
-    return labels.settled([one for one in seen.values() if not (may_lack and labels.says_none(one))])
+    labels = labels.settled([one for one in seen.values() if not (may_lack and labels.says_none(one))])
+    train, test = (
+        {labels.index(one) for one in part.values() if not (may_lack and labels.says_none(one))} for part in parts[:2]
+    )
+    return replace(labels, untrained=tuple(labels.names[place] for place in sorted(test - train)))
 
 
 def _seen(table: Table, column: str, cells: Cells) -> dict[str, Written]:

@@ -14,6 +14,8 @@ from torch import nn
 import kdplug
 
 _SHOWN = 3
+_NEW = 1 << 28
+"""How many parameters a new head may have."""
 _SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
 """Names of the factors that quantized weights are multiplied by."""
 
@@ -48,6 +50,24 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
         raise kdplug.ConfigError(
             f"{path!r} holds weights that its {type(model).__name__} has no place for: {_some(more)}. Without them it would be "
             "another model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
+            field=field,
+        )
+
+
+def check_size(model: nn.Module, path: str, field: str) -> None:
+    """Compare a model without weights with the size of the files that are to fill it, before memory is taken for it.
+
+    A file may hold less than the model: a head that is trained may be new.
+
+    Raises: ``ConfigError`` where the files of a folder hold far fewer numbers than the model has.
+    """
+    folder = Path(path).expanduser()
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if held and wanted > held + _NEW:  # a number takes one byte at least
+        raise kdplug.ConfigError(
+            f"the config.json of {path!r} describes a model of {wanted:,} parameters, and its safetensors files hold {held:,} bytes. "
+            "Correct its sizes, or save both again, with save_pretrained",
             field=field,
         )
 

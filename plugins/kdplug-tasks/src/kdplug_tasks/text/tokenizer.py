@@ -43,6 +43,10 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
         raise kdplug.ConfigError(
             f"{path!r}: transformers made a {type(tokenizer).__name__} of it, which is no tokenizer", field=field
         )
+    names = tokenizer.model_input_names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise kdplug.ConfigError(f"{path!r}: its model_input_names must be a list of names, got {names!r}", field=field)
+    tokenizer.model_input_names = list(dict.fromkeys(("input_ids", *names, "attention_mask")))  # what every task reads
     if tokenizer.pad_token is None:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:
