@@ -84,9 +84,10 @@ def test_a_folder_that_returns_tuples_gives_the_same_plan(folder: Path) -> None:
 
 
 @pytest.mark.attack("a folder that switches off what kdplug reads")
-def test_a_folder_whose_input_names_are_no_list_is_an_error(folder: Path) -> None:
-    change(folder, "tokenizer_config.json", model_input_names=3)
-    with pytest.raises(ConfigError, match="model_input_names must be a list of names, got 3"):
+@pytest.mark.parametrize("names", [3, [1]])
+def test_a_folder_whose_input_names_are_no_list_of_names_is_an_error(folder: Path, names: Any) -> None:
+    change(folder, "tokenizer_config.json", model_input_names=names)
+    with pytest.raises(ConfigError, match=r"must be a list of names, got|cannot load the tokenizer of"):
         plan_recipe(recipe(settings(folder), folder / "out"))
 
 
@@ -175,3 +176,59 @@ def test_layers_cannot_be_taken_from_a_model_that_does_not_count_them(folder: Pa
 
     with pytest.raises(ConfigError, match=r"^layers: the teacher's SimpleNamespace has no num_hidden_layers"):
         check_layers(FromTeacher(layers=[0]), SimpleNamespace(), SimpleNamespace(num_hidden_layers=1))
+
+
+@pytest.mark.attack("class names in which teacher, student and data differ")
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            ["POS", "Neg"],
+            r"^task\.labels: are in another order than the teacher's outputs, which are neg, pos: 'POS' is number 0",
+        ),
+        (["pos ", " neg"], r"^task\.labels: are in another order"),
+        (["pos", "negative"], r"^task\.labels: are in another order"),
+    ],
+)
+def test_labels_in_another_order_than_the_teachers_are_an_error_however_they_are_written(
+    folder: Path, labels: list[str], message: str
+) -> None:
+    write_csv(folder / "rows.csv", [{**row, "label": labels[row["label"] == "neg"].strip()} for row in reviews(16)])
+    with pytest.raises(ConfigError, match=message):
+        plan_recipe(recipe(settings(folder, labels=labels), folder / "out"))
+
+
+@pytest.mark.attack("class names in which teacher, student and data differ")
+def test_labels_in_the_teachers_order_may_be_written_otherwise(folder: Path) -> None:
+    write_csv(folder / "rows.csv", [{**row, "label": row["label"].upper()} for row in reviews(16)])
+    assert "2 classes: NEG, POS." in plan_recipe(recipe(settings(folder, labels=["NEG", "POS"]), folder / "out")).about
+
+
+@pytest.mark.attack("class names in which teacher, student and data differ")
+def test_a_teacher_whose_two_maps_of_labels_disagree_is_an_error(folder: Path) -> None:
+    change(folder, label2id={"neg": 1, "pos": 0})
+    with pytest.raises(
+        ConfigError, match=r"teacher\.path: id2label and label2id of its config\.json disagree: 'neg' is output 0"
+    ):
+        plan_recipe(recipe(settings(folder), folder / "out"))
+
+
+@pytest.mark.attack("class names in which teacher, student and data differ")
+def test_a_teacher_from_scratch_with_other_labels_than_the_data_is_an_error(folder: Path) -> None:
+    teacher = {"config": {**BERT, "num_labels": 3}, "train": True}
+    with pytest.raises(ConfigError, match=r"^task\.teacher\.config\.num_labels: is 3, and the task needs 2"):
+        plan_recipe(recipe(settings(folder, teacher=teacher, tokenizer=str(folder / "teacher")), folder / "out"))
+
+
+@pytest.mark.attack("class names in which teacher, student and data differ")
+@pytest.mark.parametrize("names", [("pos", "neg"), ("a", "b", "c")])
+def test_a_student_folder_of_another_order_or_number_of_classes_gets_the_teachers(
+    folder: Path, names: tuple[str, ...]
+) -> None:
+    ids = dict(enumerate(names))
+    brings = tokenizer()
+    save_model(folder / "student", TEXT, BERT, brings=brings, vocab_size=len(brings), pad_token_id=0,
+               id2label=ids, label2id={name: place for place, name in ids.items()})  # fmt: skip
+    run_recipe(recipe(settings(folder, student=str(folder / "student")), folder / "out"))
+    saved = json.loads((folder / "out" / "model" / "config.json").read_text())
+    assert saved["id2label"] == {"0": "neg", "1": "pos"}

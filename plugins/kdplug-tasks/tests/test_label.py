@@ -26,7 +26,8 @@ def _source(train, test=(), distillation=None, classes=()):
 
 
 def _teacher(*names):
-    return SimpleNamespace(num_labels=len(names), id2label=dict(enumerate(names)))
+    ids = dict(enumerate(names))
+    return SimpleNamespace(num_labels=len(names), id2label=ids, label2id={name: place for place, name in ids.items()})
 
 
 def _read(source, given=None, teacher=None):

@@ -247,15 +247,20 @@ def _named(
 
 
 def _check_order(given: Sequence[str], teacher: Any) -> None:
-    """Raises: ``ConfigError`` where ``labels`` are not as many as the teacher's, or are the same in another order."""
+    """Raises: ``ConfigError`` where ``labels`` are not as many as the teacher's, or one is the name of another output of it, case
+    and blanks around it aside.
+    """
     if teacher.num_labels != len(given):
         raise kdplug.ConfigError(f"are {len(given)}, and the teacher has {teacher.num_labels}", field="labels")
     names = _names_of(teacher)
-    if sorted(names) == sorted(given) and names != list(given):
-        raise kdplug.ConfigError(
-            f"are in another order than the teacher's outputs, which are {', '.join(names)}. Leave them out",
-            field="labels",
-        )
+    places = {name.strip().casefold(): place for place, name in enumerate(names)}
+    for place, name in enumerate(given):
+        if places.get(name.strip().casefold(), place) != place and name.strip() != names[place].strip():
+            raise kdplug.ConfigError(
+                f"are in another order than the teacher's outputs, which are {', '.join(names)}: {name!r} is number {place}. Leave "
+                "them out, or write them in the teacher's order",
+                field="labels",
+            )
 
 
 def _of_teacher(teacher: Any, classes: Sequence[str] | None) -> Labels:
@@ -275,4 +280,12 @@ def _names_of(teacher: Any) -> list[str]:
             f"{len(places) - 1}: correct it",
             field="teacher.path",
         )
-    return [str(teacher.id2label[place]) for place in places]
+    names = [str(teacher.id2label[place]) for place in places]
+    for place, name in enumerate(names):
+        if (other := (getattr(teacher, "label2id", None) or {}).get(name, place)) != place and names.count(name) == 1:
+            raise kdplug.ConfigError(
+                f"id2label and label2id of its config.json disagree: {name!r} is output {place} in the one and {other} in the other. "
+                "Correct one of them",
+                field="teacher.path",
+            )
+    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -174,7 +175,7 @@ def _flaw_of_number(key: str, value: Any) -> str | None:
     """Why no model can have this value of a setting; ``None`` where it may, or where it is no number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    if value != value:
+    if math.isnan(value):
         return "it must be a number, not NaN"
     if "drop" in key and not 0 <= value <= 1:
         return "a dropout must be in [0, 1]"
