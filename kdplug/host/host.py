@@ -203,7 +203,7 @@ class Host:
                 plugin.error = done.error
                 self.report(
                     f"hook plugin {plugin.qualified!r} ({source}) failed: {described(done.error)}. "
-                    f"Leave it out: KDPLUG_PLUGINS=-{plugin.dist.name}"
+                    f"To run without this plugin, set KDPLUG_PLUGINS=-{plugin.dist.name}"
                 )
             for message in done.value or []:
                 self.report(message)
