@@ -26,7 +26,7 @@ class RecipeFirst(TyperGroup):
 
 app = typer.Typer(
     cls=RecipeFirst,
-    help="Ask a recipe's teacher once and keep what it says (kdplug cache RECIPE --out DIR), or show what is kept.",
+    help="Precompute a recipe's teacher outputs (kdplug cache RECIPE --out DIR), or inspect a cache.",
     no_args_is_help=True,
 )
 
@@ -42,7 +42,7 @@ def make(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Ask the teacher about every example of the distillation data; go on where an interrupted command left off."""
+    """Run the teacher on the distillation data and store its outputs; resumes an interrupted command."""
     with told(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
@@ -58,11 +58,11 @@ def show(
     check: Annotated[
         bool, typer.Option("--check", help="Read every shard and compare its checksum: exit status 2 for any damage.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a cache holds: bytes, kept mass, coverage, codec and fingerprints.
+    """Show size, kept mass, coverage, codec and fingerprints.
 
-    The exit status is 2 for a damaged manifest or record, or a shard of another size; damage inside a shard takes --check.
+    Exits with status 2 for a damaged manifest or record, or a shard of another size; --check also finds damage inside a shard.
     """
     with told():
         from kdplug.cli.terminal import console

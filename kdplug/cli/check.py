@@ -17,9 +17,9 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 def check(
     dist: Annotated[str | None, typer.Argument(help="Only this distribution.")] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Import every plugin and say what is wrong and what mends it; the exit status is 1 where there is an error."""
+    """Import every plugin and report problems with their fixes. Exits with status 1 on an error."""
     from kdplug.host.check import check_plugins
 
     with told():
@@ -50,12 +50,12 @@ def _print(found: list[Finding]) -> None:
     for one in found:
         what, where, mend = map(printable, (one.what, one.where, one.mend))
         head = Text.assemble((f"{one.level:<8}", _STYLES[one.level]), (one.dist, "bold"), f" [{one.check}] {what}")
-        for line in (head, Text(f"        in    {where}"), Text(f"        mend  {mend}")):
+        for line in (head, Text(f"        in    {where}"), Text(f"        fix   {mend}")):
             out.print(line, soft_wrap=True)
         out.print()
     errors = sum(one.level == "error" for one in found)
     counts = f"{errors} error{'s' * (errors != 1)}, {len(found) - errors} warning{'s' * (len(found) - errors != 1)}"
     plugins = len(active().dists)
     out.print(
-        f"{plugins} plugin{'s' * (plugins != 1)} installed: {counts if found else 'nothing is wrong'}", highlight=False
+        f"{plugins} plugin{'s' * (plugins != 1)} installed: {counts if found else 'no problems'}", highlight=False
     )

@@ -31,9 +31,9 @@ _MATCH = "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_ms
 def new(
     recipe: Annotated[Path, typer.Argument(help="The file to write, .yaml or .yml.")],
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task, such as digits.")],
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a recipe for a task, a comment above every key, and beside it the schema that editors check it with."""
+    """Write a commented starter recipe for a task, with the JSON Schema that editors validate it against."""
     with told():
         from kdplug.config.recipe import Recipe
         from kdplug.config.schema import schema_of

@@ -19,7 +19,7 @@ from kdplug.host.registry import REGISTRIES
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="The distribution's name, kdplug-myloss say.")],
+    name: Annotated[str, typer.Argument(help="The name of the distribution, such as kdplug-myloss.")],
     *,
     kind: Annotated[
         str,
@@ -37,11 +37,9 @@ def new_plugin(
     license_name: Annotated[
         str, typer.Option("--license", metavar="L", help="Apache-2.0, MIT, BSD-3-Clause or none.")
     ] = "Apache-2.0",
-    folder: Annotated[
-        Path, typer.Option("--dir", metavar="D", help="The folder to make the project's folder in.")
-    ] = Path(),
+    folder: Annotated[Path, typer.Option("--dir", metavar="D", help="The parent folder of the new project.")] = Path(),
 ) -> None:
-    """Make a plugin project: entry point, typed module, tests, README, recipe and license."""
+    """Create a plugin project: entry point, typed module, tests, README, recipe and license."""
     with told():
         scaffold = read_scaffold(kind, on)
         chosen = read_license(license_name)

@@ -23,10 +23,10 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.num_epochs=3. May be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Show what a recipe would do, and what looks wrong with it, without training; the exit status is 1 for an error."""
+    """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
     with told(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe

@@ -11,7 +11,7 @@ from kdplug.cli.failure import told
 from kdplug.cli.listing import HOOKS, Row, read_kind, rows
 from kdplug.cli.new_plugin import new_plugin
 
-app = typer.Typer(help="What is installed, what one entry asks for, and new plugins.", no_args_is_help=True)
+app = typer.Typer(help="List, inspect and check installed plugins, or create a new one.", no_args_is_help=True)
 app.command("new")(new_plugin)
 app.command("check")(check)
 
@@ -31,11 +31,11 @@ KindOption = Annotated[
 
 @app.command("list")
 def list_plugins(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, for programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     kind: KindOption = None,
-    load: Annotated[bool, typer.Option("--load", help="Import every entry, and say which of them fail.")] = False,
+    load: Annotated[bool, typer.Option("--load", help="Import every entry and report failures.")] = False,
 ) -> None:
-    """List every entry that is installed: losses, projections, schedulers, tasks and all other kinds."""
+    """List all installed entries: losses, projections, schedulers, tasks and other kinds."""
     with told():
         found = rows(read_kind(kind) if kind is not None else None, load=load)
     if as_json:

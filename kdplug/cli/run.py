@@ -18,23 +18,23 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.num_epochs=3. May be repeated."),
     ] = None,
-    output_dir: Annotated[Path | None, typer.Option("--output-dir", metavar="D", help="Where results go.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The seed of everything random.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", metavar="D", help="Folder for the results.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")] = None,
     locked: Annotated[
         Path | None,
-        typer.Option(
-            "--locked", metavar="RECORD", help="Run only what this kdplug-run.json records, or say what differs."
-        ),
+        typer.Option("--locked", metavar="RECORD", help="Refuse to run if anything differs from this kdplug-run.json."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run in the same folder, to the same results.")
+        bool, typer.Option("--resume", help="Resume an interrupted run in the same folder; the results are the same.")
     ] = False,
     resume_changed: Annotated[
-        bool, typer.Option("--resume-changed", help="Go on though the recipe or a version changed since.")
+        bool, typer.Option("--resume-changed", help="Resume even if the recipe or a version changed.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Fit a teacher, distil it into a student, and compare with the same student without distillation."""
+    """Train a teacher, distil it into a student, and compare with the same student trained without distillation."""
     with told(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe

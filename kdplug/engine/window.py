@@ -103,8 +103,8 @@ class Windows:
         saved, own = len(position["now"]["generators"]), len(self._generators)
         if saved != own:
             raise RunError(
-                f"the checkpoint was written with {saved} generators of the dataloader and its samplers, and now there are {own}. "
-                "Give the DataLoader a generator in both runs or in neither"
+                f"the checkpoint holds {saved} generators of the dataloader and its samplers, and this run has {own}. "
+                "Pass a generator to the DataLoader in both runs or in neither"
             )
         self.epoch = position["epoch"]
         if isinstance(self._loader, Mixed):

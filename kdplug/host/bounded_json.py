@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,13 @@ def read_json(path: Path, bounds: Bounds = RECORD) -> Any:
 
 
 def read_bounded(path: Path, bounds: Bounds) -> bytes:
-    """The content of a file. No more than the limit is read, so that a device or a huge file cannot fill the memory.
+    """The content of a regular file. No more than the limit is read, so that a huge file cannot fill the memory.
 
-    Raises: ``OSError``; ``ConfigError`` where it is beyond ``bounds``.
+    Raises: ``OSError``; ``ConfigError`` where it is beyond ``bounds``, or a pipe, a socket or a device, which may never end.
     """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ConfigError(f"{str(path)!r} is a pipe, a socket or a device, and only regular files are read")
     with path.open("rb") as file:
         content = file.read(bounds.characters + 1)
     check_length(len(content), bounds, repr(str(path)), "bytes")

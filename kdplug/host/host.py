@@ -203,7 +203,7 @@ class Host:
                 plugin.error = done.error
                 self.report(
                     f"hook plugin {plugin.qualified!r} ({source}) failed: {described(done.error)}. "
-                    f"Leave it out: KDPLUG_PLUGINS=-{plugin.dist.name}"
+                    f"To run without this plugin, set KDPLUG_PLUGINS=-{plugin.dist.name}"
                 )
             for message in done.value or []:
                 self.report(message)
@@ -241,7 +241,7 @@ class Host:
 
     def report_side_effect(self, dist: str, doing: str, changed: str) -> None:
         """Remember that code of ``dist`` changed global state and say it, as ``notice`` does."""
-        mend = "" if dist == LOCAL else f". Leave it out: KDPLUG_PLUGINS=-{dist}"
+        mend = "" if dist == LOCAL else f". To run without this plugin, set KDPLUG_PLUGINS=-{dist}"
         message = f"{doing} changed global state: {changed}{mend}"
         self.side_effects.append((dist, message))
         self.notice(message)

@@ -72,7 +72,7 @@ class Bench:
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
             config = Stage.TEACHER.config(self.recipe, folder)
-            self._tell("Fitting the teacher", "The teacher is fitted", config, Budget.of(training, loader))
+            self._tell("Training the teacher", "Teacher trained", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
@@ -99,7 +99,7 @@ class Bench:
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
         config = Stage.STUDENT.config(self.recipe)
-        self._tell("Distilling the student", "The student is distilled", config, budget)
+        self._tell("Distilling the student", "Student distilled", config, budget)
         length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself warns of the same
@@ -149,7 +149,7 @@ class Bench:
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
         config = Stage.BASELINE.config(self.recipe)
-        ready = "The same student is trained without distillation"
+        ready = "Student without distillation trained"
         self._tell("Training the same student without distillation", ready, config, Budget.of(training, loader))
         done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
         return student, done.step
@@ -213,7 +213,7 @@ class Bench:
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = 0 if folder is None else step_of(folder), budget.total_steps
         if before >= total:
-            self.say(f"{ready} already: {total} optimizer steps lie in {config.output_dir}")
+            self.say(f"{ready} already ({total} optimizer steps in {config.output_dir})")
         else:
             self.say(f"{doing}: {total} optimizer steps{f', of which {before} are done' if before else ''}")
 

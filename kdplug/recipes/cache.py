@@ -51,7 +51,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     for line in (header_line(), "", task.about(), ""):
         say(line)
     teacher = bench.teacher(out)
-    say(f"Asking the teacher about {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
+    say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
     distiller = bench.distiller(teacher, bench.student(teacher))
     summary = distiller.fill_teacher_cache(bench.loader("distillation", recipe.training.batch_size))
     if is_main:

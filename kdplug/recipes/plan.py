@@ -26,14 +26,15 @@ from kdplug.recipes.plan_match import PlannedMatch, planned_matches
 from kdplug.recipes.plan_memory import MemoryItem, memory
 from kdplug.recipes.plan_sample import Sample, take_sample
 from kdplug.recipes.preparation import check_uncached
-from kdplug.recipes.stage import Stage
+from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.stage import Stage, check_writable
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.vocabulary import check_vocabularies
 from kdplug.recipes.warning import Check, PlanWarning
 from kdplug.recipes.warning_gradient import dead_terms
 from kdplug.recipes.warning_label import unshifted_labels
 from kdplug.recipes.warning_mask import unused_masks
-from kdplug.recipes.warning_setting import idle_settings
+from kdplug.recipes.warning_setting import idle_settings, large_rates
 from kdplug.recipes.warning_softmax import doubled_softmax
 from kdplug.recipes.warning_temperature import unbalanced_temperature
 
@@ -113,6 +114,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     component, task = build_task(recipe)
     reads = resolve_distillation(recipe).reads
     make_optimizer(recipe.training, [nn.Parameter()])
+    check_apart(recipe, task)
+    check_writable(recipe)
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
@@ -130,6 +133,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             cache = teacher_cache(config, recipe.distillation)
             sample.kept_mass = kept_mass(cache, sample, is_trained=bench.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
+            found += large_rates(recipe.training, bench.fit())
             items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(

@@ -26,7 +26,7 @@ from kdplug.recipes.origin import read_origin
 from kdplug.recipes.preparation import check_uncached
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult
 from kdplug.recipes.saved_student import check_apart, forget_student, save_student
-from kdplug.recipes.stage import forget_checkpoints
+from kdplug.recipes.stage import check_writable, forget_checkpoints
 from kdplug.recipes.task import build_task, prepare, resolve_distillation
 from kdplug.recipes.vocabulary import check_vocabularies
 from kdplug.report.comparison import comparison
@@ -72,6 +72,7 @@ def run_recipe(
     distillation, terms, reads = resolve_distillation(recipe)
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
     check_apart(recipe, task)
+    check_writable(recipe)
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
@@ -92,7 +93,9 @@ def run_recipe(
 
     origin = read_origin(recipe)
     if origin is not None:
-        say(f"What the teacher says is read from {recipe.training.teacher_cache}; its own figures are those of then")
+        say(
+            f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was built."
+        )
     teacher = bench.teacher() if origin is None else None
     student, history = bench.distilled(teacher)
     baseline, steps = bench.baseline(teacher)
@@ -115,9 +118,9 @@ def run_recipe(
     draw_curves(output_dir / CURVES, history.terms, result.title, history.student, result.levels())
     console.print(comparison(result.title, result.unit, result.lines()))
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
-    say(f"Both students: the same initial weights, {steps} optimizer steps, batches of {batch}.")
+    say(f"Both students started from the same initial weights and took {steps} optimizer steps on batches of {batch}.")
     if result.made is not None:
-        say(f"The task made {result.made} of the distillation anew with the student.")
+        say(f"During distillation the task generated {result.made} with the student.")
     say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, written, CURVES))}")
     return result
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 
 from kdplug.config.recipe import Recipe
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.checkpoint import begin
+from kdplug.errors import RunError
 
 _NEVER_BEFORE_THE_END = 10**9
 
@@ -40,6 +42,22 @@ class Stage(StrEnum):
         if self is Stage.TEACHER:
             changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
         return config.model_copy(update=changes)
+
+
+def check_writable(recipe: Recipe) -> None:
+    """Raises: ``RunError`` where the folders of the stages cannot be made below ``output_dir``. Nothing is written."""
+    output_dir = Path(recipe.output_dir)
+    for place in (output_dir, *(stage.folder(recipe) for stage in Stage)):
+        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            reason = f"{str(there)!r} is not a folder"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            reason = f"no permission to write into {str(there)!r}"
+        else:
+            continue
+        raise RunError(
+            f"cannot write into {str(output_dir)!r}: {reason}. Choose another output_dir", field="output_dir"
+        )
 
 
 def forget_checkpoints(recipe: Recipe) -> None:

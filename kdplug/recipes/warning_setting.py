@@ -1,14 +1,16 @@
-"""Settings that the run does not look at."""
+"""Settings that have no effect, or under which a run cannot succeed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kdplug.config.recipe import RecipeTraining
 from kdplug.recipes.plan_sample import Sample
 from kdplug.recipes.warning import PlanWarning
 
 _KD_ONLY = ("probability_shift", "temperature_scheduler", "kd_loss_type")
 _CHECK = "no_effect"
+_LARGE_RATE = 10.0
 
 
 def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
@@ -32,3 +34,14 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
         if not one.weight:
             path = ".".join(map(str, ("distillation", *given.path_of_map(place))))
             yield PlanWarning(_CHECK, path, "has no effect: its weight is 0")
+
+
+def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterator[PlanWarning]:
+    """Learning rates, of the student and of a teacher that is fitted first, at which a first step destroys the weights."""
+    for field, one in (("training.lr", training), ("task", fit)):
+        if one is not None and one.lr > _LARGE_RATE:
+            message = (
+                f"the learning rate is {one.lr:g}: {one.optimizer} moves a weight by about that much for a gradient of 1, so the loss will "
+                "hardly stay finite"
+            )
+            yield PlanWarning("large_learning_rate", field, message)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdplug.recipes.plan_match import PlannedMatch
 
 _STAGES = {
-    "teacher": "fitting the teacher",
+    "teacher": "training the teacher",
     "student": "distilling the student",
     "baseline": "training the same student without distillation",
 }
@@ -85,8 +85,8 @@ def _models(plan: RunPlan) -> Table:
 
 def _memory(plan: RunPlan) -> Table:
     rows = [[item.name, size(item.bytes), item.how] for item in plan.memory]
-    rows.append(["together", size(sum(item.bytes for item in plan.memory)), ""])
-    return _table(("memory of the distillation", "", "how it is known"), rows)
+    rows.append(["total", size(sum(item.bytes for item in plan.memory)), ""])
+    return _table(("memory of the distillation", "", "source"), rows)
 
 
 def _steps(plan: RunPlan) -> str:
@@ -99,7 +99,7 @@ def _warnings(plan: RunPlan) -> Iterator[Text]:
         where = f"{warning.field}: " if warning.field else ""
         yield Text.assemble(("warning: ", "yellow"), f"{where}{warning.message} [{warning.check}]")
     count = len(plan.warnings)
-    yield Text(f"{count} warning{'s' * (count != 1)}" if count else "nothing to warn of")
+    yield Text(f"{count} warning{'s' * (count != 1)}" if count else "no warnings")
 
 
 def _table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, right: int = 0) -> Table:

@@ -209,7 +209,7 @@ def restores(site: FakeSite, effect: Effect, door: Callable[[FakeSite, str], Non
     (message,) = {str(warning.message) for warning in caught}
     assert "kdplug-noisy" in message
     assert "changed global state: " in message
-    assert "(restored). Leave it out: KDPLUG_PLUGINS=-kdplug-noisy" in message
+    assert "(restored). To run without this plugin, set KDPLUG_PLUGINS=-kdplug-noisy" in message
 
 
 AT_IMPORT = {**ARITHMETIC, **SEEDS, **PROCESS}

@@ -71,7 +71,8 @@ def test_a_hook_plugin_that_no_config_names_costs_only_itself(fake_site: FakeSit
     )
     with fake_site.host() as host:
         with pytest.warns(
-            PluginWarning, match="hook plugin 'kdplug-bad:hooks' .* Leave it out: KDPLUG_PLUGINS=-kdplug-bad"
+            PluginWarning,
+            match="hook plugin 'kdplug-bad:hooks' .* To run without this plugin, set KDPLUG_PLUGINS=-kdplug-bad",
         ):
             assert kdplug.losses["x"] is len
         assert [plugin.error is None for plugin in host.hook_plugins] == [False, True]

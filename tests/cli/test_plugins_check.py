@@ -20,7 +20,7 @@ def test_an_error_is_told_with_its_place_and_what_mends_it(kdplug, fake_site):
     head, where, mend, _, count = done.stdout.splitlines()
     assert head.startswith("error   kdplug-a [signature] x (kdplug-a) asks for input 'student_logit'")
     assert where == f"        in    {fake_site.folder / 'kdplug_a.py'}:1"
-    assert mend.startswith("        mend  correct its signature")
+    assert mend.startswith("        fix   correct its signature")
     assert count == "1 plugin installed: 1 error, 0 warnings"
 
 
@@ -40,7 +40,7 @@ def test_it_is_0_where_there_is_none_or_a_warning(kdplug, fake_site, source):
 def test_without_trouble_it_says_so(kdplug, fake_site):
     _add(fake_site, GOOD)
     with fake_site.host():
-        assert kdplug("plugins", "check", "Kdplug_A").stdout == "1 plugin installed: nothing is wrong\n"
+        assert kdplug("plugins", "check", "Kdplug_A").stdout == "1 plugin installed: no problems\n"
 
 
 def test_json_has_one_object_for_each_finding(kdplug, fake_site):

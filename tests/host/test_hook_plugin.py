@@ -114,7 +114,7 @@ def test_a_hook_plugin_that_raises_loses_all_of_its_entries_and_nobody_elses(
     add_hooks(fake_site, "kdplug-bad", source)
     add_hooks(fake_site, "kdplug-object", OBJECT, "kdplug_object:plugin")
     with fake_site.host() as host:
-        with pytest.warns(PluginWarning, match="Leave it out: KDPLUG_PLUGINS=-kdplug-bad") as caught:
+        with pytest.warns(PluginWarning, match="To run without this plugin, set KDPLUG_PLUGINS=-kdplug-bad") as caught:
             host.load_hooks()
         text = str(caught[0].message)
         assert text.startswith(f"hook plugin 'kdplug-bad:hooks' (kdplug_bad, kdplug-bad 1.0) failed: {told}")

@@ -99,7 +99,7 @@ def test_a_tokenizer_that_changes_the_text_itself_is_refused_unless_it_is_said_w
         def __call__(self, text, *, add_special_tokens=True, verbose=True):
             return {"input_ids": [7, 1, 8] if add_special_tokens else [7, 8]}
 
-    with pytest.raises(ConfigError, match=r"^teacher: its tokenizer does not put special tokens around a text alone"):
+    with pytest.raises(ConfigError, match=r"^teacher: its tokenizer also inserts special tokens inside a text"):
         find_frame(Odd(), None, "teacher")
     assert find_frame(Odd(), True, "teacher") == Frame([1], [2])
 
@@ -169,7 +169,7 @@ def test_without_it_everything_is_as_it_was(folder):
 
 def test_max_length_has_to_leave_room(folder):
     with pytest.raises(
-        ConfigError, match=r"^max_length: is 2, of which 1 are the tokens that each example begins with"
+        ConfigError, match=r"^max_length: is 2, and the special tokens at the start of each example take 1 of them"
     ):
         task_of(**_settings(folder, max_length=2)).check()
 

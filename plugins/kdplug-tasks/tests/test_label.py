@@ -26,7 +26,8 @@ def _source(train, test=(), distillation=None, classes=()):
 
 
 def _teacher(*names):
-    return SimpleNamespace(num_labels=len(names), id2label=dict(enumerate(names)))
+    ids = dict(enumerate(names))
+    return SimpleNamespace(num_labels=len(names), id2label=ids, label2id={name: place for place, name in ids.items()})
 
 
 def _read(source, given=None, teacher=None):
@@ -176,3 +177,16 @@ def test_labels_that_differ_never_mean_one_class(train, test, names):
         return
     pairs = {(str(value).strip(), place) for value, place in zip([*train, *test], [*rows[0], *rows[1]], strict=True)}
     assert len({text for text, _ in pairs}) == len({place for _, place in pairs}) == len(pairs)
+
+
+def test_classes_of_the_test_part_that_the_training_part_lacks_are_named():
+    def untrained(train, test, **more):
+        return find_labels(more.pop("given", None), more.pop("teacher", None), _source(train, test), "label", **more)
+
+    assert untrained(["a", "b"], ["b"]).about_untrained == ""
+    found = untrained(["a", "b"], ["c", "b", "d"], given=["a", "b", "c", "d"])
+    assert found.about_untrained == " data.test has 2 of them that never occur in data.train: c, d."
+    assert untrained([0, 0], [1, 0], teacher=_teacher("neg", "pos")).untrained == ("pos",)
+    assert untrained(["a", "-1"], ["b", "-1"], given=["a", "b"], may_lack=True).untrained == ("b",)
+    many = [f"c{place}" for place in range(20)]
+    assert untrained(many[:2], many, given=many).about_untrained.endswith(" c2, c3, c4, c5, c6, c7, c8, c9, ….")

@@ -105,7 +105,9 @@ def test_questions_without_an_answer_are_understood_where_training_has_some(tmp_
 def test_an_answer_that_is_not_where_the_data_say_is_an_error(tmp_path):
     row = _row(*QUESTIONS[0])
     row["answers"]["answer_start"] = [3]
-    with pytest.raises(ConfigError, match=r"row 1 of .*: answer_start 3 is not where 'Anna Lee' is: it is at 32"):
+    with pytest.raises(
+        ConfigError, match=r"row 1 of .*: the answer 'Anna Lee' does not start at answer_start 3: it starts at 32"
+    ):
         task_of(**_settings(_file(tmp_path / "wrong.jsonl", [row]))).check()
 
 

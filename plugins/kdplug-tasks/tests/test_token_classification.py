@@ -116,3 +116,21 @@ def test_parts_of_speech_are_no_spans():
     assert not has_spans(["NOUN", "VERB", "O"])
     assert not has_spans(["B-A", "I-A"][:0])
     assert has_spans(["O", "B-A"])
+
+
+def test_a_plan_shows_the_first_sentence_with_its_tags_and_how_many_sub_words_count(folder, tmp_path):
+    from kdplug.recipes.plan import plan_recipe
+
+    about = plan_recipe(recipe(_settings(folder), tmp_path)).about
+    assert "The first sentence is Anna (B-PER), Lee (I-PER), lives (O), in (O), Oslo (B-LOC): 5 of its " in about
+    assert "sub-words count, the first of each word." in about
+
+
+def test_a_plan_says_which_tags_are_tested_and_not_trained_on(folder, tmp_path):
+    (tmp_path / "test.jsonl").write_text(
+        '{"tokens": ["Oslo"], "tags": ["B-LOC"]}\n{"tokens": ["x"], "tags": ["B-ORG"]}\n'
+    )
+    data = {"train": str(folder / "train.conll"), "test": str(tmp_path / "test.jsonl")}
+    task = task_of(**_settings(folder, data=data, labels=["B-LOC", "B-ORG", "B-PER", "I-PER", "O"]))
+    task.check()
+    assert "5 tags. data.test has 1 of them that never occur in data.train: B-ORG." in task.about()

@@ -59,9 +59,9 @@ class Digits:
 
     1200 images are for training and 597 for testing, a fixed stratified split. The teacher is fitted on all 1200 labels.
     The student is given ``labels_per_class`` labels of each of the ten classes: without distillation it is trained on those
-    images alone; with distillation it also sees the other training images, without labels, and what the teacher says of
-    them. Distillation has most to give here: the teacher knows all labels, and speaks of images that the student has none for.
-    The more labels the student has itself, the less there is to give; with 100 of each class it hardly needs the teacher.
+    images alone; with distillation it also sees the other training images, without labels, and the teacher's outputs on
+    them. Distillation helps most here: the teacher was trained on all labels, and the student has none for most images. The more
+    labels the student has itself, the smaller the gain; with 100 of each class there is hardly any.
 
     Teacher and student are convolutional nets of three blocks, widths (32, 64, 128) and (6, 12, 20): 94,186 and 3,148
     parameters. ``hidden`` holds one feature map for each block, as ``[batch, positions, width]``.
@@ -89,9 +89,9 @@ class Digits:
         """What a run prints before it starts."""
         train, labelled = len(self._parts["teacher"]), len(self._parts["baseline"])
         return (
-            f"The teacher is fitted on all {train} training images and their labels. The student gets the labels of only "
-            f"{labelled} of them ({self.labels_per_class} of each digit): distilled, it also learns what the teacher says "
-            f"of all {train} images; without distillation, it has those {labelled} images alone. "
+            f"The teacher is trained on all {train} training images and their labels. The student gets the labels of only "
+            f"{labelled} of them ({self.labels_per_class} of each digit): distilled, it also learns from the teacher's outputs "
+            f"on all {train} images; without distillation, it has those {labelled} images alone. "
             f"Accuracy is on {len(self._parts['test'])} other images."
         )
 

@@ -16,6 +16,7 @@ from kdplug_tasks.data.conll import conll_columns, conllu_columns, with_line_fee
 from kdplug_tasks.data.picture import read_arrays, read_folder
 from kdplug_tasks.data.table import Table, without_rows
 from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _ENDINGS = {
     ".csv": "csv",
@@ -77,6 +78,8 @@ def read_file(
 
 
 def _no_file(file: Path, field: str) -> kdplug.ConfigError:
+    if is_special(file):
+        return kdplug.ConfigError(f"{str(file)!r} {NOT_REGULAR}", field=field)
     folder = file.parent
     near = did_you_mean(file.name, [one.name for one in folder.iterdir()] if folder.is_dir() else [])
     there = "" if folder.is_dir() else f" There is no folder {str(folder)!r} either."

@@ -9,6 +9,7 @@ import kdplug
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.data.table import Table, without_rows
 from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 
 def read_split(settings: DataSettings, split: str, field: str) -> Table:
@@ -25,6 +26,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
             field="data.dataset",
         )
     try:
+        _check_regular(settings.dataset)
         found = _on_disk(settings.dataset, split, field)
         if found is None:
             found = _loaded(settings, split)
@@ -42,6 +44,13 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     if not len(table):
         raise without_rows(table)
     return table
+
+
+def _check_regular(name: str) -> None:
+    folder = Path(name).expanduser()
+    for file in (folder, *(folder.rglob("*") if folder.is_dir() else ())):
+        if is_special(file):
+            raise kdplug.ConfigError(f"{str(file)!r} {NOT_REGULAR}", field="data.dataset")
 
 
 def _on_disk(name: str, split: str, field: str) -> Any:

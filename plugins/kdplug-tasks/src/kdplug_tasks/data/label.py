@@ -42,12 +42,13 @@ class Labels:
     """Class names in the order of a model's outputs.
 
     ``are_placeholders`` says that they are ``LABEL_0``, ``LABEL_1``…; ``by_number``, that the data write each class as its place
-    in that order, counted from 0.
+    in that order, counted from 0. ``untrained`` are those that the test part has and the training part has not.
     """
 
     names: tuple[str, ...]
     are_placeholders: bool = False
     by_number: bool = False
+    untrained: tuple[str, ...] = ()
     _places: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +116,14 @@ class Labels:
     def about(self) -> str:
         """Says that the data write numbers where the classes have names; the empty string where they write the names."""
         return ", which the data write by number" if self.by_number and not self.are_placeholders else ""
+
+    @property
+    def about_untrained(self) -> str:
+        """Says which classes are tested and not trained on; the empty string where all are."""
+        if not self.untrained:
+            return ""
+        shown = ", ".join(self.untrained[:_SHOWN]) + (", …" if len(self.untrained) > _SHOWN else "")
+        return f" data.test has {len(self.untrained)} of them that never occur in data.train: {shown}."
 
     @property
     def _has_numbers(self) -> bool:
@@ -203,7 +212,11 @@ def find_labels(
     seen: dict[str, Written] = {}
     for text, one in (pair for part in parts for pair in part.items()):
         seen.setdefault(text, one)
-    return labels.settled([one for one in seen.values() if not (may_lack and labels.says_none(one))])
+    labels = labels.settled([one for one in seen.values() if not (may_lack and labels.says_none(one))])
+    train, test = (
+        {labels.index(one) for one in part.values() if not (may_lack and labels.says_none(one))} for part in parts[:2]
+    )
+    return replace(labels, untrained=tuple(labels.names[place] for place in sorted(test - train)))
 
 
 def _seen(table: Table, column: str, cells: Cells) -> dict[str, Written]:
@@ -234,15 +247,20 @@ def _named(
 
 
 def _check_order(given: Sequence[str], teacher: Any) -> None:
-    """Raises: ``ConfigError`` where ``labels`` are not as many as the teacher's, or are the same in another order."""
+    """Raises: ``ConfigError`` where ``labels`` are not as many as the teacher's, or one is the name of another output of it, case
+    and blanks around it aside.
+    """
     if teacher.num_labels != len(given):
         raise kdplug.ConfigError(f"are {len(given)}, and the teacher has {teacher.num_labels}", field="labels")
     names = _names_of(teacher)
-    if sorted(names) == sorted(given) and names != list(given):
-        raise kdplug.ConfigError(
-            f"are in another order than the teacher's outputs, which are {', '.join(names)}. Leave them out",
-            field="labels",
-        )
+    places = {name.strip().casefold(): place for place, name in enumerate(names)}
+    for place, name in enumerate(given):
+        if places.get(name.strip().casefold(), place) != place and name.strip() != names[place].strip():
+            raise kdplug.ConfigError(
+                f"are in another order than the teacher's outputs, which are {', '.join(names)}: {name!r} is number {place}. Leave "
+                "them out, or write them in the teacher's order",
+                field="labels",
+            )
 
 
 def _of_teacher(teacher: Any, classes: Sequence[str] | None) -> Labels:
@@ -262,4 +280,12 @@ def _names_of(teacher: Any) -> list[str]:
             f"{len(places) - 1}: correct it",
             field="teacher.path",
         )
-    return [str(teacher.id2label[place]) for place in places]
+    names = [str(teacher.id2label[place]) for place in places]
+    for place, name in enumerate(names):
+        if (other := (getattr(teacher, "label2id", None) or {}).get(name, place)) != place and names.count(name) == 1:
+            raise kdplug.ConfigError(
+                f"id2label and label2id of its config.json disagree: {name!r} is output {place} in the one and {other} in the other. "
+                "Correct one of them",
+                field="teacher.path",
+            )
+    return names

@@ -16,11 +16,12 @@ import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.images.picture import find_picture, read_picture
+from kdplug_tasks.images.picture import check_range, find_picture, read_picture
 from kdplug_tasks.images.processor import ImageProcessor, reads_as_saved, size_of
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
+from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 from kdplug_tasks.targets.category import Category
 
 
@@ -65,6 +66,11 @@ class Images:
         """Find the classes, and how the teacher reads pictures; the student is given the same."""
         family.changes = self.target.settle(source, family.trained)
         teacher, student = family.teacher_config, family.student_config
+        if not isinstance(getattr(teacher, "num_channels", None), int):
+            raise kdplug.ConfigError(
+                f"its {type(teacher).__name__} has no num_channels, so it is not known what pictures it reads",
+                field="teacher",
+            )
         self.channels = teacher.num_channels
         for name in ("num_channels", "image_size"):
             mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
@@ -97,9 +103,12 @@ class Images:
         for row, cell in enumerate(table.columns["image"]) if _holds_paths(table) else ():
             if not isinstance(cell, str):
                 raise table.error(f"a picture must be a path, as in row 1, got {type(cell).__name__}", row)
-            if not _is_file(find_picture(cell, table)):
+            if is_special(file := find_picture(cell, table)):
+                raise table.error(f"{cell!r} {NOT_REGULAR}", row)
+            if not _is_file(file):
                 raise table.error(f"there is no file {cell!r}", row)
         read_picture(table.columns["image"][0], self.channels, table, 0)
+        check_range(table)
         return Pictures(table, self.channels, self.target.read(table, optional=optional))
 
     def collate(self, examples: list[Any]) -> Batch:

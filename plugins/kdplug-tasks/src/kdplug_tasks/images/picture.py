@@ -11,6 +11,7 @@ import numpy
 from PIL import Image, ImageOps
 
 from kdplug_tasks.data.table import Table
+from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """What is opened, whatever a file is called: PIL hands PostScript, which is a program, to Ghostscript."""
@@ -54,6 +55,8 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
     if not isinstance(cell, (str, bytes)):
         raise table.error(f"a picture is a path, bytes or an array, got {type(cell).__name__}", row)
     source: Any = io.BytesIO(cell) if isinstance(cell, bytes) else find_picture(cell, table)
+    if isinstance(source, Path) and is_special(source):
+        raise table.error(f"{cell!r} {NOT_REGULAR}", row)
     try:
         with Image.open(source, formats=_FORMATS) as image:
             image.load()
@@ -62,11 +65,32 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
         raise table.error(f"it cannot be read as a picture: {error}", row) from error
 
 
+def check_range(table: Table) -> None:
+    """Raises: ``ConfigError`` where all pictures of a column are whole numbers of which none is above 1.
+
+    Whole numbers are read as 0 to 255, so those pictures would all be black.
+    """
+    cells = table.columns["image"]
+    if all(isinstance(cell, (list, numpy.ndarray)) and _is_binary(cell) for cell in cells):
+        raise table.error(
+            "all pictures are whole numbers of 0 and 1, and whole numbers are read in the range 0 to 255, where these are nearly black. "
+            "Multiply them by 255, or store them as floats in [0, 1]"
+        )
+
+
+def _is_binary(cell: Any) -> bool:
+    try:
+        found = numpy.asarray(cell)
+        return found.dtype.kind in "ui" and bool(found.size) and bool(found.max() <= 1)
+    except (ValueError, OverflowError):  # told where the picture is read
+        return False
+
+
 def find_picture(path: str, table: Table) -> Path:
     """Where a picture lies: beside the table's file, or as it stands."""
     beside = Path(table.origin).parent / path
     with suppress(OSError):  # a name that is too long
-        return beside if beside.is_file() else Path(path)
+        return beside if beside.exists() else Path(path)
     return Path(path)
 
 

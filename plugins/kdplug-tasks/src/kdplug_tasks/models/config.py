@@ -9,6 +9,7 @@ from typing import Any
 import kdplug
 from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
 from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id"}
 
@@ -36,6 +37,9 @@ def check_path(path: str, field: str) -> None:
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():
+            special = next(filter(is_special, sorted(folder.iterdir())), None)
+            if special is not None:
+                raise kdplug.ConfigError(f"{path!r}: its {special.name} {NOT_REGULAR}", field=field)
             return
     except OSError as error:  # a name that is too long
         raise kdplug.ConfigError(f"there is no folder {path[:200]!r}: {error.strerror}", field=field) from error
@@ -110,12 +114,45 @@ def _made(kind: Any, kept: Mapping[str, Any], given: Mapping[str, Any], field: s
         raise kdplug.ConfigError(f"{kind.__name__} does not go together: {first}", field=field) from error
 
 
-def positions(config: Any) -> int | None:
-    """The longest sequence that a model takes; ``None`` where nothing in its config limits it."""
-    limit = getattr(config, "max_position_embeddings", None)
+def check_problem(teacher: Any, wanted: str) -> None:
+    """``teacher`` is the config of one whose head is trained, else ``None``; ``wanted`` is a ``problem_type`` of transformers.
+
+    Raises: ``ConfigError`` where the head was trained for another problem: its outputs mean something else then.
+    """
+    found = getattr(teacher, "problem_type", None)
+    if found is not None and found != wanted:
+        raise kdplug.ConfigError(
+            f"was trained for {found!r} (problem_type in its config.json), and the task is {wanted!r}. Choose the task of the teacher, "
+            "or write train: true to train it on this one",
+            field="teacher.path",
+        )
+
+
+def text_part(config: Any, side: str) -> Any:
+    """The config of what reads text: ``config`` itself, or the one inside it where text is a part of a model.
+
+    Raises: ``ConfigError`` where there is none, or more than one.
+    """
+    try:
+        found = config.get_text_config()
+    except ValueError as error:
+        raise kdplug.ConfigError(
+            f"its {type(config).__name__} is not of one model for text: {error}", field=side
+        ) from error
+    if not isinstance(getattr(found, "vocab_size", None), int):
+        raise kdplug.ConfigError(
+            f"its {type(config).__name__} has no vocab_size, so the model reads no text", field=side
+        )
+    return found
+
+
+def positions(text: Any) -> int | None:
+    """The longest sequence that a model takes; ``None`` where nothing in its config for text limits it."""
+    limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
-    first = config.pad_token_id + 1 if config.model_type in _PAST_PADDING and config.pad_token_id is not None else 0
+    padding = getattr(text, "pad_token_id", None)
+    first = padding + 1 if text.model_type in _PAST_PADDING and padding is not None else 0
     return limit - first
 
 

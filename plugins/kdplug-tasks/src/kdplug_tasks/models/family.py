@@ -21,7 +21,9 @@ from kdplug_tasks.models.quiet import without_bars
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
 from kdplug_tasks.models.untrusted import check_shards, data_only
-from kdplug_tasks.models.weights import check_sums, check_weights, unread_pickle
+from kdplug_tasks.models.weights import check_size, check_sums, check_weights, unread_pickle
+
+_SHOWN = 80
 
 Side: TypeAlias = Literal["teacher", "student"]
 
@@ -96,9 +98,24 @@ class Family:
                 check_layers(self.student.from_teacher, *configs.values())
         with torch.device("meta"):
             models = {side: self._from_config(config, side) for side, config in configs.items()}
+        for side, path in (("teacher", self.teacher.path), ("student", self.student.path)):
+            if path is not None:
+                check_size(models[side], path, f"{side}.path")
+            self._check_changes(configs[side], side)
         for side, model in models.items() if self.heads is not None else ():
             check_head(model, side)
         self.start_student(models["student"], models["teacher"])
+
+    def _check_changes(self, config: Any, side: str) -> None:
+        """Raises: ``ConfigError`` where a config in the recipe contradicts what the task and its data say of a model."""
+        if side == "teacher" and not self.teacher.train:
+            return  # the task compared it with the data
+        for key, wanted in self.changes.items():
+            if (found := getattr(config, key, None)) != wanted:
+                raise kdplug.ConfigError(
+                    f"is {str(found)[:_SHOWN]}, and the task needs {str(wanted)[:_SHOWN]}. Leave it out: it follows from the data",
+                    field=f"{side}.config.{key}",
+                )
 
     def build_teacher(self) -> nn.Module:
         """The teacher, from its folder or from scratch.
@@ -191,6 +208,8 @@ class Family:
     def _ready(self, model: Any, side: Side) -> nn.Module:
         """The model, told to show what the objective reads, and deaf to inputs that it does not know."""
         self._sides[model] = side
+        for config in {id(one.config): one.config for one in model.modules() if hasattr(one, "config")}.values():
+            config.return_dict = True  # a folder may say otherwise, and the adaptors read outputs by name
         model.config.output_hidden_states = "hidden" in self.reads
         model.config.output_attentions = "attention" in self.reads
         if hasattr(model.config, "use_cache"):

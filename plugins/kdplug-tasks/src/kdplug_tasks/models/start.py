@@ -17,6 +17,12 @@ _POSITIONS = ("wpe", "position_embeddings")
 
 def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
     """Raises: ``ConfigError`` for layers that the teacher does not have, or that do not fit a student of another width."""
+    for side, config in (("teacher", teacher), ("student", student)) if settings.layers else ():
+        if not isinstance(getattr(config, "num_hidden_layers", None), int):
+            raise kdplug.ConfigError(
+                f"the {side}'s {type(config).__name__} has no num_hidden_layers, so its layers cannot be taken one by one",
+                field="layers",
+            )
     for place, layer in enumerate(settings.layers):
         if layer >= teacher.num_hidden_layers:
             raise kdplug.ConfigError(

@@ -1,9 +1,11 @@
-"""Reads model folders as data. What in one would run code, or fetch code from elsewhere, is refused."""
+"""Reads model folders as data. What in one would run code, fetch code from elsewhere, or build a model without end, is refused."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,12 @@ import kdplug
 
 _NO_CONVERSION = "DISABLE_SAFETENSORS_CONVERSION"
 _TORCH_EXPERTS = ("eager", "batched_mm", "grouped_mm")
+_MOST = (
+    (re.compile(r"(^|_)(layers?|depths?|blocks)(_per_stage)?$|^(n|num)_.*(layers|blocks|stages)"), 1 << 12, "layers"),
+    (re.compile(r"experts$"), 1 << 16, "experts"),
+    (re.compile(r"labels$"), 1 << 20, "labels"),
+)
+"""Keys that count parts of a model, each of which is built by itself, and the most that are built."""
 _TOKENIZERS = ("Tokenizer", "TokenizerFast", "Backend")
 _IMAGE_PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
@@ -57,7 +65,8 @@ def read_settings(path: str, field: str) -> None:
 
 
 def check_settings(settings: Any, owner: str, field: str) -> None:
-    """Refuse settings of a config, at any depth, that name a kernel of the hub, another loader, or a pickle.
+    """Refuse settings of a config, at any depth, that name a kernel of the hub, another loader, or a pickle; numbers with which
+    no model can be built in reasonable time, or run.
 
     ``owner`` begins the message. Raises: ``ConfigError``.
     """
@@ -65,6 +74,9 @@ def check_settings(settings: Any, owner: str, field: str) -> None:
         for key, value in settings.items():
             if (refusal := _refusal(key, value, owner, field)) is not None:
                 raise refusal
+            for number in value if isinstance(value, (list, tuple)) else (value,):
+                if (wrong := _flaw_of_number(str(key), number)) is not None:
+                    raise kdplug.ConfigError(f"{owner} has {key} {number!r}: {wrong}", field=field)
             check_settings(value, owner, field)
     elif isinstance(settings, (list, tuple)):
         for one in settings:
@@ -156,6 +168,22 @@ def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError
             return kdplug.ConfigError(
                 f"{owner} has the checkpoint_path {value!r}, which timm would unpickle. Leave it out", field=field
             )
+    return None
+
+
+def _flaw_of_number(key: str, value: Any) -> str | None:
+    """Why no model can have this value of a setting; ``None`` where it may, or where it is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    if math.isnan(value):
+        return "it must be a number, not NaN"
+    if "drop" in key and not 0 <= value <= 1:
+        return "a dropout must be in [0, 1]"
+    for counted, most, parts in _MOST:
+        if counted.search(key) and value > most:
+            return f"kdplug builds models of at most {most:,} {parts}"
+    if key == "chunk_size_feed_forward" and value not in (0, 1):
+        return "batches differ in length, and this must divide each length. Set it to 0"
     return None
 
 

@@ -16,6 +16,8 @@ import kdplug
 
 _SHOWN = 3
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_NEW = 1 << 28
+"""How many parameters a new head may have."""
 _SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
 """Names of the factors that quantized weights are multiplied by."""
 
@@ -81,6 +83,24 @@ def check_sums(path: str, field: str) -> None:
                     "changed the file, delete SHA256SUMS",
                     field=field,
                 )
+
+
+def check_size(model: nn.Module, path: str, field: str) -> None:
+    """Compare a model without weights with the size of the files that are to fill it, before memory is taken for it.
+
+    A file may hold less than the model: a head that is trained may be new.
+
+    Raises: ``ConfigError`` where the files of a folder hold far fewer numbers than the model has.
+    """
+    folder = Path(path).expanduser()
+    held = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if held and wanted > held + _NEW:  # a number takes one byte at least
+        raise kdplug.ConfigError(
+            f"the config.json of {path!r} describes a model of {wanted:,} parameters, and its safetensors files hold {held:,} bytes. "
+            "Correct its sizes, or save both again, with save_pretrained",
+            field=field,
+        )
 
 
 def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.ConfigError | None:

@@ -14,6 +14,9 @@ from kdplug import LossSum
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
+from kdplug_tasks.models.config import check_problem
+
+_PROBLEM = "single_label_classification"
 
 
 class Category:
@@ -28,8 +31,9 @@ class Category:
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
         """The classes."""
+        check_problem(teacher, _PROBLEM)
         self.labels = find_labels(self.names, teacher, source, "label", may_lack=True)
-        return self.labels.to_config
+        return {**self.labels.to_config, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[int]:
         """The class of each row by number, ``-100`` where it has none."""
@@ -52,7 +56,7 @@ class Category:
     def about(self) -> str:
         """The classes."""
         shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else "")
-        return f"{len(self.labels)} classes{self.labels.about}: {shown}."
+        return f"{len(self.labels)} classes{self.labels.about}: {shown}.{self.labels.about_untrained}"
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

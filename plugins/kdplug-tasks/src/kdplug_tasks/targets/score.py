@@ -14,9 +14,11 @@ from kdplug_tasks.data.label import is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.metrics.correlation import pearson, spearman
+from kdplug_tasks.models.config import check_problem
 from kdplug_tasks.targets.category import at_least_float32
 
 _NONE = math.nan
+_PROBLEM = "regression"
 
 
 class Score:
@@ -27,11 +29,12 @@ class Score:
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:  # noqa: ARG002
         """One output."""
+        check_problem(teacher, _PROBLEM)
         if teacher is not None and teacher.num_labels != 1:
             raise kdplug.ConfigError(
                 f"the teacher has {teacher.num_labels} outputs, and a score is one number", field="teacher.path"
             )
-        return {"num_labels": 1, "problem_type": "regression"}
+        return {"num_labels": 1, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[float]:
         """The number of each row, ``nan`` where it has none."""

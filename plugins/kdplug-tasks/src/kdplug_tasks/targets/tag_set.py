@@ -14,7 +14,10 @@ from kdplug import LossSum
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
+from kdplug_tasks.models.config import check_problem
 from kdplug_tasks.targets.category import at_least_float32
+
+_PROBLEM = "multi_label_classification"
 
 
 class TagSet:
@@ -34,8 +37,9 @@ class TagSet:
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
         """The classes."""
+        check_problem(teacher, _PROBLEM)
         self.labels = find_labels(self.names, teacher, source, "labels", self._cells)
-        return {**self.labels.to_config, "problem_type": "multi_label_classification"}
+        return {**self.labels.to_config, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[list[int]]:
         """Zeros and ones for each row, ``-100`` throughout where it has no target."""
@@ -73,7 +77,9 @@ class TagSet:
 
     def about(self) -> str:
         """The classes."""
-        return f"{len(self.labels)} classes{self.labels.about}, of which any number may hold."
+        return (
+            f"{len(self.labels)} classes{self.labels.about}, of which any number may hold.{self.labels.about_untrained}"
+        )
 
     def _row(self, cell: Any, table: Table, row: int) -> list[int]:
         found = [0] * len(self.labels)

@@ -21,7 +21,8 @@ class Frame(NamedTuple):
         """Raises: ``ConfigError`` where the begin leaves no token to be predicted from another one."""
         if max_length - len(self.begin) < 2:
             raise kdplug.ConfigError(
-                f"is {max_length}, of which {len(self.begin)} are the tokens that each example begins with; at least 2 must be left",
+                f"is {max_length}, and the special tokens at the start of each example take {len(self.begin)} of them: at least 2 must "
+                "remain",
                 field="max_length",
             )
 
@@ -38,7 +39,7 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
     found = _added(tokenizer)
     if found is None and add_bos_token is None:
         raise kdplug.ConfigError(
-            "its tokenizer does not put special tokens around a text alone, so that it is not clear what a text begins with. Write "
+            "its tokenizer also inserts special tokens inside a text, so the start of a document cannot be detected. Set "
             "add_bos_token: true or false",
             field=field,
         )
@@ -85,9 +86,14 @@ def sketch(tokenizer: Any, ids: Sequence[int], counts: Sequence[bool]) -> str:
     The first token of all never does: it is predicted from nothing.
     """
     entering = [False, *counts[1:]]
-    words = [_written(tokenizer, token, enters=enters) for token, enters in zip(ids, entering, strict=True)]
-    shown = words if len(words) <= _FIRST + _LAST + 1 else [*words[:_FIRST], "…", *words[-_LAST:]]
-    return f"{' '.join(shown)}: {sum(entering):,} of {len(ids):,} tokens enter the loss, those in parentheses do not"
+    is_short = len(ids) <= _FIRST + _LAST + 1
+    parts = [slice(None)] if is_short else [slice(_FIRST), slice(-_LAST, None)]
+    shown = " … ".join(_words(tokenizer, ids[part], entering[part]) for part in parts)
+    return f"{shown}: {sum(entering):,} of {len(ids):,} tokens enter the loss, those in parentheses do not"
+
+
+def _words(tokenizer: Any, ids: Sequence[int], entering: Sequence[bool]) -> str:
+    return " ".join(_written(tokenizer, token, enters=enters) for token, enters in zip(ids, entering, strict=True))
 
 
 def _written(tokenizer: Any, token: int, *, enters: bool) -> str:

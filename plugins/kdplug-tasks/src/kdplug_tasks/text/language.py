@@ -15,6 +15,7 @@ from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.example import Examples
+from kdplug_tasks.models.config import text_part
 from kdplug_tasks.models.direction import check_direction
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.output import features
@@ -23,7 +24,7 @@ from kdplug_tasks.text.frame import Frame
 from kdplug_tasks.text.generation import Sampler
 from kdplug_tasks.text.next_token import loss_sum, shifted
 from kdplug_tasks.text.perplexity import Perplexity
-from kdplug_tasks.text.processor import TextProcessor, texts_of, vocabulary_of
+from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.reader import Form, OneReader
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import classes_of
@@ -133,7 +134,7 @@ class Language:
         for side, config in configs.items():
             self.processor_of(side).check_model(config, side)
             check_direction(config, side)
-        embeddings = {side: vocabulary_of(config) for side, config in configs.items()}
+        embeddings = {side: text_part(config, side).vocab_size for side, config in configs.items()}
         is_padded = self.spans_vocabularies or len(set(embeddings.values())) > 1
         for side, vocabulary in self.read.items():
             vocabulary.size = classes_of(self.processor_of(side).tokenizer) if is_padded else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import kdplug
-from kdplug_tasks.models.config import positions
+from kdplug_tasks.models.config import positions, text_part
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import (
@@ -113,14 +113,15 @@ class TextProcessor:
 
     def check_model(self, config: Any, side: str) -> None:
         """Raises: ``ConfigError`` where the tokenizer does not fit one model, or ``max_length`` is too long for it."""
-        check_vocabulary(self.tokenizer, vocabulary_of(config), side)
-        limit = positions(config)
+        text = text_part(config, side)
+        check_vocabulary(self.tokenizer, text.vocab_size, side)
+        limit = positions(text)
         if limit is not None and self.max_length > limit:
             raise kdplug.ConfigError(
                 f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens", field="max_length"
             )
-        if config.pad_token_id is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+        if getattr(text, "pad_token_id", None) is None:
+            text.pad_token_id = self.tokenizer.pad_token_id
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
         """The inputs of each text, or pair of texts, cut to ``max_length``; of a pair, the longer text is cut."""
@@ -154,12 +155,6 @@ def _check_trained(tokenizer: Any, family: Family) -> None:
             "alone is the student_tokenizer of causal-lm",
             field="tokenizer",
         )
-
-
-def vocabulary_of(config: Any) -> int:
-    """How many embeddings a model has, also one of which text is a part."""
-    size: int = config.get_text_config().vocab_size
-    return size
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:

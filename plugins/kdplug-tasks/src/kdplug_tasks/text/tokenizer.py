@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from kdplug_tasks.text.setting import TokenizerSettings
 PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 _SPECIAL = (PAD, UNKNOWN, BEGIN, END)
 _BYTES = 256
+_LONGEST_RUN = re.compile(r"\S{1000}|\s{1000}")
+"""Learning merges takes time quadratic in the length of a word, so longer runs are cut for it."""
 
 
 def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
@@ -40,6 +43,10 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
         raise kdplug.ConfigError(
             f"{path!r}: transformers made a {type(tokenizer).__name__} of it, which is no tokenizer", field=field
         )
+    names = tokenizer.model_input_names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise kdplug.ConfigError(f"{path!r}: its model_input_names must be a list of names, got {names!r}", field=field)
+    tokenizer.model_input_names = list(dict.fromkeys(("input_ids", *names, "attention_mask")))  # what every task reads
     if tokenizer.pad_token is None:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:
@@ -73,7 +80,7 @@ def make_tokenizer(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
+    made.train_from_iterator((piece for text in texts for piece in _short_runs(text)), trainer)
     if is_framed:
         places = [(token, made.token_to_id(token)) for token in (BEGIN, END)]
         made.post_processor = processors.TemplateProcessing(
@@ -89,6 +96,15 @@ def make_tokenizer(
         sep_token=END,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def _short_runs(text: str) -> Iterator[str]:
+    """The text, cut after each thousand characters of a word or of white space."""
+    start = 0
+    for run in _LONGEST_RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
 
 
 def check_agreement(tokenizer: Any, other: Any, field: str) -> None:

@@ -46,8 +46,10 @@ def answers_of(table: Table, contexts: Sequence[str], *, optional: bool) -> list
         for answer in answers or ():
             if context[answer.start : answer.start + len(answer.text)] != answer.text:
                 real = context.find(answer.text)
-                where = f"it is at {real}" if real >= 0 else "it is nowhere in the context"
-                raise table.error(f"answer_start {answer.start} is not where {answer.text!r} is: {where}", row)
+                where = f"it starts at {real}" if real >= 0 else "the context does not contain it"
+                raise table.error(
+                    f"the answer {answer.text!r} does not start at answer_start {answer.start}: {where}", row
+                )
         found.append(answers)
     return found
 

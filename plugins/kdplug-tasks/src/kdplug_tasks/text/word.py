@@ -22,6 +22,9 @@ from kdplug_tasks.targets.category import cross_entropy_sum
 from kdplug_tasks.text.processor import TextProcessor, padded
 from kdplug_tasks.text.setting import TokenizerSettings
 
+_SHOWN = 8
+"""How many words of a sentence a plan shows."""
+
 
 class Sentence(NamedTuple):
     """The inputs of a sentence; for each sub-word whether it is a word's first, and the word's class there, ``-100`` elsewhere."""
@@ -44,6 +47,7 @@ class Words:
         self.labels = Labels(())
         self.metric = "f1"
         self.cut_words = 0
+        self._first: tuple[list[str], list[int], list[int]] | None = None
         self._settings = tokenizer
         self._max_length = max_length
         self._processor: TextProcessor | None = None
@@ -83,6 +87,7 @@ class Words:
             ]
             self.cut_words += len(words[row]) - sum(firsts)
             sentences.append(Sentence({name: found[name][row] for name in names}, firsts, labels))
+        self._first = self._first or (words[0], classes[0], sentences[0].firsts)
         return Examples(sentences)
 
     def collate(self, examples: list[Sentence]) -> Batch:
@@ -139,7 +144,18 @@ class Words:
             if self.cut_words
             else ""
         )
-        return f"{len(self.labels)} tags{self.labels.about}.{cut}"
+        return f"{len(self.labels)} tags{self.labels.about}.{self.labels.about_untrained}{cut}{self._sketch}"
+
+    @property
+    def _sketch(self) -> str:
+        """The first words of the first sentence with their tags, and how many of its sub-words count."""
+        if self._first is None:
+            return ""
+        words, classes, firsts = self._first
+        tags = ["no tag" if label == NO_LABEL else self.labels.names[label] for label in classes[:_SHOWN]]
+        shown = ", ".join(f"{word} ({tag})" for word, tag in zip(words[:_SHOWN], tags, strict=True))
+        more = ", …" if len(words) > _SHOWN else ""
+        return f" The first sentence is {shown}{more}: {sum(firsts)} of its {len(firsts)} sub-words count, the first of each word."
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""

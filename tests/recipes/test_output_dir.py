@@ -1,0 +1,40 @@
+"""``plan`` finds an ``output_dir`` that ``run`` could not write into, and a learning rate at which no run ends well."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from kdplug.errors import RunError
+from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.run import run_recipe
+
+
+@pytest.mark.parametrize("carry_out", [plan_recipe, run_recipe])
+@pytest.mark.parametrize("blocked", ["", "student", "teacher", "baseline"])
+def test_a_file_in_the_place_of_a_folder_is_an_error(signs, tmp_path, carry_out, blocked):
+    file = tmp_path / "file" / blocked
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    for folder in (tmp_path / "file", file / "below" / "it"):
+        with pytest.raises(RunError, match=r"^output_dir: cannot write into .*file.* is not a folder"):
+            carry_out(signs(f"output_dir={folder}"))
+
+
+@pytest.mark.parametrize("carry_out", [plan_recipe, run_recipe])
+def test_a_folder_without_permission_is_an_error(signs, tmp_path, monkeypatch, carry_out):
+    monkeypatch.setattr(os, "access", lambda path, _: str(path) != str(tmp_path))  # root may write anywhere
+    with pytest.raises(RunError, match=r"^output_dir: cannot write into .*: no permission to write into"):
+        carry_out(signs(f"output_dir={tmp_path}/new/out"))
+
+
+def test_a_plan_writes_no_folder(signs, tmp_path):
+    plan_recipe(signs(f"output_dir={tmp_path}/new/out"))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("rate", "is_warned_of"), [("1e308", True), ("11.0", True), ("1.0", False)])
+def test_a_learning_rate_that_destroys_the_weights_is_warned_of(signs, rate, is_warned_of):
+    plan = plan_recipe(signs(f"training.lr={rate}"))
+    assert [one.field for one in plan.warnings if one.check == "large_learning_rate"] == ["training.lr"] * is_warned_of
