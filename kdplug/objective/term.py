@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from kdplug.contracts.loss_sum import LossSum
+from kdplug.contracts.loss_sum import LossSum, is_valid_count
 from kdplug.errors import SignatureError
 from kdplug.objective.batch import Batch
 from kdplug.objective.report import TermValue
@@ -52,6 +52,8 @@ def term_value(result: Any, weight: float, owner: str) -> TermValue:
         raise SignatureError(
             f"{owner} returned a LossSum whose count is neither a number nor a scalar: {_shown(count)}"
         )
+    if not is_valid_count(count):
+        raise SignatureError(f"{owner} returned a LossSum whose count must be finite and >= 0, and is {float(count):g}")
     return TermValue(total, count, weight)
 
 
