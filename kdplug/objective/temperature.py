@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from kdplug.objective.batch import Batch
 MINIMUM = 1e-2
 """No scheduler gets below this. Zero divides by zero, and a negative temperature turns the distribution upside down."""
 
+HIGH = 1e3
+"""From here on float32 no longer has the digits for a divergence times the squared temperature."""
+
 
 class Temperature(nn.Module):
     """A fixed temperature, or one that a scheduler sets for each item from the logits.
@@ -30,6 +34,7 @@ class Temperature(nn.Module):
         self.scheduler: Callable[..., Any] | None = None
         self.inputs: tuple[str, ...] = ()
         self.owner = ""
+        self._has_warned = False
         if spec is not None:
             self._schedule(spec)
 
@@ -58,7 +63,29 @@ class Temperature(nn.Module):
             "total_steps": batch.total_steps,
         }
         with torch.no_grad():
-            return self._checked(self.scheduler(*map(values.__getitem__, self.inputs)), student_logits.shape[:-1])
+            found = self._checked(self.scheduler(*map(values.__getitem__, self.inputs)), student_logits.shape[:-1])
+            if not self._has_warned:
+                self._look_at(found, waits=batch.looks)
+            return found
+
+    def warn_if_high(self, highest: float) -> None:
+        """Warn once, of a temperature at which float32 cannot hold what losses compute."""
+        if highest < HIGH or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"temperature {highest:g}: at {HIGH:g} and above, softened distributions differ by less than float32 can hold. A loss "
+            "that multiplies by the squared temperature, such as kl, then reports rounding errors, even negative values. Use a "
+            "lower temperature, or a squared error between the logits, which is the limit of a high one",
+            stacklevel=2,
+        )
+
+    def _look_at(self, found: float | Tensor, *, waits: bool) -> None:
+        """``warn_if_high`` for scheduled temperatures; those on an accelerator are read only if it ``waits``."""
+        if not isinstance(found, Tensor):
+            self.warn_if_high(found)
+        elif (found.is_cpu or waits) and found.numel() and not found.is_meta and not torch.compiler.is_compiling():
+            self.warn_if_high(found.max().item())
 
     def _checked(self, found: Any, items: torch.Size) -> float | Tensor:
         if isinstance(found, Tensor):

@@ -69,6 +69,29 @@ def test_one_that_is_no_number_is_an_error(build, offer, seen, student, teacher,
         run(build, offer, lambda temperature: value, student, teacher)
 
 
+HIGH = r"temperature 20000: at 1000 and above, .* even negative values\. Use a lower temperature"
+
+
+def test_a_configured_temperature_that_float32_cannot_hold_is_warned_of(build, seen, student, teacher):
+    with pytest.warns(UserWarning, match=HIGH):
+        objective = build(kd_loss_type="watch", temperature=20_000)
+    objective(student, teacher)
+    build(kd_loss_type="watch", temperature=999)
+    build(kd_loss_weight=0, hard_label_weight=1, temperature=20_000)
+
+
+@pytest.mark.parametrize("value", [20_000, torch.tensor(2e4), torch.ones(3, 4).index_fill(0, torch.tensor(1), 2e4)])
+def test_a_scheduled_temperature_that_float32_cannot_hold_is_warned_of_once(
+    build, offer, seen, student, teacher, value
+):
+    late = offer(lambda temperature, step: value if step else 1.0, "temperature_schedulers")
+    objective = build(kd_loss_type="watch", temperature=20_000, temperature_scheduler=late)
+    objective(student, teacher)
+    with pytest.warns(UserWarning, match=HIGH):
+        objective(student, teacher, step=1)
+    objective(student, teacher, step=2)
+
+
 def test_a_scheduler_with_a_buffer_is_saved_with_the_objective(build, offer, student, teacher):
     class Tracking(torch.nn.Module):
         def __init__(self):
