@@ -17,6 +17,7 @@ from kdplug.objective.batch import Batch
 from kdplug.objective.capture_path import Modules
 from kdplug.objective.feature import layers
 from kdplug.objective.gradient import connected_zero, target
+from kdplug.objective.mask import extended_hint
 from kdplug.objective.precision import full
 from kdplug.objective.projection import ProjectionPlan, not_built, project, without_garbage
 from kdplug.objective.report import TermValue
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _SIDES = ("student_features", "teacher_features")
+_MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
 _BARE = (_SIDES, (*_SIDES, "mask"))
 """What is asked for by losses for which two features without a mask are all there is."""
 
@@ -170,15 +172,17 @@ class MatchTerm(nn.Module):
         try:
             return batch.certain(term_value(self.loss(*values), weight, self.owner))
         except KdplugError as error:
-            error.message += self._hint(teacher)
+            error.message += self._hint(teacher, batch)
             raise error.at("loss") from error.__cause__
         except RuntimeError as error:
-            if not (hint := self._hint(teacher)):
+            if not (hint := self._hint(teacher, batch)):
                 raise
             raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
 
-    def _hint(self, teacher: tuple[Tensor, ...]) -> str:
-        return "" if self.plan is None else self.plan.explain(teacher[0])
+    def _hint(self, teacher: tuple[Tensor, ...], batch: Batch) -> str:
+        """What may be the cause of an error of the loss: the projection's width, or the shape of a mask that it takes."""
+        masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
+        return ("" if self.plan is None else self.plan.explain(teacher[0])) + extended_hint(*masks)
 
 
 class Compared(NamedTuple):
