@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdplug import ShapeError, SignatureError
+from kdplug import ConfigError, ShapeError, SignatureError
 from kdplug.objective.temperature import MINIMUM
 
 
@@ -67,6 +67,41 @@ def test_one_of_another_shape_is_an_error(build, offer, seen, student, teacher):
 def test_one_that_is_no_number_is_an_error(build, offer, seen, student, teacher, value):
     with pytest.raises(SignatureError, match=r"^temperature_scheduler: local:offered must return a tensor over items"):
         run(build, offer, lambda temperature: value, student, teacher)
+
+
+@pytest.mark.parametrize("keys", [{}, {"kd_loss_weight": 0}], ids=["with a kd loss", "without"])
+def test_a_match_gets_the_scheduled_temperature_of_the_step(build, offer, match, seen, student, teacher, keys):
+    given = []
+
+    def matched(student_features, teacher_features, temperature):
+        given.append(temperature)
+        return (student_features - teacher_features).square().mean() * temperature
+
+    rising = offer(
+        lambda temperature, step, total_steps: temperature * (1 + step / total_steps), "temperature_schedulers"
+    )
+    objective = build(
+        kd_loss_type="watch",
+        temperature=3,
+        temperature_scheduler=rising,
+        intermediate_matches=[match(loss=offer(matched, name="matched"))],
+        **keys,
+    )
+    for step in range(3):
+        objective(student, teacher, step=step, total_steps=2)
+    assert given == [3, 4.5, 6]
+    assert seen == ([] if keys else given)
+
+
+def test_a_match_has_no_logits_to_schedule_a_temperature_by(build, offer, match):
+    matched = offer(lambda student_features, temperature: student_features.mean() * temperature, name="matched")
+    by_item = offer(lambda student_logits, temperature: student_logits[..., 0], "temperature_schedulers")
+    with pytest.raises(
+        ConfigError,
+        match=r"^temperature_scheduler: local:offered makes temperatures from student_logits, and the match 'm",
+    ):
+        build(temperature_scheduler=by_item, intermediate_matches=[match(loss=matched, name="mine")])
+    build(temperature_scheduler=by_item, intermediate_matches=[match()])
 
 
 HIGH = r"temperature 20000: at 1000 and above, .* even negative values\. Use a lower temperature"

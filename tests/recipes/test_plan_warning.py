@@ -235,6 +235,20 @@ def test_a_setting_of_a_kd_loss_that_is_off_is_told(scene, changes, fields):
     assert _checks(plan) == ["no_effect"]
 
 
+def test_a_temperature_that_a_match_takes_is_used_without_a_kd_loss(scene):
+    @kdplug.losses.register("warm")
+    def warm(student_features, teacher_features, temperature):
+        return (student_features - teacher_features).square().mean() * temperature
+
+    @kdplug.temperature_schedulers.register("warming")
+    def warming(temperature, progress):
+        return temperature + progress
+
+    match = {**HIDDEN, "loss": "warm"}
+    plan = scene(kd_loss_weight=0, intermediate_matches=[match], temperature=2, temperature_scheduler="warming")
+    assert plan.warnings == []
+
+
 def test_a_match_of_weight_0_is_told(scene):
     plan = scene(intermediate_matches=[{**HIDDEN, "weight": 0}])
     assert [warning.field for warning in plan.warnings] == ["distillation.intermediate_matches.0"]
