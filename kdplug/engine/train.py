@@ -182,7 +182,7 @@ def _settle(
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
     if teacher is not None:
-        stack.enter_context(teacher.frozen())
+        stack.enter_context(teacher.frozen(pair.student))
         if shards_teacher:
             from kdplug.engine.shard_teacher import shard_teacher
 

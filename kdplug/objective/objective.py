@@ -104,7 +104,8 @@ class Objective(nn.Module):
         Run each model inside ``with capture.student.reading():``, and give the objective
         ``capture.student.join(outputs)``; likewise ``capture.teacher``, or each of ``capture.teachers``.
 
-        A teacher that is in eval mode is checked to be so after each pass, and to leave its buffers unchanged.
+        A teacher that is in eval mode is checked to be so after each pass, and to leave its parameters and
+        buffers unchanged.
 
         Raises: ``ConfigError`` as ``connect`` does; inside ``reading()``, ``RunError`` where a teacher changes.
         """
@@ -113,7 +114,7 @@ class Objective(nn.Module):
         with ExitStack() as stack:
             ours = stack.enter_context(Capture(student, self.paths("student"), "student").hooked())
             theirs = [
-                Capture(one, self.paths("teacher", place), "teacher", checked(one, side(self.teachers, place)))
+                Capture(one, self.paths("teacher", place), "teacher", checked(one, side(self.teachers, place), student))
                 for place, one in enumerate(models)
             ]
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))

@@ -102,6 +102,30 @@ def test_no_student_writes_to_the_teachers_buffers(tmp_path, entrance):
         TRAINS[entrance](tmp_path, student, teacher)
 
 
+@pytest.mark.attack("a student whose forward pass writes to memory that the teacher works with")
+@pytest.mark.parametrize("entrance", [name for name in TRAINS if name != "cached"])
+def test_no_student_writes_to_memory_that_is_not_part_of_the_teacher(tmp_path, entrance):
+    student, teacher, _, _ = models(entrance)
+    teacher.register_buffer("seen", torch.zeros(2), persistent=False)
+    student.register_buffer("seen", teacher.seen, persistent=False)
+    student.register_forward_hook(counts_passes)
+    with pytest.raises(RunError, match=r"teacher.*'s non-persistent buffer 'seen' changed between two forward passes"):
+        TRAINS[entrance](tmp_path, student, teacher)
+
+
+def scales_weight(layer, *_):
+    layer.weight.data.mul_(1.01)
+
+
+@pytest.mark.attack("a teacher whose forward pass writes to its parameters")
+@pytest.mark.parametrize("entrance", ASKS)
+def test_no_teacher_trains_itself(tmp_path, entrance):
+    student, teacher, _, layer = models(entrance)
+    layer.register_forward_hook(scales_weight)
+    with pytest.raises(RunError, match=r"changed its parameter '\w+\.weight', so that its outputs depend"):
+        ASKS[entrance](tmp_path, student, teacher)
+
+
 def starts_training(model, *_):
     model.train()
 
