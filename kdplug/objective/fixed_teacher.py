@@ -92,7 +92,7 @@ class FixedTeacher:
 
         Parameters in a wrapper (``DTensor``) are too: FSDP puts others in their place for a pass.
         """
-        found = {
+        found: dict[str, Tensor] = {
             f"parameter {name!r}": value
             for name, value in self._model.named_parameters()
             if not is_traceable_wrapper_subclass(value)
@@ -188,5 +188,5 @@ def _checksum(tensor: Tensor) -> int:
     if not bits.numel():
         return 0
     rows = bits.unsqueeze(0) if not bits.dim() else bits
-    chunks = rows.split(max(1, _CHUNK * len(rows) // bits.numel()))
+    chunks = torch.split(rows, max(1, _CHUNK * len(rows) // bits.numel()))
     return int(torch.stack([chunk.sum(dtype=torch.int64) for chunk in chunks]).sum())
