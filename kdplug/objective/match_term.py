@@ -43,6 +43,8 @@ class MatchTerm(nn.Module):
     and precision. A loss that asks for ``temperature`` gets that of ``use_temperature``.
     """
 
+    mask_key = "inputs_mask"
+
     def __init__(self, match: IntermediateMatch, name: str, *, waits: bool = False) -> None:
         super().__init__()
         try:
@@ -148,6 +150,9 @@ class MatchTerm(nn.Module):
             return None
         pair = ours[own], others[theirs]
         return pair if is_bare(*pair) else None
+
+    def student_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        return self._student(batch)
 
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero([*self._student(batch), *self.parameters()])
