@@ -53,7 +53,7 @@ def test_a_term_without_gradient_for_the_student_is_dead(scene):
         intermediate_matches=[HIDDEN],
         student=lambda batch, outputs: {"hidden": [outputs["hidden"].detach()]},
     )
-    assert _checks(plan) == ["dead_term"]
+    assert _checks(plan) == ["dead_term", "said_by_the_run"]
     assert "hidden_cos_0_0 gives the student no gradient" in plan.warnings[0].message
 
 
@@ -71,7 +71,7 @@ def test_a_term_whose_weight_stays_0_is_dead(scene):
 
 def test_a_term_that_counts_nothing_is_dead(scene):
     plan = scene(hard_label_weight=1, **_both(_masks("logits_mask", 0, 1, 2, 3, 4)), t2=True)
-    assert _checks(plan) == ["dead_term"]
+    assert _checks(plan) == ["dead_term", "said_by_the_run"]
     assert "nothing to count" in plan.warnings[0].message
 
 
