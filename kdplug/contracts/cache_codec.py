@@ -60,7 +60,10 @@ class CacheCodec(Protocol):
         ...
 
     def encode(self, logits: Any, *, temperature: float, seed: int) -> Encoded:
-        """What to keep of ``logits`` ``[items, classes]``, at least one item. ``seed`` is for what is drawn at random; each batch has its own."""
+        """What to keep of ``logits`` ``[items, classes]``, at least one item.
+
+        ``seed`` is for what is drawn at random; each batch, head and piece of a head has its own.
+        """
         ...
 
     def decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,3 +28,17 @@ class LossSum(NamedTuple):
         if isinstance(count, (int, float)):
             return self.total / count if count > 0 else self.total * 0.0
         return self.total / count.masked_fill(count <= 0, 1)
+
+
+def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:
+    """Whether ``count`` is finite and at least 0.
+
+    A tensor on an accelerator is read only if ``waits``, and otherwise passes; so does every tensor while torch compiles.
+    """
+    if not isinstance(count, (int, float)):
+        import torch
+
+        if torch.compiler.is_compiling() or count.is_meta or not (count.is_cpu or waits):
+            return True
+        count = float(count)
+    return 0 <= count < math.inf

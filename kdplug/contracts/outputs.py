@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kdplug.contracts.factored_logits import FactoredLogits
-from kdplug.contracts.loss_sum import LossSum
+from kdplug.contracts.loss_sum import LossSum, is_valid_count
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
@@ -153,16 +152,17 @@ def _loss_sum(field: str, loss: LossSum) -> LossSum:
     tensor = _tensor_type()
     if not isinstance(total, tensor) or total.dim():
         raise OutputsError(f"the total of a LossSum must be a scalar tensor, got {_shown(total)}", field=field)
-    if isinstance(count, tensor):
-        if count.dim():
-            raise OutputsError(f"the count of a LossSum must be a number or a scalar, got {_shown(count)}", field=field)
-    elif not isinstance(count, (int, float)) or not 0 <= count < math.inf:
+    if isinstance(count, tensor) and count.dim():
+        raise OutputsError(f"the count of a LossSum must be a number or a scalar, got {_shown(count)}", field=field)
+    if not isinstance(count, (int, float, tensor)) or not is_valid_count(count):
         raise OutputsError(f"the count of a LossSum must be a finite number >= 0, got {_shown(count)}", field=field)
     return loss
 
 
 def _shown(value: object) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, _tensor_type()) else _kind(value)
+    if not isinstance(value, _tensor_type()):
+        return _kind(value)
+    return f"a tensor of shape {list(value.shape)}" if value.dim() else f"a tensor that holds {value.item():g}"
 
 
 def _heads(logits: Logits | Sequence[Logits]) -> tuple[Logits, ...]:

@@ -30,7 +30,7 @@ class Absent:
     def to(self, device: torch.device) -> None:
         pass
 
-    def frozen(self) -> AbstractContextManager[None]:
+    def frozen(self, student: nn.Module | None = None) -> AbstractContextManager[None]:  # noqa: ARG002  a teacher's
         return nullcontext()
 
     def hooked(self, objective: Any) -> AbstractContextManager[None]:  # noqa: ARG002  a teacher's

@@ -13,6 +13,7 @@ from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.engine.cache_tally import Tally
 from kdplug.errors import KdplugError, RunError
+from kdplug.objective.draw import seed_of
 
 _CHUNK = 1 << 24
 """Numbers that logits which come in factors are multiplied out into at a time."""
@@ -57,6 +58,8 @@ class Coded(NamedTuple):
 def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: int) -> Coded:
     """Code the items of a batch that count.
 
+    ``seed`` is the batch's own. Each head (``name``) and each piece of it gets a seed derived from it.
+
     Shapes: ``logits`` ``[examples, *items, classes]``, ``mask`` ``[examples, *items]``.
     Raises: ``RunError`` for what the codec refuses.
     """
@@ -66,7 +69,7 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
     sizes = flat.sum(1).tolist()
     items = _at(logits, flat.reshape(-1).nonzero().squeeze(1))
     try:
-        coded = _encoded(coding, items, seed)
+        coded = _encoded(coding, items, name, seed)
     except KdplugError as error:
         raise RunError(f"the teacher's {name} cannot be kept: {error}", field="teacher_cache_codec") from error
     rows: dict[str, list[Tensor]] = {}
@@ -109,18 +112,18 @@ def _counting(logits: Any, mask: Tensor | None) -> Tensor:
     return counts.reshape(logits.shape[0], -1)
 
 
-def _encoded(coding: Coding, items: Any, seed: int) -> Encoded:
+def _encoded(coding: Coding, items: Any, name: str, seed: int) -> Encoded:
     """In pieces where logits have to be multiplied out; of no item at all, the parts of one, without it."""
     count = items.shape[0]
     if not count:
         one = coding.codec.encode(_blank(coding, items), temperature=coding.temperature, seed=seed)
-        return Encoded({name: _none_of(part) for name, part in one.parts.items()})
+        return Encoded({key: _none_of(part) for key, part in one.parts.items()})
     found = [
-        coding.codec.encode(piece, temperature=coding.temperature, seed=seed + place)
+        coding.codec.encode(piece, temperature=coding.temperature, seed=seed_of(seed, name, place))
         for place, piece in enumerate(_pieces(coding, items))
     ]
     masses = [one.kept_mass for one in found if one.kept_mass is not None]
-    parts = {name: joined([one.parts[name] for one in found]) for name in found[0].parts}
+    parts = {key: joined([one.parts[key] for one in found]) for key in found[0].parts}
     return Encoded(parts, torch.cat(masses) if masses else None, max(one.error for one in found))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.cache_content import Content
 from kdplug.errors import RunError
-from kdplug.objective.mask import check_mask
+from kdplug.objective.mask import check_mask, extended_hint
 from kdplug.objective.selection import head_masks, is_ignored
 
 
@@ -37,7 +37,8 @@ def _fitting(name: str, logits: Any, mask: Tensor | None) -> Tensor | None:
         return None
     if mask.shape != logits.shape[:-1]:
         raise RunError(
-            f"the teacher's logits_mask {list(mask.shape)} does not fit its {name} {list(logits.shape)}: one value per item",
+            f"the teacher's logits_mask {list(mask.shape)} does not fit its {name} {list(logits.shape)}: one value per item"
+            f"{extended_hint(mask)}",
             field="teacher_cache_codec",
         )
     check_mask(mask, "", field="teacher.logits_mask")

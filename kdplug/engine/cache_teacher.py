@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.absence import Absent
@@ -70,8 +71,8 @@ class CachedTeacher:
     def to(self, device: torch.device) -> None:
         self.teacher.to(device)
 
-    def frozen(self) -> AbstractContextManager[None]:
-        return self.teacher.frozen()
+    def frozen(self, student: nn.Module | None = None) -> AbstractContextManager[None]:
+        return self.teacher.frozen(student)
 
     def hooked(self, objective: Any) -> AbstractContextManager[None]:
         """Hooks where the teacher is still going to be asked."""

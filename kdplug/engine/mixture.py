@@ -168,8 +168,8 @@ class TaskTeachers:
             yield
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self, student: nn.Module | None = None) -> Iterator[None]:
         with ExitStack() as stack:
             for teacher in self.teachers.values():
-                stack.enter_context(teacher.frozen())
+                stack.enter_context(teacher.frozen(student))
             yield

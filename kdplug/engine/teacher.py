@@ -32,7 +32,7 @@ class TeacherSide(Protocol):
 
     def to(self, device: torch.device) -> None: ...
 
-    def frozen(self) -> AbstractContextManager[None]: ...
+    def frozen(self, student: nn.Module | None = None) -> AbstractContextManager[None]: ...
 
     def hooked(self, objective: Any) -> AbstractContextManager[None]: ...
 
@@ -43,7 +43,8 @@ class Teacher:
     Not inference mode: nearly every loss saves the teacher's tensors for its backward pass, which autograd refuses
     for inference tensors, and copying them costs more than the mode saves.
 
-    While it is ``frozen()``, each pass is checked to leave the model in eval mode, and the first ones its buffers unchanged.
+    While it is ``frozen()``, each pass is checked to leave the model in eval mode, and the first ones its parameters and
+    buffers unchanged.
     ``name`` is what messages call it.
     """
 
@@ -63,7 +64,7 @@ class Teacher:
     ) -> Any:
         """What the objective reads of the teacher. ``cache`` stands in for the model's outputs where it is given.
 
-        Raises: ``RunError`` where the model is in train mode, or changes its buffers.
+        Raises: ``RunError`` where the model is in train mode, or changes its parameters or buffers.
         """
         if precision is None and cache is None:
             with torch.set_grad_enabled(False):  # as no_grad, which takes longer to make
@@ -77,7 +78,7 @@ class Teacher:
         fixed = self._fixed
         if fixed is None:
             return captured(self.capture, self.model, self.adaptor, batch, model_args)
-        if fixed.watches_buffers:
+        if fixed.watches_values:
             fixed.before()
         outputs = captured(self.capture, self.model, self.adaptor, batch, model_args)
         fixed.after()
@@ -106,9 +107,12 @@ class Teacher:
             self.capture = None
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """No parameter of the teacher asks for a gradient inside, and its passes are checked; afterwards those that did do again."""
-        before, self._fixed = self._fixed, FixedTeacher(self.model, self.name)
+    def frozen(self, student: nn.Module | None = None) -> Iterator[None]:
+        """No parameter of the teacher asks for a gradient inside, and its passes are checked; afterwards those that did do again.
+
+        Memory that it shares with ``student`` may not be written to at all.
+        """
+        before, self._fixed = self._fixed, FixedTeacher(self.model, self.name, student)
         trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         for name in trainable:
             self.model.get_parameter(name).requires_grad_(False)

@@ -41,6 +41,7 @@ from kdplug.engine.tracking import tracking
 from kdplug.engine.window import Windows
 from kdplug.errors import RunError
 from kdplug.objective.hard_label_term import mark_pooled
+from kdplug.objective.objective import mark_trained
 
 
 def train(
@@ -97,6 +98,7 @@ def train(
         model, prepared = _prepared(accelerator, pair, optimizer)
         several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
         mark_pooled(pair.objective, is_pooled=several and config.normalization == "global")
+        mark_trained(pair.objective)
         trained = _trained(optimizer, pair)
         accumulation = Accumulation(
             run=run,
@@ -182,7 +184,7 @@ def _settle(
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
     if teacher is not None:
-        stack.enter_context(teacher.frozen())
+        stack.enter_context(teacher.frozen(pair.student))
         if shards_teacher:
             from kdplug.engine.shard_teacher import shard_teacher
 

@@ -15,7 +15,7 @@ from kdplug.distillers.teacher import read_teachers
 from kdplug.engine.ensemble import Ensemble
 from kdplug.engine.identity import sides_identity
 from kdplug.errors import ConfigError
-from kdplug.objective.objective import Objective
+from kdplug.objective.objective import Objective, mark_trained
 
 Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 """One teacher, or several in order or by key."""
@@ -58,6 +58,7 @@ def make_objective(
     terms = [match.term(place, first, student) for place, match in enumerate(matches)]
     objective = Objective(config, tuple(models), custom_matches=terms)
     objective.connect(student, models)
+    mark_trained(objective)
     return objective
 
 

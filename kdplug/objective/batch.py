@@ -11,7 +11,7 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.objective.draw import Draws
 from kdplug.objective.gradient import frozen
-from kdplug.objective.mask import check_mask, doubt, nan_if
+from kdplug.objective.mask import check_mask, doubt, extended_hint, nan_if
 from kdplug.objective.precision import is_autocast_on
 from kdplug.objective.report import TermValue
 
@@ -143,6 +143,7 @@ class Batch:
             raise ShapeError(
                 f"the student's inputs_mask {list(student.shape)} and the teacher's {list(teacher.shape)} differ in shape. "
                 "A match compares position by position, so both models need the same inputs, or adaptors that align them"
+                f"{extended_hint(student, teacher)}"
             )
         mine, theirs = self.student_mask, self.teacher_mask
         assert mine is not None

@@ -81,7 +81,7 @@ class Capture:
 
         Raises: ``RunError`` where no hooks are in place, or the pass changed what may not change in a teacher.
         """
-        if self._fixed is not None and self._fixed.watches_buffers:
+        if self._fixed is not None and self._fixed.watches_values:
             self._fixed.before()
         if self.paths:
             self._begin()

@@ -29,6 +29,8 @@ class CustomTerm(nn.Module):
     Raises: ``ConfigError`` for a weight that is no finite number of at least 0.
     """
 
+    mask_key = "inputs_mask"
+
     def __init__(
         self,
         name: str,
@@ -67,8 +69,11 @@ class CustomTerm(nn.Module):
         with torch.autocast(student.device.type, enabled=False):
             return self._compared(student, teacher, batch, weight)
 
+    def student_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        return layers(batch.student, "hidden", self.layer_student, "student")
+
     def skipped(self, batch: Batch) -> Tensor:
-        return connected_zero([*layers(batch.student, "hidden", self.layer_student, "student"), *self.parameters()])
+        return connected_zero([*self.student_tensors(batch), *self.parameters()])
 
     def _compared(self, student: Tensor, teacher: Tensor, batch: Batch, weight: float) -> TermValue:
         _ = batch.student_mask, batch.teacher_mask  # checked; the loss gets them as they are

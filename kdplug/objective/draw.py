@@ -5,6 +5,12 @@ from __future__ import annotations
 from hashlib import blake2b
 
 
+def seed_of(*parts: int | str) -> int:
+    """A seed in the range of int64, derived from ``parts`` by hashing: different parts give unrelated seeds."""
+    name = " ".join(map(str, parts))
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 1
+
+
 class Draws:
     """The seeds of one batch. ``micro_batch`` tells the batches of one step apart, on all processes.
 
@@ -21,6 +27,6 @@ class Draws:
 
     def next(self) -> int:
         """The seed of the next draw, in the range of int64."""
-        name = f"{self.step} {self.micro_batch} {self._place}"
+        found = seed_of(self.step, self.micro_batch, self._place)
         self._place += 1
-        return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 1
+        return found

@@ -29,6 +29,7 @@ class HardLabelTerm(nn.Module):
     """
 
     name = "hard_label_loss"
+    mask_key = ""
 
     def __init__(self, config: DistillationConfig) -> None:
         super().__init__()
@@ -73,8 +74,11 @@ class HardLabelTerm(nn.Module):
             )
         return TermValue(full(total), 1, weight)
 
+    def student_tensors(self, batch: Batch) -> list[Tensor]:
+        return [loss.total if isinstance(loss, LossSum) else loss for loss in self._losses(batch)]
+
     def skipped(self, batch: Batch) -> Tensor:
-        return connected_zero(loss.total if isinstance(loss, LossSum) else loss for loss in self._losses(batch))
+        return connected_zero(self.student_tensors(batch))
 
     def _losses(self, batch: Batch) -> tuple[Loss, ...]:
         if batch.student.losses is not None:

@@ -42,6 +42,7 @@ class KdTerm(nn.Module):
     """The loss between student and teacher logits, summed over heads. The logits of several teachers are combined first."""
 
     name = "kd_loss"
+    mask_key = "logits_mask"
 
     def __init__(self, config: DistillationConfig, teachers: Names) -> None:
         super().__init__()
@@ -90,6 +91,9 @@ class KdTerm(nn.Module):
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
         return over_heads([self._compared(pair, batch, weight) for pair in pairs])
+
+    def student_tensors(self, batch: Batch) -> list[Tensor]:
+        return [tensor for head in batch.student.logits or () for tensor in _tensors(head)]
 
     def skipped(self, batch: Batch) -> Tensor:
         logits, _ = self._student(batch)

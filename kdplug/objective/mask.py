@@ -48,15 +48,26 @@ def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
     """The error about a mask that holds other values, with the way to convert it."""
     wrong = mask.detach()[wrong_values(mask)]
     if (wrong < 0).all():
-        cut = "[:, 0, 0]" if mask.dim() == 4 else ""
+        cut = ("[:, 0, 0]" if mask.shape[2] == 1 else "[:, 0, -1]") if mask.dim() == 4 else ""
         way = (
             "That is an extended attention mask, which is added to attention scores: 0 where a token counts. Return the "
-            f"attention_mask that it was made of, or (mask{cut} == 0)"
+            f"tokenizer's attention_mask of shape (batch, length) that it was made of, or (mask{cut} == 0)"
         )
     else:
         way = "Return (mask != 0) if any other number means that an item counts"
     message = f"must hold 0 and 1, or be bool, and holds {wrong[0].item():g}. {way}"
     return OutputsError(f"{owner} {message}" if owner else message, field=field)
+
+
+def extended_hint(*masks: Tensor | None) -> str:
+    """What an error about shapes adds where one of ``masks`` has the four axes of a model's extended mask; otherwise nothing."""
+    found = next((mask for mask in masks if mask is not None and mask.dim() == 4), None)
+    if found is None:
+        return ""
+    return (
+        f". A mask {list(found.shape)} is the model's extended attention mask: return the tokenizer's attention_mask "
+        "of shape (batch, length)"
+    )
 
 
 def places_that_count(mask: Tensor, *, field: str) -> Tensor:

@@ -17,17 +17,21 @@ from kdplug.objective.batch import Batch
 from kdplug.objective.capture_path import Modules
 from kdplug.objective.feature import layers
 from kdplug.objective.gradient import connected_zero, target
+from kdplug.objective.mask import extended_hint
 from kdplug.objective.precision import full
 from kdplug.objective.projection import ProjectionPlan, not_built, project, without_garbage
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule, build_schedule
+from kdplug.objective.temperature import Temperature
 from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import IntermediateMatch
+    from kdplug.host.spec import ComponentSpec
 
 
 _SIDES = ("student_features", "teacher_features")
+_MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
 _BARE = (_SIDES, (*_SIDES, "mask"))
 """What is asked for by losses for which two features without a mask are all there is."""
 
@@ -36,10 +40,12 @@ class MatchTerm(nn.Module):
     """One intermediate match: a loss, what it compares, and the projection of the student's side.
 
     ``waits`` leaves the projection to ``materialize`` also where its widths are known, so that it fits the features' device
-    and precision.
+    and precision. A loss that asks for ``temperature`` gets that of ``use_temperature``.
     """
 
-    def __init__(self, match: IntermediateMatch, name: str, temperature: float, *, waits: bool = False) -> None:
+    mask_key = "inputs_mask"
+
+    def __init__(self, match: IntermediateMatch, name: str, *, waits: bool = False) -> None:
         super().__init__()
         try:
             component = registry.losses.build(match.loss, site="match")
@@ -57,7 +63,7 @@ class MatchTerm(nn.Module):
         self.layer_student, self.layer_teacher = (
             (match.layer_S, match.layer_T) if self.is_single else (in_list(match.layer_S), in_list(match.layer_T))
         )
-        self.temperature = temperature
+        self.temperature: Temperature | None = None
         self.getters = tuple(_GETTERS[name] for name in self.inputs)
         self.wants_labels = "labels" in self.inputs
         self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
@@ -67,6 +73,15 @@ class MatchTerm(nn.Module):
     @property
     def weight(self) -> float:
         return self.schedule.base
+
+    def use_temperature(self, base: float, scheduler: ComponentSpec | None) -> None:
+        """Set the temperature that the loss gets, if it asks for one.
+
+        Raises: ``ConfigError`` for a scheduler that reads logits, which a match does not have.
+        """
+        if "temperature" in self.inputs:
+            self.temperature = Temperature(base, scheduler)
+            self.temperature.check_reads_no_logits(self.name, self.owner)
 
     @property
     def needs_materialize(self) -> bool:
@@ -136,6 +151,9 @@ class MatchTerm(nn.Module):
         pair = ours[own], others[theirs]
         return pair if is_bare(*pair) else None
 
+    def student_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        return self._student(batch)
+
     def skipped(self, batch: Batch) -> Tensor:
         return connected_zero([*self._student(batch), *self.parameters()])
 
@@ -170,15 +188,17 @@ class MatchTerm(nn.Module):
         try:
             return batch.certain(term_value(self.loss(*values), weight, self.owner))
         except KdplugError as error:
-            error.message += self._hint(teacher)
+            error.message += self._hint(teacher, batch)
             raise error.at("loss") from error.__cause__
         except RuntimeError as error:
-            if not (hint := self._hint(teacher)):
+            if not (hint := self._hint(teacher, batch)):
                 raise
             raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
 
-    def _hint(self, teacher: tuple[Tensor, ...]) -> str:
-        return "" if self.plan is None else self.plan.explain(teacher[0])
+    def _hint(self, teacher: tuple[Tensor, ...], batch: Batch) -> str:
+        """What may be the cause of an error of the loss: the projection's width, or the shape of a mask that it takes."""
+        masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
+        return ("" if self.plan is None else self.plan.explain(teacher[0])) + extended_hint(*masks)
 
 
 class Compared(NamedTuple):
@@ -200,6 +220,11 @@ def _teacher_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
     return target(features[0]) if compared.term.is_single else tuple(map(target, features))
 
 
+def _temperature(compared: Compared) -> float | Tensor:
+    assert compared.term.temperature is not None
+    return compared.term.temperature.of_batch(compared.batch)
+
+
 _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "student_features": _student_features,
     "teacher_features": _teacher_features,
@@ -207,7 +232,7 @@ _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "student_mask": attrgetter("batch.student_mask"),
     "teacher_mask": attrgetter("batch.teacher_mask"),
     "labels": attrgetter("batch.match_labels"),
-    "temperature": attrgetter("term.temperature"),
+    "temperature": _temperature,
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),

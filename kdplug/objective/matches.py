@@ -134,7 +134,8 @@ class Matches(nn.ModuleDict):
                 continue
             with below(*field):
                 place_of(match.teacher, self._teachers)
-                self[str(place)] = MatchTerm(match, name, self.config.temperature, waits=is_late)
+                term = self[str(place)] = MatchTerm(match, name, waits=is_late)
+            term.use_temperature(self.config.temperature, self.config.temperature_scheduler)
             self._fields.append(field)
 
     def _write_out(self, *, is_late: bool = False) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from kdplug.contracts.outputs import Outputs
@@ -24,7 +25,7 @@ from kdplug.objective.matches import Matches
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
 from kdplug.objective.teacher import Names, read_teachers, side, teacher_names
-from kdplug.objective.term import Term
+from kdplug.objective.term import FirstBatches, Term
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -54,7 +55,10 @@ class Objective(nn.Module):
         self.matches = Matches(config, self.teachers)
         self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
+        self.expects_gradient = False
+        """Set by ``mark_trained``."""
         self._has_looked = False
+        self._prefix = ""
         self._calls = (0, 0)
         self._write_down()
         _check_names(self.terms)
@@ -104,7 +108,8 @@ class Objective(nn.Module):
         Run each model inside ``with capture.student.reading():``, and give the objective
         ``capture.student.join(outputs)``; likewise ``capture.teacher``, or each of ``capture.teachers``.
 
-        A teacher that is in eval mode is checked to be so after each pass, and to leave its buffers unchanged.
+        A teacher that is in eval mode is checked to be so after each pass, and to leave its parameters and
+        buffers unchanged.
 
         Raises: ``ConfigError`` as ``connect`` does; inside ``reading()``, ``RunError`` where a teacher changes.
         """
@@ -113,7 +118,7 @@ class Objective(nn.Module):
         with ExitStack() as stack:
             ours = stack.enter_context(Capture(student, self.paths("student"), "student").hooked())
             theirs = [
-                Capture(one, self.paths("teacher", place), "teacher", checked(one, side(self.teachers, place)))
+                Capture(one, self.paths("teacher", place), "teacher", checked(one, side(self.teachers, place), student))
                 for place, one in enumerate(models)
             ]
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
@@ -132,7 +137,13 @@ class Objective(nn.Module):
         """What a call walks through. The modules own the terms; this saves a call the search for them."""
         self._in_order = _in_order(self)
         self._is_counted = not self.matches.waiting
+        self._first = FirstBatches(self.terms, self._prefix)
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
+
+    def name_task(self, task: str) -> None:
+        """Put ``task`` in front of the terms' names in warnings."""
+        self._prefix = f"{task}/"
+        self._write_down()
 
     def forward(
         self,
@@ -175,10 +186,15 @@ class Objective(nn.Module):
                 schedule = term.schedule
                 weight = schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
                 seen = batch.of_teacher(place) if place else batch
-                terms[term.name] = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
+                terms[term.name] = value = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
+                self._first.look_at_count(term, value, seen)
             except KdplugError as error:
                 raise error.at(*path) from error.__cause__
-        return LossReport(weighted_sum(list(terms.values())), terms)
+        report = LossReport(weighted_sum(list(terms.values())), terms)
+        if self._first.ungraded and self.training and torch.is_grad_enabled() and report.total.requires_grad:
+            live = [(term, batch.of_teacher(place)) for term, _, place in self._in_order if terms[term.name].weight]
+            self._first.look_at_gradients(live, is_expected=self.expects_gradient)
+        return report
 
     def _calls_before(self, step: int) -> int:
         """How often this was called for ``step`` before, where a loss draws at random."""
@@ -208,6 +224,13 @@ class Objective(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{term.name}: {term.weight:g}" for term in self.terms)
+
+
+def mark_trained(objective: nn.Module) -> None:
+    """Tell the objectives in ``objective`` that each of their calls in train mode with gradients is a training step."""
+    for module in objective.modules():
+        if isinstance(module, Objective):
+            module.expects_gradient = True
 
 
 def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:

@@ -43,6 +43,8 @@ class PairLoss:
         self.getters = tuple(getters[name] for name in self.inputs)
         self.owner = component.entry.qualified
         self.temperature = temperature
+        if "temperature" in self.inputs and temperature.scheduler is None:
+            temperature.warn_if_high(temperature.base)
         self.shifts = shifts
         self.takes_sparse = "teacher_sparse" in self.inputs
         self.draws = "draw_seed" in self.inputs

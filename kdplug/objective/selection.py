@@ -10,7 +10,7 @@ from torch import Tensor
 from kdplug.contracts.item import keep
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
-from kdplug.objective.mask import places_that_count
+from kdplug.objective.mask import extended_hint, places_that_count
 from kdplug.objective.teacher import Names, side
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _rows(mask: Tensor | None, logits: Logits, side: str, giver: str) -> Tensor:
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
             f"a mask {list(mask.shape)} does not fit logits {list(logits.shape)}: "
-            f"it must be {list(logits.shape[:-1])}, one value per item",
+            f"it must be {list(logits.shape[:-1])}, one value per item{extended_hint(mask)}",
             field=f"{side}.logits_mask",
         )
     return places_that_count(mask, field=f"{giver}.logits_mask")

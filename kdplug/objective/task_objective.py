@@ -23,6 +23,8 @@ class TaskObjective(nn.Module):
 
     def __init__(self, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
+        for task, objective in objectives.items():
+            objective.name_task(task)
         self.objectives = nn.ModuleDict({_PREFIX + task: objective for task, objective in objectives.items()})
 
     def of(self, task: str) -> Objective:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from kdplug.contracts.loss_sum import LossSum
-from kdplug.errors import SignatureError
+from kdplug.contracts.loss_sum import LossSum, is_valid_count
+from kdplug.errors import OutputsError, SignatureError
 from kdplug.objective.batch import Batch
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule
+
+_PATIENCE = 3
+"""Batches in a row that may count nothing. With gradient accumulation the first one may be computed twice."""
 
 
 class Term(Protocol):
@@ -19,6 +24,8 @@ class Term(Protocol):
 
     name: str
     schedule: Schedule
+    mask_key: str
+    """The adaptor key of the mask that says which items count, empty where none does."""
 
     @property
     def weight(self) -> float:
@@ -27,12 +34,95 @@ class Term(Protocol):
     def value(self, batch: Batch, weight: float) -> TermValue:
         """The term for one batch, with the weight that it has now."""
 
+    def student_tensors(self, batch: Batch) -> Iterable[Tensor]:
+        """What the term reads of the student."""
+
     def skipped(self, batch: Batch) -> Tensor:
         """A 0 that is connected to the student tensors and the parameters that ``value`` would use.
 
         It stands in for a term whose weight is 0 for now, so that no parameter drops out of the graph and DDP has nothing
         to complain about. Nothing is computed, and the teacher is not looked at.
         """
+
+
+class FirstBatches:
+    """Looks at the first batches of each term, and warns once of one that trains nothing.
+
+    That is a term that counts no item in ``_PATIENCE`` batches, or reads student tensors without gradient while the student is
+    trained. After its first batch with items a term costs nothing more; until then its count is read, which waits for its device.
+    """
+
+    def __init__(self, terms: Iterable[Term], prefix: str = "") -> None:
+        self._prefix = prefix
+        self._uncounted = {term.name: 0 for term in terms}
+        self.ungraded = set(self._uncounted)
+
+    def look_at_count(self, term: Term, value: TermValue, batch: Batch) -> None:
+        """Look at what a term that has not counted an item yet counts in ``batch``.
+
+        Raises: ``OutputsError`` for a count that is negative or not finite.
+        """
+        if term.name not in self._uncounted or not value.weight or value.total.is_meta or torch.compiler.is_compiling():
+            return
+        if not all(is_valid_count(part.count, waits=True) for part in value.parts):
+            shown = ", ".join(f"{float(part.count):g}" for part in value.parts)
+            raise OutputsError(f"the count of {term.name} must be finite and >= 0, and is {shown}")
+        has_items = any(part.count > 0 for part in value.parts)
+        side = "" if has_items and value.total != 0 else _empty_mask(term.mask_key, batch)
+        if has_items and not side:  # a scalar of nothing has count 1 too
+            del self._uncounted[term.name]
+            return
+        self._uncounted[term.name] += 1
+        if self._uncounted[term.name] < _PATIENCE:
+            return
+        del self._uncounted[term.name]
+        warnings.warn(
+            f"{self._prefix}{term.name} has counted no item in its first {_PATIENCE} batches, so it trained nothing. "
+            + _why_nothing_counts(side, term.mask_key),
+            stacklevel=3,
+        )
+
+    def look_at_gradients(self, live: Iterable[tuple[Term, Batch]], *, is_expected: bool) -> None:
+        """Look at the terms of a call whose total has a gradient: each should have one in the student.
+
+        Where no term has one and it is not ``is_expected`` either, the student may have run under ``no_grad`` on purpose.
+        """
+        found = [
+            (term, any(one.requires_grad for one in term.student_tensors(batch)))
+            for term, batch in live
+            if term.name in self.ungraded
+        ]
+        if torch.compiler.is_compiling() or not (is_expected or any(has_gradient for _, has_gradient in found)):
+            return
+        for term, has_gradient in found:
+            self.ungraded.discard(term.name)
+            if not has_gradient:
+                warnings.warn(
+                    f"{self._prefix}{term.name} trains nothing in the student: what it reads of the student carries no gradient. "
+                    "Look for detach() or torch.no_grad() in the student's adaptor and forward, and for layers that are all frozen "
+                    "up to what the term reads. If that is meant, set its weight to 0",
+                    stacklevel=3,
+                )
+
+
+def _empty_mask(key: str, batch: Batch) -> str:
+    """The side whose masks are given and 0 everywhere, empty where there is none."""
+    for side, outputs in (("student", batch.student), *(("teacher", one) for one in batch.teachers)):
+        given = getattr(outputs, key) if key else None
+        masks = [given] if isinstance(given, Tensor) else given or ()
+        if masks and not any(mask.any() for mask in masks):
+            return side
+    return ""
+
+
+def _why_nothing_counts(side: str, key: str) -> str:
+    if not side:
+        return "Are all labels ignored (-100), or do the masks of the two sides leave nothing in common?"
+    return (
+        f"The {side}'s {key} is 0 everywhere, and 1 or True means that an item counts. An additive attention mask, in which 0 "
+        "means keep, is 0 everywhere in a batch without padding: convert it with (mask == 0), or return the tokenizer's "
+        "attention_mask"
+    )
 
 
 def term_value(result: Any, weight: float, owner: str) -> TermValue:
@@ -52,6 +142,8 @@ def term_value(result: Any, weight: float, owner: str) -> TermValue:
         raise SignatureError(
             f"{owner} returned a LossSum whose count is neither a number nor a scalar: {_shown(count)}"
         )
+    if not is_valid_count(count):
+        raise SignatureError(f"{owner} returned a LossSum whose count must be finite and >= 0, and is {float(count):g}")
     return TermValue(total, count, weight)
 
 

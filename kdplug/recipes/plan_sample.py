@@ -102,7 +102,7 @@ def take_sample(recipe: Recipe, bench: Bench, accelerator: Accelerator, total_st
     side.to(accelerator.device)
     batches = list(islice(bench.loader("distillation", recipe.training.batch_size), BATCHES))
     objective = distiller.objective
-    with modes(training=pair, evaluating=teacher), side.frozen():
+    with modes(training=pair, evaluating=teacher), side.frozen(student):
         prepared = preparation(bench.task, student)
         if prepared is not None:
             batches = list(map(prepared, batches))

@@ -27,7 +27,10 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
 
 def _why(sample: Sample, name: str) -> str:
     if not sample.pulls[name].is_counted:
-        return f"there was nothing to count in {BATCHES} batches. Are its masks or labels right?"
+        return (
+            f"there was nothing to count in {BATCHES} batches. Are its labels all ignored, or is its mask an additive one (0 = keep), "
+            "which has to be converted: (mask == 0)?"
+        )
     return (
         f"none of the student's trainable parameters takes part in it, in {BATCHES} batches. Is what it reads detached, computed "
         "under no_grad, or made of frozen layers only?"

@@ -8,7 +8,8 @@ from kdplug.config.recipe import RecipeTraining
 from kdplug.recipes.plan_sample import Sample
 from kdplug.recipes.warning import PlanWarning
 
-_KD_ONLY = ("probability_shift", "temperature_scheduler", "kd_loss_type")
+_KD_ONLY = ("probability_shift", "kd_loss_type")
+_TEMPERATURE = ("temperature", "temperature_scheduler")
 _CHECK = "no_effect"
 _LARGE_RATE = 10.0
 
@@ -17,13 +18,13 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
     """What belongs to a kd loss that is off, matches of weight 0, and a teacher that no term reads."""
     given, terms = sample.recipe.distillation, [term for term, _, _ in sample.objective.matches.terms()]
     if not given.kd_loss_weight:
-        for field in _KD_ONLY:
-            if field in given.model_fields_set and getattr(given, field):
-                message = "has no effect: kd_loss_weight is 0"
-                yield PlanWarning(_CHECK, f"distillation.{field}", message)
-        if "temperature" in given.model_fields_set and not any("temperature" in term.inputs for term in terms):
+        unused = dict.fromkeys(_KD_ONLY, "has no effect: kd_loss_weight is 0")
+        if not any("temperature" in term.inputs for term in terms):
             message = "has no effect: kd_loss_weight is 0, and no match's loss takes a temperature"
-            yield PlanWarning(_CHECK, "distillation.temperature", message)
+            unused |= dict.fromkeys(_TEMPERATURE, message)
+        for field, message in unused.items():
+            if field in given.model_fields_set and getattr(given, field):
+                yield PlanWarning(_CHECK, f"distillation.{field}", message)
         if not terms:
             message = "nothing is learned from the teacher: the kd loss is off, and there is no match"
             yield PlanWarning(_CHECK, "distillation", message)

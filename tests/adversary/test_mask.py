@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kdplug
-from kdplug import DistillationConfig, GeneralDistiller, Objective, OutputsError
+from kdplug import DistillationConfig, GeneralDistiller, Objective, OutputsError, ShapeError
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.cache_content import Content
 from kdplug.engine.cache_head import take_heads
+from kdplug.errors import RunError
 from kdplug.integrations.textbrewer.selection import select_logits_with_mask
 from kdplug.objective import batch as batch_module
 from kdplug.objective import mask as mask_module
@@ -140,10 +141,50 @@ def test_the_error_names_the_extended_mask_and_how_to_convert_it():
         OutputsError, match=r"extended attention mask, .* 0 where a token counts.*\(mask\[:, 0, 0\] == 0\)"
     ):
         mask_module.check_mask(extended, "it")
+    with pytest.raises(OutputsError, match=r"\(mask\[:, 0, -1\] == 0\)"):
+        mask_module.check_mask(extended.expand(3, 1, 4, 4), "it")
     with pytest.raises(OutputsError, match=r"holds -1e\+09\. That is an extended attention mask, .*\(mask == 0\)"):
         mask_module.check_mask(ADDITIVE, "it")
     with pytest.raises(OutputsError, match=r"holds nan\. Return \(mask != 0\) if"):
         mask_module.check_mask(WRONG["nan"], "it")
+
+
+EXTENDED = (
+    r"A mask \[3, 1, \d, 4\] is the model's extended attention mask: return the tokenizer's attention_mask of shape \(b"
+)
+
+
+@ATTACK
+@pytest.mark.parametrize("queries", [1, 4])
+def test_an_extended_mask_without_padding_is_named_by_its_shape(queries):
+    extended = torch.zeros(3, 1, queries, 4)
+    for sides in (
+        (outputs(logits_mask=extended), outputs()),
+        (outputs(), outputs(logits_mask=extended)),
+    ):
+        with pytest.raises(ShapeError, match=EXTENDED):
+            objective()(*sides)
+    for loss in ("hidden_mse", "cos"):
+        matched = objective(kd_loss_weight=0, intermediate_matches=[{**MATCH, "loss": f"kdplug-presets:{loss}"}])
+        with pytest.raises(ShapeError, match=EXTENDED):
+            matched(outputs(inputs_mask=extended), outputs())
+        with pytest.raises(ShapeError, match=EXTENDED):
+            matched(outputs(inputs_mask=extended), outputs(inputs_mask=GOOD))
+    with pytest.raises(ShapeError, match=EXTENDED):
+        select_logits_with_mask([torch.randn(3, 4, 5)], [extended])
+    read = Outputs.read(outputs(logits_mask=extended), "teacher")
+    with pytest.raises(RunError, match=EXTENDED):
+        take_heads(Content({"logits/0": read.logits[0].detach()}), read)
+
+
+@ATTACK
+def test_an_extended_mask_is_named_where_a_loss_fails_with_an_error_of_torch(no_plugins):
+    kdplug.losses.register("fails")(
+        lambda student_features, teacher_features, mask: (student_features * mask[..., None]).sum()
+    )
+    matched = Objective(DistillationConfig(kd_loss_weight=0, intermediate_matches=[{**MATCH, "loss": "fails"}]))
+    with pytest.raises(ShapeError, match=rf"^intermediate_matches\.0\.loss: local:fails failed\. {EXTENDED}"):
+        matched(outputs(inputs_mask=torch.zeros(3, 1, 4, 4)), outputs())
 
 
 @pytest.mark.attack("a value that is neither 0 nor 1, somewhere in a mask")

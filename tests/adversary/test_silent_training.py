@@ -9,14 +9,18 @@ from itertools import pairwise
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from bert_run import examples
 from entrance import ASKS, INTEGRATIONS, TRAINS, models
 from label_run import FORMS, LABELS, train
-from small_run import Net, weights
+from loop_run import lightning_trainer
+from small_run import PROJECTED, Net, make_batches, make_distiller, make_student, sgd, weights
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.errors import RunError
+from kdplug.integrations.lightning import DistillationModule
 from kdplug.integrations.transformers import DistillationTrainer
 from kdplug.objective.objective import Objective
 
@@ -100,6 +104,76 @@ def test_no_student_writes_to_the_teachers_buffers(tmp_path, entrance):
     student.register_forward_hook(counts_passes)
     with pytest.raises(RunError, match=r"teacher.*'s buffer 'seen' changed between two forward passes"):
         TRAINS[entrance](tmp_path, student, teacher)
+
+
+@pytest.mark.attack("a student whose forward pass writes to memory that the teacher works with")
+@pytest.mark.parametrize("entrance", [name for name in TRAINS if name != "cached"])
+def test_no_student_writes_to_memory_that_is_not_part_of_the_teacher(tmp_path, entrance):
+    student, teacher, _, _ = models(entrance)
+    teacher.register_buffer("seen", torch.zeros(2), persistent=False)
+    student.register_buffer("seen", teacher.seen, persistent=False)
+    student.register_forward_hook(counts_passes)
+    with pytest.raises(RunError, match=r"teacher.*'s non-persistent buffer 'seen' changed between two forward passes"):
+        TRAINS[entrance](tmp_path, student, teacher)
+
+
+def scales_weight(layer, *_):
+    layer.weight.data.mul_(1.01)
+
+
+@pytest.mark.attack("a teacher whose forward pass writes to its parameters")
+@pytest.mark.parametrize("entrance", ASKS)
+def test_no_teacher_trains_itself(tmp_path, entrance):
+    student, teacher, _, layer = models(entrance)
+    layer.register_forward_hook(scales_weight)
+    with pytest.raises(RunError, match=r"changed its parameter '\w+\.weight', so that its outputs depend"):
+        ASKS[entrance](tmp_path, student, teacher)
+
+
+def with_additive_masks(batch, outputs):
+    """0 = keep, in a batch without padding."""
+    return {**outputs, "logits_mask": torch.zeros(len(outputs["logits"])), "inputs_mask": torch.zeros(4, 1)}
+
+
+@pytest.mark.attack("an additive mask in batches without padding")
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_no_run_counts_nothing_in_silence(tmp_path, accumulation):
+    student = make_student()
+    distiller = make_distiller(
+        tmp_path, student, adaptors=(None, with_additive_masks), training={"gradient_accumulation_steps": accumulation}
+    )
+    with pytest.warns(UserWarning, match=r"^kd_loss has counted no item .* The student's logits_mask is 0 everywhere"):
+        distiller.train(sgd(student), make_batches(6), num_epochs=1)
+
+
+@pytest.mark.attack("a student whose adaptor detaches what a term reads")
+def test_no_run_trains_a_projection_alone_in_silence(tmp_path):
+    student = make_student()
+    distiller = make_distiller(
+        tmp_path,
+        student,
+        matches=[PROJECTED],
+        adaptors=(None, lambda batch, outputs: {"hidden": [one.detach() for one in outputs["hidden"]]}),
+        kd_loss_weight=0,
+    )
+    with pytest.warns(
+        UserWarning, match=r"trains nothing in the student: what it reads of the student carries no grad"
+    ):
+        distiller.train(sgd(student), make_batches(2), num_epochs=1)
+
+
+@pytest.mark.attack("an additive mask in batches without padding")
+def test_no_lightning_module_counts_nothing_in_silence(tmp_path):
+    student, teacher, _, _ = models("lightning")
+
+    def additive(batch, outputs):
+        return {"logits": outputs.logits, "logits_mask": torch.zeros(outputs.logits.shape[:-1])}
+
+    module = DistillationModule(
+        student, teacher, DistillationConfig(), lambda groups: torch.optim.SGD(groups, lr=0.1), adaptor_S=additive
+    )
+    with pytest.warns(UserWarning, match=r"^kd_loss has counted no item .* The student's logits_mask is 0 everywhere"):
+        lightning_trainer(tmp_path, max_epochs=1).fit(module, DataLoader(examples(16), batch_size=4))
 
 
 def starts_training(model, *_):

@@ -126,6 +126,18 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
             r"^student\.losses: the count of a LossSum must be a finite number >= 0, got",
         ),
         (
+            {"losses": [LossSum(ONE.sum(), 1), LossSum(ONE.sum(), torch.tensor(-3))]},
+            r"^student\.losses\.1: the count of a LossSum must be a finite number >= 0, got a tensor that holds -3$",
+        ),
+        (
+            {"losses": LossSum(ONE.sum(), torch.tensor(torch.nan))},
+            r"^student\.losses: the count of a LossSum must be a finite number >= 0, got a tensor that holds nan$",
+        ),
+        (
+            {"losses": LossSum(ONE.sum(), torch.tensor(torch.inf))},
+            r"^student\.losses: the count of a LossSum must be a finite number >= 0, got a tensor that holds inf$",
+        ),
+        (
             {"losses": LossSum(ONE.sum(), None)},
             r"^student\.losses: the count of a LossSum must be a finite number >= 0, ",
         ),

@@ -91,6 +91,30 @@ def _noting(encode_, sizes):
     return noting
 
 
+def test_no_two_pieces_heads_or_batches_share_a_seed(monkeypatch):
+    monkeypatch.setattr("kdplug.engine.cache_coding._CHUNK", 6)
+    found = []
+
+    def encode_(self, logits, *, temperature, seed):
+        found.append(seed)
+        return Encoded({"all": logits})
+
+    monkeypatch.setattr(Whole, "encode", encode_)
+    coding, factors = Coding(Whole(), "x", 1.0), FactoredLogits(logits_of(2, 3, 4), logits_of(3, 4, seed=1))
+
+    def seeds():
+        found.clear()
+        for batch in range(20):
+            for name in ("0/logits/0", "0/logits/1", "1/logits/0"):
+                encode(coding, name, factors, None, seed=batch)
+        return list(found)
+
+    first = seeds()
+    assert len(set(first)) == len(first) == 20 * 3 * 3
+    assert all(0 <= seed < 2**63 for seed in first)
+    assert seeds() == first
+
+
 class Named(Whole):
     """Keeps what it kept under another name, and notes what it is shown."""
 

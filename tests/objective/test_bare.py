@@ -212,7 +212,7 @@ def test_the_logits_of_several_teachers_are_combined_first(build, offer, student
 def test_terms_in_two_precisions_add_up(build, student, teacher):
     student, teacher = in_float32(student), in_float32(teacher)
     for side in (student, teacher):
-        side["hidden"][1] = side["hidden"][1].detach().double()
+        side["hidden"][1] = side["hidden"][1].detach().double().requires_grad_(side is student)
     report = build(**CONFIGS["several"])(student, teacher)
     assert report.total.dtype == torch.float64
     torch.testing.assert_close(report.total, sum(term.weighted for term in report.terms.values()).double())

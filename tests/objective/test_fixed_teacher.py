@@ -76,6 +76,98 @@ def test_a_buffer_that_a_first_pass_makes_may_be_there():
     passed(Net(None), lambda model: model.inner.register_buffer("made", torch.ones(1)), passes=5)
 
 
+def in_place(model):
+    with torch.no_grad():
+        model.inner[0].weight[0, 0] += 1
+
+
+def through_data(model):
+    model.inner[0].weight.data[0, 0] += 1
+
+
+def replaced(model):
+    model.inner[0].weight = nn.Parameter(model.inner[0].weight + 1)
+
+
+def with_other_data(model):
+    model.inner[0].weight.data = model.inner[0].weight.data + 1
+
+
+@pytest.mark.parametrize("change", [in_place, through_data, replaced, with_other_data])
+def test_a_forward_pass_that_changes_a_parameter_is_noticed(change):
+    with pytest.raises(
+        RunError, match=r"the teacher changed its parameter 'inner\.0\.weight', .* remove what writes to"
+    ):
+        passed(Net(None), change)
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_parameter_that_changes_between_passes_is_noticed(done):
+    model = Net(None)
+    fixed = passed(model, lambda model: None, passes=done)
+    through_data(model)
+    with pytest.raises(RunError, match=r"'s parameter 'inner\.0\.weight' changed between two forward passes"):
+        fixed.before()
+
+
+def test_a_parameter_that_a_first_pass_makes_may_be_there():
+    model = Net(None)
+    model.lazy = nn.LazyLinear(2)
+    passed(model, lambda model: model.lazy(torch.ones(1, 3)), passes=5)
+
+
+def test_a_parameter_is_summed_in_chunks(monkeypatch):
+    monkeypatch.setattr("kdplug.objective.fixed_teacher._CHUNK", 3)
+    model = Net(None)
+    model.scale, model.none = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 3))
+    model.turned = nn.Parameter(torch.zeros(5, 7).t())
+    passed(model, lambda model: None, passes=5)
+    with pytest.raises(RunError, match="turned"):
+        passed(model, lambda model: model.turned.data[6, 4].add_(1))
+
+
+def sharing(teacher):
+    """A student with a buffer in the teacher's memory."""
+    student = nn.Module()
+    student.register_buffer("seen", teacher.inner.kept[1:])
+    return student
+
+
+def test_memory_of_a_model_that_the_student_shares_may_not_change():
+    teacher = Net(torch.zeros(3), persistent=False).eval()
+    student = sharing(teacher)
+    fixed = FixedTeacher(teacher, student=student)
+    fixed.before()
+    fixed.after()
+    student.seen.add_(1)
+    with pytest.raises(RunError, match=r"'s non-persistent buffer 'inner\.kept' changed between two forward passes"):
+        fixed.before()
+    fixed = FixedTeacher(teacher, student=student)
+    fixed.before()
+    teacher.inner.kept.add_(1)
+    with pytest.raises(RunError, match=r"changed its non-persistent buffer 'inner\.kept', .* give each model its own"):
+        fixed.after()
+
+
+def test_a_shared_cache_that_grows_may_do_so():
+    """As rotary embeddings do: the table is computed again for longer inputs, and the buffer replaced."""
+    teacher = Net(torch.zeros(3), persistent=False).eval()
+    student = nn.Module()
+    student.inner = teacher.inner
+    fixed = FixedTeacher(teacher, student=student)
+    for length in range(4, 9):
+        fixed.before()
+        teacher.inner.kept = torch.arange(float(length))
+        fixed.after()
+        student.inner.kept = torch.arange(2.0 * length)
+
+
+def test_batch_norm_in_eval_mode_changes_nothing():
+    model = Net(None)
+    model.norm = nn.BatchNorm1d(2)
+    passed(model, lambda model: model.norm(torch.randn(4, 2)), passes=5)
+
+
 @pytest.mark.parametrize("done", [1, 2])
 def test_what_changes_between_passes_is_noticed(done):
     model = Net(torch.zeros(2))
@@ -99,6 +191,6 @@ def test_train_mode_is_noticed_with_its_place(change, where):
 
 def test_buffers_are_waited_for_in_the_first_passes_alone(monkeypatch):
     fixed = passed(Net(torch.zeros(2)), lambda model: None, passes=3)
-    monkeypatch.setattr("kdplug.objective.fixed_teacher._checksums", lambda model: pytest.fail("looked again"))
-    assert not fixed.watches_buffers
+    monkeypatch.setattr("kdplug.objective.fixed_teacher._checksum", lambda tensor: pytest.fail("looked again"))
+    assert not fixed.watches_values
     fixed.after()

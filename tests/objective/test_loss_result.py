@@ -22,6 +22,13 @@ from kdplug import LossSum, ShapeError, SignatureError
         (LossSum(torch.zeros(3), 3), r"a LossSum whose total is no scalar tensor: a tensor of shape \[3\]"),
         (LossSum(0.5, 3), r"a LossSum whose total is no scalar tensor: float 0\.5"),
         (LossSum(torch.tensor(1.0), torch.ones(3)), r"whose count is neither a number nor a scalar: a tensor of shape"),
+        (LossSum(torch.tensor(1.0), -2), "a LossSum whose count must be finite and >= 0, and is -2"),
+        (LossSum(torch.tensor(1.0), float("inf")), "a LossSum whose count must be finite and >= 0, and is inf"),
+        (LossSum(torch.tensor(1.0), torch.tensor(-2)), "a LossSum whose count must be finite and >= 0, and is -2"),
+        (
+            LossSum(torch.tensor(1.0), torch.tensor(torch.nan)),
+            "a LossSum whose count must be finite and >= 0, and is nan",
+        ),
         (LossSum(torch.tensor(1.0), None), "whose count is neither a number nor a scalar: NoneType"),
     ],
 )

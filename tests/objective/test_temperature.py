@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdplug import ShapeError, SignatureError
+from kdplug import ConfigError, ShapeError, SignatureError
 from kdplug.objective.temperature import MINIMUM
 
 
@@ -67,6 +67,64 @@ def test_one_of_another_shape_is_an_error(build, offer, seen, student, teacher):
 def test_one_that_is_no_number_is_an_error(build, offer, seen, student, teacher, value):
     with pytest.raises(SignatureError, match=r"^temperature_scheduler: local:offered must return a tensor over items"):
         run(build, offer, lambda temperature: value, student, teacher)
+
+
+@pytest.mark.parametrize("keys", [{}, {"kd_loss_weight": 0}], ids=["with a kd loss", "without"])
+def test_a_match_gets_the_scheduled_temperature_of_the_step(build, offer, match, seen, student, teacher, keys):
+    given = []
+
+    def matched(student_features, teacher_features, temperature):
+        given.append(temperature)
+        return (student_features - teacher_features).square().mean() * temperature
+
+    rising = offer(
+        lambda temperature, step, total_steps: temperature * (1 + step / total_steps), "temperature_schedulers"
+    )
+    objective = build(
+        kd_loss_type="watch",
+        temperature=3,
+        temperature_scheduler=rising,
+        intermediate_matches=[match(loss=offer(matched, name="matched"))],
+        **keys,
+    )
+    for step in range(3):
+        objective(student, teacher, step=step, total_steps=2)
+    assert given == [3, 4.5, 6]
+    assert seen == ([] if keys else given)
+
+
+def test_a_match_has_no_logits_to_schedule_a_temperature_by(build, offer, match):
+    matched = offer(lambda student_features, temperature: student_features.mean() * temperature, name="matched")
+    by_item = offer(lambda student_logits, temperature: student_logits[..., 0], "temperature_schedulers")
+    with pytest.raises(
+        ConfigError,
+        match=r"^temperature_scheduler: local:offered makes temperatures from student_logits, and the match 'm",
+    ):
+        build(temperature_scheduler=by_item, intermediate_matches=[match(loss=matched, name="mine")])
+    build(temperature_scheduler=by_item, intermediate_matches=[match()])
+
+
+HIGH = r"temperature 20000: at 1000 and above, .* even negative values\. Use a lower temperature"
+
+
+def test_a_configured_temperature_that_float32_cannot_hold_is_warned_of(build, seen, student, teacher):
+    with pytest.warns(UserWarning, match=HIGH):
+        objective = build(kd_loss_type="watch", temperature=20_000)
+    objective(student, teacher)
+    build(kd_loss_type="watch", temperature=999)
+    build(kd_loss_weight=0, hard_label_weight=1, temperature=20_000)
+
+
+@pytest.mark.parametrize("value", [20_000, torch.tensor(2e4), torch.ones(3, 4).index_fill(0, torch.tensor(1), 2e4)])
+def test_a_scheduled_temperature_that_float32_cannot_hold_is_warned_of_once(
+    build, offer, seen, student, teacher, value
+):
+    late = offer(lambda temperature, step: value if step else 1.0, "temperature_schedulers")
+    objective = build(kd_loss_type="watch", temperature=20_000, temperature_scheduler=late)
+    objective(student, teacher)
+    with pytest.warns(UserWarning, match=HIGH):
+        objective(student, teacher, step=1)
+    objective(student, teacher, step=2)
 
 
 def test_a_scheduler_with_a_buffer_is_saved_with_the_objective(build, offer, student, teacher):

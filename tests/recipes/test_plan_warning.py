@@ -53,7 +53,7 @@ def test_a_term_without_gradient_for_the_student_is_dead(scene):
         intermediate_matches=[HIDDEN],
         student=lambda batch, outputs: {"hidden": [outputs["hidden"].detach()]},
     )
-    assert _checks(plan) == ["dead_term"]
+    assert _checks(plan) == ["dead_term", "said_by_the_run"]
     assert "hidden_cos_0_0 gives the student no gradient" in plan.warnings[0].message
 
 
@@ -71,7 +71,7 @@ def test_a_term_whose_weight_stays_0_is_dead(scene):
 
 def test_a_term_that_counts_nothing_is_dead(scene):
     plan = scene(hard_label_weight=1, **_both(_masks("logits_mask", 0, 1, 2, 3, 4)), t2=True)
-    assert _checks(plan) == ["dead_term"]
+    assert _checks(plan) == ["dead_term", "said_by_the_run"]
     assert "nothing to count" in plan.warnings[0].message
 
 
@@ -233,6 +233,20 @@ def test_a_setting_of_a_kd_loss_that_is_off_is_told(scene, changes, fields):
     plan = scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **changes)
     assert [warning.field for warning in plan.warnings] == [f"distillation.{field}" for field in fields]
     assert _checks(plan) == ["no_effect"]
+
+
+def test_a_temperature_that_a_match_takes_is_used_without_a_kd_loss(scene):
+    @kdplug.losses.register("warm")
+    def warm(student_features, teacher_features, temperature):
+        return (student_features - teacher_features).square().mean() * temperature
+
+    @kdplug.temperature_schedulers.register("warming")
+    def warming(temperature, progress):
+        return temperature + progress
+
+    match = {**HIDDEN, "loss": "warm"}
+    plan = scene(kd_loss_weight=0, intermediate_matches=[match], temperature=2, temperature_scheduler="warming")
+    assert plan.warnings == []
 
 
 def test_a_match_of_weight_0_is_told(scene):

@@ -204,7 +204,7 @@ class DistillationModule(LightningModule):
 
     def _hook(self, stack: ExitStack) -> None:
         stack.enter_context(modes(evaluating=self._teachers.model))
-        stack.enter_context(self._teachers.frozen())
+        stack.enter_context(self._teachers.frozen(self.student))
         stack.enter_context(self._teachers.hooked(self.objective))
         self.objective.connect(student=self.student)
         self._capture = Capture(self.student, self.objective.paths("student"), "student")

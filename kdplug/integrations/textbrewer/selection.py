@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kdplug.contracts.item import keep
 from kdplug.errors import OutputsError, ShapeError
-from kdplug.objective.mask import places_that_count
+from kdplug.objective.mask import extended_hint, places_that_count
 from kdplug.objective.probability_shift import shift
 
 __all__ = ["probability_shift_", "select_logits_with_mask"]
@@ -31,7 +31,8 @@ def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[
 def _kept(logits: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
-            f"{list(mask.shape)} does not fit logits {list(logits.shape)}: one value per item", field="logits_mask"
+            f"{list(mask.shape)} does not fit logits {list(logits.shape)}: one value per item{extended_hint(mask)}",
+            field="logits_mask",
         )
     return keep(logits, places_that_count(mask, field="logits_mask"), 1)
 

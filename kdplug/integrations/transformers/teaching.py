@@ -59,6 +59,6 @@ class Teaching:
                 )
         theirs = frozenset(self._teachers.model.modules())
         self._shared = [module for module in student.modules() if module in theirs]
-        with modes(evaluating=self._teachers.model), self._teachers.frozen(), self._teachers.hooked(objective):
+        with modes(evaluating=self._teachers.model), self._teachers.frozen(student), self._teachers.hooked(objective):
             self._teachers.to(device)
             yield
