@@ -31,16 +31,12 @@ if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
     from kdplug.config.training import TrainingConfig
-    from kdplug.contracts.across_vocabularies import across_vocabularies
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
-    from kdplug.contracts.closed_form import ClosedForm, closed_form
-    from kdplug.contracts.coarsens import coarsens
     from kdplug.contracts.factored_logits import FactoredLogits
-    from kdplug.contracts.loss_sum import LossSum
-    from kdplug.contracts.new_recipe import new_recipe
+    from kdplug.contracts.loss import ClosedForm, LossSum, across_vocabularies, closed_form, coarsens
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
-    from kdplug.contracts.task import Task
+    from kdplug.contracts.task import Task, new_recipe
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
@@ -58,7 +54,7 @@ if TYPE_CHECKING:
         ShapeError,
         SignatureError,
     )
-    from kdplug.host.seed_map import (
+    from kdplug.host.textbrewer_maps import (
         KD_LOSS_MAP,
         MATCH_LOSS_MAP,
         PROJ_MAP,
@@ -126,19 +122,31 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "config.distillation": ("DistillationConfig", "IntermediateMatch"),
+    "config.distillation": (
+        "DistillationConfig",
+        "IntermediateMatch",
+    ),
     "config.recipe": ("Recipe",),
     "config.training": ("TrainingConfig",),
-    "contracts.across_vocabularies": ("across_vocabularies",),
-    "contracts.cache_codec": ("CacheCodec", "Encoded", "Ragged"),
-    "contracts.closed_form": ("ClosedForm", "closed_form"),
-    "contracts.coarsens": ("coarsens",),
+    "contracts.loss": (
+        "ClosedForm",
+        "LossSum",
+        "across_vocabularies",
+        "closed_form",
+        "coarsens",
+    ),
+    "contracts.cache_codec": (
+        "CacheCodec",
+        "Encoded",
+        "Ragged",
+    ),
     "contracts.factored_logits": ("FactoredLogits",),
-    "contracts.loss_sum": ("LossSum",),
-    "contracts.new_recipe": ("new_recipe",),
+    "contracts.task": (
+        "Task",
+        "new_recipe",
+    ),
     "contracts.outputs": ("Outputs",),
     "contracts.sparse_logits": ("SparseLogits",),
-    "contracts.task": ("Task",),
     "distillers.basic": ("BasicDistiller",),
     "distillers.custom_match": ("CustomMatch",),
     "distillers.general": ("GeneralDistiller",),
@@ -156,7 +164,13 @@ _ROOMS = {
         "ShapeError",
         "SignatureError",
     ),
-    "host.seed_map": ("KD_LOSS_MAP", "MATCH_LOSS_MAP", "PROJ_MAP", "TEMPERATURE_SCHEDULER", "WEIGHT_SCHEDULER"),
+    "host.textbrewer_maps": (
+        "KD_LOSS_MAP",
+        "MATCH_LOSS_MAP",
+        "PROJ_MAP",
+        "TEMPERATURE_SCHEDULER",
+        "WEIGHT_SCHEDULER",
+    ),
     "objective.objective": ("Objective",),
     "objective.report": ("LossReport",),
 }

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from kdplug.engine import cache_folder
+from kdplug.engine.cache import folder as cache_folder
 
 Random = random.Random
 Attack = Callable[[Random, Path, Path], bool]

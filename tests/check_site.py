@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fake_install import FakeSite
 
-from kdplug.host.check import check_plugins
-from kdplug.host.finding import Finding
+from kdplug.host.check.check import check_plugins
+from kdplug.host.check.finding import Finding
 
 GOOD = 'def f(student_logits, teacher_logits):\n    "A loss."\n'
 

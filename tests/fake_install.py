@@ -15,7 +15,7 @@ from textwrap import dedent
 from kdplug.host.active import isolated
 from kdplug.host.host import Host
 from kdplug.host.metadata import Distribution, EntryPoint, scan
-from kdplug.host.switch import Switch
+from kdplug.host.plugin_filter import PluginFilter
 
 Offers = Mapping[str, Iterable[tuple[str, str]] | Mapping[str, str]]
 
@@ -72,8 +72,8 @@ class FakeSite:
         return write_distribution(self.folder, name, version, offers, files, direct_url)
 
     def host(self, **switch: object) -> AbstractContextManager[Host]:
-        """For a ``with`` block, registries that see this folder alone; keywords are those of ``Switch``."""
-        return isolated(scan([str(self.folder)]), Switch(**switch) if switch else None)  # type: ignore[arg-type]
+        """For a ``with`` block, registries that see this folder alone; keywords are those of ``PluginFilter``."""
+        return isolated(scan([str(self.folder)]), PluginFilter(**switch) if switch else None)  # type: ignore[arg-type]
 
     def python(self, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run ``code`` in a new interpreter that has this folder on its path."""

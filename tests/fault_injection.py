@@ -24,7 +24,7 @@ import torch
 from small_run import PROJECTED, make_distiller, make_student, weights
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdplug.engine import checkpoint
+from kdplug.engine.checkpoint import checkpoint
 
 STEPS = 40
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from benchmarks.authors_path import PAGE, steps, walk
 
-from kdplug.cli.project import make_project
+from kdplug.cli.new_plugin import make_project
 from kdplug.cli.scaffold import SCAFFOLDS
 
 STEPS = list(steps())

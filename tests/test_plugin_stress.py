@@ -9,7 +9,7 @@ import pytest
 from benchmarks.plugin_stress import AMBIGUOUS, BROKEN, DISTRIBUTIONS, ENTRIES, STALE, fill
 from fake_install import FakeSite
 
-from kdplug.host.check import check_plugins
+from kdplug.host.check.check import check_plugins
 
 
 @pytest.fixture(scope="module")

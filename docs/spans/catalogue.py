@@ -22,7 +22,7 @@ def catalogue(plural: str, site: str | None = None) -> str:
 
 def _stands_at(entry: Entry, site: str) -> bool:
     """Whether the inputs that an entry asks for are those of a site; one that fits several stands at the first."""
-    return next(name for name, known in entry.kind.sites.items() if set(entry.inputs) <= set(known)) == site
+    return next(name for name, known in entry.kind.slots.items() if set(entry.inputs) <= set(known)) == site
 
 
 def _section(entries: list[Entry]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from kdplug.cli.setting_table import groups_of
+from kdplug.cli.sheet import groups_of
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.registry import REGISTRIES
 from spans.annotation import default_text, field_text

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kdplug.config.schema_doc import MEANINGS
+from kdplug.config.schema.doc import MEANINGS
 
 __all__ = ["MEANINGS"]

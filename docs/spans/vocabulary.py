@@ -20,7 +20,7 @@ def inputs_by_site() -> str:
     """Which inputs there are at each place of a config."""
     rows = ["| place | inputs |", "|---|---|"]
     for kind in KINDS.values():
-        for site, names in kind.sites.items():
+        for site, names in kind.slots.items():
             if names:
                 rows.append(f"| {_SITES.get(site, kind.noun)} | {', '.join(f'`{name}`' for name in names)} |")
     return "\n".join(rows)

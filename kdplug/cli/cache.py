@@ -3,14 +3,69 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
-from kdplug.cli.failure import told
+from kdplug.cli.terminal import report_errors
+from kdplug.engine.cache.report import CacheReport
+from kdplug.engine.cache.summary import size
 from kdplug.host.name import printable
+
+
+def cache_lines(report: CacheReport) -> Iterator[RenderableType]:
+    """What to print, in order."""
+    state = "complete" if report.is_complete else f"not complete: {report.written} of {report.shards} shards"
+    yield Text(f"{report.path}: {state}")
+    yield _table("kept", _kept(report))
+    yield _table("of", {name: _short(value) for name, value in report.fingerprint.items()})
+
+
+def _kept(report: CacheReport) -> dict[str, str]:
+    tally, item = report.tally, report.bytes_per_item
+    spec, temperature = report.fingerprint.get("codec"), report.fingerprint.get("temperature")
+    at = "" if temperature is None else f" at temperature {temperature:g}"
+    rows = {
+        "examples": f"{report.examples:,} of {report.count:,}",
+        "outputs": ", ".join(sorted(report.layout.names)),
+        "bytes": size(report.bytes),
+        "codec": "none" if spec is None else _short(spec),
+        "classes": ", ".join(f"{count:,}" for count in report.classes),
+    }
+    if item is not None:
+        rows |= {
+            "items": f"{tally.items:,} of {tally.positions:,} ({tally.coverage:.1%} covered)",
+            "bytes per item": f"{item:,.1f}",
+            f"kept mass{at}": f"{tally.kept_mass:.4f} on average, {tally.lowest:.4f} at least",
+        }
+    return {name: row for name, row in {**rows, "largest error": f"{tally.error:.3g}"}.items() if row}
+
+
+def _table(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, row in rows.items():
+        table.add_row(name, row)
+    return table
+
+
+def _short(value: Any) -> str:
+    """Plain data in a line; of many digests, how many there are."""
+    if isinstance(value, Mapping):
+        inner = {key: _short(one) for key, one in value.items()}
+        if len(inner) > _SHOWN:
+            return f"{len(inner)} digests"
+        return ", ".join(f"{key}: {one}" for key, one in inner.items())
+    return str(value)
+
+
+_SHOWN = 6
+
 
 MAKE = "make"
 
@@ -43,7 +98,7 @@ def make(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Run the teacher on the distillation data and store its outputs; resumes an interrupted command."""
-    with told(debug=debug):
+    with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
         from kdplug.recipes.cache import cache_recipe
@@ -64,10 +119,9 @@ def show(
 
     Exits with status 2 for a damaged manifest or record, or a shard of another size; --check also finds damage inside a shard.
     """
-    with told():
+    with report_errors():
         from kdplug.cli.terminal import console
-        from kdplug.engine.cache_report import CacheReport
-        from kdplug.report.cache import cache_lines
+        from kdplug.engine.cache.report import CacheReport
 
         found = CacheReport.read(folder, checks=check)
         if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from kdplug.cli.failure import told
+from kdplug.cli.terminal import report_errors
 from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def new(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented starter recipe for a task, with the JSON Schema that editors validate it against."""
-    with told():
+    with report_errors():
         from kdplug.config.recipe import Recipe
-        from kdplug.config.schema import schema_of
+        from kdplug.config.schema.build import schema_of
         from kdplug.host.registry import tasks
         from kdplug.report.file import replacing, write_json
 
@@ -72,7 +72,7 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
     """A recipe that runs ``task`` under ``name``, and the settings of the task that have no default. Imports the task."""
     from kdplug.config.distillation import DistillationConfig
     from kdplug.config.recipe import Recipe, RecipeTraining
-    from kdplug.config.schema_doc import MEANINGS
+    from kdplug.config.schema.doc import MEANINGS
 
     settings, missing = _task_settings(task)
     models: dict[str, type[ConfigModel]] = {"distillation": DistillationConfig, "training": RecipeTraining}
@@ -91,9 +91,9 @@ def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]
 
     Raises: ``SignatureError`` where the task names a key that the block does not have.
     """
-    from kdplug.contracts.new_recipe import ATTRIBUTE
+    from kdplug.contracts.task import NEW_RECIPE
 
-    own = getattr(task.load(), ATTRIBUTE, {}).get(block, {})
+    own = getattr(task.load(), NEW_RECIPE, {}).get(block, {})
     for key in own:
         if key not in model.model_fields:
             raise SignatureError(
@@ -105,7 +105,7 @@ def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]
 
 def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
     """Every key of a model with its meaning above it."""
-    from kdplug.config.schema_doc import MEANINGS
+    from kdplug.config.schema.doc import MEANINGS
 
     for key, field in model.model_fields.items():
         choices = ", ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
@@ -117,7 +117,7 @@ def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
 
 def _task_settings(task: Entry) -> tuple[list[str], list[str]]:
     """The settings of a task as lines of a recipe, and those that have no default."""
-    from kdplug.config.schema_entry import entry_schema
+    from kdplug.config.schema.entry import entry_schema
 
     found = entry_schema(task, load=True)
     if found.error:
@@ -153,7 +153,7 @@ def _default(key: str, field: FieldInfo) -> Any:
     """The default of a field as plain data; ``none`` is how a config writes that there is no scheduler."""
     from pydantic import BaseModel
 
-    from kdplug.host.spec import ComponentSpec
+    from kdplug.host.component import ComponentSpec
 
     value = field.get_default()
     if isinstance(value, BaseModel):

@@ -2,20 +2,170 @@
 
 from __future__ import annotations
 
+import builtins
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kdplug.cli.failure import told
-from kdplug.cli.project import Project, make_project, names_of, read_license
+import kdplug
 from kdplug.cli.scaffold import Scaffold, read_scaffold
-from kdplug.errors import AmbiguousEntryError, ConfigError, EntryError, NotInstalledError
+from kdplug.cli.terminal import report_errors
+from kdplug.errors import AmbiguousEntryError, ConfigError, EntryError, NotInstalledError, did_you_mean
 from kdplug.host.kind import HOOK_GROUP, KINDS
 from kdplug.host.metadata import installed_version
-from kdplug.host.name import fold_distribution
+from kdplug.host.name import fold_distribution, is_entry_name
 from kdplug.host.registry import REGISTRIES
+
+_DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE | re.ASCII)
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+LICENSES = ("Apache-2.0", "MIT", "BSD-3-Clause", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project that is to be written: its names, and path to text."""
+
+    dist: str
+    module: str
+    entry: str
+    scaffold: Scaffold
+    texts: Mapping[str, str]
+
+
+def read_license(name: str) -> str:
+    """The license that ``name`` means, whatever its case.
+
+    Raises: ``ConfigError`` with the nearest one.
+    """
+    by_fold = {known.casefold(): known for known in LICENSES}
+    if name.casefold() not in by_fold:
+        raise ConfigError(
+            f"no license {name!r}.{did_you_mean(name, LICENSES)} There are {', '.join(LICENSES)}", field="--license"
+        )
+    return by_fold[name.casefold()]
+
+
+def names_of(dist: str) -> tuple[str, str]:
+    """The module and the entry of a distribution: ``kdplug-my-loss`` gives ``kdplug_my_loss`` and ``my_loss``.
+
+    Raises: ``ConfigError`` where ``dist`` may not name a distribution, or gives no module or entry name.
+    """
+    if not _DISTRIBUTION.fullmatch(dist):
+        raise ConfigError(
+            f"{dist!r} may not name a distribution: letters, digits, '-', '_' and '.', the first and the last a letter or "
+            "a digit",
+            field="NAME",
+        )
+    module = re.sub(r"[-_.]+", "_", dist).lower()
+    if not module.isidentifier() or keyword.iskeyword(module):
+        raise ConfigError(
+            f"its module would be {module!r}, which Python cannot import. Try kdplug-{dist}", field="NAME"
+        )
+    entry = module.removeprefix("kdplug_")
+    assert is_entry_name(entry)
+    return module, entry
+
+
+def make_project(dist: str, scaffold: Scaffold, license_name: str, config_name: str | None = None) -> Project:
+    """The files of a project; ``config_name`` is what a config has to write, where the bare name of the entry will not do.
+
+    Raises: ``ConfigError`` where ``dist`` may not name a distribution.
+    """
+    module, entry = names_of(dist)
+    values = {
+        "dist": dist,
+        "module": module,
+        "entry": entry,
+        "config_name": config_name or entry,
+        "summary": scaffold.summary,
+        "group": scaffold.group,
+        "dependencies": ", ".join(f'"{_with_range(name)}"' for name in scaffold.needs),
+        "year": str(datetime.now(UTC).year),
+        "holder": f"the {dist} authors",
+        **_callable_names(scaffold, module, entry),
+        **_file_values(scaffold, license_name),
+        **_use_values(scaffold, config_name or entry),
+    }
+    values["use"] = _filled(f"{scaffold.folder}/use.yaml", values).rstrip()
+    texts = {name: _filled(f"project/{name.lstrip('.')}", values) for name in ("pyproject.toml", "README.md")}
+    texts[f"{module}.py"] = _filled(f"{scaffold.folder}/module.py", values)
+    texts[f"tests/test_{module.removeprefix('kdplug_')}.py"] = _filled(f"{scaffold.folder}/test.py", values)
+    if scaffold.has_recipe:
+        texts["recipe.yaml"] = _filled("project/recipe.yaml", values)
+    texts[".gitignore"] = _filled("project/gitignore", values)
+    if license_name != "none":
+        texts["LICENSE"] = _filled(f"license/{license_name}", values)
+    return Project(dist, module, entry, scaffold, texts)
+
+
+def _callable_names(scaffold: Scaffold, module: str, entry: str) -> dict[str, str]:
+    """Names for the function or class: the entry's, unless the templates or Python give it another meaning."""
+    text = _template(f"{scaffold.folder}/module.py") + _template(f"{scaffold.folder}/test.py")
+    taken = {*re.findall(r"\w+", text), *keyword.kwlist, *keyword.softkwlist, *dir(builtins), module}
+    function, cls = entry, _camel(entry)
+    if function in taken or not function.isidentifier():
+        function = f"{scaffold.noun.replace(' ', '_')}_{entry}"
+    if cls in taken or not cls.isidentifier():
+        cls = _camel(f"{entry}_{scaffold.noun}" if entry[0].isalpha() else f"{scaffold.noun}_{entry}")
+    target = module if scaffold.group == HOOK_GROUP else f"{module}:{cls if scaffold.is_class else function}"
+    return {"function": function, "cls": cls, "target": target}
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in re.split(r"[_ ]+", name))
+
+
+def _file_values(scaffold: Scaffold, license_name: str) -> dict[str, str]:
+    """What pyproject.toml says of the license and of the files that there are."""
+    more = [*(["/recipe.yaml"] if scaffold.has_recipe else []), *(["/LICENSE"] if license_name != "none" else [])]
+    lines = f'license = "{license_name}"\nlicense-files = ["LICENSE"]\n' if license_name != "none" else ""
+    return {"license_lines": lines, "more_files": "".join(f', "{file}"' for file in more)}
+
+
+def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
+    """How the recipe trains, and what the README says around it."""
+    is_task, is_hooks = scaffold.noun == "task", scaffold.group == HOOK_GROUP
+    needs = "`kdplug-presets`" if is_task else "`kdplug-tasks` and `kdplug-presets`"
+    after = [
+        *(
+            [f"`kdplug run recipe.yaml` runs that in less than a minute; it needs {needs}."]
+            if scaffold.has_recipe
+            else []
+        ),
+        *([f"`kdplug plugins show {config_name}` says what it does."] if not is_hooks else []),
+    ]
+    how = f"Once installed, the {scaffold.noun} has a name that any config or recipe may write:"
+    return {
+        "epochs": "60" if is_task else "5",
+        "lr": "2.0e-2" if is_task else "5.0e-3",
+        "how_to_use": "Once installed it is told of every run, whatever the recipe:" if is_hooks else how,
+        "after": "\n".join(after),
+    }
+
+
+def _with_range(name: str) -> str:
+    """A requirement; that on kdplug is the range within which plugins keep working."""
+    if name != "kdplug":
+        return name
+    major, minor = (int(part) for part in kdplug.__version__.split(".")[:2])
+    return f"kdplug>={major}.{minor},<{f'0.{minor + 1}' if major == 0 else major + 1}"
+
+
+def _template(path: str) -> str:
+    return (files("kdplug.cli") / "templates" / f"{path}.tmpl").read_text(encoding="utf-8")
+
+
+def _filled(path: str, values: Mapping[str, str]) -> str:
+    return _PLACE.sub(lambda match: values[match[1]], _template(path))
 
 
 def new_plugin(
@@ -40,7 +190,7 @@ def new_plugin(
     folder: Annotated[Path, typer.Option("--dir", metavar="D", help="The parent folder of the new project.")] = Path(),
 ) -> None:
     """Create a plugin project: entry point, typed module, tests, README, recipe and license."""
-    with told():
+    with report_errors():
         scaffold = read_scaffold(kind, on)
         chosen = read_license(license_name)
         module, entry = names_of(name)

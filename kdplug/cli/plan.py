@@ -4,14 +4,121 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from kdplug.cli.failure import told
+from kdplug.cli.terminal import report_errors
 from kdplug.host.name import printable
+from kdplug.report.table import temperature_line, terms_table
+
+if TYPE_CHECKING:
+    from kdplug.recipes.preview.match import PlannedMatch
+    from kdplug.recipes.preview.plan import RunPlan
+
+
+_STAGES = {
+    "teacher": "training the teacher",
+    "student": "distilling the student",
+    "baseline": "training the same student without distillation",
+}
+
+
+def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
+    """What to print, in order."""
+    yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
+    yield Text(plan.about)
+    yield Text("")
+    yield Text(temperature_line(plan.config))
+    yield terms_table(plan.config, [term.name for term in plan.terms])
+    yield _terms(plan)
+    if plan.matches:
+        yield _matches(plan.matches)
+    yield _models(plan)
+    yield _memory(plan)
+    if plan.kept_mass is not None:
+        yield Text(f"teacher's logits: {plan.kept_mass}")
+    yield Text(_steps(plan))
+    yield Text("")
+    yield from _warnings(plan)
+
+
+def size(count: int) -> str:
+    """Bytes in three significant digits in the unit that fits: ``12.3 MiB``."""
+    number, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number, units = number / 1024, units[1:]
+    return f"{number:.3g} {units[0]}" if units[0] != "bytes" else f"{count} bytes"
+
+
+def _terms(plan: RunPlan) -> Table:
+    rows = [
+        [
+            term.name,
+            *(f"{weight:.3g}" for weight in term.weights),
+            "" if term.value is None else f"{term.value:.4g}",
+            "" if term.gradient_norm is None else f"{term.gradient_norm:.3g}",
+        ]
+        for term in plan.terms
+    ]
+    headings = ("first batch", "weight at start", "at half", "at end", "unweighted", "gradient norm, weighted")
+    return _table(headings, rows, right=5)
+
+
+def _matches(matches: Iterable[PlannedMatch]) -> Table:
+    rows = []
+    for match in matches:
+        pairs = zip(match.student, match.teacher, strict=False)
+        for place, ((student, of_student), (teacher, of_teacher)) in enumerate(pairs):
+            head = [match.term, _projection(match)] if place == 0 else ["", ""]
+            rows.append([head[0], f"{student} {of_student}", f"{teacher} {of_teacher}", head[1]])
+    return _table(("match", "student", "teacher", "projection"), rows)
+
+
+def _projection(match: PlannedMatch) -> str:
+    found = match.projection
+    return "" if found is None else f"{found.name} {found.in_dim} → {found.out_dim}, {found.parameters:,} parameters"
+
+
+def _models(plan: RunPlan) -> Table:
+    rows = [[name, f"{count:,}"] for name, count in plan.parameters.items()]
+    return _table(("model", "parameters"), rows, right=1)
+
+
+def _memory(plan: RunPlan) -> Table:
+    rows = [[item.name, size(item.bytes), item.how] for item in plan.memory]
+    rows.append(["total", size(sum(item.bytes for item in plan.memory)), ""])
+    return _table(("memory of the distillation", "", "source"), rows)
+
+
+def _steps(plan: RunPlan) -> str:
+    steps = [f"{_STAGES[name]} {count}" for name, count in plan.steps.items() if count]
+    return f"optimizer steps: {', '.join(steps)}"
+
+
+def _warnings(plan: RunPlan) -> Iterator[Text]:
+    for warning in plan.warnings:
+        where = f"{warning.field}: " if warning.field else ""
+        yield Text.assemble(("warning: ", "yellow"), f"{where}{warning.message} [{warning.check}]")
+    count = len(plan.warnings)
+    yield Text(f"{count} warning{'s' * (count != 1)}" if count else "no warnings")
+
+
+def _table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, right: int = 0) -> Table:
+    """A table whose last ``right`` columns are numbers."""
+    table, columns = Table(header_style="bold"), list(headings)
+    for place, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if place >= len(columns) - right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
 
 EXIT_CODE = 1
 
@@ -27,11 +134,10 @@ def plan(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
-    with told(debug=debug, exit_code=EXIT_CODE):
+    with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
-        from kdplug.recipes.plan import plan_recipe
-        from kdplug.report.plan import plan_lines
+        from kdplug.recipes.preview.plan import plan_recipe
 
         with redirect_stdout(sys.stderr):  # what a task prints when it builds its models is no part of the plan
             found = plan_recipe(Recipe.from_file(recipe).with_overrides(changes or []))

@@ -2,14 +2,155 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kdplug.cli.check import check
-from kdplug.cli.failure import told
-from kdplug.cli.listing import HOOKS, Row, read_kind, rows
 from kdplug.cli.new_plugin import new_plugin
+from kdplug.cli.terminal import report_errors
+from kdplug.errors import ConfigError, KdplugError, did_you_mean
+from kdplug.host.active import active
+from kdplug.host.entry import Entry
+from kdplug.host.isolation.plugin_code import described
+from kdplug.host.kind import KINDS, Kind
+from kdplug.host.registry import REGISTRIES
+
+if TYPE_CHECKING:
+    from kdplug.host.check.finding import Finding
+
+
+Status = Literal["ok", "shadowed", "ambiguous", "blocked", "incompatible", "broken"]
+
+HOOKS = "hooks"
+"""The kind under which plugins that hold hook implementations are listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of ``kdplug plugins list``; ``error`` says why it is broken or what leaves it out."""
+
+    name: str
+    kind: str
+    package: str
+    version: str
+    status: Status
+    error: str | None = None
+
+
+def read_kind(name: str) -> Kind:
+    """The kind that ``name`` means: ``loss`` or ``losses``, ``weight-scheduler`` or ``weight_schedulers``.
+
+    Raises: ``ConfigError`` with the nearest kind.
+    """
+    by_name = {spelling: kind for kind in KINDS.values() for spelling in (kind.plural, kind.noun.replace(" ", "_"))}
+    folded = name.casefold().replace("-", "_").replace(" ", "_")
+    if folded not in by_name:
+        nouns = ", ".join(kind.noun.replace(" ", "_") for kind in KINDS.values())
+        raise ConfigError(f"no kind {name!r}.{did_you_mean(name, by_name)} The kinds: {nouns}", field="--kind")
+    return by_name[folded]
+
+
+def rows(kind: Kind | None = None, *, load: bool = False) -> list[Row]:
+    """Every entry of one kind or of all, by kind, then by package and name. ``load`` imports each, and every hook plugin."""
+    if load:
+        active().load_hooks()
+    kinds = [kind] if kind is not None else list(KINDS.values())
+    found = [row for one in kinds for row in (*_offered(one, load=load), *_left_out(one))]
+    return found + (list(_hook_plugins()) if kind is None else [])
+
+
+def failure(entry: Entry) -> str | None:
+    """Why an entry cannot be used, or ``None`` where it can. Imports it."""
+    try:
+        entry.load()
+        _ = entry.settings
+    except KdplugError as error:
+        return str(error)
+    return None
+
+
+def _offered(kind: Kind, *, load: bool) -> Iterator[Row]:
+    registry = REGISTRIES[kind.plural]
+    for entry in registry.entries():
+        error = failure(entry) if load else None
+        status: Status = "broken" if error else registry.status(entry)
+        yield Row(entry.name, kind.noun, entry.dist, entry.version, status, error)
+
+
+def _left_out(kind: Kind) -> Iterable[Row]:
+    host = active()
+    return [
+        Row(
+            point.name,
+            kind.noun,
+            dist.name,
+            dist.version,
+            "blocked" if dist in host.blocked else "incompatible",
+            host.reason(dist),
+        )
+        for dist in host.left_out
+        for point in dist.entry_points
+        if point.group == kind.group
+    ]
+
+
+def _hook_plugins() -> Iterator[Row]:
+    for plugin in active().hook_plugins:
+        error = described(plugin.error) if plugin.error is not None else None
+        yield Row(plugin.name, HOOKS, plugin.dist.name, plugin.dist.version, "broken" if error else "ok", error)
+
+
+_STYLES = {"error": "bold red", "warning": "yellow"}
+
+
+def check(
+    dist: Annotated[str | None, typer.Argument(help="Only this distribution.")] = None,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Import every plugin and report problems with their fixes. Exits with status 1 on an error."""
+    from kdplug.host.check.check import check_plugins
+
+    with report_errors():
+        found = check_plugins(dist)
+    if as_json:
+        _print_findings(found)
+    else:
+        _print(found)
+    if any(one.level == "error" for one in found):
+        raise typer.Exit(1)
+
+
+def _print_findings(found: list[Finding]) -> None:
+    import json
+    from dataclasses import asdict
+
+    typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+
+
+def _print(found: list[Finding]) -> None:
+    from rich.text import Text
+
+    from kdplug.cli.terminal import console
+    from kdplug.host.active import active
+    from kdplug.host.name import printable
+
+    out = console()
+    for one in found:
+        what, where, mend = map(printable, (one.what, one.where, one.mend))
+        head = Text.assemble((f"{one.level:<8}", _STYLES[one.level]), (one.dist, "bold"), f" [{one.check}] {what}")
+        for line in (head, Text(f"        in    {where}"), Text(f"        fix   {mend}")):
+            out.print(line, soft_wrap=True)
+        out.print()
+    errors = sum(one.level == "error" for one in found)
+    counts = f"{errors} error{'s' * (errors != 1)}, {len(found) - errors} warning{'s' * (len(found) - errors != 1)}"
+    plugins = len(active().dists)
+    out.print(
+        f"{plugins} plugin{'s' * (plugins != 1)} installed: {counts if found else 'no problems'}", highlight=False
+    )
+
 
 app = typer.Typer(help="List, inspect and check installed plugins, or create a new one.", no_args_is_help=True)
 app.command("new")(new_plugin)
@@ -36,7 +177,7 @@ def list_plugins(
     load: Annotated[bool, typer.Option("--load", help="Import every entry and report failures.")] = False,
 ) -> None:
     """List all installed entries: losses, projections, schedulers, tasks and other kinds."""
-    with told():
+    with report_errors():
         found = rows(read_kind(kind) if kind is not None else None, load=load)
     if as_json:
         _print_json(found)
@@ -53,7 +194,7 @@ def show_plugin(
     from kdplug.cli.sheet import print_sheets
     from kdplug.cli.terminal import console
 
-    with told():
+    with report_errors():
         print_sheets(name, read_kind(kind) if kind is not None else None, console())
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kdplug.cli.failure import told
+from kdplug.cli.terminal import report_errors
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a teacher, distil it into a student, and compare with the same student trained without distillation."""
-    with told(debug=debug):
+    with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
         from kdplug.host.lock import check_environment

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kdplug.cli.failure import told
+from kdplug.cli.terminal import report_errors
 from kdplug.host.name import printable
 
 
@@ -31,8 +31,8 @@ def schema(
     ] = False,
 ) -> None:
     """Print the JSON Schema (draft-07) of a recipe, with the settings of every installed plugin."""
-    with told():
-        from kdplug.config.schema import every_entry, no_entry, schema_of
+    with report_errors():
+        from kdplug.config.schema.build import every_entry, no_entry, schema_of
         from kdplug.host.active import active
 
         with redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is no JSON

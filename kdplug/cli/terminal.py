@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
 from rich.console import Console
+
+from kdplug.errors import KdplugError, RunError
+from kdplug.host.host import PluginWarning
+from kdplug.host.name import printable
 
 _WIDE = 200
 
@@ -11,3 +22,51 @@ def console() -> Console:
     """Standard output; wide enough for every table where it is no terminal."""
     found = Console()
     return found if found.is_terminal else Console(width=_WIDE)
+
+
+EXIT_CODE = 2
+_SIGNALLED = 128
+
+
+@contextmanager
+def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterator[None]:
+    """Print an error that kdplug raised on purpose, and trouble with plugins, as plain sentences.
+
+    A ``SystemExit`` comes from the code of a plugin, a loss that calls ``exit`` for example, and is an error as well, except
+    that of a run which a signal ended.
+
+    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself where ``debug`` is true.
+    """
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if issubclass(category, PluginWarning):
+                _say("warning", str(message), "yellow")
+            else:
+                usual(message, category, *rest, **more)
+
+        warnings.showwarning = show
+        try:
+            yield
+        except KdplugError as error:
+            if debug:
+                raise
+            _say("error", str(error), "bold red")
+            raise typer.Exit(exit_code) from error
+        except SystemExit as wanted:
+            if isinstance(wanted.code, int) and wanted.code > _SIGNALLED:
+                raise
+            place = traceback.extract_tb(wanted.__traceback__)[-1]
+            exits = RunError(f"{place.filename}:{place.lineno} ends the program with exit({wanted.code!r})")
+            if debug:
+                raise exits from wanted
+            _say("error", str(exits), "bold red")
+            raise typer.Exit(exit_code) from wanted
+
+
+def _say(word: str, message: str, style: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True).print(Text.assemble((f"{word}: ", style), printable(message)), soft_wrap=True)

@@ -7,16 +7,26 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import PlainValidator, WithJsonSchema, field_validator, model_validator
 
-from kdplug.config.component import AnyComponent, TemperatureScheduler, WeightScheduler, resolve, write_component
 from kdplug.config.layer_map import LayerMap, LayerMaps
 from kdplug.config.match import IntermediateMatch, no_effect
-from kdplug.config.model import ConfigModel
+from kdplug.config.model import (
+    LARGEST,
+    AnyComponent,
+    ConfigModel,
+    Count,
+    NonNegative,
+    Positive,
+    Switch,
+    TemperatureScheduler,
+    WeightScheduler,
+    resolve,
+    write_component,
+)
 from kdplug.config.requirement import PluginsConfig
-from kdplug.config.scalar import LARGEST, Count, NonNegative, Positive, Switch
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
+from kdplug.host.component import ComponentSpec
 from kdplug.host.registry import losses, teacher_combiners
-from kdplug.host.spec import ComponentSpec
 
 __all__ = ["DistillationConfig", "IntermediateMatch"]
 
@@ -80,7 +90,7 @@ class DistillationConfig(ConfigModel):
     @classmethod
     def _names_a_loss(cls, spec: ComponentSpec) -> ComponentSpec:
         if spec != _DEFAULT_KD_LOSS:
-            losses.check(spec, site="kd")
+            losses.check(spec, slot="kd")
         return spec
 
     @field_validator("teacher_combiner")
@@ -119,7 +129,7 @@ class DistillationConfig(ConfigModel):
     def _default_loss_is_installed(self) -> Self:
         if self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
             try:
-                losses.check(self.kd_loss_type, site="kd")
+                losses.check(self.kd_loss_type, slot="kd")
             except KdplugError as error:
                 raise error.at("kd_loss_type") from None
         return self
@@ -183,11 +193,11 @@ class DistillationConfig(ConfigModel):
         return self.model_copy(update={"intermediate_matches": tuple(matches), "layer_map": tuple(layer_map)})
 
 
-def _resolved(spec: ComponentSpec | None, plural: str, site: str | None, *path: object) -> Any:
+def _resolved(spec: ComponentSpec | None, plural: str, slot: str | None, *path: object) -> Any:
     if spec is None:
         return None
     try:
-        return write_component(resolve(spec, plural, site))
+        return write_component(resolve(spec, plural, slot))
     except KdplugError as error:
         raise error.at(*path) from error.__cause__
 

@@ -9,12 +9,18 @@ from pydantic import GetJsonSchemaHandler, PlainSerializer, WrapValidator, model
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema
 
-from kdplug.config.component import LayerMapComponent, MatchLoss, WeightScheduler, is_none
 from kdplug.config.layer import Layer, PatternField
-from kdplug.config.match import Feature, IntermediateMatch, TeacherField, no_effect
-from kdplug.config.model import ConfigModel
-from kdplug.config.projection import Projection
-from kdplug.config.scalar import Count, NonNegative, Switch
+from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, no_effect
+from kdplug.config.model import (
+    ConfigModel,
+    Count,
+    LayerMapComponent,
+    MatchLoss,
+    NonNegative,
+    Switch,
+    WeightScheduler,
+    is_none,
+)
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host.registry import layer_maps

@@ -2,18 +2,211 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
-from kdplug.config.component import MatchLoss, WeightScheduler
 from kdplug.config.layer import LayerField, check_pair, in_list, is_path
-from kdplug.config.model import ConfigModel
-from kdplug.config.projection import Projection
-from kdplug.config.scalar import LARGEST, NonNegative, Text
+from kdplug.config.model import (
+    COMPONENT_SCHEMA,
+    LARGEST,
+    ConfigModel,
+    FrozenDict,
+    MatchLoss,
+    NonNegative,
+    Text,
+    WeightScheduler,
+    freeze,
+    is_none,
+    read_component,
+    resolve,
+    thaw,
+    write_component,
+)
 from kdplug.config.words import shown
 from kdplug.contracts.vocabulary import FEATURES
 from kdplug.errors import ConfigError, did_you_mean
+from kdplug.host.component import ComponentSpec, Form
+from kdplug.host.registry import projections
+
+Width = int | Literal["auto"]
+
+WIDEST = 1 << 24
+"""The largest width of a feature."""
+
+_EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student width first"
+_KEYS = ("in_dim", "out_dim", "options")
+_AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "dampening")
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionSpec:
+    """A projection by name.
+
+    ``in_dim`` is the student's width, ``out_dim`` the teacher's; ``"auto"`` takes it from the features. ``options``
+    are those of the projection's own optimizer parameter group; ``form`` is the spelling it came in.
+    """
+
+    component: ComponentSpec
+    in_dim: Width = "auto"
+    out_dim: Width = "auto"
+    options: Mapping[str, Any] = field(default_factory=FrozenDict)
+    form: Form = "list"
+
+    def to_data(self) -> Any:
+        """Fresh plain data in the spelling that the projection came in."""
+        component, options = write_component(self.component), thaw(self.options)
+        rest = {"options": options} if options else {}
+        if self.form == "name" and isinstance(component, str) and self.in_dim == self.out_dim == "auto" and not rest:
+            return component
+        if self.form == "mapping" and not self.component.args:
+            widths = {"name": self.component.name, "in_dim": self.in_dim, "out_dim": self.out_dim}
+            return {**widths, **rest, **thaw(self.component.settings)}
+        return [component, self.in_dim, self.out_dim, *rest.values()]
+
+    def resolved(self) -> ProjectionSpec:
+        """The projection with its qualified name and every setting. Imports the entry."""
+        component = resolve(self.component, "projections")
+        return ProjectionSpec(component, self.in_dim, self.out_dim, self.options)
+
+
+def read_projection(data: object) -> ProjectionSpec:
+    """A frozen projection from ``name``, ``[name, in, out]``, ``[name, in, out, {options}]`` or a mapping.
+
+    The first element of a list may itself be a component with settings. ``data`` is left as it is.
+
+    Raises: ``ConfigError`` for any other form; ``EntryError`` where the name leads nowhere.
+    """
+    if isinstance(data, ProjectionSpec):
+        data = data.to_data()
+    if isinstance(data, ComponentSpec):
+        data = data.name if data.form == "name" and not data.args and not data.settings else [data, "auto", "auto"]
+    if isinstance(data, str):
+        found = ProjectionSpec(read_component(data), form="name")
+    elif isinstance(data, (list, tuple)):
+        found = _from_list(list(data))
+    elif isinstance(data, Mapping):
+        found = _from_mapping(data)
+    else:
+        raise ConfigError(f"cannot read {shown(data)} as a projection. Write a name, or {_EXAMPLE}")
+    projections.check(found.component)
+    return found
+
+
+def _from_list(data: list[Any]) -> ProjectionSpec:
+    if len(data) not in (3, 4):
+        counted = f"{len(data)} element{'' if len(data) == 1 else 's'}"
+        alone = f". Write {data[0]!r} alone for automatic widths" if len(data) == 1 and isinstance(data[0], str) else ""
+        raise ConfigError(
+            f"a projection is [name, student width, teacher width] and may end in {{optimizer options}}, "
+            f"got {counted}: {shown(data)}. Example: {_EXAMPLE}{alone}"
+        )
+    return ProjectionSpec(
+        _component(data[0], 0),
+        _width(data[1], "student", 1),
+        _width(data[2], "teacher", 2),
+        _options(data[3], 3) if len(data) == 4 else FrozenDict(),
+    )
+
+
+def _from_mapping(data: Mapping[Any, Any]) -> ProjectionSpec:
+    return ProjectionSpec(
+        read_component({key: value for key, value in data.items() if key not in _KEYS}),
+        _width(data.get("in_dim", "auto"), "student", "in_dim"),
+        _width(data.get("out_dim", "auto"), "teacher", "out_dim"),
+        _options(data.get("options", {}), "options"),
+        "mapping",
+    )
+
+
+def _component(data: object, place: int) -> ComponentSpec:
+    try:
+        return read_component(data)
+    except ConfigError as error:
+        raise error.at(place) from None
+
+
+def _width(value: object, side: str, place: int | str) -> Width:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if value > WIDEST:
+            raise ConfigError(f"the {side} width must be <= {WIDEST}, got {shown(value)}").at(place)
+        return int(value)
+    near = did_you_mean(value, ["auto"]) if isinstance(value, str) else ""
+    message = f"the {side} width must be a whole number >= 1, or auto, got {shown(value)}.{near}"
+    raise ConfigError(message.rstrip(".")).at(place)
+
+
+def _options(value: object, place: int | str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"must be a mapping of optimizer options, such as {{lr: 1.0e-3}}, got {shown(value)}").at(
+            place
+        )
+    try:
+        options: Mapping[str, Any] = freeze(value)
+        for key, option in options.items():
+            _check_option(key, option)
+    except ConfigError as error:
+        raise error.at(place) from None
+    return options
+
+
+def _check_option(key: str, value: object) -> None:
+    """One option of a parameter group. Whether the optimizer has it is known once there is an optimizer."""
+    if key in ("params", "param_names"):
+        raise ConfigError("is filled by the projection itself: leave it out").at(key)
+    if key == "learning_rate":
+        raise ConfigError("unknown optimizer option. Did you mean 'lr'?").at(key)
+    if isinstance(value, Mapping):
+        raise ConfigError(f"must be a number, true, false, null or a list of numbers, got {shown(thaw(value))}").at(key)
+    if key not in _AT_LEAST_ZERO:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"must be a number, got {shown(value)}").at(key)
+    if value < 0:
+        raise ConfigError(f"must be >= 0, got {shown(value)}").at(key)
+
+
+def _read_or_none(data: object) -> ProjectionSpec | None:
+    return None if is_none(data) else read_projection(data)
+
+
+def _write(spec: ProjectionSpec | None) -> Any:
+    return None if spec is None else spec.to_data()
+
+
+_WIDTH_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": WIDEST}, {"const": "auto"}]}
+_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "null"},
+        {"type": "string", "minLength": 1},
+        {
+            "type": "array",
+            "minItems": 3,
+            "maxItems": 4,
+            "items": [COMPONENT_SCHEMA, _WIDTH_SCHEMA, _WIDTH_SCHEMA, {"type": "object"}],
+        },
+        {
+            "type": "object",
+            "required": ["name"],
+            "properties": {
+                "name": {"type": "string", "minLength": 1},
+                "in_dim": _WIDTH_SCHEMA,
+                "out_dim": _WIDTH_SCHEMA,
+                "options": {"type": "object"},
+            },
+        },
+    ]
+}
+
+Projection = Annotated[
+    ProjectionSpec | None, PlainValidator(_read_or_none), PlainSerializer(_write), WithJsonSchema(_SCHEMA)
+]
+"""The type of a config field that holds a projection or none."""
+
 
 TERM_NAMES = ("kd_loss", "hard_label_loss")
 """The names of the terms that are no matches."""

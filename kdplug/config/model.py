@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self, get_args
+from typing import Annotated, Any, ClassVar, NoReturn, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from kdplug.config.text import (
-    Document,
-    json_document,
-    read_document,
-    read_text,
-    write_json,
-    write_yaml,
-    yaml_document,
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    Strict,
+    ValidationError,
+    WithJsonSchema,
 )
+
+from kdplug.config.text import Document, json_document, read_document, read_text, write_json, write_yaml, yaml_document
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean, nearest
-from kdplug.host.bounded_json import CONFIG, json_value
+from kdplug.host.bounded_json import CONFIG, check_bounds, json_value
+from kdplug.host.component import ComponentSpec, parse_spec
+from kdplug.host.registry import REGISTRIES
 
 _MOST_SHOWN = 10
 """How many problems of a config an error lists."""
@@ -178,3 +184,190 @@ def _one_error(problems: list[KdplugError], count: int) -> KdplugError:
         return problems[0]
     first = "" if count == len(problems) else f", the first {len(problems)} of which are"
     return ConfigError(f"{count} problems{first}:" + "".join(f"\n    {problem}" for problem in problems))
+
+
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), AfterValidator(float)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), AfterValidator(float)]
+Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(float)]
+"""A part of a whole, in [0, 1)."""
+
+LARGEST = 2**31 - 1
+"""The largest count or seed: what a 32-bit integer holds, which NumPy's generator, file formats and kernels can take."""
+
+Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST), AfterValidator(int)]
+WholeNumber = Annotated[int, Strict(), Field(ge=0, le=LARGEST), AfterValidator(int)]
+Processes = Annotated[int, Strict(), Field(ge=0, le=1024), AfterValidator(int)]
+"""How many processes one process starts."""
+
+Switch = Annotated[bool, Strict()]
+Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(str)]
+"""Text of at most as many characters as a path may have."""
+
+
+_SMALLEST, _LARGEST = -(2**63), 2**64 - 1
+"""The whole numbers of 64 bits, signed or not: no larger one can be a size, a count or a seed."""
+
+
+class FrozenDict(dict[str, Any]):
+    """A ``dict`` that refuses every change. Unlike a mapping proxy it can be copied, pickled and written as JSON."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("a config cannot be changed: make a new one")
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __copy__(self) -> FrozenDict:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenDict:
+        return self
+
+    def __reduce__(self) -> tuple[type[FrozenDict], tuple[dict[str, Any]]]:
+        return FrozenDict, (dict(self),)
+
+
+def freeze(value: object) -> Any:
+    """``value`` with tuples for lists and ``FrozenDict`` for mappings, and plain Python scalars.
+
+    Raises: ``ConfigError``, whose field leads to the value, for anything that YAML and JSON cannot both hold; for more values or
+    levels than a config may hold, and for a whole number of more than 64 bits.
+    """
+    check_bounds(value, CONFIG)
+    return _freeze(value)
+
+
+def _freeze(value: object) -> Any:
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        if not _SMALLEST <= value <= _LARGEST:
+            raise ConfigError(f"must be a whole number from {_SMALLEST} to {_LARGEST}, got {shown(value)}")
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ConfigError(f"must be a finite number, got {value!r}")
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_below(place, item) for place, item in enumerate(value))
+    if isinstance(value, Mapping):
+        return FrozenDict({_key(key): _below(key, item) for key, item in value.items()})
+    raise ConfigError(
+        f"a config is data: text, numbers, true, false, null, lists and mappings. Got {shown(value)} "
+        f"({type(value).__name__})"
+    )
+
+
+def _below(place: object, item: object) -> Any:
+    try:
+        return _freeze(item)
+    except ConfigError as error:
+        raise error.at(place) from None
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise ConfigError(f"a key must be text, got {shown(key)}")
+    return str.__str__(key)
+
+
+def thaw(value: object) -> Any:
+    """``value`` as fresh lists and dicts, which the caller may change."""
+    if isinstance(value, Mapping):
+        return {key: thaw(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [thaw(item) for item in value]
+    return value
+
+
+_LONGEST_NAME = 200
+
+COMPONENT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "minItems": 1, "items": [{"type": "string", "minLength": 1}]},
+        {"type": "object", "required": ["name"], "properties": {"name": {"type": "string", "minLength": 1}}},
+    ]
+}
+"""JSON Schema (draft-07) of the three spellings."""
+
+
+def read_component(data: object) -> ComponentSpec:
+    """A frozen spec from any of the three spellings; the name is not looked up.
+
+    Raises: ``ConfigError``.
+    """
+    spec = _fitting(parse_spec(data))
+    name = parse_spec(spec.name).name
+    if len(name) > _LONGEST_NAME:
+        raise ConfigError(
+            f"a component's name has at most {_LONGEST_NAME} characters, got {len(name):,}: {shown(name)}"
+        )
+    return ComponentSpec(name, freeze(spec.args), freeze(spec.settings), spec.form)
+
+
+def _fitting(spec: ComponentSpec) -> ComponentSpec:
+    """``spec`` in a form that can hold what it holds, which matters where it was made in Python and not read."""
+    if spec.args:
+        return replace(spec, form="list")
+    return replace(spec, form="mapping") if spec.settings and spec.form == "name" else spec
+
+
+def write_component(spec: ComponentSpec | None) -> Any:
+    """Fresh plain data in the spelling that the component came in; ``"none"`` where there is no component."""
+    return "none" if spec is None else thaw(_fitting(spec).to_data())
+
+
+def is_none(value: object) -> bool:
+    """Whether a config says ``null`` or ``none``."""
+    return value is None or (isinstance(value, str) and value.casefold() == "none")
+
+
+def resolve(spec: ComponentSpec, plural: str, slot: str | None = None) -> ComponentSpec:
+    """The component with its qualified name and every setting. Imports the entry.
+
+    Raises: ``EntryError``, ``SettingError``, ``SignatureError``.
+    """
+    component = REGISTRIES[plural].build(spec, slot=slot)
+    if component.entry.positional:  # its arguments have no names, so they stay as they are written
+        return ComponentSpec(component.entry.qualified, spec.args, spec.settings, spec.form)
+    return read_component(component.qualified_spec())
+
+
+def _named(plural: str, slot: str | None = None) -> Callable[[object], ComponentSpec]:
+    """Read a component and look its name up in a registry. Nothing is imported."""
+
+    def read(data: object) -> ComponentSpec:
+        spec = read_component(data)
+        REGISTRIES[plural].check(spec, slot=slot)
+        return spec
+
+    return read
+
+
+def _named_or_none(plural: str) -> Callable[[object], ComponentSpec | None]:
+    read = _named(plural)
+    return lambda data: None if is_none(data) else read(data)
+
+
+_WRITE = PlainSerializer(write_component)
+_SCHEMA = WithJsonSchema(COMPONENT_SCHEMA)
+_SCHEMA_OR_NONE = WithJsonSchema({"anyOf": [{"type": "null"}, *COMPONENT_SCHEMA["anyOf"]]})
+
+AnyComponent = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA]
+"""A component whose name is looked up elsewhere."""
+
+MatchLoss = Annotated[ComponentSpec, PlainValidator(_named("losses", "match")), _WRITE, _SCHEMA]
+LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named("layer_maps")), _WRITE, _SCHEMA]
+TaskComponent = Annotated[ComponentSpec, PlainValidator(_named("tasks")), _WRITE, _SCHEMA]
+CacheCodecComponent = Annotated[
+    ComponentSpec | None, PlainValidator(_named_or_none("cache_codecs")), _WRITE, _SCHEMA_OR_NONE
+]
+WeightScheduler = Annotated[
+    ComponentSpec | None, PlainValidator(_named_or_none("weight_schedulers")), _WRITE, _SCHEMA_OR_NONE
+]
+TemperatureScheduler = Annotated[
+    ComponentSpec | None, PlainValidator(_named_or_none("temperature_schedulers")), _WRITE, _SCHEMA_OR_NONE
+]

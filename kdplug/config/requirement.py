@@ -8,8 +8,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
 from pydantic import AfterValidator
 
-from kdplug.config.model import ConfigModel
-from kdplug.config.scalar import Text
+from kdplug.config.model import ConfigModel, Text
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, PluginError
 from kdplug.host.active import active

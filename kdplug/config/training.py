@@ -9,9 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdplug.config.component import CacheCodecComponent
-from kdplug.config.model import ConfigModel
-from kdplug.config.scalar import Count, Text, WholeNumber
+from kdplug.config.model import CacheCodecComponent, ConfigModel, Count, Text, WholeNumber
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, did_you_mean
 

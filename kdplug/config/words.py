@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kdplug.errors import did_you_mean
-from kdplug.host.shown import shown
+from kdplug.host.name import shown
 
 __all__ = ["in_words", "shown"]
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kdplug.contracts.factored_logits import FactoredLogits
-from kdplug.contracts.loss_sum import LossSum, is_valid_count
+from kdplug.contracts.loss import LossSum, is_valid_count
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
@@ -214,3 +214,11 @@ def _logits(value: object) -> Any:
         f"cannot read {_kind(value)}. An adaptor returns a dict with some of {', '.join(ADAPTOR_KEYS)}, "
         "or the logits as one tensor"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """A batch on its way in, or outputs on their way out, with the task they belong to."""
+
+    task: str
+    value: Any

@@ -8,12 +8,11 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.argument import check_distillation, check_side, check_training
-from kdplug.distillers.method import enter, leave, train
+from kdplug.distillers.method import check_distillation, check_side, check_training, enter, leave, train
 from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
-from kdplug.engine.event import Events
-from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.teacher import Teacher
+from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import ConfigError
 from kdplug.objective.objective import Objective
 
@@ -37,7 +36,7 @@ class BasicDistiller:
         adaptor_T: Adaptor | None = None,
         adaptor_S: Adaptor | None = None,
         *,
-        observers: Iterable[Events] = (),
+        observers: Iterable[RunObserver] = (),
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
@@ -74,6 +73,6 @@ class BasicDistiller:
     train = train
 
     def _sides(self) -> Sides:
-        pair = Pair(self.model_S, self.adaptor_S, self.objective)
+        pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
         teacher = Teacher(self.model_T, self.adaptor_T)
         return Sides(pair, teacher, {"": self.distill_config}, self.teacher_cache)

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdplug.config.layer_path import read_path
+from kdplug.config.error_path import prefixed
+from kdplug.config.layer import read_path
 from kdplug.errors import ConfigError
-from kdplug.objective.capture_path import Modules
+from kdplug.objective.capture.path import Modules
 from kdplug.objective.custom_term import CustomTerm
-from kdplug.objective.field import below
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +43,7 @@ class CustomMatch:
 
         Raises: ``ConfigError`` for a module that is in no model, and for what cannot be called.
         """
-        with below("custom_matches", place):
+        with prefixed("custom_matches", place):
             if not callable(self.loss):
                 raise ConfigError(f"must be a callable, got {type(self.loss).__name__}", field="loss")
             if self.proj_func is not None and not callable(self.proj_func):
@@ -66,7 +66,7 @@ class CustomMatch:
 
 
 def _path(module: object, modules: Modules, field: str) -> str:
-    with below(field):
+    with prefixed(field):
         if isinstance(module, nn.Module):
             return modules.name_of(module)
         if not isinstance(module, str):

@@ -9,9 +9,8 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.argument import check_distillation, check_side, check_training
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.distillers.method import enter, leave, train
+from kdplug.distillers.method import check_distillation, check_side, check_training, enter, leave, train
 from kdplug.distillers.session import (
     Session,
     Sides,
@@ -20,9 +19,9 @@ from kdplug.distillers.session import (
     tell_unused_cache,
     tell_unused_combiner,
 )
-from kdplug.engine.cache_summary import CacheSummary
-from kdplug.engine.event import Events
-from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.cache.summary import CacheSummary
+from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import ConfigError
 from kdplug.objective.custom_term import CustomTerm
 from kdplug.objective.objective import Objective
@@ -55,7 +54,7 @@ class GeneralDistiller:
         adaptor_S: Adaptor | None = None,
         custom_matches: Iterable[CustomMatch] | None = None,
         *,
-        observers: Iterable[Events] = (),
+        observers: Iterable[RunObserver] = (),
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
@@ -108,7 +107,7 @@ class GeneralDistiller:
         )
 
     def _sides(self) -> Sides:
-        pair = Pair(self.model_S, self.adaptor_S, self.objective)
+        pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
         return Sides(pair, self._teacher, {"": self.distill_config}, self.teacher_cache)
 
 

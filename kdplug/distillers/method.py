@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from typing import Any, Protocol, TypeVar
@@ -11,12 +11,89 @@ from typing import Any, Protocol, TypeVar
 from torch import nn
 from torch.optim import Optimizer
 
+from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.session import Session, Sides
+from kdplug.engine.checkpoint.resume import Resume
 from kdplug.engine.evaluation import Evaluation
-from kdplug.engine.request import Callback, Request
-from kdplug.engine.resume import Resume
-from kdplug.engine.run import RunResult
+from kdplug.engine.run import Callback, Request, RunResult
+from kdplug.engine.teacher import Teacher
+from kdplug.engine.training_module import Adaptor
+from kdplug.errors import ConfigError
+
+Models = Sequence[nn.Module] | Mapping[str, nn.Module] | nn.ModuleList | nn.ModuleDict
+Adaptors = Adaptor | Sequence[Adaptor | None] | Mapping[str, Adaptor | None] | None
+
+
+def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
+    """Teachers by key, each with its adaptor; those of a list have the keys ``"0"``, ``"1"``…
+
+    Raises: ``ConfigError`` for anything but a list or mapping of models, and for adaptors that do not go with them.
+    """
+    by_key = _models(models)
+    names = {key: f"teacher {key!r}" if len(by_key) > 1 else "teacher" for key in by_key}
+    if adaptors is None or (callable(adaptors) and not isinstance(adaptors, (Mapping, Sequence))):
+        return {key: Teacher(model, adaptors, names[key]) for key, model in by_key.items()}
+    if isinstance(adaptors, Mapping):
+        if missing := by_key.keys() ^ adaptors.keys():
+            raise ConfigError(
+                f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}: "
+                f"{', '.join(map(repr, sorted(map(str, missing))))} is in one of them only",
+                field="adaptor_T",
+            )
+        return {key: Teacher(model, adaptors[key], names[key]) for key, model in by_key.items()}
+    if not isinstance(adaptors, Sequence) or len(adaptors) != len(by_key):
+        count = len(adaptors) if isinstance(adaptors, Sequence) else type(adaptors).__name__
+        raise ConfigError(
+            f"must be one for all, or one for each of the {len(by_key)} teachers, got {count}", field="adaptor_T"
+        )
+    return {key: Teacher(model, one, names[key]) for (key, model), one in zip(by_key.items(), adaptors, strict=True)}
+
+
+def _models(models: Any) -> dict[str, nn.Module]:
+    if isinstance(models, (Mapping, nn.ModuleDict)):
+        found = dict(models.items())
+    elif isinstance(models, (list, tuple, nn.ModuleList)):
+        found = {str(place): model for place, model in enumerate(models)}
+    else:
+        one = ". For one teacher use GeneralDistiller, or a list of one" if isinstance(models, nn.Module) else ""
+        raise ConfigError(
+            f"must be a list of models, or a mapping by key, got {type(models).__name__}{one}", field="model_T"
+        )
+    if not found:
+        raise ConfigError("holds no teacher", field="model_T")
+    for key, model in found.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"must have text for keys, got {key!r}", field="model_T")
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"must be a model, got {type(model).__name__}", field=f"model_T.{key}")
+    return found
+
+
+def check_training(config: object) -> None:
+    """Raises: ``ConfigError`` for anything but a ``TrainingConfig``."""
+    _check_config("train_config", config, TrainingConfig)
+
+
+def check_distillation(config: object) -> None:
+    """Raises: ``ConfigError`` for anything but a ``DistillationConfig``."""
+    _check_config("distill_config", config, DistillationConfig)
+
+
+def check_side(field: str, model: object, adaptor_field: str, adaptor: object) -> None:
+    """Raises: ``ConfigError`` for a model that is no module, or an adaptor that cannot be called."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"must be a model, got {type(model).__name__}", field=field)
+    if adaptor is not None and not callable(adaptor):
+        raise ConfigError(f"must be a callable, got {type(adaptor).__name__}", field=adaptor_field)
+
+
+def _check_config(field: str, config: object, kind: type) -> None:
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"must be a {kind.__name__}, got {type(config).__name__}: {kind.__name__}.from_dict reads a mapping",
+            field=field,
+        )
 
 
 class Distiller(Protocol):

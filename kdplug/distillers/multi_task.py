@@ -12,19 +12,25 @@ from torch.optim import Optimizer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.argument import check_distillation, check_side, check_training
-from kdplug.distillers.method import enter, leave, tell_misspelt
+from kdplug.distillers.method import (
+    Adaptors,
+    Models,
+    check_distillation,
+    check_side,
+    check_training,
+    enter,
+    leave,
+    read_teachers,
+    tell_misspelt,
+)
 from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
-from kdplug.distillers.teacher import Adaptors, Models, read_teachers
-from kdplug.engine.ensemble import Ensemble
+from kdplug.engine.checkpoint.resume import Resume
 from kdplug.engine.evaluation import Evaluation
-from kdplug.engine.event import Events
-from kdplug.engine.mixture import Mixture, TaskAdaptor, TaskTeachers, example_count, shares_of
-from kdplug.engine.pair import Adaptor, Pair
-from kdplug.engine.request import Callback, Request
-from kdplug.engine.resume import Resume
-from kdplug.engine.run import RunResult
-from kdplug.engine.teacher import Teacher, TeacherSide
+from kdplug.engine.multi_task import MultiTaskLoader, TaskAdaptor, TaskTeachers, example_count, shares_of
+from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.run import Callback, Request, RunResult
+from kdplug.engine.teacher import Ensemble, Teacher, TeacherSide
+from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
@@ -53,7 +59,7 @@ class MultiTaskDistiller:
         adaptor_T: Mapping[str, Adaptors] | None = None,
         adaptor_S: Mapping[str, Adaptor | None] | None = None,
         *,
-        observers: Iterable[Events] = (),
+        observers: Iterable[RunObserver] = (),
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
@@ -122,7 +128,7 @@ class MultiTaskDistiller:
         loaders = _by_task("dataloaders", dataloaders, self.tasks)
         processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
         shares = _shares(loaders, tau)
-        mixture = Mixture(loaders, shares, self.train_config.seed or 0, processors)
+        mixture = MultiTaskLoader(loaders, shares, self.train_config.seed or 0, processors)
         request = Request(
             optimizer=optimizer,
             dataloader=mixture,
@@ -141,7 +147,7 @@ class MultiTaskDistiller:
         return self._session.run(self.train_config, self._sides(), request)
 
     def _sides(self) -> Sides:
-        pair = Pair(self.model_S, self._adaptor, self.objective)
+        pair = TrainingModule(self.model_S, self._adaptor, self.objective)
         return Sides(pair, self._teachers, self._configs, self.teacher_caches)
 
 

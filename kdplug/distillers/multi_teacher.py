@@ -8,13 +8,21 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.argument import check_distillation, check_side, check_training
-from kdplug.distillers.method import enter, leave, train
+from kdplug.distillers.method import (
+    Adaptors,
+    Models,
+    check_distillation,
+    check_side,
+    check_training,
+    enter,
+    leave,
+    read_teachers,
+    train,
+)
 from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
-from kdplug.distillers.teacher import Adaptors, Models, read_teachers
-from kdplug.engine.ensemble import Ensemble
-from kdplug.engine.event import Events
-from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.teacher import Ensemble
+from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.objective.objective import Objective
 
 
@@ -44,7 +52,7 @@ class MultiTeacherDistiller:
         adaptor_T: Adaptors = None,
         adaptor_S: Adaptor | None = None,
         *,
-        observers: Iterable[Events] = (),
+        observers: Iterable[RunObserver] = (),
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:
@@ -72,5 +80,5 @@ class MultiTeacherDistiller:
     train = train
 
     def _sides(self) -> Sides:
-        pair = Pair(self.model_S, self.adaptor_S, self.objective)
+        pair = TrainingModule(self.model_S, self.adaptor_S, self.objective)
         return Sides(pair, self._ensemble, {"": self.distill_config}, self.teacher_cache)

@@ -12,34 +12,132 @@ from typing import Any
 import torch
 from torch import nn
 
+import kdplug
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.training import TrainingConfig
-from kdplug.distillers.coding import coding
-from kdplug.distillers.identity import identity
-from kdplug.engine.absence import Absent
-from kdplug.engine.cache import TeacherCache
-from kdplug.engine.cache_fill import fill
-from kdplug.engine.cache_session import Caches
-from kdplug.engine.cache_summary import CacheSummary
-from kdplug.engine.data_fingerprint import data_fingerprint, described
-from kdplug.engine.event import Events
-from kdplug.engine.identity import check_ranks, teacher_identity
-from kdplug.engine.mode import modes
-from kdplug.engine.pair import Adaptor, Pair
-from kdplug.engine.process import process
-from kdplug.engine.request import Request
-from kdplug.engine.run import RunResult
-from kdplug.engine.teacher import Teacher, TeacherSide
+from kdplug.contracts.cache_codec import CacheCodec
+from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.coding import Coding, decoded
+from kdplug.engine.cache.session import Caches, fill
+from kdplug.engine.cache.summary import CacheSummary
+from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described
+from kdplug.engine.checkpoint.identity import check_ranks, teacher_identity
+from kdplug.engine.forward_state import modes
+from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.parallel.process import process
+from kdplug.engine.run import Request, RunResult
+from kdplug.engine.teacher import CacheOnlyTeacher, Teacher, TeacherSide
 from kdplug.engine.train import train
-from kdplug.errors import ConfigError
-from kdplug.host.life_cycle import LifeCycle
+from kdplug.engine.training_module import Adaptor, TrainingModule
+from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.active import LifeCycle
+from kdplug.host.metadata import installed_version
+from kdplug.host.name import split_qualified
+from kdplug.host.registry import cache_codecs, losses
+from kdplug.objective.batch import Batch
+from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.schedule import Temperature
+from kdplug.report.record import used_entries
+
+_FIELD = "teacher_cache_codec"
+
+
+def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding | None:
+    """The codec that ``teacher_cache_codec`` names, at the distillation's temperature; ``None`` where it names none.
+
+    Raises: ``EntryError``, ``SettingError`` for what the config says of it; ``ConfigError`` where it lacks a method, where the
+    distillation has another temperature for each item, and where the kd loss cannot be computed from what it keeps.
+    """
+    if training.teacher_cache_codec is None:
+        return None
+    try:
+        component = cache_codecs.build(training.teacher_cache_codec)
+    except KdplugError as error:
+        raise error.at(_FIELD) from error.__cause__
+    codec = component.target
+    if not isinstance(codec, CacheCodec):
+        lacking = [name for name in vars(CacheCodec) if not name.startswith("_") and not hasattr(codec, name)]
+        raise ConfigError(f"{component.entry.qualified} is no cache codec: it lacks {', '.join(lacking)}", field=_FIELD)
+    if codec.uses_temperature and distillation.temperature_scheduler is not None:
+        raise ConfigError(
+            f"{component.entry.name} keeps what the teacher says at one temperature, and temperature_scheduler gives each item its "
+            "own. Leave one of them out, or keep all logits: dense or hidden",
+            field=_FIELD,
+        )
+    found = Coding(codec, component.qualified_spec(), float(distillation.temperature))
+    _check_loss(found, component.entry.qualified, distillation)
+    return found
+
+
+def _check_loss(coding: Coding, codec: str, distillation: DistillationConfig) -> None:
+    """See before the teacher runs that the kd loss can be computed from what the codec gives back."""
+    if not distillation.kd_loss_weight:
+        return
+    logits = decoded(coding)
+    if not isinstance(logits, SparseLogits):
+        return
+    try:
+        component = losses.build(distillation.kd_loss_type, slot="kd")
+    except KdplugError:
+        return  # the objective says what is wrong with the loss
+    temperature = Temperature(distillation.temperature, None)
+    loss = LogitLoss(component, temperature, shifts=distillation.probability_shift)
+    batch = Batch(Outputs(), (Outputs(),), 0.0, 0, 1)
+    try:
+        loss.check(logits, torch.zeros(1, dtype=torch.int64), batch)
+    except KdplugError as error:
+        told = error.message if error.field == "teacher.logits" else str(error)
+        raise ConfigError(f"{codec} gives SparseLogits. {told}", field=_FIELD) from error
+
+
+NOT_IDENTITY = (
+    "output_dir",
+    "log_dir",
+    "trackers",
+    "shard_teacher",
+    "logging_steps",
+    "keep_last",
+    "teacher_cache",
+    "device",
+    "ckpt_frequency",
+    "ckpt_epoch_frequency",
+    "ckpt_steps",
+)
+"""Keys of a ``TrainingConfig`` that change nothing in what is learned."""
+
+
+def identity(training: TrainingConfig, distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
+    """The configs, and the versions of kdplug, torch and each plugin that they name, as plain data."""
+    found = config_identity(distillation)
+    if training.teacher_cache_codec is not None:
+        package = cache_codecs.entry(training.teacher_cache_codec.name).dist
+        found["plugins"] = dict(sorted({**found["plugins"], package: installed_version(package)}.items()))
+    return {
+        **found,
+        "training": {key: value for key, value in training.to_dict().items() if key not in NOT_IDENTITY},
+    }
+
+
+def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
+    """Distillation configs by task, and the versions of kdplug, torch and each plugin that they name, as plain data."""
+    resolved = {task: config.resolved() for task, config in distillation.items()}
+    entries = [entry for config in resolved.values() for entry in used_entries(config)]
+    packages = {split_qualified(entry["name"])[0] for entry in entries}
+    return {
+        "kdplug": kdplug.__version__,
+        "torch": installed_version("torch"),
+        "plugins": {package: installed_version(package) for package in sorted(packages)},
+        "distillation": {task: config.to_dict() for task, config in resolved.items()},
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sides:
     """What a run trains and what it reads. ``configs`` are by task; a distiller without tasks has one under ``""``."""
 
-    pair: Pair
+    pair: TrainingModule
     teacher: TeacherSide | None
     configs: Mapping[str, DistillationConfig]
     caches: Caches = None
@@ -48,7 +146,7 @@ class Sides:
 class Session:
     """Runs of one distiller. The hooks of plugins and ``observers`` are told of each."""
 
-    def __init__(self, observers: Iterable[Events], *, strict: bool, show_progress: bool) -> None:
+    def __init__(self, observers: Iterable[RunObserver], *, strict: bool, show_progress: bool) -> None:
         self._observers = tuple(observers)
         self._strict = strict
         self._show_progress = show_progress
@@ -128,7 +226,9 @@ def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, ta
     return TeacherCache(path, None if dtype is None else getattr(torch, dtype), coding(training, distillation))
 
 
-def given_teacher(model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None) -> Teacher | Absent:
+def given_teacher(
+    model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None
+) -> Teacher | CacheOnlyTeacher:
     """The teacher, or what stands for it where there is none and its outputs are in a folder.
 
     Raises: ``ConfigError`` where there is neither.
@@ -140,7 +240,7 @@ def given_teacher(model: nn.Module | None, adaptor: Adaptor | None, cache: Teach
             "without a model_T, is_caching_logits: true and the teacher_cache that holds its outputs are needed",
             field="model_T",
         )
-    return Absent(adaptor)
+    return CacheOnlyTeacher(adaptor)
 
 
 def tell_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:

@@ -11,23 +11,22 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.outputs import Outputs
-from kdplug.distillers.argument import check_side, check_training
-from kdplug.distillers.method import enter, leave, train
+from kdplug.distillers.method import check_side, check_training, enter, leave, train
 from kdplug.distillers.session import Session, Sides
-from kdplug.engine.event import Events
-from kdplug.engine.pair import Adaptor, Pair
+from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.training_module import Adaptor, TrainingModule
 from kdplug.errors import OutputsError
 from kdplug.objective.objective import Objective
 
 _LABELS_ALONE = {"kd_loss_weight": 0.0, "hard_label_weight": 1.0}
 
 
-def supervised(model: nn.Module, adaptor: Adaptor | None) -> Pair:
+def supervised(model: nn.Module, adaptor: Adaptor | None) -> TrainingModule:
     """A model whose loss is the sum of the means of the ``losses`` that its adaptor returns.
 
     Raises: ``OutputsError``, when it is called, where there are none.
     """
-    return Pair(model, _with_losses(adaptor), Objective(DistillationConfig(**_LABELS_ALONE)))
+    return TrainingModule(model, _with_losses(adaptor), Objective(DistillationConfig(**_LABELS_ALONE)))
 
 
 def _with_losses(adaptor: Adaptor | None) -> Adaptor:
@@ -64,7 +63,7 @@ class BasicTrainer:
         model: nn.Module,
         adaptor: Adaptor | None = None,
         *,
-        observers: Iterable[Events] = (),
+        observers: Iterable[RunObserver] = (),
         strict: bool = False,
         show_progress: bool = True,
     ) -> None:

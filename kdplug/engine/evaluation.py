@@ -12,13 +12,11 @@ from torch import nn
 
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
-from kdplug.engine.batch import call, split, to_device
-from kdplug.engine.mode import modes
-from kdplug.engine.pair import Pair
-from kdplug.engine.randomness import random_state_kept
-from kdplug.engine.window import generators
+from kdplug.engine.accumulation_batches import generators
+from kdplug.engine.forward_state import modes, random_state_kept
+from kdplug.engine.training_module import TrainingModule, call, split, to_device
 from kdplug.errors import ConfigError, did_you_mean
-from kdplug.objective.gather import gathered
+from kdplug.objective.batch import gathered
 
 
 class Metric(Protocol):
@@ -70,7 +68,7 @@ class Evaluation:
         if self.metrics and self.best is not None:
             self._check_best(self.metrics)
 
-    def measure(self, pair: Pair, model_args: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+    def measure(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, float]:
         """The numbers of now. Nothing that the run will draw or has in its buffers changes.
 
         Raises: ``ConfigError`` where ``best`` is not among them; ``OutputsError`` where there are no logits or labels.
@@ -82,7 +80,7 @@ class Evaluation:
         self._check_best(values)
         return values
 
-    def _over_data(self, pair: Pair, model_args: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    def _over_data(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
         for metric in self.metrics.values():
             metric.to(device)
             metric.reset()

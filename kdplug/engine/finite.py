@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from kdplug.engine.shard_state import own_part, whole
+from kdplug.engine.parallel.fsdp import own_part, whole
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
 

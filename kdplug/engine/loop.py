@@ -13,19 +13,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.engine.accumulation import Accumulation
-from kdplug.engine.checkpoint import Checkpoints
+from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.checkpoint.checkpoint import Checkpoints
+from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.evaluation import Evaluation, Standing
-from kdplug.engine.event import Audience
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
-from kdplug.engine.journal import Journal
-from kdplug.engine.plan import Plan
-from kdplug.engine.preemption import Preemption
-from kdplug.engine.progress import Display
-from kdplug.engine.request import Callback
-from kdplug.engine.run import Run
-from kdplug.engine.shard_state import called_alone, gathered, whole
-from kdplug.engine.tracking import Tracking, losses
-from kdplug.engine.window import Windows
+from kdplug.engine.observe.event import Callbacks
+from kdplug.engine.observe.progress import Display
+from kdplug.engine.observe.tracking import Journal, Tracking, losses
+from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
+from kdplug.engine.run import Callback, Plan, Run
 from kdplug.objective.report import LossReport
 
 
@@ -45,7 +42,7 @@ class Loop:
     parameters: list[nn.Parameter]
     max_grad_norm: float | None
     logging_steps: int
-    events: Audience
+    events: Callbacks
     display: Display
     tracking: Tracking
     journal: Journal
@@ -53,7 +50,7 @@ class Loop:
     checkpoints: Checkpoints
     identity: Mapping[str, Any]
     preemption: Preemption
-    windows: Windows
+    windows: AccumulationBatches
     evaluation: Evaluation | None = None
     standing: Standing = field(default_factory=Standing)
     on_nonfinite: Literal["stop", "skip"] = "stop"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from kdplug.errors import RunError
+from kdplug.errors import ConfigError, RunError
 
 
 def unwrap(optimizer: Optimizer) -> Optimizer:
@@ -62,3 +63,77 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
             f"and stay as they are: {names}",
             stacklevel=2,
         )
+
+
+def make_scheduler(
+    optimizer: Optimizer,
+    *,
+    new_groups: int,
+    scheduler_class: Callable[..., Any] | None = None,
+    scheduler_args: Mapping[str, Any] | None = None,
+    scheduler: Any = None,
+) -> Any:
+    """The scheduler to step once per optimizer step, or ``None``.
+
+    ``scheduler_class`` is any callable that takes ``optimizer=`` and ``scheduler_args``. A ``scheduler`` that was built
+    before the last ``new_groups`` groups joined the optimizer learns of them here.
+
+    Raises: ``ConfigError`` for a combination that cannot be meant; ``RunError`` for a scheduler that does not fit.
+    """
+    if scheduler_class is None:
+        if scheduler_args is not None:
+            raise ConfigError("has no effect without scheduler_class", field="scheduler_args")
+        return None if scheduler is None else _adopt(scheduler, optimizer, new_groups)
+    if scheduler is not None:
+        raise ConfigError("give either scheduler_class (with scheduler_args) or scheduler, not both", field="scheduler")
+    name = getattr(scheduler_class, "__name__", repr(scheduler_class))
+    if scheduler_args is None:
+        raise ConfigError(
+            f"missing: {name} is called as {name}(optimizer=optimizer, **scheduler_args). Write {{}} for none.",
+            field="scheduler_args",
+        )
+    if "optimizer" in scheduler_args:
+        raise ConfigError("must not hold 'optimizer', which is passed by the run", field="scheduler_args")
+    return _without_metric(scheduler_class(optimizer=optimizer, **scheduler_args))
+
+
+def _without_metric(scheduler: Any) -> Any:
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise RunError("ReduceLROnPlateau needs a metric at each step, and a run has none to give; choose another")
+    return scheduler
+
+
+def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
+    """Extend a scheduler's per-group lists by the groups that joined after it was built."""
+    _without_metric(scheduler)
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise RunError("the scheduler belongs to another optimizer than the one passed to train()")
+    if not new_groups:
+        return scheduler
+    groups = optimizer.param_groups
+    old, new = groups[:-new_groups], groups[-new_groups:]
+    if isinstance(scheduler, LambdaLR) and len({id(rule) for rule in scheduler.lr_lambdas}) == 1:
+        rule = scheduler.lr_lambdas[0]
+        scheduler.lr_lambdas += [rule] * new_groups
+        _extend(scheduler, new, rule(scheduler.last_epoch))
+    elif type(scheduler).__name__ in _UNIFORM and [group["lr"] for group in old] == scheduler.base_lrs:
+        _extend(scheduler, new, 1.0)
+    else:
+        raise RunError(
+            f"the {type(scheduler).__name__} was built before {new_groups} projection group(s) joined the optimizer and "
+            "cannot be extended; pass scheduler_class and scheduler_args, so that it is built after them"
+        )
+    return scheduler
+
+
+_UNIFORM = frozenset(
+    ("StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts")
+)
+"""Schedulers that keep nothing per group but its base rate, and start at it."""
+
+
+def _extend(scheduler: LRScheduler, groups: list[dict[str, Any]], factor: float) -> None:
+    for group in groups:
+        group.setdefault("initial_lr", group["lr"])
+        scheduler.base_lrs.append(group["initial_lr"])
+        group["lr"] = group["initial_lr"] * factor

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from kdplug.config.training import TrainingConfig
+from kdplug.engine.evaluation import Evaluation
+from kdplug.errors import ConfigError, RunError
 from kdplug.objective.report import LossReport
 
 
@@ -51,3 +59,143 @@ class RunResult:
     best: Path | None = None
     stopped_early: bool = False
     skipped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The length of a run in optimizer steps.
+
+    ``passes`` is how often the loader is walked through, ``None`` where it is cycled until the steps are done.
+    """
+
+    total_steps: int
+    passes: int | None
+    saves: frozenset[int] | range
+
+    def is_save(self, step: int) -> bool:
+        """Whether the student is saved once ``step`` optimizer steps are done."""
+        return step in self.saves or (isinstance(self.saves, range) and step == self.total_steps)
+
+
+def make_plan(
+    loader: Iterable[Any], config: TrainingConfig, *, num_epochs: float | None = None, num_steps: int | None = None
+) -> Plan:
+    """The plan of a run over ``loader``: ``num_epochs`` passes (fractions count), or ``num_steps`` optimizer steps.
+
+    Raises: ``ConfigError`` unless exactly one of the two is given and positive; ``RunError`` for epochs of a loader that has
+    no length, or length 0.
+    """
+    if (num_epochs is None) == (num_steps is None):
+        given = "neither is" if num_epochs is None else f"both are (num_epochs={num_epochs}, num_steps={num_steps})"
+        raise ConfigError(f"give either num_epochs or num_steps; {given} given", field="train")
+    if num_steps is not None:
+        return _by_steps(_positive("num_steps", num_steps), config.ckpt_steps)
+    epochs = _positive("num_epochs", num_epochs)
+    batches = length(loader)
+    if batches is None:
+        raise RunError(
+            f"num_epochs={num_epochs} needs a loader with a length, and {type(loader).__name__} has none "
+            "(an IterableDataset without __len__?). Pass num_steps instead, or give it a length."
+        )
+    if batches == 0:
+        raise RunError("the dataloader is empty: its length is 0, so there is nothing to train on")
+    if config.ckpt_steps is not None:
+        warnings.warn(
+            f"ckpt_steps={config.ckpt_steps} has no effect with num_epochs; checkpoints follow ckpt_frequency",
+            stacklevel=2,
+        )
+    steps = math.ceil(batches / config.gradient_accumulation_steps)
+    return _by_epochs(epochs, steps, config.ckpt_frequency, config.ckpt_epoch_frequency)
+
+
+def length(loader: Iterable[Any]) -> int | None:
+    """Batches in one pass over ``loader``, or ``None`` where it cannot tell."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _by_steps(num_steps: float, ckpt_steps: int | None) -> Plan:
+    if num_steps != int(num_steps):
+        raise ConfigError(f"must be a whole number of optimizer steps, got {num_steps}", field="num_steps")
+    total = int(num_steps)
+    every = ckpt_steps or total
+    return Plan(total, None, range(every, total + 1, every))
+
+
+def _by_epochs(epochs: float, steps: int, frequency: int, epoch_frequency: int) -> Plan:
+    total = max(1, math.ceil(epochs * steps - 1e-9))  # 1e-9: 0.1 * 30 is 3.0000000000000004
+    passes = math.ceil(total / steps)
+    saves = {total} if frequency > 0 else set()
+    for epoch in range(passes):
+        if (epoch + 1) % epoch_frequency == 0 or epoch + 1 == passes:
+            points = (steps * part // frequency for part in range(1, frequency + 1))
+            saves.update(epoch * steps + point for point in points if point > 0)
+    return Plan(total, passes, frozenset(step for step in saves if step <= total))
+
+
+def _positive(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+        raise ConfigError(f"must be a positive number, got {value!r}", field=name)
+    return value
+
+
+Callback = Callable[..., Any]
+"""``callback(model=student, step=step)``, called after each checkpoint, on every process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The arguments of one training run, as the user wrote them.
+
+    ``num_epochs`` may be a fraction; ``num_steps`` counts optimizer steps. ``max_grad_norm`` of ``None``, 0 or below is off.
+    ``batch_postprocessor`` maps each batch before it is moved to the device; ``model_args`` go to teacher and student.
+    ``evaluation`` is what the run looks at on the way. ``resume`` is ``"auto"`` or the folder of a checkpoint; ``identity`` is
+    what has to be the same for that, as plain data, unless ``resume_changed``.
+
+    Raises: ``ConfigError`` for what would otherwise fail in the middle of the run, or be taken for something else.
+    """
+
+    optimizer: Optimizer
+    dataloader: Iterable[Any]
+    num_epochs: float | None = None
+    num_steps: int | None = None
+    scheduler_class: Callable[..., Any] | None = None
+    scheduler_args: Mapping[str, Any] | None = None
+    scheduler: Any = None
+    max_grad_norm: float | None = None
+    callback: Callback | None = None
+    batch_postprocessor: Callable[[Any], Any] | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    resume: str | os.PathLike[str] | None = None
+    resume_changed: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check("optimizer", self.optimizer, isinstance(self.optimizer, Optimizer), "a torch optimizer")
+        for name in ("callback", "batch_postprocessor", "scheduler_class"):
+            value = getattr(self, name)
+            _check(name, value, value is None or callable(value), "a callable")
+        _check("scheduler_args", self.scheduler_args, _is(Mapping, self.scheduler_args), "a mapping")
+        _check("evaluation", self.evaluation, _is(Evaluation, self.evaluation), "a kdplug.Evaluation")
+        steps = self.scheduler is None or callable(getattr(self.scheduler, "step", None))
+        _check("scheduler", self.scheduler, steps, "a learning-rate scheduler, which has a step()")
+        _check("max_grad_norm", self.max_grad_norm, _is_limit(self.max_grad_norm), "a number, or None")
+        named = _is((str, os.PathLike), self.resume)
+        _check("resume", self.resume, named, "'auto', the folder of a checkpoint, or None")
+        _check("resume_changed", self.resume_changed, isinstance(self.resume_changed, bool), "true or false")
+
+
+def _check(field: str, value: object, is_fit: bool, wanted: str) -> None:
+    if not is_fit:
+        raise ConfigError(f"must be {wanted}, got {value!r}", field=field)
+
+
+def _is(kinds: type | tuple[type, ...], value: object) -> bool:
+    return value is None or isinstance(value, kinds)
+
+
+def _is_limit(value: object) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value))

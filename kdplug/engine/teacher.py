@@ -2,19 +2,111 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from kdplug.engine.pair import Adaptor, captured
-from kdplug.objective.capture import Capture
-from kdplug.objective.fixed_teacher import FixedTeacher
+from kdplug.contracts.outputs import Outputs
+from kdplug.engine.training_module import Adaptor, captured
+from kdplug.errors import OutputsError, RunError
+from kdplug.objective.capture.hooks import Capture
+from kdplug.objective.teacher import FixedTeacher, parts
 
 if TYPE_CHECKING:
     from kdplug.objective.objective import Objective
+
+
+Named = Iterable[tuple[str, Tensor]]
+Span = tuple[int, int, str]
+"""The first byte of a tensor, the one after its last, and the tensor's name."""
+
+
+def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) -> None:
+    """See that what is trained has no memory in common with a teacher, whatever parameters stand for it.
+
+    Trained are the parameters of student and objective that ask for a gradient, and the running statistics of their batch
+    norms. A base that both share is fine where its parameters are frozen. The modules of it that are the teacher's own
+    stay in eval mode, so their statistics are not trained either.
+
+    Raises: ``RunError`` that names what is shared.
+    """
+    theirs = [*teacher.named_parameters(), *teacher.named_buffers()]
+    own = frozenset(teacher.modules())
+    for trained in (student, objective):
+        asking = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
+        if shared := overlaps(asking, theirs):
+            name, other = next(iter(shared.items()))
+            raise RunError(
+                f"teacher and student share {len(shared)} trainable parameter(s), {name!r} first: training the student "
+                f"would change the teacher's {other!r}. Copy them (copy.deepcopy), or set requires_grad=False on what is shared"
+            )
+        if shared := overlaps(_statistics(trained, own), theirs):
+            name, other = next(iter(shared.items()))
+            raise RunError(
+                f"teacher and student share {len(shared)} buffer(s) that batch norm writes in training, {name!r} first: training the "
+                f"student would change the teacher's {other!r}. Copy them (copy.deepcopy), or share the module itself"
+            )
+
+
+def overlaps(ours: Named, theirs: Named) -> dict[str, str]:
+    """The names of ``ours`` that have memory in common with one of ``theirs``, each with the name of that one."""
+    spans: dict[torch.device, list[Span]] = {}
+    held: dict[int, str] = {}
+    for name, tensor in theirs:
+        held[id(tensor)] = name
+        for device, span in _spans(name, tensor):
+            spans.setdefault(device, []).append(span)
+    sides = {device: _Side(found) for device, found in spans.items()}
+    shared = {}
+    for name, tensor in ours:
+        other = held.get(id(tensor)) or next(
+            (found for device, span in _spans(name, tensor) if device in sides and (found := sides[device].at(span))),
+            None,
+        )
+        if other is not None:
+            shared[name] = other
+    return shared
+
+
+class _Side:
+    """Spans in order, each with whichever reaches furthest of those up to it, so that one look answers for all."""
+
+    def __init__(self, spans: list[Span]) -> None:
+        spans.sort()
+        self._starts = [start for start, _, _ in spans]
+        self._furthest: list[Span] = list(accumulate(spans, _further))
+
+    def at(self, span: Span) -> str | None:
+        """The name of one that overlaps ``span``."""
+        place = bisect_left(self._starts, span[1])
+        if not place:
+            return None
+        _, end, name = self._furthest[place - 1]
+        return name if end > span[0] else None
+
+
+def _further(one: Span, other: Span) -> Span:
+    return other if other[1] > one[1] else one
+
+
+def _spans(name: str, tensor: Tensor) -> Iterator[tuple[torch.device, Span]]:
+    for part in parts(tensor):
+        if part.numel():
+            start = part.data_ptr()
+            reach = sum((size - 1) * stride for size, stride in zip(part.shape, part.stride(), strict=True)) + 1
+            yield part.device, (start, start + reach * part.element_size(), name)
+
+
+def _statistics(model: nn.Module, spared: frozenset[nn.Module]) -> Named:
+    for path, module in model.named_modules():
+        if isinstance(module, _NormBase) and module not in spared:
+            yield from module.named_buffers(prefix=path, recurse=False)
 
 
 class TeacherSide(Protocol):
@@ -122,3 +214,87 @@ class Teacher:
             self._fixed = before
             for name in trainable:  # by name: sharding puts other parameters in their place
                 self.model.get_parameter(name).requires_grad_(True)
+
+
+class AbsentModel(nn.Module):
+    """The model of a teacher that is not there: it has no parameters and is never called."""
+
+
+class CacheOnlyTeacher:
+    """Stands where a teacher would. Its adaptor is known, since what it returned is in the cache."""
+
+    def __init__(self, adaptor: Adaptor | None = None) -> None:
+        self.model: nn.Module = AbsentModel()
+        self.adaptor = adaptor
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises: ``RunError``, always."""
+        raise RunError("there is no teacher to ask, and no cache says what it would have returned")
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+    def frozen(self, student: nn.Module | None = None) -> AbstractContextManager[None]:  # noqa: ARG002  a teacher's
+        return nullcontext()
+
+    def hooked(self, objective: Any) -> AbstractContextManager[None]:  # noqa: ARG002  a teacher's
+        return nullcontext()
+
+
+class Ensemble:
+    """Teachers by key. Each gets the same batch and has its own adaptor; nothing is combined here."""
+
+    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
+        self.teachers = dict(teachers)
+        self.model: nn.Module = nn.ModuleList(teacher.model for teacher in self.teachers.values())
+
+    def __call__(
+        self,
+        batch: Any,
+        model_args: Mapping[str, Any],
+        cache: Any = None,
+        precision: AbstractContextManager[Any] | None = None,
+    ) -> dict[str, Outputs]:
+        """What the objective reads of each teacher, by key.
+
+        Raises: ``OutputsError`` for outputs that cannot be read, or a ``cache`` that is no list with one for each teacher.
+        """
+        caches = self._caches(cache)
+        with torch.no_grad(), precision or nullcontext():
+            return {
+                key: Outputs.read(teacher(batch, model_args, caches[key]), f"teacher.{key}")
+                for key, teacher in self.teachers.items()
+            }
+
+    def to(self, device: torch.device) -> None:
+        for teacher in self.teachers.values():
+            teacher.to(device)
+
+    @contextmanager
+    def frozen(self, student: nn.Module | None = None) -> Iterator[None]:
+        with ExitStack() as stack:
+            for teacher in self.teachers.values():
+                stack.enter_context(teacher.frozen(student))
+            yield
+
+    @contextmanager
+    def hooked(self, objective: Objective) -> Iterator[None]:
+        """Inside the block, the modules that the objective's matches name are read whenever the teachers are asked."""
+        objective.connect(teacher={key: teacher.model for key, teacher in self.teachers.items()})
+        with ExitStack() as stack:
+            for place, teacher in enumerate(self.teachers.values()):
+                stack.enter_context(teacher.capturing(objective.paths("teacher", place)))
+            yield
+
+    def _caches(self, cache: Any) -> dict[str, Any]:
+        if cache is None:
+            return dict.fromkeys(self.teachers)
+        if isinstance(cache, Mapping) and cache.keys() == self.teachers.keys():
+            return dict(cache)
+        if isinstance(cache, (list, tuple)) and len(cache) == len(self.teachers):
+            return dict(zip(self.teachers, cache, strict=True))
+        raise OutputsError(
+            f"must hold one for each of the {len(self.teachers)} teachers, as a list or by key "
+            f"({', '.join(self.teachers)}), got {type(cache).__name__}",
+            field="teacher_cache",
+        )

@@ -14,43 +14,36 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.config.training import TrainingConfig
-from kdplug.engine.absence import NoModel
 from kdplug.engine.accumulation import Accumulation
-from kdplug.engine.cache_session import Caches, CacheSession
-from kdplug.engine.checkpoint import Checkpoints, begin, read_run
-from kdplug.engine.event import Audience, Events
+from kdplug.engine.accumulation_batches import AccumulationBatches
+from kdplug.engine.cache.session import Caches, CacheSession
+from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
+from kdplug.engine.checkpoint.identity import FINGERPRINTS, cache_identity, check_ranks, run_identity
+from kdplug.engine.checkpoint.preemption import preemption
+from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
-from kdplug.engine.identity import FINGERPRINTS, cache_identity, check_ranks, run_identity
-from kdplug.engine.journal import Journal, journal
-from kdplug.engine.learning_rate import make_scheduler
+from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
-from kdplug.engine.materialize import materialize
-from kdplug.engine.mode import modes
-from kdplug.engine.optimizer import add_groups, check_student, parameters, unwrap
-from kdplug.engine.pair import Pair
-from kdplug.engine.plan import Plan, make_plan
-from kdplug.engine.preemption import preemption
-from kdplug.engine.process import on_main, process, shard
-from kdplug.engine.progress import display
-from kdplug.engine.request import Request
-from kdplug.engine.resume import find_checkpoint, go_on, load_weights
-from kdplug.engine.run import Run, RunResult
-from kdplug.engine.shared_memory import check_apart
-from kdplug.engine.teacher import TeacherSide
-from kdplug.engine.tracking import tracking
-from kdplug.engine.window import Windows
+from kdplug.engine.observe.event import Callbacks, RunObserver
+from kdplug.engine.observe.progress import display
+from kdplug.engine.observe.tracking import Journal, journal, tracking
+from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
+from kdplug.engine.parallel.process import on_main, process, shard
+from kdplug.engine.run import Plan, Request, Run, RunResult, make_plan
+from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
+from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
-from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.objective import mark_trained
+from kdplug.objective.term import mark_pooled
 
 
 def train(
-    pair: Pair,
+    pair: TrainingModule,
     teacher: TeacherSide | None,
     config: TrainingConfig,
     request: Request,
     *,
-    observers: Iterable[Events] = (),
+    observers: Iterable[RunObserver] = (),
     strict: bool = False,
     show_progress: bool = True,
     caches: Caches = None,
@@ -79,7 +72,7 @@ def train(
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
         identity = check_ranks(identity, accelerator.num_processes)
-        windows = Windows(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
+        windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         caching.open(accelerator)
         if pair.objective.needs_materialize:
             with _hooked(pair, teacher):
@@ -121,7 +114,7 @@ def train(
             parameters=trained,
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
-            events=Audience(observers, strict=strict),
+            events=Callbacks(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
             tracking=stack.enter_context(
                 tracking(config, is_main=run.is_main, name=run.output_dir.name, about=_configs(identity))
@@ -159,7 +152,7 @@ def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> 
 
 
 @contextmanager
-def _hooked(pair: Pair, teacher: TeacherSide | None) -> Iterator[None]:
+def _hooked(pair: TrainingModule, teacher: TeacherSide | None) -> Iterator[None]:
     """Hooks on what the matches read in both models; what that is may be known better once the objective is materialized."""
     with pair.hooked(), nullcontext() if teacher is None else teacher.hooked(pair.objective):
         yield
@@ -178,7 +171,12 @@ def _observed(loop: Loop) -> Iterator[None]:
 
 
 def _settle(
-    pair: Pair, teacher: TeacherSide | None, accelerator: Accelerator, stack: ExitStack, *, shards_teacher: bool
+    pair: TrainingModule,
+    teacher: TeacherSide | None,
+    accelerator: Accelerator,
+    stack: ExitStack,
+    *,
+    shards_teacher: bool,
 ) -> None:
     """Put both sides on the device, in their modes, and freeze the teacher."""
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
@@ -186,7 +184,7 @@ def _settle(
     if teacher is not None:
         stack.enter_context(teacher.frozen(pair.student))
         if shards_teacher:
-            from kdplug.engine.shard_teacher import shard_teacher
+            from kdplug.engine.parallel.fsdp import shard_teacher
 
             shard_teacher(accelerator, teacher)
         else:
@@ -202,7 +200,7 @@ def _shards_teacher(config: TrainingConfig, accelerator: Accelerator, caches: Ca
 
 
 def _run(
-    pair: Pair,
+    pair: TrainingModule,
     teacher: TeacherSide | None,
     optimizer: Optimizer,
     *,
@@ -212,7 +210,7 @@ def _run(
 ) -> Run:
     return Run(
         model=pair.student,
-        teacher=None if teacher is None or isinstance(teacher.model, NoModel) else teacher.model,
+        teacher=None if teacher is None or isinstance(teacher.model, AbsentModel) else teacher.model,
         objective=pair.objective,
         optimizer=optimizer,
         total_steps=plan.total_steps,
@@ -234,10 +232,10 @@ def _scheduler(optimizer: Optimizer, new_groups: int, request: Request) -> Any:
     )
 
 
-def _prepared(accelerator: Accelerator, pair: Pair, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
+def _prepared(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
     """Both as accelerate wraps them: the optimizer where it has something to do, as skipping steps that overflowed."""
     if accelerator.is_fsdp2:
-        from kdplug.engine.shard import shard_pair
+        from kdplug.engine.parallel.fsdp import shard_pair
 
         model, prepared = pair, shard_pair(accelerator, pair, optimizer)
     else:
@@ -258,13 +256,13 @@ def _limit(max_grad_norm: float | None) -> float | None:
     return max_grad_norm if max_grad_norm is not None and max_grad_norm > 0 else None
 
 
-def _trained(optimizer: Optimizer, pair: Pair) -> list[nn.Parameter]:
+def _trained(optimizer: Optimizer, pair: TrainingModule) -> list[nn.Parameter]:
     """Each parameter that the optimizer holds or that asks for a gradient, once."""
     wanted = [*parameters(optimizer), *(parameter for parameter in pair.parameters() if parameter.requires_grad)]
     return list({id(parameter): parameter for parameter in wanted}.values())
 
 
-def _check_sides(pair: Pair, teacher: TeacherSide | None) -> None:
+def _check_sides(pair: TrainingModule, teacher: TeacherSide | None) -> None:
     if teacher is None:
         return
     if teacher.model is pair.student:

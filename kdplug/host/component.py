@@ -2,15 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
-from kdplug.errors import PluginError, SettingError, SignatureError
+from kdplug.contracts.loss import CLOSED_FORM
+from kdplug.errors import ConfigError, PluginError, SettingError, SignatureError
 from kdplug.host.entry import Entry
-from kdplug.host.plugin_code import described, run_plugin_code
-from kdplug.host.spec import ComponentSpec
+from kdplug.host.isolation.plugin_code import described, run_plugin_code
+from kdplug.host.name import cut, shown
+
+Form = Literal["name", "list", "mapping"]
+
+_SPELLINGS = "Write a name, [name, setting…] or {name: …, setting: …}"
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSpec:
+    """A component by name.
+
+    ``args`` are settings by position, ``settings`` by keyword; ``form`` is the spelling it came in, which is the one it is
+    written back in.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    form: Form = "name"
+
+    def to_data(self) -> Any:
+        """The component as plain data, in the spelling it came in."""
+        settings = deepcopy(dict(self.settings))
+        if self.form == "mapping":
+            return {"name": self.name, **settings}
+        if self.form == "list":
+            ends_in_mapping = bool(self.args) and isinstance(self.args[-1], Mapping)
+            return [self.name, *deepcopy(list(self.args)), *([settings] if settings or ends_in_mapping else [])]
+        return self.name
+
+    def __str__(self) -> str:
+        return cut(str(self.to_data()))
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"a component's name must be a non-empty string, got {shown(value)}. {_SPELLINGS}")
+    return value
+
+
+def _written_settings(value: Mapping[Any, Any]) -> dict[str, Any]:
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"a setting's name must be a string, got {shown(key)}")
+    return deepcopy(dict(value))
+
+
+def parse_spec(data: object) -> ComponentSpec:
+    """Read a component from ``"dkd"``, ``["dkd", 1, 8]`` or ``{"name": "dkd", "alpha": 1}``.
+
+    In a list, a mapping at the end holds settings by keyword, as in TextBrewer.
+
+    Raises: ``ConfigError`` for anything else.
+    """
+    if isinstance(data, ComponentSpec):
+        return data
+    if isinstance(data, str):
+        return ComponentSpec(_name(data))
+    if isinstance(data, (list, tuple)):
+        if not data:
+            raise ConfigError(f"an empty list names nothing. {_SPELLINGS}")
+        name, *args = data
+        settings = _written_settings(args.pop()) if args and isinstance(args[-1], Mapping) else {}
+        return ComponentSpec(_name(name), tuple(deepcopy(args)), settings, "list")
+    if isinstance(data, Mapping):
+        if "name" not in data:
+            raise ConfigError(f"a component needs a 'name', got {shown(dict(data))}. {_SPELLINGS}")
+        settings = _written_settings({key: value for key, value in data.items() if key != "name"})
+        return ComponentSpec(_name(data["name"]), (), settings, "mapping")
+    if callable(data):
+        raise ConfigError(
+            f"a config is data and cannot hold the callable {data!r}. Register it under a name "
+            "(kdplug.losses.register('my_loss')) and write the name"
+        )
+    raise ConfigError(f"cannot read {shown(data)} as a component. {_SPELLINGS}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +115,14 @@ class Component:
         return self.target(*(values[name] for name in self.inputs))
 
 
-def build_component(entry: Entry, spec: ComponentSpec, site: str | None = None) -> Component:
+def build_component(entry: Entry, spec: ComponentSpec, slot: str | None = None) -> Component:
     """Load ``entry``, validate its settings and bind them.
 
     Raises: ``BrokenEntryError``, ``SignatureError``, ``SettingError``.
     """
     if entry.positional:
         return _build_positional(entry, spec)
-    _check_site(entry, site)
+    _check_slot(entry, slot)
     target, signature = entry.load(), entry.signature
     settings, dumped = _settings(entry, spec)
     if signature.makes:
@@ -86,18 +163,39 @@ def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
     return Component(entry, dumped, partial(function, **settings) if settings else function, inputs)
 
 
-def _check_site(entry: Entry, site: str | None) -> None:
-    if site is None or site not in entry.kind.sites:
+def _check_slot(entry: Entry, slot: str | None) -> None:
+    if slot is None or slot not in entry.kind.slots:
         return
-    sites = entry.kind.sites
+    slots = entry.kind.slots
     for name in entry.inputs:
-        if name not in sites[site]:
-            fits = next((other for other in sites if set(entry.inputs) <= set(sites[other])), None)
+        if name not in slots[slot]:
+            fits = next((other for other in slots if set(entry.inputs) <= set(slots[other])), None)
             raise SignatureError(
-                f"{entry.qualified} asks for input {name!r}, which a {_place(site)} does not get. "
+                f"{entry.qualified} asks for input {name!r}, which a {_place(slot)} does not get. "
                 + (f"It can stand in a {_place(fits)}" if fits else "No place gets all of its inputs")
             )
 
 
-def _place(site: str) -> str:
-    return {"kd": "kd loss (kd_loss_type)", "match": "match (intermediate_matches)"}.get(site, site)
+def _place(slot: str) -> str:
+    return {"kd": "kd loss (kd_loss_type)", "match": "match (intermediate_matches)"}.get(slot, slot)
+
+
+def closed_form_of(component: Component) -> Any:
+    """The closed form of a loss with the loss's settings bound, ``None`` where it declares none.
+
+    Raises: ``SignatureError`` where it takes other settings than the loss.
+    """
+    entry = component.entry
+    rows = getattr(entry.load(), CLOSED_FORM, None)
+    if rows is None or entry.positional:
+        return None
+    if entry.signature.makes:
+        return getattr(component.target, CLOSED_FORM)
+    parameters = inspect.signature(rows).parameters.values()
+    takes = {one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    if takes != set(entry.signature.settings):
+        raise SignatureError(
+            f"the closed form of {entry.qualified} takes the settings {sorted(takes)}, and the loss itself "
+            f"{sorted(entry.signature.settings)}: they must be the same"
+        )
+    return partial(rows, **(component.target.keywords if isinstance(component.target, partial) else {}))

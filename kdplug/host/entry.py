@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from kdplug.errors import BrokenEntryError, SignatureError
+from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.kind import Kind
-from kdplug.host.plugin_code import described, run_plugin_code
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -31,7 +31,7 @@ class Entry:
     """One named callable of a kind.
 
     ``target`` is the callable or ``"module:attribute"``. ``positional`` marks a callable that is called by position, as
-    TextBrewer's maps do, instead of by the names of its parameters; ``site`` limits a loss to one place in a config.
+    TextBrewer's maps do, instead of by the names of its parameters; ``slot`` limits a loss to one place in a config.
     """
 
     kind: Kind
@@ -42,7 +42,7 @@ class Entry:
     origin: Origin = "metadata"
     editable: Callable[[], bool] = field(default=lambda: False, repr=False)
     positional: bool = False
-    site: str | None = None
+    slot: str | None = None
     error: BaseException | None = field(default=None, repr=False)
 
     @property

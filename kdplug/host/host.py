@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -13,16 +13,72 @@ from typing import Any
 import pluggy
 
 from kdplug.contracts.version import VERSION
-from kdplug.errors import PluginError
+from kdplug.errors import PluginError, SignatureError, did_you_mean
 from kdplug.host import hookspec
-from kdplug.host.compatibility import unmet
 from kdplug.host.entry import LOCAL, Entry
-from kdplug.host.implementation import Implementations, check_arguments, odd_hooks
+from kdplug.host.isolation.plugin_code import described, is_first_process, run_plugin_code, running_plugin
 from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
-from kdplug.host.metadata import Distribution
+from kdplug.host.metadata import Distribution, unmet
 from kdplug.host.name import fold, fold_distribution, is_entry_name
-from kdplug.host.plugin_code import described, is_first_process, run_plugin_code, running_plugin
-from kdplug.host.switch import Switch
+from kdplug.host.plugin_filter import PluginFilter
+
+_HOOKS = {name: spec for name, spec in vars(hookspec).items() if name.startswith(hookspec.PREFIX)}
+
+_LIFE_CYCLE = ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
+
+
+class Implementations:
+    """The hook implementations of a plugin, without the object that holds them.
+
+    pluggy compares plugins with ``==``, and a plugin whose ``__eq__`` returns true would keep out those after it.
+    """
+
+    def __init__(self, plugin: object) -> None:
+        for name, found, _ in _implemented(plugin):
+            if name.startswith(hookspec.PREFIX):
+                setattr(self, name, found)
+
+
+def check_arguments(plugin: object) -> None:
+    """Raises: ``SignatureError`` where an implementation asks for what its hook does not give."""
+    for name, function, _ in _implemented(plugin):
+        if name not in _HOOKS or not inspect.isroutine(function):
+            continue
+        given = inspect.signature(_HOOKS[name]).parameters
+        parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            is_asked = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
+            if is_asked and parameter.name not in (*given, "self"):
+                from kdplug.host.check.finding import place_of
+
+                near = did_you_mean(parameter.name, given) or f" It gives {', '.join(given) or 'nothing'}"
+                raise SignatureError(
+                    f"{name} ({place_of(function)}) asks for {parameter.name!r}, which the hook does not give.{near}"
+                )
+
+
+def odd_hooks(owner: str, plugin: object) -> list[str]:
+    """What a hook plugin implements that is never called."""
+    odd = []
+    for name, function, marks in _implemented(plugin):
+        if name not in _HOOKS and callable(function) and (name.startswith(hookspec.PREFIX) or marks):
+            odd.append(f"{owner} implements {name}, which is no hook.{did_you_mean(name, _HOOKS)}")
+        elif marks.get("wrapper") or marks.get("hookwrapper"):
+            odd.append(f"{owner} implements {name} as a wrapper, which is not called. Write a plain function")
+        elif name in _LIFE_CYCLE and (inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)):
+            odd.append(
+                f"{owner} implements {name} as a generator or coroutine, which never runs. Write a plain function"
+            )
+    return odd
+
+
+def _implemented(plugin: object) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Everything that a module or object holds, with pluggy's marks."""
+    for name in dir(plugin):
+        found = getattr(plugin, name, None)
+        marks = getattr(found, f"{hookspec.PROJECT}_impl", None)
+        yield name, found, marks if isinstance(marks, dict) else {}
+
 
 _KINDS_BY_GROUP = {kind.group: kind for kind in KINDS.values()}
 
@@ -71,8 +127,8 @@ class Host:
     holds the ``blocked`` ones, which a switch leaves out, and the ``incompatible`` ones, which were written for another kdplug.
     """
 
-    def __init__(self, dists: Iterable[Distribution] = (), switch: Switch | None = None) -> None:
-        self.switch = switch or Switch()
+    def __init__(self, dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> None:
+        self.switch = switch or PluginFilter()
         self.dists = sorted(dists, key=lambda dist: fold_distribution(dist.name))
         self.blocked = [dist for dist in self.dists if not self.switch.lets_in(dist.name)]
         self.incompatible = [dist for dist in self.dists if unmet(dist.requires) and dist not in self.blocked]
@@ -131,7 +187,7 @@ class Host:
             return
         peers = self.entries[entry.kind.plural].setdefault(fold(entry.name), [])
         twins = [peer for peer in peers if peer.dist == entry.dist and peer.origin != "local"]
-        twin = next((peer for peer in twins if peer.site == entry.site), None)
+        twin = next((peer for peer in twins if peer.slot == entry.slot), None)
         if twin is None:
             peers.append(entry)
         elif not _is_same(twin.target, entry.target):
@@ -140,8 +196,8 @@ class Host:
                 "The first one counts"
             )
 
-    def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, site: str | None) -> Entry:
-        """Register a callable of this process. One of the same name and site that was put before is replaced.
+    def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, slot: str | None) -> Entry:
+        """Register a callable of this process. One of the same name and slot that was put before is replaced.
 
         What code of a plugin registers belongs to the plugin, so importing one never changes what a name means.
 
@@ -154,18 +210,18 @@ class Host:
         owner = running_plugin()
         dist = next((dist for dist in self.dists if dist.name == owner), None)
         if dist is not None:
-            entry = Entry(kind, name, dist.name, dist.version, target, "hook", positional=positional, site=site)
+            entry = Entry(kind, name, dist.name, dist.version, target, "hook", positional=positional, slot=slot)
             self._add(entry)
             return entry
-        self.take_out(kind, name, site)
-        entry = Entry(kind, name, LOCAL, "", target, "local", positional=positional, site=site)
+        self.take_out(kind, name, slot)
+        entry = Entry(kind, name, LOCAL, "", target, "local", positional=positional, slot=slot)
         self.entries[kind.plural].setdefault(fold(name), []).append(entry)
         return entry
 
-    def take_out(self, kind: Kind, name: str, site: str | None) -> bool:
-        """Forget the callable that ``put`` registered under ``name`` for ``site``; whether there was one."""
+    def take_out(self, kind: Kind, name: str, slot: str | None) -> bool:
+        """Forget the callable that ``put`` registered under ``name`` for ``slot``; whether there was one."""
         offered = self.entries[kind.plural].get(fold(name), [])
-        kept = [entry for entry in offered if entry.origin != "local" or entry.site != site]
+        kept = [entry for entry in offered if entry.origin != "local" or entry.slot != slot]
         if kept:
             self.entries[kind.plural][fold(name)] = kept
         else:

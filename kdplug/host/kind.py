@@ -12,7 +12,7 @@ _PROGRESS = ("progress", "step", "total_steps")
 class Kind:
     """One kind of entry.
 
-    ``plural`` is the registry attribute and the last part of the entry-point group; ``sites`` maps each place in a config
+    ``plural`` is the registry attribute and the last part of the entry-point group; ``slots`` maps each place in a config
     where an entry of this kind may stand to the inputs that the engine provides there; ``positional`` maps it to the
     inputs, in order, that a callable put into a TextBrewer-style map is called with. ``is_object`` says that an entry is made
     once, from its settings, and used by its methods.
@@ -20,7 +20,7 @@ class Kind:
 
     plural: str
     noun: str
-    sites: MappingProxyType[str, tuple[str, ...]]
+    slots: MappingProxyType[str, tuple[str, ...]]
     positional: MappingProxyType[str, tuple[str, ...]]
     is_object: bool = False
 
@@ -34,14 +34,14 @@ class Kind:
 
     @property
     def inputs(self) -> frozenset[str]:
-        return frozenset(name for names in self.sites.values() for name in names)
+        return frozenset(name for names in self.slots.values() for name in names)
 
 
 _NONE: dict[str, tuple[str, ...]] = {"": ()}
 
 
-def _kind(plural: str, noun: str, sites: dict[str, tuple[str, ...]], positional: dict[str, tuple[str, ...]]) -> Kind:
-    return Kind(plural, noun, MappingProxyType(sites), MappingProxyType(positional))
+def _kind(plural: str, noun: str, slots: dict[str, tuple[str, ...]], positional: dict[str, tuple[str, ...]]) -> Kind:
+    return Kind(plural, noun, MappingProxyType(slots), MappingProxyType(positional))
 
 
 def _object(plural: str, noun: str) -> Kind:

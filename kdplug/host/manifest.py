@@ -2,15 +2,83 @@
 
 from __future__ import annotations
 
+import csv
 import platform
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdplug.contracts.version import PLUGIN_API
 from kdplug.host.active import active
-from kdplug.host.content import content_hash
+from kdplug.host.isolation.plugin_code import described
 from kdplug.host.kind import HOOK_GROUP
 from kdplug.host.metadata import Distribution, installed_version
-from kdplug.host.plugin_code import described
+
+_ENTRY_POINTS = "entry_points.txt"
+
+
+def content_hash(dist: Distribution) -> str | None:
+    """SHA-256 over the paths and hashes of a plugin's own files, ``None`` where it does not list them or one is unreadable.
+
+    ``RECORD`` lists them, beside traces of the installation that differ from machine to machine (who installed it, from
+    which folder, compiled files, scripts): those are left out. An editable install lists none of its source, so the
+    packages that its entry points name are read instead. Nothing is imported.
+    """
+    record = dist.record
+    try:
+        return _hash(dist, record) if record else None
+    except (csv.Error, OSError, ValueError):
+        return None
+
+
+def _hash(dist: Distribution, record: str) -> str:
+    listed = dict(_listed(record))
+    if dist.editable:
+        listed = {path: digest for path, digest in listed.items() if path == _ENTRY_POINTS}
+        for module in sorted({point.value.partition(":")[0].strip().partition(".")[0] for point in dist.entry_points}):
+            listed |= dict(_source(module))
+    lines = "".join(f"{path},{digest}\n" for path, digest in sorted(listed.items()))
+    return sha256(lines.encode()).hexdigest()
+
+
+def _listed(record: str) -> Iterator[tuple[str, str]]:
+    for row in csv.reader(record.splitlines()):
+        path = PurePosixPath(row[0]) if row else PurePosixPath()
+        if path.parts[:1] and path.parts[0].endswith((".dist-info", ".data")):
+            if path.name == _ENTRY_POINTS:
+                yield _ENTRY_POINTS, _digest_of(row)
+        elif path.parts and ".." not in path.parts and not path.is_absolute() and path.suffix != ".pyc":
+            yield str(path), _digest_of(row)
+
+
+def _digest_of(row: list[str]) -> str:
+    return row[1] if len(row) > 1 else ""
+
+
+def _source(module: str) -> Iterator[tuple[str, str]]:
+    """Every file of a top-level package or module, as a wheel's ``RECORD`` would list it."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return
+    if spec is None:
+        return
+    if spec.submodule_search_locations is None:
+        if spec.origin is not None and Path(spec.origin).is_file():
+            yield Path(spec.origin).name, _digest(Path(spec.origin))
+        return
+    for folder in map(Path, spec.submodule_search_locations):
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.suffix != ".pyc":
+                yield str(PurePosixPath(module, *file.relative_to(folder).parts)), _digest(file)
+
+
+def _digest(file: Path) -> str:
+    found = sha256(file.read_bytes()).digest()
+    return f"sha256={urlsafe_b64encode(found).rstrip(b'=').decode()}"
 
 
 def header_line() -> str:

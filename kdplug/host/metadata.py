@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import importlib_metadata
+from packaging.markers import UndefinedEnvironmentName
+from packaging.requirements import Requirement
 
+from kdplug.contracts.version import VERSION
 from kdplug.host.bounded_json import json_value
 from kdplug.host.name import fold_distribution, is_distribution_name, printable
 
@@ -175,3 +179,24 @@ def installed_version(name: str) -> str | None:
         return importlib_metadata.version(name)
     except importlib_metadata.PackageNotFoundError:
         return None
+
+
+def unmet(requirements: Iterable[str], version: str = VERSION) -> str | None:
+    """The first of a plugin's requirements on kdplug that ``version`` does not meet, as ``kdplug>=2,<3``.
+
+    A requirement under an ``extra``, or under a marker that does not hold here, asks for nothing; one that cannot be read
+    says nothing.
+    """
+    return next((text for line in requirements if (text := _unmet(line, version)) is not None), None)
+
+
+@cache
+def _unmet(line: str, version: str) -> str | None:
+    try:
+        wanted = Requirement(line)
+        asks = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+    except (ValueError, UndefinedEnvironmentName):  # the line, or a comparison in its marker, means nothing
+        return None
+    if not asks:
+        return None
+    return None if wanted.specifier.contains(version, prereleases=True) else f"kdplug{wanted.specifier}"

@@ -5,6 +5,23 @@ from __future__ import annotations
 import json
 import re
 
+_LONGEST = 120
+
+
+def shown(value: object) -> str:
+    """``repr(value)``, cut where it is long, and never an error of its own."""
+    try:
+        text = repr(value)
+    except Exception:  # a foreign __repr__, or an integer too long to print
+        return f"something of type {type(value).__name__}"
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """``text``, cut where it is long."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
 _ENTRY = re.compile(r"[a-z0-9][a-z0-9_.-]*", re.IGNORECASE | re.ASCII)
 _DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9_.-]*[a-z0-9])?", re.IGNORECASE | re.ASCII)
 _SEPARATORS = re.compile(r"[-_.]+")

@@ -14,12 +14,11 @@ from kdplug.errors import (
     nearest,
 )
 from kdplug.host.active import active
-from kdplug.host.component import Component, build_component
+from kdplug.host.component import Component, build_component, parse_spec
 from kdplug.host.entry import Entry
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.kind import KINDS, Kind
 from kdplug.host.name import fold, fold_distribution, split_qualified
-from kdplug.host.spec import parse_spec
 
 _THIRD_PARTY = 3
 
@@ -70,39 +69,39 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """
         return self._settled(name, None).load()
 
-    def entry(self, name: str, site: str | None = None, *, quiet: bool = False) -> Entry:
-        """The entry that ``name`` means, without importing it. ``site`` is the place of a loss: ``kd`` or ``match``.
+    def entry(self, name: str, slot: str | None = None, *, quiet: bool = False) -> Entry:
+        """The entry that ``name`` means, without importing it. ``slot`` is the place of a loss: ``kd`` or ``match``.
 
         A name that nothing has yet makes the hook plugins load; ``quiet`` leaves them alone, and gives no notice of an entry
         that a local one hides.
 
         Raises: ``UnknownEntryError``, ``NotInstalledError``, ``AmbiguousEntryError``.
         """
-        found = self._candidates(name, site)
+        found = self._candidates(name, slot)
         if not found and not quiet:
             active().load_hooks()
-            found = self._candidates(name, site)
+            found = self._candidates(name, slot)
         if not found:
             raise self._missing(name)
-        chosen = self._chosen(name, found, site)
+        chosen = self._chosen(name, found, slot)
         if not quiet:
             self._tell_hidden(name, chosen, found)
         return chosen
 
-    def check(self, spec: object, site: str | None = None) -> Entry:
+    def check(self, spec: object, slot: str | None = None) -> Entry:
         """The entry that a component names; nothing is imported, settings are not looked at.
 
         Raises: ``EntryError``, ``ConfigError``.
         """
-        return self.entry(parse_spec(spec).name, site)
+        return self.entry(parse_spec(spec).name, slot)
 
-    def build(self, spec: object, site: str | None = None) -> Component:
+    def build(self, spec: object, slot: str | None = None) -> Component:
         """Import the entry that ``spec`` names and bind its settings.
 
         Raises: ``EntryError``, ``ConfigError`` (``SettingError``), ``SignatureError``.
         """
         parsed = parse_spec(spec)
-        return build_component(self._settled(parsed.name, site), parsed, site)
+        return build_component(self._settled(parsed.name, slot), parsed, slot)
 
     def register(self, name: str) -> Callable[[F], F]:
         """Decorator that offers a callable in this process, under ``local:name``. The star rule holds for it.
@@ -111,37 +110,37 @@ class Registry(Mapping[str, Callable[..., Any]]):
         """
 
         def put(target: F) -> F:
-            active().put(self.kind, name, target, positional=False, site=None)
+            active().put(self.kind, name, target, positional=False, slot=None)
             return target
 
         return put
 
     def status(self, entry: Entry) -> Status:
         """Whether the bare name means this entry (``ok``), another one (``shadowed``), or nothing (``ambiguous``)."""
-        peers = [e for e in self._candidates(entry.name, None) if e.site in (None, entry.site)]
-        ranks = [_rank(peer, entry.site) for peer in peers]
-        if _rank(entry, entry.site) > min(ranks) or (
+        peers = [e for e in self._candidates(entry.name, None) if e.slot in (None, entry.slot)]
+        ranks = [_rank(peer, entry.slot) for peer in peers]
+        if _rank(entry, entry.slot) > min(ranks) or (
             min(ranks) == _THIRD_PARTY and _is_reserved(self.kind, entry.name)
         ):
             return "shadowed"
         return "ok" if ranks.count(min(ranks)) == 1 else "ambiguous"
 
-    def _candidates(self, name: str, site: str | None) -> list[Entry]:
+    def _candidates(self, name: str, slot: str | None) -> list[Entry]:
         dist, bare = split_qualified(name)
         offered = active().entries[self.kind.plural].get(fold(bare), [])
-        return [entry for entry in offered if _is(entry.dist, dist) and (site is None or entry.site in (None, site))]
+        return [entry for entry in offered if _is(entry.dist, dist) and (slot is None or entry.slot in (None, slot))]
 
-    def _settled(self, name: str, site: str | None) -> Entry:
+    def _settled(self, name: str, slot: str | None) -> Entry:
         """The entry of ``name`` once it is to be imported: a hook plugin may have the bare name of a third party as well."""
-        entry = self.entry(name, site)
-        if _rank(entry, site) < _THIRD_PARTY or split_qualified(name)[0]:
+        entry = self.entry(name, slot)
+        if _rank(entry, slot) < _THIRD_PARTY or split_qualified(name)[0]:
             return entry
         active().load_hooks()
-        return self.entry(name, site)
+        return self.entry(name, slot)
 
-    def _chosen(self, name: str, found: list[Entry], site: str | None) -> Entry:
-        best = min(_rank(entry, site) for entry in found)
-        chosen = sorted((e for e in found if _rank(e, site) == best), key=lambda e: fold(e.dist))
+    def _chosen(self, name: str, found: list[Entry], slot: str | None) -> Entry:
+        best = min(_rank(entry, slot) for entry in found)
+        chosen = sorted((e for e in found if _rank(e, slot) == best), key=lambda e: fold(e.dist))
         if best == _THIRD_PARTY and _is_reserved(self.kind, name):
             raise self._missing(name, f". To use another one write {' or '.join(e.qualified for e in chosen)}")
         if len(chosen) == 1:
@@ -186,9 +185,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return f" Did you mean {near!r} (pip install {known[near]})?" if near is not None else ""
 
 
-def _rank(entry: Entry, site: str | None) -> int:
+def _rank(entry: Entry, slot: str | None) -> int:
     if entry.origin == "local":
-        return 0 if entry.site == site else 1
+        return 0 if entry.slot == slot else 1
     own = FIRST_PARTY.get(fold_distribution(entry.dist))
     offers = own.get(entry.kind.plural, ()) if own is not None else ()
     return 2 if fold(entry.name) in map(fold, offers) else _THIRD_PARTY

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
-from kdplug.host.plugin_code import described, run_plugin_code
-from kdplug.host.shown import shown
+from kdplug.host.isolation.plugin_code import described, run_plugin_code
+from kdplug.host.name import shown
 from kdplug.host.signature import check_setting_names
 
 if TYPE_CHECKING:
+    from kdplug.host.component import ComponentSpec
     from kdplug.host.entry import Entry
-    from kdplug.host.spec import ComponentSpec
 
 _MODEL = ConfigDict(
     extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=()

@@ -160,7 +160,7 @@ def check_setting_names(entry: Entry, names: Iterable[str]) -> None:
 
 
 def _positional_inputs(entry: Entry) -> tuple[str, ...]:
-    return entry.kind.positional[entry.site or next(iter(entry.kind.positional))]
+    return entry.kind.positional[entry.slot or next(iter(entry.kind.positional))]
 
 
 def _input(entry: Entry, name: str) -> str:

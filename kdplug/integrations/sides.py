@@ -9,11 +9,10 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.distillers.identity import config_identity
-from kdplug.distillers.session import tell_unused_combiner
-from kdplug.distillers.teacher import read_teachers
-from kdplug.engine.ensemble import Ensemble
-from kdplug.engine.identity import sides_identity
+from kdplug.distillers.method import read_teachers
+from kdplug.distillers.session import config_identity, tell_unused_combiner
+from kdplug.engine.checkpoint.identity import sides_identity
+from kdplug.engine.teacher import Ensemble
 from kdplug.errors import ConfigError
 from kdplug.objective.objective import Objective, mark_trained
 

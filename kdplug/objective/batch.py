@@ -2,21 +2,151 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
-from kdplug.objective.draw import Draws
-from kdplug.objective.gradient import frozen
-from kdplug.objective.mask import check_mask, doubt, extended_hint, nan_if
-from kdplug.objective.precision import is_autocast_on
+from kdplug.objective.numerics import frozen, is_autocast_on
 from kdplug.objective.report import TermValue
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Logits
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed in the range of int64, derived from ``parts`` by hashing: different parts give unrelated seeds."""
+    name = " ".join(map(str, parts))
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 1
+
+
+class Draws:
+    """The seeds of one batch. ``micro_batch`` tells the batches of one step apart, on all processes.
+
+    Two batches that differ in either number have no seed in common, and the same batch of the same step always has the same
+    ones. Nothing has to be saved for a resume.
+    """
+
+    __slots__ = ("_place", "micro_batch", "step")
+
+    def __init__(self, step: int = 0, micro_batch: int = 0) -> None:
+        self.step = step
+        self.micro_batch = micro_batch
+        self._place = 0
+
+    def next(self) -> int:
+        """The seed of the next draw, in the range of int64."""
+        found = seed_of(self.step, self.micro_batch, self._place)
+        self._place += 1
+        return found
+
+
+def wrong_values(mask: Tensor) -> Tensor:
+    """Bool, ``True`` where ``mask`` holds something other than 0 and 1, such as ``nan``."""
+    return mask != mask.bool()
+
+
+def check_mask(mask: Tensor, owner: str, *, field: str = "") -> None:
+    """Look at the values of a mask that is not bool, which waits for its device. ``owner`` or ``field`` names it.
+
+    Raises: ``OutputsError`` where it holds something other than 0 and 1.
+    """
+    if mask.dtype is not torch.bool and wrong_values(mask).any():
+        raise no_mask(mask, owner, field=field)
+
+
+def doubt(mask: Tensor, owner: str) -> Tensor | None:
+    """``check_mask`` without waiting for an accelerator: there a scalar on the device says whether the mask is wrong.
+
+    ``None`` where nothing is left to check. The scalar is for ``nan_if``. Compiled code gets one on a CPU too.
+    """
+    if mask.dtype is torch.bool:
+        return None
+    if not mask.is_cpu or torch.compiler.is_compiling():
+        return wrong_values(mask).any()
+    check_mask(mask, owner)
+    return None
+
+
+def nan_if(value: Tensor, doubts: Sequence[Tensor]) -> Tensor:
+    """``value``, and ``nan`` with a gradient of ``nan`` where a doubt is true."""
+    if not doubts:
+        return value
+    return value * torch.ones_like(value).masked_fill(torch.stack(list(doubts)).any(), torch.nan)
+
+
+def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
+    """The error about a mask that holds other values, with the way to convert it."""
+    wrong = mask.detach()[wrong_values(mask)]
+    if (wrong < 0).all():
+        cut = ("[:, 0, 0]" if mask.shape[2] == 1 else "[:, 0, -1]") if mask.dim() == 4 else ""
+        way = (
+            "That is an extended attention mask, which is added to attention scores: 0 where a token counts. Return the "
+            f"tokenizer's attention_mask of shape (batch, length) that it was made of, or (mask{cut} == 0)"
+        )
+    else:
+        way = "Return (mask != 0) if any other number means that an item counts"
+    message = f"must hold 0 and 1, or be bool, and holds {wrong[0].item():g}. {way}"
+    return OutputsError(f"{owner} {message}" if owner else message, field=field)
+
+
+def extended_hint(*masks: Tensor | None) -> str:
+    """What an error about shapes adds where one of ``masks`` has the four axes of a model's extended mask; otherwise nothing."""
+    found = next((mask for mask in masks if mask is not None and mask.dim() == 4), None)
+    if found is None:
+        return ""
+    return (
+        f". A mask {list(found.shape)} is the model's extended attention mask: return the tokenizer's attention_mask "
+        "of shape (batch, length)"
+    )
+
+
+def places_that_count(mask: Tensor, *, field: str) -> Tensor:
+    """Where the mask is 1, numbered through all items.
+
+    Finding the places waits for the device. The same wait tells whether the mask holds other values than 0 and 1: more places
+    than there are items are appended then.
+
+    Raises: ``OutputsError`` as ``check_mask`` does.
+    """
+    items = mask.reshape(-1)
+    counts = items.bool()
+    if items.dtype is not torch.bool:
+        counts = torch.cat([counts, (items != counts).any().expand(len(items) + 1)])
+    places = counts.nonzero().squeeze(1)
+    if len(places) > len(items):
+        raise no_mask(mask, "", field=field)
+    return places
+
+
+def gathered(logits: Logits) -> Logits:
+    """The logits with the head's weight and bias whole on each process, where FSDP keeps a part of them on each.
+
+    The gradient goes back to the parts as FSDP takes it there: the mean over the processes.
+    """
+    if not isinstance(logits, FactoredLogits):
+        return logits
+    weight, bias = _whole(logits.weight), None if logits.bias is None else _whole(logits.bias)
+    return logits if weight is logits.weight and bias is logits.bias else replace(logits, weight=weight, bias=bias)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    if not hasattr(tensor, "full_tensor"):  # what a DTensor has; asking for it is cheaper than importing the class
+        return tensor
+    from torch.distributed.tensor import Partial
+
+    sharded = cast("Any", tensor)
+    mesh = sharded.device_mesh
+    found = cast("Tensor", sharded.full_tensor(grad_placements=[Partial()] * mesh.ndim))
+    if found.requires_grad:
+        found.register_hook(lambda gradient: gradient / mesh.size())  # type: ignore[no-untyped-call]
+    return found
 
 
 class Batch:

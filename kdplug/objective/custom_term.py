@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.objective.batch import Batch
-from kdplug.objective.feature import layers
-from kdplug.objective.gradient import connected_zero, frozen
-from kdplug.objective.precision import full
+from kdplug.objective.match_term import layers
+from kdplug.objective.numerics import connected_zero, frozen, full
 from kdplug.objective.projection import project
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule

@@ -3,35 +3,93 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kdplug.config.error_path import prefixed
+from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
-from kdplug.errors import KdplugError, OutputsError
+from kdplug.errors import KdplugError, OutputsError, ShapeError
 from kdplug.host import registry
 from kdplug.objective.bare import is_bare
-from kdplug.objective.batch import Batch
-from kdplug.objective.combiner import Combiner
-from kdplug.objective.compact import combined, compared
-from kdplug.objective.field import below
-from kdplug.objective.gather import gathered
-from kdplug.objective.gradient import connected_zero, target
-from kdplug.objective.pair_loss import PairLoss
-from kdplug.objective.precision import full
+from kdplug.objective.batch import Batch, gathered
+from kdplug.objective.chunked.factored_kd import combined, compared
+from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.numerics import connected_zero, full, target
 from kdplug.objective.report import TermValue, over_heads
-from kdplug.objective.schedule import Schedule, build_schedule
-from kdplug.objective.selection import Pair, check_pair, head_masks, is_ignored, select, select_several
-from kdplug.objective.teacher import Names, side
-from kdplug.objective.temperature import Temperature
+from kdplug.objective.schedule import Schedule, Temperature, build_schedule
+from kdplug.objective.selection import HeadLogits, check_pair, head_masks, is_ignored, select, select_several
+from kdplug.objective.teacher import Combiner, Names, side
 from kdplug.objective.term import term_value
-from kdplug.objective.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
     from kdplug.contracts.outputs import Logits
+
+
+class Vocabulary:
+    """Reconciles logits that differ in the number of classes, where ``padded_vocabulary`` says that it is padding.
+
+    The classes that one side alone has are as if it ruled them out: they are left out. Models of one family pad one
+    tokenizer's vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding stands for no token. A loss
+    that ``is_across`` takes them as they are, unless they are said to be padding.
+    """
+
+    def __init__(self, padding: Literal["refuse", "drop"], *, is_across: bool = False) -> None:
+        self._drops = padding == "drop"
+        self._is_across = is_across
+        self._told: set[tuple[int, int]] = set()
+
+    def __call__(self, pair: HeadLogits) -> HeadLogits:
+        """The pair with as many classes on both sides; what is left out is told once.
+
+        Raises: ``ShapeError`` where the classes differ in number and nothing may be left out.
+        """
+        ours, theirs = pair.student.shape, pair.teacher.shape
+        if not ours or not theirs or ours[-1] == theirs[-1] or ours[:-1] != theirs[:-1]:
+            return pair
+        if not self._drops and self._is_across:
+            return pair
+        if not self._drops:
+            raise ShapeError(
+                f"the student's {list(ours)} and the teacher's {list(theirs)} must have one shape, classes last. Where both "
+                "use one tokenizer and the classes beyond the shorter one are padding, write padded_vocabulary: drop; of two "
+                "vocabularies, take a loss that is declared across_vocabularies",
+                field="logits",
+            )
+        classes = min(ours[-1], theirs[-1])
+        self._tell(ours[-1], theirs[-1])
+        return HeadLogits(_first(pair.student, classes), _first(pair.teacher, classes), pair.labels)
+
+    def _tell(self, ours: int, theirs: int) -> None:
+        if (ours, theirs) not in self._told:
+            self._told.add((ours, theirs))
+            side = "teacher" if theirs > ours else "student"
+            warnings.warn(
+                f"padded_vocabulary: the student has {ours} classes and the teacher {theirs}; the last {abs(ours - theirs)} of "
+                f"the {side} are left out",
+                stacklevel=2,
+            )
+
+
+def _first(logits: Logits, classes: int) -> Logits:
+    if logits.shape[-1] == classes:
+        return logits
+    if isinstance(logits, Tensor):
+        return logits[..., :classes]
+    if isinstance(logits, FactoredLogits):
+        return logits.first(classes)
+    try:
+        return replace(logits, classes=classes)  # what the cut classes hold is in the tail
+    except OutputsError as error:
+        raise OutputsError(
+            f"the cache names a class that the student, with {classes}, does not have: {error.message}",
+            field="teacher.logits",
+        ) from None
 
 
 _SIDES = ("student_logits", "teacher_logits")
@@ -47,7 +105,7 @@ class KdTerm(nn.Module):
     def __init__(self, config: DistillationConfig, teachers: Names) -> None:
         super().__init__()
         try:
-            component = registry.losses.build(config.kd_loss_type, site="kd")
+            component = registry.losses.build(config.kd_loss_type, slot="kd")
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
         self.schedule: Schedule = build_schedule(
@@ -58,9 +116,9 @@ class KdTerm(nn.Module):
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
         self.shifts = config.probability_shift
-        with below("kd_loss_type"):
-            self.pair_loss = PairLoss(component, self.temperature, shifts=self.shifts)
-        self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=self.pair_loss.is_across)
+        with prefixed("kd_loss_type"):
+            self.logit_loss = LogitLoss(component, self.temperature, shifts=self.shifts)
+        self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=self.logit_loss.is_across)
         self.chunk = config.logit_chunk
         self.teachers = teachers
         self.sides = tuple(side(teachers, place) for place in range(len(teachers)))
@@ -116,15 +174,15 @@ class KdTerm(nn.Module):
             return None
         return (own, theirs) if is_bare(own, theirs) else None
 
-    def _pairs(self, batch: Batch) -> list[Pair]:
+    def _pairs(self, batch: Batch) -> list[HeadLogits]:
         """What counts of each head."""
         student, labels = self._student(batch)
-        pairs = list(map(Pair, student, self._teacher(batch, 0, len(student)), labels))
+        pairs = list(map(HeadLogits, student, self._teacher(batch, 0, len(student)), labels))
         if batch.student.logits_mask is not None or batch.teacher.logits_mask is not None:
             pairs = self._selected(pairs, batch)
         return pairs
 
-    def _combined(self, batch: Batch, combiner: Combiner) -> list[Pair]:
+    def _combined(self, batch: Batch, combiner: Combiner) -> list[HeadLogits]:
         """What counts of each head, each teacher by its own mask, with the teachers' logits combined."""
         student, labels = self._student(batch)
         heads = len(student)
@@ -144,7 +202,7 @@ class KdTerm(nn.Module):
                 names=self.teachers,
             )
             found.append(
-                combined(chosen, combiner, self.pair_loss, batch, self.chunk)
+                combined(chosen, combiner, self.logit_loss, batch, self.chunk)
                 if chosen.student.shape.numel()
                 else chosen.first
             )
@@ -190,7 +248,7 @@ class KdTerm(nn.Module):
             )
         return labels
 
-    def _selected(self, pairs: list[Pair], batch: Batch) -> list[Pair]:
+    def _selected(self, pairs: list[HeadLogits], batch: Batch) -> list[HeadLogits]:
         student = head_masks(batch.student, len(pairs), "student")
         teacher = head_masks(batch.teacher, len(pairs), "teacher")
         return [
@@ -210,27 +268,27 @@ class KdTerm(nn.Module):
             )
         return None
 
-    def _compared(self, pair: Pair, batch: Batch, weight: float) -> TermValue:
+    def _compared(self, pair: HeadLogits, batch: Batch, weight: float) -> TermValue:
         differs = pair.student.shape != pair.teacher.shape
         if differs:
             pair = self.vocabulary(pair)
-        check_pair(pair, is_across=self.pair_loss.is_across)
+        check_pair(pair, is_across=self.logit_loss.is_across)
         if differs:
-            self.pair_loss.check_classes(pair)
+            self.logit_loss.check_classes(pair)
         student, teacher, labels, _ = pair
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
-        self.pair_loss.check(teacher, labels, batch)
+        self.logit_loss.check(teacher, labels, batch)
         if student.shape[-1] == 1:
-            self.pair_loss.check_number(student.device, batch)
+            self.logit_loss.check_number(student.device, batch)
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            return self._valued(compared(pair, self.pair_loss, batch, self.chunk, trained), weight)
+            return self._valued(compared(pair, self.logit_loss, batch, self.chunk, trained), weight)
         dense = pair._replace(student=full(student), teacher=target(teacher))
         if not batch.autocast(student):
-            return self._valued(self.pair_loss.of(dense, batch), weight)
+            return self._valued(self.logit_loss.of(dense, batch), weight)
         with torch.autocast(student.device.type, enabled=False):
-            return self._valued(self.pair_loss.of(dense, batch), weight)
+            return self._valued(self.logit_loss.of(dense, batch), weight)
 
     def _valued(self, result: Any, weight: float) -> TermValue:
         try:

@@ -4,30 +4,101 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from kdplug.config.layer import Layers, in_list, is_glob, is_listed
-from kdplug.errors import ConfigError, KdplugError, ShapeError
+from kdplug.config.layer import Layers, in_list, is_glob, is_listed, is_path
+from kdplug.contracts.outputs import Outputs
+from kdplug.errors import ConfigError, KdplugError, OutputsError, ShapeError
 from kdplug.host import registry
 from kdplug.objective.bare import is_bare
-from kdplug.objective.batch import Batch
-from kdplug.objective.capture_path import Modules
-from kdplug.objective.feature import layers
-from kdplug.objective.gradient import connected_zero, target
-from kdplug.objective.mask import extended_hint
-from kdplug.objective.precision import full
+from kdplug.objective.batch import Batch, extended_hint
+from kdplug.objective.capture.path import Modules
+from kdplug.objective.numerics import connected_zero, full, target
 from kdplug.objective.projection import ProjectionPlan, not_built, project, without_garbage
 from kdplug.objective.report import TermValue
-from kdplug.objective.schedule import Schedule, build_schedule
-from kdplug.objective.temperature import Temperature
+from kdplug.objective.schedule import Schedule, Temperature, build_schedule
 from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import IntermediateMatch
-    from kdplug.host.spec import ComponentSpec
+    from kdplug.host.component import ComponentSpec
+
+
+_HOW = {
+    "hidden": "Return it from the adaptor; a transformers model gives it with output_hidden_states=True",
+    "attention": (
+        'Return it from the adaptor; a transformers model gives it with output_attentions=True and attn_implementation="eager"'
+    ),
+}
+
+
+def layers(outputs: Outputs, feature: str, layer: Layers, side: str) -> tuple[Tensor, ...]:
+    """The tensors at ``layer``, always as a tuple: by index (negative ones count from the end), or captured at a path.
+
+    ``side`` is ``student`` or ``teacher``.
+
+    Raises: ``OutputsError`` where the model gave no such feature, or nothing was captured; ``ConfigError`` where an index is
+    out of range.
+    """
+    if type(layer) is int:
+        found = outputs.hidden if feature == "hidden" else outputs.attention
+        if found and -len(found) <= layer < len(found):
+            return (found[layer],)
+    if isinstance(layer, str):
+        return (_captured(outputs, layer, side),)
+    if isinstance(layer, tuple) and any(map(is_path, layer)):
+        return tuple([tensor for one in layer for tensor in layers(outputs, feature, one, side)])
+    return _by_index(outputs, feature, cast("int | tuple[int, ...]", layer), side)
+
+
+def _by_index(outputs: Outputs, feature: str, index: int | tuple[int, ...], side: str) -> tuple[Tensor, ...]:
+    found: tuple[Tensor, ...] | None = outputs.hidden if feature == "hidden" else outputs.attention
+    if not found:
+        raise _missing(outputs, feature, side, empty=found is not None)
+    try:
+        if isinstance(index, int):
+            return (found[index],)
+        return tuple([found[one] for one in index])
+    except IndexError:
+        raise _out_of_range(len(found), feature, index, side) from None
+
+
+def _captured(outputs: Outputs, path: str, side: str) -> Tensor:
+    if outputs.captured is not None and path in outputs.captured:
+        return outputs.captured[path]
+    field = "layer_S" if side == "student" else "layer_T"
+    if outputs.captured is not None:
+        raise OutputsError(f"the {side}'s forward pass did not call {path!r}", field=field)
+    raise OutputsError(
+        f"nothing was captured at {path!r} in the {side}. A distiller captures while the model runs, which it does not where a "
+        "batch brings a teacher_cache; a loop of your own does it with objective.capture(student, teacher)",
+        field=field,
+    )
+
+
+def _missing(outputs: Outputs, feature: str, side: str, *, empty: bool) -> OutputsError:
+    if empty:
+        reason = (
+            '. Attention kernels such as sdpa return none: load the model with attn_implementation="eager"'
+            if feature == "attention"
+            else f". {_HOW[feature]}"
+        )
+        return OutputsError(f"the {side} returned no layers in {feature!r}{reason}", field="feature")
+    given = ", ".join(outputs.given) or "nothing"
+    return OutputsError(f"the {side} returned no {feature!r}, only {given}. {_HOW[feature]}", field="feature")
+
+
+def _out_of_range(count: int, feature: str, index: int | tuple[int, ...], side: str) -> ConfigError:
+    indices = (index,) if isinstance(index, int) else index
+    wrong = next(one for one in indices if not -count <= one < count)
+    return ConfigError(
+        f"there is no layer {wrong}: the {side} returned {count} {feature} layer{'s' if count > 1 else ''}, "
+        f"0 to {count - 1} (or {-count} to -1)",
+        field="layer_S" if side == "student" else "layer_T",
+    )
 
 
 _SIDES = ("student_features", "teacher_features")
@@ -48,7 +119,7 @@ class MatchTerm(nn.Module):
     def __init__(self, match: IntermediateMatch, name: str, *, waits: bool = False) -> None:
         super().__init__()
         try:
-            component = registry.losses.build(match.loss, site="match")
+            component = registry.losses.build(match.loss, slot="match")
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
         self.name = name

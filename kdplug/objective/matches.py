@@ -2,25 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from kdplug.config.layer import Layer, in_list, is_path
+from kdplug.config.error_path import Path, prefixed
+from kdplug.config.layer import Layer, Layers, in_list, is_path
+from kdplug.contracts.outputs import Outputs
+from kdplug.errors import RunError
 from kdplug.objective.batch import Batch
-from kdplug.objective.capture_path import Modules, Side
-from kdplug.objective.field import Path, below
-from kdplug.objective.layer_map import WaitingMap, not_counted
-from kdplug.objective.match_name import match_names
-from kdplug.objective.match_term import MatchTerm
+from kdplug.objective.capture.path import Modules, Side
+from kdplug.objective.kd_term import KdTerm
+from kdplug.objective.match_term import MatchTerm, layers
 from kdplug.objective.projection import not_built
 from kdplug.objective.teacher import Names, place_of
+from kdplug.objective.term import HardLabelTerm, unique
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
     from kdplug.config.layer_map import LayerMap
     from kdplug.config.match import IntermediateMatch
+
+
+def match_names(matches: Sequence[IntermediateMatch], taken: Iterable[str] = ()) -> list[str]:
+    """Each match's own name, or ``feature_loss_S_T``; none of them one of ``taken``, or that of another term."""
+    given = [match.name for match in matches if match.name is not None]
+    defaults = (_default(match) for match in matches if match.name is None)
+    free = iter(unique(defaults, [KdTerm.name, HardLabelTerm.name, *given, *taken]))
+    return [match.name or next(free) for match in matches]
+
+
+def _default(match: IntermediateMatch) -> str:
+    loss = match.loss.name.rpartition(":")[2]
+    teacher = "" if match.teacher is None else f"_teacher_{match.teacher}"
+    return f"{match.feature}_{loss}_{_joined(match.layer_S)}_{_joined(match.layer_T)}{teacher}"
+
+
+def _joined(layers: Layers) -> str:
+    return "-".join(map(str, in_list(layers)))
+
+
+class WaitingMap:
+    """One layer map of a config at ``path``, and what there is to read on each side, as far as that is known."""
+
+    def __init__(self, layer_map: LayerMap, path: Path) -> None:
+        self.layer_map = layer_map
+        self.path = path
+        self._layers: dict[Side, tuple[Layer, ...] | None] = {
+            "student": layer_map.indices("S"),
+            "teacher": layer_map.indices("T"),
+        }
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the layers of both sides are known."""
+        return None not in self._layers.values()
+
+    def connect(self, student: Modules | None, teacher: Modules | None) -> None:
+        """Find the modules that the map names.
+
+        Raises: ``ConfigError`` where there are none, with the side as its field.
+        """
+        for modules, letter, patterns in (
+            (student, "S", self.layer_map.layer_S),
+            (teacher, "T", self.layer_map.layer_T),
+        ):
+            if modules is not None and patterns is not None:
+                with prefixed(f"layer_{letter}"):
+                    found = modules.expand(patterns[0] if len(patterns) == 1 else patterns, listed=True)
+                self._layers[modules.side] = in_list(found)
+
+    def count(self, batch: Batch) -> None:
+        """Count what the adaptors returned, on the sides that go by index.
+
+        Raises: ``OutputsError`` where they returned none; ``RunError`` where a side goes by path and was not connected.
+        """
+        if self.layer_map.layer_S is None and self._layers["student"] is None:
+            self._layers["student"] = self._counted(batch.student, "student")
+        if self.layer_map.layer_T is None and self._layers["teacher"] is None:
+            self._layers["teacher"] = self._counted(batch.teacher, "teacher")
+        if not self.is_counted:
+            raise RunError("it names modules: let objective.connect(student, teacher) find them in the models first")
+
+    def matches(self) -> tuple[IntermediateMatch, ...]:
+        """The matches that the map stands for.
+
+        Raises: ``ConfigError`` where it does not fit the layers, and what else ``LayerMap.matches`` raises.
+        """
+        student, teacher = self._layers["student"], self._layers["teacher"]
+        assert student is not None
+        assert teacher is not None
+        return self.layer_map.matches(student, teacher)
+
+    def paths(self, side: Side) -> tuple[str, ...]:
+        """What may have to be captured on a side."""
+        return tuple(layer for layer in self._layers[side] or () if isinstance(layer, str))
+
+    def _counted(self, outputs: Outputs, side: Side) -> tuple[int, ...]:
+        layers(outputs, self.layer_map.feature, 0, side)  # raises where there is nothing to count
+        found = outputs.hidden if self.layer_map.feature == "hidden" else outputs.attention
+        return tuple(range(len(found or ())))
+
+
+def not_counted(path: Path) -> RunError:
+    return RunError(
+        "how many layers the models have is not known yet. Call objective.materialize(student=…, teacher=…) with the outputs "
+        "for one batch, before the optimizer is made, or write layers_S and layers_T"
+    ).at(*path)
 
 
 class Matches(nn.ModuleDict):
@@ -40,7 +129,7 @@ class Matches(nn.ModuleDict):
             if layer_map.weight
         ]
         for waiting in self._waiting:
-            with below(*waiting.path):
+            with prefixed(*waiting.path):
                 place_of(waiting.layer_map.teacher, teachers)
         fields: list[Path] = [("intermediate_matches", place) for place in range(len(config.intermediate_matches))]
         self._add(config.intermediate_matches, 0, fields)
@@ -93,21 +182,21 @@ class Matches(nn.ModuleDict):
     def connect(self, student: Modules | None, teachers: Sequence[Modules | None]) -> None:
         """Look every path up in the models; see ``Objective.connect``."""
         for match, field, place in self.terms():
-            with below(*field):
+            with prefixed(*field):
                 match.connect(student, teachers[place])
         for waiting in self._waiting:
-            with below(*waiting.path):
+            with prefixed(*waiting.path):
                 waiting.connect(student, teachers[self._place(waiting)])
         self._write_out()
 
     def materialize(self, batch: Batch) -> None:
         """Count the layers and make the projections that wait for a batch; see ``Objective.materialize``."""
         for waiting in self._waiting:
-            with below(*waiting.path):
+            with prefixed(*waiting.path):
                 waiting.count(batch.of_teacher(self._place(waiting)))
         self._write_out(is_late=True)
         for match, field, place in self.terms():
-            with below(*field):
+            with prefixed(*field):
                 match.materialize(batch.of_teacher(place))
 
     def projections(self) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
@@ -132,7 +221,7 @@ class Matches(nn.ModuleDict):
         for place, (match, name, field) in enumerate(zip(matches, names, fields, strict=True), start):
             if not match.weight:
                 continue
-            with below(*field):
+            with prefixed(*field):
                 place_of(match.teacher, self._teachers)
                 term = self[str(place)] = MatchTerm(match, name, waits=is_late)
             term.use_temperature(self.config.temperature, self.config.temperature_scheduler)
@@ -143,7 +232,7 @@ class Matches(nn.ModuleDict):
         counted = [waiting for waiting in self._waiting if waiting.is_counted]
         self._waiting = [waiting for waiting in self._waiting if not waiting.is_counted]
         for one in counted:
-            with below(*one.path):
+            with prefixed(*one.path):
                 found = one.matches()
             written = self.config.intermediate_matches
             self._add(found, len(written), [one.path] * len(found), is_late=is_late)

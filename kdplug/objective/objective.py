@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from kdplug.config.error_path import Path
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError
-from kdplug.objective.batch import Batch
-from kdplug.objective.capture import Capture, Captures
-from kdplug.objective.capture_path import Modules, Side
-from kdplug.objective.capture_teacher import Models, teacher_models, teacher_modules
+from kdplug.objective.batch import Batch, Draws
+from kdplug.objective.capture.hooks import Capture, Captures
+from kdplug.objective.capture.path import Modules, Side
+from kdplug.objective.capture.teachers import Models, teacher_models, teacher_modules
 from kdplug.objective.custom_term import CustomTerm
-from kdplug.objective.draw import Draws
-from kdplug.objective.field import Path
-from kdplug.objective.fixed_teacher import checked
-from kdplug.objective.hard_label_term import HardLabelTerm
 from kdplug.objective.kd_term import KdTerm
 from kdplug.objective.matches import Matches
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
-from kdplug.objective.teacher import Names, read_teachers, side, teacher_names
-from kdplug.objective.term import FirstBatches, Term
+from kdplug.objective.teacher import Names, checked, read_teachers, side, teacher_names
+from kdplug.objective.term import FirstBatches, HardLabelTerm, Term
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig

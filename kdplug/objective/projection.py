@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from kdplug.errors import KdplugError, RunError, ShapeError, SignatureError
 from kdplug.host import registry
-from kdplug.objective.precision import full, is_autocast_on, is_half
+from kdplug.objective.numerics import full, is_autocast_on, is_half
 
 if TYPE_CHECKING:
-    from kdplug.config.projection import ProjectionSpec
+    from kdplug.config.match import ProjectionSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdplug.contracts.loss_sum import LossSum
+from kdplug.contracts.loss import LossSum
 
 _FEW = 2
 """Terms up to which adding them one by one takes less time."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from kdplug.contracts.item import keep
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
-from kdplug.objective.mask import extended_hint, places_that_count
+from kdplug.objective.batch import extended_hint, places_that_count
 from kdplug.objective.teacher import Names, side
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Logits
 
 
-class Pair(NamedTuple):
+class HeadLogits(NamedTuple):
     """One head's logits, student and teacher, with the labels that go with them.
 
     ``temperature`` is the one to compare them at where the teacher's were made for it, otherwise ``None``.
@@ -46,7 +47,7 @@ def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, 
     )
 
 
-def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None) -> Pair:
+def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor | None) -> HeadLogits:
     """Keep the items where the mask is 1; labels go with the student.
 
     Each side has its own mask; where just one side has one, it serves both. The masks may differ in where, but not in how
@@ -72,14 +73,14 @@ def select(pair: Pair, student_mask: Tensor | None, teacher_mask: Tensor | None)
             "both must keep the same number",
             field="logits_mask",
         )
-    return Pair(
+    return HeadLogits(
         _keep(student, student_rows),
         _keep(teacher, teacher_rows),
         None if labels is None else keep(labels, student_rows, 0),
     )
 
 
-class Group(NamedTuple):
+class MultiTeacherLogits(NamedTuple):
     """One head's logits, the student's and each teacher's, with the labels that go with them."""
 
     student: Logits
@@ -87,9 +88,9 @@ class Group(NamedTuple):
     labels: Tensor | None
 
     @property
-    def first(self) -> Pair:
+    def first(self) -> HeadLogits:
         """The student's with the first teacher's."""
-        return Pair(self.student, self.teachers[0], self.labels)
+        return HeadLogits(self.student, self.teachers[0], self.labels)
 
 
 def select_several(
@@ -100,7 +101,7 @@ def select_several(
     student_mask: Tensor | None,
     teacher_masks: Sequence[Tensor | None],
     names: Names,
-) -> Group:
+) -> MultiTeacherLogits:
     """Keep the items where the masks are 1, as ``select`` does: each teacher by its own, or else by the student's.
 
     Where only teachers have masks, they must be one and the same, which then serves all.
@@ -111,8 +112,8 @@ def select_several(
     """
     mine = _shared(teacher_masks) if student_mask is None else student_mask
     if mine is None:
-        return Group(student, teachers, labels)
-    own = select(Pair(student, student, labels), student_mask, mine)
+        return MultiTeacherLogits(student, teachers, labels)
+    own = select(HeadLogits(student, student, labels), student_mask, mine)
     giver = "teacher" if student_mask is None else "student"
     found = []
     for place, (logits, mask) in enumerate(zip(teachers, teacher_masks, strict=True)):
@@ -125,7 +126,7 @@ def select_several(
                 field="logits_mask",
             )
         found.append(_keep(logits, rows))
-    return Group(own.student, tuple(found), own.labels)
+    return MultiTeacherLogits(own.student, tuple(found), own.labels)
 
 
 def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
@@ -138,7 +139,7 @@ def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
     return given[0] if given else None
 
 
-def check_pair(pair: Pair, *, is_across: bool = False) -> None:
+def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
     """Raises: ``ShapeError`` where the logits differ in shape, or the labels are not one per item.
 
     ``is_across`` says that the two may differ in the number of classes.
@@ -159,7 +160,7 @@ def is_ignored(mask: Tensor, logits: Logits) -> bool:
     return mask.dim() == 2 and len(logits.shape) == 2 and mask.shape[0] == logits.shape[0]
 
 
-def _check_labels(pair: Pair) -> None:
+def _check_labels(pair: HeadLogits) -> None:
     if pair.labels is not None and pair.labels.shape != pair.student.shape[:-1]:
         raise ShapeError(
             f"{list(pair.labels.shape)} do not fit logits {list(pair.student.shape)}: one label per item",
@@ -181,3 +182,27 @@ def _rows(mask: Tensor | None, logits: Logits, side: str, giver: str) -> Tensor:
 
 def _keep(logits: Logits, rows: Tensor) -> Logits:
     return keep(logits, rows, 1) if isinstance(logits, Tensor) else logits.at(rows)
+
+
+def shift(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Swap, item by item, the teacher's largest logit with the one at the label. The input stays as it is.
+
+    An item with a negative label is left alone.
+
+    Shapes: logits ``[*items, classes]``, labels ``[*items]`` to ``[*items, classes]``.
+    Raises: ``OutputsError`` for a label that is no class (on a CPU; an accelerator's own assertion stops the run there).
+    Source: TextBrewer's ``probability_shift``; Wen et al. 2019, arXiv:1911.07471.
+    """
+    _check_shift_labels(labels, teacher_logits.shape[-1])
+    labels = labels.long().unsqueeze(-1)
+    largest, top = teacher_logits.max(dim=-1, keepdim=True)
+    label = torch.where(labels < 0, top, labels)  # swapped with itself, an item stays what it is
+    at_label = teacher_logits.gather(-1, label)
+    return teacher_logits.scatter(-1, top, at_label).scatter_(-1, label, largest)
+
+
+def _check_shift_labels(labels: Tensor, classes: int) -> None:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
+        raise OutputsError(f"must hold integer class indices, got {labels.dtype}", field="student.labels")
+    if labels.device.type == "cpu" and labels.numel() and (largest := int(labels.max())) >= classes:
+        raise OutputsError(f"label {largest} does not exist: there are {classes} classes", field="student.labels")

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from kdplug.contracts.tagged import Tagged
+from kdplug.config.error_path import prefixed
+from kdplug.contracts.outputs import Tagged
 from kdplug.errors import KdplugError
-from kdplug.objective.capture_path import Side
-from kdplug.objective.field import below
+from kdplug.objective.capture.path import Side
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
 
@@ -48,7 +48,7 @@ class TaskObjective(nn.Module):
     def connect(self, student: nn.Module) -> None:
         """Look the student's module paths up, for each task as ``Objective.connect`` does."""
         for task in self.tasks:
-            with below(task):
+            with prefixed(task):
                 self.of(task).connect(student)
 
     def materialize(self, student: Tagged, teacher: Any) -> None:

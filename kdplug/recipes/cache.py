@@ -9,19 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from kdplug.config.error_path import qualify_errors
 from kdplug.config.recipe import Recipe
-from kdplug.engine.cache_summary import CacheSummary
+from kdplug.engine.cache.summary import CacheSummary
 from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
-from kdplug.recipes.bench import Bench
-from kdplug.recipes.field import names_fields_in_full
-from kdplug.recipes.origin import Origin
-from kdplug.recipes.preparation import check_uncached
-from kdplug.recipes.task import build_task, prepare, resolve_distillation
-from kdplug.recipes.vocabulary import check_vocabularies
+from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
 
 
-@names_fields_in_full
+@qualify_errors
 def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -> CacheSummary:
     """Ask the teacher of a recipe about every example that its student is distilled on, and keep what it says in ``out``.
 
@@ -46,7 +44,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     def say(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
-    bench = Bench(recipe, task, say, show_progress=not console.quiet, resume=True)
+    bench = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
     bench.check_cache()
     for line in (header_line(), "", task.about(), ""):
         say(line)
@@ -56,7 +54,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     summary = distiller.fill_teacher_cache(bench.loader("distillation", recipe.training.batch_size))
     if is_main:
         (figures,) = bench.measured(teacher)
-        Origin(task.metric, figures).write(out)
+        CacheProvenance(task.metric, figures).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
         say(
             f"Written to {out}. kdplug run with --set training.teacher_cache={out}, and with what was --set here, needs no teacher"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.host.bounded_json import json_value
-from kdplug.recipes.preparation import Made
+from kdplug.recipes.task import OnPolicyCounts
 
 if TYPE_CHECKING:
     from kdplug.engine.run import Run
@@ -37,15 +37,15 @@ class History:
         self,
         evaluate: Callable[[nn.Module], float],
         is_save: Callable[[int], bool] | None = None,
-        counted: Callable[[], Made] | None = None,
+        counted: Callable[[], OnPolicyCounts] | None = None,
     ) -> None:
-        self.made = Made(0, 0)
+        self.made = OnPolicyCounts(0, 0)
         self.student: list[tuple[int, float]] = []
         self.terms: dict[str, list[tuple[int, float]]] = {}
         self._evaluate = evaluate
         self._is_save = is_save
         self._counted = counted
-        self._held: list[tuple[int, Mapping[str, Tensor], Made | None]] = []
+        self._held: list[tuple[int, Mapping[str, Tensor], OnPolicyCounts | None]] = []
         self._file: TextIO | None = None
 
     def run_start(self, run: Run) -> None:
@@ -56,7 +56,7 @@ class History:
             lines = [{"step": 0, "student": self._evaluate(run.model)}]
         elif self._counted is not None:
             self._counted()  # of a batch that was looked at before the run went on, and which it does not learn from
-        self.student, self.terms, self.made = [], {}, Made(0, 0)
+        self.student, self.terms, self.made = [], {}, OnPolicyCounts(0, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{NAME}.tmp")
         temporary.write_text("".join(map(_text, lines)), encoding="utf-8")
@@ -103,7 +103,7 @@ class History:
         if "student" in line:
             self.student.append((step, line["student"]))
         anew, batches = line.get("made", (0, 0))
-        self.made = Made(self.made.anew + anew, self.made.batches + batches)
+        self.made = OnPolicyCounts(self.made.anew + anew, self.made.batches + batches)
         for name, value in line.get("terms", {}).items():
             self.terms.setdefault(name, []).append((step, value))
 

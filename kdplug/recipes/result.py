@@ -2,12 +2,109 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdplug.recipes.preparation import Made
-from kdplug.report.comparison import Line
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+from torch.utils.data import DataLoader
+
+from kdplug.contracts.task import AnswersWhole, CountsUnits, Task
+from kdplug.engine.forward_state import modes
+from kdplug.engine.training_module import call, to_device
+from kdplug.errors import RunError
+from kdplug.recipes.task import OnPolicyCounts
+from kdplug.report.table import Line
+
+_ROUNDS = 15
+_FEWEST_ROUNDS = 3
+_LONGEST_SECONDS = 5.0
+_ROUND_SECONDS = 0.02
+
+
+def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
+    """The task's figures of ``model``, in eval mode and without gradient. Modes are as before afterwards.
+
+    Raises: ``RunError`` where the task's own metric is missing, or a figure is not finite.
+    """
+    with modes(evaluating=model), torch.no_grad():
+        found = {name: float(value) for name, value in task.evaluate(model, _on_device(model, loader)).items()}
+    if task.metric not in found or not all(map(math.isfinite, found.values())):
+        raise RunError(f"the task's evaluate must give {task.metric!r}, its metric, and finite figures; got {found}")
+    return found
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The numbers that the model has learned or could learn; one that stands in two places counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_on_disk(model: nn.Module) -> int:
+    """Bytes of the model's weights and buffers as safetensors holds them, without the header: what shares memory counts once."""
+    tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
+
+
+def unit_of(task: Task) -> str:
+    """What the throughput of a task is counted in."""
+    return task.unit if isinstance(task, CountsUnits) else "examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a model is in eval mode, forward: the seconds that one example takes, and the task's units in a second."""
+
+    seconds_per_example: float
+    units_per_second: float
+
+
+def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
+    """The speed of each model on the loader's first batch.
+
+    The least over rounds in which each model has its turn: what else the machine does only adds to a time, and where turns
+    fall in with its own rhythm it adds to one model's alone, which a median keeps.
+    """
+    size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
+    assert loader.collate_fn is not None
+    batch = loader.collate_fn([loader.dataset[index] for index in range(size)])
+    units = task.count(batch) if isinstance(task, CountsUnits) else size
+    ask = task.answer if isinstance(task, AnswersWhole) else _ask
+    timers = [_timer(ask, model, batch) for model in models]
+    with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
+        once = [timer.timeit(3).mean for timer in timers]
+        numbers = [max(1, round(_ROUND_SECONDS / seconds)) for seconds in once]
+        count = rounds_for(sum(number * seconds for number, seconds in zip(numbers, once, strict=True)))
+        rounds = [
+            [timer.timeit(number).mean for timer, number in zip(timers, numbers, strict=True)] for _ in range(count)
+        ]
+    least = [min(times) for times in zip(*rounds, strict=True)]
+    return [Speed(seconds / size, units / seconds) for seconds in least]
+
+
+def rounds_for(seconds: float) -> int:
+    """How many rounds are measured of which one takes ``seconds``: fewer where all would take longer than is worth it."""
+    return max(_FEWEST_ROUNDS, min(_ROUNDS, int(_LONGEST_SECONDS / seconds)))
+
+
+def _ask(model: nn.Module, batch: Any) -> Any:
+    return call(model, batch, {})
+
+
+def _timer(ask: Callable[[nn.Module, Any], Any], model: nn.Module, batch: Any) -> Timer:
+    names = {"ask": ask, "model": model, "batch": next(_on_device(model, [batch]))}
+    return Timer("ask(model, batch)", globals=names, num_threads=torch.get_num_threads())
+
+
+def _on_device(model: nn.Module, batches: Iterable[Any]) -> Iterator[Any]:
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    return (to_device(batch, device) for batch in batches)
+
 
 METRICS = "metrics.json"
 CURVES = "curves.png"
@@ -54,7 +151,7 @@ class RecipeResult:
     output_dir: Path
     is_lower_better: bool = False
     unit: str = "examples"
-    made: Made | None = None
+    made: OnPolicyCounts | None = None
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for ``metrics.json``."""

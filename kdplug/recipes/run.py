@@ -3,43 +3,110 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils import set_seed
 from rich.console import Console
 from rich.text import Text
 from torch import empty, nn
 
+from kdplug.config.error_path import prefixed, qualify_errors
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.task_option import Directed
-from kdplug.engine.checkpoint import STUDENT
-from kdplug.engine.checksum import SUMS
+from kdplug.contracts.task import Directed, Part, StartsStudent, Task
+from kdplug.engine.checkpoint.archive import SUMS
+from kdplug.engine.checkpoint.checkpoint import STUDENT
+from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
+from kdplug.engine.checkpoint.identity import check_identity, model_identity
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
-from kdplug.recipes.bench import Bench
-from kdplug.recipes.field import names_fields_in_full
-from kdplug.recipes.going_on import fingerprints, is_begun
-from kdplug.recipes.measure import unit_of
-from kdplug.recipes.optimizer import make_optimizer
-from kdplug.recipes.origin import read_origin
-from kdplug.recipes.preparation import check_uncached
-from kdplug.recipes.result import CURVES, METRICS, RecipeResult
+from kdplug.host.name import split_qualified
+from kdplug.recipes.cache_provenance import fingerprint, read_provenance
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
 from kdplug.recipes.saved_student import check_apart, forget_student, save_student
-from kdplug.recipes.stage import check_writable, forget_checkpoints
-from kdplug.recipes.task import build_task, prepare, resolve_distillation
-from kdplug.recipes.vocabulary import check_vocabularies
-from kdplug.report.comparison import comparison
+from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
+from kdplug.recipes.training import check_writable, forget_checkpoints, make_optimizer
 from kdplug.report.curve import check_matplotlib, draw_curves
 from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
-from kdplug.report.term import temperature_line, terms_table
+from kdplug.report.table import comparison, temperature_line, terms_table
+
+NOT_IDENTITY = (
+    "log_dir",
+    "trackers",
+    "shard_teacher",
+    "teacher_cache",
+    "logging_steps",
+    "keep_last",
+    "device",
+    "ckpt_frequency",
+    "ckpt_epoch_frequency",
+    "ckpt_steps",
+    "eval_batch_size",
+)
+"""Keys of a recipe's ``training`` that change nothing in what is learned."""
+
+
+def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
+    """Fingerprints of the data, part by part, of the teacher, and of the student before any training; plain data for the record.
+
+    The teacher is not built for that. A student that starts from the teacher follows from it and is left out.
+    """
+    parts: tuple[Part, ...] = ("distillation", "baseline", "test")
+    with prefixed("task"):
+        if task.teacher_fit() is not None:
+            parts = ("teacher", *parts)
+        found = {
+            "data": {part: dataset_fingerprint(task.data(part)) for part in parts},
+            "teacher": dict(fingerprint(recipe, task)),
+        }
+        if not (isinstance(task, StartsStudent) and task.starts_student):
+            set_seed(recipe.seed)
+            found["student"] = dict(model_identity(task.build_student()))
+    return found
+
+
+def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: bool = False) -> bool:
+    """Whether ``output_dir`` holds a run of the recipe that ``record`` is of: its own ``kdplug-run.json`` says so.
+
+    Raises: ``RunError`` that lists what differs between the two, unless ``changed_is_meant``; for a damaged file.
+    """
+    file = output_dir / RECORD
+    if not file.is_file():
+        return False
+    try:
+        saved = read_json(file)
+        before = _identity(saved)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file} is damaged: {error}. Without --resume the recipe starts afresh") from error
+    if not changed_is_meant:
+        check_identity(before, _identity(record), file)
+    return True
+
+
+def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin that it names."""
+    named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
+    training = {key: value for key, value in record["recipe"]["training"].items() if key not in NOT_IDENTITY}
+    return {
+        "kdplug": record["kdplug"],
+        "torch": record["torch"],
+        "plugins": {one["dist"]: one["version"] for one in record["plugins"] if one["dist"] in named},
+        "recipe": {**record["recipe"], "training": training},
+        **{part: record[part] for part in ("data", "teacher", "student") if part in record},
+    }
+
 
 FILES = (RECORD, METRICS, STUDENT, SUMS, CURVES)
 """What a run writes into its folder, beside the folders of its stages; a folder ``model`` may stand in for the weights."""
 
 
-@names_fields_in_full
+@qualify_errors
 def run_recipe(
     recipe: Recipe,
     *,
@@ -79,7 +146,7 @@ def run_recipe(
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
-    bench = Bench(recipe, task, say, show_progress=not console.quiet)
+    bench = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
     bench.check_cache()
     record |= fingerprints(recipe, task)
     output_dir = Path(recipe.output_dir)
@@ -91,7 +158,7 @@ def run_recipe(
         say(line)
     console.print(terms_table(distillation, terms))
 
-    origin = read_origin(recipe)
+    origin = read_provenance(recipe)
     if origin is not None:
         say(
             f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was built."

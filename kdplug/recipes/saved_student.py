@@ -11,10 +11,9 @@ from typing import Any
 from torch import nn
 
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.task import Task
-from kdplug.contracts.task_option import SavesStudent
-from kdplug.engine.checkpoint import STUDENT, save_weights
-from kdplug.engine.checksum import SUMS, sha256
+from kdplug.contracts.task import SavesStudent, Task
+from kdplug.engine.checkpoint.archive import SUMS, sha256
+from kdplug.engine.checkpoint.checkpoint import STUDENT, save_weights
 from kdplug.errors import ConfigError, RunError
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD

@@ -9,16 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdplug.testing.codec_laws import CodecLaws
-    from kdplug.testing.isolation import isolated_plugins
+    from kdplug.testing.codec.laws import CodecLaws
+    from kdplug.testing.entry.layer_map import LayerMapLaws
+    from kdplug.testing.entry.projection import ProjectionLaws
+    from kdplug.testing.entry.scheduler import SchedulerLaws
+    from kdplug.testing.entry.teacher_combiner import TeacherCombinerLaws
     from kdplug.testing.law import broken_laws, law_names
-    from kdplug.testing.layer_map_laws import LayerMapLaws
-    from kdplug.testing.loss_laws import LossLaws
-    from kdplug.testing.projection_laws import ProjectionLaws
-    from kdplug.testing.scheduler_laws import SchedulerLaws
-    from kdplug.testing.task_laws import TaskLaws
-    from kdplug.testing.teacher_combiner_laws import TeacherCombinerLaws
-    from kdplug.testing.temporary_site import PluginSite, plugin_site, write_plugin_site
+    from kdplug.testing.loss.laws import LossLaws
+    from kdplug.testing.task.laws import TaskLaws
+    from kdplug.testing.temporary_site import PluginSite, isolated_plugins, plugin_site, write_plugin_site
 
 __all__ = [
     "CodecLaws",
@@ -37,16 +36,23 @@ __all__ = [
 ]
 
 _MODULES = {
-    "codec_laws": ("CodecLaws",),
-    "isolation": ("isolated_plugins",),
-    "law": ("broken_laws", "law_names"),
-    "layer_map_laws": ("LayerMapLaws",),
-    "loss_laws": ("LossLaws",),
-    "temporary_site": ("PluginSite", "plugin_site", "write_plugin_site"),
-    "projection_laws": ("ProjectionLaws",),
-    "scheduler_laws": ("SchedulerLaws",),
-    "task_laws": ("TaskLaws",),
-    "teacher_combiner_laws": ("TeacherCombinerLaws",),
+    "codec.laws": ("CodecLaws",),
+    "temporary_site": (
+        "PluginSite",
+        "isolated_plugins",
+        "plugin_site",
+        "write_plugin_site",
+    ),
+    "law": (
+        "broken_laws",
+        "law_names",
+    ),
+    "entry.layer_map": ("LayerMapLaws",),
+    "loss.laws": ("LossLaws",),
+    "entry.projection": ("ProjectionLaws",),
+    "entry.scheduler": ("SchedulerLaws",),
+    "task.laws": ("TaskLaws",),
+    "entry.teacher_combiner": ("TeacherCombinerLaws",),
 }
 _WHERE = {name: f"kdplug.testing.{module}" for module, names in _MODULES.items() for name in names}
 

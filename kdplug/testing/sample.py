@@ -15,7 +15,7 @@ Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class SampleLayout:
     """The shapes of a loss's inputs.
 
     ``token_axes`` are the axes that the mask's second axis runs along: ``(1,)`` for ``[batch, tokens, width]``, ``(2, 3)``
@@ -47,7 +47,7 @@ def draw(shape: tuple[int, ...], seed: int, draws: Draws = "normal") -> Tensor:
 class Sample:
     """The inputs of one call. ``student`` and ``teacher`` hold one tensor per layer."""
 
-    layout: Layout
+    layout: SampleLayout
     student: tuple[Tensor, ...]
     teacher: tuple[Tensor, ...]
     mask: Tensor | None
@@ -116,7 +116,7 @@ class Sample:
         return self.both(lambda tensor: tensor.masked_fill(self.hidden_slots(tensor), filling))
 
 
-def make_sample(layout: Layout, seed: int = 0, *, masked: bool = False, classes: int = 5) -> Sample:
+def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, classes: int = 5) -> Sample:
     """A sample of float64 tensors; with a mask, each example but the first ends in padding."""
     student = tuple(draw(layout.student, seed * 100 + layer, layout.draws) for layer in range(layout.layers))
     teacher = tuple(draw(layout.teacher, seed * 100 + 50 + layer, layout.draws) for layer in range(layout.layers))

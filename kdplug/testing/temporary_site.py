@@ -16,7 +16,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
+
 from kdplug.host.active import active, isolated
+from kdplug.host.host import Host
 from kdplug.host.metadata import Distribution, scan
 from kdplug.host.name import fold_distribution
 
@@ -130,3 +133,15 @@ def _lies_in(path: Path, module: object) -> bool:
         return False
     places = [spec.origin, *(spec.submodule_search_locations or ())]
     return any(place is not None and Path(place).is_relative_to(path) for place in places)
+
+
+@pytest.fixture
+def isolated_plugins() -> Iterator[Host]:
+    """For one test, registries that see no installed plugin, whatever the machine has.
+
+    What the test gives them, by ``plugin_site`` or ``@kdplug.losses.register``, they see, and it is gone after the test.
+    Import the fixture in a ``conftest.py`` (``from kdplug.testing import isolated_plugins``), or name this module in one:
+    ``pytest_plugins = ["kdplug.testing.temporary_site"]``.
+    """
+    with isolated() as host:
+        yield host

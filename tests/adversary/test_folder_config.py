@@ -11,7 +11,7 @@ import pytest
 from task_scene import BERT, GPT2, recipe, reviews, save_model, tokenizer, write_csv
 
 from kdplug import ConfigError
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 NAMES = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}

@@ -24,9 +24,8 @@ from typer.testing import CliRunner
 
 import kdplug
 from kdplug.cli.app import app
-from kdplug.host.active import isolated
+from kdplug.host.active import LifeCycle, isolated
 from kdplug.host.host import PluginWarning
-from kdplug.host.life_cycle import LifeCycle
 from kdplug.host.metadata import scan
 
 ATTACK = pytest.mark.attack("a plugin changes global state")

@@ -14,17 +14,17 @@ import pytest
 
 from kdplug import Recipe, tasks
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.frozen import freeze
-from kdplug.config.layer_path import LayerPath
+from kdplug.config.layer import LayerPath
+from kdplug.config.model import freeze
 from kdplug.config.text import json_document, yaml_document
-from kdplug.engine.archive import read_archive
-from kdplug.engine.cache_folder import CacheFolder
-from kdplug.engine.journal import journal
+from kdplug.engine.cache.folder import CacheFolder
+from kdplug.engine.checkpoint.archive import read_archive
+from kdplug.engine.observe.tracking import journal
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.lock import read_lock
-from kdplug.recipes.going_on import is_begun
+from kdplug.recipes.cache_provenance import read_provenance
 from kdplug.recipes.history import _lines
-from kdplug.recipes.origin import read_origin
+from kdplug.recipes.run import is_begun
 
 SECONDS = 20
 """Of processor time, a generous limit: each of these takes less than five."""
@@ -260,7 +260,7 @@ def test_records_that_are_read_have_limits_too(tmp_path: Path, name: str) -> Non
         lambda: read_lock(tmp_path / "kdplug-run.json"),
         lambda: is_begun(tmp_path, {}),
         lambda: CacheFolder(tmp_path).manifest(),
-        lambda: read_origin(recipe),
+        lambda: read_provenance(recipe),
         lambda: read_archive(tmp_path, "state"),
     ):
         refused(call)

@@ -19,10 +19,9 @@ from typer.testing import CliRunner
 import kdplug
 from kdplug.cli.app import app
 from kdplug.errors import AmbiguousEntryError, BrokenEntryError, KdplugError, NotInstalledError, PluginError
-from kdplug.host.active import isolated
-from kdplug.host.check import check_plugins
+from kdplug.host.active import LifeCycle, isolated
+from kdplug.host.check.check import check_plugins
 from kdplug.host.host import PluginWarning
-from kdplug.host.life_cycle import LifeCycle
 from kdplug.host.manifest import environment_record, header_line
 from kdplug.host.metadata import scan
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import kdplug
 from kdplug import DistillationConfig, GeneralDistiller, Objective, OutputsError, ShapeError
 from kdplug.contracts.outputs import Outputs
-from kdplug.engine.cache_content import Content
-from kdplug.engine.cache_head import take_heads
+from kdplug.engine.cache.builder import take_heads
+from kdplug.engine.cache.content import Content
 from kdplug.errors import RunError
-from kdplug.integrations.textbrewer.selection import select_logits_with_mask
+from kdplug.integrations.textbrewer.term import select_logits_with_mask
 from kdplug.objective import batch as batch_module
-from kdplug.objective import mask as mask_module
+from kdplug.objective import batch as mask_module
 from kdplug.objective.batch import Batch
 
 GOOD = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])

@@ -18,16 +18,15 @@ from fake_install import FakeSite
 from small_run import make_batches, make_distiller, make_student, sgd, weights
 
 import kdplug
-from kdplug.cli.failure import told
-from kdplug.cli.listing import rows
-from kdplug.config.schema import every_entry, schema_of
-from kdplug.engine.preemption import preemption
+from kdplug.cli.plugins import rows
+from kdplug.cli.terminal import told
+from kdplug.config.schema.build import every_entry, schema_of
+from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.errors import BrokenEntryError, KdplugError, PluginError, RunError, SignatureError
-from kdplug.host import plugin_code
-from kdplug.host.active import isolated
-from kdplug.host.check import check_plugins
+from kdplug.host.active import LifeCycle, isolated
+from kdplug.host.check.check import check_plugins
 from kdplug.host.host import PluginWarning
-from kdplug.host.life_cycle import LifeCycle
+from kdplug.host.isolation import plugin_code
 from kdplug.host.metadata import scan
 
 RAISED = {

@@ -15,7 +15,7 @@ from task_scene import BERT, TRAINED, recipe, reviews, save_model, tokenizer, wr
 from typer.testing import CliRunner
 
 from kdplug.cli.app import app
-from kdplug.recipes.bench import Bench
+from kdplug.recipes.recipe_runner import Bench
 from kdplug.recipes.run import run_recipe
 
 pytestmark = pytest.mark.attack("kdplug run --resume over edited files")

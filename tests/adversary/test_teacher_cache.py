@@ -24,14 +24,14 @@ import kdplug
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
-from kdplug.engine import cache_extent
-from kdplug.engine.cache_digest import digest
-from kdplug.engine.cache_folder import CacheFolder
-from kdplug.engine.cache_report import CacheReport
-from kdplug.engine.cache_session import CacheSession
-from kdplug.engine.process import process
+from kdplug.engine.cache import layout
+from kdplug.engine.cache.folder import CacheFolder
+from kdplug.engine.cache.report import CacheReport
+from kdplug.engine.cache.session import CacheSession
+from kdplug.engine.hashing import digest
+from kdplug.engine.parallel.process import process
 from kdplug.errors import KdplugError, RunError
-from kdplug.recipes.origin import Origin, read_origin
+from kdplug.recipes.cache_provenance import Origin, read_provenance
 from kdplug.recipes.result import Figures
 
 
@@ -102,7 +102,7 @@ class Scene:
             found = [session.postprocess(keyed)["teacher_cache"].outputs() for keyed in session.dataloader]
         training = {"teacher_cache": str(folder), "num_epochs": 1}
         recipe = {"task": "digits", "distillation": {"kd_loss_type": "ce"}, "training": training}
-        return digest([found, read_origin(kdplug.Recipe.from_dict(recipe))])
+        return digest([found, read_provenance(kdplug.Recipe.from_dict(recipe))])
 
 
 SCENES = {
@@ -127,7 +127,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory) -> Iterator[dict[str, Kept]]:
-    before, cache_extent.SHARD_BATCHES = cache_extent.SHARD_BATCHES, 2
+    before, layout.SHARD_BATCHES = layout.SHARD_BATCHES, 2
     try:
         found = {}
         for name, scene in SCENES.items():
@@ -136,7 +136,7 @@ def kept(tmp_path_factory) -> Iterator[dict[str, Kept]]:
             found[name] = Kept(scene, intact, other, scene.recalled(intact))
         yield found
     finally:
-        cache_extent.SHARD_BATCHES = before
+        layout.SHARD_BATCHES = before
 
 
 def outcome(kept: Kept, folder: Path, seed: int | None = None) -> str:

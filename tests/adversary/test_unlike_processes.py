@@ -18,7 +18,7 @@ from small_run import *
 from leave_group import leave_group
 from torch.utils.data import DataLoader, TensorDataset
 from kdplug import MultiTaskDistiller, BasicTrainer, DistillationConfig, TrainingConfig
-from kdplug.distillers import identity
+from kdplug.distillers import session
 from kdplug.errors import RunError
 
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -52,9 +52,9 @@ torch.distributed.barrier()
 train("rank", adaptor=lambda batch, outputs: outputs if RANK >= 0 else None, steps=6, training={"ckpt_steps": 2}, resume="auto")
 train("temperature", temperature=8.0 if other else 4.0)
 train("training", training={"gradient_accumulation_steps": 2 if other else 1})
-usual, identity.installed_version = identity.installed_version, version
+usual, session.installed_version = session.installed_version, version
 train("plugin")
-identity.installed_version = usual
+session.installed_version = usual
 train("data", data=data + other * torch.eye(32, 4))
 train("examples", data=data[: 16 if other else 32])
 train("batch size", batch_size=2 if other else 4)

@@ -21,12 +21,12 @@ from rich.table import Table
 
 import kdplug
 from kdplug import Recipe
-from kdplug.engine.cache_report import CacheReport
+from kdplug.cli.cache import cache_lines
+from kdplug.engine.cache.report import CacheReport
 from kdplug.host.manifest import header_line
-from kdplug.recipes.bench import Bench
 from kdplug.recipes.cache import cache_recipe
+from kdplug.recipes.recipe_runner import Bench
 from kdplug.recipes.run import run_recipe
-from kdplug.report.cache import cache_lines
 
 RECIPE = Path(__file__).parents[2] / "examples" / "causal_lm.yaml"
 MODELS = {"student_distilled": "student, distilled", "student_without_distillation": "student, without distillation"}

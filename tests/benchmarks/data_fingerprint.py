@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from kdplug.engine.data_fingerprint import CONTENT, data_fingerprint, tensor_fingerprint
+from kdplug.engine.checkpoint.fingerprint import CONTENT, data_fingerprint, tensor_fingerprint
+from kdplug_tasks.batch import Examples
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Examples
 from kdplug_tasks.fingerprint import Identified
 
 LENGTH, BATCH, WIDTH, VOCABULARY = 32, 32, 128, 8000

@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import kdplug
 from kdplug import DistillationConfig, FactoredLogits, LossSum, Objective
-from kdplug.objective.piece import piece_length
+from kdplug.objective.chunked.chunk_source import piece_length
 
 MIB = 1 << 20
 TEMPERATURE = 2.0

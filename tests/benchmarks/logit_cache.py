@@ -33,7 +33,7 @@ import kdplug
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
-from kdplug.engine.cache_report import CacheReport
+from kdplug.engine.cache.report import CacheReport
 
 BATCH, LENGTH, WIDE = 16, 64, 152_064
 CODECS: dict[str, Any] = {
@@ -128,8 +128,8 @@ def gradient(objective: nn.Module, student: Language, batches: Iterator[tuple[An
 
 def recalled(made: GeneralDistiller, data: Dataset[Any], order: list[list[int]]) -> Iterator[tuple[Any, Any]]:
     """Batches and what the cache says of them, as a run reads it."""
-    from kdplug.engine.cache_session import CacheSession
-    from kdplug.engine.process import process
+    from kdplug.engine.cache.session import CacheSession
+    from kdplug.engine.parallel.process import process
 
     loader = DataLoader(data, batch_sampler=order, collate_fn=collate)
     with process("cpu", None) as accelerator:

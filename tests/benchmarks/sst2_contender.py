@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import kdplug
-from kdplug.recipes.optimizer import factor
+from kdplug.recipes.training import factor
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
-from kdplug.engine.cache_summary import CacheSummary
+from kdplug.engine.cache.summary import CacheSummary
 
 VOCABULARY, LENGTH, CLASSES, BATCH = 1000, 64, 9, 32
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kdplug.cli.project import LICENSES, make_project, names_of
+from kdplug.cli.new_plugin import LICENSES, make_project, names_of
 from kdplug.cli.scaffold import SCAFFOLDS
 from kdplug.config.text import yaml_value
 from kdplug.errors import ConfigError
-from kdplug.host.install_check import GROUPS
+from kdplug.host.check.install import GROUPS
 
 ROOT = Path(__file__).parents[2]
 WORDS = {
@@ -115,7 +115,7 @@ def test_all_of_them_install_and_their_own_tests_pass(projects, site, tmp_path):
 
 
 def test_nothing_is_wrong_with_any_of_them(site, tmp_path):
-    code = "from kdplug.host.check import check_plugins; print(check_plugins())"
+    code = "from kdplug.host.check.check import check_plugins; print(check_plugins())"
     assert run("-c", code, cwd=tmp_path, PYTHONPATH=str(site)) == "[]\n"
 
 

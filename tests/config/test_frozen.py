@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from kdplug.config.frozen import FrozenDict, freeze, thaw
+from kdplug.config.model import FrozenDict, freeze, thaw
 from kdplug.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdplug.config.layer_path import LayerPath, read_path
+from kdplug.config.layer import LayerPath, read_path
 from kdplug.config.match import IntermediateMatch
 from kdplug.errors import ConfigError
 

@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from kdplug.config.match import IntermediateMatch
-from kdplug.config.projection import ProjectionSpec, read_projection
+from kdplug.config.match import IntermediateMatch, ProjectionSpec, read_projection
 from kdplug.errors import ConfigError, UnknownEntryError
-from kdplug.host.spec import ComponentSpec
+from kdplug.host.component import ComponentSpec
 
 _FORMS = [
     "linear",

@@ -88,6 +88,6 @@ def test_the_arguments_of_a_callable_that_is_called_by_position_stay_as_they_are
     def builder(beta):
         return lambda student, teacher, temperature: temperature * beta
 
-    host.put(temperature_schedulers.kind, "mine", builder, positional=True, site=None)
+    host.put(temperature_schedulers.kind, "mine", builder, positional=True, slot=None)
     config = DistillationConfig(temperature_scheduler=["mine", 2]).resolved()
     assert config.to_dict()["temperature_scheduler"] == ["local:mine", 2]

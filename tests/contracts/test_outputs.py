@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdplug import FactoredLogits, SparseLogits
-from kdplug.contracts.loss_sum import LossSum
+from kdplug.contracts.loss import LossSum
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError
 

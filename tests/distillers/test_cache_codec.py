@@ -18,8 +18,8 @@ import kdplug
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
-from kdplug.engine import cache_extent
-from kdplug.engine.cache_report import CacheReport
+from kdplug.engine.cache import layout
+from kdplug.engine.cache.report import CacheReport
 from kdplug.errors import ConfigError, RunError
 from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
@@ -135,7 +135,7 @@ def test_without_teacher_and_without_cache_nothing_can_be_learned(tmp_path):
 
 
 def test_without_teacher_a_cache_that_is_not_complete_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 2)
+    monkeypatch.setattr(layout, "SHARD_BATCHES", 2)
     filled(tmp_path)
     (tmp_path / "cache" / "shard-00001.json").unlink()
     with pytest.raises(RunError, match="is not complete: 2 of 3 shards are there"):
@@ -188,7 +188,7 @@ def test_what_lacks_a_method_is_no_codec(tmp_path):
 
 
 def test_an_interrupted_capture_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 1)
+    monkeypatch.setattr(layout, "SHARD_BATCHES", 1)
     teacher = Rowwise()
     teacher.before = lambda calls: 1 / 0 if calls == 4 else None
     with pytest.raises(ZeroDivisionError):
@@ -229,8 +229,8 @@ def test_a_damaged_file_is_an_error_and_nothing_is_learned_of_it(tmp_path, name,
 
 @pytest.mark.parametrize("at", ["shard-00001.safetensors", "shard-00001.json", "shared.safetensors"])
 def test_a_disk_that_is_full_ends_the_capture_and_the_next_one_goes_on(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 2)
-    from kdplug.engine import cache_folder
+    monkeypatch.setattr(layout, "SHARD_BATCHES", 2)
+    from kdplug.engine.cache import folder as cache_folder
 
     replace = cache_folder._replace
 
@@ -319,8 +319,8 @@ sys.path[:0] = {path!r}
 from pathlib import Path
 import test_cache_codec as scene
 from cache_scene import Rowwise
-from kdplug.engine import cache_extent
-cache_extent.SHARD_BATCHES = 1
+from kdplug.engine.cache import layout
+layout.SHARD_BATCHES = 1
 scene.register()
 teacher = Rowwise()
 teacher.before = lambda calls: os.kill(os.getpid(), 9) if calls == 4 else None

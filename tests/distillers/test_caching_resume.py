@@ -18,7 +18,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.distillers.basic import BasicDistiller
 from kdplug.distillers.multi_task import MultiTaskDistiller
 from kdplug.distillers.multi_teacher import MultiTeacherDistiller
-from kdplug.engine import cache_extent
+from kdplug.engine.cache import layout
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -44,7 +44,7 @@ def test_a_folder_serves_the_next_process(tmp_path, teacher):
 
 
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 2)
+    monkeypatch.setattr(layout, "SHARD_BATCHES", 2)
 
 
 def test_an_interrupted_capture_keeps_its_shards_and_goes_on(tmp_path, teacher, monkeypatch):
@@ -100,9 +100,9 @@ KILLED = """
 import os, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from kdplug.engine import cache_extent
+from kdplug.engine.cache import layout
 from cache_scene import Rowwise, loader, run
-cache_extent.SHARD_BATCHES = 1
+layout.SHARD_BATCHES = 1
 teacher = Rowwise()
 teacher.before = lambda calls: os.kill(os.getpid(), 9) if calls == 4 else None
 run(Path(sys.argv[1]), teacher, loader(), caching=True, training={{"teacher_cache": sys.argv[1] + "/cache"}})

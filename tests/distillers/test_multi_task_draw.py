@@ -12,7 +12,7 @@ from multi_task_scene import TWO, Examples, drawn, loaders, make
 from small_run import make_batches, make_student, sgd
 from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
-from kdplug.engine.mixture import example_count, shares_of
+from kdplug.engine.multi_task import example_count, shares_of
 from kdplug.errors import ConfigError, RunError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kdplug.config.schema_entry import entry_schema
+from kdplug.config.schema.entry import entry_schema
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.registry import REGISTRIES
 

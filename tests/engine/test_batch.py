@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from kdplug.engine.batch import call, split, to_device
+from kdplug.engine.training_module import call, split, to_device
 
 META = torch.device("meta")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdplug.engine.cache_fingerprint import changes, teacher_fingerprint
+from kdplug.engine.cache.fingerprint import changes, teacher_fingerprint
 from kdplug.engine.teacher import Teacher
 
 VECTOR = torch.ones(2)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from kdplug.engine import data_fingerprint as module
-from kdplug.engine.data_fingerprint import (
+from kdplug.engine.checkpoint import fingerprint as module
+from kdplug.engine.checkpoint.fingerprint import (
     UNKNOWN,
     code_fingerprint,
     data_fingerprint,
@@ -20,7 +20,7 @@ from kdplug.engine.data_fingerprint import (
     described,
     tensor_fingerprint,
 )
-from kdplug.engine.identity import differences
+from kdplug.engine.checkpoint.identity import differences
 from kdplug.errors import RunError
 
 

@@ -29,7 +29,7 @@ if kind != "ddp":
 if kind == "blocks":  # the head is gathered alone, and given back before the objective asks for it
     os.environ.update(FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", FSDP_TRANSFORMER_CLS_TO_WRAP="Linear")
 from factored_run import data, distill
-from kdplug.engine.shard_state import gathered
+from kdplug.engine.parallel.fsdp import gathered
 
 student = distill(folder, DataLoader(data(), batch_size=4), gradient_accumulation_steps=2)
 state = gathered(student).state_dict()

@@ -7,8 +7,7 @@ from small_run import make_student, sgd
 from torch import nn
 from torch.optim import lr_scheduler as lr
 
-from kdplug.engine.learning_rate import make_scheduler
-from kdplug.engine.optimizer import add_groups
+from kdplug.engine.optimizer import add_groups, make_scheduler
 from kdplug.errors import ConfigError, RunError
 
 

@@ -59,7 +59,7 @@ def test_an_optimizer_that_holds_the_student_passes_in_silence():
 
 
 def test_an_optimizer_that_accelerate_prepared_is_unwrapped():
-    from kdplug.engine.process import process
+    from kdplug.engine.parallel.process import process
 
     optimizer = sgd(make_student())
     with process("cpu", "fp32") as accelerator:

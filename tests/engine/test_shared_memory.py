@@ -10,7 +10,7 @@ import torch
 from small_run import Net, make_batches, make_distiller, make_student, sgd, weights
 from torch import nn
 
-from kdplug.engine.shared_memory import check_apart, overlaps
+from kdplug.engine.teacher import check_apart, overlaps
 from kdplug.errors import RunError
 
 BIG = torch.arange(24.0).reshape(6, 4)

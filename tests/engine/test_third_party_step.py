@@ -6,7 +6,7 @@ import torch
 from fake_install import FakeSite
 from small_run import make_batches, make_distiller, make_student, sgd
 
-from kdplug.host import plugin_code
+from kdplug.host.isolation import plugin_code
 
 SOURCE = """
 def third(student_logits, teacher_logits, temperature):

@@ -178,13 +178,13 @@ def test_an_auto_projection_is_made_trained_and_costs_no_batch(tmp_path):
 
 def test_finding_out_a_width_leaves_batch_statistics_and_randomness_alone_and_needs_no_gradient():
     from kdplug.config.distillation import DistillationConfig
-    from kdplug.engine.materialize import materialize
-    from kdplug.engine.pair import Pair
+    from kdplug.engine.forward_state import materialize
     from kdplug.engine.teacher import Teacher
+    from kdplug.engine.training_module import TrainingModule
     from kdplug.objective.objective import Objective
 
     student = Normed().train()
-    pair = Pair(student, None, Objective(DistillationConfig(intermediate_matches=[AUTO])))
+    pair = TrainingModule(student, None, Objective(DistillationConfig(intermediate_matches=[AUTO])))
     student.register_forward_hook(lambda module, inputs, output: torch.rand(1) is None or None)
     before, randomness, seen = weights(student), torch.get_rng_state(), []
     pair.objective.materialize = lambda student, teacher: seen.append(student["logits"].requires_grad)

@@ -8,9 +8,9 @@ from fake_install import FakeSite
 import kdplug
 from kdplug.contracts.version import VERSION
 from kdplug.errors import NotInstalledError, PluginError
-from kdplug.host.compatibility import unmet
 from kdplug.host.host import PluginWarning
 from kdplug.host.manifest import header_line, ignored_records, plugin_records
+from kdplug.host.metadata import unmet
 
 NEEDS = f"needs kdplug>=9, and this is kdplug {VERSION}: pip install --upgrade kdplug kdplug-new"
 EXPLODES = {"kdplug_new.py": "raise SystemExit('imported')"}

@@ -10,8 +10,8 @@ import torch
 from fake_install import FakeSite
 
 from kdplug.errors import PluginError
+from kdplug.host.active import LifeCycle
 from kdplug.host.host import PluginWarning
-from kdplug.host.life_cycle import LifeCycle
 
 TELLS = """
 import kdplug

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_plugins")
 
 
-def build(target: Any, *args: Any, kind: str = "losses", site: str | None = None, **settings: Any) -> Component:
+def build(target: Any, *args: Any, kind: str = "losses", slot: str | None = None, **settings: Any) -> Component:
     registry = getattr(kdplug, kind)
     registry.register("mine")(target)
-    return registry.build(["mine", *args, settings], site=site)
+    return registry.build(["mine", *args, settings], slot=slot)
 
 
-def refusal(target: Any, kind: str = "losses", site: str | None = None) -> str:
+def refusal(target: Any, kind: str = "losses", slot: str | None = None) -> str:
     with pytest.raises(SignatureError) as caught:
-        build(target, kind=kind, site=site)
+        build(target, kind=kind, slot=slot)
     return str(caught.value)
 
 
@@ -68,8 +68,8 @@ def test_the_names_of_textbrewer_are_the_same_inputs(old: str, inputs: tuple[str
 @pytest.mark.parametrize("plural", ["losses", "weight_schedulers", "temperature_schedulers"])
 def test_each_kind_gets_the_inputs_that_are_provided_at_its_place(plural: str) -> None:
     kind = KINDS[plural]
-    for site, names in kind.sites.items():
-        assert build(eval(f"lambda {', '.join(names)}: 0"), kind=plural, site=site or None).inputs == names
+    for slot, names in kind.slots.items():
+        assert build(eval(f"lambda {', '.join(names)}: 0"), kind=plural, slot=slot or None).inputs == names
 
 
 def test_a_class_takes_settings_in_its_init_and_inputs_in_its_forward() -> None:
@@ -122,7 +122,7 @@ def test_a_class_of_torch_with_its_own_init_is_read_by_it() -> None:
     class Loss(nn.CrossEntropyLoss):
         def forward(self, student_logits, labels): ...
 
-    assert build(Loss, label_smoothing=0.1, site="kd").target.label_smoothing == 0.1
+    assert build(Loss, label_smoothing=0.1, slot="kd").target.label_smoothing == 0.1
 
 
 def test_a_plain_class_with_call_will_do() -> None:
@@ -196,7 +196,7 @@ def test_what_has_no_signature_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parameter", "site", "told"),
+    ("parameter", "slot", "told"),
     [
         (
             "student_features",
@@ -210,14 +210,14 @@ def test_what_has_no_signature_is_refused() -> None:
         ),
     ],
 )
-def test_a_loss_at_the_wrong_place_is_told_where_it_belongs(parameter: str, site: str, told: str) -> None:
+def test_a_loss_at_the_wrong_place_is_told_where_it_belongs(parameter: str, slot: str, told: str) -> None:
     assert (
-        refusal(eval(f"lambda {parameter}: 0"), site=site) == f"local:mine asks for input {parameter!r}, which {told}"
+        refusal(eval(f"lambda {parameter}: 0"), slot=slot) == f"local:mine asks for input {parameter!r}, which {told}"
     )
 
 
 def test_a_loss_that_fits_no_place_is_told_so() -> None:
-    assert refusal(lambda student_logits, student_features: 0, site="kd").endswith("No place gets all of its inputs")
+    assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith("No place gets all of its inputs")
 
 
 def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:

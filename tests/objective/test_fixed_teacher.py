@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kdplug.errors import RunError
-from kdplug.objective.fixed_teacher import FixedTeacher
+from kdplug.objective.teacher import FixedTeacher
 
 
 class Net(nn.Module):
@@ -117,7 +117,7 @@ def test_a_parameter_that_a_first_pass_makes_may_be_there():
 
 
 def test_a_parameter_is_summed_in_chunks(monkeypatch):
-    monkeypatch.setattr("kdplug.objective.fixed_teacher._CHUNK", 3)
+    monkeypatch.setattr("kdplug.objective.teacher._CHUNK", 3)
     model = Net(None)
     model.scale, model.none = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 3))
     model.turned = nn.Parameter(torch.zeros(5, 7).t())
@@ -191,6 +191,6 @@ def test_train_mode_is_noticed_with_its_place(change, where):
 
 def test_buffers_are_waited_for_in_the_first_passes_alone(monkeypatch):
     fixed = passed(Net(torch.zeros(2)), lambda model: None, passes=3)
-    monkeypatch.setattr("kdplug.objective.fixed_teacher._checksum", lambda tensor: pytest.fail("looked again"))
+    monkeypatch.setattr("kdplug.objective.teacher._checksum", lambda tensor: pytest.fail("looked again"))
     assert not fixed.watches_values
     fixed.after()

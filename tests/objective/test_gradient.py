@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdplug.objective.gradient import connected_zero
+from kdplug.objective.numerics import connected_zero
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kdplug import OutputsError, ShapeError
-from kdplug.objective.probability_shift import shift
+from kdplug.objective.selection import shift
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "textbrewer.json"
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])

@@ -6,7 +6,7 @@ import pytest
 
 import kdplug
 from kdplug import DistillationConfig, Objective
-from kdplug.objective.key import keys_read
+from kdplug.recipes.task import required_keys
 
 
 @pytest.fixture(autouse=True)
@@ -30,17 +30,17 @@ HIDDEN = {"layer_T": 1, "layer_S": 1, "feature": "hidden", "loss": "near"}
     ],
 )
 def test_keys_are_those_that_a_term_reads(config, keys):
-    assert keys_read(Objective(DistillationConfig(kd_loss_type="soft", **config))) == keys
+    assert required_keys(Objective(DistillationConfig(kd_loss_type="soft", **config))) == keys
 
 
 def test_features_by_path_are_captured_and_not_asked_for_but_attention_has_to_be_computed():
     paths = {"layer_T": "encoder.0", "layer_S": "encoder.0"}
     for feature, keys in (("hidden", set()), ("attention", {"attention"})):
         match = {**paths, "feature": feature, "loss": "near"}
-        found = keys_read(Objective(DistillationConfig(kd_loss_weight=0, intermediate_matches=[match])))
+        found = required_keys(Objective(DistillationConfig(kd_loss_weight=0, intermediate_matches=[match])))
         assert found - {"inputs_mask"} == keys
 
 
 def test_a_layer_map_that_waits_counts_as_reading_its_feature():
     layer_map = {"name": "uniform", "feature": "hidden", "loss": "near"}
-    assert "hidden" in keys_read(Objective(DistillationConfig(kd_loss_type="soft", layer_map=layer_map)))
+    assert "hidden" in required_keys(Objective(DistillationConfig(kd_loss_type="soft", layer_map=layer_map)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdplug import ConfigError, ShapeError, SignatureError
-from kdplug.objective.temperature import MINIMUM
+from kdplug.objective.schedule import MINIMUM
 
 
 @pytest.fixture

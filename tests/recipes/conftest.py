@@ -12,7 +12,7 @@ import kdplug
 from kdplug import Recipe
 from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 
 
 class Signs:
@@ -79,7 +79,7 @@ def signs(no_plugins, tmp_path):
 def scene():
     """Plans a recipe for ``Scene``: distillation keys, ``teacher`` and ``student`` adaptor changes, ``training`` keys."""
     with isolated(scan()):
-        made = type("Made", (Scene,), {})
+        made = type("OnPolicyCounts", (Scene,), {})
         kdplug.tasks.register("scene")(made)
 
         def plan(*, teacher=None, student=None, training=None, t2=True, **distillation):

@@ -18,13 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import kdplug
-from kdplug.engine import cache_extent
-from kdplug.engine.cache_report import CacheReport
-from kdplug.engine.checksum import CHECKSUMS, write_checksums
+from kdplug.engine.cache import layout
+from kdplug.engine.cache.report import CacheReport
+from kdplug.engine.checkpoint.archive import CHECKSUMS, write_checksums
 from kdplug.errors import RunError, SettingError
-from kdplug.recipes.bench import Bench
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
+from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 from kdplug.recipes.task import build_task
 
@@ -140,7 +140,7 @@ def fit(monkeypatch):
 
 def test_a_teacher_that_the_recipe_fits_is_fitted_once_and_stays(recipe, out, monkeypatch):
     fit(monkeypatch)
-    monkeypatch.setattr(cache_extent, "SHARD_BATCHES", 1)
+    monkeypatch.setattr(layout, "SHARD_BATCHES", 1)
     cache_recipe(recipe(), out)
     (out / "shard-00001.json").unlink()
     steps = []
@@ -252,7 +252,7 @@ def test_a_cache_without_a_layer_that_is_read_is_refused_before_any_model_is_bui
 def told(recipe, *, resume):
     """What is said while a recipe's models are trained."""
     said = []
-    bench = Bench(recipe, build_task(recipe)[1], said.append, show_progress=False, resume=resume)
+    bench = RecipeRunner(recipe, build_task(recipe)[1], said.append, show_progress=False, resume=resume)
     teacher = bench.teacher()
     bench.distilled(teacher)
     bench.baseline(teacher)
@@ -324,12 +324,12 @@ import sys
 import kdplug
 from codec_specimen import register
 from pathlib import Path
-from kdplug.engine import cache_extent
+from kdplug.engine.cache import layout
 from recipes.conftest import Signs, soft_cross_entropy
-from kdplug.recipes.bench import Bench
+from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.cache import cache_recipe
 
-cache_extent.SHARD_BATCHES = 1
+layout.SHARD_BATCHES = 1
 kdplug.tasks.register("signs")(Signs)
 kdplug.losses.register("soft")(soft_cross_entropy)
 register()

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 import kdplug
 from kdplug import Recipe
-from kdplug.recipes.measure import evaluate
+from kdplug.recipes.result import evaluate
 from kdplug.recipes.run import FILES
-from kdplug.recipes.stage import Stage
+from kdplug.recipes.training import Stage
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 SMALL = ("training.num_epochs=2", "task.teacher_epochs=1", "task.labels_per_class=2")

@@ -6,9 +6,9 @@ import pytest
 
 import kdplug
 from kdplug import Recipe
+from kdplug.config.error_path import qualify_errors
 from kdplug.errors import ConfigError, KdplugError, OutputsError, RunError
-from kdplug.recipes.field import names_fields_in_full
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 MATCH = "distillation.intermediate_matches=[{layer_T: 0, layer_S: 3, feature: hidden, loss: own}]"
@@ -27,7 +27,7 @@ def _field(carry_out, *args):
     return caught.value.field
 
 
-@names_fields_in_full
+@qualify_errors
 def _fails(recipe, error):
     raise error
 

@@ -9,7 +9,7 @@ from torch import nn
 import kdplug
 from kdplug.errors import RunError
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 

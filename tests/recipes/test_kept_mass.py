@@ -12,14 +12,14 @@ from rich.console import Console
 
 import kdplug
 from kdplug import ConfigError, Recipe, SparseLogits
-from kdplug.engine.cache_mass import KeptMass, decoded
-from kdplug.engine.cache_report import CacheReport
+from kdplug.cli.plan import plan_lines
+from kdplug.engine.cache.coding import KeptMass, decoded
+from kdplug.engine.cache.report import CacheReport
 from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
-from kdplug.report.plan import plan_lines
 
 WARNED = "the classes that are kept hold"
 
@@ -182,7 +182,7 @@ def test_other_losses_that_a_codec_keeps_too_little_for_are_refused_as_early(rec
 
 def test_a_codec_is_asked_for_what_it_gives_back_with_logits_that_any_can_keep():
     with isolated(scan()):
-        from kdplug.engine.cache_coding import Coding
+        from kdplug.engine.cache.coding import Coding
 
         forms = {
             name: type(decoded(Coding(kdplug.cache_codecs.build(name).target, name, 2.0))).__name__

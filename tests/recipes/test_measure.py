@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdplug
-from kdplug.recipes.measure import count_parameters, evaluate, measure_speed, rounds_for
+from kdplug.recipes.result import count_parameters, evaluate, measure_speed, rounds_for
 
 
 def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):

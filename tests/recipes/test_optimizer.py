@@ -9,7 +9,7 @@ from torch import nn
 
 from kdplug.config.recipe import RecipeTraining
 from kdplug.errors import ConfigError
-from kdplug.recipes.optimizer import factor, make_optimizer, make_schedule
+from kdplug.recipes.training import factor, make_optimizer, make_schedule
 
 SCHEDULES = st.sampled_from(["none", "linear", "cosine"])
 WARMUPS = st.floats(0, 0.9)

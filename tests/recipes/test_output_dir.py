@@ -7,7 +7,7 @@ import os
 import pytest
 
 from kdplug.errors import RunError
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 import kdplug
 from kdplug.errors import RunError
-from kdplug.recipes.bench import Bench
 from kdplug.recipes.history import NAME, History
+from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
@@ -129,7 +129,7 @@ def test_without_resume_nothing_is_gone_on_with(signs, monkeypatch):
 def test_a_fresh_start_that_dies_early_leaves_nothing_to_go_on_with(signs, monkeypatch):
     run_recipe(signs())
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "distilled", lambda *_: 1 / 0)
+        patch.setattr(RecipeRunner, "distilled", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_recipe(signs("seed=1"))
     fresh = run_recipe(signs("seed=1"), resume=True)

@@ -11,13 +11,12 @@ import torch
 
 import kdplug
 from kdplug.errors import ConfigError, OutputsError, RunError
-from kdplug.recipes.bench import Bench
-from kdplug.recipes.data import training_loader
+from kdplug.recipes.recipe_runner import RecipeRunner, training_loader
 from kdplug.recipes.run import FILES, run_recipe
 
 
 def _bench(recipe):
-    return Bench(recipe, kdplug.tasks.build(recipe.task).target, print, show_progress=False)
+    return RecipeRunner(recipe, kdplug.tasks.build(recipe.task).target, print, show_progress=False)
 
 
 def _metrics(result):
@@ -109,7 +108,7 @@ def test_a_run_replaces_the_files_of_an_earlier_one(signs):
 def test_a_run_that_fails_leaves_no_results_of_an_earlier_one(signs, monkeypatch):
     recipe = signs()
     run_recipe(recipe)
-    monkeypatch.setattr(Bench, "baseline", lambda *_: 1 / 0)
+    monkeypatch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe)
     assert [path.name for path in Path(recipe.output_dir).iterdir() if path.is_file()] == ["kdplug-run.json"]

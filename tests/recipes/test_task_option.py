@@ -10,7 +10,7 @@ import torch
 
 import kdplug
 from kdplug.errors import ConfigError, RunError
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 

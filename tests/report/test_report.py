@@ -9,11 +9,10 @@ from rich.console import Console
 
 from kdplug import DistillationConfig
 from kdplug.objective.objective import Objective
-from kdplug.report.comparison import Line, comparison, duration
 from kdplug.report.curve import draw_curves
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import config_hash
-from kdplug.report.term import temperature_line, terms_table
+from kdplug.report.table import Line, comparison, duration, temperature_line, terms_table
 
 MATCH = {"layer_T": 1, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "proj": "linear"}
 

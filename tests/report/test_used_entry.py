@@ -6,7 +6,7 @@ import pytest
 
 import kdplug
 from kdplug.config.distillation import DistillationConfig
-from kdplug.report.used_entry import used_entries
+from kdplug.report.record import used_entries
 
 pytestmark = pytest.mark.usefixtures("no_plugins")
 

@@ -12,18 +12,62 @@ from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.engine.batch import call, split
-from kdplug.engine.identity import check_identity, check_ranks
-from kdplug.engine.mode import modes
-from kdplug.engine.normalization import Layout, Normalization, counts_of
-from kdplug.engine.pair import Adaptor, captured
-from kdplug.engine.shared_memory import check_apart
+from kdplug.engine.accumulation import Layout, Normalization, counts_of
+from kdplug.engine.checkpoint.identity import check_identity, check_ranks
+from kdplug.engine.forward_state import modes
+from kdplug.engine.teacher import check_apart
+from kdplug.engine.training_module import Adaptor, call, captured, split
 from kdplug.errors import ConfigError, RunError
-from kdplug.integrations.lightning.window import EqualCounts, LightningProcesses
 from kdplug.integrations.sides import Teachers, identity_of, make_objective, make_teachers
-from kdplug.objective.capture import Capture
-from kdplug.objective.hard_label_term import mark_pooled
+from kdplug.objective.capture.hooks import Capture
 from kdplug.objective.report import LossReport
+from kdplug.objective.term import mark_pooled
+
+
+class EqualCounts:
+    """Holds that every term counts the same in all micro-batches of a step: only then is what Lightning does right."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, tuple[float, ...]] | None = None
+        self._step = -1
+
+    def check(self, report: LossReport, step: int) -> None:
+        """Raises: ``RunError`` where a term counts other than in the step's first micro-batch. Waits for the device."""
+        counts = {name: tuple(map(float, parts)) for name, parts in counts_of(report).items()}
+        if step != self._step or self._first is None:
+            self._first, self._step = counts, step
+            return
+        for name, parts in counts.items():
+            if parts != self._first.get(name):
+                raise RunError(
+                    f"{name} is a mean over {_shown(parts)} items in this micro-batch and over "
+                    f"{_shown(self._first.get(name, ()))} in the first one of the step. Lightning takes the mean of both means, "
+                    "which is not that of the whole batch. normalization='micro_batch' accepts that; DistillationTrainer and "
+                    "GeneralDistiller divide by the count of all"
+                )
+
+
+def _shown(parts: tuple[float, ...]) -> str:
+    return " and ".join(f"{part:g}" for part in parts) or "no"
+
+
+class LightningProcesses:
+    """Lightning's processes, for adding counts up."""
+
+    def __init__(self, module: LightningModule) -> None:
+        self._module = module
+
+    @property
+    def device(self) -> torch.device:
+        return self._module.device
+
+    @property
+    def num_processes(self) -> int:
+        return self._module.trainer.world_size
+
+    def reduce(self, tensor: Any, reduction: str) -> Any:
+        return self._module.trainer.strategy.reduce(tensor, reduce_op=reduction)
+
 
 _IDENTITY = "kdplug_identity"
 

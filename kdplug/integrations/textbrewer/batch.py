@@ -2,10 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
 import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from kdplug.contracts.loss import LossSum
+from kdplug.contracts.vocabulary import ADAPTOR_KEYS
+from kdplug.errors import OutputsError, did_you_mean
+from kdplug.integrations.textbrewer.configurations import TrainingConfig
+from kdplug.integrations.textbrewer.log import tell
+
+__all__ = ["BasicAdaptor", "post_adaptor"]
+
+_LISTS = ("logits", "logits_mask", "losses", "labels")
+
+
+class BasicAdaptor:
+    """An adaptor that keeps the batch and the outputs it was called with, for those who build on it."""
+
+    def __init__(self) -> None:
+        self.batch: Any = None
+        self.model_outputs: Any = None
+
+    def __call__(self, batch: Any, model_outputs: Any) -> Any:
+        self.batch = batch
+        self.model_outputs = model_outputs
+
+
+def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
+    """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels``, or a ``LossSum``, as
+    a list of one.
+
+    Raises: ``OutputsError`` for what is no mapping.
+    """
+    if not isinstance(dict_object, Mapping):
+        raise OutputsError(
+            f"an adaptor must return a dict of {', '.join(ADAPTOR_KEYS)}, got {type(dict_object).__name__}"
+        )
+    for key in _LISTS:
+        value = dict_object.get(key)
+        if key in dict_object and (isinstance(value, LossSum) or not isinstance(value, (list, tuple))):
+            dict_object[key] = [value]
+    return dict_object
+
+
+def adapted(adaptor: Any, batch: Any, outputs: Any, side: str) -> dict[str, Any]:
+    """What an adaptor makes of a model's outputs. A key that nothing reads is told once, and ignored as in TextBrewer.
+
+    Raises: ``OutputsError`` for what is no mapping.
+    """
+    found = post_adaptor(adaptor(batch, outputs))
+    for key in found:
+        if key not in ADAPTOR_KEYS:
+            tell(f"{side} returned {key!r}, which nothing reads.{did_you_mean(str(key), ADAPTOR_KEYS)}")
+    return found
+
 
 __all__ = ["auto_forward", "get_outputs_from_batch", "move_to_device"]
 
@@ -75,3 +129,75 @@ def get_outputs_from_batch(
             with torch.no_grad():
                 results_T = auto_forward(model_T, teacher_batch, args)
     return (teacher_batch, results_T), (student_batch, _forward(model_S, student_batch, args))
+
+
+def core_of(model: nn.Module) -> nn.Module:
+    """The model inside a wrapper of torch's, or the model itself."""
+    return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
+
+
+def trained_on_many(config: TrainingConfig, model: nn.Module) -> nn.Module:
+    """A model that is trained, wrapped as ``config`` asks, once. What has no trainable parameter is not wrapped."""
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        return model
+    if config.local_rank != -1:
+        if not has_parameters(model):
+            return model
+        devices = [config.local_rank] if torch.device(config.device).type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+    return DataParallel(model) if config.data_parallel else model
+
+
+def has_parameters(model: nn.Module) -> bool:
+    """Whether training would change anything of a model."""
+    return any(parameter.requires_grad for parameter in model.parameters())
+
+
+def read_on_many(config: TrainingConfig, model: Any) -> Any:
+    """A teacher, or a list or dict of them: it has nothing to synchronize, and is wrapped for ``data_parallel``
+    alone.
+    """
+    if config.local_rank != -1 or not config.data_parallel:
+        return model
+    if isinstance(model, (list, tuple, nn.ModuleList)):
+        return [read_on_many(config, one) for one in model]
+    if isinstance(model, (dict, nn.ModuleDict)):
+        return {name: read_on_many(config, one) for name, one in model.items()}
+    return trained_on_many(config, model)
+
+
+__all__ = ["DistillationContext"]
+
+
+class DistillationContext:
+    """Teachers in eval mode and the student in train mode inside the block; outside of it modes are what they were."""
+
+    def __init__(self) -> None:
+        self.model_S: Any = None
+        self.model_T: Any = None
+        self._modes: list[tuple[nn.Module, bool]] = []
+
+    def __enter__(self) -> Self:
+        self._modes = [
+            (module, module.training)
+            for model in (*_each(self.model_T), *_each(self.model_S))
+            for module in model.modules()
+        ]
+        for model in _each(self.model_T):
+            model.eval()
+        for model in _each(self.model_S):
+            model.train()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module, training in self._modes:
+            module.training = training
+
+
+def _each(models: Any) -> Iterator[nn.Module]:
+    if isinstance(models, (list, tuple, nn.ModuleList)):
+        yield from models
+    elif isinstance(models, (dict, nn.ModuleDict)):
+        yield from models.values()
+    else:
+        yield models

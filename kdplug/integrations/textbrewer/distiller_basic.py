@@ -12,17 +12,23 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.errors import ConfigError, KdplugError, RunError
-from kdplug.host.seed_map import KD_LOSS_MAP
-from kdplug.integrations.textbrewer.adaptor import adapted
-from kdplug.integrations.textbrewer.batch import auto_forward, get_outputs_from_batch, move_to_device, teacher_part
-from kdplug.integrations.textbrewer.checkpoint import save
+from kdplug.host.textbrewer_maps import KD_LOSS_MAP
+from kdplug.integrations.textbrewer.batch import (
+    DistillationContext,
+    adapted,
+    auto_forward,
+    get_outputs_from_batch,
+    has_parameters,
+    move_to_device,
+    read_on_many,
+    teacher_part,
+    trained_on_many,
+)
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.log import logger, make_writer, tell, write_terms
-from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps
-from kdplug.integrations.textbrewer.mode import DistillationContext
-from kdplug.integrations.textbrewer.replica import has_parameters, read_on_many, trained_on_many
+from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps, save
 from kdplug.integrations.textbrewer.term import Progress, hard_label_loss, kd_loss, modules_of, weighted
-from kdplug.objective.draw import Draws
+from kdplug.objective.batch import Draws
 
 __all__ = ["AbstractDistiller", "BasicDistiller"]
 

@@ -11,8 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.errors import ConfigError
-from kdplug.integrations.textbrewer.adaptor import adapted
-from kdplug.integrations.textbrewer.batch import get_outputs_from_batch
+from kdplug.integrations.textbrewer.batch import adapted, get_outputs_from_batch
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.distiller_general import GeneralDistiller
 from kdplug.integrations.textbrewer.log import logger

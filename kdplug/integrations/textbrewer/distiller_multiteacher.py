@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdplug.errors import ConfigError
-from kdplug.integrations.textbrewer.adaptor import adapted
+from kdplug.integrations.textbrewer.batch import adapted
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.distiller_basic import BasicDistiller
 from kdplug.integrations.textbrewer.log import tell

@@ -10,13 +10,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdplug.errors import OutputsError
-from kdplug.integrations.textbrewer.adaptor import adapted
-from kdplug.integrations.textbrewer.batch import auto_forward, move_to_device
-from kdplug.integrations.textbrewer.checkpoint import save
+from kdplug.integrations.textbrewer.batch import adapted, auto_forward, move_to_device, trained_on_many
 from kdplug.integrations.textbrewer.configurations import TrainingConfig
 from kdplug.integrations.textbrewer.log import logger, make_writer, write_terms
-from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps
-from kdplug.integrations.textbrewer.replica import trained_on_many
+from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps, save
 from kdplug.integrations.textbrewer.term import hard_label_loss
 
 __all__ = ["BasicTrainer"]

@@ -16,15 +16,20 @@ from tqdm import tqdm
 
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.integrations.textbrewer import presets
-from kdplug.integrations.textbrewer.adaptor import BasicAdaptor, post_adaptor
-from kdplug.integrations.textbrewer.batch import auto_forward, get_outputs_from_batch, move_to_device
+from kdplug.integrations.textbrewer.batch import (
+    BasicAdaptor,
+    DistillationContext,
+    auto_forward,
+    get_outputs_from_batch,
+    move_to_device,
+    post_adaptor,
+)
 from kdplug.integrations.textbrewer.compatibility import is_apex_available, mask_dtype
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.distiller_basic import AbstractDistiller
 from kdplug.integrations.textbrewer.log import logger, no_op
-from kdplug.integrations.textbrewer.mode import DistillationContext
 from kdplug.integrations.textbrewer.presets import *  # noqa: F403
-from kdplug.integrations.textbrewer.selection import probability_shift_, select_logits_with_mask
+from kdplug.integrations.textbrewer.term import probability_shift_, select_logits_with_mask
 
 has_apex = False
 

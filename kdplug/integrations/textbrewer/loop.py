@@ -3,21 +3,71 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
-from kdplug.engine.learning_rate import make_scheduler
-from kdplug.engine.optimizer import add_groups
+from kdplug.engine.optimizer import add_groups, make_scheduler
 from kdplug.errors import ConfigError, RunError
-from kdplug.integrations.textbrewer.checkpoint import steps_in_epoch
+from kdplug.integrations.textbrewer.batch import core_of
 from kdplug.integrations.textbrewer.configurations import TrainingConfig
 from kdplug.integrations.textbrewer.log import logger
-from kdplug.integrations.textbrewer.precision import Precision
+
+
+class Precision:
+    """Forward passes under autocast and losses scaled, where the config asks for half precision; else nothing."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.enabled = bool(config.fp16) and config.fp16_opt_level != "O0"
+        self._device = torch.device(config.device).type
+        self._scaler = torch.amp.GradScaler(self._device, enabled=self.enabled)
+
+    def forward(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass and its losses."""
+        return torch.autocast(self._device, dtype=torch.float16) if self.enabled else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Bring the gradients back to their size, before they are clipped."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """One step of the optimizer; false where it was left out, since gradients had overflowed."""
+        scale = self._scaler.get_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return self._scaler.get_scale() >= scale
+
+
+def save(config: TrainingConfig, model: nn.Module, step: int) -> None:
+    """Write the weights after ``step`` steps, in the first process; every other one waits for it.
+
+    The file appears whole or not at all. ``torch.load`` reads it with ``weights_only=True``.
+    """
+    if config.rank == 0:
+        path = Path(config.output_dir) / f"gs{step}.pkl"
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(core_of(model).state_dict(), unfinished)
+        unfinished.replace(path)
+    if config.local_rank != -1:
+        torch.distributed.barrier()
+
+
+def steps_in_epoch(steps: int, frequency: int) -> frozenset[int]:
+    """After which steps of an epoch of ``steps`` a checkpoint is due, 0 being the epoch's end."""
+    return frozenset(int(steps * place / frequency) for place in range(frequency))
+
 
 Callback = Callable[..., Any] | None
 

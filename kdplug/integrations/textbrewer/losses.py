@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdplug.host.seed_map import KD_LOSS_MAP, MATCH_LOSS_MAP
+from kdplug.host.textbrewer_maps import KD_LOSS_MAP, MATCH_LOSS_MAP
 
 __all__ = [
     "att_ce_loss",

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdplug.errors import KdplugError, OutputsError
-from kdplug.host.seed_map import MATCH_LOSS_MAP, PROJ_MAP, MatchLoss
-from kdplug.host.spec import parse_spec
-from kdplug.integrations.textbrewer.match_config import IntermediateMatch
+from kdplug.host.component import parse_spec
+from kdplug.host.textbrewer_maps import MATCH_LOSS_MAP, PROJ_MAP, MatchLoss
+from kdplug.integrations.textbrewer.configurations import IntermediateMatch
 from kdplug.integrations.textbrewer.term import Progress
-from kdplug.objective.mask import doubt, nan_if
+from kdplug.objective.batch import doubt, nan_if
 from kdplug.objective.term import unique
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS as _KEYS
 from kdplug.contracts.vocabulary import FEATURES as _FEATURES
 from kdplug.errors import ConfigError, did_you_mean
-from kdplug.host.seed_map import (
+from kdplug.host.textbrewer_maps import (
     KD_LOSS_MAP,
     MATCH_LOSS_MAP,
     PROJ_MAP,
     TEMPERATURE_SCHEDULER,
     WEIGHT_SCHEDULER,
-    SeedMap,
+    TextBrewerMap,
 )
 from kdplug.integrations.textbrewer.losses import (
     att_ce_loss,
@@ -75,7 +75,7 @@ __all__ = [
 FEATURES = list(_FEATURES)
 ADAPTOR_KEYS = list(_KEYS)
 
-MAPS: dict[str, SeedMap] = {
+MAPS: dict[str, TextBrewerMap] = {
     "kd_loss": KD_LOSS_MAP,
     "match_Loss": MATCH_LOSS_MAP,
     "match_loss": MATCH_LOSS_MAP,

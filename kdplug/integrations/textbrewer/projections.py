@@ -8,7 +8,7 @@ from copy import deepcopy
 from torch import nn
 
 from kdplug.errors import ConfigError, did_you_mean
-from kdplug.host.seed_map import PROJ_MAP
+from kdplug.host.textbrewer_maps import PROJ_MAP
 
 __all__ = ["act_dict", "linear_projection", "projection_with_activation"]
 

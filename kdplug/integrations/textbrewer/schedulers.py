@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kdplug.host.seed_map import TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER
+from kdplug.host.textbrewer_maps import TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER
 
 __all__ = [
     "constant_temperature_scheduler",

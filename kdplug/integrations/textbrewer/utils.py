@@ -2,12 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from kdplug.integrations.textbrewer.parameter_table import LayerNode, display_parameters
+_MEGABYTE = 1024 * 1024
+_HEAD = ("LAYER NAME", "#PARAMS", "RATIO", "MEM(MB)")
+
+
+@dataclass(eq=False)
+class LayerNode:
+    """A part of a model's state: a tensor, or what stands below one prefix.
+
+    ``value`` is the number of elements and the size in megabytes, of all that stands below; a tensor whose memory was
+    counted before is marked ``(shared)`` and counts 0.
+    """
+
+    name: str
+    parent: LayerNode | None = None
+    fullname: str | None = None
+    value: list[float] = field(default_factory=lambda: [0, 0])
+    children_name: dict[str, LayerNode] = field(default_factory=dict)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.children_name
+
+    def __getitem__(self, key: str) -> LayerNode:
+        return self.children_name[key]
+
+    def child(self, key: str) -> LayerNode:
+        """The part under ``key``, made where there is none yet."""
+        if key not in self:
+            fullname = key if self.parent is None else f"{self.fullname}.{key}"
+            self.children_name[key] = LayerNode(key, self, fullname)
+        return self[key]
+
+    def count(self, elements: int, megabytes: float) -> None:
+        """Add to this part and to all that it stands in."""
+        node: LayerNode | None = self
+        while node is not None:
+            node.value = [node.value[0] + elements, node.value[1] + megabytes]
+            node = node.parent
+
+    def format(self, max_level: int | None = None) -> str:
+        """The table, down to ``max_level`` levels. A part with a single child shows no numbers; the child does."""
+        rows = list(self.rows(0, max_level))
+        width = max(len(indent) + len(node.name) for indent, node, _ in rows) + 1
+        total = self.value[0] or 1
+        text = f"\n{_HEAD[0]:<{width}}\t{_HEAD[1]:>15}\t{_HEAD[2]:>10}\t{_HEAD[3]:>8}\n"
+        for indent, node, has_numbers in rows:
+            if has_numbers:
+                label, (elements, megabytes) = f"{indent}{node.name}:", node.value
+                text += f"{label:<{width}}\t{elements:15,d}\t{elements / total:>10.2%}\t{megabytes:>8.2f}\n"
+            else:
+                text += f"{indent + node.name:<{width}}\n"
+        return text
+
+    def rows(self, level: int, max_level: int | None) -> Iterator[tuple[str, LayerNode, bool]]:
+        """Each part with its indent and whether its numbers show, from this one on, which stands at ``level``."""
+        is_last = max_level is not None and level == max_level
+        yield "  " * level + "--", self, is_last or len(self.children_name) != 1
+        if not is_last:
+            for child in self.children_name.values():
+                yield from child.rows(level + 1, max_level)
+
+
+def display_parameters(model: nn.Module | Mapping[str, Any], max_level: int | None = None) -> tuple[str, LayerNode]:
+    """The table of a model's state and the tree that it shows. Buffers count as well, as in the state itself.
+
+    ``model`` is a module or a state dict; ``max_level`` is how many levels the table shows, all where ``None``.
+
+    Raises: ``TypeError`` for anything else.
+    """
+    if isinstance(model, nn.Module):
+        state: Mapping[str, Any] = model.state_dict()
+    elif isinstance(model, Mapping):
+        state = model
+    else:
+        raise TypeError(f"model must be a module or a state dict, got {type(model).__name__}")
+    root, seen = LayerNode("model", fullname="model"), set[int]()
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            _enter(root, key, value, seen)
+    return root.format(max_level=max_level), root
+
+
+def _enter(root: LayerNode, key: str, tensor: Tensor, seen: set[int]) -> None:
+    node = root
+    for name in key.split("."):
+        node = node.child(name)
+    address = 0 if tensor.is_meta else tensor.data_ptr()
+    if address in seen:
+        node.name += "(shared)"
+        node.fullname = f"{node.fullname}(shared)"
+        return
+    if address:  # 0 is no address: a tensor without elements, or one on the meta device
+        seen.add(address)
+    node.count(tensor.numel(), tensor.numel() * tensor.element_size() / _MEGABYTE)
+
 
 __all__ = ["LayerNode", "cycle", "display_parameters", "initializer_builder"]
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.engine.checkpoint import load_objective
-from kdplug.engine.checksum import CHECKSUMS, damage, write_checksums
-from kdplug.engine.identity import check_identity
+from kdplug.engine.checkpoint.archive import CHECKSUMS, damage, write_checksums
+from kdplug.engine.checkpoint.checkpoint import load_objective
+from kdplug.engine.checkpoint.identity import check_identity
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.integrations.transformers.link import NAME

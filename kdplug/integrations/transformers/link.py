@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from kdplug.objective.capture import Capture
+from kdplug.objective.capture.hooks import Capture
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
+
+_CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+
+
+class OwnLoss:
+    """``compute_loss_func``, or label smoothing, as the Trainer was given them; nothing where the model has its own loss."""
+
+    def __init__(self, function: Callable[..., Any] | None, smoother: Callable[..., Any] | None) -> None:
+        self._function = function
+        self._smoother = smoother
+
+    def of(self, student: nn.Module, batch: Mapping[str, Any], items: int | None) -> Callable[[Any], Tensor] | None:
+        """What gives the mean loss of the student's outputs; ``None`` where the model gives it."""
+        labels = batch.get("labels")
+        function, smoother = self._function, self._smoother
+        if function is not None:
+            return lambda outputs: function(outputs, labels, num_items_in_batch=items)
+        if smoother is None or labels is None:
+            return None
+        shifted = {"shift_labels": True} if self.shifts(student) else {}
+        return lambda outputs: smoother(outputs, labels, **shifted)
+
+    @staticmethod
+    def unlabelled(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the student is called with where its own loss is computed outside of it."""
+        return {key: value for key, value in inputs.items() if key != "labels"}
+
+    @staticmethod
+    def shifts(student: nn.Module) -> bool:
+        """Whether the student's loss compares each token with the next label."""
+        core = getattr(student, "get_base_model", lambda: student)()
+        return type(core).__name__ in _CAUSAL and not getattr(core.config, "is_encoder_decoder", False)
+
 
 NAME = "distillation_objective"
 """What the objective is called among the student's modules while they are linked."""
 
 
 @dataclass(slots=True, eq=False)
-class Question:
+class ForwardRequest:
     """What the objective needs besides the student's outputs, and ``report``, its answer. ``read`` is what an adaptor does."""
 
     read: Callable[[Any], Any]
@@ -44,7 +78,7 @@ class Link:
         self.student = student
         self.objective = objective
         self._capture: Capture | None = None
-        self._question: Question | None = None
+        self._question: ForwardRequest | None = None
 
     @contextmanager
     def joined(self, *, is_sharded: bool = False) -> Iterator[None]:
@@ -82,7 +116,7 @@ class Link:
             if was_joined:
                 self.student.add_module(NAME, self.objective)
 
-    def ask(self, model: nn.Module, inputs: dict[str, Any], question: Question) -> tuple[Any, LossReport]:
+    def ask(self, model: nn.Module, inputs: dict[str, Any], question: ForwardRequest) -> tuple[Any, LossReport]:
         """The student's outputs for ``inputs``, and the loss. ``model`` is the student as it was wrapped."""
         assert self._capture is not None
         self._question = question

@@ -11,12 +11,10 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
-from kdplug.engine.ensemble import Ensemble
-from kdplug.engine.mode import modes
+from kdplug.engine.forward_state import modes
+from kdplug.engine.teacher import Ensemble
 from kdplug.errors import RunError
-from kdplug.integrations.transformers.adaptor import adapt
-from kdplug.integrations.transformers.column import Columns
-from kdplug.integrations.transformers.feature import Features
+from kdplug.integrations.transformers.inputs import Columns, Features, adapt
 from kdplug.objective.objective import Objective
 
 

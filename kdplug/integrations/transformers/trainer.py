@@ -10,22 +10,23 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.engine.data_fingerprint import code_fingerprint, dataset_fingerprint
-from kdplug.engine.identity import check_ranks
-from kdplug.engine.mode import modes
-from kdplug.engine.normalization import Layout
-from kdplug.engine.pair import Adaptor
-from kdplug.engine.shared_memory import check_apart
-from kdplug.errors import ConfigError
+from kdplug.engine.accumulation import Layout
+from kdplug.engine.checkpoint.fingerprint import code_fingerprint, dataset_fingerprint
+from kdplug.engine.checkpoint.identity import check_ranks
+from kdplug.engine.forward_state import modes
+from kdplug.engine.optimizer import add_groups, make_scheduler, unwrap
+from kdplug.engine.teacher import check_apart
+from kdplug.engine.training_module import Adaptor
+from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.sides import Teachers, identity_of, make_objective, make_teachers
-from kdplug.integrations.transformers.adaptor import adapt
-from kdplug.integrations.transformers.check import check
+from kdplug.integrations.transformers.accumulation import TermLog, Window, as_sums, count_items
 from kdplug.integrations.transformers.checkpoint import (
     check_resumed,
     check_undamaged,
@@ -33,18 +34,60 @@ from kdplug.integrations.transformers.checkpoint import (
     read_objective,
     write_objective,
 )
-from kdplug.integrations.transformers.column import Columns
-from kdplug.integrations.transformers.feature import Features
-from kdplug.integrations.transformers.first_batch import first_batch
-from kdplug.integrations.transformers.group import add_objective
-from kdplug.integrations.transformers.link import Link, Question
-from kdplug.integrations.transformers.own_loss import OwnLoss
+from kdplug.integrations.transformers.inputs import Columns, Features, adapt, first_batch
+from kdplug.integrations.transformers.link import ForwardRequest, Link, OwnLoss
 from kdplug.integrations.transformers.teaching import Teaching
-from kdplug.integrations.transformers.term_log import TermLog
-from kdplug.integrations.transformers.window import Window, as_sums, count_items
-from kdplug.objective.hard_label_term import mark_pooled
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
+from kdplug.objective.term import mark_pooled
+
+
+def check(trainer: Trainer, objective: Objective) -> None:
+    """Raises: ``RunError`` where the Trainer's arguments would make the loss something else than it says."""
+    if trainer.args.n_gpu > 1:
+        raise RunError(
+            "one process sees several GPUs and would use DataParallel. Start one process for each: torchrun "
+            "--nproc_per_node=N, or show it one with CUDA_VISIBLE_DEVICES"
+        )
+    parallel = getattr(trainer.accelerator, "parallelism_config", None)
+    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
+        raise RunError("tensor, context and sequence parallelism cut what an objective compares; use DDP or FSDP")
+    if trainer.args.use_liger_kernel:
+        raise RunError("use_liger_kernel fuses the student's logits away, and the objective reads them; leave it out")
+    if trainer.is_deepspeed_enabled:
+        _check_deepspeed(trainer.args.hf_deepspeed_config.config, objective)
+
+
+def _check_deepspeed(config: dict[str, Any], objective: Objective) -> None:
+    has_options = not objective.needs_materialize and any({*group} - {"params"} for group in objective.param_groups())
+    if "optimizer" in config and has_options:
+        raise RunError(
+            "the DeepSpeed config makes the optimizer, which leaves out the projections' options. Take 'optimizer' out of it, "
+            "or the options out of proj"
+        )
+
+
+def add_objective(trainer: Trainer, objective: Objective, optimizer: Optimizer) -> None:
+    """Add the objective's groups, each with its options. Where they name no ``weight_decay``, it is the Trainer's, and none
+    for biases and norms, as for the student.
+
+    Raises: ``RunError`` where the user built a scheduler before that cannot be extended.
+    """
+    decayed = {*trainer.get_decay_parameter_names(objective)}
+    spared = {id(parameter) for name, parameter in objective.named_parameters() if name not in decayed}
+    groups = []
+    for group in objective.param_groups():
+        if "weight_decay" in group:
+            groups.append(group)
+            continue
+        for decay, is_spared in ((trainer.args.weight_decay, False), (0.0, True)):
+            parameters = [one for one in group["params"] if (id(one) in spared) is is_spared]
+            if parameters:
+                groups.append({**group, "params": parameters, "weight_decay": decay})
+    plain = unwrap(optimizer)
+    added = add_groups(plain, groups)
+    if added and trainer.lr_scheduler is not None:
+        make_scheduler(plain, new_groups=added, scheduler=trainer.lr_scheduler)
 
 
 class DistillationTrainer(Trainer):
@@ -334,7 +377,7 @@ class DistillationTrainer(Trainer):
         total = max(self.state.max_steps, 0)
         step = min(self.state.global_step, total)
         micro_batch = place * self.accelerator.num_processes + self.accelerator.process_index
-        question = Question(read, teacher, step / total if total else 0.0, step, total, micro_batch)
+        question = ForwardRequest(read, teacher, step / total if total else 0.0, step, total, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, question)
         return outputs, report, teacher

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdplug_logits.bit_packing import pack, packed_bytes, unpack, width_of
+from kdplug_logits.codec.packing import pack, packed_bytes, unpack, width_of
 
 
 @given(bits=st.integers(1, 32), count=st.integers(1, 70), seed=st.integers(0, 1000))

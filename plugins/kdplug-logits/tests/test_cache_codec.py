@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import kdplug
 from kdplug import Encoded, FactoredLogits, Ragged, SettingError, SparseLogits
-from kdplug_logits.codec_hidden import Hidden
-from kdplug_logits.codec_sampled import Sampled
-from kdplug_logits.codec_topk_tail import TopkTail
-from kdplug_logits.log_quantization import quantize, restore
+from kdplug_logits.codec.hidden import Hidden
+from kdplug_logits.codec.packing import quantize, restore
+from kdplug_logits.codec.sampled import Sampled
+from kdplug_logits.codec.topk_tail import TopkTail
 
 VOCABULARY = 152_064
 CODECS = {

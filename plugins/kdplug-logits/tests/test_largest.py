@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kdplug_logits.largest import _GROUP, _WORTH, largest
+from kdplug_logits.topk import _GROUP, _WORTH, largest
 
 LONG = _GROUP * _WORTH * 3
 

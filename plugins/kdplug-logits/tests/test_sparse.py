@@ -13,8 +13,8 @@ from logits_strategies import LOSSES, Case, case, cases, finite
 
 import kdplug
 from kdplug import OutputsError, SettingError, ShapeError, SparseLogits
-from kdplug_logits.closed_form_topk import topk_rows
 from kdplug_logits.sampled import draw
+from kdplug_logits.topk import topk_rows
 
 examples = settings(max_examples=15, deadline=None)
 RESTS = ("tail", "zero", "renorm_teacher")

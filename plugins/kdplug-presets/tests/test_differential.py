@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from presets_strategies import KD, MATCH, drawn_features, features, mask_dtypes, oracle_of, seeds
 
 from kdplug_presets import projection
-from kdplug_presets.temperature_scheduler import cwsm, flsw
+from kdplug_presets.scheduler import cwsm, flsw
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,7 +12,7 @@ import torch
 from presets_strategies import KD, MATCH, PAIR
 from torch import Tensor
 
-from kdplug_presets.temperature_scheduler import cwsm, flsw
+from kdplug_presets.scheduler import cwsm, flsw
 
 FILE = Path(__file__).parents[4] / "shared" / "golden" / "textbrewer.json"
 GOLDEN: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}

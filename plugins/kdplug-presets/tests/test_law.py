@@ -167,8 +167,8 @@ def test_inputs_may_be_strided(name: str) -> None:
 def test_large_inputs_are_worked_on_in_blocks_with_the_same_result(name: str, monkeypatch: Any) -> None:
     case = features(name, batch=5, width=30)
     expected, gradients = case.loss().value, case.gradients()
-    monkeypatch.setattr("kdplug_presets.block._SPARING", 2)
-    monkeypatch.setattr("kdplug_presets.block._CACHED", 2)
+    monkeypatch.setattr("kdplug_presets.numerics._SPARING", 2)
+    monkeypatch.setattr("kdplug_presets.numerics._CACHED", 2)
     assert torch.allclose(case.loss().value, expected)
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(case.gradients(), gradients, strict=True))
 
@@ -178,8 +178,8 @@ def test_large_inputs_are_worked_on_in_blocks_with_the_same_result(name: str, mo
 def test_logits_are_worked_on_in_blocks_with_the_same_result(name: str, shape: Any, monkeypatch: Any) -> None:
     student, teacher = torch.randn(shape), torch.randn(shape)
     expected = KD[name](student, teacher).value
-    monkeypatch.setattr("kdplug_presets.block._SPARING", 2)
-    monkeypatch.setattr("kdplug_presets.block._CACHED", 2)
+    monkeypatch.setattr("kdplug_presets.numerics._SPARING", 2)
+    monkeypatch.setattr("kdplug_presets.numerics._CACHED", 2)
     assert torch.allclose(KD[name](student, teacher).value, expected)
 
 

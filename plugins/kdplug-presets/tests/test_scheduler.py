@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from kdplug import SettingError, ShapeError
-from kdplug_presets.temperature_scheduler import constant, cwsm, flsw
-from kdplug_presets.weight_scheduler import linear_decay, linear_growth
+from kdplug_presets.scheduler import constant, cwsm, flsw, linear_decay, linear_growth
 
 TEMPERATURES: Any = [
     4.0,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import kdplug
 from kdplug import OutputsError, SettingError, ShapeError
+from kdplug_presets.scheduler import cwsm, flsw
 from kdplug_presets.teacher_combiner import entropy_gate, mean_logits, mean_probs, select, weighted
-from kdplug_presets.temperature_scheduler import cwsm, flsw
 
 INF = float("inf")
 LABELS = torch.tensor([0, 1, -100])

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 import kdplug
 from kdplug_tasks.text.alignment import boundaries, cuts, sizes
+from kdplug_tasks.text.dual_tokenization import DualTokens, SideTokens, joined, pieces
 from kdplug_tasks.text.spelling import Speller, flaw
-from kdplug_tasks.text.twin import Half, Twin, joined, pieces
 
 NAMES = st.sampled_from(sorted(MAKERS))
 
@@ -185,17 +185,17 @@ def test_a_tokenizer_that_cannot_be_copied_is_refused():
         Speller(holder(), "tokenizer")
 
 
-def twin(text, own="coarse", theirs="bytes"):
+def dual(text, own="coarse", theirs="bytes"):
     mine, other, found = aligned(own, theirs, text)
-    halves = [Half(one.ids, [True] * len(one.ids), sizes(text, one.spans)) for one in (mine, other)]
-    return Twin(*halves, found)
+    halves = [SideTokens(one.ids, [True] * len(one.ids), sizes(text, one.spans)) for one in (mine, other)]
+    return DualTokens(*halves, found)
 
 
 @given(
     st.lists(TEXTS, min_size=1, max_size=4), st.integers(8, 40), st.sampled_from(LOSSLESS), st.sampled_from(LOSSLESS)
 )
 def test_pieces_are_the_whole_text_no_longer_than_they_may_be_and_alike_on_both_sides(texts, length, own, theirs):
-    whole = joined(twin(text, own, theirs) for text in texts)
+    whole = joined(dual(text, own, theirs) for text in texts)
     try:
         found = list(pieces(whole, length))
     except ValueError:
@@ -212,7 +212,9 @@ def test_pieces_are_the_whole_text_no_longer_than_they_may_be_and_alike_on_both_
 
 
 def test_a_piece_is_as_long_as_can_be():
-    whole = Twin(Half(list(range(6)), [True] * 6, [1] * 6), Half(list(range(9)), [True] * 9, [1] * 9), [])
+    whole = DualTokens(
+        SideTokens(list(range(6)), [True] * 6, [1] * 6), SideTokens(list(range(9)), [True] * 9, [1] * 9), []
+    )
     whole.cuts.extend([(1, 2), (3, 4), (4, 5), (6, 9)])
     assert [piece.cuts for piece in pieces(whole, 4)] == [[(1, 2), (3, 4)], [(1, 1)], [(2, 4)]]
     with pytest.raises(ValueError, match=r"^4 tokens$"):
@@ -220,11 +222,16 @@ def test_a_piece_is_as_long_as_can_be():
 
 
 def test_what_is_compared_counts_on_both_sides_and_has_something_before_it():
-    halves = Half([1, 2, 3, 4], [False, False, True, True], [1] * 4), Half([1, 2, 3], [False, True, True], [1] * 3)
-    assert Twin(*halves, [(1, 1), (2, 2), (4, 3)]).compared == [(2, 2)]
+    halves = (
+        SideTokens([1, 2, 3, 4], [False, False, True, True], [1] * 4),
+        SideTokens([1, 2, 3], [False, True, True], [1] * 3),
+    )
+    assert DualTokens(*halves, [(1, 1), (2, 2), (4, 3)]).compared == [(2, 2)]
 
 
 def test_text_that_one_side_has_no_token_for_is_no_second_item():
-    whole = joined([twin("the"), Twin(Half([7], [True], [1]), Half([], [], []), [(1, 0)]), twin(" plot")])
+    whole = joined(
+        [dual("the"), DualTokens(SideTokens([7], [True], [1]), SideTokens([], [], []), [(1, 0)]), dual(" plot")]
+    )
     assert len({j for _, j in whole.cuts}) == len(whole.cuts)
     assert whole.cuts[-1] == (len(whole.student.ids), len(whole.teacher.ids))

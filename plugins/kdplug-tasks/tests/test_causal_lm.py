@@ -9,7 +9,7 @@ import torch
 from task_scene import GPT2, TEXTS, TRAINED, first_batch, recipe, save_model, task_of, tokenizer, write_csv
 from torch.nn import functional
 
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 PAIRS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in TEXTS]

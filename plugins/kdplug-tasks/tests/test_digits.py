@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from kdplug import Task
-from kdplug_tasks.convnet import ConvNet
-from kdplug_tasks.digits import Digits
+from kdplug_tasks.digits import ConvNet, Digits
 
 
 def _labels(task, part):

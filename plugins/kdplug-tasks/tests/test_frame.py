@@ -16,11 +16,11 @@ from two_tokenizer_scene import save as save_of_two
 
 from kdplug import ConfigError, RunError
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 from kdplug_tasks.text.document import Tokens, divided, packed
+from kdplug_tasks.text.dual_tokenization import DualTokens, SideTokens, joined, pieces
 from kdplug_tasks.text.frame import Frame, find_frame, sketch
-from kdplug_tasks.text.twin import Half, Twin, joined, pieces
 
 PAIRS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in TEXTS * 4]
 TEMPLATES = {
@@ -250,7 +250,7 @@ def test_every_example_begins_anew_and_no_token_is_lost_or_counted_twice(texts, 
 
 
 def _halves(size, *, counts):
-    return Half([10] * size, [counts] * size, [1] * size)
+    return SideTokens([10] * size, [counts] * size, [1] * size)
 
 
 @given(
@@ -260,16 +260,16 @@ def _halves(size, *, counts):
 )
 def test_both_sides_begin_anew_where_a_text_of_two_tokenizers_is_cut(texts, begins, length):
     """Each text is a list of pieces in common, so many tokens of the student and so many of the teacher."""
-    twins = []
+    duals = []
     for text in texts:
-        twin = Twin.empty()
-        own, theirs = (Half(ids, [False] * len(ids), [0] * len(ids)) for ids in begins)
-        twin.extend(own, theirs, [(1, 1)] if all(begins) else [])
+        dual = DualTokens.empty()
+        own, theirs = (SideTokens(ids, [False] * len(ids), [0] * len(ids)) for ids in begins)
+        dual.extend(own, theirs, [(1, 1)] if all(begins) else [])
         for mine, other in text:
-            twin.extend(_halves(mine, counts=True), _halves(other, counts=True), [(mine, other)])
-        twin.extend(Half([3], [True], [0]), Half([3], [True], [0]), [(1, 1)])
-        twins.append(twin)
-    found = list(pieces(joined(twins), length, begins))
+            dual.extend(_halves(mine, counts=True), _halves(other, counts=True), [(mine, other)])
+        dual.extend(SideTokens([3], [True], [0]), SideTokens([3], [True], [0]), [(1, 1)])
+        duals.append(dual)
+    found = list(pieces(joined(duals), length, begins))
     for piece in found:
         for half, begin in zip((piece.student, piece.teacher), begins, strict=True):
             assert half.ids[: len(begin)] == begin

@@ -14,7 +14,7 @@ from task_scene import GPT2, TEXTS, first_batch, recipe, save_model, task_of, to
 import kdplug
 from kdplug.engine.loop import Loop
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 from kdplug_tasks.text.generation import GenerateSettings, Sampler
 
@@ -25,7 +25,7 @@ ALWAYS = {"fraction": 1.0, "max_new_tokens": 6}
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
     """Nothing here is about speed."""
-    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
+    monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")

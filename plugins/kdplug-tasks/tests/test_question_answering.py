@@ -10,8 +10,7 @@ import torch
 from task_scene import BERT, TRAINED, first_batch, recipe, task_of
 
 from kdplug import ConfigError
-from kdplug_tasks.metrics.answer import exact_match, overlap
-from kdplug_tasks.text.question import OUTSIDE
+from kdplug_tasks.text.question import OUTSIDE, exact_match, overlap
 
 CONTEXT = "The old town lies by the river. Anna Lee built the red bridge there, and many people liked it."
 QUESTIONS = [("Who built it?", "Anna Lee"), ("What was built?", "the red bridge"), ("Where?", "by the river")]

@@ -7,7 +7,7 @@ import pytest
 import kdplug
 from kdplug.cli.new import recipe_text
 from kdplug.config.recipe import Recipe
-from kdplug_tasks.recipe_start import FINE_TUNING
+from kdplug_tasks.setting import FINE_TUNING
 
 SENTENCES = {"text-classification", "text-pair-classification", "token-classification", "question-answering"}
 NUMBERS = {"regression", "multi-label"}

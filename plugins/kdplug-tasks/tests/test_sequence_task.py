@@ -10,8 +10,7 @@ import torch
 from task_scene import BERT, TEXTS, TOKENIZER, TRAINED, first_batch, recipe, save_model, task_of, tokenizer, write_csv
 from torch.nn import functional
 
-from kdplug_tasks.metrics.correlation import pearson, spearman
-from kdplug_tasks.targets.score import Score
+from kdplug_tasks.targets.score import Score, pearson, spearman
 from kdplug_tasks.targets.tag_set import TagSet
 
 SCRATCH = {"teacher": {"config": BERT, **TRAINED}, "student": {"from_teacher": {"layers": [1]}}, "tokenizer": TOKENIZER}

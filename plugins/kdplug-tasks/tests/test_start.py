@@ -8,8 +8,8 @@ from task_scene import BERT, GPT2
 
 from kdplug import ConfigError
 from kdplug_tasks.models.family import Family
-from kdplug_tasks.models.layer import embeddings_path, layers_path
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
+from kdplug_tasks.models.start import embeddings_path, layers_path
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
 KINDS = {

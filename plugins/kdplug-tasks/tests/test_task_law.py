@@ -12,7 +12,7 @@ import torch
 from task_scene import BERT, GPT2, RESNET, TEXTS, TOKENIZER, TRAINED, VIT, reviews, save_model, tokenizer, write_csv
 
 import kdplug
-from kdplug.engine.batch import split
+from kdplug.engine.training_module import split
 from kdplug.testing import TaskLaws
 from kdplug_tasks.batch import Batch
 

@@ -8,7 +8,7 @@ import pytest
 from task_scene import GPT2, TEXTS, recipe, save_model, tokenizer, write_csv
 
 import kdplug
-from kdplug.engine.cache_report import CacheReport
+from kdplug.engine.cache.report import CacheReport
 from kdplug.recipes.cache import cache_recipe
 from kdplug.recipes.run import run_recipe
 from kdplug_tasks.model_task import ModelTask

@@ -164,7 +164,7 @@ def test_a_share_of_the_training_file_is_tested_on_and_not_trained_on(folder):
 
 
 def test_a_killed_run_goes_on_to_the_same_student(folder, tmp_path, monkeypatch):
-    from kdplug.recipes.bench import Bench
+    from kdplug.recipes.recipe_runner import Bench
     from kdplug.recipes.run import run_recipe
 
     settings = _settings(folder, teacher={"path": str(folder / "teacher"), **TRAINED})

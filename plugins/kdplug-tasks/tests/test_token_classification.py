@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from task_scene import BERT, TRAINED, first_batch, recipe, task_of
 
 from kdplug_tasks.data.label import NO_LABEL
-from kdplug_tasks.metrics.span import Span, has_spans, span_scores, spans
+from kdplug_tasks.text.word import Span, has_spans, span_scores, spans
 
 SENTENCES = [
     ("Anna", "B-PER"), ("Lee", "I-PER"), ("lives", "O"), ("in", "O"), ("Oslo", "B-LOC"), ("", ""),
@@ -119,7 +119,7 @@ def test_parts_of_speech_are_no_spans():
 
 
 def test_a_plan_shows_the_first_sentence_with_its_tags_and_how_many_sub_words_count(folder, tmp_path):
-    from kdplug.recipes.plan import plan_recipe
+    from kdplug.recipes.preview.plan import plan_recipe
 
     about = plan_recipe(recipe(_settings(folder), tmp_path)).about
     assert "The first sentence is Anna (B-PER), Lee (I-PER), lives (O), in (O), Oslo (B-LOC): 5 of its " in about

@@ -14,7 +14,7 @@ from two_tokenizer_scene import ALL_TEXTS, make, save, settings, write_two
 
 import kdplug
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 from kdplug_tasks.model_task import ModelTask
 
@@ -22,7 +22,7 @@ from kdplug_tasks.model_task import ModelTask
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
     """Nothing here is about speed."""
-    monkeypatch.setattr("kdplug.recipes.measure._ROUNDS", 1)
+    monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def test_each_side_has_all_of_its_own_labels(folder):
 
 def test_a_run_says_how_many_tokens_are_compared(folder):
     task = task_of(**settings(folder))
-    twins = [twin for part in ("distillation", "test") for twin in task.data(part).examples.items]
-    batches = [task.collate([twin])["student"].targets for twin in twins]
+    duals = [dual for part in ("distillation", "test") for dual in task.data(part).examples.items]
+    batches = [task.collate([dual])["student"].targets for dual in duals]
     compared = sum(int(one["counts"].sum()) for one in batches)
     predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)
     assert 0 < compared < predicted
@@ -104,14 +104,14 @@ def test_only_completions_are_compared(folder):
 def test_both_sides_are_given_all_texts(folder, form):
     task = task_of(**settings(folder, **form))
     for part in ("distillation", "test"):
-        for twin in task.data(part).examples.items:
+        for dual in task.data(part).examples.items:
             own, theirs = (
-                task.problem.processor_of(side).tokenizer.decode(getattr(twin, side).ids)
+                task.problem.processor_of(side).tokenizer.decode(getattr(dual, side).ids)
                 for side in ("student", "teacher")
             )
             assert own == theirs
-            assert sum(twin.student.sizes) == sum(twin.teacher.sizes)
-            assert max(len(twin.student.ids), len(twin.teacher.ids)) <= 40
+            assert sum(dual.student.sizes) == sum(dual.teacher.sizes)
+            assert max(len(dual.student.ids), len(dual.teacher.ids)) <= 40
 
 
 def test_bits_per_byte_are_those_of_the_text_and_the_same_in_any_batches(folder):
@@ -120,8 +120,8 @@ def test_bits_per_byte_are_those_of_the_text_and_the_same_in_any_batches(folder)
     with torch.no_grad():
         whole = task.evaluate(model, [task.collate(data)])
         single = task.evaluate(model, [task.collate([one]) for one in data])
-        nats = sum(_nats(model, twin.student.ids) for twin in data)
-    size = sum(sum(twin.student.sizes[1:]) for twin in data)
+        nats = sum(_nats(model, dual.student.ids) for dual in data)
+    size = sum(sum(dual.student.sizes[1:]) for dual in data)
     assert whole["bits_per_byte"] == pytest.approx(single["bits_per_byte"], rel=1e-5)
     assert whole["bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
     assert (task.metric, task.unit, task.is_lower_better) == ("bits_per_byte", "bytes", True)

@@ -9,7 +9,7 @@ from two_tokenizer_scene import make, settings, write_two
 
 import kdplug
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from task_scene import BERT, GPT2, SIZES, recipe, reviews, save_model, tokenizer, write_csv
 
 from kdplug import ConfigError
-from kdplug.recipes.plan import plan_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 import kdplug.integrations.textbrewer as textbrewer
 from kdplug import LossSum
 from kdplug.errors import ConfigError, EntryError, OutputsError, RunError
-from kdplug.integrations.textbrewer.adaptor import post_adaptor
+from kdplug.integrations.textbrewer.batch import post_adaptor
 from kdplug.integrations.textbrewer.distiller_utils import CustomMatch
 from kdplug.integrations.textbrewer.log import tell
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kdplug_logits.tempering import times_squared
+from kdplug_logits.divergence import floored, times_squared, within_support
 
-Careful = Callable[[Tensor, Tensor], Tensor]
+General = Callable[[Tensor, Tensor], Tensor]
 """Values ``[n]`` of tempered rows ``[n, classes]``; their gradient is written over the student's."""
 
-Quick = Callable[[Tensor, Tensor], Tensor | None]
-"""As ``Careful``, of rows whose largest logit is 0. ``None``, with both sides unchanged, where a value is not finite."""
+Finite = Callable[[Tensor, Tensor], Tensor | None]
+"""As ``General``, of rows whose largest logit is 0. ``None``, with both sides unchanged, where a value is not finite."""
 
 
 def closed(
-    quick: Quick,
-    careful: Careful,
+    finite: Finite,
+    general: General,
     student: Tensor,
     teacher: Tensor,
     temperature: Tensor | float,
@@ -28,20 +29,20 @@ def closed(
 ) -> Tensor:
     """Values ``[n]``, and their gradient over ``student``, from a formula for rows over the temperature.
 
-    ``quick`` ignores classes that one side rules out (``-inf``); where its values are not finite, ``careful`` runs. Off a CPU
-    ``careful`` runs at once, since checking values would wait for the device. The largest logit of each row is subtracted
-    before ``quick``, which takes differences of logits: float32 keeps few digits of these where the logits are far from 0.
+    ``finite`` ignores classes that one side rules out (``-inf``); where its values are not finite, ``general`` runs. Off a CPU
+    ``general`` runs at once, since checking values would wait for the device. The largest logit of each row is subtracted
+    before ``finite``, which takes differences of logits: float32 keeps few digits of these where the logits are far from 0.
     What the formula gives as gradient is ``1 / factor`` of it.
     """
     values: Tensor | None = None
     if student.device.type == "cpu":
         from_largest_(student, teacher)
         temper_(temperature, student, teacher)
-        values = quick(student, teacher)
+        values = finite(student, teacher)
     else:
         temper_(temperature, student, teacher)
     if values is None:
-        values = careful(student, teacher)
+        values = general(student, teacher)
     return scaled(values, student, temperature, t2=t2, factor=factor)
 
 
@@ -93,3 +94,161 @@ def from_slope_(student: Tensor, probs: Tensor, slope: Tensor) -> None:
     ``slope`` may be off by a constant in each row, which the softmax takes away; it is overwritten.
     """
     torch.mul(probs, slope.sub_(mean_of(probs, slope)), out=student)
+
+
+def kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = True) -> Tensor:
+    """Closed form of ``kl``: the gradient is ``T (q − p)``, with ``t2``."""
+    return closed(_kl, _kl_general, student, teacher, temperature, t2=t2)
+
+
+def reverse_kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = True) -> Tensor:
+    """Closed form of ``reverse_kl``: the gradient is ``T q (log(q / p) − KL(q‖p))``, with ``t2``."""
+    return closed(_reverse_kl, _reverse_kl_general, student, teacher, temperature, t2=t2)
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor | None:
+    (own, own_sum), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
+    values = mean_of(theirs, teacher - student) - their_sum + own_sum
+    if not values.isfinite().all():
+        return None
+    torch.sub(own, theirs, out=student)
+    return values.squeeze(-1)
+
+
+def _kl_general(student: Tensor, teacher: Tensor) -> Tensor:
+    own, theirs = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+    probs = theirs.exp()
+    values = entropy_of(probs, theirs, own)
+    torch.sub(own.exp_(), probs, out=student)
+    return values.squeeze(-1)
+
+
+def _reverse_kl(student: Tensor, teacher: Tensor) -> Tensor | None:
+    own, own_sum = softmax_of(student)
+    gap = student - teacher
+    mean = mean_of(own, gap)
+    values = mean - own_sum + teacher.exp().sum(dim=-1, keepdim=True).log_()
+    if not values.isfinite().all():
+        return None
+    torch.mul(own, gap.sub_(mean), out=student)
+    return values.squeeze(-1)
+
+
+def _reverse_kl_general(student: Tensor, teacher: Tensor) -> Tensor:
+    own, theirs = within_support(student, teacher).log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+    probs = own.exp()
+    ratio = torch.where(probs > 0, own - theirs, 0.0)
+    values = (probs * ratio).sum(dim=-1, keepdim=True)
+    torch.mul(probs, ratio.sub_(values), out=student)
+    return values.squeeze(-1)
+
+
+def jsd_rows(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: Tensor | float,
+    *,
+    beta: float = 0.5,
+    normalize: bool = False,
+    t2: bool = True,
+) -> Tensor:
+    """Closed form of ``jsd``: by the student's probability the derivative is ``(1 − β) log(q / m)``."""
+    if beta == 0:
+        return kl_rows(student, teacher, temperature, t2=t2)
+    if beta == 1:
+        return reverse_kl_rows(student, teacher, temperature, t2=t2)
+    share = min(beta, 1 - beta) if normalize else 1.0
+    fast, general = partial(_jsd, beta=beta), partial(_jsd_general, beta=beta)
+    return closed(fast, general, student, teacher, temperature, t2=t2, factor=(1 - beta) / share) / share
+
+
+def skew_kl_rows(
+    student: Tensor, teacher: Tensor, temperature: Tensor | float, *, skew: float = 0.1, t2: bool = True
+) -> Tensor:
+    """Closed form of ``skew_kl``: by the student's probability the derivative is ``−(1 − λ) p / m``."""
+    if skew == 0:
+        return kl_rows(student, teacher, temperature, t2=t2)
+    fast, general = partial(_skew_kl, skew=skew), partial(_skew_kl_general, skew=skew)
+    return closed(fast, general, student, teacher, temperature, t2=t2, factor=skew - 1)
+
+
+def skew_reverse_kl_rows(
+    student: Tensor, teacher: Tensor, temperature: Tensor | float, *, skew: float = 0.1, t2: bool = True
+) -> Tensor:
+    """Closed form of ``skew_reverse_kl``: by the student's probability the derivative is ``log(q / m) − λ q / m``."""
+    if skew == 0:
+        return reverse_kl_rows(student, teacher, temperature, t2=t2)
+    fast, general = partial(_skew_reverse_kl, skew=skew), partial(_skew_reverse_kl_general, skew=skew)
+    return closed(fast, general, student, teacher, temperature, t2=t2)
+
+
+def _mixed(theirs: Tensor, own: Tensor, share: float) -> Tensor:
+    """``share · theirs + (1 − share) · own``, kept above 0 where both are too small to be told from it."""
+    return torch.lerp(own, theirs, share).clamp_(min=torch.finfo(own.dtype).tiny)
+
+
+def _jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor | None:
+    (own, own_sum), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
+    log_mixed = _mixed(theirs, own, beta).log_()
+    ratio = student - log_mixed  # but for the logarithm of the sum, which the gradient does not see
+    means = mean_of(own, ratio), mean_of(theirs, torch.sub(teacher, log_mixed, out=log_mixed))
+    values = (1 - beta) * (means[0] - own_sum) + beta * (means[1] - their_sum)
+    if not values.isfinite().all():
+        return None
+    torch.mul(own, ratio.sub_(means[0]), out=student)
+    return values.squeeze(-1)
+
+
+def _jsd_general(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    own, theirs = floored(student.log_softmax(dim=-1)), floored(teacher.log_softmax(dim=-1))
+    probs, their_probs = own.exp(), theirs.exp()
+    log_mixed = _mixed(their_probs, probs, beta).log_()
+    ratio = own.sub_(log_mixed)
+    mean = mean_of(probs, ratio)
+    values = (1 - beta) * mean + beta * mean_of(their_probs, theirs.sub_(log_mixed))
+    torch.mul(probs, ratio.sub_(mean), out=student)
+    return values.squeeze(-1)
+
+
+def _skew_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
+    (own, _), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
+    mixed = _mixed(theirs, own, skew)
+    ratio = theirs / mixed
+    values = mean_of(theirs, torch.sub(teacher, mixed.log_(), out=mixed)) - their_sum
+    if not values.isfinite().all():
+        return None
+    from_slope_(student, own, ratio)
+    return values.squeeze(-1)
+
+
+def _skew_kl_general(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    own, theirs = student.softmax(dim=-1), floored(teacher.log_softmax(dim=-1))
+    probs = theirs.exp()
+    mixed = _mixed(probs, own, skew)
+    ratio = probs / mixed
+    values = mean_of(probs, theirs.sub_(mixed.log_()))
+    from_slope_(student, own, ratio)
+    return values.squeeze(-1)
+
+
+def _skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float) -> Tensor | None:
+    (own, own_sum), (theirs, _) = softmax_of(student), softmax_of(teacher)
+    mixed = _mixed(theirs, own, 1 - skew)
+    torch.div(own, mixed, out=theirs)
+    ratio = torch.sub(student, mixed.log_(), out=mixed)
+    values = mean_of(own, ratio) - own_sum
+    if not values.isfinite().all():
+        return None
+    from_slope_(student, own, ratio.sub_(theirs, alpha=skew))
+    return values.squeeze(-1)
+
+
+def _skew_reverse_kl_general(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
+    own, theirs = floored(student.log_softmax(dim=-1)), teacher.softmax(dim=-1)
+    probs = own.exp()
+    mixed = _mixed(theirs, probs, 1 - skew)
+    share = torch.div(probs, mixed, out=theirs)
+    ratio = own.sub_(mixed.log_())
+    values = mean_of(probs, ratio)
+    from_slope_(student, probs, ratio.sub_(share, alpha=skew))
+    return values.squeeze(-1)

@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_logits.divergence import tempered
+from kdplug_logits.divergence import tempered, times_squared
 from kdplug_logits.shape import require_three_classes
-from kdplug_logits.tempering import times_squared
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from kdplug import LossSum
-from kdplug_logits.precision import promoted
-from kdplug_logits.shape import require_logits
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+from kdplug import LossSum, SettingError, ShapeError
+from kdplug_logits.shape import require_logits, written
+
+
+def working_type(*tensors: Tensor) -> torch.dtype:
+    """The floating-point type that holds all inputs, 32 bits at least."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides in one working type, the teacher cut from the graph.
+
+    The cast carries the student's gradient back to its own type. No loss here multiplies matrices, the one thing that
+    autocast would do in half precision again.
+    """
+    if student.dtype is teacher.dtype is torch.float32:
+        return student, teacher.detach()
+    dtype = working_type(student, teacher)
+    return student.to(dtype), teacher.detach().to(dtype)
+
+
+def floor_of(dtype: torch.dtype) -> float:
+    """A finite stand-in for the logarithm of 0: its exponential is 0, and sums of a few of them are finite."""
+    return torch.finfo(dtype).min / 8
+
+
+def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) -> Tensor | float:
+    """A number, or a tensor without a gradient that broadcasts to ``logits`` with 1 on the axis of the classes.
+
+    A tensor is one element, or ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
+    ``[batch]`` beside logits ``[batch, length, classes]`` would run along the length.
+
+    Raises: ``ShapeError`` for any other shape; ``SettingError`` for a number that is not positive and finite.
+    """
+    if not isinstance(temperature, Tensor):
+        if not 0.0 < temperature < math.inf:
+            raise SettingError(f"{owner}: temperature must be a positive number, got {temperature!r}")
+        return temperature
+    values = temperature.detach().to(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if values.numel() == 1 and logits.dim() >= values.dim() - 1:
+        return values.reshape(())
+    if values.dim() == logits.dim() - 1:
+        values = values.unsqueeze(-1)
+    wanted = (*logits.shape[:-1], 1)
+    if values.dim() != logits.dim() or any(
+        have not in (1, want) for have, want in zip(values.shape, wanted, strict=True)
+    ):
+        raise ShapeError(
+            f"{owner}: temperature {written(temperature)} does not fit logits {written(logits)}: "
+            f"it must be a number or {list(logits.shape[:-1])}, one for each item"
+        )
+    return values
+
+
+def over_temperature(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """``logits / temperature``, and ``logits`` themselves where that is the number 1."""
+    return logits if not isinstance(temperature, Tensor) and temperature == 1 else logits / temperature
+
+
+def times_squared(values: Tensor, temperature: Tensor | float) -> Tensor:
+    """Values per item times the squared temperature, each item's own where there are several.
+
+    Shapes: values ``[*items]``, the temperature as ``read_temperature`` returns it.
+    """
+    if not isinstance(temperature, Tensor):
+        return values if temperature == 1 else values * temperature**2
+    return values * (temperature.squeeze(-1) if temperature.dim() else temperature).square()
+
+
+def floored(log_probs: Tensor) -> Tensor:
+    """``log_probs`` with a large finite number for ``-inf``, which gets no gradient.
+
+    ``logaddexp`` of two infinities has none that is finite.
+    """
+    return log_probs.clamp(min=floor_of(log_probs.dtype))
+
+
+def log_mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """``log(share · e^first + (1 − share) · e^second)`` of log-probabilities that are ``floored``; share within (0, 1)."""
+    return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
+
+
+def log_total(log_probs: Tensor) -> Tensor:
+    """``logsumexp`` over the last axis: ``-inf``, with a gradient of 0, where every class has probability 0."""
+    total = floored(log_probs).logsumexp(dim=-1)
+    return total.masked_fill(total < floor_of(total.dtype) / 2, -torch.inf)
+
 
 Terms = Callable[[Tensor, Tensor], Tensor]
 """Log-probabilities of student and teacher, ``[*items, classes]`` each, to what is summed over the last axis."""

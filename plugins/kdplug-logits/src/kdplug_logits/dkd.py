@@ -9,11 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum
+from kdplug_logits.divergence import log_total, over_temperature, read_temperature, times_squared
 from kdplug_logits.kl import relative_entropy
 from kdplug_logits.label import Labelled, conditional, labelled
-from kdplug_logits.mixture import log_total
 from kdplug_logits.shape import require_three_classes
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

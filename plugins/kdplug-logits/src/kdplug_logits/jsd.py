@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum, closed_form, coarsens
-from kdplug_logits.closed_form_mixture import jsd_rows
-from kdplug_logits.divergence import divergence
+from kdplug_logits.closed_form import jsd_rows
+from kdplug_logits.divergence import divergence, floored, log_mixture
 from kdplug_logits.kl import kl_terms, reverse_kl_terms
-from kdplug_logits.mixture import floored, log_mixture
 
 Beta = Annotated[float, Field(ge=0, le=1)]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kdplug import LossSum, closed_form, coarsens
-from kdplug_logits.closed_form_kl import kl_rows, reverse_kl_rows
+from kdplug_logits.closed_form import kl_rows, reverse_kl_rows
 from kdplug_logits.divergence import divergence
 
 

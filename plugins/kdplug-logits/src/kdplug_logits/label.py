@@ -8,8 +8,14 @@ import torch
 from torch import Tensor
 
 from kdplug import LossSum, ShapeError
-from kdplug_logits.precision import promoted
+from kdplug_logits.divergence import promoted
 from kdplug_logits.shape import require_labels, require_logits, written
+
+
+def cross_entropy_per_item(student: Tensor, teacher: Tensor) -> Tensor:
+    """``−Σ p log q`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``; a class of p = 0 adds nothing."""
+    probs = teacher.exp()
+    return -(probs * torch.where(probs > 0, student, 0.0)).sum(dim=-1)
 
 
 class Labelled(NamedTuple):

@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_logits.divergence import tempered, total
+from kdplug_logits.divergence import over_temperature, read_temperature, tempered, total
 from kdplug_logits.kl import kl_terms
 from kdplug_logits.shape import require_three_classes
-from kdplug_logits.tempering import over_temperature, read_temperature
 
 
 def standardized(logits: Tensor, eps: float) -> Tensor:

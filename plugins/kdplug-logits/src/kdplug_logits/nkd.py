@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_logits.cross_entropy import cross_entropy_per_item
-from kdplug_logits.label import Labelled, conditional, labelled
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+from kdplug_logits.divergence import over_temperature, read_temperature, times_squared
+from kdplug_logits.label import Labelled, conditional, cross_entropy_per_item, labelled
 
 
 def label_per_item(items: Labelled) -> Tensor:

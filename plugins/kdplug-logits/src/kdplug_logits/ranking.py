@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from kdplug import LossSum
-from kdplug_logits.mixture import floored
-from kdplug_logits.precision import promoted
+from kdplug_logits.divergence import floored, promoted
 from kdplug_logits.shape import require_logits
 
 

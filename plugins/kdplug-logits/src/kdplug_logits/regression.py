@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_logits.precision import promoted
+from kdplug_logits.divergence import promoted
 from kdplug_logits.shape import require_logits
 
 

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum, OutputsError, SparseLogits
-from kdplug_logits.divergence import tempered
+from kdplug_logits.divergence import tempered, times_squared
 from kdplug_logits.sparse import read_student
-from kdplug_logits.tempering import times_squared
 
 
 def seed_of(seed: int, draw_seed: int) -> int:

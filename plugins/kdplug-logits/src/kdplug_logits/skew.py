@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum, closed_form, coarsens
-from kdplug_logits.closed_form_mixture import skew_kl_rows, skew_reverse_kl_rows
-from kdplug_logits.divergence import divergence
+from kdplug_logits.closed_form import skew_kl_rows, skew_reverse_kl_rows
+from kdplug_logits.divergence import divergence, floored, log_mixture
 from kdplug_logits.kl import relative_entropy
-from kdplug_logits.mixture import floored, log_mixture
 
 Skew = Annotated[float, Field(ge=0, lt=1)]
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from kdplug import OutputsError, SettingError, ShapeError, SparseLogits
-from kdplug_logits.mixture import log_total
-from kdplug_logits.precision import working_type
+from kdplug_logits.divergence import log_total, working_type
 from kdplug_logits.shape import written
 
 

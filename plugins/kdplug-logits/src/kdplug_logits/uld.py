@@ -6,9 +6,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from kdplug import LossSum, across_vocabularies
-from kdplug_logits.precision import promoted
+from kdplug_logits.divergence import over_temperature, promoted, read_temperature, times_squared
 from kdplug_logits.shape import require_logits
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
 
 
 def uld_per_item(student: Tensor, teacher: Tensor) -> Tensor:

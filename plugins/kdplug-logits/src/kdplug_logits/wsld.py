@@ -9,10 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_logits.cross_entropy import cross_entropy_per_item
-from kdplug_logits.label import Labelled, labelled
-from kdplug_logits.precision import floor_of
-from kdplug_logits.tempering import over_temperature, read_temperature, times_squared
+from kdplug_logits.divergence import floor_of, over_temperature, read_temperature, times_squared
+from kdplug_logits.label import Labelled, cross_entropy_per_item, labelled
 
 
 @torch.no_grad()

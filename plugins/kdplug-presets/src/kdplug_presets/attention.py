@@ -9,9 +9,8 @@ from torch import Tensor
 
 from kdplug import LossSum, ShapeError
 from kdplug_presets.cross_entropy import Selection, cross_entropy
-from kdplug_presets.mask import bits, pairs, read_mask
-from kdplug_presets.precision import promoted, without_autocast, working_type
-from kdplug_presets.shape import ATTENTION, one_pair, require_rank, written
+from kdplug_presets.numerics import promoted, without_autocast, working_type
+from kdplug_presets.shape import ATTENTION, bits, one_pair, pairs, read_mask, require_rank, written
 from kdplug_presets.squared_distance import squared_distance
 
 Inputs = Literal["scores", "probs"]

@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import cached_blocks, eager_on_cpu, is_small
-from kdplug_presets.gradient_buffer import recall, remember
-from kdplug_presets.mask import keep_
-from kdplug_presets.precision import cut, in_type, without_autocast, working_type
+from kdplug_presets.numerics import (
+    cached_blocks,
+    cut,
+    eager_on_cpu,
+    in_type,
+    is_small,
+    recall,
+    remember,
+    without_autocast,
+    working_type,
+)
+from kdplug_presets.shape import keep_
 
 
 class Selection(NamedTuple):

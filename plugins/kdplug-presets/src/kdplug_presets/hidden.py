@@ -2,16 +2,110 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kdplug import LossSum, ShapeError
-from kdplug_presets.cosine_distance import cosine_distance
-from kdplug_presets.direction_distance import direction_distance
-from kdplug_presets.mask import bits, read_mask
+from kdplug_presets.numerics import promoted, sparing_blocks, without_autocast, working_type
 from kdplug_presets.plain import is_plain
-from kdplug_presets.precision import working_type
-from kdplug_presets.shape import HIDDEN, one_pair, require_axes, require_rank, require_tensor, written
+from kdplug_presets.shape import (
+    HIDDEN,
+    bits,
+    keep_,
+    kept,
+    one_pair,
+    read_mask,
+    require_axes,
+    require_rank,
+    require_tensor,
+    written,
+)
 from kdplug_presets.squared_distance import plain_squared_distance, squared_distance
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """The length, and 1 for the zero vector, which has no direction and stays zero."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return length.masked_fill_(length == 0, 1.0)
+
+
+class _DirectionDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, row_bits: Tensor | None) -> Tensor:
+        student, teacher = kept(student, row_bits), kept(teacher, row_bits)
+        length = _length(student)
+        direction = student / length
+        difference = direction - teacher / _length(teacher)
+        ctx.save_for_backward(direction, difference, length)
+        return difference.square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        direction, difference, length = ctx.saved_tensors
+        along = (direction * difference).sum(dim=-1, keepdim=True)
+        gradient = torch.addcmul(difference, direction, along, value=-1.0).mul_(2.0 * slope / length)
+        return gradient, None, None
+
+
+def direction_distance(student: Tensor, teacher: Tensor, row_bits: Tensor | None = None) -> Tensor:
+    """Sum over items of ``|student / |student| - teacher / |teacher||²``, a scalar of at least 32 bits.
+
+    Shapes: both ``[items, width]``, bits (see ``mask.bits``) ``[items, 1]``.
+    """
+    student, teacher = promoted(student, teacher)
+    with without_autocast(student):
+        result: Tensor = _DirectionDistance.apply(student, teacher, row_bits)  # type: ignore[no-untyped-call]
+    return result
+
+
+_EPS = 1e-12
+"""What ``torch.nn.functional.cosine_embedding_loss`` adds to squared lengths."""
+
+
+def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each item: the cosine, the student's squared length, and the inverse product of both lengths."""
+    student_square = torch.linalg.vector_norm(student, dim=-1).square_().add_(_EPS)
+    teacher_square = torch.linalg.vector_norm(teacher, dim=-1).square_().add_(_EPS)
+    inverse = student_square.rsqrt() * teacher_square.rsqrt()
+    return (student * teacher).sum(dim=-1) * inverse, student_square, inverse
+
+
+class _CosineDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, value_bits: Tensor | None) -> Tensor:
+        parts = [_cosines(student[block], teacher[block]) for block in sparing_blocks(student)]
+        cosine, student_square, inverse = (torch.cat(values) for values in zip(*parts, strict=True))
+        ctx.save_for_backward(student, teacher, cosine / student_square, inverse, value_bits)
+        distance = (1.0 - cosine).clamp_(min=0.0)
+        return (distance if value_bits is None else keep_(distance, value_bits)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher, along_student, along_teacher, value_bits = ctx.saved_tensors
+        along_student, along_teacher = (along_student * slope).unsqueeze(-1), (along_teacher * -slope).unsqueeze(-1)
+        gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
+        for block in sparing_blocks(student):
+            own = torch.mul(student[block], along_student[block], out=gradient[block])
+            own.addcmul_(teacher[block], along_teacher[block])
+            if value_bits is not None:
+                keep_(own, value_bits[block].unsqueeze(-1))
+        return gradient, None, None
+
+
+def cosine_distance(student: Tensor, teacher: Tensor, value_bits: Tensor | None = None) -> Tensor:
+    """Sum of ``1 - cos(student, teacher)`` over the items that the bits select (see ``mask.bits``), a scalar.
+
+    Shapes: both ``[items, width]``, bits ``[items]``.
+    """
+    student, teacher = promoted(student, teacher)
+    with without_autocast(student):
+        result: Tensor = _CosineDistance.apply(student, teacher, value_bits)  # type: ignore[no-untyped-call]
+    return result
 
 
 def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> LossSum:

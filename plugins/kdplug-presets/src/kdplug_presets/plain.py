@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdplug_presets import block
+from kdplug_presets import numerics
 
 
 def is_plain(student: object, teacher: object) -> bool:
@@ -20,7 +20,7 @@ def is_plain(student: object, teacher: object) -> bool:
         and student.dtype is torch.float32
         and teacher.dtype is torch.float32
         and student.shape == teacher.shape
-        and 0 < student.numel() <= block.SMALL
+        and 0 < student.numel() <= numerics.SMALL
         and not teacher.requires_grad
         and student.is_cpu
         and teacher.is_cpu

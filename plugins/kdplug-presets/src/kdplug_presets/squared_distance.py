@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kdplug_presets.block import is_small, sparing_blocks
-from kdplug_presets.gradient_buffer import recall, remember
-from kdplug_presets.mask import keep_
-from kdplug_presets.precision import cut, in_type, without_autocast, working_type
+from kdplug_presets.numerics import (
+    cut,
+    in_type,
+    is_small,
+    recall,
+    remember,
+    sparing_blocks,
+    without_autocast,
+    working_type,
+)
+from kdplug_presets.shape import keep_
 
 _SUM = 2
 """The reduction, as the operation itself counts."""

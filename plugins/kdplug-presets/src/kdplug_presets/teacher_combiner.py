@@ -11,9 +11,8 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from kdplug import OutputsError, SettingError
-from kdplug_presets.precision import without_autocast, working_type
+from kdplug_presets.numerics import read_temperature, without_autocast, working_type
 from kdplug_presets.shape import LOGITS, require_same
-from kdplug_presets.tempering import read_temperature
 
 
 def _some_count(weights: list[float]) -> list[float]:

@@ -3,9 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class Sized(Protocol):
+    """A dataset with a length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> Any: ...
+
+
+class Examples(Dataset[Any]):
+    """A list of examples as a dataset."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.items[place]
+
+
+def features(outputs: Any) -> dict[str, Any]:
+    """``hidden`` and ``attention`` where the model was told to return them.
+
+    A feature map ``[batch, channels, height, width]`` becomes a sequence of positions ``[batch, positions, channels]``.
+    """
+    found: dict[str, Any] = {}
+    if outputs.get("hidden_states") is not None:
+        found["hidden"] = tuple(
+            state.flatten(2).transpose(1, 2) if state.dim() == 4 else state for state in outputs.hidden_states
+        )
+    if outputs.get("attentions") is not None:
+        found["attention"] = outputs.attentions
+    return found
 
 
 class Batch(Mapping[str, Tensor]):

@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy
 from torch.utils.data import Dataset
 
+from kdplug_tasks.batch import Sized
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Sized
 from kdplug_tasks.images.image import Pictures
 from kdplug_tasks.images.picture import find_picture
 from kdplug_tasks.images.processor import ImageProcessor

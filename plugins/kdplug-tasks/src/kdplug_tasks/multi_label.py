@@ -11,7 +11,7 @@ from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
-from kdplug_tasks.recipe_start import FINE_TUNING, OF_NUMBERS
+from kdplug_tasks.setting import FINE_TUNING, OF_NUMBERS
 from kdplug_tasks.targets.tag_set import TagSet
 from kdplug_tasks.text.sequence import Length, Names, Sequences
 from kdplug_tasks.text.setting import TokenizerSettings

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from kdplug_tasks.batch import Batch
+from kdplug_tasks.batch import Batch, Sized
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Sized
 
 if TYPE_CHECKING:
     from kdplug_tasks.models.family import Family, Side

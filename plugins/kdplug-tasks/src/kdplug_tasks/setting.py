@@ -23,3 +23,19 @@ def or_text(schema: dict[str, Any]) -> None:
     """Let the JSON Schema of a group say that a text may stand in for it."""
     rest = {key: schema.pop(key) for key in list(schema) if key not in ("title", "description")}
     schema["anyOf"] = [{"type": "string"}, rest]
+
+
+FINE_TUNING: dict[str, Any] = {
+    "lr": 2e-4,
+    "weight_decay": 0.01,
+    "num_epochs": 2,
+    "warmup": 0.1,
+    "max_grad_norm": 1.0,
+}
+"""Keys of ``training``."""
+
+OF_CLASSES: dict[str, Any] = {"temperature": 4.0, "kd_loss_weight": 16.0, "hard_label_weight": 1.0}
+"""Keys of ``distillation`` where the outputs are classes that exclude each other; 16 undoes the two temperatures in the gradient."""
+
+OF_NUMBERS: dict[str, Any] = {"temperature": 1.0, "kd_loss_type": "mse", "hard_label_weight": 1.0}
+"""Keys of ``distillation`` where each output stands for itself, and a softmax over all of them for nothing."""

@@ -7,7 +7,7 @@ from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
-from kdplug_tasks.recipe_start import FINE_TUNING, OF_CLASSES
+from kdplug_tasks.setting import FINE_TUNING, OF_CLASSES
 from kdplug_tasks.text.sequence import Length, Names
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.word import Words

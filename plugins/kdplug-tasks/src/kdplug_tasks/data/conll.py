@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kdplug_tasks.data.table import Table
-from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.data.table import Table, did_you_mean
 
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 """The columns of CoNLL-U."""

@@ -7,8 +7,7 @@ from typing import Any
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
-from kdplug_tasks.data.table import Table, without_rows
-from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.data.table import Table, did_you_mean, without_rows
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 

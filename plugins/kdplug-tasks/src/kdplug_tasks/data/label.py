@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import kdplug
 from kdplug_tasks.data.source import Source
-from kdplug_tasks.data.table import Table
-from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.data.table import Table, did_you_mean
 
 NO_LABEL = -100
 UNLABELLED = ("-1", "-100")

@@ -11,8 +11,7 @@ import kdplug
 from kdplug_tasks.data.file import read_file
 from kdplug_tasks.data.hub import read_split
 from kdplug_tasks.data.setting import DataSettings
-from kdplug_tasks.data.table import Table
-from kdplug_tasks.nearest import did_you_mean
+from kdplug_tasks.data.table import Table, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import kdplug
-from kdplug_tasks.batch import Batch
+from kdplug_tasks.batch import Batch, features
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.images.picture import check_range, find_picture, read_picture
 from kdplug_tasks.images.processor import ImageProcessor, reads_as_saved, size_of
 from kdplug_tasks.models.family import Family
-from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 from kdplug_tasks.targets.category import Category

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
+from kdplug_tasks.data.table import did_you_mean
 from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
-from kdplug_tasks.nearest import did_you_mean
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id"}

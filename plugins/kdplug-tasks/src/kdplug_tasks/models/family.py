@@ -17,11 +17,25 @@ from torch import nn
 import kdplug
 from kdplug_tasks.models.config import changed_config, check_path, load_config, make_config, not_loaded
 from kdplug_tasks.models.factored import Heads, check_head
-from kdplug_tasks.models.quiet import without_bars
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
 from kdplug_tasks.models.untrusted import check_shards, data_only
 from kdplug_tasks.models.weights import check_size, check_sums, check_weights, unread_pickle
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bar for weights that are read or written in the block: a run shows its own progress."""
+    from transformers.utils import logging
+
+    were_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if were_shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
 
 _SHOWN = 80
 

@@ -13,9 +13,32 @@ import kdplug
 from kdplug_tasks.data.label import is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.metrics.correlation import pearson, spearman
 from kdplug_tasks.models.config import check_problem
 from kdplug_tasks.targets.category import at_least_float32
+
+
+def pearson(found: Tensor, true: Tensor) -> float:
+    """Pearson's correlation; 0 where one side does not vary, which leaves it undefined."""
+    from scipy.stats import pearsonr
+
+    if _is_constant(found) or _is_constant(true):
+        return 0.0
+    return float(pearsonr(found.double().numpy(), true.double().numpy()).statistic)
+
+
+def spearman(found: Tensor, true: Tensor) -> float:
+    """Spearman's rank correlation; 0 where one side does not vary, which leaves it undefined."""
+    from scipy.stats import spearmanr
+
+    if _is_constant(found) or _is_constant(true):
+        return 0.0
+    return float(spearmanr(found.double().numpy(), true.double().numpy()).statistic)
+
+
+def _is_constant(values: Tensor) -> bool:
+    spread = float(values.max() - values.min()) if len(values) else 0.0
+    return len(values) < 2 or spread <= 1e-7 * float(values.abs().max())
+
 
 _NONE = math.nan
 _PROBLEM = "regression"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,25 +11,63 @@ from typing import Any
 from torch import Tensor, nn
 
 import kdplug
-from kdplug_tasks.batch import Batch
+from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Examples
 from kdplug_tasks.models.config import text_part
-from kdplug_tasks.models.direction import check_direction
 from kdplug_tasks.models.family import Family, Side
-from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
+from kdplug_tasks.text.dual_reader import DualTokenReader
 from kdplug_tasks.text.frame import Frame
 from kdplug_tasks.text.generation import Sampler
-from kdplug_tasks.text.next_token import loss_sum, shifted
-from kdplug_tasks.text.perplexity import Perplexity
+from kdplug_tasks.text.next_token import Logits, figures, loss_sum, shifted
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.reader import Form, OneReader
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import classes_of
-from kdplug_tasks.text.twin_reader import TwinReader
+
+
+def check_direction(config: Any, side: str) -> None:
+    """Raises: ``ConfigError`` for a model that sees the tokens it is to predict."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = type(config)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise kdplug.ConfigError(f"transformers has no causal language model of type {config.model_type!r}", field=side)
+    if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise kdplug.ConfigError(
+            f"a {config.model_type} model sees the tokens that it is to predict, unless its config says is_decoder: true",
+            field=side,
+        )
+
+
+@dataclass(slots=True)
+class Perplexity:
+    """What was predicted so far: ``nats`` in all, the tokens that came first, all tokens, and the bytes of text that they are."""
+
+    nats: float = 0.0
+    right: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    def add(self, batch: Batch, logits: Logits, vocabulary: int | None) -> None:
+        """What a model gave for a batch, of whose classes the first ``vocabulary`` are read."""
+        found = figures(*shifted(logits, batch.targets["labels"], vocabulary))
+        self.nats, self.right, self.tokens = self.nats + found[0], self.right + found[1], self.tokens + found[2]
+        if (sizes := batch.targets.get("sizes")) is not None:
+            self.bytes += int(sizes[:, 1:][batch.targets["labels"][:, 1:] != NO_LABEL].sum())
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Perplexity, the loss that it is the exponential of in nats per token, and the share of tokens that come first."""
+        loss = self.nats / self.tokens
+        return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": self.right / self.tokens}
+
+    @property
+    def bits_per_byte(self) -> float:
+        """All nats in bits, for each byte of text; no number where there is no text."""
+        return self.nats / math.log(2) / (self.bytes or math.nan)
 
 
 @dataclass(slots=True)
@@ -61,11 +100,11 @@ class Language:
         self.read: dict[Side, Vocabulary] = {"teacher": Vocabulary(), "student": Vocabulary()}
         self._settings = tokenizer
         self._settings_of_student = student_tokenizer
-        self._reader: OneReader | TwinReader | None = None
+        self._reader: OneReader | DualTokenReader | None = None
         self._side_of: Callable[[nn.Module], Side] | None = None
 
     @property
-    def reader(self) -> OneReader | TwinReader:
+    def reader(self) -> OneReader | DualTokenReader:
         """What makes examples of texts, once ``settle`` was called."""
         assert self._reader is not None
         return self._reader
@@ -86,7 +125,7 @@ class Language:
     @property
     def spans_vocabularies(self) -> bool:
         """Whether the student has a vocabulary of its own."""
-        return isinstance(self._reader, TwinReader)
+        return isinstance(self._reader, DualTokenReader)
 
     @property
     def metric(self) -> str:
@@ -111,7 +150,7 @@ class Language:
         else:
             self._check_apart(family)
             family.of_student = own.from_scratch
-            self._reader = TwinReader(own, shared, self.form)
+            self._reader = DualTokenReader(own, shared, self.form)
         self._check_models(family)
 
     def _check_apart(self, family: Family) -> None:
@@ -145,7 +184,7 @@ class Language:
 
     def examples_of_teacher(self, examples: Examples) -> Examples:
         """What the teacher is fitted on, where that is not what the student is trained on."""
-        return self.reader.of_teacher(examples) if isinstance(self.reader, TwinReader) else examples
+        return self.reader.of_teacher(examples) if isinstance(self.reader, DualTokenReader) else examples
 
     def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
         """A batch, or one for each side."""
@@ -218,7 +257,7 @@ class Language:
     @property
     def _about_vocabulary(self) -> str:
         own, theirs = self.read["student"].size, self.read["teacher"].size
-        if isinstance(self.reader, TwinReader):
+        if isinstance(self.reader, DualTokenReader):
             return (
                 f" The student has a tokenizer of its own, {own} tokens beside the teacher's {theirs}: what they predict is "
                 f"compared where both have read the same characters, {self.reader.compared:,} of {self.reader.predicted:,} times."

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kdplug_tasks.batch import Batch
+from kdplug_tasks.batch import Batch, Examples
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Examples
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
 from kdplug_tasks.text.frame import departure, find_frame, sketch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of

@@ -2,24 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from kdplug_tasks.batch import Batch
+from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.example import Examples
 from kdplug_tasks.models.family import Family
-from kdplug_tasks.output import features
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.target import Target
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.setting import TokenizerSettings
+
+
+class Target(Protocol):
+    """How a target is read, compared with logits, and measured. ``columns`` hold it."""
+
+    columns: tuple[str, ...]
+    metric: str
+
+    def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
+        """What the configs of the models are told. ``teacher`` is the config of one whose head is trained.
+
+        Raises: ``ConfigError``.
+        """
+        ...
+
+    def read(self, table: Table, *, optional: bool) -> list[Any]:
+        """The target of each row. Raises: ``ConfigError`` for a row without one, unless ``optional``."""
+        ...
+
+    def collate(self, values: Sequence[Any]) -> Tensor:
+        """The targets of a batch."""
+        ...
+
+    def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
+        """``losses`` as a ``LossSum``, and ``labels`` where the targets are classes. Rows without a target count nothing."""
+        ...
+
+    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
+        """What the logits are worth."""
+        ...
+
+    def about(self) -> str:
+        """A sentence for the start of a run."""
+        ...
+
 
 Length = Annotated[int, Field(ge=2, le=1 << 24)]
 """How many tokens an example may have."""

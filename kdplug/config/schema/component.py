@@ -1,0 +1,167 @@
+"""Components as JSON Schema: every place for one, with every entry that may stand there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from kdplug.config.match import WIDEST
+from kdplug.config.schema.draft import JsonSchema, reference
+from kdplug.config.schema.entry import EntrySchema, entry_schema
+from kdplug.host.entry import Entry
+from kdplug.host.registry import REGISTRIES
+
+NONE: JsonSchema = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[nN][oO][nN][eE]$"}]}
+"""What stands for no component."""
+
+_OPTIONS: JsonSchema = {
+    "type": "object",
+    "description": "options of the projection's own parameter group in the optimizer",
+    "properties": {
+        **{name: {"not": {}} for name in ("params", "param_names", "learning_rate")},
+        **{name: {"type": "number", "minimum": 0} for name in ("lr", "weight_decay", "eps", "momentum", "dampening")},
+    },
+    "additionalProperties": {"not": {"type": "object"}},
+}
+_WIDTH: JsonSchema = {
+    "description": "a width, or auto: that of the features",
+    "if": {"type": "string"},
+    "then": {"const": "auto"},
+    "else": {"type": "integer", "minimum": 1, "maximum": WIDEST},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place for a component: the ``plural`` of its kind, the ``slot`` of a loss, and whether ``none`` may stand there."""
+
+    definition: str
+    plural: str
+    slot: str | None = None
+    optional: bool = False
+
+
+PLACES = {
+    "task": Place("task", "tasks"),
+    "kd_loss_type": Place("kd_loss", "losses", "kd"),
+    "loss": Place("match_loss", "losses", "match"),
+    "temperature_scheduler": Place("temperature_scheduler", "temperature_schedulers", optional=True),
+    "weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
+    "kd_loss_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
+    "hard_label_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
+    "teacher_combiner": Place("teacher_combiner", "teacher_combiners"),
+    "proj": Place("projection", "projections", optional=True),
+    "teacher_cache_codec": Place("cache_codec", "cache_codecs", optional=True),
+    "LayerMap.name": Place("layer_map", "layer_maps"),
+}
+"""The fields of configs that hold a component; with the model before it where another one has such a field too."""
+
+
+def place_of(model: str, field: str) -> Place | None:
+    """The place that a field of a model is, ``None`` where it holds no component."""
+    return PLACES.get(f"{model}.{field}") or PLACES.get(field)
+
+
+@dataclass
+class Catalogue:
+    """Definitions of components. ``load`` says which entries are imported for their settings."""
+
+    load: Callable[[Entry], bool]
+    definitions: dict[str, JsonSchema] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    _known: dict[str, list[EntrySchema]] = field(default_factory=dict)
+
+    def at(self, place: Place) -> JsonSchema:
+        """The schema of a field; its definitions are added to those of the catalogue."""
+        if place.definition not in self.definitions:
+            found = self._entries(place)
+            if place.plural == "projections":
+                self._projection(place, found)
+            else:
+                self._component(place.definition, found, optional=place.optional)
+        return reference(place.definition)
+
+    def _entries(self, place: Place) -> list[EntrySchema]:
+        """The entries that may stand there; where inputs are unknown, a loss may stand in both of its places."""
+        if place.plural not in self._known:
+            known = [entry_schema(entry, load=self.load(entry)) for entry in REGISTRIES[place.plural].entries()]
+            self._known[place.plural] = known
+            self.errors += [one.error for one in known if one.error]
+            for one in known:
+                self.definitions |= one.definitions()
+        return [
+            one
+            for one in self._known[place.plural]
+            if place.slot is None
+            or (one.inputs <= set(one.entry.kind.slots[place.slot]) and one.entry.slot in (None, place.slot))
+        ]
+
+    def _component(self, name: str, entries: list[EntrySchema], *, optional: bool) -> None:
+        """A name, a list or a mapping."""
+        self._names(f"{name}_name", entries)
+        names = reference(f"{name}_name")
+        self.definitions[f"{name}_list"] = {
+            "type": "array",
+            "minItems": 1,
+            "items": [names],
+            "allOf": _by_name(
+                entries, "@list", lambda spellings: {"minItems": 1, "items": [{"enum": list(spellings)}]}
+            ),
+        }
+        self.definitions[f"{name}_mapping"] = _mapping(names, entries, "")
+        self.definitions[name] = _three_spellings(name, entries, optional=optional)
+
+    def _projection(self, place: Place, entries: list[EntrySchema]) -> None:
+        """A projection as a match writes it: in a list and in a mapping, widths and options beside the settings."""
+        self.definitions |= {"width": _WIDTH, "options": _OPTIONS}
+        self._component("projection_component", entries, optional=False)
+        names = reference("projection_component_name")
+        width = reference("width")
+        self.definitions[f"{place.definition}_list"] = {
+            "type": "array",
+            "minItems": 3,
+            "items": [reference("projection_component"), width, width, reference("options")],
+            "additionalItems": False,
+        }
+        self.definitions[f"{place.definition}_mapping"] = {
+            **_mapping(names, entries, "@widths"),
+            "properties": {"name": names, "in_dim": width, "out_dim": width, "options": reference("options")},
+        }
+        self.definitions[f"{place.definition}_name"] = names
+        self.definitions[place.definition] = _three_spellings(place.definition, entries, optional=place.optional)
+
+    def _names(self, name: str, entries: list[EntrySchema]) -> None:
+        consts = [const for entry in entries for const in entry.names()]
+        self.definitions[name] = {"anyOf": consts} if consts else {"not": {}, "$comment": "nothing is installed"}
+
+
+def _mapping(names: JsonSchema, entries: list[EntrySchema], variant: str) -> JsonSchema:
+    chosen = _by_name(
+        entries, variant, lambda spellings: {"required": ["name"], "properties": {"name": {"enum": list(spellings)}}}
+    )
+    return {"type": "object", "required": ["name"], "properties": {"name": names}, "allOf": chosen}
+
+
+def _by_name(
+    entries: Iterable[EntrySchema], variant: str, named: Callable[[tuple[str, ...]], JsonSchema]
+) -> list[JsonSchema]:
+    """For each entry whose settings are known: where it is the one that is named, its settings hold."""
+    return [
+        {"if": named(entry.spellings), "then": entry.chosen(variant)} for entry in entries if entry.settings is not None
+    ] or [{}]
+
+
+def _three_spellings(name: str, entries: list[EntrySchema], *, optional: bool) -> JsonSchema:
+    """The three spellings, taken apart by ``if`` so that what is wrong below them is named at its own place."""
+    needing = [spelling for entry in entries if entry.needs_settings for spelling in entry.spellings]
+    schema: JsonSchema = {
+        "anyOf": [reference(f"{name}_name"), {"type": ["array", "object"]}, *(NONE["anyOf"] if optional else [])],
+        "if": {"type": "array"},
+        "then": reference(f"{name}_list"),
+        "else": {"if": {"type": "object"}, "then": reference(f"{name}_mapping")},
+    }
+    if needing:
+        schema["allOf"] = [
+            {"$comment": "these need settings", "if": {"enum": needing}, "then": {"not": {"type": "string"}}}
+        ]
+    return schema

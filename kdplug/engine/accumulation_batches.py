@@ -1,0 +1,168 @@
+"""The loader as a stream of accumulation windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from kdplug.engine.forward_state import random_state, restore_random_state
+from kdplug.errors import RunError
+
+
+@runtime_checkable
+class Mixed(Protocol):
+    """A stream of batches of several kinds, which has one of each to show and knows where it is."""
+
+    def examples(self) -> list[Any]: ...
+
+    def position(self) -> dict[str, Any]: ...
+
+    def seek(self, position: dict[str, Any]) -> None: ...
+
+
+class AccumulationBatches:
+    """Walks a loader pass by pass and yields its batches in windows, one window for each optimizer step.
+
+    A window holds ``size`` batches; the last one of a pass holds what is left, so no batch is dropped.
+    ``passes`` is ``None`` for a loader that is cycled; ``postprocess`` is applied to each batch once.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        size: int,
+        passes: int | None = None,
+        postprocess: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self._loader = loader
+        self._size = size
+        self._passes = passes
+        self._postprocess = postprocess
+        self._first: Iterator[Any] | None = None
+        self._generators = generators(loader)
+        self._start_state: dict[str, Any] | None = None
+        self._taken = 0
+        self._is_exhausted = False
+        self.epoch = 0
+
+    def peek(self) -> Any:
+        """The first batch, which the first window will still hold.
+
+        Raises: ``RunError`` where the loader yields nothing.
+        """
+        started = self._start()
+        for batch in started:
+            self._first = chain([batch], started)
+            return batch
+        raise self._empty()
+
+    def examples(self) -> list[Any]:
+        """Batches in which each term finds its features: the first one, or of several tasks the first one of each.
+
+        The stream will still hold them.
+
+        Raises: ``RunError`` where a loader yields nothing.
+        """
+        return self._loader.examples() if isinstance(self._loader, Mixed) else [self.peek()]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Raises: ``RunError`` where a pass yields nothing, instead of waiting for ever."""
+        while self._passes is None or self.epoch < self._passes:
+            batches, self._first = self._first or self._start(), None
+            while window := list(islice(batches, self._size)):
+                self._taken += len(window)
+                self._is_exhausted = len(window) < self._size
+                yield window
+            if not self._taken:
+                raise self._empty()
+            self.epoch += 1
+            self._taken, self._is_exhausted = 0, False
+
+    def position(self) -> dict[str, Any]:
+        """Where the stream is: the pass, the batches taken from it, and what random numbers it started from."""
+        return {
+            "epoch": self.epoch,
+            "batches": self._taken,
+            "exhausted": self._is_exhausted,
+            "start": self._start_state,
+            "now": random_state(self._generators),
+            "mixed": self._loader.position() if isinstance(self._loader, Mixed) else None,
+        }
+
+    def seek(self, position: dict[str, Any]) -> None:
+        """Go to where another stream over the same data said it was, and put the random numbers back to that moment.
+
+        The pass is started again from the same random numbers and its first batches are read and dropped: shuffling,
+        workers and random augmentation thus give the very same batches from there on.
+
+        Raises: ``RunError`` where the loader has fewer batches than were taken, or other generators.
+        """
+        saved, own = len(position["now"]["generators"]), len(self._generators)
+        if saved != own:
+            raise RunError(
+                f"the checkpoint holds {saved} generators of the dataloader and its samplers, and this run has {own}. "
+                "Pass a generator to the DataLoader in both runs or in neither"
+            )
+        self.epoch = position["epoch"]
+        if isinstance(self._loader, Mixed):
+            self._loader.seek(position["mixed"])
+        elif position["start"] is not None:
+            restore_random_state(position["start"], self._generators)
+            batches = self._raw()
+            taken = sum(1 for _ in islice(batches, position["batches"]))
+            if taken < position["batches"]:
+                raise RunError(
+                    f"the checkpoint was written after {position['batches']} batches of pass {self.epoch + 1}, but the "
+                    f"dataloader has {taken}: the data changed"
+                )
+            if position["exhausted"]:
+                next(batches, None)
+            self._first = self._mapped(batches)
+        self._taken, self._is_exhausted = position["batches"], position["exhausted"]
+        restore_random_state(position["now"], self._generators)
+
+    def _start(self) -> Iterator[Any]:
+        return self._mapped(self._raw())
+
+    def _raw(self) -> Iterator[Any]:
+        self._start_state = random_state(self._generators)
+        set_epoch(self._loader, self.epoch)
+        return iter(self._loader)
+
+    def _mapped(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches if self._postprocess is None else map(self._postprocess, batches)
+
+    def _empty(self) -> RunError:
+        if self.epoch == 0:
+            return RunError("the dataloader is empty: its first pass yielded no batch")
+        return RunError(
+            f"the dataloader is exhausted: pass {self.epoch + 1} yielded no batch. It can be walked through only "
+            "once (a generator?); pass one that can be started again, or ask for fewer steps."
+        )
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell the loader's samplers and dataset which pass this is, where they ask (``set_epoch``)."""
+    owners = (*_samplers(loader), getattr(loader, "dataset", None))
+    for owner in _distinct(owners):
+        tell = getattr(owner, "set_epoch", None)
+        if callable(tell):
+            tell(epoch)
+
+
+def generators(loader: Any) -> tuple[torch.Generator, ...]:
+    """The generators that the loader and its samplers were given, each once."""
+    found = [getattr(owner, "generator", None) for owner in _distinct(_samplers(loader))]
+    return tuple(_distinct(generator for generator in found if isinstance(generator, torch.Generator)))
+
+
+def _samplers(loader: Any) -> tuple[Any, ...]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)
+
+
+def _distinct(owners: Iterable[Any]) -> list[Any]:
+    return list({id(owner): owner for owner in owners if owner is not None}.values())

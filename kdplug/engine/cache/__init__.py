@@ -1,0 +1,1 @@
+"""Cached teacher outputs, in memory or on disk."""

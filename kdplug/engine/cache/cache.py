@@ -1,0 +1,39 @@
+"""The teacher cache of a distiller: the teacher's outputs for every example, in memory or in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdplug.engine.cache.coding import Coding
+from kdplug.engine.cache.store import Store
+from kdplug.engine.cache.summary import CacheSummary
+
+
+class TeacherCache:
+    """What one distiller keeps between its runs: the outputs themselves, or the folder ``path`` that holds them.
+
+    ``dtype`` is what they are kept in where it is narrower than the teacher's own; ``coding`` is how logits are kept where that
+    is not as they are. ``about`` is what else has to be the same, plain data by name. ``summary`` is about the last run.
+    """
+
+    def __init__(
+        self, path: Path | None = None, dtype: torch.dtype | None = None, coding: Coding | None = None
+    ) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.coding = coding
+        self.about: dict[str, Any] = {}
+        self.summary: CacheSummary | None = None
+        self._kept: tuple[dict[str, Any], Store] | None = None
+
+    def remember(self, fingerprint: dict[str, Any], store: Store) -> None:
+        self._kept = fingerprint, store
+
+    def remembered(self, fingerprint: dict[str, Any]) -> Store | None:
+        """What was kept in memory, if it is of the same teacher and data; otherwise it is let go."""
+        if self._kept is not None and self._kept[0] != fingerprint:
+            self._kept = None
+        return None if self._kept is None else self._kept[1]

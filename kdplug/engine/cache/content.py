@@ -1,0 +1,132 @@
+"""What an objective reads of a teacher, as named tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdplug.config.layer import in_list
+from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.errors import OutputsError
+
+if TYPE_CHECKING:
+    from kdplug.objective.objective import Objective
+
+
+_LAYERED = ("hidden", "attention")
+_HEADED = ("logits", "logits_mask")
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredOutputs:
+    """The parts of one teacher's outputs that enter a loss. Layers are indices as a config writes them."""
+
+    logits: bool
+    inputs_mask: bool
+    layers: Mapping[str, frozenset[int]]
+    captured: tuple[str, ...]
+
+    @classmethod
+    def of(cls, objective: Objective, place: int = 0) -> RequiredOutputs:
+        """What ``objective`` reads of the teacher at ``place``, once its layer maps are written out."""
+        matches = [term for term, _, teacher in objective.matches.terms() if teacher == place]
+        layers: dict[str, set[int]] = {key: set() for key in _LAYERED}
+        for term in matches:
+            layers[term.feature or "hidden"].update(
+                layer for layer in in_list(term.layer_teacher) if isinstance(layer, int)
+            )
+        return cls(
+            logits=objective.kd_loss is not None,
+            inputs_mask=bool(matches) or bool(len(objective.custom_matches)),
+            layers={key: frozenset(found) for key, found in layers.items()},
+            captured=objective.paths("teacher", place),
+        )
+
+    def names(self, counts: Mapping[str, int]) -> set[str]:
+        """The layers and paths, by the names that ``flatten`` gives them; ``counts`` is how many layers there are."""
+        found = {f"captured/{path}" for path in self.captured}
+        for key, indices in self.layers.items():
+            count = counts.get(key, 0)
+            found |= {f"{key}/{index % count}" for index in indices if count and -count <= index < count}
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Named tensors, and what cannot be seen from them: how many layers the teacher has, and which keys it returned."""
+
+    tensors: dict[str, Tensor]
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def flatten(outputs: Outputs, wanted: RequiredOutputs) -> Content:
+    """The wanted parts of ``outputs`` under names such as ``logits/0`` and ``hidden/3``. What is not there has no name."""
+    tensors: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    if wanted.logits:
+        for key in _HEADED:
+            tensors |= {f"{key}/{head}": _kept(one) for head, one in enumerate(getattr(outputs, key) or ())}
+    if wanted.inputs_mask and outputs.inputs_mask is not None:
+        tensors["inputs_mask"] = outputs.inputs_mask
+    for key, indices in wanted.layers.items():
+        found = getattr(outputs, key)
+        if indices and found is not None:
+            counts[key] = len(found)
+            inside = {index % len(found) for index in indices if -len(found) <= index < len(found)}
+            tensors |= {f"{key}/{index}": found[index] for index in sorted(inside)}
+    if wanted.captured and outputs.captured is not None:
+        counts["captured"] = len(wanted.captured)
+        tensors |= {f"captured/{path}": outputs.captured[path] for path in wanted.captured if path in outputs.captured}
+    return Content(tensors, counts)
+
+
+def _kept(logits: Any) -> Any:
+    """Logits that are or stand for a tensor: those in factors are multiplied out, or coded, on their way in.
+
+    Raises: ``OutputsError`` for a teacher that is sparse already.
+    """
+    if isinstance(logits, SparseLogits):
+        raise OutputsError(
+            "keeps whole logits, or what a codec makes of them, and the teacher returned SparseLogits. Return all logits from "
+            "its adaptor, or set it to false",
+            field="is_caching_logits",
+        )
+    return logits
+
+
+def rebuild(content: Content) -> Outputs:
+    """``Outputs`` that hold what ``flatten`` took. Layers that were not wanted are there as empty tensors."""
+    tensors, counts = content.tensors, content.counts
+    parts: dict[str, Any] = {}
+    for key in _HEADED:
+        heads = [name for name in tensors if name.rpartition("/")[0] == key]
+        parts[key] = tuple(tensors[f"{key}/{head}"] for head in range(len(heads))) or None
+    for key in _LAYERED:
+        if key in counts:
+            parts[key] = tuple(tensors.get(f"{key}/{index}", _NOT_KEPT) for index in range(counts[key]))
+    if "captured" in counts:
+        prefix = "captured/"
+        parts["captured"] = {
+            name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
+        }
+    return Outputs(inputs_mask=tensors.get("inputs_mask"), **parts)
+
+
+_NOT_KEPT = torch.empty(0)
+
+
+def length_dims(name: str, shape: torch.Size) -> tuple[int, ...]:
+    """The dimensions of a batch's tensor that may run over the tokens of its examples; 0 is the batch."""
+    key, dims = name.partition("/")[0], len(shape)
+    if key == "logits":
+        return tuple(range(1, dims - 1))
+    if key in ("logits_mask", "inputs_mask"):
+        return tuple(range(1, dims))
+    if key == "attention" or dims == 4:
+        return (dims - 2, dims - 1) if dims > 2 and shape[-1] == shape[-2] else ()
+    return (1,) if dims == 3 else ()

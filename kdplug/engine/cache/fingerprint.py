@@ -1,0 +1,170 @@
+"""What the kept outputs are of: teachers, adaptors, data and precision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import BuiltinFunctionType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdplug.engine.hashing import code_digest, text_digest
+from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
+from kdplug.objective.capture.hooks import Capture
+
+_SHOWN = 3
+
+
+OF_THE_MODEL = ("weights", "architecture", "hooks")
+"""What cannot be known of a teacher that is not there."""
+
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+
+_REPLACED = ("forward", "_old_forward", "_gradient_checkpointing_func")
+"""Attributes that accelerate, torch.compile and transformers put functions into, which change no output."""
+
+_KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
+_OF_ALL = {key: getattr(torch.nn.modules.module, f"_global{key}") for key in _KINDS}
+
+
+def teacher_fingerprint(teachers: Mapping[str, Teacher | CacheOnlyTeacher]) -> dict[str, Any]:
+    """Digests of each teacher's weights and buffers by name, of how it is built, of its forward hooks and of its adaptor.
+
+    It is plain data. ``hooks`` is there only where a teacher has some; those that kdplug registers to capture features do not
+    count.
+    """
+    adaptors = {key: _adaptor(teacher.adaptor) for key, teacher in teachers.items()}
+    if any(isinstance(teacher, CacheOnlyTeacher) for teacher in teachers.values()):
+        return {"adaptor": adaptors}
+    hooks = {key: found for key, teacher in teachers.items() if (found := _hooks(teacher.model))}
+    return {
+        "weights": {key: _weights(teacher.model) for key, teacher in teachers.items()},
+        "architecture": {key: _architecture(teacher.model) for key, teacher in teachers.items()},
+        **({"hooks": hooks} if hooks else {}),
+        "adaptor": adaptors,
+    }
+
+
+def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One line for each part of two fingerprints that differs, most of them without the digests, which tell nobody anything."""
+    found = []
+    for part in dict.fromkeys([*saved, *now]):
+        missing: dict[str, Any] | None = {} if part == "hooks" else None
+        before, after = saved.get(part, missing), now.get(part, missing)
+        if before != after:
+            found.append(f"{_WORDS.get(part, part)}: {_change(before, after)}")
+    return found
+
+
+_WORDS = {
+    "weights": "the teacher's weights",
+    "architecture": "the teacher's architecture",
+    "hooks": "the hooks on the teacher",
+    "adaptor": "the teacher's adaptor",
+    "inputs": "the data, as the teacher is given them",
+    "examples": "the number of examples",
+    "model_args": "the model_args",
+    "precision": "the precision of the forward pass",
+    "dtype": "the dtype in which outputs are kept",
+    "codec": "how logits are kept",
+    "temperature": "the temperature of what is kept",
+    "task": "the task",
+    "teacher": "the teacher",
+    "fit": "how the teacher is fitted",
+    "fitted_on": "what the teacher is fitted on",
+    "classes": "the classes",
+    "problem": "what is asked of the teacher",
+    "tokenizer": "the tokenizer",
+    "alignment": "which logits belong to which token",
+}
+
+
+def _change(before: Any, after: Any) -> str:
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return "changed" if _is_digest(before) and _is_digest(after) else f"{before!r} -> {after!r}"
+    leaves, others = _leaves(before), _leaves(after)
+    names = [name for name in dict.fromkeys([*leaves, *others]) if leaves.get(name) != others.get(name)]
+    told = [_leaf(name, leaves.get(name), others.get(name)) for name in names]
+    shown = ", ".join(filter(None, told[:_SHOWN])) or "changed"
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _leaf(name: str, before: Any, after: Any) -> str:
+    if not _is_digest(before) and not _is_digest(after):
+        return f"{name} {before!r} -> {after!r}"
+    return f"{name} (new)" if before is None else f"{name} (gone)" if after is None else name
+
+
+def _leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = f"{path}.{key}".strip(".")
+        found |= _leaves(value, inner) if isinstance(value, Mapping) else {inner: value}
+    return found
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 16
+
+
+def _weights(model: nn.Module) -> dict[str, str]:
+    tensors = dict(model.named_buffers())  # some are not in the state dict
+    tensors |= model.state_dict(keep_vars=True)
+    return {name: text_digest(value) for name, value in tensors.items()}
+
+
+def _hooks(model: nn.Module) -> dict[str, str]:
+    """A digest of whatever changes the model's outputs without being part of it, by place and name.
+
+    That is forward hooks and pre-hooks, of torch and of accelerate, and a ``forward`` that was replaced.
+    """
+    found: dict[str, str] = {}
+    for place, kind, hook in _hooked(model):
+        name = f"{place}, {kind} {getattr(hook, '__qualname__', type(hook).__qualname__)}"
+        while name in found:
+            name += "'"
+        found[name] = code_digest(hook, model)
+    return found
+
+
+def _hooked(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    modules = [
+        ("every module", _OF_ALL),
+        *((path or type(model).__name__, vars(one)) for path, one in model.named_modules()),
+    ]
+    for place, held in modules:
+        for attribute, kind in _KINDS.items():
+            for hook in held.get(attribute, {}).values():
+                if getattr(hook, "__module__", None) != Capture.__module__:
+                    yield place, kind, hook
+        if "_hf_hook" in held:  # accelerate's own move tensors between devices
+            if not type(held["_hf_hook"]).__module__.startswith("accelerate."):
+                yield place, "accelerate hook", held["_hf_hook"]
+        elif "forward" in held and "_orig_mod" not in held.get("_modules", {}):  # torch.compile replaces it too
+            yield place, "replaced", held["forward"]
+
+
+def printed(model: nn.Module) -> list[str]:
+    """The class of a model and how it prints, without the addresses of the objects in it."""
+    return [type(model).__qualname__, _ADDRESS.sub("", repr(model))]
+
+
+def held_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The functions that are attributes of the modules of a model, such as activations, by their path."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            is_function = isinstance(value, (FunctionType, BuiltinFunctionType, partial))
+            if is_function and name not in _REPLACED:
+                yield f"{path}.{name}" if path else name, value
+
+
+def _architecture(model: nn.Module) -> str:
+    functions = {path: code_digest(function) for path, function in held_functions(model)}
+    return text_digest([*printed(model), *([functions] if functions else [])])
+
+
+def _adaptor(adaptor: Any) -> str | None:
+    return None if adaptor is None else code_digest(adaptor)

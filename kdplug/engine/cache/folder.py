@@ -1,0 +1,380 @@
+"""A teacher cache on disk: memory-mapped shards, each complete or absent, and a manifest that says what they were computed from.
+
+Every JSON file starts with a digest of the rest of it, and each file names the digest of the manifest that it was written for, so
+damage, edits and files of another cache are found before anything is used. Digests find accidents and mix-ups; they are no
+signature, and whoever means to forge a cache can compute them. Nothing that is read is ever run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from kdplug.engine.cache.coding import Shared
+from kdplug.engine.cache.layout import Layout, ShardPlan
+from kdplug.engine.cache.shard import NOTHING, CodingStats, MappedFile, Shard
+from kdplug.errors import RunError
+
+_FORMAT = 2
+_MANIFEST = "manifest.json"
+_SHARED = "shared"
+_SHARD = re.compile(r"shard-(\d{5,})\.json")
+
+ORIGIN = "origin.json"
+"""The file in which a recipe records which teacher its cache is of."""
+
+TEACHER = "teacher"
+"""The folder of a teacher that was fitted for the cache."""
+
+_CHUNK = 1 << 22
+_LARGEST_JSON = 1 << 28
+_DIGEST = re.compile(rb'\{"digest": "([0-9a-f]{32})"')
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a cache was computed from (``fingerprint``), how its examples are divided, and how the outputs lie.
+
+    ``shared`` says whether the codec stores something once for all examples.
+    """
+
+    extent: ShardPlan
+    fingerprint: dict[str, Any]
+    layout: Layout
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """The record of a complete file: the digest of its manifest, its name, size and checksum, and what it holds."""
+
+    manifest: str
+    part: str
+    bytes: int
+    crc32: int
+    examples: int = 0
+    tally: CodingStats = NOTHING
+
+
+_MANIFESTS = TypeAdapter(Manifest)
+_NOTES = TypeAdapter(Note)
+
+
+class CacheFolder:
+    """``manifest.json``, and for each shard ``shard-00000.safetensors`` with its note ``shard-00000.json``.
+
+    What a codec stores once for all examples is in ``shared.safetensors``. ``manifest`` or ``begin`` comes before anything that
+    reads or writes shards.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._digest = ""
+
+    def manifest(self) -> Manifest | None:
+        """The manifest that ``begin`` wrote, ``None`` where there is none.
+
+        Raises: ``RunError`` for a manifest that is damaged, edited, or of another format.
+        """
+        file = self.path / _MANIFEST
+        if not _is_file(file):
+            return None
+        again = f"Restore it, or delete {self.path} to run the teacher again"
+        content = _read_sealed(file, again)
+        with _reading(file, again):
+            written = from_json(content).get("format")
+            if written != _FORMAT:
+                raise RunError(f"{file} is of cache format {written}, and this kdplug reads format {_FORMAT}. {again}")
+            found = _MANIFESTS.validate_json(content, strict=True)
+        self._digest = _digest_of(content)
+        return found
+
+    def check_free(self) -> None:
+        """Raises: ``RunError`` where no folder can be made of the path, or it holds other files and no manifest."""
+        with _reading(self.path):
+            there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                raise RunError(
+                    f"{there} is no folder that can be written to, so a teacher cache cannot go there. Name another"
+                )
+            files = sorted(self.path.iterdir()) if self.path.is_dir() else []
+        strangers = [file.name for file in files if file.name not in (ORIGIN, TEACHER) and not file.match(".*.tmp")]
+        if _MANIFEST in strangers:
+            raise RunError(
+                f"{self.path} holds a {_MANIFEST} that was not there when this run started, or that is no file: another process may "
+                "be building a cache there. Start again, or name another folder"
+            )
+        if strangers:
+            raise RunError(
+                f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is no teacher cache. Name a folder of its own"
+            )
+
+    def begin(self, manifest: Manifest) -> None:
+        """Write the manifest, which every later file names.
+
+        Raises: ``RunError`` where the folder cannot be written, or holds something else.
+        """
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.check_free()
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink()
+            content = _sealed({"format": _FORMAT, **asdict(manifest)})
+            _replace(self.path / _MANIFEST, content)
+            self._digest = _digest_of(content)
+
+    def has(self, place: int) -> bool:
+        """Whether a shard was written to its end."""
+        return _is_file(self._note(_name(place)))
+
+    def written(self, count: int) -> list[int]:
+        """Which of the first ``count`` shards were written to their end."""
+        with _reading(self.path):
+            found = (int(match[1]) for file in self.path.iterdir() if (match := _SHARD.fullmatch(file.name)))
+            return sorted(place for place in found if place < count and self.has(place))
+
+    def write(self, place: int, shard: Shard) -> None:
+        """Write a shard, and its note once the shard is on disk.
+
+        Raises: ``RunError`` where that fails, as on a full disk; shards that were written before stay.
+        """
+        self._put(_name(place), shard.tensors(), len(shard.digests), shard.tally)
+
+    def read(self, place: int, start: int) -> Shard:
+        """A shard; its tensors are mapped into memory.
+
+        Raises: ``RunError`` for a file that is missing, damaged, or of another cache.
+        """
+        name, note = _name(place), self.note(place)
+        tensors, mapped = self._verified(name, note)
+        with _reading(mapped.path, self._again(name)):
+            shard = Shard.from_tensors(start, tensors, note.tally, mapped)
+        if len(shard.digests) != note.examples:
+            raise RunError(
+                f"{mapped.path} holds {len(shard.digests)} examples instead of {note.examples}. {self._again(name)}"
+            )
+        return shard
+
+    def note(self, place: int | None) -> Note:
+        """The note of a shard, or of what is stored once (``None``), checked against the manifest and the file's size.
+
+        Raises: ``RunError`` for a damaged note, one of another cache or another shard, and a file of another size.
+        """
+        name = _SHARED if place is None else _name(place)
+        file = self._note(name)
+        content = _read_sealed(file, self._again(name))
+        with _reading(file, self._again(name)):
+            note = _NOTES.validate_json(content, strict=True)
+        if note.manifest != self._digest:
+            raise self._mixed(file, self._again(name))
+        if note.part != name:
+            raise RunError(f"{file} is the note of {note.part}, copied or renamed. {self._again(name)}")
+        self._check_size(name, note)
+        return note
+
+    def write_shared(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write what is stored once for all examples, if there is anything.
+
+        Raises: ``RunError`` where that fails.
+        """
+        if tensors:
+            self._put(_SHARED, tensors)
+
+    def has_shared(self) -> bool:
+        """Whether that was written to its end."""
+        return _is_file(self._note(_SHARED))
+
+    def read_shared(self) -> Shared:
+        """What is stored once for all examples.
+
+        Raises: ``RunError`` for a file that is missing, damaged, or of another cache.
+        """
+        return Shared(*self._verified(_SHARED, self.note(None)))
+
+    def write_origin(self, data: Mapping[str, Any]) -> None:
+        """Write ``origin.json`` of a complete cache.
+
+        Raises: ``RunError`` where that fails.
+        """
+        manifest = self.manifest()
+        assert manifest is not None
+        with _writing(self.path):
+            _replace(self.path / ORIGIN, _sealed({"manifest": self._digest, **data}))
+
+    def read_provenance(self) -> dict[str, Any] | None:
+        """The data of ``origin.json``, ``None`` where there is no such file.
+
+        Raises: ``RunError`` for a damaged file, and for that of another cache.
+        """
+        file = self.path / ORIGIN
+        if not _is_file(file):
+            return None
+        again = f"kdplug cache RECIPE --out {self.path} writes it again"
+        content = _read_sealed(file, again)
+        with _reading(file, again):
+            found: dict[str, Any] = from_json(content)
+        if self.manifest() is None or found.get("manifest") != self._digest:
+            raise self._mixed(file, again)
+        return found
+
+    def _put(self, name: str, tensors: Mapping[str, Tensor], examples: int = 0, tally: CodingStats = NOTHING) -> None:
+        assert self._digest, "a manifest comes first"
+        content = save(dict(tensors), {"manifest": self._digest})  # one key: safetensors writes several in any order
+        note = Note(self._digest, name, len(content), zlib.crc32(content), examples, tally)
+        with _writing(self.path):
+            _replace(self._file(name), content)
+            _replace(self._note(name), _sealed(asdict(note)))
+
+    def _verified(self, name: str, note: Note) -> tuple[dict[str, Tensor], MappedFile]:
+        """The tensors of a file, mapped into memory after every byte of it was read and checked."""
+        file, again = self._file(name), self._again(name)
+        with _reading(file, again):
+            mapped = MappedFile.of(file)
+            if _checksum(file) != note.crc32:
+                raise RunError(f"{file} is damaged: its checksum is not the one that was written. {again}")
+            with safe_open(file, framework="pt") as opened:
+                about = opened.metadata() or {}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  it is no mapping
+            if MappedFile.of(file) != mapped:
+                raise RunError(f"{file} was replaced while it was read. Start again once nothing writes to {self.path}")
+        if about.get("manifest") != self._digest:
+            raise self._mixed(file, again)
+        return tensors, mapped
+
+    def _check_size(self, name: str, note: Note) -> None:
+        file, again = self._file(name), self._again(name)
+        with _reading(file, again):
+            size = file.stat().st_size
+        if size != note.bytes:
+            raise RunError(f"{file} has {size} bytes and had {note.bytes} when it was written. {again}")
+
+    def _mixed(self, file: Path, again: str) -> RunError:
+        return RunError(
+            f"{file} belongs to another cache than the {_MANIFEST} beside it: one of them was replaced. Restore the files of one "
+            f"cache. {again}"
+        )
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
+
+    def _note(self, name: str) -> Path:
+        return self.path / f"{name}.json"
+
+    def _again(self, name: str) -> str:
+        return f"Delete {self._note(name).name} to run the teacher for this part again"
+
+
+def _name(place: int) -> str:
+    return f"shard-{place:05d}"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write the teacher cache {folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _reading(file: Path, again: str = "") -> Iterator[None]:
+    """Raise ``RunError`` for what the system, safetensors or a parser says of ``file``; ``again`` is how to get a good one."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(map(str, first["loc"]))
+        raise RunError(f"{file} is damaged: {path or 'its content'}: {first['msg']}. {again}") from error
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RunError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+        raise RunError(f"cannot read {file}: {reason}. {again}".rstrip(". ")) from error
+
+
+def _is_file(file: Path) -> bool:
+    with _reading(file):
+        return file.is_file()
+
+
+def _sealed(data: Mapping[str, Any]) -> bytes:
+    """``data`` as JSON whose first key is a digest of all that follows."""
+    rest = b",\n" + json.dumps(data, indent=1).encode()[1:].lstrip()
+    return b'{"digest": "' + _hash(rest) + b'"' + rest
+
+
+def _read_sealed(file: Path, again: str) -> bytes:
+    """The bytes of a JSON file that are those which were written, to be parsed afterwards.
+
+    Raises: ``RunError`` for any other.
+    """
+    with _reading(file, again):
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_JSON:
+            raise RunError(f"{file} is no file that kdplug wrote: it has {found.st_size} bytes. {again}")
+        content = file.read_bytes()
+    match = _DIGEST.match(content)
+    if match is None:
+        raise RunError(
+            f"{file} has no digest: it was damaged or edited, or another version of kdplug wrote it. {again}"
+        )
+    if match[1] != _hash(content[match.end() :]):
+        raise RunError(f"{file} was damaged or edited: its digest is not that of its content. {again}")
+    return content
+
+
+def _digest_of(content: bytes) -> str:
+    match = _DIGEST.match(content)
+    assert match is not None
+    return match[1].decode()
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
+
+
+def _checksum(file: Path) -> int:
+    found = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            found = zlib.crc32(chunk, found)
+    return found
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Put a file in place that is on disk as a whole before it has its name."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:  # never through a link that lies there
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

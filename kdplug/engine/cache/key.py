@@ -1,0 +1,247 @@
+"""Examples that carry their place in the data, so that what a teacher made of each can be found again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from kdplug.engine.hashing import digest
+from kdplug.errors import RunError
+
+_BATCH = 32
+
+
+class Keyed(NamedTuple):
+    """A batch with the place and the digest of each of its examples, in the order of its rows.
+
+    Where batches are not made of examples that can be told apart, the whole batch is the one example.
+    """
+
+    keys: tuple[int, ...]
+    digests: tuple[int, ...]
+    batch: Any
+
+
+class Source(Protocol):
+    """Data in which each example has a place. ``is_whole`` says that an example is a whole batch."""
+
+    count: int
+    batch_size: int
+    is_whole: bool
+
+    @property
+    def loader(self) -> Iterable[Keyed]:
+        """The user's loader: the same batches in the same order from the same random numbers, each with its keys."""
+
+    def read(self, groups: Sequence[Sequence[int]], *, alone: bool = False) -> Iterator[Keyed]:
+        """Batches of the examples at these places; ``alone`` reads them in this process."""
+
+
+def source_of(loader: Iterable[Any]) -> Source:
+    """The data behind ``loader``.
+
+    Raises: ``RunError`` for data in which examples have no fixed place: an ``IterableDataset``, a generator, a loader that
+    accelerate has divided already.
+    """
+    if isinstance(loader, (list, tuple)):
+        return Batches(loader)
+    if getattr(loader, "_is_accelerate_prepared", False):
+        raise RunError(
+            "is_caching_logits needs the DataLoader from before accelerate.prepare; the run divides it itself"
+        )
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
+        raise RunError(
+            f"is_caching_logits needs examples that can be found again by their place, and a {kind} has none. Pass a DataLoader "
+            "over a dataset with __getitem__ and __len__, or a list of batches"
+        )
+    return Examples(loader)
+
+
+class Batches:
+    """A list of batches, each cached whole: they come in the same order in every pass."""
+
+    is_whole = True
+    batch_size = 1
+
+    def __init__(self, batches: Sequence[Any]) -> None:
+        self._batches = batches
+        self.count = len(batches)
+
+    @property
+    def loader(self) -> Iterable[Keyed]:
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Keyed]:
+        return self.read([[place] for place in range(self.count)])
+
+    def read(self, groups: Sequence[Sequence[int]], *, alone: bool = False) -> Iterator[Keyed]:  # noqa: ARG002  read here anyway
+        for (place,) in groups:
+            batch = self._batches[place]
+            yield Keyed((place,), (digest(batch),), batch)
+
+
+class Examples:
+    """A ``DataLoader`` over a dataset whose examples have places."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self.is_whole = loader.batch_sampler is None
+        self.batch_size = 1 if self.is_whole else _batch_size(loader)
+        try:
+            self.count = len(cast("Any", loader.dataset))
+        except TypeError:
+            raise RunError(
+                f"is_caching_logits needs a dataset with a length, and {type(loader.dataset).__name__} has no __len__"
+            ) from None
+        if isinstance(loader.sampler, torch.utils.data.BatchSampler):
+            raise RunError(
+                "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, with __getitem__ "
+                "of the dataset giving one example"
+            )
+        self._dataset = KeyedDataset(loader.dataset)
+        self._collate = KeyedCollate(loader.collate_fn, is_whole=self.is_whole)
+
+    @property
+    def loader(self) -> Iterable[Keyed]:
+        copied = copy.copy(self._loader)
+        # A DataLoader refuses to have its dataset set; one made anew would have lost its class and its sampler.
+        vars(copied).update(dataset=self._dataset, collate_fn=self._collate, _iterator=None)
+        return cast("Iterable[Keyed]", copied)
+
+    def read(self, groups: Sequence[Sequence[int]], *, alone: bool = False) -> Iterator[Keyed]:
+        mine = self._loader
+        workers: dict[str, Any] = {}
+        if mine.num_workers and not alone:
+            workers = {
+                "num_workers": mine.num_workers,
+                "prefetch_factor": mine.prefetch_factor,
+                "multiprocessing_context": mine.multiprocessing_context,
+                "timeout": mine.timeout,
+            }
+        order: dict[str, Any] = {"batch_sampler": groups}
+        if self.is_whole:
+            order = {"batch_size": None, "sampler": [place for group in groups for place in group]}
+        found: DataLoader[Any] = DataLoader(
+            cast("Dataset[Any]", self._dataset),
+            collate_fn=self._collate,
+            worker_init_fn=mine.worker_init_fn,
+            generator=torch.Generator(),
+            **order,
+            **workers,
+        )
+        return iter(found)
+
+
+class KeyedDataset(Dataset[tuple[int, int, Any]]):
+    """A dataset that gives each example with its place and digest. Everything else is the dataset's own."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: Any) -> tuple[int, int, Any]:
+        return self._keyed(place, self.dataset[place])
+
+    def __getitems__(self, places: list[Any]) -> list[tuple[int, int, Any]]:
+        several = getattr(self.dataset, "__getitems__", None)
+        items = several(places) if callable(several) else [self.dataset[place] for place in places]
+        return [self._keyed(place, item) for place, item in zip(places, items, strict=True)]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):  # asked for while a worker unpickles
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def _keyed(self, place: Any, item: Any) -> tuple[int, int, Any]:
+        try:
+            key = int(place)
+        except (TypeError, ValueError):
+            raise RunError(
+                f"is_caching_logits needs whole numbers as the places of examples; the sampler gave {place!r}"
+            ) from None
+        return key if key >= 0 else key + len(self.dataset), digest(item), item
+
+
+class KeyedCollate:
+    """The user's collate function on the examples, beside their keys."""
+
+    def __init__(self, collate: Callable[[Any], Any], *, is_whole: bool) -> None:
+        self.collate = collate
+        self.is_whole = is_whole
+
+    def __call__(self, items: Any) -> Keyed:
+        if self.is_whole:
+            key, mark, item = items
+            return Keyed((key,), (mark,), self.collate(item))
+        keys, marks, examples = zip(*items, strict=True)
+        return Keyed(keys, marks, self.collate(list(examples)))
+
+
+def _batch_size(loader: DataLoader[Any]) -> int:
+    given = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return given if isinstance(given, int) and given > 0 else _BATCH
+
+
+def check_repeatable(source: Source, inputs_of: Callable[[Any], Any]) -> None:
+    """Draw the first examples twice, and once in reverse.
+
+    Raises: ``RunError`` where they differ (random augmentation, masking or mixing, in the dataset, the collate function or the
+    postprocessor), or where rows do not follow the examples (a collate function that sorts).
+    """
+    group = list(range(min(source.batch_size, source.count)))
+    first, again = (next(source.read([group], alone=True)) for _ in range(2))
+    if first.digests != again.digests:
+        place = next(key for key, one, other in zip(group, first.digests, again.digests, strict=True) if one != other)
+        raise _random(f"example {place} drawn twice gives two different examples")
+    inputs = inputs_of(first.batch)
+    if digest(inputs) != digest(inputs_of(again.batch)):
+        raise _random("the same examples give two different batches: collate_fn or batch_postprocessor draws at random")
+    if not source.is_whole and len(group) > 1:
+        _check_order(first, inputs, inputs_of(next(source.read([group[::-1]], alone=True)).batch))
+
+
+def _random(what: str) -> RunError:
+    return RunError(
+        f"{what}, so what the teacher says of it cannot be kept. Take the augmentation out, or set is_caching_logits to false",
+        field="is_caching_logits",
+    )
+
+
+def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
+    if not _is_reverse(inputs, reverse, len(keyed.keys)):
+        raise RunError(
+            "the rows of a batch do not follow its examples: the same examples in reverse do not give the batch in reverse. A "
+            "collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used with is_caching_logits",
+            field="is_caching_logits",
+        )
+
+
+def _is_reverse(one: Any, other: Any, count: int) -> bool:
+    if isinstance(one, Tensor):
+        if not one.dim() or len(one) != count:
+            return True  # not of the examples
+        return isinstance(other, Tensor) and one.shape == other.shape and _same(one.flip(0), other)
+    if isinstance(one, Mapping):
+        return isinstance(other, Mapping) and all(
+            key in other and _is_reverse(inner, other[key], count) for key, inner in one.items()
+        )
+    if isinstance(one, (list, tuple)):
+        if len(one) == count and not any(isinstance(inner, Tensor) and len(inner.shape) for inner in one):
+            return digest(list(one)[::-1]) == digest(list(other))
+        return len(one) == len(other) and all(map(_is_reverse, one, other, [count] * len(one)))
+    return True
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or digest(one) == digest(other)  # bits, since nan differs from nan

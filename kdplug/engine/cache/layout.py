@@ -1,0 +1,149 @@
+"""How a teacher's outputs lie in memory: which names, in which precision, and which dimensions follow the inputs' length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from kdplug.engine.cache.coding import Coded, CodedHead
+from kdplug.engine.cache.content import length_dims
+from kdplug.errors import RunError
+
+SHARD_BYTES = 64 << 20
+SHARD_BATCHES = 128
+"""A shard is written when it is as large as this, or holds so many batches: what an interruption may cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """How the examples are divided: ``batch`` to a forward pass, ``batches`` of these to a shard."""
+
+    count: int
+    batch: int
+    batches: int
+
+    def __post_init__(self) -> None:
+        if min(self.count, self.batch, self.batches) < 1:
+            raise ValueError("counts must be positive")
+
+    @classmethod
+    def of(cls, count: int, batch: int, batch_bytes: int) -> Self:
+        """``batch_bytes`` is what is kept of one forward pass."""
+        return cls(count, batch, max(1, min(SHARD_BATCHES, SHARD_BYTES // max(1, batch_bytes))))
+
+    @property
+    def shard_size(self) -> int:
+        return self.batch * self.batches
+
+    @property
+    def shards(self) -> int:
+        return -(-self.count // self.shard_size)
+
+    def groups(self, shard: int) -> list[list[int]]:
+        """The examples of each batch of a shard."""
+        start, end = shard * self.shard_size, min((shard + 1) * self.shard_size, self.count)
+        return [list(range(first, min(first + self.batch, end))) for first in range(start, end, self.batch)]
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """``dims`` of a batch's tensor are ``less`` shorter than the second dimension of the inputs at ``paths``, the padding_signatures.
+
+    That is 0, or 1 where an adaptor has shifted logits to stand beside the next token.
+    """
+
+    dims: tuple[int, ...]
+    paths: tuple[str, ...]
+    less: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one batch of outputs told about all: ``counts`` by teacher; dtypes, lengths and coded heads by name."""
+
+    counts: tuple[Mapping[str, int], ...]
+    dtypes: Mapping[str, str]
+    lengths: Mapping[str, Length]
+    heads: Mapping[str, CodedHead] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.dtypes.values():
+            if not isinstance(getattr(torch, name, None), torch.dtype):
+                raise ValueError(f"{name!r} is no dtype")
+
+    @classmethod
+    def of(
+        cls,
+        counts: list[dict[str, int]],
+        tensors: Mapping[str, Tensor],
+        inputs: Any,
+        coded: Mapping[str, Coded] = MappingProxyType({}),
+    ) -> Layout:
+        """``tensors`` are those of one batch by name, ``0/logits/0``; ``inputs`` is what the teacher was given."""
+        found = padding_signatures(inputs)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        shapes |= {name: one.shape for name, one in coded.items()}
+        lengths = {}
+        for name, shape in shapes.items():
+            dims = length_dims(name.partition("/")[2], shape)
+            for less, dim in ((less, dim) for less in (0, 1) for dim in dims):
+                size = shape[dim]
+                paths = tuple(path for path, guide in found.items() if guide.shape == (shape[0], size + less))
+                if paths:
+                    lengths[name] = Length(tuple(one for one in dims if shape[one] == size), paths, less)
+                    break
+        dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        return cls(tuple(counts), dtypes, lengths, {name: one.head for name, one in coded.items()})
+
+    @property
+    def padding_signatures(self) -> tuple[str, ...]:
+        """The paths of the inputs that say how the tokens of an example lie in its row."""
+        return tuple(dict.fromkeys(path for length in self.lengths.values() for path in length.paths))
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What the teacher returned, however it is kept."""
+        found: torch.dtype = getattr(torch, self.dtypes[name])
+        return found
+
+    @property
+    def names(self) -> set[str]:
+        """Everything that is kept of the outputs, coded or not."""
+        return {*self.dtypes, *self.heads}
+
+    def check(self, name: str, shape: torch.Size, inputs: Mapping[str, Tensor]) -> None:
+        """Raises: ``RunError`` where a batch's tensor does not follow the inputs that it followed in the first batch."""
+        length = self.lengths.get(name)
+        for path in () if length is None else length.paths:
+            assert length is not None
+            size = inputs[path].shape[1] - length.less
+            if any(len(shape) <= dim or shape[dim] != size for dim in length.dims):
+                raise RunError(
+                    f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input {path or 'tensor'!r} in one "
+                    f"batch and is not in another ({list(inputs[path].shape)}), so its examples cannot be put into other batches. "
+                    "Pad all examples to one length"
+                )
+
+
+def padding_signatures(inputs: Any) -> dict[str, Tensor]:
+    """The inputs that lay tokens out, ``[batch, length]`` of whole numbers or booleans, by their path."""
+    return {
+        path: tensor
+        for path, tensor in _tensors(inputs, "")
+        if tensor.dim() == 2 and not tensor.is_floating_point() and not tensor.is_complex()
+    }
+
+
+def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for place, inner in enumerate(value):
+            yield from _tensors(inner, f"{path}.{place}" if path else str(place))

@@ -1,0 +1,100 @@
+"""What lies in the folder of a teacher cache, without any model or data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from kdplug.engine.cache.folder import CacheFolder
+from kdplug.engine.cache.layout import Layout
+from kdplug.engine.cache.shard import CodingStats
+from kdplug.errors import RunError
+
+
+@dataclass(frozen=True, slots=True)
+class CacheReport:
+    """``written`` of ``shards`` shards are there, with ``examples`` of ``count`` examples in ``bytes``.
+
+    ``fingerprint`` is what the outputs are of, ``layout`` how they lie, ``tally`` what coding and rounding left of them.
+    """
+
+    path: Path
+    written: int
+    shards: int
+    examples: int
+    count: int
+    bytes: int
+    fingerprint: Mapping[str, Any]
+    layout: Layout
+    tally: CodingStats
+
+    @classmethod
+    def read(cls, path: Path, *, checks: bool = False) -> Self:
+        """Read manifest and notes; where it ``checks``, every byte of every shard as well.
+
+        Raises: ``RunError`` for a folder that is no cache, and for what is damaged.
+        """
+        folder = CacheFolder(path)
+        manifest = folder.manifest()
+        if manifest is None:
+            raise RunError(
+                f"{path} is no teacher cache: it holds no manifest.json. kdplug cache RECIPE --out {path} makes one"
+            )
+        extent = manifest.extent
+        there = folder.written(extent.shards)
+        notes = [folder.note(place) for place in there]
+        shared = [folder.note(None)] if manifest.shared and folder.has_shared() else []
+        if checks:
+            for place in there:
+                folder.read(place, place * extent.shard_size)
+            _ = folder.read_shared() if shared else None
+        return cls(
+            path,
+            len(there),
+            extent.shards,
+            sum(note.examples for note in notes),
+            extent.count,
+            sum(note.bytes for note in [*notes, *shared]),
+            manifest.fingerprint,
+            manifest.layout,
+            CodingStats.sum(note.tally for note in notes),
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        return self.written == self.shards
+
+    @property
+    def bytes_per_item(self) -> float | None:
+        """Everything that is kept, for each item (token, or example of a classifier) whose logits are."""
+        return self.bytes / self.tally.items if self.tally.items else None
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes of each coded head."""
+        return [head.classes for head in self.layout.heads.values()]
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for programs."""
+        return {
+            "path": str(self.path),
+            "complete": self.is_complete,
+            "shards": self.shards,
+            "shards_written": self.written,
+            "examples": self.count,
+            "examples_written": self.examples,
+            "bytes": self.bytes,
+            "items": self.tally.items,
+            "positions": self.tally.positions,
+            "coverage": self.tally.coverage,
+            "bytes_per_item": self.bytes_per_item,
+            "temperature": self.fingerprint.get("temperature"),
+            "kept_mass": self.tally.kept_mass,
+            "lowest_kept_mass": self.tally.lowest if self.tally.items else None,
+            "largest_error": self.tally.error,
+            "classes": self.classes,
+            "holds": sorted(self.layout.names),
+            "fingerprint": dict(self.fingerprint),
+        }

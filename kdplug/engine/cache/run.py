@@ -1,0 +1,300 @@
+"""Finding or filling a teacher cache at the start of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from kdplug.config.training import TrainingConfig
+from kdplug.engine.cache.builder import CacheBuilder, TeacherBatch
+from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.coding import Shared
+from kdplug.engine.cache.content import RequiredOutputs
+from kdplug.engine.cache.fingerprint import OF_THE_MODEL, changes, teacher_fingerprint
+from kdplug.engine.cache.folder import TEACHER, CacheFolder, Manifest
+from kdplug.engine.cache.key import check_repeatable, source_of
+from kdplug.engine.cache.layout import Layout, ShardPlan
+from kdplug.engine.cache.shard import Shard
+from kdplug.engine.cache.store import Store
+from kdplug.engine.cache.summary import CacheSummary
+from kdplug.engine.cache.teacher import CachedTeacher
+from kdplug.engine.forward_state import random_state_kept
+from kdplug.engine.hashing import text_digest
+from kdplug.engine.parallel.process import process
+from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
+from kdplug.engine.training_module import Adaptor
+from kdplug.errors import RunError
+from kdplug.objective.objective import Objective
+
+
+class OpenCache:
+    """A teacher cache for the length of one run.
+
+    Raises: ``RunError`` for data without examples, and for a damaged manifest.
+    """
+
+    def __init__(
+        self, cache: TeacherCache, cached: CachedTeacher, model_args: Mapping[str, Any], accelerator: Accelerator
+    ) -> None:
+        self._cache = cache
+        self._cached = cached
+        self._source = cached.source
+        self._model_args = model_args
+        self._accelerator = accelerator
+        self._folder = None if cache.path is None else CacheFolder(cache.path)
+        self._manifest = None if self._folder is None else self._folder.manifest()
+        if not self._source.count:
+            raise RunError("the dataset is empty, so there is nothing to cache", field="is_caching_logits")
+        batch = self._source.batch_size if self._manifest is None else self._manifest.extent.batch
+        with random_state_kept():
+            self._fingerprint = self._identify(batch)
+
+    def find(self) -> None:
+        """Give the cached teacher its store where all outputs are there.
+
+        Raises: ``RunError`` that says what differs, where the folder holds outputs of something else; ``RunError`` for a
+        damaged shard.
+        """
+        cached, folder = self._cached, self._folder
+        if folder is None:
+            cached.store = self._cache.remembered(self._fingerprint)
+        elif self._manifest is not None:
+            self._check_fingerprint(self._manifest)
+            if self._is_complete(folder, self._manifest):
+                cached.store = self._load(folder, self._manifest)
+        if cached.store is None and isinstance(cached.teacher, CacheOnlyTeacher):
+            raise self._nobody_to_ask()
+        self._accelerator.wait_for_everyone()
+
+    def check(self, objective: Objective) -> None:
+        """See that a folder is of the same as this, and was made for what ``objective`` reads, as far as that is known of both.
+
+        Raises: ``RunError`` that says what differs; ``RunError`` for a folder that is no cache and not empty either.
+        """
+        if self._folder is not None and self._manifest is None:
+            self._folder.check_free()
+        elif self._manifest is not None:
+            self._check_fingerprint(self._manifest)
+            self._check_held([replace(one, captured=()) for one in self._wanted(objective)])
+
+    def fill(self, objective: Objective) -> None:
+        """Ask the teacher about every example that was not asked about, for what ``objective`` reads.
+
+        Raises: ``RunError`` where the data cannot be cached, or the cache lacks what the objective reads.
+        """
+        start = time.monotonic()
+        wanted = self._wanted(objective)
+        self._check_held(wanted)
+        question = self._question(wanted)
+        if self._cached.store is None:
+            with random_state_kept(), self._cached.teacher.hooked(objective):
+                self._cached.store = self._asked(question)
+        store = self._cached.store
+        self._cache.summary = CacheSummary(
+            self._source.count,
+            store.bytes,
+            question.batches,
+            time.monotonic() - start,
+            store.tally,
+            self._cache.path,
+            self._cache.coding is not None,
+        )
+
+    def _wanted(self, objective: Objective) -> list[RequiredOutputs]:
+        return [RequiredOutputs.of(objective, place) for place in range(len(self._cached.teachers))]
+
+    def _check_held(self, wanted: list[RequiredOutputs]) -> None:
+        """Memory that lacks what the objective reads is given up; a folder that does is an error."""
+        if self._manifest is not None and (lacking := _lacking(wanted, self._manifest.layout)):
+            raise RunError(
+                f"the teacher cache {self._cache.path} holds no {', '.join(lacking)}, which the objective reads. Name another "
+                "folder, or delete this one to have the teacher asked anew"
+            )
+        if self._cached.store is not None and _lacking(wanted, self._cached.store.layout):
+            self._cached.store = None
+
+    def _asked(self, question: CacheBuilder) -> Store:
+        check_repeatable(self._source, self._cached.inputs_of)
+        if self._folder is None:
+            return self._asked_in_memory(question)
+        folder, process = self._folder, self._accelerator
+        first: TeacherBatch | None = None
+        if process.is_main_process and (self._manifest is None or self._lacks_shared(folder, self._manifest)):
+            first, layout, extent = self._begun(question)
+            if self._manifest is None:
+                folder.begin(Manifest(extent, self._fingerprint, layout, bool(first.shared)))
+            folder.write_shared(first.shared)
+        process.wait_for_everyone()
+        manifest = folder.manifest()
+        assert manifest is not None
+        extent, layout = manifest.extent, manifest.layout
+        mine = [place for place in range(extent.shards) if place % process.num_processes == process.process_index]
+        for place, shard in self._shards(question, extent, layout, [one for one in mine if not folder.has(one)], first):
+            folder.write(place, shard)
+        process.wait_for_everyone()
+        return self._load(folder, manifest)
+
+    def _asked_in_memory(self, question: CacheBuilder) -> Store:
+        first, layout, extent = self._begun(question)
+        shards = [shard for _, shard in self._shards(question, extent, layout, list(range(extent.shards)), first)]
+        whole = self._source.is_whole
+        store = Store(layout, shards, extent.shard_size, whole, self._cache.coding, Shared(first.shared))
+        self._cache.remember(self._fingerprint, store)
+        return store
+
+    def _begun(self, question: CacheBuilder) -> tuple[TeacherBatch, Layout, ShardPlan]:
+        """The answer about the first batch, and what follows from it for all."""
+        batch = (
+            min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest.extent.batch
+        )
+        first = question.ask(next(self._source.read([list(range(batch))], alone=True)), shares=True)
+        return first, question.layout(first), ShardPlan.of(self._source.count, batch, first.bytes)
+
+    def _shards(
+        self, question: CacheBuilder, extent: ShardPlan, layout: Layout, places: list[int], first: TeacherBatch | None
+    ) -> Iterator[tuple[int, Shard]]:
+        """The shards at ``places``; the answer about the first batch of all may be there already."""
+        groups = {place: extent.groups(place) for place in places}
+        skipped = first is not None and bool(places) and places[0] == 0
+        reads = [group for place in places for group in groups[place]][int(skipped) :]
+        batches = self._source.read(reads) if reads else iter(())
+        for place in places:
+            answers = [first] if skipped and place == 0 and first is not None else []
+            answers += [question.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
+            yield place, question.shard(place * extent.shard_size, answers, layout)
+
+    def _load(self, folder: CacheFolder, manifest: Manifest) -> Store:
+        extent = manifest.extent
+        shards = [folder.read(place, place * extent.shard_size) for place in range(extent.shards)]
+        shared = folder.read_shared() if manifest.shared else Shared({})
+        return Store(manifest.layout, shards, extent.shard_size, self._source.is_whole, self._cache.coding, shared)
+
+    def _is_complete(self, folder: CacheFolder, manifest: Manifest) -> bool:
+        return all(map(folder.has, range(manifest.extent.shards))) and not self._lacks_shared(folder, manifest)
+
+    def _lacks_shared(self, folder: CacheFolder, manifest: Manifest) -> bool:
+        return manifest.shared and not folder.has_shared()
+
+    def _nobody_to_ask(self) -> RunError:
+        if self._folder is None or self._manifest is None:
+            return RunError(
+                f"there is no teacher, and {self._cache.path} is no teacher cache. Make one with kdplug cache, or give the teacher",
+                field="teacher_cache",
+            )
+        shards = self._manifest.extent.shards
+        written = len(self._folder.written(shards))
+        return RunError(
+            f"there is no teacher, and the cache {self._cache.path} is not complete: {written} of {shards} shards are there. Run "
+            "the command that began it again",
+            field="teacher_cache",
+        )
+
+    def _question(self, wanted: list[RequiredOutputs]) -> CacheBuilder:
+        process = self._accelerator
+        return CacheBuilder(
+            teacher=self._cached.teacher,
+            wanted=wanted,
+            inputs_of=self._cached.inputs_of,
+            model_args=self._model_args,
+            device=process.device,
+            precision=lambda: process.autocast() if process.native_amp else None,
+            is_whole=self._source.is_whole,
+            dtype=self._cache.dtype,
+            coding=self._cache.coding,
+        )
+
+    def _identify(self, batch: int) -> dict[str, Any]:
+        """What the outputs are of. The data are told by what the teacher is given of them, at both ends and in the middle."""
+        count = self._source.count
+        starts = sorted({0, count // 2 // batch * batch, (count - 1) // batch * batch})
+        groups = [list(range(start, min(start + batch, count))) for start in starts]
+        inputs = {
+            f"examples {group[0]} to {group[-1]}": text_digest([keyed.digests, self._cached.inputs_of(keyed.batch)])
+            for group, keyed in zip(groups, self._source.read(groups, alone=True), strict=True)
+        }
+        return {
+            **teacher_fingerprint(self._cached.teachers),
+            "examples": count,
+            "inputs": inputs,
+            "model_args": text_digest(dict(self._model_args)),
+            "precision": self._accelerator.mixed_precision,
+            "dtype": None if self._cache.dtype is None else str(self._cache.dtype).removeprefix("torch."),
+            **({} if self._cache.coding is None else self._cache.coding.fingerprint()),
+            **self._cache.about,
+        }
+
+    def _check_fingerprint(self, manifest: Manifest) -> None:
+        saved = manifest.fingerprint
+        if isinstance(self._cached.teacher, CacheOnlyTeacher):
+            saved = {part: value for part, value in saved.items() if part not in OF_THE_MODEL}
+        if found := changes(saved, self._fingerprint):
+            raise RunError(
+                f"the teacher cache {self._cache.path} is of something else. What differs:\n    "
+                + "\n    ".join(found)
+                + "\nUndo the change, name another folder, or delete this one to have the teacher asked anew"
+            )
+
+
+def _lacking(wanted: list[RequiredOutputs], layout: Layout) -> list[str]:
+    """What the objective reads of the teachers and the cache was not asked for."""
+    found = []
+    for place, one in enumerate(wanted):
+        if place >= len(layout.counts):
+            found.append(f"outputs of teacher {place}")
+            continue
+        held = {name.partition("/")[2] for name in layout.names if name.startswith(f"{place}/")}
+        counts = layout.counts[place]
+        names = one.names(counts)
+        keys = {"logits"} if one.logits and not any(name.startswith("logits/") for name in held) else set()
+        keys |= {key for key, indices in one.layers.items() if indices and key not in counts}
+        found += sorted({name for name in names if name not in held} | keys)
+    return found
+
+
+_OF_OUTPUTS = ("weights", "hooks")
+
+
+def precheck(
+    cache: TeacherCache,
+    adaptor: Adaptor | None,
+    objective: Objective,
+    dataloader: Iterable[Any],
+    config: TrainingConfig,
+) -> None:
+    """See that the folder of ``cache``, where there is one already, is of this adaptor, these data, and what ``cache`` is about,
+    and that it holds the layers that ``objective`` reads.
+
+    What can only be told with the teacher at hand, or in the run itself, is left to that: the teacher's weights, examples
+    beyond both ends and the middle of the data, and modules that are read by their path.
+
+    Raises: ``RunError`` that says what differs; ``RunError`` for data without places, and for a damaged manifest.
+    """
+    precision = config.precision if "precision" in config.model_fields_set else None
+    with process(config.device, precision) as accelerator:
+        cached = CachedTeacher(CacheOnlyTeacher(adaptor), source_of(dataloader))
+        OpenCache(cache, cached, {}, accelerator).check(objective)
+
+
+def check_teacher(path: Path, model: nn.Module) -> None:
+    """See that ``model`` has the weights and hooks of the teacher that the cache in ``path`` was built from, if there is one.
+
+    Raises: ``RunError`` that says what differs; ``RunError`` for a damaged manifest.
+    """
+    manifest = CacheFolder(path).manifest()
+    if manifest is None:
+        return
+    now = teacher_fingerprint({"teacher": Teacher(model)})
+    kept, found = ({part: one[part] for part in _OF_OUTPUTS if part in one} for one in (manifest.fingerprint, now))
+    if differing := changes(kept, found):
+        raise RunError(
+            f"the teacher is not the one that the cache {path} was built from. What differs:\n    "
+            + "\n    ".join(differing)
+            + f"\nRestore that teacher ({path / TEACHER}, where the recipe fits it), or delete {path} and build the cache again",
+            field="teacher_cache",
+        )

@@ -1,0 +1,150 @@
+"""The teacher caches of one run: one, or one for each task that has one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any, cast
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch.distributed.tensor import DTensor
+
+from kdplug.config.training import TrainingConfig
+from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.coding import KeptMass
+from kdplug.engine.cache.key import source_of
+from kdplug.engine.cache.run import OpenCache
+from kdplug.engine.cache.summary import CacheSummary
+from kdplug.engine.cache.teacher import CachedTeacher
+from kdplug.engine.forward_state import materialize, modes
+from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
+from kdplug.engine.parallel.process import process
+from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
+from kdplug.engine.training_module import TrainingModule
+from kdplug.errors import RunError
+from kdplug.objective.objective import Objective
+from kdplug.objective.task_objective import TaskObjective
+
+Caches = TeacherCache | Mapping[str, TeacherCache] | None
+"""A cache, or one by task; ``None`` and no task: the teacher is asked for every batch."""
+
+
+class CacheSession:
+    """Puts a cached teacher in the place of each teacher that is to be asked once, and keys on the examples of its loader.
+
+    ``teacher``, ``dataloader`` and ``postprocess`` stand where those that it was given stood.
+
+    Raises: ``RunError`` for data whose examples cannot be found again.
+    """
+
+    def __init__(
+        self,
+        caches: Caches,
+        teacher: TeacherSide | None,
+        dataloader: Iterable[Any],
+        postprocess: Callable[[Any], Any] | None,
+        model_args: Mapping[str, Any],
+    ) -> None:
+        self.teacher = teacher
+        self.dataloader = dataloader
+        self.postprocess = postprocess
+        self._model_args = model_args
+        self._cached: dict[str, tuple[TeacherCache, CachedTeacher]] = {}
+        self._opened: dict[str, OpenCache] = {}
+        if isinstance(caches, TeacherCache):
+            cached = CachedTeacher(
+                cast("Teacher | Ensemble | CacheOnlyTeacher", teacher), source_of(self.dataloader), self.postprocess
+            )
+            self._cached[""] = caches, cached
+            self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
+        elif caches:
+            self._by_task(caches, cast("TaskTeachers", teacher), cast("MultiTaskLoader", dataloader))
+
+    def _by_task(self, caches: Mapping[str, TeacherCache], teachers: TaskTeachers, mixture: MultiTaskLoader) -> None:
+        sides, loaders, processors = dict(teachers.teachers), dict(mixture.loaders), dict(mixture.postprocessors)
+        for task, cache in caches.items():
+            try:
+                source = source_of(loaders[task])
+            except RunError as error:
+                raise error.at("dataloaders", task) from error.__cause__
+            cached = CachedTeacher(cast("Teacher | Ensemble", sides[task]), source, processors.get(task))
+            self._cached[task] = cache, cached
+            sides[task], loaders[task], processors[task] = cached, source.loader, cached.prepared
+        self.teacher = TaskTeachers(sides)
+        self.dataloader = MultiTaskLoader(loaders, mixture.shares, mixture.seed, processors)
+
+    def open(self, accelerator: Accelerator) -> None:
+        """Find what earlier runs left.
+
+        Raises: ``RunError`` for a cache of something else, a damaged one, or a teacher that is sharded.
+        """
+        for task, (cache, cached) in self._cached.items():
+            if any(isinstance(parameter, DTensor) for parameter in cached.model.parameters()):
+                raise RunError(
+                    "a teacher whose weights are spread over the processes (FSDP) is not cached",
+                    field="is_caching_logits",
+                )
+            self._opened[task] = OpenCache(cache, cached, self._model_args, accelerator)
+            self._opened[task].find()
+
+    def fill(self, objective: Objective | TaskObjective, *, shown: bool) -> None:
+        """Ask each teacher about what it was not asked about yet. ``shown`` says so on the error stream.
+
+        Raises: ``RunError`` for data or outputs that cannot be cached.
+        """
+        for task, opened in self._opened.items():
+            own = objective.of(task) if isinstance(objective, TaskObjective) else objective
+            opened.fill(own)
+            cache, named = self._cached[task][0], f"{task}: " if task else ""
+            assert cache.summary is not None
+            mass = None if own.kd_loss is None else KeptMass.of_cache(cache.coding, cache.summary.tally)
+            if shown:
+                kept = "" if mass is None else f"; {mass}"
+                Console(stderr=True).print(f"{named}{cache.summary}{kept}", highlight=False, soft_wrap=True)
+            if mass is not None and mass.warning is not None:
+                warnings.warn(f"{named}teacher_cache_codec: {mass.warning}", stacklevel=2)
+
+
+def fill(
+    pair: TrainingModule,
+    teacher: TeacherSide,
+    config: TrainingConfig,
+    cache: TeacherCache,
+    dataloader: Iterable[Any],
+    *,
+    postprocess: Callable[[Any], Any] | None,
+    model_args: Mapping[str, Any],
+    shown: bool,
+) -> CacheSummary:
+    """Fill ``cache`` with what ``teacher`` says of the examples of ``dataloader``, as far as the objective reads it.
+
+    What is there already stays. Several processes divide what is not. The student is asked once where the objective needs its
+    widths.
+
+    Raises: ``RunError`` for data, outputs or a folder that cannot be used.
+    """
+    precision = config.precision if "precision" in config.model_fields_set else None
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(process(config.device, precision))
+        if config.seed is not None:
+            set_seed(config.seed, device_specific=True)
+        stack.enter_context(modes(evaluating=teacher.model))
+        stack.enter_context(teacher.frozen())
+        teacher.to(accelerator.device)
+        session = CacheSession(cache, teacher, dataloader, postprocess, model_args)
+        session.open(accelerator)
+        side, prepare = session.teacher, session.postprocess
+        assert side is not None
+        assert prepare is not None
+        if pair.objective.needs_materialize:
+            pair.to(accelerator.device)
+            with pair.hooked(), side.hooked(pair.objective):
+                batch = prepare(next(iter(session.dataloader)))
+                materialize(pair, side, batch, model_args, accelerator.device)
+        session.fill(pair.objective, shown=shown and accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+    assert cache.summary is not None
+    return cache.summary

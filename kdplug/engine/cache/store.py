@@ -1,0 +1,160 @@
+"""What the teacher made of every example, found again by the example's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.outputs import Outputs
+from kdplug.engine.cache.coding import Coding, Reader, Shared
+from kdplug.engine.cache.content import Content, rebuild
+from kdplug.engine.cache.key import Keyed
+from kdplug.engine.cache.layout import Layout, padding_signatures
+from kdplug.engine.cache.repad import Repadding, paddings
+from kdplug.engine.cache.shard import CodingStats, Shard
+from kdplug.errors import KdplugError, RunError
+
+PADDING_SIGNATURE = "guide/"
+"""What stands in front of the path of an input whose marks are kept beside the outputs."""
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Store:
+    """Shards of ``shard_size`` examples each, the last one of what is left. ``is_whole``: an example is a whole batch.
+
+    ``coding`` and ``shared`` are what coded heads are read with.
+    """
+
+    layout: Layout
+    shards: Sequence[Shard]
+    shard_size: int
+    is_whole: bool
+    coding: Coding | None = None
+    shared: Shared = field(default_factory=lambda: Shared({}))
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards) + sum(one.nbytes for one in self.shared.tensors.values())
+
+    @property
+    def tally(self) -> CodingStats:
+        return CodingStats.sum(shard.tally for shard in self.shards)
+
+    def recall(self, keyed: Keyed, inputs: Any, device: torch.device = _CPU) -> list[Outputs]:
+        """The outputs of each teacher for a batch of which ``inputs`` is the teacher's part; coded heads on ``device``.
+
+        Raises: ``RunError`` for an example that is another one than the teacher saw, or lies otherwise in its batch, and for
+        tensors in a folder that are not what the manifest says.
+        """
+        places = [self._find(key, mark) for key, mark in zip(keyed.keys, keyed.digests, strict=True)]
+        used = (self.shared.source, *(shard.source for shard, _ in places))
+        sources = {source for source in used if source is not None}
+        with _reading(keyed.keys) if sources else nullcontext():
+            fits = None if self.is_whole else self._repadding(places, keyed.keys, inputs)
+            tensors = self._whole(*places[0]) if fits is None else self._batch(places, fits)
+            tensors |= self._heads(places, fits, device)
+        for source in sources:
+            source.check()  # last: what was read before is what was verified
+        found = []
+        for teacher, counts in enumerate(self.layout.counts):
+            prefix = f"{teacher}/"
+            own = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+            found.append(rebuild(Content(own, dict(counts))))
+        return found
+
+    def _find(self, key: int, mark: int) -> tuple[Shard, int]:
+        place, row = divmod(key, self.shard_size)
+        if place >= len(self.shards) or row >= len(self.shards[place].digests):
+            raise RunError(f"the teacher saw no example {key}: the data have grown", field="is_caching_logits")
+        shard = self.shards[place]
+        if shard.digests[row] != mark:
+            raise RunError(
+                f"{'batch' if self.is_whole else 'example'} {key} is not what the teacher saw: the data changed, or they are drawn "
+                "at random (augmentation), and then the teacher has to be asked anew each time: is_caching_logits: false",
+                field="is_caching_logits",
+            )
+        return shard, row
+
+    def _whole(self, shard: Shard, row: int) -> dict[str, Tensor]:
+        return {
+            name: self._restored(name, shard.columns[name].row(row))
+            for name in self.layout.dtypes
+            if name in shard.columns
+        }
+
+    def _repadding(self, places: list[tuple[Shard, int]], keys: Sequence[int], inputs: Any) -> Repadding:
+        kept = {
+            path: [shard.columns[PADDING_SIGNATURE + path].row(row) for shard, row in places]
+            for path in self.layout.padding_signatures
+        }
+        now = padding_signatures(inputs) if kept else {}
+        return Repadding(self.layout, {path: one.shape[1] for path, one in now.items()}, paddings(kept, now, keys))
+
+    def _batch(self, places: list[tuple[Shard, int]], fits: Repadding) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in self.layout.dtypes:
+            if name not in self.layout.lengths:
+                found[name] = self._restored(name, self._stacked(name, places))
+                continue
+            rows = [shard.columns[name].row(row) for shard, row in places]
+            found[name] = self._restored(name, torch.stack(fits.fitted(name, rows)))
+        return found
+
+    def _heads(self, places: list[tuple[Shard, int]], fits: Repadding | None, device: torch.device) -> dict[str, Any]:
+        """The logits of coded heads, and which of them count."""
+        found: dict[str, Any] = {}
+        for name, head in self.layout.heads.items():
+            assert self.coding is not None
+            reader = Reader(self.coding, name, head, self.shared)
+            columns = reader.columns(places[0][0].columns)
+            rows = [{column: shard.columns[column].row(row) for column in columns} for shard, row in places]
+            numbers = reader.numbered(rows)
+            if fits is not None:
+                numbers = fits.fitted(name, numbers) if name in self.layout.lengths else _of_one_shape(name, numbers)
+            laid_out = torch.stack(numbers) if fits is not None else numbers[0]
+            found[name], mask = reader.decode(rows, laid_out, device)
+            if head.masked:
+                found[name.replace("logits/", "logits_mask/")] = mask
+        return found
+
+    def _stacked(self, name: str, places: list[tuple[Shard, int]]) -> Tensor:
+        column = places[0][0].columns[name]
+        if column.shapes is None and all(shard is places[0][0] for shard, _ in places):
+            return column.values.index_select(0, torch.tensor([row for _, row in places]))
+        return torch.stack(_of_one_shape(name, [shard.columns[name].row(row) for shard, row in places]))
+
+    def _restored(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(self.layout.dtype(name))
+
+
+@contextmanager
+def _reading(keys: Sequence[int]) -> Iterator[None]:
+    """Raise ``RunError`` for whatever goes wrong with tensors that fit no manifest that kdplug wrote, or no codec."""
+    try:
+        yield
+    except (KdplugError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the cached outputs of examples {min(keys)} to {max(keys)} cannot be read: {type(error).__name__}: {error}. They are not "
+            "what the manifest says, or the codec has a defect. Delete the folder to run the teacher again",
+            field="teacher_cache",
+        ) from error
+
+
+def _of_one_shape(name: str, rows: list[Tensor]) -> list[Tensor]:
+    if len({row.shape for row in rows}) > 1:
+        shapes = sorted({tuple(row.shape) for row in rows})
+        raise RunError(
+            f"the teacher's {name.partition('/')[2]} differ in shape from example to example ({shapes[0]} and {shapes[-1]}), so "
+            "they make no batch. Pad all examples to one length",
+            field="is_caching_logits",
+        )
+    return rows

@@ -1,0 +1,110 @@
+"""A teacher that is asked once about every example and remembers what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdplug.contracts.outputs import Outputs
+from kdplug.engine.cache.key import Keyed, Source
+from kdplug.engine.cache.store import Store
+from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher
+from kdplug.engine.training_module import split, to_device
+from kdplug.errors import RunError
+
+_CPU = torch.device("cpu")
+
+
+class CachedTeacher:
+    """Stands where ``teacher`` stood. Until there is a ``store``, the teacher itself is asked.
+
+    ``postprocess`` is the user's, which every batch of ``source`` goes through.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher | Ensemble | CacheOnlyTeacher,
+        source: Source,
+        postprocess: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.teacher = teacher
+        self.model = teacher.model
+        self.source = source
+        self.store: Store | None = None
+        self._postprocess = postprocess
+
+    @property
+    def teachers(self) -> dict[str, Teacher | CacheOnlyTeacher]:
+        """The teachers by key, a single one as ``teacher``."""
+        return dict(self.teacher.teachers) if isinstance(self.teacher, Ensemble) else {"teacher": self.teacher}
+
+    def __call__(
+        self,
+        batch: Any,
+        model_args: Mapping[str, Any],
+        cache: Any = None,
+        precision: AbstractContextManager[Any] | None = None,
+    ) -> Any:
+        """What the objective reads of the teacher, in the form in which ``teacher`` gives it."""
+        if isinstance(cache, Recall):
+            cache = cache.outputs()
+        if cache is None:
+            return self.teacher(batch, model_args, None, precision)
+        return dict(zip(self.teachers, cache, strict=True)) if isinstance(self.teacher, Ensemble) else cache[0]
+
+    def prepared(self, keyed: Keyed) -> dict[str, Any]:
+        """A batch of the source as both sides get it, with what the teacher said of it still to be looked up."""
+        parts = self._parts(keyed.batch)
+        return {
+            "teacher": parts.teacher,
+            "student": parts.student,
+            "teacher_cache": Recall(self, keyed, parts.teacher),
+        }
+
+    def inputs_of(self, batch: Any) -> Any:
+        """The teacher's part of a batch."""
+        return self._parts(batch).teacher
+
+    def to(self, device: torch.device) -> None:
+        self.teacher.to(device)
+
+    def frozen(self, student: nn.Module | None = None) -> AbstractContextManager[None]:
+        return self.teacher.frozen(student)
+
+    def hooked(self, objective: Any) -> AbstractContextManager[None]:
+        """Hooks where the teacher is still going to be asked."""
+        return self.teacher.hooked(objective) if self.store is None else nullcontext()
+
+    def _parts(self, batch: Any) -> Any:
+        parts = split(batch if self._postprocess is None else self._postprocess(batch))
+        if parts.cache is not None:
+            raise RunError(
+                "the batches bring a teacher_cache, so there is nothing to cache; set it to false",
+                field="is_caching_logits",
+            )
+        return parts
+
+
+class Recall:
+    """What the teacher said of one batch, looked up when it is wanted: on its way to the device, or by the teacher."""
+
+    __slots__ = ("_inputs", "_keyed", "_teacher")
+
+    def __init__(self, teacher: CachedTeacher, keyed: Keyed, inputs: Any) -> None:
+        self._teacher = teacher
+        self._keyed = keyed._replace(batch=None)
+        self._inputs = inputs
+
+    def outputs(self, device: torch.device = _CPU) -> list[Outputs] | None:
+        """The outputs of each teacher, ``None`` before there is a store. Those that a codec kept are read on ``device``."""
+        store = self._teacher.store
+        return None if store is None else store.recall(self._keyed, self._inputs, device)
+
+    def to(self, device: torch.device) -> Any:
+        """The outputs on ``device``, which is not looked at before there is a store."""
+        found = self.outputs(device)
+        return self if found is None else to_device(found, device)

@@ -1,0 +1,1 @@
+"""RunObserver, progress bars, loss logs and experiment trackers."""

@@ -1,0 +1,70 @@
+"""Who is told what happens in a run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from kdplug.errors import PluginError
+
+if TYPE_CHECKING:
+    from kdplug.engine.run import Run
+    from kdplug.objective.report import LossReport
+
+
+class RunObserver(Protocol):
+    """An observer of runs. What it returns is ignored."""
+
+    def run_start(self, run: Run) -> None:
+        """Everything is built and nothing is trained yet."""
+
+    def step_end(self, run: Run, step: int, report: LossReport) -> None:
+        """``step`` optimizer steps are done; ``report`` is the last one's loss."""
+
+    def run_end(self, run: Run, error: BaseException | None) -> None:
+        """The run is over; ``error`` is what ended it, ``None`` where it was done."""
+
+
+class Callbacks:
+    """Tells every observer. What one of them raises is reported once for each event, and does not end the run.
+
+    It does if ``strict``, and a ``PluginError`` always does: the host raises that only where it was told to be strict.
+    """
+
+    def __init__(self, observers: Iterable[RunObserver] = (), *, strict: bool = False) -> None:
+        self._observers = tuple(observers)
+        self._strict = strict
+        self._reported: set[tuple[int, str]] = set()
+
+    def run_start(self, run: Run) -> None:
+        for observer in self._observers:
+            try:
+                observer.run_start(run)
+            except Exception as error:
+                self._report(observer, "run_start", error)
+
+    def step_end(self, run: Run, step: int, report: LossReport) -> None:
+        for observer in self._observers:
+            try:
+                observer.step_end(run, step, report)
+            except Exception as error:
+                self._report(observer, "step_end", error)
+
+    def run_end(self, run: Run, error: BaseException | None) -> None:
+        for observer in self._observers:
+            try:
+                observer.run_end(run, error)
+            except Exception as raised:
+                self._report(observer, "run_end", raised)
+
+    def _report(self, observer: RunObserver, event: str, error: Exception) -> None:
+        if self._strict or isinstance(error, PluginError):
+            raise error
+        if (id(observer), event) not in self._reported:
+            self._reported.add((id(observer), event))
+            warnings.warn(
+                f"{type(observer).__name__} raised in {event}, and the run goes on: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,174 @@
+"""What a run writes down about its losses, through accelerate's trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import is_tensorboard_available
+
+from kdplug.config.training import LoopConfig
+from kdplug.errors import RunError
+from kdplug.host.bounded_json import json_value
+from kdplug.objective.report import LossReport, TermValue
+
+_FLUSH_SECONDS = 10
+_PROJECT = "kdplug"
+_NAMES = {"tensorboard": "TensorBoard", "wandb": "Weights & Biases", "mlflow": "MLflow"}
+
+
+class Tracking:
+    """The trackers of one run. Only the main process has any."""
+
+    def __init__(self, trackers: Mapping[str, GeneralTracker] | None = None) -> None:
+        others = dict(trackers or {})
+        tensorboard = others.pop("tensorboard", None)
+        self._writer = None if tensorboard is None else tensorboard.tracker
+        self._others = tuple(others.values())
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        """Write the values of optimizer step ``step``: TensorBoard calls each ``scalar/{name}``, the others ``name``.
+
+        Past TensorBoard's own ``log``, which waits for the disk each time; its writer flushes every few seconds.
+        """
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"scalar/{name}", value, global_step=step)
+        for tracker in self._others:
+            tracker.log(dict(values), step=step)
+
+
+@contextmanager
+def tracking(
+    config: LoopConfig, *, is_main: bool, name: str = "", about: Mapping[str, Any] | None = None
+) -> Iterator[Tracking]:
+    """The trackers that ``config`` asks for, for the length of a run called ``name``; ``about`` is stored with each.
+
+    W&B's project and MLflow's experiment are ``kdplug`` unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` says otherwise.
+
+    Raises: ``RunError`` where a tracker's package is not installed.
+    """
+    wanted = _wanted(config)
+    for tracker in wanted:
+        _check(tracker)
+    if not is_main:
+        yield Tracking()
+        return
+    with ExitStack() as stack:
+        started = {}
+        for tracker in wanted:
+            made = started[tracker] = _make(tracker, config, name)
+            made.start()
+            stack.callback(made.finish)
+            made.store_init_configuration(flat(about or {}))
+        yield Tracking(started)
+
+
+def _wanted(config: LoopConfig) -> tuple[str, ...]:
+    if config.trackers is None:
+        return () if config.log_dir is None else ("tensorboard",)
+    return tuple(dict.fromkeys(config.trackers))
+
+
+def _check(tracker: str) -> None:
+    there = is_tensorboard_available() if tracker == "tensorboard" else importlib.util.find_spec(tracker) is not None
+    if not there:
+        raise RunError(f'tracking with {_NAMES[tracker]} needs its package: pip install "kdplug[{tracker}]"')
+
+
+def _make(tracker: str, config: LoopConfig, name: str) -> GeneralTracker:
+    if tracker == "tensorboard":
+        return TensorBoardTracker("", config.log_dir or "", flush_secs=_FLUSH_SECONDS)
+    if tracker == "wandb":
+        return WandBTracker(os.environ.get("WANDB_PROJECT", _PROJECT), name=name or None)
+    return MLflowTracker(_PROJECT, run_name=name or None)
+
+
+def flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain data on one level, ``a.b`` for ``b`` in ``a``, as trackers store it: lists and ``None`` become JSON.
+
+    The empty key, under which a run without tasks has its config, adds nothing to a name.
+    """
+    return {".".join(filter(None, path)): value for path, value in _leaves(data, ())}
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*path, key))
+    else:
+        yield path, value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+
+
+def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:
+    """``total_loss`` and ``unweighted_{term}`` as numbers, with one synchronisation; the mean over the processes."""
+    names = ["total_loss", *(f"unweighted_{name}" for name in report.terms)]
+    alone = accelerator.num_processes == 1
+    with torch.no_grad():
+        shares = [_share(term, alone=alone) for term in report.terms.values()]
+        tensors = [report.total, *(tensor for tensor, _ in shares)]
+        dtype = torch.float64 if report.total.dtype is torch.float64 else torch.float32
+        values = torch.stack([tensor if tensor.dtype is dtype else tensor.to(dtype) for tensor in tensors])
+    if not alone:
+        values = accelerator.reduce(values, reduction="mean")
+    counts = [1, *(count for _, count in shares)]
+    return {name: value / count for name, value, count in zip(names, values.tolist(), counts, strict=True)}
+
+
+def _share(term: TermValue, *, alone: bool) -> tuple[torch.Tensor, float]:
+    """A tensor and a number that give the term's value when divided: plain numbers are divided without the device."""
+    if alone and isinstance(term.count, (int, float)) and term.count > 0:
+        return term.total, term.count
+    return term.value, 1
+
+
+NAME = "log.jsonl"
+
+
+class Journal:
+    """Writes ``{"step": …, "total_loss": …, …}`` lines. Only the main process has a file."""
+
+    def __init__(self, file: TextIOWrapper | None = None) -> None:
+        self._file = file
+
+    def write(self, values: Mapping[str, float], step: int) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+
+
+@contextmanager
+def journal(output_dir: Path, *, is_main: bool, after: int = 0) -> Iterator[Journal]:
+    """The journal of a run that goes on after ``after`` steps; lines of later steps, from before a kill, are dropped."""
+    if not is_main:
+        yield Journal()
+        return
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / NAME
+    kept = [line for line in _lines(path) if _step(line) <= after] if after else []
+    temporary = path.with_name(f".{NAME}.tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+    with path.open("a", encoding="utf-8") as file:
+        yield Journal(file)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line that a kill cut short belongs to no step and comes after all."""
+    try:
+        return float(json_value(line)["step"]) if line.endswith("\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

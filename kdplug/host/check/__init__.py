@@ -1,0 +1,1 @@
+"""``kdplug plugins check``: problems with installed plugins."""

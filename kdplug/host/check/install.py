@@ -1,0 +1,189 @@
+"""Checks of how plugins are installed: what lies on the path and does not count, or not as its author thinks."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+
+from kdplug.errors import did_you_mean
+from kdplug.host.check.finding import Finding
+from kdplug.host.check.installation import Installation
+from kdplug.host.kind import HOOK_GROUP, KINDS
+from kdplug.host.name import fold_distribution, is_distribution_name
+
+GROUPS = (*(kind.group for kind in KINDS.values()), HOOK_GROUP)
+"""Every entry-point group that kdplug reads."""
+
+
+def check_installations(found: Iterable[Installation]) -> Iterator[Finding]:
+    """Everything that is wrong with the installations of plugins; ``found`` is in the order of the path."""
+    every = list(found)
+    for one in every:
+        for check in _CHECKS:
+            yield from check(one)
+    by_name = sorted((one for one in every if one.entry_points), key=lambda one: fold_distribution(one.dist))
+    for _, copies in groupby(by_name, key=lambda one: fold_distribution(one.dist)):
+        yield from duplicates(list(copies))
+    yield from passed_over(every)
+
+
+def unreadable(one: Installation) -> Iterator[Finding]:
+    """Metadata that cannot be read costs every entry."""
+    if one.error is not None:
+        what = f"its metadata cannot be read, so nothing it offers is seen: {one.error}"
+        yield Finding(one.dist, "unreadable", "error", what, str(one.folder), _again(one))
+
+
+def nameless(one: Installation) -> Iterator[Finding]:
+    """``dist-info`` without a name: the folder of an installation that was cut short, or of a broken tool."""
+    if one.error is None and not is_distribution_name(one.name) and one.entry_points:
+        says = f"gives it the name {one.name!r}, which no distribution may have" if one.name else "names nobody"
+        what = f"its metadata {says}, so none of its {len(one.entry_points)} entries is seen"
+        yield Finding(one.dist, "nameless", "error", what, str(one.folder), _again(one))
+
+
+def leftover(one: Installation) -> Iterator[Finding]:
+    """An empty ``dist-info``, which an interrupted uninstall leaves. kdplug looks past it; the standard library does not."""
+    if one.error is None and not one.has_metadata and not one.entry_points:
+        what = "a leftover of an earlier installation, without metadata; some tools take it for the real one"
+        yield Finding(one.dist, "leftover", "warning", what, str(one.folder), f"rm -r {one.folder}")
+
+
+def odd_lines(one: Installation) -> Iterator[Finding]:
+    """A line of ``entry_points.txt`` that is no ``name = value`` offers nothing."""
+    for line in one.odd_lines:
+        what = f"the line {line!r} is no 'name = module:attribute', and offers nothing"
+        where = str(one.folder / "entry_points.txt")
+        yield Finding(one.dist, "odd-line", "error", what, where, f"correct it in pyproject.toml, then {_again(one)}")
+
+
+def unknown_groups(one: Installation) -> Iterator[Finding]:
+    """An entry-point group that nobody reads, ``kdplug.loss`` say."""
+    for group in dict.fromkeys(point.group for point in one.entry_points):
+        near = did_you_mean(group, GROUPS)
+        if group in GROUPS or not (near or group.startswith("kdplug.")):
+            continue
+        names = ", ".join(point.name for point in one.entry_points if point.group == group)
+        what = f"the entry-point group {group!r} is not read, so {names} cannot be named.{near} Groups: {', '.join(GROUPS)}"
+        mend = f"rename the group in pyproject.toml, then {_again(one)}"
+        yield Finding(one.dist, "unknown-group", "error", what, str(one.folder / "entry_points.txt"), mend)
+
+
+def drifted(one: Installation) -> Iterator[Finding]:
+    """Entry points of an editable project that its installed metadata lacks: an editable install does not notice them."""
+    if one.project is None:
+        return
+    if not one.project.is_dir():
+        what = "it is editable, and the folder of its project is gone"
+        yield Finding(one.dist, "project-gone", "error", what, str(one.project), f"pip uninstall {one.dist}")
+        return
+    file = one.project / "pyproject.toml"
+    try:
+        declared = _declared(tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+    except (ValueError, AttributeError) as error:
+        yield Finding(
+            one.dist, "project-unreadable", "error", f"cannot be read: {error}", str(file), "correct the file"
+        )
+        return
+    installed = {(point.group, point.name): _plain(point.value) for point in one.entry_points}
+    if declared is None or declared == installed:
+        return
+    differences = [
+        *(f"{name} ({group}) is not installed" for group, name in sorted(declared.keys() - installed.keys())),
+        *(
+            f"{name} ({group}) is installed and no longer declared"
+            for group, name in sorted(installed.keys() - declared.keys())
+        ),
+        *(
+            f"{name} ({group}) is installed as {installed[group, name]}"
+            for group, name in sorted(declared.keys() & installed.keys())
+            if declared[group, name] != installed[group, name]
+        ),
+    ]
+    what = f"its pyproject.toml has changed since it was installed: {', '.join(differences)}"
+    yield Finding(one.dist, "drifted", "error", what, str(file), f"pip install -e {one.project}")
+
+
+def duplicates(copies: list[Installation]) -> Iterator[Finding]:
+    """Several installations of one name: the first on the path counts, and hides the others."""
+    first, *rest = copies
+    for other in rest:
+        lost = sorted({point.name for point in other.entry_points} - {point.name for point in first.entry_points})
+        hides = f" and hides {', '.join(lost)}" if lost else ""
+        if first.place == other.place and first.folder.suffix == other.folder.suffix:
+            old = min(first, other, key=lambda one: _version(one.version))
+            what = f"versions {first.version} and {other.version} lie in one folder, and it is chance which counts"
+            yield Finding(first.dist, "duplicate", "error", what, str(old.folder), f"rm -r {old.folder}")
+        elif (first.version, first.entry_points) == (other.version, other.entry_points):
+            continue
+        elif first.is_egg_info:
+            what = f"a stale egg-info, {first.version}, stands before {other.folder} ({other.version}){hides}"
+            yield Finding(first.dist, "stale-egg-info", "error", what, str(first.folder), f"rm -r {first.folder}")
+        elif lost or _version(first.version) < _version(other.version):
+            what = f"version {first.version} stands before {other.folder} ({other.version}){hides}"
+            yield Finding(first.dist, "duplicate", "error", what, str(first.folder), f"pip uninstall {first.dist}")
+        else:
+            what = f"version {first.version} stands before {other.folder} ({other.version})"
+            yield Finding(first.dist, "duplicate", "warning", what, str(other.folder), f"rm -r {other.folder}")
+
+
+def passed_over(every: list[Installation]) -> Iterator[Finding]:
+    """Metadata without a kdplug entry point that stands before the plugin's own. kdplug looks past it; others do not."""
+    for place, one in enumerate(every):
+        hidden = [other for other in every[place + 1 :] if other.entry_points and _same(one, other)]
+        before = [other for other in every[:place] if other.entry_points and _same(one, other)]
+        if one.entry_points or not one.has_metadata or not hidden or before:
+            continue
+        noun, check = ("a stale egg-info", "stale-egg-info") if one.is_egg_info else ("an installation", "duplicate")
+        what = (
+            f"{noun}, {one.version}, without entry points stands before {hidden[0].folder} ({hidden[0].version}); kdplug "
+            "looks past it, and other tools take it for the real one"
+        )
+        yield Finding(one.dist, check, "warning", what, str(one.folder), f"rm -r {one.folder}")
+
+
+def _same(one: Installation, other: Installation) -> bool:
+    return fold_distribution(one.dist) == fold_distribution(other.dist)
+
+
+_CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
+    unreadable,
+    nameless,
+    leftover,
+    odd_lines,
+    unknown_groups,
+    drifted,
+)
+
+
+def _declared(pyproject: dict[str, Any]) -> dict[tuple[str, str], str] | None:
+    """The entry points that a project declares, ``None`` where it computes them, or declares them elsewhere."""
+    project = pyproject.get("project")
+    if project is None or "entry-points" in project.get("dynamic", ()):
+        return None
+    return {
+        (group, name): _plain(value)
+        for group, points in project.get("entry-points", {}).items()
+        if group.casefold().startswith("kdplug")
+        for name, value in points.items()
+    }
+
+
+def _plain(value: str) -> str:
+    return "".join(value.split())
+
+
+def _version(text: str) -> Version:
+    try:
+        return Version(text)
+    except InvalidVersion:
+        return Version("0")
+
+
+def _again(one: Installation) -> str:
+    """The command that installs it anew."""
+    return f"pip install -e {one.project}" if one.project is not None else f"pip install --force-reinstall {one.dist}"

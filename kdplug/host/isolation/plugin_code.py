@@ -1,0 +1,168 @@
+"""Runs the code of a plugin apart from the rest: what it raises, how long it imports, and what it changes in the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Generic, Literal, TypeVar
+
+from kdplug.host.isolation.process_state import PROCESS, Changes, Functions, Snapshot
+from kdplug.host.isolation.torch_state import ARITHMETIC, MODULE_HOOKS, RANDOM, seeds
+from kdplug.host.name import printable
+
+T = TypeVar("T")
+
+Scope = Literal["import", "read", "hook", "build"]
+Report = Callable[[str, str, str], None]
+"""Takes a distribution, what its code did, and the global state that it changed."""
+
+SLOW_SECONDS = 10.0
+"""An import that takes longer is named while it runs."""
+
+_running: ContextVar[str | None] = ContextVar("running", default=None)
+
+_ALL = (*ARITHMETIC, *MODULE_HOOKS, *PROCESS)
+_TABLES = {"import": _ALL, "read": _ALL, "hook": ARITHMETIC, "build": ARITHMETIC}
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+    if hasattr(signal, name)
+]
+
+
+@dataclass(slots=True)
+class Outcome(Generic[T]):
+    """What the code of a plugin returned, or the error that it raised, ``SystemExit`` and the like included."""
+
+    value: T | None = None
+    error: BaseException | None = None
+
+
+def run_plugin_code(
+    call: Callable[[], T], doing: str, dist: str, scope: Scope, report: Report | None = None
+) -> Outcome[T]:
+    """Call ``call``, which runs code of ``dist``, and restore the state of the process that the code changed.
+
+    ``doing`` names the act in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore all state, and
+    ``import`` looks for functions that were replaced. ``hook`` restores what decides the results of a run. ``build`` does so
+    too, but keeps what was drawn from random generators, since the parameters of a loss are drawn from them; they are
+    restored where the code seeds torch.
+
+    An exception that a signal handler raised, ``KeyboardInterrupt`` at Ctrl-C for example, is raised whatever the code made of
+    it. Every other one is returned.
+    """
+    before, random, seeded = Snapshot(_TABLES[scope]), Snapshot(RANDOM), seeds()
+    is_run = scope in ("hook", "build")
+    functions = Functions() if scope == "import" else None
+    changes, done, outer = Changes(), Outcome[T](), _running.set(dist)
+    with _signals(changes, restores=not is_run) as from_signals, _named_when_slow(doing, dist, scope):
+        try:
+            done.value = call()
+        except BaseException as error:  # a plugin may raise anything, which costs no more than the plugin
+            done.error = error
+    _running.reset(outer)
+    before.restore(changes)
+    if functions is not None:
+        changes.left += functions.replaced()
+    if scope != "build" or seeds() != seeded:
+        random.restore(changes, reports_draws=is_run)
+    if from_signals:
+        raise from_signals[0]
+    _tell(changes, doing, dist, report or _report_to_active)
+    return done
+
+
+def running_plugin() -> str | None:
+    """The distribution whose code runs now, ``None`` where it is nobody's."""
+    return _running.get()
+
+
+def described(error: BaseException) -> str:
+    """The type and the text of an error, whose text a plugin computes."""
+    try:
+        text = str(error)
+    except (Exception, SystemExit, GeneratorExit):
+        text = "its text cannot be read"
+    return printable(f"{type(error).__name__}: {text}")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of its run that prints."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
+
+
+def _tell(changes: Changes, doing: str, dist: str, report: Report) -> None:
+    restored = [f"{', '.join(changes.restored)} (restored)"] if changes.restored else []
+    left = [f"{', '.join(changes.left)} (not restored)"] if changes.left else []
+    if restored or left:
+        report(dist, doing, "; ".join(restored + left))
+
+
+def _report_to_active(dist: str, doing: str, changed: str) -> None:
+    from kdplug.host.active import active
+
+    active().report_side_effect(dist, doing, changed)
+
+
+@contextmanager
+def _signals(changes: Changes, *, restores: bool) -> Iterator[list[BaseException]]:
+    """Collect what the handlers of signals raise. ``restores`` those handlers that were replaced meanwhile.
+
+    Python calls handlers in the main thread only, so in another thread no exception comes from one.
+    """
+    raised: list[BaseException] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield raised
+        return
+    arrived: list[int] = []
+
+    def noting(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], Any]:
+        def note(number: int, frame: FrameType | None) -> Any:
+            arrived.append(number)
+            try:
+                return handler(number, frame)
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        return note
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    noted = {number: noting(handler) for number, handler in before.items() if callable(handler)}
+    for number, handler in noted.items():
+        signal.signal(number, handler)
+    try:
+        yield raised
+    finally:
+        replaced = [
+            number for number in _SIGNALS if signal.getsignal(number) not in (noted.get(number), before[number])
+        ]
+        for number in (*noted, *replaced):
+            is_ours = signal.getsignal(number) is noted.get(number)
+            if before[number] is not None and (is_ours or (restores and not arrived)):
+                signal.signal(number, before[number])
+        if replaced and restores and not arrived:
+            changes.restored.append("signal handlers")
+
+
+@contextmanager
+def _named_when_slow(doing: str, dist: str, scope: Scope) -> Iterator[None]:
+    """Say on standard error that an import is slow, while it runs: who it is, and how to run without it."""
+    if scope in ("hook", "build") or not is_first_process():
+        yield
+        return
+    message = f"kdplug: {doing} has taken {SLOW_SECONDS:g} s so far. To run without it: KDPLUG_PLUGINS=-{dist}\n"
+    timer = threading.Timer(SLOW_SECONDS, sys.stderr.write, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

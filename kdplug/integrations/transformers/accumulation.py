@@ -1,0 +1,211 @@
+"""The micro-batches of one optimizer step, which share what each term is divided by."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdplug.contracts.loss import LossSum
+from kdplug.engine.accumulation import Counts, Layout, Normalization, are_numbers, counts_of, same_shapes
+from kdplug.engine.forward_state import ForwardState, preserve_forward_state
+from kdplug.errors import RunError
+from kdplug.objective.numerics import full
+from kdplug.objective.report import LossReport
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Loss
+
+
+class TermLog:
+    """Sums and counts of terms, on the device until ``means`` asks."""
+
+    def __init__(self) -> None:
+        self._sums: defaultdict[tuple[str, int], list[tuple[Tensor, Tensor | float]]] = defaultdict(list)
+
+    def add(self, report: LossReport) -> None:
+        """The terms of a batch by itself."""
+        for name, term in report.terms.items():
+            for place, part in enumerate(term.parts if term.weight else ()):
+                self._sums[name, place].append((part.total.detach(), part.count))
+
+    def add_share(self, report: LossReport, normalization: Normalization | None, micro_batches: int) -> None:
+        """The terms of one of a step's micro-batches, each as a share of its mean over the step."""
+        for name, term in report.terms.items():
+            if not term.weight:
+                continue
+            if normalization is None:
+                share = term.value.detach() / micro_batches
+            else:
+                factors = normalization.factors[name]
+                parts = [part.total.detach() * factor for part, factor in zip(term.parts, factors, strict=True)]
+                share = torch.stack(parts).sum()
+            self._sums[name, 0].append((share, 1 / micro_batches))
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """The unweighted mean of each term over all processes, which call it together; afterwards there is nothing."""
+        sums, self._sums = self._sums, defaultdict(list)
+        if not sums:
+            return {}
+        dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
+        rows = [_added(pairs, accelerator.device, dtype) for pairs in sums.values()]
+        table = torch.stack(rows)
+        if accelerator.num_processes > 1:
+            table = accelerator.reduce(table, reduction="sum")
+        found: defaultdict[str, float] = defaultdict(float)
+        for (name, _), (total, count) in zip(sums, table.tolist(), strict=True):
+            found[name] += total / count if count > 0 else 0.0
+        return dict(found)
+
+
+def _added(pairs: list[tuple[Tensor, Tensor | float]], device: torch.device, dtype: torch.dtype) -> Tensor:
+    columns = zip(*pairs, strict=True)
+    return torch.stack(
+        [torch.stack([torch.as_tensor(one, dtype=dtype, device=device) for one in column]).sum() for column in columns]
+    )
+
+
+IGNORED = -100
+"""The label that transformers' losses leave out."""
+
+
+class Forward(Protocol):
+    """``forward(batch, place, teacher)``: the student's outputs, the loss, and the teachers' outputs, computed if ``None``.
+
+    ``place`` is that of the micro-batch in its step.
+    """
+
+    def __call__(self, batch: Any, place: int, teacher: Any) -> tuple[Any, LossReport, Any]: ...
+
+
+@dataclass(slots=True, eq=False)
+class Window:
+    """``items`` holds how many labels count in each micro-batch, ``None`` where a batch has none.
+
+    Every term is divided by what it counts in the whole window, on all processes: how a batch was cut changes nothing. Where
+    counts are data, as with masks, a pass without gradient learns them first, since no term can be divided before. Without
+    masks they follow from the shapes. ``counts_are_data`` saves the attempt where an earlier window has shown it. ``over``
+    a ``micro_batch``, each divides by its own counts, and the mean of these means is taken. ``agreed`` is shared by the windows
+    of a run, see ``Normalization.pooled``.
+    """
+
+    batches: Sequence[Any]
+    items: Sequence[int | None]
+    accelerator: Accelerator
+    over: Literal["global", "micro_batch"] = "global"
+    counts_are_data: bool = False
+    agreed: set[Layout] = field(default_factory=set)
+    _normalization: Normalization | None = None
+    _counts: Counts | None = None
+    _teachers: dict[int, Any] = field(default_factory=dict)
+    _place: int = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def next(
+        self, model: nn.Module, batch: Any, forward: Forward, prepare: Callable[[Any], Any]
+    ) -> tuple[Any, LossReport, Normalization | None]:
+        """One micro-batch, ``prepare``d: the student's outputs, their report, and what to divide it by, if not by itself.
+
+        Raises: ``RunError`` where counts that are numbers differ though the shapes do not.
+        """
+        place, self._place = self._place, self._place + 1
+        if self.over == "micro_batch":
+            outputs, report, _ = forward(batch, place, None)
+            return outputs, report, None
+        if place == 0 and len(self) > 1:
+            found = self._by_shape(model, batch, forward)
+            if found is not None:
+                return found
+            self._count(model, forward, prepare)
+        outputs, report, _ = forward(batch, place, self._teachers.pop(place, None))
+        if self._normalization is None:
+            self._normalization = Normalization.pooled([counts_of(report)], self.accelerator, self.agreed)
+        elif self._counts is not None and counts_of(report) != self._counts:
+            raise RunError(
+                "the micro-batches of a step have equal shapes, but a term counts differently in them. A loss whose count "
+                "depends on values has to return it as a tensor"
+            )
+        return outputs, report, self._normalization
+
+    def loss(self, report: LossReport, normalization: Normalization | None) -> Tensor:
+        """What a micro-batch adds to the loss of the step. Processes average it, as DDP averages their gradients."""
+        if normalization is None:
+            return report.total / len(self)
+        whole = len(self) == 1 and self.accelerator.num_processes == 1
+        return report.total if whole else normalization.loss(report)
+
+    def _by_shape(
+        self, model: nn.Module, batch: Any, forward: Forward
+    ) -> tuple[Any, LossReport, Normalization | None] | None:
+        """The first micro-batch where counts follow from shapes; ``None``, with nothing changed, where they do not."""
+        alone = self.accelerator.num_processes == 1
+        if self.counts_are_data or not alone or len({*self.items}) > 1 or not same_shapes(self.batches):
+            return None
+        before = ForwardState(model)
+        outputs, report, teacher = forward(batch, 0, None)
+        counts = counts_of(report)
+        if are_numbers(counts):
+            self._counts, self._normalization = counts, Normalization.uniform(counts, len(self))
+            return outputs, report, self._normalization
+        before.restore()
+        self._teachers[0], self.counts_are_data = teacher, True
+        return None
+
+    def _count(self, model: nn.Module, forward: Forward, prepare: Callable[[Any], Any]) -> None:
+        """Learn the counts of all micro-batches; the teachers' outputs are kept for when each one's turn comes."""
+        counted = []
+        with preserve_forward_state(model), torch.no_grad():
+            for place, batch in enumerate(self.batches):
+                teacher = self._teachers.get(place)
+                _, report, self._teachers[place] = forward(prepare(batch), place, teacher)
+                counted.append(counts_of(report))
+        self._normalization = Normalization.pooled(counted, self.accelerator, self.agreed)
+
+
+def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
+    """How many labels count in each batch: those that are not -100, of a ``shifted`` causal loss from the second token on.
+
+    Waits for the device once.
+    """
+    found = [_counted(batch, shifted=shifted) for batch in batches]
+    numbers = [one for one in found if one is not None]
+    values = iter(torch.stack(numbers).tolist() if numbers else [])
+    return [None if one is None else int(next(values)) for one in found]
+
+
+def as_sums(losses: Sequence[Loss], items: int | None) -> tuple[Loss, ...]:
+    """The losses with what each counts. ``items`` is what a scalar is a mean over; ``None`` where that is not known.
+
+    The count of a tensor with one loss per item is data: an adaptor may have selected the items by their labels.
+    """
+    return tuple(_as_sum(loss, items) for loss in losses)
+
+
+def _as_sum(loss: Loss, items: int | None) -> Loss:
+    if isinstance(loss, LossSum):
+        return loss
+    if loss.dim():
+        return LossSum(full(loss).sum(), torch.tensor(loss.numel()))
+    if items is None:
+        return loss
+    total = full(loss) * items
+    if items == 0:  # transformers' mean over no labels is nan
+        total = total.masked_fill(torch.ones_like(total, dtype=torch.bool), 0)
+    return LossSum(total, items)
+
+
+def _counted(batch: Any, *, shifted: bool) -> Tensor | None:
+    if not isinstance(batch, Mapping):
+        return None
+    ready = batch.get("shift_labels")
+    labels = batch.get("labels") if ready is None else ready
+    if not isinstance(labels, Tensor):
+        return None
+    return (labels[..., 1:] if shifted and ready is None else labels).ne(IGNORED).sum()

@@ -1,0 +1,1 @@
+"""Features captured by module path with forward hooks."""

@@ -1,0 +1,114 @@
+"""The modules of a model by their paths, and what a path that leads nowhere should have been."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Literal
+
+from torch import nn
+
+from kdplug.config.layer import Layer, LayerPath, Layers, in_list, read_path
+from kdplug.errors import ConfigError
+
+Side = Literal["student", "teacher"]
+
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Names that torch puts into a path: of ``torch.compile``, of checkpoint wrappers, of FSDP."""
+_SHOWN = 8
+
+
+class Modules:
+    """The modules of a model, each under every path it has; the names of torch's own wrappers are left out of paths.
+
+    Where a module is wrapped, its path means the wrapper, which is what the model calls.
+    """
+
+    def __init__(self, model: nn.Module, side: Side) -> None:
+        self.side: Side = side
+        self._found: dict[str, nn.Module] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            path = ".".join(part for part in name.split(".") if part and part not in _WRAPPERS)
+            if path:
+                self._found.setdefault(path, module)
+
+    def __getitem__(self, path: str) -> nn.Module:
+        return self._found[path]
+
+    def find(self, path: LayerPath) -> tuple[str, ...]:
+        """The modules that a path or glob means, in the order in which the model holds them.
+
+        Raises: ``ConfigError`` where there is none, with the nearest paths.
+        """
+        found = tuple(name for name in self._found if path.matches(name))
+        return found or self._none(path.modules)
+
+    def name_of(self, module: nn.Module) -> str:
+        """The first path of a module.
+
+        Raises: ``ConfigError`` where it is no part of the model.
+        """
+        for name, one in self._found.items():
+            if one is module:
+                return name
+        raise ConfigError(f"this {type(module).__name__} is no part of the {self.side}")
+
+    def expand(self, layers: Layers, *, listed: bool) -> Layers:
+        """The layers with each path checked, and each glob written out as the paths it means.
+
+        Raises: ``ConfigError`` where a path leads nowhere, or a glob that is no list means several modules.
+        """
+        if listed:
+            return tuple(one for place, layer in enumerate(in_list(layers)) for one in self._at(layers, place, layer))
+        found = self._named(in_list(layers)[0])
+        if len(found) > 1:
+            raise ConfigError(
+                f"{layers!r} means {len(found)} modules of the {self.side}: {_some(found)}. A match of single layers takes "
+                "one. Name it, or write lists for a loss that takes several, or a layer_map for a match of each"
+            )
+        return found[0]
+
+    def _at(self, layers: Layers, place: int, layer: Layer) -> tuple[Layer, ...]:
+        try:
+            return self._named(layer)
+        except ConfigError as error:
+            raise error.at(place) if isinstance(layers, tuple) else error from None
+
+    def _named(self, layer: Layer) -> tuple[Layer, ...]:
+        if isinstance(layer, int):
+            return (layer,)
+        path = read_path(layer)
+        return tuple(str(path.on(name)) for name in self.find(path)) if path.is_glob else self._checked(path, layer)
+
+    def _checked(self, path: LayerPath, layer: str) -> tuple[str]:
+        if path.modules not in self._found:
+            self._none(path.modules)
+        return (layer,)
+
+    def _none(self, wanted: str) -> tuple[str, ...]:
+        parent = wanted.rpartition(".")[0]
+        near = [] if parent in self._found else self._near(wanted)
+        means = f" Did you mean {' or '.join(map(repr, near))}?" if near else self._below(wanted)
+        index = (
+            f" For layer {wanted} of what the adaptor returns, write {wanted} without quotes."
+            if wanted.isdigit()
+            else ""
+        )
+        raise ConfigError(f"no module {wanted!r} in the {self.side}.{means}{index}")
+
+    def _near(self, wanted: str) -> list[str]:
+        """Paths that end like the one that was wanted, or else look like it."""
+        ends = [name for name in self._found if name.endswith(f".{wanted}")]
+        return ends[:3] or get_close_matches(wanted, self._found, n=2, cutoff=0.75)
+
+    def _below(self, wanted: str) -> str:
+        """What there is where the path stops leading anywhere."""
+        start, rest = "", wanted.split(".")
+        while start + rest[0] in self._found:
+            start += f"{rest.pop(0)}."
+        children = dict.fromkeys(name[len(start) :].split(".")[0] for name in self._found if name.startswith(start))
+        return f" {start[:-1]!r} holds {_some(tuple(children))}." if start else f" It holds {_some(tuple(children))}."
+
+
+def _some(names: tuple[object, ...]) -> str:
+    shown = ", ".join(map(str, names[:_SHOWN]))
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown or "no modules"

@@ -1,0 +1,113 @@
+"""The tensor that a path means, out of what a module was given and what it returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kdplug.config.layer import LayerPath
+from kdplug.errors import OutputsError
+
+_DEPTH = 2
+_SHOWN = 5
+
+
+def pick(
+    path: LayerPath, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Tensor:
+    """The tensor that ``path`` means. ``names`` are those of the module's parameters, for inputs given by keyword.
+
+    Raises: ``OutputsError`` where a step leads nowhere, or to something else than a tensor.
+    """
+    if path.source == "input":
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        value, steps = _of_inputs(path, args, given)
+    else:
+        value, steps = output, path.steps
+    for step in steps:
+        value = _step(path, value, step)
+    if isinstance(value, Tensor):
+        return value
+    if not path.steps and isinstance(value, (tuple, list)):
+        for one in value:
+            if isinstance(one, Tensor):
+                return one
+    raise OutputsError(_no_tensor(path, value))
+
+
+def _of_inputs(path: LayerPath, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, tuple[int | str, ...]]:
+    """The input that the first step names, and the steps after it."""
+    if not path.steps:
+        return (*args, *given.values()), ()
+    first, rest = path.steps[0], path.steps[1:]
+    if isinstance(first, str):
+        if first in given:
+            return given[first], rest
+    elif -len(args) <= first < len(args):
+        return args[first], rest
+    elif 0 <= first < len(given):
+        return tuple(given.values())[first], rest
+    raise OutputsError(
+        f"{str(path)!r}: the module was called with {len(args)} arguments by position and {_listed(given)} by name"
+    )
+
+
+def _step(path: LayerPath, value: Any, step: int | str) -> Any:
+    try:
+        if isinstance(step, int):
+            return value[step]
+        return value[step] if isinstance(value, Mapping) else getattr(value, step)
+    except (LookupError, AttributeError, TypeError):
+        raise OutputsError(_no_step(path, value, step)) from None
+
+
+_NO_ATTENTION = (
+    'If these are attentions: kernels such as sdpa return none, so load the model with attn_implementation="eager"'
+)
+
+
+def _no_step(path: LayerPath, value: Any, step: int | str) -> str:
+    written = f"[{step}]" if isinstance(step, int) else f".{step}"
+    return f"{str(path)!r}: there is no {written} in {described(value)}"
+
+
+def _no_tensor(path: LayerPath, value: Any) -> str:
+    found = [f"{str(path).rstrip()}{_colon(path)}{steps}" for steps in _tensors(value, _DEPTH)][:_SHOWN]
+    write = f". Write {' or '.join(map(repr, found))}" if found else ""
+    if value is None:
+        write = f". {_NO_ATTENTION}"
+    return f"{str(path)!r} gives {described(value)}, and a match takes a tensor{write}"
+
+
+def _colon(path: LayerPath) -> str:
+    return "" if path.steps or path.source != "output" else ":output"
+
+
+def described(value: Any) -> str:
+    """What something is, in a few words: ``a tuple of 2``, ``a dict with a, b``."""
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {_listed(value)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _tensors(value: Any, depth: int) -> Iterator[str]:
+    """Steps to the tensors in a container."""
+    if isinstance(value, Tensor):
+        yield ""
+    elif depth and isinstance(value, Mapping):
+        for key, one in value.items():
+            if isinstance(key, str) and key.isidentifier():
+                yield from (f".{key}{rest}" for rest in _tensors(one, depth - 1))
+    elif depth and isinstance(value, (tuple, list)):
+        for place, one in enumerate(value):
+            yield from (f"[{place}]{rest}" for rest in _tensors(one, depth - 1))
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, names)) or "nothing"

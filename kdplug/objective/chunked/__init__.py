@@ -1,0 +1,1 @@
+"""Losses on large vocabularies, computed in chunks of items."""

@@ -1,0 +1,124 @@
+"""A loss over chunks of the items, so that their logits are never held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kdplug.contracts.loss import LossSum
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.errors import RunError
+from kdplug.objective.chunked.chunk_source import StudentChunks, TeacherChunks, blocks, chunks
+
+
+def with_gradient(total: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
+    """``total`` as a function of ``inputs``, with these gradients. The backward pass scales them, and gives them away.
+
+    A gradient may be of a wider type than its input: it is rounded after it was scaled.
+
+    Raises: ``RunError`` in a second backward pass through the same total.
+    """
+    result: Tensor = _PrecomputedGrad.apply(total, list(gradients), *inputs)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _PrecomputedGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, gradients: list[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        ctx.types = [one.dtype for one in inputs]
+        return total.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RunError(
+                "a second backward pass through a loss on FactoredLogits: its gradient was worked out in the forward pass and "
+                "given away in the first. Call the objective again, or give it dense logits"
+            )
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if one is None else one.mul_(slope) for one in gradients]
+        return None, None, *(None if g is None else g.to(t) for g, t in zip(scaled, ctx.types, strict=True))
+
+
+Rows = Callable[[Tensor, Tensor | SparseLogits, slice], Tensor]
+"""Values of some items, whose student logits are overwritten by their gradient; the slice says which items they are."""
+
+Loss = Callable[[Tensor, Tensor | SparseLogits, slice], LossSum]
+"""The loss of some items, through autograd."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedLoss:
+    """Both models' logits over ``items`` items of ``classes`` classes, in chunks of ``length``."""
+
+    student: StudentChunks
+    teacher: TeacherChunks
+    items: int
+    classes: int
+    length: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def closed(self, rows: Rows) -> Tensor:
+        """The sum of a loss that knows its gradient: it is written over the logits a few rows at a time."""
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        with torch.no_grad():
+            for chunk in chunks(self.items, self.length):
+                self._load(chunk)
+                for block in blocks(chunk.stop - chunk.start, self.classes, self.device):
+                    student, teacher = self.student.block(block), self.teacher.block(block)
+                    at = slice(chunk.start + block.start, chunk.start + block.stop)
+                    total += rows(student, teacher, at).sum()
+                    self.student.put(block, student)
+                self.student.learn()
+        return with_gradient(total, self.student.inputs, self.student.gradients)
+
+    def differentiated(self, loss: Loss, parameters: Sequence[Tensor]) -> LossSum:
+        """The sum and count of any loss. Autograd runs over one chunk after the other, within the forward pass.
+
+        ``parameters`` are what the loss itself trains.
+        """
+        learns = torch.is_grad_enabled()
+        total = torch.zeros((), dtype=self.dtype, device=self.device)
+        count: Any = 0
+        sums: list[Tensor | None] = [None] * len(parameters)
+        for chunk in chunks(self.items, self.length):
+            whole = slice(0, chunk.stop - chunk.start)
+            with torch.no_grad():
+                self._load(chunk)
+                student, teacher = self.student.block(whole), self.teacher.block(whole)
+            student = student.detach().requires_grad_(learns)
+            found = loss(student, teacher, chunk)
+            count = count + found.count
+            with torch.no_grad():
+                total += found.total
+                if learns:
+                    own, *theirs = _gradients(found.total, student, parameters)
+                    self.student.put(whole, torch.zeros_like(student) if own is None else own)
+                    self.student.learn()
+                    sums = [_sum(one, two) for one, two in zip(sums, theirs, strict=True)]
+        inputs = (*self.student.inputs, *parameters)
+        return LossSum(with_gradient(total, inputs, (*self.student.gradients, *sums)), count)
+
+    def _load(self, chunk: slice) -> None:
+        self.student.load(chunk)
+        self.teacher.load(chunk)
+
+
+def _gradients(total: Tensor, student: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    if not total.requires_grad:
+        return (None,) * (1 + len(parameters))
+    return torch.autograd.grad(total, (student, *parameters), allow_unused=True)
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second

@@ -1,0 +1,235 @@
+"""The kd loss of logits that are not multiplied out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdplug.config.error_path import prefixed
+from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.loss import LossSum
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.errors import ConfigError, OutputsError, SignatureError
+from kdplug.objective.additivity import Kind
+from kdplug.objective.batch import Batch
+from kdplug.objective.chunked.chunk_source import (
+    ChunkSetting,
+    DenseChunks,
+    FactoredChunks,
+    SparseChunks,
+    StudentChunks,
+    TeacherChunks,
+    chunk_length,
+)
+from kdplug.objective.chunked.chunked_loss import ChunkedLoss
+from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.numerics import frozen, full, without_autocast
+from kdplug.objective.selection import HeadLogits, MultiTeacherLogits
+from kdplug.objective.teacher import Combiner
+from kdplug.objective.term import term_value
+
+if TYPE_CHECKING:
+    from kdplug.contracts.outputs import Logits
+
+
+def compared(
+    pair: HeadLogits, loss: LogitLoss, batch: Batch, chunk: ChunkSetting, parameters: Sequence[Tensor]
+) -> LossSum | Any:
+    """The loss of a pair of which one side at least is no tensor.
+
+    A loss with a closed form takes it. Any other one is called as ever where all items fit into one chunk; otherwise it is
+    called for each chunk and must be a sum over items, which it says by returning ``LossSum``. A scalar says nothing: whether
+    it is a mean or a sum over items is looked at on some of them, and it stays a scalar.
+
+    Raises: ``ConfigError`` or ``SignatureError`` where the chunks would not add up to the whole.
+    """
+    student, teacher = pair.student, _frozen(pair.teacher)
+    assert not isinstance(student, SparseLogits)
+    items, length = student.shape[:-1].numel(), chunk_length_of(student, teacher, batch, chunk)
+    scheduled = loss.temperature.scheduler is not None
+    if isinstance(student, FactoredLogits) or isinstance(teacher, FactoredLogits):
+        if loss.rows is not None and not scheduled:
+            return _closed(pair, _sides(student, teacher, batch, length), loss)
+        if length < items:
+            _check_schedule(loss, length, items)
+            return _in_chunks(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
+    whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
+    with without_autocast(student.device):
+        return loss(*whole, pair.labels, batch)
+
+
+def combined(
+    group: MultiTeacherLogits, combiner: Combiner, loss: LogitLoss, batch: Batch, chunk: ChunkSetting
+) -> HeadLogits:
+    """The student's logits beside those of several teachers as one. A combiner reads tensors, all items at once.
+
+    A combiner that asks for a scheduled temperature gets the one of ``loss``, which the pair holds.
+
+    Raises: ``OutputsError`` for a teacher that is sparse, and for logits that are too many to be multiplied out.
+    """
+    student, teachers, labels = group
+    assert not isinstance(student, SparseLogits)
+    dense = [student, *teachers]
+    for one in dense:
+        if isinstance(one, SparseLogits):
+            raise OutputsError(
+                f"{combiner.owner} needs each teacher's whole logits, and one gave SparseLogits",
+                field="teacher_combiner",
+            )
+    items = student.shape[:-1].numel()
+    length = min(chunk_length_of(student, one, batch, chunk) for one in teachers)
+    if length < items and not all(isinstance(one, Tensor) for one in dense):
+        raise OutputsError(
+            f"{combiner.owner} reads the logits of all {items} items at once, and FactoredLogits are multiplied out {length} "
+            "items at a time. Write logit_chunk: whole, which holds all logits, or distil one teacher",
+            field="teacher_combiner",
+        )
+    whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
+    temperature = _scheduled(whole, labels, combiner, loss, batch)
+    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature)
+
+
+def _scheduled(
+    sides: Sequence[Tensor], labels: Tensor | None, combiner: Combiner, loss: LogitLoss, batch: Batch
+) -> Tensor | float | None:
+    """The scheduled temperature of combined logits that depend on it; ``None`` where they do not.
+
+    A scheduler that reads the teacher reads what the teachers combine to at the configured temperature.
+    """
+    if loss.temperature.scheduler is None or not combiner.wants_temperature:
+        return None
+    student, *teachers = sides
+    reads_teacher = "teacher_logits" in loss.temperature.inputs
+    teacher = combiner(teachers, student, labels, batch) if reads_teacher else full(frozen(teachers[0]))
+    with without_autocast(student.device):
+        return loss.temperature.of(full(student), loss.shifted(teacher, labels), batch)
+
+
+def multiplied_out(logits: Tensor | FactoredLogits) -> Tensor:
+    """The logits as a tensor in float32 at least."""
+    return full(logits if isinstance(logits, Tensor) else logits.dense())
+
+
+def chunk_length_of(student: Logits, teacher: Logits, batch: Batch, chunk: ChunkSetting) -> int:
+    """How many items of this pair form a chunk."""
+    sizes = [_precision(one, batch).itemsize for one in (student, teacher) if not isinstance(one, SparseLogits)]
+    *items, classes = student.shape
+    classes = max(classes, teacher.shape[-1])
+    return chunk_length(chunk, torch.Size(items).numel(), classes, max(sizes), student.device)
+
+
+def _closed(pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss) -> LossSum:
+    labels = None if pair.labels is None else pair.labels.reshape(-1)
+
+    def rows(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> Tensor:
+        return loss.write_gradient(student, teacher, None if labels is None else labels[at])
+
+    with without_autocast(chunked.device):
+        return LossSum(chunked.closed(rows), chunked.items)
+
+
+def _in_chunks(
+    pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss, batch: Batch, parameters: Sequence[Tensor]
+) -> LossSum | Tensor:
+    labels = None if pair.labels is None else pair.labels.reshape(-1)
+    kinds: list[Kind] = []
+
+    def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
+        own = None if labels is None else labels[at]
+        found = loss(student, teacher, own, batch)
+        with prefixed("kd_loss_type"):
+            term_value(found, 1.0, loss.owner)
+        if isinstance(found, LossSum):
+            return found
+        if not kinds:
+            kind = loss.kind(student, teacher, own, batch, len(pair.student.shape))
+            kinds.append(_told(kind, loss, chunked))
+        return LossSum(found * len(student), len(student)) if kinds[0] == "mean" else LossSum(found, 1)
+
+    with without_autocast(chunked.device):
+        summed = chunked.differentiated(of_chunk, parameters)
+    if not kinds:
+        return summed
+    return summed.value if kinds[0] == "mean" else summed.total  # a scalar, as the loss returned one
+
+
+def _told(kind: Kind | None, loss: LogitLoss, chunked: ChunkedLoss) -> Kind:
+    """The kind of a scalar, said once. Raises: ``SignatureError`` where it is none that adds up."""
+    chunks = f"over chunks of {chunked.length} of the {chunked.items} items"
+    if kind is None:
+        raise SignatureError(
+            f"{loss.owner} returned a scalar, which may compare items with each other, so it cannot be added up {chunks}. "
+            "Return LossSum(total, count) if it is a sum over items; otherwise write logit_chunk: whole, which holds all "
+            "logits at once",
+            field="kd_loss_type",
+        )
+    if not loss.has_told:
+        loss.has_told = True
+        warnings.warn(
+            f"kd_loss_type: {loss.owner} returned a scalar. On some of the items it was a {kind} over items, in value and "
+            f"gradient, so it is added up {chunks}. To say so, and be silent, return LossSum(total, count)",
+            stacklevel=2,
+        )
+    return kind
+
+
+def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> ChunkedLoss:
+    sides = [one for one in (student, teacher) if not isinstance(one, SparseLogits)]
+    working = reduce(torch.promote_types, (_precision(one, batch) for one in sides), torch.float32)
+    learns = torch.is_grad_enabled()
+    ours: StudentChunks = (
+        DenseChunks(student, working, learns=learns)
+        if isinstance(student, Tensor)
+        else FactoredChunks(student, length, _precision(student, batch), working, learns=learns)
+    )
+    *items, classes = student.shape
+    return ChunkedLoss(
+        ours,
+        _teacher_side(teacher, batch, length, working),
+        torch.Size(items).numel(),
+        classes,
+        length,
+        student.device,
+        working,
+    )
+
+
+def _teacher_side(teacher: Logits, batch: Batch, length: int, working: torch.dtype) -> TeacherChunks:
+    if isinstance(teacher, SparseLogits):
+        return SparseChunks(teacher)
+    if isinstance(teacher, Tensor):
+        return DenseChunks(teacher, working, learns=False)
+    return FactoredChunks(teacher, length, _precision(teacher, batch), working, learns=False)
+
+
+def _precision(logits: Tensor | FactoredLogits, batch: Batch) -> torch.dtype:
+    """What the logits are multiplied out in, as a linear layer would here: autocast leaves float64 alone."""
+    if isinstance(logits, Tensor):
+        return logits.dtype
+    dtype = reduce(torch.promote_types, (factor.dtype for factor in logits.tensors))
+    device = logits.device.type
+    return torch.get_autocast_dtype(device) if batch.autocast(logits) and dtype is not torch.float64 else dtype
+
+
+def _frozen(teacher: Logits) -> Logits:
+    if isinstance(teacher, Tensor):
+        return frozen(teacher)
+    if isinstance(teacher, FactoredLogits):
+        bias = None if teacher.bias is None else frozen(teacher.bias)
+        return replace(teacher, hidden=frozen(teacher.hidden), weight=frozen(teacher.weight), bias=bias)
+    return teacher
+
+
+def _check_schedule(loss: LogitLoss, length: int, items: int) -> None:
+    if loss.temperature.scheduler is not None:
+        raise ConfigError(
+            f"{loss.temperature.owner} reads the logits of all {items} items at once, and FactoredLogits are multiplied out "
+            f"{length} items at a time. Write temperature_scheduler: none, or logit_chunk: whole, which holds all logits",
+            field="temperature_scheduler",
+        )

@@ -1,0 +1,310 @@
+"""The kd loss of one pair of logits, called as its signature asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.loss import ACROSS_VOCABULARIES as ACROSS
+from kdplug.contracts.loss import COARSENS, LossSum
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.errors import KdplugError, OutputsError, SignatureError
+from kdplug.host.component import Component, closed_form_of
+from kdplug.objective.additivity import Kind, kind_of
+from kdplug.objective.batch import Batch
+from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
+from kdplug.objective.numerics import without_autocast
+from kdplug.objective.schedule import Temperature
+from kdplug.objective.selection import HeadLogits, shift
+
+
+class LogitLoss:
+    """Calls a loss with what it asks for, the teacher's logits dense or sparse.
+
+    A sparse teacher reaches a loss that asks for ``teacher_sparse`` as it is. For one that is declared ``coarsens`` both sides are
+    put into K + 1 categories, the classes that the cache names and all others together, as logits whose softmax over the temperature is
+    exactly what each side gives these categories.
+    """
+
+    def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
+        self.target: Any = component.target
+        self.inputs = component.inputs
+        steady: dict[str, Callable[[Compared], Any]] = {"temperature": attrgetter("loss.temperature.base")}
+        getters = {**_GETTERS, **(steady if temperature.scheduler is None else {})}
+        self.getters = tuple(getters[name] for name in self.inputs)
+        self.owner = component.entry.qualified
+        self.temperature = temperature
+        if "temperature" in self.inputs and temperature.scheduler is None:
+            temperature.warn_if_high(temperature.base)
+        self.shifts = shifts
+        self.takes_sparse = "teacher_sparse" in self.inputs
+        self.draws = "draw_seed" in self.inputs
+        self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
+        self._is_of_softmax = False
+        self._is_of_numbers = False
+        self._kinds: dict[int, Kind] = {}
+        self.rows = closed_form_of(component)
+        self.has_told = False
+        self.is_across = bool(getattr(component.entry.load(), ACROSS, False))
+        self.coarsens = bool(getattr(component.entry.load(), COARSENS, False))
+
+    def check_classes(self, pair: HeadLogits) -> None:
+        """Raises: ``OutputsError`` for what means the same class on both sides, where they differ in number."""
+        if pair.student.shape[-1] == pair.teacher.shape[-1]:
+            return
+        sizes = f"the student has {pair.student.shape[-1]} classes and the teacher {pair.teacher.shape[-1]}"
+        if isinstance(pair.teacher, SparseLogits):
+            raise OutputsError(
+                f"are SparseLogits, which name classes, and {sizes}: the student has no such classes. Give dense logits",
+                field="teacher.logits",
+            )
+        if self.shifts and pair.labels is not None:
+            raise OutputsError(
+                f"needs the teacher's logit at the student's label, and {sizes}", field="probability_shift"
+            )
+
+    def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None, batch: Batch) -> None:
+        """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
+        if not isinstance(teacher, SparseLogits):
+            if not self.takes_dense:
+                raise OutputsError(
+                    f"{self.owner} asks for teacher_sparse, and the teacher's logits are dense", field="teacher.logits"
+                )
+            return
+        self._check_sparse(teacher)
+        if self.shifts and labels is not None:
+            raise OutputsError(
+                "needs the teacher's logit at each label, and SparseLogits need not hold it", field="probability_shift"
+            )
+        if not self.takes_sparse:
+            self._check_coarse(teacher)
+            self._check_softmax(teacher, batch)
+
+    def _check_sparse(self, teacher: SparseLogits) -> None:
+        if self.temperature.scheduler is not None:
+            raise OutputsError(
+                f"makes a temperature of its own for each item, and SparseLogits hold what the teacher gave at "
+                f"{teacher.temperature:g}",
+                field="temperature_scheduler",
+            )
+        if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
+            raise OutputsError(
+                f"is {self.temperature.base:g}, and the teacher's SparseLogits were taken at {teacher.temperature:g}: their "
+                "tail cannot be softened again. Set the one or take the other anew",
+                field="temperature",
+            )
+
+    def _check_coarse(self, teacher: SparseLogits) -> None:
+        if teacher.tail is None or teacher.log_probs is None:
+            raise OutputsError(
+                f"{self.owner} needs the whole distribution, and the teacher's SparseLogits have no tail. Give one, or take a "
+                "loss that asks for teacher_sparse",
+                field="teacher.logits",
+            )
+        if "labels" in self.inputs:
+            raise OutputsError(
+                f"{self.owner} asks for labels, and with SparseLogits a label may be one of the classes that are known only "
+                "as a sum. Take a loss without labels, or give dense logits",
+                field="teacher.logits",
+            )
+        if not self.coarsens:
+            raise OutputsError(
+                f"{self.owner} does not declare coarsens, and SparseLogits with a tail give it {teacher.ids.shape[-1]} classes, "
+                "other ones for each item, and all others as one: for a loss that compares ranks, deviations or items that is "
+                "another loss. Take one that declares it, such as kl, or give dense logits. If yours stays the same loss where "
+                "classes are joined, declare it: @kdplug.coarsens above the function, coarsens = True in the class",
+                field="teacher.logits",
+            )
+        ids = teacher.ids
+        if ids.device.type == "cpu" and ids.shape[-1] > 1:
+            ordered = ids.sort(dim=-1).values
+            if (ordered[..., 1:] == ordered[..., :-1]).any():
+                raise OutputsError("hold a class twice for one item, and have a tail", field="teacher.logits")
+
+    def _check_softmax(self, teacher: SparseLogits, batch: Batch) -> None:
+        """Categories are known by their probabilities alone: a loss that sees a constant added to all logits would read more.
+
+        Looked at once, on made-up logits, with a copy of the loss and no trace in the random numbers.
+        """
+        if self._is_of_softmax:
+            return
+        width, device = teacher.ids.shape[-1] + 1, teacher.device
+        student = torch.linspace(-1.0, 1.0, 2 * width, device=device).view(2, width)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
+            found = [
+                self._value(student + own, student.flip(-1) / 2 + theirs, batch) for own, theirs in ((0, 0), (3, -2))
+            ]
+        if torch.isfinite(torch.stack(found)).all() and not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-5):
+            raise OutputsError(
+                f"{self.owner} depends on more of the logits than their softmax, and SparseLogits know probabilities only. "
+                "Take a divergence, a loss that asks for teacher_sparse, or dense logits",
+                field="teacher.logits",
+            )
+        self._is_of_softmax = True
+
+    def check_number(self, device: torch.device, batch: Batch) -> None:
+        """A single output is a number: a softmax over it is 1 whatever it is, and a loss of that would teach nothing, silently.
+
+        Looked at once, as above.
+
+        Raises: ``OutputsError`` where the loss is the same for any two numbers of the student.
+        """
+        if self._is_of_numbers or "labels" in self.inputs:
+            return
+        theirs = torch.linspace(-1.0, 1.0, 4, device=device).view(4, 1)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
+            found = [self._value(theirs * scale + shift, theirs, batch) for scale, shift in ((1.0, 0.0), (3.0, 2.0))]
+        if torch.equal(found[0], found[1]):
+            raise OutputsError(
+                f"are one number for each item, and {self.owner} is the same whatever it is, as a softmax over one class is 1. "
+                "Take a loss that compares numbers, as a squared error does",
+                field="student.logits",
+            )
+        self._is_of_numbers = True
+
+    def _value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        compared = Compared(self, student, teacher, None, None, batch)
+        result = deepcopy(self.target)(*[get(compared) for get in self.getters])
+        return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
+
+    def of(self, pair: HeadLogits, batch: Batch) -> Any:
+        """What the loss returns for a pair of tensors, at the temperature of the pair where it has one."""
+        assert isinstance(pair.student, Tensor)
+        assert isinstance(pair.teacher, Tensor)
+        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
+
+    def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """The teacher's logits, after ``probability_shift`` where that is on."""
+        return shift(teacher, labels) if self.shifts and labels is not None else teacher
+
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseLogits,
+        labels: Tensor | None,
+        batch: Batch,
+        temperature: Tensor | float | None = None,
+    ) -> Any:
+        """What the loss returns, for logits in float32 at least, outside autocast.
+
+        ``temperature`` stands in for the scheduled one.
+
+        Raises: what the loss raises, with the path of its key.
+        """
+        sparse: SparseLogits | None = None
+        dense: Tensor | None = None
+        if isinstance(teacher, Tensor):
+            dense = self.shifted(teacher, labels)
+        elif self.takes_sparse:
+            sparse = teacher
+        else:
+            student, dense = topk_tail_student(student, teacher), topk_tail_teacher(teacher)
+        draw_seed = batch.draws.next() if self.draws else 0
+        compared = Compared(self, student, dense, sparse, labels, batch, draw_seed, temperature)
+        values = [get(compared) for get in self.getters]
+        try:
+            return self.target(*values)
+        except KdplugError as error:
+            raise error.at("kd_loss_type") from error.__cause__
+
+    def kind(
+        self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch, axes: int
+    ) -> Kind | None:
+        """What the scalar that this loss returns is of the values of its items, where it is a mean or a sum over them.
+
+        Looked at once, on rows ``[n, classes]`` of logits that have ``axes`` axes; again in each call where the loss asks for
+        the time, which may change what it is.
+        """
+        if axes in self._kinds:
+            return self._kinds[axes]
+        if not isinstance(teacher, Tensor):
+            if self.takes_sparse:
+                return None
+            student, teacher = topk_tail_student(student.detach(), teacher), topk_tail_teacher(teacher)
+
+        def call(target: Any, own: Tensor, theirs: Tensor, places: Tensor | None) -> Any:
+            compared = Compared(self, own, theirs, None, places, batch)
+            return target(*[get(compared) for get in self.getters])
+
+        wanted = labels if "labels" in self.inputs else None
+        found = kind_of(self.target, call, student, teacher.to(student.dtype), labels=wanted, axes=axes)
+        if found is not None and not _TIME & set(self.inputs):
+            self._kinds[axes] = found
+        return found
+
+    def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
+        """The closed form: values ``[n]`` of rows ``[n, classes]``, whose student logits become their gradient.
+
+        Raises: what the closed form raises, with the path of the loss; ``SignatureError`` for values that are not ``[n]``.
+        """
+        assert self.rows is not None
+        temperature = self.temperature.base
+        if isinstance(teacher, Tensor):
+            teacher = self.shifted(teacher, labels)
+        try:
+            if isinstance(teacher, Tensor) or self.takes_sparse:
+                return self._checked(self.rows(student, teacher, temperature), student)
+            coarse, parts = topk_tail_rows(student, teacher.ids, temperature)
+            values = self._checked(self.rows(coarse, topk_tail_teacher(teacher).to(coarse.dtype), temperature), student)
+        except KdplugError as error:
+            raise error.at("kd_loss_type") from error.__cause__
+        expand_rows_(student, parts, coarse, teacher.ids)
+        return values
+
+    def _checked(self, values: Any, student: Tensor) -> Tensor:
+        if isinstance(values, Tensor) and values.shape == student.shape[:-1]:
+            return values
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise SignatureError(
+            f"the closed form of {self.owner} must return one value for each of {student.shape[0]} rows, got {found}"
+        )
+
+
+_TIME = frozenset({"progress", "step", "total_steps"})
+
+
+class Compared(NamedTuple):
+    """What the inputs of a loss are read from: what counts of one head."""
+
+    loss: LogitLoss
+    student: Tensor
+    teacher: Tensor | None
+    sparse: SparseLogits | None
+    labels: Tensor | None
+    batch: Batch
+    draw_seed: int = 0
+    temperature: Tensor | float | None = None
+
+
+def _temperature(compared: Compared) -> float | Tensor:
+    if compared.temperature is not None:
+        return compared.temperature
+    temperature = compared.loss.temperature
+    if compared.teacher is None:
+        return temperature.base
+    return temperature.of(compared.student, compared.teacher, compared.batch)
+
+
+def _no_mask(_: Compared) -> None:
+    """What a mask leaves out is gone by now."""
+
+
+_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+    "student_logits": attrgetter("student"),
+    "teacher_logits": attrgetter("teacher"),
+    "teacher_sparse": attrgetter("sparse"),
+    "temperature": _temperature,
+    "mask": _no_mask,
+    "labels": attrgetter("labels"),
+    "progress": attrgetter("batch.progress"),
+    "step": attrgetter("batch.step"),
+    "total_steps": attrgetter("batch.total_steps"),
+    "draw_seed": attrgetter("draw_seed"),
+}
+"""The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""

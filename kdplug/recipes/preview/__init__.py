@@ -1,0 +1,1 @@
+"""``kdplug plan``: a recipe's terms, shapes, memory and warnings without training."""

@@ -1,0 +1,76 @@
+"""What the matches of a plan read, and what brings the two sides to one width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kdplug.config.layer import in_list
+from kdplug.objective.match_term import MatchTerm, layers
+from kdplug.recipes.preview.sample import Sample
+from kdplug.recipes.result import count_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedProjection:
+    """A projection from the student's width to the teacher's."""
+
+    name: str
+    in_dim: int
+    out_dim: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMatch:
+    """The pairs of features that one term compares: layer and shape on each side, and the projection between them.
+
+    A layer is an index into what the adaptor returned as ``feature``, or the path of a module that is captured.
+    """
+
+    term: str
+    feature: str
+    student: list[tuple[str, list[int]]]
+    teacher: list[tuple[str, list[int]]]
+    projection: PlannedProjection | None
+
+
+def planned_matches(sample: Sample) -> list[PlannedMatch]:
+    """Each match with what it reads of the first batch, in the order of the terms."""
+    return [_planned(term, sample) for term, _, _ in sample.objective.matches.terms()]
+
+
+def features(term: MatchTerm, sample: Sample) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor that a match reads, with the side it is of."""
+    for tensor in layers(sample.of_student, term.feature, term.layer_student, "student"):
+        yield "student", tensor
+    for tensor in layers(sample.of_teacher, term.feature, term.layer_teacher, "teacher"):
+        yield "teacher", tensor
+
+
+def _planned(term: MatchTerm, sample: Sample) -> PlannedMatch:
+    found = list(features(term, sample))
+    student = [tensor for side, tensor in found if side == "student"]
+    teacher = [tensor for side, tensor in found if side == "teacher"]
+    return PlannedMatch(
+        term=term.name,
+        feature=term.feature,
+        student=_shapes(list(map(str, in_list(term.layer_student))), student),
+        teacher=_shapes(list(map(str, in_list(term.layer_teacher))), teacher),
+        projection=_projection(term, student[0], teacher[0]),
+    )
+
+
+def _shapes(names: list[str], tensors: list[Tensor]) -> list[tuple[str, list[int]]]:
+    return [(name, list(tensor.shape)) for name, tensor in zip(names, tensors, strict=True)]
+
+
+def _projection(term: MatchTerm, student: Tensor, teacher: Tensor) -> PlannedProjection | None:
+    plan, module = term.plan, term.projection
+    if plan is None or module is None:
+        return None
+    in_dim = student.shape[-1] if plan.in_dim is None else plan.in_dim
+    out_dim = teacher.shape[-1] if plan.out_dim is None else plan.out_dim
+    return PlannedProjection(plan.owner, in_dim, out_dim, count_parameters(module))

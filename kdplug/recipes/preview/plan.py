@@ -1,0 +1,278 @@
+"""What a recipe would do, found out without training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.error_path import qualify_errors
+from kdplug.config.recipe import Recipe
+from kdplug.distillers.session import teacher_cache
+from kdplug.engine.cache.builder import take_heads
+from kdplug.engine.cache.cache import TeacherCache
+from kdplug.engine.cache.coding import KeptMass, encode
+from kdplug.engine.cache.content import RequiredOutputs, flatten
+from kdplug.engine.cache.folder import CacheFolder
+from kdplug.engine.cache.report import CacheReport
+from kdplug.engine.cache.shard import CodingStats
+from kdplug.engine.optimizer import add_groups, check_student
+from kdplug.engine.parallel.process import process
+from kdplug.engine.run import make_plan
+from kdplug.errors import RunError
+from kdplug.objective.term import Term
+from kdplug.recipes.preview.checks import (
+    Check,
+    PlanWarning,
+    dead_terms,
+    doubled_softmax,
+    idle_settings,
+    large_rates,
+    unbalanced_temperature,
+    unshifted_labels,
+    unused_masks,
+)
+from kdplug.recipes.preview.match import PlannedMatch, planned_matches
+from kdplug.recipes.preview.sample import Sample, given, take_sample, tensors
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.result import count_parameters
+from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
+from kdplug.recipes.training import Budget, Stage, check_writable, make_optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryItem:
+    """Bytes that something takes, and how that is known."""
+
+    name: str
+    bytes: int
+    how: str
+
+
+def memory(sample: Sample) -> list[MemoryItem]:
+    """The items of an estimate, from one real step with the recipe's optimizer. The student is changed by it.
+
+    What is left out: the teacher's own activations, which are gone after each of its layers, the workspace of kernels, and
+    what the framework takes for itself.
+
+    Raises: ``RunError`` where the optimizer cannot take the step; ``ConfigError`` where it cannot be made.
+    """
+    optimizer = make_optimizer(sample.recipe.training, sample.student.parameters())
+    check_student(optimizer, sample.student)
+    add_groups(optimizer, sample.objective.param_groups())
+    learned = [*sample.student.parameters(), *sample.objective.parameters()]
+    sample.total.backward()  # type: ignore[no-untyped-call]
+    gradients = size(one.grad for one in learned if one.grad is not None)
+    try:
+        optimizer.step()
+    except (RuntimeError, TypeError) as error:
+        name = sample.recipe.training.optimizer
+        raise RunError(f"{name} cannot take a step: {error}", field="training.optimizer") from error
+    state = size(tensors(list(optimizer.state.values())))
+    outputs = size(tensors(given(sample.of_teacher)))
+    batch = sample.recipe.training.batch_size
+    return [
+        MemoryItem("teacher, weights", size(_held(sample.teacher)), "counted"),
+        MemoryItem("student, weights", size(_held(sample.student)), "counted"),
+        MemoryItem("projections and losses, weights", size(_held(sample.objective)), "counted"),
+        MemoryItem("gradients", gradients, "measured after one backward pass"),
+        MemoryItem("optimizer state", state, f"measured after one step of {sample.recipe.training.optimizer}"),
+        MemoryItem(
+            "activations",
+            sample.activations,
+            f"measured: what autograd keeps for the backward pass of a batch of {batch}",
+        ),
+        MemoryItem("teacher's outputs", outputs, f"measured: what its adaptor returned for a batch of {batch}"),
+    ]
+
+
+def size(found: Iterable[Tensor]) -> int:
+    """Bytes of the tensors' storages, each once."""
+    storages = [tensor.untyped_storage() for tensor in found]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _held(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -> KeptMass | None:
+    """The mass that the kd loss reads: that of the cache where there is one, otherwise that of the first batch.
+
+    ``None`` where nothing is left out, and where the teacher is not trained yet, so that its distribution says nothing.
+    """
+    teacher = sample.of_teacher
+    if sample.objective.kd_loss is None:
+        return None
+    if cache is None or cache.coding is None:
+        return KeptMass.of_heads(teacher.logits or ())
+    if cache.path is not None and CacheFolder(cache.path).manifest() is not None:
+        return KeptMass.of_cache(cache.coding, CacheReport.read(cache.path).tally)
+    if not is_trained:
+        return None
+    heads = take_heads(flatten(teacher, RequiredOutputs.of(sample.objective)), teacher)
+    tallies = [encode(cache.coding, name, logits, mask, 0).tally for name, (logits, mask) in heads.items()]
+    return KeptMass.of_cache(cache.coding, CodingStats.sum(tallies))
+
+
+def thin_cache(sample: Sample) -> Iterator[PlanWarning]:
+    """A sparse teacher whose classes hold little of its distribution at the temperature of the loss."""
+    if sample.kept_mass is not None and (message := sample.kept_mass.warning) is not None:
+        field = "training.teacher_cache_codec" if sample.recipe.training.teacher_cache_codec else "task"
+        yield PlanWarning("kept_mass", field, message)
+
+
+CHECKS: tuple[Check, ...] = (
+    dead_terms,
+    unused_masks,
+    doubled_softmax,
+    unbalanced_temperature,
+    unshifted_labels,
+    thin_cache,
+    idle_settings,
+)
+"""The rules that a plan is held against."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTerm:
+    """A term: its weight at the start, at half and at the end of the run, and what it is worth before training.
+
+    ``value`` is its mean before weighting on a first batch, ``gradient_norm`` the L2 norm of the gradient that the weighted
+    term gives the student there; both are ``None`` where its weight stays 0.
+    """
+
+    name: str
+    weights: tuple[float, float, float]
+    value: float | None
+    gradient_norm: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """What a run would be. ``config`` is the distillation with every setting, layer maps written out.
+
+    ``parameters`` counts those of teacher, student and projections; ``steps`` the optimizer steps of each training, 0 for a
+    teacher that is trained already. ``kept_mass`` is that of the teacher's probability which a sparse teacher cache keeps, ``None``
+    where it keeps all, or the teacher is not trained yet.
+    """
+
+    task: str
+    about: str
+    device: str
+    precision: str
+    batch_size: int
+    config: DistillationConfig
+    terms: list[PlannedTerm]
+    matches: list[PlannedMatch]
+    parameters: dict[str, int]
+    steps: dict[str, int]
+    memory: list[MemoryItem]
+    kept_mass: KeptMass | None
+    warnings: list[PlanWarning]
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON. A number that is not finite is text there."""
+        data = {key: getattr(self, key) for key in ("task", "about", "device", "precision", "batch_size")}
+        lists = {key: [asdict(one) for one in getattr(self, key)] for key in ("terms", "matches", "memory", "warnings")}
+        found = {
+            **data,
+            "distillation": self.config.to_dict(),
+            **lists,
+            "parameters": self.parameters,
+            "steps": self.steps,
+            "memory_bytes": sum(item.bytes for item in self.memory),
+            "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
+        }
+        return {key: _finite(value) for key, value in found.items()}
+
+
+@qualify_errors
+def plan_recipe(recipe: Recipe) -> RunPlan:
+    """Build the models of a recipe, show them its first batches, and say what a run would do. Nothing is written.
+
+    The teacher is what the task builds, which may be untrained.
+
+    Raises: ``KdplugError`` for what would keep the run from starting, or end it at its first step.
+    """
+    component, task = build_task(recipe)
+    reads = resolve_distillation(recipe).reads
+    make_optimizer(recipe.training, [nn.Parameter()])
+    check_apart(recipe, task)
+    check_writable(recipe)
+    check_uncached(recipe, task)
+    prepare(task, reads)
+    check_vocabularies(recipe, task)
+    bench = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
+    bench.check_cache()
+    config = Stage.STUDENT.config(recipe)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        loader = bench.loader("distillation", recipe.training.batch_size)
+        make_plan(loader, config, num_epochs=recipe.training.num_epochs, num_steps=recipe.training.num_steps)
+        precision = config.precision if "precision" in config.model_fields_set else None
+        with process(config.device, precision) as accelerator:
+            total_steps = Budget.of(recipe.training, loader).total_steps
+            sample = take_sample(recipe, bench, accelerator, total_steps)
+            cache = teacher_cache(config, recipe.distillation)
+            sample.kept_mass = kept_mass(cache, sample, is_trained=bench.fit() is None)
+            found = [warning for check in CHECKS for warning in check(sample)]
+            found += large_rates(recipe.training, bench.fit())
+            items = memory(sample)
+            device = str(accelerator.device)
+    return RunPlan(
+        task=component.entry.qualified,
+        about=task.about(),
+        device=device,
+        precision=config.precision,
+        batch_size=recipe.training.batch_size,
+        config=sample.config,
+        terms=[_term(sample, term) for term in sample.objective.terms],
+        matches=planned_matches(sample),
+        parameters=_parameters(sample),
+        steps=_steps(bench, total_steps),
+        memory=items,
+        kept_mass=sample.kept_mass,
+        warnings=[*found, *_python_warnings(told)],
+    )
+
+
+def _term(sample: Sample, term: Term) -> PlannedTerm:
+    weights, pull = sample.weights(term), sample.pulls.get(term.name)
+    return PlannedTerm(
+        name=term.name,
+        weights=(weights[0], weights[50], weights[100]),
+        value=None if pull is None else pull.value,
+        gradient_norm=None if pull is None else pull.norm,
+    )
+
+
+def _parameters(sample: Sample) -> dict[str, int]:
+    models = {"teacher": sample.teacher, "student": sample.student, "projections": sample.objective}
+    return {name: count_parameters(model) for name, model in models.items()}
+
+
+def _steps(bench: RecipeRunner, total_steps: int) -> dict[str, int]:
+    fit = bench.fit()
+    teacher = 0 if fit is None else Budget.of(fit, bench.loader("teacher", fit.batch_size)).total_steps
+    return {"teacher": teacher, "student": total_steps, "baseline": total_steps}
+
+
+def _python_warnings(told: Iterable[warnings.WarningMessage]) -> list[PlanWarning]:
+    """What was warned of on the way, each once: the run would warn of the same."""
+    messages = dict.fromkeys(str(one.message) for one in told if issubclass(one.category, UserWarning))
+    return [PlanWarning("said_by_the_run", "", message) for message in messages]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value - value != 0:  # infinite or no number
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,239 @@
+"""What both models make of the first batches, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.recipe import Recipe
+from kdplug.contracts.outputs import Outputs
+from kdplug.engine.cache.coding import KeptMass
+from kdplug.engine.forward_state import materialize, modes
+from kdplug.engine.teacher import Teacher, check_apart
+from kdplug.engine.training_module import Parts, TrainingModule, split, to_device
+from kdplug.objective.objective import Objective
+from kdplug.objective.report import LossReport, TermValue
+from kdplug.objective.term import Term
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.task import preparation
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A term's mean before weighting, and the L2 norm of the gradient of weight times that mean over the student.
+
+    ``is_counted`` is false where there was nothing to take a mean over.
+    """
+
+    value: float
+    norm: float
+    is_counted: bool
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the term changes the student; for better or, where it is not finite, for worse."""
+        return self.norm != 0
+
+
+def gradients(terms: Mapping[str, TermValue], student: nn.Module) -> dict[str, Pull]:
+    """One backward pass for each term. The graph stays, and no ``grad`` is written."""
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return {
+        name: Pull(float(term.value.detach()), _norm(term.weighted, parameters), _is_counted(term))
+        for name, term in terms.items()
+    }
+
+
+def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
+    """The norm, 0 where nothing of the loss comes from the parameters."""
+    if not loss.requires_grad or not parameters:
+        return 0.0
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    norms = [
+        torch.linalg.vector_norm(one.double() if one.device.type == "cpu" else one.float())
+        for one in found
+        if one is not None
+    ]
+    return float(torch.stack(norms).norm()) if norms else 0.0
+
+
+def _is_counted(term: TermValue) -> bool:
+    return any(float(part.count) > 0 for part in term.parts)
+
+
+BATCHES = 4
+"""How many batches are tried before a term counts as dead: a batch may hold no label, say."""
+_MOMENTS = (0.0, 0.5, 1.0)
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """Both models, the objective with every projection made, and what they gave for the first batch.
+
+    ``kept_mass`` is what a sparse teacher keeps, ``None`` where it keeps all. ``config`` is the distillation with qualified names, every setting, and layer maps written out. ``pulls`` holds what each
+    term does to the student, by the term's name.
+    """
+
+    recipe: Recipe
+    config: DistillationConfig
+    teacher: nn.Module
+    student: nn.Module
+    objective: Objective
+    batch: Any
+    of_teacher: Outputs
+    of_student: Outputs
+    total_steps: int
+    activations: int
+    total: Tensor
+    kept_mass: KeptMass | None = None
+    pulls: dict[str, Pull] = field(default_factory=dict)
+
+    def weights(self, term: Term) -> list[float]:
+        """The weight of a term at 101 moments from the run's start to its end."""
+        return [term.schedule.at(at / 100, round(at / 100 * self.total_steps), self.total_steps) for at in range(101)]
+
+
+@dataclass(slots=True, eq=False)
+class _Models:
+    """The pair and the teacher with hooks in place, and how to ask them."""
+
+    pair: TrainingModule
+    teacher: Teacher
+    objective: Objective
+    accelerator: Accelerator
+    total_steps: int
+
+    def ask(self, parts: Parts) -> tuple[Outputs, Outputs]:
+        """What the student and the teacher make of a batch; the student with gradient."""
+        with self.accelerator.autocast():
+            read = self.teacher(parts.teacher, {}, parts.cache)
+            return Outputs.read(self.pair.outputs(parts.student, {}), "student"), Outputs.read(read, "teacher")
+
+    def loss(self, student: Outputs, teacher: Outputs, progress: float) -> LossReport:
+        """The loss of what they made, as if ``progress`` of the run were done."""
+        step = min(round(progress * self.total_steps), self.total_steps - 1)
+        with self.accelerator.autocast():
+            report: LossReport = self.objective(
+                student=student, teacher=teacher, progress=progress, step=step, total_steps=self.total_steps
+            )
+        return report
+
+
+def take_sample(recipe: Recipe, bench: RecipeRunner, accelerator: Accelerator, total_steps: int) -> Sample:
+    """Build both models, untrained where the task does not train them, and show them the first batches.
+
+    Raises: ``KdplugError`` for what would end the run at its first step.
+    """
+    teacher = bench.built_teacher()
+    student = bench.student(teacher)
+    distiller = bench.distiller(teacher, student)
+    pair = TrainingModule(student, distiller.adaptor_S, distiller.objective)
+    side = Teacher(teacher, distiller.adaptor_T)
+    check_apart(teacher, student, distiller.objective)
+    pair.to(accelerator.device)
+    side.to(accelerator.device)
+    batches = list(islice(bench.loader("distillation", recipe.training.batch_size), BATCHES))
+    objective = distiller.objective
+    with modes(training=pair, evaluating=teacher), side.frozen(student):
+        prepared = preparation(bench.task, student)
+        if prepared is not None:
+            batches = list(map(prepared, batches))
+        if objective.needs_materialize:
+            with _hooked(pair, side, objective):
+                materialize(pair, side, batches[0], {}, accelerator.device)
+        with _hooked(pair, side, objective):
+            models = _Models(pair, side, objective, accelerator, total_steps)
+            parts = [_on_device(batch, accelerator.device) for batch in batches]
+            sample = _first(recipe, models, parts[0])
+            sample.pulls = _pulls(models, parts, sample)
+    return sample
+
+
+@contextmanager
+def _hooked(pair: TrainingModule, teacher: Teacher, objective: Objective) -> Iterator[None]:
+    with pair.hooked(), teacher.hooked(objective):
+        yield
+
+
+def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
+    """The first batch at the start of the run, and the bytes that its backward pass needs."""
+    with saved_bytes(models.pair) as saved:
+        student, teacher = models.ask(parts)
+        report = models.loss(student, teacher, 0.0)
+    apart = {tensor.untyped_storage().data_ptr() for tensor in tensors(given(teacher))}
+    return Sample(
+        recipe=recipe,
+        config=models.objective.config.resolved(),
+        teacher=models.teacher.model,
+        student=models.pair.student,
+        objective=models.objective,
+        batch=parts.student,
+        of_teacher=teacher,
+        of_student=student,
+        total_steps=models.total_steps,
+        activations=sum(size for address, size in saved.items() if address not in apart),
+        total=report.total,
+    )
+
+
+def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, Pull]:
+    """What each term does to the student on the first batch, and at the first moment, that it does anything on."""
+    found: dict[str, Pull] = {}
+    waiting = {term.name for term in models.objective.terms if any(sample.weights(term))}
+    for place, parts in enumerate(batches):
+        if not waiting:
+            break
+        student, teacher = models.ask(parts) if place else (sample.of_student, sample.of_teacher)
+        for moment in _MOMENTS:
+            report = models.loss(student, teacher, moment)
+            terms = {name: term for name, term in report.terms.items() if name in waiting and term.weight}
+            for name, pull in gradients(terms, sample.student).items():
+                if name not in found or pull.is_alive:
+                    found[name] = pull
+            waiting -= {name for name, pull in found.items() if pull.is_alive}
+            if not waiting:
+                break
+    return found
+
+
+@contextmanager
+def saved_bytes(module: nn.Module) -> Iterator[Mapping[int, int]]:
+    """Collect the sizes of what autograd keeps for the backward pass of the block, by address; parameters are left out."""
+    held = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield found
+
+
+def given(outputs: Outputs) -> list[Any]:
+    """What an adaptor returned, value by value."""
+    return [getattr(outputs, key) for key in outputs.given]
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors(item)
+
+
+def _on_device(batch: Any, device: torch.device) -> Parts:
+    parts = split(batch)
+    return Parts(to_device(parts.teacher, device), to_device(parts.student, device), to_device(parts.cache, device))

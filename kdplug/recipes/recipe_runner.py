@@ -1,0 +1,271 @@
+"""The three models of a recipe: the teacher, the student distilled, and the student without distillation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
+
+from kdplug.config.error_path import prefixed
+from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.training import TrainingConfig
+from kdplug.contracts.task import Part, StartsStudent, Task
+from kdplug.distillers.general import GeneralDistiller
+from kdplug.distillers.session import teacher_cache
+from kdplug.engine.cache.run import check_teacher, precheck
+from kdplug.engine.checkpoint.checkpoint import latest, step_of
+from kdplug.engine.checkpoint.resume import AUTO
+from kdplug.engine.observe.event import RunObserver
+from kdplug.engine.run import RunResult, make_plan
+from kdplug.engine.training_module import Adaptor
+from kdplug.errors import RunError
+from kdplug.objective.objective import Objective
+from kdplug.recipes.cache_provenance import fingerprint
+from kdplug.recipes.history import History
+from kdplug.recipes.result import Figures, count_parameters, evaluate, measure_speed, size_on_disk
+from kdplug.recipes.task import preparation
+from kdplug.recipes.training import Budget, Stage, make_optimizer, make_schedule, train_on_labels
+
+
+def training_loader(
+    task: Task, part: Part, *, batch_size: int, seed: int, like: Part, workers: int = 0
+) -> DataLoader[Any]:
+    """Shuffled batches of one part. A pass holds as many examples as the part ``like``.
+
+    Where ``part`` has fewer, it is gone through several times in one pass, each time in a new order: two loaders that are
+    ``like`` the same part give equally many batches of equal sizes.
+
+    Raises: ``RunError`` where a part is empty.
+    """
+    data = _sized(task, part)
+    generator = torch.Generator().manual_seed(seed)
+    sampler = RandomSampler(data, num_samples=len(_sized(task, like)), generator=generator)
+    return DataLoader(
+        data, batch_size=batch_size, sampler=sampler, collate_fn=task.collate, generator=generator, num_workers=workers
+    )
+
+
+def test_loader(task: Task, *, batch_size: int) -> DataLoader[Any]:
+    """The test part in its own order. Going through it leaves torch's global generator as it was.
+
+    Raises: ``RunError`` where it is empty.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(_sized(task, "test"), batch_size=batch_size, collate_fn=task.collate, generator=generator)
+
+
+def _sized(task: Task, part: Part) -> Any:
+    with prefixed("task"):
+        data = task.data(part)
+    if not isinstance(data, Sized):
+        raise RunError(f"the task's data({part!r}) must have a length, and {type(data).__name__} has none")
+    if len(data) == 0:
+        raise RunError(f"the task's data({part!r}) is empty")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeRunner:
+    """Makes and trains each model of a recipe, from the recipe's seed.
+
+    ``say`` is given one sentence before each training. With ``resume`` each training goes on from its last checkpoint, so
+    one that is done is not repeated; ``resume_changed`` says that what differs since is meant.
+    """
+
+    recipe: Recipe
+    task: Task
+    say: Callable[[str], None]
+    show_progress: bool
+    resume: bool = False
+    resume_changed: bool = False
+
+    def check_cache(self) -> None:
+        """See that the recipe's teacher cache is of this recipe, as far as that can be told before any model is built.
+
+        Raises: ``RunError`` that says what differs.
+        """
+        config = Stage.STUDENT.config(self.recipe)
+        cache = teacher_cache(config, self.recipe.distillation)
+        if cache is not None and cache.path is not None:
+            cache.about = dict(fingerprint(self.recipe, self.task))
+            loader = self.loader("distillation", self.recipe.training.batch_size)
+            precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
+
+    def teacher(self, folder: Path | None = None) -> nn.Module:
+        """The teacher, fitted where the task says how; its checkpoints go below ``folder`` where that is given."""
+        model, training = self.built_teacher(), self.fit()
+        if training is not None:
+            loader = self.loader("teacher", training.batch_size)
+            config = Stage.TEACHER.config(self.recipe, folder)
+            self._tell("Training the teacher", "Teacher trained", config, Budget.of(training, loader))
+            self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
+        return model
+
+    def built_teacher(self) -> nn.Module:
+        """The teacher as the task builds it; the same each time."""
+        set_seed(self.recipe.seed)
+        with prefixed("task"):
+            return self.task.build_teacher()
+
+    def fit(self) -> RecipeTraining | None:
+        """How the teacher is fitted, ``None`` where the task builds a trained one."""
+        with prefixed("task"):
+            fit = self.task.teacher_fit()
+        if fit is None:
+            return None
+        with prefixed("task", "teacher_fit"):
+            return RecipeTraining(
+                lr=fit["learning_rate"], lr_schedule="linear", num_epochs=fit["epochs"], batch_size=fit["batch_size"]
+            )
+
+    def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
+        """The student after distillation, from a cache where there is no ``teacher``, and what happened on the way."""
+        training, student = self.recipe.training, self.student(teacher)
+        loader = self.loader("distillation", training.batch_size)
+        budget = Budget.of(training, loader)
+        config = Stage.STUDENT.config(self.recipe)
+        self._tell("Distilling the student", "Student distilled", config, budget)
+        length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run itself warns of the same
+            plan = make_plan(loader, config, **length)
+        prepared = preparation(self.task, student)
+        history = History(
+            lambda model: evaluate(self.task, model, self._test())[self.task.metric],
+            plan.is_save,
+            None if prepared is None else prepared.counted,
+        )
+        self.distiller(teacher, student, [history]).train(
+            make_optimizer(training, student.parameters()),
+            loader,
+            **length,
+            max_grad_norm=training.max_grad_norm,
+            batch_postprocessor=prepared,
+            resume=self._resume,
+            resume_changed=self.resume_changed,
+            **make_schedule(training, budget.total_steps),
+        )
+        return student, history
+
+    def distiller(
+        self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[RunObserver] = ()
+    ) -> GeneralDistiller:
+        """What distils ``teacher``, or a cache of what it said, into ``student``."""
+        made = GeneralDistiller(
+            Stage.STUDENT.config(self.recipe),
+            self.recipe.distillation,
+            teacher,
+            student,
+            self.task.teacher_adaptor,
+            self.task.student_adaptor,
+            observers=observers,
+            strict=True,
+            show_progress=self.show_progress,
+        )
+        if made.teacher_cache is not None:
+            made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
+        return made
+
+    def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
+        """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps.
+
+        Of ``teacher`` it has the initial weights that the distilled student has of it, and nothing else.
+        """
+        training, student = self.recipe.training, self.student(teacher)
+        loader = self.loader("baseline", training.batch_size, like="distillation")
+        config = Stage.BASELINE.config(self.recipe)
+        ready = "Student without distillation trained"
+        self._tell("Training the same student without distillation", ready, config, Budget.of(training, loader))
+        done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
+        return student, done.step
+
+    def measured(self, *models: nn.Module) -> list[Figures]:
+        """The figures of each model on the test part."""
+        speeds = measure_speed(self.task, models, self._test())
+        return [
+            Figures(
+                evaluate(self.task, model, self._test()),
+                count_parameters(model),
+                speed.seconds_per_example,
+                size_on_disk(model),
+                speed.units_per_second,
+            )
+            for model, speed in zip(models, speeds, strict=True)
+        ]
+
+    def student(self, teacher: nn.Module | None) -> nn.Module:
+        """The student before any training, started from ``teacher`` where the task says so; the same each time.
+
+        Where what the teacher says comes from a cache, it is built for this alone, and let go of.
+        """
+        set_seed(self.recipe.seed)
+        with prefixed("task"):
+            student = self.task.build_student()
+        if isinstance(self.task, StartsStudent) and self.task.starts_student:
+            source = self._cached_teacher() if teacher is None else teacher
+            with prefixed("task"):
+                self.task.start_student(student, source)
+        return student
+
+    def _cached_teacher(self) -> nn.Module:
+        """The teacher that a cache was built from, fitted already where the recipe fits it.
+
+        Raises: ``RunError`` for another one.
+        """
+        assert self.recipe.training.teacher_cache is not None
+        folder = Path(self.recipe.training.teacher_cache)
+        teacher = replace(self, resume=True).teacher(folder)
+        check_teacher(folder, teacher)
+        return teacher
+
+    def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
+        """Shuffled batches of a part of the data, in an order drawn from the seed."""
+        return training_loader(
+            self.task,
+            part,
+            batch_size=batch_size,
+            seed=self.recipe.seed,
+            like=like or part,
+            workers=self.recipe.training.num_workers,
+        )
+
+    @property
+    def _resume(self) -> str | None:
+        return AUTO if self.resume else None
+
+    def _tell(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
+        """Say what follows, and how much of it lies in the stage's folder from before."""
+        folder = latest(Path(config.output_dir), warns=False) if self.resume else None
+        before, total = 0 if folder is None else step_of(folder), budget.total_steps
+        if before >= total:
+            self.say(f"{ready} already ({total} optimizer steps in {config.output_dir})")
+        else:
+            self.say(f"{doing}: {total} optimizer steps{f', of which {before} are done' if before else ''}")
+
+    def _train_on_labels(
+        self,
+        config: TrainingConfig,
+        model: nn.Module,
+        adaptor: Adaptor,
+        loader: DataLoader[Any],
+        training: RecipeTraining,
+    ) -> RunResult:
+        return train_on_labels(
+            model,
+            adaptor,
+            loader,
+            training,
+            config,
+            resume=self._resume,
+            resume_changed=self.resume_changed,
+        )
+
+    def _test(self) -> DataLoader[Any]:
+        return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size)

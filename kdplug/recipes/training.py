@@ -1,0 +1,172 @@
+"""Training on labels alone: how a teacher is fitted, and what the student would be without one."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.training import TrainingConfig
+from kdplug.distillers.session import identity
+from kdplug.distillers.trainer import supervised
+from kdplug.engine.checkpoint.checkpoint import begin
+from kdplug.engine.checkpoint.resume import Resume
+from kdplug.engine.run import Request, RunResult
+from kdplug.engine.train import train
+from kdplug.errors import ConfigError, RunError, did_you_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Optimizer steps in all, and the same length in passes over the loader (a fraction counts)."""
+
+    total_steps: int
+    epochs: float
+
+    @classmethod
+    def of(cls, training: RecipeTraining, loader: DataLoader[Any]) -> Budget:
+        """The budget of a recipe over ``loader``; a window of accumulated batches is one step."""
+        steps = math.ceil(len(loader) / training.gradient_accumulation_steps)
+        if training.num_steps is not None:
+            return cls(training.num_steps, training.num_steps / steps)
+        assert training.num_epochs is not None
+        return cls(training.num_epochs * steps, training.num_epochs)
+
+
+def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """An optimizer of the class in ``torch.optim`` that the recipe names.
+
+    Raises: ``ConfigError`` where there is no such class, or it does not take ``lr`` and ``weight_decay``.
+    """
+    classes = {
+        name: found
+        for name, found in vars(torch.optim).items()
+        if isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
+    }
+    if training.optimizer not in classes:
+        message = f"no optimizer {training.optimizer!r} in torch.optim.{did_you_mean(training.optimizer, classes)}"
+        raise ConfigError(message, field="training.optimizer")
+    make: Callable[..., Optimizer] = classes[training.optimizer]
+    try:
+        return make(parameters, lr=training.lr, weight_decay=training.weight_decay)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{training.optimizer} cannot be made: {error}", field="training.optimizer") from error
+
+
+def make_schedule(training: RecipeTraining, total_steps: int) -> dict[str, Any]:
+    """The arguments ``scheduler_class`` and ``scheduler_args`` of ``train``; none where the learning rate stays."""
+    if training.lr_schedule == "none" and training.warmup == 0:
+        return {}
+    rule = partial(factor, schedule=training.lr_schedule, warmup=training.warmup, total_steps=total_steps)
+    return {"scheduler_class": LambdaLR, "scheduler_args": {"lr_lambda": rule}}
+
+
+def factor(step: int, *, schedule: str, warmup: float, total_steps: int) -> float:
+    """What the learning rate is multiplied with once ``step`` optimizer steps are done.
+
+    It rises linearly to 1 over the share ``warmup`` of the steps; from there it stays (``none``), falls linearly
+    (``linear``) or falls along half a cosine (``cosine``), to 0 at ``total_steps``.
+    """
+    rising = round(warmup * total_steps)
+    if step < rising:
+        return step / rising
+    done = min(1.0, (step - rising) / max(1, total_steps - rising))
+    if schedule == "linear":
+        return 1 - done
+    return 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0
+
+
+_NEVER_BEFORE_THE_END = 10**9
+
+
+class Stage(StrEnum):
+    """A training of a recipe; its value is the name of its folder below ``output_dir``."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    BASELINE = "baseline"
+
+    def folder(self, recipe: Recipe) -> Path:
+        """Where its checkpoints and its log go."""
+        return Path(recipe.output_dir) / self.value
+
+    def config(self, recipe: Recipe, folder: Path | None = None) -> TrainingConfig:
+        """How it is run, below the recipe's ``output_dir`` or below ``folder``. Each stage ends with a checkpoint, so that it is not repeated when the recipe is resumed.
+
+        ``ckpt_frequency: 0`` means that one and no other. The teacher's and the baseline's checkpoints are there for nothing
+        but resuming: of theirs only the last stays. The teacher is fitted without gradient accumulation.
+        """
+        place = self.folder(recipe) if folder is None else folder / self.value
+        config = recipe.training_config(str(place))
+        changes: dict[str, object] = {}
+        if config.ckpt_frequency == 0:
+            changes = {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
+        if self is not Stage.STUDENT:
+            changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
+            changes |= {"teacher_cache": None, "teacher_cache_dtype": None, "teacher_cache_codec": None}
+        if self is Stage.TEACHER:
+            changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
+        return config.model_copy(update=changes)
+
+
+def check_writable(recipe: Recipe) -> None:
+    """Raises: ``RunError`` where the folders of the stages cannot be made below ``output_dir``. Nothing is written."""
+    output_dir = Path(recipe.output_dir)
+    for place in (output_dir, *(stage.folder(recipe) for stage in Stage)):
+        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        if not there.is_dir():
+            reason = f"{str(there)!r} is not a folder"
+        elif not os.access(there, os.W_OK | os.X_OK):
+            reason = f"no permission to write into {str(there)!r}"
+        else:
+            continue
+        raise RunError(
+            f"cannot write into {str(output_dir)!r}: {reason}. Choose another output_dir", field="output_dir"
+        )
+
+
+def forget_checkpoints(recipe: Recipe) -> None:
+    """Let nothing go on from what an earlier run left in the folders of the stages. Checkpoints stay where they are."""
+    for stage in Stage:
+        if stage.folder(recipe).is_dir():
+            begin(stage.folder(recipe), is_main=True)
+
+
+def train_on_labels(
+    model: nn.Module,
+    adaptor: Callable[[Any, Any], Any],
+    loader: DataLoader[Any],
+    training: RecipeTraining,
+    config: TrainingConfig,
+    *,
+    resume: Resume = None,
+    resume_changed: bool = False,
+) -> RunResult:
+    """Train ``model`` as ``BasicTrainer`` does, but tell no plugin of the run and show no progress.
+
+    Raises: ``OutputsError`` where the adaptor returns no ``losses``; ``RunError``.
+    """
+    request = Request(
+        optimizer=make_optimizer(training, model.parameters()),
+        dataloader=loader,
+        num_epochs=training.num_epochs,
+        num_steps=training.num_steps,
+        max_grad_norm=training.max_grad_norm,
+        resume=resume,
+        resume_changed=resume_changed,
+        identity=identity(config, {}),
+        **make_schedule(training, Budget.of(training, loader).total_steps),
+    )
+    return train(supervised(model, adaptor), None, config, request, show_progress=False)

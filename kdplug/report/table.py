@@ -1,0 +1,136 @@
+"""The terms of an objective, as a table that one can read before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from kdplug.config.distillation import DistillationConfig
+from kdplug.config.layer import Layers, in_list
+from kdplug.config.layer_map import LayerMap
+from kdplug.config.match import IntermediateMatch
+from kdplug.host.component import ComponentSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One model: the metric, its parameters, the seconds that one example takes it, its bytes on disk, and units per second."""
+
+    model: str
+    metric: float
+    parameters: int
+    seconds_per_example: float
+    bytes: int
+    units_per_second: float
+
+
+def comparison(metric: str, unit: str, lines: Iterable[Line]) -> Table:
+    """A table with one row for each model; ``metric`` heads the column of figures, and ``unit`` is what is counted per second."""
+    table = Table(header_style="bold")
+    table.add_column("model")
+    for column in (metric, "parameters", "time per example", "size on disk", f"{unit}/s"):
+        table.add_column(column, justify="right")
+    for line in lines:
+        table.add_row(
+            line.model,
+            f"{line.metric:.4f}",
+            f"{line.parameters:,}",
+            duration(line.seconds_per_example),
+            file_size(line.bytes),
+            f"{line.units_per_second:,.3g}" if line.units_per_second < 1000 else f"{line.units_per_second:,.0f}",
+        )
+    return table
+
+
+def file_size(count: int) -> str:
+    """Three significant digits in the unit that fits: ``12.6 kB``, ``440 MB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.3g} kB"
+
+
+def duration(seconds: float) -> str:
+    """Three significant digits in the unit that fits: ``12.3 µs``, ``4.56 ms``, ``1.2 s``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} µs"
+
+
+def terms_table(config: DistillationConfig, names: Iterable[str]) -> Table:
+    """One row for each term of a resolved config; ``names`` are those of the objective's terms, in its order.
+
+    A layer map whose layers are not counted yet has a row for all of its terms.
+    """
+    table = Table(header_style="bold")
+    for column in ("term", "loss", "weight", "schedule"):
+        table.add_column(column, overflow="fold")
+    for name, row in zip(names, _rows(config), strict=True):
+        table.add_row(*map(Text, (name, *row)))
+    for layer_map in config.layer_map:
+        if layer_map.weight:
+            table.add_row(*map(Text, ("layer_map", *_layer_map(layer_map))))
+    return table
+
+
+def temperature_line(config: DistillationConfig) -> str:
+    """``temperature 4, scheduled by kdplug-presets:flsw(beta=1)``."""
+    scheduler = config.temperature_scheduler
+    scheduled = f", scheduled by {component_text(scheduler)}" if scheduler is not None else ""
+    return f"temperature {config.temperature:g}{scheduled}"
+
+
+def component_text(spec: ComponentSpec | None) -> str:
+    """``kdplug-presets:flsw(beta=1, gamma=1)``, and nothing where there is no component."""
+    if spec is None:
+        return ""
+    settings = [*map(_value, spec.args), *(f"{name}={_value(value)}" for name, value in spec.settings.items())]
+    return f"{spec.name}({', '.join(settings)})" if settings else spec.name
+
+
+def _rows(config: DistillationConfig) -> list[tuple[str, str, str]]:
+    rows = []
+    if config.kd_loss_weight:
+        kd = component_text(config.kd_loss_type)
+        rows.append((kd, f"{config.kd_loss_weight:g}", component_text(config.kd_loss_weight_scheduler)))
+    rows += [
+        (_match(match), f"{match.weight:g}", component_text(match.weight_scheduler))
+        for match in config.intermediate_matches
+        if match.weight
+    ]
+    if config.hard_label_weight:
+        schedule = component_text(config.hard_label_weight_scheduler)
+        rows.append(("the student's own loss on labels", f"{config.hard_label_weight:g}", schedule))
+    return rows
+
+
+def _match(match: IntermediateMatch) -> str:
+    return _projected(match, f"{match.feature} {_layers(match.layer_S)} → {_layers(match.layer_T)}")
+
+
+def _layer_map(layer_map: LayerMap) -> tuple[str, str, str]:
+    """The pairs are known once the models have run."""
+    loss = _projected(layer_map, f"{layer_map.feature}, paired by {component_text(layer_map.name)}")
+    return loss, f"{layer_map.weight:g} each", component_text(layer_map.weight_scheduler)
+
+
+def _projected(match: IntermediateMatch | LayerMap, what: str) -> str:
+    text = f"{component_text(match.loss)} on {what}"
+    if match.proj is None:
+        return text
+    proj = match.proj
+    options = "".join(f", {name}={_value(value)}" for name, value in proj.options.items())
+    return f"{text}, projected by {component_text(proj.component)} {proj.in_dim} → {proj.out_dim}{options}"
+
+
+def _layers(layers: Layers) -> str:
+    return "-".join(map(str, in_list(layers)))
+
+
+def _value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Laws for projections, schedulers, layer maps and teacher combiners."""

@@ -1,0 +1,154 @@
+"""The laws of a projection."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.gradcheck import GradcheckError
+
+from kdplug.testing.law import Laws, are_finite, broken, is_close, where
+from kdplug.testing.sample import draw, seeded
+
+
+class ProjectionLaws(Laws):
+    """Laws that a projection keeps, as pytest tests.
+
+    ::
+
+        class TestMyProjection(ProjectionLaws):
+            entry = "myprojection"
+    """
+
+    widths: ClassVar[tuple[tuple[int, int], ...]] = ((3, 5), (5, 3), (4, 4))
+    """Pairs of student and teacher width to try."""
+
+    leading: ClassVar[tuple[tuple[int, ...], ...]] = ((2,), (2, 4))
+    """What may stand before the width in the shape of a feature."""
+
+    trailing: ClassVar[tuple[int, ...]] = ()
+    """What stands after the width: ``(6, 6)`` with ``leading = ((2,),)`` for feature maps ``[batch, channels, 6, 6]``."""
+
+    tokenwise: ClassVar[bool] = True
+    """Declares: each token is projected on its own, so padding cannot reach what counts."""
+
+    @classmethod
+    def kind_of(cls) -> str:
+        return "projections"
+
+    def module(self, in_dim: int, out_dim: int, seed: int = 0) -> nn.Module:
+        """A fresh float64 projection whose parameters are drawn from ``seed``."""
+        with seeded(seed):
+            made = self.build()(in_dim=in_dim, out_dim=out_dim)
+        if not isinstance(made, nn.Module):
+            broken(f"makes a {type(made).__name__}: a projection is an nn.Module")
+        return made.double()
+
+    def feature(self, width: int, leading: tuple[int, ...] | None = None) -> Tensor:
+        """A float64 student feature."""
+        return draw((*(leading or self.leading[-1]), width, *self.trailing), 3)
+
+    def test_it_brings_the_students_width_to_the_teachers(self) -> None:
+        """For: the two widths swapped, and a layer that takes no batch or one kind of batch only."""
+        for in_dim, out_dim in self.widths:
+            for leading in self.leading:
+                found = self.module(in_dim, out_dim)(self.feature(in_dim, leading))
+                if tuple(found.shape) != (*leading, out_dim, *self.trailing):
+                    given = [*leading, in_dim, *self.trailing]
+                    broken(
+                        f"from {in_dim} to {out_dim} wide makes {list(found.shape)} of {given} (student's width is first)"
+                    )
+                if not are_finite([found]):
+                    broken("puts out numbers that are not finite")
+
+    def test_gradient_reaches_the_student_and_every_parameter(self) -> None:
+        """For: a layer that is made and never used, or frozen, and so is never trained."""
+        in_dim, out_dim = self.widths[0]
+        module, feature = self.module(in_dim, out_dim), self.feature(in_dim).requires_grad_()
+        named = dict(module.named_parameters())
+        frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
+        if frozen:
+            broken(f"{', '.join(frozen)} does not require gradient: it would never be trained")
+        value = module(feature).square().sum()
+        found = torch.autograd.grad(value, (feature, *named.values()), materialize_grads=True)
+        for name, gradient in zip(("the student", *(f"parameter {name}" for name in named)), found, strict=True):
+            if not are_finite([gradient]) or not bool(gradient.any()):
+                broken(f"gradient does not reach {name}")
+
+    def test_gradient_agrees_with_finite_differences(self) -> None:
+        """For: a hand-written backward pass that is wrong."""
+        in_dim, out_dim = self.widths[0]
+        module = self.module(in_dim, out_dim)
+        try:
+            torch.autograd.gradcheck(
+                module, (self.feature(in_dim).requires_grad_(),), atol=1e-5, rtol=1e-4, fast_mode=True
+            )
+        except GradcheckError as error:
+            broken(f"gradient is not that of the value: {error}")
+
+    def test_two_projections_share_nothing(self) -> None:
+        """For: one module, made when the plugin was imported, that serves every match."""
+        in_dim, out_dim = self.widths[0]
+        one, two = self.module(in_dim, out_dim), self.module(in_dim, out_dim)
+        shared = {id(part) for part in one.modules()} & {id(part) for part in two.modules()}
+        tensors = {tensor.data_ptr() for tensor in one.state_dict().values()}
+        if shared or tensors & {tensor.data_ptr() for tensor in two.state_dict().values()}:
+            broken("two projections share modules or parameters: make new ones at each call")
+
+    @where(lambda laws: laws.tokenwise)
+    def test_each_token_is_projected_on_its_own(self) -> None:
+        """For: a normalization over the batch, through which padding reaches what counts."""
+        in_dim, out_dim = self.widths[0]
+        feature, module = self.feature(in_dim), self.module(in_dim, out_dim)
+        spoilt = feature.clone()
+        spoilt[-1] = torch.nan
+        if not torch.equal(module(spoilt)[:-1], module(feature)[:-1]):
+            broken("one example's feature changed the projection of the others")
+
+    def test_its_input_is_not_modified(self) -> None:
+        """For: an in-place activation on the student's own hidden state."""
+        in_dim, out_dim = self.widths[0]
+        feature = self.feature(in_dim)
+        with torch.no_grad():
+            self.module(in_dim, out_dim)(feature)
+        if not torch.equal(feature, self.feature(in_dim)):
+            broken("modified the student's feature in place")
+
+    def test_half_precision_autocast_stays_near_float32(self) -> None:
+        """For: an activation that overflows, a parameter that autocast does not reach."""
+        in_dim, out_dim = self.widths[0]
+        module, feature = self.module(in_dim, out_dim).float(), self.feature(in_dim).float()
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=dtype):
+                found = module(feature.to(dtype))
+            if not is_close(found, module(feature), 0.05):
+                broken(f"under {str(dtype).removeprefix('torch.')} autocast is far from float32")
+
+    def test_a_copy_and_a_loaded_state_project_alike(self) -> None:
+        """For: state that a checkpoint does not hold."""
+        in_dim, out_dim = self.widths[0]
+        module, other, feature = self.module(in_dim, out_dim), self.module(in_dim, out_dim, 7), self.feature(in_dim)
+        other.load_state_dict(module.state_dict(), strict=True)
+        for what, copied in (("a deepcopy", copy.deepcopy(module)), ("one that loaded its state_dict", other)):
+            if not is_close(copied(feature), module(feature)):
+                broken(f"{what} projects differently from the original")
+
+    def test_torch_compile_traces_it_whole(self) -> None:
+        """For: ``.item()``, branches on values, printing: each breaks the graph of a compiled step."""
+        in_dim, out_dim = self.widths[0]
+        module, feature = self.module(in_dim, out_dim), self.feature(in_dim)
+        torch.compiler.reset()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compiled: Any = torch.compile(module, fullgraph=True, backend="eager")
+                found = compiled(feature)
+        except Exception as error:
+            broken(f"torch.compile cannot trace it whole: {str(error).splitlines()[0]}")
+        finally:
+            torch.compiler.reset()
+        if not is_close(found, module(feature)):
+            broken("projects differently once compiled")

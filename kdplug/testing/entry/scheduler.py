@@ -1,0 +1,193 @@
+"""The laws of a scheduler, of weights or of temperatures."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kdplug.host.entry import LOCAL, Entry
+from kdplug.host.kind import KINDS
+from kdplug.host.registry import REGISTRIES
+from kdplug.host.signature import read_signature
+from kdplug.testing.law import Laws, broken, is_close, where
+from kdplug.testing.sample import draw
+
+_GRID = tuple(step / 20 for step in range(21))
+
+
+def _weighs(laws: type[SchedulerLaws]) -> bool:
+    return laws.kind_of() == "weight_schedulers"
+
+
+def _warms(laws: type[SchedulerLaws]) -> bool:
+    return laws.kind_of() == "temperature_schedulers"
+
+
+class SchedulerLaws(Laws):
+    """Laws that a weight scheduler or a temperature scheduler keeps, as pytest tests.
+
+    ::
+
+        class TestMySchedule(SchedulerLaws):
+            entry = "myschedule"
+            at_start, at_end = 1.0, 0.0
+    """
+
+    kind: ClassVar[Literal["weight", "temperature"] | None] = None
+    """What it schedules; ``None`` reads that from the registries, or from the inputs of a callable."""
+
+    at_start: ClassVar[float | None] = None
+    """Declares, for a weight: its value at the start of a run."""
+
+    at_end: ClassVar[float | None] = None
+    """Declares, for a weight: its value at the end of a run."""
+
+    direction: ClassVar[Literal["falling", "rising"] | None] = None
+    """Declares, for a weight: it never moves the other way."""
+
+    keeps_the_mean: ClassVar[bool] = False
+    """Declares, for a temperature: the mean over items is the configured one, where nothing is clamped."""
+
+    @classmethod
+    def kind_of(cls) -> str:
+        if cls.kind is not None:
+            return f"{cls.kind}_schedulers"
+        if isinstance(cls.entry, str):
+            found = [
+                plural for plural in ("weight_schedulers", "temperature_schedulers") if cls.entry in REGISTRIES[plural]
+            ]
+            return found[0] if found else "weight_schedulers"
+        assert cls.entry is not None
+        probe = Entry(KINDS["temperature_schedulers"], "scheduler", LOCAL, "", cls.entry, "local")
+        inputs = set(read_signature(probe, cls.entry).inputs)
+        return "temperature_schedulers" if inputs - KINDS["weight_schedulers"].inputs else "weight_schedulers"
+
+    def weight(self, progress: float) -> Any:
+        """The weight at ``progress`` of a run of 20 steps."""
+        return self.build()(progress=progress, step=round(progress * 20), total_steps=20)
+
+    def temperature(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Any:
+        """What the scheduler makes of the temperature ``base``, in the middle of a run."""
+        values = {"student_logits": student, "teacher_logits": teacher, "temperature": base}
+        return self.build()(**values, progress=0.5, step=10, total_steps=20)
+
+    def temperatures(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Tensor:
+        """The same as one temperature per item."""
+        found = torch.as_tensor(self.temperature(student, teacher, base), dtype=torch.float64)
+        if found.dim() and found.shape != student.shape[:-1]:
+            broken(f"returned temperatures of shape {list(found.shape)} for items {list(student.shape[:-1])}")
+        return found.expand(student.shape[:-1])
+
+    @where(_weighs)
+    def test_the_weight_is_a_finite_number_throughout(self) -> None:
+        """For: a tensor that waits for a device at every step, a division by 0 at the first or last step."""
+        for progress in _GRID:
+            value = self.weight(progress)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+                broken(f"is {value!r} at progress {progress:g}: a weight is a finite Python number")
+
+    @where(_weighs)
+    def test_the_weight_is_never_negative(self) -> None:
+        """For: a schedule that runs past its end and drives the student away from the teacher."""
+        for progress in _GRID:
+            if self.weight(progress) < 0:
+                broken(f"is {self.weight(progress):.3g} at progress {progress:g}: the student would be driven away")
+
+    @where(_weighs)
+    def test_the_weight_depends_on_progress_alone(self) -> None:
+        """For: a schedule that counts its own calls, so that a resumed run, or a second one, has other weights."""
+        scheduler = self.build()
+        values = {p: scheduler(progress=p, step=round(p * 20), total_steps=20) for p in _GRID}
+        for progress in reversed(_GRID):
+            again = scheduler(progress=progress, step=round(progress * 20), total_steps=20)
+            if again != values[progress]:
+                broken(f"was {values[progress]:.3g} at progress {progress:g}, and {again:.3g} when asked again")
+
+    @where(lambda laws: _weighs(laws) and (laws.at_start, laws.at_end) != (None, None))
+    def test_the_weight_starts_and_ends_as_declared(self) -> None:
+        """For: a schedule that is off by one and never arrives."""
+        for what, progress, expected in (("starts", 0.0, self.at_start), ("ends", 1.0, self.at_end)):
+            if expected is not None and not math.isclose(self.weight(progress), expected, abs_tol=1e-9):
+                broken(f"{what} at {self.weight(progress):.6g}, and was declared to at {expected:.6g}")
+
+    @where(lambda laws: _weighs(laws) and laws.direction is not None)
+    def test_the_weight_moves_one_way(self) -> None:
+        """For: growth and decay swapped; a jump after the first step."""
+        sign = 1 if self.direction == "rising" else -1
+        for before, after in pairwise(_GRID):
+            if sign * (self.weight(after) - self.weight(before)) < -1e-12:
+                broken(
+                    f"was declared {self.direction}, and goes from {self.weight(before):.3g} to {self.weight(after):.3g}"
+                )
+
+    @where(_warms)
+    def test_each_item_gets_a_positive_temperature(self) -> None:
+        """For: a temperature below 0, which turns the distribution over, or ``nan`` where student equals teacher."""
+        student, teacher = draw((3, 4, 5), 1), draw((3, 4, 5), 2)
+        many = draw((6, 1000), 3), draw((6, 1000), 4)
+        many[0][0, 0] = 50.0
+        cases = {
+            "ordinary logits": (student, teacher),
+            "logits [items, classes]": (student[0], teacher[0]),
+            "student equal to teacher": (student, student.clone()),
+            "opposite logits": (student, -student),
+            "1000 classes": many,
+            "logits of 1e4": (student * 1e4, teacher * 1e4),
+            "logits of 0": (torch.zeros_like(student), torch.zeros_like(student)),
+        }
+        for what, (one, two) in cases.items():
+            for dtype in (torch.float64, torch.float32):
+                found = self.temperatures(one.to(dtype), two.to(dtype))
+                if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
+                    broken(f"{what} give a temperature of {float(found.min()):.3g}: it must be positive and finite")
+
+    @where(_warms)
+    def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
+        """For: a norm of ``-inf``, which makes every temperature ``nan``."""
+        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        teacher[:, 2] = -math.inf
+        found = self.temperatures(student, teacher)
+        if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
+            broken("a class with teacher logit -inf makes a temperature that is not positive and finite")
+
+    @where(_warms)
+    def test_the_temperature_carries_no_gradient(self) -> None:
+        """For: a student that learns to raise its own temperature."""
+        student, teacher = (draw((6, 5), seed).requires_grad_() for seed in (1, 2))
+        found = self.temperature(student, teacher)
+        if isinstance(found, Tensor) and found.requires_grad:
+            broken("the temperature carries gradient: compute it under torch.no_grad()")
+
+    @where(_warms)
+    def test_logits_are_not_modified(self) -> None:
+        """For: a normalization in place, after which the loss sees other logits."""
+        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        self.temperature(student, teacher)
+        if not torch.equal(student, draw((6, 5), 1)) or not torch.equal(teacher, draw((6, 5), 2)):
+            broken("modified the logits in place")
+
+    @where(_warms)
+    def test_the_configured_temperature_is_used(self) -> None:
+        """For: a scheduler with a temperature of its own, whatever the config says."""
+        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        if is_close(self.temperatures(student, teacher, 4.0), self.temperatures(student, teacher, 8.0)):
+            broken("is the same for a configured temperature of 4 and of 8")
+
+    @where(_warms)
+    def test_temperatures_follow_their_items(self) -> None:
+        """For: a temperature that belongs to another item."""
+        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        order = torch.tensor([5, 0, 1, 4, 3, 2])
+        if not is_close(self.temperatures(student[order], teacher[order]), self.temperatures(student, teacher)[order]):
+            broken("items in another order do not get their temperatures in that order")
+
+    @where(lambda laws: _warms(laws) and laws.keeps_the_mean)
+    def test_the_mean_temperature_is_the_configured_one(self) -> None:
+        """For: a sign that was flipped, a correction that is not centred."""
+        mean = float(self.temperatures(draw((3, 4, 5), 1), draw((3, 4, 5), 2), 8.0).mean())
+        if not math.isclose(mean, 8.0, rel_tol=1e-9):
+            broken(f"the mean over items is {mean:.6g} for a configured temperature of 8")

@@ -1,0 +1,133 @@
+"""Laws on the closed form that a loss on logits may declare: it is the loss, and its gradient is the loss's."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.loss import CLOSED_FORM
+from kdplug.host.component import closed_form_of
+from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.loss.case import LossCase
+from kdplug.testing.sample import Sample
+
+_OFFSETS = (0.0, -100.0, -1000.0, 1000.0)
+
+_OFF = 1e-4
+"""How much of its largest entry a gradient in float32 may be off by: ten times what the loss itself is, through autograd."""
+
+
+def _declares(laws: type[LossCase]) -> bool:
+    return laws.on_logits() and hasattr(laws._found.load(), CLOSED_FORM)  # noqa: SLF001  the laws' own
+
+
+class ClosedFormLaws(LossCase):
+    """A loss and its closed form are held against each other, the loss through autograd."""
+
+    @where(_declares)
+    def test_its_closed_form_is_the_loss(self) -> None:
+        """For: a temperature or a setting that the closed form forgets, a gradient that was derived by hand."""
+        for temperature in (1.0, 2.0, 0.5):
+            self._compare(self.sample(masked=False).but(temperature=temperature), 1e-9, f"at temperature {temperature}")
+
+    @where(_declares)
+    def test_its_closed_form_takes_a_temperature_for_each_item(self) -> None:
+        """For: temperatures that are broadcast along the classes."""
+        sample = _in_a_row(self.sample(masked=False))
+        items = sample.student[0].shape[0]
+        temperature = torch.linspace(0.5, 3.0, items, dtype=torch.float64)
+        self._compare(sample.but(temperature=temperature), 1e-9, "with a temperature for each item")
+
+    @where(_declares)
+    def test_its_closed_form_takes_rows_alone(self) -> None:
+        """For: values or gradients that depend on the rows that happen to be in the same block."""
+        sample = _in_a_row(self.sample(masked=False))
+        whole, gradient = self._closed(sample)
+        for row in range(len(whole)):
+            value, own = self._closed(sample.rows([row]))
+            if not is_close(value[0], whole[row]) or not is_close(own[0], gradient[row]):
+                broken("the closed form gives an item something else alone than in a block of rows")
+
+    @where(_declares)
+    def test_its_closed_form_stays_the_loss_where_a_class_is_ruled_out(self) -> None:
+        """For: ``0 * log(0)``. Either side may rule classes out with ``-inf``, and a few classes have a tail of nothing."""
+        sample = self.sample(masked=False)
+        for side in ("teacher", "student", "both"):
+            changed = sample.but(
+                student=_ruled_out(sample.student, side != "teacher"),
+                teacher=_ruled_out(sample.teacher, side != "student"),
+            )
+            outcome, gradients = self.gradients(changed)
+            if are_finite([outcome.value]) and are_finite(gradients):
+                self._compare(changed, 1e-9, f"where the {side} rules a class out with -inf")
+
+    @where(_declares)
+    def test_its_closed_form_stays_finite_where_the_loss_does(self) -> None:
+        """For: probabilities that underflow to 0, of which a logarithm is taken."""
+        sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
+        outcome, gradients = self.gradients(sample)
+        if are_finite([outcome.value]) and are_finite(gradients):
+            self._compare(sample, 1e-3, "at logits of 1e4 in float32")
+
+    @where(_declares)
+    def test_its_closed_form_keeps_its_gradient_under_an_offset(self) -> None:
+        """For: a difference of logits far from 0, of which float32 keeps few digits. Subtract the largest logit of each row first."""
+        sample = self.sample(masked=False)  # at temperature 2, which rounds nothing away
+        near = tuple(theirs + (own - theirs) * 0.05 for own, theirs in zip(sample.student, sample.teacher, strict=True))
+        sample = _in_a_row(sample.but(student=near))
+        for own in _OFFSETS:
+            for theirs in {own, 0.0}:
+                moved = _moved(sample, own, theirs)
+                outcome, (exact,) = self.gradients(moved.both(torch.Tensor.double))
+                values, closed = self._closed(moved)
+                if not is_close(values.mean(), outcome.value, _OFF):
+                    broken(
+                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the closed form in float32 "
+                        f"gives {number(values.mean()):.6g} and the loss {number(outcome.value):.6g}"
+                    )
+                error = float((closed / len(closed) - exact).abs().max() / exact.abs().max())
+                if not error <= _OFF:
+                    broken(
+                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the gradient of the closed "
+                        f"form in float32 is off by {error:.1e} of its largest entry, and may be by {_OFF:g}"
+                    )
+
+    def _closed(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        student, teacher = (side[0].detach().clone() for side in (sample.student, sample.teacher))
+        component = self.build_in(student.dtype)
+        temperature = sample.temperature
+        if isinstance(temperature, Tensor) and temperature.dim():
+            temperature = temperature.unsqueeze(-1)
+        with torch.no_grad():
+            values = closed_form_of(component)(student, teacher, temperature)
+        if not isinstance(values, Tensor) or values.shape != student.shape[:-1]:
+            broken(f"the closed form must return one value for each of {len(student)} rows")
+        return values, student
+
+    def _compare(self, sample: Sample, tolerance: float, when: str) -> None:
+        outcome, (gradient,) = self.gradients(sample)
+        values, closed = self._closed(_in_a_row(sample))
+        if not is_close(values.mean(), outcome.value, tolerance):
+            broken(f"the closed form gives {number(values.mean()):.9g} and the loss {number(outcome.value):.9g} {when}")
+        closed = closed.view(gradient.shape) / len(values)
+        if not is_close(closed, gradient, tolerance):
+            off = number((closed - gradient).abs().max())
+            broken(f"the gradient of the closed form is off by up to {off:.3g} {when}")
+
+
+def _in_a_row(sample: Sample) -> Sample:
+    """The items in a row, as a closed form gets them."""
+    flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
+    return flat.but(labels=sample.labels.reshape(-1))
+
+
+def _moved(sample: Sample, own: float, theirs: float) -> Sample:
+    """The sample in float32, with a number added to each side."""
+    student = tuple((tensor + own).float() for tensor in sample.student)
+    return sample.but(student=student, teacher=tuple((tensor + theirs).float() for tensor in sample.teacher))
+
+
+def _ruled_out(tensors: tuple[Tensor, ...], rules: bool) -> tuple[Tensor, ...]:
+    return tuple(tensor.index_fill(-1, torch.tensor([1]), -math.inf) for tensor in tensors) if rules else tensors

@@ -1,0 +1,93 @@
+"""Laws on where the gradient of a loss goes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.gradcheck import GradcheckError
+
+from kdplug.testing.law import are_finite, broken, where
+from kdplug.testing.loss.case import LossCase
+from kdplug.testing.sample import Sample
+
+
+class GradientLaws(LossCase):
+    """Gradient for the student, none for the teacher, and the right one."""
+
+    def test_gradient_reaches_the_student(self) -> None:
+        """For: a detached student, swapped arguments, a layer of a pair that is never read."""
+        for sample in self.samples():
+            _, gradients = self.gradients(sample)
+            for layer, gradient in enumerate(gradients):
+                place = f" layer {layer}" if len(gradients) > 1 else ""
+                if not are_finite([gradient]):
+                    broken(f"gradient of the student{place} is not finite")
+                if not bool(gradient.any()):
+                    broken(f"gradient does not reach the student{place}: it is 0 everywhere")
+
+    def test_gradient_never_reaches_the_teacher(self) -> None:
+        """For: a teacher that is trained towards the student wherever it is not frozen."""
+        for sample in self.samples():
+            student = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
+            teacher = tuple(tensor.clone().requires_grad_() for tensor in sample.teacher)
+            value = self.evaluate(sample.but(student=student, teacher=teacher)).value
+            found = torch.autograd.grad(value, teacher, allow_unused=True) if value.requires_grad else ()
+            if any(gradient is not None and bool(gradient.any()) for gradient in found):
+                broken("gradient reached the teacher: detach it (teacher_logits.detach())")
+
+    def test_gradient_agrees_with_finite_differences(self) -> None:
+        """For: a hand-written backward pass that is wrong, a detached factor, an in-place step that autograd missed."""
+        for sample in self.samples():
+            leaves = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
+            value = partial(self._value_of_student, sample)
+            try:
+                torch.autograd.gradcheck(value, leaves, atol=1e-5, rtol=1e-4, fast_mode=True)
+            except GradcheckError as error:
+                broken(f"gradient is not that of the value: {error}")
+
+    def _value_of_student(self, sample: Sample, *student: Tensor) -> Tensor:
+        return self.evaluate(sample.but(student=student)).value
+
+    @where(lambda laws: laws.corrects_confident_mistakes)
+    def test_a_confident_mistake_is_corrected(self) -> None:
+        """For: a softmax taken twice, which leaves a student that is sure and wrong without gradient."""
+        small, large = (self._gradient_at_gap(gap) for gap in (3.0, 30.0))
+        if large < 0.5 * small:
+            broken(
+                f"gradient falls from {small:.3g} to {large:.3g} as the student becomes surer of a mistake. "
+                "Is a softmax taken twice, or are the arguments swapped?"
+            )
+
+    def _gradient_at_gap(self, gap: float) -> float:
+        sample = self.sample(masked=False).but(temperature=1.0)
+        teacher, student = (torch.zeros_like(sample.student[0]) for _ in range(2))
+        teacher[..., 0] = 10.0
+        student[..., 1] = gap
+        _, gradients = self.gradients(sample.but(student=(student,), teacher=(teacher,)))
+        return float(gradients[0].norm())
+
+    @where(lambda laws: laws.reaches_teacher)
+    def test_training_on_it_reaches_the_teacher(self) -> None:
+        """For: a loss whose least value lies elsewhere: a softmax taken twice on one side, positions shifted by one."""
+        sample = self.sample(masked=False).but(temperature=1.0)
+        student = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
+        optimizer = torch.optim.LBFGS(
+            list(student), max_iter=200, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+        )
+        component = self.build_in(torch.float64)
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            value = self.evaluate(sample.but(student=student), component).value
+            torch.autograd.backward(value, inputs=student)
+            return value
+
+        optimizer.step(step)  # type: ignore[no-untyped-call]
+        distances = [
+            float((one.detach().softmax(-1) - two.softmax(-1)).abs().sum(-1).max()) / 2
+            for one, two in zip(student, sample.teacher, strict=True)
+        ]
+        if max(distances) > 0.01:
+            broken(f"training on it ends {max(distances):.2f} away from the teacher's distribution (total variation)")

@@ -1,0 +1,98 @@
+"""Laws on a loss as a module: state, parameters, compilation."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.loss.case import LossCase, gradients_of, read_outcome
+
+
+def is_class(laws: type[LossCase]) -> bool:
+    return laws.is_class()
+
+
+class ModuleLaws(LossCase):
+    """What a run does with a loss beside calling it."""
+
+    @where(is_class)
+    def test_it_is_a_module_whose_tensors_are_registered(self) -> None:
+        """For: a tensor kept as a plain attribute, which stays on the CPU and is missing from every checkpoint."""
+        module = self.build().target
+        if not isinstance(module, nn.Module):
+            broken(f"is a class, but no torch.nn.Module: {type(module).__name__}")
+        for path, part in module.named_modules():
+            for name, value in vars(part).items():
+                if isinstance(value, Tensor):
+                    broken(
+                        f"{'.'.join(filter(None, (path, name)))} is a plain tensor: make it an nn.Parameter or a buffer"
+                    )
+
+    @where(is_class)
+    def test_a_copy_and_a_loaded_state_go_on_alike(self) -> None:
+        """For: state that a checkpoint does not hold, so that a resumed run is another run."""
+        sample, used = self.sample(), self.build_in(torch.float64)
+        for _ in range(2):
+            self.evaluate(sample, used)
+        original: Any = used.target
+        duplicate = copy.deepcopy(original)
+        loaded: Any = self.build_in(torch.float64, seed=7).target
+        loaded.load_state_dict(original.state_dict(), strict=True)
+        copies = {"a deepcopy": duplicate, "one that loaded its state_dict": loaded}
+        values = {what: self._value_of(module) for what, module in copies.items()}
+        expected = self._value_of(original)
+        for what, value in values.items():
+            if not is_close(value, expected):
+                broken(f"{what} gives {number(value):.6g} where the original gives {number(expected):.6g}")
+
+    def _value_of(self, module: Any) -> Tensor:
+        values = self.sample().values()
+        return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
+
+    @where(is_class)
+    def test_every_parameter_is_trained(self) -> None:
+        """For: a learned variance that is a buffer, detached, or never used, and so is never learned."""
+        component = self.build_in(torch.float64)
+        module: Any = component.target
+        parameters = dict(module.named_parameters())
+        for name in self.trains:
+            if name not in parameters:
+                broken(
+                    f"{name} was declared to be trained, and is no parameter. Its parameters: {', '.join(parameters) or 'none'}"
+                )
+        frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+        if frozen:
+            broken(f"{', '.join(frozen)} does not require gradient: make it a buffer if it is not to be trained")
+        gradients = gradients_of(self.evaluate(self.sample(), component).value, tuple(parameters.values()))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if not are_finite([gradient]):
+                broken(f"gradient of parameter {name} is not finite")
+            if not bool(gradient.any()):
+                broken(f"gradient does not reach parameter {name}: it would never be trained")
+
+    def test_torch_compile_traces_it_whole(self) -> None:
+        """For: ``.item()``, branches on values, printing: each breaks the graph of a compiled step."""
+        for sample in self.samples():
+            component = self.build_in(torch.float64)
+            arguments = [sample.values()[name] for name in component.inputs]
+            torch.compiler.reset()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    compiled: Any = torch.compile(component.target, fullgraph=True, backend="eager")
+                    found = read_outcome(compiled(*arguments)).value
+            except Exception as error:
+                broken(f"torch.compile cannot trace it whole: {_first_lines(error)}")
+            finally:
+                torch.compiler.reset()
+            if not is_close(found, self.evaluate(sample).value):
+                broken("is another value once compiled")
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:3] if line.strip())

@@ -1,0 +1,102 @@
+"""Laws on a loss that declares ``coarsens``: on the categories of a sparse teacher it is a coarser version of itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kdplug.contracts.loss import COARSENS
+from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.objective.chunked.topk_tail import topk_tail_student, topk_tail_teacher
+from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.loss.case import LossCase, gradients_of
+from kdplug.testing.sample import draw
+
+_ITEMS, _CLASSES, _KNOWN, _TEMPERATURE = 16, 20, 5, 2.0
+"""A cache of 5 of 20 classes, which hold three quarters of the teacher's probability."""
+
+_ALIGNED = 0.85
+"""The least cosine between the gradients on categories and on classes. Divergences reach 0.93; what compares ranks 0.75."""
+
+
+def _declares(laws: type[LossCase]) -> bool:
+    declares = bool(getattr(laws._found.load(), COARSENS, False))  # noqa: SLF001  the laws' own
+    return declares and laws.on_logits() and not laws.asks_for("teacher_sparse")
+
+
+class CoarseLaws(LossCase):
+    """The loss on all classes is held against itself on those that a cache knows, with all others as one."""
+
+    @where(_declares)
+    def test_with_every_class_known_it_is_the_loss_itself(self) -> None:
+        """For: a loss that reads more of the logits than their softmax, or divides by the number of classes."""
+        student, teacher = _sides()
+        dense, coarse = self._on(student, teacher), self._on(student, SparseLogits.top(teacher, _CLASSES, _TEMPERATURE))
+        if not are_finite([coarse[0]]) or not is_close(coarse[0], dense[0], 1e-6):
+            broken(
+                "declares coarsens, and with every class known and nothing left of the others it is "
+                f"{number(coarse[0]):.6g} instead of {number(dense[0]):.6g}"
+            )
+        if not is_close(coarse[1], dense[1], 1e-6):
+            broken(f"declares coarsens, and with every class known its gradient is off by {_off(coarse, dense):.3g}")
+
+    @where(_declares)
+    def test_the_order_of_an_items_categories_does_not_matter(self) -> None:
+        """For: a comparison of items class by class. The categories at one place are other classes in each item."""
+        student, teacher = _sides()
+        sparse = SparseLogits.top(teacher, _KNOWN, _TEMPERATURE)
+        order = draw((_ITEMS, _KNOWN), 4).argsort(-1)
+        assert sparse.log_probs is not None
+        turned = replace(sparse, ids=sparse.ids.gather(-1, order), log_probs=sparse.log_probs.gather(-1, order))
+        found, expected = self._on(student, turned), self._on(student, sparse)
+        if not is_close(found[0], expected[0]) or not is_close(found[1], expected[1]):
+            broken(
+                "declares coarsens, and is another loss where the known classes of each item come in another order: "
+                f"{number(found[0]):.6g} instead of {number(expected[0]):.6g}"
+            )
+
+    @where(_declares)
+    def test_on_categories_its_gradient_points_where_that_on_classes_does(self) -> None:
+        """For: ranks, deviations and correlations. The rest is the largest category of many items, and which classes the others
+        are differs from item to item.
+        """
+        student, teacher = _sides()
+        (_, dense), (_, coarse) = (
+            self._on(student, teacher),
+            self._on(student, SparseLogits.top(teacher, _KNOWN, _TEMPERATURE)),
+        )
+        cosine = float((dense * coarse).sum() / (dense.norm() * coarse.norm()).clamp_min(1e-30))
+        counts = dense.abs() > 0.01 * dense.abs().max()
+        known = counts & torch.zeros_like(counts).scatter(-1, teacher.topk(_KNOWN).indices, True)
+        agree = float((dense.sign() == coarse.sign())[known].double().mean())
+        if not cosine >= _ALIGNED or not agree >= _ALIGNED:
+            broken(
+                f"declares coarsens, and its gradient on categories points elsewhere than that on classes: cosine {cosine:.2f}, "
+                f"{agree:.0%} of the known classes with the same sign. Take the declaration away"
+            )
+
+    def _on(self, student: Tensor, teacher: Tensor | SparseLogits) -> tuple[Tensor, Tensor]:
+        """Value, and the gradient for the student's logits over all classes."""
+        leaf = student.clone().requires_grad_()
+        own, theirs = leaf, teacher
+        if isinstance(teacher, SparseLogits):
+            own, theirs = topk_tail_student(leaf, teacher), topk_tail_teacher(teacher)
+        labels = torch.zeros(_ITEMS, dtype=torch.int64)
+        sample = self.sample(masked=False).but(
+            student=(own,), teacher=(theirs,), labels=labels, temperature=_TEMPERATURE, mask=None
+        )
+        value = self.evaluate(sample).value
+        (gradient,) = gradients_of(value, (leaf,))
+        return value.detach(), gradient
+
+
+def _sides() -> tuple[Tensor, Tensor]:
+    """Logits of a teacher that is fairly sure, and of a student that is on its way there."""
+    teacher = 3 * draw((_ITEMS, _CLASSES), 1)
+    return teacher + 1.5 * draw((_ITEMS, _CLASSES), 2), teacher
+
+
+def _off(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> float:
+    return float((one[1] - two[1]).abs().max())

@@ -1,0 +1,156 @@
+"""Laws on the value of a loss."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.loss.case import LossCase, read_outcome
+from kdplug.testing.sample import Sample, seeded
+
+
+class ValueLaws(LossCase):
+    """What a loss returns, and what it does to its inputs."""
+
+    def test_it_returns_a_finite_scalar(self) -> None:
+        """For: a value per item, a Python number without gradient, a mean that does not say what it is a mean over."""
+        for sample in self.samples():
+            outcome = self.evaluate(sample)
+            if not are_finite([outcome.value]):
+                broken(f"returned {number(outcome.value)} for ordinary inputs")
+            if outcome.is_sum and not self.returns_sum():
+                broken("returned a LossSum without saying so: annotate '-> LossSum', or declare sums = True")
+            if self.returns_sum() and not outcome.is_sum:
+                broken("was declared to return a LossSum, and returned a scalar")
+
+    @where(lambda laws: laws.non_negative)
+    def test_it_is_never_negative(self) -> None:
+        """For: a sign that was flipped; a divergence that is no divergence."""
+        for seed in range(8):
+            value = number(self.evaluate(self.sample(seed)).value)
+            if value < -1e-12:
+                broken(f"was declared non-negative, and is {value:.3g}")
+
+    @where(lambda laws: laws.zero_at_equality)
+    def test_it_is_zero_where_student_equals_teacher(self) -> None:
+        """For: a cross-entropy that is called KL (its value at equality is the teacher's entropy); positions shifted by one."""
+        for sample in self.samples():
+            value = number(self.evaluate(sample.but(student=sample.teacher)).value)
+            if abs(value) > 1e-9:
+                broken(f"was declared 0 where the student equals the teacher, and is {value:.3g} there")
+
+    @where(lambda laws: laws.layout_of().student == laws.layout_of().teacher)
+    def test_no_student_is_better_than_the_teacher_itself(self) -> None:
+        """For: a correlation or similarity with the wrong sign, which training drives away from the teacher."""
+        for seed in range(12):
+            for sample in (self.sample(seed), _near_teacher(self.sample(seed))):
+                there, here = (number(self.evaluate(one).value) for one in (sample.but(student=sample.teacher), sample))
+                if there > here + 1e-9:
+                    broken(
+                        f"is {there:.6g} where the student equals the teacher, and less ({here:.6g}) where it does not"
+                    )
+
+    @where(lambda laws: laws.oracle is not None)
+    def test_it_agrees_with_its_oracle(self) -> None:
+        """For: a formula that is close to the right one: a softmax taken twice, a mean over classes."""
+        oracle = type(self).oracle
+        assert oracle is not None
+        for sample in self.samples():
+            values = sample.values()
+            expected = oracle(*(values[name] for name in inspect.signature(oracle).parameters))
+            found = self.evaluate(sample).value
+            if not is_close(found, torch.as_tensor(expected)):
+                broken(f"is {number(found):.9g}, and its oracle says {number(expected):.9g}")
+
+    def test_its_inputs_are_not_modified(self) -> None:
+        """For: an in-place edit of the teacher's logits or of a mask, which every later term then sees."""
+        for sample in self.samples():
+            given = sample.both(torch.clone).but(labels=sample.labels.clone())
+            given = given.but(mask=None if sample.mask is None else sample.mask.clone())
+            with torch.no_grad():
+                self.evaluate(given)
+            pairs = [("student", given.student, sample.student), ("teacher", given.teacher, sample.teacher)]
+            pairs.append(("labels", (given.labels,), (sample.labels,)))
+            if given.mask is not None and sample.mask is not None:
+                pairs.append(("mask", (given.mask,), (sample.mask,)))
+            for side, after, before in pairs:
+                if any(not torch.equal(one, two) for one, two in zip(after, before, strict=True)):
+                    broken(f"modified its input in place: {side}")
+
+    def test_it_takes_tensors_that_are_not_contiguous(self) -> None:
+        """For: ``view`` on a transposed feature, which raises in the middle of a run."""
+        for sample in self.samples():
+            found = self.evaluate(sample.both(_strided)).value
+            if not is_close(found, self.evaluate(sample).value):
+                broken("depends on how its inputs lie in memory")
+
+    @where(lambda laws: laws.asks_for("draw_seed"))
+    def test_its_draws_follow_the_draw_seed(self) -> None:
+        """For: draws from the global generator, or from one that is seeded alike for each batch: their noise adds up."""
+        sample, component = self.sample(masked=False), self.build_in(torch.float64)
+        values = []
+        for ambient, draw_seed in ((1, 3), (2, 3), (2, 4)):
+            with seeded(ambient):
+                before = torch.get_rng_state()
+                values.append(number(read_outcome(component(**sample.but(draw_seed=draw_seed).values())).value))
+                if not torch.equal(before, torch.get_rng_state()):
+                    broken("moves the global generator: draw from torch.Generator(device).manual_seed(draw_seed)")
+        if values[0] != values[1]:
+            broken("gives something else for the same draw_seed: a resumed run would not draw the same")
+        if values[1] == values[2]:
+            broken("asks for draw_seed, and gives the same for two of them")
+
+    def test_shapes_that_do_not_fit_are_an_error(self) -> None:
+        """For: a teacher of width 1, or a batch of 1, that is broadcast, and trains the student on nonsense."""
+        for what, sample in self._misfits():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.evaluate(sample)
+            except Exception:  # noqa: S112 any error will do; the message is the author's
+                continue
+            broken(f"{what} is no error, but broadcast. Check the shapes and raise a ShapeError (or ValueError)")
+
+    def _misfits(self) -> Iterator[tuple[str, Sample]]:
+        """Samples whose tensors do not fit each other, and what is wrong with each."""
+        sample = self.sample(masked=False)
+        layout = sample.layout
+        alike = [
+            axis
+            for axis, size in enumerate(layout.student)
+            if len(layout.teacher) == len(layout.student)
+            and layout.teacher[axis] == size > 1
+            and not {axis, axis - len(layout.student)} & set(self.may_differ)
+        ]
+        for axis in alike:
+            teacher, student = (tuple(t.narrow(axis, 0, 1) for t in side) for side in (sample.teacher, sample.student))
+            yield (
+                f"a teacher of size 1 where the student has {layout.student[axis]} (axis {axis})",
+                sample.but(teacher=teacher),
+            )
+            yield (
+                f"a student of size 1 where the teacher has {layout.teacher[axis]} (axis {axis})",
+                sample.but(student=student),
+            )
+        if self.asks_for("mask"):
+            mask = self.sample(masked=True).mask
+            assert mask is not None
+            for axis in range(mask.dim()):
+                narrow = mask.narrow(axis, 0, 1)
+                yield f"a mask of shape {list(narrow.shape)} instead of {list(mask.shape)}", sample.but(mask=narrow)
+
+
+def _near_teacher(sample: Sample) -> Sample:
+    near = tuple(
+        teacher + (student - teacher) * 0.1 for student, teacher in zip(sample.student, sample.teacher, strict=True)
+    )
+    return sample.but(student=near)
+
+
+def _strided(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)

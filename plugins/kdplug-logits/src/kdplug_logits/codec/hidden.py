@@ -1,0 +1,85 @@
+"""Teacher logits as the hidden states that they are made of, and the head once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdplug import Encoded, FactoredLogits, Ragged, SettingError
+from kdplug_logits.codec.packing import dtype_of, largest_error, part_of
+
+
+class Hidden:
+    """The last hidden state of each item that counts, and the teacher's head once for all: the whole distribution, exactly.
+
+    The teacher's adaptor has to return ``kdplug.FactoredLogits(hidden, head.weight, head.bias)`` as ``logits``. At width 4096 and
+    bfloat16 an item takes 8,192 bytes, where 152,000 logits take 304,000; what is given back are ``FactoredLogits`` again, of
+    which a loss is computed in pieces.
+
+    Settings: ``dtype`` narrows the hidden states; none keeps them as they are, without any error.
+    """
+
+    uses_temperature = False
+    takes_factored = True
+
+    def __init__(self, *, dtype: Literal["float16", "bfloat16", "float32"] | None = None) -> None:
+        self.dtype = dtype
+
+    def shared(self, logits: Any) -> dict[str, Tensor]:
+        """The head.
+
+        Raises: ``SettingError`` where the logits are multiplied out already.
+        """
+        factors = _factors(logits)
+        numbers = {"scale": factors.scale, "softcap": factors.softcap}
+        return {
+            "weight": factors.weight,
+            **({} if factors.bias is None else {"bias": factors.bias}),
+            **{name: torch.tensor(one, dtype=torch.float64) for name, one in numbers.items() if one is not None},
+        }
+
+    def encode(self, logits: Any, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  neither matters
+        """The hidden states; the error is theirs.
+
+        Shapes: ``FactoredLogits`` of ``[n, classes]``.
+        Raises: ``SettingError`` for logits that are multiplied out, and for a hidden state that the dtype cannot hold.
+        """
+        hidden = _factors(logits).hidden.detach()
+        kept = hidden if self.dtype is None else hidden.to(dtype_of(self.dtype))
+        if bool((hidden.isfinite() & ~kept.isfinite()).any()):
+            raise SettingError(f"a hidden state is beyond what {self.dtype} can hold. Write bfloat16", field="dtype")
+        return Encoded({"hidden": kept}, error=largest_error(hidden, kept))
+
+    def decode(
+        self,
+        parts: Mapping[str, Tensor | Ragged],
+        shared: Mapping[str, Tensor],
+        *,
+        classes: int,  # noqa: ARG002  the head has as many
+        temperature: float,  # noqa: ARG002  nothing was divided by it
+    ) -> FactoredLogits:
+        """Hidden states and head, not multiplied out."""
+        weight = shared["weight"]
+        return FactoredLogits(
+            part_of(parts, "hidden").to(weight.dtype),
+            weight,
+            shared.get("bias"),
+            _number(shared.get("scale")),
+            _number(shared.get("softcap")),
+        )
+
+
+def _factors(logits: Any) -> FactoredLogits:
+    if isinstance(logits, FactoredLogits):
+        return logits
+    raise SettingError(
+        "codec 'hidden' keeps what logits are made of, and the teacher's adaptor returned them multiplied out. Return "
+        "kdplug.FactoredLogits(hidden, head.weight, head.bias) as logits, or take another codec: dense, topk_tail, sampled"
+    )
+
+
+def _number(tensor: Tensor | None) -> float | None:
+    return None if tensor is None else float(tensor)

@@ -1,0 +1,111 @@
+"""Temperatures that depend on the logits. None carries a gradient, and none leaves the positive numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kdplug_presets.numerics import promoted, read_temperature, without_autocast
+from kdplug_presets.shape import LOGITS, require_same
+
+
+def linear_decay(progress: float) -> float:
+    """1 at the start of the run, 0 at its end, linear between. ``progress`` is held within [0, 1].
+
+    Source: TextBrewer ``linear_decay_weight_scheduler``, arXiv:2002.12620.
+    """
+    return 1.0 - linear_growth(progress)
+
+
+def linear_growth(progress: float) -> float:
+    """0 at the start of the run, 1 at its end, linear between. ``progress`` is held within [0, 1].
+
+    Source: TextBrewer ``linear_growth_weight_scheduler``, arXiv:2002.12620.
+    """
+    return min(max(progress, 0.0), 1.0)
+
+
+MinTemperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def constant(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor | float:  # noqa: ARG001
+    """The configured temperature itself. The logits are not read.
+
+    Source: TextBrewer ``constant_temperature_scheduler``, arXiv:2002.12620.
+    """
+    return temperature
+
+
+def _spread(
+    owner: str, weights: Tensor, temperature: Tensor | float, logits: Tensor, *, beta: float, least: float
+) -> Tensor:
+    """``temperature + beta · (mean(weights) - weights)``, at least ``least``."""
+    start = read_temperature(owner, temperature, logits)
+    if isinstance(start, Tensor) and start.dim() > 0:
+        start = start.squeeze(-1)
+    return (start + (weights.mean() - weights) * beta).clamp(min=least)
+
+
+@torch.no_grad()
+def flsw(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float,
+    *,
+    beta: Annotated[float, Field(allow_inf_nan=False)],
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)],
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4,
+    min_temperature: MinTemperature = 0.1,
+) -> Tensor:
+    """Focal-loss style: items on which student and teacher point apart get a lower temperature.
+
+    ``w = (1 - cos)^gamma`` with lengths increased by ``eps``; the result is ``temperature + beta · (mean(w) - w)``, at
+    least ``min_temperature``, so that no item's distribution is inverted. Rounding may not push ``1 - cos`` below 0. A
+    class that either side rules out (``-inf``) is left out of both.
+
+    Settings: ``beta``, how far temperatures are spread; ``gamma``, the exponent of ``1 - cos``; ``eps`` is added to lengths;
+    ``min_temperature``, the least temperature.
+
+    Shapes: logits ``[*items, classes]``; the result is ``[*items]``, its mean taken over all items.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Wen et al. 2019, arXiv:1911.07471 (as TextBrewer adapts it).
+    """
+    require_same("flsw", student_logits, teacher_logits, ("student_logits", "teacher_logits"), LOGITS)
+    student, teacher = promoted(student_logits, teacher_logits)
+    with without_autocast(student):
+        ruled_out = student.isneginf() | teacher.isneginf()
+        student, teacher = student.masked_fill(ruled_out, 0.0), teacher.masked_fill(ruled_out, 0.0)
+        student = student / (torch.linalg.vector_norm(student, dim=-1, keepdim=True) + eps)
+        teacher = teacher / (torch.linalg.vector_norm(teacher, dim=-1, keepdim=True) + eps)
+        weights = (1.0 - (student * teacher).sum(dim=-1)).clamp(min=0.0).pow(gamma)
+        return _spread("flsw", weights, temperature, student_logits, beta=beta, least=min_temperature)
+
+
+@torch.no_grad()
+def cwsm(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: Tensor | float,
+    *,
+    beta: Annotated[float, Field(allow_inf_nan=False)],
+    min_temperature: MinTemperature = 0.1,
+) -> Tensor:
+    """Confidence-weighted: items on which the student is unsure get a lower temperature.
+
+    ``w = 1 / (max softmax(student) + 0.001)``; the result is ``temperature + beta · (mean(w) - w)``, at least
+    ``min_temperature``: with many classes ``w`` alone reaches 1000. The teacher's values are not read.
+
+    Settings: ``beta``, how far temperatures are spread; ``min_temperature``, the least temperature.
+
+    Shapes: logits ``[*items, classes]``; the result is ``[*items]``, its mean taken over all items.
+    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Source: Wen et al. 2019, arXiv:1911.07471 (as TextBrewer adapts it).
+    """
+    require_same("cwsm", student_logits, teacher_logits, ("student_logits", "teacher_logits"), LOGITS)
+    student, _ = promoted(student_logits, teacher_logits)
+    with without_autocast(student):
+        weights = (torch.softmax(student, dim=-1).amax(dim=-1) + 1e-3).reciprocal()
+        return _spread("cwsm", weights, temperature, student_logits, beta=beta, least=min_temperature)

@@ -1,0 +1,132 @@
+"""What a plan says of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from plan_scene import BATCH, LENGTH
+
+from kdplug import Recipe
+from kdplug.errors import ConfigError, OutputsError, ShapeError
+from kdplug.recipes.preview.plan import plan_recipe
+from kdplug.recipes.run import run_recipe
+
+MATCH = {"layer_T": 0, "layer_S": 0, "feature": "hidden", "loss": "hidden_mse", "proj": ["linear", "auto", "auto"]}
+PATHS = {"layer_T": "inner", "layer_S": "inner", "loss": "hidden_mse", "proj": ["linear", 4, 6]}
+ATTENTION = {"layer_T": 0, "layer_S": 0, "feature": "attention", "loss": "attention_mse"}
+
+
+def _bytes(plan, name):
+    return next(item.bytes for item in plan.memory if item.name.startswith(name))
+
+
+def test_nothing_is_warned_of_where_nothing_is_wrong(scene):
+    assert scene(intermediate_matches=[MATCH]).warnings == []
+
+
+def test_a_plan_writes_nothing(scene, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scene(intermediate_matches=[MATCH])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_terms_stand_there_with_their_weights_over_the_run(scene):
+    plan = scene(hard_label_weight=2, kd_loss_weight_scheduler="linear_decay")
+    assert [term.name for term in plan.terms] == ["kd_loss", "hard_label_loss"]
+    assert [term.weights for term in plan.terms] == [(1.0, 0.5, 0.0), (2.0, 2.0, 2.0)]
+
+
+def test_the_config_has_every_setting_and_qualified_names(scene):
+    spec = scene(kd_loss_type="mse").config.kd_loss_type
+    assert spec.name == "kdplug-presets:mse"
+
+
+@pytest.mark.parametrize(("match", "layer"), [(MATCH, "0"), (PATHS, "inner")])
+def test_a_match_is_shown_with_layers_shapes_and_projection(scene, match, layer):
+    (found,) = scene(intermediate_matches=[match]).matches
+    assert found.student == [(layer, [BATCH, LENGTH, 4])]
+    assert found.teacher == [(layer, [BATCH, LENGTH, 6])]
+    proj = found.projection
+    assert (proj.name, proj.in_dim, proj.out_dim, proj.parameters) == ("kdplug-presets:linear", 4, 6, 4 * 6 + 6)
+
+
+def test_a_layer_map_is_written_out(scene):
+    layer_map = {"name": "uniform", "embeddings": False, **{key: MATCH[key] for key in ("feature", "loss", "proj")}}
+    plan = scene(layer_map=layer_map)
+    assert [match.term for match in plan.matches] == ["hidden_hidden_mse_0_0"]
+    assert plan.config.layer_map == ()
+
+
+def test_parameters_are_those_of_the_models(scene):
+    plan = scene(intermediate_matches=[MATCH])
+    assert plan.parameters["projections"] == 30
+    assert plan.parameters["teacher"] > plan.parameters["student"]
+
+
+def test_gradients_take_as_much_as_what_is_learned_and_adam_twice_that(scene):
+    plan = scene(intermediate_matches=[MATCH])
+    learned = _bytes(plan, "student, weights") + _bytes(plan, "projections")
+    assert _bytes(plan, "gradients") == learned
+    assert _bytes(plan, "optimizer state") == pytest.approx(2 * learned, rel=0.1)
+
+
+def test_weights_take_four_bytes_each(scene):
+    plan = scene()
+    assert _bytes(plan, "teacher, weights") == 4 * plan.parameters["teacher"]
+
+
+def test_an_optimizer_without_state_takes_none(scene):
+    assert _bytes(scene(training={"optimizer": "SGD"}), "optimizer state") == 0
+
+
+def test_activations_grow_with_the_batch(scene):
+    small, large = scene(training={"batch_size": 2}), scene(training={"batch_size": 16})
+    assert _bytes(large, "activations") > 4 * _bytes(small, "activations")
+
+
+def test_the_steps_are_those_that_the_trainings_take(scene):
+    assert scene(training={"num_epochs": 2}).steps == {"teacher": 10, "student": 6, "baseline": 6}
+
+
+def test_the_steps_of_a_plan_are_those_of_the_run(signs):
+    recipe = signs("training.num_epochs=3", "training.gradient_accumulation_steps=2")
+    assert plan_recipe(recipe).steps["student"] == run_recipe(recipe).steps
+
+
+def test_a_gradient_norm_is_that_of_the_weighted_term(scene):
+    one, ten = (scene(kd_loss_weight=weight).terms[0] for weight in (1, 10))
+    assert ten.gradient_norm == pytest.approx(10 * one.gradient_norm)
+    assert ten.value == pytest.approx(one.value)
+
+
+def test_a_plan_is_made_under_the_recipes_precision(scene):
+    half, full = (scene(training={"precision": precision}) for precision in ("bf16", "fp32"))
+    assert (half.device, half.precision) == ("cpu", "bf16")
+    assert _bytes(half, "teacher's outputs") < _bytes(full, "teacher's outputs")
+
+
+def test_attentions_that_are_empty_are_an_error_that_says_eager(scene):
+    with pytest.raises(OutputsError, match='attn_implementation="eager"'):
+        scene(intermediate_matches=[ATTENTION], student=lambda batch, outputs: {"attention": (None, None)})
+
+
+def test_logits_of_other_widths_are_an_error_that_names_both(scene):
+    with pytest.raises(ShapeError, match=r"student's \[8, 5, 11\] and the teacher's \[8, 5, 7\]"):
+        scene(teacher=lambda batch, outputs: {"logits": outputs["logits"][..., :7]})
+
+
+def test_a_path_that_leads_nowhere_is_an_error_with_the_nearest(scene):
+    with pytest.raises(ConfigError, match="inner"):
+        scene(intermediate_matches=[{**PATHS, "layer_S": "iner"}])
+
+
+def test_an_optimizer_that_does_not_exist_is_an_error(scene):
+    with pytest.raises(ConfigError, match="Did you mean 'AdamW'"):
+        scene(training={"optimizer": "Adamw"})
+
+
+def test_the_plan_of_the_example_warns_of_nothing():
+    plan = plan_recipe(Recipe.from_file(Path(__file__).parents[3] / "examples" / "digits.yaml"))
+    assert plan.warnings == []
+    assert plan.parameters == {"teacher": 94186, "student": 3148, "projections": 20 * 128 + 128}
