@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     from kdplug.config.training import TrainingConfig
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.factored_logits import FactoredLogits
-    from kdplug.contracts.loss import ClosedForm, LossSum, across_vocabularies, closed_form, coarsens
+    from kdplug.contracts.loss import (
+        ClosedForm,
+        LossSum,
+        across_vocabularies,
+        closed_form,
+        coarsens,
+        mean_over_items,
+        sum_over_items,
+        takes_numbers,
+    )
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
     from kdplug.contracts.task import Task, new_recipe
@@ -113,8 +122,11 @@ __all__ = [
     "hookimpl",
     "layer_maps",
     "losses",
+    "mean_over_items",
     "new_recipe",
     "projections",
+    "sum_over_items",
+    "takes_numbers",
     "tasks",
     "teacher_combiners",
     "temperature_schedulers",
@@ -134,6 +146,9 @@ _ROOMS = {
         "across_vocabularies",
         "closed_form",
         "coarsens",
+        "mean_over_items",
+        "sum_over_items",
+        "takes_numbers",
     ),
     "contracts.cache_codec": (
         "CacheCodec",

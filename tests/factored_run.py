@@ -37,7 +37,7 @@ def dense_adaptor(model):
 
 
 @losses.register("factored_kl")
-def factored_kl(student_logits, teacher_logits, temperature):
+def factored_kl(student_logits, teacher_logits, temperature) -> LossSum:
     q, p = ((logits / temperature).log_softmax(-1) for logits in (student_logits, teacher_logits))
     return LossSum((p.exp() * (p - q)).sum() * temperature**2, q[..., 0].numel())
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 from rich.text import Text
 
-from kdplug.contracts.loss import ACROSS_VOCABULARIES, CLOSED_FORM, COARSENS
+from kdplug.contracts.loss import DECLARATIONS
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.check.finding import place_of
 from kdplug.host.entry import Entry
@@ -89,10 +89,6 @@ def _bounds(rules: Iterable[Any]) -> str:
 
 def _number(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
-
-
-DECLARATIONS = (ACROSS_VOCABULARIES, CLOSED_FORM, COARSENS)
-"""The attributes by which a loss says what the engine may do with it."""
 
 
 def print_sheets(name: str, kind: Kind | None, console: Console) -> None:

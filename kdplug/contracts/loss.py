@@ -1,10 +1,12 @@
-"""A loss with the number of items that it is a mean over."""
+"""What a loss returns and declares."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
+
+from kdplug.errors import SignatureError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +51,6 @@ def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:
 
 
 CLOSED_FORM = "closed_form"
-"""Where a loss holds its closed form: an attribute of the function, a method of the class."""
 
 
 class ClosedForm(Protocol):
@@ -88,14 +89,33 @@ def closed_form(rows: ClosedForm) -> Callable[[_Loss], _Loss]:
 
 
 ACROSS_VOCABULARIES = "across_vocabularies"
-"""Where a loss says that its two sides may differ in the number of classes."""
+COARSENS = "coarsens"
+MEAN_OVER_ITEMS = "mean_over_items"
+SUM_OVER_ITEMS = "sum_over_items"
+TAKES_NUMBERS = "takes_numbers"
+DECLARATIONS = (ACROSS_VOCABULARIES, CLOSED_FORM, COARSENS, MEAN_OVER_ITEMS, SUM_OVER_ITEMS, TAKES_NUMBERS)
+"""What a loss can declare about itself: attributes of the function or the class."""
+
+
+def reduction_of(loss: Any) -> Literal["mean", "sum", "LossSum"] | None:
+    """How a loss reduces its items: as declared, or ``LossSum`` where its return annotation says so; ``None`` if unknown.
+
+    Raises: ``SignatureError`` where a loss declares both.
+    """
+    declared = [name for name in (MEAN_OVER_ITEMS, SUM_OVER_ITEMS) if getattr(loss, name, False)]
+    if len(declared) == 2:
+        raise SignatureError(f"{getattr(loss, '__name__', loss)} declares both {declared[0]} and {declared[1]}")
+    if declared:
+        return "mean" if declared[0] == MEAN_OVER_ITEMS else "sum"
+    annotations = getattr(getattr(loss, "forward", loss), "__annotations__", {})
+    return "LossSum" if "LossSum" in str(annotations.get("return", "")) else None
 
 
 def across_vocabularies(loss: _Loss) -> _Loss:
-    """Declare, above a loss on logits, that class ``i`` of one side need not be class ``i`` of the other.
+    """Declare that class ``i`` of the student need not be class ``i`` of the teacher.
 
-    Student and teacher may then differ in the number of classes; of any other loss that is an error. Items still have to match
-    one by one: it is for adaptors to give both sides one item for the same piece of text.
+    Student and teacher may then differ in the number of classes, which is an error for any other loss. The adaptors still have
+    to return the same items on both sides.
 
         @across_vocabularies
         def sorted_distance(student_logits, teacher_logits): ...
@@ -104,19 +124,52 @@ def across_vocabularies(loss: _Loss) -> _Loss:
     return loss
 
 
-COARSENS = "coarsens"
-"""Where a loss says that it may be computed on the categories of a sparse teacher: an attribute of the function or class."""
-
-
 def coarsens(loss: _Loss) -> _Loss:
-    """Declare, above a loss on logits, that joining classes into one category leaves a coarser version of the same loss.
+    """Declare that joining classes into one category leaves a coarser version of the same loss.
 
-    With ``SparseLogits`` that have a tail, the K classes that are known and all others together are K + 1 categories, other
-    ones for each item. A divergence of the two distributions stays one there. A loss that compares ranks, deviations or items
-    does not, and is refused. A class may write ``coarsens = True`` instead. ``LossLaws`` hold a loss to the declaration.
+    ``SparseLogits`` with a tail hold K known classes and the sum of all others: K + 1 categories, which differ from item to
+    item. A divergence of two distributions remains one there. A loss that compares ranks, deviations or items does not, and is
+    refused without the declaration. A class may set ``coarsens = True``. ``LossLaws`` test the declaration.
 
         @coarsens
         def squared_distance(student_logits, teacher_logits, temperature): ...
     """
     setattr(loss, COARSENS, True)
+    return loss
+
+
+def mean_over_items(loss: _Loss) -> _Loss:
+    """Declare that the scalar is a mean over items, so that it may be computed in chunks of items and averaged.
+
+    Needed for large vocabularies (``FactoredLogits``): an undeclared scalar is computed on all logits at once. A loss annotated
+    ``-> LossSum`` needs no declaration. A class may set ``mean_over_items = True``. ``LossLaws`` test the declaration.
+
+        @mean_over_items
+        def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().mean()
+    """
+    setattr(loss, MEAN_OVER_ITEMS, True)
+    return loss
+
+
+def sum_over_items(loss: _Loss) -> _Loss:
+    """Declare that the scalar is a sum over items. See ``mean_over_items``.
+
+    @sum_over_items
+    def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().sum()
+    """
+    setattr(loss, SUM_OVER_ITEMS, True)
+    return loss
+
+
+def takes_numbers(loss: _Loss) -> _Loss:
+    """Declare that the loss also compares single numbers: logits with one class, as in regression.
+
+    The softmax of one class is 1 whatever its logit is, so a loss of probabilities has no gradient there. Without the
+    declaration a student with one output is refused. A class may set ``takes_numbers = True``. ``LossLaws`` test the
+    declaration.
+
+        @takes_numbers
+        def squared(student_logits, teacher_logits): return ((student_logits - teacher_logits) ** 2).mean()
+    """
+    setattr(loss, TAKES_NUMBERS, True)
     return loss

@@ -16,7 +16,6 @@ import kdplug
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
-from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Coding, decoded
@@ -36,7 +35,6 @@ from kdplug.host.active import LifeCycle
 from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
 from kdplug.host.registry import cache_codecs, losses
-from kdplug.objective.batch import Batch
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.schedule import Temperature
 from kdplug.report.record import used_entries
@@ -84,9 +82,8 @@ def _check_loss(coding: Coding, codec: str, distillation: DistillationConfig) ->
         return  # the objective says what is wrong with the loss
     temperature = Temperature(distillation.temperature, None)
     loss = LogitLoss(component, temperature, shifts=distillation.probability_shift)
-    batch = Batch(Outputs(), (Outputs(),), 0.0, 0, 1)
     try:
-        loss.check(logits, torch.zeros(1, dtype=torch.int64), batch)
+        loss.check(logits, torch.zeros(1, dtype=torch.int64))
     except KdplugError as error:
         told = error.message if error.field == "teacher.logits" else str(error)
         raise ConfigError(f"{codec} gives SparseLogits. {told}", field=_FIELD) from error

@@ -15,7 +15,6 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, ShapeError
 from kdplug.host import registry
-from kdplug.objective.bare import is_bare
 from kdplug.objective.batch import Batch, gathered
 from kdplug.objective.chunked.factored_kd import combined, compared
 from kdplug.objective.logit_loss import LogitLoss
@@ -92,10 +91,6 @@ def _first(logits: Logits, classes: int) -> Logits:
         ) from None
 
 
-_SIDES = ("student_logits", "teacher_logits")
-_STEADY = ((), ("temperature",))
-
-
 class KdTerm(nn.Module):
     """The loss between student and teacher logits, summed over heads. The logits of several teachers are combined first."""
 
@@ -125,9 +120,6 @@ class KdTerm(nn.Module):
         self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
-        self.steady = self.temperature.base
-        is_steady = self.temperature.scheduler is None and self.inputs[:2] == _SIDES and self.inputs[2:] in _STEADY
-        self.takes_bare = self.combiner is None and not self.wants_labels and is_steady
         self._has_warned = False
 
     @property
@@ -139,12 +131,6 @@ class KdTerm(nn.Module):
 
         Raises: ``OutputsError`` for logits, labels or masks that are missing or differ in number; ``ShapeError``.
         """
-        if self.takes_bare and (pair := self._bare(batch)) is not None:
-            try:
-                result = self.loss(*pair) if len(self.inputs) == len(pair) else self.loss(*pair, self.steady)
-                return term_value(result, weight, self.owner)
-            except KdplugError as error:
-                raise error.at("kd_loss_type") from error.__cause__
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
@@ -156,23 +142,6 @@ class KdTerm(nn.Module):
     def skipped(self, batch: Batch) -> Tensor:
         logits, _ = self._student(batch)
         return connected_zero([*(tensor for head in logits for tensor in _tensors(head)), *self.parameters()])
-
-    def _bare(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """The logits of the commonest batch, at which nothing is left to be looked at: one head on each side, both bare and of
-        one shape, no mask.
-        """
-        student, teacher = batch.student, batch.teacher
-        if student.logits_mask is not None or teacher.logits_mask is not None:
-            return None
-        if student.logits is None or teacher.logits is None or len(student.logits) != 1 or len(teacher.logits) != 1:
-            return None
-        own, theirs = student.logits[0], teacher.logits[0]
-        if not isinstance(own, Tensor) or not isinstance(theirs, Tensor):
-            return None
-        shape = own.shape
-        if shape != theirs.shape or not shape or shape[-1] < 2 or not own.numel():
-            return None
-        return (own, theirs) if is_bare(own, theirs) else None
 
     def _pairs(self, batch: Batch) -> list[HeadLogits]:
         """What counts of each head."""
@@ -278,9 +247,9 @@ class KdTerm(nn.Module):
         student, teacher, labels, _ = pair
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
-        self.logit_loss.check(teacher, labels, batch)
+        self.logit_loss.check(teacher, labels)
         if student.shape[-1] == 1:
-            self.logit_loss.check_number(student.device, batch)
+            self.logit_loss.check_number()
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return self._valued(compared(pair, self.logit_loss, batch, self.chunk, trained), weight)

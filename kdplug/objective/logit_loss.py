@@ -1,25 +1,20 @@
-"""The kd loss of one pair of logits, called as its signature asks."""
+"""Calls a loss on one pair of logits with the inputs that its signature names."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from kdplug.contracts.loss import ACROSS_VOCABULARIES as ACROSS
-from kdplug.contracts.loss import COARSENS, LossSum
+from kdplug.contracts.loss import ACROSS_VOCABULARIES, COARSENS, TAKES_NUMBERS, reduction_of
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
-from kdplug.objective.additivity import Kind, kind_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
-from kdplug.objective.numerics import without_autocast
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import HeadLogits, shift
 
@@ -46,13 +41,13 @@ class LogitLoss:
         self.takes_sparse = "teacher_sparse" in self.inputs
         self.draws = "draw_seed" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
-        self._is_of_softmax = False
-        self._is_of_numbers = False
-        self._kinds: dict[int, Kind] = {}
         self.rows = closed_form_of(component)
-        self.has_told = False
-        self.is_across = bool(getattr(component.entry.load(), ACROSS, False))
-        self.coarsens = bool(getattr(component.entry.load(), COARSENS, False))
+        declared = component.entry.load()
+        self.is_across = bool(getattr(declared, ACROSS_VOCABULARIES, False))
+        self.coarsens = bool(getattr(declared, COARSENS, False))
+        self.takes_numbers = bool(getattr(declared, TAKES_NUMBERS, False))
+        self.has_warned = False
+        self.reduction = reduction_of(declared)
 
     def check_classes(self, pair: HeadLogits) -> None:
         """Raises: ``OutputsError`` for what means the same class on both sides, where they differ in number."""
@@ -69,7 +64,7 @@ class LogitLoss:
                 f"needs the teacher's logit at the student's label, and {sizes}", field="probability_shift"
             )
 
-    def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None, batch: Batch) -> None:
+    def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:
         """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
         if not isinstance(teacher, SparseLogits):
             if not self.takes_dense:
@@ -84,7 +79,6 @@ class LogitLoss:
             )
         if not self.takes_sparse:
             self._check_coarse(teacher)
-            self._check_softmax(teacher, batch)
 
     def _check_sparse(self, teacher: SparseLogits) -> None:
         if self.temperature.scheduler is not None:
@@ -127,51 +121,15 @@ class LogitLoss:
             if (ordered[..., 1:] == ordered[..., :-1]).any():
                 raise OutputsError("hold a class twice for one item, and have a tail", field="teacher.logits")
 
-    def _check_softmax(self, teacher: SparseLogits, batch: Batch) -> None:
-        """Categories are known by their probabilities alone: a loss that sees a constant added to all logits would read more.
-
-        Looked at once, on made-up logits, with a copy of the loss and no trace in the random numbers.
-        """
-        if self._is_of_softmax:
-            return
-        width, device = teacher.ids.shape[-1] + 1, teacher.device
-        student = torch.linspace(-1.0, 1.0, 2 * width, device=device).view(2, width)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
-            found = [
-                self._value(student + own, student.flip(-1) / 2 + theirs, batch) for own, theirs in ((0, 0), (3, -2))
-            ]
-        if torch.isfinite(torch.stack(found)).all() and not torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-5):
+    def check_number(self) -> None:
+        """Raises: ``OutputsError`` for logits with a single class, unless the loss declares ``takes_numbers``."""
+        if not self.takes_numbers:
             raise OutputsError(
-                f"{self.owner} depends on more of the logits than their softmax, and SparseLogits know probabilities only. "
-                "Take a divergence, a loss that asks for teacher_sparse, or dense logits",
-                field="teacher.logits",
-            )
-        self._is_of_softmax = True
-
-    def check_number(self, device: torch.device, batch: Batch) -> None:
-        """A single output is a number: a softmax over it is 1 whatever it is, and a loss of that would teach nothing, silently.
-
-        Looked at once, as above.
-
-        Raises: ``OutputsError`` where the loss is the same for any two numbers of the student.
-        """
-        if self._is_of_numbers or "labels" in self.inputs:
-            return
-        theirs = torch.linspace(-1.0, 1.0, 4, device=device).view(4, 1)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), without_autocast(device):
-            found = [self._value(theirs * scale + shift, theirs, batch) for scale, shift in ((1.0, 0.0), (3.0, 2.0))]
-        if torch.equal(found[0], found[1]):
-            raise OutputsError(
-                f"are one number for each item, and {self.owner} is the same whatever it is, as a softmax over one class is 1. "
-                "Take a loss that compares numbers, as a squared error does",
+                f"have one class, and {self.owner} does not declare takes_numbers. The softmax of one class is 1 whatever its logit "
+                "is, so a loss of probabilities has no gradient. Use a loss that compares numbers, such as mse. If yours does, "
+                "declare it: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
                 field="student.logits",
             )
-        self._is_of_numbers = True
-
-    def _value(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        compared = Compared(self, student, teacher, None, None, batch)
-        result = deepcopy(self.target)(*[get(compared) for get in self.getters])
-        return torch.as_tensor(result.value if isinstance(result, LossSum) else result).detach()
 
     def of(self, pair: HeadLogits, batch: Batch) -> Any:
         """What the loss returns for a pair of tensors, at the temperature of the pair where it has one."""
@@ -213,31 +171,6 @@ class LogitLoss:
         except KdplugError as error:
             raise error.at("kd_loss_type") from error.__cause__
 
-    def kind(
-        self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None, batch: Batch, axes: int
-    ) -> Kind | None:
-        """What the scalar that this loss returns is of the values of its items, where it is a mean or a sum over them.
-
-        Looked at once, on rows ``[n, classes]`` of logits that have ``axes`` axes; again in each call where the loss asks for
-        the time, which may change what it is.
-        """
-        if axes in self._kinds:
-            return self._kinds[axes]
-        if not isinstance(teacher, Tensor):
-            if self.takes_sparse:
-                return None
-            student, teacher = topk_tail_student(student.detach(), teacher), topk_tail_teacher(teacher)
-
-        def call(target: Any, own: Tensor, theirs: Tensor, places: Tensor | None) -> Any:
-            compared = Compared(self, own, theirs, None, places, batch)
-            return target(*[get(compared) for get in self.getters])
-
-        wanted = labels if "labels" in self.inputs else None
-        found = kind_of(self.target, call, student, teacher.to(student.dtype), labels=wanted, axes=axes)
-        if found is not None and not _TIME & set(self.inputs):
-            self._kinds[axes] = found
-        return found
-
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
         """The closed form: values ``[n]`` of rows ``[n, classes]``, whose student logits become their gradient.
 
@@ -264,9 +197,6 @@ class LogitLoss:
         raise SignatureError(
             f"the closed form of {self.owner} must return one value for each of {student.shape[0]} rows, got {found}"
         )
-
-
-_TIME = frozenset({"progress", "step", "total_steps"})
 
 
 class Compared(NamedTuple):

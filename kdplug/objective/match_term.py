@@ -13,7 +13,6 @@ from kdplug.config.layer import Layers, in_list, is_glob, is_listed, is_path
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError, OutputsError, ShapeError
 from kdplug.host import registry
-from kdplug.objective.bare import is_bare
 from kdplug.objective.batch import Batch, extended_hint
 from kdplug.objective.capture.path import Modules
 from kdplug.objective.numerics import connected_zero, full, target
@@ -43,10 +42,6 @@ def layers(outputs: Outputs, feature: str, layer: Layers, side: str) -> tuple[Te
     Raises: ``OutputsError`` where the model gave no such feature, or nothing was captured; ``ConfigError`` where an index is
     out of range.
     """
-    if type(layer) is int:
-        found = outputs.hidden if feature == "hidden" else outputs.attention
-        if found and -len(found) <= layer < len(found):
-            return (found[layer],)
     if isinstance(layer, str):
         return (_captured(outputs, layer, side),)
     if isinstance(layer, tuple) and any(map(is_path, layer)):
@@ -101,10 +96,7 @@ def _out_of_range(count: int, feature: str, index: int | tuple[int, ...], side: 
     )
 
 
-_SIDES = ("student_features", "teacher_features")
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
-_BARE = (_SIDES, (*_SIDES, "mask"))
-"""What is asked for by losses for which two features without a mask are all there is."""
 
 
 class MatchTerm(nn.Module):
@@ -138,7 +130,6 @@ class MatchTerm(nn.Module):
         self.getters = tuple(_GETTERS[name] for name in self.inputs)
         self.wants_labels = "labels" in self.inputs
         self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
-        self.takes_bare = self.plan is None and self.inputs in _BARE
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
 
     @property
@@ -192,12 +183,6 @@ class MatchTerm(nn.Module):
         Raises: ``OutputsError``, ``ConfigError`` for a layer that is not there; ``ShapeError``; ``RunError`` before
         ``materialize``.
         """
-        if self.takes_bare and (pair := self._bare(batch)) is not None:
-            try:
-                result = self.loss(*pair) if len(self.inputs) == len(pair) else self.loss(*pair, None)
-                return term_value(result, weight, self.owner)
-            except KdplugError as error:
-                raise error.at("loss") from error.__cause__
         student = layers(batch.student, self.feature, self.layer_student, "student")
         teacher = layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
         if self.plan is not None:
@@ -206,21 +191,6 @@ class MatchTerm(nn.Module):
             return self._compared(student, teacher, batch, weight)
         with torch.autocast(student[0].device.type, enabled=False):
             return self._compared(student, teacher, batch, weight)
-
-    def _bare(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """The features of the commonest batch, at which nothing is left to be looked at: both bare, by index, without a mask."""
-        student, teacher = batch.student, batch.teacher
-        own, theirs = self.layer_student, self.layer_teacher
-        if student.inputs_mask is not None or teacher.inputs_mask is not None:
-            return None
-        if type(own) is not int or type(theirs) is not int:
-            return None
-        is_hidden = self.feature == "hidden"
-        ours, others = (student.hidden, teacher.hidden) if is_hidden else (student.attention, teacher.attention)
-        if not ours or not others or not (-len(ours) <= own < len(ours) and -len(others) <= theirs < len(others)):
-            return None
-        pair = ours[own], others[theirs]
-        return pair if is_bare(*pair) else None
 
     def student_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
         return self._student(batch)

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from kdplug.contracts.loss import LossSum
-
-_FEW = 2
-"""Terms up to which adding them one by one takes less time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,12 +32,12 @@ class TermValue:
     @property
     def value(self) -> Tensor:
         """The unweighted mean, and 0 where nothing was counted."""
-        return _mean(self.total, self.count)
+        return LossSum(self.total, self.count).value
 
     @property
     def weighted(self) -> Tensor:
         """What the term adds to the total."""
-        value = _mean(self.total, self.count)
+        value = LossSum(self.total, self.count).value
         return value if self.weight == 1 else value * self.weight
 
     def detach(self) -> TermValue:
@@ -68,27 +64,12 @@ class LossReport:
 
 
 def weighted_sum(values: Sequence[TermValue]) -> Tensor:
-    """What the terms add up to. Of many terms whose counts are numbers, a CPU takes one product instead of a sum for each."""
-    if len(values) > _FEW and (product := _product(values)) is not None:
-        return product
+    """The sum of the weighted terms."""
     total = None
     for value in values:
         total = _added(total, value)
     assert total is not None
     return total
-
-
-def _product(values: Sequence[TermValue]) -> Tensor | None:
-    """The totals times their shares, where all are of one type, on a CPU, and counted by numbers."""
-    dtype = values[0].total.dtype
-    totals, shares = [], []
-    for value in values:
-        total, count = value.total, value.count
-        if isinstance(count, Tensor) or total.dtype is not dtype or not total.is_cpu:
-            return None
-        totals.append(total)
-        shares.append(value.weight / count if count > 0 else 0.0)
-    return torch.dot(torch.stack(totals), torch.tensor(shares, dtype=dtype))
 
 
 def _added(total: Tensor | None, value: TermValue) -> Tensor:
@@ -108,11 +89,6 @@ def over_heads(values: Sequence[TermValue]) -> TermValue:
     for value in values[1:]:
         total = total + value.value
     return TermValue(total, 1, values[0].weight, tuple([LossSum(value.total, value.count) for value in values]))
-
-
-def _mean(total: Tensor, count: Tensor | float) -> Tensor:
-    """``total / count``, and 0 where nothing was counted; count 1 divides nothing."""
-    return total if type(count) is int and count == 1 else LossSum(total, count).value
 
 
 def _detached(count: Tensor | float) -> Tensor | float:

@@ -13,7 +13,7 @@ from kdplug import CustomMatch, LossSum
 from kdplug.errors import ConfigError, SignatureError
 
 
-def half_of(student, teacher, student_mask, teacher_mask):
+def half_of(student, teacher, student_mask, teacher_mask) -> LossSum:
     assert student_mask is None
     assert teacher_mask is None
     return LossSum(0.5 * (student - teacher).square().sum(), student.numel())

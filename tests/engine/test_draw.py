@@ -13,7 +13,7 @@ from kdplug import DistillationConfig, LossSum, Objective, losses
 SEEN = []
 
 
-def recorder(student_logits, teacher_logits, draw_seed):
+def recorder(student_logits, teacher_logits, draw_seed) -> LossSum:
     SEEN.append(draw_seed)
     return LossSum((student_logits - teacher_logits).square().sum(), student_logits[..., 0].numel())
 

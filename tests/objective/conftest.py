@@ -21,7 +21,7 @@ def ce(student_logits, teacher_logits, temperature=1.0):
     return -(target * (student_logits / temperature).log_softmax(-1)).sum(-1).mean()
 
 
-def ce_sum(student_logits, teacher_logits):
+def ce_sum(student_logits, teacher_logits) -> LossSum:
     return LossSum(ce(student_logits, teacher_logits) * student_logits[..., 0].numel(), student_logits[..., 0].numel())
 
 
@@ -29,7 +29,7 @@ def plain_mse(student_features, teacher_features):
     return (student_features - teacher_features).square().mean()
 
 
-def masked_mse(student_features, teacher_features, mask=None):
+def masked_mse(student_features, teacher_features, mask=None) -> LossSum:
     error = student_features - teacher_features
     if mask is None:
         return LossSum(error.square().mean(-1).sum(), error[..., 0].numel())

@@ -12,14 +12,14 @@ from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
 
 
-def peak(student_logits, teacher_logits):
+def peak(student_logits, teacher_logits) -> LossSum:
     """How far apart the largest probabilities are, summed over items."""
     own, theirs = (side.softmax(dim=-1).amax(dim=-1) for side in (student_logits, teacher_logits))
     return LossSum((own - theirs).abs().sum(), own.numel())
 
 
 @kdplug.across_vocabularies
-def free_peak(student_logits, teacher_logits):
+def free_peak(student_logits, teacher_logits) -> LossSum:
     """As ``peak``."""
     return peak(student_logits, teacher_logits)
 

@@ -34,14 +34,14 @@ def _probabilities(
 
 @mutant(CoarseLaws, "test_with_every_class_known_it_is_the_loss_itself", "with every class known and nothing left")
 @coarsens
-def divergence_over_the_number_of_classes(student_logits, teacher_logits, temperature):
+def divergence_over_the_number_of_classes(student_logits, teacher_logits, temperature) -> LossSum:
     total, count = plain_divergence(student_logits, teacher_logits, temperature)
     return LossSum(total / student_logits.shape[-1], count)
 
 
 @mutant(CoarseLaws, "test_the_order_of_an_items_categories_does_not_matter", "come in another order")
 @coarsens
-def first_classes_count_more(student_logits, teacher_logits, temperature):
+def first_classes_count_more(student_logits, teacher_logits, temperature) -> LossSum:
     own, theirs = _probabilities(student_logits, teacher_logits, temperature)
     weight = torch.linspace(1.0, 0.1, own.shape[-1], dtype=own.dtype)
     values = ((own - theirs).square() * weight).sum(-1)
@@ -50,7 +50,7 @@ def first_classes_count_more(student_logits, teacher_logits, temperature):
 
 @mutant(CoarseLaws, "test_on_categories_its_gradient_points_where_that_on_classes_does", "points elsewhere")
 @coarsens
-def distance_of_sorted_probabilities(student_logits, teacher_logits, temperature):
+def distance_of_sorted_probabilities(student_logits, teacher_logits, temperature) -> LossSum:
     own, theirs = _probabilities(student_logits, teacher_logits, temperature)
     values = (own.sort(-1).values - theirs.sort(-1).values).abs().sum(-1)
     return LossSum(values.sum(), values.numel())

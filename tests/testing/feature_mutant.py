@@ -10,7 +10,7 @@ from kdplug import LossSum
 
 
 @mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "padding of nan makes the value nan")
-def mask_multiplied(student_features, teacher_features, mask):
+def mask_multiplied(student_features, teacher_features, mask) -> LossSum:
     square = (at_least_float32(student_features) - at_least_float32(teacher_features.detach())).square().mean(-1)
     check(student_features, teacher_features, mask)
     return LossSum(square.sum(), square.numel()) if mask is None else LossSum((square * mask).sum(), mask.sum())
@@ -26,14 +26,14 @@ def mask_selected_after_computing(student_features, teacher_features, mask):
 
 
 @mutant(HiddenLaws, "test_padding_changes_nothing", "padding of 1e+06 changed the value by")
-def padding_in_a_mean(student_features, teacher_features, mask):
+def padding_in_a_mean(student_features, teacher_features, mask) -> LossSum:
     mean = at_least_float32(teacher_features.detach()).nan_to_num(0, 0, 0).mean()
     total, count = hidden_mse(student_features, teacher_features, mask)
     return LossSum(total * (1 + mean), count)
 
 
 @mutant(HiddenLaws, "test_longer_padding_changes_nothing", "padding to 7 tokens instead of 4 changed the value")
-def divided_by_the_padded_length(student_features, teacher_features, mask):
+def divided_by_the_padded_length(student_features, teacher_features, mask) -> LossSum:
     total, _ = hidden_mse(student_features, teacher_features, mask)
     return LossSum(total, student_features.shape[0] * student_features.shape[1])
 
@@ -48,7 +48,7 @@ def negative_entries_as_padding_without_a_mask(student_features, teacher_feature
 
 
 @mutant(HiddenLaws, "test_an_empty_mask_gives_zero", "a mask that is False everywhere should give 0 and gives nan")
-def empty_mask_divided_by_zero(student_features, teacher_features, mask):
+def empty_mask_divided_by_zero(student_features, teacher_features, mask) -> LossSum:
     total, count = hidden_mse(student_features, teacher_features, mask)
     return LossSum(total / count, 1)
 
@@ -56,7 +56,7 @@ def empty_mask_divided_by_zero(student_features, teacher_features, mask):
 @mutant(
     HiddenLaws, "test_an_example_without_a_token_changes_nothing", "an example of padding alone makes the value nan"
 )
-def divided_by_the_length_of_each_example(student_features, teacher_features, mask):
+def divided_by_the_length_of_each_example(student_features, teacher_features, mask) -> LossSum:
     mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
     check(student_features, teacher_features, mask)
     difference = (at_least_float32(student_features) - at_least_float32(teacher_features.detach())).square().mean(-1)
@@ -64,7 +64,7 @@ def divided_by_the_length_of_each_example(student_features, teacher_features, ma
 
 
 @mutant(HiddenLaws, "test_a_float16_batch_of_many_items_is_counted", "a large batch under float16 autocast give")
-def counts_in_half_precision(student_features, teacher_features, mask):
+def counts_in_half_precision(student_features, teacher_features, mask) -> LossSum:
     total, _ = hidden_mse(student_features, teacher_features, mask)
     mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
     width = student_features.shape[-1]

@@ -9,6 +9,7 @@ from testing.mutant import mutant
 from testing.specimen import CorrelationLaws, KlLaws, LossLaws, check, correlation, counted, divergence, kl, tempered
 from torch import Tensor
 
+import kdplug
 from kdplug import LossSum
 
 
@@ -59,23 +60,23 @@ def arguments_swapped_quietly(student_logits, teacher_logits, temperature, mask)
 
 
 @mutant(KlLaws, "test_impossible_classes_change_nothing", "three more classes of no probability changed the value")
-def mean_over_classes(student_logits, teacher_logits, temperature, mask):
+def mean_over_classes(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total / student_logits.shape[-1], count)
 
 
 @mutant(KlLaws, "test_the_grouping_of_items_does_not_matter", "for the same 12 items in a row")
-def mean_over_the_batch_and_not_over_tokens(student_logits, teacher_logits, temperature, mask):
+def mean_over_the_batch_and_not_over_tokens(student_logits, teacher_logits, temperature, mask) -> LossSum:
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).total, student_logits.shape[0])
 
 
 @mutant(KlLaws, "test_any_split_of_the_batch_gives_the_whole", "sums over pieces give")
-def mean_of_means(student_logits, teacher_logits, temperature, mask):
+def mean_of_means(student_logits, teacher_logits, temperature, mask) -> LossSum:
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).value, 1)
 
 
 @mutant(KlLaws, "test_a_sum_over_items_may_be_cut_between_any_two", "It compares items with each other")
-def over_the_largest_of_all_items(student_logits, teacher_logits, temperature, mask):
+def over_the_largest_of_all_items(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     size = student_logits.nan_to_num(0.0, 0.0, 0.0).abs().max()
     return LossSum(total * (1 + size / (1 + size)), count)
@@ -124,7 +125,7 @@ def temperature_forgotten(student_logits, teacher_logits, temperature, mask):
 
 
 @mutant(KlLaws, "test_gradient_never_reaches_the_teacher", "gradient reached the teacher")
-def gradient_to_the_teacher(student_logits, teacher_logits, temperature, mask):
+def gradient_to_the_teacher(student_logits, teacher_logits, temperature, mask) -> LossSum:
     reached = (
         teacher_logits - teacher_logits.detach()
     ).nan_to_num().square().sum() + teacher_logits.nan_to_num().sum() * 1e-3
@@ -137,13 +138,13 @@ def student_detached(student_logits, teacher_logits, temperature, mask):
 
 
 @mutant(KlLaws, "test_gradient_agrees_with_finite_differences", "gradient is not that of the value")
-def factor_detached(student_logits, teacher_logits, temperature, mask):
+def factor_detached(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total * total.detach(), count)
 
 
 @mutant(KlLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it whole")
-def branch_on_a_value(student_logits, teacher_logits, temperature, mask):
+def branch_on_a_value(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total if total.item() >= 0 else total * 0, count)
 
@@ -170,7 +171,7 @@ def correlation_itself(student_logits, teacher_logits):
 
 
 @mutant(KlLaws, "test_no_items_at_all_give_zero", "logits of no items should give 0 and gives nan")
-def mean_of_nothing(student_logits, teacher_logits, temperature, mask):
+def mean_of_nothing(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total / count, 1)
 
@@ -195,3 +196,32 @@ def drawn_from_the_global_generator(student_logits, teacher_logits, draw_seed):
 def drawn_alike_in_every_batch(student_logits, teacher_logits, draw_seed):
     generator = torch.Generator().manual_seed(0)
     return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1], generator=generator) < 0.5)
+
+
+@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares mean_over_items, and chunks of 1")
+@kdplug.mean_over_items
+def root_declared_a_mean(student_logits, teacher_logits):
+    """A mean over items only inside the root."""
+    check(student_logits, teacher_logits, None)
+    return (student_logits - teacher_logits.detach()).square().mean().sqrt()
+
+
+@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares sum_over_items, and chunks of 1")
+@kdplug.sum_over_items
+def mean_declared_a_sum(student_logits, teacher_logits):
+    """A mean whose decorator says sum."""
+    check(student_logits, teacher_logits, None)
+    return (student_logits - teacher_logits.detach()).square().mean()
+
+
+@mutant(
+    LossLaws,
+    "test_a_single_number_gets_a_gradient",
+    "declares takes_numbers, and logits with one class get no gradient",
+)
+@kdplug.takes_numbers
+def divergence_declared_for_numbers(student_logits, teacher_logits):
+    """The softmax of one class is a constant."""
+    check(student_logits, teacher_logits, None)
+    log_q, log_p = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()

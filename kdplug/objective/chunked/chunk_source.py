@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal, Protocol
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -41,6 +42,14 @@ def chunk_length(setting: ChunkSetting, items: int, classes: int, itemsize: int,
     else:
         longest = setting
     return math.ceil(items / max(1, math.ceil(items / longest)))
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on ``device``; ``None`` where that is unknown."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available) if device.type == "cpu" else None
 
 
 def chunks(items: int, length: int) -> Iterator[slice]:

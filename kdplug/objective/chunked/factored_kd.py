@@ -1,4 +1,4 @@
-"""The kd loss of logits that are not multiplied out."""
+"""The KD loss of factored logits, computed in chunks of items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import ConfigError, OutputsError, SignatureError
-from kdplug.objective.additivity import Kind
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.chunk_source import (
     ChunkSetting,
@@ -26,6 +25,7 @@ from kdplug.objective.chunked.chunk_source import (
     StudentChunks,
     TeacherChunks,
     chunk_length,
+    free_memory,
 )
 from kdplug.objective.chunked.chunked_loss import ChunkedLoss
 from kdplug.objective.logit_loss import LogitLoss
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 def compared(
     pair: HeadLogits, loss: LogitLoss, batch: Batch, chunk: ChunkSetting, parameters: Sequence[Tensor]
 ) -> LossSum | Any:
-    """The loss of a pair of which one side at least is no tensor.
+    """The loss of a pair of which one side at least is not a tensor.
 
-    A loss with a closed form takes it. Any other one is called as ever where all items fit into one chunk; otherwise it is
-    called for each chunk and must be a sum over items, which it says by returning ``LossSum``. A scalar says nothing: whether
-    it is a mean or a sum over items is looked at on some of them, and it stays a scalar.
+    A loss with a closed form uses it. A loss that returns ``LossSum`` or declares its reduction is computed in chunks. Any other
+    loss gets all logits at once.
 
-    Raises: ``ConfigError`` or ``SignatureError`` where the chunks would not add up to the whole.
+    Raises: ``ConfigError`` for a temperature scheduler that needs all items; ``OutputsError`` where all logits do not fit into
+    memory; ``SignatureError`` for what the loss returns.
     """
     student, teacher = pair.student, _frozen(pair.teacher)
     assert not isinstance(student, SparseLogits)
@@ -58,7 +58,10 @@ def compared(
             return _closed(pair, _sides(student, teacher, batch, length), loss)
         if length < items:
             _check_schedule(loss, length, items)
-            return _in_chunks(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
+            if loss.reduction is None:
+                _check_whole(loss, student, chunk)
+            else:
+                return _in_chunks(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
     with without_autocast(student.device):
         return loss(*whole, pair.labels, batch)
@@ -138,45 +141,59 @@ def _in_chunks(
     pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss, batch: Batch, parameters: Sequence[Tensor]
 ) -> LossSum | Tensor:
     labels = None if pair.labels is None else pair.labels.reshape(-1)
-    kinds: list[Kind] = []
 
     def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
-        own = None if labels is None else labels[at]
-        found = loss(student, teacher, own, batch)
+        found = loss(student, teacher, None if labels is None else labels[at], batch)
         with prefixed("kd_loss_type"):
             term_value(found, 1.0, loss.owner)
-        if isinstance(found, LossSum):
-            return found
-        if not kinds:
-            kind = loss.kind(student, teacher, own, batch, len(pair.student.shape))
-            kinds.append(_told(kind, loss, chunked))
-        return LossSum(found * len(student), len(student)) if kinds[0] == "mean" else LossSum(found, 1)
+            if isinstance(found, LossSum):
+                return found
+            if loss.reduction == "LossSum":
+                raise SignatureError(
+                    f"{loss.owner} returned a scalar, which may compare items with each other, and is computed in chunks of "
+                    f"{chunked.length} of the {chunked.items} items. Write logit_chunk: whole, which computes all logits at once"
+                )
+        return LossSum(found * len(student), len(student)) if loss.reduction == "mean" else LossSum(found, 1)
 
     with without_autocast(chunked.device):
         summed = chunked.differentiated(of_chunk, parameters)
-    if not kinds:
+    if loss.reduction == "LossSum":
         return summed
-    return summed.value if kinds[0] == "mean" else summed.total  # a scalar, as the loss returned one
+    return summed.value if loss.reduction == "mean" else summed.total  # a scalar, as the loss returned one
 
 
-def _told(kind: Kind | None, loss: LogitLoss, chunked: ChunkedLoss) -> Kind:
-    """The kind of a scalar, said once. Raises: ``SignatureError`` where it is none that adds up."""
-    chunks = f"over chunks of {chunked.length} of the {chunked.items} items"
-    if kind is None:
-        raise SignatureError(
-            f"{loss.owner} returned a scalar, which may compare items with each other, so it cannot be added up {chunks}. "
-            "Return LossSum(total, count) if it is a sum over items; otherwise write logit_chunk: whole, which holds all "
-            "logits at once",
+_COPIES = 4
+"""Tensors of the size of the logits that a loss on all of them holds: both sides, a softmax and a gradient."""
+
+
+def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: ChunkSetting) -> None:
+    """Warn, once, what a loss without a declared reduction costs; raise where it cannot be paid.
+
+    Raises: ``OutputsError`` where ``logit_chunk`` is a number, or where all logits take more than the free memory.
+    """
+    *items, classes = student.shape
+    number = torch.Size(items).numel()
+    needed = _COPIES * number * classes * 4
+    size = f"the logits of all {number} items at once, about {needed / 2**30:.3g} GiB"
+    remedy = (
+        "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
+        "@kdplug.sum_over_items"
+    )
+    if chunk != "auto":
+        raise OutputsError(
+            f"is {chunk}, and {loss.owner} declares no reduction, so it needs {size}. {remedy}", field="logit_chunk"
+        )
+    free = free_memory(student.device)
+    if free is not None and needed > free:
+        raise OutputsError(
+            f"{loss.owner} declares no reduction, so it needs {size}, and {free / 2**30:.3g} GiB are free. {remedy}",
             field="kd_loss_type",
         )
-    if not loss.has_told:
-        loss.has_told = True
+    if not loss.has_warned:
+        loss.has_warned = True
         warnings.warn(
-            f"kd_loss_type: {loss.owner} returned a scalar. On some of the items it was a {kind} over items, in value and "
-            f"gradient, so it is added up {chunks}. To say so, and be silent, return LossSum(total, count)",
-            stacklevel=2,
+            f"kd_loss_type: {loss.owner} declares no reduction, so it is computed on {size}. {remedy}", stacklevel=2
         )
-    return kind
 
 
 def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> ChunkedLoss:

@@ -1,10 +1,11 @@
-"""Laws on how a loss is put together from the pieces of a batch."""
+"""Laws on splitting, ordering and grouping the items of a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from kdplug.contracts.loss import reduction_of
 from kdplug.testing.law import apart, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
@@ -12,6 +13,10 @@ from kdplug.testing.sample import Sample
 
 def _on_sequences(laws: type[LossCase]) -> bool:
     return bool(laws.layout_of().token_axes)
+
+
+def _declares_reduction(laws: type[LossCase]) -> bool:
+    return laws.on_logits() and reduction_of(laws._found.load()) in {"mean", "sum"}  # noqa: SLF001  the laws' own
 
 
 class BatchLaws(LossCase):
@@ -48,6 +53,30 @@ class BatchLaws(LossCase):
                     f"returns a LossSum, and over pieces of {size} of the {len(items)} items it gives {number(found):.9g} (its "
                     f"gradients are off by {apart(gradients, expected):.3g}), all at once {number(whole):.9g}. It compares items "
                     "with each other, or its count is not theirs: return a scalar"
+                )
+
+    @where(_declares_reduction)
+    def test_a_declared_mean_or_sum_is_one(self) -> None:
+        """For: ``mean_over_items`` on a loss that compares items, divides by examples or ignores some labels.
+
+        Large vocabularies are computed in chunks of items, which are put together as the declaration says.
+        """
+        reduction = reduction_of(self._found.load())
+        flat = _in_a_row(self.sample(masked=False))
+        items = list(range(flat.student[0].shape[0]))
+        whole, (expected,) = self.gradients(flat)
+        for size in (1, 2, len(items) - 1):
+            pieces = [flat.rows(items[start : start + size]) for start in range(0, len(items), size)]
+            value, gradient = torch.zeros_like(whole.total), []
+            for piece in pieces:
+                share = len(piece.student[0]) / len(items) if reduction == "mean" else 1.0
+                found, (of_piece,) = self.gradients(piece)
+                value += share * found.value.detach()
+                gradient.append(share * of_piece)
+            if not is_close(value, whole.value.detach()) or not is_close(torch.cat(gradient), expected):
+                broken(
+                    f"declares {reduction}_over_items, and chunks of {size} of the {len(items)} items give {number(value):.9g} "
+                    f"instead of {number(whole.value.detach()):.9g}. Remove the declaration"
                 )
 
     def _summed(self, pieces: list[Sample]) -> tuple[Tensor, list[Tensor]]:

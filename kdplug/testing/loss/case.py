@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss import LossSum
+from kdplug.contracts.loss import LossSum, reduction_of
 from kdplug.host.component import Component
 from kdplug.testing.law import Laws, broken
 from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, seeded
@@ -103,9 +103,7 @@ class LossCase(Laws):
     def returns_sum(cls) -> bool:
         if cls.sums is not None:
             return cls.sums
-        target: Any = cls._found.load()
-        annotated: Any = getattr(target, "forward", target)
-        return "LossSum" in str(getattr(annotated, "__annotations__", {}).get("return", ""))
+        return reduction_of(cls._found.load()) == "LossSum"
 
     @classmethod
     def layout_of(cls, *, large: bool = False) -> SampleLayout:

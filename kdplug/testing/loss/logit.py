@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from kdplug.contracts.loss import TAKES_NUMBERS
 from kdplug.testing.law import are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
@@ -18,6 +19,10 @@ def on_logits(laws: type[LossCase]) -> bool:
 
 def _tempered(laws: type[LossCase]) -> bool:
     return laws.on_logits() and laws.asks_for("temperature")
+
+
+def _takes_numbers(laws: type[LossCase]) -> bool:
+    return laws.on_logits() and bool(getattr(laws._found.load(), TAKES_NUMBERS, False))  # noqa: SLF001  the laws' own
 
 
 class LogitLaws(LossCase):
@@ -48,6 +53,15 @@ class LogitLaws(LossCase):
             broken(f"a class with teacher logit -inf makes the value {number(outcome.value)}")
         if not are_finite(gradients):
             broken("a class with teacher logit -inf makes the gradient not finite")
+
+    @where(_takes_numbers)
+    def test_a_single_number_gets_a_gradient(self) -> None:
+        """For: ``takes_numbers`` on a loss of probabilities. The softmax of one class is 1 whatever its logit is."""
+        sample = self.sample(masked=False)
+        numbers = sample.both(lambda tensor: tensor[..., :1]).but(labels=torch.zeros_like(sample.labels))
+        _, gradients = self.gradients(numbers)
+        if not are_finite(gradients) or not any(bool(gradient.any()) for gradient in gradients):
+            broken("declares takes_numbers, and logits with one class get no gradient. Remove the declaration")
 
     @where(lambda laws: laws.ignores_impossible_classes)
     def test_impossible_classes_change_nothing(self) -> None:

@@ -23,7 +23,7 @@ def squared_rows(student, teacher, temperature, *, power=1.0):
 
 
 @closed_form(squared_rows)
-def squared(student_logits, teacher_logits, temperature, *, power=1.0):
+def squared(student_logits, teacher_logits, temperature, *, power=1.0) -> LossSum:
     assert not CALLS, "called beside its closed form"
     values = ((student_logits - teacher_logits) / temperature).square().sum(-1) * power
     return LossSum(values.sum(), values.numel())
@@ -38,7 +38,7 @@ def kl_rows(student, teacher, temperature):
 
 @closed_form(kl_rows)
 @coarsens
-def kl(student_logits, teacher_logits, temperature):
+def kl(student_logits, teacher_logits, temperature) -> LossSum:
     q, p = ((one / temperature).log_softmax(-1) for one in (student_logits, teacher_logits))
     values = torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1) * temperature**2
     return LossSum(values.sum(), values.numel())
@@ -85,7 +85,7 @@ def _without_calls(scene, keys):
 def test_a_scheduled_temperature_takes_the_loss_itself(offer):
     offer(lambda student_logits: student_logits[..., 0].exp() + 1, "temperature_schedulers", "own")
 
-    def per_item(student_logits, teacher_logits, temperature):
+    def per_item(student_logits, teacher_logits, temperature) -> LossSum:
         values = ((student_logits - teacher_logits) / temperature.unsqueeze(-1)).square().sum(-1)
         return LossSum(values.sum(), values.numel())
 

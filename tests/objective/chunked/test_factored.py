@@ -22,14 +22,14 @@ HEADS = [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.7, "softcap": 3.0}]
 SIDES = [("student", "teacher"), ("student",), ("teacher",)]
 
 
-def odd_loss(student_logits, teacher_logits, temperature):
+def odd_loss(student_logits, teacher_logits, temperature) -> LossSum:
     """A third party's loss that knows nothing of pieces: a sum over items of something of no closed form."""
     gap = (student_logits / temperature).softmax(-1).sqrt() - (teacher_logits / temperature).softmax(-1).sqrt()
     total = (gap.square().sum(-1) + 0.1 * student_logits.logsumexp(-1)).sum()
     return LossSum(total, student_logits.shape[:-1].numel())
 
 
-def labelled(student_logits, teacher_logits, labels):
+def labelled(student_logits, teacher_logits, labels) -> LossSum:
     counts = labels >= 0
     values = student_logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
     return LossSum(torch.where(counts, values * teacher_logits.amax(-1), 0).sum(), counts.sum())
@@ -42,7 +42,7 @@ class Learned(nn.Module):
         super().__init__()
         self.power = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
 
-    def forward(self, student_logits, teacher_logits):
+    def forward(self, student_logits, teacher_logits) -> LossSum:
         gap = (student_logits - teacher_logits).abs() ** self.power
         return LossSum(gap.sum(), gap[..., 0].numel())
 
@@ -263,7 +263,7 @@ def test_factors_in_any_precision_give_gradients_in_theirs(offer, dtype):
 def test_under_autocast_the_head_runs_in_half_precision_and_the_loss_does_not(offer):
     seen, scene = [], Scene(dtype=torch.float32)
 
-    def watching(student_logits, teacher_logits):
+    def watching(student_logits, teacher_logits) -> LossSum:
         seen.append(student_logits.dtype)
         return odd_loss(student_logits, teacher_logits, 1.0)
 
@@ -280,7 +280,7 @@ def test_the_gradient_of_a_weight_adds_up_in_float32(offer):
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     hidden = torch.ones(1000, 1, dtype=torch.bfloat16)
 
-    def first(student_logits, teacher_logits):
+    def first(student_logits, teacher_logits) -> LossSum:
         return LossSum(student_logits[..., 0].sum(), 1e-3)
 
     objective = Objective(DistillationConfig(kd_loss_type=offer(first), logit_chunk=1))
@@ -291,7 +291,7 @@ def test_the_gradient_of_a_weight_adds_up_in_float32(offer):
 def test_no_piece_is_longer_than_its_setting(offer):
     seen = []
 
-    def watching(student_logits, teacher_logits):
+    def watching(student_logits, teacher_logits) -> LossSum:
         seen.append(len(student_logits))
         return odd_loss(student_logits, teacher_logits, 1.0)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from kdplug import LossSum
+from kdplug import LossSum, takes_numbers
 from kdplug_logits.divergence import tempered, total
 
 
@@ -18,6 +18,7 @@ def bce_terms(student: Tensor, teacher: Tensor) -> Tensor:
     return -(agreed + denied)
 
 
+@takes_numbers
 def bce(
     student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0, *, t2: bool = True
 ) -> LossSum:

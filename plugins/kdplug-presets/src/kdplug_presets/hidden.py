@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from kdplug import LossSum, ShapeError
 from kdplug_presets.numerics import promoted, sparing_blocks, without_autocast, working_type
-from kdplug_presets.plain import is_plain
 from kdplug_presets.shape import (
     HIDDEN,
     bits,
@@ -23,7 +22,7 @@ from kdplug_presets.shape import (
     require_tensor,
     written,
 )
-from kdplug_presets.squared_distance import plain_squared_distance, squared_distance
+from kdplug_presets.squared_distance import squared_distance
 
 
 def _length(vectors: Tensor) -> Tensor:
@@ -115,8 +114,6 @@ def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor 
     Raises: ``ShapeError`` where shapes differ.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``hid_mse_loss``.
     """
-    if mask is None and is_plain(student_features, teacher_features):
-        return LossSum(plain_squared_distance(student_features, teacher_features), student_features.numel())
     student, teacher = one_pair("hidden_mse", student_features, teacher_features, HIDDEN)
     items, width = student.shape[:-1], max(student.shape[-1], 1)
     if mask is None:

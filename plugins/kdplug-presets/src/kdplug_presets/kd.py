@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import torch
 from torch import Tensor
 
-from kdplug import LossSum, closed_form, coarsens
-from kdplug_presets.cross_entropy import cross_entropy, plain_cross_entropy
+from kdplug import LossSum, closed_form, coarsens, takes_numbers
+from kdplug_presets.cross_entropy import cross_entropy
 from kdplug_presets.numerics import promoted, read_temperature
-from kdplug_presets.plain import is_plain
 from kdplug_presets.shape import LOGITS, require_same, require_tensor
 from kdplug_presets.squared_distance import squared_distance
 
@@ -78,10 +75,6 @@ def ce(
     Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531; TextBrewer ``kd_ce_loss``.
     """
-    if not t2 and type(temperature) is float and 0.0 < temperature < inf and is_plain(student_logits, teacher_logits):
-        total = plain_cross_entropy(student_logits / temperature, teacher_logits / temperature)
-        if total is not None:
-            return LossSum(total, student_logits.shape[:-1].numel())
     student, teacher, temperature = _softened("ce", student_logits, teacher_logits, temperature)
     if not t2:
         return LossSum(cross_entropy(student, teacher), len(student))
@@ -92,6 +85,7 @@ def ce(
 
 
 @closed_form(mse_rows)
+@takes_numbers
 def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> LossSum:
     """Squared error between logits divided by the temperature: mean over items of the mean over classes.
 
