@@ -1,0 +1,56 @@
+"""Find words of this project's former dialect in sources, docs and examples.
+
+    python tests/docs/plain_english.py [PATH ...]
+
+Prints each hit as file:line; the exit status is 1 if there is one. The command line's help is part of the sources.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("kdplug", "plugins", "docs", "examples", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+ENDINGS = {".py", ".md", ".yaml", ".toml", ".tmpl"}
+
+PATTERNS = {
+    r"\b(told|tells?)\b": "report, warn, raise, distinguish, name",
+    r"\b(stands?|stood)\b": "is, is listed, replaces, means",
+    r"\bbeside\b": "with, next to, in addition to",
+    r"\banew\b": "again",
+    r'"""(What|How|Whether|Which|Who|Where)\b': "a sentence: subject, verb, object; or a noun phrase",
+    r"\bask(s|ed)? (about|the teacher)\b|\bteachers? (is|are|was) asked\b": "run the teacher",
+    r"\bteacher'?s? (says?|said)\b|\bsays? so\b": "teacher outputs; declares",
+    r"\b(goes|go|went|going) on\b": "resume, continue",
+    r"\bat hand\b|\blet go of\b|\bfound out\b|\bfinds? out\b": "available, release, detect",
+    r"\bof (one's|its|their|your|our) own\b": "its own X, your own X, a separate X",
+    r"\blies? in\b": "is in",
+    r"\b(nobody|alike|hence|nought|mends?|mended|mending)\b": "no one, equal, so, nothing, fix",
+}
+
+
+def hits(places: list[Path]) -> Iterator[str]:
+    """Yield ``file:line: words (use: better words)`` for each hit."""
+    for place in places:
+        files = [place] if place.is_file() else sorted(place.rglob("*"))
+        for file in files:
+            if file.suffix not in ENDINGS or {"tests", "__pycache__", "_build"} & set(file.relative_to(ROOT).parts):
+                continue
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+                for pattern, better in PATTERNS.items():
+                    if found := re.search(pattern, line):
+                        yield f"{file.relative_to(ROOT)}:{number}: {found[0].lstrip(chr(34))!r} (use: {better})"
+
+
+def main() -> int:
+    """Print the hits in the given places, by default everywhere."""
+    found = list(hits([Path(place).resolve() for place in sys.argv[1:]] or [ROOT / place for place in PLACES]))
+    print("\n".join(found))
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
