@@ -153,7 +153,7 @@ def _default(key: str, field: FieldInfo) -> Any:
     """The default of a field as plain data; ``none`` is how a config writes that there is no scheduler."""
     from pydantic import BaseModel
 
-    from kdplug.host.component import ComponentSpec
+    from kdplug.host.spec import ComponentSpec
 
     value = field.get_default()
     if isinstance(value, BaseModel):

@@ -25,8 +25,8 @@ from kdplug.config.model import (
 from kdplug.config.requirement import PluginsConfig
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
-from kdplug.host.component import ComponentSpec
 from kdplug.host.registry import losses, teacher_combiners
+from kdplug.host.spec import ComponentSpec
 
 __all__ = ["DistillationConfig", "IntermediateMatch"]
 

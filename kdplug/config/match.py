@@ -28,8 +28,8 @@ from kdplug.config.model import (
 from kdplug.config.words import shown
 from kdplug.contracts.vocabulary import FEATURES
 from kdplug.errors import ConfigError, did_you_mean
-from kdplug.host.component import ComponentSpec, Form
 from kdplug.host.registry import projections
+from kdplug.host.spec import ComponentSpec, Form
 
 Width = int | Literal["auto"]
 

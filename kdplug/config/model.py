@@ -28,8 +28,8 @@ from kdplug.config.text import Document, json_document, read_document, read_text
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean, nearest
 from kdplug.host.bounded_json import CONFIG, check_bounds, json_value
-from kdplug.host.component import ComponentSpec, parse_spec
 from kdplug.host.registry import REGISTRIES
+from kdplug.host.spec import ComponentSpec, parse_spec
 
 _MOST_SHOWN = 10
 """How many problems of a config an error lists."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pluggy import HookImpl
 
 from kdplug.host.host import Host
-from kdplug.host.isolation.plugin_code import described, run_plugin_code
+from kdplug.host.isolation.plugin_code import described, report_side_effects, run_plugin_code
 from kdplug.host.metadata import Distribution, scan
 from kdplug.host.plugin_filter import PluginFilter
 
@@ -168,3 +168,6 @@ def isolated(dists: Iterable[Distribution] = (), switch: PluginFilter | None = N
         yield host
     finally:
         _active.remove(host)
+
+
+report_side_effects(lambda dist, doing, changed: active().report_side_effect(dist, doing, changed))

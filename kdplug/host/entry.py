@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from kdplug.errors import BrokenEntryError, SignatureError
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
-from kdplug.host.kind import Kind
+from kdplug.host.kind import EntryInfo
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -20,40 +20,13 @@ if TYPE_CHECKING:
     from kdplug.host.signature import Signature
 
 T = TypeVar("T")
-Origin = Literal["metadata", "hook", "local"]
-
 LOCAL = "local"
 """The distribution of entries that were registered in this process."""
 
 
 @dataclass(eq=False)
-class Entry:
-    """One named callable of a kind.
-
-    ``target`` is the callable or ``"module:attribute"``. ``positional`` marks a callable that is called by position, as
-    TextBrewer's maps do, instead of by the names of its parameters; ``slot`` limits a loss to one place in a config.
-    """
-
-    kind: Kind
-    name: str
-    dist: str
-    version: str
-    target: str | Callable[..., Any]
-    origin: Origin = "metadata"
-    editable: Callable[[], bool] = field(default=lambda: False, repr=False)
-    positional: bool = False
-    slot: str | None = None
-    error: BaseException | None = field(default=None, repr=False)
-
-    @property
-    def qualified(self) -> str:
-        """``distribution:name``, which always means this entry."""
-        return f"{self.dist}:{self.name}"
-
-    @property
-    def owner(self) -> str:
-        """The distribution and its version, for messages."""
-        return f"{self.dist} {self.version}".strip()
+class Entry(EntryInfo):
+    """An entry that can be imported, with the inputs and settings of its callable."""
 
     def load(self) -> Callable[..., Any]:
         """Import the callable. A failure is not remembered as a success: the next call tries again.
@@ -122,9 +95,9 @@ class Entry:
     @cached_property
     def settings(self) -> type[BaseModel]:
         """The pydantic model of its settings, derived from the signature or taken from ``Settings``."""
-        from kdplug.host.setting import settings_model
+        from kdplug.host.settings_model import settings_model
 
-        return self._read("settings", partial(settings_model, self))
+        return self._read("settings", partial(settings_model, self, self.load(), self.signature))
 
 
 def _imported(target: str) -> Any:

@@ -1,9 +1,13 @@
-"""The kinds of entry that a plugin may offer. All of them take one code path."""
+"""The kinds of entry that a plugin can offer, and the data of one entry."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, Literal
+
+Origin = Literal["metadata", "hook", "local"]
 
 _PROGRESS = ("progress", "step", "total_steps")
 
@@ -85,3 +89,33 @@ KINDS = MappingProxyType(
 
 HOOK_GROUP = "kdplug.plugins"
 """Entry-point group of modules and objects that hold hook implementations."""
+
+
+@dataclass(eq=False)
+class EntryInfo:
+    """What is known of an entry before it is imported.
+
+    ``target`` is the callable or ``"module:attribute"``. ``positional`` marks a callable that is called by position, as in
+    TextBrewer's maps, instead of by parameter name; ``slot`` limits a loss to one place in a config.
+    """
+
+    kind: Kind
+    name: str
+    dist: str
+    version: str
+    target: str | Callable[..., Any]
+    origin: Origin = "metadata"
+    editable: Callable[[], bool] = field(default=lambda: False, repr=False)
+    positional: bool = False
+    slot: str | None = None
+    error: BaseException | None = field(default=None, repr=False)
+
+    @property
+    def qualified(self) -> str:
+        """``distribution:name``, which always means this entry."""
+        return f"{self.dist}:{self.name}"
+
+    @property
+    def owner(self) -> str:
+        """The distribution and its version, for messages."""
+        return f"{self.dist} {self.version}".strip()

@@ -14,11 +14,12 @@ from kdplug.errors import (
     nearest,
 )
 from kdplug.host.active import active
-from kdplug.host.component import Component, build_component, parse_spec
+from kdplug.host.component import Component, build_component
 from kdplug.host.entry import Entry
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.kind import KINDS, Kind
 from kdplug.host.name import fold, fold_distribution, split_qualified
+from kdplug.host.spec import parse_spec
 
 _THIRD_PARTY = 3
 

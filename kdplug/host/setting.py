@@ -1,63 +1,24 @@
-"""Settings as a pydantic model, and what is wrong with them in plain words."""
+"""Validates the settings of a component, with errors in plain words."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from types import new_class
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
-from kdplug.errors import SettingError, SignatureError, UnknownKeyError, did_you_mean
+from kdplug.errors import SettingError, UnknownKeyError, did_you_mean
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.name import shown
-from kdplug.host.signature import check_setting_names
+from kdplug.host.settings_model import setting_names
 
 if TYPE_CHECKING:
-    from kdplug.host.component import ComponentSpec
     from kdplug.host.entry import Entry
-
-_MODEL = ConfigDict(
-    extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False, protected_namespaces=()
-)
-
-
-def settings_model(entry: Entry) -> type[BaseModel]:
-    """The pydantic model of an entry's settings.
-
-    Raises: ``SignatureError`` where the settings make no valid model, or a config could not write one of them.
-    """
-    own = getattr(entry.load(), "Settings", None)
-    if inspect.isclass(own) and issubclass(own, BaseModel):
-        check_setting_names(entry, setting_names(own))
-        return own if "extra" in own.model_config else _strict(own)
-    fields: dict[str, Any] = {}
-    for name, setting in entry.signature.settings.items():
-        safe = f"{name.lstrip('_')}_" if name.startswith("_") or hasattr(BaseModel, name) else name
-        default = ... if setting.required else setting.default
-        annotation = setting.annotation
-        if isinstance(default, float) and not math.isfinite(default):
-            annotation = Annotated[annotation, Field(allow_inf_nan=True)]
-        fields[safe] = (annotation, Field(default, alias=name) if safe != name else default)
-    try:
-        return create_model(f"{entry.name} settings", __config__=_MODEL, **fields)
-    except Exception as error:
-        raise SignatureError(f"the settings of {entry.name} ({entry.dist}) make no valid model: {error}") from error
-
-
-def _strict(own: type[BaseModel]) -> type[BaseModel]:
-    """``own``, refusing settings that it does not know."""
-    return cast("type[BaseModel]", new_class(own.__name__, (own,), {"extra": "forbid"}))
-
-
-def setting_names(model: type[BaseModel]) -> list[str]:
-    """The names of the settings, in the order in which a list gives them."""
-    return [field.alias or name for name, field in model.model_fields.items()]
+    from kdplug.host.spec import ComponentSpec
 
 
 def validated(entry: Entry, spec: ComponentSpec) -> BaseModel:

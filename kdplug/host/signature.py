@@ -19,7 +19,7 @@ from kdplug.contracts.vocabulary import ALIASES
 from kdplug.errors import SignatureError, did_you_mean
 
 if TYPE_CHECKING:
-    from kdplug.host.entry import Entry
+    from kdplug.host.kind import EntryInfo
 
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
@@ -48,7 +48,7 @@ class Signature:
     makes: bool
 
 
-def read_signature(entry: Entry, target: Callable[..., Any]) -> Signature:
+def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
     """Read the inputs and settings of ``target``.
 
     Raises: ``SignatureError`` for an input that the engine does not provide, for ``*args`` or ``**kwargs``, and for a
@@ -80,7 +80,7 @@ def _init_of(cls: type) -> Callable[..., Any] | None:
     return None
 
 
-def _forward_inputs(entry: Entry, cls: type) -> list[Parameter]:
+def _forward_inputs(entry: EntryInfo, cls: type) -> list[Parameter]:
     if entry.kind.is_object:
         return []
     forward = getattr(cls, "forward", None) or vars(cls).get("__call__")
@@ -96,7 +96,7 @@ def _forward_inputs(entry: Entry, cls: type) -> list[Parameter]:
     return inputs
 
 
-def _parameters(entry: Entry, function: Callable[..., Any], *, skip_self: bool) -> list[Parameter]:
+def _parameters(entry: EntryInfo, function: Callable[..., Any], *, skip_self: bool) -> list[Parameter]:
     try:
         found = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
@@ -122,7 +122,7 @@ def _positional(parameters: list[Parameter]) -> list[Parameter]:
 
 
 def _checked(
-    entry: Entry,
+    entry: EntryInfo,
     inputs: list[Parameter],
     settings: list[Parameter],
     function: Callable[..., Any] | None,
@@ -146,7 +146,7 @@ def _checked(
     return Signature(names, found, makes)
 
 
-def check_setting_names(entry: Entry, names: Iterable[str]) -> None:
+def check_setting_names(entry: EntryInfo, names: Iterable[str]) -> None:
     """Refuse a setting that a config could not write: in a mapping, its key would already mean something else.
 
     Raises: ``SignatureError``.
@@ -159,11 +159,11 @@ def check_setting_names(entry: Entry, names: Iterable[str]) -> None:
             )
 
 
-def _positional_inputs(entry: Entry) -> tuple[str, ...]:
+def _positional_inputs(entry: EntryInfo) -> tuple[str, ...]:
     return entry.kind.positional[entry.slot or next(iter(entry.kind.positional))]
 
 
-def _input(entry: Entry, name: str) -> str:
+def _input(entry: EntryInfo, name: str) -> str:
     known = ALIASES.get(name, name)
     if known in entry.kind.inputs:
         return known

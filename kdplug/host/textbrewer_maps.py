@@ -9,9 +9,10 @@ from kdplug.contracts.loss import LossSum
 from kdplug.contracts.vocabulary import INPUTS
 from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError, did_you_mean
 from kdplug.host.active import active
-from kdplug.host.component import Component, parse_spec
+from kdplug.host.component import Component
 from kdplug.host.entry import Entry
 from kdplug.host.registry import Registry, losses, projections, temperature_schedulers, weight_schedulers
+from kdplug.host.spec import parse_spec
 
 _NEUTRAL: dict[str, Any] = {
     "teacher_sparse": None,

@@ -23,7 +23,7 @@ from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import IntermediateMatch
-    from kdplug.host.component import ComponentSpec
+    from kdplug.host.spec import ComponentSpec
 
 
 _HOW = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kdplug.errors import ConfigError, KdplugError, ShapeError, SignatureError
 from kdplug.host import registry
-from kdplug.host.component import ComponentSpec
+from kdplug.host.spec import ComponentSpec
 from kdplug.objective.batch import Batch
 
 

@@ -13,8 +13,8 @@ from kdplug.config.model import resolve, thaw, write_component
 from kdplug.config.recipe import Recipe
 from kdplug.errors import KdplugError
 from kdplug.host.active import active
-from kdplug.host.component import ComponentSpec
 from kdplug.host.manifest import environment_record
+from kdplug.host.spec import ComponentSpec
 
 
 def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:

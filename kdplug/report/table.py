@@ -13,7 +13,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.layer import Layers, in_list
 from kdplug.config.layer_map import LayerMap
 from kdplug.config.match import IntermediateMatch
-from kdplug.host.component import ComponentSpec
+from kdplug.host.spec import ComponentSpec
 
 
 @dataclass(frozen=True, slots=True)

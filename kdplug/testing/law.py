@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from kdplug.errors import ConfigError, PluginError, did_you_mean
-from kdplug.host.component import Component, ComponentSpec, build_component
+from kdplug.host.component import Component, build_component
 from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
+from kdplug.host.spec import ComponentSpec
 
 
 def is_close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:

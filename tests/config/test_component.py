@@ -8,8 +8,8 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.model import read_component, write_component
 from kdplug.errors import ConfigError, NotInstalledError, UnknownEntryError
 from kdplug.host.active import isolated
-from kdplug.host.component import ComponentSpec
 from kdplug.host.registry import losses
+from kdplug.host.spec import ComponentSpec
 
 
 @pytest.mark.parametrize(

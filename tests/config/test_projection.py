@@ -7,7 +7,7 @@ import pytest
 
 from kdplug.config.match import IntermediateMatch, ProjectionSpec, read_projection
 from kdplug.errors import ConfigError, UnknownEntryError
-from kdplug.host.component import ComponentSpec
+from kdplug.host.spec import ComponentSpec
 
 _FORMS = [
     "linear",

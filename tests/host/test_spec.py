@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdplug.errors import ConfigError
-from kdplug.host.component import ComponentSpec, parse_spec
+from kdplug.host.spec import ComponentSpec, parse_spec
 
 NAMES = st.text(min_size=1).filter(str.strip)
 SETTINGS = st.dictionaries(st.text(max_size=5).filter(lambda key: key != "name"), DATA, max_size=3)

@@ -12,11 +12,12 @@ from pydantic_core import PydanticUndefined
 
 from kdplug.errors import BrokenEntryError, KdplugError, SignatureError
 from kdplug.host.check.finding import Finding, place_of, place_of_error
-from kdplug.host.component import ComponentSpec, build_component
+from kdplug.host.component import build_component
 from kdplug.host.entry import Entry
 from kdplug.host.host import HookPlugin, Host
 from kdplug.host.isolation.plugin_code import described
 from kdplug.host.setting import in_words
+from kdplug.host.spec import ComponentSpec
 
 
 def check_entry(entry: Entry) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,7 +76,7 @@ def run_plugin_code(
         random.restore(changes, reports_draws=is_run)
     if from_signals:
         raise from_signals[0]
-    _tell(changes, doing, dist, report or _report_to_active)
+    _tell(changes, doing, dist, report or _report)
     return done
 
 
@@ -105,10 +106,18 @@ def _tell(changes: Changes, doing: str, dist: str, report: Report) -> None:
         report(dist, doing, "; ".join(restored + left))
 
 
-def _report_to_active(dist: str, doing: str, changed: str) -> None:
-    from kdplug.host.active import active
+def _warn(dist: str, doing: str, changed: str) -> None:
+    """Report a side effect where no host is active."""
+    warnings.warn(f"{doing} changed global state: {changed} ({dist})", stacklevel=2)
 
-    active().report_side_effect(dist, doing, changed)
+
+_report: Report = _warn
+
+
+def report_side_effects(report: Report) -> None:
+    """Pass side effects of plugin code to ``report`` from now on."""
+    global _report  # noqa: PLW0603  one receiver per process
+    _report = report
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from torch.distributed import is_available, is_initialized
 from kdplug.contracts.vocabulary import FEATURES
 from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean
 from kdplug.host.bounded_json import CONFIG, read_json
-from kdplug.host.component import parse_spec
 from kdplug.host.registry import temperature_schedulers
+from kdplug.host.spec import parse_spec
 from kdplug.host.textbrewer_maps import PROJ_MAP, TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER, TextBrewerMap
 
 _KEYS = ("layer_T", "layer_S", "weight", "loss", "feature", "proj")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdplug.errors import KdplugError, OutputsError
-from kdplug.host.component import parse_spec
+from kdplug.host.spec import parse_spec
 from kdplug.host.textbrewer_maps import MATCH_LOSS_MAP, PROJ_MAP, MatchLoss
 from kdplug.integrations.textbrewer.configurations import IntermediateMatch
 from kdplug.integrations.textbrewer.term import Progress
