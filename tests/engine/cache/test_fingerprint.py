@@ -1,189 +1,151 @@
-"""Equal data have equal digests, other data others."""
+"""Forward hooks and whatever else changes a teacher's outputs are part of its fingerprint; kdplug's own hooks are not."""
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-
-import numpy
 import pytest
 import torch
+from torch import nn
 
-from kdplug.engine.hashing import code_digest, digest
-from kdplug.errors import RunError
+from kdplug.engine.cache.fingerprint import changes, teacher_fingerprint
+from kdplug.engine.teacher import Teacher
 
-VALUES = [
-    None,
-    0,
-    0.0,
-    False,
-    "0",
-    b"0",
-    [],
-    {},
-    [0],
-    {"a": 0},
-    [[0], []],
-    [[], [0]],
-    torch.zeros(2),
-    torch.zeros(2, 1),
-    torch.zeros(2, dtype=torch.float64),
-    torch.zeros(2, dtype=torch.bfloat16),
-    torch.tensor([0.0, -0.0]),
-    torch.zeros(0),
-    torch.tensor(0.0),
-    numpy.zeros(2),
-    numpy.zeros((2, 1)),
-    numpy.zeros((), dtype="int8"),
-    {1, 2},
-]
+VECTOR = torch.ones(2)
 
 
-def test_values_that_differ_in_kind_shape_or_bits_have_digests_of_their_own():
-    assert len({digest(value) for value in VALUES}) == len(VALUES)
+def steer(module, args, output):
+    return output + VECTOR
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
-def test_a_copy_has_the_same_digest(value):
-    import copy
-
-    assert digest(copy.deepcopy(value)) == digest(value)
+def double_input(module, args):
+    return (2 * args[0],)
 
 
-def test_how_a_tensor_lies_in_memory_does_not_count():
-    whole = torch.arange(12).view(3, 4)
-    assert digest(whole.t()) == digest(whole.t().contiguous())
+def negated(values):
+    return -values
 
 
-def test_what_cannot_be_told_apart_is_refused():
-    with pytest.raises(RunError, match="cannot be told from another"):
-        digest(lambda: 0)
+class Steering:
+    def __init__(self, vector, model=None):
+        self.vector, self.model = vector, model
+
+    def hook(self, module, args, output):
+        return output + self.vector
 
 
-def scaled(factor):
-    return lambda batch, outputs: outputs * factor
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
 
 
-class Scaled:
-    def __init__(self, factor):
-        self.factor = factor
-
-    def __call__(self, batch, outputs):
-        return outputs * self.factor
-
-    def method(self, batch, outputs):
-        return outputs * self.factor
+def of(model):
+    return teacher_fingerprint({"teacher": Teacher(model)})
 
 
-@pytest.mark.parametrize("make", [scaled, Scaled, lambda f: Scaled(f).method, lambda f: partial(Scaled(0), batch=f)])
-def test_a_callable_is_told_by_what_it_does_and_holds(make):
-    assert code_digest(make(2)) == code_digest(make(2))
-    assert code_digest(make(2)) != code_digest(make(3))
+HOOKS = {
+    "a hook": (lambda model: model[2].register_forward_hook(steer), r"teacher.2, forward hook steer"),
+    "a pre-hook": (
+        lambda model: model[0].register_forward_pre_hook(double_input),
+        "teacher.0, forward pre-hook double_input",
+    ),
+    "a hook on the whole": (lambda model: model.register_forward_hook(steer), "teacher.Sequential, forward hook steer"),
+    "a hook on all modules": (
+        lambda model: nn.modules.module.register_module_forward_hook(steer),
+        "teacher.every module, forward hook steer",
+    ),
+}
 
 
-SCALE = 2.0
+@pytest.mark.parametrize(("register", "name"), HOOKS.values(), ids=HOOKS)
+def test_a_hook_is_named_when_it_is_new_and_when_it_is_gone(model, register, name):
+    before = of(model)
+    handle = register(model)
+    try:
+        hooked = of(model)
+    finally:
+        handle.remove()
+    assert changes(before, hooked) == [f"the hooks on the teacher: {name} (new)"]
+    assert changes(hooked, of(model)) == [f"the hooks on the teacher: {name} (gone)"]
+    assert of(model) == before
 
 
-def helper(value):
-    return value + 1
+def test_a_replaced_forward_is_noticed(model):
+    before = of(model)
+    model[1].forward = negated
+    assert changes(before, of(model)) == ["the hooks on the teacher: teacher.1, replaced negated (new)"]
 
 
-def reads_globals(batch, outputs):
-    return helper(outputs) * SCALE
+def test_what_a_hook_does_and_reads_counts(model, monkeypatch):
+    def register(hook):
+        handle = model[2].register_forward_hook(hook)
+        found = of(model)
+        handle.remove()
+        return found
+
+    def closing_over(vector):
+        return lambda module, args, output: output + vector
+
+    one, two = torch.ones(2), torch.full((2,), 2.0)
+    for make in (closing_over, lambda vector: Steering(vector).hook, lambda vector: Steering(vector, model).hook):
+        assert register(make(one)) == register(make(one.clone()))
+        assert register(make(one)) != register(make(two))
+    before = register(steer)
+    monkeypatch.setitem(globals(), "VECTOR", two)
+    assert changes(before, register(steer)) == ["the hooks on the teacher: teacher.2, forward hook steer"]
 
 
-def test_global_variables_and_functions_that_a_callable_reads_count(monkeypatch):
-    before = code_digest(reads_globals)
-    monkeypatch.setitem(globals(), "SCALE", 3.0)
-    assert code_digest(reads_globals) != before
-    monkeypatch.setitem(globals(), "SCALE", 2.0)
-    assert code_digest(reads_globals) == before
-    monkeypatch.setitem(globals(), "helper", scaled(2))
-    assert code_digest(reads_globals) != before
+def test_two_hooks_of_one_name_and_their_order_count(model):
+    hooks = [lambda module, args, output: output + 1, lambda module, args, output: output * 2]
+    found = []
+    for order in (hooks, hooks[::-1]):
+        handles = [model[2].register_forward_hook(hook) for hook in order]
+        found.append(of(model)["hooks"]["teacher"])
+        for handle in handles:
+            handle.remove()
+    assert len(found[0]) == 2
+    assert found[0] != found[1]
 
 
-COUNT = 0
+def test_hooks_that_read_features_for_a_match_do_not_count(model):
+    before, teacher = of(model), Teacher(model)
+    with teacher.capturing(["0", "1"]):
+        assert len(model[0]._forward_hooks) == 1
+        assert of(model) == before
 
 
-def test_a_global_variable_that_a_callable_counts_in_does_not_count(monkeypatch):
-    def counts(batch, outputs):
-        global COUNT  # noqa: PLW0603  what is tested
-        COUNT += 1
-        return outputs
-
-    before = code_digest(counts)
-    monkeypatch.setitem(globals(), "COUNT", 5)
-    assert code_digest(counts) == before
-
-
-def test_a_variable_of_a_closure_that_a_callable_counts_in_does_not_count():
-    calls = 0
-
-    def counts(batch, outputs):
-        nonlocal calls
-        calls += 1
-        return outputs
-
-    before = code_digest(counts)
-    counts(None, None)
-    assert code_digest(counts) == before
+def test_a_hook_that_every_module_shares_and_that_holds_the_model_is_read_once():
+    model = nn.Sequential(*(nn.Sequential(*(nn.Linear(2, 2) for _ in range(10))) for _ in range(30)))
+    recorder = Steering(torch.ones(2), model)
+    model.recorder = recorder
+    recorder.itself = [recorder, model]
+    for module in model.modules():
+        module.register_forward_hook(recorder.hook)
+    assert len(of(model)["hooks"]["teacher"]) == 331
 
 
-def test_the_state_of_objects_and_modules_can_be_left_out():
-    linear = torch.nn.Linear(2, 2)
-
-    def digests(held):
-        return code_digest(scaled(held), with_state=False)
-
-    assert digests(Scaled(2)) == digests(Scaled(3)) != digests(Scaled(2).method)
-    assert digests(linear) == digests(torch.nn.Linear(2, 2)) != digests(torch.nn.Linear(2, 3))
+def test_weights_in_a_buffer_that_is_not_saved_count(model):
+    model.register_buffer("shift", torch.zeros(2), persistent=False)
+    before = of(model)
+    model.shift += 1
+    assert changes(before, of(model)) == ["the teacher's weights: teacher.shift"]
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (torch.float16, torch.float32),
-        ({1, 2}, {1, 3}),
-        (numpy.float32(1), numpy.float32(2)),
-        (Path("a"), Path("b")),
-        (torch, numpy),
-        (range(2), range(3)),
-    ],
-    ids=str,
-)
-def test_values_without_attributes_count_where_a_callable_holds_them(one, other):
-    assert code_digest(scaled(one)) == code_digest(scaled(one))
-    assert code_digest(scaled(one)) != code_digest(scaled(other))
+def test_a_model_without_hooks_has_none_in_its_fingerprint(model):
+    assert "hooks" not in of(model)
+    assert "hooks" not in of(torch.compile(model, backend="eager"))
 
 
-def deep(weight):
-    model = torch.nn.Linear(1, 1)
-    torch.nn.init.constant_(model.weight, weight)
-    torch.nn.init.zeros_(model.bias)
-    for _ in range(20):
-        model = torch.nn.Sequential(model)
-    return model
+def test_a_function_that_a_module_holds_counts_by_what_it_does(model):
+    model.activation = lambda x: x.tanh()
+    before = of(model)
+    assert changes(before, of(model)) == []
+    model.activation = lambda x: x.relu()
+    assert changes(before, of(model)) == ["the teacher's architecture: teacher"]
 
 
-def test_weights_count_however_deep_in_a_module_they_are():
-    assert code_digest(scaled(deep(1.0))) == code_digest(scaled(deep(1.0)))
-    assert code_digest(scaled(deep(1.0))) != code_digest(scaled(deep(2.0)))
+def test_a_module_that_prints_an_address_has_the_same_fingerprint_twice(model):
+    class Printing(nn.Module):
+        def extra_repr(self):
+            return repr(object())
 
-
-def test_objects_that_hold_each_other_have_a_digest():
-    one, other = Scaled(1), Scaled(2)
-    one.other, other.other = other, one
-    assert code_digest(one) == code_digest(one)
-    before = code_digest(one)
-    other.factor = 3
-    assert code_digest(one) != before
-
-
-def test_a_tensor_without_values_is_refused():
-    with pytest.raises(RunError, match="a tensor on the meta device has no values"):
-        digest(torch.empty(2, device="meta"))
-
-
-def test_a_line_more_is_another_callable():
-    one, other = (lambda x: x), (lambda x: -x)
-    assert code_digest(one) != code_digest(other)
+    model.append(Printing())
+    assert of(model) == of(model)
