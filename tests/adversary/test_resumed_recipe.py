@@ -15,7 +15,7 @@ from task_scene import BERT, TRAINED, recipe, reviews, save_model, tokenizer, wr
 from typer.testing import CliRunner
 
 from kdplug.cli.app import app
-from kdplug.recipes.recipe_runner import Bench
+from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 
 pytestmark = pytest.mark.attack("kdplug run --resume over edited files")
@@ -37,7 +37,7 @@ def begun(tmp_path_factory):
     save_model(folder / "student", "AutoModel", small, brings=brings, vocab_size=len(brings))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(Bench, "baseline", lambda *_: 1 / 0)
+        patch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
         for kind in ("loaded", "fitted", "pretrained"):
             with pytest.raises(ZeroDivisionError):
                 run_recipe(made(kind))

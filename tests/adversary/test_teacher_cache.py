@@ -31,7 +31,7 @@ from kdplug.engine.cache.session import CacheSession
 from kdplug.engine.hashing import digest
 from kdplug.engine.parallel.process import process
 from kdplug.errors import KdplugError, RunError
-from kdplug.recipes.cache_provenance import Origin, read_provenance
+from kdplug.recipes.cache_provenance import CacheProvenance, read_provenance
 from kdplug.recipes.result import Figures
 
 
@@ -89,7 +89,7 @@ class Scene:
     def fill(self, folder: Path, seed: int = 2) -> Path:
         """A cache in several shards, with what ``kdplug cache`` adds to it."""
         self.distiller(folder, seed).fill_teacher_cache(self.loader())
-        Origin("accuracy", Figures({"accuracy": 0.5 + seed / 100}, 10, 0.1, 40, 2.0)).write(folder)
+        CacheProvenance("accuracy", Figures({"accuracy": 0.5 + seed / 100}, 10, 0.1, 40, 2.0)).write(folder)
         return folder
 
     def recalled(self, folder: Path, seed: int | None = None) -> int:

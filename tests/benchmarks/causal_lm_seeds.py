@@ -25,7 +25,7 @@ from kdplug.cli.cache import cache_lines
 from kdplug.engine.cache.report import CacheReport
 from kdplug.host.manifest import header_line
 from kdplug.recipes.cache import cache_recipe
-from kdplug.recipes.recipe_runner import Bench
+from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 
 RECIPE = Path(__file__).parents[2] / "examples" / "causal_lm.yaml"
@@ -38,7 +38,7 @@ def fitted_teacher(recipe: Recipe, folder: Path) -> Path:
     if not (found / "config.json").is_file():
         task = kdplug.tasks.build(recipe.task).target
         task.check()
-        model = Bench(recipe, task, print, show_progress=False, resume=True).teacher(folder / "fit")
+        model = RecipeRunner(recipe, task, print, show_progress=False, resume=True).teacher(folder / "fit")
         task.problem.save(found)
         task.family.save(model, found)
     return found

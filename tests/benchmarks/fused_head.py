@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import kdplug
 from kdplug import DistillationConfig, FactoredLogits, LossSum, Objective
-from kdplug.objective.chunked.chunk_source import piece_length
+from kdplug.objective.chunked.chunk_source import chunk_length
 
 MIB = 1 << 20
 TEMPERATURE = 2.0
@@ -211,7 +211,7 @@ def peak_bytes(step: Step, inputs: Inputs) -> int:
 def compare(options: argparse.Namespace, classes: int, dtype: torch.dtype, device: str) -> None:
     """Print one table."""
     inputs = Inputs.draw(options, classes, dtype, device)
-    length = piece_length("auto", options.items, classes, dtype.itemsize, inputs.hidden.device)
+    length = chunk_length("auto", options.items, classes, dtype.itemsize, inputs.hidden.device)
     length = options.chunk if isinstance(options.chunk, int) else length
     two = 2 * length * classes * dtype.itemsize / MIB
     print(

@@ -164,14 +164,14 @@ def test_a_share_of_the_training_file_is_tested_on_and_not_trained_on(folder):
 
 
 def test_a_killed_run_goes_on_to_the_same_student(folder, tmp_path, monkeypatch):
-    from kdplug.recipes.recipe_runner import Bench
+    from kdplug.recipes.recipe_runner import RecipeRunner
     from kdplug.recipes.run import run_recipe
 
     settings = _settings(folder, teacher={"path": str(folder / "teacher"), **TRAINED})
     settings["student"] = {"from_teacher": {"layers": [0]}}
     whole = run_recipe(recipe(settings, tmp_path / "whole"))
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "baseline", lambda *_: 1 / 0)
+        patch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_recipe(recipe(settings, tmp_path / "killed"))
     resumed = run_recipe(recipe(settings, tmp_path / "killed"), resume=True)
