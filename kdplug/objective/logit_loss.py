@@ -46,7 +46,7 @@ class LogitLoss:
         self.is_across = bool(getattr(declared, ACROSS_VOCABULARIES, False))
         self.coarsens = bool(getattr(declared, COARSENS, False))
         self.takes_numbers = bool(getattr(declared, TAKES_NUMBERS, False))
-        self.has_warned = False
+        self.largest = 0
         self.reduction = reduction_of(declared)
 
     def check_classes(self, pair: HeadLogits) -> None:

@@ -57,10 +57,10 @@ def compared(
         if loss.rows is not None and not scheduled:
             return _closed(pair, _sides(student, teacher, batch, length), loss)
         if length < items:
-            _check_schedule(loss, length, items)
             if loss.reduction is None:
                 _check_whole(loss, student, chunk)
             else:
+                _check_schedule(loss, length, items)
                 return _in_chunks(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
     with without_autocast(student.device):
@@ -147,6 +147,10 @@ def _in_chunks(
         with prefixed("kd_loss_type"):
             term_value(found, 1.0, loss.owner)
             if isinstance(found, LossSum):
+                if loss.reduction != "LossSum":
+                    raise SignatureError(
+                        f"{loss.owner} declares {loss.reduction}_over_items, and returned a LossSum. Remove the declaration"
+                    )
                 return found
             if loss.reduction == "LossSum":
                 raise SignatureError(
@@ -183,14 +187,16 @@ def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: Chunk
         raise OutputsError(
             f"is {chunk}, and {loss.owner} declares no reduction, so it needs {size}. {remedy}", field="logit_chunk"
         )
+    if needed <= loss.largest:
+        return
     free = free_memory(student.device)
     if free is not None and needed > free:
         raise OutputsError(
             f"{loss.owner} declares no reduction, so it needs {size}, and {free / 2**30:.3g} GiB are free. {remedy}",
             field="kd_loss_type",
         )
-    if not loss.has_warned:
-        loss.has_warned = True
+    first, loss.largest = not loss.largest, needed
+    if first:
         warnings.warn(
             f"kd_loss_type: {loss.owner} declares no reduction, so it is computed on {size}. {remedy}", stacklevel=2
         )

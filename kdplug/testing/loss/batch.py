@@ -65,6 +65,8 @@ class BatchLaws(LossCase):
         flat = _in_a_row(self.sample(masked=False))
         items = list(range(flat.student[0].shape[0]))
         whole, (expected,) = self.gradients(flat)
+        if whole.is_sum:
+            broken(f"declares {reduction}_over_items, and returns a LossSum, which needs no declaration")
         for size in (1, 2, len(items) - 1):
             pieces = [flat.rows(items[start : start + size]) for start in range(0, len(items), size)]
             value, gradient = torch.zeros_like(whole.total), []

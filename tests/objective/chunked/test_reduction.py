@@ -151,6 +151,18 @@ def test_both_declarations_are_refused(offer):
         )
 
 
+@pytest.mark.parametrize("declare", [kdplug.sum_over_items, kdplug.mean_over_items])
+def test_a_declaration_on_a_loss_that_returns_its_count_is_an_error(offer, declare):
+    @declare
+    def counted(student_logits, teacher_logits) -> LossSum:
+        return LossSum((student_logits - teacher_logits).square().sum(), len(student_logits))
+
+    with pytest.raises(
+        SignatureError, match=r"^kd_loss_type: local:offered declares .*_over_items, and returned a LossSum"
+    ):
+        Scene().run(kd_loss_type=offer(counted), logit_chunk=6)
+
+
 def test_an_annotation_that_is_not_kept_is_an_error(offer):
     def annotated(student_logits, teacher_logits) -> LossSum:
         return of_all_elements(student_logits, teacher_logits)
