@@ -53,8 +53,8 @@ def test_a_config_imports_the_plugins_that_it_names_and_no_other(crowd):
         config = kdplug.DistillationConfig(kd_loss_type="loss_100_3", intermediate_matches=[match])
         before = {name for name in sys.modules if name.startswith('fake_')}
         objective = kdplug.Objective(config)
-        logits, hidden = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, 4)
-        report = objective(student={"logits": logits, "hidden": [hidden]}, teacher={"logits": logits * 0, "hidden": [hidden]})
+        logits, hidden = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, 4, requires_grad=True)
+        report = objective(student={"logits": logits, "hidden": [hidden]}, teacher={"logits": logits * 0, "hidden": [hidden.detach()]})
         print(before, {name for name in sys.modules if name.startswith('fake_')}, float(report.total.detach()))
     """
     assert crowd.prints(code) == "set() {'fake_100'} 1.0"

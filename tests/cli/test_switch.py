@@ -25,7 +25,10 @@ def test_an_unknown_name_is_one_line_of_an_error_when_strict(fake_site):
 
 
 def test_a_check_says_it_among_its_findings_only(fake_site):
-    assert _stderr(fake_site, "plugins", "check") == ""
+    lines = _stderr(fake_site, "plugins", "check").splitlines()
+    assert [
+        line for line in lines if "has taken 10 s so far" not in line
+    ] == []  # a busy machine imports transformers slowly
 
 
 @pytest.mark.parametrize("word", ["--help", "--version"])

@@ -122,28 +122,6 @@ def test_a_loop_that_does_not_number_its_micro_batches_gets_the_calls_of_a_step_
     assert SEEN[:5] == numbered
 
 
-def test_looking_at_a_loss_takes_no_seed_away():
-    """A first batch has a scalar looked at, a later one has not: a resumed run would draw others."""
-
-    def scalar(student_logits, teacher_logits, draw_seed):
-        SEEN.append(draw_seed)
-        return (student_logits - teacher_logits).square().sum(-1).mean()
-
-    losses.register("scalar")(scalar)
-    objective = Objective(DistillationConfig(kd_loss_type="scalar", logit_chunk=5))
-    scene = Scene()
-    found = []
-    for _ in range(2):
-        SEEN.clear()
-        with pytest.warns(UserWarning, match="returned a scalar") if not found else _nothing():
-            objective(
-                scene.logits("student", factored=True), scene.logits("teacher", factored=True), step=2, micro_batch=0
-            )
-        found.append([seed for seed in SEEN if seed])
-    assert found[0] == found[1]
-    assert len(set(found[0])) == 3
-
-
 def _nothing():
     from contextlib import nullcontext
 

@@ -88,7 +88,7 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     (folder / "script.py").write_text(TWO_PROCESSES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "checkpoint"), *sys.path])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [*launch, "script.py", str(folder)],
