@@ -25,7 +25,7 @@ from kdplug.objective.capture.path import Side
 
 
 def adapt(batch: Mapping[str, Any], outputs: Any, *, shifted: bool = False) -> Outputs:
-    """Default adaptor: the model's outputs and labels, with ``attention_mask`` as mask of features and per-token logits.
+    """Default adaptor: the model's outputs and labels; ``attention_mask`` masks features and per-token logits.
 
     Set ``shifted`` for a causal model, whose logits at a position predict the next label: each label moves to the
     logits that predict it, and the last position gets none.

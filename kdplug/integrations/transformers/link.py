@@ -85,10 +85,10 @@ class Link:
 
     @contextmanager
     def joined(self, *, is_sharded: bool = False) -> Iterator[None]:
-        """Inside the block, the objective is a part of the student, and a question put to the student is answered.
+        """Add the objective to the student for the block, and install the hook that computes it.
 
-        The student's state dict leaves the objective out, unless ``is_sharded``: then what FSDP or DeepSpeed save is
-        both, and both stay together afterwards, as the wrapper does.
+        The student's state dict leaves the objective out, unless ``is_sharded``: then FSDP or DeepSpeed save both
+        together, and the objective stays a submodule after the block, because the wrapper stays too.
         """
         self.objective.connect(student=self.student)
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
