@@ -44,16 +44,16 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     def say(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
-    bench = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
-    bench.check_cache()
+    runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
+    runner.check_cache()
     for line in (header_line(), "", task.about(), ""):
         say(line)
-    teacher = bench.teacher(out)
+    teacher = runner.teacher(out)
     say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
-    distiller = bench.distiller(teacher, bench.student(teacher))
-    summary = distiller.fill_teacher_cache(bench.loader("distillation", recipe.training.batch_size))
+    distiller = runner.distiller(teacher, runner.student(teacher))
+    summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
     if is_main:
-        (figures,) = bench.measured(teacher)
+        (figures,) = runner.measured(teacher)
         CacheProvenance(task.metric, figures).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
         say(

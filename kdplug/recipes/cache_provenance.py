@@ -49,8 +49,8 @@ def read_provenance(recipe: Recipe) -> CacheProvenance | None:
     try:
         return CacheProvenance(found["metric"], Figures(**found["teacher"]))
     except (KeyError, TypeError) as error:
-        again = f"kdplug cache RECIPE --out {folder} writes it again"
-        raise RunError(f"{folder / ORIGIN} is damaged: {error}. {again}", field="teacher_cache") from error
+        remedy = f"Run kdplug cache RECIPE --out {folder} to write it again"
+        raise RunError(f"{folder / ORIGIN} is damaged: {error}. {remedy}", field="teacher_cache") from error
 
 
 def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:

@@ -87,7 +87,7 @@ class RecipeRunner:
     resume_changed: bool = False
 
     def check_cache(self) -> None:
-        """Check that the recipe's teacher cache was built from this recipe, as far as possible before models are built.
+        """Check, as far as possible without building models, that the teacher cache was built from this recipe.
 
         Raises: ``RunError`` that lists the differences.
         """
@@ -104,7 +104,7 @@ class RecipeRunner:
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
             config = Stage.TEACHER.config(self.recipe, folder)
-            self._tell("Training the teacher", "Teacher trained", config, Budget.of(training, loader))
+            self._announce("Training the teacher", "Teacher already trained", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
@@ -131,7 +131,7 @@ class RecipeRunner:
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
         config = Stage.STUDENT.config(self.recipe)
-        self._tell("Distilling the student", "Student distilled", config, budget)
+        self._announce("Distilling the student", "Student already distilled", config, budget)
         length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run itself raises the same warnings
@@ -181,8 +181,8 @@ class RecipeRunner:
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
         config = Stage.BASELINE.config(self.recipe)
-        ready = "Student without distillation trained"
-        self._tell("Training the same student without distillation", ready, config, Budget.of(training, loader))
+        ready = "Student without distillation already trained"
+        self._announce("Training the same student without distillation", ready, config, Budget.of(training, loader))
         done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
         return student, done.step
 
@@ -240,14 +240,14 @@ class RecipeRunner:
     def _resume(self) -> str | None:
         return AUTO if self.resume else None
 
-    def _tell(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
+    def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
         """Announce a training, and how much of it an earlier run completed."""
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = 0 if folder is None else step_of(folder), budget.total_steps
         if before >= total:
-            self.say(f"{ready} already ({total} optimizer steps in {config.output_dir})")
+            self.say(f"{ready} ({total} optimizer steps in {config.output_dir})")
         else:
-            self.say(f"{doing}: {total} optimizer steps{f', of which {before} are done' if before else ''}")
+            self.say(f"{doing}: {total} optimizer steps{f', {before} already done' if before else ''}")
 
     def _train_on_labels(
         self,

@@ -146,12 +146,12 @@ def run_recipe(
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
-    bench = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
-    bench.check_cache()
+    runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
+    runner.check_cache()
     record |= fingerprints(recipe, task)
     output_dir = Path(recipe.output_dir)
     resuming = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
-    bench = replace(bench, resume=resuming, resume_changed=resume_changed)
+    runner = replace(runner, resume=resuming, resume_changed=resume_changed)
     _empty(recipe, resuming=resuming)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
@@ -164,10 +164,10 @@ def run_recipe(
             f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was "
             "built."
         )
-    teacher = bench.teacher() if origin is None else None
-    student, history = bench.distilled(teacher)
-    baseline, steps = bench.baseline(teacher)
-    of_student, of_baseline, *rest = bench.measured(*filter(None, (student, baseline, teacher)))
+    teacher = runner.teacher() if origin is None else None
+    student, history = runner.distilled(teacher)
+    baseline, steps = runner.baseline(teacher)
+    of_student, of_baseline, *rest = runner.measured(*filter(None, (student, baseline, teacher)))
     of_teacher = rest[0] if origin is None else origin.teacher
     result = RecipeResult(
         task.metric,

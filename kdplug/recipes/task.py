@@ -24,7 +24,7 @@ from kdplug.objective.objective import Objective
 
 
 class OnPolicyCounts(NamedTuple):
-    """Number of batches, and of those that the task replaced with new ones."""
+    """Counts of all batches, and of those that the task generated or changed."""
 
     anew: int
     batches: int
@@ -68,7 +68,7 @@ def check_uncached(recipe: Recipe, task: Task) -> None:
     if isinstance(task, PreparesBatches) and task.prepares_batches and recipe.distillation.is_caching_logits:
         raise ConfigError(
             f"task {recipe.task.name!r} generates batches with the student during training, so teacher outputs cannot "
-            "be cached. Remove the cache, or the task's setting that generates batches",
+            "be cached. Turn off the cache, or the task's setting that generates batches",
             field="distillation.is_caching_logits",
         )
 
@@ -170,7 +170,7 @@ def check_vocabularies(recipe: Recipe, task: Task) -> None:
 
 def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Yield the field of each wrong setting, the reason, and the remedy."""
-    distillation, leave = recipe.distillation, "Remove it"
+    distillation, remove = recipe.distillation, "Remove it"
     if distillation.intermediate_matches:
         yield "distillation.intermediate_matches", "compare features token by token", "Remove them"
     if not distillation.kd_loss_weight and distillation.kd_loss_weight_scheduler is None:
@@ -180,11 +180,11 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
         why = f"{entry.qualified} compares class by class"
         yield "distillation.kd_loss_type", why, "Use a loss that is declared across_vocabularies"
     if distillation.probability_shift:
-        yield "distillation.probability_shift", "needs the teacher's logit at the student's label", leave
+        yield "distillation.probability_shift", "needs the teacher's logit at the student's label", remove
     if distillation.temperature_scheduler is not None:
-        yield "distillation.temperature_scheduler", "may compare logits class by class", leave
+        yield "distillation.temperature_scheduler", "may compare logits class by class", remove
     if distillation.padded_vocabulary == "drop":
-        yield "distillation.padded_vocabulary", "treats classes that only one side has as padding", leave
+        yield "distillation.padded_vocabulary", "treats classes that only one side has as padding", remove
     codec = recipe.training.teacher_cache_codec
     if codec is not None and distillation.is_caching_logits:
         made = cache_codecs.build(codec).target
@@ -192,5 +192,5 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
             yield (
                 "training.teacher_cache_codec",
                 f"{codec.name!r} may store single classes",
-                f"{leave}, or name another",
+                f"{remove}, or use another codec",
             )

@@ -210,21 +210,21 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
-    bench = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
-    bench.check_cache()
+    runner = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
+    runner.check_cache()
     config = Stage.STUDENT.config(recipe)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        loader = bench.loader("distillation", recipe.training.batch_size)
+        loader = runner.loader("distillation", recipe.training.batch_size)
         make_plan(loader, config, num_epochs=recipe.training.num_epochs, num_steps=recipe.training.num_steps)
         precision = config.precision if "precision" in config.model_fields_set else None
         with process(config.device, precision) as accelerator:
             total_steps = Budget.of(recipe.training, loader).total_steps
-            sample = take_sample(recipe, bench, accelerator, total_steps)
+            sample = take_sample(recipe, runner, accelerator, total_steps)
             cache = teacher_cache(config, recipe.distillation)
-            sample.kept_mass = kept_mass(cache, sample, is_trained=bench.fit() is None)
+            sample.kept_mass = kept_mass(cache, sample, is_trained=runner.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
-            found += large_rates(recipe.training, bench.fit())
+            found += large_rates(recipe.training, runner.fit())
             items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(
@@ -237,7 +237,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         terms=[_term(sample, term) for term in sample.objective.terms],
         matches=planned_matches(sample),
         parameters=_parameters(sample),
-        steps=_steps(bench, total_steps),
+        steps=_steps(runner, total_steps),
         memory=items,
         kept_mass=sample.kept_mass,
         warnings=[*found, *_python_warnings(caught)],
@@ -259,9 +259,9 @@ def _parameters(sample: Sample) -> dict[str, int]:
     return {name: count_parameters(model) for name, model in models.items()}
 
 
-def _steps(bench: RecipeRunner, total_steps: int) -> dict[str, int]:
-    fit = bench.fit()
-    teacher = 0 if fit is None else Budget.of(fit, bench.loader("teacher", fit.batch_size)).total_steps
+def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:
+    fit = runner.fit()
+    teacher = 0 if fit is None else Budget.of(fit, runner.loader("teacher", fit.batch_size)).total_steps
     return {"teacher": teacher, "student": total_steps, "baseline": total_steps}
 
 

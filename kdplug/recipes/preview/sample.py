@@ -128,23 +128,23 @@ class _Models:
         return report
 
 
-def take_sample(recipe: Recipe, bench: RecipeRunner, accelerator: Accelerator, total_steps: int) -> Sample:
+def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, total_steps: int) -> Sample:
     """Build both models as the task returns them, without training, and run them on the first batches.
 
     Raises: ``KdplugError`` for an error that the run would raise in its first step.
     """
-    teacher = bench.built_teacher()
-    student = bench.student(teacher)
-    distiller = bench.distiller(teacher, student)
+    teacher = runner.built_teacher()
+    student = runner.student(teacher)
+    distiller = runner.distiller(teacher, student)
     pair = TrainingModule(student, distiller.adaptor_S, distiller.objective)
     side = Teacher(teacher, distiller.adaptor_T)
     check_apart(teacher, student, distiller.objective)
     pair.to(accelerator.device)
     side.to(accelerator.device)
-    batches = list(islice(bench.loader("distillation", recipe.training.batch_size), BATCHES))
+    batches = list(islice(runner.loader("distillation", recipe.training.batch_size), BATCHES))
     objective = distiller.objective
     with modes(training=pair, evaluating=teacher), side.frozen(student):
-        prepared = preparation(bench.task, student)
+        prepared = preparation(runner.task, student)
         if prepared is not None:
             batches = list(map(prepared, batches))
         if objective.needs_materialize:
