@@ -76,19 +76,16 @@ class DistillationModule(LightningModule):
     """Trains ``student`` as the student of ``teacher`` under a Lightning ``Trainer``.
 
     * ``teacher`` is a model, or several as a list or by key. They are not submodules: Lightning does not train, wrap or
-    save
-      them, nor set them to train mode.
+      save them, nor set them to train mode.
     * ``optimizer`` takes parameter groups (the student's, and one per projection with its own options) and returns the
       result of ``configure_optimizers``. Pass ``functools.partial(torch.optim.AdamW, lr=…)``, or a function that also
       adds a learning-rate scheduler.
     * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads, as for
-    ``GeneralDistiller``.
-      Batches are split and passed to the models as in ``GeneralDistiller``.
+      ``GeneralDistiller``. Batches are split and passed to the models as in ``GeneralDistiller``.
     * ``custom_matches`` are ``kdplug.CustomMatch``; they need exactly one teacher.
     * ``normalization`` is ``"global"``: each term is divided once, by its count over the batches of all processes.
-    Lightning
-      passes the micro-batches of ``accumulate_grad_batches`` one at a time and averages them, so a term whose count
-      differs between them raises an error. ``"micro_batch"`` averages the means.
+      Lightning passes the micro-batches of ``accumulate_grad_batches`` one at a time and averages them, so a term whose
+      count differs between them raises an error. ``"micro_batch"`` averages the means.
     * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` resume even if the config, a plugin version, the teacher or the
       student's shapes changed since the checkpoint; otherwise the error lists the differences. Data are not compared.
 

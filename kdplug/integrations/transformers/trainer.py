@@ -55,7 +55,9 @@ def check(trainer: Trainer, objective: Objective) -> None:
             "tensor, context and sequence parallelism split the tensors that the objective compares. Use DDP or FSDP"
         )
     if trainer.args.use_liger_kernel:
-        raise RunError("use_liger_kernel does not return the student's logits, but the objective reads them. Remove it")
+        raise RunError(
+            "use_liger_kernel returns no student logits, but the objective reads them. Set use_liger_kernel=False"
+        )
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer.args.hf_deepspeed_config.config, objective)
 
@@ -99,19 +101,16 @@ class DistillationTrainer(Trainer):
     It takes the arguments of ``Trainer``, and by keyword:
 
     * ``teacher`` is a model, or several as a list or by key. Teachers are frozen, in eval mode, on the Trainer's
-    device, and
-      never wrapped, saved or trained.
+      device, and never wrapped, saved or trained.
     * ``distill_config`` defines the loss. Its hard label loss is the student's own loss, or that of
       ``label_smoothing_factor`` or ``compute_loss_func`` if set.
     * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads. The default reads a
       transformers output, with ``attention_mask`` as the mask of features and of per-token logits.
     * ``custom_matches`` are ``kdplug.CustomMatch``; they need exactly one teacher.
     * ``normalization`` is ``"global"``: each term is divided once, by its count over all micro-batches and processes of
-    a
-      step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass if masks differ.
+      a step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass if masks differ.
     * ``resume_changed`` lets ``resume_from_checkpoint`` resume even if the config, a plugin version, the teacher, the
-    data
-      or the student's shapes changed since the checkpoint; otherwise the error lists the differences.
+      data or the student's shapes changed since the checkpoint; otherwise the error lists the differences.
 
     The models return hidden states or attention if the config reads them by index. A column that only a teacher takes
     is passed to that teacher; a mapping under ``teacher`` in a batch goes to the teachers only. Projections and losses
@@ -205,7 +204,7 @@ class DistillationTrainer(Trainer):
         return output._replace(metrics=metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log ``logs``, and add the unweighted mean of each term to the training loss."""
+        """Log, with the unweighted mean of each term next to the training loss."""
         if "loss" in logs:
             logs = {**logs, **self._logged.means(self.accelerator)}
         super().log(logs, start_time)
