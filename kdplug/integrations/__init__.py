@@ -1,4 +1,4 @@
-"""An objective in other people's loops, and kdplug under another library's name.
+"""Integrations: objectives in the transformers ``Trainer`` and in Lightning, and a drop-in for TextBrewer.
 
-``transformers`` and ``lightning`` need the library that they are named for; ``textbrewer`` needs none.
+``transformers`` and ``lightning`` need the library of that name; ``textbrewer`` needs none.
 """

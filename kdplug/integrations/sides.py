@@ -1,4 +1,4 @@
-"""Teachers and objective as both integrations are given them."""
+"""Build teachers and objective from the arguments of the transformers and Lightning integrations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
 
 def make_teachers(teacher: Teachers, adaptors: Any) -> Ensemble:
-    """The teachers, one or several, each with its adaptor.
+    """One or several teachers, each with its adaptor.
 
-    Raises: ``ConfigError`` for anything but models, and for adaptors that do not go with them.
+    Raises: ``ConfigError`` if a teacher is not a model, or the adaptors do not match the teachers.
     """
     several = isinstance(teacher, (Mapping, Sequence, nn.ModuleList, nn.ModuleDict))
     try:
@@ -36,9 +36,9 @@ def make_teachers(teacher: Teachers, adaptors: Any) -> Ensemble:
 def make_objective(
     config: DistillationConfig, teachers: Ensemble, student: nn.Module, custom_matches: Iterable[CustomMatch] = ()
 ) -> Objective:
-    """The objective of a config, its module paths looked up in the models.
+    """Build the objective of a config and resolve its module paths in the models.
 
-    Raises: ``ConfigError`` for what the config names and is not there, or what only kdplug's own loop does.
+    Raises: ``ConfigError`` if the config names something that does not exist, or needs kdplug's own loop.
     """
     if not isinstance(config, DistillationConfig):
         raise ConfigError(
@@ -52,7 +52,7 @@ def make_objective(
     if len(models) == 1:
         tell_unused_combiner(config)
     elif matches:
-        raise ConfigError(f"go with one teacher, and there are {len(models)}", field="custom_matches")
+        raise ConfigError(f"need exactly one teacher, got {len(models)}", field="custom_matches")
     first = next(iter(models.values()))
     terms = [match.term(place, first, student) for place, match in enumerate(matches)]
     objective = Objective(config, tuple(models), custom_matches=terms)
@@ -64,5 +64,5 @@ def make_objective(
 def identity_of(
     config: DistillationConfig, student: nn.Module, adaptor: Any, objective: Objective, teachers: Ensemble
 ) -> dict[str, Any]:
-    """What a run has to have in common with one that it resumes, and its processes with each other; plain data."""
+    """Identity of a run, as plain data: it must match when resuming, and across processes."""
     return {**config_identity({"": config}), **sides_identity(student, adaptor, objective, teachers)}

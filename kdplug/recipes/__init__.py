@@ -1,1 +1,1 @@
-"""Carrying out a recipe: fit a teacher, distil it, compare with the same student without distillation."""
+"""Run a recipe: fit a teacher, distil it, compare with the same student without distillation."""

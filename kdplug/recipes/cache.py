@@ -1,4 +1,4 @@
-"""From a recipe to a cache of what its teacher says."""
+"""``kdplug cache``: precompute a recipe's teacher outputs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, 
 
 @qualify_errors
 def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -> CacheSummary:
-    """Ask the teacher of a recipe about every example that its student is distilled on, and keep what it says in ``out``.
+    """Run a recipe's teacher on every distillation example, and store its outputs in ``out``.
 
-    What an interrupted command left there is gone on with. Where the recipe fits its teacher, that goes to ``out/teacher``. Under
-    ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the teacher is evaluated, so that
-    ``run_recipe`` with this cache can compare without it.
+    An interrupted cache in ``out`` is resumed. If the recipe fits its teacher, the teacher's checkpoints go to
+    ``out/teacher``. Under ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the
+    teacher is evaluated, so that ``run_recipe`` with this cache does not need it for the comparison.
 
-    Raises: ``KdplugError`` where the recipe names what cannot be used, where ``out`` holds a cache of something else, and where it
-    cannot be written.
+    Raises: ``KdplugError`` if the recipe names something that cannot be used, or ``out`` holds a cache built from
+    different inputs or cannot be written.
     """
     is_main = os.environ.get("RANK", "0") in ("", "0")
     console = console if console is not None and is_main else Console(quiet=True)
@@ -44,20 +44,21 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     def say(text: str) -> None:
         console.print(Text(text), soft_wrap=True)
 
-    bench = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
-    bench.check_cache()
+    runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
+    runner.check_cache()
     for line in (header_line(), "", task.about(), ""):
         say(line)
-    teacher = bench.teacher(out)
+    teacher = runner.teacher(out)
     say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
-    distiller = bench.distiller(teacher, bench.student(teacher))
-    summary = distiller.fill_teacher_cache(bench.loader("distillation", recipe.training.batch_size))
+    distiller = runner.distiller(teacher, runner.student(teacher))
+    summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
     if is_main:
-        (figures,) = bench.measured(teacher)
+        (figures,) = runner.measured(teacher)
         CacheProvenance(task.metric, figures).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
         say(
-            f"Written to {out}. kdplug run with --set training.teacher_cache={out}, and with what was --set here, needs no teacher"
+            f"Written to {out}. To train without the teacher: kdplug run --set training.teacher_cache={out}, plus "
+            "every --set used here"
         )
     return summary
 
@@ -66,6 +67,6 @@ def _check_fit(*, fits: bool) -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if fits and processes not in ("", "1"):
         raise RunError(
-            f"{processes} processes were launched, and the recipe's teacher has to be fitted first, which one process does. Start "
-            "kdplug cache without a launcher"
+            f"{processes} processes were launched, but the recipe's teacher must be fitted first, in a single process. "
+            "Run kdplug cache without a launcher"
         )

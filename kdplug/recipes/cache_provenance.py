@@ -1,4 +1,4 @@
-"""What a recipe and the cache that was made for it say of each other."""
+"""Provenance of a recipe's teacher cache: the teacher's metrics and the fingerprint of its settings."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from kdplug.recipes.result import Figures
 
 @dataclass(frozen=True, slots=True)
 class CacheProvenance:
-    """``teacher`` are the figures of the teacher when the cache was made, ``metric`` the task's."""
+    """Metrics of the teacher when the cache was built; ``metric`` is the task's."""
 
     metric: str
     teacher: Figures
 
     def write(self, folder: Path) -> None:
-        """Record in a complete cache which teacher it is of.
+        """Write the provenance into a complete cache.
 
-        Raises: ``RunError`` where the folder cannot be written.
+        Raises: ``RunError`` if the folder cannot be written.
         """
         data = {**environment_record(), "metric": self.metric, "teacher": asdict(self.teacher)}
         CacheFolder(folder).write_origin(data)
 
 
 def read_provenance(recipe: Recipe) -> CacheProvenance | None:
-    """Of the cache that the recipe is to train from; ``None`` where ``kdplug cache`` made none.
+    """The provenance of the recipe's teacher cache; ``None`` if ``kdplug cache`` did not write one.
 
-    Raises: ``RunError`` for a damaged one, and for that of another cache.
+    Raises: ``RunError`` if it is damaged or belongs to another cache.
     """
     if recipe.training.teacher_cache is None or not recipe.distillation.is_caching_logits:
         return None
@@ -49,14 +49,15 @@ def read_provenance(recipe: Recipe) -> CacheProvenance | None:
     try:
         return CacheProvenance(found["metric"], Figures(**found["teacher"]))
     except (KeyError, TypeError) as error:
-        again = f"kdplug cache RECIPE --out {folder} writes it again"
-        raise RunError(f"{folder / ORIGIN} is damaged: {error}. {again}", field="teacher_cache") from error
+        remedy = f"Run kdplug cache RECIPE --out {folder} to write it again"
+        raise RunError(f"{folder / ORIGIN} is damaged: {error}. {remedy}", field="teacher_cache") from error
 
 
 def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:
-    """What of a recipe its teacher's outputs depend on, beside what can be told from the teacher and the data themselves.
+    """Settings of a recipe that determine its teacher's outputs, in addition to the teacher's weights and the data.
 
-    What the task says of itself, or else all of its settings; for a teacher that the recipe fits, how and from which seed.
+    This is the task's own ``fingerprint``, or else all of its settings. For a teacher that the recipe fits, it includes
+    the fit's settings and the seed.
     """
     if isinstance(task, FingerprintedTask):
         found = dict(task.fingerprint())

@@ -1,4 +1,4 @@
-"""What happened during a run, for the curves."""
+"""Training history of a run, for the curves."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from kdplug.objective.report import LossReport
 
 NAME = "history.jsonl"
-"""The file in a stage's folder that keeps it."""
+"""The history's file name in a stage's folder."""
 
 _EVALUATIONS = 20
 _HELD = 100
 
 
 class History:
-    """An observer that keeps each term before weighting, and now and then what ``evaluate`` says of the student.
+    """Observer that records each unweighted term, and ``evaluate`` of the student about twenty times per run.
 
-    ``terms`` and ``student`` map optimizer steps to values; ``made`` is how many batches were made anew, which ``counted`` says
-    of those since it was last asked. What is kept lies in ``history.jsonl`` in the run's folder, so
-    that a run that goes on keeps what came before. On an accelerator losses stay there for up to 100 steps, until
-    ``is_save`` says that a checkpoint follows, or until the run ends.
+    ``terms`` and ``student`` hold pairs of optimizer step and value. ``made`` sums the on-policy counts that
+    ``counted`` returns for the batches since its last call. The history is written to ``history.jsonl`` in the run's
+    folder, so a resumed run keeps the earlier part. On an accelerator, losses stay on the device for up to 100 steps,
+    until ``is_save`` announces a checkpoint, or until the run ends.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class History:
         self._file: TextIO | None = None
 
     def run_start(self, run: Run) -> None:
-        """Take up what is known of the steps that are done, or evaluate the student that nothing was done to."""
+        """Load the history of the completed steps, or evaluate the untrained student."""
         path = run.output_dir / NAME
         lines = [line for line in _lines(path) if line["step"] <= run.step]
         if not run.step:
             lines = [{"step": 0, "student": self._evaluate(run.model)}]
         elif self._counted is not None:
-            self._counted()  # of a batch that was looked at before the run went on, and which it does not learn from
+            self._counted()  # drop the counts of the batch that resuming looked at but did not train on
         self.student, self.terms, self.made = [], {}, OnPolicyCounts(0, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{NAME}.tmp")
@@ -66,7 +66,7 @@ class History:
         self._file = path.open("a", encoding="utf-8")
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:
-        """Keep the terms of the step, and evaluate the student where its turn has come."""
+        """Record the terms of the step, and evaluate the student if an evaluation is due."""
         values = {name: term.value.detach() for name, term in report.terms.items()}
         self._held.append((step, values, None if self._counted is None else self._counted()))
         waits = any(value.device.type != "cpu" for value in values.values())
@@ -77,14 +77,14 @@ class History:
             self._keep({"step": step, "student": self._evaluate(run.model)})
 
     def run_end(self, run: Run, error: BaseException | None) -> None:  # noqa: ARG002
-        """Write what is still held."""
+        """Write the losses still held and close the file."""
         self._settle()
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _settle(self) -> None:
-        """Make numbers of the losses that are held, with one synchronisation."""
+        """Write the held losses, with one device synchronization."""
         held, self._held = self._held, []
         flat = [value.double() for _, values, _ in held for value in values.values()]
         numbers: Iterator[float] = iter(torch.stack(flat).tolist() if flat else ())
@@ -102,8 +102,8 @@ class History:
         step = line["step"]
         if "student" in line:
             self.student.append((step, line["student"]))
-        anew, batches = line.get("made", (0, 0))
-        self.made = OnPolicyCounts(self.made.anew + anew, self.made.batches + batches)
+        generated, batches = line.get("made", (0, 0))
+        self.made = OnPolicyCounts(self.made[0] + generated, self.made[1] + batches)
         for name, value in line.get("terms", {}).items():
             self.terms.setdefault(name, []).append((step, value))
 
@@ -113,7 +113,7 @@ def _text(line: Mapping[str, Any]) -> str:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a history up to the first that a kill cut short, or that is no line of one."""
+    """The lines of a history, up to the first truncated or invalid one."""
     for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
         try:
             line = json_value(text)

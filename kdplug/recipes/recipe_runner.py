@@ -1,4 +1,4 @@
-"""The three models of a recipe: the teacher, the student distilled, and the student without distillation."""
+"""Builds and trains the three models of a recipe: teacher, distilled student, and student without distillation."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from kdplug.recipes.training import Budget, Stage, make_optimizer, make_schedule
 def training_loader(
     task: Task, part: Part, *, batch_size: int, seed: int, like: Part, workers: int = 0
 ) -> DataLoader[Any]:
-    """Shuffled batches of one part. A pass holds as many examples as the part ``like``.
+    """Shuffled batches of one part; one pass yields as many examples as the part ``like`` has.
 
-    Where ``part`` has fewer, it is gone through several times in one pass, each time in a new order: two loaders that are
-    ``like`` the same part give equally many batches of equal sizes.
+    A smaller ``part`` is repeated within the pass, each time in a new order, so two loaders ``like`` the same part
+    yield the same number of batches of the same sizes.
 
-    Raises: ``RunError`` where a part is empty.
+    Raises: ``RunError`` if a part is empty.
     """
     data = _sized(task, part)
     generator = torch.Generator().manual_seed(seed)
@@ -53,9 +53,9 @@ def training_loader(
 
 
 def test_loader(task: Task, *, batch_size: int) -> DataLoader[Any]:
-    """The test part in its own order. Going through it leaves torch's global generator as it was.
+    """The test part in order. Iterating it does not touch torch's global generator.
 
-    Raises: ``RunError`` where it is empty.
+    Raises: ``RunError`` if it is empty.
     """
     generator = torch.Generator().manual_seed(0)
     return DataLoader(_sized(task, "test"), batch_size=batch_size, collate_fn=task.collate, generator=generator)
@@ -65,7 +65,7 @@ def _sized(task: Task, part: Part) -> Any:
     with prefixed("task"):
         data = task.data(part)
     if not isinstance(data, Sized):
-        raise RunError(f"the task's data({part!r}) must have a length, and {type(data).__name__} has none")
+        raise RunError(f"the task's data({part!r}) must have a length, but {type(data).__name__} has none")
     if len(data) == 0:
         raise RunError(f"the task's data({part!r}) is empty")
     return data
@@ -73,10 +73,10 @@ def _sized(task: Task, part: Part) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class RecipeRunner:
-    """Makes and trains each model of a recipe, from the recipe's seed.
+    """Builds and trains each model of a recipe, from the recipe's seed.
 
-    ``say`` is given one sentence before each training. With ``resume`` each training goes on from its last checkpoint, so
-    one that is done is not repeated; ``resume_changed`` says that what differs since is meant.
+    ``say`` is called with one sentence before each training. With ``resume``, each training resumes from its last
+    checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version.
     """
 
     recipe: Recipe
@@ -87,9 +87,9 @@ class RecipeRunner:
     resume_changed: bool = False
 
     def check_cache(self) -> None:
-        """See that the recipe's teacher cache is of this recipe, as far as that can be told before any model is built.
+        """Check, as far as possible without building models, that the teacher cache was built from this recipe.
 
-        Raises: ``RunError`` that says what differs.
+        Raises: ``RunError`` that lists the differences.
         """
         config = Stage.STUDENT.config(self.recipe)
         cache = teacher_cache(config, self.recipe.distillation)
@@ -99,23 +99,23 @@ class RecipeRunner:
             precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
-        """The teacher, fitted where the task says how; its checkpoints go below ``folder`` where that is given."""
+        """Build the teacher, and fit it if the task defines a fit; its checkpoints go to ``folder`` if given."""
         model, training = self.built_teacher(), self.fit()
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
             config = Stage.TEACHER.config(self.recipe, folder)
-            self._tell("Training the teacher", "Teacher trained", config, Budget.of(training, loader))
+            self._announce("Training the teacher", "Teacher already trained", config, Budget.of(training, loader))
             self._train_on_labels(config, model, self.task.teacher_adaptor, loader, training)
         return model
 
     def built_teacher(self) -> nn.Module:
-        """The teacher as the task builds it; the same each time."""
+        """The teacher as the task builds it, seeded."""
         set_seed(self.recipe.seed)
         with prefixed("task"):
             return self.task.build_teacher()
 
     def fit(self) -> RecipeTraining | None:
-        """How the teacher is fitted, ``None`` where the task builds a trained one."""
+        """The training settings of the teacher; ``None`` if the task builds a trained one."""
         with prefixed("task"):
             fit = self.task.teacher_fit()
         if fit is None:
@@ -126,15 +126,15 @@ class RecipeRunner:
             )
 
     def distilled(self, teacher: nn.Module | None) -> tuple[nn.Module, History]:
-        """The student after distillation, from a cache where there is no ``teacher``, and what happened on the way."""
+        """Distil the student and return it with its history; without ``teacher``, from the cache."""
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("distillation", training.batch_size)
         budget = Budget.of(training, loader)
         config = Stage.STUDENT.config(self.recipe)
-        self._tell("Distilling the student", "Student distilled", config, budget)
+        self._announce("Distilling the student", "Student already distilled", config, budget)
         length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run itself warns of the same
+            warnings.simplefilter("ignore")  # the run itself raises the same warnings
             plan = make_plan(loader, config, **length)
         prepared = preparation(self.task, student)
         history = History(
@@ -157,7 +157,7 @@ class RecipeRunner:
     def distiller(
         self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[RunObserver] = ()
     ) -> GeneralDistiller:
-        """What distils ``teacher``, or a cache of what it said, into ``student``."""
+        """The distiller from ``teacher``, or from its cached outputs, to ``student``."""
         made = GeneralDistiller(
             Stage.STUDENT.config(self.recipe),
             self.recipe.distillation,
@@ -174,20 +174,20 @@ class RecipeRunner:
         return made
 
     def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
-        """The student trained on its labels alone, for as many steps on batches of the same sizes, and those steps.
+        """Train the student on labels alone, for as many steps on batches of the same sizes; return it and the steps.
 
-        Of ``teacher`` it has the initial weights that the distilled student has of it, and nothing else.
+        ``teacher`` only provides initial weights, the same as for the distilled student.
         """
         training, student = self.recipe.training, self.student(teacher)
         loader = self.loader("baseline", training.batch_size, like="distillation")
         config = Stage.BASELINE.config(self.recipe)
-        ready = "Student without distillation trained"
-        self._tell("Training the same student without distillation", ready, config, Budget.of(training, loader))
+        ready = "Student without distillation already trained"
+        self._announce("Training the same student without distillation", ready, config, Budget.of(training, loader))
         done = self._train_on_labels(config, student, self.task.student_adaptor, loader, training)
         return student, done.step
 
     def measured(self, *models: nn.Module) -> list[Figures]:
-        """The figures of each model on the test part."""
+        """Metrics, speed and size of each model on the test part."""
         speeds = measure_speed(self.task, models, self._test())
         return [
             Figures(
@@ -201,9 +201,9 @@ class RecipeRunner:
         ]
 
     def student(self, teacher: nn.Module | None) -> nn.Module:
-        """The student before any training, started from ``teacher`` where the task says so; the same each time.
+        """The untrained student, seeded; initialized from ``teacher`` if the task does that.
 
-        Where what the teacher says comes from a cache, it is built for this alone, and let go of.
+        With cached teacher outputs, the teacher is built only for the initialization.
         """
         set_seed(self.recipe.seed)
         with prefixed("task"):
@@ -215,9 +215,9 @@ class RecipeRunner:
         return student
 
     def _cached_teacher(self) -> nn.Module:
-        """The teacher that a cache was built from, fitted already where the recipe fits it.
+        """Build the teacher of the cache, from its checkpoint if the recipe fits it.
 
-        Raises: ``RunError`` for another one.
+        Raises: ``RunError`` if the cache was built from another teacher.
         """
         assert self.recipe.training.teacher_cache is not None
         folder = Path(self.recipe.training.teacher_cache)
@@ -226,7 +226,7 @@ class RecipeRunner:
         return teacher
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
-        """Shuffled batches of a part of the data, in an order drawn from the seed."""
+        """Shuffled batches of one part of the data, seeded."""
         return training_loader(
             self.task,
             part,
@@ -240,14 +240,14 @@ class RecipeRunner:
     def _resume(self) -> str | None:
         return AUTO if self.resume else None
 
-    def _tell(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
-        """Say what follows, and how much of it lies in the stage's folder from before."""
+    def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
+        """Announce a training, and how much of it an earlier run completed."""
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = 0 if folder is None else step_of(folder), budget.total_steps
         if before >= total:
-            self.say(f"{ready} already ({total} optimizer steps in {config.output_dir})")
+            self.say(f"{ready} ({total} optimizer steps in {config.output_dir})")
         else:
-            self.say(f"{doing}: {total} optimizer steps{f', of which {before} are done' if before else ''}")
+            self.say(f"{doing}: {total} optimizer steps{f', {before} already done' if before else ''}")
 
     def _train_on_labels(
         self,

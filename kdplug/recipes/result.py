@@ -1,4 +1,4 @@
-"""What a recipe leaves."""
+"""Metrics, speed and size of a recipe's models."""
 
 from __future__ import annotations
 
@@ -27,47 +27,47 @@ _ROUND_SECONDS = 0.02
 
 
 def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
-    """The task's figures of ``model``, in eval mode and without gradient. Modes are as before afterwards.
+    """Evaluate ``model`` with the task, in eval mode and without gradient. Train and eval modes are restored.
 
-    Raises: ``RunError`` where the task's own metric is missing, or a figure is not finite.
+    Raises: ``RunError`` if the task's own metric is missing, or a value is not finite.
     """
     with modes(evaluating=model), torch.no_grad():
         found = {name: float(value) for name, value in task.evaluate(model, _on_device(model, loader)).items()}
     if task.metric not in found or not all(map(math.isfinite, found.values())):
-        raise RunError(f"the task's evaluate must give {task.metric!r}, its metric, and finite figures; got {found}")
+        raise RunError(f"the task's evaluate must return {task.metric!r}, its metric, and finite values; got {found}")
     return found
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The numbers that the model has learned or could learn; one that stands in two places counts once."""
+    """The number of parameters, frozen ones included; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def size_on_disk(model: nn.Module) -> int:
-    """Bytes of the model's weights and buffers as safetensors holds them, without the header: what shares memory counts once."""
+    """Bytes of the model's weights and buffers in safetensors, without the header; shared memory counts once."""
     tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
 
 
 def unit_of(task: Task) -> str:
-    """What the throughput of a task is counted in."""
+    """The unit of a task's throughput."""
     return task.unit if isinstance(task, CountsUnits) else "examples"
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How fast a model is in eval mode, forward: the seconds that one example takes, and the task's units in a second."""
+    """Speed of a model's forward pass in eval mode: seconds per example, and the task's units per second."""
 
     seconds_per_example: float
     units_per_second: float
 
 
 def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
-    """The speed of each model on the loader's first batch.
+    """Measure each model on the first examples of the loader's dataset, one batch of them.
 
-    The least over rounds in which each model has its turn: what else the machine does only adds to a time, and where turns
-    fall in with its own rhythm it adds to one model's alone, which a median keeps.
+    The models take turns, and the minimum over the rounds counts: other load on the machine only adds time, and
+    periodic load can hit the same model in each round, which biases a median.
     """
     size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
     assert loader.collate_fn is not None
@@ -87,7 +87,7 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
 
 
 def rounds_for(seconds: float) -> int:
-    """How many rounds are measured of which one takes ``seconds``: fewer where all would take longer than is worth it."""
+    """The number of rounds to measure if one takes ``seconds``; fewer if they are slow."""
     return max(_FEWEST_ROUNDS, min(_ROUNDS, int(_LONGEST_SECONDS / seconds)))
 
 
@@ -114,9 +114,7 @@ DISTILLED = "student, distilled"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """A model's figures on the test part, its parameters, the seconds that one example takes in a batch, the bytes of its
-    weights on disk, and the task's units that it goes through in a second.
-    """
+    """A model's metrics on the test part, parameters, seconds per example, bytes on disk, and units per second."""
 
     metrics: dict[str, float]
     parameters: int
@@ -137,10 +135,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class RecipeResult:
-    """The figures of the three models, by the same ``metric`` on the same test examples, and where the files are.
+    """Results of the three models, by the same ``metric`` on the same test examples, and the output folder.
 
-    ``unit`` is what ``units_per_second`` counts. ``distilled`` and ``baseline`` are the same student, from the same initial weights, after ``steps`` optimizer steps with
-    and without a teacher. ``made`` says how many batches of the distillation the task made anew, where it makes any.
+    ``unit`` is the unit of ``units_per_second``. ``distilled`` and ``baseline`` are the same student, from the same
+    initial weights, after ``steps`` optimizer steps with and without a teacher. ``made`` counts the distillation
+    batches that the task replaced with new ones; ``None`` if the task does not prepare batches.
     """
 
     metric: str
@@ -187,9 +186,9 @@ class RecipeResult:
 
     @property
     def title(self) -> str:
-        """The metric as it heads a column or an axis."""
+        """The metric as a column or axis title."""
         return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
 
     def levels(self) -> dict[str, float]:
-        """The metric of the models that the distilled student is compared with."""
+        """The metric of the teacher and the baseline."""
         return {line.model: line.metric for line in self.lines() if line.model != DISTILLED}

@@ -1,4 +1,4 @@
-"""From a recipe to its results."""
+"""``kdplug run``: run a recipe and write its results."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ NOT_IDENTITY = (
     "ckpt_steps",
     "eval_batch_size",
 )
-"""Keys of a recipe's ``training`` that change nothing in what is learned."""
+"""Keys of a recipe's ``training`` that do not affect what the student learns."""
 
 
 def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
-    """Fingerprints of the data, part by part, of the teacher, and of the student before any training; plain data for the record.
+    """Fingerprints of each part of the data, the teacher, and the untrained student, as plain data for the record.
 
-    The teacher is not built for that. A student that starts from the teacher follows from it and is left out.
+    The teacher is not built. A student initialized from the teacher is left out, because the teacher determines it.
     """
     parts: tuple[Part, ...] = ("distillation", "baseline", "test")
     with prefixed("task"):
@@ -72,9 +72,9 @@ def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
 
 
 def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: bool = False) -> bool:
-    """Whether ``output_dir`` holds a run of the recipe that ``record`` is of: its own ``kdplug-run.json`` says so.
+    """Return whether ``output_dir`` holds a run, and check that its ``kdplug-run.json`` matches ``record``.
 
-    Raises: ``RunError`` that lists what differs between the two, unless ``changed_is_meant``; for a damaged file.
+    Raises: ``RunError`` that lists the differences, unless ``changed_is_meant``; ``RunError`` for a damaged file.
     """
     file = output_dir / RECORD
     if not file.is_file():
@@ -83,14 +83,14 @@ def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: b
         saved = read_json(file)
         before = _identity(saved)
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged: {error}. Without --resume the recipe starts afresh") from error
+        raise RunError(f"{file} is damaged: {error}. Run without --resume to start over") from error
     if not changed_is_meant:
         check_identity(before, _identity(record), file)
     return True
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin that it names."""
+    """The recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin that it uses."""
     named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in NOT_IDENTITY}
     return {
@@ -103,7 +103,7 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FILES = (RECORD, METRICS, STUDENT, SUMS, CURVES)
-"""What a run writes into its folder, beside the folders of its stages; a folder ``model`` may stand in for the weights."""
+"""Files that a run writes, in addition to the folders of its stages; a folder ``model`` may replace the weights."""
 
 
 @qualify_errors
@@ -117,16 +117,16 @@ def run_recipe(
 ) -> RecipeResult:
     """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
 
-    Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` into the recipe's
-    ``output_dir``, in place of those of an earlier run, and checkpoints and logs of each training into a folder of its own
-    there: ``teacher``, ``student``, ``baseline``. A task that saves students itself writes a folder ``model`` in the place of
-    ``student.safetensors``. ``console`` is where sentences and tables go, nowhere by default.
-    ``locked`` is the ``kdplug-run.json`` of a run that this one must be again.
+    Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` to the
+    recipe's ``output_dir``, replacing those of an earlier run. Checkpoints and logs of the three trainings go to the
+    folders ``teacher``, ``student`` and ``baseline`` there. A task that saves students itself writes a folder ``model``
+    instead of ``student.safetensors``. ``console`` receives messages and tables; by default nothing is printed.
+    ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
-    ``resume`` goes on with the run that was interrupted in ``output_dir``, to the same figures, and starts where there is
-    none. ``resume_changed`` does so though the recipe, or a version of what it uses, is another than then.
+    ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
+    there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed.
 
-    Raises: ``KdplugError`` where the recipe names what cannot be used, or a run cannot start or go on.
+    Raises: ``KdplugError`` if the recipe names something that cannot be used, or the run cannot start or resume.
     """
     console = console or Console(quiet=True)
 
@@ -137,7 +137,7 @@ def run_recipe(
     check_matplotlib()
     component, task = build_task(recipe)
     distillation, terms, reads = resolve_distillation(recipe)
-    make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # what is wrong with it should not wait for the teacher
+    make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # raise optimizer errors before the teacher trains
     check_apart(recipe, task)
     check_writable(recipe)
     check_uncached(recipe, task)
@@ -146,13 +146,13 @@ def run_recipe(
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
-    bench = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
-    bench.check_cache()
+    runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
+    runner.check_cache()
     record |= fingerprints(recipe, task)
     output_dir = Path(recipe.output_dir)
-    goes_on = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
-    bench = replace(bench, resume=goes_on, resume_changed=resume_changed)
-    _empty(recipe, goes_on=goes_on)
+    resuming = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
+    runner = replace(runner, resume=resuming, resume_changed=resume_changed)
+    _empty(recipe, resuming=resuming)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
@@ -161,12 +161,13 @@ def run_recipe(
     origin = read_provenance(recipe)
     if origin is not None:
         say(
-            f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was built."
+            f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was "
+            "built."
         )
-    teacher = bench.teacher() if origin is None else None
-    student, history = bench.distilled(teacher)
-    baseline, steps = bench.baseline(teacher)
-    of_student, of_baseline, *rest = bench.measured(*filter(None, (student, baseline, teacher)))
+    teacher = runner.teacher() if origin is None else None
+    student, history = runner.distilled(teacher)
+    baseline, steps = runner.baseline(teacher)
+    of_student, of_baseline, *rest = runner.measured(*filter(None, (student, baseline, teacher)))
     of_teacher = rest[0] if origin is None else origin.teacher
     result = RecipeResult(
         task.metric,
@@ -196,23 +197,23 @@ def _check_alone() -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes not in ("", "1"):
         raise RunError(
-            f"a recipe runs in one process, and {processes} were launched. For several, call kdplug.GeneralDistiller in a "
-            "script of your own and start that with accelerate launch"
+            f"a recipe runs in one process, but {processes} were launched. To use several, call "
+            "kdplug.GeneralDistiller in your own script and start it with accelerate launch"
         )
 
 
-def _empty(recipe: Recipe, *, goes_on: bool) -> None:
-    """Remove what an earlier run left under the names that this one writes; let go of its checkpoints unless one ``goes_on``.
+def _empty(recipe: Recipe, *, resuming: bool) -> None:
+    """Remove the files of an earlier run that this one writes; forget its checkpoints unless ``resuming``.
 
-    The record goes first: without it nothing in the folder can be gone on with.
+    The record is deleted first: without it nothing in the folder can be resumed.
     """
     output_dir = Path(recipe.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        for name in FILES[1:] if goes_on else FILES:
+        for name in FILES[1:] if resuming else FILES:
             (output_dir / name).unlink(missing_ok=True)
         forget_student(output_dir)
-        if not goes_on:
+        if not resuming:
             forget_checkpoints(recipe)
     except OSError as error:
         raise RunError(f"cannot write into {str(output_dir)!r}: {error.strerror}", field="output_dir") from error

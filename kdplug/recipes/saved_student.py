@@ -1,4 +1,4 @@
-"""The student that a recipe leaves."""
+"""Save a recipe's distilled student."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ MODEL = "model"
 
 
 def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mapping[str, Any]) -> str:
-    """Save the student as its task does, with ``record`` in the folder, or else as plain weights; the name of what was written.
+    """Save the student and return the name of the file or folder.
 
+    A task that saves students writes a folder, which gets ``record`` too; otherwise plain weights are written.
     Checksums are written next to the files.
     """
     if not isinstance(task, SavesStudent):
@@ -51,23 +52,23 @@ def _write_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def forget_student(output_dir: Path) -> None:
-    """Remove the folder of a student that an earlier run saved, which the record in it shows."""
+    """Remove a student's folder if an earlier run saved it; a record in the folder shows that."""
     if (output_dir / MODEL / RECORD).is_file():
         shutil.rmtree(output_dir / MODEL)
 
 
 def check_apart(recipe: Recipe, task: Task) -> None:
-    """See that the folder of a student that the task saves may be replaced.
+    """Check that the student's folder may be replaced.
 
-    Raises: ``ConfigError`` where the task reads from it; ``RunError`` where no run saved it.
+    Raises: ``ConfigError`` if the task reads from it; ``RunError`` if no run saved it.
     """
     try:
         folder = (Path(recipe.output_dir) / MODEL).resolve()
         folder.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds NUL
+    except (OSError, ValueError) as error:  # name too long, or contains NUL
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ConfigError(
-            f"no folder can have the name {recipe.output_dir[:200]!r}: {reason}", field="output_dir"
+            f"{recipe.output_dir[:200]!r} is not a valid folder name: {reason}", field="output_dir"
         ) from error
     for path, text in _texts(recipe.task.settings, ("task",)):
         found = Path(text).resolve()
@@ -77,7 +78,8 @@ def check_apart(recipe: Recipe, task: Task) -> None:
             )
     if isinstance(task, SavesStudent) and folder.exists() and not (folder / RECORD).is_file():
         raise RunError(
-            f"{str(folder)!r} is where the student would go, and it is not of a run. Choose another output_dir, or move it",
+            f"the student would be saved to {str(folder)!r}, but that folder was not written by a run. Choose another "
+            "output_dir, or move the folder",
             field="output_dir",
         )
 

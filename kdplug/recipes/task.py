@@ -1,4 +1,4 @@
-"""The task and the distillation that a recipe names, ready for use."""
+"""Build and check a recipe's task and distillation."""
 
 from __future__ import annotations
 
@@ -24,50 +24,51 @@ from kdplug.objective.objective import Objective
 
 
 class OnPolicyCounts(NamedTuple):
-    """How many of ``batches`` were made anew."""
+    """Counts of all batches, and of those that the task generated or changed."""
 
     anew: int
     batches: int
 
     def __str__(self) -> str:
-        return f"{self.anew} of {self.batches} batches ({self.anew / max(self.batches, 1):.1%})"
+        generated, batches = self
+        return f"{generated} of {batches} batches ({generated / max(batches, 1):.1%})"
 
 
 class Preparation:
-    """Hands each batch to the task, with the student in eval mode and without gradient, and counts what it makes anew."""
+    """Calls the task's ``prepare_batch``, with the student in eval mode and no gradient; counts replaced batches."""
 
     def __init__(self, task: PreparesBatches, student: nn.Module) -> None:
         self._task = task
         self._student = student
-        self._anew = 0
+        self._generated = 0
         self._batches = 0
 
     def __call__(self, batch: Any) -> Any:
-        """What both models are shown."""
+        """The batch for both models."""
         with modes(evaluating=self._student), torch.no_grad():
             found = self._task.prepare_batch(batch, self._student)
         self._batches += 1
-        self._anew += found is not batch
+        self._generated += found is not batch
         return found
 
     def counted(self) -> OnPolicyCounts:
-        """What there was since the last call."""
-        found = OnPolicyCounts(self._anew, self._batches)
-        self._anew = self._batches = 0
+        """The counts since the last call."""
+        found = OnPolicyCounts(self._generated, self._batches)
+        self._generated = self._batches = 0
         return found
 
 
 def preparation(task: Task, student: nn.Module) -> Preparation | None:
-    """What batches go through, ``None`` where the task leaves them as they are."""
+    """The batch preparation of a task; ``None`` if the task leaves batches unchanged."""
     return Preparation(task, student) if isinstance(task, PreparesBatches) and task.prepares_batches else None
 
 
 def check_uncached(recipe: Recipe, task: Task) -> None:
-    """Raises: ``ConfigError`` where the teacher is to be asked before the batches are made."""
+    """Raises: ``ConfigError`` if teacher outputs are cached but the task generates its batches during training."""
     if isinstance(task, PreparesBatches) and task.prepares_batches and recipe.distillation.is_caching_logits:
         raise ConfigError(
-            f"task {recipe.task.name!r} makes batches with the student while it is trained, so no cache can hold what the teacher "
-            "says of them. Leave the cache out, or the setting of the task that asks for such batches",
+            f"task {recipe.task.name!r} generates batches with the student during training, so teacher outputs cannot "
+            "be cached. Turn off the cache, or the task's setting that generates batches",
             field="distillation.is_caching_logits",
         )
 
@@ -76,9 +77,9 @@ _MASKS = {"mask", "student_mask", "teacher_mask"}
 
 
 def required_keys(objective: Objective) -> frozenset[str]:
-    """The keys of either side's adaptor that a term reads; see ``ReadsAware.expect`` for features that go by path.
+    """The adaptor keys that the terms read; see ``ReadsAware.expect`` for features captured by module path.
 
-    A layer map that waits for its layers counts as reading a mask: its loss is not looked up yet.
+    A layer map whose layers are not known yet counts as reading a mask, because its loss is not built yet.
     """
     found: set[str] = set()
     if objective.kd_loss is not None:
@@ -108,21 +109,21 @@ def _by_index(layers: Layers) -> bool:
 
 
 def build_task(recipe: Recipe) -> tuple[Component, Task]:
-    """The task of a recipe, and the component that it is.
+    """The component that the recipe's ``task`` names, and the task itself.
 
-    Raises: ``EntryError``, ``SettingError`` for what the recipe says of it; ``ConfigError`` where it lacks a method.
+    Raises: ``EntryError``, ``SettingError`` for a wrong name or setting; ``ConfigError`` if the task lacks a method.
     """
     with prefixed("task"):
         component = tasks.build(recipe.task)
     task = component.target
     if not isinstance(task, Task):
         lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
-        raise ConfigError(f"{component.entry.qualified} is no task: it lacks {', '.join(lacking)}", field="task")
+        raise ConfigError(f"{component.entry.qualified} is not a task: it lacks {', '.join(lacking)}", field="task")
     return component, task
 
 
 class Resolved(NamedTuple):
-    """A distillation with qualified names and every setting, the names of its terms, and the adaptor keys that they read."""
+    """A distillation with qualified names and all settings, its term names, and the adaptor keys that they read."""
 
     distillation: DistillationConfig
     terms: list[str]
@@ -130,9 +131,9 @@ class Resolved(NamedTuple):
 
 
 def resolve_distillation(recipe: Recipe) -> Resolved:
-    """The distillation of a recipe, looked up.
+    """Look up every name in the recipe's distillation.
 
-    Raises: ``KdplugError`` with the path of what cannot be used.
+    Raises: ``KdplugError`` with the path of the field that cannot be used.
     """
     with prefixed("distillation"):
         distillation = recipe.distillation.resolved()
@@ -141,7 +142,7 @@ def resolve_distillation(recipe: Recipe) -> Resolved:
 
 
 def prepare(task: Task, reads: frozenset[str]) -> None:
-    """Tell the task what the objective reads, and let it look for what would end the run later.
+    """Pass the task the adaptor keys that the objective reads, and run the task's own checks.
 
     Raises: ``KdplugError`` with the path of the task's setting.
     """
@@ -153,39 +154,43 @@ def prepare(task: Task, reads: frozenset[str]) -> None:
 
 
 def check_vocabularies(recipe: Recipe, task: Task) -> None:
-    """See that nothing takes a class or a position of one side for that of the other. The task has checked itself before.
+    """Check that no setting compares classes or positions of two different vocabularies. Call ``prepare`` first.
 
-    Vocabularies of equal size would let all of this pass at every step, so that only what is learned would show it.
+    If both vocabularies have the same size, training would run without an error and learn nonsense.
 
-    Raises: ``ConfigError`` for the first setting that does.
+    Raises: ``ConfigError`` for the first such setting.
     """
     if not isinstance(task, SpansVocabularies) or not (differ := task.vocabulary_difference):
         return
     for field, why, remedy in _mistaken(recipe):
         raise ConfigError(
-            f"{why}, and student and teacher have vocabularies of their own: {differ}. {remedy}", field=field
+            f"{why}, but student and teacher have different vocabularies: {differ}. {remedy}", field=field
         )
 
 
 def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
-    """The settings, why they cannot be meant, and what to do."""
-    distillation, leave = recipe.distillation, "Leave it out"
+    """Yield the field of each wrong setting, the reason, and the remedy."""
+    distillation, remove = recipe.distillation, "Remove it"
     if distillation.intermediate_matches:
-        yield "distillation.intermediate_matches", "compare features token by token", "Leave them out"
+        yield "distillation.intermediate_matches", "compare features token by token", "Remove them"
     if not distillation.kd_loss_weight and distillation.kd_loss_weight_scheduler is None:
         return
     entry = losses.build(distillation.kd_loss_type, slot="kd").entry
     if not getattr(entry.load(), ACROSS_VOCABULARIES, False):
         why = f"{entry.qualified} compares class by class"
-        yield "distillation.kd_loss_type", why, "Take a loss that is declared across_vocabularies"
+        yield "distillation.kd_loss_type", why, "Use a loss that is declared across_vocabularies"
     if distillation.probability_shift:
-        yield "distillation.probability_shift", "needs the teacher's logit at the student's label", leave
+        yield "distillation.probability_shift", "needs the teacher's logit at the student's label", remove
     if distillation.temperature_scheduler is not None:
-        yield "distillation.temperature_scheduler", "may compare logits class by class", leave
+        yield "distillation.temperature_scheduler", "may compare logits class by class", remove
     if distillation.padded_vocabulary == "drop":
-        yield "distillation.padded_vocabulary", "says that the classes which one side alone has are padding", leave
+        yield "distillation.padded_vocabulary", "treats classes that only one side has as padding", remove
     codec = recipe.training.teacher_cache_codec
     if codec is not None and distillation.is_caching_logits:
         made = cache_codecs.build(codec).target
-        if isinstance(made, CacheCodec) and made.uses_temperature:  # of probabilities some are left out
-            yield "training.teacher_cache_codec", f"{codec.name!r} may keep single classes", f"{leave}, or name another"
+        if isinstance(made, CacheCodec) and made.uses_temperature:  # it drops some probabilities
+            yield (
+                "training.teacher_cache_codec",
+                f"{codec.name!r} may store single classes",
+                f"{remove}, or use another codec",
+            )

@@ -1,4 +1,4 @@
-"""Training on labels alone: how a teacher is fitted, and what the student would be without one."""
+"""Training on labels alone, for a recipe's teacher and its baseline student."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from kdplug.errors import ConfigError, RunError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Optimizer steps in all, and the same length in passes over the loader (a fraction counts)."""
+    """Length of a training in optimizer steps, and in passes over the loader (may be a fraction)."""
 
     total_steps: int
     epochs: float
 
     @classmethod
     def of(cls, training: RecipeTraining, loader: DataLoader[Any]) -> Budget:
-        """The budget of a recipe over ``loader``; a window of accumulated batches is one step."""
+        """The budget of a recipe over ``loader``; accumulated batches count as one step."""
         steps = math.ceil(len(loader) / training.gradient_accumulation_steps)
         if training.num_steps is not None:
             return cls(training.num_steps, training.num_steps / steps)
@@ -48,7 +48,7 @@ class Budget:
 def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """An optimizer of the class in ``torch.optim`` that the recipe names.
 
-    Raises: ``ConfigError`` where there is no such class, or it does not take ``lr`` and ``weight_decay``.
+    Raises: ``ConfigError`` if there is no such class, or it does not take ``lr`` and ``weight_decay``.
     """
     classes = {
         name: found
@@ -62,11 +62,11 @@ def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter])
     try:
         return make(parameters, lr=training.lr, weight_decay=training.weight_decay)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{training.optimizer} cannot be made: {error}", field="training.optimizer") from error
+        raise ConfigError(f"{training.optimizer} cannot be built: {error}", field="training.optimizer") from error
 
 
 def make_schedule(training: RecipeTraining, total_steps: int) -> dict[str, Any]:
-    """The arguments ``scheduler_class`` and ``scheduler_args`` of ``train``; none where the learning rate stays."""
+    """The arguments ``scheduler_class`` and ``scheduler_args`` of ``train``; empty for a constant learning rate."""
     if training.lr_schedule == "none" and training.warmup == 0:
         return {}
     rule = partial(factor, schedule=training.lr_schedule, warmup=training.warmup, total_steps=total_steps)
@@ -74,10 +74,10 @@ def make_schedule(training: RecipeTraining, total_steps: int) -> dict[str, Any]:
 
 
 def factor(step: int, *, schedule: str, warmup: float, total_steps: int) -> float:
-    """What the learning rate is multiplied with once ``step`` optimizer steps are done.
+    """Multiplier of the learning rate after ``step`` optimizer steps.
 
-    It rises linearly to 1 over the share ``warmup`` of the steps; from there it stays (``none``), falls linearly
-    (``linear``) or falls along half a cosine (``cosine``), to 0 at ``total_steps``.
+    It rises linearly to 1 over the fraction ``warmup`` of the steps. Then it stays at 1 (``none``), or decays to 0 at
+    ``total_steps`` linearly (``linear``) or along half a cosine (``cosine``).
     """
     rising = round(warmup * total_steps)
     if step < rising:
@@ -92,21 +92,22 @@ _NEVER_BEFORE_THE_END = 10**9
 
 
 class Stage(StrEnum):
-    """A training of a recipe; its value is the name of its folder below ``output_dir``."""
+    """One of a recipe's three trainings; its value is the name of its folder in ``output_dir``."""
 
     TEACHER = "teacher"
     STUDENT = "student"
     BASELINE = "baseline"
 
     def folder(self, recipe: Recipe) -> Path:
-        """Where its checkpoints and its log go."""
+        """The folder of its checkpoints and log."""
         return Path(recipe.output_dir) / self.value
 
     def config(self, recipe: Recipe, folder: Path | None = None) -> TrainingConfig:
-        """How it is run, below the recipe's ``output_dir`` or below ``folder``. Each stage ends with a checkpoint, so that it is not repeated when the recipe is resumed.
+        """The training config of this stage, in the recipe's ``output_dir`` or in ``folder``.
 
-        ``ckpt_frequency: 0`` means that one and no other. The teacher's and the baseline's checkpoints are there for nothing
-        but resuming: of theirs only the last stays. The teacher is fitted without gradient accumulation.
+        Each stage ends with a checkpoint, so a resumed recipe does not repeat it; with ``ckpt_frequency: 0`` that is
+        the only one. The teacher's and the baseline's checkpoints serve only for resuming, so only the last is kept.
+        The teacher is fitted without gradient accumulation.
         """
         place = self.folder(recipe) if folder is None else folder / self.value
         config = recipe.training_config(str(place))
@@ -122,7 +123,7 @@ class Stage(StrEnum):
 
 
 def check_writable(recipe: Recipe) -> None:
-    """Raises: ``RunError`` where the folders of the stages cannot be made below ``output_dir``. Nothing is written."""
+    """Raises: ``RunError`` if the folders of the stages cannot be created in ``output_dir``. Nothing is written."""
     output_dir = Path(recipe.output_dir)
     for place in (output_dir, *(stage.folder(recipe) for stage in Stage)):
         there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
@@ -138,7 +139,7 @@ def check_writable(recipe: Recipe) -> None:
 
 
 def forget_checkpoints(recipe: Recipe) -> None:
-    """Let nothing go on from what an earlier run left in the folders of the stages. Checkpoints stay where they are."""
+    """Start the folders of the stages over, so nothing resumes from an earlier run. Its checkpoints are not deleted."""
     for stage in Stage:
         if stage.folder(recipe).is_dir():
             begin(stage.folder(recipe), is_main=True)
@@ -154,9 +155,9 @@ def train_on_labels(
     resume: Resume = None,
     resume_changed: bool = False,
 ) -> RunResult:
-    """Train ``model`` as ``BasicTrainer`` does, but tell no plugin of the run and show no progress.
+    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks and show no progress.
 
-    Raises: ``OutputsError`` where the adaptor returns no ``losses``; ``RunError``.
+    Raises: ``OutputsError`` if the adaptor returns no ``losses``; ``RunError``.
     """
     request = Request(
         optimizer=make_optimizer(training, model.parameters()),

@@ -196,7 +196,7 @@ def test_figures_of_another_cache_are_refused(recipe, out, monkeypatch, tmp_path
 def test_several_processes_do_not_fit_a_teacher(recipe, out, monkeypatch):
     fit(monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="2 processes were launched, and the recipe's teacher has to be fitted first"):
+    with pytest.raises(RunError, match="2 processes were launched, but the recipe's teacher must be fitted first"):
         cache_recipe(recipe(), out)
 
 
@@ -264,9 +264,9 @@ def test_a_run_says_what_it_trains_and_what_lies_there_from_before(signs, monkey
     made = signs()
     assert [line.partition(":")[2] for line in told(made, resume=False)] == [f" {n} optimizer steps" for n in (5, 6, 6)]
     teacher, student, baseline = told(made, resume=True)
-    assert teacher == f"Teacher trained already (5 optimizer steps in {made.output_dir}/teacher)"
-    assert student.startswith("Student distilled already (6 optimizer steps")
-    assert baseline.startswith("Student without distillation trained already (6 optimizer steps")
+    assert teacher == f"Teacher already trained (5 optimizer steps in {made.output_dir}/teacher)"
+    assert student.startswith("Student already distilled (6 optimizer steps")
+    assert baseline.startswith("Student without distillation already trained (6 optimizer steps")
 
 
 def test_a_run_that_was_interrupted_says_how_much_is_done(signs, monkeypatch):
@@ -274,7 +274,7 @@ def test_a_run_that_was_interrupted_says_how_much_is_done(signs, monkeypatch):
     made = signs("training.ckpt_frequency=3")
     told(made, resume=False)
     shutil.rmtree(Path(made.output_dir) / "student" / "step-6")
-    assert "Distilling the student: 6 optimizer steps, of which 5 are done" in told(made, resume=True)
+    assert "Distilling the student: 6 optimizer steps, 5 already done" in told(made, resume=True)
 
 
 def test_a_cache_that_is_gone_on_with_fits_no_teacher_anew_and_says_so(recipe, out, monkeypatch):
@@ -284,7 +284,7 @@ def test_a_cache_that_is_gone_on_with_fits_no_teacher_anew_and_says_so(recipe, o
         cache_recipe(recipe(), out, console=Console(file=one, width=200))
     assert "Training the teacher: 5 optimizer steps" in said[0].getvalue()
     assert "Fitting" not in said[1].getvalue()
-    assert f"Teacher trained already (5 optimizer steps in {out}/teacher)" in said[1].getvalue()
+    assert f"Teacher already trained (5 optimizer steps in {out}/teacher)" in said[1].getvalue()
 
 
 def test_a_damaged_origin_is_an_error_that_says_how_to_mend_it(recipe, out):

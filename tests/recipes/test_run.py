@@ -132,20 +132,20 @@ def test_without_matplotlib_nothing_is_trained_or_written(signs, monkeypatch):
 
 def test_several_processes_are_refused(signs, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="a recipe runs in one process, and 2 were launched"):
+    with pytest.raises(RunError, match="a recipe runs in one process, but 2 were launched"):
         run_recipe(signs())
 
 
 def test_a_task_that_lacks_a_method_is_an_error_that_names_it(signs):
     kdplug.tasks.register("signs")(type("Nothing", (), {"__init__": lambda self: None, "metric": "accuracy"}))
-    with pytest.raises(ConfigError, match="local:signs is no task: it lacks about, build_teacher, "):
+    with pytest.raises(ConfigError, match="local:signs is not a task: it lacks about, build_teacher, "):
         run_recipe(signs())
 
 
 def test_an_evaluate_without_the_metric_is_an_error(signs, monkeypatch):
     recipe = signs()
     monkeypatch.setattr(kdplug.tasks.load("signs"), "metric", "f1")
-    with pytest.raises(RunError, match="must give 'f1', its metric"):
+    with pytest.raises(RunError, match="must return 'f1', its metric"):
         run_recipe(recipe)
 
 

@@ -107,7 +107,7 @@ def test_a_folder_that_no_run_saved_is_not_replaced(offering, tmp_path):
     mine = tmp_path / "out" / "model" / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.touch()
-    with pytest.raises(RunError, match=r"output_dir: .*model' is where the student would go, and it is not of a run"):
+    with pytest.raises(RunError, match=r"output_dir: the student would be saved to .*model', but that folder was not"):
         run_recipe(offering(save_student=lambda *_: None))
     assert mine.exists()
 
@@ -190,7 +190,7 @@ def test_both_models_are_shown_what_was_made(offering):
 @pytest.mark.parametrize("go", [run_recipe, plan_recipe])
 def test_batches_that_are_made_on_the_way_go_with_no_cache(offering, go):
     made = offering("distillation.is_caching_logits=true", prepares_batches=True, prepare_batch=lambda *_: None)
-    with pytest.raises(ConfigError, match=r"is_caching_logits: task '.*signs' makes batches with the student"):
+    with pytest.raises(ConfigError, match=r"is_caching_logits: task '.*signs' generates batches with the student"):
         go(made)
 
 

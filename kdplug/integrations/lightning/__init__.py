@@ -1,4 +1,4 @@
-"""A ``LightningModule`` with an objective. Needs ``pip install kdplug[lightning]``."""
+"""Distillation as a ``LightningModule``. Needs ``pip install kdplug[lightning]``."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ from kdplug.objective.term import mark_pooled
 
 
 class EqualCounts:
-    """Holds that every term counts the same in all micro-batches of a step: only then is what Lightning does right."""
+    """Checks that a term's count is the same in all micro-batches of a step, as Lightning's averaging requires."""
 
     def __init__(self) -> None:
         self._first: dict[str, tuple[float, ...]] | None = None
         self._step = -1
 
     def check(self, report: LossReport, step: int) -> None:
-        """Raises: ``RunError`` where a term counts other than in the step's first micro-batch. Waits for the device."""
+        """Raises: ``RunError`` if a count differs from the step's first micro-batch. Synchronizes with the device."""
         counts = {name: tuple(map(float, parts)) for name, parts in counts_of(report).items()}
         if step != self._step or self._first is None:
             self._first, self._step = counts, step
@@ -41,9 +41,9 @@ class EqualCounts:
             if parts != self._first.get(name):
                 raise RunError(
                     f"{name} is a mean over {_shown(parts)} items in this micro-batch and over "
-                    f"{_shown(self._first.get(name, ()))} in the first one of the step. Lightning takes the mean of both means, "
-                    "which is not that of the whole batch. normalization='micro_batch' accepts that; DistillationTrainer and "
-                    "GeneralDistiller divide by the count of all"
+                    f"{_shown(self._first.get(name, ()))} in the first one of the step. Lightning averages the two "
+                    "means, which differs from the mean over the whole batch. Set normalization='micro_batch' to "
+                    "accept that, or use DistillationTrainer or GeneralDistiller, which divide by the total count"
                 )
 
 
@@ -52,7 +52,7 @@ def _shown(parts: tuple[float, ...]) -> str:
 
 
 class LightningProcesses:
-    """Lightning's processes, for adding counts up."""
+    """Lightning's processes, for summing counts."""
 
     def __init__(self, module: LightningModule) -> None:
         self._module = module
@@ -75,23 +75,24 @@ _IDENTITY = "kdplug_identity"
 class DistillationModule(LightningModule):
     """Trains ``student`` as the student of ``teacher`` under a Lightning ``Trainer``.
 
-    * ``teacher`` is a model, or several as a list or by key. They are no part of this module: Lightning neither trains, wraps
-      nor saves them, nor puts them in train mode.
-    * ``optimizer`` makes what ``configure_optimizers`` returns of parameter groups: the student's, and one for each projection
-      with its own options. ``torch.optim.AdamW`` will do, or a function that adds a learning-rate scheduler.
-    * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads, as for ``GeneralDistiller``, and
-      batches are divided and passed to the models as there.
-    * ``custom_matches`` are ``kdplug.CustomMatch``; they go with one teacher.
-    * ``normalization`` is ``"global"``: each term is divided once, by what it counts in the batches of all processes. Lightning
-      hands the micro-batches of ``accumulate_grad_batches`` out one at a time and averages them, so that there a term which
-      counts differently in them is an error. ``"micro_batch"`` takes means of means.
-    * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` go on though config, plugin versions, teacher or the student's shapes are others
-      than in the run that wrote the checkpoint; otherwise that is an error, which lists what differs. Data are not compared.
+    * ``teacher`` is a model, or several as a list or by key. They are not submodules: Lightning does not train, wrap or
+      save them, nor set them to train mode.
+    * ``optimizer`` takes parameter groups (the student's, and one per projection with its own options) and returns the
+      result of ``configure_optimizers``. Pass ``functools.partial(torch.optim.AdamW, lr=…)``, or a function that also
+      adds a learning-rate scheduler.
+    * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads, as for
+      ``GeneralDistiller``. Batches are split and passed to the models as in ``GeneralDistiller``.
+    * ``custom_matches`` are ``kdplug.CustomMatch``; they need exactly one teacher.
+    * ``normalization`` is ``"global"``: each term is divided once, by its count over the batches of all processes.
+      Lightning passes the micro-batches of ``accumulate_grad_batches`` one at a time and averages them, so a term whose
+      count differs between them raises an error. ``"micro_batch"`` averages the means.
+    * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` resume even if the config, a plugin version, the teacher or the
+      student's shapes changed since the checkpoint; otherwise the error lists the differences. Data are not compared.
 
-    Widths that are ``auto`` are made by ``materialize(batch)``, before ``fit``. The loss and each term are logged as
-    ``train_…``, ``val_…`` and ``test_…``.
+    ``materialize(batch)`` builds projections with ``auto`` widths; call it before ``fit``. The loss and each term are
+    logged as ``train_…``, ``val_…`` and ``test_…``.
 
-    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` for what the config names and is not there.
+    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` if the config names something that does not exist.
     """
 
     def __init__(
@@ -112,8 +113,8 @@ class DistillationModule(LightningModule):
             raise ConfigError(f"must be 'global' or 'micro_batch', got {normalization!r}", field="normalization")
         if not callable(optimizer) or isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigError(
-                f"must be a function of parameter groups, got {type(optimizer).__name__}. Write "
-                "functools.partial(torch.optim.AdamW, lr=1e-4), say",
+                f"must be a function of parameter groups, got {type(optimizer).__name__}. For example, pass "
+                "functools.partial(torch.optim.AdamW, lr=1e-4)",
                 field="optimizer",
             )
         self._teachers = make_teachers(teacher, adaptor_T)
@@ -132,13 +133,13 @@ class DistillationModule(LightningModule):
         self._total_steps: int | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The student."""
+        """Run the student."""
         return self.student(*args, **kwargs)
 
     def materialize(self, batch: Any) -> None:
-        """Make the projections whose widths are ``auto``, and count the layers for layer maps, from one batch.
+        """Build projections with ``auto`` widths, and count the layers for layer maps, from one batch.
 
-        Both models run once on it, in eval mode and without gradient.
+        Runs both models once, in eval mode and without gradient.
         """
         device = next(self.student.parameters()).device
         parts = split(batch)
@@ -154,16 +155,16 @@ class DistillationModule(LightningModule):
         self.objective.to(device)
 
     def setup(self, stage: str) -> None:
-        """Freeze the teachers, put them in eval mode, and hook what the matches read, until ``teardown``.
+        """Freeze the teachers, set them to eval mode, and install capture hooks for the matches, until ``teardown``.
 
-        Raises: ``RunError`` where widths are not known yet, training would change a teacher, or the processes of a fit do not have
-        the same config, plugins, teachers and student.
+        Raises: ``RunError`` if widths are not known yet, training would change a teacher, or config, plugins, teachers
+        or student differ between the processes of a fit.
         """
         self._hooks.close()
         if stage == "fit" and self.objective.needs_materialize:
             raise RunError(
-                "a width is 'auto', or a layer map waits for the number of layers. Call module.materialize(batch) with a "
-                "batch before trainer.fit"
+                "a width is 'auto', or a layer map needs the number of layers. Call module.materialize(batch) before "
+                "trainer.fit"
             )
         if stage == "fit":
             check_apart(self._teachers.model, self.student, self.objective)
@@ -175,46 +176,46 @@ class DistillationModule(LightningModule):
         self._hook(self._hooks)
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Give the teachers their modes and their gradients back, and take the hooks away."""
+        """Restore the teachers' modes and ``requires_grad``, and remove the hooks."""
         self._hooks.close()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the run is, to compare it with one that goes on from here."""
+        """Store the run's identity, to compare it when a run resumes from this checkpoint."""
         if self._identity is not None:
             checkpoint[_IDENTITY] = self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises: ``RunError`` where a fit goes on from a checkpoint of another run, unless ``resume_changed``."""
+        """Raises: ``RunError`` if a fit resumes from a checkpoint of a different run, unless ``resume_changed``."""
         resumes = self._identity is not None and self.trainer.state.fn == "fit"
         if resumes and _IDENTITY in checkpoint and not self._resume_changed:
             check_identity(checkpoint[_IDENTITY], self._identity, "the checkpoint")
 
     def on_fit_start(self) -> None:
-        """Put the teachers where the student is."""
+        """Move the teachers to the student's device."""
         self._teachers.to(self.device)
 
     def on_validation_start(self) -> None:
-        """Put the teachers where the student is."""
+        """Move the teachers to the student's device."""
         self._teachers.to(self.device)
 
     def on_test_start(self) -> None:
-        """Put the teachers where the student is."""
+        """Move the teachers to the student's device."""
         self._teachers.to(self.device)
 
     def on_train_start(self) -> None:
-        """Raises: ``RunError`` where Lightning would divide the last step of an epoch by micro-batches that it lacks."""
+        """Raises: ``RunError`` if an epoch's last step has fewer micro-batches than Lightning divides by."""
         size, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
         several = size > 1 or self.trainer.world_size > 1
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
         if self._over == "global" and batches != float("inf") and batches % size:
             raise RunError(
-                f"an epoch has {batches} micro-batches, so that its last step has {int(batches % size)}, and Lightning divides by "
-                f"accumulate_grad_batches={size} all the same. Set limit_train_batches={int(batches - batches % size)}, or "
-                "normalization='micro_batch' to have it so"
+                f"an epoch has {batches} micro-batches, so its last step has {int(batches % size)}, but Lightning "
+                f"still divides by accumulate_grad_batches={size}. Set "
+                f"limit_train_batches={int(batches - batches % size)}, or normalization='micro_batch' to accept that"
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The objective's loss, to be averaged over processes and micro-batches."""
+        """Return the loss; Lightning averages it over processes and micro-batches."""
         report = self._report(batch, batch_idx)
         if self._over == "micro_batch":
             loss = report.total
@@ -226,23 +227,23 @@ class DistillationModule(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The objective's loss."""
+        """Return the loss and log it with each term."""
         report = self._report(batch, batch_idx)
         self._log("val", report, report.total, sync_dist=True)
         return report.total
 
     def test_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The objective's loss."""
+        """Return the loss and log it with each term."""
         report = self._report(batch, batch_idx)
         self._log("test", report, report.total, sync_dist=True)
         return report.total
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
-        """What the student makes of the batch."""
+        """The student's outputs for the batch."""
         return call(self.student, split(batch).student, {})
 
     def configure_optimizers(self) -> Any:
-        """What the factory makes of the student's parameters and of the objective's groups."""
+        """Call the optimizer factory with the student's parameters and the objective's groups."""
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         return self._make_optimizer([{"params": trained}, *self.objective.param_groups()])
 
@@ -270,20 +271,20 @@ class DistillationModule(LightningModule):
         return report
 
     def _steps(self) -> tuple[int, int]:
-        """The optimizer steps taken, and those of the whole run, 0 where nothing is trained."""
+        """Completed and total optimizer steps; 0 outside of ``fit``."""
         if self.trainer.state.fn != "fit":
             return 0, 0
         if self._total_steps is None:
             found = self.trainer.estimated_stepping_batches
             if found == float("inf"):
                 raise RunError(
-                    "Lightning does not know how many steps the run has, and schedules need it. Set max_steps"
+                    "Lightning does not know how many steps the run has, but schedules need it. Set max_steps"
                 )
             self._total_steps = int(found)
         return self.trainer.global_step, self._total_steps
 
     def _pooled(self, report: LossReport) -> Tensor:
-        """The loss by the counts of all processes' batches, such that Lightning's mean over processes is right."""
+        """The loss divided by the counts of all processes, scaled so Lightning's mean over processes is correct."""
         if self.trainer.world_size == 1:
             return report.total
         return Normalization.pooled([counts_of(report)], LightningProcesses(self), self._agreed).loss(report)

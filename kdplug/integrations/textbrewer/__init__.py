@@ -1,8 +1,8 @@
 """TextBrewer's API on kdplug's registries: ``import kdplug.integrations.textbrewer as textbrewer``.
 
-Existing scripts keep their results: what the loop does, and when, is TextBrewer's, while losses, projections and
-schedulers come from kdplug's registries, so that any installed plugin can be named. Which quirks are kept and which
-defects are repaired stands in ``docs/how-to/move-from-textbrewer.md``. New scripts use ``kdplug`` itself.
+Existing scripts keep their results: the training loop follows TextBrewer's, while losses, projections and schedulers
+come from kdplug's registries, so any installed plugin can be named. ``docs/how-to/move-from-textbrewer.md`` lists kept
+quirks and fixed defects. New scripts should use ``kdplug`` directly.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ __all__ = [
 ]
 
 __version__ = "0.2.1.post1"
-"""The release of TextBrewer whose API this is."""
+"""The TextBrewer release whose API this package implements."""
 
 Distillers = {
     "Basic": BasicDistiller,

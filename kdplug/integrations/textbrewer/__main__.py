@@ -1,4 +1,4 @@
-"""Run a TextBrewer script as it is: ``python -m kdplug.integrations.textbrewer script.py argument…``."""
+"""Run an unmodified TextBrewer script: ``python -m kdplug.integrations.textbrewer script.py argument…``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kdplug.integrations.textbrewer.alias import install
 
 
 def main(arguments: list[str]) -> None:
-    """Run the script that is the first of ``arguments``, with the others as its own, as Python itself would."""
+    """Run the script ``arguments[0]`` with the remaining arguments, as Python would."""
     if not arguments:
         sys.exit("usage: python -m kdplug.integrations.textbrewer script.py [argument…]")
     install()

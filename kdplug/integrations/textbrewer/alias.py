@@ -1,4 +1,4 @@
-"""Making ``import textbrewer`` mean this package, for scripts that are not to be edited."""
+"""Make ``import textbrewer`` import this package, so scripts run without edits."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _SUBMODULES = (
 )
 
 _replaced: dict[str, ModuleType] | None = None
-"""The modules that stood under TextBrewer's names before, while this package stands there."""
+"""The modules that ``install()`` replaced, until ``uninstall()``."""
 
 
 def install() -> None:
-    """Make ``import textbrewer``, and its submodules, mean this package in this process.
+    """Make ``import textbrewer`` and its submodules import this package, in this process.
 
-    A TextBrewer that is installed is hidden, and one that was imported is set aside; what a script has taken from it
-    before stays what it is. A second call changes nothing.
+    This hides an installed TextBrewer. If it was imported already, its modules are set aside, but names imported from
+    it keep referring to it. A second call does nothing.
     """
-    global _replaced  # noqa: PLW0603  the process has one table of modules, and so one state
+    global _replaced  # noqa: PLW0603  sys.modules is global, and so is this state
     if _replaced is not None:
         return
     _replaced = _take_out()
@@ -46,7 +46,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Take ``install()`` back: ``import textbrewer`` means what it meant before."""
+    """Undo ``install()``."""
     global _replaced  # noqa: PLW0603
     if _replaced is None:
         return

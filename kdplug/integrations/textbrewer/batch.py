@@ -1,4 +1,4 @@
-"""A batch on its way through the two models."""
+"""Run both models on a batch, and call the adaptors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdplug.contracts.loss import LossSum
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
 from kdplug.integrations.textbrewer.configurations import TrainingConfig
-from kdplug.integrations.textbrewer.log import tell
+from kdplug.integrations.textbrewer.log import warn_once
 
 __all__ = ["BasicAdaptor", "post_adaptor"]
 
@@ -21,7 +21,7 @@ _LISTS = ("logits", "logits_mask", "losses", "labels")
 
 
 class BasicAdaptor:
-    """An adaptor that keeps the batch and the outputs it was called with, for those who build on it."""
+    """Base class for adaptors that stores the batch and the outputs of the last call."""
 
     def __init__(self) -> None:
         self.batch: Any = None
@@ -33,10 +33,11 @@ class BasicAdaptor:
 
 
 def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
-    """The same mapping, with a bare tensor under ``logits``, ``logits_mask``, ``losses`` or ``labels``, or a ``LossSum``, as
-    a list of one.
+    """The same mapping, with a single tensor or ``LossSum`` wrapped in a list.
 
-    Raises: ``OutputsError`` for what is no mapping.
+    This applies to ``logits``, ``logits_mask``, ``losses`` and ``labels``.
+
+    Raises: ``OutputsError`` if it is not a mapping.
     """
     if not isinstance(dict_object, Mapping):
         raise OutputsError(
@@ -50,14 +51,14 @@ def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapted(adaptor: Any, batch: Any, outputs: Any, side: str) -> dict[str, Any]:
-    """What an adaptor makes of a model's outputs. A key that nothing reads is told once, and ignored as in TextBrewer.
+    """Call an adaptor. An unused key is warned of once, and ignored as in TextBrewer.
 
-    Raises: ``OutputsError`` for what is no mapping.
+    Raises: ``OutputsError`` if the adaptor does not return a mapping.
     """
     found = post_adaptor(adaptor(batch, outputs))
     for key in found:
         if key not in ADAPTOR_KEYS:
-            tell(f"{side} returned {key!r}, which nothing reads.{did_you_mean(str(key), ADAPTOR_KEYS)}")
+            warn_once(f"{side} returned {key!r}, which nothing reads.{did_you_mean(str(key), ADAPTOR_KEYS)}")
     return found
 
 
@@ -65,9 +66,9 @@ __all__ = ["auto_forward", "get_outputs_from_batch", "move_to_device"]
 
 
 def move_to_device(batch: Any, device: Any) -> Any:
-    """The batch with every tensor on ``device``: sequences come back as tuples and mappings as dicts.
+    """The batch with every tensor on ``device``; lists become tuples, and mappings become dicts.
 
-    A named tuple keeps its type, and so does what can move itself, such as a ``PackedSequence``.
+    Named tuples and ``PackedSequence`` keep their type.
     """
     if isinstance(batch, torch.Tensor) or _moves_itself(batch):
         return batch.to(device)
@@ -85,7 +86,7 @@ def _moves_itself(batch: Any) -> bool:
 
 
 def auto_forward(model: Any, batch: Any, args: Mapping[str, Any]) -> Any:
-    """The outputs of a model, or of each one of a list or a dict of them."""
+    """The outputs of a model, or of each model in a list or dict."""
     if isinstance(model, (list, tuple, torch.nn.ModuleList)):
         return [_forward(one, batch, args) for one in model]
     if isinstance(model, (dict, torch.nn.ModuleDict)):
@@ -98,23 +99,23 @@ def _forward(model: Any, batch: Any, args: Mapping[str, Any]) -> Any:
 
 
 def teacher_part(batch: Any) -> Any:
-    """What the teacher sees of a batch."""
+    """The teacher's part of a batch."""
     return batch["teacher"] if is_two_sided(batch) else batch
 
 
 def is_two_sided(batch: Any) -> bool:
-    """Whether a batch holds one part for each model."""
+    """Return whether a batch holds a separate part for each model."""
     return isinstance(batch, Mapping) and "teacher" in batch and "student" in batch
 
 
 def get_outputs_from_batch(
     batch: Any, device: Any, model_T: Any, model_S: Any, args: Mapping[str, Any], no_teacher_forward: bool = False
 ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """``((the teacher's batch, its outputs), (the student's batch, its outputs))``, everything on ``device``.
+    """Return ``((teacher batch, outputs), (student batch, outputs))``, everything on ``device``.
 
-    In a batch with the keys ``teacher`` and ``student`` each model has its own part, and what stands under
-    ``teacher_cache`` is taken for the teacher's outputs. The teacher runs first, without gradient, unless
-    ``no_teacher_forward``; its outputs are then ``None``.
+    In a batch with the keys ``teacher`` and ``student``, each model has its own part, and ``teacher_cache``, if
+    present, replaces the teacher's outputs. The teacher runs first, without gradient; with ``no_teacher_forward`` it
+    does not run, and its outputs are ``None``.
     """
     if is_two_sided(batch):
         teacher_batch = move_to_device(batch["teacher"], device)
@@ -132,12 +133,12 @@ def get_outputs_from_batch(
 
 
 def core_of(model: nn.Module) -> nn.Module:
-    """The model inside a wrapper of torch's, or the model itself."""
+    """The model without its ``DataParallel`` or ``DistributedDataParallel`` wrapper."""
     return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
 
 
 def trained_on_many(config: TrainingConfig, model: nn.Module) -> nn.Module:
-    """A model that is trained, wrapped as ``config`` asks, once. What has no trainable parameter is not wrapped."""
+    """Wrap a trained model for ``local_rank`` or ``data_parallel``, unless it is wrapped. DDP skips frozen models."""
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         return model
     if config.local_rank != -1:
@@ -149,14 +150,12 @@ def trained_on_many(config: TrainingConfig, model: nn.Module) -> nn.Module:
 
 
 def has_parameters(model: nn.Module) -> bool:
-    """Whether training would change anything of a model."""
+    """Return whether a model has trainable parameters."""
     return any(parameter.requires_grad for parameter in model.parameters())
 
 
 def read_on_many(config: TrainingConfig, model: Any) -> Any:
-    """A teacher, or a list or dict of them: it has nothing to synchronize, and is wrapped for ``data_parallel``
-    alone.
-    """
+    """Wrap a teacher, or each teacher in a list or dict, for ``data_parallel``; ``local_rank`` needs no wrapper."""
     if config.local_rank != -1 or not config.data_parallel:
         return model
     if isinstance(model, (list, tuple, nn.ModuleList)):
@@ -170,7 +169,7 @@ __all__ = ["DistillationContext"]
 
 
 class DistillationContext:
-    """Teachers in eval mode and the student in train mode inside the block; outside of it modes are what they were."""
+    """Sets the teachers to eval mode and the student to train mode for the block, and restores the modes afterwards."""
 
     def __init__(self) -> None:
         self.model_S: Any = None

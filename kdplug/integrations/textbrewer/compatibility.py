@@ -1,4 +1,4 @@
-"""What TextBrewer asks of its surroundings."""
+"""TextBrewer's compatibility flags."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ mask_dtype = torch.bool
 
 
 def is_apex_available() -> bool:
-    """Always false: half precision is torch's own here, and apex is not used."""
+    """Always false: half precision uses torch, not apex."""
     return False

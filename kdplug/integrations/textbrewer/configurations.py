@@ -1,4 +1,4 @@
-"""TextBrewer's configs: plain objects that can be changed, with schedulers already looked up."""
+"""TextBrewer's configs: mutable objects with resolved schedulers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _KEYS = ("layer_T", "layer_S", "weight", "loss", "feature", "proj")
 class IntermediateMatch:
     """A loss between a feature of the teacher's layer and one of the student's.
 
-    ``proj`` is ``[name, width of the student, width of the teacher]`` and, at will, the options of its optimizer group.
-    The caller's list stays as it is; ``proj`` here always has four elements.
+    ``proj`` is ``[name, student width, teacher width]``, optionally followed by the options of its optimizer group. The
+    caller's list is copied; the attribute ``proj`` always has four elements.
 
     Raises: ``ConfigError``.
     """
@@ -45,7 +45,9 @@ class IntermediateMatch:
         self.layer_T = _layer(layer_T, "layer_T")
         self.layer_S = _layer(layer_S, "layer_S")
         if isinstance(self.layer_T, list) != isinstance(self.layer_S, list):
-            raise ConfigError(f"one of layer_T {layer_T!r} and layer_S {layer_S!r} is a list. Give two lists, or none")
+            raise ConfigError(
+                f"only one of layer_T {layer_T!r} and layer_S {layer_S!r} is a list. Set both to lists, or neither"
+            )
         self.feature = feature
         self.weight = weight
         self.loss = loss
@@ -53,7 +55,7 @@ class IntermediateMatch:
 
     @classmethod
     def read(cls, match: Mapping[str, Any], place: int) -> Self:
-        """The match at ``place`` in a config. Raises: ``ConfigError`` with the path of what is wrong."""
+        """The match at index ``place`` in a config. Raises: ``ConfigError`` with the path of the wrong field."""
         try:
             return cls.from_dict(match)
         except KdplugError as error:
@@ -61,7 +63,7 @@ class IntermediateMatch:
 
     @classmethod
     def from_dict(cls, dict_object: Mapping[str, Any]) -> Self:
-        """The match that a mapping of the arguments describes."""
+        """Build a match from a mapping of the arguments."""
         for key in dict_object:
             if key not in _KEYS:
                 raise UnknownKeyError(f"there is no such key.{did_you_mean(str(key), _KEYS)}", field=str(key))
@@ -85,7 +87,7 @@ def _layer(layer: Any, field: str) -> int | list[int]:
 
 
 def _projection(proj: Any) -> list[Any]:
-    shown = f"[name, width of the student, width of the teacher, options], got {proj!r}"
+    shown = f"[name, student width, teacher width, options], got {proj!r}"
     if not isinstance(proj, (list, tuple)) or len(proj) < 3 or not all(type(width) is int for width in proj[1:3]):
         raise ConfigError(f"must be {shown}", field="proj")
     if len(proj) > 3 and not isinstance(proj[3], dict):
@@ -102,16 +104,16 @@ __all__ = ["Config", "DistillationConfig", "IntermediateMatch", "TrainingConfig"
 
 
 class Config:
-    """What both configs have: reading from a dict and from a JSON file, and a printed form."""
+    """Base class of both configs: reads a dict or a JSON file, and prints the fields."""
 
     @classmethod
     def from_json_file(cls, json_filename: str | Path) -> Self:
-        """The config that a JSON file holds."""
+        """Read a config from a JSON file."""
         return cls.from_dict(read_json(Path(json_filename), CONFIG))
 
     @classmethod
     def from_dict(cls, dict_object: Mapping[str, Any]) -> Self:
-        """The config with these arguments. Raises: ``TypeError`` for a key that does not exist."""
+        """Build a config from a dict of the arguments. Raises: ``TypeError`` for a key that does not exist."""
         return cls(**dict_object)
 
     def __str__(self) -> str:
@@ -122,19 +124,19 @@ class Config:
 
 
 class TrainingConfig(Config):
-    """How a model is trained. The folder ``output_dir`` is made at once, as in TextBrewer.
+    """Training settings. Creates the folder ``output_dir`` immediately, as in TextBrewer.
 
-    * ``gradient_accumulation_steps``: batches for each step of the optimizer.
-    * ``ckpt_frequency`` checkpoints in each ``ckpt_epoch_frequency``-th epoch; with ``num_steps``, one every
+    * ``gradient_accumulation_steps``: batches per optimizer step.
+    * ``ckpt_frequency`` checkpoints in every ``ckpt_epoch_frequency``-th epoch; with ``num_steps``, one every
       ``ckpt_steps`` and one at the end.
-    * ``log_dir``: folder for TensorBoard, none where ``None``.
-    * ``device``: the GPU where there is one, else the CPU, unless it is named.
-    * ``fp16``: half precision by ``torch.autocast`` with scaled losses, except at ``fp16_opt_level="O0"``.
-    * ``data_parallel`` wraps the models with ``DataParallel``; ``local_rank >= 0`` wraps the student with
-      ``DistributedDataParallel``, for which the process group must exist.
+    * ``log_dir``: folder for TensorBoard; ``None`` disables it.
+    * ``device``: by default the GPU if available, else the CPU.
+    * ``fp16``: half precision by ``torch.autocast`` with loss scaling, except at ``fp16_opt_level="O0"``.
+    * ``data_parallel`` wraps the models in ``DataParallel``; ``local_rank >= 0`` wraps the student in
+      ``DistributedDataParallel``, and requires an initialized process group.
 
-    Raises: ``ConfigError`` where ``local_rank`` asks for a process group that does not exist, or for no batches per
-    step.
+    Raises: ``ConfigError`` if ``local_rank`` is set without a process group, or ``gradient_accumulation_steps`` is
+    below 1.
     """
 
     def __init__(
@@ -157,7 +159,7 @@ class TrainingConfig(Config):
             )
         if local_rank != -1 and not (is_available() and is_initialized()):
             raise ConfigError(
-                f"{local_rank} asks for distributed training, but there is no process group. Call "
+                f"{local_rank} requires distributed training, but there is no process group. Call "
                 "torch.distributed.init_process_group first, or leave local_rank at -1",
                 field="local_rank",
             )
@@ -177,18 +179,18 @@ class TrainingConfig(Config):
 
     @property
     def rank(self) -> int:
-        """The number of this process, 0 where there is one alone."""
+        """The rank of this process; 0 for a single process."""
         return 0 if self.local_rank == -1 else torch.distributed.get_rank()
 
 
 class DistillationConfig(Config):
-    """What is minimized: the kd loss, the hard-label loss and the intermediate matches, each times its weight.
+    """The loss: the weighted sum of kd loss, hard-label loss and intermediate matches.
 
-    Every name is looked up in kdplug's registries. ``"none"`` and ``None`` both mean no scheduler. A weight scheduler's
-    value replaces the weight, from the second step on; ``train()`` puts the weight back at its end.
+    All names are looked up in kdplug's registries. ``"none"`` and ``None`` both mean no scheduler. From the second step
+    on, a weight scheduler's value replaces the weight; ``train()`` restores the weight at its end.
 
     Raises: ``EntryError``, ``SettingError`` for a scheduler that does not exist or lacks a setting; ``ConfigError`` for
-    a match that cannot be read.
+    an invalid match.
     """
 
     def __init__(
@@ -227,7 +229,7 @@ def _scheduler(known: TextBrewerMap, spec: Any, field: str) -> Callable[..., Any
         return None
     try:
         if known is TEMPERATURE_SCHEDULER and not temperature_schedulers.entry(parse_spec(spec).name).positional:
-            temperature_schedulers.build(spec)  # the map would give a builder where settings are missing
+            temperature_schedulers.build(spec)  # raises if settings are missing; the map would return a builder
         return known[spec]
     except KdplugError as error:
         raise error.at(field) from error.__cause__

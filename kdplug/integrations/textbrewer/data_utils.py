@@ -1,6 +1,4 @@
-"""TextBrewer's augmentation of token lists. Each draws from NumPy's global generator, as there: seed it for the same
-lists.
-"""
+"""TextBrewer's augmentation of token lists. It uses NumPy's global generator, as TextBrewer does."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ __all__ = ["deleting", "long_disorder", "masking", "n_gram_sampling", "short_dis
 Token = TypeVar("Token")
 
 _SWAPS = ((0, 1, 2), (1, 0), (2, 1, 0), (2, 0, 1), (1, 2, 0))
-"""What becomes of the next tokens, by the number that is drawn: abc, ba, cba, cab, bca."""
+"""Orders of the next tokens, indexed by the drawn number: abc, ba, cba, cab, bca."""
 
 
 def masking(tokens: Sequence[Token], p: float = 0.1, mask: Token = "[MASK]") -> list[Token]:  # type: ignore[assignment]
@@ -23,7 +21,7 @@ def masking(tokens: Sequence[Token], p: float = 0.1, mask: Token = "[MASK]") -> 
 
 
 def deleting(tokens: Sequence[Token], p: float = 0.1) -> list[Token]:
-    """A new list without some of the tokens: each is left out with probability ``p``."""
+    """A new list in which each token is deleted with probability ``p``."""
     kept = np.random.binomial(1, 1 - p, len(tokens))
     return [token for token, keep in zip(tokens, kept, strict=True) if keep]
 
@@ -31,18 +29,16 @@ def deleting(tokens: Sequence[Token], p: float = 0.1) -> list[Token]:
 def n_gram_sampling(
     tokens: Sequence[Token], p_ng: Sequence[float] = (0.2,) * 5, l_ng: Sequence[int] = (1, 2, 3, 4, 5)
 ) -> Sequence[Token]:
-    """A random span, of a length that is drawn from ``l_ng`` with the probabilities ``p_ng``; all where it is too
-    long.
-    """
+    """A random span whose length is drawn from ``l_ng`` with probabilities ``p_ng``, and capped at the whole list."""
     length = min(int(np.random.choice(l_ng, p=p_ng)), len(tokens))
     start = int(np.random.randint(0, len(tokens) - length + 1))
     return tokens[start : start + length]
 
 
 def short_disorder(tokens: Sequence[Token], p: Sequence[float] = (0.9, 0.1, 0, 0, 0)) -> list[Token]:
-    """A new list with neighbours disordered: at each place three tokens abc stay, or become bac, cba, cab or bca.
+    """A new list with neighbours reordered: at each position three tokens abc stay, or become bac, cba, cab or bca.
 
-    ``p`` holds the five probabilities. Of the last two tokens any disorder is a swap.
+    ``p`` holds the five probabilities. The last two tokens can only be swapped.
     """
     outputs, place = list(tokens), 0
     while place < len(outputs) - 1:
@@ -57,9 +53,9 @@ def short_disorder(tokens: Sequence[Token], p: Sequence[float] = (0.9, 0.1, 0, 0
 
 
 def long_disorder(tokens: Sequence[Token], p: float = 0.1, length: float = 20) -> list[Token]:
-    """A new list in which the halves of some spans are swapped: of each possible span with probability ``p``.
+    """A new list in which each possible span has its halves swapped with probability ``p``.
 
-    ``length`` is that of a span, rounded up to an even number; below 2 it is a share of the list's own.
+    ``length`` is the span's length, rounded up to an even number; below 2 it is a fraction of the list's length.
 
     Raises: ``ValueError`` for a length that is not positive.
     """

@@ -1,4 +1,4 @@
-"""Distillation of one teacher's logits, and what the other distillers share with it."""
+"""Distillation of one teacher's logits, and the base classes of the other distillers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdplug.integrations.textbrewer.batch import (
     trained_on_many,
 )
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
-from kdplug.integrations.textbrewer.log import logger, make_writer, tell, write_terms
+from kdplug.integrations.textbrewer.log import logger, make_writer, warn_once, write_terms
 from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps, save
 from kdplug.integrations.textbrewer.term import Progress, hard_label_loss, kd_loss, modules_of, weighted
 from kdplug.objective.batch import Draws
@@ -34,10 +34,10 @@ __all__ = ["AbstractDistiller", "BasicDistiller"]
 
 
 class AbstractDistiller(DistillationContext):
-    """Models, adaptors and configs, under TextBrewer's names.
+    """Holds models, adaptors and configs, under TextBrewer's names.
 
-    ``projs`` are modules to train with the student (or ``None``) and ``projs_group`` the options of their optimizer
-    groups; a subclass may fill them.
+    ``projs`` are modules trained with the student (or ``None``), ``projs_group`` the options of their optimizer groups;
+    a subclass may fill both.
 
     Raises: ``EntryError``, ``ConfigError`` for a kd loss that does not exist or lacks a setting.
     """
@@ -84,11 +84,11 @@ class BasicDistiller(AbstractDistiller):
 
     @property
     def is_caching(self) -> bool:
-        """Whether the teacher's logits are computed once. In epochs alone; distillers with matches never do."""
+        """True if teacher logits are computed once and cached; always false in distillers with matches."""
         return self.d_config.is_caching_logits is True
 
     def trained_modules(self) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        """What is trained besides the student, each with the options of its optimizer group."""
+        """Yield each module trained with the student, and the options of its optimizer group."""
         yield from zip(self.projs, self.projs_group, strict=True)
         yield from ((module, {}) for module in modules_of([self.kd_loss]))
 
@@ -108,7 +108,7 @@ class BasicDistiller(AbstractDistiller):
         write_terms(self.tb_writer, total_loss, losses_dict, writer_step)
 
     def step_done(self, steps: int, total: float) -> None:
-        """Put what the weight schedulers say of the run so far in place of the weights."""
+        """Update the progress, and set the weights from the weight schedulers."""
         self.progress = Progress(steps / total, steps, total, Draws(steps, self.rank))
         if self.d_config.kd_loss_weight_scheduler is not None:
             self.d_config.kd_loss_weight = self.d_config.kd_loss_weight_scheduler(steps / total)
@@ -118,14 +118,15 @@ class BasicDistiller(AbstractDistiller):
     def initialize_training(
         self, optimizer: Optimizer, scheduler_class: Any, scheduler_args: Any, scheduler: Any
     ) -> tuple[Optimizer, Any, bool | None]:
-        """The optimizer with a group for each projection, the learning-rate scheduler, and whether to hide the bars.
+        """Add optimizer groups and wrap the models; return optimizer, scheduler, and tqdm's ``disable``.
 
-        Raises: ``RunError`` where a loss or a custom match holds parameters that several processes would not share.
+        Raises: ``RunError`` if ``local_rank`` is set but a loss or custom match has parameters, which would not be
+        synchronized.
         """
         trained = [(module, options) for module, options in self.trained_modules() if module is not None]
         if self.local_rank != -1 and any(has_parameters(module) for module, _ in trained if module not in self.projs):
             raise RunError(
-                "local_rank cannot be set where a loss or a custom match is trained: use kdplug.GeneralDistiller"
+                "local_rank cannot be set if a loss or a custom match has parameters. Use kdplug.GeneralDistiller"
             )
         groups = [{"params": list(module.parameters()), **options} for module, options in trained]
         scheduler = prepare(optimizer, groups, scheduler_class, scheduler_args, scheduler)
@@ -151,15 +152,15 @@ class BasicDistiller(AbstractDistiller):
     ) -> None:
         """Train the student for ``num_steps`` optimizer steps, or else for ``num_epochs`` passes over the loader.
 
-        ``scheduler_class(optimizer=…, **scheduler_args)`` makes the learning-rate scheduler; ``callback(model=…,
-        step=…)`` is called at each checkpoint; ``args`` go to both models' ``forward``.
+        ``scheduler_class(optimizer=…, **scheduler_args)`` builds the learning-rate scheduler; ``callback(model=…,
+        step=…)`` is called at each checkpoint; ``args`` are passed to both models' ``forward``.
 
-        Raises: ``ConfigError`` for a combination that cannot be meant; ``RunError`` where not one step can be made.
+        Raises: ``ConfigError`` for an invalid combination; ``RunError`` if no step can be made.
         """
         if num_epochs is None and num_steps is None:
-            raise ConfigError("give num_epochs or num_steps")
+            raise ConfigError("set num_epochs or num_steps")
         if self.is_caching and num_steps is not None:
-            raise ConfigError("True goes with num_epochs, not with num_steps", field="is_caching_logits")
+            raise ConfigError("True requires num_epochs, but num_steps is set", field="is_caching_logits")
         optimizer, scheduler, _ = self.initialize_training(optimizer, scheduler_class, scheduler_args, scheduler)
         loop = Loop(self, optimizer, scheduler, max_grad_norm, callback, args)
         with self.running():
@@ -173,9 +174,9 @@ class BasicDistiller(AbstractDistiller):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a run: what the weight schedulers wrote into the config is taken back at its end."""
+        """Wrap a run; at its end, restore the config's weights, which the weight schedulers overwrite."""
         if self.d_config.is_caching_logits and not self.is_caching:
-            tell(f"is_caching_logits has no effect: {type(self).__name__} does not keep the teacher's logits")
+            warn_once(f"is_caching_logits has no effect: {type(self).__name__} does not cache teacher logits")
         weights = self.d_config.kd_loss_weight, self.d_config.hard_label_weight
         try:
             yield
@@ -183,7 +184,7 @@ class BasicDistiller(AbstractDistiller):
             self.d_config.kd_loss_weight, self.d_config.hard_label_weight = weights
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch, and its terms by the names that they are logged under."""
+        """The loss of a batch, and its terms by their names in the log."""
         if self.is_caching:
             batch, cached = batch
         (batch_T, outputs_T), (batch_S, outputs_S) = get_outputs_from_batch(
@@ -197,24 +198,24 @@ class BasicDistiller(AbstractDistiller):
         return self.compute_loss(adapted(self.adaptor_S, batch_S, outputs_S, "adaptor_S"), results_T)
 
     def teacher_results(self, batch: Any, outputs: Any) -> Any:
-        """What the teacher's adaptor makes of its outputs."""
+        """The result of the teacher's adaptor."""
         return adapted(self.adaptor_T, batch, outputs, "adaptor_T")
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of what the adaptors returned, and its terms. Raises: ``OutputsError`` where logits are missing."""
+        """The loss and its terms, from the adaptors' results. Raises: ``OutputsError`` if logits are missing."""
         term = kd_loss(self.d_config, self.kd_loss, results_S, [results_T], self.progress)
         total, terms = weighted(0, term, self.d_config.kd_loss_weight), {"unweighted_kd_loss": term}
         return self.add_hard_label_loss(total, terms, results_S)
 
     def add_hard_label_loss(self, total: Any, terms: dict[str, Any], results_S: Any) -> tuple[Any, dict[str, Any]]:
-        """The total with the student's own losses, where it returned any."""
+        """Add the student's own losses to the total, if it returned any."""
         if "losses" in results_S:
             term = terms["unweighted_hard_label_loss"] = hard_label_loss(results_S["losses"])
             total = weighted(total, term, self.d_config.hard_label_weight)
         return total, terms
 
     def cache_logits(self, batch: Any, args: dict[str, Any], batch_postprocessor: Callable[[Any], Any] | None) -> None:
-        """Keep a batch, where it is, and the teacher's logits for it, in main memory."""
+        """Cache a batch, on its current device, and its teacher logits, in CPU memory."""
         batch = batch if batch_postprocessor is None else batch_postprocessor(batch)
         part = move_to_device(teacher_part(batch), self.t_config.device)
         with torch.no_grad():

@@ -21,9 +21,9 @@ from kdplug.objective.custom_term import CustomTerm
 
 
 class CustomMatches:
-    """The terms of custom matches, and what reads the models for them.
+    """The terms of custom matches, and the hooks that capture their features.
 
-    Raises: ``ConfigError`` for a module that is in no model.
+    Raises: ``ConfigError`` for a module that is not in the model.
     """
 
     def __init__(self, matches: Iterable[CustomMatch], teacher: Any, student: nn.Module, device: Any) -> None:
@@ -36,18 +36,18 @@ class CustomMatches:
             self.teacher = Capture(teacher, (term.layer_teacher for term in self.terms), "teacher")
 
     def trained_modules(self) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        """The projections that hold parameters, each with the options of its optimizer group."""
+        """The projections that are modules, each with the options of its optimizer group."""
         return ((term.projection, term.options) for term in self.terms if isinstance(term.projection, nn.Module))
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Hooks on the modules for the length of a run."""
+        """Install the capture hooks for a run."""
         with ExitStack() as stack:
             self._enter(stack, "hooked")
             yield
 
     def read_into(self, stack: ExitStack) -> None:
-        """Read, until ``stack`` closes, what the modules put out."""
+        """Capture the modules' outputs until ``stack`` closes."""
         self._enter(stack, "reading")
 
     def _enter(self, stack: ExitStack, name: str) -> None:
@@ -57,7 +57,7 @@ class CustomMatches:
                 stack.enter_context(context)
 
     def values(self, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
-        """The name, the unweighted value and the weight of each."""
+        """Yield the name, unweighted value and weight of each match."""
         if self.student is None or self.teacher is None:
             return
         ours = self.student.join(Outputs(inputs_mask=student.get("inputs_mask")))
@@ -72,7 +72,7 @@ __all__ = ["GeneralDistiller"]
 
 
 class GeneralDistiller(BasicDistiller):
-    """One teacher, one task: kd loss, intermediate matches, custom matches, hard-label loss, each where there is one.
+    """One teacher, one task: kd loss, intermediate matches, custom matches and hard-label loss, each if configured.
 
     Raises: ``EntryError``, ``ConfigError`` for a loss or a module that does not exist.
     """
@@ -98,31 +98,29 @@ class GeneralDistiller(BasicDistiller):
 
     @property
     def is_caching(self) -> bool:
-        """Never: matches need the teacher's features."""
+        """Always false: matches need the teacher's features."""
         return False
 
     def trained_modules(self) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        """What is trained besides the student, each with the options of its optimizer group."""
+        """Yield each module trained with the student, and the options of its optimizer group."""
         yield from zip(self.projs, self.projs_group, strict=True)
         yield from self.custom_matches.trained_modules()
         yield from ((module, {}) for module in modules_of([self.kd_loss, *self.match_losses]))
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a run, with hooks for the custom matches."""
+        """Wrap a run, with hooks for the custom matches."""
         with super().running(), self.custom_matches.hooked():
             yield
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch, and its terms by the names that they are logged under."""
+        """The loss of a batch, and its terms by their names in the log."""
         with ExitStack() as stack:
             self.custom_matches.read_into(stack)
             return super().train_on_batch(batch, args)
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of what the adaptors returned, and its terms: kd loss where both have logits, matches, hard
-        labels.
-        """
+        """The loss and its terms: kd loss if both adaptors returned logits, matches, hard-label loss."""
         total: Any = 0
         terms: dict[str, Any] = {}
         if "logits" in results_S and "logits" in results_T:

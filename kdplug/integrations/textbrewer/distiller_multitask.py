@@ -1,4 +1,4 @@
-"""Distillation of several teachers, each of a task of its own, into one student."""
+"""Distillation of several teachers, one per task, into one student."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ __all__ = ["MultiTaskDistiller"]
 
 
 class MultiTaskDistiller(GeneralDistiller):
-    """Several tasks: teachers and adaptors are dicts by task. One config, and so one set of projections, serves all
-    tasks.
+    """Several tasks: teachers and adaptors are dicts by task. All tasks share one config and its projections.
 
-    Raises: ``ConfigError`` where the tasks of the dicts differ.
+    Raises: ``ConfigError`` if the tasks of the dicts differ.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class MultiTaskDistiller(GeneralDistiller):
     ) -> None:
         for field, given in (("adaptor_T", adaptor_T), ("adaptor_S", adaptor_S)):
             if set(given) != set(model_T.keys()):
-                raise ConfigError(f"tasks {sorted(given)}, but model_T has {sorted(model_T.keys())}", field=field)
+                raise ConfigError(f"has tasks {sorted(given)}, but model_T has {sorted(model_T.keys())}", field=field)
         super().__init__(train_config, distill_config, dict(model_T.items()), model_S, adaptor_T, adaptor_S)
 
     def train(  # type: ignore[override]  # TextBrewer's signature
@@ -55,12 +54,12 @@ class MultiTaskDistiller(GeneralDistiller):
         batch_postprocessors: Mapping[str, Any] | None = None,
         **args: Any,
     ) -> None:
-        """Train the student for ``num_steps`` optimizer steps, each batch from a task that is drawn anew.
+        """Train the student for ``num_steps`` optimizer steps; the task is drawn again for each batch.
 
-        A task is drawn with a probability in proportion to its number of batches to the power of ``tau``, all alike
-        where a loader has no length. The draws are those of NumPy's global generator.
+        A task's probability is proportional to its number of batches to the power of ``tau``, or uniform if a loader
+        has no length. Draws use NumPy's global generator.
 
-        Raises: ``ConfigError`` for a task without a loader; ``RunError`` for a loader that gives no more batches.
+        Raises: ``ConfigError`` for a loader without a teacher; ``RunError`` if a loader yields no more batches.
         """
         if missing := sorted(set(dataloaders) - set(self.model_T)):
             raise ConfigError(f"tasks without a teacher: {missing}", field="dataloaders")
@@ -72,7 +71,7 @@ class MultiTaskDistiller(GeneralDistiller):
             last, every = step_plan(loop, num_steps)
             while loop.steps < last:
                 for _ in range(loop.accumulation):
-                    task = tasks[int(np.random.choice(len(tasks), p=chances))]  # the draws of existing scripts
+                    task = tasks[int(np.random.choice(len(tasks), p=chances))]  # same draws as existing scripts
                     batch = next(batches[task])
                     if batch_postprocessors is not None:
                         batch = batch_postprocessors[task](batch)
@@ -96,7 +95,7 @@ class MultiTaskDistiller(GeneralDistiller):
 
 
 def _chances(dataloaders: Mapping[str, Any], tau: float) -> list[float] | None:
-    """The probability of each task, ``None`` where a loader has no length."""
+    """The probability of each task; ``None`` if a loader has no length."""
     try:
         sizes = [pow(len(loader), tau) for loader in dataloaders.values()]
     except TypeError:

@@ -1,4 +1,4 @@
-"""Distillation of several teachers of one task: the mean of their logits."""
+"""Distillation from the mean logits of several teachers of one task."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from kdplug.errors import ConfigError
 from kdplug.integrations.textbrewer.batch import adapted
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.distiller_basic import BasicDistiller
-from kdplug.integrations.textbrewer.log import tell
+from kdplug.integrations.textbrewer.log import warn_once
 from kdplug.integrations.textbrewer.term import kd_loss, weighted
 
 __all__ = ["MultiTeacherDistiller"]
 
 
 class MultiTeacherDistiller(BasicDistiller):
-    """Several teachers, one task. ``adaptor_T`` is one for all of them, or one for each.
+    """Several teachers, one task. ``adaptor_T`` is one adaptor for all of them, or one for each.
 
-    Raises: ``ConfigError`` where there are not as many adaptors as teachers.
+    Raises: ``ConfigError`` if the numbers of adaptors and teachers differ.
     """
 
     def __init__(
@@ -37,22 +37,22 @@ class MultiTeacherDistiller(BasicDistiller):
         super().__init__(train_config, distill_config, list(model_T), model_S, adaptor_T, adaptor_S)
         self._adaptors = list(adaptor_T) if isinstance(adaptor_T, Iterable) else [adaptor_T] * len(self.model_T)
         if len(self._adaptors) != len(self.model_T):
-            raise ConfigError(f"{len(self._adaptors)} of them for {len(self.model_T)} teachers", field="adaptor_T")
+            raise ConfigError(f"got {len(self._adaptors)} adaptors for {len(self.model_T)} teachers", field="adaptor_T")
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a run."""
+        """Wrap a run; warn of matches, which have no effect."""
         if self.d_config.intermediate_matches:
-            tell("intermediate_matches have no effect: MultiTeacherDistiller matches logits alone")
+            warn_once("intermediate_matches have no effect: MultiTeacherDistiller matches only logits")
         with super().running():
             yield
 
     def teacher_results(self, batch: Any, outputs: Any) -> list[dict[str, Any]]:
-        """What the adaptors make of each teacher's outputs."""
+        """The adaptors' results for each teacher."""
         return [adapted(adaptor, batch, one, "adaptor_T") for adaptor, one in zip(self._adaptors, outputs, strict=True)]
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of what the adaptors returned, and its terms. The first teacher's mask serves all teachers."""
+        """The loss and its terms. The first teacher's mask applies to all teachers."""
         term = kd_loss(self.d_config, self.kd_loss, results_S, results_T, self.progress)
         total, terms = weighted(0, term, self.d_config.kd_loss_weight), {"unweighted_kd_loss": term}
         return self.add_hard_label_loss(total, terms, results_S)

@@ -1,4 +1,4 @@
-"""Plain training, of a teacher for example."""
+"""Training without distillation, for example of a teacher."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class BasicTrainer:
         batch_postprocessor: Callable[[Any], Any] | None = None,
         **args: Any,
     ) -> None:
-        """Train the model; the arguments are those of ``BasicDistiller.train``."""
+        """Train the model, with the arguments of ``BasicDistiller.train``."""
         scheduler = prepare(optimizer, (), scheduler_class, scheduler_args, scheduler)
         self.model = trained_on_many(self.t_config, self.model)
         loop = Loop(self, optimizer, scheduler, max_grad_norm, callback, args)
@@ -64,11 +64,11 @@ class BasicTrainer:
             run_epochs(loop, dataloader, num_epochs, batch_postprocessor)
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch. Raises: ``OutputsError`` where the adaptor returns none."""
+        """The loss of a batch. Raises: ``OutputsError`` if the adaptor returns no losses."""
         batch = move_to_device(batch, self.t_config.device)
         results = adapted(self.adaptor, batch, auto_forward(self.model, batch, args), "the adaptor")
         if "losses" not in results:
-            raise OutputsError("missing from what the adaptor returned: there is nothing to minimize", field="losses")
+            raise OutputsError("missing from the adaptor's result: there is no loss to minimize", field="losses")
         loss: torch.Tensor = hard_label_loss(results["losses"])
         return loss
 
@@ -90,4 +90,4 @@ class BasicTrainer:
             self.model.train()
 
     def step_done(self, steps: int, total: float) -> None:
-        """Nothing here moves with the run."""
+        """Do nothing: no weight or temperature changes during the run."""

@@ -1,4 +1,4 @@
-"""What ``from textbrewer.distiller_utils import *`` gives to those who write a distiller of their own."""
+"""Names that ``from textbrewer.distiller_utils import *`` provides to authors of custom distillers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from kdplug.integrations.textbrewer.term import probability_shift_, select_logit
 
 has_apex = False
 
-__all__ = [  # noqa: PLE0604  what presets gives is part of it, as in TextBrewer
+__all__ = [  # noqa: PLE0604  includes the names of presets, as in TextBrewer
     *presets.__all__,
     "AbstractDistiller",
     "BasicAdaptor",

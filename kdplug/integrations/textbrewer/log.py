@@ -1,4 +1,4 @@
-"""What a run says: lines under TextBrewer's logger, and scalars for TensorBoard."""
+"""Logging: TextBrewer's logger, and scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger("Distillation")
 
 
 class Writer(Protocol):
-    """What takes scalars."""
+    """Interface of a scalar writer."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Take one."""
+        """Write one scalar."""
 
 
 class no_op:  # noqa: N801  TextBrewer's name
@@ -31,9 +31,9 @@ class no_op:  # noqa: N801  TextBrewer's name
 
 
 def make_writer(config: TrainingConfig) -> Writer:
-    """TensorBoard's writer where ``config`` names a folder and this is the first process.
+    """A TensorBoard writer if ``log_dir`` is set and this is the first process; otherwise ``no_op``.
 
-    Raises: ``RunError`` where TensorBoard is not installed.
+    Raises: ``RunError`` if TensorBoard is not installed.
     """
     if config.log_dir is None or config.rank:
         return no_op()
@@ -46,7 +46,7 @@ def make_writer(config: TrainingConfig) -> Writer:
 
 
 def write_terms(writer: Writer, total: Tensor, terms: Mapping[str, Any] | None, step: int) -> None:
-    """Write the total and each term. Where nothing listens no value is waited for."""
+    """Write the total and each term. With a ``no_op`` writer, values are not synchronized from the device."""
     if isinstance(writer, no_op):
         return
     for name, value in {"total_loss": total, **(terms or {})}.items():
@@ -54,6 +54,6 @@ def write_terms(writer: Writer, total: Tensor, terms: Mapping[str, Any] | None, 
 
 
 @lru_cache(maxsize=256)
-def tell(message: str) -> None:
-    """Warn of something, once in a process."""
+def warn_once(message: str) -> None:
+    """Log a warning, once per process."""
     logger.warning(message)

@@ -1,4 +1,4 @@
-"""TextBrewer's training loop: batches in, optimizer steps, checkpoints. Its order of events is what scripts rely on."""
+"""TextBrewer's training loop: batches, optimizer steps and checkpoints, in the order that scripts rely on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdplug.integrations.textbrewer.log import logger
 
 
 class Precision:
-    """Forward passes under autocast and losses scaled, where the config asks for half precision; else nothing."""
+    """Autocast and loss scaling if the config enables half precision; otherwise no effect."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self.enabled = bool(config.fp16) and config.fp16_opt_level != "O0"
@@ -31,19 +31,19 @@ class Precision:
         self._scaler = torch.amp.GradScaler(self._device, enabled=self.enabled)
 
     def forward(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass and its losses."""
+        """The autocast context for a forward pass and its losses."""
         return torch.autocast(self._device, dtype=torch.float16) if self.enabled else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
-        """The backward pass."""
+        """Run the backward pass on the scaled loss."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: Optimizer) -> None:
-        """Bring the gradients back to their size, before they are clipped."""
+        """Unscale the gradients before clipping."""
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: Optimizer) -> bool:
-        """One step of the optimizer; false where it was left out, since gradients had overflowed."""
+        """Step the optimizer; return false if the step was skipped because gradients overflowed."""
         scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
@@ -51,9 +51,9 @@ class Precision:
 
 
 def save(config: TrainingConfig, model: nn.Module, step: int) -> None:
-    """Write the weights after ``step`` steps, in the first process; every other one waits for it.
+    """Write the weights after ``step`` steps, in the first process; the others wait.
 
-    The file appears whole or not at all. ``torch.load`` reads it with ``weights_only=True``.
+    The write is atomic. ``torch.load`` can read the file with ``weights_only=True``.
     """
     if config.rank == 0:
         path = Path(config.output_dir) / f"gs{step}.pkl"
@@ -65,7 +65,7 @@ def save(config: TrainingConfig, model: nn.Module, step: int) -> None:
 
 
 def steps_in_epoch(steps: int, frequency: int) -> frozenset[int]:
-    """After which steps of an epoch of ``steps`` a checkpoint is due, 0 being the epoch's end."""
+    """The steps of an epoch of ``steps`` after which a checkpoint is due; 0 means the epoch's end."""
     return frozenset(int(steps * place / frequency) for place in range(frequency))
 
 
@@ -73,7 +73,7 @@ Callback = Callable[..., Any] | None
 
 
 class Owner(Protocol):
-    """What the loop trains. A subclass of a distiller may override any of these."""
+    """Interface between the loop and the distiller or trainer. Subclasses may override any of these methods."""
 
     t_config: TrainingConfig
     print_freq: int
@@ -82,23 +82,23 @@ class Owner(Protocol):
         """The model whose gradients are clipped."""
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> Any:
-        """The loss of a batch, or the loss and the terms to log."""
+        """Return the loss of a batch, or the loss and the terms to log."""
 
     def write_loss(self, total_loss: Any, writer_step: int, losses_dict: Any = None) -> None:
         """Log the loss of a batch."""
 
     def save_and_callback(self, global_step: int, step: int, epoch: int, callback: Callback) -> None:
-        """Write a checkpoint and call the user's function."""
+        """Write a checkpoint and call the callback."""
 
     def step_done(self, steps: int, total: float) -> None:
-        """Take note that an optimizer step was made."""
+        """Called after each optimizer step."""
 
 
 class Loop:
-    """One call of ``train()``: counts batches and steps, and makes each step in TextBrewer's order.
+    """The state of one ``train()`` call: counts batches and steps, and runs each step in TextBrewer's order.
 
-    Loss over ``gradient_accumulation_steps``, backward; after as many batches clip (the trained model alone), step,
-    step the learning rate, clear the gradients.
+    Divide the loss by ``gradient_accumulation_steps`` and run backward; after that many batches, clip the gradients of
+    the trained model only, step the optimizer, step the learning rate, and zero the gradients.
     """
 
     def __init__(
@@ -122,17 +122,17 @@ class Loop:
         self.total: float = 0
 
     def bar(self, items: Iterable[Any]) -> Iterable[Any]:
-        """The items, with a progress bar where a person watches."""
+        """The items, with a progress bar in the first process if it runs in a terminal."""
         shown: Iterable[Any] = tqdm(items, disable=True if self.owner.t_config.rank else None)
         return shown
 
     def start(self, total: float) -> None:
-        """Before the first step: nothing that an earlier backward pass left is applied."""
+        """Start a run of ``total`` steps; clear gradients left from an earlier backward pass."""
         self.total = total
         self.optimizer.zero_grad()
 
     def backward(self, batch: Any) -> None:
-        """One batch, forward and backward."""
+        """Run one batch forward and backward."""
         with self.precision.forward():
             result = self.owner.train_on_batch(batch, self.args)
         loss, terms = result if isinstance(result, tuple) else (result, None)
@@ -141,7 +141,7 @@ class Loop:
         self.precision.backward(loss / self.accumulation)
 
     def step(self) -> None:
-        """One optimizer step."""
+        """Make one optimizer step."""
         if self.max_grad_norm > 0:
             self.precision.unscale(self.optimizer)
             nn.utils.clip_grad_norm_(self.owner.trained_model().parameters(), self.max_grad_norm)
@@ -152,7 +152,7 @@ class Loop:
         self.owner.step_done(self.steps, self.total)
 
     def save(self, place: int, epoch: int = 0) -> None:
-        """A checkpoint and the callback."""
+        """Write a checkpoint and call the callback."""
         self.owner.save_and_callback(self.steps, place, epoch, self.callback)
 
 
@@ -163,10 +163,9 @@ def prepare(
     scheduler_args: Mapping[str, Any] | None,
     scheduler: Any,
 ) -> Any:
-    """Add ``groups`` to the optimizer, those that it lacks, then make the learning-rate scheduler or extend the given
-    one.
+    """Add missing ``groups`` to the optimizer, then build the learning-rate scheduler or extend the given one.
 
-    ``scheduler_class`` wins over ``scheduler``, as in TextBrewer.
+    ``scheduler_class`` takes precedence over ``scheduler``, as in TextBrewer.
 
     Raises: ``ConfigError``, ``RunError`` for a scheduler that cannot be used.
     """
@@ -177,9 +176,9 @@ def prepare(
 
 
 def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Callable[[Any], Any] | None) -> None:
-    """Train for ``num_steps`` optimizer steps, over the loader again and again.
+    """Train for ``num_steps`` optimizer steps, and repeat the loader as needed.
 
-    Raises: ``ConfigError`` for no steps at all; ``RunError`` for a loader that gives no more batches.
+    Raises: ``ConfigError`` if ``num_steps`` is below 1; ``RunError`` if the loader yields no more batches.
     """
     last, every = step_plan(loop, num_steps)
     for place, batch in enumerate(loop.bar(endless(loader))):
@@ -196,8 +195,7 @@ def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Calla
 
 
 def step_plan(loop: Loop, num_steps: float) -> tuple[int, int]:
-    """The number of the last step, and how often a checkpoint is due: at the end alone where ``ckpt_steps`` is
-    ``None``.
+    """The last step, and the steps between checkpoints; ``ckpt_steps`` of ``None`` means only one at the end.
 
     Raises: ``ConfigError``.
     """
@@ -214,13 +212,15 @@ def step_plan(loop: Loop, num_steps: float) -> tuple[int, int]:
 
 
 def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches again and again. Raises: ``RunError`` where a whole pass gives none."""
+    """Yield the batches forever. Raises: ``RunError`` if a whole pass yields none."""
     while True:
         batch = _NONE
         for batch in loader:
             yield batch
         if batch is _NONE:
-            raise RunError("the dataloader gives no more batches: it is empty, or a generator that can be read once")
+            raise RunError(
+                "the dataloader yields no more batches: it is empty, or an iterator that can be read only once"
+            )
 
 
 _NONE = object()
@@ -233,18 +233,18 @@ def run_epochs(
     change: Callable[[Any], Any] | None,
     reshuffled: Callable[[], list[Any]] | None = None,
 ) -> None:
-    """Train for ``int(num_epochs)`` passes over the loader, or over what ``reshuffled`` gives for each.
+    """Train for ``int(num_epochs)`` passes over the loader, or over the batches that ``reshuffled`` returns each epoch.
 
-    Batches at an epoch's end that do not fill a step are computed, logged and dropped, as in TextBrewer.
+    Batches at an epoch's end that do not fill a step are computed and logged, but dropped, as in TextBrewer.
 
-    Raises: ``RunError`` where the loader has too few batches for a single step.
+    Raises: ``RunError`` if the loader has too few batches for a single step.
     """
     config, epochs = loop.owner.t_config, int(num_epochs)
     steps = len(loader) // loop.accumulation
     if not steps:
         raise RunError(
-            f"the dataloader has {len(loader)} batches and gradient_accumulation_steps is {loop.accumulation}: "
-            "not one step would be made"
+            f"the dataloader has {len(loader)} batches, but gradient_accumulation_steps is {loop.accumulation}: "
+            "no optimizer step would be made"
         )
     due = steps_in_epoch(steps, config.ckpt_frequency)
     logger.info("Training steps per epoch: %s", steps)
@@ -269,7 +269,7 @@ def run_epochs(
 
 
 def _rarely(steps: int, loop: Loop) -> int:
-    """After how many steps a line is due: ``print_freq`` lines in ``steps`` steps, or one."""
+    """The steps between log lines: ``print_freq`` lines per ``steps`` steps, but at least one."""
     return steps // loop.owner.print_freq or steps
 
 

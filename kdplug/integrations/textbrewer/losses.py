@@ -1,4 +1,4 @@
-"""TextBrewer's loss functions by their names there. Each is looked up in the registry when it is called."""
+"""TextBrewer's loss functions, under their original names. Each call looks the loss up in the registry."""
 
 from __future__ import annotations
 
@@ -75,5 +75,5 @@ def fsp_loss(state_S: Sequence[Tensor], state_T: Sequence[Tensor], mask: Tensor 
 
 
 def mmd_loss(state_S: Sequence[Tensor], state_T: Sequence[Tensor], mask: Tensor | None = None) -> Any:
-    """The match loss ``mmd``, which is ``nst``. Shapes as ``fsp_loss``; the widths of the two sides may differ."""
+    """The match loss ``mmd``, an alias of ``nst``. Shapes as ``fsp_loss``; the widths of the two sides may differ."""
     return MATCH_LOSS_MAP["mmd"](state_S, state_T, mask)

@@ -1,4 +1,4 @@
-"""The intermediate matches of a config, with their projections, as TextBrewer computes and names them."""
+"""Intermediate matches and their projections, computed and named as in TextBrewer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdplug.objective.term import unique
 
 
 def make_projections(matches: Sequence[IntermediateMatch], device: Any) -> tuple[list[Any], list[Any]]:
-    """The projection of each match and the options of its optimizer group; ``None`` where a match has none."""
+    """The projection of each match and the options of its optimizer group; ``None`` for a match without projection."""
     projections: list[Any] = []
     options: list[Any] = []
     for match in matches:
@@ -43,9 +43,7 @@ def find_losses(matches: Sequence[IntermediateMatch]) -> list[Any]:
 
 
 def log_names(matches: Sequence[IntermediateMatch]) -> list[str]:
-    """What each match is called in the curves: ``unweighted_hidden_mmd_3-3_12-12``. The second of one name gets
-    ``_2``.
-    """
+    """The name of each match in the log, such as ``unweighted_hidden_mmd_3-3_12-12``. A repeated name gets ``_2``."""
     return unique(
         (
             f"unweighted_{match.feature}_{parse_spec(match.loss).name}_{_joined(match.layer_S)}_{_joined(match.layer_T)}"
@@ -69,7 +67,7 @@ def match_value(
 ) -> Any:
     """The unweighted loss of one match. The mask is the student's ``inputs_mask``, as in TextBrewer.
 
-    Raises: ``OutputsError`` for a layer that an adaptor did not return, and for what is no mask.
+    Raises: ``OutputsError`` for a layer that an adaptor did not return, and for an invalid mask.
     """
     ours = _features(student, match.feature, match.layer_S, "adaptor_S")
     theirs = _features(teacher, match.feature, match.layer_T, "adaptor_T")
@@ -104,9 +102,7 @@ def _features(outputs: Mapping[str, Any], feature: str, layer: int | list[int], 
     try:
         return [found[index] for index in layers]
     except IndexError:
-        raise OutputsError(
-            f"{side} returned {len(found)} layers of {feature!r}, and layer {layer} is not among them"
-        ) from None
+        raise OutputsError(f"{side} returned {len(found)} layers of {feature!r}, but not layer {layer}") from None
 
 
 def _bool(mask: Tensor | None) -> Tensor | None:

@@ -1,6 +1,4 @@
-"""TextBrewer's maps, as live views of the registries: what a plugin offers can be named, and what a script adds is
-used.
-"""
+"""TextBrewer's maps, as live views of the registries: they contain plugins' entries, and scripts can add to them."""
 
 from __future__ import annotations
 
@@ -86,9 +84,9 @@ MAPS: dict[str, TextBrewerMap] = {
 
 
 def register_new(map_name: str, name: str, func: Callable[..., Any]) -> None:
-    """Put ``func`` into the map ``map_name`` under ``name``.
+    """Register ``func`` in the map ``map_name`` under ``name``.
 
-    Raises: ``ConfigError`` for a map that does not exist, and for what cannot be called.
+    Raises: ``ConfigError`` if the map does not exist or ``func`` is not callable.
     """
     if map_name not in MAPS:
         raise ConfigError(f"no map {map_name!r}.{did_you_mean(map_name, MAPS)}", field="map_name")

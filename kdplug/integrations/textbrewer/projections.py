@@ -1,4 +1,4 @@
-"""TextBrewer's makers of projections by their names there."""
+"""TextBrewer's projection builders, under their original names."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def linear_projection(dim_in: int, dim_out: int) -> nn.Module:
 def projection_with_activation(
     act_fn: str | nn.Module | Callable[[], nn.Module],
 ) -> Callable[[int, int], nn.Sequential]:
-    """A maker of linear layers followed by an activation: the name of one of torch's, a class, or a module to copy.
+    """A builder of linear layers followed by an activation.
 
-    Every projection gets an activation of its own, so that one with parameters is not shared.
+    ``act_fn`` is the name of a torch activation, a class, or a module, which is copied: projections never share it.
 
     Raises: ``ConfigError`` for a name that torch does not have.
     """

@@ -1,4 +1,4 @@
-"""TextBrewer's schedulers by their names there."""
+"""TextBrewer's schedulers, under their original names."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = [
 
 
 def linear_growth_weight_scheduler(x: float) -> Any:
-    """The weight scheduler ``linear_growth``; x is the share of the run that is done."""
+    """The weight scheduler ``linear_growth``; ``x`` is the completed fraction of the run."""
     return WEIGHT_SCHEDULER["linear_growth"](x)
 
 
 def linear_decay_weight_scheduler(x: float) -> Any:
-    """The weight scheduler ``linear_decay``; x is the share of the run that is done."""
+    """The weight scheduler ``linear_decay``; ``x`` is the completed fraction of the run."""
     return WEIGHT_SCHEDULER["linear_decay"](x)
 
 
@@ -33,14 +33,10 @@ def constant_temperature_scheduler(logits_S: Tensor, logits_T: Tensor, base_temp
 
 
 def flsw_temperature_scheduler_builder(beta: float, gamma: float, eps: float = 1e-4) -> Any:
-    """The temperature scheduler ``flsw`` with its settings: ``(logits_S, logits_T, base_temperature)`` to
-    ``[*items]``.
-    """
+    """Build the temperature scheduler ``flsw``: ``(logits_S, logits_T, base_temperature)`` to ``[*items]``."""
     return TEMPERATURE_SCHEDULER["flsw"](beta, gamma, eps)
 
 
 def cwsm_temperature_scheduler_builder(beta: float) -> Any:
-    """The temperature scheduler ``cwsm`` with its setting: ``(logits_S, logits_T, base_temperature)`` to
-    ``[*items]``.
-    """
+    """Build the temperature scheduler ``cwsm``: ``(logits_S, logits_T, base_temperature)`` to ``[*items]``."""
     return TEMPERATURE_SCHEDULER["cwsm"](beta)

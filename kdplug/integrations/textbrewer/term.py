@@ -1,4 +1,4 @@
-"""The summands of the loss, in the order and with the arithmetic of TextBrewer."""
+"""The terms of the loss, with TextBrewer's order and arithmetic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdplug.contracts.loss import LossSum
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.host.textbrewer_maps import KdLoss, TextBrewerCallable
 from kdplug.integrations.textbrewer.configurations import DistillationConfig
-from kdplug.integrations.textbrewer.log import tell
+from kdplug.integrations.textbrewer.log import warn_once
 from kdplug.objective.batch import Draws, extended_hint, places_that_count
 from kdplug.objective.selection import shift
 
@@ -22,12 +22,13 @@ __all__ = ["probability_shift_", "select_logits_with_mask"]
 
 
 def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[Tensor]) -> list[Tensor]:
-    """The logits of each head where its mask is 1; one mask serves all heads.
+    """Select each head's logits by its mask; a single mask applies to all heads.
 
-    Shapes: logits ``[batch, length, classes]`` and masks ``[batch, length]`` to ``[n, classes]``; logits ``[batch,
-    classes]`` stay as they are.
-    Raises: ``OutputsError`` where there is neither one mask nor one for each head, and for what is no mask; ``ShapeError``
-    for a mask of another shape.
+    Shapes: logits ``[batch, length, classes]`` and masks ``[batch, length]`` to ``[n, classes]``; logits
+    ``[batch, classes]`` are not masked.
+
+    Raises: ``OutputsError`` unless there is one mask or one per head, and for an invalid mask; ``ShapeError`` for a
+    mask of another shape.
     """
     masks = spread(masks_list, len(logits_list))
     return [
@@ -38,14 +39,14 @@ def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[
 def _kept(logits: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
-            f"{list(mask.shape)} does not fit logits {list(logits.shape)}: one value per item{extended_hint(mask)}",
+            f"{list(mask.shape)} does not fit logits {list(logits.shape)}: need one value per item{extended_hint(mask)}",
             field="logits_mask",
         )
     return keep(logits, places_that_count(mask, field="logits_mask"), 1)
 
 
 def select_labels(labels: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """The labels of one head that go with its selected logits: ``[n]`` where a mask was applied, one per item else."""
+    """The labels of one head's selected logits: ``[n]`` if a mask was applied, otherwise one per item."""
     items = logits.shape[:-1]
     if mask is not None and labels.numel() == mask.numel() != items.numel():
         return labels.reshape(mask.shape)[mask != 0]
@@ -53,27 +54,28 @@ def select_labels(labels: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor
 
 
 def spread(masks: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
-    """One mask per head. Raises: ``OutputsError`` where there is neither one mask nor one for each head."""
+    """Expand to one mask per head. Raises: ``OutputsError`` unless there is one mask or one per head."""
     if len(masks) == heads:
         return masks
     if len(masks) == 1:
         return list(masks) * heads
     raise OutputsError(
-        f"{len(masks)} masks for {heads} heads of logits. Give one for all, or one each", field="logits_mask"
+        f"got {len(masks)} masks for {heads} heads of logits. Return one mask for all heads, or one per head",
+        field="logits_mask",
     )
 
 
 def probability_shift_(tensor: Tensor, labels: Tensor) -> Tensor:
-    """Swap, item by item and in place, the largest logit with the one at the label; a negative label changes nothing.
+    """Swap each item's largest logit with the one at its label, in place; a negative label changes nothing.
 
-    Shapes: logits ``[*items, classes]``, labels as many as items.
+    Shapes: logits ``[*items, classes]``; one label per item.
     """
     return tensor.copy_(shift(tensor, labels.reshape(tensor.shape[:-1])))
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the run is, and the seeds of its current step, for losses that ask for them."""
+    """Progress of the run and the seeds of its current step, for losses that take them."""
 
     progress: float = 0.0
     step: int = 0
@@ -81,20 +83,20 @@ class Progress:
     draws: Draws = field(default_factory=Draws)
 
     def inputs(self) -> dict[str, float]:
-        """By name, with the seed of the next draw."""
+        """The loss arguments by name, with the seed of the next draw."""
         found = {"progress": self.progress, "step": self.step, "total_steps": self.total_steps}
         return {**found, "draw_seed": self.draws.next()}
 
 
 def weighted(total: Any, term: Any, weight: Any) -> Any:
-    """``total + term * weight``; at weight 0 a term that is not finite is left out, for 0 times ``nan`` is ``nan``."""
+    """``total + term * weight``; a non-finite term of weight 0 is skipped, because 0 times ``nan`` is ``nan``."""
     if not weight and isinstance(term, Tensor) and not torch.isfinite(term).all():
         return total
     return total + term * weight
 
 
 def hard_label_loss(losses: Iterable[Tensor | LossSum]) -> Any:
-    """The sum of the means: of what ``DataParallel`` gathers, each is one value per device."""
+    """The sum of the losses' means; with ``DataParallel`` each loss holds one value per device."""
     total: Any = 0
     for loss in losses:
         total = total + (loss.value if isinstance(loss, LossSum) else loss.mean())
@@ -108,18 +110,18 @@ def kd_loss(
     teachers: Sequence[Mapping[str, Any]],
     progress: Progress,
 ) -> Any:
-    """The kd loss summed over the heads, each against the mean of the teachers' logits.
+    """The kd loss summed over the heads; the target is the mean of the teachers' logits.
 
-    Each side is selected by its own mask, several teachers by the first one's; where one side has none, by the other's.
+    Each side uses its own mask, or the other side's if it has none; several teachers use the first one's.
 
-    Raises: ``OutputsError`` for labels or logits that are missing.
+    Raises: ``OutputsError`` if labels or logits are missing.
     """
     mask_S = student.get("logits_mask", teachers[0].get("logits_mask"))
     mask_T = teachers[0].get("logits_mask", student.get("logits_mask"))
     ours, theirs = _selected(student, mask_S), [_selected(teacher, mask_T) for teacher in teachers]
     if len(ours) != len(theirs[0]):
-        tell(
-            f"{len(ours)} heads of the student and {len(theirs[0])} of the teacher: those without a partner are left out"
+        warn_once(
+            f"the student has {len(ours)} heads and the teacher {len(theirs[0])}: heads without a partner are ignored"
         )
     labels = _labels(student, ours, mask_S) if _asks_for_labels(config, loss) else [None] * len(ours)
     total: Any = 0
@@ -137,7 +139,7 @@ def kd_loss(
 
 def _selected(outputs: Mapping[str, Any], mask: Sequence[Tensor] | None) -> Sequence[Tensor]:
     if "logits" not in outputs:
-        raise OutputsError("missing, and the kd loss needs those of both models", field="logits")
+        raise OutputsError("missing: the kd loss needs the logits of both models", field="logits")
     logits: Sequence[Tensor] = outputs["logits"]
     return logits if mask is None else select_logits_with_mask(logits, mask)
 
@@ -147,17 +149,17 @@ def _asks_for_labels(config: DistillationConfig, loss: Any) -> bool:
 
 
 def _labels(student: Mapping[str, Any], logits: Sequence[Tensor], mask: Sequence[Tensor] | None) -> list[Any]:
-    """The labels of each head, selected as its logits are."""
+    """The labels of each head, selected like its logits."""
     if "labels" not in student:
         raise OutputsError(
-            "missing from what adaptor_S returned: probability_shift and this loss need them", field="labels"
+            "missing from adaptor_S's result: probability_shift or the kd loss needs them", field="labels"
         )
     masks: Sequence[Any] = [None] * len(logits) if mask is None else spread(mask, len(logits))
     return [select_labels(label, one, kept) for label, one, kept in zip(student["labels"], logits, masks, strict=False)]
 
 
 def modules_of(losses: Iterable[Any]) -> list[nn.Module]:
-    """The losses that hold state: a plugin's class of loss, which is trained along with the student."""
+    """The losses that are modules, which are trained with the student."""
     return [
         loss.component.target
         for loss in losses

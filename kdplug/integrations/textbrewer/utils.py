@@ -1,4 +1,4 @@
-"""TextBrewer's ``utils``: the table of a model's parameters, and two small functions that scripts import."""
+"""TextBrewer's ``utils``: a table of a model's parameters, and two small functions that scripts import."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _HEAD = ("LAYER NAME", "#PARAMS", "RATIO", "MEM(MB)")
 
 @dataclass(eq=False)
 class LayerNode:
-    """A part of a model's state: a tensor, or what stands below one prefix.
+    """A node of a model's state: a tensor, or everything under a prefix.
 
-    ``value`` is the number of elements and the size in megabytes, of all that stands below; a tensor whose memory was
-    counted before is marked ``(shared)`` and counts 0.
+    ``value`` holds the number of elements and the megabytes of the node and its descendants. A tensor whose memory is
+    already counted is marked ``(shared)`` and counts 0.
     """
 
     name: str
@@ -33,21 +33,21 @@ class LayerNode:
         return self.children_name[key]
 
     def child(self, key: str) -> LayerNode:
-        """The part under ``key``, made where there is none yet."""
+        """The child ``key``; created if missing."""
         if key not in self:
             fullname = key if self.parent is None else f"{self.fullname}.{key}"
             self.children_name[key] = LayerNode(key, self, fullname)
         return self[key]
 
     def count(self, elements: int, megabytes: float) -> None:
-        """Add to this part and to all that it stands in."""
+        """Add to this node and all its ancestors."""
         node: LayerNode | None = self
         while node is not None:
             node.value = [node.value[0] + elements, node.value[1] + megabytes]
             node = node.parent
 
     def format(self, max_level: int | None = None) -> str:
-        """The table, down to ``max_level`` levels. A part with a single child shows no numbers; the child does."""
+        """The table, down to ``max_level`` levels. A node with a single child shows no numbers; the child does."""
         rows = list(self.rows(0, max_level))
         width = max(len(indent) + len(node.name) for indent, node, _ in rows) + 1
         total = self.value[0] or 1
@@ -61,7 +61,7 @@ class LayerNode:
         return text
 
     def rows(self, level: int, max_level: int | None) -> Iterator[tuple[str, LayerNode, bool]]:
-        """Each part with its indent and whether its numbers show, from this one on, which stands at ``level``."""
+        """Yield indent, node, and whether to show its numbers, for this node at ``level`` and its descendants."""
         is_last = max_level is not None and level == max_level
         yield "  " * level + "--", self, is_last or len(self.children_name) != 1
         if not is_last:
@@ -70,11 +70,11 @@ class LayerNode:
 
 
 def display_parameters(model: nn.Module | Mapping[str, Any], max_level: int | None = None) -> tuple[str, LayerNode]:
-    """The table of a model's state and the tree that it shows. Buffers count as well, as in the state itself.
+    """Return the table of a model's state, buffers included, and the tree behind it.
 
-    ``model`` is a module or a state dict; ``max_level`` is how many levels the table shows, all where ``None``.
+    ``model`` is a module or a state dict. ``max_level`` limits the depth of the table; ``None`` shows all levels.
 
-    Raises: ``TypeError`` for anything else.
+    Raises: ``TypeError`` for any other ``model``.
     """
     if isinstance(model, nn.Module):
         state: Mapping[str, Any] = model.state_dict()
@@ -98,7 +98,7 @@ def _enter(root: LayerNode, key: str, tensor: Tensor, seen: set[int]) -> None:
         node.name += "(shared)"
         node.fullname = f"{node.fullname}(shared)"
         return
-    if address:  # 0 is no address: a tensor without elements, or one on the meta device
+    if address:  # 0 for an empty tensor or one on the meta device
         seen.add(address)
     node.count(tensor.numel(), tensor.numel() * tensor.element_size() / _MEGABYTE)
 
@@ -109,7 +109,7 @@ Item = TypeVar("Item")
 
 
 def cycle(iterable: Iterable[Item]) -> Iterator[Item]:
-    """The items again and again. It ends where a whole pass gives none, instead of looking for one forever."""
+    """Yield the items forever; stop if a whole pass yields none."""
     empty = False
     while not empty:
         empty = True
@@ -119,7 +119,7 @@ def cycle(iterable: Iterable[Item]) -> Iterator[Item]:
 
 
 def initializer_builder(std: float) -> Callable[[nn.Module], None]:
-    """What ``module.apply`` takes: weights of linear layers and embeddings drawn from N(0, ``std``²), biases 0."""
+    """A function for ``module.apply``: draws linear and embedding weights from N(0, ``std``²), sets biases to 0."""
 
     def init_weights(module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):

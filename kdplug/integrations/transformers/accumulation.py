@@ -1,4 +1,4 @@
-"""The micro-batches of one optimizer step, which share what each term is divided by."""
+"""Normalize each term over the micro-batches of an optimizer step."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 class TermLog:
-    """Sums and counts of terms, on the device until ``means`` asks."""
+    """Sums and counts of terms; they stay on the device until ``means`` is called."""
 
     def __init__(self) -> None:
         self._sums: defaultdict[tuple[str, int], list[tuple[Tensor, Tensor | float]]] = defaultdict(list)
 
     def add(self, report: LossReport) -> None:
-        """The terms of a batch by itself."""
+        """Add the terms of a single batch."""
         for name, term in report.terms.items():
             for place, part in enumerate(term.parts if term.weight else ()):
                 self._sums[name, place].append((part.total.detach(), part.count))
 
     def add_share(self, report: LossReport, normalization: Normalization | None, micro_batches: int) -> None:
-        """The terms of one of a step's micro-batches, each as a share of its mean over the step."""
+        """Add the terms of one micro-batch, each as its share of the step's mean."""
         for name, term in report.terms.items():
             if not term.weight:
                 continue
@@ -48,7 +48,7 @@ class TermLog:
             self._sums[name, 0].append((share, 1 / micro_batches))
 
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The unweighted mean of each term over all processes, which call it together; afterwards there is nothing."""
+        """Return the unweighted mean of each term over all processes, and reset. Collective."""
         sums, self._sums = self._sums, defaultdict(list)
         if not sums:
             return {}
@@ -71,13 +71,13 @@ def _added(pairs: list[tuple[Tensor, Tensor | float]], device: torch.device, dty
 
 
 IGNORED = -100
-"""The label that transformers' losses leave out."""
+"""The label that transformers' losses ignore."""
 
 
 class Forward(Protocol):
-    """``forward(batch, place, teacher)``: the student's outputs, the loss, and the teachers' outputs, computed if ``None``.
+    """``forward(batch, place, teacher)``: the student's outputs, the loss report, and the teachers' outputs.
 
-    ``place`` is that of the micro-batch in its step.
+    ``place`` is the micro-batch's index in its step. The teachers run if ``teacher`` is ``None``.
     """
 
     def __call__(self, batch: Any, place: int, teacher: Any) -> tuple[Any, LossReport, Any]: ...
@@ -85,13 +85,13 @@ class Forward(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Window:
-    """``items`` holds how many labels count in each micro-batch, ``None`` where a batch has none.
+    """The micro-batches of one optimizer step. ``items`` holds the number of counted labels of each, or ``None``.
 
-    Every term is divided by what it counts in the whole window, on all processes: how a batch was cut changes nothing. Where
-    counts are data, as with masks, a pass without gradient learns them first, since no term can be divided before. Without
-    masks they follow from the shapes. ``counts_are_data`` saves the attempt where an earlier window has shown it. ``over``
-    a ``micro_batch``, each divides by its own counts, and the mean of these means is taken. ``agreed`` is shared by the windows
-    of a run, see ``Normalization.pooled``.
+    Each term is divided by its count over the whole window, on all processes, so the split into micro-batches does not
+    change the loss. If counts depend on data, as with masks, an extra pass without gradient computes them first.
+    Without masks they follow from the shapes. ``counts_are_data`` skips the attempt to use shapes if an earlier window
+    needed the extra pass. With ``over="micro_batch"``, each micro-batch divides by its own counts, and the means are
+    averaged. ``agreed`` is shared by the windows of a run, see ``Normalization.pooled``.
     """
 
     batches: Sequence[Any]
@@ -111,9 +111,9 @@ class Window:
     def next(
         self, model: nn.Module, batch: Any, forward: Forward, prepare: Callable[[Any], Any]
     ) -> tuple[Any, LossReport, Normalization | None]:
-        """One micro-batch, ``prepare``d: the student's outputs, their report, and what to divide it by, if not by itself.
+        """Run the next micro-batch, already prepared: the student's outputs, the report, and the normalization, if any.
 
-        Raises: ``RunError`` where counts that are numbers differ though the shapes do not.
+        Raises: ``RunError`` if counts that are numbers differ between batches of equal shapes.
         """
         place, self._place = self._place, self._place + 1
         if self.over == "micro_batch":
@@ -129,13 +129,13 @@ class Window:
             self._normalization = Normalization.pooled([counts_of(report)], self.accelerator, self.agreed)
         elif self._counts is not None and counts_of(report) != self._counts:
             raise RunError(
-                "the micro-batches of a step have equal shapes, but a term counts differently in them. A loss whose count "
-                "depends on values has to return it as a tensor"
+                "the micro-batches of a step have equal shapes, but a term's count differs between them. A loss whose "
+                "count depends on values must return it as a tensor"
             )
         return outputs, report, self._normalization
 
     def loss(self, report: LossReport, normalization: Normalization | None) -> Tensor:
-        """What a micro-batch adds to the loss of the step. Processes average it, as DDP averages their gradients."""
+        """The micro-batch's share of the step's loss, scaled for DDP, which averages gradients over processes."""
         if normalization is None:
             return report.total / len(self)
         whole = len(self) == 1 and self.accelerator.num_processes == 1
@@ -144,7 +144,7 @@ class Window:
     def _by_shape(
         self, model: nn.Module, batch: Any, forward: Forward
     ) -> tuple[Any, LossReport, Normalization | None] | None:
-        """The first micro-batch where counts follow from shapes; ``None``, with nothing changed, where they do not."""
+        """Run the first micro-batch if counts follow from shapes; otherwise return ``None`` and restore the state."""
         alone = self.accelerator.num_processes == 1
         if self.counts_are_data or not alone or len({*self.items}) > 1 or not same_shapes(self.batches):
             return None
@@ -159,7 +159,7 @@ class Window:
         return None
 
     def _count(self, model: nn.Module, forward: Forward, prepare: Callable[[Any], Any]) -> None:
-        """Learn the counts of all micro-batches; the teachers' outputs are kept for when each one's turn comes."""
+        """Compute the counts of all micro-batches without gradient; keep the teachers' outputs for the real pass."""
         counted = []
         with preserve_forward_state(model), torch.no_grad():
             for place, batch in enumerate(self.batches):
@@ -170,9 +170,9 @@ class Window:
 
 
 def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
-    """How many labels count in each batch: those that are not -100, of a ``shifted`` causal loss from the second token on.
+    """The number of labels other than -100 in each batch; for a ``shifted`` causal loss, from the second token on.
 
-    Waits for the device once.
+    Synchronizes with the device once.
     """
     found = [_counted(batch, shifted=shifted) for batch in batches]
     numbers = [one for one in found if one is not None]
@@ -181,9 +181,9 @@ def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
 
 
 def as_sums(losses: Sequence[Loss], items: int | None) -> tuple[Loss, ...]:
-    """The losses with what each counts. ``items`` is what a scalar is a mean over; ``None`` where that is not known.
+    """The losses with their counts. ``items`` is the number of items in a scalar mean; ``None`` if unknown.
 
-    The count of a tensor with one loss per item is data: an adaptor may have selected the items by their labels.
+    The count of per-item losses depends on data, because an adaptor may have selected the items by their labels.
     """
     return tuple(_as_sum(loss, items) for loss in losses)
 

@@ -1,4 +1,4 @@
-"""The objective beside the student in a checkpoint's folder, and what the run was that wrote them."""
+"""Save and load the objective and the run's identity in a Trainer checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IDENTITY = "kdplug-identity.json"
 
 
 def divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state of student and objective together, as each has it by itself."""
+    """Split a combined state dict into the student's and the objective's."""
     prefix = f"{NAME}."
     objective = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     return {key: value for key, value in state.items() if not key.startswith(prefix)}, objective
@@ -34,15 +34,16 @@ def divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 def write_objective(
     folder: Path, state: Mapping[str, Any], config: DistillationConfig, identity: Mapping[str, Any] | None
 ) -> None:
-    """Write what the objective has learned, the config that it was made from, and in a run its ``identity``; then checksums of
-    these files and of the weights of the student, which are there already.
+    """Write the objective's state, its config, and the run's ``identity`` if given.
 
-    Raises: ``RunError`` for a state that is not made of tensors.
+    Checksums cover these files and the student's weights, which must exist already.
+
+    Raises: ``RunError`` if the state holds anything other than tensors.
     """
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise RunError(f"the objective's state holds {name!r}, a {type(value).__name__}; only tensors can be saved")
-    # Copies, since safetensors refuses tensors that share memory.
+    # Copied, because safetensors rejects tensors that share memory.
     tensors = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(config.to_json(), encoding="utf-8")
@@ -54,9 +55,9 @@ def write_objective(
 
 
 def check_resumed(folder: Path, identity: Mapping[str, Any], *, changed_is_meant: bool) -> None:
-    """Compare the run that wrote a checkpoint with this one; of a checkpoint that says nothing of its run, nothing.
+    """Compare the run that wrote a checkpoint with this one, if the checkpoint has an identity.
 
-    Raises: ``RunError`` that lists what differs, unless ``changed_is_meant``; ``RunError`` for a damaged checkpoint.
+    Raises: ``RunError`` that lists the differences, unless ``changed_is_meant``; ``RunError`` for a damaged checkpoint.
     """
     check_undamaged(folder)
     if (folder / IDENTITY).is_file() and not changed_is_meant:
@@ -64,16 +65,16 @@ def check_resumed(folder: Path, identity: Mapping[str, Any], *, changed_is_meant
 
 
 def check_undamaged(folder: Path) -> None:
-    """Raises: ``RunError`` where the weights of student or objective are not those that were written."""
+    """Raises: ``RunError`` if a file of the student or objective is missing or does not match its checksum."""
     if (folder / CHECKSUMS).is_file() and (found := damage(folder)):
-        raise RunError(f"{folder} is damaged: {', '.join(found)}. Name an older checkpoint")
+        raise RunError(f"{folder} is damaged: {', '.join(found)}. Use an older checkpoint")
 
 
 def read_objective(objective: Objective, folder: Path) -> None:
-    """Put what was learned into ``objective``.
+    """Load the objective's state into ``objective``.
 
-    Raises: ``RunError`` where the folder has none, or one of another config.
+    Raises: ``RunError`` if the folder has none, or it belongs to another config.
     """
     if not (folder / WEIGHTS).is_file():
-        raise RunError(f"{folder} holds no {WEIGHTS}: it was not written by a DistillationTrainer")
+        raise RunError(f"{folder} holds no {WEIGHTS}: DistillationTrainer did not write it")
     load_objective(objective, folder)

@@ -1,4 +1,4 @@
-"""Which features a config reads by index, and how transformers models are asked for them."""
+"""Default adaptor, batch columns and output arguments for transformers models."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ from kdplug.objective.capture.path import Side
 
 
 def adapt(batch: Mapping[str, Any], outputs: Any, *, shifted: bool = False) -> Outputs:
-    """The model's outputs, with ``attention_mask`` as the mask of features, and of logits that are one per token, and with
-    the batch's ``labels``. ``shifted`` is for a causal model, whose logits at a position predict the next label: each label
-    moves to the logits that predict it, and the last position has none.
+    """Default adaptor: the model's outputs and labels; ``attention_mask`` masks features and per-token logits.
 
-    ``labels`` of -100 mask nothing here: they say where the student's own loss counts. An adaptor can say otherwise.
+    Set ``shifted`` for a causal model, whose logits at a position predict the next label: each label moves to the
+    logits that predict it, and the last position gets none.
+
+    Labels of -100 do not mask distillation terms; only the student's own loss ignores them. Write an adaptor to change
+    that.
     """
     read = Outputs.read(outputs, "outputs")
     mask, labels = batch.get("attention_mask"), _labels(batch, shifted=shifted)
@@ -44,7 +46,7 @@ def adapt(batch: Mapping[str, Any], outputs: Any, *, shifted: bool = False) -> O
 
 
 def _labels(batch: Mapping[str, Any], *, shifted: bool) -> Any:
-    """The labels, each at the position of the logits that predict it. A collator may have shifted them already."""
+    """The labels, aligned with the logits that predict them. A collator may have shifted them already."""
     labels = batch.get("labels")
     if not shifted:
         return labels
@@ -55,11 +57,11 @@ def _labels(batch: Mapping[str, Any], *, shifted: bool) -> Any:
 
 
 TEACHER = "teacher"
-"""The key of a batch under which a collator may put a mapping for the teachers alone, as with a tokenizer of their own."""
+"""The batch key of a mapping that only the teachers receive, for example from a different tokenizer."""
 
 
 def columns(model: nn.Module) -> frozenset[str] | None:
-    """The named arguments of a model's forward; ``None`` where it takes anything and names nothing."""
+    """The named arguments of a model's forward; ``None`` if it only takes ``*args`` or ``**kwargs``."""
     core = getattr(model, "get_base_model", lambda: model)()
     kinds = inspect.Parameter
     found = inspect.signature(core.forward).parameters.values()
@@ -68,10 +70,11 @@ def columns(model: nn.Module) -> frozenset[str] | None:
 
 
 class Columns:
-    """Divides batches between a student and its teachers.
+    """Splits batches between a student and its teachers.
 
-    The student gets all but what just a teacher takes. A teacher gets what its forward names, without the labels, unless it
-    makes its decoder's inputs of them; of the batch, or of what stands under ``teacher`` in it.
+    The student gets all columns except those that only a teacher takes. A teacher gets the columns that its forward
+    names, from the mapping under ``teacher`` if the batch has one, else from the batch. Labels are left out, unless the
+    teacher is an encoder-decoder, which builds its decoder inputs from them.
     """
 
     def __init__(self, student: nn.Module, teachers: Mapping[str, nn.Module], labels: Iterable[str]) -> None:
@@ -82,7 +85,7 @@ class Columns:
 
     @property
     def of_teachers(self) -> frozenset[str]:
-        """Every column that some teacher takes."""
+        """All columns that any teacher takes."""
         return frozenset().union(*(found for found in self._teachers.values() if found is not None))
 
     def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,14 +108,14 @@ def _is_encoder_decoder(model: nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
-_QUESTIONS = {"hidden": ("output_hidden_states", "hidden_states"), "attention": ("output_attentions", "attentions")}
-"""Feature to the argument that asks for it, and to the field of the model's output that brings it."""
+_ARGUMENTS = {"hidden": ("output_hidden_states", "hidden_states"), "attention": ("output_attentions", "attentions")}
+"""Maps each feature to the forward argument that enables it, and to the field of the model's output."""
 
 
 class Features:
-    """What one model has to be asked for besides its logits. A model that is none of transformers' is asked for nothing.
+    """Forward arguments that make a transformers model return the features read by the config; none for other models.
 
-    Raises: ``ConfigError`` where the model's attention implementation returns no attention scores.
+    Raises: ``ConfigError`` if the model's attention implementation returns no attention scores.
     """
 
     def __init__(self, model: nn.Module, config: DistillationConfig, side: Side) -> None:
@@ -121,19 +124,19 @@ class Features:
         if core is None:
             return
         for feature, field in _by_index(config, side):
-            question, answer = _QUESTIONS[feature]
+            argument, output = _ARGUMENTS[feature]
             if feature == "attention":
                 _check_attention(core, side, field)
-            if not getattr(core.config, question, False):
-                self._asked[question] = answer
+            if not getattr(core.config, argument, False):
+                self._asked[argument] = output
 
     @property
     def arguments(self) -> dict[str, bool]:
-        """What to call the model with."""
+        """Extra keyword arguments for the model's forward."""
         return dict.fromkeys(self._asked, True)
 
     def without(self, outputs: Any) -> Any:
-        """The model's outputs without what only the objective asked for."""
+        """The model's outputs without the features that only the objective needs."""
         extra = {*self._asked.values()}
         if not extra or not isinstance(outputs, Mapping):
             return outputs
@@ -142,7 +145,7 @@ class Features:
 
 
 def _by_index(config: DistillationConfig, side: Side) -> Iterator[tuple[str, str]]:
-    """Each feature that a match or layer map of some weight reads by index, with the field that says so."""
+    """Yield each feature that a match or layer map with a weight reads by index, and the config field."""
     for place, match in enumerate(config.intermediate_matches):
         layers = in_list(match.layer_S if side == "student" else match.layer_T)
         if match.weight and any(isinstance(layer, int) for layer in layers):
@@ -163,7 +166,7 @@ def _check_attention(model: PreTrainedModel, side: Side, field: str) -> None:
 
 
 def _pretrained(model: nn.Module) -> PreTrainedModel | None:
-    """The transformers model in ``model``, which may stand around it as an adapter library's wrapper does."""
+    """The transformers model, unwrapped from an adapter library's model (PEFT); ``None`` for other models."""
     if isinstance(model, PreTrainedModel):
         return model
     within = getattr(model, "get_base_model", None)
@@ -175,9 +178,9 @@ _EXAMPLES = 2
 
 
 def first_batch(trainer: Trainer, device: torch.device) -> dict[str, Any] | None:
-    """The collated first examples of the training data, or of the evaluation data where there is none.
+    """The collated first examples of the training data, or of the evaluation data if there is no training data.
 
-    The random state is as before afterwards, and no sampler has drawn from it.
+    No sampler is used, and the random state is restored.
     """
     data = trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
     if isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""The student and the objective behind one forward pass, without a module around the student."""
+"""Run student and objective in one forward pass, without wrapping the student in another module."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
 
 
 class OwnLoss:
-    """``compute_loss_func``, or label smoothing, as the Trainer was given them; nothing where the model has its own loss."""
+    """The Trainer's ``compute_loss_func`` or label smoother; without either, the model computes its own loss."""
 
     def __init__(self, function: Callable[..., Any] | None, smoother: Callable[..., Any] | None) -> None:
         self._function = function
         self._smoother = smoother
 
     def of(self, student: nn.Module, batch: Mapping[str, Any], items: int | None) -> Callable[[Any], Tensor] | None:
-        """What gives the mean loss of the student's outputs; ``None`` where the model gives it."""
+        """A function from the student's outputs to their mean loss; ``None`` if the model computes it."""
         labels = batch.get("labels")
         function, smoother = self._function, self._smoother
         if function is not None:
@@ -38,23 +38,26 @@ class OwnLoss:
 
     @staticmethod
     def unlabelled(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the student is called with where its own loss is computed outside of it."""
+        """The student's arguments if its loss is computed outside the model: all but the labels."""
         return {key: value for key, value in inputs.items() if key != "labels"}
 
     @staticmethod
     def shifts(student: nn.Module) -> bool:
-        """Whether the student's loss compares each token with the next label."""
+        """Return whether the student's loss compares the logits at each token with the next label."""
         core = getattr(student, "get_base_model", lambda: student)()
         return type(core).__name__ in _CAUSAL and not getattr(core.config, "is_encoder_decoder", False)
 
 
 NAME = "distillation_objective"
-"""What the objective is called among the student's modules while they are linked."""
+"""The objective's name among the student's modules while they are linked."""
 
 
 @dataclass(slots=True, eq=False)
 class ForwardRequest:
-    """What the objective needs besides the student's outputs, and ``report``, its answer. ``read`` is what an adaptor does."""
+    """The objective's inputs other than the student's outputs; ``report`` is set to its result.
+
+    ``read`` turns the student's outputs into what the objective reads, as an adaptor does.
+    """
 
     read: Callable[[Any], Any]
     teacher: Any
@@ -66,31 +69,31 @@ class ForwardRequest:
 
 
 class Link:
-    """Makes the objective a part of the student for a while.
+    """Makes the objective a submodule of the student for a while.
 
-    What wraps the student then wraps the objective too: DDP, FSDP and DeepSpeed synchronise and shard it, and clipping
-    counts it. It is computed by a forward hook of the student, and so inside the wrapper's forward pass, where sharded
-    parameters are whole. The student stays the object that it was, so that whoever asks for its config, signature or
-    ``save_pretrained`` finds them.
+    A wrapper of the student then includes the objective: DDP, FSDP and DeepSpeed synchronize and shard it, and gradient
+    clipping covers it. A forward hook of the student computes it, inside the wrapper's forward pass, where sharded
+    parameters are gathered. The student itself is not wrapped, so its config, signature and ``save_pretrained`` stay
+    available.
     """
 
     def __init__(self, student: nn.Module, objective: Objective) -> None:
         self.student = student
         self.objective = objective
         self._capture: Capture | None = None
-        self._question: ForwardRequest | None = None
+        self._request: ForwardRequest | None = None
 
     @contextmanager
     def joined(self, *, is_sharded: bool = False) -> Iterator[None]:
-        """Inside the block, the objective is a part of the student, and a question put to the student is answered.
+        """Add the objective to the student for the block, and install the hook that computes it.
 
-        The student's state dict leaves the objective out, unless ``is_sharded``: then what FSDP or DeepSpeed save is both, and
-        both stay together afterwards, as the wrapper does.
+        The student's state dict leaves the objective out, unless ``is_sharded``: then FSDP or DeepSpeed save both
+        together, and the objective stays a submodule after the block, because the wrapper stays too.
         """
         self.objective.connect(student=self.student)
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
         self.student.add_module(NAME, self.objective)
-        # Before the hooks of FSDP, which put the shards back.
+        # Runs before FSDP's hooks, which reshard the parameters.
         handles = [self.student.register_forward_hook(self._answer, prepend=True)]
         if not is_sharded:
             handles.append(self.student.register_state_dict_post_hook(_leave_out))  # type: ignore[no-untyped-call]
@@ -106,7 +109,7 @@ class Link:
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Inside the block, the student is without the objective."""
+        """Remove the objective from the student for the block."""
         was_joined = NAME in dict(self.student.named_children())
         if was_joined:
             self._part()
@@ -116,41 +119,41 @@ class Link:
             if was_joined:
                 self.student.add_module(NAME, self.objective)
 
-    def ask(self, model: nn.Module, inputs: dict[str, Any], question: ForwardRequest) -> tuple[Any, LossReport]:
-        """The student's outputs for ``inputs``, and the loss. ``model`` is the student as it was wrapped."""
+    def ask(self, model: nn.Module, inputs: dict[str, Any], request: ForwardRequest) -> tuple[Any, LossReport]:
+        """The student's outputs for ``inputs``, and the loss report. ``model`` is the wrapped student."""
         assert self._capture is not None
-        self._question = question
+        self._request = request
         try:
             with self._capture.reading():
                 outputs = model(**inputs)[0]
         finally:
-            self._question = None
-        assert question.report is not None
-        return outputs, question.report
+            self._request = None
+        assert request.report is not None
+        return outputs, request.report
 
     def read(self, inputs: dict[str, Any], adaptor: Callable[[Any], Any]) -> Any:
-        """What the objective reads of the student alone."""
+        """Run the student without the objective, and return what the objective would read."""
         assert self._capture is not None
         with self._capture.reading():
             outputs = self.student(**inputs)
         return self._capture.join(adaptor(outputs))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # progress differs at each step, and would compile anew
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # progress changes at each step, which would recompile
     def _answer(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:  # noqa: ARG002
-        """Outputs with the loss and what it is made of beside them, since DDP and FSDP look for tensors there."""
-        question, capture = self._question, self._capture
-        if question is None or capture is None:
+        """Return the outputs with the loss and its parts, because DDP and FSDP look for tensors in the outputs."""
+        request, capture = self._request, self._capture
+        if request is None or capture is None:
             return None
-        question.report = self.objective(
-            student=capture.join(question.read(outputs)),
-            teacher=question.teacher,
-            progress=question.progress,
-            step=question.step,
-            total_steps=question.total_steps,
-            micro_batch=question.micro_batch,
+        request.report = self.objective(
+            student=capture.join(request.read(outputs)),
+            teacher=request.teacher,
+            progress=request.progress,
+            step=request.step,
+            total_steps=request.total_steps,
+            micro_batch=request.micro_batch,
         )
-        terms = question.report.terms.values()
-        return outputs, question.report.total, *(part.total for term in terms for part in term.parts)
+        terms = request.report.terms.values()
+        return outputs, request.report.total, *(part.total for term in terms for part in term.parts)
 
     def _part(self) -> None:
         delattr(self.student, NAME)

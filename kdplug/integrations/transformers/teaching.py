@@ -1,4 +1,4 @@
-"""The teachers of a ``Trainer``: frozen, in eval mode, on its device, and never wrapped."""
+"""Run the teachers of a ``Trainer``: frozen, in eval mode, on its device, never wrapped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdplug.objective.objective import Objective
 
 
 class Teaching:
-    """Asks each teacher with the columns and for the features that are its own."""
+    """Runs each teacher on its own columns, with the features that the config reads from it."""
 
     def __init__(self, teachers: Ensemble, config: DistillationConfig, columns: Columns) -> None:
         self._teachers = teachers
@@ -30,8 +30,8 @@ class Teaching:
             one.adaptor = one.adaptor or adapt
 
     def ask(self, batch: Mapping[str, Any], precision: Callable[[], AbstractContextManager[Any]]) -> dict[str, Outputs]:
-        """What the objective reads of each teacher, by key."""
-        for module in self._shared:  # the Trainer puts the student in train mode at each step
+        """Run the teachers and return what the objective reads, by key."""
+        for module in self._shared:  # the Trainer sets the student to train mode at each step
             module.training = False
         return {
             key: Outputs.read(
@@ -43,17 +43,17 @@ class Teaching:
 
     @contextmanager
     def begun(self, objective: Objective, student: nn.Module, device: torch.device) -> Iterator[None]:
-        """Inside the block the teachers can be asked; afterwards their modes and parameters are as before.
+        """Freeze the teachers and move them to ``device``; afterwards, restore modes and ``requires_grad``.
 
-        Modules that are the student's as well stay in eval mode.
+        Modules shared with the student stay in eval mode within the block.
 
-        Raises: ``RunError`` where DeepSpeed has spread a teacher over the processes.
+        Raises: ``RunError`` if DeepSpeed has partitioned a teacher.
         """
         for parameter in self._teachers.model.parameters():
             if getattr(parameter, "ds_id", None) is not None:
                 raise RunError(
-                    "DeepSpeed ZeRO-3 has partitioned the teacher, which is called outside of its engine. Load the teacher "
-                    "before the TrainingArguments are made, so that every process has all of it"
+                    "DeepSpeed ZeRO-3 has partitioned the teacher, which runs outside the DeepSpeed engine. Load the "
+                    "teacher before creating the TrainingArguments, so that every process holds all of it"
                 )
         theirs = frozenset(self._teachers.model.modules())
         self._shared = [module for module in student.modules() if module in theirs]

@@ -1,4 +1,4 @@
-"""A ``Trainer`` whose loss is an objective's."""
+"""A transformers ``Trainer`` with a distillation loss."""
 
 from __future__ import annotations
 
@@ -43,17 +43,21 @@ from kdplug.objective.term import mark_pooled
 
 
 def check(trainer: Trainer, objective: Objective) -> None:
-    """Raises: ``RunError`` where the Trainer's arguments would make the loss something else than it says."""
+    """Raises: ``RunError`` if the Trainer's arguments would make the loss wrong."""
     if trainer.args.n_gpu > 1:
         raise RunError(
-            "one process sees several GPUs and would use DataParallel. Start one process for each: torchrun "
-            "--nproc_per_node=N, or show it one with CUDA_VISIBLE_DEVICES"
+            "one process sees several GPUs and would use DataParallel. Start one process per GPU with torchrun "
+            "--nproc_per_node=N, or select one GPU with CUDA_VISIBLE_DEVICES"
         )
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
-        raise RunError("tensor, context and sequence parallelism cut what an objective compares; use DDP or FSDP")
+        raise RunError(
+            "tensor, context and sequence parallelism split the tensors that the objective compares. Use DDP or FSDP"
+        )
     if trainer.args.use_liger_kernel:
-        raise RunError("use_liger_kernel fuses the student's logits away, and the objective reads them; leave it out")
+        raise RunError(
+            "use_liger_kernel returns no student logits, but the objective reads them. Set use_liger_kernel=False"
+        )
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer.args.hf_deepspeed_config.config, objective)
 
@@ -62,16 +66,17 @@ def _check_deepspeed(config: dict[str, Any], objective: Objective) -> None:
     has_options = not objective.needs_materialize and any({*group} - {"params"} for group in objective.param_groups())
     if "optimizer" in config and has_options:
         raise RunError(
-            "the DeepSpeed config makes the optimizer, which leaves out the projections' options. Take 'optimizer' out of it, "
-            "or the options out of proj"
+            "the optimizer in the DeepSpeed config ignores the projections' options. Remove 'optimizer' from that "
+            "config, or the options from proj"
         )
 
 
 def add_objective(trainer: Trainer, objective: Objective, optimizer: Optimizer) -> None:
-    """Add the objective's groups, each with its options. Where they name no ``weight_decay``, it is the Trainer's, and none
-    for biases and norms, as for the student.
+    """Add the objective's parameter groups with their options.
 
-    Raises: ``RunError`` where the user built a scheduler before that cannot be extended.
+    The default ``weight_decay`` is the Trainer's, and 0 for biases and norms, as for the student.
+
+    Raises: ``RunError`` if an existing scheduler cannot be extended.
     """
     decayed = {*trainer.get_decay_parameter_names(objective)}
     spared = {id(parameter) for name, parameter in objective.named_parameters() if name not in decayed}
@@ -93,27 +98,27 @@ def add_objective(trainer: Trainer, objective: Objective, optimizer: Optimizer) 
 class DistillationTrainer(Trainer):
     """A ``transformers.Trainer`` that trains ``model`` as the student of ``teacher``.
 
-    Its arguments are those of ``Trainer``, and by keyword:
+    It takes the arguments of ``Trainer``, and by keyword:
 
-    * ``teacher`` is a model, or several as a list or by key. Teachers are frozen, in eval mode, on the Trainer's device, and
-      never wrapped, saved or trained.
-    * ``distill_config`` says what the loss is. Its hard label loss is the student's own: with ``label_smoothing_factor`` or
-      ``compute_loss_func`` that one.
-    * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads. Without them it reads a
-      transformers output, with ``attention_mask`` as the mask of features and of logits that are one per token.
-    * ``custom_matches`` are ``kdplug.CustomMatch``; they go with one teacher.
-    * ``normalization`` is ``"global"``: each term is divided once, by what it counts in all micro-batches and processes of a
-      step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass where masks differ.
-    * ``resume_changed`` lets ``resume_from_checkpoint`` go on though config, plugin versions, teacher, data or the student's shapes
-      are others than in the run that wrote the checkpoint; otherwise that is an error, which lists what differs.
+    * ``teacher`` is a model, or several as a list or by key. Teachers are frozen, in eval mode, on the Trainer's
+      device, and never wrapped, saved or trained.
+    * ``distill_config`` defines the loss. Its hard label loss is the student's own loss, or that of
+      ``label_smoothing_factor`` or ``compute_loss_func`` if set.
+    * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads. The default reads a
+      transformers output, with ``attention_mask`` as the mask of features and of per-token logits.
+    * ``custom_matches`` are ``kdplug.CustomMatch``; they need exactly one teacher.
+    * ``normalization`` is ``"global"``: each term is divided once, by its count over all micro-batches and processes of
+      a step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass if masks differ.
+    * ``resume_changed`` lets ``resume_from_checkpoint`` resume even if the config, a plugin version, the teacher, the
+      data or the student's shapes changed since the checkpoint; otherwise the error lists the differences.
 
-    The models are asked for hidden states or attention where the config reads them by index. A column that only a teacher
-    takes is kept for it; a mapping under ``teacher`` in a batch is for the teachers alone. Projections and what losses learn
-    are ``objective``'s: trained, clipped and wrapped with the student, saved beside it (``objective.safetensors``), and
-    loaded again by ``resume_from_checkpoint`` and ``load_best_model_at_end``.
+    The models return hidden states or attention if the config reads them by index. A column that only a teacher takes
+    is passed to that teacher; a mapping under ``teacher`` in a batch goes to the teachers only. Projections and losses
+    with parameters belong to ``objective``: they are trained, clipped and wrapped with the student, saved next to it
+    (``objective.safetensors``), and loaded by ``resume_from_checkpoint`` and ``load_best_model_at_end``.
 
-    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` for what the config names and is not there; ``RunError`` where
-    a run cannot start or be resumed, or where its processes were started with something else.
+    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` if the config names something that does not exist;
+    ``RunError`` if a run cannot start or resume, or its processes were started with different settings.
     """
 
     objective: Objective
@@ -139,7 +144,7 @@ class DistillationTrainer(Trainer):
         self._custom_matches = tuple(custom_matches)
         self._over: Literal["global", "micro_batch"] = normalization
         self._own_loss = OwnLoss(self.compute_loss_func, self.label_smoother)
-        # The loss comes from the objective alone, which is what the Trainer has to divide by the number of micro-batches.
+        # The objective computes the whole loss, and the Trainer must divide it by the number of micro-batches.
         self.compute_loss_func, self.model_accepts_loss_kwargs = None, False
         self._resume_changed = resume_changed
         self._identity: dict[str, Any] | None = None
@@ -155,7 +160,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> Any:
-        """The objective's loss; with ``return_outputs``, what the student returned as well."""
+        """The objective's loss; with ``return_outputs``, also the student's outputs."""
         with self._open():
             if model.training:
                 loss, outputs = self._train_on(model, inputs)
@@ -167,14 +172,14 @@ class DistillationTrainer(Trainer):
         return (loss, self._features.without(outputs)) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with a group for each projection that has its own options."""
+        """The Trainer's optimizer, with the objective's parameter groups added."""
         with self._link.apart():
             optimizer = super().create_optimizer(model)
         add_objective(self, self.objective, optimizer)
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The micro-batches of a step, remembered: each term is divided by what it counts in all of them."""
+        """The micro-batches of a step, also stored, because each term is divided by its count over all of them."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window = self._new_window(batches)
         return batches, items
@@ -182,13 +187,13 @@ class DistillationTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """As in ``Trainer``; without labels the student is asked alone, and there is no loss."""
+        """As in ``Trainer``; without labels only the student runs, and there is no loss."""
         if not (all(inputs.get(name) is not None for name in self.label_names) and self.label_names):
             inputs = self._columns.student(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``Trainer``, with the mean of each term among the metrics."""
+        """As in ``Trainer``, plus the mean of each term in the metrics."""
         self._ready()
         self._evaluated = TermLog()
         with self._open():
@@ -199,7 +204,7 @@ class DistillationTrainer(Trainer):
         return output._replace(metrics=metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, and with the training loss the unweighted mean of each of its terms."""
+        """Log, with the unweighted mean of each term next to the training loss."""
         if "loss" in logs:
             logs = {**logs, **self._logged.means(self.accelerator)}
         super().log(logs, start_time)
@@ -247,7 +252,7 @@ class DistillationTrainer(Trainer):
         self._load_objective(Path(str(self.state.best_model_checkpoint)))
 
     def _load_objective(self, folder: Path) -> None:
-        """FSDP and DeepSpeed save both as one; otherwise the objective has its own file."""
+        """Load the objective's file; FSDP and DeepSpeed store it with the student instead."""
         if not self._is_sharded:
             self._ready()
             read_objective(self.objective, folder)
@@ -262,9 +267,9 @@ class DistillationTrainer(Trainer):
             write_objective(folder, objective, self.objective.config, self._identity)
 
     def _identified(self) -> dict[str, Any]:
-        """The identity of the run that is about to start; every process calls this.
+        """The identity of the run that is about to start. Collective: every process must call it.
 
-        Raises: ``RunError`` where the processes differ.
+        Raises: ``RunError`` if the processes differ.
         """
         data: Any = self.train_dataset
         loader: DataLoader[Any] | None = None
@@ -286,7 +291,7 @@ class DistillationTrainer(Trainer):
         return student
 
     def _link_student(self) -> None:
-        """Make the objective for the student that there is, a new one where ``model_init`` has made a new student."""
+        """Build the objective for the current student; ``model_init`` may have built a new one."""
         student = self._student
         self.objective = make_objective(self.distill_config, self._teachers, student, self._custom_matches)
         check_apart(self._teachers.model, student, self.objective)
@@ -298,7 +303,7 @@ class DistillationTrainer(Trainer):
         self._teaching = Teaching(self._teachers, self.distill_config, self._columns)
 
     def _ready(self) -> None:
-        """Have the objective fit the student, its widths and layers known."""
+        """Rebuild the objective if the student changed, and materialize its widths and layers."""
         if self._link.student is not self._student:
             self._link_student()
         if self.objective.needs_materialize and not self._is_open:
@@ -316,14 +321,14 @@ class DistillationTrainer(Trainer):
             self.objective.materialize(student=read, teacher=teacher)
 
     def _adapted(self, batch: dict[str, Any], outputs: Any) -> Any:
-        """What the objective reads of the student."""
+        """The student's outputs as the objective reads them."""
         if self._adaptor is not None:
             return self._adaptor(batch, outputs)
         return adapt(batch, outputs, shifted=self._own_loss.shifts(self._student))
 
     @contextmanager
     def _open(self) -> Iterator[None]:
-        """Inside the block, the objective is a part of the student and the teachers can be asked."""
+        """Link the objective to the student and prepare the teachers for the block."""
         if self._is_open:
             yield
             return
@@ -353,13 +358,13 @@ class DistillationTrainer(Trainer):
         outputs, report, normalization = window.next(model, inputs, forward, self._prepare_inputs)
         self._counts_are_data = window.counts_are_data
         self._logged.add_share(report, normalization, len(window))
-        # The Trainer divides by the number of micro-batches what is divided already.
+        # Undo the Trainer's division by the number of micro-batches; the loss is normalized already.
         return window.loss(report, normalization) * len(window), outputs
 
     def _forward(
         self, model: nn.Module, batch: dict[str, Any], items: int | None, teacher: Any = None, place: int = 0
     ) -> tuple[Any, LossReport, Any]:
-        """The student's outputs, its loss, and what the teachers gave. ``place`` is that of the micro-batch in its step."""
+        """The student's outputs, the loss report, and the teachers' outputs, for micro-batch ``place`` of the step."""
         if teacher is None:
             teacher = self._teaching.ask(batch, self.accelerator.autocast)
         own = self._own_loss.of(self._student, batch, items) if self.objective.hard_label_loss is not None else None
@@ -377,7 +382,7 @@ class DistillationTrainer(Trainer):
         total = max(self.state.max_steps, 0)
         step = min(self.state.global_step, total)
         micro_batch = place * self.accelerator.num_processes + self.accelerator.process_index
-        question = ForwardRequest(read, teacher, step / total if total else 0.0, step, total, micro_batch)
+        request = ForwardRequest(read, teacher, step / total if total else 0.0, step, total, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
-        outputs, report = self._link.ask(model, {**given, **self._features.arguments}, question)
+        outputs, report = self._link.ask(model, {**given, **self._features.arguments}, request)
         return outputs, report, teacher

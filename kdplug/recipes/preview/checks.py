@@ -1,4 +1,4 @@
-"""Masks that an adaptor returns and nobody reads."""
+"""Checks of a plan for probably unintended behaviour: dead terms, unused masks, settings without effect."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanWarning:
-    """Something that the run will do, and that is hardly meant.
+    """Probably unintended behaviour of a run.
 
-    ``check`` names the rule, ``field`` is the path in the recipe (empty where there is none).
+    ``check`` names the check; ``field`` is the path in the recipe, empty if there is none.
     """
 
     check: str
@@ -33,15 +33,15 @@ class PlanWarning:
 
 
 Check = Callable[["Sample"], Iterator[PlanWarning]]
-"""A rule: from what was seen of the models on the first batches to what is wrong with it."""
+"""A check: takes the models' outputs on the first batches and yields warnings."""
 
 
 def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
-    """Each term whose weighted loss gives the student no gradient, or one that is not finite."""
+    """Warn of each term whose weighted loss gives the student no gradient, or a non-finite one."""
     for term in sample.objective.terms:
         pull = sample.pulls.get(term.name)
         if pull is None:
-            message = f"{term.name} never counts: its schedule leaves its weight at 0 from start to end"
+            message = f"{term.name} has no effect: its schedule keeps its weight at 0 from start to end"
             yield PlanWarning("dead_term", "distillation", message)
         elif not math.isfinite(pull.norm) or not math.isfinite(pull.value):
             message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm {pull.norm:g}"
@@ -55,12 +55,12 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
 def _why(sample: Sample, name: str) -> str:
     if not sample.pulls[name].is_counted:
         return (
-            f"there was nothing to count in {BATCHES} batches. Are its labels all ignored, or is its mask an additive one (0 = keep), "
-            "which has to be converted: (mask == 0)?"
+            f"there was nothing to count in {BATCHES} batches. Check for labels that are all ignored, and for an "
+            "additive mask (0 = keep), which must be converted: (mask == 0)"
         )
     return (
-        f"none of the student's trainable parameters takes part in it, in {BATCHES} batches. Is what it reads detached, computed "
-        "under no_grad, or made of frozen layers only?"
+        f"it depends on none of the student's trainable parameters, in {BATCHES} batches. Check for features that are "
+        "detached, computed under no_grad, or from frozen layers only"
     )
 
 
@@ -69,16 +69,18 @@ _LABEL_NAMES = ("label", "target")
 
 
 def unshifted_labels(sample: Sample) -> Iterator[PlanWarning]:
-    """Labels of a causal language model at the position of their own token, where a loss takes them.
+    """Warn if a loss reads labels of a causal language model that are not shifted.
 
-    The logits at a position are about the next token. A model's own loss shifts; a loss that is given labels does not.
+    The logits at a position predict the next token. A model's own loss shifts its labels; a loss with a ``labels``
+    argument does not.
     """
     takers = list(_takers(sample))
     if not takers or not (name := _same_inputs(sample)):
         return
     message = (
-        f"the labels are the inputs {name!r} position by position, but logits are about the next token: {' and '.join(takers)} "
-        "would read each label one position early. Return labels from the adaptor that are shifted by one, with -100 at the end"
+        f"the labels equal the inputs {name!r} at each position, but logits predict the next token: "
+        f"{' and '.join(takers)} would read each label one position early. Return labels shifted by one from the "
+        "adaptor, with -100 at the end"
     )
     yield PlanWarning("unshifted_labels", "distillation", message)
 
@@ -93,7 +95,7 @@ def _takers(sample: Sample) -> Iterator[str]:
 
 
 def _same_inputs(sample: Sample) -> str:
-    """The name of an input that the labels repeat, empty where there is none."""
+    """The name of an input that equals the labels; empty if there is none."""
     for labels in sample.of_student.labels or ():
         if labels.dim() != 2 or labels.shape[1] < 2:
             continue
@@ -103,13 +105,13 @@ def _same_inputs(sample: Sample) -> str:
                 continue
             chosen = labels[counts]
             is_same = (chosen == tensor.to(labels.device)[counts]).float().mean() >= _SHARE
-            if is_same and len(torch.unique(chosen)) > 2:  # a mask of ones and zeros is no text
+            if is_same and len(torch.unique(chosen)) > 2:  # a mask of ones and zeros is not text
                 return name
     return ""
 
 
 def _integers(batch: Any, name: str = "input") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of integers in a batch by name, but for those that are called labels."""
+    """Yield name and tensor of each integer tensor in a batch, except those named as labels."""
     if isinstance(batch, Tensor):
         if not batch.is_floating_point() and not batch.is_complex():
             yield name, batch
@@ -118,36 +120,38 @@ def _integers(batch: Any, name: str = "input") -> Iterator[tuple[str, Tensor]]:
             if not any(word in str(key).casefold() for word in _LABEL_NAMES):
                 yield from _integers(value, str(key))
     elif isinstance(batch, (list, tuple)) and batch:
-        yield from _integers(batch[0], "0")  # what follows it may be the labels
+        yield from _integers(batch[0], "0")  # later items may be labels
 
 
 _MASKS = {"mask", "student_mask", "teacher_mask"}
 
 
 def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
-    """An ``inputs_mask`` that no match's loss takes, a ``logits_mask`` without kd loss, logits of which padding counts.
+    """Warn of an ``inputs_mask`` that no loss takes, a ``logits_mask`` without kd loss, and padding in the kd loss.
 
-    Without kd loss a ``logits_mask`` has nothing to do where matches have their ``inputs_mask`` and the student's own losses leave
-    out by themselves what it leaves out. That a mask does nothing to logits of two axes is said by the objective itself.
+    Without kd loss, an unread ``logits_mask`` is fine if matches have an ``inputs_mask`` and the student's own losses
+    ignore the masked positions themselves. The objective itself warns of a mask on 2-D logits.
     """
     given = set(sample.of_student.given) | set(sample.of_teacher.given)
     terms = [term for term, _, _ in sample.objective.matches.terms()]
     takers = [term for term in terms if _MASKS & set(term.inputs)]
     if "inputs_mask" in given and terms and not takers:
-        message = f"inputs_mask is read by no term: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask"
+        message = f"no term reads inputs_mask: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask"
         yield PlanWarning("unused_mask", "distillation.intermediate_matches", message)
     kd = sample.objective.kd_loss
     is_missed = (bool(takers) and "inputs_mask" not in given) or _losses_need_mask(sample)
     if "logits_mask" in given and kd is None and is_missed:
-        message = "logits_mask is read by no term: the kd loss is off"
+        message = "no term reads logits_mask: the kd loss is off"
         yield PlanWarning("unused_mask", "distillation.kd_loss_weight", message)
     if kd is not None and "logits_mask" not in given and _counts_padding(sample):
-        message = "inputs_mask leaves positions out, but the kd loss counts them too: it reads logits_mask, which no adaptor returned"
+        message = (
+            "inputs_mask masks positions, but the kd loss counts them: it reads logits_mask, which no adaptor returned"
+        )
         yield PlanWarning("padding_counts", "", message)
 
 
 def _counts_padding(sample: Sample) -> bool:
-    """Whether logits go position by position over inputs of which some are masked."""
+    """Return whether logits are per position and ``inputs_mask`` masks some positions."""
     mask, logits = sample.of_student.inputs_mask, sample.of_student.logits
     if mask is None or logits is None or bool((mask != 0).all()):
         return False
@@ -155,7 +159,7 @@ def _counts_padding(sample: Sample) -> bool:
 
 
 def _losses_need_mask(sample: Sample) -> bool:
-    """Whether the student's own losses are a term, and are not known to leave out the logits that ``logits_mask`` leaves out."""
+    """Return whether the student's own losses are a term and may include positions that ``logits_mask`` masks."""
     outputs = sample.of_student
     if sample.objective.hard_label_loss is None or not outputs.losses:
         return False
@@ -170,7 +174,7 @@ def _losses_need_mask(sample: Sample) -> bool:
 
 
 def _slopes(losses: tuple[Loss, ...], logits: list[Tensor]) -> list[Tensor | None]:
-    """The gradient of the losses in each head's logits, ``None`` where they are not made of these. The graph stays."""
+    """The gradient of the losses with respect to each head's logits; ``None`` for unused logits. The graph is kept."""
     totals = [loss.total if isinstance(loss, LossSum) else loss.sum() for loss in losses]
     total = torch.stack(totals).sum()
     if not total.requires_grad or not all(one.requires_grad for one in logits):
@@ -185,7 +189,7 @@ _LARGE_RATE = 10.0
 
 
 def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
-    """What belongs to a kd loss that is off, matches of weight 0, and a teacher that no term reads."""
+    """Warn of settings of a disabled kd loss, matches of weight 0, and a teacher that no term reads."""
     given, terms = sample.recipe.distillation, [term for term, _, _ in sample.objective.matches.terms()]
     if not given.kd_loss_weight:
         unused = dict.fromkeys(_KD_ONLY, "has no effect: kd_loss_weight is 0")
@@ -208,25 +212,24 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
 
 
 def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterator[PlanWarning]:
-    """Learning rates, of the student and of a teacher that is fitted first, at which a first step destroys the weights."""
+    """Warn of learning rates, of the student or a fitted teacher, at which the first step destroys the weights."""
     for field, one in (("training.lr", training), ("task", fit)):
         if one is not None and one.lr > _LARGE_RATE:
             message = (
-                f"the learning rate is {one.lr:g}: {one.optimizer} moves a weight by about that much for a gradient of 1, so the loss will "
-                "hardly stay finite"
+                f"the learning rate is {one.lr:g}: {one.optimizer} changes a weight by about that much for a gradient "
+                "of 1, so the loss will probably diverge"
             )
             yield PlanWarning("large_learning_rate", field, message)
 
 
 _TOLERANCE = 2e-2
-"""What rows of bfloat16 may miss 1 by."""
+"""Tolerance for the sum of a row of bfloat16 probabilities."""
 
 
 def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
-    """Probabilities given to a loss that takes scores, scores given to one that takes probabilities, logits that are
-    probabilities.
+    """Warn of probabilities in the kd loss or a loss that takes scores, and of scores in one that takes probabilities.
 
-    A loss that has a setting ``inputs`` says with it which of the two it takes: ``scores`` or ``probs``.
+    A loss's setting ``inputs`` declares which of the two it takes: ``scores`` or ``probs``.
     """
     matches = zip(sample.objective.matches.terms(), _settings(sample), strict=True)
     for (term, path, _), takes in matches:
@@ -235,28 +238,26 @@ def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
             tensors = [tensor for of, tensor in features(term, sample) if of == side]
             if takes == "scores" and any(map(is_probability, tensors)):
                 message = (
-                    f"{term.name}: the {side}'s rows are probabilities (they sum to 1), and {term.owner} takes scores and applies "
-                    "a softmax to them again. Write inputs: probs"
+                    f"{term.name}: the {side}'s rows are probabilities (they sum to 1), but {term.owner} takes scores "
+                    "and applies a second softmax. Set inputs: probs"
                 )
                 yield PlanWarning("doubled_softmax", field, message)
             elif takes == "probs" and not all(map(is_probability, tensors)):
                 message = (
-                    f"{term.name}: {term.owner} takes probabilities, and the {side}'s rows are none (they do not sum to 1). Write "
-                    "inputs: scores"
+                    f"{term.name}: {term.owner} takes probabilities, but the {side}'s rows are not probabilities (they "
+                    "do not sum to 1). Set inputs: scores"
                 )
                 yield PlanWarning("missing_softmax", field, message)
     if sample.objective.kd_loss is None:
         return
     for side, outputs in (("student", sample.of_student), ("teacher", sample.of_teacher)):
         if any(isinstance(logits, Tensor) and is_probability(logits) for logits in outputs.logits or ()):
-            message = (
-                f"the {side}'s logits are probabilities (they sum to 1); the kd loss applies a softmax to them again"
-            )
+            message = f"the {side}'s logits are probabilities (they sum to 1), but the kd loss applies a second softmax"
             yield PlanWarning("doubled_softmax", "distillation.kd_loss_type", message)
 
 
 def is_probability(tensor: Tensor) -> bool:
-    """Whether each row along the last axis is at least 0 and sums to 1; a row of zeros, as padding leaves, is let pass."""
+    """Return whether each row along the last axis is at least 0 and sums to 1; rows of zeros (padding) are allowed."""
     if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.shape[-1] < 2 or not tensor.numel():
         return False
     rows = tensor.detach().float()
@@ -266,20 +267,20 @@ def is_probability(tensor: Tensor) -> bool:
 
 
 def _settings(sample: Sample) -> list[object]:
-    """What each match's loss takes, in the order of the objective's matches."""
+    """The setting ``inputs`` of each match's loss, in the order of the objective's matches."""
     return [match.loss.settings.get("inputs") for match in sample.config.intermediate_matches if match.weight]
 
 
 def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
-    """A kd loss without the factor T² beside a loss on labels."""
+    """Warn of a kd loss without the factor T² combined with a loss on labels."""
     config = sample.config
     if not (config.kd_loss_weight and config.hard_label_weight) or config.temperature <= 1:
         return
     if config.kd_loss_type.settings.get("t2") is False:
         squared = config.temperature**2
         message = (
-            f"{config.kd_loss_type.name} leaves out the factor T², so at temperature {config.temperature:g} the gradient of the kd "
-            f"loss is about 1/{squared:g} of what it is at 1, and labels outweigh the teacher by as much. Write t2: true, or "
-            f"raise kd_loss_weight to about {squared * config.kd_loss_weight:g}"
+            f"{config.kd_loss_type.name} leaves out the factor T², so at temperature {config.temperature:g} the "
+            f"gradient of the kd loss is about 1/{squared:g} of that at temperature 1, and labels outweigh the teacher "
+            f"accordingly. Set t2: true, or raise kd_loss_weight to about {squared * config.kd_loss_weight:g}"
         )
         yield PlanWarning("temperature", "distillation.kd_loss_type", message)

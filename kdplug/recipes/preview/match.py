@@ -1,4 +1,4 @@
-"""What the matches of a plan read, and what brings the two sides to one width."""
+"""Features and projections of the matches in a plan."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class PlannedProjection:
 
 @dataclass(frozen=True, slots=True)
 class PlannedMatch:
-    """The pairs of features that one term compares: layer and shape on each side, and the projection between them.
+    """The features that one term compares: layer and shape on each side, and the projection.
 
-    A layer is an index into what the adaptor returned as ``feature``, or the path of a module that is captured.
+    A layer is an index into the adaptor's ``feature``, or the path of a captured module.
     """
 
     term: str
@@ -38,12 +38,12 @@ class PlannedMatch:
 
 
 def planned_matches(sample: Sample) -> list[PlannedMatch]:
-    """Each match with what it reads of the first batch, in the order of the terms."""
+    """The layers and shapes that each match reads from the first batch, in the order of the terms."""
     return [_planned(term, sample) for term, _, _ in sample.objective.matches.terms()]
 
 
 def features(term: MatchTerm, sample: Sample) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor that a match reads, with the side it is of."""
+    """Yield the side and the tensor of each feature that a match reads."""
     for tensor in layers(sample.of_student, term.feature, term.layer_student, "student"):
         yield "student", tensor
     for tensor in layers(sample.of_teacher, term.feature, term.layer_teacher, "teacher"):

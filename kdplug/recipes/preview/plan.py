@@ -1,4 +1,4 @@
-"""What a recipe would do, found out without training."""
+"""``kdplug plan``: preview a recipe without training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from kdplug.recipes.training import Budget, Stage, check_writable, make_optimize
 
 @dataclass(frozen=True, slots=True)
 class MemoryItem:
-    """Bytes that something takes, and how that is known."""
+    """An item of the memory estimate: its bytes, and how they were determined."""
 
     name: str
     bytes: int
@@ -56,12 +56,12 @@ class MemoryItem:
 
 
 def memory(sample: Sample) -> list[MemoryItem]:
-    """The items of an estimate, from one real step with the recipe's optimizer. The student is changed by it.
+    """Estimate memory from one real step with the recipe's optimizer. This changes the student's weights.
 
-    What is left out: the teacher's own activations, which are gone after each of its layers, the workspace of kernels, and
-    what the framework takes for itself.
+    The estimate leaves out the teacher's activations, which are freed layer by layer, kernel workspaces, and the
+    framework's own memory.
 
-    Raises: ``RunError`` where the optimizer cannot take the step; ``ConfigError`` where it cannot be made.
+    Raises: ``RunError`` if the optimizer cannot take the step; ``ConfigError`` if it cannot be built.
     """
     optimizer = make_optimizer(sample.recipe.training, sample.student.parameters())
     check_student(optimizer, sample.student)
@@ -86,14 +86,14 @@ def memory(sample: Sample) -> list[MemoryItem]:
         MemoryItem(
             "activations",
             sample.activations,
-            f"measured: what autograd keeps for the backward pass of a batch of {batch}",
+            f"measured: tensors saved by autograd for the backward pass of a batch of {batch}",
         ),
-        MemoryItem("teacher's outputs", outputs, f"measured: what its adaptor returned for a batch of {batch}"),
+        MemoryItem("teacher's outputs", outputs, f"measured: values returned by its adaptor for a batch of {batch}"),
     ]
 
 
 def size(found: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each once."""
+    """Bytes of the tensors' storages, each counted once."""
     storages = [tensor.untyped_storage() for tensor in found]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -103,9 +103,10 @@ def _held(module: nn.Module) -> Iterator[Tensor]:
 
 
 def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -> KeptMass | None:
-    """The mass that the kd loss reads: that of the cache where there is one, otherwise that of the first batch.
+    """The probability mass that the kd loss reads, from the cache if there is one, otherwise from the first batch.
 
-    ``None`` where nothing is left out, and where the teacher is not trained yet, so that its distribution says nothing.
+    ``None`` if all classes are kept, or if the teacher is not trained yet, because its distribution is meaningless
+    then.
     """
     teacher = sample.of_teacher
     if sample.objective.kd_loss is None:
@@ -122,7 +123,7 @@ def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -
 
 
 def thin_cache(sample: Sample) -> Iterator[PlanWarning]:
-    """A sparse teacher whose classes hold little of its distribution at the temperature of the loss."""
+    """Warn if the classes kept for a sparse teacher hold little of its distribution at the loss temperature."""
     if sample.kept_mass is not None and (message := sample.kept_mass.warning) is not None:
         field = "training.teacher_cache_codec" if sample.recipe.training.teacher_cache_codec else "task"
         yield PlanWarning("kept_mass", field, message)
@@ -137,15 +138,15 @@ CHECKS: tuple[Check, ...] = (
     thin_cache,
     idle_settings,
 )
-"""The rules that a plan is held against."""
+"""The checks that a plan runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTerm:
-    """A term: its weight at the start, at half and at the end of the run, and what it is worth before training.
+    """A term: its weight at the start, middle and end of the run, and its value before training.
 
-    ``value`` is its mean before weighting on a first batch, ``gradient_norm`` the L2 norm of the gradient that the weighted
-    term gives the student there; both are ``None`` where its weight stays 0.
+    ``value`` is its unweighted mean on one of the first batches, ``gradient_norm`` the L2 norm of the weighted term's
+    gradient over the student there; both are ``None`` if its weight stays 0.
     """
 
     name: str
@@ -156,11 +157,11 @@ class PlannedTerm:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """What a run would be. ``config`` is the distillation with every setting, layer maps written out.
+    """Preview of a run. ``config`` is the distillation with all settings and expanded layer maps.
 
-    ``parameters`` counts those of teacher, student and projections; ``steps`` the optimizer steps of each training, 0 for a
-    teacher that is trained already. ``kept_mass`` is that of the teacher's probability which a sparse teacher cache keeps, ``None``
-    where it keeps all, or the teacher is not trained yet.
+    ``parameters`` counts the parameters of teacher, student and projections; ``steps`` the optimizer steps of each
+    training, 0 for a teacher that is already trained. ``kept_mass`` is the teacher's probability mass in a sparse
+    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
     """
 
     task: str
@@ -178,7 +179,7 @@ class RunPlan:
     warnings: list[PlanWarning]
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON. A number that is not finite is text there."""
+        """Plain data for JSON. Non-finite numbers become strings."""
         data = {key: getattr(self, key) for key in ("task", "about", "device", "precision", "batch_size")}
         lists = {key: [asdict(one) for one in getattr(self, key)] for key in ("terms", "matches", "memory", "warnings")}
         found = {
@@ -195,11 +196,11 @@ class RunPlan:
 
 @qualify_errors
 def plan_recipe(recipe: Recipe) -> RunPlan:
-    """Build the models of a recipe, show them its first batches, and say what a run would do. Nothing is written.
+    """Build a recipe's models, run them on its first batches, and report what a run would do. Nothing is written.
 
-    The teacher is what the task builds, which may be untrained.
+    The teacher is used as the task builds it, so it may be untrained.
 
-    Raises: ``KdplugError`` for what would keep the run from starting, or end it at its first step.
+    Raises: ``KdplugError`` for an error that a run would raise at the start or in its first step.
     """
     component, task = build_task(recipe)
     reads = resolve_distillation(recipe).reads
@@ -209,21 +210,21 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
-    bench = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
-    bench.check_cache()
+    runner = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
+    runner.check_cache()
     config = Stage.STUDENT.config(recipe)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        loader = bench.loader("distillation", recipe.training.batch_size)
+        loader = runner.loader("distillation", recipe.training.batch_size)
         make_plan(loader, config, num_epochs=recipe.training.num_epochs, num_steps=recipe.training.num_steps)
         precision = config.precision if "precision" in config.model_fields_set else None
         with process(config.device, precision) as accelerator:
             total_steps = Budget.of(recipe.training, loader).total_steps
-            sample = take_sample(recipe, bench, accelerator, total_steps)
+            sample = take_sample(recipe, runner, accelerator, total_steps)
             cache = teacher_cache(config, recipe.distillation)
-            sample.kept_mass = kept_mass(cache, sample, is_trained=bench.fit() is None)
+            sample.kept_mass = kept_mass(cache, sample, is_trained=runner.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
-            found += large_rates(recipe.training, bench.fit())
+            found += large_rates(recipe.training, runner.fit())
             items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(
@@ -236,10 +237,10 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         terms=[_term(sample, term) for term in sample.objective.terms],
         matches=planned_matches(sample),
         parameters=_parameters(sample),
-        steps=_steps(bench, total_steps),
+        steps=_steps(runner, total_steps),
         memory=items,
         kept_mass=sample.kept_mass,
-        warnings=[*found, *_python_warnings(told)],
+        warnings=[*found, *_python_warnings(caught)],
     )
 
 
@@ -258,20 +259,20 @@ def _parameters(sample: Sample) -> dict[str, int]:
     return {name: count_parameters(model) for name, model in models.items()}
 
 
-def _steps(bench: RecipeRunner, total_steps: int) -> dict[str, int]:
-    fit = bench.fit()
-    teacher = 0 if fit is None else Budget.of(fit, bench.loader("teacher", fit.batch_size)).total_steps
+def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:
+    fit = runner.fit()
+    teacher = 0 if fit is None else Budget.of(fit, runner.loader("teacher", fit.batch_size)).total_steps
     return {"teacher": teacher, "student": total_steps, "baseline": total_steps}
 
 
-def _python_warnings(told: Iterable[warnings.WarningMessage]) -> list[PlanWarning]:
-    """What was warned of on the way, each once: the run would warn of the same."""
-    messages = dict.fromkeys(str(one.message) for one in told if issubclass(one.category, UserWarning))
+def _python_warnings(caught: Iterable[warnings.WarningMessage]) -> list[PlanWarning]:
+    """Caught warnings without duplicates; a run would raise the same."""
+    messages = dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
     return [PlanWarning("said_by_the_run", "", message) for message in messages]
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and value - value != 0:  # infinite or no number
+    if isinstance(value, float) and value - value != 0:  # inf or nan
         return str(value)
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}

@@ -1,4 +1,4 @@
-"""What both models make of the first batches, before any training."""
+"""Outputs, losses and gradients of both models on the first batches, before training."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from kdplug.recipes.task import preparation
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """A term's mean before weighting, and the L2 norm of the gradient of weight times that mean over the student.
+    """A term's unweighted mean, and the L2 norm of the weighted mean's gradient over the student.
 
-    ``is_counted`` is false where there was nothing to take a mean over.
+    ``is_counted`` is false if there was nothing to take a mean over.
     """
 
     value: float
@@ -39,12 +39,12 @@ class Pull:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the term changes the student; for better or, where it is not finite, for worse."""
+        """True if the term's gradient changes the student, non-finite gradients included."""
         return self.norm != 0
 
 
 def gradients(terms: Mapping[str, TermValue], student: nn.Module) -> dict[str, Pull]:
-    """One backward pass for each term. The graph stays, and no ``grad`` is written."""
+    """Run one backward pass per term. The graph is kept, and no ``grad`` is written."""
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
     return {
         name: Pull(float(term.value.detach()), _norm(term.weighted, parameters), _is_counted(term))
@@ -53,7 +53,7 @@ def gradients(terms: Mapping[str, TermValue], student: nn.Module) -> dict[str, P
 
 
 def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
-    """The norm, 0 where nothing of the loss comes from the parameters."""
+    """The gradient norm; 0 if the loss does not depend on the parameters."""
     if not loss.requires_grad or not parameters:
         return 0.0
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -70,16 +70,17 @@ def _is_counted(term: TermValue) -> bool:
 
 
 BATCHES = 4
-"""How many batches are tried before a term counts as dead: a batch may hold no label, say."""
+"""Batches tried before a term counts as dead; a single batch may have no labels, for example."""
 _MOMENTS = (0.0, 0.5, 1.0)
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """Both models, the objective with every projection made, and what they gave for the first batch.
+    """Both models, the objective with all projections built, and the outputs for the first batch.
 
-    ``kept_mass`` is what a sparse teacher keeps, ``None`` where it keeps all. ``config`` is the distillation with qualified names, every setting, and layer maps written out. ``pulls`` holds what each
-    term does to the student, by the term's name.
+    ``kept_mass`` is the probability mass that a sparse teacher keeps; ``None`` if it keeps all. ``config`` is the
+    distillation with qualified names, all settings, and expanded layer maps. ``pulls`` maps each term's name to its
+    value and gradient norm.
     """
 
     recipe: Recipe
@@ -97,13 +98,13 @@ class Sample:
     pulls: dict[str, Pull] = field(default_factory=dict)
 
     def weights(self, term: Term) -> list[float]:
-        """The weight of a term at 101 moments from the run's start to its end."""
+        """The weight of a term at 101 points from the run's start to its end."""
         return [term.schedule.at(at / 100, round(at / 100 * self.total_steps), self.total_steps) for at in range(101)]
 
 
 @dataclass(slots=True, eq=False)
 class _Models:
-    """The pair and the teacher with hooks in place, and how to ask them."""
+    """Both models with capture hooks installed."""
 
     pair: TrainingModule
     teacher: Teacher
@@ -111,14 +112,14 @@ class _Models:
     accelerator: Accelerator
     total_steps: int
 
-    def ask(self, parts: Parts) -> tuple[Outputs, Outputs]:
-        """What the student and the teacher make of a batch; the student with gradient."""
+    def outputs(self, parts: Parts) -> tuple[Outputs, Outputs]:
+        """The outputs of the student, with gradient, and of the teacher for a batch."""
         with self.accelerator.autocast():
             read = self.teacher(parts.teacher, {}, parts.cache)
             return Outputs.read(self.pair.outputs(parts.student, {}), "student"), Outputs.read(read, "teacher")
 
     def loss(self, student: Outputs, teacher: Outputs, progress: float) -> LossReport:
-        """The loss of what they made, as if ``progress`` of the run were done."""
+        """The loss of these outputs at ``progress`` of the run."""
         step = min(round(progress * self.total_steps), self.total_steps - 1)
         with self.accelerator.autocast():
             report: LossReport = self.objective(
@@ -127,23 +128,23 @@ class _Models:
         return report
 
 
-def take_sample(recipe: Recipe, bench: RecipeRunner, accelerator: Accelerator, total_steps: int) -> Sample:
-    """Build both models, untrained where the task does not train them, and show them the first batches.
+def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, total_steps: int) -> Sample:
+    """Build both models as the task returns them, without training, and run them on the first batches.
 
-    Raises: ``KdplugError`` for what would end the run at its first step.
+    Raises: ``KdplugError`` for an error that the run would raise in its first step.
     """
-    teacher = bench.built_teacher()
-    student = bench.student(teacher)
-    distiller = bench.distiller(teacher, student)
+    teacher = runner.built_teacher()
+    student = runner.student(teacher)
+    distiller = runner.distiller(teacher, student)
     pair = TrainingModule(student, distiller.adaptor_S, distiller.objective)
     side = Teacher(teacher, distiller.adaptor_T)
     check_apart(teacher, student, distiller.objective)
     pair.to(accelerator.device)
     side.to(accelerator.device)
-    batches = list(islice(bench.loader("distillation", recipe.training.batch_size), BATCHES))
+    batches = list(islice(runner.loader("distillation", recipe.training.batch_size), BATCHES))
     objective = distiller.objective
     with modes(training=pair, evaluating=teacher), side.frozen(student):
-        prepared = preparation(bench.task, student)
+        prepared = preparation(runner.task, student)
         if prepared is not None:
             batches = list(map(prepared, batches))
         if objective.needs_materialize:
@@ -164,9 +165,9 @@ def _hooked(pair: TrainingModule, teacher: Teacher, objective: Objective) -> Ite
 
 
 def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
-    """The first batch at the start of the run, and the bytes that its backward pass needs."""
+    """Run the first batch as at the start of the run, and measure the bytes that its backward pass needs."""
     with saved_bytes(models.pair) as saved:
-        student, teacher = models.ask(parts)
+        student, teacher = models.outputs(parts)
         report = models.loss(student, teacher, 0.0)
     apart = {tensor.untyped_storage().data_ptr() for tensor in tensors(given(teacher))}
     return Sample(
@@ -185,13 +186,13 @@ def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
 
 
 def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, Pull]:
-    """What each term does to the student on the first batch, and at the first moment, that it does anything on."""
+    """Value and gradient norm of each term, at the first batch and progress where its gradient is not 0."""
     found: dict[str, Pull] = {}
     waiting = {term.name for term in models.objective.terms if any(sample.weights(term))}
     for place, parts in enumerate(batches):
         if not waiting:
             break
-        student, teacher = models.ask(parts) if place else (sample.of_student, sample.of_teacher)
+        student, teacher = models.outputs(parts) if place else (sample.of_student, sample.of_teacher)
         for moment in _MOMENTS:
             report = models.loss(student, teacher, moment)
             terms = {name: term for name, term in report.terms.items() if name in waiting and term.weight}
@@ -206,7 +207,7 @@ def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, P
 
 @contextmanager
 def saved_bytes(module: nn.Module) -> Iterator[Mapping[int, int]]:
-    """Collect the sizes of what autograd keeps for the backward pass of the block, by address; parameters are left out."""
+    """Collect, by address, the bytes that autograd saves for the backward pass of the block, without parameters."""
     held = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     found: dict[int, int] = {}
 
@@ -221,12 +222,12 @@ def saved_bytes(module: nn.Module) -> Iterator[Mapping[int, int]]:
 
 
 def given(outputs: Outputs) -> list[Any]:
-    """What an adaptor returned, value by value."""
+    """The values that an adaptor returned."""
     return [getattr(outputs, key) for key in outputs.given]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers."""
+    """Yield every tensor in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (dict, list, tuple)):

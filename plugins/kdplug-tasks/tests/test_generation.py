@@ -166,7 +166,7 @@ def test_a_run_that_goes_on_writes_the_same_batches(folder, tmp_path, monkeypatc
 def test_a_run_says_how_many_batches_the_student_wrote(folder, tmp_path):
     said = io.StringIO()
     done = run_recipe(_made(folder, tmp_path, factored=True), console=Console(file=said, width=200))
-    assert f"The task made {done.made.anew} of 10 batches" in said.getvalue()
+    assert f"the task generated {done.made.anew} of 10 batches" in said.getvalue()
     assert json.loads((tmp_path / "metrics.json").read_text())["batches_made_anew"] == {
         "anew": done.made.anew,
         "batches": 10,
@@ -184,7 +184,7 @@ def test_a_plan_says_what_share_is_to_be_written_and_that_it_has_no_labels(folde
 @pytest.mark.parametrize("go", [run_recipe, plan_recipe, lambda recipe: cache_recipe(recipe, "nowhere")])
 def test_a_cache_of_the_teacher_is_refused(folder, tmp_path, go):
     made = _made(folder, tmp_path, "distillation.is_caching_logits=true")
-    with pytest.raises(kdplug.ConfigError, match="is_caching_logits: task 'causal-lm' makes batches with the student"):
+    with pytest.raises(kdplug.ConfigError, match="is_caching_logits: task 'causal-lm' generates batches with the student"):
         go(made)
 
 

@@ -22,7 +22,7 @@ from kdplug import LossSum
 from kdplug.errors import ConfigError, EntryError, OutputsError, RunError
 from kdplug.integrations.textbrewer.batch import post_adaptor
 from kdplug.integrations.textbrewer.distiller_utils import CustomMatch
-from kdplug.integrations.textbrewer.log import tell
+from kdplug.integrations.textbrewer.log import warn_once
 
 PROJECTED = {
     "layer_T": 1,
@@ -64,10 +64,10 @@ class Scene:
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    tell.cache_clear()
+    warn_once.cache_clear()
     caplog.set_level(logging.INFO, "Distillation")
     yield caplog
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def finite(weights: dict[str, torch.Tensor]) -> bool:
@@ -85,7 +85,7 @@ def test_one_mask_serves_several_heads(tmp_path: Path) -> None:
     logits, mask = [torch.randn(2, 3, 4), torch.randn(2, 3, 5)], torch.tensor([[1, 1, 0], [1, 0, 0]])
     both = textbrewer.distiller_utils.select_logits_with_mask(logits, [mask])
     assert [one.shape for one in both] == [(3, 4), (3, 5)]
-    with pytest.raises(OutputsError, match="2 masks for 1 heads"):
+    with pytest.raises(OutputsError, match="got 2 masks for 1 heads"):
         textbrewer.distiller_utils.select_logits_with_mask(logits[:1], [mask, mask])
 
 
@@ -216,7 +216,7 @@ def test_what_an_earlier_backward_pass_left_is_not_applied(tmp_path: Path) -> No
     [
         ([], {"num_steps": 2}, "no more batches"),
         (iter(list(Scene.loader())), {"num_steps": 9}, "no more batches"),
-        (list(Scene.loader())[:1], {"num_epochs": 3}, "not one step"),
+        (list(Scene.loader())[:1], {"num_epochs": 3}, "no optimizer step"),
     ],
 )
 def test_a_loader_that_makes_no_step_is_an_error(tmp_path: Path, loader: Any, options: Any, message: str) -> None:
@@ -278,7 +278,7 @@ def test_what_has_no_effect_is_told_once(tmp_path: Path, lines: pytest.LogCaptur
     scene.train()
     told = [record.message for record in lines.records if record.levelno == logging.WARNING]
     assert told == [
-        "intermediate_matches have no effect: MultiTeacherDistiller matches logits alone",
+        "intermediate_matches have no effect: MultiTeacherDistiller matches only logits",
         "adaptor_S returned 'input_mask', which nothing reads. Did you mean 'inputs_mask'?",
     ]
 

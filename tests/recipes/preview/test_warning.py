@@ -65,7 +65,7 @@ def test_a_term_whose_weight_stays_0_is_dead(scene):
     kdplug.weight_schedulers.register("never")(lambda progress: 0.0)
     plan = scene(hard_label_weight=1, hard_label_weight_scheduler="never")
     assert [warning.message for warning in plan.warnings] == [
-        "hard_label_loss never counts: its schedule leaves its weight at 0 from start to end"
+        "hard_label_loss has no effect: its schedule keeps its weight at 0 from start to end"
     ]
 
 
@@ -179,7 +179,7 @@ def test_attentions_have_to_be_what_the_loss_takes(scene, change, inputs, checks
 def test_the_default_of_an_attention_loss_is_looked_at_too(scene):
     plan = scene(intermediate_matches=[{**ATTENTION, "loss": "attention_ce_mean"}], **_both(_probabilities))
     assert plan.warnings[0].field == "distillation.intermediate_matches.0.loss"
-    assert "Write inputs: probs" in plan.warnings[0].message
+    assert "Set inputs: probs" in plan.warnings[0].message
 
 
 def test_logits_that_are_probabilities_are_told(scene):
