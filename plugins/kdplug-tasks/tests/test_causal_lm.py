@@ -118,7 +118,7 @@ def test_models_of_one_vocabulary_and_more_embeddings_are_read_up_to_the_tokeniz
     batch = first_batch(task)
     found = task.student_adaptor(batch, task.build_student()(**batch))["logits"]
     assert found.shape == task.teacher_adaptor(batch, task.build_teacher()(**batch))["logits"].shape
-    assert "up to the tokenizer's" in task.about()
+    assert "only the outputs of the tokenizer's" in task.about()
 
 
 def test_a_plan_warns_of_no_unshifted_labels(folder, tmp_path):
@@ -129,5 +129,5 @@ def test_a_plan_warns_of_no_unshifted_labels(folder, tmp_path):
 def test_a_model_that_sees_the_next_token_is_refused(folder):
     from task_scene import BERT
 
-    with pytest.raises(ValueError, match="a bert model sees the tokens that it is to predict"):
+    with pytest.raises(ValueError, match="a bert model attends to the tokens that it predicts"):
         task_of(**_settings(folder, student={"config": BERT})).check()

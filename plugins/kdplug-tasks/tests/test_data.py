@@ -53,18 +53,18 @@ def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("empty.csv", b"", "it holds no rows"),
-        ("header.csv", b"text,label\n", "it holds no rows"),
-        ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 holds the byte 0xe9"),
-        ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, and there are 2: text, label"),
-        ("twice.csv", b"text,text\na,b\n", "two columns have one name"),
-        ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is no JSON"),
+        ("empty.csv", b"", "it has no rows"),
+        ("header.csv", b"text,label\n", "it has no rows"),
+        ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 contains the byte 0xe9"),
+        ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, expected 2: text, label"),
+        ("twice.csv", b"text,text\na,b\n", "two columns have the same name"),
+        ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
         ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
         ("deep.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "line 1 is nested too deeply"),
-        ("bad.parquet", b"PAR0", "it is no Parquet file"),
-        ("bad.npz", b"PK", "it is no NPZ file"),
-        ("tagless.conll", b"Anna\n", "line 1 holds the word 'Anna' and no tag"),
-        ("rows.dat", b"x", "the ending of .* says nothing of its format"),
+        ("bad.parquet", b"PAR0", "it is not a Parquet file"),
+        ("bad.npz", b"PK", "it is not an NPZ file"),
+        ("tagless.conll", b"Anna\n", "line 1 has the word 'Anna' but no tag"),
+        ("rows.dat", b"x", "cannot infer the format of .* from its extension"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path, name, content, told):

@@ -88,7 +88,7 @@ def test_a_begin_can_be_asked_for_and_left_out():
     assert find_frame(_tokenizer("<s> <unk> $A"), True, "tokenizer").begin == _ids(made, ["<s>", "<unk>"])
     assert find_frame(_tokenizer(), False, "tokenizer").begin == []
     made.bos_token = None
-    with pytest.raises(ConfigError, match=r"^add_bos_token: is true, and the tokenizer has no bos_token"):
+    with pytest.raises(ConfigError, match=r"^add_bos_token: is true, but the tokenizer has no bos_token"):
         find_frame(made, True, "tokenizer")
 
 
@@ -169,7 +169,7 @@ def test_without_it_everything_is_as_it_was(folder):
 
 def test_max_length_has_to_leave_room(folder):
     with pytest.raises(
-        ConfigError, match=r"^max_length: is 2, and the special tokens at the start of each example take 1 of them"
+        ConfigError, match=r"^max_length: is 2, but the special tokens at the start of each example take 1 of that"
     ):
         task_of(**_settings(folder, max_length=2)).check()
 
@@ -213,7 +213,7 @@ def test_a_student_goes_on_from_the_begin(folder, file):
 def test_an_empty_prompt_needs_a_begin(folder):
     generate = {"fraction": 1.0, "max_new_tokens": 5}
     settings = _settings(folder, "empty.csv", prompts=True, generate=generate, student={"config": {"n_layer": 1}})
-    with pytest.raises(ConfigError, match="the prompt is empty, so the student has nothing to go on from"):
+    with pytest.raises(ConfigError, match="the prompt is empty, so the student has nothing to continue"):
         task_of(**settings, add_bos_token=False).check()
 
 

@@ -59,7 +59,7 @@ def test_numbers_of_a_dataset_mean_its_own_names_and_not_the_teachers_numbers():
 
 def test_a_number_beyond_the_classes_of_a_dataset_is_no_number_of_the_teacher():
     source = _source([0, 1], [2], classes=("neg", "pos"))
-    told = r"^data\.test: row 1 of test\.csv: label id 2 is out of range: the data name 2 classes \(neg, pos\)"
+    told = r"^data\.test: row 1 of test\.csv: label id 2 is out of range: the dataset names 2 classes \(neg, pos\)"
     with pytest.raises(ConfigError, match=told):
         _read(source, teacher=_teacher("neutral", "pos", "neg"))
 
@@ -71,7 +71,7 @@ def test_a_teacher_without_names_takes_those_of_the_dataset():
 
 def test_names_in_the_data_and_numbers_in_the_teacher_need_to_be_told():
     teacher = _teacher("LABEL_0", "LABEL_1")
-    told = r"the teacher knows its 2 classes by number only\. Write labels: their names"
+    told = r"the teacher has no names for its 2 classes\. Write labels: their names"
     with pytest.raises(ConfigError, match=told):
         _read(_source(["no"]), teacher=teacher)
     assert _read(_source(["1", 0]), teacher=teacher)[1] == [1, 0]
@@ -80,7 +80,7 @@ def test_names_in_the_data_and_numbers_in_the_teacher_need_to_be_told():
 
 def test_numbers_from_one_in_train_and_from_zero_in_test_are_no_classes_of_one_column():
     """They used to be names where there was such a name and numbers elsewhere: '0' and '1' were one class."""
-    told = r"^data\.test: row 1 of test\.csv: unknown label '0'\. The labels are 1, 2, 3, 4\. Since these are numbers themselves"
+    told = r"^data\.test: row 1 of test\.csv: unknown label '0'\. The labels are 1, 2, 3, 4\. Since some class names are numbers"
     with pytest.raises(ConfigError, match=told):
         _read(_source([1, 2, 3, 4], [0, 1, 2, 3]))
 
@@ -96,9 +96,9 @@ def test_no_number_is_a_place_where_names_are_numbers(origin):
 @pytest.mark.parametrize(
     ("train", "test", "told"),
     [
-        (["pos", "neg"], ["0", "1"], r"^data\.test: row 1 of test\.csv: the label '0' is a number, and row 1 of train\.csv has"),
-        (["0", "1"], ["pos", "neg"], r"^data\.train: row 1 of train\.csv: the label '0' is a number, and row 1 of test\.csv has"),
-        (["pos", 1], [], r"^data\.train: row 2 of train\.csv: the label '1' is a number, and row 1 of train\.csv has the name 'pos'"),
+        (["pos", "neg"], ["0", "1"], r"^data\.test: row 1 of test\.csv: the label '0' is a number, but row 1 of train\.csv has"),
+        (["0", "1"], ["pos", "neg"], r"^data\.train: row 1 of train\.csv: the label '0' is a number, but row 1 of test\.csv has"),
+        (["pos", 1], [], r"^data\.train: row 2 of train\.csv: the label '1' is a number, but row 1 of train\.csv has the name 'pos'"),
     ],
 )  # fmt: skip
 def test_names_and_numbers_do_not_go_together(train, test, told):
@@ -107,7 +107,7 @@ def test_names_and_numbers_do_not_go_together(train, test, told):
 
 
 def test_labels_of_rows_to_distil_on_follow_the_same_rule():
-    with pytest.raises(ConfigError, match=r"^data\.distillation: row 2 of .* the label '0' is a number, and row 1 of"):
+    with pytest.raises(ConfigError, match=r"^data\.distillation: row 2 of .* the label '0' is a number, but row 1 of"):
         _read(_source(["a", "b"], [], [None, "0"]), given=["a", "b"])
 
 
@@ -148,12 +148,12 @@ def test_minus_one_is_a_class_where_the_training_data_have_it():
 @pytest.mark.parametrize(
     ("given", "teacher", "told"),
     [
-        (["a", "a"], None, r"^labels: two classes have one name: a, a\. Write labels"),
-        (["a", " a"], None, r"^labels: two classes have one name"),
-        (["a", "b", "c"], _teacher("x", "y"), "^labels: are 3, and the teacher has 2"),
-        (["y", "x"], _teacher("x", "y"), "^labels: are in another order than the teacher's outputs, which are x, y"),
-        (None, _teacher("x", "x"), r"^labels: two classes have one name: x, x"),
-        (None, None, r"^data\.train: must hold at least two labels, got x"),
+        (["a", "a"], None, r"^labels: two classes have the same name: a, a\. Write labels"),
+        (["a", " a"], None, r"^labels: two classes have the same name"),
+        (["a", "b", "c"], _teacher("x", "y"), "^labels: has 3 names, but the teacher has 2 outputs"),
+        (["y", "x"], _teacher("x", "y"), "^labels: is not in the order of the teacher's outputs, x, y"),
+        (None, _teacher("x", "x"), r"^labels: two classes have the same name: x, x"),
+        (None, None, r"^data\.train: must have at least two labels, got x"),
     ],
 )
 def test_labels_that_cannot_be_meant(given, teacher, told):
@@ -185,7 +185,7 @@ def test_classes_of_the_test_part_that_the_training_part_lacks_are_named():
 
     assert untrained(["a", "b"], ["b"]).about_untrained == ""
     found = untrained(["a", "b"], ["c", "b", "d"], given=["a", "b", "c", "d"])
-    assert found.about_untrained == " data.test has 2 of them that never occur in data.train: c, d."
+    assert found.about_untrained == " 2 of them occur in data.test but not in data.train: c, d."
     assert untrained([0, 0], [1, 0], teacher=_teacher("neg", "pos")).untrained == ("pos",)
     assert untrained(["a", "-1"], ["b", "-1"], given=["a", "b"], may_lack=True).untrained == ("b",)
     many = [f"c{place}" for place in range(20)]

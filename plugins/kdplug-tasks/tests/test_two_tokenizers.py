@@ -88,7 +88,7 @@ def test_a_run_says_how_many_tokens_are_compared(folder):
     compared = sum(int(one["counts"].sum()) for one in batches)
     predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)
     assert 0 < compared < predicted
-    assert f"read the same characters, {compared:,} of {predicted:,} times." in task.about()
+    assert f"read the same characters: {compared:,} of {predicted:,} predictions" in task.about()
 
 
 def test_only_completions_are_compared(folder):
@@ -186,7 +186,7 @@ def test_the_student_is_saved_with_its_own_tokenizer(folder, tmp_path):
 
 def test_a_plan_shows_the_first_batches_to_both(folder, tmp_path):
     plan = plan_recipe(make(folder, tmp_path))
-    assert "280 tokens beside the teacher's 320" in plan.about
+    assert "280 tokens (teacher: 320)" in plan.about
     assert {term.name: term.value > 0 for term in plan.terms} == {"kd_loss": True, "hard_label_loss": True}
 
 

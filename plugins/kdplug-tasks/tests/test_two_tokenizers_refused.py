@@ -61,19 +61,19 @@ GENERATE = {"fraction": 1.0, "max_new_tokens": 4, "prompt_length": 2}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"generate": GENERATE}, "^generate: does not go with two tokenizers"),
+        ({"generate": GENERATE}, "^generate: cannot be used with two tokenizers"),
         (
             {"max_length": 3},
-            r"^data\.train: .*no end of a token in common within \d+ tokens, and examples have at most 3",
+            r"^data\.train: .*no common token boundary within \d+ tokens, but examples have at most 3",
         ),
         ({"student_tokenizer": "bytes"}, "^student_tokenizer: has another vocabulary than the tokenizer of "),
         (
             {"student": {"from_teacher": {"layers": [0]}}, "student_tokenizer": "bytes"},
-            r"^student\.from_teacher: takes embeddings and head of the teacher",
+            r"^student\.from_teacher: copies embeddings and head of the teacher",
         ),
         (
             {"student": {"config": {"vocab_size": 100}}, "student_tokenizer": "bytes"},
-            r"^student\.vocab_size: the model has 100 embeddings and the tokenizer 260 tokens",
+            r"^student\.vocab_size: the model has 100 embeddings, but the tokenizer has 260 tokens",
         ),
     ],
 )
