@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, its data and its models is told before anything is trained or written."""
+"""Errors in a recipe, its data and its models are raised before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def _task(folder, changes):
 
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_an_error_before_anything_is_trained(folder, tmp_path, case):
-    changes, told = CASES[case]
-    with pytest.raises(ConfigError, match=told):
+    changes, message = CASES[case]
+    with pytest.raises(ConfigError, match=message):
         run_recipe(recipe(_task(folder, changes), tmp_path / "out"))
     assert not Path(tmp_path / "out").exists()
 
@@ -113,7 +113,7 @@ def test_a_teacher_without_a_trained_head_is_refused_and_one_that_is_fitted_firs
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"teacher": {"pth": "x"}}, r"teacher\.pth: there is no such key. Did you mean 'path'"),
         ({"teacher": {"path": "x", "lr": -1, "train": True}}, r"teacher\.lr: must be > 0, got -1"),
@@ -126,10 +126,10 @@ def test_a_teacher_without_a_trained_head_is_refused_and_one_that_is_fitted_firs
         ({"max_lenght": 3}, "has no setting 'max_lenght'. Did you mean 'max_length'"),
     ],
 )
-def test_settings_that_do_not_exist_or_cannot_be_meant(folder, changes, told):
+def test_unknown_or_conflicting_settings(folder, changes, message):
     from task_scene import task_of
 
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         task_of(**_task(folder, changes))
 
 

@@ -1,4 +1,4 @@
-"""Causal language models: what stands beside what, and what counts."""
+"""Causal language models: alignment of logits and labels, and masks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_loss_is_the_one_that_transformers_computes(folder):
     torch.testing.assert_close(task.teacher_adaptor(batch, outputs)["losses"].value, outputs.loss)
 
 
-def test_logits_stand_beside_the_token_that_they_are_about(folder):
+def test_logits_are_aligned_with_the_tokens_they_predict(folder):
     task = task_of(**_settings(folder))
     batch, model = first_batch(task), task.build_teacher().eval()
     found = task.teacher_adaptor(batch, model(**batch))
@@ -82,7 +82,7 @@ def test_only_the_tokens_of_completions_count(folder):
     assert all(text.endswith("</s>") for text in counted)
 
 
-def test_what_stands_in_padding_and_prompts_changes_no_loss(folder):
+def test_content_of_padding_and_prompts_changes_no_loss(folder):
     task = task_of(**_prompted(folder))
     batch, model = first_batch(task), task.build_teacher().eval()
     found = task.teacher_adaptor(batch, model(**batch))

@@ -1,4 +1,4 @@
-"""Pictures: folders, arrays, tables and datasets."""
+"""Image classification: folders, arrays, tables and datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdplug import ConfigError
 
 @pytest.fixture(scope="module")
 def arrays():
-    """16 pictures, dark ones and bright ones, and what they are."""
+    """16 dark and bright images with their labels."""
     draw = numpy.random.default_rng(0)
     labels = numpy.arange(16) % 2
     pixels = draw.integers(0, 100, (16, 8, 8)) + 150 * labels[:, None, None]
@@ -131,12 +131,12 @@ def test_a_size_that_nothing_says_is_224(folder):
 
 
 def test_another_size_than_a_model_takes_is_refused(folder):
-    told = r"image_size: is 9, but the teacher's config has 8\. Set only one of them"
-    with pytest.raises(ConfigError, match=told):
+    message = r"image_size: is 9, but the teacher's config has 8\. Set only one of them"
+    with pytest.raises(ConfigError, match=message):
         task_of(**_settings(folder / "train.npz", image_size=9)).check()
 
 
-def test_a_size_beside_an_image_processor_has_no_effect_and_is_refused(folder, tmp_path):
+def test_a_size_in_addition_to_an_image_processor_is_rejected(folder, tmp_path):
     task = task_of(**_settings(folder / "train.npz"))
     task.family.save(task.build_student(), tmp_path)
     task.problem.save(tmp_path)

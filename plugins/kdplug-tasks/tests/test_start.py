@@ -1,4 +1,4 @@
-"""Students that start from their teacher's weights."""
+"""Students initialized from their teacher's weights."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
 
 
 @pytest.mark.parametrize(
-    ("student", "told"),
+    ("student", "message"),
     [
         (
             {"from_teacher": {"layers": [0, 3]}},
@@ -105,8 +105,8 @@ def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
         ({"from_teacher": {}, "config": {"hidden_size": 32}}, "Layers are copied whole"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_by_name(student, told):
-    with pytest.raises(ConfigError, match=rf"student\.from_teacher\.layers.*{told}|{told}"):
+def test_what_cannot_be_taken_is_refused_by_name(student, message):
+    with pytest.raises(ConfigError, match=rf"student\.from_teacher\.layers.*{message}|{message}"):
         _started(_family(**student))
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_shares_one_layer_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"path": "x", "config": {}}, "a student with a path is loaded as it is"),
         ({}, "give path, config or from_teacher"),
@@ -127,6 +127,6 @@ def test_a_model_that_shares_one_layer_is_refused():
         ({"from_teacher": {"layers": [0]}, "config": {"model_type": "bert"}}, "has the teacher's model_type"),
     ],
 )
-def test_settings_that_cannot_be_meant_together(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_conflicting_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
         StudentSettings(**settings)

@@ -1,4 +1,4 @@
-"""Words, sub-words and their tags."""
+"""Token classification: words, sub-words and tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What does not go with two tokenizers is refused, though their vocabularies be of one size."""
+"""Settings that cannot be used with two tokenizers are rejected, even if the vocabularies have the same size."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def brought(path, made, **tokens):
     return {"student": {"config": {"n_layer": 1}}, "student_tokenizer": str(path)}
 
 
-def test_a_tokenizer_without_an_end_is_refused_beside_one_that_has_it(folder, tmp_path):
+def test_a_tokenizer_without_end_token_is_rejected_if_the_other_has_one(folder, tmp_path):
     changes = brought(tmp_path / "endless", fast("fine"), pad_token="!", unk_token="!")
     with pytest.raises(kdplug.ConfigError, match=r"^student_tokenizer: only the teacher's tokenizer has an end token"):
         task_of(**settings(folder, **changes)).check()

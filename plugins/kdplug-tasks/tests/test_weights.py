@@ -1,4 +1,4 @@
-"""A model from a folder has the folder's weights, all of them, and nothing random but a head that is trained."""
+"""A model from a folder has all of its weights; only a head that will be trained may be random."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def family(path, auto=TEXT, *, student=None, train=False, **changes):
 
 
 def altered(folder, change):
-    """The folder, after ``change`` was made to its weights."""
+    """Return the folder after applying ``change`` to its weights."""
     file = folder / "model.safetensors"
     weights = load_file(file)
     change(weights)
@@ -62,8 +62,10 @@ def folder(tmp_path):
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("case", BODY)
 def test_weights_that_do_not_fill_the_body_are_refused(folder, side, case):
-    change, told = BODY[case]
-    with pytest.raises(ConfigError, match=rf"^(teacher|student)\.path: .*has no weights for .*{told}.*would be random"):
+    change, message = BODY[case]
+    with pytest.raises(
+        ConfigError, match=rf"^(teacher|student)\.path: .*has no weights for .*{message}.*would be random"
+    ):
         SIDES[side](altered(folder, change))
 
 
@@ -159,7 +161,7 @@ def test_a_trained_teacher_with_fewer_layers_than_its_folder_is_refused(tmp_path
         altered(tmp_path / "model", lambda weights: weights.update(HEAD))
     with pytest.raises(
         ConfigError,
-        match=r"has weights that do not fit into its .*: (bert\.)?encoder\.layer\.2\.attention.* and 13 more",
+        match=r"has weights that its .* does not use: (bert\.)?encoder\.layer\.2\.attention.* and 13 more",
     ):
         family(tmp_path / "model").build_teacher()
 
@@ -178,7 +180,7 @@ HEAD = {"classifier.weight": torch.zeros(2, 16), "classifier.bias": torch.zeros(
 )
 def test_a_trained_teacher_without_parts_that_its_folder_has_is_refused(folder, name):
     altered(folder, lambda weights: weights.update({name: torch.zeros(4)}))
-    with pytest.raises(ConfigError, match=f"has weights that do not fit into its .*: {name}. Without them"):
+    with pytest.raises(ConfigError, match=f"has weights that its .* does not use: {name}. Without them"):
         family(folder).build_teacher()
 
 
@@ -242,8 +244,8 @@ def test_a_name_on_the_hub_without_safetensors(folder, monkeypatch):
     monkeypatch.setattr(modeling, "cached_file", lambda *_, **__: None)
     monkeypatch.setattr(modeling, "is_offline_mode", lambda: False)
     monkeypatch.setattr(modeling, "auto_conversion", convert)
-    told = r"python -c .*M\.from_pretrained\('org/model'\)\.save_pretrained\('\./model'\)\" Save its tokenizer .* replace org/model by"
-    with pytest.raises(ConfigError, match=told):
+    message = r"python -c .*M\.from_pretrained\('org/model'\)\.save_pretrained\('\./model'\)\" Save its tokenizer .* replace org/model by"
+    with pytest.raises(ConfigError, match=message):
         made.build_teacher()
 
 

@@ -67,6 +67,6 @@ class Batch(Mapping[str, Tensor]):
         return len(self.inputs)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
+        """Return the batch on ``device``."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         return Batch(inputs, {name: value.to(device, non_blocking=True) for name, value in self.targets.items()})

@@ -142,9 +142,9 @@ class Digits:
         train, labelled = len(self._parts["teacher"]), len(self._parts["baseline"])
         return (
             f"The teacher is trained on all {train} training images and their labels. The student gets the labels of only "
-            f"{labelled} of them ({self.labels_per_class} of each digit): distilled, it also learns from the teacher's outputs "
-            f"on all {train} images; without distillation, it has those {labelled} images alone. "
-            f"Accuracy is on {len(self._parts['test'])} other images."
+            f"{labelled} of them ({self.labels_per_class} of each digit). With distillation it also learns from the teacher's "
+            f"outputs on all {train} images; without, it sees only those {labelled} images. "
+            f"Accuracy is measured on {len(self._parts['test'])} other images."
         )
 
     def build_teacher(self) -> nn.Module:

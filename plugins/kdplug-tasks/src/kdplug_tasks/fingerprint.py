@@ -34,7 +34,7 @@ class Processing(Protocol):
 
     @property
     def processor(self) -> Any:
-        """Turns a row into model inputs."""
+        """The processor that turns rows into model inputs."""
         ...
 
 

@@ -72,8 +72,8 @@ class ModelTask:
         """Describe the task, for printing at the start of a run."""
         sizes = {part: len(self.data(part)) for part in ("distillation", "baseline", "test")}
         distilled, labelled, tested = sizes.values()
-        known = f"{labelled} labelled ones to train on without a teacher"
-        lines = [f"{distilled} examples to distil on, {known}, {tested} to test on.", self.problem.about()]
+        known = f"{labelled} labelled examples for training without a teacher"
+        lines = [f"{distilled} examples for distillation, {known}, {tested} for testing.", self.problem.about()]
         if self.family.needs_eager:
             lines.append("Attention is computed eagerly in both models, since a match reads it.")
         return " ".join(filter(None, lines))

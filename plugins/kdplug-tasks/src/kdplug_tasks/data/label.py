@@ -113,7 +113,7 @@ class Labels:
 
     @property
     def about(self) -> str:
-        """Note for the case that the data use numbers although the classes have names; otherwise empty."""
+        """A note if the data use numbers although the classes have names; otherwise empty."""
         return ", given by number in the data" if self.by_number and not self.are_placeholders else ""
 
     @property
@@ -145,7 +145,7 @@ class Labels:
                 f"only names or only numbers, in every part. The labels are {self._shown}"
             )
         elif one.is_number:
-            message = f"label id {one.text} is out of range: there are {len(self.names)} ({self._shown})"
+            message = f"label id {one.text} is out of range: there are {len(self.names)} classes ({self._shown})"
         elif self.are_placeholders:
             message = (
                 f"the label {one.text!r} is a name, but the teacher has no names for its {len(self.names)} classes. "

@@ -17,7 +17,7 @@ import kdplug
 _SHOWN = 3
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _NEW = 1 << 28
-"""Maximum number of parameters of a new head."""
+"""Maximum number of parameters in a new head."""
 _SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
 """Names of the scale factors of quantized weights."""
 
@@ -52,7 +52,7 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
         raise kdplug.ConfigError(f"{path!r} cannot be loaded: {info['error_msgs'][0]}", field=field)
     if not is_trained and (more := _left_over(model, info["unexpected_keys"])):
         raise kdplug.ConfigError(
-            f"{path!r} has weights that do not fit into its {type(model).__name__}: {_some(more)}. Without them it would be a "
+            f"{path!r} has weights that its {type(model).__name__} does not use: {_some(more)}. Without them it would be a "
             "different model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
             field=field,
         )
@@ -146,7 +146,7 @@ def _head(model: Any) -> set[str]:
 
 
 def _left_over(model: Any, names: Iterable[str]) -> list[str]:
-    """Return the ``names`` of body weights that the model lacks, except heads of other tasks and poolers."""
+    """Return the body weights in ``names`` that the model lacks, except heads of other tasks and poolers."""
     prefix, body = model.base_model_prefix, model.base_model
     roots = {prefix, *(name for name, _ in body.named_children())}
     modules = {name for name, _ in model.named_modules()} | {name for name, _ in body.named_modules()}
