@@ -20,7 +20,7 @@ def pictures(tmp_path):
     return Scene(tmp_path, RESNET, "AutoModelForImageClassification")
 
 
-NO_CODE = "kdplug runs no code that a model folder brings"
+NO_CODE = "needs Python code from the model folder, which kdplug does not run"
 attack = pytest.mark.attack("a model folder or dataset brings code")
 
 
@@ -100,7 +100,7 @@ def test_a_tokenizer_class_that_is_no_tokenizer(scene, kind, place):
     scene.change(place, tokenizer_class=kind)
     auto_map = dict.fromkeys(("AutoProcessor", "AutoModel"), "evil.Evil")
     scene.change("processor_config.json", processor_class="Evil", auto_map=auto_map)
-    scene.refused(f"its tokenizer_class is {kind!r}, which is no tokenizer")
+    scene.refused(f"its tokenizer_class is {kind!r}, which is not a valid tokenizer")
 
 
 @attack
@@ -134,9 +134,9 @@ def test_an_adapter(scene):
     }
     scene.code()
     scene.change("adapter_config.json", **config)
-    scene.refused("is an adapter of peft")
+    scene.refused("is or contains a PEFT adapter")
     (scene.teacher / "config.json").unlink()
-    scene.refused("is an adapter of peft")
+    scene.refused("is or contains a PEFT adapter")
 
 
 @attack

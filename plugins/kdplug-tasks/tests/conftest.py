@@ -1,4 +1,4 @@
-"""No test of tasks asks the hub for anything."""
+"""Tests of tasks never contact the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def _offline() -> Iterator[None]:
-    """The environment variable alone is read too early: accelerate may have imported the hub's client by now."""
+    """The environment variable is not enough: accelerate may have imported the hub's client already."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -1,4 +1,4 @@
-"""Small files, folders of tiny models, and recipes for the tests of tasks. Nothing here needs a network."""
+"""Small files, tiny models and recipes for the tests of tasks, without network access."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKENIZER = {"train": "bytes-bpe", "vocab": 300}
 
 
 def reviews(count, seed=0):
-    """Rows of text and label that a tiny model can tell apart."""
+    """Rows of text and label that a tiny model can learn."""
     draw = random.Random(seed)
     rows = []
     for place in range(count):
@@ -38,7 +38,7 @@ def reviews(count, seed=0):
 
 
 def write_csv(path, rows, delimiter=","):
-    """Write rows with a header; the path as text."""
+    """Write rows with a header; return the path."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
         writer.writeheader()
@@ -52,7 +52,7 @@ def tokenizer(texts=TEXTS, *, is_framed=True, vocab=300):
 
 
 def save_model(folder, auto, config, *, seed=0, brings=None, **more):
-    """A folder with a random model, and the tokenizer that it brings; the path as text."""
+    """Write a folder with a random model and its tokenizer; return the path."""
     import transformers
 
     settings = dict(config)
@@ -65,7 +65,7 @@ def save_model(folder, auto, config, *, seed=0, brings=None, **more):
 
 
 def task_of(**settings):
-    """A task as a recipe builds it."""
+    """Return a task as a recipe builds it."""
     return kdplug.tasks.build(settings).target
 
 
@@ -76,7 +76,7 @@ def first_batch(task, part="distillation", size=4):
 
 
 def recipe(task, folder, *changes, **distillation):
-    """A recipe that runs in a moment."""
+    """A recipe that runs quickly."""
     data = {
         "task": task,
         "distillation": {"kd_loss_type": "ce", "hard_label_weight": 1, **distillation},

@@ -1,4 +1,4 @@
-"""Where two tokenisations of one text have read the same characters."""
+"""Alignment of two tokenizations of the same text."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def spell(name, text):
 
 
 def aligned(own, theirs, text):
-    """Both sides' tokens and their cuts, of a text that both can write."""
+    """Return both sides' tokens and the cuts of a text that both can encode."""
     mine, other = spell(own, text), spell(theirs, text)
     return mine, other, cuts(mine.spans, other.spans, len(text))
 
 
 def written(name, ids):
-    """The bytes that tokens of a byte-level tokenizer stand for: what the spans say is compared with that."""
+    """Return the bytes of byte-level tokens, to check the spans against."""
     alphabet = {character: byte for byte, character in _BYTES.items()}
     return bytes(alphabet[one] for token in fast(name).convert_ids_to_tokens(ids) for one in token)
 
@@ -131,7 +131,7 @@ def test_common_boundaries_lie_between_words_and_after_characters_of_several_byt
     [
         ("abc", [(0, 1), (2, 3)], r"has no token for 'b' \(U\+0062\)"),
         ("ab c!", [(0, 2), (3, 4)], r"has no token for '!'"),
-        ("abc", [(0, 2), (0, 1), (2, 3)], "the characters 0 to 1, after one of 0 to 2"),
+        ("abc", [(0, 2), (0, 1), (2, 3)], "the characters 0 to 1, after a token with 0 to 2"),
         ("abc", [(0, 1), (1, 4)], "the characters 1 to 4"),
     ],
 )
@@ -155,9 +155,7 @@ def test_a_tokenizer_without_offsets_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(
-        kdplug.ConfigError, match=r"^student_tokenizer: Slow does not say which characters a token is of"
-    ):
+    with pytest.raises(kdplug.ConfigError, match=r"^student_tokenizer: Slow has no character offsets"):
         Speller(Slow(), "student_tokenizer")
 
 
@@ -168,7 +166,7 @@ def test_a_tokenizer_that_gives_other_ids_than_it_is_made_of_is_refused():
             found["input_ids"] = [[one + 1 for one in row] for row in found["input_ids"]]
             return found
 
-    with pytest.raises(kdplug.ConfigError, match="Shifted changes what its fast tokenizer gives"):
+    with pytest.raises(kdplug.ConfigError, match="Shifted changes the ids of its fast tokenizer"):
         Speller(Shifted(tokenizer_object=MAKERS["fine"]()), "tokenizer").spell(["the"])
 
 
@@ -194,7 +192,7 @@ def dual(text, own="coarse", theirs="bytes"):
 @given(
     st.lists(TEXTS, min_size=1, max_size=4), st.integers(8, 40), st.sampled_from(LOSSLESS), st.sampled_from(LOSSLESS)
 )
-def test_pieces_are_the_whole_text_no_longer_than_they_may_be_and_alike_on_both_sides(texts, length, own, theirs):
+def test_pieces_cover_the_text_within_the_maximum_length_and_agree_on_both_sides(texts, length, own, theirs):
     whole = joined(dual(text, own, theirs) for text in texts)
     try:
         found = list(pieces(whole, length))

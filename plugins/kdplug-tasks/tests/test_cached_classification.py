@@ -1,4 +1,4 @@
-"""Tasks with logits whose teacher was asked once: text, pairs, words, pictures, numbers, sets and spans."""
+"""Classification and regression tasks with a teacher cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANSWERS = [("Who built it?", "Anna Lee"), ("What was built?", "the red bridge"),
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
-    """Nothing here is about speed, or pictures of curves."""
+    """Measure throughput only once and draw no plots."""
     monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
     monkeypatch.setattr("kdplug.recipes.run.draw_curves", lambda *_: None)
 
@@ -171,7 +171,7 @@ OF_LOADED = [
 
 @pytest.fixture(scope="module")
 def fitted(folder, tmp_path_factory):
-    """A cache of a teacher that the recipe fits, on data without labels for the student."""
+    """A cache of a teacher that the recipe trains, with unlabelled data for the student."""
     out = tmp_path_factory.mktemp("fitted")
     data = {"train": str(folder / "text.csv"), "test": 0.25, "distillation": str(folder / "plain.csv")}
     made = cached(folder, out, "text-classification", data=data)

@@ -1,4 +1,4 @@
-"""Causal language models: what stands beside what, and what counts."""
+"""Causal language models: alignment of logits and labels, and masks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_loss_is_the_one_that_transformers_computes(folder):
     torch.testing.assert_close(task.teacher_adaptor(batch, outputs)["losses"].value, outputs.loss)
 
 
-def test_logits_stand_beside_the_token_that_they_are_about(folder):
+def test_logits_are_aligned_with_the_tokens_they_predict(folder):
     task = task_of(**_settings(folder))
     batch, model = first_batch(task), task.build_teacher().eval()
     found = task.teacher_adaptor(batch, model(**batch))
@@ -82,7 +82,7 @@ def test_only_the_tokens_of_completions_count(folder):
     assert all(text.endswith("</s>") for text in counted)
 
 
-def test_what_stands_in_padding_and_prompts_changes_no_loss(folder):
+def test_content_of_padding_and_prompts_changes_no_loss(folder):
     task = task_of(**_prompted(folder))
     batch, model = first_batch(task), task.build_teacher().eval()
     found = task.teacher_adaptor(batch, model(**batch))
@@ -118,7 +118,7 @@ def test_models_of_one_vocabulary_and_more_embeddings_are_read_up_to_the_tokeniz
     batch = first_batch(task)
     found = task.student_adaptor(batch, task.build_student()(**batch))["logits"]
     assert found.shape == task.teacher_adaptor(batch, task.build_teacher()(**batch))["logits"].shape
-    assert "up to the tokenizer's" in task.about()
+    assert "only the outputs of the tokenizer's" in task.about()
 
 
 def test_a_plan_warns_of_no_unshifted_labels(folder, tmp_path):
@@ -129,5 +129,5 @@ def test_a_plan_warns_of_no_unshifted_labels(folder, tmp_path):
 def test_a_model_that_sees_the_next_token_is_refused(folder):
     from task_scene import BERT
 
-    with pytest.raises(ValueError, match="a bert model sees the tokens that it is to predict"):
+    with pytest.raises(ValueError, match="a bert model attends to the tokens that it predicts"):
         task_of(**_settings(folder, student={"config": BERT})).check()

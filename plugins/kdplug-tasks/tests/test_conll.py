@@ -1,4 +1,4 @@
-"""Words and tags of CoNLL files: which columns are read, and what is no word."""
+"""Words and tags of CoNLL files: selection of columns, and lines without a word."""
 
 from __future__ import annotations
 
@@ -80,29 +80,29 @@ def test_a_sentence_without_tags_has_none_and_may_be_distilled_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
-        ("1\tword\tNOUN", r"line 1 has 3 columns that are not empty, and CoNLL-U has 10, .*write format: conll; columns: \{tokens"),
-        ("1 a a NOUN N _ 0 root _ _", "line 1 has 1 columns that are not empty"),
-        ("1\ta\ta\t\tN\t_\t0\troot\t_\t_", "line 1 has 9 columns that are not empty"),
-        ("2\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 1 has the ID '2', and word 1 of its sentence comes next"),
+        ("1\tword\tNOUN", r"line 1 has 3 non-empty columns; CoNLL-U has 10, .*write format: conll; columns: \{tokens"),
+        ("1 a a NOUN N _ 0 root _ _", "line 1 has 1 non-empty columns"),
+        ("1\ta\ta\t\tN\t_\t0\troot\t_\t_", "line 1 has 9 non-empty columns"),
+        ("2\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 1 has the ID '2', but word 1 of its sentence should come next"),
         ("1a\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 1 has the ID '1a'"),
-        ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n2\tb\tb\t_\tN\t_\t0\troot\t_\t_", "line 2: the word 'b' has no UPOS, and others"),
-        ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 2 has the ID '1', and word 2"),
+        ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n2\tb\tb\t_\tN\t_\t0\troot\t_\t_", "line 2: the word 'b' has no UPOS, but other words"),
+        ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 2 has the ID '1', but word 2"),
     ],
 )  # fmt: skip
-def test_what_is_no_conllu_is_an_error(tmp_path, line, told):
+def test_invalid_conllu_is_an_error(tmp_path, line, message):
     (tmp_path / "a.conllu").write_text(line + "\n")
-    with pytest.raises(ConfigError, match=rf"^data\.train: .*a\.conllu: {told}"):
+    with pytest.raises(ConfigError, match=rf"^data\.train: .*a\.conllu: {message}"):
         read_file(str(tmp_path / "a.conllu"), None, "data.train")
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [({"tags": "xpso"}, r"no column 'xpso'\. Did you mean 'xpos'\? CoNLL-U has id, form"), ({"tags": 4}, "no column '4'")],
 )  # fmt: skip
-def test_an_unknown_column_of_conllu_is_an_error(tmp_path, columns, told):
-    with pytest.raises(ConfigError, match=told):
+def test_an_unknown_column_of_conllu_is_an_error(tmp_path, columns, message):
+    with pytest.raises(ConfigError, match=message):
         _table(tmp_path, CONLLU, columns=columns)
 
 
@@ -123,28 +123,28 @@ def test_tabs_divide_where_there_are_any(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "columns", "told"),
+    ("text", "columns", "message"),
     [
         (
             "a X O\nb O\n",
             {},
-            "line 2 has 2 columns and line 1 has 3, so that it is not clear which ones hold words and tags",
+            "line 2 has 2 columns and line 1 has 3, so it is not clear which columns hold words and tags",
         ),
-        ("a X O\nb O\n", {"tags": 3}, "line 2 has no column 3: it has 2"),
-        ("a\tO\nb\t\n", {}, "line 2 has no column 2: it has 2"),
-        ("Anna\n", {}, "line 1 holds the word 'Anna' and no tag"),
-        ("a O\n", {"tags": "upos"}, "there is no column 'upos': those of a CoNLL file have numbers, the first one 1"),
+        ("a X O\nb O\n", {"tags": 3}, "line 2: column 3 is missing or empty; the line has 2 columns"),
+        ("a\tO\nb\t\n", {}, "line 2: column 2 is missing or empty; the line has 2 columns"),
+        ("Anna\n", {}, "line 1 has the word 'Anna' but no tag"),
+        ("a O\n", {"tags": "upos"}, "there is no column 'upos': the columns of a CoNLL file are numbered from 1"),
         ("a O\n", {"tags": "0"}, "there is no column '0'"),
         (
             "1 a _ N\n2 b _ V\n\n1 c _ N\n",
             {},
-            "the first column counts the words of each sentence and holds none. For CoNLL-U",
+            "the first column numbers the words of each sentence and does not hold them. For CoNLL-U",
         ),
-        ("1-2 ab _ _\n1 a _ N\n2 b _ V\n", {"tags": 4}, "the first column counts the words"),
+        ("1-2 ab _ _\n1 a _ N\n2 b _ V\n", {"tags": 4}, "the first column numbers the words"),
     ],
 )
-def test_files_that_could_be_read_in_several_ways_are_refused(tmp_path, text, columns, told):
-    with pytest.raises(ConfigError, match=told):
+def test_ambiguous_files_are_rejected(tmp_path, text, columns, message):
+    with pytest.raises(ConfigError, match=message):
         _table(tmp_path, text, "a.conll", columns)
 
 

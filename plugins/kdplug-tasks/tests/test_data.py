@@ -1,4 +1,4 @@
-"""Rows out of files and datasets, and what is said of those that cannot be read."""
+"""Reading rows from files and datasets, and errors for unreadable ones."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
-        ("empty.csv", b"", "it holds no rows"),
-        ("header.csv", b"text,label\n", "it holds no rows"),
-        ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 holds the byte 0xe9"),
-        ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, and there are 2: text, label"),
-        ("twice.csv", b"text,text\na,b\n", "two columns have one name"),
-        ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is no JSON"),
+        ("empty.csv", b"", "it has no rows"),
+        ("header.csv", b"text,label\n", "it has no rows"),
+        ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 contains the byte 0xe9"),
+        ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, expected 2: text, label"),
+        ("twice.csv", b"text,text\na,b\n", "two columns have the same name"),
+        ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
         ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
         ("deep.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "line 1 is nested too deeply"),
-        ("bad.parquet", b"PAR0", "it is no Parquet file"),
-        ("bad.npz", b"PK", "it is no NPZ file"),
-        ("tagless.conll", b"Anna\n", "line 1 holds the word 'Anna' and no tag"),
-        ("rows.dat", b"x", "the ending of .* says nothing of its format"),
+        ("bad.parquet", b"PAR0", "it is not a Parquet file"),
+        ("bad.npz", b"PK", "it is not an NPZ file"),
+        ("tagless.conll", b"Anna\n", "line 1 has the word 'Anna' but no tag"),
+        ("rows.dat", b"x", "cannot infer the format of .* from its extension"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path, name, content, told):
+def test_what_is_wrong_with_a_file(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=rf"^data\.train: .*{told}"):
+    with pytest.raises(ConfigError, match=rf"^data\.train: .*{message}"):
         read_file(str(tmp_path / name), None, "data.train")
 
 
@@ -92,7 +92,7 @@ def test_a_split_keeps_every_row_once_and_is_that_of_its_seed(tmp_path):
     assert len(one.test) == 4
 
 
-def test_a_row_is_told_by_its_place_in_the_file_after_a_split_too(tmp_path):
+def test_errors_name_the_row_in_the_file_even_after_a_split(tmp_path):
     source = _source(tmp_path)
     for row, text in enumerate(source.test.columns["text"]):
         assert f"row {int(text[1:]) + 1} of " in str(source.test.error("it is wrong", row))
@@ -105,14 +105,14 @@ def test_columns_of_other_names_are_mapped(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("columns", "told"),
+    ("columns", "message"),
     [
         ({"text": "texts"}, "there is no column 'texts'. Did you mean 'text'"),
         ({"txet": "text"}, "the task has no column 'txet'. Did you mean 'text'"),
     ],
 )
-def test_a_missing_column_gets_the_nearest_one(tmp_path, columns, told):
-    with pytest.raises(ConfigError, match=told):
+def test_a_missing_column_gets_the_nearest_one(tmp_path, columns, message):
+    with pytest.raises(ConfigError, match=message):
         _source(tmp_path, columns=columns)
 
 

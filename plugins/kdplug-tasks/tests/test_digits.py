@@ -1,4 +1,4 @@
-"""The digits task: what the student may see, and what the models give."""
+"""The digits task: data parts and model outputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Language models that hand out the factors of their logits: the same numbers, and no logits."""
+"""Language models that return the factors of their logits: same results without dense logits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNFIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 2}
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
-    """Nothing here is about speed."""
+    """Measure throughput only once."""
     monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
 
 
@@ -55,7 +55,7 @@ def settings(folder, **changes):
 
 
 def adapted(folder, **changes):
-    """What a student's adaptor gives for a batch, in float64, with the model."""
+    """Return a student adaptor's outputs for a batch in float64, and the model."""
     task = task_of(**settings(folder, **changes))
     batch = first_batch(task)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a document of a language task begins and ends with, which of it counts, and what becomes of it when documents are cut."""
+"""Special tokens around documents: detection, masks, and cutting of documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEMPLATES = {
     "two": ("<s> <unk> $A", ["<s>", "<unk>"], ["</s>"]),
     "another end": ("<s> $A <unk>", ["<s>"], ["<unk>"]),
 }
-"""What a tokenizer puts around a text, and what a document then begins and ends with."""
+"""Special tokens that a tokenizer adds, and those of a document."""
 
 
 def _tokenizer(template="<s> $A", texts=TEXTS, vocab=300):
@@ -45,7 +45,7 @@ def _tokenizer(template="<s> $A", texts=TEXTS, vocab=300):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Texts, prompts, and a teacher whose tokenizer puts a begin before each text, as Llama's does."""
+    """Texts, prompts, and a teacher whose tokenizer adds a start token, like Llama's."""
     folder = tmp_path_factory.mktemp("frame")
     (folder / "text.txt").write_text("\n\n".join(TEXTS * 12), encoding="utf-8")
     write_csv(folder / "pairs.csv", PAIRS)
@@ -88,7 +88,7 @@ def test_a_begin_can_be_asked_for_and_left_out():
     assert find_frame(_tokenizer("<s> <unk> $A"), True, "tokenizer").begin == _ids(made, ["<s>", "<unk>"])
     assert find_frame(_tokenizer(), False, "tokenizer").begin == []
     made.bos_token = None
-    with pytest.raises(ConfigError, match=r"^add_bos_token: is true, and the tokenizer has no bos_token"):
+    with pytest.raises(ConfigError, match=r"^add_bos_token: is true, but the tokenizer has no bos_token"):
         find_frame(made, True, "tokenizer")
 
 
@@ -129,7 +129,7 @@ def test_a_begin_is_read_and_never_predicted(folder):
 
 
 def test_the_loss_of_a_document_is_that_after_its_begin(folder):
-    """The perplexity of a model that was trained with BOS is that of texts with BOS."""
+    """The perplexity of a model trained with BOS is computed on texts with BOS."""
     task = _checked(_settings(folder, packing=False, max_length=40))
     model, made = task.build_teacher().eval(), task.problem.processor.tokenizer
     nats, count = 0.0, 0
@@ -169,7 +169,7 @@ def test_without_it_everything_is_as_it_was(folder):
 
 def test_max_length_has_to_leave_room(folder):
     with pytest.raises(
-        ConfigError, match=r"^max_length: is 2, and the special tokens at the start of each example take 1 of them"
+        ConfigError, match=r"^max_length: is 2, but the special tokens at the start of each example take 1 of that"
     ):
         task_of(**_settings(folder, max_length=2)).check()
 
@@ -186,15 +186,15 @@ def test_the_plan_shows_a_document_and_what_counts(folder, tmp_path):
 def test_a_long_document_is_shown_by_its_first_and_last_tokens():
     made = _tokenizer()
     ids = [made.bos_token_id, *made("the plot was bad and weak and nice é", add_special_tokens=False)["input_ids"], 3]
-    told = sketch(made, ids, [False, *[True] * (len(ids) - 1)])
-    assert told.startswith("('<s>') '")
-    assert " … " in told
-    assert told.endswith(f"'</s>': {len(ids) - 1} of {len(ids)} tokens enter the loss, those in parentheses do not")
+    message = sketch(made, ids, [False, *[True] * (len(ids) - 1)])
+    assert message.startswith("('<s>') '")
+    assert " … " in message
+    assert message.endswith(f"'</s>': {len(ids) - 1} of {len(ids)} tokens enter the loss, those in parentheses do not")
     assert sketch(made, [9, 8], [True, True]).endswith("1 of 2 tokens enter the loss, those in parentheses do not")
 
 
 @pytest.mark.parametrize("file", ["text.txt", "pairs.csv", "empty.csv"])
-def test_a_student_goes_on_from_the_begin(folder, file):
+def test_a_student_continues_from_the_start_token(folder, file):
     has_prompts = file != "text.txt"
     generate = {"fraction": 1.0, "max_new_tokens": 5, **({} if has_prompts else {"prompt_length": 1})}
     task = task_of(
@@ -213,7 +213,7 @@ def test_a_student_goes_on_from_the_begin(folder, file):
 def test_an_empty_prompt_needs_a_begin(folder):
     generate = {"fraction": 1.0, "max_new_tokens": 5}
     settings = _settings(folder, "empty.csv", prompts=True, generate=generate, student={"config": {"n_layer": 1}})
-    with pytest.raises(ConfigError, match="the prompt is empty, so the student has nothing to go on from"):
+    with pytest.raises(ConfigError, match="the prompt is empty, so the student has nothing to continue"):
         task_of(**settings, add_bos_token=False).check()
 
 
@@ -231,7 +231,7 @@ BEGINS = st.sampled_from([[], [1], [1, 2]])
 
 
 @given(DOCUMENTS, BEGINS, st.integers(4, 8), st.booleans())
-def test_every_example_begins_anew_and_no_token_is_lost_or_counted_twice(texts, begin, length, is_packed):
+def test_every_example_has_start_tokens_and_no_token_is_lost_or_counted_twice(texts, begin, length, is_packed):
     documents = [Tokens([*begin, *one, 3], [False] * len(begin) + [True] * (len(one) + 1)) for one in texts]
     found = (packed if is_packed else divided)(documents, length, begin)
     whole = [token for one in texts for token in [*one, 3]]
@@ -244,7 +244,7 @@ def test_every_example_begins_anew_and_no_token_is_lost_or_counted_twice(texts, 
     if not lost:
         assert read == whole
     counted = sum(sum(one.counts[1:]) for one in found)
-    assert counted >= len(read) - len(found)  # the first token of a piece that goes on within a text
+    assert counted >= len(read) - len(found)  # the first token of a piece that continues a text
     if begin and not is_packed and all(len(one) + len(begin) < length for one in texts):
         assert counted == len(whole)
 
@@ -258,8 +258,8 @@ def _halves(size, *, counts):
     st.sampled_from([([], []), ([1], [1]), ([1], []), ([], [1])]),
     st.integers(5, 9),
 )
-def test_both_sides_begin_anew_where_a_text_of_two_tokenizers_is_cut(texts, begins, length):
-    """Each text is a list of pieces in common, so many tokens of the student and so many of the teacher."""
+def test_both_sides_get_start_tokens_after_a_cut_with_two_tokenizers(texts, begins, length):
+    """Each text is a list of common pieces: numbers of student and teacher tokens."""
     duals = []
     for text in texts:
         dual = DualTokens.empty()
@@ -285,7 +285,7 @@ def test_both_sides_begin_anew_where_a_text_of_two_tokenizers_is_cut(texts, begi
 
 @pytest.fixture(scope="module", params=["both", "the student", "the teacher"])
 def apart(request, tmp_path_factory):
-    """Models of two vocabularies, of which both or one put a begin before a text."""
+    """Models with two vocabularies, of which one or both add a start token."""
     folder = tmp_path_factory.mktemp("apart")
     (folder / "text.txt").write_text("\n\n".join(ALL_TEXTS), encoding="utf-8")
     templates = {

@@ -1,4 +1,4 @@
-"""Pictures: folders, arrays, tables and datasets."""
+"""Image classification: folders, arrays, tables and datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdplug import ConfigError
 
 @pytest.fixture(scope="module")
 def arrays():
-    """16 pictures, dark ones and bright ones, and what they are."""
+    """16 dark and bright images with their labels."""
     draw = numpy.random.default_rng(0)
     labels = numpy.arange(16) % 2
     pixels = draw.integers(0, 100, (16, 8, 8)) + 150 * labels[:, None, None]
@@ -114,7 +114,7 @@ def test_feature_maps_become_sequences_of_positions(folder):
 
 def test_a_student_for_pictures_of_another_size_is_refused(folder):
     student = {"config": {**VIT, "image_size": 16}}
-    with pytest.raises(ConfigError, match=r"student\.config\.image_size: is 16, and the teacher's 8"):
+    with pytest.raises(ConfigError, match=r"student\.config\.image_size: is 16, but the teacher's is 8"):
         task_of(**_settings(folder / "train.npz", student=student)).check()
 
 
@@ -131,16 +131,16 @@ def test_a_size_that_nothing_says_is_224(folder):
 
 
 def test_another_size_than_a_model_takes_is_refused(folder):
-    told = r"image_size: is 9, and the teacher's config says 8\. One of the two is enough"
-    with pytest.raises(ConfigError, match=told):
+    message = r"image_size: is 9, but the teacher's config has 8\. Set only one of them"
+    with pytest.raises(ConfigError, match=message):
         task_of(**_settings(folder / "train.npz", image_size=9)).check()
 
 
-def test_a_size_beside_an_image_processor_has_no_effect_and_is_refused(folder, tmp_path):
+def test_a_size_in_addition_to_an_image_processor_is_rejected(folder, tmp_path):
     task = task_of(**_settings(folder / "train.npz"))
     task.family.save(task.build_student(), tmp_path)
     task.problem.save(tmp_path)
-    with pytest.raises(ConfigError, match=r"image_size: has no effect: .* brings an image processor"):
+    with pytest.raises(ConfigError, match=r"image_size: has no effect: the image processor in .* sets the size"):
         task_of(**_settings(folder / "train.npz", teacher={"path": str(tmp_path)}, image_size=8)).check()
 
 
@@ -153,7 +153,7 @@ def test_another_size_is_another_teacher_to_a_cache(folder):
 def test_a_file_that_is_no_picture_is_an_error(folder, tmp_path):
     (tmp_path / "x.png").write_text("no picture")
     rows = [{"image": "x.png", "label": name} for name in ("a", "b", "a", "b")]
-    with pytest.raises(ConfigError, match=r"row 2 of .*table\.csv: it cannot be read as a picture"):
+    with pytest.raises(ConfigError, match=r"row 2 of .*table\.csv: it cannot be read as an image"):
         task_of(**_settings(write_csv(tmp_path / "table.csv", rows))).check()
 
 
@@ -164,5 +164,5 @@ def test_a_picture_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="it holds no rows"):
+    with pytest.raises(ConfigError, match="it has no rows"):
         task_of(**_settings(tmp_path)).check()

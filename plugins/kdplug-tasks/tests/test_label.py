@@ -1,4 +1,4 @@
-"""Which class a label means: one rule for a column, in every part of the data."""
+"""The class of a label: one rule for a column, in every part of the data."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_numbers_of_a_dataset_mean_its_own_names_and_not_the_teachers_numbers():
 
 def test_a_number_beyond_the_classes_of_a_dataset_is_no_number_of_the_teacher():
     source = _source([0, 1], [2], classes=("neg", "pos"))
-    told = r"^data\.test: row 1 of test\.csv: label id 2 is out of range: the data name 2 classes \(neg, pos\)"
-    with pytest.raises(ConfigError, match=told):
+    message = r"^data\.test: row 1 of test\.csv: label id 2 is out of range: the dataset names 2 classes \(neg, pos\)"
+    with pytest.raises(ConfigError, match=message):
         _read(source, teacher=_teacher("neutral", "pos", "neg"))
 
 
@@ -69,19 +69,19 @@ def test_a_teacher_without_names_takes_those_of_the_dataset():
     assert _read(source, teacher=_teacher("LABEL_0", "LABEL_1"))[0] == ("no", "yes")
 
 
-def test_names_in_the_data_and_numbers_in_the_teacher_need_to_be_told():
+def test_names_in_the_data_need_labels_if_the_teacher_has_only_numbers():
     teacher = _teacher("LABEL_0", "LABEL_1")
-    told = r"the teacher knows its 2 classes by number only\. Write labels: their names"
-    with pytest.raises(ConfigError, match=told):
+    message = r"the teacher has no names for its 2 classes\. Write labels: their names"
+    with pytest.raises(ConfigError, match=message):
         _read(_source(["no"]), teacher=teacher)
     assert _read(_source(["1", 0]), teacher=teacher)[1] == [1, 0]
     assert _read(_source(["LABEL_1", "LABEL_0"]), teacher=teacher)[1] == [1, 0]
 
 
 def test_numbers_from_one_in_train_and_from_zero_in_test_are_no_classes_of_one_column():
-    """They used to be names where there was such a name and numbers elsewhere: '0' and '1' were one class."""
-    told = r"^data\.test: row 1 of test\.csv: unknown label '0'\. The labels are 1, 2, 3, 4\. Since these are numbers themselves"
-    with pytest.raises(ConfigError, match=told):
+    """They used to be names if such a name existed and numbers otherwise, so '0' and '1' meant the same class."""
+    message = r"^data\.test: row 1 of test\.csv: unknown label '0'\. The labels are 1, 2, 3, 4\. Since some class names are numbers"
+    with pytest.raises(ConfigError, match=message):
         _read(_source([1, 2, 3, 4], [0, 1, 2, 3]))
 
 
@@ -94,25 +94,25 @@ def test_no_number_is_a_place_where_names_are_numbers(origin):
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "told"),
+    ("train", "test", "message"),
     [
-        (["pos", "neg"], ["0", "1"], r"^data\.test: row 1 of test\.csv: the label '0' is a number, and row 1 of train\.csv has"),
-        (["0", "1"], ["pos", "neg"], r"^data\.train: row 1 of train\.csv: the label '0' is a number, and row 1 of test\.csv has"),
-        (["pos", 1], [], r"^data\.train: row 2 of train\.csv: the label '1' is a number, and row 1 of train\.csv has the name 'pos'"),
+        (["pos", "neg"], ["0", "1"], r"^data\.test: row 1 of test\.csv: the label '0' is a number, but row 1 of train\.csv has"),
+        (["0", "1"], ["pos", "neg"], r"^data\.train: row 1 of train\.csv: the label '0' is a number, but row 1 of test\.csv has"),
+        (["pos", 1], [], r"^data\.train: row 2 of train\.csv: the label '1' is a number, but row 1 of train\.csv has the name 'pos'"),
     ],
 )  # fmt: skip
-def test_names_and_numbers_do_not_go_together(train, test, told):
-    with pytest.raises(ConfigError, match=told):
+def test_names_and_numbers_do_not_go_together(train, test, message):
+    with pytest.raises(ConfigError, match=message):
         _read(_source(train, test), teacher=_teacher("neg", "pos"))
 
 
 def test_labels_of_rows_to_distil_on_follow_the_same_rule():
-    with pytest.raises(ConfigError, match=r"^data\.distillation: row 2 of .* the label '0' is a number, and row 1 of"):
+    with pytest.raises(ConfigError, match=r"^data\.distillation: row 2 of .* the label '0' is a number, but row 1 of"):
         _read(_source(["a", "b"], [], [None, "0"]), given=["a", "b"])
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "message"),
     [
         ("possitive", "row 2 of train.csv: unknown label 'possitive'. Did you mean 'positive'"),
         ("", "there is no label"),
@@ -121,17 +121,20 @@ def test_labels_of_rows_to_distil_on_follow_the_same_rule():
         ("9" * 5000, "unknown label '999"),
     ],
 )
-def test_what_is_wrong_with_a_label(value, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_wrong_with_a_label(value, message):
+    with pytest.raises(ConfigError, match=message):
         _read(_source(["positive", value]), given=["negative", "positive"])
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
-    [("7", r"label id 7 is out of range: there are 2 \(negative, positive\)"), ("-3", "label id -3 is out of range")],
+    ("value", "message"),
+    [
+        ("7", r"label id 7 is out of range: there are 2 classes \(negative, positive\)"),
+        ("-3", "label id -3 is out of range"),
+    ],
 )
-def test_a_number_has_to_be_that_of_a_class(value, told):
-    with pytest.raises(ConfigError, match=rf"row 2 of train\.csv: {told}"):
+def test_a_number_has_to_be_that_of_a_class(value, message):
+    with pytest.raises(ConfigError, match=rf"row 2 of train\.csv: {message}"):
         _read(_source([1, value]), given=["negative", "positive"])
 
 
@@ -146,18 +149,18 @@ def test_minus_one_is_a_class_where_the_training_data_have_it():
 
 
 @pytest.mark.parametrize(
-    ("given", "teacher", "told"),
+    ("given", "teacher", "message"),
     [
-        (["a", "a"], None, r"^labels: two classes have one name: a, a\. Write labels"),
-        (["a", " a"], None, r"^labels: two classes have one name"),
-        (["a", "b", "c"], _teacher("x", "y"), "^labels: are 3, and the teacher has 2"),
-        (["y", "x"], _teacher("x", "y"), "^labels: are in another order than the teacher's outputs, which are x, y"),
-        (None, _teacher("x", "x"), r"^labels: two classes have one name: x, x"),
-        (None, None, r"^data\.train: must hold at least two labels, got x"),
+        (["a", "a"], None, r"^labels: two classes have the same name: a, a\. Write labels"),
+        (["a", " a"], None, r"^labels: two classes have the same name"),
+        (["a", "b", "c"], _teacher("x", "y"), "^labels: has 3 names, but the teacher has 2 outputs"),
+        (["y", "x"], _teacher("x", "y"), "^labels: is not in the order of the teacher's outputs, x, y"),
+        (None, _teacher("x", "x"), r"^labels: two classes have the same name: x, x"),
+        (None, None, r"^data\.train: must have at least two labels, got x"),
     ],
 )
-def test_labels_that_cannot_be_meant(given, teacher, told):
-    with pytest.raises(ConfigError, match=told):
+def test_invalid_labels(given, teacher, message):
+    with pytest.raises(ConfigError, match=message):
         _read(_source(["x", "x"]), given=given, teacher=teacher)
 
 
@@ -170,7 +173,7 @@ VALUES = st.one_of(st.integers(-2, 5), st.sampled_from(["a", "b", "1", "2", "0",
     st.none() | st.permutations(["a", "b", "0", "1", "2"]).map(lambda names: names[:3]),
 )
 def test_labels_that_differ_never_mean_one_class(train, test, names):
-    """And those that are equal always do, whatever the names."""
+    """Equal tokenizers always agree, whatever their names."""
     try:
         _, *rows = _read(_source(train, test), teacher=None if names is None else _teacher(*names))
     except ConfigError:
@@ -185,7 +188,7 @@ def test_classes_of_the_test_part_that_the_training_part_lacks_are_named():
 
     assert untrained(["a", "b"], ["b"]).about_untrained == ""
     found = untrained(["a", "b"], ["c", "b", "d"], given=["a", "b", "c", "d"])
-    assert found.about_untrained == " data.test has 2 of them that never occur in data.train: c, d."
+    assert found.about_untrained == " 2 of them occur in data.test but not in data.train: c, d."
     assert untrained([0, 0], [1, 0], teacher=_teacher("neg", "pos")).untrained == ("pos",)
     assert untrained(["a", "-1"], ["b", "-1"], given=["a", "b"], may_lack=True).untrained == ("b",)
     many = [f"c{place}" for place in range(20)]

@@ -1,4 +1,4 @@
-"""One very long text is read in time that grows with its length."""
+"""A very long text is read in linear time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LENGTH = 200_000
 
 
 def seconds(call):
-    """Processor time of a call."""
+    """Return the CPU time of a call."""
     start = time.process_time()
     call()
     return time.process_time() - start
@@ -42,6 +42,6 @@ def test_a_plan_decodes_only_the_tokens_that_it_shows():
             shown.extend(ids)
             return made.decode(ids)
 
-    told = sketch(Counting(), [70] * 100_000, [True] * 100_000)
+    message = sketch(Counting(), [70] * 100_000, [True] * 100_000)
     assert len(shown) == 8
-    assert told.endswith("99,999 of 100,000 tokens enter the loss, those in parentheses do not")
+    assert message.endswith("99,999 of 100,000 tokens enter the loss, those in parentheses do not")

@@ -1,4 +1,4 @@
-"""Questions, windows and answers."""
+"""Question answering: questions, windows and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``kdplug new`` writes for the tasks on pretrained encoders."""
+"""Recipes that ``kdplug new`` writes for tasks on pretrained encoders."""
 
 from __future__ import annotations
 

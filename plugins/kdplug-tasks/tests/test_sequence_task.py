@@ -1,4 +1,4 @@
-"""Pairs, scores and sets of labels: one head on a text or two."""
+"""Text pairs, regression and multi-label."""
 
 from __future__ import annotations
 

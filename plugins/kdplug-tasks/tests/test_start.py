@@ -1,4 +1,4 @@
-"""Students that start from their teacher's weights."""
+"""Students initialized from their teacher's weights."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
 
 
 @pytest.mark.parametrize(
-    ("student", "told"),
+    ("student", "message"),
     [
         (
             {"from_teacher": {"layers": [0, 3]}},
@@ -96,17 +96,17 @@ def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
         ),
         (
             {"from_teacher": {"layers": [0]}, "config": {"num_hidden_layers": 2}},
-            "are 1, and the student's config says 2",
+            "has 1 entries, but the student's config has 2 layers",
         ),
         (
             {"from_teacher": {"layers": [0]}, "config": {"intermediate_size": 12}},
-            r"is \[12, 16\] in the student and \[24, 16\] in the teacher. Layers are taken whole",
+            r"is \[12, 16\] in the student and \[24, 16\] in the teacher. Layers are copied whole",
         ),
-        ({"from_teacher": {}, "config": {"hidden_size": 32}}, "Layers are taken whole"),
+        ({"from_teacher": {}, "config": {"hidden_size": 32}}, "Layers are copied whole"),
     ],
 )
-def test_what_cannot_be_taken_is_refused_by_name(student, told):
-    with pytest.raises(ConfigError, match=rf"student\.from_teacher\.layers.*{told}|{told}"):
+def test_what_cannot_be_taken_is_refused_by_name(student, message):
+    with pytest.raises(ConfigError, match=rf"student\.from_teacher\.layers.*{message}|{message}"):
         _started(_family(**student))
 
 
@@ -119,14 +119,14 @@ def test_a_model_that_shares_one_layer_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"path": "x", "config": {}}, "a student with a path is whole"),
+        ({"path": "x", "config": {}}, "a student with a path is loaded as it is"),
         ({}, "give path, config or from_teacher"),
-        ({"from_teacher": {"embeddings": "fresh"}}, "takes nothing"),
-        ({"from_teacher": {"layers": [0]}, "config": {"model_type": "bert"}}, "is of the teacher's kind"),
+        ({"from_teacher": {"embeddings": "fresh"}}, "copies nothing"),
+        ({"from_teacher": {"layers": [0]}, "config": {"model_type": "bert"}}, "has the teacher's model_type"),
     ],
 )
-def test_settings_that_cannot_be_meant_together(settings, told):
-    with pytest.raises(ValueError, match=told):
+def test_conflicting_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
         StudentSettings(**settings)

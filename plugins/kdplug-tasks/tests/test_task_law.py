@@ -1,4 +1,4 @@
-"""Every task under the laws of the author's kit, on files of a few rows and models of a few thousand weights."""
+"""The author kit's laws for every task, on tiny files and models."""
 # ruff: noqa: RUF012  # a law class is a declaration, as an author writes it
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PROMPTS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in T
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all that the settings below name."""
+    """The folder with all files that the settings below name."""
     folder = tmp_path_factory.mktemp("files")
     tables = {"reviews": reviews(24), "pairs": PAIRS, "scores": SCORES, "sets": SETS, "prompts": PROMPTS}
     for name, rows in tables.items():
@@ -52,7 +52,7 @@ def _there(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(file: str, **more: object) -> dict[str, object]:
-    """Those of a task whose teacher is made from scratch and whose student is the teacher's lowest layer."""
+    """Settings of a task with a teacher from scratch and a student that is the teacher's lowest layer."""
     models = {"teacher": {"config": BERT, **TRAINED}, "student": {"from_teacher": {"layers": [0]}}}
     return {"data": {"train": file, "test": 0.25}, **models, "tokenizer": TOKENIZER, "max_length": 32, **more}
 

@@ -1,4 +1,4 @@
-"""Tasks whose teacher was asked once: what is learned, and when a cache is not of this teacher."""
+"""Tasks with a teacher cache: training, and rejection of another teacher's cache."""
 
 from __future__ import annotations
 

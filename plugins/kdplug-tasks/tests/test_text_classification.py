@@ -16,7 +16,7 @@ from kdplug_tasks.data.label import NO_LABEL
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files of reviews, and a teacher that was trained on them."""
+    """Review files, and a teacher trained on them."""
     folder = tmp_path_factory.mktemp("reviews")
     write_csv(folder / "train.csv", reviews(64))
     write_csv(folder / "test.csv", reviews(24, seed=1))
@@ -61,7 +61,7 @@ def _settings(folder, **changes):
 
 @pytest.fixture(scope="module")
 def done(folder, tmp_path_factory):
-    """The folder of a whole run through the command line, and what it printed."""
+    """The folder of a whole run with the command line, and its output."""
     out = tmp_path_factory.mktemp("run")
     file = out / "recipe.json"
     matches = [{"layer_T": -1, "layer_S": -1, "feature": one, "loss": f"{one}_mse"} for one in ("hidden", "attention")]
@@ -163,7 +163,7 @@ def test_a_share_of_the_training_file_is_tested_on_and_not_trained_on(folder):
     assert task.data("test").examples.items == again.data("test").examples.items
 
 
-def test_a_killed_run_goes_on_to_the_same_student(folder, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_the_same_student(folder, tmp_path, monkeypatch):
     from kdplug.recipes.recipe_runner import RecipeRunner
     from kdplug.recipes.run import run_recipe
 

@@ -1,4 +1,4 @@
-"""Words, sub-words and their tags."""
+"""Token classification: words, sub-words and tags."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_sentences_without_tags_are_distilled_on_word_by_word(folder):
 
 def test_words_that_are_cut_are_counted(folder):
     task = task_of(**_settings(folder, max_length=12))
-    assert "words lie beyond 12 sub-words" in task.about()
+    assert "words are beyond the first 12 sub-words" in task.about()
 
 
 def test_a_right_model_has_an_f1_of_one(folder):
@@ -133,4 +133,4 @@ def test_a_plan_says_which_tags_are_tested_and_not_trained_on(folder, tmp_path):
     data = {"train": str(folder / "train.conll"), "test": str(tmp_path / "test.jsonl")}
     task = task_of(**_settings(folder, data=data, labels=["B-LOC", "B-ORG", "B-PER", "I-PER", "O"]))
     task.check()
-    assert "5 tags. data.test has 1 of them that never occur in data.train: B-ORG." in task.about()
+    assert "5 tags. 1 of them occur in data.test but not in data.train: B-ORG." in task.about()

@@ -1,4 +1,4 @@
-"""Language models of two tokenizers: what is compared with what, and what is learned."""
+"""Language models with two tokenizers: compared positions, and training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdplug_tasks.model_task import ModelTask
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch):
-    """Nothing here is about speed."""
+    """Measure throughput only once."""
     monkeypatch.setattr("kdplug.recipes.result._ROUNDS", 1)
 
 
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def asked(folder, **changes):
-    """A task, a batch of it, both models and what their adaptors return."""
+    """A task, a batch, both models and their adaptor outputs."""
     task = task_of(**settings(folder, **changes))
     batch = first_batch(task, size=6)
     models = {"student": task.build_student().eval(), "teacher": task.build_teacher().eval()}
@@ -41,7 +41,7 @@ def asked(folder, **changes):
 
 
 def prefixes(task, batch, found, side):
-    """What each compared row has read, as ids, in order."""
+    """Return the ids that each compared row has read, in order."""
     rows = zip(batch[side]["input_ids"], found[side]["logits_mask"], strict=True)
     return [ids[: place + 1] for ids, mask in rows for place in mask.nonzero().flatten().tolist()]
 
@@ -88,7 +88,7 @@ def test_a_run_says_how_many_tokens_are_compared(folder):
     compared = sum(int(one["counts"].sum()) for one in batches)
     predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)
     assert 0 < compared < predicted
-    assert f"read the same characters, {compared:,} of {predicted:,} times." in task.about()
+    assert f"read the same characters: {compared:,} of {predicted:,} predictions" in task.about()
 
 
 def test_only_completions_are_compared(folder):
@@ -158,7 +158,7 @@ def test_the_loss_goes_down_and_the_student_ends_nearer_to_the_teacher_than_with
 
 
 def _distance(task, folder):
-    """How far the student of a stage is from the fitted teacher on the test part."""
+    """Return the distance of a stage's student from the trained teacher on the test part."""
     (teacher, student), batch = (task.build_teacher().eval(), task.build_student().eval()), first_batch(task, "test", 9)
     for model, place in ((teacher, folder.parent / "teacher"), (student, folder)):
         last = max(place.glob("step-*"), key=lambda one: int(one.name[5:])) / "student.safetensors"
@@ -186,7 +186,7 @@ def test_the_student_is_saved_with_its_own_tokenizer(folder, tmp_path):
 
 def test_a_plan_shows_the_first_batches_to_both(folder, tmp_path):
     plan = plan_recipe(make(folder, tmp_path))
-    assert "280 tokens beside the teacher's 320" in plan.about
+    assert "280 tokens (teacher: 320)" in plan.about
     assert {term.name: term.value > 0 for term in plan.terms} == {"kd_loss": True, "hard_label_loss": True}
 
 

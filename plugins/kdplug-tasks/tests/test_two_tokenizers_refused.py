@@ -1,4 +1,4 @@
-"""What does not go with two tokenizers is refused, though their vocabularies be of one size."""
+"""Settings that cannot be used with two tokenizers are rejected, even if the vocabularies have the same size."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ GENERATE = {"fraction": 1.0, "max_new_tokens": 4, "prompt_length": 2}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"generate": GENERATE}, "^generate: does not go with two tokenizers"),
+        ({"generate": GENERATE}, "^generate: cannot be used with two tokenizers"),
         (
             {"max_length": 3},
-            r"^data\.train: .*no end of a token in common within \d+ tokens, and examples have at most 3",
+            r"^data\.train: .*no common token boundary within \d+ tokens, but examples have at most 3",
         ),
         ({"student_tokenizer": "bytes"}, "^student_tokenizer: has another vocabulary than the tokenizer of "),
         (
             {"student": {"from_teacher": {"layers": [0]}}, "student_tokenizer": "bytes"},
-            r"^student\.from_teacher: takes embeddings and head of the teacher",
+            r"^student\.from_teacher: copies embeddings and head of the teacher",
         ),
         (
             {"student": {"config": {"vocab_size": 100}}, "student_tokenizer": "bytes"},
-            r"^student\.vocab_size: the model has 100 embeddings and the tokenizer 260 tokens",
+            r"^student\.vocab_size: the model has 100 embeddings, but the tokenizer has 260 tokens",
         ),
     ],
 )
@@ -89,7 +89,7 @@ def brought(path, made, **tokens):
     return {"student": {"config": {"n_layer": 1}}, "student_tokenizer": str(path)}
 
 
-def test_a_tokenizer_without_an_end_is_refused_beside_one_that_has_it(folder, tmp_path):
+def test_a_tokenizer_without_end_token_is_rejected_if_the_other_has_one(folder, tmp_path):
     changes = brought(tmp_path / "endless", fast("fine"), pad_token="!", unk_token="!")
     with pytest.raises(kdplug.ConfigError, match=r"^student_tokenizer: only the teacher's tokenizer has an end token"):
         task_of(**settings(folder, **changes)).check()

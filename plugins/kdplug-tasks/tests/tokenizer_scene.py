@@ -1,4 +1,4 @@
-"""Tokenizers of many kinds, trained on the spot, and texts that are hard to cut alike."""
+"""Tokenizers of many kinds, trained on the spot, and texts that are hard to align."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ MAKERS = {
     "wordpieces": lambda: _fallback(340, pre_tokenizers.BertPreTokenizer()),
     "compatible": lambda: _fallback(340, pre_tokenizers.Metaspace(), normalizers.NFKC()),
 }
-"""Byte-level ones, and such that fall back to bytes; the last but one drops white space, the last rewrites characters."""
+"""Byte-level tokenizers and some with byte fallback; the last but one drops whitespace, the last rewrites characters."""
 
 LOSSLESS = ("bytes", "coarse", "fine")
-"""Those that write a text byte for byte."""
+"""Tokenizers that encode a text byte for byte."""
 
 
 @cache
 def fast(name):
-    """A tokenizer as transformers has it."""
+    """Return a transformers tokenizer."""
     return PreTrainedTokenizerFast(tokenizer_object=MAKERS[name]())

@@ -1,4 +1,4 @@
-"""Texts, and language models that bring tokenizers of their own."""
+"""Texts, and language models with their own tokenizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_two(folder):
 
 
 def save(path, brings, seed=0, **changes):
-    """A folder with a random model of a few more embeddings than its tokenizer has tokens."""
+    """A folder with a random model that has a few more embeddings than its tokenizer has tokens."""
     ids = {f"{one}_token_id": getattr(brings, f"{one}_token_id") for one in ("bos", "eos", "pad")}
     size = len(brings) + 7
     save_model(path, "AutoModelForCausalLM", {**GPT2, **changes}, seed=seed, brings=brings, vocab_size=size, **ids)
@@ -35,5 +35,5 @@ def settings(folder, **changes):
 
 
 def make(folder, out, *changes, **more):
-    """A recipe that distils across tokenizers in a moment."""
+    """A recipe that distils across tokenizers quickly."""
     return recipe(settings(folder, **more), out, *changes, kd_loss_type="uld", kd_loss_weight=1.5, temperature=1)

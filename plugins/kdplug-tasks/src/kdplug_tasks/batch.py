@@ -1,4 +1,4 @@
-"""A batch: what a model is called with, and what stands beside it."""
+"""Batches: model inputs, and targets that models do not receive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Examples(Dataset[Any]):
 
 
 def features(outputs: Any) -> dict[str, Any]:
-    """``hidden`` and ``attention`` where the model was told to return them.
+    """``hidden`` and ``attention``, if the model returned them.
 
     A feature map ``[batch, channels, height, width]`` becomes a sequence of positions ``[batch, positions, channels]``.
     """
@@ -47,10 +47,10 @@ def features(outputs: Any) -> dict[str, Any]:
 
 
 class Batch(Mapping[str, Tensor]):
-    """The inputs of a model by name; ``targets``, by name too, are for adaptors and metrics and never reach a model.
+    """Model inputs by name. ``targets``, also by name, are for adaptors and metrics and never reach a model.
 
-    Models compute losses of their own where they are given labels, and most of them have no number for a batch without
-    any. So the losses are the adaptors' business.
+    Given labels, transformers models compute a loss themselves, and for most of them it is undefined for a batch
+    without labels. So adaptors compute the losses.
     """
 
     def __init__(self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
@@ -67,6 +67,6 @@ class Batch(Mapping[str, Tensor]):
         return len(self.inputs)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
+        """Return the batch on ``device``."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         return Batch(inputs, {name: value.to(device, non_blocking=True) for name, value in self.targets.items()})

@@ -28,29 +28,30 @@ def causal_lm(
     factored: bool = False,
     generate: GenerateSettings | None = None,
 ) -> ModelTask:
-    """The next token of a text, or of a completion after its prompt.
+    """Predict the next token of a text, or of a completion after its prompt.
 
-    Columns: ``text``, or ``prompt`` and ``completion``. A plain text file will do: blank lines divide its documents. The logits
-    that losses see are shifted: they stand beside the token that they are about, and a mask leaves padding and prompts out.
-    Metrics: perplexity (lower is better), loss in nats per token, accuracy.
+    Columns: ``text``, or ``prompt`` and ``completion``. A plain text file also works: blank lines separate its
+    documents. The logits that losses receive are shifted, so that each is aligned with the token it predicts; a mask
+    excludes padding and prompts. Metrics: perplexity (lower is better), loss in nats per token, accuracy.
 
-    A document begins and ends with the special tokens that the tokenizer itself puts around a text, and ends with its end token where
-    it puts nothing there. What it begins with (BOS) does not enter the loss; each example begins with it, also one that goes on
-    within a document. The plan shows one document.
+    Each document gets the special tokens that the tokenizer adds to a text. If the tokenizer adds none at the end, the
+    end token (EOS) is appended. The start tokens (BOS) do not enter the loss. Every example begins with them, including
+    one that continues a document. The plan shows one document.
 
-    A student may have a vocabulary of its own: that of the tokenizer in its folder, or of ``student_tokenizer``. Each side is then
-    given its own tokens of the same texts, and of their logits those are compared before which both have read the same
-    characters. That takes a loss that is declared ``across_vocabularies``, and no matches. Perplexities of two vocabularies cannot
-    be compared, so the metric is bits per byte of text.
+    The student may have a different vocabulary, from the tokenizer in its folder or from ``student_tokenizer``. Each
+    side then gets its own tokens of the same texts, and logits are compared at the positions where both have read the
+    same characters. This needs a loss that is declared ``across_vocabularies``, and rules out matches. Perplexities
+    over different vocabularies are not comparable, so the metric is bits per byte of text.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``student_tokenizer``, that of the student's folder unless it is given, and the same as the teacher's where there is none;
-    ``max_length``, tokens in an example; ``prompts``, whether rows have a prompt and a completion, of which only the
-    completion counts; ``packing``, whether rows are put one after the other into examples of full length, which is done
-    unless there are prompts; ``add_bos_token``, whether each document begins with what the tokenizer puts before a text, or else its
-    BOS, where nothing is given as the tokenizer itself does; ``factored``, whether models hand out the factors of their logits in place of them, so that
-    the logits of a batch, or of a test batch, are never all held; ``generate``, which share of the batches the student writes
-    itself, ``{fraction: 0.5, max_new_tokens: 64}``.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
+    teacher's; ``student_tokenizer``, by default that of the student's folder, or the teacher's if the folder has none;
+    ``max_length``, maximum tokens in an example; ``prompts``, whether rows have a prompt and a completion, in which
+    case only the completion counts; ``packing``, whether rows are concatenated and cut into examples of full length, by
+    default true unless there are prompts; ``add_bos_token``, whether each document begins with the tokens that the
+    tokenizer puts before a text, or with its BOS if it puts none, by default whatever the tokenizer does; ``factored``,
+    whether models return the factors of their logits instead of the logits, so that the logits of a training or test
+    batch are never held in memory at once; ``generate``, the share of batches that the student generates itself,
+    ``{fraction: 0.5, max_new_tokens: 64}``.
     """
     is_packed = not prompts if packing is None else packing
     sampler = check_generation(generate, max_length, has_prompts=prompts, is_packed=is_packed)

@@ -1,4 +1,4 @@
-"""Handwritten digits with few labels: a task that needs no download and less than a minute."""
+"""Handwritten digits with few labels: a task that needs no download and runs in under a minute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdplug_tasks.setting import Count, WholeNumber
 
 
 class ConvNetOutputs(TypedDict):
-    """``logits [B, classes]``, one ``hidden [B, positions, width]`` per block, and ``losses`` where labels were given."""
+    """``logits [B, classes]``, one ``hidden [B, positions, width]`` per block, and ``losses`` if labels were given."""
 
     logits: Tensor
     hidden: tuple[Tensor, ...]
@@ -29,10 +29,11 @@ class ConvNetOutputs(TypedDict):
 
 
 class ConvNet(nn.Module):
-    """Blocks of convolution, batch norm and ReLU, 2x2 max pooling between them, a linear layer on the mean over positions.
+    """Blocks of convolution, batch norm and ReLU, with 2x2 max pooling in between, then mean pooling and a linear
+    layer.
 
-    ``widths`` are the channels of the blocks. The last block is not pooled, so that its feature map keeps positions that a
-    hidden match can compare.
+    ``widths`` are the channels of the blocks. The last block is not pooled, so that its feature map keeps several
+    positions for a hidden match to compare.
     """
 
     def __init__(self, widths: tuple[int, ...], *, classes: int) -> None:
@@ -49,9 +50,9 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> ConvNetOutputs:
-        """Logits, feature maps as sequences of positions and, where ``labels`` are given, the cross-entropy in nats.
+        """Return logits, feature maps as sequences of positions and, given ``labels``, the cross-entropy in nats.
 
-        The cross-entropy runs over the images that have a label (``-100`` = none).
+        The cross-entropy covers the images that have a label (``-100`` = none).
 
         Shapes: ``images [B, 1, H, W]``, ``labels [B]``.
         """
@@ -106,19 +107,19 @@ class Split(TypedDict):
 
 
 class Digits:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels, of which the student may see few labels.
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels; the student sees few of the labels.
 
-    1200 images are for training and 597 for testing, a fixed stratified split. The teacher is fitted on all 1200 labels.
-    The student is given ``labels_per_class`` labels of each of the ten classes: without distillation it is trained on those
-    images alone; with distillation it also sees the other training images, without labels, and the teacher's outputs on
-    them. Distillation helps most here: the teacher was trained on all labels, and the student has none for most images. The more
-    labels the student has itself, the smaller the gain; with 100 of each class there is hardly any.
+    A fixed stratified split has 1200 images for training and 597 for testing. The teacher is trained on all 1200
+    labels. The student gets ``labels_per_class`` labels of each of the ten classes. Without distillation it is trained
+    on those images alone. With distillation it also sees the other training images, without labels, and the teacher's
+    outputs for them. The gain is large because the teacher was trained on all labels and the student has none for most
+    images. The more labels the student has, the smaller the gain; with 100 of each class there is hardly any.
 
     Teacher and student are convolutional nets of three blocks, widths (32, 64, 128) and (6, 12, 20): 94,186 and 3,148
     parameters. ``hidden`` holds one feature map for each block, as ``[batch, positions, width]``.
 
-    Settings: ``labels_per_class``, labels that the student may see of each class; ``label_seed`` chooses which;
-    ``teacher_epochs``, passes over the training images when the teacher is fitted.
+    Settings: ``labels_per_class``, labels of each class that the student sees; ``label_seed``, seed that selects them;
+    ``teacher_epochs``, passes over the training images when the teacher is trained.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """
@@ -137,46 +138,46 @@ class Digits:
         self.teacher_epochs = teacher_epochs
 
     def about(self) -> str:
-        """What a run prints before it starts."""
+        """Describe the task, for printing at the start of a run."""
         train, labelled = len(self._parts["teacher"]), len(self._parts["baseline"])
         return (
             f"The teacher is trained on all {train} training images and their labels. The student gets the labels of only "
-            f"{labelled} of them ({self.labels_per_class} of each digit): distilled, it also learns from the teacher's outputs "
-            f"on all {train} images; without distillation, it has those {labelled} images alone. "
-            f"Accuracy is on {len(self._parts['test'])} other images."
+            f"{labelled} of them ({self.labels_per_class} of each digit). With distillation it also learns from the teacher's "
+            f"outputs on all {train} images; without, it sees only those {labelled} images. "
+            f"Accuracy is measured on {len(self._parts['test'])} other images."
         )
 
     def build_teacher(self) -> nn.Module:
-        """An untrained net of 94,186 parameters."""
+        """Return an untrained net of 94,186 parameters."""
         return ConvNet(_TEACHER_WIDTHS, classes=10)
 
     def teacher_fit(self) -> dict[str, Any]:
-        """``teacher_epochs`` over batches of 64."""
+        """Return the teacher's training settings: ``teacher_epochs`` with batches of 64."""
         return {"epochs": self.teacher_epochs, "batch_size": 64, "learning_rate": 3e-3}
 
     def build_student(self) -> nn.Module:
-        """An untrained net of 3,148 parameters."""
+        """Return an untrained net of 3,148 parameters."""
         return ConvNet(_STUDENT_WIDTHS, classes=10)
 
     def data(self, part: Literal["teacher", "distillation", "baseline", "test"]) -> Images:
-        """The images of one part; in ``distillation`` most labels are ``-100``."""
+        """Return the images of one part; in ``distillation`` most labels are ``-100``."""
         return self._parts[part]
 
     def collate(self, examples: list[Example]) -> Example:
-        """A batch: ``images [B, 1, 8, 8]``, ``labels [B]``."""
+        """Return a batch: ``images [B, 1, 8, 8]``, ``labels [B]``."""
         batch: Example = default_collate(examples)
         return batch
 
     def teacher_adaptor(self, batch: Example, outputs: ConvNetOutputs) -> dict[str, Any]:
-        """Logits, feature maps, labels and the cross-entropy."""
+        """Return logits, feature maps, labels and the cross-entropy."""
         return _adapt(batch, outputs)
 
     def student_adaptor(self, batch: Example, outputs: ConvNetOutputs) -> dict[str, Any]:
-        """Logits, feature maps, labels and the cross-entropy."""
+        """Return logits, feature maps, labels and the cross-entropy."""
         return _adapt(batch, outputs)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Example]) -> dict[str, float]:
-        """The share of images whose largest logit is that of their label."""
+        """Return the accuracy: the share of images whose largest logit is that of their label."""
         labels, predicted = [], []
         for batch in batches:
             predicted.append(model(batch["images"])["logits"].argmax(dim=-1))

@@ -1,4 +1,4 @@
-"""Fingerprints of a teacher, without loading it, and of data: for teacher caches, and for runs that are resumed."""
+"""Fingerprints of a teacher (without loading it) and of data, for teacher caches and for resuming runs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ _PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict)
 
 @runtime_checkable
 class Processing(Protocol):
-    """A problem whose inputs go through a processor first."""
+    """A problem whose inputs are made by a processor."""
 
     @property
     def processor(self) -> Any:
-        """What makes inputs of a row."""
+        """The processor that turns rows into model inputs."""
         ...
 
 
 def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[str, Any]:
-    """The teacher, the tokenizer or image processor where there is one, the classes, and what is asked of them, as plain data; of a
-    teacher that is fitted first also what it is fitted on, ``labelled``.
+    """Return the teacher, its tokenizer or image processor, the classes and the problem as plain data.
 
-    Of a teacher in a folder the name, the size and a checksum of both ends of each of its files count, so that one that was
-    trained further is another one; of one with a name on a hub, the name. Of a language task also what documents begin and end with.
-    Where the student has a tokenizer of its own, it decides at which tokens the teacher is asked.
+    A teacher that is trained first is also identified by its training data, ``labelled``. A teacher in a folder is
+    identified by the name, size and a checksum of both ends of each file, so further training changes the fingerprint;
+    a teacher on the hub is identified by its name. A language task adds the special tokens around documents. If the
+    student has a different tokenizer, it is included too, since it determines the positions at which teacher outputs
+    are compared.
     """
     teacher = family.teacher.model_dump(mode="json")
     found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
@@ -65,10 +66,10 @@ def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[st
 
 
 class Identified(Dataset[Any]):
-    """``examples`` that were made from the rows of ``table``, and a fingerprint of both."""
+    """``examples`` made from the rows of ``table``, with a fingerprint of both."""
 
     def __init__(self, examples: Any, table: Table) -> None:
-        self.examples = examples  # a ``Sized``, and what else the problem's own kind offers
+        self.examples = examples  # a ``Sized``; a problem's own class may offer more
         self.table = table
 
     def __len__(self) -> int:
@@ -78,7 +79,7 @@ class Identified(Dataset[Any]):
         return self.examples[place]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Checksums of each column, whole, and of a few examples, which show how rows are made into examples."""
+        """Return checksums of every whole column, and of a few examples to detect changes in preprocessing."""
         return self._fingerprint
 
     @cached_property
@@ -93,7 +94,7 @@ class Identified(Dataset[Any]):
 
 
 def _column(column: Sequence[Any]) -> str:
-    """A checksum of a column of text, numbers, bytes or arrays. Of other objects, such as decoded pictures, the number."""
+    """Return a checksum of text, numbers, bytes or arrays; for other objects, such as decoded images, their count."""
     if isinstance(column, numpy.ndarray):
         return f"{_marked(column, 0):08x}"
     if len(column) and not isinstance(column[0], _PLAIN):
@@ -105,7 +106,7 @@ def _column(column: Sequence[Any]) -> str:
 
 
 def _sizes(table: Table) -> str:
-    """A checksum of the sizes of pictures that lie in files."""
+    """Return a checksum of the file sizes of images stored as files."""
     cells = table.columns["image"]
     sizes = [find_picture(cell, table).stat().st_size for cell in cells] if isinstance(cells[0], str) else []
     return f"{zlib.crc32(repr(sizes).encode()):08x}"
@@ -118,7 +119,7 @@ def _files(path: str | None) -> dict[str, str]:
 
 
 def _ends(file: Path) -> str:
-    """A checksum of the size of a file and of both of its ends."""
+    """Return a checksum of a file's size and of both its ends."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         mark = zlib.crc32(stream.read(_ENDS), zlib.crc32(str(size).encode()))

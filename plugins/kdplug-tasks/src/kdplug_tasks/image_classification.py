@@ -22,15 +22,16 @@ def image_classification(
     labels: Names | None = None,
     image_size: Annotated[int, Field(ge=1, le=1 << 14)] | None = None,
 ) -> ModelTask:
-    """One class for each picture.
+    """Predict one class for each image.
 
-    The data are a folder with a folder of pictures for each class, an NPZ file of arrays ``image`` and ``label``, a table with
-    paths, or an image dataset. Pictures are read as the teacher's folder says, or else resized to the size in a model's config, with
-    pixels in [-1, 1]; there is no augmentation. Feature maps become sequences of positions. Metrics: accuracy, and macro F1.
+    The data are a folder with one subfolder of images per class, an NPZ file with arrays ``image`` and ``label``, a
+    table with paths, or an image dataset. Images are preprocessed by the image processor in the teacher's folder.
+    Without one they are resized to the size in a model's config and scaled to [-1, 1]. There is no augmentation.
+    Feature maps become sequences of positions. Metrics: accuracy and macro F1.
 
-    Settings: ``data``, where the pictures are; ``teacher`` and ``student``, which models; ``labels``, the classes in the order of
-    the outputs, needed where a trained teacher knows them by number and the data by name; ``image_size``, height and width of
-    pictures where neither the teacher's folder nor a config says them, 224 unless it is given.
+    Settings: ``data``, where the images are; ``teacher`` and ``student``, the models; ``labels``, the class names in
+    output order, needed if a trained teacher has only class numbers and the data use names; ``image_size``, height and
+    width of images if neither the teacher's folder nor a config gives them, by default 224.
     """
     problem = Images(labels, image_size)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -1,4 +1,4 @@
-"""A task on transformers models: data, models and a problem, as one thing that a recipe runs."""
+"""A task on transformers models: combines data, models and a problem for a recipe to run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Part = Literal["teacher", "distillation", "baseline", "test"]
 
 
 class ModelTask:
-    """Satisfies ``kdplug.Task``, and what a task may offer beyond it.
+    """Implements ``kdplug.Task`` and its optional methods.
 
-    The teacher is fitted, where it is, and the student without distillation is trained on the labelled rows of ``train``;
-    the student is distilled on ``distillation``, whose rows may lack labels.
+    The labelled rows of ``train`` train the teacher (if it is trained) and the baseline student. The student is
+    distilled on ``distillation``, whose rows may lack labels.
     """
 
     def __init__(self, problem: Problem, data: DataSettings, family: Family) -> None:
@@ -40,126 +40,126 @@ class ModelTask:
 
     @property
     def metric(self) -> str:
-        """The problem's."""
+        """Name of the main metric."""
         return self.problem.metric
 
     @property
     def is_lower_better(self) -> bool:
-        """The problem's."""
+        """True if a lower metric is better."""
         return self.problem.is_lower_better
 
     @property
     def unit(self) -> str:
-        """The problem's."""
+        """Unit of throughput."""
         return self.problem.unit
 
     def count(self, batch: Any) -> int:
-        """How many units a batch holds."""
+        """Return the number of units in a batch."""
         return self.problem.count(batch)
 
     def expect(self, reads: frozenset[str]) -> None:
-        """Remember what the objective reads, so that models show it and nothing more."""
+        """Set which outputs the objective reads, so that models return no others."""
         self.family.reads = reads
 
     def check(self) -> None:
-        """Read all data, make both configs, and see that everything fits. Raises: ``ConfigError``."""
-        self._source  # noqa: B018  it is read once, here
+        """Read all data, build both configs and check that they fit together. Raises: ``ConfigError``."""
+        self._source  # noqa: B018  reads the data
         self.family.check()
         for part in ("distillation", "baseline", "test"):
             self.data(part)
 
     def about(self) -> str:
-        """What a run prints before it starts."""
+        """Describe the task, for printing at the start of a run."""
         sizes = {part: len(self.data(part)) for part in ("distillation", "baseline", "test")}
         distilled, labelled, tested = sizes.values()
-        known = f"{labelled} labelled ones to train on without a teacher"
-        lines = [f"{distilled} examples to distil on, {known}, {tested} to test on.", self.problem.about()]
+        known = f"{labelled} labelled examples for training without a teacher"
+        lines = [f"{distilled} examples for distillation, {known}, {tested} for testing.", self.problem.about()]
         if self.family.needs_eager:
             lines.append("Attention is computed eagerly in both models, since a match reads it.")
         return " ".join(filter(None, lines))
 
     def build_teacher(self) -> nn.Module:
-        """The teacher, from its folder or from scratch."""
-        self._source  # noqa: B018  it decides the classes
+        """Return the teacher, loaded or from scratch."""
+        self._source  # noqa: B018  determines the classes
         return self.family.build_teacher()
 
     def teacher_fit(self) -> dict[str, Any] | None:
-        """How the teacher is fitted, ``None`` where it is trained."""
+        """Return the teacher's training settings, ``None`` if it is not trained."""
         teacher = self.family.teacher
         if not teacher.train:
             return None
         return {"epochs": teacher.epochs, "batch_size": teacher.batch_size, "learning_rate": teacher.lr}
 
     def build_student(self) -> nn.Module:
-        """The student before it starts from anything."""
+        """Return the student without weights from the teacher."""
         self._source  # noqa: B018
         return self.family.build_student()
 
     @property
     def starts_student(self) -> bool:
-        """Whether the student takes something from the teacher."""
+        """True if the student is initialized from the teacher."""
         return self.family.student.from_teacher is not None
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Give the student what it takes from the teacher."""
+        """Copy weights from the teacher to the student, as the settings say."""
         self.family.start_student(student, teacher)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the teacher's outputs depend on; nothing of the student."""
+        """Return everything that the teacher's outputs depend on."""
         return dict(self._fingerprint)
 
     def data(self, part: Part) -> Identified:
-        """The examples of one part; ``teacher`` and ``baseline`` are the same, unless each side has its own."""
+        """Return the examples of one part; ``teacher`` equals ``baseline`` if both sides share a tokenizer."""
         if part not in self._examples:
             self._examples[part] = self._made(part)
         return self._examples[part]
 
     def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
-        """A padded batch, or one for each side."""
+        """Return a padded batch, or one for each side."""
         return self.problem.collate(examples)
 
     @property
     def teacher_adaptor(self) -> Adapt:
-        """The problem's."""
+        """Adaptor of the teacher."""
         return self._adaptors["teacher"]
 
     @property
     def student_adaptor(self) -> Adapt:
-        """The problem's."""
+        """Adaptor of the student."""
         return self._adaptors["student"]
 
     @property
     def vocabulary_difference(self) -> str:
-        """In what the student's vocabulary differs from the teacher's."""
-        self._source  # noqa: B018  it decides the tokenizers
+        """Describes how the student's vocabulary differs from the teacher's; empty if they share one."""
+        self._source  # noqa: B018  determines the tokenizers
         if not isinstance(self.problem, Spanning) or not self.problem.spans_vocabularies:
             return ""
         teacher, student = (self.problem.processor_of(side).tokenizer for side in ("teacher", "student"))
         return difference(teacher, student)
 
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """The problem's figures."""
+        """Return the problem's metrics."""
         return self.problem.evaluate(model, batches)
 
     @property
     def prepares_batches(self) -> bool:
-        """Whether the student writes some batches itself."""
+        """True if the student generates some batches itself."""
         return isinstance(self.problem, Sampling) and self.problem.samples
 
     def prepare_batch(self, batch: Batch, student: nn.Module) -> Batch:
-        """A batch that the student wrote, or ``batch`` itself."""
+        """Return a batch that the student generated, or ``batch`` itself."""
         assert isinstance(self.problem, Sampling)
         with self.family.multiplied_out():
             return self.problem.sampled(batch, student)
 
     def answer(self, model: nn.Module, batch: Any) -> Any:
-        """What a user of the model computes of a batch, logits included."""
+        """Return the outputs that a user of the model gets for a batch, with full logits."""
         part = self.problem.part_of(batch, model) if isinstance(self.problem, Spanning) else batch
         with self.family.multiplied_out():
             return model(**part)
 
     def save_student(self, student: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
-        """A folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""
+        """Write a folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""
         self.family.save(student, folder)
         self.problem.save(folder)
         (folder / "README.md").write_text(model_card(record, self.family, self.problem), encoding="utf-8")
@@ -189,7 +189,7 @@ class ModelTask:
             return self.data("baseline")
         found = self.problem.examples(source.distillation, optional=True)
         if not len(found):
-            raise kdplug.ConfigError("no example is left of it", field="data.distillation")
+            raise kdplug.ConfigError("it yields no examples", field="data.distillation")
         return Identified(found, source.distillation)
 
 

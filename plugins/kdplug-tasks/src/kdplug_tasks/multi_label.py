@@ -28,15 +28,16 @@ def multi_label(
     labels: Names | None = None,
     separator: Annotated[str, Field(min_length=1)] = ",",
 ) -> ModelTask:
-    """Any number of classes for each text: keywords, emotions, kinds of abuse.
+    """Predict any number of classes for each text: keywords, emotions, kinds of abuse.
 
-    Columns: ``text`` and ``labels``, a list, or text that ``separator`` divides; empty text is no class. Metrics: micro F1, macro
-    F1, and the share of rows that are right throughout, a class holding where its logit is above 0. Classes do not exclude each
-    other here, so the kd loss should not be one that takes a softmax over them.
+    Columns: ``text`` and ``labels``, a list, or text split at ``separator``; empty text means no class. Metrics: micro
+    F1, macro F1, and the share of rows with every class right. A class is predicted if its logit is above 0. Classes
+    are not exclusive, so the kd loss should not take a softmax over them.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``max_length``, in tokens, where texts are cut; ``labels``, the classes in the order of the outputs, needed where
-    a trained teacher knows them by number and the data by name; ``separator`` of the classes in a cell that is text.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
+    teacher's; ``max_length``, tokens after which texts are truncated; ``labels``, the class names in output order,
+    needed if a trained teacher has only class numbers and the data use names; ``separator``, text between the classes
+    in a text cell.
     """
     problem = Sequences(("text",), TagSet(labels, separator), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

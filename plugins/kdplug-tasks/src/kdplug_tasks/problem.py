@@ -1,4 +1,4 @@
-"""What the members of the family of tasks differ in."""
+"""Interface of a problem: the part in which tasks on transformers models differ."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Adapt = Callable[[Batch, Any], dict[str, Any]]
 
 
 class Problem(Protocol):
-    """What is asked of the models: which columns there are, how they become batches, and what a good answer is.
+    """Defines the columns, how rows become batches, and the metrics.
 
-    ``auto`` is the class of transformers that makes the models.
+    ``auto`` is the transformers auto class that builds the models.
     """
 
     auto: str
@@ -32,94 +32,94 @@ class Problem(Protocol):
 
     @property
     def metric(self) -> str:
-        """The figure for the final table."""
+        """Name of the main metric, for the final table."""
         ...
 
     @property
     def unit(self) -> str:
-        """What throughput is counted in."""
+        """Unit of throughput."""
         ...
 
     def settle(self, source: Source, family: Family) -> None:
-        """Learn from the data and a trained teacher what the models must be: their classes, the tokenizer.
+        """Determine classes and tokenizer from the data and a trained teacher.
 
-        It fills ``family.changes`` and ``family.from_scratch``, and checks that the models fit.
+        Sets ``family.changes`` and ``family.from_scratch``, and checks that the models fit.
 
         Raises: ``ConfigError``.
         """
         ...
 
     def examples(self, table: Table, *, optional: bool) -> Sized:
-        """The examples of a table; ``optional`` allows rows without a target. Raises: ``ConfigError``."""
+        """Return the examples of a table; ``optional`` allows rows without a target. Raises: ``ConfigError``."""
         ...
 
     def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
-        """A batch from examples, or one for each side."""
+        """Return a batch of examples, or one for each side."""
         ...
 
     def adaptor(self) -> Adapt:
-        """What a model returned, under the adaptor keys. It is asked for before ``settle``, and used after it.
+        """Return the adaptor, a function of batch and model outputs. Created before ``settle``, used after it.
 
-        It holds no data, so that a teacher cache can tell by it whether its outputs are still those of this adaptor.
+        The function must hold no data, so that a teacher cache can check that its outputs came from the same adaptor.
         """
         ...
 
     def count(self, batch: Any) -> int:
-        """How many units a batch holds."""
+        """Return the number of units in a batch."""
         ...
 
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """The figures of a model over batches."""
+        """Return a model's metrics over batches."""
         ...
 
     def about(self) -> str:
-        """A sentence on the classes, or on how texts are cut."""
+        """Describe the classes, or how texts are cut."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write what belongs to a saved model beside its weights."""
+        """Write the files of a saved model other than config and weights."""
         ...
 
 
 @runtime_checkable
 class Sampling(Protocol):
-    """A problem of which a student may write batches itself."""
+    """A problem for which the student may generate batches itself."""
 
     @property
     def samples(self) -> bool:
-        """Whether it is to."""
+        """True if the student generates some batches."""
         ...
 
     def sampled(self, batch: Batch, student: nn.Module) -> Batch:
-        """A batch that the student wrote, or ``batch`` itself."""
+        """Return a batch that the student generated, or ``batch`` itself."""
         ...
 
 
 @runtime_checkable
 class Spanning(Protocol):
-    """A problem whose two sides may have vocabularies, and so inputs, of their own. All of it is asked for after ``settle``."""
+    """A problem whose two sides may have different vocabularies, and so different inputs. Used after ``settle``."""
 
     @property
     def spans_vocabularies(self) -> bool:
-        """Whether they have. A batch is then one for each side, by its name."""
+        """True if the vocabularies differ. A batch is then a mapping from side to batch."""
         ...
 
     def processor_of(self, side: Side) -> TextProcessor:
-        """What makes inputs of a row for one side."""
+        """Return the processor of one side's inputs."""
         ...
 
     def frame_of(self, side: Side) -> Frame:
-        """What documents of one side begin and end with."""
+        """Return the special tokens around one side's documents."""
         ...
 
     def adaptor(self, side: Side) -> Adapt:
-        """The adaptor of one side."""
+        """Return the adaptor of one side."""
         ...
 
     def examples_of_teacher(self, examples: Any) -> Sized:
-        """What the teacher is fitted on, of what the student is trained on."""
+        """Return the teacher's part of the student's training examples."""
         ...
 
     def part_of(self, batch: Any, model: nn.Module) -> Batch:
-        """What a model is given of a batch."""
+        """Return the part of a batch that is the model's input."""
         ...

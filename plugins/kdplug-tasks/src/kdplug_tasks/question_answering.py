@@ -24,15 +24,16 @@ def question_answering(
     stride: WholeNumber = 128,
     max_answer_length: Count = 30,
 ) -> ModelTask:
-    """The span of a context that answers a question, as in SQuAD.
+    """Find the span of a context that answers a question, as in SQuAD.
 
-    Columns: ``question``, ``context``, and ``answers`` with lists ``text`` and ``answer_start``, or ``answer`` and ``answer_start``.
-    Two heads of logits, start and end, over the positions of a window. Metrics: F1 of words and exact match, in [0, 1], of the
-    best span over all windows. Questions without an answer are understood where the training data have some.
+    Columns: ``question``, ``context``, and ``answers`` with lists ``text`` and ``answer_start``, or ``answer`` and
+    ``answer_start``. The model has two heads of logits, start and end, over the positions of a window. Metrics: word F1
+    and exact match, in [0, 1], of the best span over all windows. Unanswerable questions are supported if the training
+    data contain some.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``max_length``, tokens in a window; ``stride``, tokens that two windows share; ``max_answer_length``, the most tokens
-    of an answer.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
+    teacher's; ``max_length``, tokens in a window; ``stride``, tokens shared by neighbouring windows;
+    ``max_answer_length``, maximum tokens of an answer.
     """
     if stride >= max_length:
         raise kdplug.ConfigError(f"must be less than max_length, {max_length}, got {stride}", field="stride")

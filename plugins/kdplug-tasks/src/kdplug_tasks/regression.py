@@ -22,14 +22,14 @@ def regression(
     tokenizer: TokenizerSettings | None = None,
     max_length: Length = 128,
 ) -> ModelTask:
-    """A number for each text, or pair of texts: similarity, a grade, a price.
+    """Predict a number for each text, or pair of texts: similarity, a grade, a price.
 
-    Columns: ``text`` and ``label``; ``text_pair`` where there is one. Metrics: Pearson's and Spearman's correlation, and the root
-    of the mean squared error. A model has one output here, so the kd loss must compare numbers (``mse``): a softmax over one
-    class is 1, whatever the class's logit.
+    Columns: ``text`` and ``label``, optionally ``text_pair``. Metrics: Pearson and Spearman correlation, and root mean
+    squared error. Models have one output, so the kd loss must compare numbers (``mse``): a softmax over a single class
+    is always 1.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``max_length``, in tokens, where texts are cut.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
+    teacher's; ``max_length``, tokens after which texts are truncated.
     """
     problem = Sequences(("text",), Score(), tokenizer, max_length, optional=("text_pair",))
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

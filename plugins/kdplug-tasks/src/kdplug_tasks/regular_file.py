@@ -1,4 +1,4 @@
-"""Files that can be read to an end."""
+"""Detect pipes, sockets and devices, which are not read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ NOT_REGULAR = "is a pipe, a socket or a device, and only regular files are read"
 
 
 def is_special(path: Path) -> bool:
-    """Whether ``path`` leads to a pipe, a socket or a device: opening or reading one may wait forever."""
+    """Return whether ``path`` is a pipe, a socket or a device, which may block forever when opened or read."""
     try:
         mode = path.stat().st_mode
-    except (OSError, ValueError):  # there is nothing, or nothing can have this name
+    except (OSError, ValueError):  # no such file, or not a valid name
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

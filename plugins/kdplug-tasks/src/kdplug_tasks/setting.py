@@ -1,4 +1,4 @@
-"""A group of settings that a recipe writes as a mapping."""
+"""Base class and shared types of the settings of a task."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 LARGEST = 2**31 - 1
-"""The largest count or seed, as in the core's own keys."""
+"""The largest count or seed, as for the core's keys."""
 
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 WholeNumber = Annotated[int, Field(ge=0, le=LARGEST)]
 
 
 class Settings(BaseModel):
-    """Refuses keys that it does not know, and does not change. What stands below a key is its description."""
+    """Immutable; rejects unknown keys. The docstring below a key is its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 def or_text(schema: dict[str, Any]) -> None:
-    """Let the JSON Schema of a group say that a text may stand in for it."""
+    """Let the JSON Schema of a group also accept a string."""
     rest = {key: schema.pop(key) for key in list(schema) if key not in ("title", "description")}
     schema["anyOf"] = [{"type": "string"}, rest]
 
@@ -32,10 +32,10 @@ FINE_TUNING: dict[str, Any] = {
     "warmup": 0.1,
     "max_grad_norm": 1.0,
 }
-"""Keys of ``training``."""
+"""Defaults of ``training``."""
 
 OF_CLASSES: dict[str, Any] = {"temperature": 4.0, "kd_loss_weight": 16.0, "hard_label_weight": 1.0}
-"""Keys of ``distillation`` where the outputs are classes that exclude each other; 16 undoes the two temperatures in the gradient."""
+"""Defaults of ``distillation`` for exclusive classes. The weight, 4.0², compensates the temperature in the gradient."""
 
 OF_NUMBERS: dict[str, Any] = {"temperature": 1.0, "kd_loss_type": "mse", "hard_label_weight": 1.0}
-"""Keys of ``distillation`` where each output stands for itself, and a softmax over all of them for nothing."""
+"""Defaults of ``distillation`` for independent outputs, over which a softmax has no meaning."""

@@ -23,13 +23,13 @@ def text_pair_classification(
     max_length: Length = 128,
     labels: Names | None = None,
 ) -> ModelTask:
-    """One class for each pair of texts: entailment, paraphrase, relevance.
+    """Predict one class for each pair of texts: entailment, paraphrase, relevance.
 
-    Columns: ``text``, ``text_pair`` and ``label``. Metrics: accuracy, and macro F1.
+    Columns: ``text``, ``text_pair`` and ``label``. Metrics: accuracy and macro F1.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``max_length``, in tokens, of a pair, whose longer text is cut; ``labels``, the classes in the order of the outputs,
-    needed where a trained teacher knows them by number and the data by name.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
+    teacher's; ``max_length``, maximum tokens of a pair, whose longer text is truncated; ``labels``, the class names in
+    output order, needed if a trained teacher has only class numbers and the data use names.
     """
     problem = Sequences(("text", "text_pair"), Category(labels), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -23,16 +23,17 @@ def token_classification(
     max_length: Length = 128,
     labels: Names | None = None,
 ) -> ModelTask:
-    """A tag for each word: named entities, parts of speech.
+    """Predict a tag for each word: named entities, parts of speech.
 
-    Columns: ``tokens`` and ``tags``, lists, or text that blanks divide. In a CoNLL-U file they are FORM and UPOS, or the columns that
-    ``data.columns`` names; in another CoNLL file the first and the last column, or those of the numbers that it gives. A word is what
-    the model says of its first sub-word, and losses on logits see those alone. Metrics: F1, precision and recall of entities, where tags are in
-    IOB1, IOB2, BIOES or BILOU, and the share of words that are right.
+    Columns: ``tokens`` and ``tags``, lists, or text split at whitespace. In a CoNLL-U file these are FORM and UPOS
+    unless ``data.columns`` names others. In other CoNLL files they are the first and last column unless
+    ``data.columns`` gives column numbers. The prediction for a word is that for its first sub-word; losses on logits
+    use only first sub-words. Metrics: accuracy over words and, if tags are in IOB1, IOB2, BIOES or BILOU, entity F1,
+    precision and recall.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, which models; ``tokenizer``, the teacher's unless it is
-    given; ``max_length``, in sub-words, where sentences are cut; ``labels``, the tags in the order of the outputs, needed
-    where a trained teacher knows them by number and the data by name.
+    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
+    teacher's; ``max_length``, sub-words after which sentences are truncated; ``labels``, the tags in output order,
+    needed if a trained teacher has only tag numbers and the data use names.
     """
     problem = Words(tokenizer, max_length, labels)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

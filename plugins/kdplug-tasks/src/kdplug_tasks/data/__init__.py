@@ -1,1 +1,1 @@
-"""Rows from files and from ``datasets``."""
+"""Reading of rows from files and with ``datasets``."""

@@ -1,4 +1,4 @@
-"""CoNLL files: one word to a line, columns beside it, sentences divided by blank lines."""
+"""CoNLL files: one word per line with its columns, blank lines between sentences."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "dep
 _IN_CONLLU = {"tokens": "form", "tags": "upos"}
 
 _LACKING = ("upos", "xpos", "head", "deprel")
-"""Those in which ``_`` says that nothing is known; in the others it may be a word, or say that there is no feature."""
+"""Columns in which ``_`` means unknown; in the others it may be a word or mean "no feature"."""
 
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 _NO_WORD = re.compile("[1-9][0-9]*-[1-9][0-9]*|[0-9]+[.][1-9][0-9]*")
-_IN_CONLL = "columns: {tokens: 1, tags: 4} chooses them by number"
+_IN_CONLL = "columns: {tokens: 1, tags: 4} selects them by number"
 
 
 class Line(NamedTuple):
-    """A line that is not blank, its number in the file, and its columns."""
+    """A non-blank line: its number in the file and its columns."""
 
     number: int
     cells: list[str]
 
 
 def conllu_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:
-    """``tokens``, the forms of words, ``tags``, their UPOS, and whichever other columns ``names`` names.
+    """Return ``tokens`` (FORM), ``tags`` (UPOS) and the other columns in ``names``.
 
-    Ranges (``1-2``) and empty nodes (``8.1``) are left out: the words of a range stand in lines of their own. A sentence none of
-    whose words has a tag (``_``) has ``None`` for tags.
+    Ranges (``1-2``) and empty nodes (``8.1``) are skipped: the words of a range have their own lines. A sentence in
+    which no word has a tag (``_``) has ``None`` for tags.
 
     Source: https://universaldependencies.org/format.html
 
-    Raises: ``ConfigError`` for an unknown column; for a line that is no CoNLL-U, and for a word without a tag among others with one.
+    Raises: ``ConfigError`` for an unknown column, a line that is not CoNLL-U, or a sentence in which only some words
+    have a tag.
     """
     own = [*(name for name in _IN_CONLLU if name not in names), *names.values()]
     wanted = {name: _IN_CONLLU.get(name, name) for name in own}
@@ -55,15 +56,15 @@ def _words(sentence: list[Line], table: Table) -> list[Line]:
     for line in sentence:
         if len(line.cells) != len(CONLLU) or "" in line.cells:
             raise table.error(
-                f"line {line.number} has {sum(map(bool, line.cells))} columns that are not empty, and CoNLL-U has {len(CONLLU)}, "
-                f"divided by single tabs. Of another CoNLL format, write format: conll; {_IN_CONLL}"
+                f"line {line.number} has {sum(map(bool, line.cells))} non-empty columns; CoNLL-U has {len(CONLLU)}, separated by single "
+                f"tabs. For another CoNLL format, write format: conll; {_IN_CONLL}"
             )
         if _NO_WORD.fullmatch(line.cells[0]):
             continue
         if not _NUMBER.fullmatch(line.cells[0]) or int(line.cells[0]) != len(found) + 1:
             raise table.error(
-                f"line {line.number} has the ID {line.cells[0]!r}, and word {len(found) + 1} of its sentence comes next. Sentences "
-                "are divided by blank lines"
+                f"line {line.number} has the ID {line.cells[0]!r}, but word {len(found) + 1} of its sentence should come next. "
+                "Sentences must be separated by blank lines"
             )
         found.append(line)
     return found
@@ -78,18 +79,18 @@ def _column(sentence: list[Line], name: str, table: Table) -> list[str] | None:
         return None
     line = sentence[found.index("_")]
     raise table.error(
-        f"line {line.number}: the word {line.cells[1]!r} has no {name.upper()}, and others of its sentence have one"
+        f"line {line.number}: the word {line.cells[1]!r} has no {name.upper()}, but other words of its sentence have one"
     )
 
 
 def conll_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:
-    """``tokens``, the first column, ``tags``, the last one, and those that ``names`` chooses by number, counted from 1.
+    """Return ``tokens`` (first column), ``tags`` (last) and the columns that ``names`` selects by number, from 1.
 
-    Columns stand apart by tabs where a line has one, else by spaces. Comments (``# `` before the first word of a sentence) and
-    ``-DOCSTART-`` lines are left out.
+    Columns are separated by tabs if a line has one, else by spaces. Comments (``# `` before the first word of a
+    sentence) and ``-DOCSTART-`` lines are skipped.
 
-    Raises: ``ConfigError`` for a line that lacks a column; unless ``names`` chooses the tags, where lines differ in their number of
-    columns; unless it chooses the words, where the first column counts them.
+    Raises: ``ConfigError`` if a line lacks a column; if ``names`` does not select the tags and lines differ in their
+    number of columns; if it does not select the words and the first column numbers them.
     """
     sentences = [
         kept
@@ -109,53 +110,53 @@ def conll_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[str
 
 def _number(own: str, table: Table) -> int:
     if not _NUMBER.fullmatch(own):
-        raise table.error(
-            f"there is no column {own!r}: those of a CoNLL file have numbers, the first one 1. {_IN_CONLL}"
-        )
+        raise table.error(f"there is no column {own!r}: the columns of a CoNLL file are numbered from 1. {_IN_CONLL}")
     return int(own)
 
 
 def _check_even(sentences: list[list[Line]], table: Table) -> None:
-    """Raises: ``ConfigError`` where the last column is not one and the same throughout, or there is a word and no tag."""
+    """Raises: ``ConfigError`` if lines differ in their number of columns, or a word has no tag."""
     first: Line | None = None
     for line in (line for sentence in sentences for line in sentence):
         if len(line.cells) < 2:
-            raise table.error(f"line {line.number} holds the word {line.cells[0]!r} and no tag")
+            raise table.error(f"line {line.number} has the word {line.cells[0]!r} but no tag")
         first = first or line
         if len(line.cells) != len(first.cells):
             raise table.error(
-                f"line {line.number} has {len(line.cells)} columns and line {first.number} has {len(first.cells)}, so that it is not "
-                f"clear which ones hold words and tags: {_IN_CONLL}"
+                f"line {line.number} has {len(line.cells)} columns and line {first.number} has {len(first.cells)}, so it is not clear "
+                f"which columns hold words and tags: {_IN_CONLL}"
             )
 
 
 def _check_words(sentences: list[list[Line]], table: Table) -> None:
-    """Raises: ``ConfigError`` where the first column counts the words instead of holding them, as in CoNLL-U and CoNLL-X."""
+    """Raises: ``ConfigError`` if the first column numbers the words, as in CoNLL-U and CoNLL-X."""
     is_counted = any(len(sentence) > 1 for sentence in sentences)
     for sentence in sentences:
         numbers = [line.cells[0] for line in sentence if not _NO_WORD.fullmatch(line.cells[0])]
         is_counted = is_counted and numbers == [str(place) for place in range(1, len(numbers) + 1)]
     if is_counted:
         raise table.error(
-            "the first column counts the words of each sentence and holds none. For CoNLL-U write format: conllu, whose columns have "
-            f"names; else {_IN_CONLL}"
+            "the first column numbers the words of each sentence and does not hold them. For CoNLL-U, write format: conllu, whose "
+            f"columns have names; otherwise {_IN_CONLL}"
         )
 
 
 def _cell(line: Line, number: int, table: Table) -> str:
     found = line.cells[number - 1] if number <= len(line.cells) else ""
     if not found:
-        raise table.error(f"line {line.number} has no column {number}: it has {len(line.cells)}")
+        raise table.error(
+            f"line {line.number}: column {number} is missing or empty; the line has {len(line.cells)} columns"
+        )
     return found
 
 
 def with_line_feeds(text: str) -> str:
-    """The text with its lines ended by line feeds alone, whether they ended so, by CR LF, or by the CR of old Macs."""
+    """Return the text with LF line endings, converted from CR LF or from the CR of old Macs."""
     return text.replace("\r\n", "\n") if "\n" in text else text.replace("\r", "\n")
 
 
 def _sentences(text: str, comment: str, divided: Any) -> Iterator[list[Line]]:
-    """Lines of each sentence. A comment stands before its first word; later on, the same sign is a word."""
+    """Yield the lines of each sentence. Comments come before its first word; after that, the comment sign is a word."""
     found: list[Line] = []
     for number, line in enumerate([*with_line_feeds(text).split("\n"), ""], 1):
         if not line.strip():
@@ -171,7 +172,7 @@ def _by_tabs(line: str) -> list[str]:
 
 
 def _by_any(line: str) -> list[str]:
-    """By tabs, or else by spaces; a space that is not ASCII's is part of a word."""
+    """Split at tabs if there are any, else at ASCII spaces; other spaces are part of a word."""
     if "\t" in line:
         return [cell.strip(" ") for cell in line.split("\t")]
     return [cell for cell in line.split(" ") if cell]

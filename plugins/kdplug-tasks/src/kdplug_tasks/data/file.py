@@ -1,4 +1,4 @@
-"""Rows out of files."""
+"""Read rows from files."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".
 
 
 def read_folder(folder: Path, table: Table) -> Table:
-    """``image``, a path, and ``label``, the name of the folder that a picture lies in, in the order of their names.
+    """Return ``image``, a path, and ``label``, the name of its subfolder, sorted by path.
 
-    Pictures that lie in the folder itself have no label.
+    Images directly in the folder have no label.
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.casefold() in _PICTURE_ENDINGS)
     if not files:
@@ -35,20 +35,20 @@ def read_folder(folder: Path, table: Table) -> Table:
 
 
 def read_arrays(file: Path, table: Table) -> dict[str, Any]:
-    """The arrays of an NPZ file, ``image`` and ``label`` say: one row for each item along their first axis.
+    """Return the arrays of an NPZ file, such as ``image`` and ``label``, with rows along the first axis.
 
-    Raises: ``ConfigError`` where it is none, or they differ in length.
+    Raises: ``ConfigError`` if the file is not NPZ, or its arrays differ in length.
     """
     import numpy
 
     try:
         with file.open("rb") as stream, numpy.load(stream, allow_pickle=False) as archive:
             arrays = {name: numpy.asarray(archive[name]) for name in archive.files}
-    except Exception as error:  # of zipfile, of zlib, of what parses the header of an array
-        raise table.error(f"it is no NPZ file of arrays: {error}") from error
+    except Exception as error:  # zipfile, zlib and the parser of array headers raise many types
+        raise table.error(f"it is not an NPZ file of arrays: {error}") from error
     for name, array in arrays.items():
         if not array.ndim:
-            raise table.error(f"its array {name!r} is a single value, and a column has one for each row")
+            raise table.error(f"its array {name!r} is a single value; a column needs one value per row")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise table.error(
@@ -82,9 +82,9 @@ def read_file(
     header: Sequence[str] | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Table:
-    """The table in a file. ``field`` names the setting, for messages; of CoNLL files the columns are read that ``names`` names.
+    """Read the table in a file. ``field`` is the setting that errors name; ``names`` selects columns of CoNLL files.
 
-    Raises: ``ConfigError`` where there is no such file, its format is unknown, it is not UTF-8, not well formed, or empty.
+    Raises: ``ConfigError`` if the file does not exist, its format is unknown, or it is malformed, not UTF-8 or empty.
     """
     file = Path(path).expanduser()
     try:
@@ -92,12 +92,12 @@ def read_file(
             return read_folder(file, Table(path, field, {}))
         if not file.is_file():
             raise _no_file(file, field)
-    except OSError as error:  # a name that is too long, a folder that may not be read
+    except OSError as error:  # name too long, folder not readable
         raise kdplug.ConfigError(f"cannot read {path[:_SHOWN]!r}: {error.strerror}", field=field) from error
     file_format = file_format or _ENDINGS.get(file.suffix.casefold())
     if file_format is None:
         raise kdplug.ConfigError(
-            f"the ending of {path!r} says nothing of its format. Write format: one of {', '.join(dict.fromkeys(_ENDINGS.values()))}",
+            f"cannot infer the format of {path!r} from its extension. Set format: one of {', '.join(dict.fromkeys(_ENDINGS.values()))}",
             field=field,
         )
     if header is not None and file_format not in ("csv", "tsv"):
@@ -135,7 +135,7 @@ def _text(file: Path, table: Table) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise table.error(
-            f"it is not UTF-8: line {line} holds the byte 0x{raw[error.start]:02x}. Convert it, with iconv -t UTF-8 say"
+            f"it is not UTF-8: line {line} contains the byte 0x{raw[error.start]:02x}. Convert it, for example with iconv -t UTF-8"
         ) from error
 
 
@@ -144,12 +144,12 @@ def _separated(text: str, table: Table, file_format: str, header: Sequence[str] 
     try:
         names = list(header) if header is not None else next(rows, [])
         if len(set(names)) < len(names):
-            raise table.error(f"two columns have one name: {', '.join(names)}")
+            raise table.error(f"two columns have the same name: {', '.join(names)}")
         found = []
         for row in rows:
             if len(row) != len(names) and row:
                 raise table.error(
-                    f"line {rows.line_num} has {len(row)} columns, and there are {len(names)}: {', '.join(names)}"
+                    f"line {rows.line_num} has {len(row)} columns, expected {len(names)}: {', '.join(names)}"
                 )
             found += [row] if row else []
     except csv.Error as error:
@@ -159,7 +159,7 @@ def _separated(text: str, table: Table, file_format: str, header: Sequence[str] 
 
 _DIALECTS: dict[str, dict[str, Any]] = {
     "csv": {"strict": True},
-    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # text in TSV files of this field holds bare quotes
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},  # text in TSV datasets often contains bare quotes
 }
 
 
@@ -170,7 +170,7 @@ def _json_lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, 
 
 
 def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
-    """One object for each line that is not blank, or those of one list."""
+    """Yield the object of each non-blank line, or the objects of a single list."""
     if text.lstrip().startswith("["):
         values = [(1, text)]
     else:
@@ -183,10 +183,10 @@ def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
             raise table.error(f"line {place} is nested too deeply") from None
         except UnicodeEncodeError as error:
             raise table.error(
-                f"line {place} holds half of a surrogate pair, {error.object[error.start]!a}, which is no character"
+                f"line {place} contains half of a surrogate pair, {error.object[error.start]!a}, which is not a character"
             ) from error
         except ValueError as error:
-            raise table.error(f"line {place} is no JSON: {error}") from error
+            raise table.error(f"line {place} is not valid JSON: {error}") from error
         for one in value if isinstance(value, list) else [value]:
             if not isinstance(one, dict):
                 raise table.error(f"line {place} must be an object, got {line[:40]}")
@@ -197,12 +197,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
     return found
 
 
 def _check_characters(value: Any) -> None:
-    """Raises: ``UnicodeEncodeError`` for text that an escape gives half of a surrogate pair: tokenizers take none."""
+    """Raises: ``UnicodeEncodeError`` for text in which an escape is half of a surrogate pair, which tokenizers reject."""
     json.dumps(value, ensure_ascii=False).encode()
 
 
@@ -211,13 +211,13 @@ def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
 
     try:
         columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
-    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the latter of a text or a date that is none
-        raise table.error(f"it is no Parquet file: {error}") from error
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last two for an invalid text or date
+        raise table.error(f"it is not a Parquet file: {error}") from error
     return columns
 
 
 def _lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:  # noqa: ARG001
-    """Documents of plain text, which blank lines divide."""
+    """Return the documents of a plain text file, separated by blank lines."""
     documents = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", with_line_feeds(text))]
     return {"text": [part for part in documents if part.strip()]}
 

@@ -1,4 +1,4 @@
-"""Rows out of what ``datasets`` loads."""
+"""Read rows with ``datasets``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 
 def read_split(settings: DataSettings, split: str, field: str) -> Table:
-    """One split of a dataset on the hub, in a folder of ``save_to_disk``, or of anything else that ``load_dataset`` takes.
+    """Read one split of a dataset from the hub, from ``save_to_disk``, or whatever else ``load_dataset`` accepts.
 
-    No loading script runs: ``datasets`` refuses them since its version 4. Pictures stay encoded until ``read_picture`` opens them.
+    No loading script runs: ``datasets`` rejects them since version 4. Images stay encoded until ``read_picture`` opens
+    them.
 
-    Raises: ``ConfigError`` where there is no such dataset or split, or it is empty.
+    Raises: ``ConfigError`` if the dataset or split does not exist or is empty.
     """
     assert settings.dataset is not None
     if settings.dataset == "pandas":
         raise kdplug.ConfigError(
-            "'pandas' reads pickles, and reading one can run code. Save the rows as Parquet, and name that file as train",
+            "'pandas' reads pickles, and reading one can run code. Save the rows as Parquet and set train to that file",
             field="data.dataset",
         )
     try:
@@ -32,7 +33,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
         found = _encoded(found)
     except kdplug.ConfigError:
         raise
-    except Exception as error:  # datasets raises a dozen kinds, some of them its dependencies' own
+    except Exception as error:  # datasets and its dependencies raise many types
         first = str(error).strip().splitlines()[:1] or [""]
         raise kdplug.ConfigError(
             f"datasets cannot load split {split!r} of {settings.dataset!r}: {type(error).__name__}: {first[0]}",
@@ -53,7 +54,7 @@ def _check_regular(name: str) -> None:
 
 
 def _on_disk(name: str, split: str, field: str) -> Any:
-    """A split of a folder that ``save_to_disk`` wrote; ``None`` where ``name`` is none."""
+    """Return a split of a folder that ``save_to_disk`` wrote; ``None`` if ``name`` is not such a folder."""
     folder = Path(name).expanduser()
     if not any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
         return None
@@ -62,7 +63,7 @@ def _on_disk(name: str, split: str, field: str) -> Any:
     found = load_from_disk(str(folder))
     if not isinstance(found, DatasetDict):
         if split != "train":
-            raise kdplug.ConfigError(f"{name!r} is a single dataset; its one split is 'train'", field=field)
+            raise kdplug.ConfigError(f"{name!r} is a single dataset; its only split is 'train'", field=field)
         return found
     if split not in found:
         near = did_you_mean(split, found)
@@ -77,7 +78,7 @@ def _loaded(settings: DataSettings, split: str) -> Any:
 
 
 def _encoded(found: Any) -> Any:
-    """The rows with pictures as the bytes or paths that they are made of: decoding one goes by its content, whatever that is."""
+    """Return the rows with images as bytes or paths: decoding would choose the format by content, whatever it is."""
     from datasets import Image
 
     for name, feature in found.features.items():
@@ -87,6 +88,6 @@ def _encoded(found: Any) -> Any:
 
 
 def _classes(found: Any) -> dict[str, tuple[str, ...]]:
-    """The names of integer labels, of a column or of the items of lists in it."""
+    """Return the class names of integer label columns, including columns of lists."""
     inner = {name: getattr(feature, "feature", feature) for name, feature in found.features.items()}
     return {name: tuple(one.names) for name, one in inner.items() if getattr(one, "names", None)}

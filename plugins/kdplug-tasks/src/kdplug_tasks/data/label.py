@@ -1,4 +1,4 @@
-"""The names of classes, and what a label in the data means."""
+"""Class names, and the mapping from labels in the data to classes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from kdplug_tasks.data.table import Table, did_you_mean
 
 NO_LABEL = -100
 UNLABELLED = ("-1", "-100")
-"""How data write that a row has no label, unless a class has this name."""
+"""Values that mean "no label", unless a class has this name."""
 
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
 _SHOWN = 8
 
 Cells: TypeAlias = Callable[[Table], Iterator[tuple[int, Any]]]
-"""The row and the value of each label in a table."""
+"""Yields the row and value of each label in a table."""
 
 
 class Written(NamedTuple):
-    """A label as the data write it, and the row that it is first seen in."""
+    """A label as written in the data, and the row where it first occurs."""
 
     text: str
     table: Table
@@ -32,7 +32,7 @@ class Written(NamedTuple):
 
     @property
     def is_number(self) -> bool:
-        """Whether it may be the number of a class. One with leading zeros is a name."""
+        """True if it may be a class number. A number with leading zeros is a name."""
         return _NUMBER.fullmatch(self.text) is not None
 
 
@@ -40,8 +40,8 @@ class Written(NamedTuple):
 class Labels:
     """Class names in the order of a model's outputs.
 
-    ``are_placeholders`` says that they are ``LABEL_0``, ``LABEL_1``…; ``by_number``, that the data write each class as its place
-    in that order, counted from 0. ``untrained`` are those that the test part has and the training part has not.
+    ``are_placeholders``: the names are ``LABEL_0``, ``LABEL_1``…; ``by_number``: the data use class numbers, counted
+    from 0, instead of names; ``untrained``: classes that occur in the test part but not in the training part.
     """
 
     names: tuple[str, ...]
@@ -57,7 +57,7 @@ class Labels:
         return len(self.names)
 
     def index(self, one: Written) -> int:
-        """The class that a label means.
+        """Return the class number of a label.
 
         Raises: ``ConfigError`` for a label that is unknown or out of range.
         """
@@ -68,7 +68,7 @@ class Labels:
         raise self._error(one, ())
 
     def indices(self, table: Table, column: str, *, optional: bool) -> list[int]:
-        """The class of each row, ``-100`` where it has none, which ``optional`` allows.
+        """Return the class number of each row, ``-100`` for a row without a label, which ``optional`` allows.
 
         Raises: ``ConfigError``.
         """
@@ -86,15 +86,15 @@ class Labels:
         return found
 
     def says_none(self, one: Written) -> bool:
-        """Whether a label says that the row has none."""
+        """Return whether a label means that the row has none."""
         return one.text in UNLABELLED and one.text not in self._places
 
     def settled(self, seen: Sequence[Written]) -> Labels:
-        """The same classes, once it is clear how the data write them: all of them by name, or else all of them by number.
+        """Return the same classes with ``by_number`` set from the labels ``seen``: all are names, or all are numbers.
 
-        So no two labels can mean one class. Numbers are places only where no name is a number itself.
+        So no two labels can mean the same class. Labels are read as class numbers only if no class name is a number.
 
-        Raises: ``ConfigError`` that names the first label that is neither.
+        Raises: ``ConfigError`` for the first label that is neither.
         """
         unknown = [one for one in seen if one.text not in self._places]
         if not unknown:
@@ -107,22 +107,22 @@ class Labels:
 
     @property
     def to_config(self) -> dict[str, Any]:
-        """What a transformers config says of them."""
+        """The corresponding keys of a transformers config."""
         ids = dict(enumerate(self.names))
         return {"num_labels": len(ids), "id2label": ids, "label2id": {name: place for place, name in ids.items()}}
 
     @property
     def about(self) -> str:
-        """Says that the data write numbers where the classes have names; the empty string where they write the names."""
-        return ", which the data write by number" if self.by_number and not self.are_placeholders else ""
+        """A note if the data use numbers although the classes have names; otherwise empty."""
+        return ", given by number in the data" if self.by_number and not self.are_placeholders else ""
 
     @property
     def about_untrained(self) -> str:
-        """Says which classes are tested and not trained on; the empty string where all are."""
+        """Sentence listing the classes that are only in the test part; empty if there are none."""
         if not self.untrained:
             return ""
         shown = ", ".join(self.untrained[:_SHOWN]) + (", …" if len(self.untrained) > _SHOWN else "")
-        return f" data.test has {len(self.untrained)} of them that never occur in data.train: {shown}."
+        return f" {len(self.untrained)} of them occur in data.test but not in data.train: {shown}."
 
     @property
     def _has_numbers(self) -> bool:
@@ -136,19 +136,19 @@ class Labels:
         named = next((other for other in seen if other.text in self._places), None)
         if one.is_number and self._has_numbers:
             message = (
-                f"unknown label {one.text!r}. The labels are {self._shown}. Since these are numbers themselves, a number is the name "
-                "of a class and not its place. Write labels: the names as the data have them, in the order of the outputs"
+                f"unknown label {one.text!r}. The labels are {self._shown}. Since some class names are numbers, a number is read as a class "
+                "name, not as an output index. Write labels: the names as they appear in the data, in output order"
             )
         elif one.is_number and named is not None:
             message = (
-                f"the label {one.text!r} is a number, and {named.table.place(named.row)} has the name {named.text!r}. A column writes "
-                f"all classes by name or all by number, in every part. The labels are {self._shown}"
+                f"the label {one.text!r} is a number, but {named.table.place(named.row)} has the name {named.text!r}. A column must use "
+                f"only names or only numbers, in every part. The labels are {self._shown}"
             )
         elif one.is_number:
-            message = f"label id {one.text} is out of range: there are {len(self.names)} ({self._shown})"
+            message = f"label id {one.text} is out of range: there are {len(self.names)} classes ({self._shown})"
         elif self.are_placeholders:
             message = (
-                f"the label {one.text!r} is a name, and the teacher knows its {len(self.names)} classes by number only. "
+                f"the label {one.text!r} is a name, but the teacher has no names for its {len(self.names)} classes. "
                 "Write labels: their names, in the order of the teacher's outputs"
             )
         else:
@@ -158,7 +158,7 @@ class Labels:
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds nothing."""
+    """Return whether a cell is empty."""
     return (
         value is None
         or (isinstance(value, str) and not value.strip())
@@ -167,9 +167,9 @@ def is_missing(value: Any) -> bool:
 
 
 def written(value: Any, table: Table, column: str, row: int) -> Written:
-    """A label as text. A whole number means a class of the source by name, where the source names the classes of the column.
+    """Return a label as text. An integer is converted to a class name if the source names the classes of the column.
 
-    Raises: ``ConfigError`` for a number that is none of the source's classes.
+    Raises: ``ConfigError`` for an integer that is not a class of the source.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -178,7 +178,7 @@ def written(value: Any, table: Table, column: str, row: int) -> Written:
         return Written(text, table, row)
     if not 0 <= value < len(names):
         shown = ", ".join(names[:_SHOWN])
-        raise table.error(f"label id {value} is out of range: the data name {len(names)} classes ({shown})", row)
+        raise table.error(f"label id {value} is out of range: the dataset names {len(names)} classes ({shown})", row)
     return Written(names[value].strip(), table, row)
 
 
@@ -191,21 +191,21 @@ def find_labels(
     *,
     may_lack: bool = False,
 ) -> Labels:
-    """The classes: those that were ``given``, else a trained teacher's, else the source's, else what the training data hold.
+    """Return the classes: ``given``, else a trained teacher's, else the source's, else those in the training data.
 
-    ``teacher`` is the config of a teacher whose head is trained, else ``None``; ``cells`` gives the labels of a table, each cell of
-    the column unless it is given, and ``may_lack`` says that some may stand for no label. Names found in the data are sorted,
-    numbers by size. All parts of the data write the classes in one way, by name or by number.
+    ``teacher`` is the config of a teacher with a trained head, else ``None``; ``cells`` yields the labels of a table,
+    by default the cells of the column; ``may_lack`` allows values that mean "no label". Classes found in the data are
+    sorted, numbers numerically. All parts of the data must use names, or all must use numbers.
 
-    Raises: ``ConfigError`` where what is given does not fit the teacher, there are fewer than two, or the data write them in more
-    than one way.
+    Raises: ``ConfigError`` if ``given`` does not fit the teacher, there are fewer than two classes, or the data mix
+    names and numbers.
     """
     cells = cells or (lambda table: enumerate(table.columns.get(column, ())))
     parts = [_seen(table, column, cells) for table in source.tables]
     labels = _named(given, teacher, source.train.classes.get(column), parts[0])
     if len(set(map(str.strip, labels.names))) < len(labels):
         raise kdplug.ConfigError(
-            f"two classes have one name: {', '.join(labels.names)}. Write labels: names that differ, in the order of the outputs",
+            f"two classes have the same name: {', '.join(labels.names)}. Write labels: distinct names, in output order",
             field="labels",
         )
     seen: dict[str, Written] = {}
@@ -219,7 +219,7 @@ def find_labels(
 
 
 def _seen(table: Table, column: str, cells: Cells) -> dict[str, Written]:
-    """Each label of a table where it comes first."""
+    """Return the first occurrence of each label in a table."""
     found: dict[str, Written] = {}
     for row, value in cells(table):
         if not is_missing(value):
@@ -240,24 +240,24 @@ def _named(
     if classes is not None:
         return Labels(tuple(classes))
     if len(train) < 2:
-        raise kdplug.ConfigError(f"must hold at least two labels, got {', '.join(train) or 'none'}", field="data.train")
+        raise kdplug.ConfigError(f"must have at least two labels, got {', '.join(train) or 'none'}", field="data.train")
     is_number = all(one.is_number for one in train.values())
     return Labels(tuple(sorted(train, key=int if is_number else None)))
 
 
 def _check_order(given: Sequence[str], teacher: Any) -> None:
-    """Raises: ``ConfigError`` where ``labels`` are not as many as the teacher's, or one is the name of another output of it, case
-    and blanks around it aside.
-    """
+    """Raises: ``ConfigError`` if ``labels`` and the teacher's class names differ in number, or in order ignoring case."""
     if teacher.num_labels != len(given):
-        raise kdplug.ConfigError(f"are {len(given)}, and the teacher has {teacher.num_labels}", field="labels")
+        raise kdplug.ConfigError(
+            f"has {len(given)} names, but the teacher has {teacher.num_labels} outputs", field="labels"
+        )
     names = _names_of(teacher)
     places = {name.strip().casefold(): place for place, name in enumerate(names)}
     for place, name in enumerate(given):
         if places.get(name.strip().casefold(), place) != place and name.strip() != names[place].strip():
             raise kdplug.ConfigError(
-                f"are in another order than the teacher's outputs, which are {', '.join(names)}: {name!r} is number {place}. Leave "
-                "them out, or write them in the teacher's order",
+                f"is not in the order of the teacher's outputs, {', '.join(names)}: {name!r} is at position {place}. Remove labels, "
+                "or write them in the teacher's order",
                 field="labels",
             )
 
@@ -271,19 +271,19 @@ def _of_teacher(teacher: Any, classes: Sequence[str] | None) -> Labels:
 
 
 def _names_of(teacher: Any) -> list[str]:
-    """Raises: ``ConfigError`` where the ids in ``id2label`` are not the places of the outputs."""
+    """Return the teacher's class names. Raises: ``ConfigError`` if the ids in ``id2label`` are not the output indices."""
     places = range(teacher.num_labels)
     if set(teacher.id2label) != set(places):
         raise kdplug.ConfigError(
-            f"the id2label of its config.json has the ids {', '.join(map(str, teacher.id2label))}, and its outputs are counted from 0 to "
-            f"{len(places) - 1}: correct it",
+            f"the id2label of its config.json has the ids {', '.join(map(str, teacher.id2label))}, but its outputs are numbered 0 to "
+            f"{len(places) - 1}. Correct id2label",
             field="teacher.path",
         )
     names = [str(teacher.id2label[place]) for place in places]
     for place, name in enumerate(names):
         if (other := (getattr(teacher, "label2id", None) or {}).get(name, place)) != place and names.count(name) == 1:
             raise kdplug.ConfigError(
-                f"id2label and label2id of its config.json disagree: {name!r} is output {place} in the one and {other} in the other. "
+                f"id2label and label2id of its config.json disagree: {name!r} is output {place} in id2label and {other} in label2id. "
                 "Correct one of them",
                 field="teacher.path",
             )

@@ -15,36 +15,37 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class DataSettings(Settings):
-    """Where the examples are: in files, in folders of pictures, or in the splits of a ``dataset``."""
+    """Location of the examples: files, folders of images, or splits of a ``dataset``."""
 
     train: Name | None = None
-    """A file, a folder of pictures, or a split of ``dataset``: what models are trained on."""
+    """Training data: a file, a folder of images, or a split of ``dataset``."""
     distillation: Name | None = None
-    """The same for what the student is distilled on; its rows may lack labels. ``train`` unless it is given."""
+    """Data for distillation, in the same forms; rows may lack labels. Default: ``train``."""
     test: Split | Name
-    """The same for what models are evaluated on, or a share of ``train``."""
+    """Test data, in the same forms, or the fraction of ``train`` to hold out."""
     dataset: Name | None = None
-    """What ``datasets`` loads: a name on the hub, or a folder that ``save_to_disk`` wrote."""
+    """A dataset for ``datasets`` to load: a name on the hub, or a folder that ``save_to_disk`` wrote."""
     config: Name | None = None
-    """Which configuration of ``dataset``."""
+    """Configuration of ``dataset``."""
     revision: Name | None = None
-    """Which revision of ``dataset``."""
+    """Revision of ``dataset``."""
     format: Format | None = None
-    """Of the files; otherwise their endings show it."""
+    """Format of the files. Default: inferred from their extensions."""
     columns: dict[str, Name | Annotated[int, Strict(), Field(ge=1, le=LARGEST)]] = {}
-    """What a column is called that has another name than the task's: ``{text: sentence}``, ``{tags: xpos}`` in CoNLL-U. In other
-    CoNLL files columns have numbers, counted from 1: ``{tokens: 1, tags: 4}``."""
+    """Column names that differ from the task's: ``{text: sentence}``, or ``{tags: xpos}`` in CoNLL-U. In other CoNLL
+    files, column numbers, counted from 1: ``{tokens: 1, tags: 4}``.
+    """
     header: Annotated[list[str], Field(min_length=1)] | None = None
-    """The columns of a CSV or TSV file whose first line does not name them."""
+    """Column names of a CSV or TSV file without a header line."""
     split_seed: WholeNumber = 0
-    """Chooses which rows of ``train`` are tested on, where ``test`` is a share."""
+    """Seed that selects the test rows from ``train`` if ``test`` is a fraction."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.dataset is None and self.train is None:
-            raise kdplug.ConfigError("train is required: a file, or a split where 'dataset' is given")
+            raise kdplug.ConfigError("train is required: a file, or a split if 'dataset' is set")
         if self.dataset is None and (self.config or self.revision):
             raise kdplug.ConfigError("config and revision have no effect without 'dataset'")
         if self.dataset is not None and (self.format or self.header):
-            raise kdplug.ConfigError("format and header are about files, and have no effect beside 'dataset'")
+            raise kdplug.ConfigError("format and header apply to files and have no effect with 'dataset'")
         return self

@@ -1,4 +1,4 @@
-"""The tables of a task: what is trained on, what is distilled on, and what is tested on."""
+"""The tables of a task: for training, distillation and testing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdplug_tasks.data.table import Table, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a task: those that every row has, and those that rows for distillation may lack."""
+    """The columns of a task. Rows for distillation may lack ``targets``."""
 
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
@@ -24,13 +24,13 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """All columns."""
         return (*self.inputs, *self.optional, *self.targets)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The three tables, columns under the task's names."""
+    """The three tables, with the task's column names."""
 
     train: Table
     distillation: Table
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """Each table once."""
+        """All distinct tables."""
         rest = () if self.distillation is self.train else (self.distillation,)
         return (self.train, self.test, *rest)
 
@@ -46,7 +46,7 @@ class Source:
 def read_source(settings: DataSettings, columns: Columns) -> Source:
     """Read the data of a task.
 
-    Raises: ``ConfigError`` whose field is the setting.
+    Raises: ``ConfigError`` that names the setting.
     """
     for name in settings.columns:
         if name not in columns.names:
@@ -78,10 +78,10 @@ def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Tab
 
 
 def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """What is left of a table, and the share of it that the seed chooses; rows stay in their order."""
+    """Split off the fraction ``share`` of the rows, selected by ``seed``; return the rest and this part, in order."""
     size = max(1, round(share * len(table)))
     if size >= len(table):
-        raise table.error(f"{len(table)} rows are too few to test on a share of {share:g} of them")
+        raise table.error(f"{len(table)} rows are too few to hold out a fraction of {share:g} for testing")
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: Sequence[int] = sorted(order[:size])
     return table.take(sorted(order[size:])), table.take(chosen)

@@ -1,4 +1,4 @@
-"""Columns of equal length, and where they come from."""
+"""Columns of equal length with their origin."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import kdplug
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the choice most like ``name``, or the empty string where nothing is like it."""
+    """Return `` Did you mean 'x'?`` for the closest choice to ``name``; empty if none is close."""
     found = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
 class Chosen(Sequence[Any]):
-    """Some rows of a column, read when they are asked for."""
+    """Selected rows of a column, read lazily."""
 
     def __init__(self, column: Sequence[Any], rows: Sequence[int]) -> None:
         self.column = column
@@ -35,10 +35,10 @@ class Chosen(Sequence[Any]):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Table:
-    """``columns`` by name; ``origin`` is the file or split, and ``field`` the setting that names it.
+    """``columns`` by name; ``origin`` is the file or split, ``field`` the setting that names it.
 
-    ``classes`` are the names of integer labels by column, where the source says them; ``rows`` the places that these rows have
-    in the origin, ``None`` where they are all of its rows.
+    ``classes`` are the names of integer labels by column, if the source has them; ``rows`` are the row numbers in the
+    origin, ``None`` if all its rows are here.
     """
 
     origin: str
@@ -51,25 +51,25 @@ class Table:
         return len(next(iter(self.columns.values()), ()))
 
     def error(self, message: str, row: int | None = None) -> kdplug.ConfigError:
-        """What is wrong with the table, or with one row of it, which people count from 1."""
+        """Return an error about the table, or about one row of it."""
         where = self.origin if row is None else self.place(row)
         return kdplug.ConfigError(f"{where}: {message}", field=self.field)
 
     def place(self, row: int) -> str:
-        """``row 3 of train.csv``, counted from 1 in the origin."""
+        """Return ``row 3 of train.csv``, counted from 1 in the origin."""
         return f"row {(row if self.rows is None else self.rows[row]) + 1} of {self.origin}"
 
     def take(self, rows: Sequence[int]) -> Table:
-        """The rows at these places."""
+        """Return the given rows as a table."""
         columns = {name: Chosen(column, rows) for name, column in self.columns.items()}
         return Table(
             self.origin, self.field, columns, self.classes, Chosen(self.rows, rows) if self.rows is not None else rows
         )
 
     def renamed(self, names: Mapping[str, str], wanted: Iterable[str], *, required: Iterable[str]) -> Table:
-        """The ``wanted`` columns under the task's names, which ``names`` maps to the table's own.
+        """Return the ``wanted`` columns under the task's names, which ``names`` maps to the table's names.
 
-        Raises: ``ConfigError`` where a required one, or one that ``names`` names, is not there.
+        Raises: ``ConfigError`` if a column that is required, or listed in ``names``, does not exist.
         """
         found: dict[str, Sequence[Any]] = {}
         classes: dict[str, tuple[str, ...]] = {}
@@ -83,12 +83,12 @@ class Table:
                 near = did_you_mean(own, self.columns)
                 has = ", ".join(self.columns)
                 raise self.error(
-                    f"there is no column {own!r}.{near} It has {has}. Say which one holds the {name}: "
+                    f"there is no column {own!r}.{near} It has {has}. Map the column that holds the {name}: "
                     f"columns: {{{name}: …}}"
                 )
         return Table(self.origin, self.field, found, classes, self.rows)
 
 
 def without_rows(table: Table) -> kdplug.ConfigError:
-    """What an empty table is worth."""
-    return table.error("it holds no rows")
+    """Return the error for an empty table."""
+    return table.error("it has no rows")

@@ -1,1 +1,1 @@
-"""From pictures to pixels."""
+"""Images as model inputs."""

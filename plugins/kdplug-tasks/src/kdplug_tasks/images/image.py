@@ -1,4 +1,4 @@
-"""A class for each picture."""
+"""Image classification: a class for each image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdplug_tasks.targets.category import Category
 
 
 class Pictures(Dataset[Any]):
-    """Pictures, read when they are asked for, and their classes."""
+    """Images, read lazily, and their classes."""
 
     def __init__(self, table: Table, channels: int, labels: Sequence[int]) -> None:
         self.table = table
@@ -41,7 +41,7 @@ class Pictures(Dataset[Any]):
 
 
 class Images:
-    """A picture and its class."""
+    """The problem of image classification."""
 
     auto = "AutoModelForImageClassification"
     is_lower_better = False
@@ -57,17 +57,17 @@ class Images:
 
     @property
     def processor(self) -> ImageProcessor:
-        """How pictures are read, once ``settle`` was called."""
+        """The image processor; available after ``settle``."""
         assert self._processor is not None
         return self._processor
 
     def settle(self, source: Source, family: Family) -> None:
-        """Find the classes, and how the teacher reads pictures; the student is given the same."""
+        """Determine the classes and the teacher's image processor, which the student shares."""
         family.changes = self.target.settle(source, family.trained)
         teacher, student = family.teacher_config, family.student_config
         if not isinstance(getattr(teacher, "num_channels", None), int):
             raise kdplug.ConfigError(
-                f"its {type(teacher).__name__} has no num_channels, so it is not known what pictures it reads",
+                f"its {type(teacher).__name__} has no num_channels, so its input format is unknown",
                 field="teacher",
             )
         self.channels = teacher.num_channels
@@ -75,7 +75,7 @@ class Images:
             mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
             if mine != theirs and None not in (mine, theirs):
                 raise kdplug.ConfigError(
-                    f"is {mine}, and the teacher's {theirs}: both are given the same pictures",
+                    f"is {mine}, but the teacher's is {theirs}, and both models get the same images",
                     field=f"student.config.{name}",
                 )
         if self.size is not None:
@@ -84,24 +84,24 @@ class Images:
         self._processor = ImageProcessor.find(family, self.channels, size)
 
     def _check_size(self, family: Family) -> None:
-        """Raises: ``ConfigError`` where the size that was asked for is not the only one."""
+        """Raises: ``ConfigError`` if the teacher's image processor or a model's config already sets the size."""
         path = family.teacher.path
         if path is not None and reads_as_saved(path):
             raise kdplug.ConfigError(
-                f"has no effect: {path!r} brings an image processor, and that says the size", field="image_size"
+                f"has no effect: the image processor in {path!r} sets the size", field="image_size"
             )
         for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
             if size_of(config) not in (None, self.size):
                 raise kdplug.ConfigError(
-                    f"is {self.size}, and the {side}'s config says {size_of(config)}. One of the two is enough",
+                    f"is {self.size}, but the {side}'s config has {size_of(config)}. Set only one of them",
                     field="image_size",
                 )
 
     def examples(self, table: Table, *, optional: bool) -> Pictures:
-        """Pictures and classes. That files exist is looked at here, what is in them when they are read."""
+        """Return images and classes. Checks that all files exist; their content is checked when they are read."""
         for row, cell in enumerate(table.columns["image"]) if _holds_paths(table) else ():
             if not isinstance(cell, str):
-                raise table.error(f"a picture must be a path, as in row 1, got {type(cell).__name__}", row)
+                raise table.error(f"the image must be a path, as in row 1, got {type(cell).__name__}", row)
             if is_special(file := find_picture(cell, table)):
                 raise table.error(f"{cell!r} {NOT_REGULAR}", row)
             if not _is_file(file):
@@ -111,12 +111,12 @@ class Images:
         return Pictures(table, self.channels, self.target.read(table, optional=optional))
 
     def collate(self, examples: list[Any]) -> Batch:
-        """``pixel_values [batch, channels, height, width]``."""
+        """Return ``pixel_values [batch, channels, height, width]`` and targets."""
         pixels = self.processor.pixels([picture for picture, _ in examples])
         return Batch({"pixel_values": pixels}, {"target": self.target.collate([label for _, label in examples])})
 
     def adaptor(self) -> Adapt:
-        """Logits, loss, labels and features."""
+        """Return the adaptor: logits, loss, labels and features."""
         target = self.target
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
@@ -126,11 +126,11 @@ class Images:
         return adapt
 
     def count(self, batch: Batch) -> int:
-        """The pictures."""
+        """Return the number of images."""
         return len(batch["pixel_values"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Accuracy and macro F1."""
+        """Return accuracy and macro F1."""
         logits, targets = [], []
         for batch in batches:
             logits.append(model(**batch).logits.float().cpu())
@@ -138,16 +138,16 @@ class Images:
         return self.target.figures(torch.cat(logits), torch.cat(targets))
 
     def about(self) -> str:
-        """The classes."""
+        """Describe the classes."""
         return self.target.about()
 
     def save(self, folder: Path) -> None:
-        """Write how pictures are read."""
+        """Write the image processor."""
         self.processor.save(folder)
 
 
 def _is_file(path: Path) -> bool:
-    with suppress(OSError):  # a name that is too long
+    with suppress(OSError):  # name too long
         return path.is_file()
     return False
 

@@ -1,4 +1,4 @@
-"""A picture as an array."""
+"""Images as arrays."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from kdplug_tasks.data.table import Table
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, whatever a file is called: PIL hands PostScript, which is a program, to Ghostscript."""
+"""Formats to open, whatever the extension: PIL passes PostScript, which is a program, to Ghostscript."""
 
 
 def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndarray:
-    """What a cell shows, as ``uint8 [height, width, channels]``.
+    """Return the image in a cell as ``uint8 [height, width, channels]``.
 
-    A cell is a path (from where the table's file lies, unless it is absolute), bytes, what ``datasets`` makes of an image, or an
-    array ``[height, width]``, ``[height, width, channels]`` or ``[channels, height, width]``, of ``uint8`` or of floats in [0, 1].
+    A cell is a path (absolute, or relative to the table's file), bytes, an image of ``datasets``, or an array
+    ``[height, width]``, ``[height, width, channels]`` or ``[channels, height, width]`` of ``uint8`` or of floats in [0,
+    1].
 
     Raises: ``ConfigError``.
     """
@@ -30,13 +31,13 @@ def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndar
         return _array(found, channels, table, row)
     if found.mode in ("I", "F") or found.mode.startswith("I;16"):
         raise table.error(
-            f"the picture has pixels of more than 8 bits (mode {found.mode!r} of PIL), which a conversion to 8 bits would cut off at "
-            "255. Scale it to 8 bits first",
+            f"the image has more than 8 bits per channel (PIL mode {found.mode!r}), and conversion would clip its values at 255. "
+            "Scale it to 8 bits first",
             row,
         )
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
-        raise table.error(f"a picture has 1, 3 or 4 channels, and the model takes {channels}", row)
+        raise table.error(f"an image has 1, 3 or 4 channels, but the model takes {channels}", row)
     pixels = numpy.asarray(found.convert(mode))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -51,30 +52,30 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
         try:
             return numpy.asarray(cell)
         except (ValueError, OverflowError) as error:  # rows of different lengths
-            raise table.error(f"the list is no array of numbers: {error}", row) from error
+            raise table.error(f"the list is not an array of numbers: {error}", row) from error
     if not isinstance(cell, (str, bytes)):
-        raise table.error(f"a picture is a path, bytes or an array, got {type(cell).__name__}", row)
+        raise table.error(f"an image must be a path, bytes or an array, got {type(cell).__name__}", row)
     source: Any = io.BytesIO(cell) if isinstance(cell, bytes) else find_picture(cell, table)
     if isinstance(source, Path) and is_special(source):
         raise table.error(f"{cell!r} {NOT_REGULAR}", row)
     try:
         with Image.open(source, formats=_FORMATS) as image:
             image.load()
-            return ImageOps.exif_transpose(image) if is_of_dataset else image  # as datasets decodes it
-    except Exception as error:  # readers of damaged files raise every kind, and PIL its own for too many pixels
-        raise table.error(f"it cannot be read as a picture: {error}", row) from error
+            return ImageOps.exif_transpose(image) if is_of_dataset else image  # as datasets does
+    except Exception as error:  # decoders of damaged files raise many types; PIL has its own for too many pixels
+        raise table.error(f"it cannot be read as an image: {error}", row) from error
 
 
 def check_range(table: Table) -> None:
-    """Raises: ``ConfigError`` where all pictures of a column are whole numbers of which none is above 1.
+    """Raises: ``ConfigError`` if all images of a column are integers of at most 1.
 
-    Whole numbers are read as 0 to 255, so those pictures would all be black.
+    Integers are read in the range 0 to 255, so these images would all be black.
     """
     cells = table.columns["image"]
     if all(isinstance(cell, (list, numpy.ndarray)) and _is_binary(cell) for cell in cells):
         raise table.error(
-            "all pictures are whole numbers of 0 and 1, and whole numbers are read in the range 0 to 255, where these are nearly black. "
-            "Multiply them by 255, or store them as floats in [0, 1]"
+            "all images are integers 0 and 1, and integers are read in the range 0 to 255, so these are nearly black. Multiply "
+            "them by 255, or store them as floats in [0, 1]"
         )
 
 
@@ -82,15 +83,15 @@ def _is_binary(cell: Any) -> bool:
     try:
         found = numpy.asarray(cell)
         return found.dtype.kind in "ui" and bool(found.size) and bool(found.max() <= 1)
-    except (ValueError, OverflowError):  # told where the picture is read
+    except (ValueError, OverflowError):  # reported when the image is read
         return False
 
 
 def find_picture(path: str, table: Table) -> Path:
-    """Where a picture lies: beside the table's file, or as it stands."""
-    beside = Path(table.origin).parent / path
-    with suppress(OSError):  # a name that is too long
-        return beside if beside.exists() else Path(path)
+    """Return the path of an image: relative to the table's file if that exists, else as given."""
+    sibling = Path(table.origin).parent / path
+    with suppress(OSError):  # name too long
+        return sibling if sibling.exists() else Path(path)
     return Path(path)
 
 
@@ -99,11 +100,11 @@ def _array(found: numpy.ndarray, channels: int, table: Table, row: int) -> numpy
     if pixels.ndim == 3 and pixels.shape[-1] != channels and pixels.shape[0] == channels:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, channels):
-        raise table.error(f"an array {list(found.shape)} is no picture of {channels} channels", row)
+        raise table.error(f"an array {list(found.shape)} is not an image with {channels} channels", row)
     if pixels.dtype.kind not in "uif" or not pixels.size:
-        raise table.error(f"an array {list(found.shape)} of {found.dtype} holds no numbers of a picture", row)
+        raise table.error(f"an array {list(found.shape)} of {found.dtype} has no pixel values", row)
     if pixels.dtype != numpy.uint8:
         if not (pixels.min() >= 0 and pixels.max() <= (1 if pixels.dtype.kind == "f" else 255)):
-            raise table.error("the numbers of a picture must be in [0, 1], or whole and in [0, 255]", row)
+            raise table.error("pixel values must be floats in [0, 1] or integers in [0, 255]", row)
         pixels = numpy.round(pixels * 255) if pixels.dtype.kind == "f" else pixels
     return numpy.repeat(pixels, channels // pixels.shape[-1], axis=-1).astype(numpy.uint8)

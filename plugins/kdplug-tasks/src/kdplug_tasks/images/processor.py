@@ -1,4 +1,4 @@
-"""How pictures become what a model takes."""
+"""Image preprocessing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SIZE = 224
 
 
 class ImageProcessor:
-    """transformers' processor for the teacher, in its PIL form: it needs no torchvision."""
+    """The teacher's transformers image processor, in its PIL version, which needs no torchvision."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
     @classmethod
     def find(cls, family: Family, channels: int, size: int | None) -> ImageProcessor:
-        """The one in the teacher's folder, or one that resizes to ``size``, 224 if that is open, and brings pixels to [-1, 1].
+        """Load the teacher's, or return one that resizes to ``size`` (default 224) and scales pixels to [-1, 1].
 
-        Raises: ``ConfigError`` where the teacher's cannot be loaded.
+        Raises: ``ConfigError`` if the teacher's cannot be loaded.
         """
         from transformers import ViTImageProcessorPil
 
@@ -38,7 +38,7 @@ class ImageProcessor:
         return cls(ViTImageProcessorPil(size={"height": size, "width": size}, image_mean=half, image_std=half))
 
     def pixels(self, pictures: Sequence[numpy.ndarray]) -> Tensor:
-        """``[batch, channels, height, width]`` out of ``[height, width, channels]`` each."""
+        """Return ``[batch, channels, height, width]`` from images ``[height, width, channels]``."""
         first = [picture.transpose(2, 0, 1) for picture in pictures]
         found: Tensor = self.processor(first, return_tensors="pt", input_data_format="channels_first")["pixel_values"]
         return found
@@ -57,19 +57,17 @@ def _load(path: str) -> Any:
             return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)  # type: ignore[no-untyped-call]
     except kdplug.ConfigError:
         raise
-    except (
-        Exception
-    ) as error:  # transformers raises a dozen kinds, ImportError for a processor without a PIL form among them
+    except Exception as error:  # transformers raises many types, such as ImportError if there is no PIL version
         raise not_loaded(path, "teacher.path", error, "the image processor of ") from error
 
 
 def reads_as_saved(path: str) -> bool:
-    """Whether a folder says how pictures are read; a hub name is taken to."""
+    """Return whether a folder has an image processor; a hub name is assumed to have one."""
     return not Path(path).is_dir() or (Path(path) / "preprocessor_config.json").is_file()
 
 
 def size_of(config: Any) -> int | None:
-    """Height and width of what a model takes, ``None`` where its config leaves it open, as a ResNet's does."""
+    """Return the height and width of a model's input, ``None`` if its config does not fix it, as a ResNet's."""
     size = getattr(config, "image_size", None)
     found = size[0] if isinstance(size, (list, tuple)) else size
     return int(found) if found else None

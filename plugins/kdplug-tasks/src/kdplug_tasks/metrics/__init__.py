@@ -1,1 +1,1 @@
-"""Figures that need more than a comparison of numbers."""
+"""Metrics."""

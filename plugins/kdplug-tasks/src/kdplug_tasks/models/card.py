@@ -1,4 +1,4 @@
-"""The README of a student."""
+"""The model card of a student."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _ROWS = {
 
 
 def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> str:
-    """A model card in Markdown: the teacher, the results, the recipe, and the versions of what made the student.
+    """Return a model card in Markdown: teacher, results, recipe and package versions.
 
-    ``record`` is what ``kdplug-run.json`` holds, with ``results``.
+    ``record`` is the content of ``kdplug-run.json`` with ``results``.
     """
     teacher = family.teacher.path
     front = {"library_name": "transformers", "tags": "[kdplug, knowledge-distillation]"}
     if teacher is not None and is_hub_name(teacher):
         front["base_model"] = teacher
-    origin = f"`{teacher}`" if teacher is not None else f"a {family.teacher_config.model_type} model made from scratch"
-    fitted = ", fitted on the training data first" if family.teacher.train else ""
+    origin = f"`{teacher}`" if teacher is not None else f"a {family.teacher_config.model_type} model built from scratch"
+    fitted = ", which was trained on the training data first" if family.teacher.train else ""
     parts = [
         f"---\n{_front(front)}\n---",
         f"# Distilled {family.student_config.model_type} model",

@@ -1,4 +1,4 @@
-"""transformers configs: loaded, made from scratch, or another one with changes."""
+"""transformers configs: loaded, built from scratch, or copied with changes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id",
 
 
 def load_config(path: str, field: str) -> Any:
-    """The config of a folder or hub name. Code that the folder brings is not run.
+    """Load the config of a folder or hub name without running code from the folder.
 
-    Raises: ``ConfigError`` where there is none, or it needs code that transformers does not have.
+    Raises: ``ConfigError`` if there is none, or it needs code that transformers does not have.
     """
     from transformers import AutoConfig
 
@@ -28,12 +28,12 @@ def load_config(path: str, field: str) -> Any:
             return forget_code(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except kdplug.ConfigError:
         raise
-    except Exception as error:  # a config's own checks raise every kind
+    except Exception as error:  # checks inside configs raise many types
         raise not_loaded(path, field, error) from error
 
 
 def check_path(path: str, field: str) -> None:
-    """Refuse what can only be a folder and is none, before anything asks the hub for it. Raises: ``ConfigError``."""
+    """Reject a path that can only be a folder and does not exist, before the hub is queried. Raises: ``ConfigError``."""
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():
@@ -41,7 +41,7 @@ def check_path(path: str, field: str) -> None:
             if special is not None:
                 raise kdplug.ConfigError(f"{path!r}: its {special.name} {NOT_REGULAR}", field=field)
             return
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # name too long
         raise kdplug.ConfigError(f"there is no folder {path[:200]!r}: {error.strerror}", field=field) from error
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
         parent = folder.parent
@@ -50,14 +50,14 @@ def check_path(path: str, field: str) -> None:
 
 
 def not_loaded(path: str, field: str, error: Exception, part: str = "") -> kdplug.ConfigError:
-    """The error for a folder or hub name that transformers could not load, with the first line of what it raised.
+    """Return the error for a folder or hub name that transformers could not load, with the first line of its message.
 
-    ``part`` names what of it: ``"the tokenizer of "``.
+    ``part`` names the part that failed: ``"the tokenizer of "``.
     """
     if "trust_remote_code" in str(error):
         return kdplug.ConfigError(
-            f"{path!r} needs Python code that lies in it, and kdplug runs no code that a model folder brings. Take a model that "
-            "transformers has a class for, or load this one in a program of your own and give it to a distiller",
+            f"{path!r} needs Python code from the model folder, which kdplug does not run. Use a model with a class in "
+            "transformers, or load this one in your own program and pass it to a distiller",
             field=field,
         )
     first = (str(error).strip().splitlines() or [""])[0]
@@ -65,9 +65,9 @@ def not_loaded(path: str, field: str, error: Exception, part: str = "") -> kdplu
 
 
 def make_config(settings: Mapping[str, Any], field: str) -> Any:
-    """A config from scratch: ``model_type`` and what differs from its defaults.
+    """Build a config from scratch: ``model_type`` and the values that differ from its defaults.
 
-    Raises: ``ConfigError`` for an unknown kind of model or key, or for values that do not go together.
+    Raises: ``ConfigError`` for an unknown model type or key, or for inconsistent values.
     """
     from transformers import CONFIG_MAPPING
 
@@ -80,7 +80,7 @@ def make_config(settings: Mapping[str, Any], field: str) -> Any:
 
 
 def changed_config(config: Any, changes: Mapping[str, Any], field: str) -> Any:
-    """``config`` with ``changes``. Which kind of layer stands where is worked out anew where the number of layers differs.
+    """Return ``config`` with ``changes``. ``layer_types`` are recomputed if the number of layers changes.
 
     Raises: ``ConfigError`` as ``make_config`` does.
     """
@@ -105,49 +105,49 @@ def _made(kind: Any, kept: Mapping[str, Any], given: Mapping[str, Any], field: s
             near = did_you_mean(str(key), names)
             raise kdplug.ConfigError(f"{kind.__name__} has no such key.{near}", field=f"{field}.{key}")
     check_settings(given, "it", field)
-    # Some kinds have several classes for a task. transformers looks for one of them in this list, and fails at None.
+    # For model types with several classes per task, transformers searches this list and fails if it is None.
     classes = kept.get("architectures") or []
     try:
         return kind(**{**kept, "architectures": classes, **given})
-    except Exception as error:  # transformers' own check of a config, and huggingface_hub's
+    except Exception as error:  # from config checks of transformers and huggingface_hub
         first = " ".join(str(error).split())
-        raise kdplug.ConfigError(f"{kind.__name__} does not go together: {first}", field=field) from error
+        raise kdplug.ConfigError(f"{kind.__name__} rejects these values: {first}", field=field) from error
 
 
 def check_problem(teacher: Any, wanted: str) -> None:
-    """``teacher`` is the config of one whose head is trained, else ``None``; ``wanted`` is a ``problem_type`` of transformers.
+    """Check a trained teacher's config (``None`` if its head is not trained) against a transformers ``problem_type``.
 
-    Raises: ``ConfigError`` where the head was trained for another problem: its outputs mean something else then.
+    Raises: ``ConfigError`` if the head was trained for another problem, so that its outputs have another meaning.
     """
     found = getattr(teacher, "problem_type", None)
     if found is not None and found != wanted:
         raise kdplug.ConfigError(
-            f"was trained for {found!r} (problem_type in its config.json), and the task is {wanted!r}. Choose the task of the teacher, "
-            "or write train: true to train it on this one",
+            f"was trained for {found!r} (problem_type in its config.json), but the task is {wanted!r}. Use the task of the teacher, "
+            "or write train: true to train it for this one",
             field="teacher.path",
         )
 
 
 def text_part(config: Any, side: str) -> Any:
-    """The config of what reads text: ``config`` itself, or the one inside it where text is a part of a model.
+    """Return the text config: ``config`` itself, or the one nested in a multimodal model's config.
 
-    Raises: ``ConfigError`` where there is none, or more than one.
+    Raises: ``ConfigError`` if there is none, or more than one.
     """
     try:
         found = config.get_text_config()
     except ValueError as error:
         raise kdplug.ConfigError(
-            f"its {type(config).__name__} is not of one model for text: {error}", field=side
+            f"its {type(config).__name__} does not have a single text model: {error}", field=side
         ) from error
     if not isinstance(getattr(found, "vocab_size", None), int):
         raise kdplug.ConfigError(
-            f"its {type(config).__name__} has no vocab_size, so the model reads no text", field=side
+            f"its {type(config).__name__} has no vocab_size, so the model does not read text", field=side
         )
     return found
 
 
 def positions(text: Any) -> int | None:
-    """The longest sequence that a model takes; ``None`` where nothing in its config for text limits it."""
+    """Return the maximum sequence length of a model; ``None`` if its text config sets no limit."""
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
         return None
@@ -157,9 +157,9 @@ def positions(text: Any) -> int | None:
 
 
 _PAST_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "roberta-prelayernorm", "xmod")
-"""Kinds whose positions are counted from the one after the padding's id."""
+"""Model types whose position ids start after the padding id."""
 
 
 def is_hub_name(path: str) -> bool:
-    """Whether a model comes from the hub and not from a folder."""
+    """Return whether a model is on the hub and not in a folder."""
     return not Path(path).expanduser().is_dir()

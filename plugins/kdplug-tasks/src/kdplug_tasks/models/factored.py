@@ -1,4 +1,4 @@
-"""Language models that hand out the factors of their logits, and do not multiply them out."""
+"""Language models that return the factors of their logits instead of the product."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FAR = 100.0
 
 
 class Heads:
-    """Whether the heads of a task's models are left out just now."""
+    """Switch for skipping the heads of a task's models."""
 
     def __init__(self) -> None:
         self.are_left_out = True
 
     @contextmanager
     def multiplied_out(self) -> Iterator[None]:
-        """Inside the block models give logits as ever."""
+        """Inside the block, models return ordinary logits."""
         before, self.are_left_out = self.are_left_out, False
         try:
             yield
@@ -32,9 +32,9 @@ class Heads:
             self.are_left_out = before
 
     def leave_out(self, model: Any, side: str) -> None:
-        """Make ``model`` return ``kdplug.FactoredLogits`` for logits.
+        """Make ``model`` return its logits as ``kdplug.FactoredLogits``.
 
-        Raises: ``ConfigError`` for a model whose logits are not ``FactoredLogits`` of what goes into its head.
+        Raises: ``ConfigError`` if the model's logits are not a product that ``FactoredLogits`` can represent.
         """
         check_head(model, side)
         head = FactoredHead(model, self)
@@ -45,9 +45,10 @@ class Heads:
 
 
 class FactoredHead:
-    """Hooks on one model: its head is given no position, and what would have gone into it becomes ``FactoredLogits``.
+    """Hooks on one model: its head gets no positions, and its input is returned in ``FactoredLogits``.
 
-    The head stays a part of the model, under its own name, and is called: what wraps or watches modules sees nothing new.
+    The head stays in the model under its own name and is still called, so code that wraps or hooks modules is
+    unaffected.
     """
 
     def __init__(self, model: Any, heads: Heads) -> None:
@@ -56,18 +57,18 @@ class FactoredHead:
         self._hidden: Tensor | None = None
 
     def keep(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        """After the body: what it gave last."""
+        """Forward hook of the body: keep its last hidden state."""
         self._hidden = output[0] if self._heads.are_left_out else None
 
     def ask(self, _module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Before the model: logits at no position."""
+        """Pre-forward hook of the model: request logits at no position."""
         if not self._heads.are_left_out:
             return args, kwargs
         nowhere = torch.empty(0, dtype=torch.long, device=self._linear.weight.device)
         return args, {**kwargs, "logits_to_keep": nowhere}
 
     def factor(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """After the model: the factors in the place of logits."""
+        """Forward hook of the model: replace the logits by their factors."""
         if self._heads.are_left_out:
             assert self._hidden is not None
             scale, softcap = numbers_of(self._model.config)
@@ -78,9 +79,9 @@ class FactoredHead:
 
     @torch.no_grad()
     def check(self, side: str) -> None:
-        """Try the model once on a few tokens, with numbers far from 0 in the place of what its head gives.
+        """Run the model once on a few tokens, with the head's output replaced by numbers far from 0.
 
-        Raises: ``ConfigError`` where other things go into the head, or other things are done to what it gives.
+        Raises: ``ConfigError`` if the head's input is not the last hidden state, or its output is transformed further.
         """
         seen: list[Tensor] = []
 
@@ -104,7 +105,7 @@ class FactoredHead:
         is_same = hidden.shape == given.shape and torch.allclose(hidden, given, atol=1e-5, rtol=1e-4)
         if not is_same or not torch.allclose(logits, finished(raw, *numbers_of(model.config)), atol=1e-4, rtol=1e-4):
             raise refusal(
-                model, side, "does more between its last layer and its logits than a matrix, a scale and a cap"
+                model, side, "does more between its last layer and its logits than a linear map, a scale and a softcap"
             )
 
     @property
@@ -113,15 +114,15 @@ class FactoredHead:
 
 
 def check_head(model: Any, side: str) -> None:
-    """Raises: ``ConfigError`` for a model whose head cannot be left out."""
+    """Raises: ``ConfigError`` for a model whose head cannot be skipped."""
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
-        raise refusal(model, side, "has no logits_to_keep, so its head cannot be left out")
+        raise refusal(model, side, "has no logits_to_keep, so its head cannot be skipped")
     if type(model.get_output_embeddings()) is not nn.Linear or model.base_model is model:
-        raise refusal(model, side, "has no body with a linear head on it")
+        raise refusal(model, side, "does not consist of a body and a linear head")
 
 
 def numbers_of(config: Any) -> tuple[float | None, float | None]:
-    """What a model multiplies its logits by, and what it caps them at, by the names that the families give them."""
+    """Return the scale and the softcap of a model's logits, which model families name differently."""
     text = config.get_text_config()
     scale = getattr(text, "logit_scale", None)  # Cohere
     divisor = getattr(text, "logits_scaling", None)  # Granite
@@ -130,11 +131,11 @@ def numbers_of(config: Any) -> tuple[float | None, float | None]:
 
 
 def finished(raw: Tensor, scale: float | None, softcap: float | None) -> Tensor:
-    """What a head gave, scaled and capped."""
+    """Return a head's output, scaled and capped."""
     scaled = raw if scale is None else raw * scale
     return scaled if softcap is None else (scaled / softcap).tanh() * softcap
 
 
 def refusal(model: nn.Module, side: str, why: str) -> kdplug.ConfigError:
-    """That ``model`` cannot be factored, and what helps."""
+    """Return the error for a model that cannot be factored."""
     return kdplug.ConfigError(f"the {side}, a {type(model).__name__}, {why}. Write factored: false", field="factored")

@@ -1,4 +1,4 @@
-"""Teacher and student of a task, as transformers models."""
+"""The transformers models of a task: teacher and student."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kdplug_tasks.models.weights import check_size, check_sums, check_weights, u
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bar for weights that are read or written in the block: a run shows its own progress."""
+    """Disable transformers' progress bars inside the block: a run shows its own progress."""
     from transformers.utils import logging
 
     were_shown = logging.is_progress_bar_enabled()
@@ -43,11 +43,13 @@ Side: TypeAlias = Literal["teacher", "student"]
 
 
 class Family:
-    """The two models. ``auto`` is the class of transformers that makes them: ``AutoModelForSequenceClassification``.
+    """Teacher and student.
 
-    ``reads`` are the adaptor keys that the objective reads; it is set before models are built. ``changes`` are what the data
-    say of the configs: class names, the size of the vocabulary of models from scratch; ``of_student`` is what a tokenizer of the
-    student's own says of its config alone. With ``heads`` both models hand out the factors of their logits.
+    ``auto`` is the transformers auto class that builds them, such as ``AutoModelForSequenceClassification``.
+    ``reads`` are the adaptor keys that the objective reads; it is set before models are built. The data determine
+    ``changes``, config values such as class names, and ``from_scratch``, such as the vocabulary size of models from
+    scratch. ``of_student`` are config values from the student's own tokenizer. With ``heads``, both models return the
+    factors of their logits.
     """
 
     def __init__(
@@ -65,17 +67,17 @@ class Family:
 
     @cached_property
     def loaded(self) -> Any:
-        """The config of the teacher as it lies in its folder, ``None`` where it is made from scratch."""
+        """The teacher's config as loaded, ``None`` if it is built from scratch."""
         return None if self.teacher.path is None else load_config(self.teacher.path, "teacher.path")
 
     @property
     def trained(self) -> Any:
-        """The config of a teacher whose head is trained, else ``None``."""
+        """The config of a teacher with a trained head, else ``None``."""
         return None if self.teacher.train else self.loaded
 
     @cached_property
     def teacher_config(self) -> Any:
-        """The teacher's config, changed to fit the data where the teacher is trained on them.
+        """The teacher's config, changed to fit the data if the teacher is trained on them.
 
         Raises: ``ConfigError``.
         """
@@ -102,9 +104,9 @@ class Family:
         return self._shortened(config, self.student.from_teacher.layers)
 
     def check(self) -> None:
-        """Make both models without weights, and let the student start from the teacher.
+        """Build both models without weights, and initialize the student from the teacher.
 
-        Raises: ``ConfigError`` where a model cannot be made, or the teacher cannot give what the student takes of it.
+        Raises: ``ConfigError`` if a model cannot be built, or the student cannot be initialized from the teacher.
         """
         configs = {"teacher": self.teacher_config, "student": self.student_config}
         if self.student.from_teacher is not None:
@@ -121,21 +123,21 @@ class Family:
         self.start_student(models["student"], models["teacher"])
 
     def _check_changes(self, config: Any, side: str) -> None:
-        """Raises: ``ConfigError`` where a config in the recipe contradicts what the task and its data say of a model."""
+        """Raises: ``ConfigError`` if a config in the recipe contradicts the task or its data."""
         if side == "teacher" and not self.teacher.train:
-            return  # the task compared it with the data
+            return  # the task has compared it with the data
         for key, wanted in self.changes.items():
             if (found := getattr(config, key, None)) != wanted:
                 raise kdplug.ConfigError(
-                    f"is {str(found)[:_SHOWN]}, and the task needs {str(wanted)[:_SHOWN]}. Leave it out: it follows from the data",
+                    f"is {str(found)[:_SHOWN]}, but the task needs {str(wanted)[:_SHOWN]}. Remove it: it follows from the data",
                     field=f"{side}.config.{key}",
                 )
 
     def build_teacher(self) -> nn.Module:
-        """The teacher, from its folder or from scratch.
+        """Return the teacher, loaded or from scratch.
 
-        Raises: ``ConfigError`` where it cannot be loaded, or some of its weights would be random: only a head that is trained
-        may be new.
+        Raises: ``ConfigError`` if it cannot be loaded, or some weights would be random, except a head that will be
+        trained.
         """
         if self.teacher.path is None:
             return self._ready(self._from_config(self.teacher_config, "teacher"), "teacher")
@@ -143,9 +145,9 @@ class Family:
         return self._ready(self._from_folder(self.teacher.path, config, "teacher.path", is_trained), "teacher")
 
     def build_student(self) -> nn.Module:
-        """The student before any training.
+        """Return the student before training.
 
-        Raises: ``ConfigError`` where it cannot be loaded, or its folder lacks weights other than those of its head.
+        Raises: ``ConfigError`` if it cannot be loaded, or its folder lacks weights other than those of its head.
         """
         if self.student.path is None:
             return self._ready(self._from_config(self.student_config, "student"), "student")
@@ -153,18 +155,18 @@ class Family:
         return self._ready(self._from_folder(self.student.path, config, "student.path", is_trained=True), "student")
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Give the student what it takes from the teacher. Raises: ``ConfigError`` for a weight that does not fit."""
+        """Copy weights from the teacher as the settings say. Raises: ``ConfigError`` for a weight that does not fit."""
         if self.student.from_teacher is None:
             return
         with _below("student", "from_teacher"):
             start_from_teacher(self.student.from_teacher, student, teacher)
 
     def side_of(self, model: nn.Module) -> Side:
-        """Which of the two a model is that was built here."""
+        """Return the side of a model that was built here."""
         return self._sides[model]
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write config and weights, without the switches that stand for the objective alone."""
+        """Write config and weights, with the switches set for the objective reset."""
         config: Any = model.config
         switches = {name: getattr(config, name) for name in _SWITCHES if hasattr(config, name)}
         for name in switches:
@@ -176,11 +178,11 @@ class Family:
 
     @property
     def needs_eager(self) -> bool:
-        """Whether attention has to be computed in the way that shows it."""
+        """True if attention weights are read, which only eager attention returns."""
         return "attention" in self.reads
 
     def _shortened(self, config: Mapping[str, Any], layers: list[int]) -> Any:
-        """The teacher's config with the layers that are taken of it."""
+        """Return the teacher's config with the selected layers."""
         changes = {**self.changes, **config}
         if layers and "num_hidden_layers" not in config:
             changes["num_hidden_layers"] = len(layers)
@@ -193,10 +195,10 @@ class Family:
         try:
             with data_only():
                 return self._class.from_config(deepcopy(config), trust_remote_code=False, **self._attention)
-        except Exception as error:  # what models check when they are made, KeyError for a name that they do not know
+        except Exception as error:  # checks in model constructors, KeyError for an unknown name
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             kind = type(config).__name__
-            raise kdplug.ConfigError(f"{self.auto} cannot be made of this {kind}: {first}", field=side) from error
+            raise kdplug.ConfigError(f"{self.auto} cannot be built from this {kind}: {first}", field=side) from error
 
     def _from_folder(self, path: str, config: Any, field: str, is_trained: bool) -> Any:
         check_path(path, field)
@@ -208,22 +210,22 @@ class Family:
                 path, config=deepcopy(config), trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, dtype="float32", **self._attention,
             )  # fmt: skip
-        except Exception as error:  # of safetensors, of json, and of what builds the model
+        except Exception as error:  # from safetensors, json or the model constructor
             raise (unread_pickle(path, field, self.auto, error) or not_loaded(path, field, error)) from error
         check_weights(model, info, path, field, is_trained=is_trained)
         return model
 
     @contextmanager
     def multiplied_out(self) -> Iterator[None]:
-        """Inside the block both models give logits as ever."""
+        """Inside the block, both models return ordinary logits."""
         with nullcontext() if self.heads is None else self.heads.multiplied_out():
             yield
 
     def _ready(self, model: Any, side: Side) -> nn.Module:
-        """The model, told to show what the objective reads, and deaf to inputs that it does not know."""
+        """Configure a model to return what the objective reads and to ignore inputs that it does not accept."""
         self._sides[model] = side
         for config in {id(one.config): one.config for one in model.modules() if hasattr(one, "config")}.values():
-            config.return_dict = True  # a folder may say otherwise, and the adaptors read outputs by name
+            config.return_dict = True  # adaptors read outputs by name, whatever the saved config has
         model.config.output_hidden_states = "hidden" in self.reads
         model.config.output_attentions = "attention" in self.reads
         if hasattr(model.config, "use_cache"):
@@ -236,7 +238,7 @@ class Family:
 
     @property
     def _attention(self) -> dict[str, Any]:
-        """How attention is computed, whatever a folder's config says: eagerly, or as transformers chooses from torch's own."""
+        """The attention implementation: eager, or transformers' default; a saved config's is ignored."""
         return {"attn_implementation": "eager" if self.needs_eager else None}
 
     @property
@@ -248,7 +250,7 @@ class Family:
 
 @contextmanager
 def _below(*path: str) -> Iterator[None]:
-    """Put ``path`` in front of the setting that an error inside the block names."""
+    """Prefix the setting that an error inside the block names with ``path``."""
     try:
         yield
     except kdplug.ConfigError as error:
@@ -256,9 +258,9 @@ def _below(*path: str) -> Iterator[None]:
 
 
 _SWITCHES = {"output_hidden_states": False, "output_attentions": False, "use_cache": True}
-"""What models are told during a run, and what they are saved with."""
+"""Config keys that a run sets, and the values they are saved with."""
 
 
 def _without_token_types(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:  # noqa: ARG001
-    """A teacher may tell two texts apart by ids that the student does not know, or the other way round."""
+    """Drop ``token_type_ids``, which one of the two models may accept and the other not."""
     return args, {name: value for name, value in kwargs.items() if name != "token_type_ids"}

@@ -16,7 +16,7 @@ Path = Annotated[str, Field(min_length=1)]
 class TeacherSettings(Settings):
     """A folder or hub name, or ``config`` for a model from scratch: ``{model_type: bert, hidden_size: 128, …}``.
 
-    One from scratch has to be fitted first. A text stands for ``{path: …}``.
+    A model from scratch must be trained first. A string means ``{path: …}``.
     """
 
     model_config = ConfigDict(json_schema_extra=or_text)
@@ -24,15 +24,15 @@ class TeacherSettings(Settings):
     path: Path | None = None
     """A folder or hub name."""
     config: dict[str, Any] | None = None
-    """Of a model from scratch: ``{model_type: bert, hidden_size: 128, …}``."""
+    """Config of a model from scratch: ``{model_type: bert, hidden_size: 128, …}``."""
     train: bool = False
-    """Whether it is fitted on the training data first."""
+    """Train the teacher on the training data first."""
     epochs: Count = 3
-    """Passes over the data while it is fitted."""
+    """Passes over the data in the teacher's training."""
     lr: Annotated[float, Field(gt=0)] = 5e-5
-    """Learning rate of AdamW at first, falling linearly to 0."""
+    """Initial learning rate of AdamW, decaying linearly to 0."""
     batch_size: Count = 16
-    """Examples in a batch while it is fitted."""
+    """Batch size in the teacher's training."""
 
     @model_validator(mode="before")
     @classmethod
@@ -44,7 +44,7 @@ class TeacherSettings(Settings):
         if (self.path is None) == (self.config is None):
             raise kdplug.ConfigError("give exactly one of path and config")
         if self.config is not None and not self.train:
-            raise kdplug.ConfigError("a teacher from scratch knows nothing: write train: true")
+            raise kdplug.ConfigError("a teacher from scratch is untrained: write train: true")
         if self.config is not None and "model_type" not in self.config:
             raise kdplug.ConfigError("config needs a model_type: bert, gpt2, vit, …")
         if not self.train and (idle := list(self._idle())):
@@ -52,31 +52,31 @@ class TeacherSettings(Settings):
         return self
 
     def _idle(self) -> Iterator[str]:
-        """What is set for a training that there is none of; a default may stand, since a config that is resolved writes it."""
+        """Yield training keys without effect; defaults are not counted, since a resolved config contains them."""
         for name in ("batch_size", "epochs", "lr"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield name
 
 
 class FromTeacher(Settings):
-    """What a student takes from the teacher before it is trained."""
+    """Weights that the student copies from the teacher before training."""
 
     layers: list[Annotated[int, Field(ge=0)]] = []
-    """Layers of the teacher, counted from 0, that become the student's, in this order. All other weights go with them."""
+    """Teacher layers, counted from 0, that become the student's, in this order. All other weights are copied too."""
     embeddings: Literal["copied", "frozen", "fresh"] = "copied"
-    """``copied``, cut to the student's width where it is narrower; ``frozen``, copied and not trained; ``fresh``, not taken."""
+    """``copied``, truncated to a narrower student's width; ``frozen``, copied and not trained; ``fresh``, not copied."""
 
     @model_validator(mode="after")
     def _takes_something(self) -> Self:
         if not self.layers and self.embeddings == "fresh":
-            raise kdplug.ConfigError("takes nothing: give layers, or take the embeddings")
+            raise kdplug.ConfigError("copies nothing: give layers, or copy the embeddings")
         return self
 
 
 class StudentSettings(Settings):
     """A folder or hub name, a ``config``, or layers ``from_teacher``.
 
-    ``from_teacher`` goes with a ``config`` that holds what differs from the teacher's. A text stands for ``{path: …}``.
+    With ``from_teacher``, ``config`` holds the values that differ from the teacher's. A string means ``{path: …}``.
     """
 
     model_config = ConfigDict(json_schema_extra=or_text)
@@ -84,9 +84,9 @@ class StudentSettings(Settings):
     path: Path | None = None
     """A folder or hub name."""
     config: dict[str, Any] | None = None
-    """Of a model of its own, with ``model_type``; or what differs from the teacher's config."""
+    """Config of a new model, with ``model_type``; or the values that differ from the teacher's config."""
     from_teacher: FromTeacher | None = None
-    """What it takes from the teacher before it is trained."""
+    """Weights copied from the teacher before training."""
 
     @model_validator(mode="before")
     @classmethod
@@ -98,9 +98,11 @@ class StudentSettings(Settings):
         if self.path is None and self.config is None and self.from_teacher is None:
             raise kdplug.ConfigError("give path, config or from_teacher")
         if self.path is not None and (self.config is not None or self.from_teacher is not None):
-            raise kdplug.ConfigError("a student with a path is whole: config and from_teacher do not go with it")
+            raise kdplug.ConfigError(
+                "a student with a path is loaded as it is: config and from_teacher cannot be used with it"
+            )
         if self.from_teacher is not None and "model_type" in (self.config or {}):
             raise kdplug.ConfigError(
-                "a student from the teacher is of the teacher's kind: leave model_type out of its config"
+                "a student from_teacher has the teacher's model_type: remove model_type from its config"
             )
         return self

@@ -1,4 +1,4 @@
-"""A student that starts from its teacher's weights."""
+"""Initialize a student from its teacher's weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from kdplug_tasks.models.setting import FromTeacher
 
 
 def layers_path(model: nn.Module) -> str:
-    """The path of the list that holds a transformers model's layers.
+    """Return the path of the module list that holds a transformers model's layers.
 
-    Raises: ``ConfigError`` where there is no list of as many modules as the config says, or more than one.
+    Raises: ``ConfigError`` if there is no list of as many modules as the config says, or more than one.
     """
     count = getattr(model.config, "num_hidden_layers", None)
     found = [
@@ -24,15 +24,17 @@ def layers_path(model: nn.Module) -> str:
     outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if len(outer) != 1:
         what = f"{len(outer)} lists of {count} layers ({', '.join(outer)})" if outer else f"no list of {count} layers"
-        raise kdplug.ConfigError(f"{type(model).__name__} has {what}, so its layers cannot be told", field="layers")
+        raise kdplug.ConfigError(
+            f"{type(model).__name__} has {what}, so its layers cannot be identified", field="layers"
+        )
     path: str = outer[0]
     return path
 
 
 def embeddings_path(model: nn.Module) -> str:
-    """The path of the module whose weights are the embeddings, what belongs to them included: ``bert.embeddings``.
+    """Return the path of the embedding module, with position embeddings and the like: ``bert.embeddings``.
 
-    It is the module that holds the input embeddings, unless that one holds the layers too; then it is the embeddings alone.
+    This is the parent of the input embeddings, or the input embeddings alone if their parent also holds the layers.
     """
     inputs = model.get_input_embeddings()  # type: ignore[operator]
     path: str = next(name for name, module in model.named_modules() if module is inputs)
@@ -46,11 +48,11 @@ _POSITIONS = ("wpe", "position_embeddings")
 
 
 def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
-    """Raises: ``ConfigError`` for layers that the teacher does not have, or that do not fit a student of another width."""
+    """Raises: ``ConfigError`` for layers that the teacher does not have, or a number that does not fit the student."""
     for side, config in (("teacher", teacher), ("student", student)) if settings.layers else ():
         if not isinstance(getattr(config, "num_hidden_layers", None), int):
             raise kdplug.ConfigError(
-                f"the {side}'s {type(config).__name__} has no num_hidden_layers, so its layers cannot be taken one by one",
+                f"the {side}'s {type(config).__name__} has no num_hidden_layers, so its layers cannot be selected",
                 field="layers",
             )
     for place, layer in enumerate(settings.layers):
@@ -61,16 +63,17 @@ def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
             )
     if settings.layers and student.num_hidden_layers != len(settings.layers):
         raise kdplug.ConfigError(
-            f"are {len(settings.layers)}, and the student's config says {student.num_hidden_layers}", field="layers"
+            f"has {len(settings.layers)} entries, but the student's config has {student.num_hidden_layers} layers",
+            field="layers",
         )
 
 
 @torch.no_grad()
 def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Module) -> None:
-    """Write the teacher's weights into the student, in place; what is not taken keeps its own initial weights.
+    """Copy the teacher's weights into the student, in place; other weights keep their initial values.
 
-    With ``layers``, everything is taken: each layer, and by name what stands around them. Without, the embeddings alone,
-    of which a narrower student gets the first columns.
+    With ``layers``, all weights are copied: the selected layers, and the rest by name. Without, only the embeddings, of
+    which a narrower student gets the first columns.
 
     Raises: ``ConfigError`` that names the first weight that does not fit.
     """
@@ -94,7 +97,7 @@ def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Mo
 
 
 def _embeddings(weights: Mapping[str, Tensor], path: str) -> set[int]:
-    """Which weights are embeddings, of positions too, and in a head that is tied to them."""
+    """Return the ids of embedding weights, including position embeddings and tied heads."""
     return {
         id(weight)
         for name, weight in weights.items()
@@ -107,7 +110,7 @@ def _is_in(name: str, path: str) -> bool:
 
 
 def _layer_names(settings: FromTeacher, mine: Mapping[str, Tensor], student: str, teacher: str) -> dict[str, str]:
-    """The teacher's name of each weight in a layer of the student."""
+    """Return the teacher's name of each weight in a layer of the student."""
     found = {}
     for name in mine:
         if _is_in(name, student):
@@ -117,14 +120,14 @@ def _layer_names(settings: FromTeacher, mine: Mapping[str, Tensor], student: str
 
 
 def _fitting(name: str, own: Tensor, theirs: Tensor, *, may_be_cut: bool) -> Tensor:
-    """The teacher's weight, of embeddings only the first rows and columns."""
+    """Return the teacher's weight, truncated to the student's shape if ``may_be_cut``."""
     if own.shape == theirs.shape:
         return theirs
     fits = own.dim() == theirs.dim() and all(a <= b for a, b in zip(own.shape, theirs.shape, strict=True))
     if may_be_cut and fits:
         return theirs[tuple(slice(size) for size in own.shape)]
     raise kdplug.ConfigError(
-        f"{name!r} is {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. Layers are taken whole: keep the "
-        "teacher's sizes, or leave layers out and take the embeddings alone",
+        f"{name!r} is {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. Layers are copied whole: keep the "
+        "teacher's sizes, or remove layers and copy only the embeddings",
         field="layers",
     )

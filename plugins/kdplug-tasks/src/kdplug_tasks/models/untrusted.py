@@ -1,4 +1,4 @@
-"""Reads model folders as data. What in one would run code, fetch code from elsewhere, or build a model without end, is refused."""
+"""Read model folders as data. Reject content that would run code, download code, or build an unbounded model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _MOST = (
     (re.compile(r"experts$"), 1 << 16, "experts"),
     (re.compile(r"labels$"), 1 << 20, "labels"),
 )
-"""Keys that count parts of a model, each of which is built by itself, and the most that are built."""
+"""Keys that count parts of a model that are built one by one, with the maximum count."""
 _TOKENIZERS = ("Tokenizer", "TokenizerFast", "Backend")
 _IMAGE_PROCESSORS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 
 
 @contextmanager
 def data_only() -> Iterator[None]:
-    """Keep transformers from running code of a folder, from asking whether to, and from having weights converted on the hub.
+    """Keep transformers from running code of a folder, prompting to do so, and converting weights on the hub.
 
-    ``trust_remote_code=False`` does the first for one call. Classes that load a model, a config or a tokenizer inside another do
-    not pass it on, and would ask at the terminal. A conversion would take the weights from a pull request.
+    ``trust_remote_code=False`` does the first for one call. Classes that load a nested model, config or tokenizer do
+    not pass it on and would prompt at the terminal. A conversion would load the weights from a pull request.
     """
     from transformers import dynamic_module_utils
 
     timeout, switch = dynamic_module_utils.TIME_OUT_REMOTE_CODE, os.environ.get(_NO_CONVERSION)
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer; at 0 transformers raises
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer; with 0, transformers raises
     os.environ[_NO_CONVERSION] = "1"
     try:
         yield
@@ -47,16 +47,17 @@ def data_only() -> Iterator[None]:
 
 
 def read_settings(path: str, field: str) -> None:
-    """Check the ``config.json`` of a folder or hub name before a config is made of it.
+    """Check the ``config.json`` of a folder or hub name before a config is built from it.
 
-    Raises: ``ConfigError`` for an adapter, and for settings that ``check_settings`` refuses; ``OSError`` where there is none.
+    Raises: ``ConfigError`` for an adapter, and for settings that ``check_settings`` rejects; ``OSError`` if there is
+    none.
     """
     from transformers import PreTrainedConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
     if find_adapter_config_file(path) is not None:
         raise kdplug.ConfigError(
-            f"{path!r} is an adapter of peft, or holds one. Merge it into its model first: "
+            f"{path!r} is or contains a PEFT adapter. Merge it into its model first: "
             "PeftModel.from_pretrained(…).merge_and_unload().save_pretrained(…)",
             field=field,
         )
@@ -65,8 +66,9 @@ def read_settings(path: str, field: str) -> None:
 
 
 def check_settings(settings: Any, owner: str, field: str) -> None:
-    """Refuse settings of a config, at any depth, that name a kernel of the hub, another loader, or a pickle; numbers with which
-    no model can be built in reasonable time, or run.
+    """Reject config settings, at any depth, that name a hub kernel, another loader or a pickle.
+
+    Also reject numbers with which a model cannot run, or cannot be built in reasonable time.
 
     ``owner`` begins the message. Raises: ``ConfigError``.
     """
@@ -84,7 +86,7 @@ def check_settings(settings: Any, owner: str, field: str) -> None:
 
 
 def forget_code(config: Any) -> Any:
-    """Remove the references to code from a config and those inside it, so that no model made of it, or saved with it, has them."""
+    """Remove references to code from a config and nested configs, so that models built or saved with it have none."""
     from transformers import PreTrainedConfig
 
     vars(config).pop("auto_map", None)
@@ -95,7 +97,7 @@ def forget_code(config: Any) -> Any:
 
 
 def check_shards(path: str, field: str) -> None:
-    """Raises: ``ConfigError`` where the index of a folder's safetensors names files that are none."""
+    """Raises: ``ConfigError`` if the index of a folder's safetensors lists other files."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
     from transformers.utils.hub import cached_file
 
@@ -103,7 +105,7 @@ def check_shards(path: str, field: str) -> None:
         file = cached_file(path, SAFE_WEIGHTS_INDEX_NAME)
         if file is None:
             return
-    except OSError:  # there is none
+    except OSError:  # no index
         return
     try:
         names = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -114,23 +116,23 @@ def check_shards(path: str, field: str) -> None:
     for name in names:
         if not name.endswith(".safetensors"):
             raise kdplug.ConfigError(
-                f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} names {name!r}, and kdplug reads weights from safetensors alone",
+                f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} lists {name!r}, but kdplug reads weights only from safetensors",
                 field=field,
             )
 
 
 def check_tokenizer_class(path: str, field: str) -> None:
-    """Raises: ``ConfigError`` where a folder's ``tokenizer_class`` is no tokenizer: transformers loads whatever it names."""
+    """Raises: ``ConfigError`` if a folder's ``tokenizer_class`` is not a tokenizer: transformers loads any class."""
     from transformers import PreTrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
     _check_class(get_tokenizer_config(path), "tokenizer_class", _TOKENIZERS, path, field)
-    with suppress(OSError):  # a folder of a tokenizer alone
+    with suppress(OSError):  # a folder with only a tokenizer
         _check_class(PreTrainedConfig.get_config_dict(path)[0], "tokenizer_class", _TOKENIZERS, path, field)
 
 
 def check_image_processor_class(path: str, field: str) -> None:
-    """Raises: ``ConfigError`` where a folder's ``image_processor_type`` is none: transformers loads whatever it names."""
+    """Raises: ``ConfigError`` if a folder's ``image_processor_type`` is not one: transformers loads any class."""
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     settings = get_image_processor_config(path)
@@ -142,13 +144,13 @@ def _check_class(settings: Mapping[str, Any], key: str, endings: tuple[str, ...]
     name = settings.get(key)
     if name is not None and (not str(name).endswith(endings) or str(name).startswith("Auto")):
         what = key.removesuffix("_class").removesuffix("_type").replace("_", " ")
-        raise kdplug.ConfigError(f"{path!r}: its {key} is {name!r}, which is no {what}", field=field)
+        raise kdplug.ConfigError(f"{path!r}: its {key} is {name!r}, which is not a valid {what}", field=field)
 
 
 def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError | None:
     match key:
         case "_attn_implementation" | "attn_implementation":
-            # Names without a slash are of transformers' own, and kdplug chooses between those itself.
+            # Names without a slash are built into transformers, and kdplug chooses among them itself.
             names = [one for one in _texts(value) if "/" in one]
             return _no_kernel(names[0], owner, field) if names else None
         case "_experts_implementation" | "experts_implementation":
@@ -156,23 +158,23 @@ def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError
             return _no_kernel(names[0], owner, field) if names else None
         case "quantization_config" if value:
             return kdplug.ConfigError(
-                f"{owner} says that its weights are quantized. Loading them takes another package, and often kernels that it downloads, "
-                "so kdplug does not. Name the model before it was quantized, or save model.dequantize() of transformers",
+                f"{owner} says that its weights are quantized. kdplug does not load them, since this needs another package and often "
+                "downloaded kernels. Use the model before quantization, or save the result of model.dequantize()",
                 field=field,
             )
         case "transformers_weights" if value is not None and not str(value).endswith(".safetensors"):
             return kdplug.ConfigError(
-                f"{owner} names {value!r} as its weights, and kdplug reads weights from safetensors alone", field=field
+                f"{owner} names {value!r} as its weights, but kdplug reads weights only from safetensors", field=field
             )
         case "checkpoint_path" if value:  # among the model_args of timm
             return kdplug.ConfigError(
-                f"{owner} has the checkpoint_path {value!r}, which timm would unpickle. Leave it out", field=field
+                f"{owner} has the checkpoint_path {value!r}, which timm would unpickle. Remove it", field=field
             )
     return None
 
 
 def _flaw_of_number(key: str, value: Any) -> str | None:
-    """Why no model can have this value of a setting; ``None`` where it may, or where it is no number."""
+    """Return why a number is not valid for a setting; ``None`` if it is, or if the value is not a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     if math.isnan(value):
@@ -183,13 +185,13 @@ def _flaw_of_number(key: str, value: Any) -> str | None:
         if counted.search(key) and value > most:
             return f"kdplug builds models of at most {most:,} {parts}"
     if key == "chunk_size_feed_forward" and value not in (0, 1):
-        return "batches differ in length, and this must divide each length. Set it to 0"
+        return "it would have to divide the length of every batch. Set it to 0"
     return None
 
 
 def _no_kernel(name: str, owner: str, field: str) -> kdplug.ConfigError:
     return kdplug.ConfigError(
-        f"{owner} names the kernel {name!r}, which is code from the hub. Remove that key: kdplug uses torch's own",
+        f"{owner} names the kernel {name!r}, which is code from the hub. Remove that key: kdplug uses torch's implementation",
         field=field,
     )
 

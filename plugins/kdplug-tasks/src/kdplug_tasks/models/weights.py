@@ -1,4 +1,4 @@
-"""Checks that a folder holds the weights of the model that its config describes."""
+"""Check that a folder has the weights of the model that its config describes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import kdplug
 _SHOWN = 3
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _NEW = 1 << 28
-"""How many parameters a new head may have."""
+"""Maximum number of parameters in a new head."""
 _SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
-"""Names of the factors that quantized weights are multiplied by."""
+"""Names of the scale factors of quantized weights."""
 
 
 def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: str, *, is_trained: bool) -> None:
-    """Refuse a model some of whose weights are random, unless these are its head and training is to follow.
+    """Reject a model with random weights, unless these are its head and it will be trained.
 
-    ``info`` is what ``from_pretrained`` reports of the loading. Of a model that is not trained, the folder may not hold more of
-    its body either than the model has: a layer that is left out makes another model.
+    ``info`` is the loading info of ``from_pretrained``. If the model will not be trained, the folder also must not have
+    weights of the body that the model lacks: without a layer it is a different model.
 
-    Raises: ``ConfigError`` that names the first weights in question.
+    Raises: ``ConfigError`` that names the first such weights.
     """
     there = {name: (list(theirs), list(own)) for name, theirs, own in info["mismatched_keys"]}
     absent = sorted({*info["missing_keys"], *there})
@@ -38,11 +38,13 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
     if absent:
         is_head = not is_trained and not there and set(absent) <= _head(model)
         fix = (
-            "Write teacher: {path: …, train: true} to fit it first"
+            "Write teacher: {path: …, train: true} to train it first"
             if is_head
-            else "Its config.json describes another model than its weights: save both again, with save_pretrained"
+            else "Its config.json and its weights belong to different models: save both again with save_pretrained"
         )
-        named = [f"{name} {there[name][1]} (it holds {there[name][0]})" if name in there else name for name in absent]
+        named = [
+            f"{name} {there[name][1]} (the file has {there[name][0]})" if name in there else name for name in absent
+        ]
         raise kdplug.ConfigError(
             f"{path!r} has no weights for {_some(named)}, so its outputs would be random. {fix}", field=field
         )
@@ -50,16 +52,16 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
         raise kdplug.ConfigError(f"{path!r} cannot be loaded: {info['error_msgs'][0]}", field=field)
     if not is_trained and (more := _left_over(model, info["unexpected_keys"])):
         raise kdplug.ConfigError(
-            f"{path!r} holds weights that its {type(model).__name__} has no place for: {_some(more)}. Without them it would be "
-            "another model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
+            f"{path!r} has weights that its {type(model).__name__} does not use: {_some(more)}. Without them it would be a "
+            "different model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
             field=field,
         )
 
 
 def check_sums(path: str, field: str) -> None:
-    """Compare the files of a folder with its ``SHA256SUMS``, which a recipe writes next to its student, where there is one.
+    """Check the files of a folder against its ``SHA256SUMS``, if it has one; a recipe writes it next to its student.
 
-    Raises: ``ConfigError`` that names the file that is not as it was written.
+    Raises: ``ConfigError`` that names the file that changed.
     """
     folder = Path(path).expanduser()
     sums = folder / "SHA256SUMS"
@@ -69,7 +71,7 @@ def check_sums(path: str, field: str) -> None:
         found = _SUM.fullmatch(line)
         if found is None:
             raise kdplug.ConfigError(
-                f"{path!r} is damaged: SHA256SUMS holds the line {line[:80]!r}, which is no SHA-256 and file name. Use an "
+                f"{path!r} is damaged: SHA256SUMS has the line {line[:80]!r}, which is not a SHA-256 and a file name. Use an "
                 "undamaged copy, or delete SHA256SUMS",
                 field=field,
             )
@@ -79,45 +81,45 @@ def check_sums(path: str, field: str) -> None:
         with file.open("rb") as stream:
             if file_digest(stream, "sha256").hexdigest() != found[1]:
                 raise kdplug.ConfigError(
-                    f"{path!r} is damaged: {found[2]} has another SHA-256 than SHA256SUMS says. Use an undamaged copy; if you "
+                    f"{path!r} is damaged: the SHA-256 of {found[2]} does not match SHA256SUMS. Use an undamaged copy; if you "
                     "changed the file, delete SHA256SUMS",
                     field=field,
                 )
 
 
 def check_size(model: nn.Module, path: str, field: str) -> None:
-    """Compare a model without weights with the size of the files that are to fill it, before memory is taken for it.
+    """Compare the size of a model without weights with that of its weight files, before its memory is allocated.
 
-    A file may hold less than the model: a head that is trained may be new.
+    The files may be somewhat smaller than the model, since a head that is trained may be new.
 
-    Raises: ``ConfigError`` where the files of a folder hold far fewer numbers than the model has.
+    Raises: ``ConfigError`` if the files of a folder have far fewer numbers than the model.
     """
     folder = Path(path).expanduser()
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
     wanted = sum(parameter.numel() for parameter in model.parameters())
-    if held and wanted > held + _NEW:  # a number takes one byte at least
+    if held and wanted > held + _NEW:  # a number takes at least one byte
         raise kdplug.ConfigError(
-            f"the config.json of {path!r} describes a model of {wanted:,} parameters, and its safetensors files hold {held:,} bytes. "
-            "Correct its sizes, or save both again, with save_pretrained",
+            f"the config.json of {path!r} describes a model of {wanted:,} parameters, but its safetensors files have {held:,} bytes. "
+            "Correct its sizes, or save both again with save_pretrained",
             field=field,
         )
 
 
 def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.ConfigError | None:
-    """How to convert the pickle that transformers was not allowed to read; ``None`` where ``error`` is about something else."""
+    """Return an error that explains how to convert pickled weights; ``None`` if ``error`` has another cause."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         pickles = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
         found, target, also = pickles[0] if pickles else "", path, ""
         if any((folder / f"model.safetensors{more}").is_file() for more in ("", ".index.json")):
             return None
-    else:  # transformers advises against use_safetensors=True where a name on the hub has none
+    else:  # transformers' error mentions use_safetensors if a hub model has none
         found, target = "pytorch_model.bin" if "use_safetensors" in str(error) else "", f"./{path.rpartition('/')[2]}"
-        also = f" Save its tokenizer or image processor there too, and write {target} for {path}"
+        also = f" Save its tokenizer or image processor there too, and replace {path} by {target}"
     if not found:
         return None
     return kdplug.ConfigError(
-        f"{path!r} holds its weights as {found}, a pickle, and reading one can run code: kdplug reads safetensors alone. If you "
+        f"{path!r} has its weights in {found}, a pickle. Reading a pickle can run code, so kdplug reads only safetensors. If you "
         f'trust it, convert it: python -c "from transformers import {auto} as M; '
         f'M.from_pretrained({path!r}).save_pretrained({target!r})"{also}',
         field=field,
@@ -125,7 +127,7 @@ def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.
 
 
 def _head(model: Any) -> set[str]:
-    """The names of what is not pretrained with a body: all outside it, its pooler, and what has a row for each class."""
+    """Return the names of weights not pretrained with the body: those outside it, the pooler, and rows for classes."""
     own = model.state_dict(keep_vars=True)
     body = model.base_model
     if body is model:
@@ -144,7 +146,7 @@ def _head(model: Any) -> set[str]:
 
 
 def _left_over(model: Any, names: Iterable[str]) -> list[str]:
-    """Which of ``names`` belong to parts of the body that the model lacks. A head of another task, and a pooler, may be left out."""
+    """Return the body weights in ``names`` that the model lacks, except heads of other tasks and poolers."""
     prefix, body = model.base_model_prefix, model.base_model
     roots = {prefix, *(name for name, _ in body.named_children())}
     modules = {name for name, _ in model.named_modules()} | {name for name, _ in body.named_modules()}

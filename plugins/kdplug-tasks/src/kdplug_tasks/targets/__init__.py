@@ -1,1 +1,1 @@
-"""What a head is trained on: how it is read, compared and measured."""
+"""Targets of a head: reading, loss and metrics."""

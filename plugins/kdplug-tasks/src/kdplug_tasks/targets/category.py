@@ -1,4 +1,4 @@
-"""One of several classes."""
+"""Targets that are one of several classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROBLEM = "single_label_classification"
 
 
 class Category:
-    """A class for each row. ``names``, where they are given, are the classes in the order of the outputs."""
+    """A class for each row. ``names``, if given, are the classes in output order."""
 
     columns: tuple[str, ...] = ("label",)
     metric = "accuracy"
@@ -30,42 +30,42 @@ class Category:
         self.labels = Labels(())
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
-        """The classes."""
+        """Determine the classes; return their config values."""
         check_problem(teacher, _PROBLEM)
         self.labels = find_labels(self.names, teacher, source, "label", may_lack=True)
         return {**self.labels.to_config, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[int]:
-        """The class of each row by number, ``-100`` where it has none."""
+        """Return the class number of each row, ``-100`` if it has none."""
         return self.labels.indices(table, "label", optional=optional)
 
     def collate(self, values: Sequence[int]) -> Tensor:
-        """Shape: ``[batch]``."""
+        """Return class numbers ``[batch]``."""
         return torch.tensor(values, dtype=torch.long)
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """The cross-entropy in nats over the rows that have a class."""
+        """Return the cross-entropy in nats over the rows that have a class."""
         return {"losses": cross_entropy_sum(logits, targets), "labels": targets}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Accuracy, and F1 as the mean over the classes that occur."""
+        """Return accuracy, and F1 averaged over the classes that occur."""
         predicted, true = logits.argmax(dim=-1).tolist(), targets.tolist()
         macro = f1_score(true, predicted, average="macro", zero_division=0)
         return {"accuracy": float(accuracy_score(true, predicted)), "macro_f1": float(macro)}
 
     def about(self) -> str:
-        """The classes."""
+        """Describe the classes."""
         shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else "")
         return f"{len(self.labels)} classes{self.labels.about}: {shown}.{self.labels.about_untrained}"
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 where it is that already."""
+    """Return the tensor in float32, or unchanged if it is float64."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
-    """The cross-entropy of the items that have a label, in nats and at least float32, and how many of them there are.
+    """Return the summed cross-entropy of items with a label, in nats and at least float32, and their number.
 
     Shapes: ``logits [*items, classes]``, ``labels [*items]``, ``-100`` = none.
     """

@@ -1,4 +1,4 @@
-"""A number."""
+"""Targets that are numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdplug_tasks.targets.category import at_least_float32
 
 
 def pearson(found: Tensor, true: Tensor) -> float:
-    """Pearson's correlation; 0 where one side does not vary, which leaves it undefined."""
+    """Return the Pearson correlation; 0 if one side is constant, where it is undefined."""
     from scipy.stats import pearsonr
 
     if _is_constant(found) or _is_constant(true):
@@ -27,7 +27,7 @@ def pearson(found: Tensor, true: Tensor) -> float:
 
 
 def spearman(found: Tensor, true: Tensor) -> float:
-    """Spearman's rank correlation; 0 where one side does not vary, which leaves it undefined."""
+    """Return the Spearman rank correlation; 0 if one side is constant, where it is undefined."""
     from scipy.stats import spearmanr
 
     if _is_constant(found) or _is_constant(true):
@@ -45,44 +45,44 @@ _PROBLEM = "regression"
 
 
 class Score:
-    """A number for each row, which the one output of a model comes near to by squared error."""
+    """A number for each row, fitted by a model's single output with squared error."""
 
     columns: tuple[str, ...] = ("label",)
     metric = "pearson"
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:  # noqa: ARG002
-        """One output."""
+        """Return the config values of a model with one output."""
         check_problem(teacher, _PROBLEM)
         if teacher is not None and teacher.num_labels != 1:
             raise kdplug.ConfigError(
-                f"the teacher has {teacher.num_labels} outputs, and a score is one number", field="teacher.path"
+                f"the teacher has {teacher.num_labels} outputs, but the task needs one", field="teacher.path"
             )
         return {"num_labels": 1, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[float]:
-        """The number of each row, ``nan`` where it has none."""
+        """Return the number of each row, ``nan`` if it has none."""
         if "label" not in table.columns:
             return [_NONE] * len(table)
         return [_number(value, table, row, optional=optional) for row, value in enumerate(table.columns["label"])]
 
     def collate(self, values: Sequence[float]) -> Tensor:
-        """Shape: ``[batch]``."""
+        """Return numbers ``[batch]``."""
         return torch.tensor(values, dtype=torch.float32)
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """The squared error over the rows that have a number."""
+        """Return the squared error over the rows that have a number."""
         given = ~targets.isnan()
         error = (at_least_float32(logits.squeeze(-1)) - targets.where(given, 0.0)).square()
         return {"losses": kdplug.LossSum(error.where(given, 0.0).sum(), given.sum())}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Pearson's and Spearman's correlation, and the root of the mean squared error."""
+        """Return Pearson and Spearman correlation, and root mean squared error."""
         found = logits.squeeze(-1).double()
         error = (found - targets.double()).square().mean().sqrt()
         return {"pearson": pearson(found, targets), "spearman": spearman(found, targets), "rmse": float(error)}
 
     def about(self) -> str:
-        """Nothing needs to be said."""
+        """Return an empty string: there are no classes to describe."""
         return ""
 
 

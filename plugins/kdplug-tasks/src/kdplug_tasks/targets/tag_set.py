@@ -1,4 +1,4 @@
-"""Any number of several classes."""
+"""Targets with any number of classes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PROBLEM = "multi_label_classification"
 
 
 class TagSet:
-    """The classes that hold for each row, each of them a yes or no of its own.
+    """The classes of each row, as independent binary decisions.
 
-    In the data they are a list, or text that ``separator`` divides; empty text is no class. A row of the distillation part
-    whose cell is null, or that has no such column, has no target.
+    In the data they are a list, or text split at ``separator``; empty text means no class. A row for distillation whose
+    cell is null, or whose table has no such column, has no target.
     """
 
     columns: tuple[str, ...] = ("labels",)
@@ -36,29 +36,29 @@ class TagSet:
         self.labels = Labels(())
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
-        """The classes."""
+        """Determine the classes; return their config values."""
         check_problem(teacher, _PROBLEM)
         self.labels = find_labels(self.names, teacher, source, "labels", self._cells)
         return {**self.labels.to_config, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[list[int]]:
-        """Zeros and ones for each row, ``-100`` throughout where it has no target."""
+        """Return zeros and ones for each row; all ``-100`` if it has no target."""
         none = [NO_LABEL] * len(self.labels)
         if "labels" not in table.columns:
             return [none] * len(table)
         found = []
         for row, cell in enumerate(table.columns["labels"]):
             if cell is None and not optional:
-                raise table.error("there are no labels; an empty list says that none holds", row)
+                raise table.error("there are no labels; write an empty list if no class applies", row)
             found.append(none if cell is None else self._row(cell, table, row))
         return found
 
     def collate(self, values: Sequence[list[int]]) -> Tensor:
-        """Shape: ``[batch, classes]``."""
+        """Return zeros and ones ``[batch, classes]``."""
         return torch.tensor(values, dtype=torch.long)
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """The binary cross-entropy in nats over the classes of the rows that have a target."""
+        """Return the binary cross-entropy in nats over the classes of rows that have a target."""
         given = targets != NO_LABEL
         wide = at_least_float32(logits)
         loss = functional.binary_cross_entropy_with_logits(
@@ -67,7 +67,7 @@ class TagSet:
         return {"losses": LossSum(loss.where(given, 0.0).sum(), given.sum())}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """F1 over all decisions, F1 as the mean over classes, and the share of rows that are right throughout."""
+        """Return micro F1, macro F1, and the share of rows with every class right."""
         predicted = (logits > 0).long()
         scores = {
             f"{kind}_f1": float(f1_score(targets.numpy(), predicted.numpy(), average=kind, zero_division=0))
@@ -76,10 +76,8 @@ class TagSet:
         return {**scores, "exact_match": float((predicted == targets).all(dim=-1).double().mean())}
 
     def about(self) -> str:
-        """The classes."""
-        return (
-            f"{len(self.labels)} classes{self.labels.about}, of which any number may hold.{self.labels.about_untrained}"
-        )
+        """Describe the classes."""
+        return f"{len(self.labels)} classes{self.labels.about}, any number per row.{self.labels.about_untrained}"
 
     def _row(self, cell: Any, table: Table, row: int) -> list[int]:
         found = [0] * len(self.labels)

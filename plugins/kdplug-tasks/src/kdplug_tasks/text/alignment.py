@@ -1,4 +1,4 @@
-"""Where two tokenisations of one text have read the same characters."""
+"""Alignment of two tokenizations of the same text by characters."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 Span: TypeAlias = tuple[int, int]
-"""The characters of a text that a token is of: the first, and the one after the last."""
+"""The character range of a token: start and end (exclusive)."""
 
 Cut: TypeAlias = tuple[int, int]
-"""How many tokens of the student, and of the teacher, hold the same text."""
+"""Numbers of student and teacher tokens that cover the same text."""
 
 
 def boundaries(spans: Sequence[Span], length: int) -> dict[int, int]:
-    """How many tokens have been read, by the character up to which they have read everything and nothing beyond.
+    """Return the number of tokens that cover exactly the text up to a character, by that character.
 
-    A token that ends inside a character is no such place: bytes of it are still to come, in a token that begins before the
-    end of this one. What follows the last token is white space, if anything, and counts as read. ``length`` is that of the text.
+    The end of a token inside a character is not a boundary: the next token has the remaining bytes and begins before
+    that end. Trailing whitespace after the last token counts as covered. ``length`` is the length of the text.
     """
     found = {}
     for count, (_, end) in enumerate(spans, 1):
@@ -27,9 +27,9 @@ def boundaries(spans: Sequence[Span], length: int) -> dict[int, int]:
 
 
 def cuts(student: Sequence[Span], teacher: Sequence[Span], length: int) -> list[Cut]:
-    """All places at which both sides have read the same characters, the end of the text among them, in their order.
+    """Return all positions at which both sides have read the same characters, in order, up to the end of the text.
 
-    Equal spans give ``(i, i)`` alone. The beginning, where neither side has read anything, is left out.
+    Equal spans give only ``(i, i)``. The start of the text is not included.
     """
     if not student or not teacher:
         return [(len(student), len(teacher))] if student or teacher else []
@@ -38,9 +38,7 @@ def cuts(student: Sequence[Span], teacher: Sequence[Span], length: int) -> list[
 
 
 def sizes(text: str, spans: Sequence[Span]) -> list[int]:
-    """The bytes of the text, in UTF-8, that are complete with each token and were not before. White space between two tokens
-    belongs to the latter.
-    """
+    """Return the UTF-8 bytes of text that each token completes. Whitespace between two tokens belongs to the second."""
     found, before = [0] * len(spans), 0
     for end, count in boundaries(spans, len(text)).items():
         found[count - 1] = len(text[before:end].encode())

@@ -1,4 +1,4 @@
-"""Documents as runs of tokens, whole or packed into blocks."""
+"""Documents as token sequences, whole or packed into blocks."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import NamedTuple
 
 
 class Tokens(NamedTuple):
-    """Ids, and for each whether it counts as something to predict."""
+    """Token ids, and for each whether its prediction counts."""
 
     ids: list[int]
     counts: list[bool]
 
     @property
     def is_something(self) -> bool:
-        """Whether a token after the first one counts: the first is predicted from nothing."""
+        """True if a token after the first counts; the first cannot be predicted."""
         return any(self.counts[1:])
 
 
 def packed(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ()) -> list[Tokens]:
-    """All documents one after the other, cut into blocks of at most ``length``.
+    """Concatenate all documents and cut them into blocks of at most ``length``.
 
-    A block may hold the end of a document and the beginning of the next, and attention reaches from one into the other. Each block
+    A block may contain the end of a document and the start of the next, and attention crosses between them. Each block
     begins with ``begin``, as each document does.
     """
     whole = Tokens([], [])
@@ -32,31 +32,32 @@ def packed(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ()) 
 
 
 def divided(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ()) -> list[Tokens]:
-    """Each document on its own, cut into pieces of at most ``length``, each of which begins with ``begin``."""
+    """Cut each document into pieces of at most ``length``, each beginning with ``begin``."""
     return [piece for document in documents for piece in _cut(document, length, list(begin))]
 
 
 def shortened(documents: Iterable[Tokens], length: int) -> list[Tokens]:
-    """The first ``length`` tokens of each document, without those of which then nothing counts."""
+    """Return the first ``length`` tokens of each document, dropping documents in which no token then counts."""
     found = (Tokens(document.ids[:length], document.counts[:length]) for document in documents)
     return [document for document in found if document.is_something]
 
 
 def is_begin(ids: Sequence[int], counts: Sequence[bool], place: int, begin: Sequence[int]) -> bool:
-    """Whether a document begins at ``place``. Its begin does not count, unlike the same token in a text."""
+    """Return whether a document begins at ``place``. Its start tokens do not count, unlike the same tokens in a text."""
     end = place + len(begin)
     return list(ids[place:end]) == list(begin) and not any(counts[place:end])
 
 
 def _cut(document: Tokens, length: int, begin: list[int]) -> Iterator[Tokens]:
-    """Pieces that all begin with ``begin``. A piece that goes on within a text does not count its first token: what came before
-    that is cut off.
+    """Yield pieces that all begin with ``begin``.
+
+    In a piece that continues a text, the first token after ``begin`` does not count, since its context was cut off.
     """
     start = 0
     while start < len(document.ids):
         goes_on = not is_begin(*document, start, begin)
         end = start + length - len(begin) * goes_on
-        if end < len(document.ids):  # no piece ends with the begin of a document
+        if end < len(document.ids):  # no piece ends with the start tokens of a document
             before = (end - back for back in range(1, len(begin) + 1) if is_begin(*document, end - back, begin))
             end = next((place for place in before if place > start), end)
         ids, counts = document.ids[start:end], document.counts[start:end]

@@ -1,4 +1,4 @@
-"""Rows of a language task as examples of two tokenizers."""
+"""Examples of a language task with two tokenizers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ SIDES: tuple[Side, Side] = ("student", "teacher")
 
 
 class DualTokenReader:
-    """A tokenizer for each side. An example is a ``DualTokens``, or the ``SideTokens`` of the teacher alone.
+    """One tokenizer per side. An example is a ``DualTokens``, or the ``SideTokens`` of the teacher only.
 
-    Each side is given the whole text, and predicts all of it. What is compared are the predictions after each piece of text
-    that both have read to the same character. ``compared`` and ``predicted`` count the student's tokens in all examples so far: those
-    that are compared, and all that it predicts.
+    Each side gets the whole text and predicts all of it. Predictions are compared at the positions where both sides
+    have read up to the same character. ``compared`` and ``predicted`` count the student's tokens in all examples so
+    far: those that are compared, and all that it predicts.
 
-    Source: Boizard et al. 2024, arXiv:2402.12030, compare token by token and cut off the longer side; the pieces of equal
-    text are those of TRL's GOLD trainer, which also multiplies in the probabilities of a piece's other tokens.
+    Source: Boizard et al. 2024, arXiv:2402.12030, compare token by token and truncate the longer side; the pieces of
+    equal text are those of TRL's GOLD trainer, which also multiplies in the probabilities of a piece's other tokens.
 
-    Raises: ``ConfigError`` for a tokenizer that does not know the characters of its tokens, and where one of the two alone has
-    an end token.
+    Raises: ``ConfigError`` for a tokenizer without character offsets, and if only one of the two has an end token.
     """
 
     def __init__(self, student: TextProcessor, teacher: TextProcessor, form: Form) -> None:
@@ -55,14 +54,14 @@ class DualTokenReader:
         with_end = [side for side in SIDES if self.frames[side].end]
         if len(with_end) == 1:
             raise kdplug.ConfigError(
-                f"only the {with_end[0]}'s tokenizer has an end token, so texts would end for one side alone. Give the other "
-                "one an eos_token",
+                f"only the {with_end[0]}'s tokenizer has an end token, so texts would end for one side only. Set an eos_token "
+                "in the other",
                 field="student_tokenizer",
             )
 
     @property
     def sketch(self) -> str:
-        """The first document that was read, as tokens of each side."""
+        """Describes the first document as tokens of each side."""
         if self._first is None:
             return ""
         halves: dict[Side, SideTokens] = {"student": self._first.student, "teacher": self._first.teacher}
@@ -73,7 +72,7 @@ class DualTokenReader:
         return shown + departure(self.processors["student"].tokenizer, self.frames["student"])
 
     def examples(self, table: Table) -> Examples:
-        """Pieces of text that are whole for both sides: where one is cut, so is the other."""
+        """Return pieces of text, cut at the same characters for both sides."""
         form = self.form
         documents = self._twins(table)
         most = 1 if form.has_prompts and not form.is_packed else None
@@ -85,19 +84,22 @@ class DualTokenReader:
             self._first = next((one for one in (found if most else documents) if one.is_something), None)
         compared = sum(len(dual.compared) for dual in found)
         if not compared:
-            raise table.error("the two tokenizers never end a token at the same character, so nothing can be compared")
+            raise table.error(
+                "the two tokenizers never end a token at the same character, so no predictions can be compared"
+            )
         self.compared += compared
         self.predicted += sum(sum(dual.student.counts[1:]) for dual in found)
         return Examples(found)
 
     def of_teacher(self, examples: Examples) -> Examples:
-        """The same, for the teacher to be fitted on."""
+        """Return the teacher's side of ``examples``, to train it on."""
         return Examples([dual.teacher for dual in examples.items])
 
     def collate(self, examples: list[Any]) -> Any:
-        """A batch for each side, where examples have both: ids, mask, and at the positions of the tokens ``labels``,
-        ``counts`` (which predictions are compared) and ``sizes`` (bytes of text). Equally many are compared on both sides, in
-        one order.
+        """Return a batch for each side that the examples have.
+
+        Each has ids, mask and, per token, ``labels``, ``counts`` (which predictions are compared) and ``sizes`` (bytes
+        of text). Both sides have the same number of compared predictions, in the same order.
         """
         if isinstance(examples[0], SideTokens):
             return self._batch("teacher", examples, None)
@@ -109,7 +111,7 @@ class DualTokenReader:
         }
 
     def count(self, batch: Any) -> int:
-        """The bytes of text."""
+        """Return the number of bytes of text."""
         own: Batch = batch["student"]
         return int(own.targets["sizes"].sum())
 
@@ -128,7 +130,7 @@ class DualTokenReader:
             )
         except ValueError as error:
             raise table.error(
-                f"the two tokenizers have no end of a token in common within {error}, and examples have at most "
+                f"the two tokenizers have no common token boundary within {error}, but examples have at most "
                 f"{self.form.max_length} (max_length)",
                 None if self.form.is_packed else row,
             ) from None
@@ -148,7 +150,7 @@ class DualTokenReader:
         return found
 
     def _around(self, which: Literal["begin", "end"], *, counts: bool) -> tuple[SideTokens, SideTokens, list[Cut]]:
-        """The special tokens of each side, and the cut after them where both have some."""
+        """Return the special tokens of each side, and the cut after them if both have some."""
         own, theirs = (getattr(self.frames[side], which) for side in SIDES)
         cut = (len(own), len(theirs))
         return _special(own, counts=counts), _special(theirs, counts=counts), [cut] if all(cut) else []
@@ -158,13 +160,13 @@ class DualTokenReader:
         spelled = [self._spellers[side].spell(texts) for side in SIDES]
         for row, (text, *sides) in enumerate(zip(texts, *spelled, strict=True)):
             for side, one in zip(SIDES, sides, strict=True):
-                if (told := flaw(text, one.spans)) is not None:
-                    raise table.error(f"the {side}'s tokenizer {told}", row)
+                if (reason := flaw(text, one.spans)) is not None:
+                    raise table.error(f"the {side}'s tokenizer {reason}", row)
             yield _Aligned(text, sides[0], sides[1])
 
 
 class _Aligned(NamedTuple):
-    """A text, and what each side made of it."""
+    """A text with its tokens of each side."""
 
     text: str
     student: Spelled

@@ -1,4 +1,4 @@
-"""A text as tokens of two tokenizers, and where it may be cut."""
+"""A text as tokens of two tokenizers, with the positions where it may be cut."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from kdplug_tasks.text.alignment import Cut
 from kdplug_tasks.text.document import is_begin
 
 Begins: TypeAlias = tuple[list[int], list[int]]
-"""What documents of the student and of the teacher begin with."""
+"""Start tokens of the student's and the teacher's documents."""
 
 
 class SideTokens(NamedTuple):
-    """One side's tokens: ids, for each whether it counts as something to predict, and the bytes of text that it completes."""
+    """One side's tokens: ids and, for each, whether its prediction counts and how many bytes of text it completes."""
 
     ids: list[int]
     counts: list[bool]
@@ -21,21 +21,21 @@ class SideTokens(NamedTuple):
 
     @property
     def is_something(self) -> bool:
-        """Whether a token after the first one counts: the first is predicted from nothing."""
+        """True if a token after the first counts; the first cannot be predicted."""
         return any(self.counts[1:])
 
     def part(self, start: int, end: int) -> SideTokens:
-        """The tokens from ``start`` to before ``end``."""
+        """Return the tokens from ``start`` to ``end`` (exclusive)."""
         return SideTokens(self.ids[start:end], self.counts[start:end], self.sizes[start:end])
 
     def going_on(self, begin: list[int]) -> SideTokens:
-        """The same after ``begin``. Its first token does not count: what came before that is cut off."""
+        """Return these tokens after ``begin``. The first does not count, since its context was cut off."""
         counts = [False] * len(begin) + [False] * bool(self.counts) + self.counts[1:]
         return SideTokens([*begin, *self.ids], counts, [0] * len(begin) + self.sizes)
 
 
 class DualTokens(NamedTuple):
-    """The same text for both sides. ``cuts`` say where both have read the same of it; the last is the end of both."""
+    """The same text for both sides. ``cuts`` are the positions where both have read the same text; the last is the end."""
 
     student: SideTokens
     teacher: SideTokens
@@ -43,11 +43,11 @@ class DualTokens(NamedTuple):
 
     @classmethod
     def empty(cls) -> DualTokens:
-        """No text."""
+        """Return an empty text."""
         return cls(SideTokens([], [], []), SideTokens([], [], []), [])
 
     def extend(self, student: SideTokens, teacher: SideTokens, cuts: Iterable[Cut]) -> None:
-        """The text that comes next. Where one side has no token for some of it, the later cut stands for both."""
+        """Append a text. If one side has no token between two cuts, only the later cut is kept."""
         before = len(self.student.ids), len(self.teacher.ids)
         for one, more in ((self.student, student), (self.teacher, teacher)):
             one.ids.extend(more.ids)
@@ -61,36 +61,36 @@ class DualTokens(NamedTuple):
 
     @property
     def compared(self) -> list[Cut]:
-        """The cuts after which both sides have a token to predict that counts: it is token ``i`` of the one, ``j`` of the other."""
+        """The cuts ``(i, j)`` at which the predictions of student token ``i`` and teacher token ``j`` both count."""
         own, theirs = self.student.counts, self.teacher.counts
         inner = [(i, j) for i, j in self.cuts if 0 < i < len(own) and 0 < j < len(theirs)]
         return [(i, j) for i, j in inner if own[i] and theirs[j]]
 
     @property
     def is_something(self) -> bool:
-        """Whether both sides have something to predict."""
+        """True if both sides have a token whose prediction counts."""
         return self.student.is_something and self.teacher.is_something
 
     def part(self, first: int, last: int) -> DualTokens:
-        """What lies between cut ``first`` and cut ``last``, counted from 0, the beginning."""
+        """Return the text between cuts ``first`` and ``last``; cut 0 is the start."""
         (i, j), (k, m) = ((0, 0) if place == 0 else self.cuts[place - 1] for place in (first, last))
         inner = [(own - i, theirs - j) for own, theirs in self.cuts[first:last]]
         return DualTokens(self.student.part(i, k), self.teacher.part(j, m), inner)
 
     def going_on(self, begins: Begins) -> DualTokens:
-        """The same after what each side's documents begin with."""
+        """Return this text after each side's start tokens."""
         own, theirs = begins
         cuts = [(i + len(own), j + len(theirs)) for i, j in self.cuts]
         return DualTokens(self.student.going_on(own), self.teacher.going_on(theirs), cuts)
 
     def is_begin(self, place: int, begins: Begins) -> bool:
-        """Whether what lies between cut ``place`` and the next one is all that a document begins with."""
+        """Return whether the text between cut ``place`` and the next is exactly the start tokens of a document."""
         return _steps(self.cuts[place - 1], self.cuts[place]) == tuple(map(len, begins)) and self.begins_at(
             place, begins
         )
 
     def begins_at(self, place: int, begins: Begins) -> bool:
-        """Whether a document begins after cut ``place``, counted from 0, the beginning."""
+        """Return whether a document begins after cut ``place``; cut 0 is the start."""
         own, theirs = (0, 0) if place == 0 else self.cuts[place - 1]
         return is_begin(self.student.ids, self.student.counts, own, begins[0]) and is_begin(
             self.teacher.ids, self.teacher.counts, theirs, begins[1]
@@ -98,7 +98,7 @@ class DualTokens(NamedTuple):
 
 
 def joined(duals: Iterable[DualTokens]) -> DualTokens:
-    """All texts one after the other."""
+    """Return the concatenation of all texts."""
     whole = DualTokens.empty()
     for dual in duals:
         whole.extend(*dual)
@@ -106,10 +106,11 @@ def joined(duals: Iterable[DualTokens]) -> DualTokens:
 
 
 def pieces(dual: DualTokens, length: int, begins: Begins = ([], [])) -> Iterator[DualTokens]:
-    """The text cut where both sides may be, into pieces of at most ``length`` tokens of either, each as long as can be. Each begins
-    with ``begins``, as each document does.
+    """Cut the text at common boundaries into the longest pieces of at most ``length`` tokens on either side.
 
-    Raises: ``ValueError`` where the sides have nothing in common for longer than that.
+    Each piece begins with ``begins``, as each document does.
+
+    Raises: ``ValueError`` if there is no common boundary within ``length`` tokens.
     """
     first, count = 0, len(dual.cuts)
     while first < count:
@@ -121,7 +122,9 @@ def pieces(dual: DualTokens, length: int, begins: Begins = ([], [])) -> Iterator
             last += 1
         if last == first:
             raise ValueError(f"{max(_steps(start, dual.cuts[first]))} tokens")
-        if first + 1 < last < count and dual.is_begin(last - 1, begins):  # no piece ends with the begin of a document
+        if first + 1 < last < count and dual.is_begin(
+            last - 1, begins
+        ):  # no piece ends with the start tokens of a document
             last -= 1
         piece = dual.part(first, last)
         yield piece.going_on(begins) if goes_on else piece

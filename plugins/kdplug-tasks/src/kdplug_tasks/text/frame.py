@@ -12,29 +12,29 @@ _FIRST, _LAST = 5, 3
 
 
 class Frame(NamedTuple):
-    """The ids before a document, which are given and never predicted, and those after it, which are."""
+    """The ids before a document, which are never predicted, and those after it, which are."""
 
     begin: list[int]
     end: list[int]
 
     def check_room(self, max_length: int) -> None:
-        """Raises: ``ConfigError`` where the begin leaves no token to be predicted from another one."""
+        """Raises: ``ConfigError`` if the start tokens leave room for fewer than two tokens."""
         if max_length - len(self.begin) < 2:
             raise kdplug.ConfigError(
-                f"is {max_length}, and the special tokens at the start of each example take {len(self.begin)} of them: at least 2 must "
+                f"is {max_length}, but the special tokens at the start of each example take {len(self.begin)} of that; at least 2 must "
                 "remain",
                 field="max_length",
             )
 
 
 def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
-    """What ``tokenizer`` itself puts around a text that it encodes with special tokens, and after it its end token where it puts
-    nothing there. ``add_bos_token`` says whether there is to be a begin, ``None`` that the tokenizer decides.
+    """Return the special tokens around a document: those that ``tokenizer`` adds, or its end token if it adds no end.
 
-    It is found by encoding: attributes such as ``add_bos_token`` do not say what a tokenizer does.
+    ``add_bos_token`` sets whether documents get start tokens; with ``None``, the tokenizer decides.
+    The tokens are detected by encoding, since attributes such as ``add_bos_token`` are not reliable.
 
-    Raises: ``ConfigError``, whose field is ``field``, where the tokenizer puts special tokens inside of a text; where a begin is
-    asked for and it has none.
+    Raises: ``ConfigError`` if the tokenizer inserts special tokens inside a text (naming ``field``), or start tokens
+    are requested and it has none.
     """
     found = _added(tokenizer)
     if found is None and add_bos_token is None:
@@ -48,7 +48,7 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
         begin = []
     elif add_bos_token and not begin:
         if tokenizer.bos_token_id is None:
-            raise kdplug.ConfigError("is true, and the tokenizer has no bos_token", field="add_bos_token")
+            raise kdplug.ConfigError("is true, but the tokenizer has no bos_token", field="add_bos_token")
         begin = [tokenizer.bos_token_id]
     if not end and tokenizer.eos_token_id is not None:
         end = [tokenizer.eos_token_id]
@@ -56,7 +56,7 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
 
 
 def _added(tokenizer: Any) -> Frame | None:
-    """What all probes have around them, ``None`` where that is not one thing."""
+    """Return the tokens around all probes, ``None`` if they differ."""
     frames: list[Frame] | None = None
     for probe in _PROBES:
         bare: list[int] = tokenizer(probe, add_special_tokens=False, verbose=False)["input_ids"]
@@ -69,21 +69,21 @@ def _added(tokenizer: Any) -> Frame | None:
 
 
 def departure(tokenizer: Any, frame: Frame) -> str:
-    """A sentence where documents do not begin as ``tokenizer`` itself begins a text, so that a saved student needs help with it."""
+    """Return a warning, for users of a saved student, if documents begin differently from what ``tokenizer`` does."""
     own = (_added(tokenizer) or Frame([], [])).begin
     if own == frame.begin:
         return ""
     text = tokenizer.decode(own or frame.begin)
     return (
-        f" The saved tokenizer {'puts' if own else 'does not put'} {text!r} before a text, unlike this task (add_bos_token): see to it "
-        "where the student is used."
+        f" The saved tokenizer {'puts' if own else 'does not put'} {text!r} before a text, unlike this task (add_bos_token). Account "
+        "for this when you use the student."
     )
 
 
 def sketch(tokenizer: Any, ids: Sequence[int], counts: Sequence[bool]) -> str:
-    """The first and last tokens of a document, and how many of them enter the loss; the others stand in parentheses.
+    """Describe a document: its first and last tokens, and how many tokens enter the loss.
 
-    The first token of all never does: it is predicted from nothing.
+    The others are in parentheses, among them always the first, which cannot be predicted.
     """
     entering = [False, *counts[1:]]
     is_short = len(ids) <= _FIRST + _LAST + 1
@@ -98,6 +98,6 @@ def _words(tokenizer: Any, ids: Sequence[int], entering: Sequence[bool]) -> str:
 
 def _written(tokenizer: Any, token: int, *, enters: bool) -> str:
     text = tokenizer.decode([token])
-    if not text or "\ufffd" in text:  # nothing to see, or a part of a character
+    if not text or "\ufffd" in text:  # empty, or part of a character
         text = str(tokenizer.convert_ids_to_tokens(token))
     return repr(text) if enters else f"({text!r})"

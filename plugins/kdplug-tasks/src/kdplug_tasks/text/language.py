@@ -1,4 +1,4 @@
-"""The next token."""
+"""Language modelling: predict the next token."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from kdplug_tasks.text.tokenizer import classes_of
 
 
 def check_direction(config: Any, side: str) -> None:
-    """Raises: ``ConfigError`` for a model that sees the tokens it is to predict."""
+    """Raises: ``ConfigError`` for a model that attends to the tokens it predicts."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kind = type(config)
@@ -37,14 +37,14 @@ def check_direction(config: Any, side: str) -> None:
         raise kdplug.ConfigError(f"transformers has no causal language model of type {config.model_type!r}", field=side)
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise kdplug.ConfigError(
-            f"a {config.model_type} model sees the tokens that it is to predict, unless its config says is_decoder: true",
+            f"a {config.model_type} model attends to the tokens that it predicts, unless its config has is_decoder: true",
             field=side,
         )
 
 
 @dataclass(slots=True)
 class Perplexity:
-    """What was predicted so far: ``nats`` in all, the tokens that came first, all tokens, and the bytes of text that they are."""
+    """Running totals: ``nats``, tokens predicted ``right``, all ``tokens``, and their ``bytes`` of text."""
 
     nats: float = 0.0
     right: int = 0
@@ -52,7 +52,7 @@ class Perplexity:
     bytes: int = 0
 
     def add(self, batch: Batch, logits: Logits, vocabulary: int | None) -> None:
-        """What a model gave for a batch, of whose classes the first ``vocabulary`` are read."""
+        """Add a batch and its logits, of which only the first ``vocabulary`` classes are read."""
         found = figures(*shifted(logits, batch.targets["labels"], vocabulary))
         self.nats, self.right, self.tokens = self.nats + found[0], self.right + found[1], self.tokens + found[2]
         if (sizes := batch.targets.get("sizes")) is not None:
@@ -60,27 +60,27 @@ class Perplexity:
 
     @property
     def figures(self) -> dict[str, float]:
-        """Perplexity, the loss that it is the exponential of in nats per token, and the share of tokens that come first."""
+        """Perplexity, loss in nats per token (its logarithm), and accuracy."""
         loss = self.nats / self.tokens
         return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": self.right / self.tokens}
 
     @property
     def bits_per_byte(self) -> float:
-        """All nats in bits, for each byte of text; no number where there is no text."""
+        """Total loss in bits per byte of text; NaN if there is no text."""
         return self.nats / math.log(2) / (self.bytes or math.nan)
 
 
 @dataclass(slots=True)
 class Vocabulary:
-    """How many of a model's outputs are read; ``None`` for all of them."""
+    """Number of a model's outputs to read; ``None`` for all."""
 
     size: int | None = None
 
 
 class Language:
-    """Each token from those before it. With ``has_prompts`` the tokens of completions alone count.
+    """Predict each token from those before it. With ``form.has_prompts``, only the tokens of completions count.
 
-    A student whose tokenizer has another vocabulary than the teacher's is given its own tokens of the same texts.
+    A student with a different vocabulary gets its own tokens of the same texts.
     """
 
     auto = "AutoModelForCausalLM"
@@ -105,16 +105,16 @@ class Language:
 
     @property
     def reader(self) -> OneReader | DualTokenReader:
-        """What makes examples of texts, once ``settle`` was called."""
+        """The reader of examples; available after ``settle``."""
         assert self._reader is not None
         return self._reader
 
     def processor_of(self, side: Side) -> TextProcessor:
-        """The tokenizer of one side, once ``settle`` was called."""
+        """Return the tokenizer of one side; available after ``settle``."""
         return self.reader.processor if isinstance(self.reader, OneReader) else self.reader.processors[side]
 
     def frame_of(self, side: Side) -> Frame:
-        """What documents of one side begin and end with, once ``settle`` was called."""
+        """Return the special tokens around one side's documents; available after ``settle``."""
         return self.reader.frame if isinstance(self.reader, OneReader) else self.reader.frames[side]
 
     @property
@@ -124,21 +124,21 @@ class Language:
 
     @property
     def spans_vocabularies(self) -> bool:
-        """Whether the student has a vocabulary of its own."""
+        """True if the student's vocabulary differs from the teacher's."""
         return isinstance(self._reader, DualTokenReader)
 
     @property
     def metric(self) -> str:
-        """What can be compared: perplexities of two vocabularies cannot."""
+        """The main metric; perplexities over different vocabularies are not comparable."""
         return "bits_per_byte" if self.spans_vocabularies else "perplexity"
 
     @property
     def unit(self) -> str:
-        """What both sides have equally many of."""
+        """Unit of throughput, of which both sides have the same number."""
         return "bytes" if self.spans_vocabularies else "tokens"
 
     def settle(self, source: Source, family: Family) -> None:
-        """Find the tokenizers, and what each model has of its vocabulary."""
+        """Determine the tokenizers, and how many outputs of each model are read."""
         texts = [text for name in self.columns.inputs for text in texts_of(source.train, name)]
         length = self.form.max_length
         shared = TextProcessor.find(self._settings, family, texts, length, is_framed=False)
@@ -154,17 +154,17 @@ class Language:
         self._check_models(family)
 
     def _check_apart(self, family: Family) -> None:
-        """Raises: ``ConfigError`` for what takes the tokens of one side for those of the other."""
+        """Raises: ``ConfigError`` for settings that require both sides to have the same tokens."""
         if family.student.from_teacher is not None:
             raise kdplug.ConfigError(
-                "takes embeddings and head of the teacher, and the student's tokenizer has another vocabulary, so that the rows "
-                "would stand for other tokens. Give the student a config",
+                "copies embeddings and head of the teacher, but the student's tokenizer has another vocabulary, so the rows would "
+                "belong to other tokens. Give the student a config",
                 field="student.from_teacher",
             )
         if self.sampler is not None:
             raise kdplug.ConfigError(
-                "does not go with two tokenizers: what the student writes are its own tokens, which the teacher does not have. "
-                "Leave it out",
+                "cannot be used with two tokenizers: the student generates its own tokens, which the teacher does not have. "
+                "Remove it",
                 field="generate",
             )
 
@@ -179,21 +179,21 @@ class Language:
             vocabulary.size = classes_of(self.processor_of(side).tokenizer) if is_padded else None
 
     def examples(self, table: Table, *, optional: bool) -> Examples:  # noqa: ARG002
-        """Blocks of tokens, or documents."""
+        """Return blocks of tokens, or documents."""
         return self.reader.examples(table)
 
     def examples_of_teacher(self, examples: Examples) -> Examples:
-        """What the teacher is fitted on, where that is not what the student is trained on."""
+        """Return the teacher's training examples, given the student's."""
         return self.reader.of_teacher(examples) if isinstance(self.reader, DualTokenReader) else examples
 
     def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
-        """A batch, or one for each side."""
+        """Return a batch, or one for each side."""
         return self.reader.collate(examples)
 
     def adaptor(self, side: Side = "student") -> Adapt:
-        """Logits beside the tokens that they are about: position ``i`` holds the logits for token ``i + 1``, and its label.
+        """Return the adaptor, which aligns logits with the tokens they predict.
 
-        Features stay at the positions of their own tokens.
+        Position ``i`` has the logits and label of token ``i + 1``. Features stay at the positions of their tokens.
         """
         vocabulary = self.read[side]
 
@@ -212,32 +212,32 @@ class Language:
 
     @property
     def samples(self) -> bool:
-        """Whether some batches are written by the student."""
+        """True if the student generates some batches."""
         return self.sampler is not None
 
     def sampled(self, batch: Batch, student: nn.Module) -> Batch:
-        """A batch that the student wrote, or ``batch`` itself, as chance has it."""
+        """Return a batch that the student generated, or ``batch`` itself, at random."""
         if self.sampler is None or not self.sampler.is_due():
             return batch
         return self.sampler.sample(batch, student, self.processor.tokenizer, self.frame_of("student").end)
 
     def count(self, batch: Any) -> int:
-        """The tokens, without padding; the bytes of text where the sides differ in tokens."""
+        """Return the number of tokens without padding; bytes of text if the vocabularies differ."""
         return self.reader.count(batch)
 
     def part_of(self, batch: Any, model: nn.Module) -> Batch:
-        """What ``model`` is given of a batch."""
+        """Return the part of a batch that is the input of ``model``."""
         found: Batch = batch[self._side(model)] if self.spans_vocabularies else batch
         return found
 
     def _side(self, model: nn.Module) -> Side:
-        """Which side a model is on, where that makes a difference."""
+        """Return the side of a model if the vocabularies differ, else the student's."""
         return self._side_of(model) if self.spans_vocabularies and self._side_of is not None else "student"
 
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """Perplexity, loss in nats per token, and the share of tokens that come first.
+        """Return perplexity, loss in nats per token, and accuracy.
 
-        With two vocabularies first of all the bits for each byte of text, which both sides have alike.
+        With two vocabularies, also bits per byte of text, which is comparable between the sides.
         """
         found, vocabulary = Perplexity(), self.read[self._side(model)].size
         for batch in batches:
@@ -246,9 +246,9 @@ class Language:
         return {"bits_per_byte": found.bits_per_byte, **found.figures} if self.spans_vocabularies else found.figures
 
     def about(self) -> str:
-        """How texts became examples, and what is left out of the vocabulary."""
+        """Describe how texts became examples, and how many outputs are read."""
         form = (
-            "Documents are packed into blocks" if self.form.is_packed else "Each document stands alone, cut to pieces"
+            "Documents are packed into blocks" if self.form.is_packed else "Each document is cut separately into pieces"
         )
         only = " Only the tokens of completions count." if self.form.has_prompts else ""
         sampling = "" if self.sampler is None else self.sampler.about(has_prompts=self.form.has_prompts)
@@ -259,11 +259,11 @@ class Language:
         own, theirs = self.read["student"].size, self.read["teacher"].size
         if isinstance(self.reader, DualTokenReader):
             return (
-                f" The student has a tokenizer of its own, {own} tokens beside the teacher's {theirs}: what they predict is "
-                f"compared where both have read the same characters, {self.reader.compared:,} of {self.reader.predicted:,} times."
+                f" The student has its own tokenizer, with {own} tokens (teacher: {theirs}). Predictions are compared where both have "
+                f"read the same characters: {self.reader.compared:,} of {self.reader.predicted:,} predictions of the student."
             )
         if own:
-            return f" The models differ in embeddings; both are read up to the tokenizer's {own} tokens."
+            return f" The models differ in vocabulary size; only the outputs of the tokenizer's {own} tokens are read."
         return ""
 
     def save(self, folder: Path) -> None:
@@ -272,6 +272,6 @@ class Language:
 
 
 def counted(batch: Batch, labels: Tensor) -> Tensor:
-    """Which items count for losses on logits: what has a label, or what a student wrote. Shape: that of ``labels``."""
+    """Return the mask of items that count for losses on logits: those with a label, or generated. Shape: as ``labels``."""
     written = batch.targets.get("counts")
     return labels != NO_LABEL if written is None else written[:, 1:].to(labels.device)

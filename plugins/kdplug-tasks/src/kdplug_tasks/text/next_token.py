@@ -1,4 +1,4 @@
-"""Logits beside the tokens that they are about, multiplied out or in factors."""
+"""Logits aligned with the tokens they predict, dense or factored."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from kdplug_tasks.targets.category import at_least_float32, cross_entropy_sum
 Logits: TypeAlias = Tensor | FactoredLogits
 
 _PIECE = 1 << 24
-"""Logits that are multiplied out at once: 64 MiB in float32."""
+"""Number of logits computed at a time: 64 MiB in float32."""
 
 
 def shifted(logits: Logits, labels: Tensor, vocabulary: int | None) -> tuple[Logits, Tensor]:
-    """Logits and the labels that they are about, without the last position, and of the vocabulary the first ``vocabulary``.
+    """Return logits without the last position, of the first ``vocabulary`` classes, and the labels they predict.
 
     Shapes: ``[batch, length, V]`` and ``[batch, length]`` to ``[batch, length - 1, V]`` and ``[batch, length - 1]``.
     """
@@ -32,7 +32,7 @@ def shifted(logits: Logits, labels: Tensor, vocabulary: int | None) -> tuple[Log
 
 
 def pieces(logits: Logits, labels: Tensor) -> Iterator[tuple[Logits, Tensor]]:
-    """The items that have a label, few enough at a time to be multiplied out, with their labels.
+    """Yield the items that have a label, with their labels, in chunks small enough to compute dense logits.
 
     Shapes: ``[*items, V]`` and ``[*items]`` to ``[n, V]`` and ``[n]``.
     """
@@ -47,7 +47,7 @@ def pieces(logits: Logits, labels: Tensor) -> Iterator[tuple[Logits, Tensor]]:
 
 
 def loss_sum(logits: Logits, labels: Tensor) -> LossSum:
-    """``cross_entropy_sum``; of factors a piece at a time, which the backward pass works out again.
+    """Return ``cross_entropy_sum``; factored logits are computed in chunks, and again in the backward pass.
 
     Shapes: ``[*items, V]`` and ``[*items]``, ``-100`` = none.
     """
@@ -60,7 +60,7 @@ def loss_sum(logits: Logits, labels: Tensor) -> LossSum:
 
 
 def figures(logits: Logits, labels: Tensor) -> tuple[float, int, int]:
-    """The cross-entropy of the items that have a label, summed; how many of them come first; how many there are."""
+    """Return the summed cross-entropy of items with a label, the number predicted right, and the number of items."""
     total, right, count = 0.0, 0, 0
     for rows, chosen in pieces(logits, labels):
         held = _dense(rows)

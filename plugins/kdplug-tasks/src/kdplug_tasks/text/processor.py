@@ -1,4 +1,4 @@
-"""The tokenizer that both models of a task share."""
+"""Tokenizer and padding for the models of a task."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from kdplug_tasks.text.tokenizer import (
 
 
 class TextProcessor:
-    """Turns texts to ids and pads them. Ids of one batch are as long as its longest text.
+    """Tokenizes texts and pads batches to their longest text.
 
-    ``max_length`` is where texts are cut, in tokens.
+    Texts are truncated to ``max_length`` tokens.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -45,14 +45,14 @@ class TextProcessor:
         is_framed: bool = True,
         is_split: bool = False,
     ) -> TextProcessor:
-        """The teacher's tokenizer unless there are ``settings``. ``is_split`` says that it will be given words.
+        """Return the tokenizer of ``settings``, by default the teacher's. ``is_split``: inputs will be words.
 
-        Raises: ``ConfigError`` where there is none, or another one than a trained teacher's.
+        Raises: ``ConfigError`` if there is none, or it differs from a trained teacher's.
         """
         if settings is None:
             if family.teacher.path is None:
                 raise kdplug.ConfigError(
-                    "is required, since the teacher is made from scratch: a folder, or {train: bytes-bpe, vocab: 512}",
+                    "is required, since the teacher is built from scratch: a folder, or {train: bytes-bpe, vocab: 512}",
                     field="tokenizer",
                 )
             return cls(load_tokenizer(family.teacher.path, "teacher.path", is_split=is_split), max_length)
@@ -66,10 +66,11 @@ class TextProcessor:
     def of_student(
         self, settings: TokenizerSettings | None, family: Family, texts: Iterable[str]
     ) -> TextProcessor | None:
-        """The student's own tokenizer, without frames: that of ``settings``, or else what its folder brings. ``None`` where there
-        is none, or its vocabulary is the teacher's, so that this one serves both.
+        """Return the student's own tokenizer: that of ``settings``, else that of its folder.
 
-        Raises: ``ConfigError`` where both are there and differ.
+        Return ``None`` if there is none, or if its vocabulary equals the teacher's, so that both can share this one.
+
+        Raises: ``ConfigError`` if both exist and differ.
         """
         path, own = family.student.path, None
         if path is not None and has_tokenizer(path):
@@ -80,9 +81,9 @@ class TextProcessor:
                 own = make_tokenizer(settings, texts, is_framed=False)
             else:
                 own = load_tokenizer(settings.path, "student_tokenizer")
-            if brought is not None and (told := difference(brought, own)):
+            if brought is not None and (reason := difference(brought, own)):
                 raise kdplug.ConfigError(
-                    f"has another vocabulary than the tokenizer of {path!r}: {told}. Leave it out",
+                    f"has another vocabulary than the tokenizer of {path!r}: {reason}. Remove it",
                     field="student_tokenizer",
                 )
         if own is None or not difference(self.tokenizer, own):
@@ -91,20 +92,20 @@ class TextProcessor:
 
     @property
     def from_scratch(self) -> dict[str, Any]:
-        """What the config of a model from scratch is told."""
+        """Config values for a model from scratch."""
         ids = {f"{name}_token_id": getattr(self.tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
         return {"vocab_size": classes_of(self.tokenizer), **ids}
 
     def check_places(self) -> None:
-        """Raises: ``ConfigError`` where the tokenizer cannot say which words or characters its tokens are of."""
+        """Raises: ``ConfigError`` if the tokenizer cannot map tokens to words or characters."""
         if not self.tokenizer.is_fast:
             raise kdplug.ConfigError(
-                f"{type(self.tokenizer).__name__} does not say which part of the text a token is. A fast tokenizer is needed",
+                f"{type(self.tokenizer).__name__} cannot map tokens to positions in the text. A fast tokenizer is required",
                 field="tokenizer",
             )
 
     def check(self, family: Family) -> None:
-        """Raises: ``ConfigError`` where the tokenizer does not fit the models, or ``max_length`` is too long for one."""
+        """Raises: ``ConfigError`` if the tokenizer does not fit the models, or ``max_length`` is too large for one."""
         path = family.student.path
         if path is not None and has_tokenizer(path):
             check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
@@ -112,19 +113,19 @@ class TextProcessor:
         self.check_model(family.student_config, "student")
 
     def check_model(self, config: Any, side: str) -> None:
-        """Raises: ``ConfigError`` where the tokenizer does not fit one model, or ``max_length`` is too long for it."""
+        """Raises: ``ConfigError`` if the tokenizer does not fit the model, or ``max_length`` is too large for it."""
         text = text_part(config, side)
         check_vocabulary(self.tokenizer, text.vocab_size, side)
         limit = positions(text)
         if limit is not None and self.max_length > limit:
             raise kdplug.ConfigError(
-                f"is {self.max_length}, and the {side} takes sequences of at most {limit} tokens", field="max_length"
+                f"is {self.max_length}, but the {side} takes sequences of at most {limit} tokens", field="max_length"
             )
         if getattr(text, "pad_token_id", None) is None:
             text.pad_token_id = self.tokenizer.pad_token_id
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, list[int]]]:
-        """The inputs of each text, or pair of texts, cut to ``max_length``; of a pair, the longer text is cut."""
+        """Return the inputs of each text or pair, truncated to ``max_length``; in a pair, the longer text is truncated."""
         if not texts:
             return []
         given = [list(texts)] if pairs is None else [list(texts), list(pairs)]
@@ -133,7 +134,7 @@ class TextProcessor:
         return [{name: found[name][row] for name in names} for row in range(len(texts))]
 
     def pad(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        """The inputs of a batch, padded on the right. Shapes: ``[batch, length]`` each."""
+        """Return the inputs of a batch, padded on the right. Shapes: ``[batch, length]`` each."""
         longest = max(len(example["input_ids"]) for example in examples)
         values = {"input_ids": self.tokenizer.pad_token_id}
         return {
@@ -149,16 +150,16 @@ def _check_trained(tokenizer: Any, family: Family) -> None:
     path = family.teacher.path
     if path is None or family.teacher.train or not has_tokenizer(path):
         return
-    if told := difference(load_tokenizer(path, "teacher.path"), tokenizer):
+    if reason := difference(load_tokenizer(path, "teacher.path"), tokenizer):
         raise kdplug.ConfigError(
-            f"has another vocabulary than the teacher was trained with in {path!r}: {told}. Leave it out; one that is the student's "
-            "alone is the student_tokenizer of causal-lm",
+            f"has another vocabulary than the teacher in {path!r} was trained with: {reason}. Remove it; to give only the student "
+            "another tokenizer, use the student_tokenizer of causal-lm",
             field="tokenizer",
         )
 
 
 def padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
-    """Rows of integers as one tensor ``[rows, length]``, ``value`` after each row's end."""
+    """Return rows of integers as a tensor ``[rows, length]``, padded on the right with ``value``."""
     found = torch.full((len(rows), length), value, dtype=torch.long)
     for place, row in enumerate(rows):
         found[place, : len(row)] = torch.as_tensor(row, dtype=torch.long)
@@ -166,12 +167,12 @@ def padded(rows: Sequence[Sequence[int]], length: int, value: int) -> Tensor:
 
 
 def texts_of(table: Any, column: str) -> list[str]:
-    """A column of texts.
+    """Return a column of texts.
 
-    Raises: ``ConfigError`` for a cell that holds none.
+    Raises: ``ConfigError`` for a cell that is not text.
     """
     if column not in table.columns:
-        raise table.error(f"there is no column {column!r}, which the training data have")
+        raise table.error(f"there is no column {column!r}, but the training data have one")
     found = list(table.columns[column])
     for row, text in enumerate(found):
         if not isinstance(text, str):

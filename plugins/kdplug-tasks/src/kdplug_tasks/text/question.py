@@ -1,4 +1,4 @@
-"""A span of the context that answers a question."""
+"""Extractive question answering: find the span of the context that answers a question."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(found: str, answers: Sequence[str]) -> float:
-    """1 where the normalised answer is one of the right ones, else 0. No right answer means that none is to be given."""
+    """Return 1 if the normalized answer is among the right ones, else 0. If there are none, the empty answer is right."""
     return float(any(normalised(found) == normalised(answer) for answer in answers or ("",)))
 
 
 def overlap(found: str, answers: Sequence[str]) -> float:
-    """The F1 of the words of an answer and of a right one, the best over the right ones.
+    """Return the best word F1 of an answer over the right ones.
 
-    Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1; 2018, arXiv:1806.03822, for questions without an answer.
+    Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1; 2018, arXiv:1806.03822, for questions without an
+    answer.
     """
     return max(_f1(normalised(found).split(), normalised(answer).split()) for answer in answers or ("",))
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, English articles and surplus blanks."""
+    """Return the text in lower case without punctuation, English articles and extra whitespace."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -52,18 +53,18 @@ def _f1(found: list[str], answer: list[str]) -> float:
 
 
 OUTSIDE = -1e4
-"""The logit of a position where no answer can be. It is finite, so that any loss can compare two of them, in float16 too."""
+"""Logit of positions outside the context. Finite, so that any loss can compare two of them, even in float16."""
 
 
 class Question(NamedTuple):
-    """What is needed to judge an answer."""
+    """The data needed to score an answer."""
 
     context: str
     answers: list[Answer]
 
 
 class Questions:
-    """The first and the last token of the answer, two heads. A window that does not hold the answer points to its first token."""
+    """Two heads predict the first and last token of the answer. Windows without the answer point to their first token."""
 
     auto = "AutoModelForQuestionAnswering"
     metric = "f1"
@@ -84,12 +85,12 @@ class Questions:
 
     @property
     def processor(self) -> TextProcessor:
-        """The tokenizer, once ``settle`` was called."""
+        """The tokenizer; available after ``settle``."""
         assert self._processor is not None
         return self._processor
 
     def settle(self, source: Source, family: Family) -> None:
-        """Find the tokenizer, and whether there are questions without an answer."""
+        """Determine the tokenizer, and whether some questions have no answer."""
         train = source.train
         texts = (text for name in self.columns.inputs for text in texts_of(train, name))
         self._processor = TextProcessor.find(self._settings, family, texts, self._max_length)
@@ -99,7 +100,7 @@ class Questions:
         self.may_be_unanswerable = [] in answers_of(train, texts_of(train, "context"), optional=True)
 
     def examples(self, table: Table, *, optional: bool) -> Examples:
-        """The windows of each question."""
+        """Return the windows of each question."""
         questions, contexts = (texts_of(table, name) for name in self.columns.inputs)
         answers = answers_of(table, contexts, optional=optional)
         self._check_room(table, questions)
@@ -113,7 +114,9 @@ class Questions:
         return Examples(windows(encoded, names, answers, first))
 
     def collate(self, examples: list[Window]) -> Batch:
-        """A padded batch; ``start``, ``end`` and ``question`` are ``[batch]``, ``from`` and ``to`` are ``[batch, length]``."""
+        """Return a padded batch; ``start``, ``end``, ``question`` are ``[batch]``, ``from``, ``to`` are ``[batch,
+        length]``.
+        """
         inputs = self.processor.pad([one.inputs for one in examples])
         length = inputs["input_ids"].shape[1]
         targets = {
@@ -124,12 +127,12 @@ class Questions:
         return Batch(inputs, targets)
 
     def adaptor(self) -> Adapt:
-        """Two heads of logits over positions, ``-10000`` where no answer can be, and the cross-entropy over both."""
+        """Return the adaptor: two heads of logits over positions, ``-10000`` outside the context, and their loss."""
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
             heads = _heads(batch, outputs)
             labels = [batch.targets["start"], batch.targets["end"]]
-            # both ends of a window have a label or neither has, so one mean over all ends is the mean of the two means
+            # either both ends of a window have a label or neither, so the mean over all ends is the mean of both means
             losses = cross_entropy_sum(torch.cat(heads), torch.cat(labels))
             found = {"logits": heads, "labels": labels, "losses": losses}
             return {**found, "inputs_mask": batch["attention_mask"], **features(outputs)}
@@ -137,11 +140,11 @@ class Questions:
         return adapt
 
     def count(self, batch: Batch) -> int:
-        """The windows."""
+        """Return the number of windows."""
         return len(batch["input_ids"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """F1 of words and exact match, in [0, 1], of the best span over all windows of each question."""
+        """Return word F1 and exact match, in [0, 1], of the best span over all windows of each question."""
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
         for batch in batches:
@@ -161,15 +164,15 @@ class Questions:
         }
 
     def about(self) -> str:
-        """How contexts are divided."""
-        return f"Contexts are read in windows of {self._max_length} tokens that share {self.stride}."
+        """Describe how contexts are split into windows."""
+        return f"Contexts are split into windows of {self._max_length} tokens with an overlap of {self.stride}."
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""
         self.processor.save(folder)
 
     def _best(self, batch: Batch, outputs: Any) -> Iterable[tuple[int, float, str, float]]:
-        """Question, score and text of each window's best span, and the score of no answer."""
+        """Yield question, score and text of each window's best span, and the score of no answer."""
         starts, ends = (head.float().cpu() for head in _heads(batch, outputs))
         begins, stops, numbers = (batch.targets[name].cpu() for name in ("from", "to", "question"))
         for row, number in enumerate(numbers.tolist()):
@@ -185,21 +188,21 @@ class Questions:
         for row, ids in enumerate(tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]):
             if len(ids) + taken >= self._max_length:
                 raise table.error(
-                    f"the question has {len(ids)} tokens, which leaves no room for its context in {self._max_length} with a stride of "
-                    f"{self.stride}. Raise max_length or lower stride",
+                    f"the question has {len(ids)} tokens, which leaves no room for its context with max_length {self._max_length} and "
+                    f"stride {self.stride}. Increase max_length or decrease stride",
                     row,
                 )
 
 
 def _heads(batch: Batch, outputs: Any) -> list[Tensor]:
-    """Logits of start and end. An answer can be in the context, or at the first token, which stands for none."""
+    """Return logits of start and end, masked to the context and the first token, which means no answer."""
     allowed = batch.targets["from"] < batch.targets["to"]
     allowed[:, 0] = True
     return [head.masked_fill(~allowed, OUTSIDE) for head in (outputs.start_logits, outputs.end_logits)]
 
 
 def _allowed(scores: Tensor, is_context: Tensor, length: int) -> Tensor:
-    """Scores ``[start, end]``, ``-inf`` where the end is before the start or further than ``length``, or one is not in the context."""
+    """Return scores ``[start, end]``, ``-inf`` for spans that are empty, longer than ``length`` or outside the context."""
     size = len(scores)
     band = torch.ones(size, size, dtype=torch.bool).triu() & torch.ones(size, size, dtype=torch.bool).tril(length - 1)
     return scores.where(band & is_context & is_context.unsqueeze(1), -torch.inf)

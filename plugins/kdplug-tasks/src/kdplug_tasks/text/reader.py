@@ -1,4 +1,4 @@
-"""Rows of a language task as examples, and examples as batches."""
+"""Examples and batches of a language task."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How texts become examples of at most ``max_length`` tokens: with ``has_prompts`` the tokens of completions alone count;
-    packed, they stand one after the other. ``needs_prompts`` says that an example has to begin with something;
-    ``add_bos_token``, whether documents have a begin, ``None`` that the tokenizer decides.
+    """Rules for making examples of at most ``max_length`` tokens from texts.
+
+    ``has_prompts``: only tokens of completions count; ``is_packed``: documents are concatenated; ``needs_prompts``:
+    prompts must not be empty; ``add_bos_token``: whether documents get start tokens, ``None`` lets the tokenizer
+    decide.
     """
 
     max_length: int
@@ -28,37 +30,37 @@ class Form:
     add_bos_token: bool | None = None
 
     def nothing_left(self, table: Table) -> Exception:
-        """That the rows are too short, or prompts too long."""
-        return table.error(f"nothing is left to predict in the first {self.max_length} tokens of any row")
+        """Return the error for rows that are too short, or prompts that are too long."""
+        return table.error(f"no row has a token to predict in its first {self.max_length} tokens")
 
 
 class Reader(Protocol):
-    """What makes examples of a table, and batches of examples."""
+    """Makes examples from a table, and batches from examples."""
 
     def examples(self, table: Table) -> Examples:
-        """Blocks of tokens, or documents. Raises: ``ConfigError``."""
+        """Return blocks of tokens, or documents. Raises: ``ConfigError``."""
         ...
 
     def collate(self, examples: list[Any]) -> Batch | Mapping[str, Batch]:
-        """A padded batch, or one for each side."""
+        """Return a padded batch, or one for each side."""
         ...
 
     def count(self, batch: Any) -> int:
-        """How much a batch holds, padding left out."""
+        """Return the number of units in a batch, without padding."""
         ...
 
 
 class Counting(Protocol):
-    """Tokens of which some count."""
+    """Tokens with a flag for each."""
 
     @property
     def ids(self) -> list[int]:
-        """What they are."""
+        """Token ids."""
         ...
 
     @property
     def counts(self) -> list[bool]:
-        """Which of them are to be predicted."""
+        """For each token, whether its prediction counts."""
         ...
 
 
@@ -74,14 +76,14 @@ class OneReader:
 
     @property
     def sketch(self) -> str:
-        """The first document that was read."""
+        """Describes the first document."""
         if self._first is None:
             return ""
         tokenizer = self.processor.tokenizer
         return f" The first document is {sketch(tokenizer, *self._first)}.{departure(tokenizer, self.frame)}"
 
     def examples(self, table: Table) -> Examples:
-        """Blocks of tokens, or documents."""
+        """Return blocks of tokens, or documents."""
         form, begin = self.form, self.frame.begin
         documents = self._prompted(table) if form.has_prompts else self._plain(table)
         if form.has_prompts and not form.is_packed:
@@ -94,11 +96,11 @@ class OneReader:
         return Examples(found)
 
     def collate(self, examples: list[Tokens]) -> Batch:
-        """Ids and mask; ``labels [batch, length]`` are the ids that count, at their own position, ``-100`` elsewhere."""
+        """Return ids, mask and ``labels [batch, length]``: the ids that count, not shifted, ``-100`` elsewhere."""
         return batch_of(examples, self.processor)
 
     def count(self, batch: Batch) -> int:
-        """The tokens, without padding."""
+        """Return the number of tokens, without padding."""
         return int(batch["attention_mask"].sum())
 
     def _plain(self, table: Table) -> list[Tokens]:
@@ -112,7 +114,7 @@ class OneReader:
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             start = [*self.frame.begin, *prompt]
             if not start and self.form.needs_prompts:
-                raise table.error("the prompt is empty, so the student has nothing to go on from (generate)", row)
+                raise table.error("the prompt is empty, so the student has nothing to continue (generate)", row)
             answer = [*completion, *self.frame.end]
             found.append(Tokens([*start, *answer], [False] * len(start) + [True] * len(answer)))
         return found
@@ -123,7 +125,7 @@ class OneReader:
 
 
 def batch_of(examples: Sequence[Counting], processor: TextProcessor) -> Batch:
-    """Ids and mask of tokens of which some count, and those as labels, ``[batch, length]`` each."""
+    """Return ids, mask, and labels of the tokens that count, ``[batch, length]`` each."""
     longest = max(len(one.ids) for one in examples)
     labels = [
         [token if counts else NO_LABEL for token, counts in zip(one.ids, one.counts, strict=True)] for one in examples

@@ -1,4 +1,4 @@
-"""One output for a text, or for a pair of texts."""
+"""Problems with one prediction per text or pair of texts."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ from kdplug_tasks.text.setting import TokenizerSettings
 
 
 class Target(Protocol):
-    """How a target is read, compared with logits, and measured. ``columns`` hold it."""
+    """Reading, loss and metrics of a target, which is in ``columns``."""
 
     columns: tuple[str, ...]
     metric: str
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
-        """What the configs of the models are told. ``teacher`` is the config of one whose head is trained.
+        """Return config values for the models. ``teacher`` is the config of a trained teacher, else ``None``.
 
         Raises: ``ConfigError``.
         """
         ...
 
     def read(self, table: Table, *, optional: bool) -> list[Any]:
-        """The target of each row. Raises: ``ConfigError`` for a row without one, unless ``optional``."""
+        """Return the target of each row. Raises: ``ConfigError`` for a row without one, unless ``optional``."""
         ...
 
     def collate(self, values: Sequence[Any]) -> Tensor:
-        """The targets of a batch."""
+        """Return the targets of a batch."""
         ...
 
     def adapted(self, logits: Tensor, targets: Tensor) -> dict[str, Any]:
-        """``losses`` as a ``LossSum``, and ``labels`` where the targets are classes. Rows without a target count nothing."""
+        """Return the loss over rows with a target as ``losses``, a ``LossSum``, and ``labels`` if targets are classes."""
         ...
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """What the logits are worth."""
+        """Return the metrics of the logits."""
         ...
 
     def about(self) -> str:
-        """A sentence for the start of a run."""
+        """Describe the target, for the start of a run."""
         ...
 
 
 Length = Annotated[int, Field(ge=2, le=1 << 24)]
-"""How many tokens an example may have."""
+"""Maximum number of tokens in an example."""
 Names = Annotated[list[str], Field(min_length=2)]
 
 
 class Sequences:
-    """A text, or two, and a target. The texts stand in ``inputs``, one column or two."""
+    """The problem of predicting a target for the text, or two texts, in the columns ``inputs``."""
 
     auto = "AutoModelForSequenceClassification"
     is_lower_better = False
@@ -84,12 +84,12 @@ class Sequences:
 
     @property
     def processor(self) -> TextProcessor:
-        """The tokenizer, once ``settle`` was called."""
+        """The tokenizer; available after ``settle``."""
         assert self._processor is not None
         return self._processor
 
     def settle(self, source: Source, family: Family) -> None:
-        """Find the classes and the tokenizer."""
+        """Determine the classes and the tokenizer."""
         family.changes = self.target.settle(source, family.trained)
         self.inputs += tuple(name for name in self.columns.optional if name in source.train.columns)
         texts = (text for name in self.inputs for text in texts_of(source.train, name))
@@ -98,17 +98,17 @@ class Sequences:
         self._processor.check(family)
 
     def examples(self, table: Table, *, optional: bool) -> Examples:
-        """Each row as ids and target."""
+        """Return each row as ids and target."""
         inputs = self.processor.encode(*[texts_of(table, name) for name in self.inputs])
         return Examples(list(zip(inputs, self.target.read(table, optional=optional), strict=True)))
 
     def collate(self, examples: list[Any]) -> Batch:
-        """A padded batch."""
+        """Return a padded batch."""
         inputs = self.processor.pad([inputs for inputs, _ in examples])
         return Batch(inputs, {"target": self.target.collate([target for _, target in examples])})
 
     def adaptor(self) -> Adapt:
-        """Logits, loss, labels, features and mask."""
+        """Return the adaptor: logits, loss, labels, features and mask."""
         target = self.target
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
@@ -118,11 +118,11 @@ class Sequences:
         return adapt
 
     def count(self, batch: Batch) -> int:
-        """The texts, or pairs."""
+        """Return the number of texts or pairs."""
         return len(batch["input_ids"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """The figures of the target."""
+        """Return the target's metrics."""
         logits, targets = [], []
         for batch in batches:
             logits.append(model(**batch).logits.float().cpu())
@@ -130,7 +130,7 @@ class Sequences:
         return self.target.figures(torch.cat(logits), torch.cat(targets))
 
     def about(self) -> str:
-        """The classes."""
+        """Describe the classes."""
         return self.target.about()
 
     def save(self, folder: Path) -> None:

@@ -11,9 +11,9 @@ from kdplug_tasks.setting import Settings, or_text
 
 
 class TokenizerSettings(Settings):
-    """A folder or hub name, or ``{train: bytes-bpe, vocab: 512}`` for one that is made from the training data.
+    """A folder or hub name, or ``{train: bytes-bpe, vocab: 512}`` to train one on the training data.
 
-    A text stands for ``{path: …}``, and ``bytes`` for ``{train: bytes}``.
+    A string means ``{path: …}``, and ``bytes`` means ``{train: bytes}``.
     """
 
     model_config = ConfigDict(json_schema_extra=or_text)
@@ -21,7 +21,7 @@ class TokenizerSettings(Settings):
     path: Annotated[str, Field(min_length=1)] | None = None
     """A folder or hub name."""
     train: Literal["bytes-bpe", "bytes"] | None = None
-    """One made from the training data: ``bytes-bpe`` merges bytes, so that any text can be written; ``bytes`` does not."""
+    """Train a byte-level tokenizer: ``bytes-bpe`` learns merges from the training data, ``bytes`` has none."""
     vocab: Annotated[int, Field(ge=260, le=1 << 24)] | None = None
     """The number of tokens of ``bytes-bpe``."""
 
@@ -37,5 +37,7 @@ class TokenizerSettings(Settings):
         if (self.path is None) == (self.train is None):
             raise kdplug.ConfigError("give exactly one of path and train")
         if (self.train == "bytes-bpe") != (self.vocab is not None):
-            raise kdplug.ConfigError("vocab, the number of tokens, goes with train: bytes-bpe and with nothing else")
+            raise kdplug.ConfigError(
+                "vocab, the number of tokens, is required with train: bytes-bpe and not allowed otherwise"
+            )
         return self

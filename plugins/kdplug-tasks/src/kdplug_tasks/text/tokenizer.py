@@ -1,4 +1,4 @@
-"""Tokenizers: loaded, or made from the training data; and whether two of them agree."""
+"""Load tokenizers, train them on the training data, and compare their vocabularies."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PAD, UNKNOWN, BEGIN, END = "<pad>", "<unk>", "<s>", "</s>"
 _SPECIAL = (PAD, UNKNOWN, BEGIN, END)
 _BYTES = 256
 _LONGEST_RUN = re.compile(r"\S{1000}|\s{1000}")
-"""Learning merges takes time quadratic in the length of a word, so longer runs are cut for it."""
+"""Learning merges takes quadratic time in the length of a word, so longer runs are split before training."""
 
 
 def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
-    """The tokenizer of a folder or hub name, with something to pad with. Code that the folder brings is not run.
+    """Load the tokenizer of a folder or hub name, with a padding token, without running code from the folder.
 
-    ``is_split`` says that it will be given words: one whose words begin with a space then puts that before each.
+    ``is_split``: inputs will be words, so a tokenizer whose words begin with a space must add it before each.
 
-    Raises: ``ConfigError`` where there is none.
+    Raises: ``ConfigError`` if there is none.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -41,22 +41,22 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
         raise not_loaded(path, field, error, "the tokenizer of ") from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise kdplug.ConfigError(
-            f"{path!r}: transformers made a {type(tokenizer).__name__} of it, which is no tokenizer", field=field
+            f"{path!r}: transformers loaded it as {type(tokenizer).__name__}, which is not a tokenizer", field=field
         )
     names = tokenizer.model_input_names
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise kdplug.ConfigError(f"{path!r}: its model_input_names must be a list of names, got {names!r}", field=field)
-    tokenizer.model_input_names = list(dict.fromkeys(("input_ids", *names, "attention_mask")))  # what every task reads
+    tokenizer.model_input_names = list(dict.fromkeys(("input_ids", *names, "attention_mask")))  # every task reads these
     if tokenizer.pad_token is None:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:
-            raise kdplug.ConfigError(f"{path!r} has neither a padding nor an end token", field=field)
+            raise kdplug.ConfigError(f"{path!r} has neither a padding token nor an end token", field=field)
         tokenizer.pad_token = spare
     return tokenizer
 
 
 def has_tokenizer(path: str) -> bool:
-    """Whether a folder brings a tokenizer; a hub name is taken to."""
+    """Return whether a folder has a tokenizer; a hub name is assumed to have one."""
     folder = Path(path).expanduser()
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
     return not folder.is_dir() or any((folder / name).is_file() for name in names)
@@ -65,8 +65,10 @@ def has_tokenizer(path: str) -> bool:
 def make_tokenizer(
     settings: TokenizerSettings, texts: Iterable[str], *, is_framed: bool, is_split: bool = False
 ) -> Any:
-    """A byte-level tokenizer from texts. ``is_framed`` puts a begin and an end around each text, and an end between two;
-    ``is_split`` puts a space before each word that it is given.
+    """Train a byte-level tokenizer on texts.
+
+    ``is_framed``: add a start and an end token around each text, and an end token between two; ``is_split``: add a
+    space before each word.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -99,7 +101,7 @@ def make_tokenizer(
 
 
 def _short_runs(text: str) -> Iterator[str]:
-    """The text, cut after each thousand characters of a word or of white space."""
+    """Yield the text, split after every thousand characters of a word or of whitespace."""
     start = 0
     for run in _LONGEST_RUN.finditer(text):
         yield text[start : run.end()]
@@ -108,17 +110,17 @@ def _short_runs(text: str) -> Iterator[str]:
 
 
 def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
-    """Raises: ``ConfigError`` where two tokenizers give a token different ids, or one lacks it."""
-    if told := difference(tokenizer, other):
+    """Raises: ``ConfigError`` if two tokenizers have different vocabularies."""
+    if reason := difference(tokenizer, other):
         raise kdplug.ConfigError(
-            f"its tokenizer has another vocabulary than the teacher's: {told}. Both models are given the same ids, so they need "
-            "one vocabulary",
+            f"its tokenizer has another vocabulary than the teacher's: {reason}. Both models get the same ids, so they need the "
+            "same vocabulary",
             field=field,
         )
 
 
 def difference(tokenizer: Any, other: Any) -> str:
-    """How the vocabulary of ``other`` differs from that of ``tokenizer``, which stands second; the empty string where it does not."""
+    """Describe the difference of two vocabularies, ``other``'s first; empty if they are equal."""
     mine, theirs = tokenizer.get_vocab(), other.get_vocab()
     if mine == theirs:
         return ""
@@ -129,14 +131,14 @@ def difference(tokenizer: Any, other: Any) -> str:
 
 
 def classes_of(tokenizer: Any) -> int:
-    """One more than the highest id that a tokenizer gives; as many as its tokens, where its ids have no gap."""
+    """Return the highest token id plus one, which is the number of tokens if the ids have no gaps."""
     highest: int = max(tokenizer.get_vocab().values())
     return 1 + highest
 
 
 def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
-    """Raises: ``ConfigError`` where the tokenizer gives ids that a model has no embedding for."""
+    """Raises: ``ConfigError`` if the tokenizer has ids for which the model has no embedding."""
     if size < (needed := classes_of(tokenizer)):
         raise kdplug.ConfigError(
-            f"the model has {size} embeddings and the tokenizer {needed} tokens", field=f"{field}.vocab_size"
+            f"the model has {size} embeddings, but the tokenizer has {needed} tokens", field=f"{field}.vocab_size"
         )

@@ -1,4 +1,4 @@
-"""Contexts that are longer than a model, in windows that overlap."""
+"""Split contexts that exceed a model's length into overlapping windows."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from kdplug_tasks.data.table import Table
 
 
 class Answer(NamedTuple):
-    """A right answer, and the character of the context that it begins at."""
+    """A right answer and its character offset in the context."""
 
     text: str
     start: int
 
 
 class Window(NamedTuple):
-    """The inputs of a question with a part of its context.
+    """The inputs of a question with part of its context.
 
-    ``question`` is the question's number, ``offsets`` the characters of the context that each token covers, ``(0, 0)`` for a
-    token that is none of the context's; ``start`` and ``end`` are the tokens of the answer, 0 where it is not in this part,
-    ``-100`` where nobody says.
+    ``question`` is the question's number, ``offsets`` are the characters of the context that each token covers, ``(0,
+    0)`` for tokens outside the context; ``start`` and ``end`` are the tokens of the answer, 0 if it is not in this
+    window, ``-100`` if it is unknown.
     """
 
     inputs: dict[str, list[int]]
@@ -32,17 +32,17 @@ class Window(NamedTuple):
 
 
 def answers_of(table: Table, contexts: Sequence[str], *, optional: bool) -> list[list[Answer] | None]:
-    """The right answers of each row; ``None`` where the row has no such cell, an empty list where there is no answer.
+    """Return the right answers of each row; ``None`` if the row has no such cell, an empty list if there is no answer.
 
-    They stand in ``answers``, as ``{"text": […], "answer_start": […]}``, or in ``answer`` and ``answer_start``.
+    They are in ``answers``, as ``{"text": […], "answer_start": […]}``, or in ``answer`` and ``answer_start``.
 
-    Raises: ``ConfigError`` where ``answer_start`` is not where the answer is.
+    Raises: ``ConfigError`` if the answer does not start at ``answer_start``.
     """
     found: list[list[Answer] | None] = []
     for row, context in enumerate(contexts):
         answers = _cell(table, row)
         if answers is None and not optional:
-            raise table.error("there are no answers; an empty list says that the question has none", row)
+            raise table.error("there are no answers; write an empty list if the question has none", row)
         for answer in answers or ():
             if context[answer.start : answer.start + len(answer.text)] != answer.text:
                 real = context.find(answer.text)
@@ -63,7 +63,7 @@ def _cell(table: Table, row: int) -> list[Answer] | None:
         if isinstance(cell, list):
             cell = {"text": [one["text"] for one in cell], "answer_start": [one["answer_start"] for one in cell]}
         if not isinstance(cell, dict) or not {"text", "answer_start"} <= cell.keys():
-            raise table.error("answers must hold text and answer_start", row)
+            raise table.error("answers must have text and answer_start", row)
         pairs = list(zip(cell["text"], cell["answer_start"], strict=True))
     elif "answer" in columns and "answer_start" in columns:
         text, start = columns["answer"][row], columns["answer_start"][row]
@@ -81,7 +81,7 @@ def _whole(start: Any, table: Table, row: int) -> int:
 
 
 def windows(encoded: Any, names: Sequence[str], answers: Sequence[list[Answer] | None], first: int) -> list[Window]:
-    """The windows of encoded questions; the questions are numbered from ``first``."""
+    """Return the windows of encoded questions, which are numbered from ``first``."""
     found = []
     for place, row in enumerate(encoded["overflow_to_sample_mapping"]):
         is_context = [part == 1 for part in encoded.sequence_ids(place)]
@@ -94,7 +94,7 @@ def windows(encoded: Any, names: Sequence[str], answers: Sequence[list[Answer] |
 
 
 def _tokens(answers: list[Answer] | None, offsets: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The first and the last token of the first answer, where the window holds all of it."""
+    """Return the first and last token of the first answer if the window contains all of it, else zeros."""
     if answers is None:
         return NO_LABEL, NO_LABEL
     if not answers:

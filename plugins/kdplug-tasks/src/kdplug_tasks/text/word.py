@@ -1,4 +1,4 @@
-"""A tag for each word."""
+"""Token classification: predict a tag for each word."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BEGINS, _ENDS = ("B", "S", "U"), ("E", "L", "S", "U")
 
 
 class Span(NamedTuple):
-    """Words ``start`` to ``end``, the last one included, of a kind."""
+    """An entity of type ``kind``: words ``start`` to ``end``, inclusive."""
 
     kind: str
     start: int
@@ -31,9 +31,9 @@ class Span(NamedTuple):
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
-    """The spans that tags in IOB1, IOB2, BIOES or BILOU mean, as the CoNLL-2000 evaluation reads them.
+    """Return the spans encoded by tags in IOB1, IOB2, BIOES or BILOU, as the CoNLL-2000 evaluation reads them.
 
-    A tag that should not stand where it does begins a span of its own: ``I-PER`` after ``O`` or after ``I-LOC``.
+    An invalid continuation begins a new span: ``I-PER`` after ``O`` or after ``I-LOC``.
 
     Source: Tjong Kim Sang and Buchholz 2000, "Introduction to the CoNLL-2000 Shared Task: Chunking", ``conlleval``.
     """
@@ -53,7 +53,7 @@ def spans(tags: Sequence[str]) -> list[Span]:
 
 
 def has_spans(tags: Sequence[str]) -> bool:
-    """Whether tags are of such a scheme: ``O``, and marks before kinds."""
+    """Return whether tags follow such a scheme: ``O``, and prefixed entity types."""
     marked = [tag for tag in tags if tag != "O"]
     return "O" in tags and bool(marked) and all(tag[:2] in _PREFIXES and len(tag) > 2 for tag in marked)
 
@@ -62,7 +62,7 @@ _PREFIXES = tuple(f"{mark}-" for mark in "BIESLU")
 
 
 def span_scores(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Precision, recall and F1 of the spans of all sentences together; 0 where there is nothing to divide by."""
+    """Return precision, recall and F1 over the spans of all sentences; 0 if the denominator is 0."""
     right = predicted = expected = 0
     for one, other in zip(true, found, strict=True):
         mine, theirs = set(spans(one)), set(spans(other))
@@ -73,11 +73,13 @@ def span_scores(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -
 
 
 _SHOWN = 8
-"""How many words of a sentence a plan shows."""
+"""Number of words of a sentence shown in a plan."""
 
 
 class Sentence(NamedTuple):
-    """The inputs of a sentence; for each sub-word whether it is a word's first, and the word's class there, ``-100`` elsewhere."""
+    """Inputs of a sentence; ``firsts`` marks the first sub-word of each word; ``labels`` has the class there, else
+    ``-100``.
+    """
 
     inputs: dict[str, list[int]]
     firsts: list[int]
@@ -85,7 +87,7 @@ class Sentence(NamedTuple):
 
 
 class Words:
-    """Each word is what the model says of its first sub-word."""
+    """The prediction for a word is that for its first sub-word."""
 
     auto = "AutoModelForTokenClassification"
     is_lower_better = False
@@ -104,12 +106,12 @@ class Words:
 
     @property
     def processor(self) -> TextProcessor:
-        """The tokenizer, once ``settle`` was called."""
+        """The tokenizer; available after ``settle``."""
         assert self._processor is not None
         return self._processor
 
     def settle(self, source: Source, family: Family) -> None:
-        """Find the tags and the tokenizer, and whether the tags mark spans."""
+        """Determine the tags and the tokenizer, and whether the tags encode spans."""
         train = source.train
         self.labels = find_labels(self.names, family.trained, source, "tags", _tags)
         self.metric = "f1" if has_spans(self.labels.names) else "accuracy"
@@ -121,7 +123,7 @@ class Words:
         self._processor.check(family)
 
     def examples(self, table: Table, *, optional: bool) -> Examples:
-        """Each sentence as ids and classes. Words beyond the greatest length are left out, and counted."""
+        """Return each sentence as ids and classes. Words beyond the maximum length are dropped and counted."""
         words = _words(table)
         classes = self._classes(table, words, optional=optional)
         tokenizer = self.processor.tokenizer
@@ -141,7 +143,7 @@ class Words:
         return Examples(sentences)
 
     def collate(self, examples: list[Sentence]) -> Batch:
-        """A padded batch; ``words`` and ``labels`` are ``[batch, length]``."""
+        """Return a padded batch; ``words`` and ``labels`` are ``[batch, length]``."""
         inputs = self.processor.pad([one.inputs for one in examples])
         length = inputs["input_ids"].shape[1]
         targets = {
@@ -151,7 +153,7 @@ class Words:
         return Batch(inputs, targets)
 
     def adaptor(self) -> Adapt:
-        """Logits of every sub-word, and a mask that keeps the first of each word, labelled or not."""
+        """Return the adaptor: logits of all sub-words, and a mask of the first of each word, labelled or not."""
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
             labels = batch.targets["labels"]
@@ -167,11 +169,11 @@ class Words:
         return adapt
 
     def count(self, batch: Batch) -> int:
-        """The sentences."""
+        """Return the number of sentences."""
         return len(batch["input_ids"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """The share of words that are right and, where tags mark spans, precision, recall and F1 of spans."""
+        """Return accuracy over words and, if tags encode spans, precision, recall and F1 of spans."""
         true: list[list[str]] = []
         found: list[list[str]] = []
         for batch in batches:
@@ -188,9 +190,9 @@ class Words:
         return {**span_scores(true, found), **accuracy} if self.metric == "f1" else accuracy
 
     def about(self) -> str:
-        """The tags, and what was cut."""
+        """Describe the tags, and how many words were dropped."""
         cut = (
-            f" {self.cut_words} words lie beyond {self._max_length} sub-words and are left out."
+            f" {self.cut_words} words are beyond the first {self._max_length} sub-words of their sentence and are dropped."
             if self.cut_words
             else ""
         )
@@ -198,7 +200,7 @@ class Words:
 
     @property
     def _sketch(self) -> str:
-        """The first words of the first sentence with their tags, and how many of its sub-words count."""
+        """Describes the first words of the first sentence with their tags, and how many of its sub-words count."""
         if self._first is None:
             return ""
         words, classes, firsts = self._first
@@ -228,7 +230,7 @@ class Words:
 
 
 def _tags(table: Table) -> Iterator[tuple[int, Any]]:
-    """The row and the tag of each word that has one."""
+    """Yield the row and tag of each word that has one."""
     for row, cell in enumerate(table.columns.get("tags", ())):
         if not is_missing(cell):
             yield from ((row, tag) for tag in _list(cell, table, row, "tags"))
@@ -249,9 +251,9 @@ def _words(table: Table) -> list[list[str]]:
 
 
 def _list(cell: Any, table: Table, row: int, column: str) -> list[Any]:
-    """The items of a cell: a list, or text that blanks divide."""
+    """Return the items of a cell: a list, or text split at whitespace."""
     if isinstance(cell, str):
         return cell.split()
     if isinstance(cell, (list, tuple)):
         return list(cell)
-    raise table.error(f"the {column} must be a list, or text that blanks divide, got {type(cell).__name__}", row)
+    raise table.error(f"the {column} must be a list, or text separated by whitespace, got {type(cell).__name__}", row)
