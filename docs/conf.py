@@ -6,7 +6,7 @@ import kdplug
 
 project = "kdplug"
 author = "the kdplug developers"
-copyright = author  # noqa: A001 Sphinx's word
+copyright = author  # noqa: A001 Sphinx requires this name
 version = release = kdplug.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
@@ -18,5 +18,5 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # most hints name torch and pydantic, whose inventories would have to come over the network
+autodoc_typehints = "none"  # most hints refer to torch and pydantic, whose inventories need the network
 python_use_unqualified_type_names = True

@@ -1,7 +1,7 @@
-"""Write the generated spans of the reference pages: `python docs/generate.py`, or `--check` to only look.
+"""Write the generated spans of the reference pages: `python docs/generate.py`, or `--check` to only compare.
 
-A span stands between ``<!-- generated: NAME -->`` and ``<!-- end of generated -->``; what stands around it is written by
-hand. Everything in a span is read from the code: entries, models, hook specs, docstrings, commands.
+A span is the text between ``<!-- generated: NAME -->`` and ``<!-- end of generated -->``; the text around it is written by hand. Spans
+are generated from the code: entries, models, hook specs, docstrings, commands.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _SPAN = re.compile(r"(<!-- generated: ([\w .-]+) -->\n)(.*?)(<!-- end of generat
 
 
 def filled(text: str) -> str:
-    """``text`` with every span made anew."""
+    """Return ``text`` with every span regenerated."""
     return _SPAN.sub(lambda match: f"{match[1]}\n{SPANS[match[2]]().strip()}\n\n{match[4]}", text)
 
 
 def stale() -> dict[Path, str]:
-    """Each page whose spans are not what the code says now, with its new text."""
+    """Return the new text of each page whose spans do not match the code."""
     pages = {
         page: page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts
     }
@@ -30,7 +30,7 @@ def stale() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Write stale pages, or name them where ``--check`` is given; the exit status says whether there were any to name."""
+    """Write stale pages; with ``--check``, list them instead and return 1 if there are any."""
     found, check = stale(), "--check" in sys.argv[1:]
     for page, text in found.items():
         if check:

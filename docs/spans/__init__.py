@@ -1,4 +1,4 @@
-"""What the generated spans of the reference pages hold, by name."""
+"""Generators of the spans in the reference pages, by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Types, bounds and defaults as a reader wants them."""
+"""Types, bounds and defaults as readable text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def type_text(annotation: Any) -> str:
-    """An annotation in words: ``number or none``."""
+    """Return an annotation in words: ``number or none``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         words = dict.fromkeys(type_text(part) for part in arguments)
@@ -41,12 +41,12 @@ def type_text(annotation: Any) -> str:
 
 
 def field_text(field: FieldInfo) -> str:
-    """The type of a field with its bounds: ``number, ≥ 0``."""
+    """Return the type of a field with its bounds: ``number, ≥ 0``."""
     return _joined(type_text(field.annotation), _bounds(field.metadata))
 
 
 def default_text(field: FieldInfo) -> str:
-    """The default of a field as a config writes it."""
+    """Return the default of a field in the notation of a config."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})

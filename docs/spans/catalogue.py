@@ -1,4 +1,4 @@
-"""The entries of the first-party plugins: what each computes, asks for and can be set to."""
+"""Catalogue of the first-party entries: docstring, inputs, declarations and settings."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from spans.prose import cell, prose
 
 
 def catalogue(plural: str, site: str | None = None) -> str:
-    """Every first-party entry of a kind, each callable once under its first name."""
+    """Return a section for each first-party callable of a kind, headed by all of its names."""
     groups: dict[tuple[str, object], list[Entry]] = {}
     for entry in REGISTRIES[plural].entries():
-        if entry.dist in FIRST_PARTY and (site is None or _stands_at(entry, site)):
+        if entry.dist in FIRST_PARTY and (site is None or _is_at(entry, site)):
             groups.setdefault((entry.dist, entry.target), []).append(entry)
     assert groups, f"no first-party {plural} installed"
     return "\n\n".join(_section(group) for group in groups.values())
 
 
-def _stands_at(entry: Entry, site: str) -> bool:
-    """Whether the inputs that an entry asks for are those of a site; one that fits several stands at the first."""
+def _is_at(entry: Entry, site: str) -> bool:
+    """Return whether ``site`` is the first place whose inputs include those of the entry."""
     return next(name for name, known in entry.kind.slots.items() if set(entry.inputs) <= set(known)) == site
 
 

@@ -1,4 +1,4 @@
-"""What the commands take."""
+"""Reference of the commands."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spans.prose import cell
 
 
 def commands() -> str:
-    """Every command with its help and parameters, read from the command and not from its rendered help."""
+    """Return every command with its help and parameters, read from the command objects."""
     return "\n\n".join(_sections(get_command(app), "kdplug"))
 
 

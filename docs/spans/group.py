@@ -1,4 +1,4 @@
-"""Groups of settings: what a setting holds that is written as a mapping."""
+"""Groups of settings: the models of settings that are written as a mapping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spans.prose import cell, prose
 
 
 def groups(plural: str) -> str:
-    """Every group that a setting of a first-party entry holds, once, with the groups in it."""
+    """Return a section for each group in the settings of first-party entries, nested groups included."""
     entries = [entry for entry in REGISTRIES[plural].entries() if entry.dist in FIRST_PARTY]
     found = dict.fromkeys(group for entry in entries for group in groups_of(entry.settings))
     return "\n\n".join(_section(group) for group in sorted(found, key=lambda group: group.__name__))

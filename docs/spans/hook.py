@@ -1,4 +1,4 @@
-"""The hook specifications."""
+"""Reference of the hooks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from spans.prose import prose
 
 
 def hooks() -> str:
-    """Every hook with its signature and its docstring, which holds a worked example."""
+    """Return every hook with its signature and its docstring, which contains an example."""
     found = [value for name, value in vars(hookspec).items() if name.startswith(hookspec.PREFIX)]
     return "\n\n".join(
         f"## `{hook.__name__}({', '.join(inspect.signature(hook).parameters)})`\n\n{prose(hook)}" for hook in found

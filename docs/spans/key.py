@@ -1,20 +1,20 @@
-"""The keys of a config model as a table."""
+"""Tables of config keys."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
+from kdplug.config.schema.doc import MEANINGS
 from spans.annotation import default_text, field_text
-from spans.meaning import MEANINGS
 from spans.prose import cell
 
 
-def keys_of(room: str, model: str) -> str:
-    """Key, type, default and meaning of every field of a model in ``kdplug.config``."""
-    fields = getattr(import_module(f"kdplug.config.{room}"), model).model_fields
+def keys_of(module: str, model: str) -> str:
+    """Return key, type, default and meaning of every field of a model in ``kdplug.config``."""
+    fields = getattr(import_module(f"kdplug.config.{module}"), model).model_fields
     meanings = MEANINGS[model]
     assert set(fields) == set(meanings), (
-        f"{model}: {sorted(set(fields) ^ set(meanings))} without key or without meaning"
+        f"{model}: {sorted(set(fields) ^ set(meanings))} are not both a key and documented"
     )
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():

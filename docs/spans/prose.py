@@ -1,4 +1,4 @@
-"""A docstring as Markdown."""
+"""Docstrings as Markdown."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ _LITERAL = re.compile(r"(?:^|(?<=\n))([^\n]*)::\n\n((?:(?: {4}[^\n]*)?\n)*(?: {4
 
 
 def prose(documented: object) -> str:
-    """The docstring of ``documented``: literal blocks fenced, and each labelled line a paragraph of its own."""
+    """Return the docstring with fenced literal blocks and each labelled line as a separate paragraph."""
     text = inspect.getdoc(documented) or ""
     assert text, f"{documented!r} has no docstring"
     text = _LITERAL.sub(_fenced, text)
     return _LABEL.sub(r"\n*\1:* ", text).replace("\n\n\n", "\n\n").strip()
 
 
-def first_line(documented: object) -> str:
-    """The first paragraph of the docstring, on one line."""
-    return " ".join(prose(documented).split("\n\n")[0].split())
-
-
 def cell(text: str) -> str:
-    """``text`` fit for a table."""
+    """Return ``text`` escaped for a table cell."""
     return " ".join(text.split()).replace("|", r"\|")
 
 
@@ -33,5 +28,5 @@ def _fenced(match: re.Match[str]) -> str:
 
 
 def _language(block: str) -> str:
-    """``py`` is highlighted as Python is, and is not run as a test as ``python`` blocks are."""
+    """Return ``py`` for Python: highlighted, but not run as a test like ``python`` blocks."""
     return "py" if "@kdplug" in block or "import " in block else "text"

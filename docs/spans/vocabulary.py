@@ -1,4 +1,4 @@
-"""The words that plugins and adaptors may use."""
+"""Tables of inputs and adaptor keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SITES = {
 
 
 def meanings() -> str:
-    """Every input and its value."""
+    """Return a table of all inputs."""
     return "\n".join(["| input | value |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in INPUTS.items())])
 
 
 def inputs_by_site() -> str:
-    """Which inputs there are at each place of a config."""
+    """Return a table of the inputs available at each place of a config."""
     rows = ["| place | inputs |", "|---|---|"]
     for kind in KINDS.values():
         for site, names in kind.slots.items():
@@ -27,10 +27,10 @@ def inputs_by_site() -> str:
 
 
 def aliases() -> str:
-    """TextBrewer's parameter names."""
-    return "\n".join(["| also | means |", "|---|---|", *(f"| `{old}` | `{new}` |" for old, new in ALIASES.items())])
+    """Return a table of TextBrewer's parameter names."""
+    return "\n".join(["| alias | input |", "|---|---|", *(f"| `{old}` | `{new}` |" for old, new in ALIASES.items())])
 
 
 def adaptor_keys() -> str:
-    """The keys that an adaptor may return."""
+    """Return the keys that an adaptor may return."""
     return ", ".join(f"`{key}`" for key in ADAPTOR_KEYS)

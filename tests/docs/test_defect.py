@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/explanation/differences-from-textbrewer.md").read_text(encoding="utf-8")
-DIFFERENCES, SHOWN_BY = PAGE.split("## The tests that show it")
+DIFFERENCES, SHOWN_BY = PAGE.split("## Tests of these differences")
 NUMBERS = [f"2.{part}.{n}" for part, last in ((1, 14), (2, 21), (3, 10)) for n in range(1, last + 1)]
 TESTS = {
     node.name.removeprefix("test_")
