@@ -170,15 +170,26 @@ def _read_pattern(data: object) -> tuple[str, ...] | None:
     return tuple(str(layer) for layer in layers)
 
 
-_INDEX: dict[str, Any] = {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST}
-_LAYER: dict[str, Any] = {"anyOf": [_INDEX, {"type": "string", "minLength": 1}]}
-_PATH_KEYS: dict[str, Any] = {"type": "string", "minLength": 1}
+_PATTERN = r"^[^:@\s.]+(\.[^:@\s.]+)*(@-?\d+)?(:(output|input)(\[-?\d+\]|\.[A-Za-z_]\w*)*)?$"
+_PATHS: dict[str, Any] = {
+    "type": ["null", "string", "array"],
+    "pattern": _PATTERN,
+    "minItems": 1,
+    "items": {"type": "string", "pattern": _PATTERN},
+}
+_BOUNDS = {"minimum": -LARGEST, "maximum": LARGEST}
+_LAYERS: dict[str, Any] = {
+    **_PATHS,
+    "type": ["integer", "string", "array"],
+    **_BOUNDS,
+    "items": {"type": ["integer", "string"], "pattern": _PATTERN, **_BOUNDS},
+}
 
 LayerField = Annotated[
     Layers,
     PlainValidator(_read_layers),
     PlainSerializer(plain),
-    WithJsonSchema({"anyOf": [*_LAYER["anyOf"], {"type": "array", "minItems": 1, "items": _LAYER}]}),
+    WithJsonSchema(_LAYERS),
 ]
 """A layer or a list of layers."""
 
@@ -186,6 +197,6 @@ PatternField = Annotated[
     tuple[str, ...] | None,
     PlainValidator(_read_pattern),
     PlainSerializer(lambda paths: paths[0] if paths is not None and len(paths) == 1 else paths and list(paths)),
-    WithJsonSchema({"anyOf": [{"type": "null"}, _PATH_KEYS, {"type": "array", "minItems": 1, "items": _PATH_KEYS}]}),
+    WithJsonSchema(_PATHS),
 ]
 """Module paths and globs that together list layers, or none."""

@@ -1,17 +1,18 @@
-"""A rule that stands in for hand-written matches: which layer learns from which."""
+"""Layer maps: a rule that pairs layers, in place of hand-written matches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import GetJsonSchemaHandler, PlainSerializer, WrapValidator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, PlainSerializer, WrapValidator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema
 
 from kdplug.config.layer import Layer, PatternField
 from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, no_effect
 from kdplug.config.model import (
+    NONE_SCHEMA,
     ConfigModel,
     Count,
     LayerMapComponent,
@@ -31,24 +32,29 @@ Side = Literal["S", "T"]
 class LayerMap(ConfigModel):
     """Matches by rule: ``{name: uniform, feature: hidden, loss: hidden_mse, proj: [linear, auto, auto]}``.
 
-    ``name`` is the layer map, a component; ``feature``, ``loss``, ``weight``, ``weight_scheduler``, ``proj`` and ``teacher``
-    are those of each match that it makes. The number of layers is ``layers_S`` and ``layers_T``, or that of the modules which
-    ``layer_S`` and ``layer_T`` name (``encoder.layer.*``, also read from there), or else what the adaptors return on the first
-    batch. ``embeddings`` says whether the layers begin with what the embeddings put out, which is taken for true of
-    ``hidden`` as an adaptor returns it, and for false of all else.
+    The keys that a match has too apply to each match that the map makes.
     """
 
-    name: LayerMapComponent
-    loss: MatchLoss
-    feature: Feature = "hidden"
-    weight: NonNegative = 1.0
+    name: LayerMapComponent = Field(description="the rule that pairs layers of the student with layers of the teacher")
+    loss: MatchLoss = Field(description="loss of each match")
+    feature: Feature = Field("hidden", description="`hidden` or `attention`; not needed if both sides are module paths")
+    weight: NonNegative = Field(1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
-    proj: Projection = None
-    layers_T: Count | None = None  # noqa: N815  the sides are called T and S throughout
-    layers_S: Count | None = None  # noqa: N815
-    layer_T: PatternField = None  # noqa: N815
-    layer_S: PatternField = None  # noqa: N815
-    embeddings: Switch | None = None
+    proj: Projection = Field(
+        None, description="projection of each match, from the student's feature to the teacher's width"
+    )
+    layers_T: Count | None = Field(  # noqa: N815  the sides are called T and S throughout
+        None, description="number of the teacher's layers; by default read from `layer_T` or from the first batch"
+    )
+    layers_S: Count | None = Field(None, description="the same for the student")  # noqa: N815
+    layer_T: PatternField = Field(  # noqa: N815
+        None, description="layers of the teacher as module paths or globs, such as `encoder.layer.*`"
+    )
+    layer_S: PatternField = Field(None, description="the same for the student")  # noqa: N815
+    embeddings: Switch | None = Field(
+        None,
+        description="whether the first layer is the output of the embeddings; by default true only for `hidden` from an adaptor",
+    )
     teacher: TeacherField = None
 
     @model_validator(mode="after")
@@ -85,8 +91,8 @@ class LayerMap(ConfigModel):
         Raises: ``EntryError``, ``SettingError``; ``ConfigError`` where the map does not fit these layers; ``SignatureError``
         where it returns anything but pairs of layers that exist.
         """
-        own = ("loss", "feature", "weight", "weight_scheduler", "proj", "teacher")
-        data = {key: value for key, value in self.to_dict().items() if key in own}
+        shared = IntermediateMatch.model_fields.keys() - {"name", "layer_S", "layer_T"}
+        data = {key: value for key, value in self.to_dict().items() if key in shared}
         return tuple(
             IntermediateMatch.from_dict({**data, "layer_S": student[ours], "layer_T": teacher[theirs]})
             for ours, theirs in self._pairs(len(student), len(teacher))
@@ -173,8 +179,9 @@ class _OneOrMany:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        listed = handler(schema)
-        return {"anyOf": [{"type": "null"}, listed["items"], listed]}
+        one = handler(schema)["items"]
+        single = {"if": {"type": "object"}, "then": one, "else": NONE_SCHEMA}
+        return {"if": {"type": "array"}, "then": {"items": one}, "else": single}
 
 
 LayerMaps = Annotated[

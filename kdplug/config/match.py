@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
+from kdplug.config.key import Place
 from kdplug.config.layer import LayerField, check_pair, in_list, is_path
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
@@ -203,13 +204,16 @@ _SCHEMA: dict[str, Any] = {
 }
 
 Projection = Annotated[
-    ProjectionSpec | None, PlainValidator(_read_or_none), PlainSerializer(_write), WithJsonSchema(_SCHEMA)
+    ProjectionSpec | None,
+    PlainValidator(_read_or_none),
+    PlainSerializer(_write),
+    WithJsonSchema(_SCHEMA),
+    Place("projections", optional=True),
 ]
-"""The type of a config field that holds a projection or none."""
 
 
 TERM_NAMES = ("kd_loss", "hard_label_loss")
-"""The names of the terms that are no matches."""
+"""Names of the terms that are not matches."""
 
 
 def _read_feature(data: object) -> str:
@@ -250,8 +254,8 @@ TeacherField = Annotated[
             ]
         }
     ),
+    Field(description="teacher to read, by index or key; required if there are several"),
 ]
-MatchName = Annotated[Text | None, AfterValidator(_read_name)]
 
 
 class IntermediateMatch(ConfigModel):
@@ -259,20 +263,25 @@ class IntermediateMatch(ConfigModel):
 
     A layer is an index into what the adaptor returns as ``feature`` (negative ones count from the end), or the path of a
     module, whose output is captured: ``encoder.layer.3``, ``encoder.layer.3:output[1]``, ``encoder.layer.3:input[0]``. Both
-    sides are lists for a loss that takes several features at once; in a list, a glob stands for all modules it matches.
-    ``feature`` may be left out where both sides are paths. ``weight`` is multiplied with ``weight_scheduler``;
-    ``proj`` maps the student's feature to the teacher's width; ``name`` names the term in reports; ``teacher`` is the index
-    or the key of the teacher that is read, which must be given where there are several.
+    sides are lists for a loss that takes several features at once; in a list, a glob means all modules it matches.
     """
 
-    layer_T: LayerField  # noqa: N815  TextBrewer's key
-    layer_S: LayerField  # noqa: N815  TextBrewer's key
-    feature: Feature = "hidden"
-    loss: MatchLoss
-    weight: NonNegative = 1.0
+    layer_T: LayerField = Field(  # noqa: N815  TextBrewer's key
+        description="layer of the teacher: index into the adaptor's outputs (negative from the end), module path, or a list"
+    )
+    layer_S: LayerField = Field(description="the same for the student")  # noqa: N815  TextBrewer's key
+    feature: Feature = Field(
+        "hidden", description="`hidden` or `attention`; not needed if both layers are module paths"
+    )
+    loss: MatchLoss = Field(description="loss between the two features")
+    weight: NonNegative = Field(1.0, description="weight of the match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
-    proj: Projection = None
-    name: MatchName = None
+    proj: Projection = Field(None, description="projection of the student's feature to the teacher's width")
+    name: Annotated[Text | None, AfterValidator(_read_name)] = Field(
+        None,
+        description="name of the term in reports; defaults to `feature_loss_S_T`",
+        json_schema_extra={"pattern": r"\S", "not": {"enum": list(TERM_NAMES)}},
+    )
     teacher: TeacherField = None
 
     @model_validator(mode="after")
@@ -295,5 +304,5 @@ class IntermediateMatch(ConfigModel):
 
 
 def no_effect(weight: str, scheduler: str) -> str:
-    """What to say of a scheduler whose base weight is 0."""
+    """Return the message for a scheduler whose base weight is 0."""
     return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or drop {scheduler}"

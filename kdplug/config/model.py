@@ -24,6 +24,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from kdplug.config.key import Place
 from kdplug.config.text import Document, json_document, read_document, read_text, write_json, write_yaml, yaml_document
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean, nearest
@@ -320,8 +321,12 @@ def write_component(spec: ComponentSpec | None) -> Any:
     return "none" if spec is None else thaw(_fitting(spec).to_data())
 
 
+NONE_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[nN][oO][nN][eE]$"}]}
+"""JSON Schema of the values that mean no component."""
+
+
 def is_none(value: object) -> bool:
-    """Whether a config says ``null`` or ``none``."""
+    """Return whether a config value is ``null`` or ``none``."""
     return value is None or (isinstance(value, str) and value.casefold() == "none")
 
 
@@ -336,19 +341,19 @@ def resolve(spec: ComponentSpec, plural: str, slot: str | None = None) -> Compon
     return read_component(component.qualified_spec())
 
 
-def _named(plural: str, slot: str | None = None) -> Callable[[object], ComponentSpec]:
-    """Read a component and look its name up in a registry. Nothing is imported."""
+def _named(place: Place) -> Callable[[object], ComponentSpec]:
+    """Return a function that reads a component and looks its name up in a registry. Nothing is imported."""
 
     def read(data: object) -> ComponentSpec:
         spec = read_component(data)
-        REGISTRIES[plural].check(spec, slot=slot)
+        REGISTRIES[place.plural].check(spec, slot=place.slot)
         return spec
 
     return read
 
 
-def _named_or_none(plural: str) -> Callable[[object], ComponentSpec | None]:
-    read = _named(plural)
+def _named_or_none(place: Place) -> Callable[[object], ComponentSpec | None]:
+    read = _named(place)
     return lambda data: None if is_none(data) else read(data)
 
 
@@ -356,18 +361,30 @@ _WRITE = PlainSerializer(write_component)
 _SCHEMA = WithJsonSchema(COMPONENT_SCHEMA)
 _SCHEMA_OR_NONE = WithJsonSchema({"anyOf": [{"type": "null"}, *COMPONENT_SCHEMA["anyOf"]]})
 
-AnyComponent = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA]
-"""A component whose name is looked up elsewhere."""
+_KD_LOSS, _MATCH_LOSS = Place("losses", "kd"), Place("losses", "match")
+_LAYER_MAP, _TASK, _COMBINER = Place("layer_maps"), Place("tasks"), Place("teacher_combiners")
+_CODEC = Place("cache_codecs", optional=True)
+_WEIGHT = Place("weight_schedulers", optional=True)
+_TEMPERATURE = Place("temperature_schedulers", optional=True)
 
-MatchLoss = Annotated[ComponentSpec, PlainValidator(_named("losses", "match")), _WRITE, _SCHEMA]
-LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named("layer_maps")), _WRITE, _SCHEMA]
-TaskComponent = Annotated[ComponentSpec, PlainValidator(_named("tasks")), _WRITE, _SCHEMA]
+KdLoss = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA, _KD_LOSS]
+TeacherCombiner = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA, _COMBINER]
+"""Both are looked up by the model that holds them, unless they are left at their default."""
+
+MatchLoss = Annotated[ComponentSpec, PlainValidator(_named(_MATCH_LOSS)), _WRITE, _SCHEMA, _MATCH_LOSS]
+LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named(_LAYER_MAP)), _WRITE, _SCHEMA, _LAYER_MAP]
+TaskComponent = Annotated[ComponentSpec, PlainValidator(_named(_TASK)), _WRITE, _SCHEMA, _TASK]
 CacheCodecComponent = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none("cache_codecs")), _WRITE, _SCHEMA_OR_NONE
+    ComponentSpec | None, PlainValidator(_named_or_none(_CODEC)), _WRITE, _SCHEMA_OR_NONE, _CODEC
 ]
 WeightScheduler = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none("weight_schedulers")), _WRITE, _SCHEMA_OR_NONE
+    ComponentSpec | None,
+    PlainValidator(_named_or_none(_WEIGHT)),
+    _WRITE,
+    _SCHEMA_OR_NONE,
+    _WEIGHT,
+    Field(description="scales the weight over the run"),
 ]
 TemperatureScheduler = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none("temperature_schedulers")), _WRITE, _SCHEMA_OR_NONE
+    ComponentSpec | None, PlainValidator(_named_or_none(_TEMPERATURE)), _WRITE, _SCHEMA_OR_NONE, _TEMPERATURE
 ]

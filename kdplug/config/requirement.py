@@ -6,7 +6,7 @@ from typing import Annotated
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from kdplug.config.model import ConfigModel, Text
 from kdplug.config.words import shown
@@ -60,9 +60,13 @@ def _command(wanted: Requirement) -> str:
 
 
 class PluginsConfig(ConfigModel):
-    """``plugins:`` of a config or a recipe.
+    """``plugins:`` of a config or a recipe."""
 
-    ``require`` lists requirements in pip's spelling (``kdplug-myloss>=0.2``), each checked against what is installed.
-    """
+    require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = Field(
+        (), description="requirements in pip's spelling (`kdplug-myloss>=0.2`), each checked against what is installed"
+    )
 
-    require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = ()
+
+Plugins = Annotated[
+    PluginsConfig, Field(description='packages that must be installed: `{require: ["kdplug-myloss>=0.2"]}`')
+]

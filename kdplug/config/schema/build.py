@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic.fields import FieldInfo
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.match import TERM_NAMES
-from kdplug.config.model import ConfigModel
-from kdplug.config.recipe import Recipe
-from kdplug.config.schema.component import NONE, Catalogue, Place, place_of
-from kdplug.config.schema.doc import MEANINGS
-from kdplug.config.schema.draft import JsonSchema, beside, model_schema, reference
+from kdplug.config.key import Place, places, written_default
+from kdplug.config.layer_map import LayerMap
+from kdplug.config.match import IntermediateMatch
+from kdplug.config.model import NONE_SCHEMA, ConfigModel
+from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.schema.component import Catalogue
+from kdplug.config.schema.draft import JsonSchema, model_schema
 from kdplug.config.training import TrainingConfig
 from kdplug.host.active import active
 from kdplug.host.entry import Entry
 
 _ABOVE_0: JsonSchema = {"not": {"const": 0}}
-_GIVEN: JsonSchema = {"not": NONE}
+_GIVEN: JsonSchema = {"not": NONE_SCHEMA}
 
 
 def _scheduled(weight: str, scheduler: str) -> JsonSchema:
@@ -112,45 +115,6 @@ RULES: dict[str, list[JsonSchema]] = {
 }
 """Model to rules between its fields."""
 
-_DEVICE: JsonSchema = {"type": "string", "pattern": r"^(auto|cpu|mps|cuda(:\d+)?)$"}
-_FP16_FIELD: JsonSchema = {"type": "boolean", "description": "TextBrewer's spelling of `precision: fp16`"}
-
-_PATH = r"^[^:@\s.]+(\.[^:@\s.]+)*(@-?\d+)?(:(output|input)(\[-?\d+\]|\.[A-Za-z_]\w*)*)?$"
-_LAYERS: JsonSchema = {
-    "type": ["integer", "string", "array"],
-    "pattern": _PATH,
-    "minItems": 1,
-    "items": {"type": ["integer", "string"], "pattern": _PATH},
-}
-_PATHS: JsonSchema = {**_LAYERS, "type": ["null", "string", "array"], "items": {"type": "string", "pattern": _PATH}}
-_MAPS: JsonSchema = {
-    "if": _ARRAY,
-    "then": {"items": reference("LayerMap")},
-    "else": {"if": {"type": "object"}, "then": reference("LayerMap"), "else": NONE},
-}
-
-FIELDS: dict[str, dict[str, JsonSchema]] = {
-    "DistillationConfig": {
-        "intermediate_matches": {"type": ["array", "null", "string"], "pattern": NONE["anyOf"][1]["pattern"]},
-        "layer_map": _MAPS,
-    },
-    "LayerMap": {"layer_T": _PATHS, "layer_S": _PATHS},
-    "IntermediateMatch": {
-        "layer_T": _LAYERS,
-        "layer_S": _LAYERS,
-        "name": {"pattern": r"\S", "not": {"enum": list(TERM_NAMES)}},
-    },
-    "TrainingConfig": {"device": _DEVICE, "fp16": _FP16_FIELD},
-    "RecipeTraining": {
-        "device": _DEVICE,
-        "fp16": _FP16_FIELD,
-        "optimizer": {"pattern": r"^[A-Za-z_]\w*$"},
-        "lr_schedule": {"type": ["string", "null"], "enum": ["none", "linear", "cosine", None]},
-    },
-}
-"""Model to field to what its type in Python does not tell, because a validator reads more or asks for more."""
-
-
 Part = Literal["recipe", "distillation", "training"]
 
 MODELS: dict[Part, type[ConfigModel]] = {
@@ -159,8 +123,8 @@ MODELS: dict[Part, type[ConfigModel]] = {
     "training": TrainingConfig,
 }
 
-_NO_DEFAULT = (("Recipe", "output_dir"),)  # it depends on the task
-_COMPONENT_DEFAULTS = {"kd_loss_type": "ce", "teacher_combiner": "mean_logits", "proj": None}
+_WITH_COMPONENTS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, IntermediateMatch, LayerMap)
+_BY_NAME = {model.__name__: model for model in _WITH_COMPONENTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,28 +175,16 @@ def _comment(errors: list[str]) -> str:
 
 
 def _complete(name: str, model: JsonSchema, catalogue: Catalogue) -> None:
-    """Put in what pydantic cannot know: components, meanings, rules between fields."""
+    """Add what pydantic cannot know: components and rules between fields."""
     fields: dict[str, JsonSchema] = model["properties"]
     model["description"] = model.get("description", "").split("\n\n")[0].replace("\n", " ")
-    for field, own in FIELDS.get(name, {}).items():
-        fields[field] = {**_plain(fields.get(field, {})), **own}
-    for field, schema in fields.items():
-        place = place_of(name, field)
-        if place is not None:
-            fields[field] = _component(place, field, schema, catalogue)
-        if (name, field) in _NO_DEFAULT:
-            schema.pop("default", None)
-        meaning = MEANINGS.get(name, {}).get(field)
-        if meaning is not None:
-            fields[field] = {**beside(fields[field]), "description": meaning}
+    config = _BY_NAME.get(name, ConfigModel)
+    for key, place in places(config).items():
+        fields[key] = _component(place, config.model_fields[key], catalogue)
     if name in RULES:
         model["allOf"] = RULES[name]
 
 
-def _plain(schema: JsonSchema) -> JsonSchema:
-    return {key: value for key, value in schema.items() if key != "anyOf"}
-
-
-def _component(place: Place, field: str, schema: JsonSchema, catalogue: Catalogue) -> JsonSchema:
-    default: dict[str, Any] = {"default": _COMPONENT_DEFAULTS.get(field, "none")} if "default" in schema else {}
-    return {"allOf": [catalogue.at(place)], **default}
+def _component(place: Place, field: FieldInfo, catalogue: Catalogue) -> JsonSchema:
+    default = {} if field.is_required() else {"default": written_default(field)}
+    return {"allOf": [catalogue.at(place)], "description": field.description, **default}

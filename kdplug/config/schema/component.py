@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from kdplug.config.key import Place
 from kdplug.config.match import WIDEST
+from kdplug.config.model import NONE_SCHEMA
 from kdplug.config.schema.draft import JsonSchema, reference
 from kdplug.config.schema.entry import EntrySchema, entry_schema
 from kdplug.host.entry import Entry
 from kdplug.host.registry import REGISTRIES
-
-NONE: JsonSchema = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[nN][oO][nN][eE]$"}]}
-"""What stands for no component."""
 
 _OPTIONS: JsonSchema = {
     "type": "object",
@@ -29,37 +28,6 @@ _WIDTH: JsonSchema = {
     "then": {"const": "auto"},
     "else": {"type": "integer", "minimum": 1, "maximum": WIDEST},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place for a component: the ``plural`` of its kind, the ``slot`` of a loss, and whether ``none`` may stand there."""
-
-    definition: str
-    plural: str
-    slot: str | None = None
-    optional: bool = False
-
-
-PLACES = {
-    "task": Place("task", "tasks"),
-    "kd_loss_type": Place("kd_loss", "losses", "kd"),
-    "loss": Place("match_loss", "losses", "match"),
-    "temperature_scheduler": Place("temperature_scheduler", "temperature_schedulers", optional=True),
-    "weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
-    "kd_loss_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
-    "hard_label_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
-    "teacher_combiner": Place("teacher_combiner", "teacher_combiners"),
-    "proj": Place("projection", "projections", optional=True),
-    "teacher_cache_codec": Place("cache_codec", "cache_codecs", optional=True),
-    "LayerMap.name": Place("layer_map", "layer_maps"),
-}
-"""The fields of configs that hold a component; with the model before it where another one has such a field too."""
-
-
-def place_of(model: str, field: str) -> Place | None:
-    """The place that a field of a model is, ``None`` where it holds no component."""
-    return PLACES.get(f"{model}.{field}") or PLACES.get(field)
 
 
 @dataclass
@@ -155,7 +123,11 @@ def _three_spellings(name: str, entries: list[EntrySchema], *, optional: bool) -
     """The three spellings, taken apart by ``if`` so that what is wrong below them is named at its own place."""
     needing = [spelling for entry in entries if entry.needs_settings for spelling in entry.spellings]
     schema: JsonSchema = {
-        "anyOf": [reference(f"{name}_name"), {"type": ["array", "object"]}, *(NONE["anyOf"] if optional else [])],
+        "anyOf": [
+            reference(f"{name}_name"),
+            {"type": ["array", "object"]},
+            *(NONE_SCHEMA["anyOf"] if optional else []),
+        ],
         "if": {"type": "array"},
         "then": reference(f"{name}_list"),
         "else": {"if": {"type": "object"}, "then": reference(f"{name}_mapping")},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdplug.config.schema.doc import first_paragraph, setting_docs
 from kdplug.config.schema.draft import JsonSchema, beside, model_schema, pointer, reference
 from kdplug.errors import KdplugError
 from kdplug.host.entry import Entry
@@ -167,3 +168,29 @@ def _settings(entry: Entry, target: object) -> JsonSchema | None:
         properties[name] = {"description": doc, **beside(properties[name])}
     json.dumps(schema, allow_nan=False)  # what is no JSON costs this entry, not the schema of all of them
     return schema
+
+
+def first_paragraph(documented: object) -> str:
+    """The first paragraph of a docstring on one line, empty where there is none."""
+    doc = inspect.getdoc(documented) or ""
+    return " ".join(doc.split("\n\n")[0].split())
+
+
+def setting_docs(documented: object, names: Iterable[str]) -> dict[str, str]:
+    """What the paragraph ``Settings:`` of a docstring says about each setting, where it begins with its name or with several.
+
+    ``Settings: ``alpha``, weight of the first part; ``beta`` and ``gamma``, of the others.`` gives ``{"alpha": "weight of the
+    first part", "beta": "of the others", "gamma": "of the others"}``.
+    """
+    doc = inspect.getdoc(documented) or ""
+    found = re.search(r"^Settings:\s*(.*?)(?:\n\n|\n(?=[A-Z]\w+: )|\Z)", doc, re.DOTALL | re.MULTILINE)
+    if found is None:
+        return {}
+    wanted, docs = set(names), {}
+    for part in re.split(r";\s+|\.\s+(?=``)", " ".join(found[1].split())):
+        named, said = [], part
+        while (name := re.match(r"``(\w+)``[,:]?\s+(?:and\s+(?=``))?", said)) and name[1] in wanted:
+            named.append(name[1])
+            said = said[name.end() :]
+        docs.update(dict.fromkeys(named, said.rstrip(".")))
+    return docs
