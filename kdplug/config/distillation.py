@@ -175,7 +175,7 @@ class DistillationConfig(ConfigModel):
         return self
 
     def resolved(self) -> Self:
-        """The same config with qualified names and every setting of every component. Imports the entries it names.
+        """Return the config with qualified names and every setting of every component. Imports the entries it names.
 
         Raises: ``EntryError``, ``SettingError`` or ``SignatureError`` with the path of the component or its setting.
         """
@@ -195,13 +195,13 @@ class DistillationConfig(ConfigModel):
         return type(self).from_dict(data).written_out()
 
     def path_of_map(self, place: int) -> tuple[object, ...]:
-        """The path of a layer map in the config, for messages."""
+        """Return the path of a layer map in the config, for messages."""
         return ("layer_map",) if len(self.layer_map) == 1 else ("layer_map", place)
 
     def written_out(self) -> Self:
-        """The same config with the pairs of each layer map whose layers are counted in the config, in place of the map.
+        """Return the config with layer maps replaced by their matches, if the config gives the numbers of layers.
 
-        Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of a map that makes no pairs.
+        Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of a map that fails.
         """
         matches, waiting = list(self.intermediate_matches), []
         for place, one in enumerate(self.layer_map):
@@ -216,7 +216,7 @@ class DistillationConfig(ConfigModel):
         return self.with_matches(matches, waiting)
 
     def with_matches(self, matches: Iterable[IntermediateMatch], layer_map: Iterable[LayerMap]) -> Self:
-        """The same config with other matches and layer maps."""
+        """Return the config with other matches and layer maps."""
         return self.model_copy(update={"intermediate_matches": tuple(matches), "layer_map": tuple(layer_map)})
 
 

@@ -32,7 +32,7 @@ Side = Literal["S", "T"]
 class LayerMap(ConfigModel):
     """Matches by rule: ``{name: uniform, feature: hidden, loss: hidden_mse, proj: [linear, auto, auto]}``.
 
-    The keys that a match has too apply to each match that the map makes.
+    Keys that a match has too apply to each match that the map makes.
     """
 
     name: LayerMapComponent = Field(description="the rule that pairs layers of the student with layers of the teacher")
@@ -61,7 +61,7 @@ class LayerMap(ConfigModel):
     def _one_source_of_layers(self) -> Self:
         for side in ("T", "S"):
             if getattr(self, f"layers_{side}") is not None and getattr(self, f"layer_{side}") is not None:
-                raise ConfigError(f"layer_{side} names the modules, so their number needs no layers_{side}").at(
+                raise ConfigError(f"layer_{side} names the modules and so their number: leave out layers_{side}").at(
                     f"layers_{side}"
                 )
         if "feature" not in self.model_fields_set and (self.layer_S is None or self.layer_T is None):
@@ -75,21 +75,21 @@ class LayerMap(ConfigModel):
         return self
 
     def has_embeddings(self, side: Side) -> bool:
-        """Whether the layers of a side begin with what its embeddings put out."""
+        """Return whether the first layer of a side is the output of its embeddings."""
         if self.embeddings is not None:
             return self.embeddings
         return self.feature == "hidden" and getattr(self, f"layer_{side}") is None
 
     def indices(self, side: Side) -> tuple[int, ...] | None:
-        """What there is to read on a side where the config alone says so."""
+        """Return the layer indices of a side, or ``None`` if the config does not determine them."""
         count = getattr(self, f"layers_{side}")
         return None if count is None else tuple(range(count + self.has_embeddings(side)))
 
     def matches(self, student: tuple[Layer, ...], teacher: tuple[Layer, ...]) -> tuple[IntermediateMatch, ...]:
-        """The matches, out of what there is to read on each side in the order of the layers. Imports the map.
+        """Return the matches between ``student`` and ``teacher``, the layers of each side in order. Imports the map.
 
-        Raises: ``EntryError``, ``SettingError``; ``ConfigError`` where the map does not fit these layers; ``SignatureError``
-        where it returns anything but pairs of layers that exist.
+        Raises: ``EntryError``, ``SettingError``; ``ConfigError`` if the map does not fit these layers; ``SignatureError``
+        if it returns anything but pairs of existing layers.
         """
         shared = IntermediateMatch.model_fields.keys() - {"name", "layer_S", "layer_T"}
         data = {key: value for key, value in self.to_dict().items() if key in shared}
@@ -99,7 +99,7 @@ class LayerMap(ConfigModel):
         )
 
     def _pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
-        """Places in what there is to read: layer 1 comes first where there are no embeddings, and second otherwise."""
+        """Return pairs of positions. Layer 1 is at position 0 without embeddings, and at position 1 with them."""
         offsets = 0 if self.has_embeddings("S") else 1, 0 if self.has_embeddings("T") else 1
         counts = student - 1 + offsets[0], teacher - 1 + offsets[1]
         try:
@@ -112,8 +112,8 @@ class LayerMap(ConfigModel):
             for side, offset, numbers in zip(("student", "teacher"), offsets, zip(*pairs, strict=True), strict=True):
                 if offset and 0 in numbers:
                     raise ConfigError(
-                        f"{component.entry.qualified} matches layer 0, what the embeddings put out, but the {side}'s layers "
-                        "are taken to begin with layer 1. If they begin with the embeddings, write embeddings: true"
+                        f"{component.entry.qualified} matches layer 0, the output of the embeddings, but the {side}'s layers "
+                        "are assumed to start at layer 1. If they start with the embeddings, write embeddings: true"
                     )
         except KdplugError as error:
             if isinstance(error, ConfigError) and not error.field:
@@ -127,8 +127,8 @@ class LayerMap(ConfigModel):
         if self.embeddings is not None or not guessed:
             return f"   ({student} student layers, {teacher} teacher layers)"
         return (
-            f"   ({student} student layers and {teacher} teacher layers after the embeddings, which hidden states are taken "
-            "to begin with; if these do not, write embeddings: false)"
+            f"   ({student} student layers and {teacher} teacher layers after the embeddings, which are assumed to be "
+            "the first hidden state; if they are not, write embeddings: false)"
         )
 
 
@@ -140,14 +140,14 @@ def _checked(found: Any, counts: tuple[int, int], owner: str) -> list[tuple[int,
     for pair in pairs:
         if not all(type(number) is int and 0 <= number <= count for number, count in zip(pair, counts, strict=True)):
             raise SignatureError(
-                f"{owner} returned {pair}, which is no pair of layers: student 0 to {counts[0]}, teacher 0 to {counts[1]}"
+                f"{owner} returned {pair}, which is not a pair of layers: student 0 to {counts[0]}, teacher 0 to {counts[1]}"
             )
     if not pairs:
         raise SignatureError(f"{owner} must return pairs of layer numbers, student first, got {shown(found)}")
     return pairs
 
 
-def _read_maps(data: object, handler: Any) -> tuple[LayerMap, ...]:  # noqa: ARG001  each map has its own place in an error
+def _read_maps(data: object, handler: Any) -> tuple[LayerMap, ...]:  # noqa: ARG001  each map is read separately, so that an error names it
     if is_none(data):
         return ()
     if not isinstance(data, (list, tuple)):
@@ -175,7 +175,7 @@ def _write_maps(maps: tuple[LayerMap, ...]) -> Any:
 
 
 class _OneOrMany:
-    """One map, a list of them, or none, in JSON Schema."""
+    """JSON Schema of one map, a list of maps, or none."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -187,4 +187,4 @@ class _OneOrMany:
 LayerMaps = Annotated[
     tuple[LayerMap, ...], WrapValidator(_read_maps), PlainSerializer(_write_maps, return_type=Any), _OneOrMany
 ]
-"""The type of a config field that holds layer maps: a mapping, a list of them, or none."""
+"""Layer maps in a config: a mapping, a list of mappings, or none."""

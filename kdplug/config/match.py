@@ -35,7 +35,7 @@ from kdplug.host.registry import projections
 Width = int | Literal["auto"]
 
 WIDEST = 1 << 24
-"""The largest width of a feature."""
+"""Largest width of a feature."""
 
 _EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student width first"
 _KEYS = ("in_dim", "out_dim", "options")
@@ -47,7 +47,7 @@ class ProjectionSpec:
     """A projection by name.
 
     ``in_dim`` is the student's width, ``out_dim`` the teacher's; ``"auto"`` takes it from the features. ``options``
-    are those of the projection's own optimizer parameter group; ``form`` is the spelling it came in.
+    are those of the projection's own optimizer parameter group; ``form`` is its spelling in the config.
     """
 
     component: ComponentSpec
@@ -57,7 +57,7 @@ class ProjectionSpec:
     form: Form = "list"
 
     def to_data(self) -> Any:
-        """Fresh plain data in the spelling that the projection came in."""
+        """Return new plain data in the spelling of the config."""
         component, options = write_component(self.component), thaw(self.options)
         rest = {"options": options} if options else {}
         if self.form == "name" and isinstance(component, str) and self.in_dim == self.out_dim == "auto" and not rest:
@@ -68,17 +68,17 @@ class ProjectionSpec:
         return [component, self.in_dim, self.out_dim, *rest.values()]
 
     def resolved(self) -> ProjectionSpec:
-        """The projection with its qualified name and every setting. Imports the entry."""
+        """Return the projection with its qualified name and every setting. Imports the entry."""
         component = resolve(self.component, "projections")
         return ProjectionSpec(component, self.in_dim, self.out_dim, self.options)
 
 
 def read_projection(data: object) -> ProjectionSpec:
-    """A frozen projection from ``name``, ``[name, in, out]``, ``[name, in, out, {options}]`` or a mapping.
+    """Read a frozen projection from ``name``, ``[name, in, out]``, ``[name, in, out, {options}]`` or a mapping.
 
-    The first element of a list may itself be a component with settings. ``data`` is left as it is.
+    The first element of a list may itself be a component with settings. ``data`` is not changed.
 
-    Raises: ``ConfigError`` for any other form; ``EntryError`` where the name leads nowhere.
+    Raises: ``ConfigError`` for any other form; ``EntryError`` for an unknown name.
     """
     if isinstance(data, ProjectionSpec):
         data = data.to_data()
@@ -156,7 +156,7 @@ def _options(value: object, place: int | str) -> Mapping[str, Any]:
 
 
 def _check_option(key: str, value: object) -> None:
-    """One option of a parameter group. Whether the optimizer has it is known once there is an optimizer."""
+    """Check one option of a parameter group. Options that the optimizer lacks are found when it is built."""
     if key in ("params", "param_names"):
         raise ConfigError("is filled by the projection itself: leave it out").at(key)
     if key == "learning_rate":
@@ -259,9 +259,9 @@ TeacherField = Annotated[
 
 
 class IntermediateMatch(ConfigModel):
-    """A loss between what the teacher's layer ``layer_T`` and the student's layer ``layer_S`` compute.
+    """A loss between the outputs of the teacher's layer ``layer_T`` and the student's layer ``layer_S``.
 
-    A layer is an index into what the adaptor returns as ``feature`` (negative ones count from the end), or the path of a
+    A layer is an index into the list ``feature`` of the adaptor (negative ones count from the end), or the path of a
     module, whose output is captured: ``encoder.layer.3``, ``encoder.layer.3:output[1]``, ``encoder.layer.3:input[0]``. Both
     sides are lists for a loss that takes several features at once; in a list, a glob means all modules it matches.
     """

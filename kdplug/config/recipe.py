@@ -56,7 +56,7 @@ def _split(override: str) -> tuple[list[str], Any]:
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
-    """Set the value at ``path`` in ``tree``, checking each step against ``known``."""
+    """Set the value at ``path`` in ``tree``. Each step must exist in ``known``."""
     here: Any = tree
     there: Any = known
     for depth, part in enumerate(path):
@@ -71,7 +71,7 @@ def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any
 
 
 def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
-    """The key or index that ``part`` means in ``node``."""
+    """Return the key or index that ``part`` means in ``node``."""
     where = ".".join(above)
     if isinstance(node, dict):
         if part not in node and not last:
@@ -150,6 +150,11 @@ class RecipeTraining(LoopConfig):
         return self
 
 
+def _no_default(schema: dict[str, Any]) -> None:
+    """Remove the default: it depends on the task."""
+    schema.pop("default", None)
+
+
 class Recipe(ConfigModel):
     """A task, the distillation, the training and the output folder.
 
@@ -164,7 +169,7 @@ class Recipe(ConfigModel):
     output_dir: Annotated[Text, KeyFacts(identity=False)] = Field(
         "runs/<task>",
         description="folder for results; defaults to `runs/` and the name of the task",
-        json_schema_extra=lambda schema: schema.pop("default", None),
+        json_schema_extra=_no_default,
     )
     seed: WholeNumber = Field(0, description="seed of every random generator")
     plugins: Plugins = PluginsConfig()

@@ -48,7 +48,7 @@ class LoopConfig(ConfigModel):
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
-            "fp16_opt_level": "apex and its levels are gone. Write precision: fp16 or precision: bf16",
+            "fp16_opt_level": "belonged to apex and is gone. Write precision: fp16 or precision: bf16",
             "data_parallel": "is gone. For several devices start the script with 'accelerate launch'",
             "local_rank": "is gone. For several devices start the script with 'accelerate launch', which sets the rank",
         }
@@ -110,7 +110,7 @@ class LoopConfig(ConfigModel):
             return self
         if self.log_dir is None:
             raise ConfigError("tensorboard needs log_dir, the folder for its files").at("trackers")
-        raise ConfigError("is for TensorBoard, which trackers leaves out. Name it there, or leave out log_dir").at(
+        raise ConfigError("is for TensorBoard, which trackers does not list. Add it there, or leave out log_dir").at(
             "log_dir"
         )
 

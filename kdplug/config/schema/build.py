@@ -25,7 +25,7 @@ _GIVEN: JsonSchema = {"not": NONE_SCHEMA}
 
 
 def _scheduled(weight: str, scheduler: str) -> JsonSchema:
-    """A weight of 0 with a scheduler has no effect."""
+    """Reject a scheduler on a weight of 0."""
     return {
         "if": {"required": [scheduler], "properties": {scheduler: _GIVEN}},
         "then": {"properties": {weight: _ABOVE_0}},
@@ -56,7 +56,7 @@ _ARRAY: JsonSchema = {"type": "array"}
 _SINGLE: JsonSchema = {"not": {"type": "array"}}
 _GLOB: JsonSchema = {"type": "string", "pattern": r"^[^:@]*[*?\[]"}
 _BOTH_OR_NEITHER: JsonSchema = {
-    "$comment": "layer_T and layer_S are both lists or both none, but for globs; that lists are equally long cannot be said",
+    "$comment": "layer_T and layer_S must both be lists or both not, except for globs; equal lengths cannot be expressed",
     "anyOf": [
         {"properties": {"layer_T": teacher, "layer_S": student}}
         for teacher, student in ((_ARRAY, _ARRAY), (_SINGLE, _SINGLE), (_ARRAY, _GLOB), (_GLOB, _ARRAY))
@@ -74,7 +74,7 @@ _COUNTS_NEED_A_FEATURE: JsonSchema = {
 
 
 def _one_source(side: str) -> JsonSchema:
-    """Modules that are named need not be counted."""
+    """Reject a number of layers next to the paths of the layers."""
     return {
         "if": {"required": [f"layer_{side}"], "properties": {f"layer_{side}": {"not": {"type": "null"}}}},
         "then": {"properties": {f"layers_{side}": {"type": "null"}}},
@@ -88,7 +88,7 @@ _ONE_LENGTH: JsonSchema = {
     ],
 }
 _FP16: JsonSchema = {
-    "$comment": "fp16 says the same as precision, or nothing",
+    "$comment": "fp16 must agree with precision",
     "if": {"required": ["precision"]},
     "then": {
         "if": {"properties": {"precision": {"const": "fp16"}}},
@@ -113,7 +113,7 @@ RULES: dict[str, list[JsonSchema]] = {
     "TrainingConfig": [_FP16],
     "RecipeTraining": [_FP16, _ONE_LENGTH],
 }
-"""Model to rules between its fields."""
+"""Rules between the fields of a model, by the name of the model."""
 
 Part = Literal["recipe", "distillation", "training"]
 
@@ -129,7 +129,7 @@ _BY_NAME = {model.__name__: model for model in _WITH_COMPONENTS}
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A JSON Schema, and a sentence for each entry that cannot be used, whose settings are therefore not in it."""
+    """A JSON Schema. ``errors`` has a sentence for each unusable entry, whose settings the schema lacks."""
 
     data: JsonSchema
     errors: tuple[str, ...]
@@ -146,11 +146,11 @@ def no_entry(_: Entry) -> bool:
 
 
 def schema_of(part: Part, load: Callable[[Entry], bool] = every_entry) -> Schema:
-    """The schema of one kind of file.
+    """Return the schema of one kind of file.
 
-    ``load`` says which entries are imported for their settings; of the others only names are checked. It accepts a bare
-    name that means one entry, and every qualified name, in the spelling of its package. One that cannot be imported keeps
-    its name.
+    ``load`` selects the entries that are imported for their settings; of the others only names are checked. The schema
+    accepts a bare name that means one entry, and every qualified name, in the spelling of its package. An entry that cannot
+    be imported keeps its name.
     """
     catalogue = Catalogue(load)
     root = model_schema(MODELS[part], "/definitions")
@@ -171,7 +171,7 @@ def _comment(errors: list[str]) -> str:
     host = active()
     named = [f"{dist.name} {dist.version}" for dist in host.dists if dist not in host.left_out]
     made = f"made by kdplug schema with {', '.join(named) or 'no plugin'}"
-    return ". ".join([made, *(["without the settings of what cannot be used: " + "; ".join(errors)] if errors else [])])
+    return ". ".join([made, *(["without the settings of unusable entries: " + "; ".join(errors)] if errors else [])])
 
 
 def _complete(name: str, model: JsonSchema, catalogue: Catalogue) -> None:

@@ -1,4 +1,4 @@
-"""Components as JSON Schema: every place for one, with every entry that may stand there."""
+"""JSON Schema of components: each place in a config with the entries that it accepts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _OPTIONS: JsonSchema = {
     "additionalProperties": {"not": {"type": "object"}},
 }
 _WIDTH: JsonSchema = {
-    "description": "a width, or auto: that of the features",
+    "description": "a width, or auto for the width of the features",
     "if": {"type": "string"},
     "then": {"const": "auto"},
     "else": {"type": "integer", "minimum": 1, "maximum": WIDEST},
@@ -32,7 +32,7 @@ _WIDTH: JsonSchema = {
 
 @dataclass
 class Catalogue:
-    """Definitions of components. ``load`` says which entries are imported for their settings."""
+    """Definitions of components. ``load`` selects the entries that are imported for their settings."""
 
     load: Callable[[Entry], bool]
     definitions: dict[str, JsonSchema] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Catalogue:
     _known: dict[str, list[EntrySchema]] = field(default_factory=dict)
 
     def at(self, place: Place) -> JsonSchema:
-        """The schema of a field; its definitions are added to those of the catalogue."""
+        """Return the schema of a place and add its definitions to the catalogue."""
         if place.definition not in self.definitions:
             found = self._entries(place)
             if place.plural == "projections":
@@ -50,7 +50,7 @@ class Catalogue:
         return reference(place.definition)
 
     def _entries(self, place: Place) -> list[EntrySchema]:
-        """The entries that may stand there; where inputs are unknown, a loss may stand in both of its places."""
+        """Return the entries that a place accepts. A loss with unknown inputs is accepted in both of its places."""
         if place.plural not in self._known:
             known = [entry_schema(entry, load=self.load(entry)) for entry in REGISTRIES[place.plural].entries()]
             self._known[place.plural] = known
@@ -65,7 +65,7 @@ class Catalogue:
         ]
 
     def _component(self, name: str, entries: list[EntrySchema], *, optional: bool) -> None:
-        """A name, a list or a mapping."""
+        """Define the three spellings: a name, a list or a mapping."""
         self._names(f"{name}_name", entries)
         names = reference(f"{name}_name")
         self.definitions[f"{name}_list"] = {
@@ -80,7 +80,7 @@ class Catalogue:
         self.definitions[name] = _three_spellings(name, entries, optional=optional)
 
     def _projection(self, place: Place, entries: list[EntrySchema]) -> None:
-        """A projection as a match writes it: in a list and in a mapping, widths and options beside the settings."""
+        """Define a projection as a match writes it: lists and mappings hold widths and options in addition to settings."""
         self.definitions |= {"width": _WIDTH, "options": _OPTIONS}
         self._component("projection_component", entries, optional=False)
         names = reference("projection_component_name")
@@ -113,14 +113,14 @@ def _mapping(names: JsonSchema, entries: list[EntrySchema], variant: str) -> Jso
 def _by_name(
     entries: Iterable[EntrySchema], variant: str, named: Callable[[tuple[str, ...]], JsonSchema]
 ) -> list[JsonSchema]:
-    """For each entry whose settings are known: where it is the one that is named, its settings hold."""
+    """Return a rule for each entry with known settings: if it is named, its settings apply."""
     return [
         {"if": named(entry.spellings), "then": entry.chosen(variant)} for entry in entries if entry.settings is not None
     ] or [{}]
 
 
 def _three_spellings(name: str, entries: list[EntrySchema], *, optional: bool) -> JsonSchema:
-    """The three spellings, taken apart by ``if`` so that what is wrong below them is named at its own place."""
+    """Return the three spellings, separated by ``if`` so that an error is reported at the wrong value."""
     needing = [spelling for entry in entries if entry.needs_settings for spelling in entry.spellings]
     schema: JsonSchema = {
         "anyOf": [
