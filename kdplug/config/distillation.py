@@ -180,10 +180,11 @@ class DistillationConfig(ConfigModel):
         Raises: ``EntryError``, ``SettingError`` or ``SignatureError`` with the path of the component or its setting.
         """
         data = self.to_dict()
-        unused = (
-            "" if self.kd_loss_weight or self.kd_loss_type != _DEFAULT_KD_LOSS else "kd_loss_type",
-            "" if self.teacher_combiner != DEFAULT_COMBINER else "teacher_combiner",
-        )
+        unused = set()
+        if not self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
+            unused.add("kd_loss_type")
+        if self.teacher_combiner == DEFAULT_COMBINER:
+            unused.add("teacher_combiner")
         data |= _resolved(self, (), unused)
         data["intermediate_matches"] = [
             {**match.to_dict(), **_resolved(match, ("intermediate_matches", place))}

@@ -22,7 +22,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class KeyFacts:
-    """``identity``: the key decides what is learned, so resuming compares it. ``needs``: the key has no effect without that one."""
+    """Mark of a field.
+
+    ``identity``: the key decides what is learned, so that resuming compares it. ``needs``: the key without which it has no
+    effect.
+    """
 
     identity: bool = True
     needs: str = ""
@@ -30,7 +34,7 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The field holds a component: its kind by ``plural``, the ``slot`` of a loss, and whether ``none`` is a value."""
+    """Mark of a field that holds a component of the kind ``plural``; ``none`` is a value if ``optional``."""
 
     plural: str
     slot: str | None = None
@@ -38,7 +42,7 @@ class Place:
 
     @property
     def definition(self) -> str:
-        """Name of the component among the definitions of a JSON Schema."""
+        """Name among the definitions of the JSON Schema."""
         noun = KINDS[self.plural].noun.replace(" ", "_")
         return f"{self.slot}_{noun}" if self.slot else noun
 

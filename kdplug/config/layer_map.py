@@ -32,7 +32,7 @@ Side = Literal["S", "T"]
 class LayerMap(ConfigModel):
     """Matches by rule: ``{name: uniform, feature: hidden, loss: hidden_mse, proj: [linear, auto, auto]}``.
 
-    Keys that a match has too apply to each match that the map makes.
+    Keys shared with ``IntermediateMatch`` apply to each match of the map.
     """
 
     name: LayerMapComponent = Field(description="the rule that pairs layers of the student with layers of the teacher")
@@ -53,7 +53,8 @@ class LayerMap(ConfigModel):
     layer_S: PatternField = Field(None, description="the same for the student")  # noqa: N815
     embeddings: Switch | None = Field(
         None,
-        description="whether the first layer is the output of the embeddings; by default true only for `hidden` from an adaptor",
+        description="whether the first layer is the output of the embeddings; by default true only for `hidden` from an "
+        "adaptor",
     )
     teacher: TeacherField = None
 
@@ -147,7 +148,7 @@ def _checked(found: Any, counts: tuple[int, int], owner: str) -> list[tuple[int,
     return pairs
 
 
-def _read_maps(data: object, handler: Any) -> tuple[LayerMap, ...]:  # noqa: ARG001  each map is read separately, so that an error names it
+def _read_maps(data: object, handler: Any) -> tuple[LayerMap, ...]:  # noqa: ARG001  so that errors name the map
     if is_none(data):
         return ()
     if not isinstance(data, (list, tuple)):

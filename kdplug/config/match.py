@@ -39,7 +39,11 @@ WIDEST = 1 << 24
 
 _EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student width first"
 _KEYS = ("in_dim", "out_dim", "options")
-_AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "dampening")
+OPTIONS_AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "dampening")
+OPTIONS_REFUSED = {
+    **dict.fromkeys(("params", "param_names"), "is filled by the projection itself: leave it out"),
+    "learning_rate": "unknown optimizer option. Did you mean 'lr'?",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +161,11 @@ def _options(value: object, place: int | str) -> Mapping[str, Any]:
 
 def _check_option(key: str, value: object) -> None:
     """Check one option of a parameter group. Options that the optimizer lacks are found when it is built."""
-    if key in ("params", "param_names"):
-        raise ConfigError("is filled by the projection itself: leave it out").at(key)
-    if key == "learning_rate":
-        raise ConfigError("unknown optimizer option. Did you mean 'lr'?").at(key)
+    if key in OPTIONS_REFUSED:
+        raise ConfigError(OPTIONS_REFUSED[key]).at(key)
     if isinstance(value, Mapping):
         raise ConfigError(f"must be a number, true, false, null or a list of numbers, got {shown(thaw(value))}").at(key)
-    if key not in _AT_LEAST_ZERO:
+    if key not in OPTIONS_AT_LEAST_0:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"must be a number, got {shown(value)}").at(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -96,10 +96,11 @@ def _class_name(name: str) -> str:
     return name
 
 
+_Schedule = Literal["none", "linear", "cosine"]
 LrSchedule = Annotated[
-    Literal["none", "linear", "cosine"],
+    _Schedule,
     BeforeValidator(lambda data: "none" if data is None else data),
-    WithJsonSchema({"type": ["string", "null"], "enum": ["none", "linear", "cosine", None]}),
+    WithJsonSchema({"type": ["string", "null"], "enum": [*get_args(_Schedule), None]}),
 ]
 
 
@@ -182,7 +183,7 @@ class Recipe(ConfigModel):
 
     @model_validator(mode="after")
     def _a_cache_is_for_caching(self) -> Self:
-        """A folder that is never read is not intended."""
+        """Turn caching on if there is a folder for it."""
         if self.training.teacher_cache is not None and "is_caching_logits" not in self.distillation.model_fields_set:
             self._fill(distillation=self.distillation.with_defaults(is_caching_logits=True))
         return self

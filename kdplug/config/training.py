@@ -63,7 +63,7 @@ class LoopConfig(ConfigModel):
         "processes, or each `micro_batch` (faster if masks differ between micro-batches, but a different gradient)",
     )
     ckpt_frequency: Annotated[WholeNumber, _FREE] = Field(
-        1, description="checkpoints per epoch; 0 writes none, in a recipe one at the end of each training"
+        1, description="checkpoints per epoch; 0 writes none, except one at the end of each training of a recipe"
     )
     ckpt_epoch_frequency: Annotated[Count, _FREE] = Field(1, description="write checkpoints in every n-th epoch only")
     ckpt_steps: Annotated[Count | None, _FREE] = Field(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kdplug.config.key import Place
-from kdplug.config.match import WIDEST
+from kdplug.config.match import OPTIONS_AT_LEAST_0, OPTIONS_REFUSED, WIDEST
 from kdplug.config.model import NONE_SCHEMA
 from kdplug.config.schema.draft import JsonSchema, reference
 from kdplug.config.schema.entry import EntrySchema, entry_schema
@@ -17,8 +17,8 @@ _OPTIONS: JsonSchema = {
     "type": "object",
     "description": "options of the projection's own parameter group in the optimizer",
     "properties": {
-        **{name: {"not": {}} for name in ("params", "param_names", "learning_rate")},
-        **{name: {"type": "number", "minimum": 0} for name in ("lr", "weight_decay", "eps", "momentum", "dampening")},
+        **{name: {"not": {}} for name in OPTIONS_REFUSED},
+        **{name: {"type": "number", "minimum": 0} for name in OPTIONS_AT_LEAST_0},
     },
     "additionalProperties": {"not": {"type": "object"}},
 }
@@ -120,7 +120,7 @@ def _by_name(
 
 
 def _three_spellings(name: str, entries: list[EntrySchema], *, optional: bool) -> JsonSchema:
-    """Return the three spellings, separated by ``if`` so that an error is reported at the wrong value."""
+    """Return the three spellings, separated by ``if`` so that an error names the value that is wrong."""
     needing = [spelling for entry in entries if entry.needs_settings for spelling in entry.spellings]
     schema: JsonSchema = {
         "anyOf": [

@@ -90,7 +90,7 @@ def extensible(schema: JsonSchema) -> JsonSchema:
 
 
 def _flat(schema: JsonSchema) -> JsonSchema:
-    """Merge an ``anyOf`` of plain types into a list of types, so that an error is reported at the value."""
+    """Merge an ``anyOf`` of plain types into a list of types, so that an error names the value."""
     branches = schema.get("anyOf")
     if not branches or "type" in schema or not all(map(_is_plain, branches)):
         return schema
