@@ -29,7 +29,11 @@ class Rowwise(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.inner = nn.Parameter(torch.randn(5, 4, generator=generator, dtype=torch.float64))
         self.head = nn.Parameter(torch.randn(3, 5, generator=generator, dtype=torch.float64))
-        self.act, self.calls, self._before = nn.Tanh(), 0, [lambda calls: None]  # in a list: functions that a module holds count
+        self.act, self.calls, self._before = (
+            nn.Tanh(),
+            0,
+            [lambda calls: None],
+        )  # in a list: functions that a module holds count
 
     @property
     def before(self):

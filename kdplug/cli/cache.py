@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -14,9 +14,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from kdplug.cli.terminal import report_errors
-from kdplug.engine.cache.report import CacheReport
-from kdplug.engine.cache.summary import size
 from kdplug.host.name import printable
+
+if TYPE_CHECKING:
+    from kdplug.engine.cache.report import CacheReport
 
 
 def cache_lines(report: CacheReport) -> Iterator[RenderableType]:
@@ -28,6 +29,8 @@ def cache_lines(report: CacheReport) -> Iterator[RenderableType]:
 
 
 def _kept(report: CacheReport) -> dict[str, str]:
+    from kdplug.engine.cache.summary import size
+
     tally, item = report.tally, report.bytes_per_item
     spec, temperature = report.fingerprint.get("codec"), report.fingerprint.get("temperature")
     at = "" if temperature is None else f" at temperature {temperature:g}"

@@ -72,7 +72,6 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
     """A recipe that runs ``task`` under ``name``, and the settings of the task that have no default. Imports the task."""
     from kdplug.config.distillation import DistillationConfig
     from kdplug.config.recipe import Recipe, RecipeTraining
-    from kdplug.config.schema.doc import MEANINGS
 
     settings, missing = _task_settings(task)
     models: dict[str, type[ConfigModel]] = {"distillation": DistillationConfig, "training": RecipeTraining}
@@ -80,9 +79,11 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
     blocks["task"] = [f"  name: {_yaml(name)}", *settings]
     lines = [f"# yaml-language-server: $schema=./{SCHEMA}", f"# Run it:  kdplug run {file}"]
     for key, field in Recipe.model_fields.items():
-        lines += ["", f"# {_comment(MEANINGS['Recipe'][key])}"]
-        default = f"runs/{task.name}" if key == "output_dir" else _default(key, field)
-        lines += [f"{key}:", *blocks[key]] if key in blocks else [f"{key}: {_yaml(default)}"]
+        lines += ["", f"# {_comment(field.description or '')}"]
+        if key in blocks:
+            lines += [f"{key}:", *blocks[key]]
+        else:
+            lines.append(f"{key}: {_yaml(f'runs/{task.name}' if key == 'output_dir' else _default(field))}")
     return "\n".join(lines) + "\n", missing
 
 
@@ -104,15 +105,13 @@ def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]
 
 
 def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
-    """Every key of a model with its meaning above it."""
-    from kdplug.config.schema.doc import MEANINGS
-
+    """Yield the lines of a model's block: each key below a comment with its description."""
     for key, field in model.model_fields.items():
         choices = ", ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
-        yield f"  # {_comment(MEANINGS[model.__name__][key])}{f' ({choices})' if choices else ''}"
+        yield f"  # {_comment(field.description or '')}{f' ({choices})' if choices else ''}"
         if key == "intermediate_matches":
             yield f"  # {_MATCH}"
-        yield f"  {key}: {_yaml(chosen.get(key, _default(key, field)))}"
+        yield f"  {key}: {_yaml(chosen.get(key, _default(field)))}"
 
 
 def _task_settings(task: Entry) -> tuple[list[str], list[str]]:
@@ -149,18 +148,16 @@ def _comment(text: str) -> str:
     return " ".join(text.replace("`", "").split())
 
 
-def _default(key: str, field: FieldInfo) -> Any:
-    """The default of a field as plain data; ``none`` is how a config writes that there is no scheduler."""
+def _default(field: FieldInfo) -> Any:
+    """Return the default of a field as a config writes it."""
     from pydantic import BaseModel
 
-    from kdplug.host.spec import ComponentSpec
+    from kdplug.config.key import written_default
 
     value = field.get_default()
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
-    if value is None and key.endswith("_scheduler"):
-        return "none"
-    return value.to_data() if isinstance(value, ComponentSpec) else value
+    return [] if value == () else written_default(field)
 
 
 def _yaml(value: Any) -> str:

@@ -16,7 +16,6 @@ from rich.text import Text
 
 from kdplug.cli.terminal import report_errors
 from kdplug.host.name import printable
-from kdplug.report.table import temperature_line, terms_table
 
 if TYPE_CHECKING:
     from kdplug.recipes.preview.match import PlannedMatch
@@ -32,6 +31,8 @@ _STAGES = {
 
 def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     """What to print, in order."""
+    from kdplug.report.table import temperature_line, terms_table
+
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
     yield Text(plan.about)
     yield Text("")

@@ -1,28 +1,31 @@
-"""What is distilled: the losses, their weights and schedules, and the matches."""
+"""Config of the objective: losses, their weights and schedules, and matches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import PlainValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
 
+from kdplug.config.key import places
 from kdplug.config.layer_map import LayerMap, LayerMaps
-from kdplug.config.match import IntermediateMatch, no_effect
+from kdplug.config.match import IntermediateMatch, ProjectionSpec, no_effect
 from kdplug.config.model import (
     LARGEST,
-    AnyComponent,
+    NONE_SCHEMA,
     ConfigModel,
     Count,
+    KdLoss,
     NonNegative,
     Positive,
     Switch,
+    TeacherCombiner,
     TemperatureScheduler,
     WeightScheduler,
     resolve,
     write_component,
 )
-from kdplug.config.requirement import PluginsConfig
+from kdplug.config.requirement import Plugins, PluginsConfig
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.registry import losses, teacher_combiners
@@ -32,7 +35,7 @@ __all__ = ["DistillationConfig", "IntermediateMatch"]
 
 _DEFAULT_KD_LOSS = ComponentSpec("ce")
 DEFAULT_COMBINER = ComponentSpec("mean_logits")
-"""What combines the logits of several teachers where nothing is said."""
+"""Combiner of several teachers' logits, unless the config names another one."""
 
 
 def _read_chunk(data: object) -> int | str:
@@ -54,30 +57,56 @@ Chunk = Annotated[
 
 
 class DistillationConfig(ConfigModel):
-    """The configuration of a distillation: TextBrewer's keys and defaults, with every component in three spellings.
+    """Config of a distillation: TextBrewer's keys and defaults, with every component in three spellings.
 
-    Construction looks names up and imports nothing; ``resolved()`` imports what is named and validates its settings.
-    With a scheduler and no weight of its own, the base weight is 1. A kd loss that is left at its default while its
-    weight is 0 is never looked up, nor is a teacher combiner that is left at its default: it acts on several teachers only.
+    Construction looks names up and imports nothing; ``resolved()`` imports the named entries and validates their settings.
+    With a scheduler but no weight, the base weight is 1. A default kd loss of weight 0 is not looked up, and neither is a
+    default teacher combiner, which acts on several teachers only.
 
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    temperature: Positive = 4.0
-    temperature_scheduler: TemperatureScheduler = None
-    kd_loss_type: AnyComponent = _DEFAULT_KD_LOSS
-    kd_loss_weight: NonNegative = 1.0
+    temperature: Positive = Field(4.0, description="divides the logits of both models before they are compared")
+    temperature_scheduler: TemperatureScheduler = Field(
+        None, description="computes a temperature for each item from the base temperature and the logits"
+    )
+    kd_loss_type: KdLoss = Field(_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
+    kd_loss_weight: NonNegative = Field(1.0, description="weight of the kd loss; with a scheduler, the base weight")
     kd_loss_weight_scheduler: WeightScheduler = None
-    hard_label_weight: NonNegative = 0.0
+    hard_label_weight: NonNegative = Field(
+        0.0,
+        description="weight of the losses that the student's adaptor returns; 1 if only its scheduler is given",
+    )
     hard_label_weight_scheduler: WeightScheduler = None
-    teacher_combiner: AnyComponent = DEFAULT_COMBINER
-    logit_chunk: Chunk = "auto"
-    padded_vocabulary: Literal["refuse", "drop"] = "refuse"
-    probability_shift: Switch = False
-    is_caching_logits: Switch = False
-    intermediate_matches: tuple[IntermediateMatch, ...] = ()
-    layer_map: LayerMaps = ()
-    plugins: PluginsConfig = PluginsConfig()
+    teacher_combiner: TeacherCombiner = Field(
+        DEFAULT_COMBINER, description="combines the logits of several teachers; unused with one teacher"
+    )
+    logit_chunk: Chunk = Field(
+        "auto",
+        description="items per chunk when logits are computed from `FactoredLogits`: a number, `auto` to fit a memory "
+        "budget, `whole` for all items at once",
+    )
+    padded_vocabulary: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="if student and teacher differ in the number of classes: `refuse`, or `drop` the last classes of the "
+        "longer side, which pad the vocabulary of a shared tokenizer",
+    )
+    probability_shift: Switch = Field(
+        False, description="where the teacher is wrong, swap its highest logit with that of the true label"
+    )
+    is_caching_logits: Switch = Field(
+        False,
+        description="run the teacher once on every example and reuse its logits and matched features in all epochs",
+    )
+    intermediate_matches: tuple[IntermediateMatch, ...] = Field(
+        (),
+        description="losses between features of the two models",
+        json_schema_extra={"type": ["array", "null", "string"], "pattern": NONE_SCHEMA["anyOf"][1]["pattern"]},
+    )
+    layer_map: LayerMaps = Field(
+        (), description="matches by rule: `{name: uniform, feature: hidden, loss: hidden_mse}`, a list of such, or none"
+    )
+    plugins: Plugins = PluginsConfig()
 
     @field_validator("intermediate_matches", mode="before")
     @classmethod
@@ -146,35 +175,34 @@ class DistillationConfig(ConfigModel):
         return self
 
     def resolved(self) -> Self:
-        """The same config with qualified names and every setting of every component. Imports the entries it names.
+        """Return the config with qualified names and every setting of every component. Imports the entries it names.
 
         Raises: ``EntryError``, ``SettingError`` or ``SignatureError`` with the path of the component or its setting.
         """
         data = self.to_dict()
-        for field in ("kd_loss_weight_scheduler", "hard_label_weight_scheduler"):
-            data[field] = _resolved(getattr(self, field), "weight_schedulers", None, field)
-        data["temperature_scheduler"] = _resolved(
-            self.temperature_scheduler, "temperature_schedulers", None, "temperature_scheduler"
-        )
-        if self.kd_loss_weight or self.kd_loss_type != _DEFAULT_KD_LOSS:
-            data["kd_loss_type"] = _resolved(self.kd_loss_type, "losses", "kd", "kd_loss_type")
-        if self.teacher_combiner != DEFAULT_COMBINER:
-            data["teacher_combiner"] = _resolved(self.teacher_combiner, "teacher_combiners", None, "teacher_combiner")
+        unused = set()
+        if not self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
+            unused.add("kd_loss_type")
+        if self.teacher_combiner == DEFAULT_COMBINER:
+            unused.add("teacher_combiner")
+        data |= _resolved(self, (), unused)
         data["intermediate_matches"] = [
-            _resolved_match(match, ("intermediate_matches", place))
+            {**match.to_dict(), **_resolved(match, ("intermediate_matches", place))}
             for place, match in enumerate(self.intermediate_matches)
         ]
-        data["layer_map"] = [_resolved_match(one, self.path_of_map(place)) for place, one in enumerate(self.layer_map)]
+        data["layer_map"] = [
+            {**one.to_dict(), **_resolved(one, self.path_of_map(place))} for place, one in enumerate(self.layer_map)
+        ]
         return type(self).from_dict(data).written_out()
 
     def path_of_map(self, place: int) -> tuple[object, ...]:
-        """The path of a layer map in the config, for messages."""
+        """Return the path of a layer map in the config, for messages."""
         return ("layer_map",) if len(self.layer_map) == 1 else ("layer_map", place)
 
     def written_out(self) -> Self:
-        """The same config with the pairs of each layer map whose layers are counted in the config, in place of the map.
+        """Return the config with layer maps replaced by their matches, if the config gives the numbers of layers.
 
-        Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of a map that makes no pairs.
+        Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of a map that fails.
         """
         matches, waiting = list(self.intermediate_matches), []
         for place, one in enumerate(self.layer_map):
@@ -189,28 +217,22 @@ class DistillationConfig(ConfigModel):
         return self.with_matches(matches, waiting)
 
     def with_matches(self, matches: Iterable[IntermediateMatch], layer_map: Iterable[LayerMap]) -> Self:
-        """The same config with other matches and layer maps."""
+        """Return the config with other matches and layer maps."""
         return self.model_copy(update={"intermediate_matches": tuple(matches), "layer_map": tuple(layer_map)})
 
 
-def _resolved(spec: ComponentSpec | None, plural: str, slot: str | None, *path: object) -> Any:
-    if spec is None:
-        return None
-    try:
-        return write_component(resolve(spec, plural, slot))
-    except KdplugError as error:
-        raise error.at(*path) from error.__cause__
-
-
-def _resolved_match(match: IntermediateMatch | LayerMap, path: tuple[object, ...]) -> dict[str, Any]:
-    data = match.to_dict()
-    if isinstance(match, LayerMap):
-        data["name"] = _resolved(match.name, "layer_maps", None, *path, "name")
-    data["loss"] = _resolved(match.loss, "losses", "match", *path, "loss")
-    data["weight_scheduler"] = _resolved(match.weight_scheduler, "weight_schedulers", None, *path, "weight_scheduler")
-    if match.proj is not None:
+def _resolved(model: ConfigModel, path: tuple[object, ...], unused: Iterable[str] = ()) -> dict[str, Any]:
+    """Return each component of a model with its qualified name and every setting, as plain data."""
+    data: dict[str, Any] = {}
+    for key, place in places(type(model)).items():
+        spec = getattr(model, key)
+        if spec is None or key in unused:
+            continue
         try:
-            data["proj"] = match.proj.resolved().to_data()
+            if isinstance(spec, ProjectionSpec):
+                data[key] = spec.resolved().to_data()
+            else:
+                data[key] = write_component(resolve(spec, place.plural, place.slot))
         except KdplugError as error:
-            raise error.at(*path, "proj") from error.__cause__
+            raise error.at(*path, key) from error.__cause__
     return data

@@ -1,4 +1,4 @@
-"""The path of a field in the recipe, put together from what each part of kdplug knows of it."""
+"""Paths of fields in errors: each caller adds its part, up to the path in the recipe."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kdplug.errors import ConfigError, KdplugError
 from kdplug.host.registry import tasks
 
 Path = tuple[object, ...]
-"""The path of a field: ``("intermediate_matches", 1, "loss")``."""
+"""Path of a field: ``("intermediate_matches", 1, "loss")``."""
 
 
 @contextmanager
 def prefixed(*path: object) -> Iterator[None]:
-    """Put ``path`` in front of the field that an error inside the block names."""
+    """Prefix the field of an error raised in the block with ``path``."""
     try:
         yield
     except KdplugError as error:
@@ -30,10 +30,10 @@ R = TypeVar("R")
 
 
 def qualify_errors(carry_out: Callable[Concatenate[Recipe, P], R]) -> Callable[Concatenate[Recipe, P], R]:
-    """Let each error of ``carry_out(recipe, …)`` name its field as the recipe does.
+    """Make each error of ``carry_out(recipe, …)`` name its field by the path in the recipe.
 
-    The objective says ``kd_loss_type``, the engine ``precision``, and a task that reads an example ``data.train``: none of them
-    knows that it is called by a recipe, where these are ``distillation.kd_loss_type``, ``training.precision``, ``task.data.train``.
+    The objective names ``kd_loss_type``, the engine ``precision``, a task ``data.train``. In a recipe these are
+    ``distillation.kd_loss_type``, ``training.precision`` and ``task.data.train``.
     """
 
     @wraps(carry_out)
@@ -48,7 +48,7 @@ def qualify_errors(carry_out: Callable[Concatenate[Recipe, P], R]) -> Callable[C
 
 
 def _above(error: KdplugError, recipe: Recipe) -> str | None:
-    """The key of the recipe under which the field stands; ``None`` where it is complete, or is no field of a recipe."""
+    """Return the recipe key that holds the field; ``None`` if the path is complete or not that of a recipe."""
     key = error.field.partition(".")[0]
     if not key or key in Recipe.model_fields:
         return None
@@ -56,6 +56,6 @@ def _above(error: KdplugError, recipe: Recipe) -> str | None:
         return "distillation"
     if key in RecipeTraining.model_fields:
         return "training"
-    # What an adaptor returned has such names as well, student.labels, and is no ConfigError.
+    # Outputs of an adaptor have such names too (student.labels), but their errors are not ConfigErrors.
     is_setting = isinstance(error, ConfigError) and key in tasks.entry(recipe.task.name).settings.model_fields
     return "task" if is_setting else None

@@ -1,4 +1,4 @@
-"""The config fields that say which layer of a model is read."""
+"""Config fields that name the layers of a model to read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _EXAMPLE = "encoder.layer.3, encoder.layer.3:output[1], encoder.layer.3:input[0]
 
 @dataclass(frozen=True, slots=True)
 class LayerPath:
-    """``encoder.layer.3@0:output[1].scores``, taken apart.
+    """A parsed path such as ``encoder.layer.3@0:output[1].scores``.
 
-    ``modules`` is the dotted path of a module in its model, or a glob over such paths: ``*`` stands for any one part,
-    ``**`` for any number of parts. ``call`` picks one of several calls in a forward pass. ``steps`` lead from the
-    module's output, or its input, to a tensor; without any, a tuple's first tensor is meant.
+    ``modules`` is the dotted path of a module in its model, or a glob over such paths: ``*`` matches any one part,
+    ``**`` any number of parts. ``call`` selects one of several calls in a forward pass. ``steps`` lead from the
+    module's output, or its input, to a tensor. Without steps, the first tensor of a tuple is read.
     """
 
     modules: str
@@ -42,22 +42,22 @@ class LayerPath:
 
     @property
     def is_glob(self) -> bool:
-        """Whether it may stand for several modules."""
+        """True if the path may match several modules."""
         return any(sign in self.modules for sign in "*?[")
 
     def matches(self, name: str) -> bool:
-        """Whether ``name`` is a module that this path, or glob, means."""
+        """Return whether this path or glob matches the module ``name``."""
         if not self.is_glob:
             return name == self.modules
         return _matches(self.modules.split("."), name.split("."))
 
     def on(self, module: str) -> LayerPath:
-        """The same of one module, by its own path."""
+        """Return the same path for the module ``module``."""
         return replace(self, modules=module)
 
 
 def read_path(text: str) -> LayerPath:
-    """Take a module path apart. Whether a model has that module is not asked here.
+    """Parse a module path. Whether a model has that module is not checked here.
 
     Raises: ``ConfigError``.
     """
@@ -67,7 +67,9 @@ def read_path(text: str) -> LayerPath:
     source, steps = found["source"], found["steps"] or ""
     if source is not None and source not in ("output", "input"):
         near = did_you_mean(source, ["output", "input"])
-        raise ConfigError(f"{shown(text)}: after ':' stands output or input, got {shown(source)}.{near}".rstrip("."))
+        raise ConfigError(
+            f"{shown(text)}: ':' must be followed by output or input, got {shown(source)}.{near}".rstrip(".")
+        )
     if _STEP.sub("", steps):
         raise ConfigError(f"{shown(text)}: cannot read {shown(steps)}. Write [1] or .name after {source}")
     call = None if found["call"] is None else int(found["call"])
@@ -76,8 +78,8 @@ def read_path(text: str) -> LayerPath:
 
 
 def _matches(pattern: list[str], name: list[str]) -> bool:
-    """Whether the parts of a glob fit those of a path, in time proportional to the product of their numbers."""
-    read = {0}  # how many parts of the name the pattern so far may stand for
+    """Match the parts of a glob with those of a path, in time proportional to the product of their numbers."""
+    read = {0}  # how many parts of the name the pattern so far may match
     for part in pattern:
         if part == "**":
             read = set(range(min(read), len(name) + 1))
@@ -89,7 +91,7 @@ def _matches(pattern: list[str], name: list[str]) -> bool:
 
 
 Layer = int | str
-"""The index of a layer in what an adaptor returns, or the path of a module."""
+"""Index of a layer in the outputs of an adaptor, or the path of a module."""
 
 Layers = Layer | tuple[Layer, ...]
 
@@ -99,29 +101,29 @@ def is_path(layer: Layer) -> bool:
 
 
 def is_glob(layer: Layers) -> bool:
-    """Whether the layer, or one in the list, may stand for several modules."""
+    """Return whether the layer, or one in the list, may match several modules."""
     if isinstance(layer, tuple):
         return any(map(is_glob, layer))
     return isinstance(layer, str) and read_path(layer).is_glob
 
 
 def in_list(layers: Layers) -> tuple[Layer, ...]:
-    """The layers as a list, also where there is one and no list."""
+    """Return the layers as a tuple, even for a single layer."""
     return layers if isinstance(layers, tuple) else (layers,)
 
 
 def plain(layers: Layers) -> Any:
-    """The layers as a config writes them."""
+    """Return the layers as a config writes them."""
     return list(layers) if isinstance(layers, tuple) else layers
 
 
 def is_listed(layers: Layers, others: Layers) -> bool:
-    """Whether a match of these two sides compares lists of layers: one of them is written as one."""
+    """Return whether a match of these two sides compares lists of layers: at least one side is a list."""
     return isinstance(layers, tuple) or isinstance(others, tuple)
 
 
 def check_pair(teacher: Layers, student: Layers) -> None:
-    """Raises: ``ConfigError`` where the two sides of a match cannot be as many layers; a glob may be any number of them."""
+    """Raise ``ConfigError`` if the two sides of a match cannot have equally many layers. A glob may match any number."""
     lists = isinstance(teacher, tuple), isinstance(student, tuple)
     either = f"got {plain(teacher)} and {plain(student)}"
     if any(lists) and not all(lists) and not is_glob(student if lists[0] else teacher):
@@ -170,15 +172,26 @@ def _read_pattern(data: object) -> tuple[str, ...] | None:
     return tuple(str(layer) for layer in layers)
 
 
-_INDEX: dict[str, Any] = {"type": "integer", "minimum": -LARGEST, "maximum": LARGEST}
-_LAYER: dict[str, Any] = {"anyOf": [_INDEX, {"type": "string", "minLength": 1}]}
-_PATH_KEYS: dict[str, Any] = {"type": "string", "minLength": 1}
+_PATTERN = r"^[^:@\s.]+(\.[^:@\s.]+)*(@-?\d+)?(:(output|input)(\[-?\d+\]|\.[A-Za-z_]\w*)*)?$"
+_PATHS: dict[str, Any] = {
+    "type": ["null", "string", "array"],
+    "pattern": _PATTERN,
+    "minItems": 1,
+    "items": {"type": "string", "pattern": _PATTERN},
+}
+_BOUNDS = {"minimum": -LARGEST, "maximum": LARGEST}
+_LAYERS: dict[str, Any] = {
+    **_PATHS,
+    "type": ["integer", "string", "array"],
+    **_BOUNDS,
+    "items": {"type": ["integer", "string"], "pattern": _PATTERN, **_BOUNDS},
+}
 
 LayerField = Annotated[
     Layers,
     PlainValidator(_read_layers),
     PlainSerializer(plain),
-    WithJsonSchema({"anyOf": [*_LAYER["anyOf"], {"type": "array", "minItems": 1, "items": _LAYER}]}),
+    WithJsonSchema(_LAYERS),
 ]
 """A layer or a list of layers."""
 
@@ -186,6 +199,6 @@ PatternField = Annotated[
     tuple[str, ...] | None,
     PlainValidator(_read_pattern),
     PlainSerializer(lambda paths: paths[0] if paths is not None and len(paths) == 1 else paths and list(paths)),
-    WithJsonSchema({"anyOf": [{"type": "null"}, _PATH_KEYS, {"type": "array", "minItems": 1, "items": _PATH_KEYS}]}),
+    WithJsonSchema(_PATHS),
 ]
-"""Module paths and globs that together list layers, or none."""
+"""Module paths and globs that together name the layers, or none."""

@@ -1,17 +1,18 @@
-"""A rule that stands in for hand-written matches: which layer learns from which."""
+"""Layer maps: a rule that pairs layers, in place of hand-written matches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import GetJsonSchemaHandler, PlainSerializer, WrapValidator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, PlainSerializer, WrapValidator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema
 
 from kdplug.config.layer import Layer, PatternField
 from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, no_effect
 from kdplug.config.model import (
+    NONE_SCHEMA,
     ConfigModel,
     Count,
     LayerMapComponent,
@@ -31,31 +32,37 @@ Side = Literal["S", "T"]
 class LayerMap(ConfigModel):
     """Matches by rule: ``{name: uniform, feature: hidden, loss: hidden_mse, proj: [linear, auto, auto]}``.
 
-    ``name`` is the layer map, a component; ``feature``, ``loss``, ``weight``, ``weight_scheduler``, ``proj`` and ``teacher``
-    are those of each match that it makes. The number of layers is ``layers_S`` and ``layers_T``, or that of the modules which
-    ``layer_S`` and ``layer_T`` name (``encoder.layer.*``, also read from there), or else what the adaptors return on the first
-    batch. ``embeddings`` says whether the layers begin with what the embeddings put out, which is taken for true of
-    ``hidden`` as an adaptor returns it, and for false of all else.
+    Keys shared with ``IntermediateMatch`` apply to each match of the map.
     """
 
-    name: LayerMapComponent
-    loss: MatchLoss
-    feature: Feature = "hidden"
-    weight: NonNegative = 1.0
+    name: LayerMapComponent = Field(description="the rule that pairs layers of the student with layers of the teacher")
+    loss: MatchLoss = Field(description="loss of each match")
+    feature: Feature = Field("hidden", description="`hidden` or `attention`; not needed if both sides are module paths")
+    weight: NonNegative = Field(1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
-    proj: Projection = None
-    layers_T: Count | None = None  # noqa: N815  the sides are called T and S throughout
-    layers_S: Count | None = None  # noqa: N815
-    layer_T: PatternField = None  # noqa: N815
-    layer_S: PatternField = None  # noqa: N815
-    embeddings: Switch | None = None
+    proj: Projection = Field(
+        None, description="projection of each match, from the student's feature to the teacher's width"
+    )
+    layers_T: Count | None = Field(  # noqa: N815  the sides are called T and S throughout
+        None, description="number of the teacher's layers; by default read from `layer_T` or from the first batch"
+    )
+    layers_S: Count | None = Field(None, description="the same for the student")  # noqa: N815
+    layer_T: PatternField = Field(  # noqa: N815
+        None, description="layers of the teacher as module paths or globs, such as `encoder.layer.*`"
+    )
+    layer_S: PatternField = Field(None, description="the same for the student")  # noqa: N815
+    embeddings: Switch | None = Field(
+        None,
+        description="whether the first layer is the output of the embeddings; by default true only for `hidden` from an "
+        "adaptor",
+    )
     teacher: TeacherField = None
 
     @model_validator(mode="after")
     def _one_source_of_layers(self) -> Self:
         for side in ("T", "S"):
             if getattr(self, f"layers_{side}") is not None and getattr(self, f"layer_{side}") is not None:
-                raise ConfigError(f"layer_{side} names the modules, so their number needs no layers_{side}").at(
+                raise ConfigError(f"layer_{side} names the modules and so their number: leave out layers_{side}").at(
                     f"layers_{side}"
                 )
         if "feature" not in self.model_fields_set and (self.layer_S is None or self.layer_T is None):
@@ -69,31 +76,31 @@ class LayerMap(ConfigModel):
         return self
 
     def has_embeddings(self, side: Side) -> bool:
-        """Whether the layers of a side begin with what its embeddings put out."""
+        """Return whether the first layer of a side is the output of its embeddings."""
         if self.embeddings is not None:
             return self.embeddings
         return self.feature == "hidden" and getattr(self, f"layer_{side}") is None
 
     def indices(self, side: Side) -> tuple[int, ...] | None:
-        """What there is to read on a side where the config alone says so."""
+        """Return the layer indices of a side, or ``None`` if the config does not determine them."""
         count = getattr(self, f"layers_{side}")
         return None if count is None else tuple(range(count + self.has_embeddings(side)))
 
     def matches(self, student: tuple[Layer, ...], teacher: tuple[Layer, ...]) -> tuple[IntermediateMatch, ...]:
-        """The matches, out of what there is to read on each side in the order of the layers. Imports the map.
+        """Return the matches between ``student`` and ``teacher``, the layers of each side in order. Imports the map.
 
-        Raises: ``EntryError``, ``SettingError``; ``ConfigError`` where the map does not fit these layers; ``SignatureError``
-        where it returns anything but pairs of layers that exist.
+        Raises: ``EntryError``, ``SettingError``; ``ConfigError`` if the map does not fit these layers; ``SignatureError``
+        if it returns anything but pairs of existing layers.
         """
-        own = ("loss", "feature", "weight", "weight_scheduler", "proj", "teacher")
-        data = {key: value for key, value in self.to_dict().items() if key in own}
+        shared = IntermediateMatch.model_fields.keys() - {"name", "layer_S", "layer_T"}
+        data = {key: value for key, value in self.to_dict().items() if key in shared}
         return tuple(
             IntermediateMatch.from_dict({**data, "layer_S": student[ours], "layer_T": teacher[theirs]})
             for ours, theirs in self._pairs(len(student), len(teacher))
         )
 
     def _pairs(self, student: int, teacher: int) -> list[tuple[int, int]]:
-        """Places in what there is to read: layer 1 comes first where there are no embeddings, and second otherwise."""
+        """Return pairs of positions. Layer 1 is at position 0 without embeddings, and at position 1 with them."""
         offsets = 0 if self.has_embeddings("S") else 1, 0 if self.has_embeddings("T") else 1
         counts = student - 1 + offsets[0], teacher - 1 + offsets[1]
         try:
@@ -106,8 +113,8 @@ class LayerMap(ConfigModel):
             for side, offset, numbers in zip(("student", "teacher"), offsets, zip(*pairs, strict=True), strict=True):
                 if offset and 0 in numbers:
                     raise ConfigError(
-                        f"{component.entry.qualified} matches layer 0, what the embeddings put out, but the {side}'s layers "
-                        "are taken to begin with layer 1. If they begin with the embeddings, write embeddings: true"
+                        f"{component.entry.qualified} matches layer 0, the output of the embeddings, but the {side}'s layers "
+                        "are assumed to start at layer 1. If they start with the embeddings, write embeddings: true"
                     )
         except KdplugError as error:
             if isinstance(error, ConfigError) and not error.field:
@@ -121,8 +128,8 @@ class LayerMap(ConfigModel):
         if self.embeddings is not None or not guessed:
             return f"   ({student} student layers, {teacher} teacher layers)"
         return (
-            f"   ({student} student layers and {teacher} teacher layers after the embeddings, which hidden states are taken "
-            "to begin with; if these do not, write embeddings: false)"
+            f"   ({student} student layers and {teacher} teacher layers after the embeddings, which are assumed to be "
+            "the first hidden state; if they are not, write embeddings: false)"
         )
 
 
@@ -134,14 +141,14 @@ def _checked(found: Any, counts: tuple[int, int], owner: str) -> list[tuple[int,
     for pair in pairs:
         if not all(type(number) is int and 0 <= number <= count for number, count in zip(pair, counts, strict=True)):
             raise SignatureError(
-                f"{owner} returned {pair}, which is no pair of layers: student 0 to {counts[0]}, teacher 0 to {counts[1]}"
+                f"{owner} returned {pair}, which is not a pair of layers: student 0 to {counts[0]}, teacher 0 to {counts[1]}"
             )
     if not pairs:
         raise SignatureError(f"{owner} must return pairs of layer numbers, student first, got {shown(found)}")
     return pairs
 
 
-def _read_maps(data: object, handler: Any) -> tuple[LayerMap, ...]:  # noqa: ARG001  each map has its own place in an error
+def _read_maps(data: object, handler: Any) -> tuple[LayerMap, ...]:  # noqa: ARG001  so that errors name the map
     if is_none(data):
         return ()
     if not isinstance(data, (list, tuple)):
@@ -169,15 +176,16 @@ def _write_maps(maps: tuple[LayerMap, ...]) -> Any:
 
 
 class _OneOrMany:
-    """One map, a list of them, or none, in JSON Schema."""
+    """JSON Schema of one map, a list of maps, or none."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        listed = handler(schema)
-        return {"anyOf": [{"type": "null"}, listed["items"], listed]}
+        one = handler(schema)["items"]
+        single = {"if": {"type": "object"}, "then": one, "else": NONE_SCHEMA}
+        return {"if": {"type": "array"}, "then": {"items": one}, "else": single}
 
 
 LayerMaps = Annotated[
     tuple[LayerMap, ...], WrapValidator(_read_maps), PlainSerializer(_write_maps, return_type=Any), _OneOrMany
 ]
-"""The type of a config field that holds layer maps: a mapping, a list of them, or none."""
+"""Layer maps in a config: a mapping, a list of mappings, or none."""

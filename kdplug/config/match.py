@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
+from kdplug.config.key import Place
 from kdplug.config.layer import LayerField, check_pair, in_list, is_path
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
@@ -34,11 +35,15 @@ from kdplug.host.spec import ComponentSpec, Form
 Width = int | Literal["auto"]
 
 WIDEST = 1 << 24
-"""The largest width of a feature."""
+"""Largest width of a feature."""
 
 _EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student width first"
 _KEYS = ("in_dim", "out_dim", "options")
-_AT_LEAST_ZERO = ("lr", "weight_decay", "eps", "momentum", "dampening")
+OPTIONS_AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "dampening")
+OPTIONS_REFUSED = {
+    **dict.fromkeys(("params", "param_names"), "is filled by the projection itself: leave it out"),
+    "learning_rate": "unknown optimizer option. Did you mean 'lr'?",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class ProjectionSpec:
     """A projection by name.
 
     ``in_dim`` is the student's width, ``out_dim`` the teacher's; ``"auto"`` takes it from the features. ``options``
-    are those of the projection's own optimizer parameter group; ``form`` is the spelling it came in.
+    are those of the projection's own optimizer parameter group; ``form`` is its spelling in the config.
     """
 
     component: ComponentSpec
@@ -56,7 +61,7 @@ class ProjectionSpec:
     form: Form = "list"
 
     def to_data(self) -> Any:
-        """Fresh plain data in the spelling that the projection came in."""
+        """Return new plain data in the spelling of the config."""
         component, options = write_component(self.component), thaw(self.options)
         rest = {"options": options} if options else {}
         if self.form == "name" and isinstance(component, str) and self.in_dim == self.out_dim == "auto" and not rest:
@@ -67,17 +72,17 @@ class ProjectionSpec:
         return [component, self.in_dim, self.out_dim, *rest.values()]
 
     def resolved(self) -> ProjectionSpec:
-        """The projection with its qualified name and every setting. Imports the entry."""
+        """Return the projection with its qualified name and every setting. Imports the entry."""
         component = resolve(self.component, "projections")
         return ProjectionSpec(component, self.in_dim, self.out_dim, self.options)
 
 
 def read_projection(data: object) -> ProjectionSpec:
-    """A frozen projection from ``name``, ``[name, in, out]``, ``[name, in, out, {options}]`` or a mapping.
+    """Read a frozen projection from ``name``, ``[name, in, out]``, ``[name, in, out, {options}]`` or a mapping.
 
-    The first element of a list may itself be a component with settings. ``data`` is left as it is.
+    The first element of a list may itself be a component with settings. ``data`` is not changed.
 
-    Raises: ``ConfigError`` for any other form; ``EntryError`` where the name leads nowhere.
+    Raises: ``ConfigError`` for any other form; ``EntryError`` for an unknown name.
     """
     if isinstance(data, ProjectionSpec):
         data = data.to_data()
@@ -155,14 +160,12 @@ def _options(value: object, place: int | str) -> Mapping[str, Any]:
 
 
 def _check_option(key: str, value: object) -> None:
-    """One option of a parameter group. Whether the optimizer has it is known once there is an optimizer."""
-    if key in ("params", "param_names"):
-        raise ConfigError("is filled by the projection itself: leave it out").at(key)
-    if key == "learning_rate":
-        raise ConfigError("unknown optimizer option. Did you mean 'lr'?").at(key)
+    """Check one option of a parameter group. Options that the optimizer lacks are found when it is built."""
+    if key in OPTIONS_REFUSED:
+        raise ConfigError(OPTIONS_REFUSED[key]).at(key)
     if isinstance(value, Mapping):
         raise ConfigError(f"must be a number, true, false, null or a list of numbers, got {shown(thaw(value))}").at(key)
-    if key not in _AT_LEAST_ZERO:
+    if key not in OPTIONS_AT_LEAST_0:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"must be a number, got {shown(value)}").at(key)
@@ -203,13 +206,16 @@ _SCHEMA: dict[str, Any] = {
 }
 
 Projection = Annotated[
-    ProjectionSpec | None, PlainValidator(_read_or_none), PlainSerializer(_write), WithJsonSchema(_SCHEMA)
+    ProjectionSpec | None,
+    PlainValidator(_read_or_none),
+    PlainSerializer(_write),
+    WithJsonSchema(_SCHEMA),
+    Place("projections", optional=True),
 ]
-"""The type of a config field that holds a projection or none."""
 
 
 TERM_NAMES = ("kd_loss", "hard_label_loss")
-"""The names of the terms that are no matches."""
+"""Names of the terms that are not matches."""
 
 
 def _read_feature(data: object) -> str:
@@ -250,29 +256,34 @@ TeacherField = Annotated[
             ]
         }
     ),
+    Field(description="teacher to read, by index or key; required if there are several"),
 ]
-MatchName = Annotated[Text | None, AfterValidator(_read_name)]
 
 
 class IntermediateMatch(ConfigModel):
-    """A loss between what the teacher's layer ``layer_T`` and the student's layer ``layer_S`` compute.
+    """A loss between the outputs of the teacher's layer ``layer_T`` and the student's layer ``layer_S``.
 
-    A layer is an index into what the adaptor returns as ``feature`` (negative ones count from the end), or the path of a
+    A layer is an index into the list ``feature`` of the adaptor (negative ones count from the end), or the path of a
     module, whose output is captured: ``encoder.layer.3``, ``encoder.layer.3:output[1]``, ``encoder.layer.3:input[0]``. Both
-    sides are lists for a loss that takes several features at once; in a list, a glob stands for all modules it matches.
-    ``feature`` may be left out where both sides are paths. ``weight`` is multiplied with ``weight_scheduler``;
-    ``proj`` maps the student's feature to the teacher's width; ``name`` names the term in reports; ``teacher`` is the index
-    or the key of the teacher that is read, which must be given where there are several.
+    sides are lists for a loss that takes several features at once; in a list, a glob means all modules it matches.
     """
 
-    layer_T: LayerField  # noqa: N815  TextBrewer's key
-    layer_S: LayerField  # noqa: N815  TextBrewer's key
-    feature: Feature = "hidden"
-    loss: MatchLoss
-    weight: NonNegative = 1.0
+    layer_T: LayerField = Field(  # noqa: N815  TextBrewer's key
+        description="layer of the teacher: index into the adaptor's outputs (negative from the end), module path, or a list"
+    )
+    layer_S: LayerField = Field(description="the same for the student")  # noqa: N815  TextBrewer's key
+    feature: Feature = Field(
+        "hidden", description="`hidden` or `attention`; not needed if both layers are module paths"
+    )
+    loss: MatchLoss = Field(description="loss between the two features")
+    weight: NonNegative = Field(1.0, description="weight of the match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
-    proj: Projection = None
-    name: MatchName = None
+    proj: Projection = Field(None, description="projection of the student's feature to the teacher's width")
+    name: Annotated[Text | None, AfterValidator(_read_name)] = Field(
+        None,
+        description="name of the term in reports; defaults to `feature_loss_S_T`",
+        json_schema_extra={"pattern": r"\S", "not": {"enum": list(TERM_NAMES)}},
+    )
     teacher: TeacherField = None
 
     @model_validator(mode="after")
@@ -295,5 +306,5 @@ class IntermediateMatch(ConfigModel):
 
 
 def no_effect(weight: str, scheduler: str) -> str:
-    """What to say of a scheduler whose base weight is 0."""
+    """Return the message for a scheduler whose base weight is 0."""
     return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or drop {scheduler}"

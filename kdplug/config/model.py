@@ -1,4 +1,4 @@
-"""The model that every config is: frozen, closed to unknown keys, and wrong only in our own words."""
+"""Base class of configs: frozen, without unknown keys, and with kdplug's own errors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from kdplug.config.key import Place
 from kdplug.config.text import Document, json_document, read_document, read_text, write_json, write_yaml, yaml_document
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mean, nearest
@@ -32,19 +33,19 @@ from kdplug.host.registry import REGISTRIES
 from kdplug.host.spec import ComponentSpec, parse_spec
 
 _MOST_SHOWN = 10
-"""How many problems of a config an error lists."""
+"""Most problems of a config that one error lists."""
 
 
 class ConfigModel(BaseModel):
     """Frozen data that round-trips through dict, JSON and YAML.
 
-    Every way to make one raises one error of the ``KdplugError`` family, with the dotted path of each wrong value.
+    Every constructor raises a single error of the ``KdplugError`` family, with the dotted path of each wrong value.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Keys that exist no more, and what to do instead."""
+    """Keys that no longer exist, and what to write instead."""
 
     def __init__(self, /, **data: Any) -> None:
         try:
@@ -53,18 +54,18 @@ class ConfigModel(BaseModel):
             problem = _one_error(_problems(type(self), error), error.error_count())
             raise problem from problem.__cause__
 
-    # Tells pydantic that this is no constructor of its own, so that nested models report their errors to the outer one.
+    # Marks this as no custom constructor for pydantic, so that nested models report their errors to the outer one.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:
-        """pydantic's, with our errors."""
+        """Validate as pydantic does, with kdplug's errors."""
         return cls._checked(obj, **options)
 
     @classmethod
     def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
-        """pydantic's, with our errors."""
-        with suppress(UnicodeDecodeError, json.JSONDecodeError):  # pydantic says what is wrong with these
+        """Validate as pydantic does, with kdplug's errors."""
+        with suppress(UnicodeDecodeError, json.JSONDecodeError):  # pydantic reports these
             json_value(json_data if isinstance(json_data, str) else bytes(json_data).decode("utf-8"), CONFIG)
         try:
             return super().model_validate_json(json_data, **options)
@@ -74,9 +75,9 @@ class ConfigModel(BaseModel):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read plain data, as ``to_dict`` writes it.
+        """Read plain data as returned by ``to_dict``.
 
-        Raises: ``ConfigError`` or ``EntryError`` that names the path of each wrong value.
+        Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"{cls.__name__}.from_dict takes a mapping of keys to values, got {shown(data)}")
@@ -99,29 +100,29 @@ class ConfigModel(BaseModel):
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> Self:
-        """Read a JSON file, whatever its name ends in."""
+        """Read a JSON file with any suffix."""
         return cls._from_document(json_document(read_text(path), Path(path).name))
 
     def to_dict(self) -> dict[str, Any]:
-        """Fresh plain data: every key, components in the spelling that they came in."""
+        """Return new plain data: every key, with components in their original spelling."""
         return self.model_dump(mode="json")
 
     def to_json(self) -> str:
-        """JSON text."""
+        """Return JSON text."""
         return write_json(self.to_dict())
 
     def to_yaml(self) -> str:
-        """YAML 1.2 text."""
+        """Return YAML 1.2 text."""
         return write_yaml(self.to_dict())
 
     def with_defaults(self, **values: Any) -> Self:
-        """A copy in which values stand for absent keys. They do not count as given."""
+        """Return a copy with values for absent keys, which still count as not given."""
         copied = self.model_copy()
         copied.__dict__.update(values)
         return copied
 
     def _fill(self, **values: Any) -> None:
-        """Write values that stand for absent keys. They do not count as given."""
+        """Set values for absent keys, which still count as not given."""
         self.__dict__.update(values)
 
     @classmethod
@@ -142,7 +143,7 @@ class ConfigModel(BaseModel):
 
 
 def _problems(model: type[ConfigModel], error: ValidationError) -> list[KdplugError]:
-    """The first problems; to look for the nearest key and the line of each of thousands would take minutes."""
+    """Return the first problems. Finding the nearest key and the line for thousands would take minutes."""
     return [_problem(model, dict(one)) for one in error.errors(include_url=False)[:_MOST_SHOWN]]
 
 
@@ -179,7 +180,7 @@ def _model_in(annotation: object) -> type[ConfigModel] | None:
 
 
 def _one_error(problems: list[KdplugError], count: int) -> KdplugError:
-    """The one problem itself, so that its class can be caught, or ``count`` problems, each on a line of its own."""
+    """Return a single problem itself, so that its class can be caught, or one error with a line for each problem."""
     if count == 1:
         return problems[0]
     first = "" if count == len(problems) else f", the first {len(problems)} of which are"
@@ -189,27 +190,27 @@ def _one_error(problems: list[KdplugError], count: int) -> KdplugError:
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), AfterValidator(float)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), AfterValidator(float)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(float)]
-"""A part of a whole, in [0, 1)."""
+"""A fraction in [0, 1)."""
 
 LARGEST = 2**31 - 1
-"""The largest count or seed: what a 32-bit integer holds, which NumPy's generator, file formats and kernels can take."""
+"""Largest count or seed: the largest 32-bit integer, which NumPy's generator, file formats and kernels accept."""
 
 Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST), AfterValidator(int)]
 WholeNumber = Annotated[int, Strict(), Field(ge=0, le=LARGEST), AfterValidator(int)]
 Processes = Annotated[int, Strict(), Field(ge=0, le=1024), AfterValidator(int)]
-"""How many processes one process starts."""
+"""Number of processes that one process starts."""
 
 Switch = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(str)]
-"""Text of at most as many characters as a path may have."""
+"""Text with at most as many characters as a path."""
 
 
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
-"""The whole numbers of 64 bits, signed or not: no larger one can be a size, a count or a seed."""
+"""Range of 64-bit integers, signed or unsigned. No size, count or seed is outside of it."""
 
 
 class FrozenDict(dict[str, Any]):
-    """A ``dict`` that refuses every change. Unlike a mapping proxy it can be copied, pickled and written as JSON."""
+    """A ``dict`` that cannot be changed. Unlike a mapping proxy it can be copied, pickled and written as JSON."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError("a config cannot be changed: make a new one")
@@ -228,10 +229,10 @@ class FrozenDict(dict[str, Any]):
 
 
 def freeze(value: object) -> Any:
-    """``value`` with tuples for lists and ``FrozenDict`` for mappings, and plain Python scalars.
+    """Return ``value`` with tuples for lists, ``FrozenDict`` for mappings, and plain Python scalars.
 
-    Raises: ``ConfigError``, whose field leads to the value, for anything that YAML and JSON cannot both hold; for more values or
-    levels than a config may hold, and for a whole number of more than 64 bits.
+    Raises: ``ConfigError`` with the path of the value, for anything that YAML and JSON cannot both represent, for too many values
+    or levels, and for an integer of more than 64 bits.
     """
     check_bounds(value, CONFIG)
     return _freeze(value)
@@ -274,7 +275,7 @@ def _key(key: object) -> str:
 
 
 def thaw(value: object) -> Any:
-    """``value`` as fresh lists and dicts, which the caller may change."""
+    """Return ``value`` as new lists and dicts, which the caller may change."""
     if isinstance(value, Mapping):
         return {key: thaw(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -295,7 +296,7 @@ COMPONENT_SCHEMA: dict[str, Any] = {
 
 
 def read_component(data: object) -> ComponentSpec:
-    """A frozen spec from any of the three spellings; the name is not looked up.
+    """Read a frozen spec in any of the three spellings. The name is not looked up.
 
     Raises: ``ConfigError``.
     """
@@ -309,24 +310,28 @@ def read_component(data: object) -> ComponentSpec:
 
 
 def _fitting(spec: ComponentSpec) -> ComponentSpec:
-    """``spec`` in a form that can hold what it holds, which matters where it was made in Python and not read."""
+    """Return ``spec`` in a form that can express its settings. A spec made in Python may have another one."""
     if spec.args:
         return replace(spec, form="list")
     return replace(spec, form="mapping") if spec.settings and spec.form == "name" else spec
 
 
 def write_component(spec: ComponentSpec | None) -> Any:
-    """Fresh plain data in the spelling that the component came in; ``"none"`` where there is no component."""
+    """Return new plain data in the original spelling; ``"none"`` for no component."""
     return "none" if spec is None else thaw(_fitting(spec).to_data())
 
 
+NONE_SCHEMA: dict[str, Any] = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[nN][oO][nN][eE]$"}]}
+"""JSON Schema of the values that mean no component."""
+
+
 def is_none(value: object) -> bool:
-    """Whether a config says ``null`` or ``none``."""
+    """Return whether a config value is ``null`` or ``none``."""
     return value is None or (isinstance(value, str) and value.casefold() == "none")
 
 
 def resolve(spec: ComponentSpec, plural: str, slot: str | None = None) -> ComponentSpec:
-    """The component with its qualified name and every setting. Imports the entry.
+    """Return the component with its qualified name and every setting. Imports the entry.
 
     Raises: ``EntryError``, ``SettingError``, ``SignatureError``.
     """
@@ -336,19 +341,19 @@ def resolve(spec: ComponentSpec, plural: str, slot: str | None = None) -> Compon
     return read_component(component.qualified_spec())
 
 
-def _named(plural: str, slot: str | None = None) -> Callable[[object], ComponentSpec]:
-    """Read a component and look its name up in a registry. Nothing is imported."""
+def _named(place: Place) -> Callable[[object], ComponentSpec]:
+    """Return a function that reads a component and looks its name up in a registry. Nothing is imported."""
 
     def read(data: object) -> ComponentSpec:
         spec = read_component(data)
-        REGISTRIES[plural].check(spec, slot=slot)
+        REGISTRIES[place.plural].check(spec, slot=place.slot)
         return spec
 
     return read
 
 
-def _named_or_none(plural: str) -> Callable[[object], ComponentSpec | None]:
-    read = _named(plural)
+def _named_or_none(place: Place) -> Callable[[object], ComponentSpec | None]:
+    read = _named(place)
     return lambda data: None if is_none(data) else read(data)
 
 
@@ -356,18 +361,30 @@ _WRITE = PlainSerializer(write_component)
 _SCHEMA = WithJsonSchema(COMPONENT_SCHEMA)
 _SCHEMA_OR_NONE = WithJsonSchema({"anyOf": [{"type": "null"}, *COMPONENT_SCHEMA["anyOf"]]})
 
-AnyComponent = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA]
-"""A component whose name is looked up elsewhere."""
+_KD_LOSS, _MATCH_LOSS = Place("losses", "kd"), Place("losses", "match")
+_LAYER_MAP, _TASK, _COMBINER = Place("layer_maps"), Place("tasks"), Place("teacher_combiners")
+_CODEC = Place("cache_codecs", optional=True)
+_WEIGHT = Place("weight_schedulers", optional=True)
+_TEMPERATURE = Place("temperature_schedulers", optional=True)
 
-MatchLoss = Annotated[ComponentSpec, PlainValidator(_named("losses", "match")), _WRITE, _SCHEMA]
-LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named("layer_maps")), _WRITE, _SCHEMA]
-TaskComponent = Annotated[ComponentSpec, PlainValidator(_named("tasks")), _WRITE, _SCHEMA]
+KdLoss = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA, _KD_LOSS]
+TeacherCombiner = Annotated[ComponentSpec, PlainValidator(read_component), _WRITE, _SCHEMA, _COMBINER]
+"""``DistillationConfig`` looks both up, unless they are at their default."""
+
+MatchLoss = Annotated[ComponentSpec, PlainValidator(_named(_MATCH_LOSS)), _WRITE, _SCHEMA, _MATCH_LOSS]
+LayerMapComponent = Annotated[ComponentSpec, PlainValidator(_named(_LAYER_MAP)), _WRITE, _SCHEMA, _LAYER_MAP]
+TaskComponent = Annotated[ComponentSpec, PlainValidator(_named(_TASK)), _WRITE, _SCHEMA, _TASK]
 CacheCodecComponent = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none("cache_codecs")), _WRITE, _SCHEMA_OR_NONE
+    ComponentSpec | None, PlainValidator(_named_or_none(_CODEC)), _WRITE, _SCHEMA_OR_NONE, _CODEC
 ]
 WeightScheduler = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none("weight_schedulers")), _WRITE, _SCHEMA_OR_NONE
+    ComponentSpec | None,
+    PlainValidator(_named_or_none(_WEIGHT)),
+    _WRITE,
+    _SCHEMA_OR_NONE,
+    _WEIGHT,
+    Field(description="scales the weight over the run"),
 ]
 TemperatureScheduler = Annotated[
-    ComponentSpec | None, PlainValidator(_named_or_none("temperature_schedulers")), _WRITE, _SCHEMA_OR_NONE
+    ComponentSpec | None, PlainValidator(_named_or_none(_TEMPERATURE)), _WRITE, _SCHEMA_OR_NONE, _TEMPERATURE
 ]

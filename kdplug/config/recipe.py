@@ -1,15 +1,16 @@
-"""The file that ``kdplug run`` reads: a task, what is distilled, and how."""
+"""The recipe, the file that ``kdplug run`` reads: task, distillation and training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, BeforeValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from kdplug.config.distillation import DistillationConfig
+from kdplug.config.key import KeyFacts
 from kdplug.config.model import (
     ConfigModel,
     Count,
@@ -21,7 +22,7 @@ from kdplug.config.model import (
     Text,
     WholeNumber,
 )
-from kdplug.config.requirement import PluginsConfig
+from kdplug.config.requirement import Plugins, PluginsConfig
 from kdplug.config.text import yaml_value
 from kdplug.config.training import LoopConfig, TrainingConfig
 from kdplug.config.words import shown
@@ -32,9 +33,9 @@ _LONGEST_PATH = 1000
 
 
 def overridden(given: dict[str, Any], full: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``given`` with the changes; ``full`` holds every key with its default, so that any of them may be set.
+    """Return ``given`` with the changes. ``full`` holds every key with its default, so that any of them may be set.
 
-    Raises: ``ConfigError`` where an override is no ``path=value``; ``UnknownKeyError`` where its path leads nowhere.
+    Raises: ``ConfigError`` if an override is not ``path=value``; ``UnknownKeyError`` if its path does not exist.
     """
     given, full = deepcopy(given), deepcopy(full)
     for override in overrides:
@@ -47,7 +48,7 @@ def overridden(given: dict[str, Any], full: dict[str, Any], overrides: Iterable[
 def _split(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise ConfigError(f"{shown(override)} is no change of a config. Write path=value, such as training.lr=1e-3")
+        raise ConfigError(f"{shown(override)} is not a change of a config. Write path=value, such as training.lr=1e-3")
     if len(path) > _LONGEST_PATH:
         raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; it may have {_LONGEST_PATH:,}")
     parts = path.strip().split(".")
@@ -55,7 +56,7 @@ def _split(override: str) -> tuple[list[str], Any]:
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
-    """Set the value at ``path`` in ``tree``, checking each step against ``known``."""
+    """Set the value at ``path`` in ``tree``. Each step must exist in ``known``."""
     here: Any = tree
     there: Any = known
     for depth, part in enumerate(path):
@@ -64,13 +65,13 @@ def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any
             here[place] = value
             return
         there = there[place]
-        if isinstance(here, dict):  # a key that was left at its default is in known alone
+        if isinstance(here, dict):  # a key at its default is only in known
             here.setdefault(place, [] if isinstance(there, list) else {})
         here = here[place]
 
 
 def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
-    """The key or index that ``part`` means in ``node``."""
+    """Return the key or index that ``part`` means in ``node``."""
     where = ".".join(above)
     if isinstance(node, dict):
         if part not in node and not last:
@@ -86,7 +87,7 @@ def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
     raise UnknownKeyError(f"{where} is {shown(node)}, which holds no keys. Set {where} as a whole").at(*above, part)
 
 
-_AT_THE_TOP = "stands at the top of a recipe, beside 'training' and not inside it"
+_AT_THE_TOP = "belongs at the top level of a recipe, next to 'training' and not inside it"
 
 
 def _class_name(name: str) -> str:
@@ -95,12 +96,16 @@ def _class_name(name: str) -> str:
     return name
 
 
-class RecipeTraining(LoopConfig):
-    """``training:`` of a recipe.
+_Schedule = Literal["none", "linear", "cosine"]
+LrSchedule = Annotated[
+    _Schedule,
+    BeforeValidator(lambda data: "none" if data is None else data),
+    WithJsonSchema({"type": ["string", "null"], "enum": [*get_args(_Schedule), None]}),
+]
 
-    ``optimizer`` is a class in ``torch.optim``; exactly one of ``num_epochs`` and ``num_steps`` (optimizer steps) is
-    given; ``warmup`` is the share of the steps in which the learning rate rises from 0 to ``lr``.
-    """
+
+class RecipeTraining(LoopConfig):
+    """``training:`` of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be given."""
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
@@ -114,19 +119,25 @@ class RecipeTraining(LoopConfig):
         }
     )
 
-    optimizer: Annotated[Text, AfterValidator(_class_name)] = "AdamW"
-    lr: Positive = 1e-3
-    weight_decay: NonNegative = 0.0
-    batch_size: Count = 32
-    eval_batch_size: Count = 256
-    num_epochs: Count | None = None
-    num_steps: Count | None = None
-    lr_schedule: Annotated[
-        Literal["none", "linear", "cosine"], BeforeValidator(lambda data: "none" if data is None else data)
-    ] = "none"
-    warmup: Share = 0.0
-    max_grad_norm: Positive | None = None
-    num_workers: Processes = 0
+    optimizer: Annotated[Text, AfterValidator(_class_name)] = Field(
+        "AdamW", description="a class in `torch.optim`", json_schema_extra={"pattern": r"^[A-Za-z_]\w*$"}
+    )
+    lr: Positive = Field(1e-3, description="learning rate")
+    weight_decay: NonNegative = Field(0.0, description="weight decay")
+    batch_size: Count = Field(32, description="examples per batch")
+    eval_batch_size: Annotated[Count, KeyFacts(identity=False)] = Field(
+        256, description="examples per batch when a model is evaluated"
+    )
+    num_epochs: Count | None = Field(None, description="passes over the data; give exactly one of this and `num_steps`")
+    num_steps: Count | None = Field(None, description="optimizer steps")
+    lr_schedule: LrSchedule = Field(
+        "none", description="whether the learning rate decays to 0, linearly or along half a cosine"
+    )
+    warmup: Share = Field(0.0, description="share of the steps in which the learning rate rises from 0 to `lr`")
+    max_grad_norm: Positive | None = Field(
+        None, description="clip the gradients of student and projections together to this norm"
+    )
+    num_workers: Processes = Field(0, description="processes that load data")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -140,20 +151,29 @@ class RecipeTraining(LoopConfig):
         return self
 
 
-class Recipe(ConfigModel):
-    """A task, a ``DistillationConfig``, how to train, and where results go.
+def _no_default(schema: dict[str, Any]) -> None:
+    """Remove the default: it depends on the task."""
+    schema.pop("default", None)
 
-    ``output_dir`` is ``runs/<task>`` unless it is given; with a ``teacher_cache``, ``is_caching_logits`` is true unless it is given.
+
+class Recipe(ConfigModel):
+    """A task, the distillation, the training and the output folder.
+
+    With a ``teacher_cache``, ``is_caching_logits`` defaults to true.
 
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    task: TaskComponent
-    distillation: DistillationConfig
-    training: RecipeTraining
-    output_dir: Text = "runs/<task>"
-    seed: WholeNumber = 0
-    plugins: PluginsConfig = PluginsConfig()
+    task: TaskComponent = Field(description="models, data, adaptors and metric, by name")
+    distillation: DistillationConfig = Field(description="a `DistillationConfig`")
+    training: RecipeTraining = Field(description="how the student is trained")
+    output_dir: Annotated[Text, KeyFacts(identity=False)] = Field(
+        "runs/<task>",
+        description="folder for results; defaults to `runs/` and the name of the task",
+        json_schema_extra=_no_default,
+    )
+    seed: WholeNumber = Field(0, description="seed of every random generator")
+    plugins: Plugins = PluginsConfig()
 
     @model_validator(mode="after")
     def _named_for_the_task(self) -> Self:
@@ -163,20 +183,20 @@ class Recipe(ConfigModel):
 
     @model_validator(mode="after")
     def _a_cache_is_for_caching(self) -> Self:
-        """A folder that nothing would be read from is not what anybody means."""
+        """Turn caching on if there is a folder for it."""
         if self.training.teacher_cache is not None and "is_caching_logits" not in self.distillation.model_fields_set:
             self._fill(distillation=self.distillation.with_defaults(is_caching_logits=True))
         return self
 
     def with_overrides(self, overrides: Iterable[str]) -> Self:
-        """The recipe with ``"training.lr=1e-3"``-like changes, as ``--set`` takes them. Values are YAML.
+        """Return the recipe with changes such as ``"training.lr=1e-3"``, as ``--set`` takes them. Values are YAML.
 
-        Raises: ``ConfigError`` where a path leads nowhere, or the changed recipe is not valid.
+        Raises: ``ConfigError`` if a path does not exist or the changed recipe is invalid.
         """
         given = self.model_dump(mode="json", exclude_unset=True)
         return type(self).from_dict(overridden(given, self.to_dict(), overrides))
 
     def training_config(self, output_dir: str | None = None) -> TrainingConfig:
-        """What a distiller needs of the recipe; ``output_dir`` stands in for the recipe's own."""
+        """Return the training config of a distiller; ``output_dir`` replaces the recipe's."""
         shared = {key: getattr(self.training, key) for key in LoopConfig.model_fields}
         return TrainingConfig(**shared, output_dir=output_dir or self.output_dir, seed=self.seed)

@@ -1,4 +1,4 @@
-"""What a config says about plugins: which packages, in which versions, it needs."""
+"""Packages and versions that a config requires."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from kdplug.config.model import ConfigModel, Text
 from kdplug.config.words import shown
@@ -17,17 +17,17 @@ from kdplug.host.name import fold_distribution
 
 
 def check_requirement(text: str) -> str:
-    """``text``, where what is installed meets it. Nothing is ever installed.
+    """Return ``text`` if an installed package meets it. Nothing is ever installed.
 
-    Raises: ``ConfigError`` where ``text`` is no requirement; ``PluginError`` where nothing that meets it is installed.
+    Raises: ``ConfigError`` if ``text`` is not a requirement; ``PluginError`` if no installed package meets it.
     """
     try:
         wanted = Requirement(text)
     except (InvalidRequirement, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{shown(text)} is no requirement such as 'kdplug-myloss>=0.2': {reason}") from None
+        raise ConfigError(f"{shown(text)} is not a requirement such as 'kdplug-myloss>=0.2': {reason}") from None
     if wanted.url is not None:
-        raise ConfigError(f"{text!r} holds an address. Write a name and versions, such as '{wanted.name}>=0.2'")
+        raise ConfigError(f"{text!r} contains a URL. Write a name and versions, such as '{wanted.name}>=0.2'")
     if wanted.marker is not None and not wanted.marker.evaluate():
         return text
     found = _version(wanted.name)
@@ -39,7 +39,7 @@ def check_requirement(text: str) -> str:
 
 
 def _version(name: str) -> str | None:
-    """The version whose entries count, where the registries see the package; a stale egg-info may name another."""
+    """Return the version whose entries the registries use. A stale egg-info may name another one."""
     seen = (dist.version for dist in active().dists if fold_distribution(dist.name) == fold_distribution(name))
     return next(seen, None) or installed_version(name)
 
@@ -60,9 +60,13 @@ def _command(wanted: Requirement) -> str:
 
 
 class PluginsConfig(ConfigModel):
-    """``plugins:`` of a config or a recipe.
+    """``plugins:`` of a config or a recipe."""
 
-    ``require`` lists requirements in pip's spelling (``kdplug-myloss>=0.2``), each checked against what is installed.
-    """
+    require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = Field(
+        (), description="requirements in pip's spelling (`kdplug-myloss>=0.2`), each checked against what is installed"
+    )
 
-    require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = ()
+
+Plugins = Annotated[
+    PluginsConfig, Field(description='packages that must be installed: `{require: ["kdplug-myloss>=0.2"]}`')
+]

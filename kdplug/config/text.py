@@ -1,4 +1,4 @@
-"""Reading and writing the two formats of a config: YAML 1.2 and JSON."""
+"""Read and write configs as YAML 1.2 and JSON."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 class BoundsError(MarkedYAMLError):
-    """Text that is well formed and too much."""
+    """Well-formed text that exceeds a limit."""
 
 
 class BoundedComposer(Composer):
-    """Counts each value once for each place that it stands in, so that no alias is ever written out to be counted.
+    """Counts values, including each repetition by an alias, without expanding aliases.
 
     Raises: ``BoundsError`` as soon as there are too many values or levels, for a key or a number that is too long, and for an
-    alias of something that it is inside of.
+    alias inside the value that it repeats.
     """
 
     def __init__(self, loader: Any = None) -> None:
         super().__init__(loader)
         self._values = 0
-        self._extents: dict[int, tuple[int, int]] = {}  # of each node: its values, and its levels
+        self._extents: dict[int, tuple[int, int]] = {}  # number of values and levels of each node
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.parser.peek_event()
@@ -57,11 +57,11 @@ class BoundedComposer(Composer):
             raise _beyond(f"nested too deeply: more than {DEEPEST} levels", event)
         node = super().compose_node(parent, index)
         if is_alias and id(node) not in self._extents:
-            raise _beyond(f"the alias *{event.anchor} stands inside of what it repeats", event)
+            raise _beyond(f"the alias *{event.anchor} is inside the value that it repeats", event)
         values, levels = self._extents[id(node)] if is_alias else self._measured(node)
         self._values += values if is_alias else 1
         if self._values > CONFIG.values:
-            repeated = ", those that aliases repeat counted each time" if self.anchors else ""
+            repeated = ", counting each repetition by an alias" if self.anchors else ""
             raise _beyond(f"more than {CONFIG.values:,} values{repeated}", event)
         if self.depth + levels > DEEPEST:
             raise _beyond(f"nested too deeply: more than {DEEPEST} levels", event)
@@ -98,19 +98,19 @@ def _beyond(problem: str, place: Any) -> BoundsError:
 
 
 _LONGEST_WITH_LINES = 1 << 16
-"""The most characters of a text of which errors name the line: finding it means to parse the text as YAML once more."""
+"""Longest text for which errors name the line. Finding the line parses the text as YAML again."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A mapping, the text that it was read from, and what to call that text in messages."""
+    """A mapping, the text that it was read from, and the name of that text in messages."""
 
     data: dict[str, Any]
     text: str
     source: str
 
     def place(self, path: str) -> str:
-        """``recipe.yaml, line 7``: where the value at the dotted ``path``, or the nearest thing above it, stands."""
+        """Return ``recipe.yaml, line 7``, the line of the value at the dotted ``path`` or of the nearest one above it."""
         if not path or self._node is None:
             return self.source
         return f"{self.source}, line {_line(self._node, path.split('.'))}"
@@ -121,7 +121,7 @@ class Document:
             return None
         try:
             found: Node | None = _yaml().compose(self.text)
-        except YAMLError:  # JSON that is no YAML, such as one with tabs
+        except YAMLError:  # JSON that is not YAML, such as with tabs
             return None
         return found
 
@@ -145,7 +145,7 @@ def _line(node: Node, path: list[str]) -> int:
 def read_document(path: str | Path) -> Document:
     """Read the mapping in a ``.yaml``, ``.yml`` or ``.json`` file.
 
-    Raises: ``ConfigError``, with the line where there is one, if there is no such file, or it holds anything else.
+    Raises: ``ConfigError``, with the line if it is known, if the file is missing or holds anything else.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -155,7 +155,7 @@ def read_document(path: str | Path) -> Document:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file. Raises: ``ConfigError`` if it cannot be read."""
+    """Return the text of a file. Raises: ``ConfigError`` if it cannot be read."""
     path = Path(path)
     try:
         return read_bounded(path, CONFIG).decode("utf-8-sig")
@@ -163,7 +163,7 @@ def read_text(path: str | Path) -> str:
         raise ConfigError(f"there is no file {str(path)!r}.{did_you_mean(path.name, _neighbours(path))}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{str(path)!r} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except ConfigError:  # a ValueError too
+    except ConfigError:  # is a ValueError too
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error}") from error
@@ -196,13 +196,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ConfigError(f"the key {key!r} stands twice, with {shown(found[key])} and {shown(value)}")
+            raise ConfigError(f"the key {key!r} appears twice, with {shown(found[key])} and {shown(value)}")
         found[key] = value
     return found
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ConfigError(f"{name} is not JSON, and no setting of a config may be anything but a finite number")
+    raise ConfigError(f"{name} is not JSON: every number in a config must be finite")
 
 
 def _document(data: object, text: str, source: str) -> Document:
@@ -214,10 +214,10 @@ def _document(data: object, text: str, source: str) -> Document:
 
 
 def yaml_value(text: str, source: str = "YAML") -> Any:
-    """Any one value from YAML 1.2 text.
+    """Return the value of YAML 1.2 text.
 
     Raises: ``ConfigError`` with line and column; also for text that is too long, nested too deeply, or holds too many values,
-    each of them counted once for each place that an alias repeats it in.
+    counting each repetition by an alias.
     """
     check_length(len(text), CONFIG, source)
     try:
@@ -227,12 +227,12 @@ def yaml_value(text: str, source: str = "YAML") -> Any:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise ConfigError(f"{source}{where}: {error.problem or error.context}") from error
     except (YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
-        # Beside YAMLError the parser leaks what its constructors meet: a date that does not exist, a list as a key.
+        # The parser also leaks errors of its constructors: for a date that does not exist, or a list as a key.
         raise ConfigError(f"{source} cannot be read as YAML: {error}") from error
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:
-    """``data`` as YAML 1.2, keys in their order, innermost lists and mappings on one line."""
+    """Return ``data`` as YAML 1.2, keys in order, innermost lists and mappings on one line."""
     stream = io.StringIO()
     yaml = _yaml()
     yaml.Representer = _Representer
@@ -241,12 +241,12 @@ def write_yaml(data: Mapping[str, Any]) -> str:
 
 
 def write_json(data: Mapping[str, Any]) -> str:
-    """``data`` as JSON, keys in their order."""
+    """Return ``data`` as JSON, keys in order."""
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class _Representer(SafeRepresenter):
-    """Writes all text but plain words in double quotes: without them ruamel.yaml writes text such as ``?0`` wrongly."""
+    """Quotes all text except plain words: without quotes ruamel.yaml writes text such as ``?0`` wrongly."""
 
     def text(self, data: str) -> ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if _WORDS.fullmatch(data) else '"')

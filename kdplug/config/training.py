@@ -1,4 +1,4 @@
-"""How a student is trained, apart from what it learns."""
+"""Settings of a training run that do not belong to the objective."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
+from kdplug.config.key import KeyFacts
 from kdplug.config.model import CacheCodecComponent, ConfigModel, Count, Text, WholeNumber
 from kdplug.config.words import in_words, shown
 from kdplug.errors import ConfigError, did_you_mean
@@ -26,45 +27,82 @@ def _read_device(data: object) -> object:
     return data
 
 
-Device = Annotated[str, BeforeValidator(_read_device), Field(pattern=f"^({_DEVICE})$")]
+Device = Annotated[str, Field(pattern=f"^({_DEVICE})$"), BeforeValidator(_read_device)]
+
+
+_FREE = KeyFacts(identity=False)
+"""A run may be resumed with another value."""
+
+_CACHED = KeyFacts(needs="is_caching_logits")
+
+
+def _fp16_too(schema: dict[str, Any]) -> None:
+    """Add the key that ``_fp16_is_a_precision`` reads."""
+    schema["properties"]["fp16"] = {"type": "boolean", "description": "TextBrewer's spelling of `precision: fp16`"}
 
 
 class LoopConfig(ConfigModel):
-    """What ``TrainingConfig`` and the ``training`` of a recipe have in common.
+    """Keys shared by ``TrainingConfig`` and the ``training`` of a recipe. ``fp16: true`` means ``precision: fp16``."""
 
-    ``ckpt_frequency`` counts checkpoints per epoch (0: none), written in every ``ckpt_epoch_frequency``-th epoch;
-    ``ckpt_steps`` is the optimizer steps between checkpoints where training is counted in steps; of all of them the last
-    ``keep_last`` stay (``None``: every one). ``log_dir`` gets
-    TensorBoard scalars, every ``logging_steps`` optimizer steps; ``trackers`` names who else does (``None``: TensorBoard alone,
-    where there is a ``log_dir``). ``fp16: true`` is accepted for ``precision: fp16``.
-    ``teacher_cache`` is the folder of what ``is_caching_logits`` keeps (``None``: in memory), ``teacher_cache_dtype`` what it is
-    narrowed to; ``teacher_cache_codec`` names how its logits are kept (``None``: as they are).
-    """
+    model_config = ConfigDict(json_schema_extra=_fp16_too)
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
-            "fp16_opt_level": "apex and its levels are gone. Write precision: fp16 or precision: bf16",
+            "fp16_opt_level": "belonged to apex and is gone. Write precision: fp16 or precision: bf16",
             "data_parallel": "is gone. For several devices start the script with 'accelerate launch'",
             "local_rank": "is gone. For several devices start the script with 'accelerate launch', which sets the rank",
         }
     )
 
-    gradient_accumulation_steps: Count = 1
-    normalization: Literal["global", "micro_batch"] = "global"
-    ckpt_frequency: WholeNumber = 1
-    ckpt_epoch_frequency: Count = 1
-    ckpt_steps: Count | None = None
-    keep_last: Count | None = None
-    log_dir: Text | None = None
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None = None
-    device: Device = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    logging_steps: Count = 10
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    shard_teacher: bool = False
-    teacher_cache: Text | None = None
-    teacher_cache_dtype: Literal["float16", "bfloat16"] | None = None
-    teacher_cache_codec: CacheCodecComponent = None
+    gradient_accumulation_steps: Count = Field(
+        1, description="batches per optimizer step; a shorter group at the end of an epoch makes a step too"
+    )
+    normalization: Literal["global", "micro_batch"] = Field(
+        "global",
+        description="batch over which a mean over tokens or items is taken: the `global` batch of all micro-batches and "
+        "processes, or each `micro_batch` (faster if masks differ between micro-batches, but a different gradient)",
+    )
+    ckpt_frequency: Annotated[WholeNumber, _FREE] = Field(
+        1, description="checkpoints per epoch; 0 writes none, except one at the end of each training of a recipe"
+    )
+    ckpt_epoch_frequency: Annotated[Count, _FREE] = Field(1, description="write checkpoints in every n-th epoch only")
+    ckpt_steps: Annotated[Count | None, _FREE] = Field(
+        None, description="optimizer steps between checkpoints in a run whose length is given in steps"
+    )
+    keep_last: Annotated[Count | None, _FREE] = Field(
+        None, description="how many of the latest checkpoints to keep; none keeps all of them"
+    )
+    log_dir: Annotated[Text | None, _FREE] = Field(
+        None, description="folder for TensorBoard scalars (extra `tensorboard`); none writes no scalars"
+    )
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None, _FREE] = Field(
+        None,
+        description="trackers that receive the losses in addition to `log.jsonl`: a list of `tensorboard`, `wandb` and "
+        "`mlflow` (extras of the same names); none means TensorBoard if there is a `log_dir`",
+    )
+    device: Annotated[Device, _FREE] = Field(
+        "auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision of the forward passes; losses are always computed in float32"
+    )
+    logging_steps: Annotated[Count, _FREE] = Field(10, description="optimizer steps between logged scalars")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="on a loss or gradient that is not finite, `stop` the run with an error or `skip` the step"
+    )
+    shard_teacher: Annotated[bool, _FREE] = Field(
+        False, description="shard the frozen teacher over the processes too; needs FSDP2"
+    )
+    teacher_cache: Annotated[Text | None, KeyFacts(identity=False, needs="is_caching_logits")] = Field(
+        None, description="folder for the outputs that `is_caching_logits` stores; none keeps them in memory"
+    )
+    teacher_cache_dtype: Annotated[Literal["float16", "bfloat16"] | None, _CACHED] = Field(
+        None, description="`float16` or `bfloat16` to store outputs in less than the teacher's own precision"
+    )
+    teacher_cache_codec: Annotated[CacheCodecComponent, _CACHED] = Field(
+        None,
+        description="encoding of the cached logits, such as `{name: topk_tail, k: 64}`; none stores them unchanged",
+    )
 
     @model_validator(mode="after")
     def _log_dir_is_tensorboards(self) -> Self:
@@ -72,7 +110,7 @@ class LoopConfig(ConfigModel):
             return self
         if self.log_dir is None:
             raise ConfigError("tensorboard needs log_dir, the folder for its files").at("trackers")
-        raise ConfigError("is for TensorBoard, which trackers leaves out. Name it there, or leave out log_dir").at(
+        raise ConfigError("is for TensorBoard, which trackers does not list. Add it there, or leave out log_dir").at(
             "log_dir"
         )
 
@@ -94,12 +132,12 @@ class LoopConfig(ConfigModel):
 
 
 class TrainingConfig(LoopConfig):
-    """How a distiller trains: TextBrewer's keys without those that apex and ``DataParallel`` took with them.
-
-    ``output_dir`` is where checkpoints go (made by the run, not here); ``seed`` seeds the run where it is given.
+    """Settings of a distiller's run: TextBrewer's keys except those of apex and ``DataParallel``.
 
     Raises: ``ConfigError`` with the path of each wrong value.
     """
 
-    output_dir: Text = "./saved_models"
-    seed: WholeNumber | None = None
+    output_dir: Annotated[Text, _FREE] = Field(
+        "./saved_models", description="folder for checkpoints; created by the run, not by the config"
+    )
+    seed: WholeNumber | None = Field(None, description="seed of the run; none leaves the generators as they are")

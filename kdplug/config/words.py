@@ -1,4 +1,4 @@
-"""What is wrong with a value, in words: one pydantic error as one short sentence."""
+"""Turn a pydantic error into one short sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRUTH_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n")
 
 
 def in_words(error: Mapping[str, Any]) -> str:
-    """One entry of ``ValidationError.errors()`` as ``must be …, got …``, with a hint for a known mistake."""
+    """Return one entry of ``ValidationError.errors()`` as ``must be …, got …``, with a hint for common mistakes."""
     kind, value = error["type"], error["input"]
     context: dict[str, Any] = error.get("ctx") or {}
     if kind in _BOUNDS:
@@ -58,7 +58,7 @@ _WANTED = {
 
 
 def _nearest(value: object, expected: str) -> str:
-    """A did-you-mean out of pydantic's ``'a', 'b' or 'c'``."""
+    """Return a did-you-mean from pydantic's ``'a', 'b' or 'c'``."""
     return (
         did_you_mean(value, expected.replace(" or ", ", ").replace("'", "").split(", "))
         if isinstance(value, str)
@@ -69,18 +69,18 @@ def _nearest(value: object, expected: str) -> str:
 def _hint(kind: str, value: object) -> str:
     if kind in ("float_type", "int_type"):
         if isinstance(value, bool):
-            return ". A truth value is not a number"
+            return ". A boolean is not a number"
         number = _number(value)
         if number is not None and (kind == "float_type" or number.is_integer()):
             quotes = " without quotes" if isinstance(value, str) else ""
             return f". Write it{quotes}: {int(number) if kind == 'int_type' else f'{number:g}'}"
     if kind == "bool_type" and isinstance(value, str) and value.casefold() in _TRUTH_WORDS:
-        return ". Only true and false, without quotes, are truth values"
+        return ". Write true or false, without quotes"
     return ""
 
 
 def _number(value: object) -> float | None:
-    """The finite number that text or a float stands for."""
+    """Return the finite number that is written in text or held by a float."""
     if not isinstance(value, (str, float)):
         return None
     try:

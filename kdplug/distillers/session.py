@@ -14,6 +14,7 @@ from torch import nn
 
 import kdplug
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
+from kdplug.config.key import keys_that_need, not_identity
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits
@@ -89,32 +90,14 @@ def _check_loss(coding: Coding, codec: str, distillation: DistillationConfig) ->
         raise ConfigError(f"{codec} gives SparseLogits. {told}", field=_FIELD) from error
 
 
-NOT_IDENTITY = (
-    "output_dir",
-    "log_dir",
-    "trackers",
-    "shard_teacher",
-    "logging_steps",
-    "keep_last",
-    "teacher_cache",
-    "device",
-    "ckpt_frequency",
-    "ckpt_epoch_frequency",
-    "ckpt_steps",
-)
-"""Keys of a ``TrainingConfig`` that change nothing in what is learned."""
-
-
 def identity(training: TrainingConfig, distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
     """The configs, and the versions of kdplug, torch and each plugin that they name, as plain data."""
     found = config_identity(distillation)
     if training.teacher_cache_codec is not None:
         package = cache_codecs.entry(training.teacher_cache_codec.name).dist
         found["plugins"] = dict(sorted({**found["plugins"], package: installed_version(package)}.items()))
-    return {
-        **found,
-        "training": {key: value for key, value in training.to_dict().items() if key not in NOT_IDENTITY},
-    }
+    free = not_identity(TrainingConfig)
+    return {**found, "training": {key: value for key, value in training.to_dict().items() if key not in free}}
 
 
 def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
@@ -242,7 +225,7 @@ def given_teacher(
 
 def tell_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:
     """Warn where the training config says how to keep outputs that are not kept."""
-    for key in ("teacher_cache", "teacher_cache_dtype", "teacher_cache_codec"):
+    for key in keys_that_need(TrainingConfig, "is_caching_logits"):
         if getattr(training, key) is not None and not any(caches):
             warnings.warn(f"{key} has no effect: is_caching_logits is false", stacklevel=3)
 

@@ -14,7 +14,8 @@ from rich.text import Text
 from torch import empty, nn
 
 from kdplug.config.error_path import prefixed, qualify_errors
-from kdplug.config.recipe import Recipe
+from kdplug.config.key import not_identity
+from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import Directed, Part, StartsStudent, Task
 from kdplug.engine.checkpoint.archive import SUMS
 from kdplug.engine.checkpoint.checkpoint import STUDENT
@@ -35,21 +36,6 @@ from kdplug.report.curve import check_matplotlib, draw_curves
 from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
 from kdplug.report.table import comparison, temperature_line, terms_table
-
-NOT_IDENTITY = (
-    "log_dir",
-    "trackers",
-    "shard_teacher",
-    "teacher_cache",
-    "logging_steps",
-    "keep_last",
-    "device",
-    "ckpt_frequency",
-    "ckpt_epoch_frequency",
-    "ckpt_steps",
-    "eval_batch_size",
-)
-"""Keys of a recipe's ``training`` that do not affect what the student learns."""
 
 
 def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
@@ -92,7 +78,8 @@ def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: b
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin that it uses."""
     named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
-    training = {key: value for key, value in record["recipe"]["training"].items() if key not in NOT_IDENTITY}
+    free = not_identity(RecipeTraining)
+    training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
     return {
         "kdplug": record["kdplug"],
         "torch": record["torch"],

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from kdplug.config.key import keys_that_need
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.session import identity
@@ -116,7 +117,7 @@ class Stage(StrEnum):
             changes = {"ckpt_frequency": 1, "ckpt_epoch_frequency": _NEVER_BEFORE_THE_END}
         if self is not Stage.STUDENT:
             changes |= {"log_dir": None, "trackers": None, "keep_last": 1}
-            changes |= {"teacher_cache": None, "teacher_cache_dtype": None, "teacher_cache_codec": None}
+            changes |= dict.fromkeys(keys_that_need(TrainingConfig, "is_caching_logits"))
         if self is Stage.TEACHER:
             changes |= {"gradient_accumulation_steps": 1, "ckpt_steps": None}
         return config.model_copy(update=changes)

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
-from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig, IntermediateMatch
-from kdplug.config.layer_map import LayerMap
-from kdplug.config.model import resolve, thaw, write_component
+from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
+from kdplug.config.key import not_identity, places
+from kdplug.config.match import ProjectionSpec
+from kdplug.config.model import ConfigModel, resolve, thaw, write_component
 from kdplug.config.recipe import Recipe
 from kdplug.errors import KdplugError
 from kdplug.host.active import active
@@ -32,25 +33,20 @@ def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
 
 
 def _named(config: DistillationConfig) -> Iterator[tuple[str, ComponentSpec | None]]:
-    yield "temperature_scheduler", config.temperature_scheduler
-    if config.kd_loss_weight:
-        yield "kd_loss_type", config.kd_loss_type
-    if config.teacher_combiner != DEFAULT_COMBINER:
-        yield "teacher_combiner", config.teacher_combiner
-    for field in ("kd_loss_weight_scheduler", "hard_label_weight_scheduler"):
-        yield field, getattr(config, field)
+    for key, spec in _components(config):
+        unused = key == "kd_loss_type" and not config.kd_loss_weight
+        if not unused and (key != "teacher_combiner" or spec != DEFAULT_COMBINER):
+            yield key, spec
     for place, match in enumerate(config.intermediate_matches):
-        yield from _of_match(f"intermediate_matches.{place}", match)
+        yield from _components(match, "intermediate_matches", place)
     for place, layer_map in enumerate(config.layer_map):  # those whose layers are counted on the first batch
-        path = ".".join(map(str, config.path_of_map(place)))
-        yield f"{path}.name", layer_map.name
-        yield from _of_match(path, layer_map)
+        yield from _components(layer_map, *config.path_of_map(place))
 
 
-def _of_match(path: str, match: IntermediateMatch | LayerMap) -> Iterator[tuple[str, ComponentSpec | None]]:
-    yield f"{path}.loss", match.loss
-    yield f"{path}.weight_scheduler", match.weight_scheduler
-    yield f"{path}.proj", match.proj.component if match.proj is not None else None
+def _components(model: ConfigModel, *path: object) -> Iterator[tuple[str, ComponentSpec | None]]:
+    for key in places(type(model)):
+        spec = getattr(model, key)
+        yield ".".join(map(str, (*path, key))), spec.component if isinstance(spec, ProjectionSpec) else spec
 
 
 RECORD = "kdplug-run.json"
@@ -68,7 +64,8 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
     active().load_hooks()
     training = resolved_training(recipe)
     resolved = {**recipe.to_dict(), "task": dict(task), "distillation": distillation.to_dict(), "training": training}
-    del resolved["output_dir"]
+    for key in not_identity(Recipe):
+        del resolved[key]
     return {
         **environment_record(),
         "entries": [

@@ -89,10 +89,10 @@ def chain(length: int) -> str:
 
 
 TOO_MUCH = {
-    "aliases of aliases": (bomb(), "more than 25,000 values, those that aliases repeat counted each time"),
-    "merges of merges": (merge_bomb(), "more than 25,000 values, those that aliases repeat counted each time"),
-    "an alias of what it is in": ("{a: &a [*a]}", r"the alias \*a stands inside of what it repeats"),
-    "a merge of what it is in": ("{a: &a {<<: *a}}", r"the alias \*a stands inside of what it repeats"),
+    "aliases of aliases": (bomb(), "more than 25,000 values, counting each repetition by an alias"),
+    "merges of merges": (merge_bomb(), "more than 25,000 values, counting each repetition by an alias"),
+    "an alias of what it is in": ("{a: &a [*a]}", r"the alias \*a is inside the value that it repeats"),
+    "a merge of what it is in": ("{a: &a {<<: *a}}", r"the alias \*a is inside the value that it repeats"),
     "aliases that nest": (chain(900), "nested too deeply: more than 64 levels"),
     "flow lists": ("a: " + "[" * 9_000 + "]" * 9_000, "nested too deeply: more than 64 levels"),
     "flow lists that never end": ("[" * 200_000, "nested too deeply: more than 64 levels"),

@@ -62,6 +62,13 @@ def test_every_key_stands_below_a_comment(digits):
     assert [lines[place] for place in keys if not lines[place - 1].lstrip().startswith("# ")] == []
 
 
+def test_each_comment_is_the_description_of_the_field(digits):
+    lines = [line.strip() for line in digits.read_text().splitlines()]
+    for model in (Recipe, DistillationConfig, RecipeTraining):
+        for key, field in model.model_fields.items():
+            assert any(line.startswith(f"# {field.description.replace('`', '')}") for line in lines), key
+
+
 def test_it_keeps_the_defaults_but_for_three(digits):
     found = Recipe.from_file(digits)
     least = Recipe.from_dict(

@@ -40,7 +40,7 @@ def test_no_matches_are_written_in_any_way(word):
     [
         ("temperature", 0, "must be > 0, got 0"),
         ("temperature", -3.5, "must be > 0, got -3.5"),
-        ("temperature", True, "must be a number, got True. A truth value is not a number"),
+        ("temperature", True, "must be a number, got True. A boolean is not a number"),
         ("temperature", "4", "must be a number, got '4'. Write it without quotes: 4"),
         ("temperature", "1e-3", "must be a number, got '1e-3'. Write it without quotes: 0.001"),
         ("temperature", "hot", "must be a number, got 'hot'"),
@@ -55,7 +55,7 @@ def test_no_matches_are_written_in_any_way(word):
         (
             "probability_shift",
             "yes",
-            "must be true or false, got 'yes'. Only true and false, without quotes, are truth values",
+            "must be true or false, got 'yes'. Write true or false, without quotes",
         ),
         ("is_caching_logits", "maybe", "must be true or false, got 'maybe'"),
         ("intermediate_matches", 5, "must be a list, got 5"),

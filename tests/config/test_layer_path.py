@@ -53,7 +53,7 @@ def test_a_path_that_is_written_is_read_back(path):
         ("a.", "cannot read 'a.' as the path of a module"),
         ("a b", "cannot read 'a b' as the path of a module"),
         ("a@x", "cannot read 'a@x' as the path of a module"),
-        ("a:outputs", "'a:outputs': after ':' stands output or input, got 'outputs'. Did you mean 'output'?"),
+        ("a:outputs", "'a:outputs': ':' must be followed by output or input, got 'outputs'. Did you mean 'output'?"),
         ("a:output[x]", "'a:output[x]': cannot read '[x]'. Write [1] or .name after output"),
         ("a:input.0", "'a:input.0': cannot read '.0'. Write [1] or .name after input"),
     ],

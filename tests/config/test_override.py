@@ -101,8 +101,8 @@ def test_a_path_that_leads_nowhere_is_refused(base, override, says):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("training.lr", "'training.lr' is no change of a config. Write path=value, such as training.lr=1e-3"),
-        ("=3", "'=3' is no change of a config"),
+        ("training.lr", "'training.lr' is not a change of a config. Write path=value, such as training.lr=1e-3"),
+        ("=3", "'=3' is not a change of a config"),
         ("training.lr=[1", "the value in 'training.lr=[1', line 1, column 3: "),
         ("training.lr=fast", "training.lr: must be a number, got 'fast'"),
         ("training=3", "training: must be a mapping, got 3"),

@@ -32,13 +32,13 @@ def test_a_requirement_that_is_not_met_says_what_is_installed_and_what_to_do(tex
 
 def test_text_that_is_no_requirement_is_refused():
     with pytest.raises(
-        ConfigError, match=r"^plugins\.require\.0: '=>3' is no requirement such as 'kdplug-myloss>=0\.2': "
+        ConfigError, match=r"^plugins\.require\.0: '=>3' is not a requirement such as 'kdplug-myloss>=0\.2': "
     ):
         DistillationConfig(plugins={"require": ["=>3"]})
 
 
 def test_an_address_is_refused():
-    with pytest.raises(ConfigError, match=r"^plugins\.require\.0: .* holds an address\. Write a name and versions"):
+    with pytest.raises(ConfigError, match=r"^plugins\.require\.0: .* contains a URL\. Write a name and versions"):
         DistillationConfig(plugins={"require": ["pytest @ https://example.org/pytest.whl"]})
 
 

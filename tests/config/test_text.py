@@ -25,7 +25,7 @@ def test_a_repeated_yaml_key_is_an_error_with_its_line():
 
 
 def test_a_repeated_json_key_is_an_error():
-    with pytest.raises(ConfigError, match=r"^JSON: the key 'a' stands twice, with 1 and 2$"):
+    with pytest.raises(ConfigError, match=r"^JSON: the key 'a' appears twice, with 1 and 2$"):
         json_document('{"b": {"a": 1, "a": 2}}')
 
 

@@ -56,7 +56,7 @@ def test_a_torch_device_is_read_as_its_name():
         ("gradient_accumulation_steps", 0, "must be >= 1, got 0"),
         ("gradient_accumulation_steps", 2.0, "must be a whole number, got 2.0. Write it: 2"),
         ("gradient_accumulation_steps", "2", "must be a whole number, got '2'. Write it without quotes: 2"),
-        ("gradient_accumulation_steps", True, "must be a whole number, got True. A truth value is not a number"),
+        ("gradient_accumulation_steps", True, "must be a whole number, got True. A boolean is not a number"),
         ("gradient_accumulation_steps", 2.5, "must be a whole number, got 2.5"),
         ("ckpt_frequency", -1, "must be >= 0, got -1"),
         ("ckpt_steps", 0, "must be >= 1, got 0"),
@@ -64,7 +64,7 @@ def test_a_torch_device_is_read_as_its_name():
         ("seed", -1, "must be >= 0, got -1"),
         ("output_dir", 5, "must be text, got 5"),
         ("output_dir", "", "must be text that is not empty, got ''"),
-        ("fp16", "yes", "must be true or false, got 'yes'. Only true and false, without quotes, are truth values"),
+        ("fp16", "yes", "must be true or false, got 'yes'. Write true or false, without quotes"),
     ],
 )
 def test_a_wrong_value_is_refused_in_words(key, value, says):
@@ -96,7 +96,7 @@ def test_fp16_that_contradicts_the_precision_is_refused(given):
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ("fp16_opt_level", "apex and its levels are gone. Write precision: fp16 or precision: bf16"),
+        ("fp16_opt_level", "belonged to apex and is gone. Write precision: fp16 or precision: bf16"),
         ("data_parallel", "is gone. For several devices start the script with 'accelerate launch'"),
         ("local_rank", "is gone. For several devices start the script with 'accelerate launch', which sets the rank"),
     ],
@@ -112,7 +112,7 @@ def test_a_key_that_went_with_apex_says_what_to_do_instead(key, says):
         ({"trackers": ["tensorboard"]}, "trackers: tensorboard needs log_dir, the folder for its files"),
         (
             {"trackers": ["wandb"], "log_dir": "log"},
-            "log_dir: is for TensorBoard, which trackers leaves out. Name it there, or leave out log_dir",
+            "log_dir: is for TensorBoard, which trackers does not list. Add it there, or leave out log_dir",
         ),
     ],
 )

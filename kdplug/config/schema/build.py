@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic.fields import FieldInfo
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.match import TERM_NAMES
-from kdplug.config.model import ConfigModel
-from kdplug.config.recipe import Recipe
-from kdplug.config.schema.component import NONE, Catalogue, Place, place_of
-from kdplug.config.schema.doc import MEANINGS
-from kdplug.config.schema.draft import JsonSchema, beside, model_schema, reference
+from kdplug.config.key import Place, places, written_default
+from kdplug.config.layer_map import LayerMap
+from kdplug.config.match import IntermediateMatch
+from kdplug.config.model import NONE_SCHEMA, ConfigModel
+from kdplug.config.recipe import Recipe, RecipeTraining
+from kdplug.config.schema.component import Catalogue
+from kdplug.config.schema.draft import JsonSchema, model_schema
 from kdplug.config.training import TrainingConfig
 from kdplug.host.active import active
 from kdplug.host.entry import Entry
 
 _ABOVE_0: JsonSchema = {"not": {"const": 0}}
-_GIVEN: JsonSchema = {"not": NONE}
+_GIVEN: JsonSchema = {"not": NONE_SCHEMA}
 
 
 def _scheduled(weight: str, scheduler: str) -> JsonSchema:
-    """A weight of 0 with a scheduler has no effect."""
+    """Reject a scheduler on a weight of 0."""
     return {
         "if": {"required": [scheduler], "properties": {scheduler: _GIVEN}},
         "then": {"properties": {weight: _ABOVE_0}},
@@ -53,7 +56,7 @@ _ARRAY: JsonSchema = {"type": "array"}
 _SINGLE: JsonSchema = {"not": {"type": "array"}}
 _GLOB: JsonSchema = {"type": "string", "pattern": r"^[^:@]*[*?\[]"}
 _BOTH_OR_NEITHER: JsonSchema = {
-    "$comment": "layer_T and layer_S are both lists or both none, but for globs; that lists are equally long cannot be said",
+    "$comment": "layer_T and layer_S must both be lists or both not, except for globs; equal lengths cannot be expressed",
     "anyOf": [
         {"properties": {"layer_T": teacher, "layer_S": student}}
         for teacher, student in ((_ARRAY, _ARRAY), (_SINGLE, _SINGLE), (_ARRAY, _GLOB), (_GLOB, _ARRAY))
@@ -71,7 +74,7 @@ _COUNTS_NEED_A_FEATURE: JsonSchema = {
 
 
 def _one_source(side: str) -> JsonSchema:
-    """Modules that are named need not be counted."""
+    """Reject a number of layers next to the paths of the layers."""
     return {
         "if": {"required": [f"layer_{side}"], "properties": {f"layer_{side}": {"not": {"type": "null"}}}},
         "then": {"properties": {f"layers_{side}": {"type": "null"}}},
@@ -85,7 +88,7 @@ _ONE_LENGTH: JsonSchema = {
     ],
 }
 _FP16: JsonSchema = {
-    "$comment": "fp16 says the same as precision, or nothing",
+    "$comment": "fp16 must agree with precision",
     "if": {"required": ["precision"]},
     "then": {
         "if": {"properties": {"precision": {"const": "fp16"}}},
@@ -110,46 +113,7 @@ RULES: dict[str, list[JsonSchema]] = {
     "TrainingConfig": [_FP16],
     "RecipeTraining": [_FP16, _ONE_LENGTH],
 }
-"""Model to rules between its fields."""
-
-_DEVICE: JsonSchema = {"type": "string", "pattern": r"^(auto|cpu|mps|cuda(:\d+)?)$"}
-_FP16_FIELD: JsonSchema = {"type": "boolean", "description": "TextBrewer's spelling of `precision: fp16`"}
-
-_PATH = r"^[^:@\s.]+(\.[^:@\s.]+)*(@-?\d+)?(:(output|input)(\[-?\d+\]|\.[A-Za-z_]\w*)*)?$"
-_LAYERS: JsonSchema = {
-    "type": ["integer", "string", "array"],
-    "pattern": _PATH,
-    "minItems": 1,
-    "items": {"type": ["integer", "string"], "pattern": _PATH},
-}
-_PATHS: JsonSchema = {**_LAYERS, "type": ["null", "string", "array"], "items": {"type": "string", "pattern": _PATH}}
-_MAPS: JsonSchema = {
-    "if": _ARRAY,
-    "then": {"items": reference("LayerMap")},
-    "else": {"if": {"type": "object"}, "then": reference("LayerMap"), "else": NONE},
-}
-
-FIELDS: dict[str, dict[str, JsonSchema]] = {
-    "DistillationConfig": {
-        "intermediate_matches": {"type": ["array", "null", "string"], "pattern": NONE["anyOf"][1]["pattern"]},
-        "layer_map": _MAPS,
-    },
-    "LayerMap": {"layer_T": _PATHS, "layer_S": _PATHS},
-    "IntermediateMatch": {
-        "layer_T": _LAYERS,
-        "layer_S": _LAYERS,
-        "name": {"pattern": r"\S", "not": {"enum": list(TERM_NAMES)}},
-    },
-    "TrainingConfig": {"device": _DEVICE, "fp16": _FP16_FIELD},
-    "RecipeTraining": {
-        "device": _DEVICE,
-        "fp16": _FP16_FIELD,
-        "optimizer": {"pattern": r"^[A-Za-z_]\w*$"},
-        "lr_schedule": {"type": ["string", "null"], "enum": ["none", "linear", "cosine", None]},
-    },
-}
-"""Model to field to what its type in Python does not tell, because a validator reads more or asks for more."""
-
+"""Rules between the fields of a model, by the name of the model."""
 
 Part = Literal["recipe", "distillation", "training"]
 
@@ -159,13 +123,13 @@ MODELS: dict[Part, type[ConfigModel]] = {
     "training": TrainingConfig,
 }
 
-_NO_DEFAULT = (("Recipe", "output_dir"),)  # it depends on the task
-_COMPONENT_DEFAULTS = {"kd_loss_type": "ce", "teacher_combiner": "mean_logits", "proj": None}
+_WITH_COMPONENTS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, IntermediateMatch, LayerMap)
+_BY_NAME = {model.__name__: model for model in _WITH_COMPONENTS}
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A JSON Schema, and a sentence for each entry that cannot be used, whose settings are therefore not in it."""
+    """A JSON Schema. ``errors`` has a sentence for each unusable entry, whose settings the schema lacks."""
 
     data: JsonSchema
     errors: tuple[str, ...]
@@ -182,11 +146,11 @@ def no_entry(_: Entry) -> bool:
 
 
 def schema_of(part: Part, load: Callable[[Entry], bool] = every_entry) -> Schema:
-    """The schema of one kind of file.
+    """Return the schema of one kind of file.
 
-    ``load`` says which entries are imported for their settings; of the others only names are checked. It accepts a bare
-    name that means one entry, and every qualified name, in the spelling of its package. One that cannot be imported keeps
-    its name.
+    ``load`` selects the entries that are imported for their settings; of the others only names are checked. The schema
+    accepts a bare name that means one entry, and every qualified name, in the spelling of its package. An entry that cannot
+    be imported keeps its name.
     """
     catalogue = Catalogue(load)
     root = model_schema(MODELS[part], "/definitions")
@@ -207,32 +171,20 @@ def _comment(errors: list[str]) -> str:
     host = active()
     named = [f"{dist.name} {dist.version}" for dist in host.dists if dist not in host.left_out]
     made = f"made by kdplug schema with {', '.join(named) or 'no plugin'}"
-    return ". ".join([made, *(["without the settings of what cannot be used: " + "; ".join(errors)] if errors else [])])
+    return ". ".join([made, *(["without the settings of unusable entries: " + "; ".join(errors)] if errors else [])])
 
 
 def _complete(name: str, model: JsonSchema, catalogue: Catalogue) -> None:
-    """Put in what pydantic cannot know: components, meanings, rules between fields."""
+    """Add what pydantic cannot know: components and rules between fields."""
     fields: dict[str, JsonSchema] = model["properties"]
     model["description"] = model.get("description", "").split("\n\n")[0].replace("\n", " ")
-    for field, own in FIELDS.get(name, {}).items():
-        fields[field] = {**_plain(fields.get(field, {})), **own}
-    for field, schema in fields.items():
-        place = place_of(name, field)
-        if place is not None:
-            fields[field] = _component(place, field, schema, catalogue)
-        if (name, field) in _NO_DEFAULT:
-            schema.pop("default", None)
-        meaning = MEANINGS.get(name, {}).get(field)
-        if meaning is not None:
-            fields[field] = {**beside(fields[field]), "description": meaning}
+    config = _BY_NAME.get(name, ConfigModel)
+    for key, place in places(config).items():
+        fields[key] = _component(place, config.model_fields[key], catalogue)
     if name in RULES:
         model["allOf"] = RULES[name]
 
 
-def _plain(schema: JsonSchema) -> JsonSchema:
-    return {key: value for key, value in schema.items() if key != "anyOf"}
-
-
-def _component(place: Place, field: str, schema: JsonSchema, catalogue: Catalogue) -> JsonSchema:
-    default: dict[str, Any] = {"default": _COMPONENT_DEFAULTS.get(field, "none")} if "default" in schema else {}
-    return {"allOf": [catalogue.at(place)], **default}
+def _component(place: Place, field: FieldInfo, catalogue: Catalogue) -> JsonSchema:
+    default = {} if field.is_required() else {"default": written_default(field)}
+    return {"allOf": [catalogue.at(place)], "description": field.description, **default}

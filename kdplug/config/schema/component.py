@@ -1,70 +1,38 @@
-"""Components as JSON Schema: every place for one, with every entry that may stand there."""
+"""JSON Schema of components: each place in a config with the entries that it accepts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from kdplug.config.match import WIDEST
+from kdplug.config.key import Place
+from kdplug.config.match import OPTIONS_AT_LEAST_0, OPTIONS_REFUSED, WIDEST
+from kdplug.config.model import NONE_SCHEMA
 from kdplug.config.schema.draft import JsonSchema, reference
 from kdplug.config.schema.entry import EntrySchema, entry_schema
 from kdplug.host.entry import Entry
 from kdplug.host.registry import REGISTRIES
 
-NONE: JsonSchema = {"anyOf": [{"type": "null"}, {"type": "string", "pattern": "^[nN][oO][nN][eE]$"}]}
-"""What stands for no component."""
-
 _OPTIONS: JsonSchema = {
     "type": "object",
     "description": "options of the projection's own parameter group in the optimizer",
     "properties": {
-        **{name: {"not": {}} for name in ("params", "param_names", "learning_rate")},
-        **{name: {"type": "number", "minimum": 0} for name in ("lr", "weight_decay", "eps", "momentum", "dampening")},
+        **{name: {"not": {}} for name in OPTIONS_REFUSED},
+        **{name: {"type": "number", "minimum": 0} for name in OPTIONS_AT_LEAST_0},
     },
     "additionalProperties": {"not": {"type": "object"}},
 }
 _WIDTH: JsonSchema = {
-    "description": "a width, or auto: that of the features",
+    "description": "a width, or auto for the width of the features",
     "if": {"type": "string"},
     "then": {"const": "auto"},
     "else": {"type": "integer", "minimum": 1, "maximum": WIDEST},
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A place for a component: the ``plural`` of its kind, the ``slot`` of a loss, and whether ``none`` may stand there."""
-
-    definition: str
-    plural: str
-    slot: str | None = None
-    optional: bool = False
-
-
-PLACES = {
-    "task": Place("task", "tasks"),
-    "kd_loss_type": Place("kd_loss", "losses", "kd"),
-    "loss": Place("match_loss", "losses", "match"),
-    "temperature_scheduler": Place("temperature_scheduler", "temperature_schedulers", optional=True),
-    "weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
-    "kd_loss_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
-    "hard_label_weight_scheduler": Place("weight_scheduler", "weight_schedulers", optional=True),
-    "teacher_combiner": Place("teacher_combiner", "teacher_combiners"),
-    "proj": Place("projection", "projections", optional=True),
-    "teacher_cache_codec": Place("cache_codec", "cache_codecs", optional=True),
-    "LayerMap.name": Place("layer_map", "layer_maps"),
-}
-"""The fields of configs that hold a component; with the model before it where another one has such a field too."""
-
-
-def place_of(model: str, field: str) -> Place | None:
-    """The place that a field of a model is, ``None`` where it holds no component."""
-    return PLACES.get(f"{model}.{field}") or PLACES.get(field)
-
-
 @dataclass
 class Catalogue:
-    """Definitions of components. ``load`` says which entries are imported for their settings."""
+    """Definitions of components. ``load`` selects the entries that are imported for their settings."""
 
     load: Callable[[Entry], bool]
     definitions: dict[str, JsonSchema] = field(default_factory=dict)
@@ -72,7 +40,7 @@ class Catalogue:
     _known: dict[str, list[EntrySchema]] = field(default_factory=dict)
 
     def at(self, place: Place) -> JsonSchema:
-        """The schema of a field; its definitions are added to those of the catalogue."""
+        """Return the schema of a place and add its definitions to the catalogue."""
         if place.definition not in self.definitions:
             found = self._entries(place)
             if place.plural == "projections":
@@ -82,7 +50,7 @@ class Catalogue:
         return reference(place.definition)
 
     def _entries(self, place: Place) -> list[EntrySchema]:
-        """The entries that may stand there; where inputs are unknown, a loss may stand in both of its places."""
+        """Return the entries that a place accepts. A loss with unknown inputs is accepted in both of its places."""
         if place.plural not in self._known:
             known = [entry_schema(entry, load=self.load(entry)) for entry in REGISTRIES[place.plural].entries()]
             self._known[place.plural] = known
@@ -97,7 +65,7 @@ class Catalogue:
         ]
 
     def _component(self, name: str, entries: list[EntrySchema], *, optional: bool) -> None:
-        """A name, a list or a mapping."""
+        """Define the three spellings: a name, a list or a mapping."""
         self._names(f"{name}_name", entries)
         names = reference(f"{name}_name")
         self.definitions[f"{name}_list"] = {
@@ -112,7 +80,7 @@ class Catalogue:
         self.definitions[name] = _three_spellings(name, entries, optional=optional)
 
     def _projection(self, place: Place, entries: list[EntrySchema]) -> None:
-        """A projection as a match writes it: in a list and in a mapping, widths and options beside the settings."""
+        """Define a projection as a match writes it: lists and mappings hold widths and options in addition to settings."""
         self.definitions |= {"width": _WIDTH, "options": _OPTIONS}
         self._component("projection_component", entries, optional=False)
         names = reference("projection_component_name")
@@ -145,17 +113,21 @@ def _mapping(names: JsonSchema, entries: list[EntrySchema], variant: str) -> Jso
 def _by_name(
     entries: Iterable[EntrySchema], variant: str, named: Callable[[tuple[str, ...]], JsonSchema]
 ) -> list[JsonSchema]:
-    """For each entry whose settings are known: where it is the one that is named, its settings hold."""
+    """Return a rule for each entry with known settings: if it is named, its settings apply."""
     return [
         {"if": named(entry.spellings), "then": entry.chosen(variant)} for entry in entries if entry.settings is not None
     ] or [{}]
 
 
 def _three_spellings(name: str, entries: list[EntrySchema], *, optional: bool) -> JsonSchema:
-    """The three spellings, taken apart by ``if`` so that what is wrong below them is named at its own place."""
+    """Return the three spellings, separated by ``if`` so that an error names the value that is wrong."""
     needing = [spelling for entry in entries if entry.needs_settings for spelling in entry.spellings]
     schema: JsonSchema = {
-        "anyOf": [reference(f"{name}_name"), {"type": ["array", "object"]}, *(NONE["anyOf"] if optional else [])],
+        "anyOf": [
+            reference(f"{name}_name"),
+            {"type": ["array", "object"]},
+            *(NONE_SCHEMA["anyOf"] if optional else []),
+        ],
         "if": {"type": "array"},
         "then": reference(f"{name}_list"),
         "else": {"if": {"type": "object"}, "then": reference(f"{name}_mapping")},

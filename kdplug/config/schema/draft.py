@@ -1,4 +1,4 @@
-"""JSON Schema in the constructs of draft-07, which is what editors read, out of pydantic's 2020-12."""
+"""Convert pydantic's JSON Schema (2020-12) to draft-07, which editors read."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _OF_TYPE = {
 
 
 def model_schema(model: type[BaseModel], prefix: str) -> JsonSchema:
-    """The schema of a model; ``prefix`` is the JSON pointer of the definitions in the document that it becomes part of.
+    """Return the schema of a model. ``prefix`` is the JSON pointer of its definitions in the final document.
 
-    What has no schema (a function as the type of a setting, say) takes any value.
+    A type without a schema, such as a function, accepts any value.
     """
     found: JsonSchema = draft07(
         model.model_json_schema(ref_template=f"#{prefix}/{{model}}", schema_generator=_Generator)
@@ -48,7 +48,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def draft07(schema: Any) -> Any:
-    """``schema`` with ``definitions``, lists in ``items``, no keyword beside ``$ref``, and no number that JSON lacks."""
+    """Return ``schema`` with ``definitions``, lists in ``items``, no keyword next to ``$ref``, and finite numbers only."""
     if not isinstance(schema, Mapping):
         return schema
     found: JsonSchema = {}
@@ -65,7 +65,7 @@ def draft07(schema: Any) -> Any:
         rest = found.pop("items", None)
         found["items"] = found.pop("prefixItems")
         found |= {} if rest is None else {"additionalItems": rest}
-    return _flat(_beside_ref(found))
+    return _flat(_wrap_reference(found))
 
 
 def _is_json(value: Any) -> bool:
@@ -76,21 +76,21 @@ def _is_json(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _beside_ref(schema: JsonSchema) -> JsonSchema:
-    """Draft-07 ignores whatever stands beside ``$ref``."""
+def _wrap_reference(schema: JsonSchema) -> JsonSchema:
+    """Move ``$ref`` into ``allOf`` if there are other keywords, which draft-07 would ignore."""
     if "$ref" not in schema or len(schema) == 1:
         return schema
     rest = {key: value for key, value in schema.items() if key != "$ref"}
     return {"allOf": [{"$ref": schema["$ref"]}, *rest.pop("allOf", [])], **rest}
 
 
-def beside(schema: JsonSchema) -> JsonSchema:
-    """``schema`` in a form that other keywords may stand beside."""
+def extensible(schema: JsonSchema) -> JsonSchema:
+    """Return ``schema`` in a form to which keywords can be added."""
     return {"allOf": [schema]} if "$ref" in schema else schema
 
 
 def _flat(schema: JsonSchema) -> JsonSchema:
-    """``anyOf`` of plain types as one list of types, so that an error names the place and not the ``anyOf``."""
+    """Merge an ``anyOf`` of plain types into a list of types, so that an error names the value."""
     branches = schema.get("anyOf")
     if not branches or "type" in schema or not all(map(_is_plain, branches)):
         return schema
@@ -110,12 +110,12 @@ def _is_plain(branch: Any) -> bool:
 
 
 def reference(*parts: str) -> JsonSchema:
-    """A reference to a place below ``definitions``."""
+    """Return a reference to a definition."""
     return {"$ref": pointer(*parts)}
 
 
 def pointer(*parts: str) -> str:
-    """The JSON pointer, as the fragment of an address, of a place below ``definitions``."""
+    """Return the JSON pointer of a definition, as a URL fragment."""
     return "#/definitions/" + "/".join(map(_escaped, parts))
 
 

@@ -1,14 +1,15 @@
-"""One entry as JSON Schema: the mapping and the list that give it settings."""
+"""JSON Schema of one entry: its settings as a mapping and as a list."""
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kdplug.config.schema.doc import first_paragraph, setting_docs
-from kdplug.config.schema.draft import JsonSchema, beside, model_schema, pointer, reference
+from kdplug.config.schema.draft import JsonSchema, extensible, model_schema, pointer, reference
 from kdplug.errors import KdplugError
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
@@ -19,10 +20,10 @@ NO_SETTING: JsonSchema = {"type": "object", "maxProperties": 0}
 
 @dataclass(frozen=True, slots=True)
 class EntrySchema:
-    """An entry, and what is known of it.
+    """An entry and its schema.
 
-    ``spellings`` are the names that mean it; ``settings`` is the schema of its settings as a mapping, ``None`` where it was
-    not imported; ``inputs`` are then unknown too. ``error`` says why it cannot be used.
+    ``spellings`` are the names that mean it; ``settings`` is the schema of its settings as a mapping, ``None`` if it was
+    not imported, in which case ``inputs`` are unknown too. ``error`` is the reason why it cannot be used.
     """
 
     entry: Entry
@@ -34,21 +35,21 @@ class EntrySchema:
 
     @property
     def key(self) -> str:
-        """Its name among the definitions."""
+        """Name of the entry among the definitions."""
         return f"{self.entry.kind.plural}.{self.entry.qualified}"
 
     @property
     def needs_settings(self) -> bool:
-        """Whether its name alone is not enough."""
+        """True if the name alone is not enough."""
         return self.settings is not None and bool(self.settings.get("required"))
 
     def names(self) -> Iterable[JsonSchema]:
-        """Each spelling, with what an editor shows beside it."""
+        """Yield each spelling with the description that an editor shows."""
         for name in self.spellings:
             yield {"const": name, "description": self.doc, **({"$comment": self.error} if self.error else {})}
 
     def definitions(self) -> dict[str, JsonSchema]:
-        """The mapping and the list; nothing where the settings are unknown."""
+        """Return the definitions of mapping and list; none if the settings are unknown."""
         if self.settings is None:
             return {}
         found = {self.key: self._mapping(), f"{self.key}@list": self._list()}
@@ -57,7 +58,7 @@ class EntrySchema:
         return found
 
     def chosen(self, variant: str = "") -> JsonSchema:
-        """A reference to one of the definitions."""
+        """Return a reference to one of the definitions."""
         return reference(self.key + variant)
 
     def _mapping(self) -> JsonSchema:
@@ -74,7 +75,7 @@ class EntrySchema:
         }
 
     def _with_widths(self) -> JsonSchema:
-        """As a match writes a projection: its settings beside widths and optimizer options."""
+        """Return the mapping of a projection in a match: its settings, widths and optimizer options."""
         mapping = self._mapping()
         own = {name: reference(self.key, "properties", name) for name in self._setting_names()}
         widths = {
@@ -84,7 +85,7 @@ class EntrySchema:
         return {**rest, "properties": {"name": {"type": "string"}, **widths, **own}}
 
     def _list(self) -> JsonSchema:
-        """Settings by position, the last element perhaps a mapping of those that are left."""
+        """Return the list: settings by position, and optionally a final mapping of the remaining ones."""
         assert self.settings is not None
         names, required = self._setting_names(), self.settings.get("required", [])
         values = [reference(self.key, "properties", name) for name in names]
@@ -120,7 +121,7 @@ class EntrySchema:
 
 
 def entry_schema(entry: Entry, *, load: bool) -> EntrySchema:
-    """What an entry is called and, where ``load`` is true, what it takes: that imports it."""
+    """Return the names of an entry and, if ``load`` is true, its settings, which imports it."""
     plain = f"{entry.kind.noun} of {entry.owner}".strip()
     spellings = _spellings(entry)
     if not load:
@@ -155,7 +156,7 @@ def _spellings(entry: Entry) -> tuple[str, ...]:
 
 
 def _settings(entry: Entry, target: object) -> JsonSchema | None:
-    """The schema of the settings; none for a callable out of a TextBrewer-style map, whose arguments have no names."""
+    """Return the schema of the settings; ``None`` for a callable of a TextBrewer-style map, whose arguments have no names."""
     if entry.positional:
         return None
     key = f"{entry.kind.plural}.{entry.qualified}"
@@ -164,6 +165,34 @@ def _settings(entry: Entry, target: object) -> JsonSchema | None:
         schema = {**schema["definitions"][entry.settings.__name__], "definitions": schema["definitions"]}
     properties = schema.setdefault("properties", {})
     for name, doc in setting_docs(target, properties).items():
-        properties[name] = {"description": doc, **beside(properties[name])}
-    json.dumps(schema, allow_nan=False)  # what is no JSON costs this entry, not the schema of all of them
+        properties[name] = {"description": doc, **extensible(properties[name])}
+    json.dumps(schema, allow_nan=False)  # raises here, for this entry only, if anything is not JSON
     return schema
+
+
+def first_paragraph(documented: object) -> str:
+    """Return the first paragraph of a docstring on one line; empty without a docstring."""
+    doc = inspect.getdoc(documented) or ""
+    return " ".join(doc.split("\n\n")[0].split())
+
+
+def setting_docs(documented: object, names: Iterable[str]) -> dict[str, str]:
+    """Return the text on each setting in the paragraph ``Settings:`` of a docstring.
+
+    A text begins with the name of its setting, or with several names.
+
+    ``Settings: ``alpha``, weight of the first part; ``beta`` and ``gamma``, of the others.`` gives ``{"alpha": "weight of the
+    first part", "beta": "of the others", "gamma": "of the others"}``.
+    """
+    doc = inspect.getdoc(documented) or ""
+    found = re.search(r"^Settings:\s*(.*?)(?:\n\n|\n(?=[A-Z]\w+: )|\Z)", doc, re.DOTALL | re.MULTILINE)
+    if found is None:
+        return {}
+    wanted, docs = set(names), {}
+    for part in re.split(r";\s+|\.\s+(?=``)", " ".join(found[1].split())):
+        named, said = [], part
+        while (name := re.match(r"``(\w+)``[,:]?\s+(?:and\s+(?=``))?", said)) and name[1] in wanted:
+            named.append(name[1])
+            said = said[name.end() :]
+        docs.update(dict.fromkeys(named, said.rstrip(".")))
+    return docs

@@ -185,7 +185,9 @@ def test_a_plan_reports_the_share_of_generated_batches_without_labels(folder, tm
 @pytest.mark.parametrize("go", [run_recipe, plan_recipe, lambda recipe: cache_recipe(recipe, "nowhere")])
 def test_a_cache_of_the_teacher_is_refused(folder, tmp_path, go):
     made = _made(folder, tmp_path, "distillation.is_caching_logits=true")
-    with pytest.raises(kdplug.ConfigError, match="is_caching_logits: task 'causal-lm' generates batches with the student"):
+    with pytest.raises(
+        kdplug.ConfigError, match="is_caching_logits: task 'causal-lm' generates batches with the student"
+    ):
         go(made)
 
 

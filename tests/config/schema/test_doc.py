@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdplug.config.schema.doc import setting_docs
+from kdplug.config.schema.entry import setting_docs
 
 
 def documented() -> None:

@@ -1,0 +1,76 @@
+"""Facts about a config key that its type, bounds and description leave open, declared at its pydantic field.
+
+``Annotated[Device, KeyFacts(identity=False)]`` marks a field. Readers compute their lists of keys from the fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydantic import PlainSerializer
+
+from kdplug.host.kind import KINDS
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFacts:
+    """Mark of a field.
+
+    ``identity``: the key decides what is learned, so that resuming compares it. ``needs``: the key without which it has no
+    effect.
+    """
+
+    identity: bool = True
+    needs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Mark of a field that holds a component of the kind ``plural``; ``none`` is a value if ``optional``."""
+
+    plural: str
+    slot: str | None = None
+    optional: bool = False
+
+    @property
+    def definition(self) -> str:
+        """Name among the definitions of the JSON Schema."""
+        noun = KINDS[self.plural].noun.replace(" ", "_")
+        return f"{self.slot}_{noun}" if self.slot else noun
+
+
+def not_identity(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the keys that do not decide what is learned: a run may be resumed with other values."""
+    return tuple(key for key, facts in _marked(model, KeyFacts) if not facts.identity)
+
+
+def keys_that_need(model: type[BaseModel], other: str) -> tuple[str, ...]:
+    """Return the keys that have no effect without ``other``."""
+    return tuple(key for key, facts in _marked(model, KeyFacts) if facts.needs == other)
+
+
+def places(model: type[BaseModel]) -> dict[str, Place]:
+    """Return the keys that hold a component."""
+    return dict(_marked(model, Place))
+
+
+def written_default(field: FieldInfo) -> Any:
+    """Return the default of a field as a config writes it."""
+    value = field.get_default()
+    writers = [mark.func for mark in field.metadata if isinstance(mark, PlainSerializer)]
+    return cast("Callable[[Any], Any]", writers[0])(value) if writers else value
+
+
+def _marked(model: type[BaseModel], kind: type[T]) -> Iterator[tuple[str, T]]:
+    for key, field in model.model_fields.items():
+        for mark in field.metadata:
+            if isinstance(mark, kind):
+                yield key, mark
