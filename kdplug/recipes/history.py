@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,18 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             line = json_value(text)
         except ValueError:
             return
-        if not text.endswith("\n") or not isinstance(line, dict) or "step" not in line:
+        if not text.endswith("\n") or not _is_line(line):
             return
         yield line
+
+
+def _is_line(line: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(line, dict) or not isinstance(line.get("terms", {}), dict):
+        return False
+    counts = line.get("made", [0, 0])
+    return (
+        isinstance(counts, list)
+        and len(counts) == 2
+        and all(type(count) is int for count in (*counts, line.get("step")))
+        and all(isinstance(value, (int, float)) for value in line.get("terms", {}).values())
+    )

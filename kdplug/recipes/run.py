@@ -68,7 +68,7 @@ def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: b
     try:
         saved = read_json(file)
         before = _identity(saved)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{file} is damaged: {error}. Run without --resume to start over") from error
     if not changed_is_meant:
         check_identity(before, _identity(record), file)

@@ -18,7 +18,8 @@ import kdplug
 from kdplug.errors import RunError
 from kdplug.recipes.history import NAME, History
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.run import run_recipe
+from kdplug.recipes.run import is_begun, run_recipe
+from kdplug.report.record import RECORD
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 SMALL = {
@@ -215,3 +216,31 @@ def test_losses_on_an_accelerator_are_written_before_the_checkpoint_that_follows
     history.run_end(run, None)
     assert written == [0, 0, 3, 3]
     assert history.terms["kd_loss"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "x"}',
+        '{"step": 1, "made": 3}',
+        '{"step": 1, "terms": []}',
+        '{"step": 1, "terms": {"kd_loss": "a"}}',
+        "[]",
+    ],
+)
+def test_a_history_is_read_up_to_the_first_line_that_is_none(tmp_path, line):
+    (tmp_path / NAME).write_text(f'{{"step": 1, "terms": {{"kd_loss": 2.0}}}}\n{line}\n')
+    history = History(lambda model: 0.5, lambda step: True)
+    history.run_start(SimpleNamespace(output_dir=tmp_path, step=2, model=None))
+    history.run_end(None, None)
+    assert history.terms == {"kd_loss": [(1, 2.0)]}
+
+
+@pytest.mark.parametrize(
+    "record", [{"recipe": {"training": []}}, {"entries": [{"name": 3}]}, {"plugins": [3]}, {"entries": 1}]
+)
+def test_a_damaged_record_is_one_error(tmp_path, record):
+    whole = {"kdplug": "", "torch": "", "entries": [], "plugins": [], "recipe": {"training": {}}}
+    (tmp_path / RECORD).write_text(json.dumps({**whole, **record}))
+    with pytest.raises(RunError, match=r"kdplug-run.json is damaged: .*Run without --resume"):
+        is_begun(tmp_path, whole)
