@@ -194,7 +194,7 @@ def test_a_command_fails_where_code_that_a_run_calls_wants_to_end_it(code: str) 
     with pytest.raises(typer.Exit) as ended, told():
         exec(compile(f"from sys import exit\n{code}", "kdplug_bad.py", "exec"))
     assert ended.value.exit_code == 2
-    with pytest.raises(RunError, match=r"kdplug_bad.py:2 ends the program with exit\("), told(debug=True):
+    with pytest.raises(RunError, match=r"kdplug_bad.py:2 called exit\("), told(debug=True):
         exec(compile(f"from sys import exit\n{code}", "kdplug_bad.py", "exec"))
 
 
