@@ -1,4 +1,4 @@
-"""The kinds of entry that a plugin may offer. All of them take one code path."""
+"""Kinds of entries that plugins may offer. All kinds share one code path."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PROGRESS = ("progress", "step", "total_steps")
 class Kind:
     """One kind of entry.
 
-    ``plural`` is the registry attribute and the last part of the entry-point group; ``slots`` maps each place in a config
-    where an entry of this kind may stand to the inputs that the engine provides there; ``positional`` maps it to the
-    inputs, in order, that a callable put into a TextBrewer-style map is called with. ``is_object`` says that an entry is made
-    once, from its settings, and used by its methods.
+    ``plural`` is the registry attribute and the last part of the entry-point group. ``slots`` maps each place in a config
+    that accepts this kind to the inputs that the engine provides there; ``positional`` maps it to the inputs, in order, of
+    a callable in a TextBrewer-style map. An entry with ``is_object`` is built once from its settings and used through its
+    methods.
     """
 
     plural: str
@@ -81,7 +81,7 @@ KINDS = MappingProxyType(
         )
     }
 )
-"""Every kind, by its plural."""
+"""All kinds by their plural."""
 
 HOOK_GROUP = "kdplug.plugins"
-"""Entry-point group of modules and objects that hold hook implementations."""
+"""Entry-point group of modules and objects with hook implementations."""

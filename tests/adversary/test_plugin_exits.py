@@ -19,7 +19,7 @@ from small_run import make_batches, make_distiller, make_student, sgd, weights
 
 import kdplug
 from kdplug.cli.plugins import rows
-from kdplug.cli.terminal import told
+from kdplug.cli.terminal import report_errors
 from kdplug.config.schema.build import every_entry, schema_of
 from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.errors import BrokenEntryError, KdplugError, PluginError, RunError, SignatureError
@@ -191,16 +191,16 @@ def test_a_hook_ends_no_run(fake_site: FakeSite, tmp_path: Path, code: str, hook
 @pytest.mark.parametrize("code", ["exit()", "exit(0)", "exit(3)", "exit('bye')", "raise SystemExit"])
 def test_a_command_fails_where_code_that_a_run_calls_wants_to_end_it(code: str) -> None:
     """A loss that ends the program while it is called: the status is not 0, and the message names the place."""
-    with pytest.raises(typer.Exit) as ended, told():
+    with pytest.raises(typer.Exit) as ended, report_errors():
         exec(compile(f"from sys import exit\n{code}", "kdplug_bad.py", "exec"))
     assert ended.value.exit_code == 2
-    with pytest.raises(RunError, match=r"kdplug_bad.py:2 called exit\("), told(debug=True):
+    with pytest.raises(RunError, match=r"kdplug_bad.py:2 called exit\("), report_errors(debug=True):
         exec(compile(f"from sys import exit\n{code}", "kdplug_bad.py", "exec"))
 
 
 @CTRL_C
 def test_a_command_that_a_signal_ended_keeps_its_status() -> None:
-    with pytest.raises(SystemExit, match="143"), told():
+    with pytest.raises(SystemExit, match="143"), report_errors():
         raise SystemExit(128 + signal.SIGTERM)
 
 

@@ -52,7 +52,7 @@ def test_an_entry_that_fails_to_load(fake_site: FakeSite) -> None:
         assert told(lambda: kdplug.losses.build("x", "kd"), "kd_loss_type") == (
             "kd_loss_type: 'kdplug-bad:x' is installed but failed to load: ImportError: No module named 'apex'\n"
             "    (kdplug_bad.losses:X, kdplug-bad 0.1.0, editable). "
-            "Fix it, upgrade it, or leave it out: KDPLUG_PLUGINS=-kdplug-bad"
+            "Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-kdplug-bad"
         )
 
 

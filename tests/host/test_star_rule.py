@@ -201,12 +201,12 @@ def test_what_has_no_signature_is_refused() -> None:
         (
             "student_features",
             "kd",
-            "a kd loss (kd_loss_type) does not get. It can stand in a match (intermediate_matches)",
+            "a kd loss (kd_loss_type) does not get. Use it in a match (intermediate_matches)",
         ),
         (
             "student_logits",
             "match",
-            "a match (intermediate_matches) does not get. It can stand in a kd loss (kd_loss_type)",
+            "a match (intermediate_matches) does not get. Use it in a kd loss (kd_loss_type)",
         ),
     ],
 )
@@ -217,7 +217,9 @@ def test_a_loss_at_the_wrong_place_is_told_where_it_belongs(parameter: str, slot
 
 
 def test_a_loss_that_fits_no_place_is_told_so() -> None:
-    assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith("No place gets all of its inputs")
+    assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith(
+        "No place in a config provides all of its inputs"
+    )
 
 
 def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
