@@ -321,7 +321,9 @@ def test_a_slow_import_is_named_while_it_runs(fake_site: FakeSite, monkeypatch: 
         kdplug.losses.load("bad") if door == "entry" else host.load_hooks()
     assert sys.modules["kdplug_bad"].named
     assert sys.stderr.getvalue().startswith("kdplug: importing ")
-    assert sys.stderr.getvalue().endswith("has taken 0.05 s so far. To run without it: KDPLUG_PLUGINS=-kdplug-bad\n")
+    assert sys.stderr.getvalue().endswith(
+        "has taken 0.05 s so far. To run without this plugin, set KDPLUG_PLUGINS=-kdplug-bad\n"
+    )
 
 
 @SLOW

@@ -158,7 +158,7 @@ def test_settings_in_forward_are_refused() -> None:
     ],
 )
 def test_variadic_parameters_are_refused(parameters: str, stars: str) -> None:
-    told = f"mine (local) takes {stars}, which says nothing about what it needs. Name its inputs, and its settings after a '*'"
+    told = f"mine (local) takes {stars}, which hides its inputs and settings. Name the inputs, then the settings after a '*'"
     assert refusal(eval(f"lambda {parameters}: 0")) == told
 
 
@@ -192,7 +192,7 @@ def test_a_setting_may_not_carry_the_name_of_an_input(name: str) -> None:
 
 
 def test_what_has_no_signature_is_refused() -> None:
-    assert refusal(iter).startswith("mine (local) has no signature that can be read: ")
+    assert refusal(iter).startswith("cannot read the signature of mine (local): ")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
 
         def __call__(self, student_logits): ...
 
-    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; a setting has a name"
+    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; a setting must accept a keyword"
 
 
 def test_a_projection_class_takes_widths_by_position_and_settings_by_keyword() -> None:
