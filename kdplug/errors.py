@@ -51,8 +51,8 @@ _MOST_CHOICES = 500
 class KdplugError(Exception):
     """Base class of all kdplug errors.
 
-    ``field`` is the dotted path of the value (``intermediate_matches.1.loss``), or empty; ``message`` is the text without
-    the path.
+    ``field`` is the dotted path of the value (``intermediate_matches.1.loss``), or empty; ``message`` is the text
+    without the path.
     """
 
     def __init__(self, message: str, *, field: str = "") -> None:

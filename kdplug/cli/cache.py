@@ -88,12 +88,12 @@ app = typer.Typer(
 
 @app.command(MAKE)
 def make(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a .yaml or .json file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
     *,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Cache folder to write.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.batch_size=64. May be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.batch_size=64. May be repeated."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -118,8 +118,8 @@ def show(
 ) -> None:
     """Show the size, kept probability mass, coverage, codec and fingerprints of a cache.
 
-    Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size. Damage inside a shard is found
-    by --check only.
+    Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size. Damage inside a shard is
+    found by --check only.
     """
     with report_errors():
         from kdplug.cli.terminal import console

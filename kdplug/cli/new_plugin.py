@@ -62,8 +62,8 @@ def names_of(dist: str) -> tuple[str, str]:
     """
     if not _DISTRIBUTION.fullmatch(dist):
         raise ConfigError(
-            f"{dist!r} is not a valid distribution name: use letters, digits, '-', '_' and '.', and start and end with a "
-            "letter or a digit",
+            f"{dist!r} is not a valid distribution name: use letters, digits, '-', '_' and '.', and start and end with "
+            "a letter or a digit",
             field="NAME",
         )
     module = re.sub(r"[-_.]+", "_", dist).lower()
@@ -77,7 +77,7 @@ def names_of(dist: str) -> tuple[str, str]:
 
 
 def make_project(dist: str, scaffold: Scaffold, license_name: str, config_name: str | None = None) -> Project:
-    """Render the files of a project. ``config_name`` is the name to write in configs if the bare entry name is not enough.
+    """Render the files of a project. ``config_name`` is the name for configs if the bare entry name is taken.
 
     Raises: ``ConfigError`` if ``dist`` is no valid distribution name.
     """
@@ -177,8 +177,8 @@ def new_plugin(
         typer.Option(
             "--kind",
             metavar="K",
-            help="Kind of plugin: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, layer-map, "
-            "task, cache-codec or hooks.",
+            help="Kind of plugin: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, "
+            "layer-map, task, cache-codec or hooks.",
         ),
     ],
     on: Annotated[

@@ -12,16 +12,16 @@ from kdplug.cli.terminal import report_errors
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a .yaml or .json file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
     *,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.num_epochs=3. May be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.num_epochs=3. May be repeated."),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="D", help="Folder for the results.")
+        Path | None, typer.Option("--output-dir", metavar="D", help="Override the recipe's output_dir.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Override the recipe's seed.")] = None,
     locked: Annotated[
         Path | None,
         typer.Option("--locked", metavar="RECORD", help="Fail if anything differs from this kdplug-run.json."),

@@ -32,8 +32,8 @@ _SIGNALLED = 128
 def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterator[None]:
     """Print kdplug errors and plugin warnings without a traceback.
 
-    ``SystemExit`` counts as an error, since only plugin code raises it (a loss that calls ``exit``, for example), unless a
-    signal ended the run.
+    ``SystemExit`` counts as an error, since only plugin code raises it (a loss that calls ``exit``, for example),
+    unless a signal ended the run.
 
     Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself if ``debug`` is true.
     """

@@ -142,7 +142,7 @@ _active: list[Host] = []
 
 
 def read_installed() -> None:
-    """Scan the installed plugins once. Problems are reported by the first call of ``active``, when the command line is ready.
+    """Scan the installed plugins once. Problems are reported later, by the first call of ``active``.
 
     Raises: ``PluginError`` if ``KDPLUG_PLUGINS`` is invalid.
     """

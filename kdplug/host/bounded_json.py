@@ -22,7 +22,7 @@ DEEPEST = 64
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Maximum number of ``characters`` of a text, of ``values`` in it (keys excluded), and of characters of a ``key``."""
+    """Maximum number of ``characters`` of a text, of ``values`` in it (without keys), and of characters of a ``key``."""
 
     characters: int
     values: int
@@ -39,8 +39,8 @@ RECORD = Bounds(characters=1 << 26, values=1 << 22, key=1 << 12)
 def read_json(path: Path, bounds: Bounds = RECORD) -> Any:
     """Read a JSON file.
 
-    Raises: ``OSError`` if it cannot be read; ``ValueError`` (``ConfigError`` among them) if it is not UTF-8, not JSON or
-    exceeds ``bounds``.
+    Raises: ``OSError`` if it cannot be read; ``ValueError`` (``ConfigError`` among them) if it is not UTF-8, not JSON
+    or exceeds ``bounds``.
     """
     return json_value(read_bounded(path, bounds).decode("utf-8"), bounds)
 

@@ -24,7 +24,7 @@ _SPELLINGS = "Write a name, [name, setting…] or {name: …, setting: …}"
 class ComponentSpec:
     """A component by name, as written in a config.
 
-    ``args`` are settings by position, ``settings`` by keyword. ``form`` is the original spelling, which ``to_data`` keeps.
+    ``args`` are settings by position, ``settings`` by keyword; ``to_data`` keeps the original spelling (``form``).
     """
 
     name: str
@@ -93,8 +93,8 @@ def parse_spec(data: object) -> ComponentSpec:
 class Component:
     """An entry with its settings bound.
 
-    ``target`` is called by position with the values of ``inputs``, in that order. If the entry is a class, ``target`` is an
-    instance of it; a task or cache codec has no inputs, and its ``target`` is the task or codec itself.
+    ``target`` is called by position with the values of ``inputs``, in that order. If the entry is a class, ``target``
+    is an instance of it; a task or cache codec has no inputs, and its ``target`` is the task or codec itself.
     """
 
     entry: Entry
@@ -150,7 +150,7 @@ def _settings(entry: Entry, spec: ComponentSpec) -> tuple[dict[str, Any], dict[s
 
 
 def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
-    """Build a callable of a TextBrewer-style map. A temperature scheduler with arguments is a factory and is called first."""
+    """Build a callable of a TextBrewer-style map. Given arguments, a temperature scheduler is a factory, called first."""
     function, inputs = entry.load(), entry.inputs
     if entry.kind.plural == "temperature_schedulers" and (spec.args or spec.settings):
         try:

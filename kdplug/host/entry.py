@@ -128,7 +128,7 @@ class Entry:
 
 
 def _imported(target: str) -> Any:
-    """Return the callable of ``target`` if its module is already imported and the look-up runs no code, else ``None``."""
+    """Return the callable of ``target``, or ``None`` unless its module is imported and the look-up runs no code."""
     module, _, attribute = target.partition(":")
     found = sys.modules.get(module)
     if type(found) is not ModuleType or getattr(vars(found).get("__spec__"), "_initializing", False):

@@ -30,7 +30,8 @@ _LIFE_CYCLE = ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
 class Implementations:
     """The hook implementations of a plugin, copied to a plain object.
 
-    pluggy compares plugins with ``==``: a plugin whose ``__eq__`` returns true would block the registration of later ones.
+    pluggy compares plugins with ``==``: a plugin whose ``__eq__`` returns true would block the registration of later
+    ones.
     """
 
     def __init__(self, plugin: object) -> None:
@@ -123,9 +124,9 @@ class HookPlugin:
 class Host:
     """One set of plugins and the entries they offer.
 
-    The constructor reads names only and holds back its warnings until they are released. ``load_hooks`` imports hook plugins
-    once. ``left_out`` are the ``blocked`` plugins, disabled by ``KDPLUG_PLUGINS``, and the ``incompatible`` ones, which
-    require another version of kdplug.
+    The constructor reads names only and holds back its warnings until they are released. ``load_hooks`` imports hook
+    plugins once. ``left_out`` are the ``blocked`` plugins, disabled by ``KDPLUG_PLUGINS``, and the ``incompatible``
+    ones, which require another version of kdplug.
     """
 
     def __init__(self, dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> None:
@@ -200,8 +201,8 @@ class Host:
     def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, slot: str | None) -> Entry:
         """Register a callable in this process. It replaces one registered earlier under the same name and slot.
 
-        A callable registered by plugin code belongs to that plugin, so that importing a plugin never changes the meaning of a
-        name.
+        A callable registered by plugin code belongs to that plugin, so that importing a plugin never changes the
+        meaning of a name.
 
         Raises: ``PluginError`` if ``name`` is no valid entry name or ``target`` is not callable.
         """

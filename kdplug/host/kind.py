@@ -12,10 +12,10 @@ _PROGRESS = ("progress", "step", "total_steps")
 class Kind:
     """One kind of entry.
 
-    ``plural`` is the registry attribute and the last part of the entry-point group. ``slots`` maps each place in a config
-    that accepts this kind to the inputs that the engine provides there; ``positional`` maps it to the inputs, in order, of
-    a callable in a TextBrewer-style map. An entry with ``is_object`` is built once from its settings and used through its
-    methods.
+    ``plural`` is the registry attribute and the last part of the entry-point group. ``slots`` maps each place in a
+    config that accepts this kind to the inputs that the engine provides there; ``positional`` maps it to the inputs, in
+    order, of a callable in a TextBrewer-style map. An entry with ``is_object`` is built once from its settings and used
+    through its methods.
     """
 
     plural: str

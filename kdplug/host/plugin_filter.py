@@ -15,8 +15,8 @@ from kdplug.host.name import fold_distribution
 class PluginFilter:
     """Selection of enabled distributions.
 
-    If ``only`` is ``None``, all distributions except ``without`` are enabled. Otherwise those in ``only`` and the first-party
-    plugins are.
+    If ``only`` is ``None``, all distributions except ``without`` are enabled. Otherwise those in ``only`` and the
+    first-party plugins are.
     """
 
     only: frozenset[str] | None = None

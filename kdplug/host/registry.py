@@ -30,8 +30,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
     """The entries of one kind, by name.
 
     ``registry["name"]`` imports that entry only; ``in``, ``len``, iteration and ``names()`` import nothing. A bare name
-    resolves to a callable registered in this process, else to a first-party entry, else to the only third-party entry (never
-    for a first-party name, installed or not). A qualified name (``distribution:name``) always means the same entry.
+    resolves to a callable registered in this process, else to a first-party entry, else to the only third-party entry
+    (never for a first-party name, installed or not). A qualified name (``distribution:name``) always means the same
+    entry.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -72,8 +73,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
     def entry(self, name: str, slot: str | None = None, *, quiet: bool = False) -> Entry:
         """Return the entry called ``name`` without importing it. ``slot`` is the place of a loss: ``kd`` or ``match``.
 
-        An unknown name loads the hook plugins. With ``quiet`` they are not loaded, and there is no warning about an entry
-        that is hidden by a local one.
+        An unknown name loads the hook plugins. With ``quiet`` they are not loaded, and there is no warning about an
+        entry that is hidden by a local one.
 
         Raises: ``UnknownEntryError``, ``NotInstalledError``, ``AmbiguousEntryError``.
         """
@@ -131,7 +132,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return [entry for entry in offered if _is(entry.dist, dist) and (slot is None or entry.slot in (None, slot))]
 
     def _settled(self, name: str, slot: str | None) -> Entry:
-        """Return the entry to import for ``name``. Hook plugins may add another third-party entry of the same bare name."""
+        """Return the entry to import for ``name``. A hook plugin may offer another third-party entry of that name."""
         entry = self.entry(name, slot)
         if _rank(entry, slot) < _THIRD_PARTY or split_qualified(name)[0]:
             return entry
@@ -195,7 +196,7 @@ def _rank(entry: Entry, slot: str | None) -> int:
 
 
 def _is_reserved(kind: Kind, name: str) -> bool:
-    """Return whether a bare name is reserved for a first-party entry, so that installing one never changes its meaning."""
+    """Return whether a bare name is reserved for a first-party entry: installing that must not change its meaning."""
     return any(fold(name) in map(fold, offers.get(kind.plural, ())) for offers in FIRST_PARTY.values())
 
 

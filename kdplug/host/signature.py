@@ -1,7 +1,8 @@
 """The star rule: which parameters of a callable are inputs and which are settings.
 
-Positional parameters of a function are inputs, keyword-only ones are settings. The ``__init__`` of a class takes settings,
-its ``forward`` (or ``__call__``) takes inputs. A projection class takes ``in_dim, out_dim`` by position in ``__init__``.
+Positional parameters of a function are inputs, keyword-only ones are settings. The ``__init__`` of a class takes
+settings, its ``forward`` (or ``__call__``) takes inputs. A projection class takes ``in_dim, out_dim`` by position in
+``__init__``.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs and settings of a callable. ``makes`` is true for a class or factory, which is called once to build an object."""
+    """Inputs and settings of a callable. ``makes`` is true for a class or factory, which builds the object to use."""
 
     inputs: tuple[str, ...]
     settings: Mapping[str, Setting]
@@ -133,7 +134,7 @@ def _checked(
     for parameter in settings:
         if parameter.kind is Parameter.POSITIONAL_ONLY:
             raise SignatureError(
-                f"{entry.name} ({entry.dist}) takes {parameter.name!r} by position only; a setting must accept a keyword"
+                f"{entry.name} ({entry.dist}) takes {parameter.name!r} by position only; settings are passed by keyword"
             )
         if parameter.name in entry.kind.inputs or parameter.name in ALIASES:
             raise SignatureError(
@@ -177,8 +178,8 @@ def _input(entry: Entry, name: str) -> str:
 def _annotations(function: Callable[..., Any] | None, parameters: list[Parameter]) -> dict[str, Any]:
     """Return the annotation of each parameter, or ``Any`` if it is missing or cannot be evaluated.
 
-    If evaluating all of them fails, each is evaluated separately: a name that exists only under ``TYPE_CHECKING`` must not
-    affect the others.
+    If evaluating all of them fails, each is evaluated separately: a name that exists only under ``TYPE_CHECKING`` must
+    not affect the others.
     """
     if function is None or not parameters:
         return {p.name: Any for p in parameters}

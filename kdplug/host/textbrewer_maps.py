@@ -29,9 +29,9 @@ _NEUTRAL: dict[str, Any] = {
 class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
     """A registry as a dictionary of callables with TextBrewer's signatures.
 
-    Entries of plugins appear here, and callables added here can be named in a config. Looking up a name imports that entry.
-    Iterating over a map of losses imports all of them, since only the signature distinguishes a kd loss from a match loss;
-    entries that fail to import are skipped.
+    Entries of plugins appear here, and callables added here can be named in a config. Looking up a name imports that
+    entry. Iterating over a map of losses imports all of them, since only the signature distinguishes a kd loss from a
+    match loss; entries that fail to import are skipped.
     """
 
     def __init__(self, name: str, registry: Registry, slot: str | None, wrap: Callable[[Entry, Any], Any]) -> None:
@@ -75,7 +75,8 @@ class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
         entry = self._registry.entry(name, self._site)
         if not self._fits(entry):
             raise UnknownEntryError(
-                f"{name!r} is not in {self._name}: {entry.qualified} belongs in another map, since it takes {', '.join(entry.inputs)}"
+                f"{name!r} is not in {self._name}: {entry.qualified} belongs in another map, since it takes "
+                f"{', '.join(entry.inputs)}"
             )
         return entry
 

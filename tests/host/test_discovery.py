@@ -135,7 +135,10 @@ def test_of_one_distribution_found_twice_the_first_on_the_path_counts(fake_site:
 
 def test_an_entry_whose_name_is_no_entry_name_is_left_out_and_said(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses={"two words": "m:f", "dkd": "m:f"})
-    told = "kdplug-a 1.0 offers a loss named 'two words', which is not a valid entry name (letters, digits, '_', '-', '.'). It is ignored"
+    told = (
+        "kdplug-a 1.0 offers a loss named 'two words', which is not a valid entry name "
+        "(letters, digits, '_', '-', '.'). It is ignored"
+    )
     with pytest.warns(UserWarning, match="not a valid entry name") as caught, fake_site.host():
         assert kdplug.losses.names() == ["dkd"]
     assert [str(warning.message) for warning in caught] == [told]

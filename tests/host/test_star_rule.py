@@ -228,7 +228,7 @@ def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
 
         def __call__(self, student_logits): ...
 
-    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; a setting must accept a keyword"
+    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; settings are passed by keyword"
 
 
 def test_a_projection_class_takes_widths_by_position_and_settings_by_keyword() -> None:

@@ -55,7 +55,7 @@ def check_switch(host: Host) -> Iterator[Finding]:
 
 
 def check_plugins(only: str | None = None) -> list[Finding]:
-    """Check the active plugins, or only the distribution ``only``. Findings are sorted: errors first, then by distribution.
+    """Check the active plugins, or only the distribution ``only``. Errors come first, then findings by distribution.
 
     Entries and hook plugins are imported separately from each other, and classes are instantiated from their defaults.
 

@@ -20,7 +20,7 @@ from kdplug.host.setting import in_words
 
 
 def check_entry(entry: Entry) -> Iterator[Finding]:
-    """Import an entry and yield its problems. The remaining checks are skipped if importing it or its signature fails."""
+    """Import an entry and yield its problems. If the import or the signature fails, the other checks are skipped."""
     try:
         target = entry.load()
     except BrokenEntryError as error:

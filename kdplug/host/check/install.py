@@ -76,7 +76,7 @@ def unknown_groups(one: Installation) -> Iterator[Finding]:
 
 
 def drifted(one: Installation) -> Iterator[Finding]:
-    """An editable project whose entry points differ from its installed metadata: an editable install does not update it."""
+    """An editable project whose entry points changed since it was installed: its metadata is not updated."""
     if one.project is None:
         return
     if not one.project.is_dir():

@@ -1,7 +1,7 @@
 """All installations on the path, including unreadable and hidden ones.
 
-``host.metadata`` reads only the distributions in use, in one pass at import. This module reads all of them, so that a check
-can report which are not used, and why.
+``host.metadata`` reads only the distributions in use, in one pass at import. This module reads all of them, so that a
+check can report which are not used, and why.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FOLDER = re.compile(r"(?P<name>.+?)(?:-(?P<version>[^-]+)(?:-py[\d.]+)?)?\.(?:d
 class Installation:
     """Content of a ``dist-info`` or ``egg-info``, with the error of an unreadable file.
 
-    ``entry_points`` are those of groups that begin with ``kdplug``, known or not; ``odd_lines`` are lines of such groups
-    that are not ``name = value``.
+    ``entry_points`` are those of groups that begin with ``kdplug``, known or not; ``odd_lines`` are lines of such
+    groups that are not ``name = value``.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def installations(path: Iterable[str] | None = None) -> list[Installation]:
 
 
 def about_plugins(found: Iterable[Installation]) -> list[Installation]:
-    """Return installations related to kdplug by an entry point or a name, and editable projects, which may have either."""
+    """Return installations with a kdplug entry point or name, and editable projects, which may have either."""
     every = list(found)
     names = {fold_distribution(one.dist) for one in every if one.entry_points or one.odd_lines}
     return [

@@ -1,4 +1,4 @@
-"""Run plugin code in isolation: catch its exceptions, report slow imports, and restore process state that it changes."""
+"""Run plugin code in isolation: catch its exceptions, report slow imports, and restore changed process state."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def run_plugin_code(
 ) -> Outcome[T]:
     """Call ``call``, which runs code of ``dist``, and restore the process state that it changed.
 
-    ``doing`` describes the action in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore all
-    state, and ``import`` also detects replaced functions. ``hook`` restores the state that affects results. So does
-    ``build``, except that random generators keep advancing, since a loss may draw its parameters; they are restored if the
-    code seeds torch.
+    ``doing`` describes the action in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore
+    all state, and ``import`` also detects replaced functions. ``hook`` restores the state that affects results. So does
+    ``build``, except that random generators keep advancing, since a loss may draw its parameters; they are restored if
+    the code seeds torch.
 
-    Exceptions of signal handlers, such as ``KeyboardInterrupt`` at Ctrl-C, are re-raised even if the code caught them. All
-    other exceptions are returned.
+    Exceptions of signal handlers, such as ``KeyboardInterrupt`` at Ctrl-C, are re-raised even if the code caught them.
+    All other exceptions are returned.
     """
     before, random, seeded = Snapshot(_TABLES[scope]), Snapshot(RANDOM), seeds()
     is_run = scope in ("hook", "build")

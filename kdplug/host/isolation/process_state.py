@@ -1,8 +1,8 @@
 """Process state that a run depends on: saved before plugin code runs and restored afterwards.
 
-State is restored if it affects results, hides messages or moves files, and no plugin can need the changed value. State that
-a library may need (an entry at the front of ``sys.path``) is only reported. Only loaded modules are examined: nothing here
-imports torch or numpy.
+State is restored if it affects results, hides messages or moves files, and no plugin can need the changed value. State
+that a library may need (an entry at the front of ``sys.path``) is only reported. Only loaded modules are examined:
+nothing here imports torch or numpy.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _DECISIVE_PREFIXES = ("ACCELERATE_", "KDPLUG_")
 class Part:
     """One value of a module's global state.
 
-    ``read`` takes the module, ``write`` the module and a value; a part without ``write`` is only reported. ``fresh`` is the
-    value in a newly imported module. A ``silent`` part is restored but not reported, since another part reports the change.
-    For random generators, ``renew`` reseeds a newly imported one, and ``drew`` takes the module, the state before and the
-    state now and returns whether numbers were drawn without setting a seed.
+    ``read`` takes the module, ``write`` the module and a value; a part without ``write`` is only reported. ``fresh`` is
+    the value in a newly imported module. A ``silent`` part is restored but not reported, since another part reports the
+    change. For random generators, ``renew`` reseeds a newly imported one, and ``drew`` takes the module, the state
+    before and the state now and returns whether numbers were drawn without setting a seed.
     """
 
     name: str
@@ -97,7 +97,8 @@ class Snapshot:
     def restore(self, changes: Changes, *, reports_draws: bool = True) -> None:
         """Restore changed parts and add their names to ``changes``.
 
-        A random generator that was only drawn from is reported only with ``reports_draws``, since libraries draw on import.
+        A random generator that was only drawn from is reported only with ``reports_draws``, since libraries draw on
+        import.
         """
         wanted = list(self._wanted())
         changed = [one for one in wanted if not one[0].is_at(*one[1:])]

@@ -29,10 +29,10 @@ _FLAGS: dict[str, Any] = {
     "backends.cuda.matmul.allow_fp16_reduced_precision_reduction": True,
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction": True,
 }
-"""Attributes of torch that select algorithms or precision, with the defaults unless an environment variable sets them."""
+"""Attributes of torch that select algorithms or precision, with their defaults; environment variables may override some."""
 
 _GUARDS: list[Any] = []
-"""Inference modes entered to restore the mode. They are kept here because torch exits a mode when its object is deleted."""
+"""Inference modes entered to restore the mode; torch exits a mode when its object is deleted."""
 
 _WORDS = 624
 """State size of the Mersenne Twister in words; all words are replaced when the last one was drawn."""
@@ -79,7 +79,7 @@ def _autocast_depth(torch: Any) -> int:
 
 
 def _autocast(torch: Any) -> tuple[Any, ...]:
-    """Return the number of open blocks (one left open keeps stale casts of weights), the cache flag and each device's state."""
+    """Return the number of open blocks, the cache flag and each device's state. An open block keeps stale casts."""
     devices = [(torch.is_autocast_enabled(one), str(torch.get_autocast_dtype(one)).split(".")[1]) for one in _AUTOCAST]
     return _autocast_depth(torch), torch.is_autocast_cache_enabled(), *devices
 
@@ -310,4 +310,4 @@ MODULE_HOOKS: tuple[Table, ...] = (
         (Part("torch's hooks on every module", _global_hooks, _remove_global_hooks),),
     ),
 )
-"""Hooks that torch calls for every module. A hook plugin may add one during a run, for measurements; an import may not."""
+"""Hooks that torch calls for every module. A hook plugin may add one during a run, an import may not."""
