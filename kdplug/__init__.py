@@ -1,7 +1,7 @@
 """Knowledge distillation for PyTorch in which every loss, projection and schedule is a plugin.
 
-Importing kdplug reads which plugins are installed and imports none of them, nor torch, nor pydantic. Everything else here
-is imported when it is first named.
+``import kdplug`` lists the installed plugins but imports none of them, nor torch, nor pydantic. Other public names are
+imported on first access.
 """
 
 from __future__ import annotations
@@ -204,6 +204,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# A wrong switch is told by the first look-up: there the command line can say it in one line.
+# An invalid KDPLUG_PLUGINS is raised by the first look-up instead, where the command line prints it as one line.
 with suppress(PluginError):
     _read_installed()

@@ -1,4 +1,4 @@
-"""``python -m kdplug``: the ``kdplug`` command, also where the environment's scripts are not on the path."""
+"""``python -m kdplug``: the ``kdplug`` command, for environments whose scripts are not on ``PATH``."""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
-"""Every error that kdplug raises on purpose.
+"""Exception classes of kdplug.
 
     KdplugError
     ├── ConfigError            a value in a config, a recipe or a call          (ValueError)
     │   ├── UnknownKeyError    a key that does not exist
     │   └── SettingError       a setting of a component
-    ├── EntryError             a name that leads to no usable entry             (ValueError)
-    │   ├── UnknownEntryError  nothing of that name                             (KeyError)
+    ├── EntryError             a name without a usable entry                    (ValueError)
+    │   ├── UnknownEntryError  no entry has this name                           (KeyError)
     │   ├── NotInstalledError  known, but its package is not installed          (KeyError)
     │   ├── AmbiguousEntryError  offered by several packages                    (KeyError)
     │   └── BrokenEntryError   installed, but importing it failed               (ImportError)
-    ├── SignatureError         what a plugin's callable asks for                (TypeError)
-    ├── PluginError            a plugin as a whole, or a switch that names one  (ValueError)
-    ├── OutputsError           what an adaptor returned                         (ValueError)
-    ├── ShapeError             tensors that do not fit each other               (ValueError)
-    └── RunError               a run that cannot start or go on                 (RuntimeError)
+    ├── SignatureError         the parameters of a plugin's callable            (TypeError)
+    ├── PluginError            a whole plugin, or KDPLUG_PLUGINS                (ValueError)
+    ├── OutputsError           the return value of an adaptor                   (ValueError)
+    ├── ShapeError             tensors of incompatible shapes                   (ValueError)
+    └── RunError               a run that cannot start or continue              (RuntimeError)
 
-Every message names the field, the value, the owner and the nearest fix.
+Each message names the field, the value, the owner and the nearest fix.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ __all__ = [
 
 _LONGEST_NAME = 100
 _MOST_CHOICES = 500
-"""Comparing a longer name, or one with more choices, would take seconds."""
+"""Limits for ``nearest``: comparing longer names, or more choices, would take seconds."""
 
 
 class KdplugError(Exception):
-    """Root of every error that kdplug raises on purpose.
+    """Base class of all kdplug errors.
 
-    ``field`` is the dotted path of the value in question (``intermediate_matches.1.loss``),
-    empty where there is none; ``message`` is the text without it.
+    ``field`` is the dotted path of the value (``intermediate_matches.1.loss``), or empty; ``message`` is the text
+    without the path.
     """
 
     def __init__(self, message: str, *, field: str = "") -> None:
@@ -61,7 +61,7 @@ class KdplugError(Exception):
         self.field = field
 
     def at(self, *path: object) -> Self:
-        """Put ``path`` in front of the field that this error names, and return the error."""
+        """Prepend ``path`` to ``field`` and return the error."""
         parts = [str(part) for part in path] + ([self.field] if self.field else [])
         self.field = ".".join(parts)
         return self
@@ -83,7 +83,7 @@ class SettingError(ConfigError):
 
 
 class EntryError(KdplugError, ValueError):
-    """A name leads to no usable entry."""
+    """A name has no usable entry."""
 
 
 class UnknownEntryError(EntryError, KeyError):
@@ -103,11 +103,11 @@ class BrokenEntryError(EntryError, ImportError):
 
 
 class SignatureError(KdplugError, TypeError):
-    """A plugin's callable asks for something that the engine does not provide."""
+    """A plugin's callable has a parameter that the engine does not provide."""
 
 
 class PluginError(KdplugError, ValueError):
-    """A plugin as a whole is unusable, or a switch names one that does not exist."""
+    """A whole plugin is unusable, or ``KDPLUG_PLUGINS`` names one that does not exist."""
 
 
 class OutputsError(KdplugError, ValueError):
@@ -115,15 +115,15 @@ class OutputsError(KdplugError, ValueError):
 
 
 class ShapeError(KdplugError, ValueError):
-    """Tensors that belong together do not fit each other."""
+    """Tensors have incompatible shapes."""
 
 
 class RunError(KdplugError, RuntimeError):
-    """A run cannot start or cannot go on."""
+    """A run cannot start or cannot continue."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice most like ``name``, or ``None`` where nothing is like it."""
+    """Return the choice most similar to ``name``, or ``None`` if none is similar."""
     from difflib import get_close_matches
 
     if len(name) > _LONGEST_NAME:
@@ -134,6 +134,6 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest choice, or the empty string."""
+    """Return `` Did you mean 'x'?`` for the nearest choice, or an empty string."""
     found = nearest(name, choices)
     return f" Did you mean {found!r}?" if found else ""

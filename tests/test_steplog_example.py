@@ -64,4 +64,4 @@ def test_it_writes_every_step_of_a_recipe_beside_its_log(site: Path, tmp_path: P
 
 def test_the_switch_leaves_it_out(site: Path, tmp_path: Path) -> None:
     shown = run("-c", KDPLUG, "plugins", "list", cwd=tmp_path, PYTHONPATH=str(site), KDPLUG_PLUGINS="-kdplug-steplog")
-    assert "steplog" not in shown.split("kdplug-steplog is left out")[0]
+    assert "steplog" not in shown.split("kdplug-steplog is disabled")[0]

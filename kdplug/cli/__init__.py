@@ -1,1 +1,1 @@
-"""The command line. Nothing here imports torch or pydantic before a command needs it."""
+"""Command line. Modules here import torch and pydantic only inside the commands that need them."""

@@ -44,5 +44,5 @@ def _root(
 
 
 def main() -> None:
-    """The ``kdplug`` command."""
+    """Entry point of the ``kdplug`` command."""
     app()

@@ -1,4 +1,4 @@
-"""``kdplug cache``: the teacher's outputs, kept once, and what is kept."""
+"""``kdplug cache``: precompute teacher outputs and inspect a cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def cache_lines(report: CacheReport) -> Iterator[RenderableType]:
-    """What to print, in order."""
+    """Lines and tables to print, in order."""
     state = "complete" if report.is_complete else f"not complete: {report.written} of {report.shards} shards"
     yield Text(f"{report.path}: {state}")
     yield _table("kept", _kept(report))
@@ -58,7 +58,7 @@ def _table(title: str, rows: Mapping[str, str]) -> Table:
 
 
 def _short(value: Any) -> str:
-    """Plain data in a line; of many digests, how many there are."""
+    """Plain data on one line; a long mapping of digests as their count."""
     if isinstance(value, Mapping):
         inner = {key: _short(one) for key, one in value.items()}
         if len(inner) > _SHOWN:
@@ -74,10 +74,10 @@ MAKE = "make"
 
 
 class RecipeFirst(TyperGroup):
-    """``kdplug cache RECIPE …`` is ``kdplug cache make RECIPE …``."""
+    """Command group in which ``kdplug cache RECIPE …`` means ``kdplug cache make RECIPE …``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the command there that is left out."""
+        """Insert the omitted ``make``."""
         is_recipe = bool(args) and not args[0].startswith("-") and args[0] not in self.commands
         return super().parse_args(ctx, [MAKE, *args] if is_recipe else args)
 
@@ -91,16 +91,16 @@ app = typer.Typer(
 
 @app.command(MAKE)
 def make(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a .yaml or .json file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
     *,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of the cache.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Cache folder to write.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.batch_size=64. May be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.batch_size=64. May be repeated."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Run the teacher on the distillation data and store its outputs; resumes an interrupted command."""
+    """Run the teacher on the distillation data and store its outputs. Run it again to resume after an interruption."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
@@ -111,16 +111,18 @@ def make(
 
 @app.command("show")
 def show(
-    folder: Annotated[Path, typer.Argument(help="The folder of a cache.")],
+    folder: Annotated[Path, typer.Argument(help="Cache folder.")],
     *,
     check: Annotated[
-        bool, typer.Option("--check", help="Read every shard and compare its checksum: exit status 2 for any damage.")
+        bool,
+        typer.Option("--check", help="Read every shard and verify its checksum. Exit with status 2 on any damage."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show size, kept mass, coverage, codec and fingerprints.
+    """Show the size, kept probability mass, coverage, codec and fingerprints of a cache.
 
-    Exits with status 2 for a damaged manifest or record, or a shard of another size; --check also finds damage inside a shard.
+    Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size. Damage inside a shard is
+    found by --check only.
     """
     with report_errors():
         from kdplug.cli.terminal import console

@@ -1,4 +1,4 @@
-"""``kdplug new``: a recipe to start from."""
+"""``kdplug new``: write a starter recipe."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _CHOSEN: Mapping[str, Mapping[str, Any]] = {
     "distillation": {"hard_label_weight": 1.0},
     "training": {"lr_schedule": "linear", "num_epochs": 10},
 }
-"""Where the recipe does not keep the default, unless its task says otherwise."""
+"""Values of a new recipe that differ from the defaults; a task may override them."""
 
 _MATCH = "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_mse, proj: linear}]"
 
 
 def new(
-    recipe: Annotated[Path, typer.Argument(help="The file to write, .yaml or .yml.")],
-    task: Annotated[str, typer.Option("--task", metavar="NAME", help="The task, such as digits.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file to write (.yaml or .yml).")],
+    task: Annotated[str, typer.Option("--task", metavar="NAME", help="Task name, such as digits.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented starter recipe for a task, with the JSON Schema that editors validate it against."""
+    """Write a commented starter recipe for a task, and a JSON Schema with which editors validate it."""
     with report_errors():
         from kdplug.config.recipe import Recipe
         from kdplug.config.schema.build import schema_of
@@ -54,22 +54,22 @@ def new(
             write_json(recipe.with_name(SCHEMA), schema.data)
         except OSError as error:
             raise RunError(f"cannot write {str(recipe)!r}: {error.strerror}") from error
-    typer.echo(f"Wrote {recipe} and {recipe.with_name(SCHEMA)}, which knows every name and the settings of the task.")
-    typer.echo(f"With the settings of every plugin:  kdplug schema > {recipe.with_name(SCHEMA)}")
+    typer.echo(f"Wrote {recipe} and {recipe.with_name(SCHEMA)} (all names, and the settings of this task).")
+    typer.echo(f"To add the settings of every plugin:  kdplug schema > {recipe.with_name(SCHEMA)}")
     for name in missing:
-        typer.echo(f"Fill in task.{name}, which has no default")
+        typer.echo(f"Fill in task.{name}: it has no default")
     typer.echo(f"Run it:  kdplug run {recipe}")
 
 
 def _check_free(recipe: Path, *, force: bool) -> None:
     if recipe.suffix.lower() not in (".yaml", ".yml"):
-        raise ConfigError(f"the name of a new recipe ends in .yaml or .yml, got {str(recipe)!r}")
+        raise ConfigError(f"the name of a new recipe must end in .yaml or .yml, got {str(recipe)!r}")
     if recipe.exists() and not force:
-        raise ConfigError(f"{str(recipe)!r} exists. Write over it: --force")
+        raise ConfigError(f"{str(recipe)!r} already exists. Overwrite it with --force")
 
 
 def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
-    """A recipe that runs ``task`` under ``name``, and the settings of the task that have no default. Imports the task."""
+    """Return a recipe that names ``task`` as ``name``, and the task's settings without a default. Imports the task."""
     from kdplug.config.distillation import DistillationConfig
     from kdplug.config.recipe import Recipe, RecipeTraining
 
@@ -88,9 +88,9 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
 
 
 def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]:
-    """What a block of the recipe has in place of the defaults.
+    """Values that replace the defaults in a block of the recipe.
 
-    Raises: ``SignatureError`` where the task names a key that the block does not have.
+    Raises: ``SignatureError`` if the task names a key that the block does not have.
     """
     from kdplug.contracts.task import NEW_RECIPE
 
@@ -98,7 +98,7 @@ def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]
     for key in own:
         if key not in model.model_fields:
             raise SignatureError(
-                f"{task.qualified} says what a new recipe has in {block}.{key}, and there is no such key."
+                f"{task.qualified} sets {block}.{key} in new recipes, but there is no such key."
                 f"{did_you_mean(key, model.model_fields)}"
             )
     return {**_CHOSEN[block], **own}
@@ -115,12 +115,12 @@ def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _task_settings(task: Entry) -> tuple[list[str], list[str]]:
-    """The settings of a task as lines of a recipe, and those that have no default."""
+    """Return a task's settings as recipe lines, and the names of those without a default."""
     from kdplug.config.schema.entry import entry_schema
 
     found = entry_schema(task, load=True)
     if found.error:
-        _ = task.settings  # raises what is wrong with it
+        _ = task.settings  # raises the error
     schema = found.settings or {}
     lines, missing = [], []
     for name, setting in schema.get("properties", {}).items():
@@ -161,7 +161,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    """A value on one line: as JSON, which YAML reads, and text without quotes where that means the same."""
+    """Format a value on one line as JSON, which is valid YAML; quotes are omitted where YAML does not need them."""
     import json
     import re
 

@@ -1,4 +1,4 @@
-"""``kdplug plugins new``: a complete plugin project."""
+"""``kdplug plugins new``: create a complete plugin project."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LICENSES = ("Apache-2.0", "MIT", "BSD-3-Clause", "none")
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """A project that is to be written: its names, and path to text."""
+    """A project to write: its names, and file texts by path."""
 
     dist: str
     module: str
@@ -42,27 +42,28 @@ class Project:
 
 
 def read_license(name: str) -> str:
-    """The license that ``name`` means, whatever its case.
+    """Return the license called ``name``, ignoring case.
 
-    Raises: ``ConfigError`` with the nearest one.
+    Raises: ``ConfigError`` that suggests the nearest one.
     """
     by_fold = {known.casefold(): known for known in LICENSES}
     if name.casefold() not in by_fold:
         raise ConfigError(
-            f"no license {name!r}.{did_you_mean(name, LICENSES)} There are {', '.join(LICENSES)}", field="--license"
+            f"unknown license {name!r}.{did_you_mean(name, LICENSES)} Use one of {', '.join(LICENSES)}",
+            field="--license",
         )
     return by_fold[name.casefold()]
 
 
 def names_of(dist: str) -> tuple[str, str]:
-    """The module and the entry of a distribution: ``kdplug-my-loss`` gives ``kdplug_my_loss`` and ``my_loss``.
+    """Return the module and entry name of a distribution: ``kdplug_my_loss`` and ``my_loss`` for ``kdplug-my-loss``.
 
-    Raises: ``ConfigError`` where ``dist`` may not name a distribution, or gives no module or entry name.
+    Raises: ``ConfigError`` if ``dist`` is no valid distribution name or yields no valid module or entry name.
     """
     if not _DISTRIBUTION.fullmatch(dist):
         raise ConfigError(
-            f"{dist!r} may not name a distribution: letters, digits, '-', '_' and '.', the first and the last a letter or "
-            "a digit",
+            f"{dist!r} is not a valid distribution name: use letters, digits, '-', '_' and '.', and start and end with "
+            "a letter or a digit",
             field="NAME",
         )
     module = re.sub(r"[-_.]+", "_", dist).lower()
@@ -76,9 +77,9 @@ def names_of(dist: str) -> tuple[str, str]:
 
 
 def make_project(dist: str, scaffold: Scaffold, license_name: str, config_name: str | None = None) -> Project:
-    """The files of a project; ``config_name`` is what a config has to write, where the bare name of the entry will not do.
+    """Render the files of a project. ``config_name`` is the name for configs if the bare entry name is taken.
 
-    Raises: ``ConfigError`` where ``dist`` may not name a distribution.
+    Raises: ``ConfigError`` if ``dist`` is no valid distribution name.
     """
     module, entry = names_of(dist)
     values = {
@@ -108,7 +109,7 @@ def make_project(dist: str, scaffold: Scaffold, license_name: str, config_name: 
 
 
 def _callable_names(scaffold: Scaffold, module: str, entry: str) -> dict[str, str]:
-    """Names for the function or class: the entry's, unless the templates or Python give it another meaning."""
+    """Names for the function or class: the entry's, unless it clashes with a name in the templates or in Python."""
     text = _template(f"{scaffold.folder}/module.py") + _template(f"{scaffold.folder}/test.py")
     taken = {*re.findall(r"\w+", text), *keyword.kwlist, *keyword.softkwlist, *dir(builtins), module}
     function, cls = entry, _camel(entry)
@@ -125,35 +126,35 @@ def _camel(name: str) -> str:
 
 
 def _file_values(scaffold: Scaffold, license_name: str) -> dict[str, str]:
-    """What pyproject.toml says of the license and of the files that there are."""
+    """Values of pyproject.toml for the license and the optional files."""
     more = [*(["/recipe.yaml"] if scaffold.has_recipe else []), *(["/LICENSE"] if license_name != "none" else [])]
     lines = f'license = "{license_name}"\nlicense-files = ["LICENSE"]\n' if license_name != "none" else ""
     return {"license_lines": lines, "more_files": "".join(f', "{file}"' for file in more)}
 
 
 def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
-    """How the recipe trains, and what the README says around it."""
+    """Training values of the recipe, and README text around it."""
     is_task, is_hooks = scaffold.noun == "task", scaffold.group == HOOK_GROUP
     needs = "`kdplug-presets`" if is_task else "`kdplug-tasks` and `kdplug-presets`"
     after = [
         *(
-            [f"`kdplug run recipe.yaml` runs that in less than a minute; it needs {needs}."]
+            [f"`kdplug run recipe.yaml` runs this in less than a minute. It needs {needs}."]
             if scaffold.has_recipe
             else []
         ),
-        *([f"`kdplug plugins show {config_name}` says what it does."] if not is_hooks else []),
+        *([f"`kdplug plugins show {config_name}` shows what it does and its settings."] if not is_hooks else []),
     ]
-    how = f"Once installed, the {scaffold.noun} has a name that any config or recipe may write:"
+    how = f"Once installed, any config or recipe can use the {scaffold.noun} by name:"
     return {
         "epochs": "60" if is_task else "5",
         "lr": "2.0e-2" if is_task else "5.0e-3",
-        "how_to_use": "Once installed it is told of every run, whatever the recipe:" if is_hooks else how,
+        "how_to_use": "Once installed, its hooks are called in every run, whatever the recipe:" if is_hooks else how,
         "after": "\n".join(after),
     }
 
 
 def _with_range(name: str) -> str:
-    """A requirement; that on kdplug is the range within which plugins keep working."""
+    """Return the requirement; for kdplug, with the version range in which plugins keep working."""
     if name != "kdplug":
         return name
     major, minor = (int(part) for part in kdplug.__version__.split(".")[:2])
@@ -169,25 +170,25 @@ def _filled(path: str, values: Mapping[str, str]) -> str:
 
 
 def new_plugin(
-    name: Annotated[str, typer.Argument(help="The name of the distribution, such as kdplug-myloss.")],
+    name: Annotated[str, typer.Argument(help="Distribution name, such as kdplug-myloss.")],
     *,
     kind: Annotated[
         str,
         typer.Option(
             "--kind",
             metavar="K",
-            help="What it offers: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, layer-map, "
-            "task, cache-codec or hooks.",
+            help="Kind of plugin: loss, projection, weight-scheduler, temperature-scheduler, teacher-combiner, "
+            "layer-map, task, cache-codec or hooks.",
         ),
     ],
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="WHAT", help="What a loss compares: logits (the default) or features."),
+        typer.Option("--on", metavar="WHAT", help="Inputs of a loss: logits (the default) or features."),
     ] = None,
     license_name: Annotated[
-        str, typer.Option("--license", metavar="L", help="Apache-2.0, MIT, BSD-3-Clause or none.")
+        str, typer.Option("--license", metavar="L", help="License: Apache-2.0, MIT, BSD-3-Clause or none.")
     ] = "Apache-2.0",
-    folder: Annotated[Path, typer.Option("--dir", metavar="D", help="The parent folder of the new project.")] = Path(),
+    folder: Annotated[Path, typer.Option("--dir", metavar="D", help="Parent folder of the new project.")] = Path(),
 ) -> None:
     """Create a plugin project: entry point, typed module, tests, README, recipe and license."""
     with report_errors():
@@ -198,18 +199,18 @@ def new_plugin(
         notice, config_name = _clash(scaffold, name, entry)
         project = make_project(name, scaffold, chosen, config_name)
         written = write_project(project, folder)
-    typer.echo(f"Made {written}: {', '.join(project.texts)}")
+    typer.echo(f"Created {written}: {', '.join(project.texts)}")
     if notice:
-        typer.echo(f"Notice: {notice}")
+        typer.echo(f"Note: {notice}")
     typer.echo(f"\nNext:\n  cd {written}\n  pip install -e '.[test]'\n  pytest")
     if scaffold.has_recipe:
         typer.echo("  kdplug run recipe.yaml")
 
 
 def write_project(project: Project, folder: Path) -> Path:
-    """Write the files into a new folder in ``folder``, named as the distribution, and return it.
+    """Write the files to a new folder in ``folder``, named like the distribution, and return its path.
 
-    Raises: ``ConfigError`` where it exists, or cannot be made.
+    Raises: ``ConfigError`` if it exists or cannot be created.
     """
     place = folder / project.dist
     try:
@@ -218,26 +219,26 @@ def write_project(project: Project, folder: Path) -> Path:
             (place / path).parent.mkdir(exist_ok=True)
             (place / path).write_text(text, encoding="utf-8", newline="\n")
     except FileExistsError as error:
-        raise ConfigError(f"{place} is already there, and nothing is overwritten", field="NAME") from error
+        raise ConfigError(f"{place} already exists. Nothing was written", field="NAME") from error
     except OSError as error:
-        raise ConfigError(f"cannot write into {place}: {error.strerror}", field="--dir") from error
+        raise ConfigError(f"cannot write to {place}: {error.strerror}", field="--dir") from error
     return place
 
 
 def _check_free(dist: str, module: str) -> None:
-    """Raises: ``ConfigError`` where the new module would hide one that Python finds already, or be hidden by it."""
+    """Raises: ``ConfigError`` if Python already finds a module of that name."""
     found = find_spec(module)
     if found is not None:
-        again = f", or uninstall it first: pip uninstall {dist}" if installed_version(dist) else ""
+        again = f", or uninstall that one: pip uninstall {dist}" if installed_version(dist) else ""
         raise ConfigError(
-            f"its module would be {module!r}, and there is one of that name: {found.origin or 'a folder on the path'}. "
-            f"Take another name{again}",
+            f"its module {module!r} already exists: {found.origin or 'a folder on the path'}. "
+            f"Choose another name{again}",
             field="NAME",
         )
 
 
 def _clash(scaffold: Scaffold, dist: str, entry: str) -> tuple[str | None, str | None]:
-    """What to know about entries of the same name, and what a config has to write because of them."""
+    """Return a note on other entries of the same name, and the name that configs must use because of them."""
     if scaffold.group == HOOK_GROUP:
         return None, None
     registry = REGISTRIES[next(kind.plural for kind in KINDS.values() if kind.group == scaffold.group)]
@@ -247,11 +248,11 @@ def _clash(scaffold: Scaffold, dist: str, entry: str) -> tuple[str | None, str |
     except AmbiguousEntryError:
         others = [found for found in registry.entries() if found.name == entry]
     except NotInstalledError as error:
-        return f"{error}. A config has to write {own} for yours.", own
+        return f"{error}. To use yours, write {own} in configs.", own
     except EntryError:
         return None, None
     others = [found for found in others if fold_distribution(found.dist) != fold_distribution(dist)]
     if not others:
         return None, None
     owners = ", ".join(found.qualified for found in others)
-    return f"{entry!r} is offered already: {owners}. A config has to write {own} for yours.", own
+    return f"{entry!r} is already the name of {owners}. To use yours, write {own} in configs.", own

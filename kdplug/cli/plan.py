@@ -1,4 +1,4 @@
-"""``kdplug plan``: what a recipe would do."""
+"""``kdplug plan``: preview a recipe without training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STAGES = {
 
 
 def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
-    """What to print, in order."""
+    """Lines and tables to print, in order."""
     from kdplug.report.table import temperature_line, terms_table
 
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
@@ -44,14 +44,14 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     yield _models(plan)
     yield _memory(plan)
     if plan.kept_mass is not None:
-        yield Text(f"teacher's logits: {plan.kept_mass}")
+        yield Text(f"teacher logits: {plan.kept_mass}")
     yield Text(_steps(plan))
     yield Text("")
     yield from _warnings(plan)
 
 
 def size(count: int) -> str:
-    """Bytes in three significant digits in the unit that fits: ``12.3 MiB``."""
+    """Format a byte count with three significant digits: ``12.3 MiB``."""
     number, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while number >= 1024 and len(units) > 1:
         number, units = number / 1024, units[1:]
@@ -112,7 +112,7 @@ def _warnings(plan: RunPlan) -> Iterator[Text]:
 
 
 def _table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, right: int = 0) -> Table:
-    """A table whose last ``right`` columns are numbers."""
+    """A table whose last ``right`` columns are right-aligned."""
     table, columns = Table(header_style="bold"), list(headings)
     for place, heading in enumerate(columns):
         table.add_column(heading, justify="right" if place >= len(columns) - right else "left", overflow="fold")
@@ -125,11 +125,11 @@ EXIT_CODE = 1
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a .yaml or .json file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
     *,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.num_epochs=3. May be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.num_epochs=3. May be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -140,7 +140,7 @@ def plan(
         from kdplug.config.recipe import Recipe
         from kdplug.recipes.preview.plan import plan_recipe
 
-        with redirect_stdout(sys.stderr):  # what a task prints when it builds its models is no part of the plan
+        with redirect_stdout(sys.stderr):  # keep the output of tasks and models out of the plan
             found = plan_recipe(Recipe.from_file(recipe).with_overrides(changes or []))
         if as_json:
             typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))

@@ -1,4 +1,4 @@
-"""``kdplug plugins``: what is installed, and what one entry asks for."""
+"""``kdplug plugins``: list, inspect and check installed plugins."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 Status = Literal["ok", "shadowed", "ambiguous", "blocked", "incompatible", "broken"]
 
 HOOKS = "hooks"
-"""The kind under which plugins that hold hook implementations are listed."""
+"""Kind under which hook plugins are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of ``kdplug plugins list``; ``error`` says why it is broken or what leaves it out."""
+    """One row of ``kdplug plugins list``; ``error`` is the reason why the entry is broken or disabled."""
 
     name: str
     kind: str
@@ -40,20 +40,20 @@ class Row:
 
 
 def read_kind(name: str) -> Kind:
-    """The kind that ``name`` means: ``loss`` or ``losses``, ``weight-scheduler`` or ``weight_schedulers``.
+    """Return the kind called ``name``: ``loss`` or ``losses``, ``weight-scheduler`` or ``weight_schedulers``.
 
-    Raises: ``ConfigError`` with the nearest kind.
+    Raises: ``ConfigError`` that suggests the nearest kind.
     """
     by_name = {spelling: kind for kind in KINDS.values() for spelling in (kind.plural, kind.noun.replace(" ", "_"))}
     folded = name.casefold().replace("-", "_").replace(" ", "_")
     if folded not in by_name:
         nouns = ", ".join(kind.noun.replace(" ", "_") for kind in KINDS.values())
-        raise ConfigError(f"no kind {name!r}.{did_you_mean(name, by_name)} The kinds: {nouns}", field="--kind")
+        raise ConfigError(f"unknown kind {name!r}.{did_you_mean(name, by_name)} Kinds: {nouns}", field="--kind")
     return by_name[folded]
 
 
 def rows(kind: Kind | None = None, *, load: bool = False) -> list[Row]:
-    """Every entry of one kind or of all, by kind, then by package and name. ``load`` imports each, and every hook plugin."""
+    """Entries of one kind or of all, sorted by kind, package and name. ``load`` imports each entry and hook plugin."""
     if load:
         active().load_hooks()
     kinds = [kind] if kind is not None else list(KINDS.values())
@@ -62,7 +62,7 @@ def rows(kind: Kind | None = None, *, load: bool = False) -> list[Row]:
 
 
 def failure(entry: Entry) -> str | None:
-    """Why an entry cannot be used, or ``None`` where it can. Imports it."""
+    """Import an entry; return the error message, or ``None`` if it is usable."""
     try:
         entry.load()
         _ = entry.settings
@@ -106,7 +106,7 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 def check(
-    dist: Annotated[str | None, typer.Argument(help="Only this distribution.")] = None,
+    dist: Annotated[str | None, typer.Argument(help="Check this distribution only.")] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -139,9 +139,9 @@ def _print(found: list[Finding]) -> None:
 
     out = console()
     for one in found:
-        what, where, mend = map(printable, (one.what, one.where, one.mend))
+        what, where, fix = map(printable, (one.what, one.where, one.mend))
         head = Text.assemble((f"{one.level:<8}", _STYLES[one.level]), (one.dist, "bold"), f" [{one.check}] {what}")
-        for line in (head, Text(f"        in    {where}"), Text(f"        fix   {mend}")):
+        for line in (head, Text(f"        in    {where}"), Text(f"        fix   {fix}")):
             out.print(line, soft_wrap=True)
         out.print()
     errors = sum(one.level == "error" for one in found)
@@ -166,7 +166,7 @@ _COLOURS = {
 }
 
 KindOption = Annotated[
-    str | None, typer.Option("--kind", metavar="K", help="Only this kind: loss, projection, task, …")
+    str | None, typer.Option("--kind", metavar="K", help="Show this kind only: loss, projection, task, …")
 ]
 
 
@@ -176,7 +176,7 @@ def list_plugins(
     kind: KindOption = None,
     load: Annotated[bool, typer.Option("--load", help="Import every entry and report failures.")] = False,
 ) -> None:
-    """List all installed entries: losses, projections, schedulers, tasks and other kinds."""
+    """List installed entries: losses, projections, schedulers, tasks and other kinds."""
     with report_errors():
         found = rows(read_kind(kind) if kind is not None else None, load=load)
     if as_json:
@@ -187,10 +187,12 @@ def list_plugins(
 
 @app.command("show")
 def show_plugin(
-    name: Annotated[str, typer.Argument(help="An entry, bare (hidden_mse) or qualified (kdplug-presets:hidden_mse).")],
+    name: Annotated[
+        str, typer.Argument(help="Entry name, bare (hidden_mse) or qualified (kdplug-presets:hidden_mse).")
+    ],
     kind: KindOption = None,
 ) -> None:
-    """Show what an entry does, its settings, its inputs and where it is defined."""
+    """Show the documentation, settings, inputs and source location of an entry."""
     from kdplug.cli.sheet import print_sheets
     from kdplug.cli.terminal import console
 
@@ -225,11 +227,11 @@ def _print_table(found: list[Row]) -> None:
         table.add_row(*map(escape, (row.name, row.kind, row.package, row.version)), status)
     out.print(table)
     for row in found:
-        if row.status == "broken" and row.kind != HOOKS:  # of hook plugins a warning told; an entry's error names it
+        if row.status == "broken" and row.kind != HOOKS:  # a broken hook plugin was already reported by a warning
             out.print(Text.assemble(("broken: ", _COLOURS["broken"]), printable(row.error or "")), soft_wrap=True)
     blocked = {row.package: row.error for row in found if row.status == "blocked"}
     for package, reason in blocked.items():
-        out.print(f"{package} is left out by {reason}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{package} is disabled by {reason}", markup=False, highlight=False, soft_wrap=True)
     incompatible = {row.package: row.error for row in found if row.status == "incompatible"}
     for package, reason in incompatible.items():
         out.print(f"{package} {reason}", markup=False, highlight=False, soft_wrap=True)

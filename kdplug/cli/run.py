@@ -1,4 +1,4 @@
-"""``kdplug run``: carry out a recipe."""
+"""``kdplug run``: run a recipe."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from kdplug.cli.terminal import report_errors
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a .yaml or .json file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (.yaml, .yml or .json).")],
     *,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one value: training.num_epochs=3. May be repeated."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.num_epochs=3. May be repeated."),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", metavar="D", help="Folder for the results.")
+        Path | None, typer.Option("--output-dir", metavar="D", help="Override the recipe's output_dir.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Random seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Override the recipe's seed.")] = None,
     locked: Annotated[
         Path | None,
-        typer.Option("--locked", metavar="RECORD", help="Refuse to run if anything differs from this kdplug-run.json."),
+        typer.Option("--locked", metavar="RECORD", help="Fail if anything differs from this kdplug-run.json."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume an interrupted run in the same folder; the results are the same.")
+        bool, typer.Option("--resume", help="Resume an interrupted run in the same folder, with identical results.")
     ] = False,
     resume_changed: Annotated[
         bool, typer.Option("--resume-changed", help="Resume even if the recipe or a version changed.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train a teacher, distil it into a student, and compare with the same student trained without distillation."""
+    """Train a teacher, distil it into a student, and compare with a student trained without distillation."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe

@@ -1,4 +1,4 @@
-"""The kinds of project that ``kdplug plugins new`` makes."""
+"""Project kinds of ``kdplug plugins new``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdplug.host.kind import HOOK_GROUP, KINDS
 
 
 class Scaffold(NamedTuple):
-    """What sets the project of one kind apart: its templates, its entry-point group, and what its README says."""
+    """One kind of project: template folder, entry-point group, README summary and dependencies."""
 
     folder: str
     group: str
@@ -30,7 +30,7 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "loss_on_logits",
             "kdplug.losses",
             "loss",
-            "A kdplug loss: KL divergence over the items of which the teacher is sure.",
+            "A kdplug loss: KL divergence over the items on which the teacher is confident.",
             (_KDPLUG, _TORCH, _PYDANTIC),
         ),
         "loss on features": Scaffold(
@@ -52,21 +52,21 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "weight_scheduler",
             "kdplug.weight_schedulers",
             "weight scheduler",
-            "A kdplug weight scheduler: half a cosine.",
+            "A kdplug weight scheduler: half-cosine decay.",
             (_KDPLUG, _PYDANTIC),
         ),
         "temperature_scheduler": Scaffold(
             "temperature_scheduler",
             "kdplug.temperature_schedulers",
             "temperature scheduler",
-            "A kdplug temperature scheduler: the surer the teacher, the softer.",
+            "A kdplug temperature scheduler: higher temperature where the teacher is more confident.",
             (_KDPLUG, _TORCH, _PYDANTIC),
         ),
         "teacher_combiner": Scaffold(
             "teacher_combiner",
             "kdplug.teacher_combiners",
             "teacher combiner",
-            "A kdplug teacher combiner: the mean of the teachers' logits without the extremes.",
+            "A kdplug teacher combiner: the trimmed mean of the teachers' logits.",
             (_KDPLUG, _TORCH, _PYDANTIC),
             has_recipe=False,
         ),
@@ -74,14 +74,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "layer_map",
             "kdplug.layer_maps",
             "layer map",
-            "A kdplug layer map: layers learn from those at the same relative depth.",
+            "A kdplug layer map: each student layer learns from the teacher layer at the same relative depth.",
             (_KDPLUG, _PYDANTIC),
         ),
         "task": Scaffold(
             "task",
             "kdplug.tasks",
             "task",
-            "A kdplug task: spiral arms in the plane.",
+            "A kdplug task: classify points on spiral arms in the plane.",
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
         ),
@@ -89,21 +89,23 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "cache_codec",
             "kdplug.cache_codecs",
             "cache codec",
-            "A kdplug cache codec: logits in 8 bits, and how far each item's reach.",
+            "A kdplug cache codec: logits quantized to 8 bits per class.",
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
             has_recipe=False,
         ),
-        "hooks": Scaffold("hooks", HOOK_GROUP, "hooks", "A kdplug plugin that says how long a run took.", (_KDPLUG,)),
+        "hooks": Scaffold(
+            "hooks", HOOK_GROUP, "hooks", "A kdplug plugin that prints the duration of a run.", (_KDPLUG,)
+        ),
     }
 )
-"""Every kind of project, by the word that ``--kind`` takes; a loss on features is a loss under ``--on features``."""
+"""Project kinds by the value of ``--kind``; ``loss on features`` is ``--kind loss --on features``."""
 
 
 def read_scaffold(kind: str, on: str | None = None) -> Scaffold:
-    """What ``--kind`` and ``--on`` mean: ``loss`` or ``losses``, ``weight-scheduler`` or ``weight_schedulers``, …
+    """Return the scaffold for ``--kind`` and ``--on``. ``losses`` means ``loss``; ``-`` and ``_`` are equal.
 
-    Raises: ``ConfigError`` with the nearest kind.
+    Raises: ``ConfigError`` that suggests the nearest kind.
     """
     words = [word for word in SCAFFOLDS if " " not in word]
     spellings = {spelling: word for word in words for spelling in (word, word.rstrip("s"))}
@@ -111,14 +113,12 @@ def read_scaffold(kind: str, on: str | None = None) -> Scaffold:
     folded = kind.casefold().replace("-", "_").replace(" ", "_")
     if folded not in spellings:
         raise ConfigError(
-            f"no kind {kind!r}.{did_you_mean(kind, spellings)} The kinds: {', '.join(words).replace('_', '-')}",
+            f"unknown kind {kind!r}.{did_you_mean(kind, spellings)} Kinds: {', '.join(words).replace('_', '-')}",
             field="--kind",
         )
     word = spellings[folded]
     if on is not None and on not in ("logits", "features"):
         raise ConfigError(f"must be 'logits' or 'features', got {on!r}", field="--on")
     if on is not None and word != "loss":
-        raise ConfigError(
-            f"says what a loss compares, and this is no loss but a {word.replace('_', ' ')}", field="--on"
-        )
+        raise ConfigError(f"applies to losses only, but --kind is {word.replace('_', '-')}", field="--on")
     return SCAFFOLDS["loss on features" if on == "features" else word]

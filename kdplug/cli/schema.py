@@ -1,4 +1,4 @@
-"""``kdplug schema``: what a recipe may hold, for editors."""
+"""``kdplug schema``: print the JSON Schema of a recipe, for editors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdplug.host.name import printable
 
 
 class Part(StrEnum):
-    """What may be described."""
+    """Parts of a recipe that have a schema."""
 
     RECIPE = "recipe"
     DISTILLATION = "distillation"
@@ -24,10 +24,10 @@ class Part(StrEnum):
 
 def schema(
     kind: Annotated[
-        Part, typer.Option("--kind", metavar="K", help="recipe, distillation (a DistillationConfig) or training.")
+        Part, typer.Option("--kind", metavar="K", help="Part: recipe, distillation (a DistillationConfig) or training.")
     ] = Part.RECIPE,
     names: Annotated[
-        bool, typer.Option("--names", help="Import no plugin: names are checked, their settings are not.")
+        bool, typer.Option("--names", help="Import no plugin: the schema then checks names, but not settings.")
     ] = False,
 ) -> None:
     """Print the JSON Schema (draft-07) of a recipe, with the settings of every installed plugin."""
@@ -35,10 +35,10 @@ def schema(
         from kdplug.config.schema.build import every_entry, no_entry, schema_of
         from kdplug.host.active import active
 
-        with redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is no JSON
+        with redirect_stdout(sys.stderr):  # keep the output of plugins out of the JSON
             if not names:
                 active().load_hooks()
             found = schema_of(kind.value, no_entry if names else every_entry)
         for error in found.errors:
-            active().notice(f"the schema has no settings for it: {error}")
+            active().notice(f"its settings are missing from the schema: {error}")
     typer.echo(printable(json.dumps(found.data, indent=2, ensure_ascii=False, allow_nan=False)))

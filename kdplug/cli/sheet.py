@@ -1,4 +1,4 @@
-"""What one entry does, asks for and can be told: ``kdplug plugins show``."""
+"""``kdplug plugins show``: print the documentation, inputs and settings of an entry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BOUNDS = (
 
 
 def setting_table(model: type[BaseModel], heading: str = "setting") -> Table:
-    """Name, type, default and bounds of each field, and its meaning where any has one that the documentation leaves to it."""
+    """Table of each field's name, type, default and bounds, and of its description if any field has one."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     meanings = ["meaning"] if any(field.description for field in model.model_fields.values()) else []
     for column in (heading, "type", "default", "bounds", *meanings):
@@ -51,12 +51,12 @@ def setting_table(model: type[BaseModel], heading: str = "setting") -> Table:
 
 
 def groups_of(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """The models that a config writes as mappings among the settings, each once, with those in them."""
+    """Nested settings models (written as mappings in a config), without duplicates."""
     return list(dict.fromkeys(group for field in model.model_fields.values() for group in _in(field.annotation)))
 
 
 def type_name(annotation: Any) -> str:
-    """An annotation as one would write it: ``int``, ``float | None``, ``int >= 1 | None``, ``Literal['a', 'b']``."""
+    """Format an annotation as in source code: ``int``, ``float | None``, ``int >= 1 | None``, ``Literal['a', 'b']``."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation in (None, types.NoneType):
         return "None"
@@ -94,7 +94,7 @@ def _number(bound: float) -> str:
 def print_sheets(name: str, kind: Kind | None, console: Console) -> None:
     """Print a sheet for each entry of that name, bare or qualified.
 
-    Raises: ``EntryError`` where there is none, or where one cannot be imported; ``SignatureError``.
+    Raises: ``EntryError`` if there is none or one cannot be imported; ``SignatureError``.
     """
     registries = [REGISTRIES[kind.plural]] if kind is not None else list(REGISTRIES.values())
     for place, (registry, entry) in enumerate(_found(name, registries)):
@@ -147,7 +147,7 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     doc, place, declared = about.value or (None, None, [])
     console.print(Text.assemble((entry.qualified, "bold"), f"   {entry.kind.noun} · {entry.owner} · {status}"))
     console.print()
-    console.print(Text(printable(doc or "It has no documentation.")))
+    console.print(Text(printable(doc or "No documentation.")))
     console.print()
     console.print(Text.assemble(("inputs    ", "bold"), ", ".join(entry.inputs) or "none"), soft_wrap=True)
     if entry.kind is REGISTRIES["losses"].kind:
@@ -167,5 +167,5 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
 
 
 def declarations(loss: Callable[..., Any]) -> list[str]:
-    """What a loss declares about itself."""
+    """Names of the properties that a loss declares."""
     return [name for name in DECLARATIONS if getattr(loss, name, None)]

@@ -1,4 +1,4 @@
-"""Where the command line writes."""
+"""Console and error output of the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WIDE = 200
 
 
 def console() -> Console:
-    """Standard output; wide enough for every table where it is no terminal."""
+    """A console on standard output, wide enough for every table if it is not a terminal."""
     found = Console()
     return found if found.is_terminal else Console(width=_WIDE)
 
@@ -30,12 +30,12 @@ _SIGNALLED = 128
 
 @contextmanager
 def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterator[None]:
-    """Print an error that kdplug raised on purpose, and trouble with plugins, as plain sentences.
+    """Print kdplug errors and plugin warnings without a traceback.
 
-    A ``SystemExit`` comes from the code of a plugin, a loss that calls ``exit`` for example, and is an error as well, except
-    that of a run which a signal ended.
+    ``SystemExit`` counts as an error, since only plugin code raises it (a loss that calls ``exit``, for example),
+    unless a signal ended the run.
 
-    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself where ``debug`` is true.
+    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself if ``debug`` is true.
     """
     with warnings.catch_warnings():
         usual = warnings.showwarning
@@ -58,7 +58,7 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
             if isinstance(wanted.code, int) and wanted.code > _SIGNALLED:
                 raise
             place = traceback.extract_tb(wanted.__traceback__)[-1]
-            exits = RunError(f"{place.filename}:{place.lineno} ends the program with exit({wanted.code!r})")
+            exits = RunError(f"{place.filename}:{place.lineno} called exit({wanted.code!r})")
             if debug:
                 raise exits from wanted
             _say("error", str(exits), "bold red")

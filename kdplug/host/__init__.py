@@ -1,1 +1,1 @@
-"""Which plugins exist and what they offer. Reading names imports no plugin, no torch and no pydantic."""
+"""Plugin discovery and registries. Reading names imports no plugin, no torch and no pydantic."""

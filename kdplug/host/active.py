@@ -1,4 +1,4 @@
-"""The set of plugins in force."""
+"""The active set of plugins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Run:
-    """A run as hooks see it (``contracts.life_cycle.RunView``): nothing in it can change the run."""
+    """Read-only view of a run for hooks (``contracts.life_cycle.RunView``)."""
 
     def __init__(self, run: RunView) -> None:
         self.__run = run
@@ -50,7 +50,7 @@ class _Run:
 
 
 class _Term:
-    """A term as hooks see it. Its tensor is a copy: the run still has to log the original."""
+    """View of a term for hooks. Its tensor is a copy, since the run still has to log the original."""
 
     def __init__(self, term: TermView) -> None:
         self.__term = term
@@ -65,7 +65,7 @@ class _Term:
 
 
 class _Report:
-    """The loss of a step as hooks see it, in copies."""
+    """View of a step's loss for hooks; tensors are copies."""
 
     def __init__(self, report: ReportView) -> None:
         self.__report = report
@@ -80,7 +80,7 @@ class _Report:
 
 
 class LifeCycle:
-    """Calls the hook implementations of the plugins in force. One that raises is reported once and then left alone.
+    """Calls the hooks of the active plugins. A plugin that raises is reported once and not called again.
 
     Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
     """
@@ -101,14 +101,14 @@ class LifeCycle:
         self._tell("kdplug_run_start", run=self._view(run))
 
     def step_end(self, run: RunView, step: int, report: ReportView) -> None:
-        if self._calls["kdplug_step_end"]:  # most often nobody listens, and this is asked at each step
+        if self._calls["kdplug_step_end"]:  # runs at each step, and most runs have no such hook
             self._tell("kdplug_step_end", run=self._view(run), step=step, report=_Report(report))
 
     def run_end(self, run: RunView, error: BaseException | None) -> None:
         self._tell("kdplug_run_end", run=self._view(run), error=error)
 
     def _view(self, run: RunView) -> _Run:
-        """The view of ``run``, one object from its start to its end: hooks keep what they gather by its ``id``."""
+        """Return the view of ``run``: the same object from start to end, since hooks store data under its ``id``."""
         if self._seen is None or self._seen[0] is not run:
             self._seen = (run, _Run(run))
         return self._seen[1]
@@ -134,7 +134,7 @@ class LifeCycle:
 
 
 def _turn(implementation: HookImpl) -> tuple[bool, bool, str]:
-    """The order in which plugins are told: those marked ``tryfirst``, then by name, then those marked ``trylast``."""
+    """Sort key of hook calls: ``tryfirst`` ones first, ``trylast`` ones last, by plugin name within each group."""
     return not implementation.tryfirst, implementation.trylast, implementation.plugin_name
 
 
@@ -142,16 +142,16 @@ _active: list[Host] = []
 
 
 def read_installed() -> None:
-    """Scan what is installed, once. What is wrong with it is told by the first ``active``: the command line is ready then.
+    """Scan the installed plugins once. Problems are reported later, by the first call of ``active``.
 
-    Raises: ``PluginError`` where ``KDPLUG_PLUGINS`` makes no sense.
+    Raises: ``PluginError`` if ``KDPLUG_PLUGINS`` is invalid.
     """
     if not _active:
         _active.append(Host(scan(), PluginFilter.from_environment()))
 
 
 def active() -> Host:
-    """The host in force; what is wrong with it is told once, and is an error each time under ``KDPLUG_STRICT=1``."""
+    """Return the active host. Its problems are reported once, or raised at each call under ``KDPLUG_STRICT=1``."""
     read_installed()
     _active[-1].tell()
     return _active[-1]
@@ -159,7 +159,7 @@ def active() -> Host:
 
 @contextmanager
 def isolated(dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> Iterator[Host]:
-    """For the time of a ``with`` block, registries that see ``dists`` and nothing else."""
+    """Restrict the registries to ``dists`` within a ``with`` block."""
     host = Host(dists, switch)
     host.tell()
     read_installed()

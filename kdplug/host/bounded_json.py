@@ -1,4 +1,4 @@
-"""JSON within limits: a small file cannot take minutes or gigabytes, and nested text cannot exhaust the stack."""
+"""Bounded JSON: a small file cannot take minutes or gigabytes, and nested text cannot exhaust the stack."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from kdplug.errors import ConfigError
 Number = TypeVar("Number", int, float)
 
 LONGEST_NUMBER = 100
-"""The most characters of a number."""
+"""Maximum number of characters of a number."""
 
 DEEPEST = 64
-"""The most levels of lists and mappings inside each other."""
+"""Maximum nesting depth of lists and mappings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The most ``characters`` of a text, the most ``values`` that it may hold, keys not counted, and the most characters of a
-    ``key``.
-    """
+    """Maximum number of ``characters`` of a text, of ``values`` in it (without keys), and of characters of a ``key``."""
 
     characters: int
     values: int
@@ -32,25 +30,25 @@ class Bounds:
 
 
 CONFIG = Bounds(characters=1 << 19, values=25_000, key=1000)
-"""For what people write: configs, recipes and overrides."""
+"""Limits for files written by people: configs, recipes and overrides."""
 
 RECORD = Bounds(characters=1 << 26, values=1 << 22, key=1 << 12)
-"""For what kdplug writes: run records, manifests and checkpoints, whose keys may be the names of parameters."""
+"""Limits for files written by kdplug: run records, manifests and checkpoints, whose keys may be parameter names."""
 
 
 def read_json(path: Path, bounds: Bounds = RECORD) -> Any:
-    """The value in a JSON file.
+    """Read a JSON file.
 
-    Raises: ``OSError`` where it cannot be read; ``ValueError``, of which ``ConfigError`` is one, where it is not UTF-8, not JSON
-    or beyond ``bounds``.
+    Raises: ``OSError`` if it cannot be read; ``ValueError`` (``ConfigError`` among them) if it is not UTF-8, not JSON
+    or exceeds ``bounds``.
     """
     return json_value(read_bounded(path, bounds).decode("utf-8"), bounds)
 
 
 def read_bounded(path: Path, bounds: Bounds) -> bytes:
-    """The content of a regular file. No more than the limit is read, so that a huge file cannot fill the memory.
+    """Read a regular file, at most up to the limit, so that a huge file cannot fill the memory.
 
-    Raises: ``OSError``; ``ConfigError`` where it is beyond ``bounds``, or a pipe, a socket or a device, which may never end.
+    Raises: ``OSError``; ``ConfigError`` if it exceeds ``bounds``, or is a pipe, socket or device, which may never end.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
@@ -62,9 +60,9 @@ def read_bounded(path: Path, bounds: Bounds) -> bytes:
 
 
 def json_value(text: str, bounds: Bounds = RECORD, **hooks: Any) -> Any:
-    """The value of JSON text; ``hooks`` are those of ``json.loads``.
+    """Parse JSON text; ``hooks`` are passed to ``json.loads``.
 
-    Raises: ``json.JSONDecodeError``; ``ConfigError`` where the text is beyond ``bounds``.
+    Raises: ``json.JSONDecodeError``; ``ConfigError`` if the text exceeds ``bounds``.
     """
     check_length(len(text), bounds)
     try:
@@ -76,15 +74,15 @@ def json_value(text: str, bounds: Bounds = RECORD, **hooks: Any) -> Any:
 
 
 def check_length(length: int, bounds: Bounds, source: str = "the text", unit: str = "characters") -> None:
-    """Raises: ``ConfigError`` where ``source`` is longer than ``bounds`` allow."""
+    """Raises: ``ConfigError`` if ``source`` is longer than ``bounds`` allow."""
     if length > bounds.characters:
-        raise ConfigError(f"{source} holds more than {bounds.characters:,} {unit}, the most that are read")
+        raise ConfigError(f"{source} holds more than {bounds.characters:,} {unit}, the maximum")
 
 
 def check_bounds(value: object, bounds: Bounds) -> None:
-    """Count nested lists and mappings level by level, those that stand in several places once for each of them.
+    """Count the values of nested lists and mappings level by level; a shared object counts once per occurrence.
 
-    Raises: ``ConfigError`` where there are more values or levels than ``bounds`` allow, or a longer key.
+    Raises: ``ConfigError`` if there are more values or levels than ``bounds`` allow, or a longer key.
     """
     level: list[object] = [value]
     count = 1
@@ -97,7 +95,7 @@ def check_bounds(value: object, bounds: Bounds) -> None:
             elif isinstance(item, (list, tuple)):
                 below.extend(item)
             if count + len(below) > bounds.values:
-                raise ConfigError(f"holds more than {bounds.values:,} values, the most that are read")
+                raise ConfigError(f"holds more than {bounds.values:,} values, the maximum")
         if not below:
             return
         count += len(below)
@@ -106,13 +104,13 @@ def check_bounds(value: object, bounds: Bounds) -> None:
 
 
 def key_too_long(key: str, bounds: Bounds) -> str:
-    """The message for a key that is longer than ``bounds`` allow."""
-    return f"the key {key[:20]!r}… has {len(key):,} characters; a key may have {bounds.key:,}"
+    """Return the error message for a key that is longer than ``bounds`` allow."""
+    return f"the key {key[:20]!r}… has {len(key):,} characters; the maximum is {bounds.key:,}"
 
 
 def number_too_long(length: int) -> str:
-    """The message for a number that nothing can hold."""
-    return f"holds a number of {length:,} characters; a number may have {LONGEST_NUMBER}"
+    """Return the error message for a number of more than ``LONGEST_NUMBER`` characters."""
+    return f"holds a number of {length:,} characters; the maximum is {LONGEST_NUMBER}"
 
 
 def _check_keys(mapping: Mapping[Any, Any], bounds: Bounds) -> None:
@@ -122,7 +120,7 @@ def _check_keys(mapping: Mapping[Any, Any], bounds: Bounds) -> None:
 
 
 def _too_deep() -> ConfigError:
-    return ConfigError(f"holds itself, or is nested too deeply: more than {DEEPEST} levels")
+    return ConfigError(f"is nested too deeply: more than {DEEPEST} levels, or contains itself")
 
 
 def _number(kind: type[Number]) -> Callable[[str], Number]:

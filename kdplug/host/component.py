@@ -1,4 +1,4 @@
-"""An entry with its settings: what a config's component becomes."""
+"""Components: entries with their settings bound."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kdplug.host.spec import ComponentSpec
 class Component:
     """An entry with its settings bound.
 
-    ``target`` is called by position with the values of ``inputs``, in that order. Where the entry is a class, ``target`` is
-    an instance of it; a task or a cache codec has no inputs, and its ``target`` is the object itself.
+    ``target`` is called by position with the values of ``inputs``, in that order. If the entry is a class, ``target``
+    is an instance of it; a task or cache codec has no inputs, and its ``target`` is the task or codec itself.
     """
 
     entry: Entry
@@ -30,13 +30,13 @@ class Component:
     args: tuple[Any, ...] = ()
 
     def qualified_spec(self) -> Any:
-        """The component as plain data, with its qualified name and every setting."""
+        """Return the component as plain data, with its qualified name and every setting."""
         if self.args:
             return [self.entry.qualified, *self.args, *([self.settings] if self.settings else [])]
         return {"name": self.entry.qualified, **self.settings}
 
     def __call__(self, **values: Any) -> Any:
-        """Call the target with those of ``values`` that it asks for."""
+        """Call the target with the inputs that it takes from ``values``."""
         return self.target(*(values[name] for name in self.inputs))
 
 
@@ -66,7 +66,7 @@ def _built(entry: Entry, spec: ComponentSpec, make: Callable[[], Any]) -> Any:
 
 
 def _settings(entry: Entry, spec: ComponentSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings as the callable takes them and as plain data, without a pydantic model where there are none."""
+    """Return the settings as arguments and as plain data. An entry without settings needs no pydantic model."""
     if not entry.signature.settings and not spec.args and not spec.settings and not hasattr(entry.load(), "Settings"):
         return {}, {}
     from kdplug.host.setting import plain, validated, values_of
@@ -76,7 +76,7 @@ def _settings(entry: Entry, spec: ComponentSpec) -> tuple[dict[str, Any], dict[s
 
 
 def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
-    """A callable from a TextBrewer-style map: called by position; a temperature scheduler with arguments is built first."""
+    """Build a callable of a TextBrewer-style map. Given arguments, a temperature scheduler is a factory, called first."""
     function, inputs = entry.load(), entry.inputs
     if entry.kind.plural == "temperature_schedulers" and (spec.args or spec.settings):
         try:
@@ -97,7 +97,7 @@ def _check_slot(entry: Entry, slot: str | None) -> None:
             fits = next((other for other in slots if set(entry.inputs) <= set(slots[other])), None)
             raise SignatureError(
                 f"{entry.qualified} asks for input {name!r}, which a {_place(slot)} does not get. "
-                + (f"It can stand in a {_place(fits)}" if fits else "No place gets all of its inputs")
+                + (f"Use it in a {_place(fits)}" if fits else "No place in a config provides all of its inputs")
             )
 
 
@@ -106,9 +106,9 @@ def _place(slot: str) -> str:
 
 
 def closed_form_of(component: Component) -> Any:
-    """The closed form of a loss with the loss's settings bound, ``None`` where it declares none.
+    """Return the closed form of a loss with the loss's settings bound, or ``None`` if it declares none.
 
-    Raises: ``SignatureError`` where it takes other settings than the loss.
+    Raises: ``SignatureError`` if its settings differ from those of the loss.
     """
     entry = component.entry
     rows = getattr(entry.load(), CLOSED_FORM, None)
@@ -120,7 +120,7 @@ def closed_form_of(component: Component) -> Any:
     takes = {one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
     if takes != set(entry.signature.settings):
         raise SignatureError(
-            f"the closed form of {entry.qualified} takes the settings {sorted(takes)}, and the loss itself "
+            f"the closed form of {entry.qualified} takes the settings {sorted(takes)}, but the loss takes "
             f"{sorted(entry.signature.settings)}: they must be the same"
         )
     return partial(rows, **(component.target.keywords if isinstance(component.target, partial) else {}))

@@ -1,4 +1,4 @@
-"""One named callable of a kind, known by name long before it is imported."""
+"""Registry entries: named callables that are imported on first use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOCAL = "local"
-"""The distribution of entries that were registered in this process."""
+"""Distribution name of entries registered in this process."""
 
 
 @dataclass(eq=False)
@@ -29,7 +29,7 @@ class Entry(EntryInfo):
     """An entry that can be imported, with the inputs and settings of its callable."""
 
     def load(self) -> Callable[..., Any]:
-        """Import the callable. A failure is not remembered as a success: the next call tries again.
+        """Import the callable. After a failure, the next call tries again.
 
         Raises: ``BrokenEntryError`` with the original exception as its cause.
         """
@@ -54,7 +54,7 @@ class Entry(EntryInfo):
         for attribute in attributes.split("[")[0].strip().split("."):
             found = getattr(found, attribute)
         if not callable(found):
-            raise TypeError(f"{self.target} is {type(found).__name__}, not something that can be called")
+            raise TypeError(f"{self.target} is not callable, but of type {type(found).__name__}")
         return found
 
     def _source(self) -> str:
@@ -63,22 +63,22 @@ class Entry(EntryInfo):
     def _failure(self, error: BaseException) -> str:
         return (
             f"{self.qualified!r} is installed but failed to load: {described(error)}\n"
-            f"    ({self._source()}). Fix it, upgrade it, or leave it out: KDPLUG_PLUGINS=-{self.dist}"
+            f"    ({self._source()}). Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-{self.dist}"
         )
 
     @cached_property
     def signature(self) -> Signature:
-        """What the callable asks for; importing it on first use.
+        """Inputs and settings of the callable, which is imported on first use.
 
-        Raises: ``BrokenEntryError``; ``SignatureError`` where it asks for something that the engine does not provide, or
-        where reading it fails.
+        Raises: ``BrokenEntryError``; ``SignatureError`` if it asks for an input that the engine does not provide, or if
+        reading the signature fails.
         """
         from kdplug.host.signature import read_signature
 
         return self._read("signature", partial(read_signature, self, self.load()))
 
     def _read(self, what: str, read: Callable[[], T]) -> T:
-        """Call ``read``, which evaluates annotations and other code of the plugin."""
+        """Call ``read`` in isolation, since it evaluates annotations and other plugin code."""
         done = run_plugin_code(read, f"reading the {what} of {self.qualified!r} ({self._source()})", self.dist, "read")
         if isinstance(done.error, (BrokenEntryError, SignatureError)):
             raise done.error
@@ -89,19 +89,19 @@ class Entry(EntryInfo):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The inputs it asks for, by canonical name, in the order in which it takes them."""
+        """Canonical names of its inputs, in parameter order."""
         return self.signature.inputs
 
     @cached_property
     def settings(self) -> type[BaseModel]:
-        """The pydantic model of its settings, derived from the signature or taken from ``Settings``."""
+        """Pydantic model of its settings, derived from the signature or taken from ``Settings``."""
         from kdplug.host.settings_model import settings_model
 
         return self._read("settings", partial(settings_model, self, self.load(), self.signature))
 
 
 def _imported(target: str) -> Any:
-    """The callable of ``target`` where its module is imported and reading it runs no code, else ``None``."""
+    """Return the callable of ``target``, or ``None`` unless its module is imported and the look-up runs no code."""
     module, _, attribute = target.partition(":")
     found = sys.modules.get(module)
     if type(found) is not ModuleType or getattr(vars(found).get("__spec__"), "_initializing", False):

@@ -1,4 +1,4 @@
-"""What the project's own plugin packages offer, so that a missing one can be named. A test holds it to their metadata."""
+"""Entries of first-party packages, to name a missing package in errors. A test compares them with the metadata."""
 
 from __future__ import annotations
 

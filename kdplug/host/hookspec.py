@@ -1,4 +1,4 @@
-"""The hooks that a plugin may implement. Growing this list is growing the public face."""
+"""Hooks that a plugin may implement. They are part of the public API."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 Offers = Iterable[tuple[str, str | Callable[..., Any]]]
-"""Pairs of an entry's name and its callable, or ``"module:attribute"`` to import it from when it is named."""
+"""Pairs of an entry name and its callable, or ``"module:attribute"``, which is imported on first use."""
 
 
 @hookspec
 def kdplug_losses() -> Offers:  # type: ignore[empty-body]
-    """Losses that cannot be listed as entry points, a family made in a loop for example.
+    """Losses that cannot be listed as entry points, such as a family generated in a loop.
 
     ::
 
@@ -86,7 +86,7 @@ def kdplug_teacher_combiners() -> Offers:  # type: ignore[empty-body]
 def kdplug_layer_maps() -> Offers:  # type: ignore[empty-body]
     """Layer maps: ``(student_layers, teacher_layers, *, settings) -> pairs of layer numbers``, student first.
 
-    Layers count from 1; 0 is what the embeddings put out.
+    Layers count from 1; 0 is the output of the embeddings.
 
     ::
 
@@ -98,7 +98,7 @@ def kdplug_layer_maps() -> Offers:  # type: ignore[empty-body]
 
 @hookspec
 def kdplug_tasks() -> Offers:  # type: ignore[empty-body]
-    """Tasks that a recipe may name: classes whose ``__init__`` takes the settings.
+    """Tasks for recipes: classes whose ``__init__`` takes the settings.
 
     ::
 
@@ -110,7 +110,7 @@ def kdplug_tasks() -> Offers:  # type: ignore[empty-body]
 
 @hookspec
 def kdplug_cache_codecs() -> Offers:  # type: ignore[empty-body]
-    """Ways to keep a teacher's logits: classes whose ``__init__`` takes the settings.
+    """Codecs that compress cached teacher logits: classes whose ``__init__`` takes the settings.
 
     ::
 
@@ -122,7 +122,7 @@ def kdplug_cache_codecs() -> Offers:  # type: ignore[empty-body]
 
 @hookspec
 def kdplug_run_start(run: RunView) -> None:
-    """A run is about to take its first step.
+    """Called before the first step of a run.
 
     ::
 
@@ -134,7 +134,7 @@ def kdplug_run_start(run: RunView) -> None:
 
 @hookspec
 def kdplug_step_end(run: RunView, step: int, report: ReportView) -> None:
-    """An optimizer step is done. The values of ``report`` are tensors on the device: reading one waits for it.
+    """Called after each optimizer step. Values of ``report`` are device tensors: reading one waits for the device.
 
     ::
 
@@ -147,7 +147,7 @@ def kdplug_step_end(run: RunView, step: int, report: ReportView) -> None:
 
 @hookspec
 def kdplug_run_end(run: RunView, error: BaseException | None) -> None:
-    """A run is over; ``error`` is what ended it, ``None`` where it came to its end.
+    """Called at the end of a run; ``error`` is the exception that ended it, or ``None`` if the run finished.
 
     ::
 

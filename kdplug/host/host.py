@@ -28,9 +28,10 @@ _LIFE_CYCLE = ("kdplug_run_start", "kdplug_step_end", "kdplug_run_end")
 
 
 class Implementations:
-    """The hook implementations of a plugin, without the object that holds them.
+    """The hook implementations of a plugin, copied to a plain object.
 
-    pluggy compares plugins with ``==``, and a plugin whose ``__eq__`` returns true would keep out those after it.
+    pluggy compares plugins with ``==``: a plugin whose ``__eq__`` returns true would block the registration of later
+    ones.
     """
 
     def __init__(self, plugin: object) -> None:
@@ -40,7 +41,7 @@ class Implementations:
 
 
 def check_arguments(plugin: object) -> None:
-    """Raises: ``SignatureError`` where an implementation asks for what its hook does not give."""
+    """Raises: ``SignatureError`` if an implementation has a parameter that its hook does not pass."""
     for name, function, _ in _implemented(plugin):
         if name not in _HOOKS or not inspect.isroutine(function):
             continue
@@ -51,20 +52,20 @@ def check_arguments(plugin: object) -> None:
             if is_asked and parameter.name not in (*given, "self"):
                 from kdplug.host.check.finding import place_of
 
-                near = did_you_mean(parameter.name, given) or f" It gives {', '.join(given) or 'nothing'}"
+                near = did_you_mean(parameter.name, given) or f" It passes {', '.join(given) or 'no arguments'}"
                 raise SignatureError(
-                    f"{name} ({place_of(function)}) asks for {parameter.name!r}, which the hook does not give.{near}"
+                    f"{name} ({place_of(function)}) asks for {parameter.name!r}, which the hook does not pass.{near}"
                 )
 
 
 def odd_hooks(owner: str, plugin: object) -> list[str]:
-    """What a hook plugin implements that is never called."""
+    """Return a message for each implementation of a hook plugin that is never called."""
     odd = []
     for name, function, marks in _implemented(plugin):
         if name not in _HOOKS and callable(function) and (name.startswith(hookspec.PREFIX) or marks):
-            odd.append(f"{owner} implements {name}, which is no hook.{did_you_mean(name, _HOOKS)}")
+            odd.append(f"{owner} implements {name}, which is not a hook.{did_you_mean(name, _HOOKS)}")
         elif marks.get("wrapper") or marks.get("hookwrapper"):
-            odd.append(f"{owner} implements {name} as a wrapper, which is not called. Write a plain function")
+            odd.append(f"{owner} implements {name} as a wrapper, which is never called. Write a plain function")
         elif name in _LIFE_CYCLE and (inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function)):
             odd.append(
                 f"{owner} implements {name} as a generator or coroutine, which never runs. Write a plain function"
@@ -73,7 +74,7 @@ def odd_hooks(owner: str, plugin: object) -> list[str]:
 
 
 def _implemented(plugin: object) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Everything that a module or object holds, with pluggy's marks."""
+    """Yield name, value and pluggy options of each attribute of a module or object."""
     for name in dir(plugin):
         found = getattr(plugin, name, None)
         marks = getattr(found, f"{hookspec.PROJECT}_impl", None)
@@ -84,11 +85,11 @@ _KINDS_BY_GROUP = {kind.group: kind for kind in KINDS.values()}
 
 
 class PluginWarning(UserWarning):
-    """Something is wrong with an installed plugin, or with a switch that names one."""
+    """An installed plugin has a problem, or ``KDPLUG_PLUGINS`` names one that does not exist."""
 
 
 class HookManager(pluggy.PluginManager):
-    """A plugin manager that takes every function named ``kdplug_…`` for a hook implementation, marked or not."""
+    """Plugin manager that treats every function named ``kdplug_…`` as a hook implementation, marked or not."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
         if not name.startswith(hookspec.PREFIX):
@@ -108,7 +109,7 @@ class HookManager(pluggy.PluginManager):
 
 @dataclass
 class HookPlugin:
-    """A module or object of the group ``kdplug.plugins``, and the error that importing or asking it gave."""
+    """A module or object of the group ``kdplug.plugins``, and the error raised by importing it or calling its hooks."""
 
     dist: Distribution
     name: str
@@ -123,8 +124,9 @@ class HookPlugin:
 class Host:
     """One set of plugins and the entries they offer.
 
-    Making one reads names only, and says nothing before ``tell``. Hook plugins are imported by ``load_hooks``, once. ``left_out``
-    holds the ``blocked`` ones, which a switch leaves out, and the ``incompatible`` ones, which were written for another kdplug.
+    The constructor reads names only and holds back its warnings until they are released. ``load_hooks`` imports hook
+    plugins once. ``left_out`` are the ``blocked`` plugins, disabled by ``KDPLUG_PLUGINS``, and the ``incompatible``
+    ones, which require another version of kdplug.
     """
 
     def __init__(self, dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> None:
@@ -155,8 +157,8 @@ class Host:
             return
         if dist.others:
             self.report(
-                f"{dist.name} is installed in {len(dist.others) + 1} versions: {dist.place} counts, "
-                f"{' and '.join(dist.others)} not. Remove what is not needed: pip uninstall {dist.name}"
+                f"{dist.name} is installed in {len(dist.others) + 1} versions: {dist.place} is used, "
+                f"{' and '.join(dist.others)} not. Remove the unused one: pip uninstall {dist.name}"
             )
         editable = _editable(dist)
         for point in dist.entry_points:
@@ -166,7 +168,7 @@ class Host:
                 self._add(Entry(kind, point.name, dist.name, dist.version, point.value, "metadata", editable))
 
     def _collect(self, plugin: object, dist: Distribution) -> None:
-        """Add what a hook plugin offers; where it raises, none of its entries are added."""
+        """Add the entries of a hook plugin; if it raises, none of them is added."""
         offered = [
             Entry(kind, name, dist.name, dist.version, target, "hook", _editable(dist))
             for kind in KINDS.values()
@@ -174,15 +176,15 @@ class Host:
         ]
         for entry in offered:
             if not isinstance(entry.name, str) or not (isinstance(entry.target, str) or callable(entry.target)):
-                raise TypeError(f"{entry.kind.hook} must offer pairs of a name and a callable, got {entry.name!r}")
+                raise TypeError(f"{entry.kind.hook} must return pairs of a name and a callable, got {entry.name!r}")
         for entry in offered:
             self._add(entry)
 
     def _add(self, entry: Entry) -> None:
         if not is_entry_name(entry.name):
             self.report(
-                f"{entry.owner} offers a {entry.kind.noun} named {entry.name!r}, which is no entry name "
-                "(letters, digits, '_', '-', '.'). It is left out"
+                f"{entry.owner} offers a {entry.kind.noun} named {entry.name!r}, which is not a valid entry name "
+                "(letters, digits, '_', '-', '.'). It is ignored"
             )
             return
         peers = self.entries[entry.kind.plural].setdefault(fold(entry.name), [])
@@ -193,18 +195,19 @@ class Host:
         elif not _is_same(twin.target, entry.target):
             self.report(
                 f"{entry.owner} offers the {entry.kind.noun} {entry.name!r} twice: {twin.target} and {entry.target}. "
-                "The first one counts"
+                "The first one is used"
             )
 
     def put(self, kind: Kind, name: str, target: Callable[..., Any], *, positional: bool, slot: str | None) -> Entry:
-        """Register a callable of this process. One of the same name and slot that was put before is replaced.
+        """Register a callable in this process. It replaces one registered earlier under the same name and slot.
 
-        What code of a plugin registers belongs to the plugin, so importing one never changes what a name means.
+        A callable registered by plugin code belongs to that plugin, so that importing a plugin never changes the
+        meaning of a name.
 
-        Raises: ``PluginError`` where ``name`` is no entry name or ``target`` cannot be called.
+        Raises: ``PluginError`` if ``name`` is no valid entry name or ``target`` is not callable.
         """
         if not isinstance(name, str) or not is_entry_name(name):
-            raise PluginError(f"{name!r} is no name for a {kind.noun}: use letters, digits, '_', '-' and '.'")
+            raise PluginError(f"{name!r} is not a valid {kind.noun} name: use letters, digits, '_', '-' and '.'")
         if not callable(target):
             raise PluginError(f"{name!r}: a {kind.noun} must be callable, got {target!r}")
         owner = running_plugin()
@@ -219,7 +222,7 @@ class Host:
         return entry
 
     def take_out(self, kind: Kind, name: str, slot: str | None) -> bool:
-        """Forget the callable that ``put`` registered under ``name`` for ``slot``; whether there was one."""
+        """Remove the callable that ``put`` registered under ``name`` for ``slot``. Return whether there was one."""
         offered = self.entries[kind.plural].get(fold(name), [])
         kept = [entry for entry in offered if entry.origin != "local" or entry.slot != slot]
         if kept:
@@ -229,13 +232,13 @@ class Host:
         return len(kept) < len(offered)
 
     def reason(self, dist: Distribution) -> str:
-        """What leaves out a distribution of ``left_out``: the switch, or what it needs and how to get it."""
+        """Return why a distribution is in ``left_out``: the value of ``KDPLUG_PLUGINS``, or its unmet requirement."""
         if dist in self.blocked:
             return f"KDPLUG_PLUGINS={self.switch.text!r}"
-        return f"needs {unmet(dist.requires)}, and this is kdplug {VERSION}: pip install --upgrade kdplug {dist.name}"
+        return f"needs {unmet(dist.requires)}, but this is kdplug {VERSION}: pip install --upgrade kdplug {dist.name}"
 
     def load_hooks(self) -> None:
-        """Import every hook plugin once. One that raises is reported and costs only its own hooks.
+        """Import every hook plugin once. A plugin that raises is reported and skipped.
 
         Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
         """
@@ -265,10 +268,10 @@ class Host:
                 self.report(message)
 
     def _load_hook(self, plugin: HookPlugin) -> list[str]:
-        """Import and register one hook plugin, all of it or nothing; what is odd about it."""
+        """Import and register one hook plugin completely or not at all. Return its problems."""
         found = _import(plugin.target)
         if found is None:
-            raise TypeError(f"{plugin.target} is None and holds no hooks")
+            raise TypeError(f"{plugin.target} is None and has no hooks")
         check_arguments(found)
         odd = odd_hooks(plugin.qualified, found)
         try:
@@ -281,7 +284,7 @@ class Host:
         return odd
 
     def tell(self) -> None:
-        """Say what was found while the host was made: once, or each time where that is an error.
+        """Release the warnings held back by the constructor: once, or at each call if they are errors.
 
         Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
         """
@@ -291,19 +294,19 @@ class Host:
             self._untold.pop(0)
 
     def report(self, message: str) -> None:
-        """Remember a problem and say it, as ``notice`` does."""
+        """Store a problem and pass it to ``notice``."""
         self.problems.append(message)
         self.notice(message)
 
     def report_side_effect(self, dist: str, doing: str, changed: str) -> None:
-        """Remember that code of ``dist`` changed global state and say it, as ``notice`` does."""
-        mend = "" if dist == LOCAL else f". To run without this plugin, set KDPLUG_PLUGINS=-{dist}"
-        message = f"{doing} changed global state: {changed}{mend}"
+        """Store that code of ``dist`` changed global state and pass the message to ``notice``."""
+        fix = "" if dist == LOCAL else f". To run without this plugin, set KDPLUG_PLUGINS=-{dist}"
+        message = f"{doing} changed global state: {changed}{fix}"
         self.side_effects.append((dist, message))
         self.notice(message)
 
     def notice(self, message: str) -> None:
-        """Say something: a warning on the first process of a run, an error under ``KDPLUG_STRICT=1``."""
+        """Warn on the first process of a run, or raise under ``KDPLUG_STRICT=1``."""
         if self._holds_back:
             self._untold.append(message)
         elif self.switch.strict:
@@ -313,7 +316,7 @@ class Host:
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether two targets are the same, without asking a callable of a plugin to compare itself."""
+    """Return whether two targets are the same, without calling ``__eq__`` of a plugin's callable."""
     return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
 
 

@@ -1,4 +1,4 @@
-"""The kinds of entry that a plugin can offer, and the data of one entry."""
+"""Kinds of entries that plugins may offer, and the data of one entry."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PROGRESS = ("progress", "step", "total_steps")
 class Kind:
     """One kind of entry.
 
-    ``plural`` is the registry attribute and the last part of the entry-point group; ``slots`` maps each place in a config
-    where an entry of this kind may stand to the inputs that the engine provides there; ``positional`` maps it to the
-    inputs, in order, that a callable put into a TextBrewer-style map is called with. ``is_object`` says that an entry is made
-    once, from its settings, and used by its methods.
+    ``plural`` is the registry attribute and the last part of the entry-point group. ``slots`` maps each place in a
+    config that accepts this kind to the inputs that the engine provides there; ``positional`` maps it to the inputs, in
+    order, of a callable in a TextBrewer-style map. An entry with ``is_object`` is built once from its settings and used
+    through its methods.
     """
 
     plural: str
@@ -85,17 +85,17 @@ KINDS = MappingProxyType(
         )
     }
 )
-"""Every kind, by its plural."""
+"""All kinds by their plural."""
 
 HOOK_GROUP = "kdplug.plugins"
-"""Entry-point group of modules and objects that hold hook implementations."""
+"""Entry-point group of modules and objects with hook implementations."""
 
 
 @dataclass(eq=False)
 class EntryInfo:
-    """What is known of an entry before it is imported.
+    """Data of an entry, known before it is imported.
 
-    ``target`` is the callable or ``"module:attribute"``. ``positional`` marks a callable that is called by position, as in
+    ``target`` is the callable or ``"module:attribute"``. A ``positional`` callable gets its inputs by position, as in
     TextBrewer's maps, instead of by parameter name; ``slot`` limits a loss to one place in a config.
     """
 

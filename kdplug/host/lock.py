@@ -1,4 +1,4 @@
-"""Holding a run to the record of an earlier one: ``kdplug run --locked kdplug-run.json``."""
+"""Compare a run with the record of an earlier one: ``kdplug run --locked kdplug-run.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdplug.host.manifest import environment_record
 from kdplug.host.name import fold_distribution
 
 Record = Mapping[str, Any]
-"""What ``kdplug-run.json`` holds."""
+"""Content of ``kdplug-run.json``."""
 
 _SHAPE: dict[str, type] = {
     "kdplug": str,
@@ -28,7 +28,7 @@ _NOTHING = object()
 
 
 def check_environment(path: Path) -> None:
-    """Refuse to go on where the versions and plugins here are not those in the file ``path``. Nothing is imported.
+    """Check that the installed versions and plugins match the record in ``path``. Nothing is imported.
 
     Raises: as ``check_locked``.
     """
@@ -36,9 +36,9 @@ def check_environment(path: Path) -> None:
 
 
 def check_locked(path: Path, now: Record) -> None:
-    """Refuse a run whose record ``now`` is not that in the file ``path``.
+    """Check that the record ``now`` matches the one in ``path``.
 
-    Raises: ``RunError`` with every difference; ``ConfigError`` where the file is no record of a run.
+    Raises: ``RunError`` that lists every difference; ``ConfigError`` if the file is not a run record.
     """
     _refuse(path, differences(read_lock(path), now))
 
@@ -50,9 +50,9 @@ def _refuse(path: Path, found: list[str]) -> None:
 
 
 def read_lock(path: Path) -> Record:
-    """The record in a file.
+    """Read a run record.
 
-    Raises: ``ConfigError`` where it cannot be read or is none.
+    Raises: ``ConfigError`` if the file cannot be read or is not a run record.
     """
     try:
         data = read_json(path)
@@ -62,33 +62,33 @@ def read_lock(path: Path) -> Record:
         raise ConfigError(f"cannot read {str(path)!r}: {error}", field="--locked") from error
     wrong = _wrong(data)
     if wrong:
-        raise ConfigError(f"{str(path)!r} is no record of a run: {wrong}", field="--locked")
+        raise ConfigError(f"{str(path)!r} is not a run record: {wrong}", field="--locked")
     return data  # type: ignore[no-any-return]
 
 
 def differences(locked: Record, now: Record) -> list[str]:
-    """What differs between two records, one sentence each; nothing where the second run is the first one again.
+    """Return one line per difference between two records.
 
-    A plugin that is only in ``now`` counts where it holds hooks: without them, it cannot change what the recipe names.
-    What is only a trace of how a plugin was installed (editable, its commit) counts where its content has no hash.
+    A plugin that is only in ``now`` counts if it has hooks; without hooks it cannot affect the recipe. The commit of a
+    plugin counts only if its content has no hash.
     """
     now = json.loads(json.dumps(now))
     changed = list(_values(locked["recipe"], now["recipe"], ""))
     if not changed and locked["config_sha256"] != now["config_sha256"]:
         hashes = _both(locked["config_sha256"], now["config_sha256"])
-        changed = [f"config_sha256: {hashes}, though the recipes are the same: the lock was changed by hand"]
+        changed = [f"config_sha256: {hashes}, but the recipes are equal: the lock was edited by hand"]
     return _environment(locked, now) + changed
 
 
 def _wrong(data: object) -> str:
     if not isinstance(data, dict):
-        return "it holds no mapping"
+        return "it is not a mapping"
     for key, kind in _SHAPE.items():
         if not isinstance(data.get(key), kind):
             return f"it lacks {key!r}" if key not in data else f"{key!r} is {_shown(data[key])}"
     for plugin in data["plugins"]:
         if not isinstance(plugin, dict) or not all(isinstance(plugin.get(key), str) for key in ("dist", "version")):
-            return f"{_shown(plugin)} is no plugin"
+            return f"{_shown(plugin)} is not a plugin record"
     return ""
 
 
@@ -117,14 +117,14 @@ def _plugins(locked: Record, now: Record) -> Iterator[str]:
         if name in here:
             yield from _plugin(plugin, here.pop(name))
         elif name in ignored:
-            yield f"{plugin['dist']} {plugin['version']} is left out: {ignored[name]}"
+            yield f"{plugin['dist']} {plugin['version']} is disabled: {ignored[name]}"
         else:
             yield f"{plugin['dist']} {plugin['version']} is not installed: pip install {_pinned(plugin)}"
     for plugin in here.values():
         if plugin["hooks"]:
             yield (
-                f"{plugin['dist']} {plugin['version']} holds hooks and took no part. "
-                f"Leave it out: KDPLUG_PLUGINS=-{plugin['dist']}"
+                f"{plugin['dist']} {plugin['version']} has hooks and is not in the lock. "
+                f"Disable it: KDPLUG_PLUGINS=-{plugin['dist']}"
             )
 
 
@@ -146,7 +146,7 @@ def _pinned(plugin: Record) -> str:
 
 
 def _values(was: Any, is_: Any, path: str) -> Iterator[str]:
-    """Each place at which two trees of plain data differ."""
+    """Yield each path at which two trees of plain data differ."""
     if isinstance(was, dict) and isinstance(is_, dict):
         for key in {**was, **is_}:
             yield from _values(was.get(key, _NOTHING), is_.get(key, _NOTHING), f"{path}.{key}" if path else key)

@@ -1,4 +1,4 @@
-"""Which plugins took part: the header line of a run and the records that it leaves."""
+"""Plugin records of a run: its header line and the environment in ``kdplug-run.json``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _ENTRY_POINTS = "entry_points.txt"
 
 
 def content_hash(dist: Distribution) -> str | None:
-    """SHA-256 over the paths and hashes of a plugin's own files, ``None`` where it does not list them or one is unreadable.
+    """SHA-256 over the paths and hashes of a plugin's own files; ``None`` if they are not listed or not readable.
 
-    ``RECORD`` lists them, beside traces of the installation that differ from machine to machine (who installed it, from
-    which folder, compiled files, scripts): those are left out. An editable install lists none of its source, so the
-    packages that its entry points name are read instead. Nothing is imported.
+    ``RECORD`` lists these files. Its machine-dependent lines (installer, source folder, compiled files, scripts) are
+    ignored. An editable install lists none of its source, so the packages named by its entry points are read instead.
+    Nothing is imported.
     """
     record = dist.record
     try:
@@ -59,7 +59,7 @@ def _digest_of(row: list[str]) -> str:
 
 
 def _source(module: str) -> Iterator[tuple[str, str]]:
-    """Every file of a top-level package or module, as a wheel's ``RECORD`` would list it."""
+    """Yield path and digest of each file of a top-level package or module, as in a wheel's ``RECORD``."""
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):
@@ -82,16 +82,16 @@ def _digest(file: Path) -> str:
 
 
 def header_line() -> str:
-    """One line that names kdplug, torch and every plugin with its version."""
+    """Return one line with the versions of kdplug, torch and every plugin."""
     host = active()
     names = [_named(dist) for dist in host.dists if dist not in host.left_out]
-    left_out = [f"left out: {', '.join(dist.name for dist in host.left_out)}"] if host.left_out else []
+    left_out = [f"ignored: {', '.join(dist.name for dist in host.left_out)}"] if host.left_out else []
     core = [f"kdplug {installed_version('kdplug') or '(not installed)'}", f"torch {installed_version('torch')}"]
     return " · ".join([*core, "plugins: " + (", ".join(names) or "none"), *left_out])
 
 
 def environment_record() -> dict[str, Any]:
-    """Versions of kdplug, Python and torch, and every plugin, let in or left out. Nothing is imported."""
+    """Versions of kdplug, Python and torch, and every plugin, enabled or not. Nothing is imported."""
     return {
         "kdplug": installed_version("kdplug"),
         "plugin_api": PLUGIN_API,
@@ -103,13 +103,13 @@ def environment_record() -> dict[str, Any]:
 
 
 def plugin_records() -> list[dict[str, Any]]:
-    """Every plugin that is let in: distribution, version, editable, VCS commit, SHA-256 of its content, hook plugins."""
+    """Enabled plugins: distribution, version, editable, VCS commit, SHA-256 of the content, hook plugins."""
     host = active()
     return [_record(dist) for dist in host.dists if dist not in host.left_out]
 
 
 def ignored_records() -> list[dict[str, str]]:
-    """Every plugin that is left out, and every hook plugin that failed, with the reason."""
+    """Disabled or incompatible plugins and failed hook plugins, with the reason."""
     host = active()
     left_out = [
         {"dist": dist.name, "version": dist.version, "reason": host.reason(dist)}

@@ -1,4 +1,4 @@
-"""What installed distributions say about themselves. The only module that reads package metadata."""
+"""Metadata of installed distributions. No other module reads package metadata."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class EntryPoint:
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """An installed distribution that has kdplug entry points; ``requires`` are its requirements on kdplug itself.
+    """An installed distribution with kdplug entry points; ``requires`` are its requirements on kdplug itself.
 
-    ``others`` are other versions of it on the path, each with its folder: the first on the path counts.
+    ``others`` are further versions on the path, each with its folder; the first on the path is used.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Distribution:
 
     @property
     def place(self) -> str:
-        """The version and the folder that it lies in, for messages."""
+        """Version and folder, for messages."""
         return _place(self.version, self.files)
 
     def _text(self, name: str) -> str | None:
-        """The text of a metadata file, ``None`` where there is none or it cannot be read."""
+        """Return the text of a metadata file, or ``None`` if it is missing or unreadable."""
         try:
             return self.files.read_text(name) if self.files is not None else None
         except (OSError, ValueError):
             return None
 
     def _origin(self, part: str) -> dict[str, Any]:
-        """A part of PEP 610's record of where it was installed from; empty where there is none."""
+        """Return a part of the PEP 610 record (``direct_url.json``), or an empty one if it is missing."""
         text = self._text("direct_url.json")
         try:
             found = json_value(text)[part] if text else {}
@@ -73,18 +73,18 @@ class Distribution:
 
     @property
     def commit(self) -> str | None:
-        """The commit of a version-control checkout that it was installed from."""
+        """Commit of the version-control checkout from which it was installed."""
         commit = self._origin("vcs_info").get("commit_id")
         return commit if isinstance(commit, str) else None
 
     @property
     def record(self) -> str | None:
-        """The text of ``RECORD``, which lists the hash of every installed file."""
+        """Text of ``RECORD``, which lists the hash of every installed file."""
         return self._text("RECORD")
 
 
 def _head(text: str | None) -> tuple[str, str, tuple[str, ...]] | None:
-    """Name, version and requirements on kdplug from a metadata file, ``None`` where it gives no name that may be one."""
+    """Return name, version and requirements on kdplug from a metadata file, or ``None`` if it has no valid name."""
     name = version = ""
     requires = []
     for line in (text or "").splitlines():
@@ -101,7 +101,7 @@ def _head(text: str | None) -> tuple[str, str, tuple[str, ...]] | None:
 
 
 def _entry_points(text: str) -> Iterator[EntryPoint]:
-    """The kdplug entry points of an ``entry_points.txt``; a line that cannot be read costs only itself."""
+    """Yield the kdplug entry points of an ``entry_points.txt``; malformed lines are skipped."""
     group = ""
     for line in map(str.strip, text.splitlines()):
         if line.startswith("[") and line.endswith("]"):
@@ -124,10 +124,10 @@ def _read(found: importlib_metadata.Distribution) -> Distribution | None:
 
 
 def scan(path: list[str] | None = None) -> list[Distribution]:
-    """Every installed distribution with kdplug entry points, in one pass over ``path`` (``sys.path`` where it is ``None``).
+    """Return every installed distribution with kdplug entry points, in one pass over ``path`` (default ``sys.path``).
 
-    Of two distributions with one name the first on the path counts, and knows the versions of the others. A leftover
-    ``dist-info`` without metadata, or one that names nobody, hides nothing.
+    Of several distributions with the same name the first on the path is used, and ``others`` lists the rest. A leftover
+    ``dist-info`` without metadata or without a name hides none of them.
     """
     seen: dict[str, list[Distribution]] = {}
     without_entries: list[Any] = []
@@ -154,7 +154,7 @@ def _readable(read: Callable[[Any], T], found: Any) -> T | None:
 
 
 def _folder_name(found: Any) -> str:
-    """The name by the folder: asking ``found`` for its name would read the metadata of everything that is installed."""
+    """Return the name given by the folder; ``found.name`` would read the metadata of every installed distribution."""
     folder = getattr(found, "_path", None)
     return "" if folder is None else fold_distribution(folder.stem.partition("-")[0])
 
@@ -174,7 +174,7 @@ def _place(version: str, files: importlib_metadata.Distribution | None) -> str:
 
 
 def installed_version(name: str) -> str | None:
-    """The installed version of a distribution, ``None`` where it is not installed."""
+    """Return the installed version of a distribution, or ``None`` if it is not installed."""
     try:
         return importlib_metadata.version(name)
     except importlib_metadata.PackageNotFoundError:
@@ -182,10 +182,9 @@ def installed_version(name: str) -> str | None:
 
 
 def unmet(requirements: Iterable[str], version: str = VERSION) -> str | None:
-    """The first of a plugin's requirements on kdplug that ``version`` does not meet, as ``kdplug>=2,<3``.
+    """Return the first of a plugin's requirements on kdplug that ``version`` does not meet, such as ``kdplug>=2,<3``.
 
-    A requirement under an ``extra``, or under a marker that does not hold here, asks for nothing; one that cannot be read
-    says nothing.
+    Requirements of extras, with a marker that does not apply, or that cannot be parsed are ignored.
     """
     return next((text for line in requirements if (text := _unmet(line, version)) is not None), None)
 
@@ -195,7 +194,7 @@ def _unmet(line: str, version: str) -> str | None:
     try:
         wanted = Requirement(line)
         asks = wanted.marker is None or wanted.marker.evaluate({"extra": ""})
-    except (ValueError, UndefinedEnvironmentName):  # the line, or a comparison in its marker, means nothing
+    except (ValueError, UndefinedEnvironmentName):  # the line or its marker is invalid
         return None
     if not asks:
         return None

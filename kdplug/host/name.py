@@ -1,4 +1,4 @@
-"""How names of entries and distributions are spelled and compared."""
+"""Spelling, comparison and display of entry and distribution names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LONGEST = 120
 
 
 def shown(value: object) -> str:
-    """``repr(value)``, cut where it is long, and never an error of its own."""
+    """Return ``repr(value)``, truncated if long; never raises."""
     try:
         text = repr(value)
     except Exception:  # a foreign __repr__, or an integer too long to print
@@ -18,7 +18,7 @@ def shown(value: object) -> str:
 
 
 def cut(text: str) -> str:
-    """``text``, cut where it is long."""
+    """Return ``text``, truncated if long."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
@@ -28,33 +28,33 @@ _SEPARATORS = re.compile(r"[-_.]+")
 
 
 def is_entry_name(name: str) -> bool:
-    """Whether ``name`` may name an entry."""
+    """Return whether ``name`` is a valid entry name."""
     return _ENTRY.fullmatch(name) is not None
 
 
 def is_distribution_name(name: str) -> bool:
-    """Whether an installer accepts ``name`` as that of a distribution."""
+    """Return whether ``name`` is a valid distribution name."""
     return _DISTRIBUTION.fullmatch(name) is not None
 
 
 def printable(text: str) -> str:
-    """``text``, which may be JSON, with escapes in place of control characters: these could make a terminal hide lines."""
+    """Escape control characters in ``text``, which may be JSON: they could make a terminal hide lines."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in "\n\t" else json.dumps(one)[1:-1] for one in text)
 
 
 def fold(name: str) -> str:
-    """The form in which entry names are compared: no case, ``-`` the same as ``_``."""
+    """Normalize an entry name for comparison: case-folded, ``-`` replaced by ``_``."""
     return name.casefold().replace("-", "_")
 
 
 def fold_distribution(name: str) -> str:
-    """The form in which distribution names are compared (PEP 503)."""
+    """Normalize a distribution name for comparison (PEP 503)."""
     return _SEPARATORS.sub("-", name).lower()
 
 
 def split_qualified(name: str) -> tuple[str, str]:
-    """``("distribution", "entry")``, the first one empty in a bare name."""
+    """Split a name into distribution and entry; the distribution of a bare name is empty."""
     dist, _, entry = name.rpartition(":")
     return dist, entry

@@ -1,4 +1,4 @@
-"""``KDPLUG_PLUGINS`` and ``KDPLUG_STRICT``: which plugins count, and whether trouble is an error."""
+"""``KDPLUG_PLUGINS`` and ``KDPLUG_STRICT``: select plugins, and turn plugin warnings into errors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from kdplug.host.name import fold_distribution
 
 @dataclass(frozen=True, slots=True)
 class PluginFilter:
-    """Which distributions are let in.
+    """Selection of enabled distributions.
 
-    ``only`` is ``None`` where everything is let in that is not in ``without``; first-party plugins need no mention in ``only``.
+    If ``only`` is ``None``, all distributions except ``without`` are enabled. Otherwise those in ``only`` and the
+    first-party plugins are.
     """
 
     only: frozenset[str] | None = None
@@ -27,7 +28,7 @@ class PluginFilter:
     def from_environment(cls) -> PluginFilter:
         """Read ``KDPLUG_PLUGINS`` and ``KDPLUG_STRICT``.
 
-        Raises: ``PluginError`` where ``KDPLUG_PLUGINS`` mixes names to keep with names to leave out.
+        Raises: ``PluginError`` if ``KDPLUG_PLUGINS`` mixes names to keep with names to leave out.
         """
         text = os.environ.get("KDPLUG_PLUGINS")
         strict = os.environ.get("KDPLUG_STRICT", "") not in ("", "0")
@@ -44,14 +45,14 @@ class PluginFilter:
         return cls(None if without else only, without, strict, text)
 
     def lets_in(self, dist: str) -> bool:
-        """Whether the distribution named ``dist`` counts."""
+        """Return whether the distribution named ``dist`` is enabled."""
         name = fold_distribution(dist)
         if self.only is None:
             return name not in self.without
         return name in self.only or name in FIRST_PARTY
 
     def unknown(self, installed: Iterable[str]) -> list[str]:
-        """A message for each name in the switch that no installed plugin has."""
+        """Return a message for each name in the filter that matches no installed plugin."""
         names = {fold_distribution(name): name for name in installed}
         return [
             f"KDPLUG_PLUGINS names {name!r} but no such plugin is installed.{did_you_mean(name, names.values())}"

@@ -1,4 +1,4 @@
-"""The registries: names to callables, one registry for each kind."""
+"""Registries that map names to callables, one for each kind."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ Status = Literal["ok", "shadowed", "ambiguous"]
 class Registry(Mapping[str, Callable[..., Any]]):
     """The entries of one kind, by name.
 
-    ``registry["name"]`` imports that entry alone; ``in``, ``len``, iteration and ``names()`` import nothing. A bare name
-    means a callable registered in this process, else a first-party entry, else the only third-party one (a first-party name
-    never means a third-party one, installed or not); a qualified name (``distribution:name``) always means the same entry.
+    ``registry["name"]`` imports that entry only; ``in``, ``len``, iteration and ``names()`` import nothing. A bare name
+    resolves to a callable registered in this process, else to a first-party entry, else to the only third-party entry
+    (never for a first-party name, installed or not). A qualified name (``distribution:name``) always means the same
+    entry.
     """
 
     def __init__(self, kind: Kind) -> None:
@@ -42,12 +43,12 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return f"<kdplug.{self.kind.plural}: {len(self)} names>"
 
     def entries(self) -> list[Entry]:
-        """Every entry, ordered by qualified name."""
+        """Return all entries, sorted by qualified name."""
         offered = active().entries[self.kind.plural].values()
         return sorted((entry for group in offered for entry in group), key=lambda e: (fold(e.dist), fold(e.name)))
 
     def names(self) -> list[str]:
-        """The bare names, sorted."""
+        """Return the bare names, sorted."""
         offered = active().entries[self.kind.plural].values()
         return sorted(min(group, key=lambda entry: (_rank(entry, None), entry.dist)).name for group in offered)
 
@@ -64,17 +65,17 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return self.load(name)
 
     def load(self, name: str) -> Callable[..., Any]:
-        """The callable of that name.
+        """Import and return the callable called ``name``.
 
         Raises: ``EntryError`` (unknown, not installed, ambiguous or broken).
         """
         return self._settled(name, None).load()
 
     def entry(self, name: str, slot: str | None = None, *, quiet: bool = False) -> Entry:
-        """The entry that ``name`` means, without importing it. ``slot`` is the place of a loss: ``kd`` or ``match``.
+        """Return the entry called ``name`` without importing it. ``slot`` is the place of a loss: ``kd`` or ``match``.
 
-        A name that nothing has yet makes the hook plugins load; ``quiet`` leaves them alone, and gives no notice of an entry
-        that a local one hides.
+        An unknown name loads the hook plugins. With ``quiet`` they are not loaded, and there is no warning about an
+        entry that is hidden by a local one.
 
         Raises: ``UnknownEntryError``, ``NotInstalledError``, ``AmbiguousEntryError``.
         """
@@ -90,7 +91,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return chosen
 
     def check(self, spec: object, slot: str | None = None) -> Entry:
-        """The entry that a component names; nothing is imported, settings are not looked at.
+        """Return the entry that a component names. It is not imported and settings are not checked.
 
         Raises: ``EntryError``, ``ConfigError``.
         """
@@ -105,9 +106,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return build_component(self._settled(parsed.name, slot), parsed, slot)
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Decorator that offers a callable in this process, under ``local:name``. The star rule holds for it.
+        """Decorator that registers a callable in this process as ``local:name``. The star rule applies.
 
-        Raises: ``PluginError`` where ``name`` is no entry name.
+        Raises: ``PluginError`` if ``name`` is not a valid entry name.
         """
 
         def put(target: F) -> F:
@@ -117,7 +118,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return put
 
     def status(self, entry: Entry) -> Status:
-        """Whether the bare name means this entry (``ok``), another one (``shadowed``), or nothing (``ambiguous``)."""
+        """Return ``ok`` if the bare name means this entry, ``shadowed`` if it means another one, else ``ambiguous``."""
         peers = [e for e in self._candidates(entry.name, None) if e.slot in (None, entry.slot)]
         ranks = [_rank(peer, entry.slot) for peer in peers]
         if _rank(entry, entry.slot) > min(ranks) or (
@@ -132,7 +133,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return [entry for entry in offered if _is(entry.dist, dist) and (slot is None or entry.slot in (None, slot))]
 
     def _settled(self, name: str, slot: str | None) -> Entry:
-        """The entry of ``name`` once it is to be imported: a hook plugin may have the bare name of a third party as well."""
+        """Return the entry to import for ``name``. A hook plugin may offer another third-party entry of that name."""
         entry = self.entry(name, slot)
         if _rank(entry, slot) < _THIRD_PARTY or split_qualified(name)[0]:
             return entry
@@ -143,7 +144,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         best = min(_rank(entry, slot) for entry in found)
         chosen = sorted((e for e in found if _rank(e, slot) == best), key=lambda e: fold(e.dist))
         if best == _THIRD_PARTY and _is_reserved(self.kind, name):
-            raise self._missing(name, f". To use another one write {' or '.join(e.qualified for e in chosen)}")
+            raise self._missing(name, f". To use another one, write {' or '.join(e.qualified for e in chosen)}")
         if len(chosen) == 1:
             return chosen[0]
         if chosen[0].origin == "local":
@@ -165,7 +166,8 @@ class Registry(Mapping[str, Callable[..., Any]]):
             if _is(absent.name, dist) and any(
                 p.group == self.kind.group and fold(p.name) == fold(bare) for p in absent.entry_points
             ):
-                why = active().reason(absent) + (" leaves out" if absent in active().blocked else "")
+                blocked = absent in active().blocked
+                why = f"is disabled by {active().reason(absent)}" if blocked else active().reason(absent)
                 return NotInstalledError(f"{name!r} is offered by {absent.name} {absent.version}, which {why}{others}")
         for package, offers in FIRST_PARTY.items():
             if _is(package, dist) and fold(bare) in map(fold, offers.get(self.kind.plural, ())):
@@ -195,12 +197,12 @@ def _rank(entry: Entry, slot: str | None) -> int:
 
 
 def _is_reserved(kind: Kind, name: str) -> bool:
-    """Whether a bare name is a first-party one; were it to mean another one meanwhile, installing ours would change it."""
+    """Return whether a bare name is reserved for a first-party entry: installing that must not change its meaning."""
     return any(fold(name) in map(fold, offers.get(kind.plural, ())) for offers in FIRST_PARTY.values())
 
 
 def _is(package: str, dist: str) -> bool:
-    """Whether the distribution part of a name, empty in a bare one, lets it mean something of ``package``."""
+    """Return whether ``dist``, the distribution part of a name, is empty or means ``package``."""
     return not dist or fold_distribution(dist) == fold_distribution(package)
 
 
@@ -208,12 +210,12 @@ def _absent(name: str, package: str) -> str:
     old = next((dist for dist in active().dists if _is(dist.name, package)), None)
     if old is None:
         return f"{name!r} is not installed. It is part of {package}: pip install {package}"
-    again = "Install it again, since it is editable" if old.editable else "Upgrade it"
+    again = "Reinstall it, since it is editable" if old.editable else "Upgrade it"
     return f"{name!r} is part of {package}, but the installed {old.name} {old.version} does not offer it. {again}"
 
 
 REGISTRIES = MappingProxyType({plural: Registry(kind) for plural, kind in KINDS.items()})
-"""Every registry, by the plural of its kind."""
+"""All registries by the plural of their kind."""
 
 losses = REGISTRIES["losses"]
 projections = REGISTRIES["projections"]

@@ -1,4 +1,4 @@
-"""Validates the settings of a component, with errors in plain words."""
+"""Validation of settings, with readable errors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def validated(entry: Entry, spec: ComponentSpec) -> BaseModel:
-    """The settings that ``spec`` gives to ``entry``, validated, with every default.
+    """Validate the settings in ``spec`` and add the defaults of ``entry``.
 
-    Raises: ``SettingError`` or ``UnknownKeyError`` whose field is the setting.
+    Raises: ``SettingError`` or ``UnknownKeyError``, with the setting as its field.
     """
     names = setting_names(entry.settings)
     given = _by_name(entry, spec, names)
@@ -33,18 +33,18 @@ def validated(entry: Entry, spec: ComponentSpec) -> BaseModel:
     if isinstance(done.error, ValidationError):
         raise _in_words(entry, spec, names, given, done.error) from done.error
     if done.error is not None:
-        raise SettingError(f"{entry.qualified} cannot check {spec}: {described(done.error)}") from done.error
+        raise SettingError(f"{entry.qualified} failed to validate {spec}: {described(done.error)}") from done.error
     assert done.value is not None
     return done.value
 
 
 def values_of(model: BaseModel) -> dict[str, Any]:
-    """Setting name to validated value."""
+    """Map setting names to validated values."""
     return {field.alias or name: getattr(model, name) for name, field in type(model).model_fields.items()}
 
 
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as data that a config can hold; one that is no data, a function as a default say, is left out."""
+    """Return settings as plain data for a config. Values that are not data, such as a default function, are dropped."""
     found = {}
     for name, value in values.items():
         with suppress(PydanticSerializationError):
@@ -56,12 +56,12 @@ def _by_name(entry: Entry, spec: ComponentSpec, names: list[str]) -> dict[str, A
     if len(spec.args) > len(names):
         known = f"{len(names)} ({', '.join(names)})" if names else "none"
         raise SettingError(
-            f"{entry.qualified} takes {_count(len(spec.args))} here but its settings are {known}: {spec}"
+            f"{entry.qualified} got {_count(len(spec.args))} by position, but its settings are {known}: {spec}"
         )
     given = dict(zip(names, spec.args, strict=False))
     for name, value in spec.settings.items():
         if name in given:
-            raise SettingError(f"is given twice, by position and by name: {spec}", field=name)
+            raise SettingError(f"is set twice, by position and by name: {spec}", field=name)
         given[name] = value
     return given
 
@@ -92,7 +92,7 @@ def _in_words(
 
 
 def _path(location: tuple[int | str, ...], given: Any) -> list[str]:
-    """A place in the settings that were given, without the labels that pydantic adds for the branches of a union."""
+    """Path of an error in the given settings, without the labels that pydantic adds for union branches."""
     path: list[str] = []
     for part in location:
         held = (
@@ -105,7 +105,7 @@ def _path(location: tuple[int | str, ...], given: Any) -> list[str]:
 
 
 def _names_at(model: type[BaseModel], path: list[str]) -> set[str]:
-    """The keys of the models that a setting may hold at ``path``."""
+    """Valid keys of the nested models at ``path``."""
     models = [model]
     for part in path:
         fields = [field for one in models for name, field in one.model_fields.items() if part in (name, field.alias)]
@@ -120,7 +120,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _any_of(errors: list[Any]) -> str:
-    """What a value must be where each of ``errors`` tells what one branch of a union wants."""
+    """Merge the errors of a union's branches into one ``must be … or …, got …``."""
     texts = [in_words(error) for error in errors]
     if len(texts) == 1 or not all(text.startswith("must be ") for text in texts):
         return texts[0]
@@ -130,7 +130,7 @@ def _any_of(errors: list[Any]) -> str:
 
 
 def in_words(error: Mapping[str, Any]) -> str:
-    """One pydantic error as ``must be …, got …``."""
+    """Format a pydantic error as ``must be …, got …``."""
     context: dict[str, Any] = error.get("ctx") or {}
     got = f", got {shown(error['input'])}"
     bounds = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

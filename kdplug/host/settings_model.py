@@ -1,4 +1,4 @@
-"""The pydantic model of an entry's settings."""
+"""Pydantic models of settings."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MODEL = ConfigDict(
 
 
 def settings_model(entry: EntryInfo, target: Any, signature: Signature) -> type[BaseModel]:
-    """The pydantic model of an entry's settings.
+    """Return the pydantic model of an entry's settings.
 
-    Raises: ``SignatureError`` where the settings make no valid model, or a config could not write one of them.
+    Raises: ``SignatureError`` if the settings make no valid model, or a setting cannot be written in a config.
     """
     own = getattr(target, "Settings", None)
     if inspect.isclass(own) and issubclass(own, BaseModel):
@@ -41,14 +41,14 @@ def settings_model(entry: EntryInfo, target: Any, signature: Signature) -> type[
     try:
         return create_model(f"{entry.name} settings", __config__=_MODEL, **fields)
     except Exception as error:
-        raise SignatureError(f"the settings of {entry.name} ({entry.dist}) make no valid model: {error}") from error
+        raise SignatureError(f"cannot build a model of {entry.name}'s settings ({entry.dist}): {error}") from error
 
 
 def _strict(own: type[BaseModel]) -> type[BaseModel]:
-    """``own``, refusing settings that it does not know."""
+    """Subclass of ``own`` that forbids unknown settings."""
     return cast("type[BaseModel]", new_class(own.__name__, (own,), {"extra": "forbid"}))
 
 
 def setting_names(model: type[BaseModel]) -> list[str]:
-    """The names of the settings, in the order in which a list gives them."""
+    """Return the names of the settings, in positional order."""
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,7 +1,8 @@
 """The star rule: which parameters of a callable are inputs and which are settings.
 
-In a function, positional parameters are inputs and keyword-only ones are settings. In a class, ``__init__`` takes settings
-and ``forward`` (or ``__call__``) takes inputs. A projection class takes ``in_dim, out_dim`` by position in ``__init__``.
+Positional parameters of a function are inputs, keyword-only ones are settings. The ``__init__`` of a class takes
+settings, its ``forward`` (or ``__call__``) takes inputs. A projection class takes ``in_dim, out_dim`` by position in
+``__init__``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _TAKEN_BY_PROJECTIONS = ("in_dim", "out_dim", "options")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: its annotation (``Any`` where it has none) and its default (``Parameter.empty`` where it has none)."""
+    """Annotation of a setting (``Any`` if missing) and its default (``Parameter.empty`` if missing)."""
 
     annotation: Any
     default: Any
@@ -41,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a callable asks for. ``makes`` tells a class, which is built once, from a function, which is called."""
+    """Inputs and settings of a callable. ``makes`` is true for a class or factory, which builds the object to use."""
 
     inputs: tuple[str, ...]
     settings: Mapping[str, Setting]
@@ -52,7 +53,7 @@ def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
     """Read the inputs and settings of ``target``.
 
     Raises: ``SignatureError`` for an input that the engine does not provide, for ``*args`` or ``**kwargs``, and for a
-    setting that carries an input's name or that a config could not write.
+    setting whose name is that of an input or is reserved in configs.
     """
     if inspect.isclass(target):
         init = _init_of(target)
@@ -72,7 +73,7 @@ def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
 
 
 def _init_of(cls: type) -> Callable[..., Any] | None:
-    """The ``__init__`` that the author wrote; ``None`` where it is inherited from ``object`` or ``torch.nn.Module``."""
+    """Return the author's ``__init__``, or ``None`` if it is inherited from ``object`` or ``torch.nn.Module``."""
     for owner in cls.__mro__:
         if "__init__" in vars(owner):
             inherited = owner is object or owner.__module__.startswith("torch.nn.modules.module")
@@ -102,7 +103,7 @@ def _parameters(entry: EntryInfo, function: Callable[..., Any], *, skip_self: bo
     except (TypeError, ValueError) as error:
         if entry.positional:
             return []
-        raise SignatureError(f"{entry.name} ({entry.dist}) has no signature that can be read: {error}") from error
+        raise SignatureError(f"cannot read the signature of {entry.name} ({entry.dist}): {error}") from error
     found = found[1:] if skip_self else found
     if entry.positional:
         return [p for p in found if p.kind is Parameter.KEYWORD_ONLY]
@@ -111,8 +112,8 @@ def _parameters(entry: EntryInfo, function: Callable[..., Any], *, skip_self: bo
     ]
     if variadic:
         raise SignatureError(
-            f"{entry.name} ({entry.dist}) takes {' and '.join(variadic)}, which says nothing about what it needs. "
-            "Name its inputs, and its settings after a '*'"
+            f"{entry.name} ({entry.dist}) takes {' and '.join(variadic)}, which hides its inputs and settings. "
+            "Name the inputs, then the settings after a '*'"
         )
     return found
 
@@ -133,7 +134,7 @@ def _checked(
     for parameter in settings:
         if parameter.kind is Parameter.POSITIONAL_ONLY:
             raise SignatureError(
-                f"{entry.name} ({entry.dist}) takes {parameter.name!r} by position only; a setting has a name"
+                f"{entry.name} ({entry.dist}) takes {parameter.name!r} by position only; settings are passed by keyword"
             )
         if parameter.name in entry.kind.inputs or parameter.name in ALIASES:
             raise SignatureError(
@@ -147,15 +148,15 @@ def _checked(
 
 
 def check_setting_names(entry: EntryInfo, names: Iterable[str]) -> None:
-    """Refuse a setting that a config could not write: in a mapping, its key would already mean something else.
+    """Check that no setting has a name that is reserved in configs.
 
     Raises: ``SignatureError``.
     """
     for name in names:
         if name in _TAKEN or (name in _TAKEN_BY_PROJECTIONS and entry.kind.plural == "projections"):
             raise SignatureError(
-                f"{entry.name} ({entry.dist}) has a setting {name!r}, which no config could write: in "
-                f"{{name: {entry.name}, …}} the key {name!r} already means something else. Rename the setting"
+                f"{entry.name} ({entry.dist}) has a setting {name!r}, which cannot be set in a config: in "
+                f"{{name: {entry.name}, …}} the key {name!r} has another meaning. Rename the setting"
             )
 
 
@@ -175,10 +176,10 @@ def _input(entry: EntryInfo, name: str) -> str:
 
 
 def _annotations(function: Callable[..., Any] | None, parameters: list[Parameter]) -> dict[str, Any]:
-    """The annotation of each parameter, ``Any`` where there is none or where it cannot be evaluated.
+    """Return the annotation of each parameter, or ``Any`` if it is missing or cannot be evaluated.
 
-    One name that exists only under ``TYPE_CHECKING`` must not cost the others their annotations, so each is evaluated alone
-    where evaluating all of them fails.
+    If evaluating all of them fails, each is evaluated separately: a name that exists only under ``TYPE_CHECKING`` must
+    not affect the others.
     """
     if function is None or not parameters:
         return {p.name: Any for p in parameters}
@@ -203,7 +204,7 @@ def _alone(function: Callable[..., Any], parameter: Parameter) -> Any:
 
 
 def _inferred(parameter: Parameter) -> Any:
-    """The type of a scalar default stands in for a missing annotation; an integer default takes any number."""
+    """Infer a missing annotation from the type of a scalar default; an integer default allows any number."""
     default = parameter.default
     if isinstance(default, bool):
         return bool

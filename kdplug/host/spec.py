@@ -17,10 +17,9 @@ _SPELLINGS = "Write a name, [name, setting…] or {name: …, setting: …}"
 
 @dataclass(frozen=True, slots=True)
 class ComponentSpec:
-    """A component by name.
+    """A component by name, as written in a config.
 
-    ``args`` are settings by position, ``settings`` by keyword; ``form`` is the spelling it came in, which is the one it is
-    written back in.
+    ``args`` are settings by position, ``settings`` by keyword; ``to_data`` keeps the original spelling (``form``).
     """
 
     name: str
@@ -29,7 +28,7 @@ class ComponentSpec:
     form: Form = "name"
 
     def to_data(self) -> Any:
-        """The component as plain data, in the spelling it came in."""
+        """Return the component as plain data, in its original spelling."""
         settings = deepcopy(dict(self.settings))
         if self.form == "mapping":
             return {"name": self.name, **settings}
@@ -60,7 +59,7 @@ def parse_spec(data: object) -> ComponentSpec:
 
     In a list, a mapping at the end holds settings by keyword, as in TextBrewer.
 
-    Raises: ``ConfigError`` for anything else.
+    Raises: ``ConfigError`` for any other data.
     """
     if isinstance(data, ComponentSpec):
         return data
@@ -79,7 +78,7 @@ def parse_spec(data: object) -> ComponentSpec:
         return ComponentSpec(_name(data["name"]), (), settings, "mapping")
     if callable(data):
         raise ConfigError(
-            f"a config is data and cannot hold the callable {data!r}. Register it under a name "
-            "(kdplug.losses.register('my_loss')) and write the name"
+            f"a config holds plain data, got the callable {data!r}. Register it under a name "
+            "(kdplug.losses.register('my_loss')) and write that name"
         )
     raise ConfigError(f"cannot read {shown(data)} as a component. {_SPELLINGS}")

@@ -30,9 +30,9 @@ _NEUTRAL: dict[str, Any] = {
 class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
     """A registry as a dictionary of callables with TextBrewer's signatures.
 
-    What plugins offer shows here, and what is put here can be named in a config. Looking a name up imports that entry;
-    iterating over a map of losses imports them all, since only a signature tells a kd loss from a match loss (one that
-    fails to import is left out).
+    Entries of plugins appear here, and callables added here can be named in a config. Looking up a name imports that
+    entry. Iterating over a map of losses imports all of them, since only the signature distinguishes a kd loss from a
+    match loss; entries that fail to import are skipped.
     """
 
     def __init__(self, name: str, registry: Registry, slot: str | None, wrap: Callable[[Entry, Any], Any]) -> None:
@@ -56,7 +56,7 @@ class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
         if not active().take_out(self._registry.kind, entry.name, entry.slot):
             raise PluginError(
                 f"{self._name}: {entry.qualified} comes from an installed package and cannot be deleted here. "
-                f"Leave the package out: KDPLUG_PLUGINS=-{entry.dist}"
+                f"To disable the package, set KDPLUG_PLUGINS=-{entry.dist}"
             )
 
     def __contains__(self, name: object) -> bool:
@@ -76,7 +76,8 @@ class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
         entry = self._registry.entry(name, self._site)
         if not self._fits(entry):
             raise UnknownEntryError(
-                f"{name!r} is not in {self._name}: {entry.qualified} takes {', '.join(entry.inputs)}, which belong elsewhere"
+                f"{name!r} is not in {self._name}: {entry.qualified} belongs in another map, since it takes "
+                f"{', '.join(entry.inputs)}"
             )
         return entry
 
@@ -89,7 +90,7 @@ class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
 
 
 class TextBrewerCallable:
-    """A component called by position, as TextBrewer calls it."""
+    """A component called by position, as in TextBrewer."""
 
     def __init__(self, component: Component) -> None:
         self.component = component
@@ -102,21 +103,21 @@ class TextBrewerCallable:
     def _call(self, **values: Any) -> Any:
         for name in values.keys() - INPUTS.keys():
             raise SignatureError(
-                f"{self!r} takes no {name!r}, which is no input of a plugin.{did_you_mean(name, INPUTS)}"
+                f"{self!r} got {name!r}, which is not an input of plugins.{did_you_mean(name, INPUTS)}"
             )
         result = self.component(**{**_NEUTRAL, **values})
         return result.value if isinstance(result, LossSum) else result
 
 
 class KdLoss(TextBrewerCallable):
-    """``(logits_S, logits_T, temperature=1)``; what else the loss may ask for goes by name."""
+    """``(logits_S, logits_T, temperature=1)``; further inputs are passed by name."""
 
     def __call__(self, logits_S: Any, logits_T: Any, temperature: Any = 1.0, **others: Any) -> Any:
         return self._call(student_logits=logits_S, teacher_logits=logits_T, temperature=temperature, **others)
 
 
 class MatchLoss(TextBrewerCallable):
-    """``(S, T, mask=None)``; what else the loss may ask for goes by name."""
+    """``(S, T, mask=None)``; further inputs are passed by name."""
 
     def __call__(self, S: Any, T: Any, mask: Any = None, **others: Any) -> Any:
         return self._call(**{"student_features": S, "teacher_features": T, "mask": mask, "temperature": 1.0, **others})
@@ -130,7 +131,7 @@ class ProjectionMaker(TextBrewerCallable):
 
 
 class WeightSchedule(TextBrewerCallable):
-    """``(x)``, x being the share of the run that is done."""
+    """``(x)``, where ``x`` is the completed share of the run."""
 
     def __call__(self, x: float) -> Any:
         return self._call(progress=x)
@@ -153,7 +154,7 @@ def _direct(form: type[TextBrewerCallable], registry: Registry, slot: str | None
 
 
 def _temperature(entry: Entry, spec: Any) -> Any:
-    """A scheduler, or a builder of one where the entry has settings that must be given and none were."""
+    """Return a scheduler, or a factory if the entry has required settings and none are given."""
     if entry.positional and not spec.args and not spec.settings:
         return entry.load()
     needs = any(setting.required for setting in entry.signature.settings.values())

@@ -194,7 +194,7 @@ def test_a_command_fails_where_code_that_a_run_calls_wants_to_end_it(code: str) 
     with pytest.raises(typer.Exit) as ended, report_errors():
         exec(compile(f"from sys import exit\n{code}", "kdplug_bad.py", "exec"))
     assert ended.value.exit_code == 2
-    with pytest.raises(RunError, match=r"kdplug_bad.py:2 ends the program with exit\("), report_errors(debug=True):
+    with pytest.raises(RunError, match=r"kdplug_bad.py:2 called exit\("), report_errors(debug=True):
         exec(compile(f"from sys import exit\n{code}", "kdplug_bad.py", "exec"))
 
 
@@ -321,7 +321,9 @@ def test_a_slow_import_is_named_while_it_runs(fake_site: FakeSite, monkeypatch: 
         kdplug.losses.load("bad") if door == "entry" else host.load_hooks()
     assert sys.modules["kdplug_bad"].named
     assert sys.stderr.getvalue().startswith("kdplug: importing ")
-    assert sys.stderr.getvalue().endswith("has taken 0.05 s so far. To run without it: KDPLUG_PLUGINS=-kdplug-bad\n")
+    assert sys.stderr.getvalue().endswith(
+        "has taken 0.05 s so far. To run without this plugin, set KDPLUG_PLUGINS=-kdplug-bad\n"
+    )
 
 
 @SLOW

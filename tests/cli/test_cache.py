@@ -77,8 +77,8 @@ def test_a_byte_that_changed_is_found_by_check(made, tmp_path):
 
 def test_the_help_says_what_is_found_without_check():
     words = " ".join(call("show", "--help").output.replace("│", " ").split())
-    assert "The exit status is 2 for a damaged manifest or record, or a shard of another size" in words
-    assert "damage inside a shard takes --check" in words
+    assert "Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size" in words
+    assert "Damage inside a shard is found by --check only" in words
 
 
 def test_a_folder_that_is_no_cache_is_told(tmp_path):

@@ -89,4 +89,4 @@ def test_an_incompatible_plugin_is_listed_with_what_it_needs(kdplug, fake_site):
     with fake_site.host():
         (row,) = json.loads(kdplug("plugins", "list", "--json").stdout)
         assert (row["name"], row["status"]) == ("mykd", "incompatible")
-        assert "kdplug-new needs kdplug>=9, and this is kdplug 0.1.0" in kdplug("plugins", "list").stdout
+        assert "kdplug-new needs kdplug>=9, but this is kdplug 0.1.0" in kdplug("plugins", "list").stdout

@@ -98,7 +98,7 @@ def test_a_file_that_exists_is_left_alone_without_force(kdplug, digits):
     digits.write_text("mine")
     refused = kdplug("new", digits, "--task", "digits")
     assert (refused.exit_code, digits.read_text()) == (2, "mine")
-    assert "exists. Write over it: --force" in refused.stderr
+    assert "already exists. Overwrite it with --force" in refused.stderr
     assert kdplug("new", digits, "--task", "digits", "--force").exit_code == 0
     assert Recipe.from_file(digits).task.name == "digits"
 
@@ -106,7 +106,7 @@ def test_a_file_that_exists_is_left_alone_without_force(kdplug, digits):
 @pytest.mark.parametrize(
     ("file", "task", "message"),
     [
-        ("a.json", "digits", "the name of a new recipe ends in .yaml or .yml"),
+        ("a.json", "digits", "the name of a new recipe must end in .yaml or .yml"),
         ("a.yaml", "digit", "--task: no task 'digit'. Did you mean 'digits'"),
     ],
 )
@@ -137,7 +137,7 @@ def test_settings_come_with_docs_bounds_and_defaults_and_the_missing_ones_are_to
     text = (tmp_path / "a.yaml").read_text()
     assert "  # how much of it (>= 1, <= 9)\n  size: 3\n" in text
     assert "\noutput_dir: runs/toy\n" in text
-    assert "Fill in task.path, which has no default" in done.stdout
+    assert "Fill in task.path: it has no default" in done.stdout
 
 
 def test_no_plugin_is_imported_but_the_task(site, tmp_path):
@@ -189,5 +189,5 @@ def test_what_a_recipe_leaves_out_has_the_default_whatever_its_task_says():
 def test_a_key_that_there_is_not_is_told_with_the_task_that_names_it(suggesting, tmp_path):
     done, _ = suggesting('training={"epochs": 3}')
     assert done.exit_code == 2
-    assert "kdplug-toy:toy says what a new recipe has in training.epochs" in " ".join(done.stderr.split())
+    assert "kdplug-toy:toy sets training.epochs in new recipes" in " ".join(done.stderr.split())
     assert not (tmp_path / "toy.yaml").exists()

@@ -49,7 +49,7 @@ def test_what_the_switch_leaves_out_is_listed_as_blocked(kdplug, fake_site):
     fake_site.add("kdplug-a", losses={"mykd": "m:f"})
     with fake_site.host(without=frozenset({"kdplug-a"}), text="-kdplug-a"):
         assert _listed(kdplug) == {"kdplug-a:mykd": "blocked"}
-        assert "kdplug-a is left out by KDPLUG_PLUGINS='-kdplug-a'" in kdplug("plugins", "list").stdout
+        assert "kdplug-a is disabled by KDPLUG_PLUGINS='-kdplug-a'" in kdplug("plugins", "list").stdout
 
 
 def test_a_broken_plugin_is_found_out_only_with_load(kdplug, fake_site):
@@ -113,7 +113,7 @@ def test_a_kind_may_be_spelled_in_several_ways(kdplug, fake_site, word):
 def test_an_unknown_kind_is_an_error_that_names_the_nearest(kdplug):
     done = kdplug("plugins", "list", "--kind", "lossses")
     assert done.exit_code == 2
-    assert "--kind: no kind 'lossses'. Did you mean 'losses'?" in done.stderr
+    assert "--kind: unknown kind 'lossses'. Did you mean 'losses'?" in done.stderr
 
 
 def test_without_any_plugin_the_list_says_what_to_install(kdplug, no_plugins):

@@ -226,7 +226,7 @@ def test_a_folder_that_is_there_is_not_overwritten(kdplug, tmp_path):
     (tmp_path / "kdplug-mine").mkdir()
     done = kdplug("plugins", "new", "kdplug-mine", "--kind", "loss", "--dir", tmp_path)
     assert done.exit_code == 2
-    assert "is already there, and nothing is overwritten" in done.stderr
+    assert "already exists. Nothing was written" in done.stderr
     assert list((tmp_path / "kdplug-mine").iterdir()) == []
 
 
@@ -234,19 +234,19 @@ def test_a_module_that_python_finds_already_is_refused(kdplug, tmp_path):
     for name in ("json", "kdplug-presets"):
         done = kdplug("plugins", "new", name, "--kind", "loss", "--dir", tmp_path)
         assert done.exit_code == 2
-        assert "there is one of that name" in done.stderr
+        assert "already exists" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_that_is_offered_already_is_noticed_and_the_config_is_qualified(kdplug, tmp_path):
     done = kdplug("plugins", "new", "kdplug-linear", "--kind", "projection", "--dir", tmp_path)
-    assert "Notice: 'linear' is offered already: kdplug-presets:linear." in done.stdout
+    assert "Note: 'linear' is already the name of kdplug-presets:linear." in done.stdout
     assert "kdplug-linear:linear" in (tmp_path / "kdplug-linear" / "recipe.yaml").read_text()
 
 
 def test_a_first_party_name_is_noticed_though_its_package_is_not_installed(kdplug, tmp_path, no_plugins):
     done = kdplug("plugins", "new", "kdplug-fsp", "--kind", "loss", "--dir", tmp_path)
-    assert "A config has to write kdplug-fsp:fsp for yours." in done.stdout
+    assert "To use yours, write kdplug-fsp:fsp in configs." in done.stdout
 
 
 def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_site):
@@ -254,17 +254,17 @@ def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_si
         fake_site.add(name, losses={"mine": "m:f"})
     with fake_site.host():
         done = kdplug("plugins", "new", "kdplug-mine", "--kind", "loss", "--dir", tmp_path)
-    assert "'mine' is offered already: kdplug-a:mine, kdplug-b:mine." in done.stdout
+    assert "'mine' is already the name of kdplug-a:mine, kdplug-b:mine." in done.stdout
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--kind", "los"), "--kind: no kind 'los'. Did you mean 'loss'? The kinds: loss, projection,"),
+        (("--kind", "los"), "--kind: unknown kind 'los'. Did you mean 'loss'? Kinds: loss, projection,"),
         (("--kind", "weight-schedular"), "Did you mean 'weight_scheduler'?"),
         (("--kind", "loss", "--on", "logit"), "--on: must be 'logits' or 'features', got 'logit'"),
-        (("--kind", "task", "--on", "logits"), "--on: says what a loss compares, and this is no loss but a task"),
-        (("--kind", "loss", "--license", "Apache"), "--license: no license 'Apache'. Did you mean 'Apache-2.0'?"),
+        (("--kind", "task", "--on", "logits"), "--on: applies to losses only, but --kind is task"),
+        (("--kind", "loss", "--license", "Apache"), "--license: unknown license 'Apache'. Did you mean 'Apache-2.0'?"),
     ],
 )
 def test_a_wrong_word_is_an_error_that_names_the_nearest(kdplug, tmp_path, words, message):

@@ -51,7 +51,10 @@ def test_a_broken_plugin_is_named_on_standard_error_and_keeps_its_name(broken):
     done = broken.python("from kdplug.cli.app import app; app(['schema'])")
     schema = json.loads(done.stdout)
     assert done.returncode == 0
-    assert "warning: the schema has no settings for it: 'kdplug-bad:x' is installed but failed to load" in done.stderr
+    assert (
+        "warning: its settings are missing from the schema: 'kdplug-bad:x' is installed but failed to load"
+        in done.stderr
+    )
     assert "hello from a plugin" in done.stderr
     assert _wrong(schema, name="x", anything=1) == []
     assert "kdplug-bad:x" in schema["$comment"]
@@ -93,4 +96,4 @@ def test_an_ambiguous_name_is_refused_bare_and_accepted_qualified(kdplug, site):
 def test_under_strict_a_broken_plugin_is_an_error(broken):
     done = broken.python("from kdplug.cli.app import app; app(['schema'])", KDPLUG_STRICT="1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "error: the schema has no settings for it: 'kdplug-bad:x'" in done.stderr
+    assert "error: its settings are missing from the schema: 'kdplug-bad:x'" in done.stderr

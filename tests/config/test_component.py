@@ -92,7 +92,7 @@ def test_construction_imports_no_entry():
         ({"alpha": 1}, "a component needs a 'name'"),
         ("", "a component's name must be a non-empty string"),
         ([["blend"], 1], "a component's name must be a non-empty string"),
-        (max, "a config is data and cannot hold the callable"),
+        (max, "a config holds plain data, got the callable"),
     ],
 )
 def test_what_is_no_component_is_refused(data, says):

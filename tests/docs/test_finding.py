@@ -16,7 +16,7 @@ STATUS = {"ambiguous", "shadowed"}
 def words():
     """The texts that stand as a finding's second argument, or are assigned to it by name."""
     found = set(STATUS)
-    for file in (Path(kdplug.__path__[0]) / "host/check").glob("*.py"):
+    for file in (Path(kdplug.__path__[0]) / "host" / "check").glob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and len(node.args) == 6]
         found |= {

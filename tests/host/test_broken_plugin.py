@@ -45,7 +45,7 @@ def test_a_failure_is_not_cached_as_a_success(fake_site: FakeSite) -> None:
         ("1/0", "ZeroDivisionError: division by zero"),
         ("raise SystemExit('no licence')", "SystemExit: no licence"),
         ("other = 1", "AttributeError: module 'kdplug_bad' has no attribute 'bad'"),
-        ("bad = 3", "TypeError: kdplug_bad:bad is int, not something that can be called"),
+        ("bad = 3", "TypeError: kdplug_bad:bad is not callable, but of type int"),
     ],
 )
 def test_whatever_a_module_does_is_told_with_its_owner(fake_site: FakeSite, source: str, told: str) -> None:
@@ -54,7 +54,7 @@ def test_whatever_a_module_does_is_told_with_its_owner(fake_site: FakeSite, sour
         kdplug.losses.load("x")
     text = str(caught.value)
     assert text.startswith(f"'kdplug-bad:x' is installed but failed to load: {told}")
-    assert "(kdplug_bad:bad, kdplug-bad 0.1.0). Fix it, upgrade it, or leave it out: KDPLUG_PLUGINS=-kdplug-bad" in text
+    assert "(kdplug_bad:bad, kdplug-bad 0.1.0). Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-kdplug-bad" in text
 
 
 def test_interrupting_an_import_is_not_a_failure_of_the_plugin(fake_site: FakeSite) -> None:

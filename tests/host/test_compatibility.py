@@ -12,7 +12,7 @@ from kdplug.host.host import PluginWarning
 from kdplug.host.manifest import header_line, ignored_records, plugin_records
 from kdplug.host.metadata import unmet
 
-NEEDS = f"needs kdplug>=9, and this is kdplug {VERSION}: pip install --upgrade kdplug kdplug-new"
+NEEDS = f"needs kdplug>=9, but this is kdplug {VERSION}: pip install --upgrade kdplug kdplug-new"
 EXPLODES = {"kdplug_new.py": "raise SystemExit('imported')"}
 
 
@@ -38,7 +38,7 @@ def test_a_run_records_it_as_ignored_and_says_so(fake_site):
     with fake_site.host():
         assert plugin_records() == []
         assert ignored_records() == [{"dist": "kdplug-new", "version": "1.0", "reason": NEEDS}]
-        assert header_line().endswith(" · plugins: none · left out: kdplug-new")
+        assert header_line().endswith(" · plugins: none · ignored: kdplug-new")
 
 
 def test_a_name_that_a_compatible_plugin_offers_too_means_that_one(fake_site):

@@ -52,7 +52,7 @@ def test_an_entry_that_fails_to_load(fake_site: FakeSite) -> None:
         assert told(lambda: kdplug.losses.build("x", "kd"), "kd_loss_type") == (
             "kd_loss_type: 'kdplug-bad:x' is installed but failed to load: ImportError: No module named 'apex'\n"
             "    (kdplug_bad.losses:X, kdplug-bad 0.1.0, editable). "
-            "Fix it, upgrade it, or leave it out: KDPLUG_PLUGINS=-kdplug-bad"
+            "Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-kdplug-bad"
         )
 
 
@@ -103,7 +103,7 @@ def test_a_first_party_package_that_is_too_old() -> None:
 def test_an_editable_install_that_is_older_than_its_entry_points(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-presets", direct_url={"dir_info": {"editable": True}}, losses={"ce": "p:c"})
     with fake_site.host():
-        assert told(lambda: kdplug.losses.check("cos")).endswith("Install it again, since it is editable")
+        assert told(lambda: kdplug.losses.check("cos")).endswith("Reinstall it, since it is editable")
 
 
 def test_a_near_miss_of_a_name_whose_package_is_not_installed() -> None:

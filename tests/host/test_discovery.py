@@ -135,8 +135,11 @@ def test_of_one_distribution_found_twice_the_first_on_the_path_counts(fake_site:
 
 def test_an_entry_whose_name_is_no_entry_name_is_left_out_and_said(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses={"two words": "m:f", "dkd": "m:f"})
-    told = "kdplug-a 1.0 offers a loss named 'two words', which is no entry name (letters, digits, '_', '-', '.'). It is left out"
-    with pytest.warns(UserWarning, match="no entry name") as caught, fake_site.host():
+    told = (
+        "kdplug-a 1.0 offers a loss named 'two words', which is not a valid entry name "
+        "(letters, digits, '_', '-', '.'). It is ignored"
+    )
+    with pytest.warns(UserWarning, match="not a valid entry name") as caught, fake_site.host():
         assert kdplug.losses.names() == ["dkd"]
     assert [str(warning.message) for warning in caught] == [told]
 
@@ -144,7 +147,9 @@ def test_an_entry_whose_name_is_no_entry_name_is_left_out_and_said(fake_site: Fa
 def test_only_the_first_process_of_a_run_prints_warnings(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses={"two words": "m:f"})
     said = {
-        rank: fake_site.python("import kdplug; len(kdplug.losses)", **environment).stderr.count("no entry name")
+        rank: fake_site.python("import kdplug; len(kdplug.losses)", **environment).stderr.count(
+            "not a valid entry name"
+        )
         for rank, environment in {
             "alone": {},
             "first": {"LOCAL_RANK": "0", "RANK": "0"},
@@ -157,7 +162,7 @@ def test_only_the_first_process_of_a_run_prints_warnings(fake_site: FakeSite) ->
 
 def test_of_two_entries_of_one_distribution_whose_names_differ_in_case_the_first_counts(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", losses=[("dkd", "m:f"), ("DKD", "m:g")])
-    told = "offers the loss 'DKD' twice: m:f and m:g. The first one counts"
+    told = "offers the loss 'DKD' twice: m:f and m:g. The first one is used"
     with pytest.warns(UserWarning, match=told), fake_site.host():
         assert kdplug.losses.entry("kdplug-a:DKD").target == "m:f"
 
@@ -183,8 +188,8 @@ def test_two_installed_versions_of_one_distribution_are_reported(
     name = "kdplug-a" if offers else "Kdplug_A"
     (message,) = [str(warning.message) for warning in caught]
     assert message == (
-        f"{name} is installed in 2 versions: {versions[0]} in {counts.folder} counts, {versions[1]} in {other.folder} not. "
-        f"Remove what is not needed: pip uninstall {name}"
+        f"{name} is installed in 2 versions: {versions[0]} in {counts.folder} is used, {versions[1]} in {other.folder} not. "
+        f"Remove the unused one: pip uninstall {name}"
     )
 
 
@@ -193,7 +198,7 @@ def test_a_stale_egg_info_of_another_version_is_reported(fake_site: FakeSite) ->
     stale.mkdir()
     (stale / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: kdplug-a\nVersion: 0.1\n")
     fake_site.add("kdplug-a", "2.0", losses={"dkd": "m:f"})
-    told = r"kdplug-a is installed in 2 versions: 2.0 in .* counts, 0.1 in .* not"
+    told = r"kdplug-a is installed in 2 versions: 2.0 in .* is used, 0.1 in .* not"
     with pytest.warns(PluginWarning, match=told), fake_site.host():
         pass
 

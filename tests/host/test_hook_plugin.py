@@ -171,11 +171,11 @@ def test_only_the_first_process_says_that_a_hook_plugin_failed(fake_site: FakeSi
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("def kdplug_lossses(): ...", "implements kdplug_lossses, which is no hook. Did you mean 'kdplug_losses'?"),
-        ("def kdplug_end(): ...", "implements kdplug_end, which is no hook. Did you mean 'kdplug_run_end'?"),
-        ("import kdplug\n@kdplug.hookimpl\ndef losses(): ...", "implements losses, which is no hook. Did you mean"),
+        ("def kdplug_lossses(): ...", "implements kdplug_lossses, which is not a hook. Did you mean 'kdplug_losses'?"),
+        ("def kdplug_end(): ...", "implements kdplug_end, which is not a hook. Did you mean 'kdplug_run_end'?"),
+        ("import kdplug\n@kdplug.hookimpl\ndef losses(): ...", "implements losses, which is not a hook. Did you mean"),
         ("import kdplug\n@kdplug.hookimpl(wrapper=True)\ndef kdplug_run_end():\n    yield",
-         "implements kdplug_run_end as a wrapper, which is not called. Write a plain function"),
+         "implements kdplug_run_end as a wrapper, which is never called. Write a plain function"),
     ],
 )  # fmt: skip
 def test_a_hook_that_is_never_called_is_reported(fake_site: FakeSite, source: str, told: str) -> None:

@@ -1,4 +1,4 @@
-"""Holding a run to the record of an earlier one."""
+"""Comparing a run with the record of an earlier one."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ def test_a_run_done_again_differs_in_nothing():
         ),
         (
             {"plugins": [], "ignored_plugins": [{"dist": "Kdplug_A", "version": "1.0", "reason": "KDPLUG_PLUGINS=''"}]},
-            "kdplug-a 1.0 is left out: KDPLUG_PLUGINS=''",
+            "kdplug-a 1.0 is disabled: KDPLUG_PLUGINS=''",
         ),
         (
             {"plugins": [PLUGIN, plugin(dist="kdplug-spy", hooks=["spy"])]},
-            "kdplug-spy 1.0 holds hooks and took no part. Leave it out: KDPLUG_PLUGINS=-kdplug-spy",
+            "kdplug-spy 1.0 has hooks and is not in the lock. Disable it: KDPLUG_PLUGINS=-kdplug-spy",
         ),
         (
             {"config_sha256": "dd"},
-            "config_sha256: cc in the lock, dd here, though the recipes are the same: the lock was changed by hand",
+            "config_sha256: cc in the lock, dd here, but the recipes are equal: the lock was edited by hand",
         ),
     ],
 )
@@ -126,10 +126,10 @@ def test_every_difference_is_told_at_once(tmp_path):
     [
         (None, "there is no file"),
         ("{", "cannot read"),
-        ("[]", "it holds no mapping"),
+        ("[]", "it is not a mapping"),
         ("{}", "it lacks 'kdplug'"),
         (json.dumps({**RECORD, "plugins": "all"}), "'plugins' is all"),
-        (json.dumps({**RECORD, "plugins": [{"dist": "a"}]}), "is no plugin"),
+        (json.dumps({**RECORD, "plugins": [{"dist": "a"}]}), "is not a plugin record"),
         (json.dumps({**RECORD, "torch": None}), "'torch' is null"),
         ("\ud800", "cannot read"),
     ],

@@ -26,7 +26,7 @@ def test_the_header_names_kdplug_torch_and_every_plugin(fake_site: FakeSite) -> 
     with fake_site.host():
         assert header_line() == f"{core} · plugins: kdplug-a 1.0, kdplug-b 2.0 (editable)"
     with fake_site.host(without=frozenset({"kdplug-b"})):
-        assert header_line() == f"{core} · plugins: kdplug-a 1.0 · left out: kdplug-b"
+        assert header_line() == f"{core} · plugins: kdplug-a 1.0 · ignored: kdplug-b"
     with isolated():
         assert header_line() == f"{core} · plugins: none"
 

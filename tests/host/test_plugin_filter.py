@@ -98,7 +98,7 @@ def test_a_shadowed_name_is_an_error_when_strict() -> None:
 
 def test_an_entry_of_a_plugin_that_is_left_out_is_named_as_such() -> None:
     with isolated(DISTS, PluginFilter(without=frozenset({"kdplug-a"}), text="-kdplug-a")):
-        told = r"^'(kdplug-a:)?a' is offered by kdplug-a 1\.0, which KDPLUG_PLUGINS='-kdplug-a' leaves out$"
+        told = r"^'(kdplug-a:)?a' is offered by kdplug-a 1\.0, which is disabled by KDPLUG_PLUGINS='-kdplug-a'$"
         for name in ("a", "kdplug-a:a"):
             with pytest.raises(NotInstalledError, match=told):
                 kdplug.losses.entry(name)
@@ -108,7 +108,7 @@ def test_an_entry_of_a_plugin_that_is_left_out_is_named_as_such() -> None:
 
 def test_leaving_out_our_own_plugin_gives_its_names_to_nobody() -> None:
     shadow = distribution("kdplug-a", losses={"ce": "m:f"})
-    told = "which KDPLUG_PLUGINS='-kdplug-presets' leaves out. To use another one write kdplug-a:ce"
+    told = "which is disabled by KDPLUG_PLUGINS='-kdplug-presets'. To use another one, write kdplug-a:ce"
     without = PluginFilter(without=frozenset({"kdplug-presets"}), text="-kdplug-presets")
     with isolated([DISTS[0], shadow], without), pytest.raises(NotInstalledError, match=told):
         kdplug.losses.entry("ce")

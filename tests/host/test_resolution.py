@@ -102,9 +102,7 @@ def test_first_party_comes_before_third_party() -> None:
 
 
 def test_a_first_party_name_never_means_a_third_party_entry_even_while_ours_is_not_installed() -> None:
-    told = (
-        "'ce' is not installed. It is part of kdplug-presets: pip install kdplug-presets. To use another one write a:ce"
-    )
+    told = "'ce' is not installed. It is part of kdplug-presets: pip install kdplug-presets. To use another one, write a:ce"
     with isolated([distribution("a", losses={"ce": "x:y"})]):
         with pytest.raises(NotInstalledError, match=f"^{re.escape(told)}$"):
             kdplug.losses.entry("ce")
@@ -191,7 +189,7 @@ def test_what_is_no_entry_name(name: str) -> None:
 
 
 def test_registering_what_is_no_entry_name_or_cannot_be_called_is_an_error(no_plugins: object) -> None:
-    with pytest.raises(kdplug.PluginError, match=r"^'a b' is no name for a loss: use letters"):
+    with pytest.raises(kdplug.PluginError, match=r"^'a b' is not a valid loss name: use letters"):
         kdplug.losses.register("a b")(len)
     with pytest.raises(kdplug.PluginError, match=r"^'a': a loss must be callable, got 3$"):
         kdplug.losses.register("a")(3)

@@ -64,9 +64,9 @@ def test_settings_are_given_by_position_by_name_or_both() -> None:
          "required: must be a valid integer, got a number with a fractional part, got 1.5"),
         ("mine", "required: is required by local:mine"),
         (["mine", 1, {"alpha": 1, "required": 1}],
-         "alpha: is given twice, by position and by name: ['mine', 1, {'alpha': 1, 'required': 1}]"),
+         "alpha: is set twice, by position and by name: ['mine', 1, {'alpha': 1, 'required': 1}]"),
         (["mine", 1, "sum", None, 1, 2],
-         ("local:mine takes 5 settings here but its settings are 4 (alpha, mode, layers, required): "
+         ("local:mine got 5 settings by position, but its settings are 4 (alpha, mode, layers, required): "
           "['mine', 1, 'sum', None, 1, 2]")),
     ],
 )  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_loss_without_settings_says_so() -> None:
         refusal(plain, {"name": "mine", "a": 1}, UnknownKeyError)
         == "local:mine has no setting 'a'. It has no settings."
     )
-    assert refusal(plain, ["mine", 1]) == "local:mine takes 1 setting here but its settings are none: ['mine', 1]"
+    assert refusal(plain, ["mine", 1]) == "local:mine got 1 setting by position, but its settings are none: ['mine', 1]"
 
 
 @pytest.mark.parametrize("number", [*range(1, 5), 11, 12, 13, 21])
@@ -175,7 +175,9 @@ def test_a_setting_may_have_a_name_that_pydantic_uses(name: str) -> None:
 def test_a_setting_whose_key_is_taken_in_a_mapping_is_refused(kind: str, name: str) -> None:
     registry = getattr(kdplug, kind)
     registry.register("mine")(eval(f"lambda *, {name}=1: None"))
-    with pytest.raises(SignatureError, match=f"^mine \\(local\\) has a setting '{name}', which no config could write"):
+    with pytest.raises(
+        SignatureError, match=f"^mine \\(local\\) has a setting '{name}', which cannot be set in a config"
+    ):
         registry.build("mine")
 
 
@@ -222,7 +224,7 @@ def test_a_mutable_default_is_not_shared() -> None:
 def test_an_annotation_that_makes_no_model_is_the_authors_error() -> None:
     def odd(student_logits, *, k: Annotated[int, Field(discriminator="x")] = 1): ...
 
-    with pytest.raises(SignatureError, match=r"^the settings of mine \(local\) make no valid model: "):
+    with pytest.raises(SignatureError, match=r"^cannot build a model of mine's settings \(local\): "):
         build(odd, ["mine", 1])
 
 

@@ -70,7 +70,7 @@ def test_the_three_spellings(data: Any, spec: ComponentSpec) -> None:
         (["x", {1: 2}], "a setting's name must be a string, got 1"),
         (None, "cannot read None as a component"),
         (3, "cannot read 3 as a component"),
-        (len, "a config is data and cannot hold the callable <built-in function len>. Register it under a name"),
+        (len, "a config holds plain data, got the callable <built-in function len>. Register it under a name"),
     ],
 )
 def test_anything_else_is_an_error(data: Any, told: str) -> None:

@@ -158,7 +158,7 @@ def test_settings_in_forward_are_refused() -> None:
     ],
 )
 def test_variadic_parameters_are_refused(parameters: str, stars: str) -> None:
-    told = f"mine (local) takes {stars}, which says nothing about what it needs. Name its inputs, and its settings after a '*'"
+    told = f"mine (local) takes {stars}, which hides its inputs and settings. Name the inputs, then the settings after a '*'"
     assert refusal(eval(f"lambda {parameters}: 0")) == told
 
 
@@ -192,7 +192,7 @@ def test_a_setting_may_not_carry_the_name_of_an_input(name: str) -> None:
 
 
 def test_what_has_no_signature_is_refused() -> None:
-    assert refusal(iter).startswith("mine (local) has no signature that can be read: ")
+    assert refusal(iter).startswith("cannot read the signature of mine (local): ")
 
 
 @pytest.mark.parametrize(
@@ -201,12 +201,12 @@ def test_what_has_no_signature_is_refused() -> None:
         (
             "student_features",
             "kd",
-            "a kd loss (kd_loss_type) does not get. It can stand in a match (intermediate_matches)",
+            "a kd loss (kd_loss_type) does not get. Use it in a match (intermediate_matches)",
         ),
         (
             "student_logits",
             "match",
-            "a match (intermediate_matches) does not get. It can stand in a kd loss (kd_loss_type)",
+            "a match (intermediate_matches) does not get. Use it in a kd loss (kd_loss_type)",
         ),
     ],
 )
@@ -217,7 +217,9 @@ def test_a_loss_at_the_wrong_place_is_told_where_it_belongs(parameter: str, slot
 
 
 def test_a_loss_that_fits_no_place_is_told_so() -> None:
-    assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith("No place gets all of its inputs")
+    assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith(
+        "No place in a config provides all of its inputs"
+    )
 
 
 def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
@@ -226,7 +228,7 @@ def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
 
         def __call__(self, student_logits): ...
 
-    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; a setting has a name"
+    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; settings are passed by keyword"
 
 
 def test_a_projection_class_takes_widths_by_position_and_settings_by_keyword() -> None:

@@ -110,8 +110,8 @@ def test_the_two_maps_of_losses_show_their_own(seeds: Host) -> None:
 
 def test_a_loss_of_the_other_map_is_a_key_error_that_tells_where_it_belongs() -> None:
     told = (
-        "'match' is not in KD_LOSS_MAP: kdplug-presets:match takes teacher_features, student_features, mask, "
-        "which belong elsewhere"
+        "'match' is not in KD_LOSS_MAP: kdplug-presets:match belongs in another map, since it takes "
+        "teacher_features, student_features, mask"
     )
     with pytest.raises(KeyError) as caught:
         kdplug.KD_LOSS_MAP["match"]
@@ -221,7 +221,7 @@ def test_a_local_name_that_hides_an_installed_one_gives_a_notice_when_it_is_used
 
 
 def test_only_names_and_callables_go_into_a_map() -> None:
-    with pytest.raises(PluginError, match="'a b' is no name for a projection"):
+    with pytest.raises(PluginError, match="'a b' is not a valid projection name"):
         kdplug.PROJ_MAP["a b"] = min
     with pytest.raises(PluginError, match="a projection must be callable, got 3"):
         kdplug.PROJ_MAP["a"] = 3  # type: ignore[assignment]
@@ -270,5 +270,5 @@ def test_the_star_rule_holds_for_the_decorator_and_not_for_the_maps() -> None:
 
 
 def test_a_misspelt_argument_of_a_loss_is_an_error() -> None:
-    with pytest.raises(SignatureError, match=r"takes no 'masc', which is no input of a plugin. Did you mean 'mask'\?"):
+    with pytest.raises(SignatureError, match=r"got 'masc', which is not an input of plugins. Did you mean 'mask'\?"):
         kdplug.MATCH_LOSS_MAP["match"]("s", "t", masc=None)

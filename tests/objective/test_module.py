@@ -100,7 +100,7 @@ def test_what_cannot_be_built_is_named_by_its_field(build, match, offer, keys, m
 
 
 def test_an_input_that_the_place_does_not_get_is_an_error_before_any_batch(build, match):
-    with pytest.raises(SignatureError, match="It can stand in a kd loss"):
+    with pytest.raises(SignatureError, match="Use it in a kd loss"):
         build(intermediate_matches=[match(loss="ce")])
 
 

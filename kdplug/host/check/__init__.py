@@ -1,1 +1,1 @@
-"""``kdplug plugins check``: problems with installed plugins."""
+"""Checks of ``kdplug plugins check``."""

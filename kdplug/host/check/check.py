@@ -1,4 +1,4 @@
-"""Everything that can be wrong with the installed plugins, found by importing all of them."""
+"""Check the installed plugins: import all of them and collect the problems."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kdplug.host.registry import REGISTRIES
 
 
 def check_names() -> Iterator[Finding]:
-    """Entries of the plugins in force that need their qualified name."""
+    """Yield a finding for each entry that can only be used by its qualified name."""
     for registry in REGISTRIES.values():
         for entry in registry.entries():
             status = registry.status(entry)
@@ -31,37 +31,37 @@ def check_names() -> Iterator[Finding]:
                 continue
             others = [e.qualified for e in registry.entries() if fold(e.name) == fold(entry.name) and e is not entry]
             taken = ", ".join(others) or "a first-party package that is not installed"
-            what = f"{registry.kind.noun} {entry.name!r} is {status}: the name is offered by {taken} too"
-            mend = f"write {entry.qualified} in configs, or give it another name"
-            yield Finding(entry.dist, status, "warning", what, str(entry.target), mend)
+            what = f"{registry.kind.noun} {entry.name!r} is {status}: the name is also offered by {taken}"
+            fix = f"write {entry.qualified} in configs, or rename it"
+            yield Finding(entry.dist, status, "warning", what, str(entry.target), fix)
 
 
 def check_left_out(host: Host) -> Iterator[Finding]:
-    """Plugins that a switch leaves out, and those that were written for another kdplug."""
+    """Yield a finding for each plugin that ``KDPLUG_PLUGINS`` disables or that requires another version of kdplug."""
     for dist in host.left_out:
         if dist in host.blocked:
-            what, mend = f"is left out by {host.reason(dist)}", "unset KDPLUG_PLUGINS"
-            yield Finding(dist.name, "blocked", "warning", what, "KDPLUG_PLUGINS", mend)
+            what, fix = f"is disabled by {host.reason(dist)}", "unset KDPLUG_PLUGINS"
+            yield Finding(dist.name, "blocked", "warning", what, "KDPLUG_PLUGINS", fix)
         else:
-            mend, where = f"pip install --upgrade {dist.name} kdplug", f"the metadata of {dist.name} {dist.version}"
-            yield Finding(dist.name, "incompatible", "error", f"is left out: it {host.reason(dist)}", where, mend)
+            fix, where = f"pip install --upgrade {dist.name} kdplug", f"the metadata of {dist.name} {dist.version}"
+            yield Finding(dist.name, "incompatible", "error", f"is ignored: it {host.reason(dist)}", where, fix)
 
 
 def check_switch(host: Host) -> Iterator[Finding]:
-    """Names in ``KDPLUG_PLUGINS`` that no installed plugin has."""
+    """Yield a finding for each name in ``KDPLUG_PLUGINS`` that matches no installed plugin."""
     for message in host.switch.unknown(dist.name for dist in host.dists):
-        mend = "correct the name, or unset KDPLUG_PLUGINS"
-        yield Finding("kdplug", "switch", "error", message, "KDPLUG_PLUGINS", mend)
+        fix = "correct the name, or unset KDPLUG_PLUGINS"
+        yield Finding("kdplug", "switch", "error", message, "KDPLUG_PLUGINS", fix)
 
 
 def check_plugins(only: str | None = None) -> list[Finding]:
-    """What is wrong with the plugins in force, or with the distribution ``only``: errors first, then by distribution.
+    """Check the active plugins, or only the distribution ``only``. Errors come first, then findings by distribution.
 
-    Entries and hook plugins are imported, each apart from the others, and classes are made from their defaults.
+    Entries and hook plugins are imported separately from each other, and classes are instantiated from their defaults.
 
-    Raises: ``PluginError`` where nothing is installed that is called ``only``.
+    Raises: ``PluginError`` if no distribution called ``only`` is installed.
     """
-    with _quiet():  # what is wrong with a switch is among the findings
+    with _quiet():  # an invalid filter is reported as a finding
         dists, switch = active().dists, replace(active().switch, strict=False)
     traces = installations()
     chosen = [dist for dist in dists if only is None or _same(dist.name, only)]
@@ -85,8 +85,8 @@ def check_plugins(only: str | None = None) -> list[Finding]:
 
 
 def _check_dist(dist: Distribution) -> Iterator[Finding]:
-    """What one distribution offers, seen alone."""
-    with isolated([replace(dist, others=())]) as host:  # of other versions, the checks of installations tell
+    """Yield the findings of one distribution, loaded alone."""
+    with isolated([replace(dist, others=())]) as host:  # other versions are found by the checks of installations
         yield from check_hooks(host)
         offered = [entry for names in host.entries.values() for peers in names.values() for entry in peers]
         for entry in sorted((e for e in offered if e.origin != "local"), key=lambda e: (e.kind.plural, e.name)):
@@ -95,7 +95,7 @@ def _check_dist(dist: Distribution) -> Iterator[Finding]:
 
 
 def _check_apart(entry: Entry) -> list[Finding]:
-    """The findings of one entry, whatever its code raises: reading a docstring or a source file runs it too."""
+    """Return the findings of one entry, in isolation: even reading its docstring or source may run plugin code."""
     done = run_plugin_code(lambda: list(check_entry(entry)), f"checking {entry.qualified!r}", entry.dist, "read")
     if done.error is None:
         return done.value or []
@@ -105,9 +105,9 @@ def _check_apart(entry: Entry) -> list[Finding]:
 
 def _offers_nothing(only: str, traces: list[Installation]) -> Finding:
     trace = next(one for one in traces if _same(one.dist, only))
-    what = "is installed, and offers nothing to kdplug: it has no entry point in a group of kdplug's"
-    mend = 'add [project.entry-points."kdplug.losses"] to its pyproject.toml, then install it again: pip install -e .'
-    return Finding(trace.dist, "offers-nothing", "error", what, str(trace.folder), mend)
+    what = "is installed but has no entry point in a kdplug group"
+    fix = 'add [project.entry-points."kdplug.losses"] to its pyproject.toml, then install it again: pip install -e .'
+    return Finding(trace.dist, "offers-nothing", "error", what, str(trace.folder), fix)
 
 
 def _same(one: str, other: str) -> bool:
@@ -116,7 +116,7 @@ def _same(one: str, other: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Plugins may warn and print as they are imported: neither belongs among the findings."""
+    """Hide the warnings and the output of plugins while they are imported."""
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield

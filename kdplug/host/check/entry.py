@@ -1,4 +1,4 @@
-"""Checks of what a plugin offers: each entry and each hook is imported, and what it asks for is read."""
+"""Checks of a plugin's entries and hooks: import them and read their signatures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdplug.host.spec import ComponentSpec
 
 
 def check_entry(entry: Entry) -> Iterator[Finding]:
-    """Import an entry and read what it asks for; what is wrong with it, the rest unread where it is broken."""
+    """Import an entry and yield its problems. If the import or the signature fails, the other checks are skipped."""
     try:
         target = entry.load()
     except BrokenEntryError as error:
@@ -41,15 +41,15 @@ def check_entry(entry: Entry) -> Iterator[Finding]:
 
 
 def nowhere(entry: Entry, where: str) -> Iterator[Finding]:
-    """A loss that asks for inputs of both places, logits and features, can stand in neither."""
+    """A loss that takes both logits and features fits in no place of a config."""
     if not any(set(entry.inputs) <= set(known) for known in entry.kind.slots.values()):
         places = "; ".join(f"{name}: {', '.join(known)}" for name, known in entry.kind.slots.items())
-        what = f"{entry.name} asks for {', '.join(entry.inputs)}, which no place gets together ({places})"
-        yield Finding(entry.dist, "inputs", "error", what, where, "ask for the inputs of one place, or split it in two")
+        what = f"{entry.name} asks for {', '.join(entry.inputs)}, which no place provides together ({places})"
+        yield Finding(entry.dist, "inputs", "error", what, where, "take the inputs of one place, or split it in two")
 
 
 def bad_defaults(entry: Entry, where: str) -> Iterator[Finding]:
-    """A default outside its own bounds, which nobody meets before a resolved config writes every default."""
+    """A default outside its own bounds. It fails only when a resolved config, which contains every default, is read."""
     fields = {field.alias or name: field for name, field in entry.settings.model_fields.items()}
     given = {name: field.default for name, field in fields.items() if field.default is not PydanticUndefined}
     try:
@@ -58,12 +58,12 @@ def bad_defaults(entry: Entry, where: str) -> Iterator[Finding]:
         for one in error.errors(include_url=False):
             if one["type"] != "missing" and one["loc"] and one["loc"][0] in given:
                 what = f"the default of {entry.name}'s setting {one['loc'][0]!r} {in_words(one)}"
-                mend = f"change the default, or its bounds, in {where}"
-                yield Finding(entry.dist, "default", "error", what, where, mend)
+                fix = f"change the default or its bounds in {where}"
+                yield Finding(entry.dist, "default", "error", what, where, fix)
 
 
 def unbuildable(entry: Entry, where: str) -> Iterator[Finding]:
-    """A class that cannot be made from its own defaults: ``super().__init__()`` forgotten, say."""
+    """A class that cannot be built from its defaults, for example because it does not call ``super().__init__()``."""
     model = entry.settings
     if not entry.signature.makes or any(field.is_required() for field in model.model_fields.values()):
         return
@@ -73,7 +73,7 @@ def unbuildable(entry: Entry, where: str) -> Iterator[Finding]:
         yield Finding(entry.dist, "unbuildable", "error", f"{entry.name}: {error}", where, f"correct {where}")
     except Exception as error:
         place = place_of_error(error) or where
-        what = f"{entry.name} cannot be made from its defaults: {described(error)}"
+        what = f"{entry.name} cannot be built from its defaults: {described(error)}"
         yield Finding(entry.dist, "unbuildable", "error", what, place, f"correct {place}")
     else:
         yield from _incomplete(entry, built, where)
@@ -87,23 +87,23 @@ def _incomplete(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
     protocol = protocols.get(entry.kind.plural)
     if protocol is not None and not isinstance(built, protocol):
         lacking = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(built, name)]
-        what = f"{entry.name} is no {entry.kind.noun}: it lacks {', '.join(lacking)}"
+        what = f"{entry.name} is not a {entry.kind.noun}: it lacks {', '.join(lacking)}"
         yield Finding(entry.dist, "incomplete", "error", what, where, f"add {', '.join(lacking)} in {where}")
 
 
 def undocumented(entry: Entry, where: str) -> Iterator[Finding]:
-    """An entry of which ``kdplug plugins show`` can say nothing."""
+    """An entry without a docstring, which ``kdplug plugins show`` would display."""
     target: Any = entry.load()
     while isinstance(target, functools.partial):
         target = target.func
     written = vars(target).get("__doc__") if inspect.isclass(target) else getattr(target, "__doc__", None)
     if not (written or "").strip():
-        what = f"{entry.name} has no docstring, and 'kdplug plugins show' has nothing to say of it"
-        yield Finding(entry.dist, "docstring", "warning", what, where, f"write one in {where}")
+        what = f"{entry.name} has no docstring for 'kdplug plugins show'"
+        yield Finding(entry.dist, "docstring", "warning", what, where, f"add one in {where}")
 
 
 def check_hooks(host: Host) -> Iterator[Finding]:
-    """What is wrong with the hook plugins of a host that holds one distribution, and with the names that they offer."""
+    """Yield problems with the hook plugins of a host with one distribution, and with the names of its entries."""
     host.load_hooks()
     failed = [plugin for plugin in host.hook_plugins if plugin.error is not None]
     yield from map(_failed, failed)
@@ -112,23 +112,23 @@ def check_hooks(host: Host) -> Iterator[Finding]:
         if not any(problem.startswith(f"hook plugin {plugin.qualified!r} ") for plugin in failed):
             plugin = next((one for one in host.hook_plugins if problem.startswith(one.qualified)), None)
             where = plugin.target if plugin is not None else f"entry points of {dist.name}"
-            mend = f"correct {where}" + ("" if plugin is not None else f", then {_install(dist.name)}")
-            yield Finding(dist.name, "hook" if plugin is not None else "name", "error", problem, where, mend)
+            fix = f"correct {where}" + ("" if plugin is not None else f", then {_install(dist.name)}")
+            yield Finding(dist.name, "hook" if plugin is not None else "name", "error", problem, where, fix)
 
 
 def side_effects(host: Host) -> Iterator[Finding]:
-    """Global state that the code of plugins changed while it was imported, read or built."""
+    """Yield a finding for each change of global state by plugin code that was imported, read or built."""
     for dist, message in host.side_effects:
         where = message.partition("(")[2].partition(",")[0] or dist
-        mend = "change it inside the function that needs it, and change it back"
-        yield Finding(dist, "side-effect", "error", message, where, mend)
+        fix = "change it inside the function that needs it, and restore it afterwards"
+        yield Finding(dist, "side-effect", "error", message, where, fix)
 
 
 def _failed(plugin: HookPlugin) -> Finding:
     error = plugin.error
     assert error is not None
     where = place_of_error(error) or plugin.target
-    what = f"hook plugin {plugin.name!r} failed, and none of its hooks is called: {described(error)}"
+    what = f"hook plugin {plugin.name!r} failed, so none of its hooks is called: {described(error)}"
     return Finding(plugin.dist.name, "hook", "error", what, where, _mend_of(error, plugin.target, plugin.dist.name))
 
 
@@ -145,13 +145,11 @@ def _mend_of(error: BaseException, target: str, dist: str) -> str:
     wrong_target = place_of_error(error) is None
     if isinstance(error, ModuleNotFoundError) and error.name and not f"{module}.".startswith(f"{error.name}."):
         top = error.name.partition(".")[0]
-        return f"install what holds the module {top!r}, and put it into the dependencies of {dist}"
+        return f"install the package of module {top!r} and add it to the dependencies of {dist}"
     if wrong_target and isinstance(error, (ModuleNotFoundError, AttributeError, TypeError)):
         return f"correct {target!r} in the entry points of its pyproject.toml, then {_install(dist)}"
-    return f"see the whole error with  python -c 'import {module}'  or leave it out: KDPLUG_PLUGINS=-{dist}"
+    return f"show the whole error with  python -c 'import {module}'  or disable the plugin: KDPLUG_PLUGINS=-{dist}"
 
 
 def _install(dist: str) -> str:
-    return (
-        f"install it again: pip install --force-reinstall {dist} (pip install -e . in its folder where it is editable)"
-    )
+    return f"reinstall it: pip install --force-reinstall {dist} (if it is editable: pip install -e . in its folder)"

@@ -1,4 +1,4 @@
-"""What a check of the installed plugins found."""
+"""Findings of a plugin check, and source locations."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Level = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with one distribution.
+    """One problem of one distribution.
 
-    ``check`` names the check; ``where`` is a file, a folder or an entry point; ``mend`` is the command, or the edit, that
-    puts it right. An ``error`` costs somebody an entry or a hook; a ``warning`` costs nothing yet.
+    ``check`` names the check; ``where`` is a file, a folder or an entry point; ``mend`` is the command or edit that
+    fixes it. An ``error`` makes an entry or a hook unusable, a ``warning`` does not.
     """
 
     dist: str
@@ -30,7 +30,7 @@ class Finding:
 
 
 def place_of(target: Callable[..., Any]) -> str | None:
-    """File and line where a callable is defined, ``None`` where there is no source."""
+    """Return file and line where a callable is defined, or ``None`` if there is no source."""
     try:
         found: Any = inspect.unwrap(target)
         while isinstance(found, partial):
@@ -41,7 +41,7 @@ def place_of(target: Callable[..., Any]) -> str | None:
 
 
 def place_of_error(error: BaseException) -> str | None:
-    """File and line of a plugin's source where ``error`` arose, ``None`` where it did not arise in a plugin."""
+    """Return file and line of a plugin's source that raised ``error``, or ``None`` if it was not raised in a plugin."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not _is_machinery(one.filename)]

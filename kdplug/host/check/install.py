@@ -1,4 +1,4 @@
-"""Checks of how plugins are installed: what lies on the path and does not count, or not as its author thinks."""
+"""Checks of how plugins are installed: hidden, damaged or outdated installations on the path."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kdplug.host.kind import HOOK_GROUP, KINDS
 from kdplug.host.name import fold_distribution, is_distribution_name
 
 GROUPS = (*(kind.group for kind in KINDS.values()), HOOK_GROUP)
-"""Every entry-point group that kdplug reads."""
+"""Entry-point groups that kdplug reads."""
 
 
 def check_installations(found: Iterable[Installation]) -> Iterator[Finding]:
-    """Everything that is wrong with the installations of plugins; ``found`` is in the order of the path."""
+    """Yield the problems of plugin installations; ``found`` is in path order."""
     every = list(found)
     for one in every:
         for check in _CHECKS:
@@ -32,53 +32,55 @@ def check_installations(found: Iterable[Installation]) -> Iterator[Finding]:
 
 
 def unreadable(one: Installation) -> Iterator[Finding]:
-    """Metadata that cannot be read costs every entry."""
+    """Unreadable metadata, which hides every entry."""
     if one.error is not None:
-        what = f"its metadata cannot be read, so nothing it offers is seen: {one.error}"
+        what = f"its metadata cannot be read, so none of its entries is found: {one.error}"
         yield Finding(one.dist, "unreadable", "error", what, str(one.folder), _again(one))
 
 
 def nameless(one: Installation) -> Iterator[Finding]:
-    """``dist-info`` without a name: the folder of an installation that was cut short, or of a broken tool."""
+    """``dist-info`` without a valid name, left by an interrupted installation or a broken tool."""
     if one.error is None and not is_distribution_name(one.name) and one.entry_points:
-        says = f"gives it the name {one.name!r}, which no distribution may have" if one.name else "names nobody"
-        what = f"its metadata {says}, so none of its {len(one.entry_points)} entries is seen"
+        says = f"has the invalid name {one.name!r}" if one.name else "has no name"
+        what = f"its metadata {says}, so none of its {len(one.entry_points)} entries is found"
         yield Finding(one.dist, "nameless", "error", what, str(one.folder), _again(one))
 
 
 def leftover(one: Installation) -> Iterator[Finding]:
-    """An empty ``dist-info``, which an interrupted uninstall leaves. kdplug looks past it; the standard library does not."""
+    """An empty ``dist-info`` of an interrupted uninstall. kdplug ignores it; the standard library does not."""
     if one.error is None and not one.has_metadata and not one.entry_points:
-        what = "a leftover of an earlier installation, without metadata; some tools take it for the real one"
+        what = "a leftover of an earlier installation, without metadata; some tools mistake it for the real one"
         yield Finding(one.dist, "leftover", "warning", what, str(one.folder), f"rm -r {one.folder}")
 
 
 def odd_lines(one: Installation) -> Iterator[Finding]:
-    """A line of ``entry_points.txt`` that is no ``name = value`` offers nothing."""
+    """A line of ``entry_points.txt`` that is not ``name = value``, which is ignored."""
     for line in one.odd_lines:
-        what = f"the line {line!r} is no 'name = module:attribute', and offers nothing"
+        what = f"the line {line!r} is not 'name = module:attribute' and is ignored"
         where = str(one.folder / "entry_points.txt")
         yield Finding(one.dist, "odd-line", "error", what, where, f"correct it in pyproject.toml, then {_again(one)}")
 
 
 def unknown_groups(one: Installation) -> Iterator[Finding]:
-    """An entry-point group that nobody reads, ``kdplug.loss`` say."""
+    """An entry-point group that kdplug does not read, such as ``kdplug.loss``."""
     for group in dict.fromkeys(point.group for point in one.entry_points):
         near = did_you_mean(group, GROUPS)
         if group in GROUPS or not (near or group.startswith("kdplug.")):
             continue
         names = ", ".join(point.name for point in one.entry_points if point.group == group)
-        what = f"the entry-point group {group!r} is not read, so {names} cannot be named.{near} Groups: {', '.join(GROUPS)}"
-        mend = f"rename the group in pyproject.toml, then {_again(one)}"
-        yield Finding(one.dist, "unknown-group", "error", what, str(one.folder / "entry_points.txt"), mend)
+        what = (
+            f"the entry-point group {group!r} is not read, so {names} cannot be used.{near} Groups: {', '.join(GROUPS)}"
+        )
+        fix = f"rename the group in pyproject.toml, then {_again(one)}"
+        yield Finding(one.dist, "unknown-group", "error", what, str(one.folder / "entry_points.txt"), fix)
 
 
 def drifted(one: Installation) -> Iterator[Finding]:
-    """Entry points of an editable project that its installed metadata lacks: an editable install does not notice them."""
+    """An editable project whose entry points changed since it was installed: its metadata is not updated."""
     if one.project is None:
         return
     if not one.project.is_dir():
-        what = "it is editable, and the folder of its project is gone"
+        what = "it is editable, but its project folder no longer exists"
         yield Finding(one.dist, "project-gone", "error", what, str(one.project), f"pip uninstall {one.dist}")
         return
     file = one.project / "pyproject.toml"
@@ -95,7 +97,7 @@ def drifted(one: Installation) -> Iterator[Finding]:
     differences = [
         *(f"{name} ({group}) is not installed" for group, name in sorted(declared.keys() - installed.keys())),
         *(
-            f"{name} ({group}) is installed and no longer declared"
+            f"{name} ({group}) is installed but no longer declared"
             for group, name in sorted(installed.keys() - declared.keys())
         ),
         *(
@@ -109,30 +111,30 @@ def drifted(one: Installation) -> Iterator[Finding]:
 
 
 def duplicates(copies: list[Installation]) -> Iterator[Finding]:
-    """Several installations of one name: the first on the path counts, and hides the others."""
+    """Several installations of one name: the first on the path is used and hides the others."""
     first, *rest = copies
     for other in rest:
         lost = sorted({point.name for point in other.entry_points} - {point.name for point in first.entry_points})
         hides = f" and hides {', '.join(lost)}" if lost else ""
         if first.place == other.place and first.folder.suffix == other.folder.suffix:
             old = min(first, other, key=lambda one: _version(one.version))
-            what = f"versions {first.version} and {other.version} lie in one folder, and it is chance which counts"
+            what = f"versions {first.version} and {other.version} are in one folder; which one is used is undefined"
             yield Finding(first.dist, "duplicate", "error", what, str(old.folder), f"rm -r {old.folder}")
         elif (first.version, first.entry_points) == (other.version, other.entry_points):
             continue
         elif first.is_egg_info:
-            what = f"a stale egg-info, {first.version}, stands before {other.folder} ({other.version}){hides}"
+            what = f"a stale egg-info, {first.version}, precedes {other.folder} ({other.version}){hides}"
             yield Finding(first.dist, "stale-egg-info", "error", what, str(first.folder), f"rm -r {first.folder}")
         elif lost or _version(first.version) < _version(other.version):
-            what = f"version {first.version} stands before {other.folder} ({other.version}){hides}"
+            what = f"version {first.version} precedes {other.folder} ({other.version}){hides}"
             yield Finding(first.dist, "duplicate", "error", what, str(first.folder), f"pip uninstall {first.dist}")
         else:
-            what = f"version {first.version} stands before {other.folder} ({other.version})"
+            what = f"version {first.version} precedes {other.folder} ({other.version})"
             yield Finding(first.dist, "duplicate", "warning", what, str(other.folder), f"rm -r {other.folder}")
 
 
 def passed_over(every: list[Installation]) -> Iterator[Finding]:
-    """Metadata without a kdplug entry point that stands before the plugin's own. kdplug looks past it; others do not."""
+    """Metadata without kdplug entry points that precedes the plugin's own. kdplug ignores it; other tools do not."""
     for place, one in enumerate(every):
         hidden = [other for other in every[place + 1 :] if other.entry_points and _same(one, other)]
         before = [other for other in every[:place] if other.entry_points and _same(one, other)]
@@ -140,8 +142,8 @@ def passed_over(every: list[Installation]) -> Iterator[Finding]:
             continue
         noun, check = ("a stale egg-info", "stale-egg-info") if one.is_egg_info else ("an installation", "duplicate")
         what = (
-            f"{noun}, {one.version}, without entry points stands before {hidden[0].folder} ({hidden[0].version}); kdplug "
-            "looks past it, and other tools take it for the real one"
+            f"{noun}, {one.version}, without entry points precedes {hidden[0].folder} ({hidden[0].version}); kdplug "
+            "ignores it, but other tools mistake it for the real one"
         )
         yield Finding(one.dist, check, "warning", what, str(one.folder), f"rm -r {one.folder}")
 
@@ -161,7 +163,7 @@ _CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
 
 
 def _declared(pyproject: dict[str, Any]) -> dict[tuple[str, str], str] | None:
-    """The entry points that a project declares, ``None`` where it computes them, or declares them elsewhere."""
+    """Return the declared entry points of a project, or ``None`` if they are dynamic or declared elsewhere."""
     project = pyproject.get("project")
     if project is None or "entry-points" in project.get("dynamic", ()):
         return None
@@ -185,5 +187,5 @@ def _version(text: str) -> Version:
 
 
 def _again(one: Installation) -> str:
-    """The command that installs it anew."""
+    """Return the command that reinstalls it."""
     return f"pip install -e {one.project}" if one.project is not None else f"pip install --force-reinstall {one.dist}"

@@ -1,7 +1,7 @@
-"""Every trace of an installed distribution on the path, readable or not, first on the path or hidden.
+"""All installations on the path, including unreadable and hidden ones.
 
-``host.metadata`` reads what counts, at every import and in one pass. This reads everything, so that a check can say what
-does not count, and why.
+``host.metadata`` reads only the distributions in use, in one pass at import. This module reads all of them, so that a
+check can report which are not used, and why.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _FOLDER = re.compile(r"(?P<name>.+?)(?:-(?P<version>[^-]+)(?:-py[\d.]+)?)?\.(?:d
 
 @dataclass(frozen=True)
 class Installation:
-    """A ``dist-info`` or ``egg-info``: what its files say, and why one of them could not be read.
+    """Content of a ``dist-info`` or ``egg-info``, with the error of an unreadable file.
 
-    ``entry_points`` are those of groups that begin with ``kdplug``, known or not; ``odd_lines`` are lines of such groups
-    that are no ``name = value``.
+    ``entry_points`` are those of groups that begin with ``kdplug``, known or not; ``odd_lines`` are lines of such
+    groups that are not ``name = value``.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Installation:
 
     @property
     def place(self) -> Path:
-        """The folder on the path that it lies in."""
+        """The path entry that contains it."""
         return self.folder.parent
 
     @property
@@ -52,12 +52,12 @@ class Installation:
 
     @property
     def dist(self) -> str:
-        """Its name, or what the folder's name says of it."""
+        """Its name in the metadata, else in the folder name."""
         return self.name or _named(self.folder)[0]
 
     @cached_property
     def project(self) -> Path | None:
-        """The folder of an editable project, ``None`` where it is not editable."""
+        """The folder of an editable project, or ``None`` if it is not editable."""
         try:
             found: Any = read_json(self.folder / "direct_url.json")
             if not found["dir_info"].get("editable", False):
@@ -68,13 +68,13 @@ class Installation:
 
 
 def installations(path: Iterable[str] | None = None) -> list[Installation]:
-    """Every installation on ``path`` (``sys.path`` where it is ``None``), in the order of the path."""
+    """Return every installation on ``path`` (default ``sys.path``), in path order."""
     places = dict.fromkeys(Path(place or ".").resolve() for place in (sys.path if path is None else path))
     return [_read(folder) for place in places for folder in _folders(place)]
 
 
 def about_plugins(found: Iterable[Installation]) -> list[Installation]:
-    """Those that have to do with kdplug: by an entry point, by a name, or by an editable project that may have either."""
+    """Return installations with a kdplug entry point or name, and editable projects, which may have either."""
     every = list(found)
     names = {fold_distribution(one.dist) for one in every if one.entry_points or one.odd_lines}
     return [

@@ -1,1 +1,1 @@
-"""Plugin code runs apart: what it raises or changes does not reach the run."""
+"""Isolation of plugin code: its exceptions and changes of global state do not reach the run."""

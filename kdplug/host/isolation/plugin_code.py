@@ -1,4 +1,4 @@
-"""Runs the code of a plugin apart from the rest: what it raises, how long it imports, and what it changes in the process."""
+"""Run plugin code in isolation: catch its exceptions, report slow imports, and restore changed process state."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 Scope = Literal["import", "read", "hook", "build"]
 Report = Callable[[str, str, str], None]
-"""Takes a distribution, what its code did, and the global state that it changed."""
+"""Callback with a distribution, the action of its code, and the global state that it changed."""
 
 SLOW_SECONDS = 10.0
-"""An import that takes longer is named while it runs."""
+"""A longer import is reported while it runs."""
 
 _running: ContextVar[str | None] = ContextVar("running", default=None)
 
@@ -40,7 +40,7 @@ _SIGNALS = [
 
 @dataclass(slots=True)
 class Outcome(Generic[T]):
-    """What the code of a plugin returned, or the error that it raised, ``SystemExit`` and the like included."""
+    """Return value of plugin code, or the exception that it raised, including ``SystemExit``."""
 
     value: T | None = None
     error: BaseException | None = None
@@ -49,15 +49,15 @@ class Outcome(Generic[T]):
 def run_plugin_code(
     call: Callable[[], T], doing: str, dist: str, scope: Scope, report: Report | None = None
 ) -> Outcome[T]:
-    """Call ``call``, which runs code of ``dist``, and restore the state of the process that the code changed.
+    """Call ``call``, which runs code of ``dist``, and restore the process state that it changed.
 
-    ``doing`` names the act in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore all state, and
-    ``import`` looks for functions that were replaced. ``hook`` restores what decides the results of a run. ``build`` does so
-    too, but keeps what was drawn from random generators, since the parameters of a loss are drawn from them; they are
-    restored where the code seeds torch.
+    ``doing`` describes the action in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore
+    all state, and ``import`` also detects replaced functions. ``hook`` restores the state that affects results. So does
+    ``build``, except that random generators keep advancing, since a loss may draw its parameters; they are restored if
+    the code seeds torch.
 
-    An exception that a signal handler raised, ``KeyboardInterrupt`` at Ctrl-C for example, is raised whatever the code made of
-    it. Every other one is returned.
+    Exceptions of signal handlers, such as ``KeyboardInterrupt`` at Ctrl-C, are re-raised even if the code caught them.
+    All other exceptions are returned.
     """
     before, random, seeded = Snapshot(_TABLES[scope]), Snapshot(RANDOM), seeds()
     is_run = scope in ("hook", "build")
@@ -66,7 +66,7 @@ def run_plugin_code(
     with _signals(changes, restores=not is_run) as from_signals, _named_when_slow(doing, dist, scope):
         try:
             done.value = call()
-        except BaseException as error:  # a plugin may raise anything, which costs no more than the plugin
+        except BaseException as error:  # whatever a plugin raises must affect that plugin only
             done.error = error
     _running.reset(outer)
     before.restore(changes)
@@ -81,21 +81,21 @@ def run_plugin_code(
 
 
 def running_plugin() -> str | None:
-    """The distribution whose code runs now, ``None`` where it is nobody's."""
+    """Return the distribution whose code is running, or ``None``."""
     return _running.get()
 
 
 def described(error: BaseException) -> str:
-    """The type and the text of an error, whose text a plugin computes."""
+    """Format the type and text of an error; the text comes from plugin code and may fail."""
     try:
         text = str(error)
     except (Exception, SystemExit, GeneratorExit):
-        text = "its text cannot be read"
+        text = "(its message cannot be read)"
     return printable(f"{type(error).__name__}: {text}")
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of its run that prints."""
+    """Return whether this is the first process of a run, the only one that prints."""
     return os.environ.get("LOCAL_RANK", "0") == "0" and os.environ.get("RANK", "0") == "0"
 
 
@@ -122,9 +122,9 @@ def report_side_effects(report: Report) -> None:
 
 @contextmanager
 def _signals(changes: Changes, *, restores: bool) -> Iterator[list[BaseException]]:
-    """Collect what the handlers of signals raise. ``restores`` those handlers that were replaced meanwhile.
+    """Collect the exceptions of signal handlers. With ``restores``, restore replaced handlers.
 
-    Python calls handlers in the main thread only, so in another thread no exception comes from one.
+    Python runs handlers in the main thread only, so other threads have none to collect.
     """
     raised: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():
@@ -163,11 +163,13 @@ def _signals(changes: Changes, *, restores: bool) -> Iterator[list[BaseException
 
 @contextmanager
 def _named_when_slow(doing: str, dist: str, scope: Scope) -> Iterator[None]:
-    """Say on standard error that an import is slow, while it runs: who it is, and how to run without it."""
+    """Report a slow import on standard error while it runs, with the way to disable the plugin."""
     if scope in ("hook", "build") or not is_first_process():
         yield
         return
-    message = f"kdplug: {doing} has taken {SLOW_SECONDS:g} s so far. To run without it: KDPLUG_PLUGINS=-{dist}\n"
+    message = (
+        f"kdplug: {doing} has taken {SLOW_SECONDS:g} s so far. To run without this plugin, set KDPLUG_PLUGINS=-{dist}\n"
+    )
     timer = threading.Timer(SLOW_SECONDS, sys.stderr.write, (message,))
     timer.daemon = True
     timer.start()

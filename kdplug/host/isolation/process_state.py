@@ -1,8 +1,8 @@
-"""The state of a process that a run depends on, read before the code of a plugin runs and restored after it.
+"""Process state that a run depends on: saved before plugin code runs and restored afterwards.
 
-State is restored where it decides a result, hides a message or moves a file, and where nothing of a plugin can need the
-changed value. What a library may need for its own work (an entry at the front of ``sys.path``) is left and only reported.
-Only modules that are loaded are looked at: nothing here imports torch or numpy.
+State is restored if it affects results, hides messages or moves files, and no plugin can need the changed value. State
+that a library may need (an entry at the front of ``sys.path``) is only reported. Only loaded modules are examined:
+nothing here imports torch or numpy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 UNKNOWN = object()
-"""In place of a value that cannot be read, or whose default is not known."""
+"""Placeholder for a value that cannot be read, or for an unknown default."""
 
 _DECISIVE = frozenset(
     (
@@ -40,10 +40,10 @@ _DECISIVE_PREFIXES = ("ACCELERATE_", "KDPLUG_")
 class Part:
     """One value of a module's global state.
 
-    ``read`` takes the module, ``write`` the module and a value; a part without ``write`` is only reported. ``fresh`` is the
-    value in a module that was just imported. A ``silent`` part is restored and not reported: another part names the change.
-    Of a random generator, ``renew`` takes the seed away from one that was just imported, and ``drew`` takes the module, the
-    state before and the state now: whether numbers were drawn and no seed was set.
+    ``read`` takes the module, ``write`` the module and a value; a part without ``write`` is only reported. ``fresh`` is
+    the value in a newly imported module. A ``silent`` part is restored but not reported, since another part reports the
+    change. For random generators, ``renew`` reseeds a newly imported one, and ``drew`` takes the module, the state
+    before and the state now and returns whether numbers were drawn without setting a seed.
     """
 
     name: str
@@ -56,36 +56,36 @@ class Part:
     drew: Callable[[Any, Any, Any], bool] | None = None
 
     def value(self, module: Any) -> Any:
-        """The value now, ``UNKNOWN`` where it cannot be read or ``module`` is ``None``."""
+        """Return the current value, or ``UNKNOWN`` if it cannot be read or ``module`` is ``None``."""
         try:
             return UNKNOWN if module is None else self.read(module)
-        except Exception:  # a version without this state, or one that refuses to read a mixed setting
+        except Exception:  # a version without this state, or one that cannot read a mixed setting
             return UNKNOWN
 
     def only_drew(self, module: Any, before: Any) -> bool:
-        """Whether this is a random generator from which numbers were drawn since ``before``."""
+        """Return whether this is a random generator from which numbers were drawn since ``before``."""
         return self.drew is not None and self.drew(module, before, self.value(module))
 
     def is_at(self, module: Any, wanted: Any) -> bool:
-        """Whether the value is ``wanted`` now."""
+        """Return whether the current value is ``wanted``."""
         now = self.value(module)
         return now is not UNKNOWN and bool(self.same(wanted, now))
 
 
 Table = tuple[str, tuple[Part, ...]]
-"""The name of a module and its parts, in the order in which they are restored."""
+"""Name of a module and its parts, in the order of restoring them."""
 
 
 @dataclass(slots=True)
 class Changes:
-    """Names of the parts that were changed: ``restored``, or ``left`` as they are."""
+    """Names of changed parts: ``restored``, or ``left`` changed."""
 
     restored: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
 
 class Snapshot:
-    """The state of the modules in ``tables`` that are loaded now."""
+    """Saved state of the loaded modules in ``tables``."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self._before = [
@@ -95,9 +95,10 @@ class Snapshot:
         ]
 
     def restore(self, changes: Changes, *, reports_draws: bool = True) -> None:
-        """Restore what changed, and add its name to ``changes``.
+        """Restore changed parts and add their names to ``changes``.
 
-        Numbers that were only drawn from a random generator are not named unless ``reports_draws``: libraries do so.
+        A random generator that was only drawn from is reported only with ``reports_draws``, since libraries draw on
+        import.
         """
         wanted = list(self._wanted())
         changed = [one for one in wanted if not one[0].is_at(*one[1:])]
@@ -106,13 +107,13 @@ class Snapshot:
         named = [one for one in changed if not one[0].silent and (reports_draws or not one[0].only_drew(*one[1:]))]
         for part, module, value in wanted:
             if part.write is not None and not part.is_at(module, value):  # writing one part may change a later one
-                with suppress(Exception):  # what cannot be written is reported as not restored
+                with suppress(Exception):  # a part that cannot be written is reported as not restored
                     part.write(module, value)
         for part, module, value in named:
             (changes.restored if part.is_at(module, value) else changes.left).append(part.name)
 
     def _wanted(self) -> Iterator[tuple[Part, Any, Any]]:
-        """Each part, its module and the value of before: the default where the module was imported since."""
+        """Yield each part, its module and its saved value, or the default if the module was imported since."""
         for name, module, part, value in self._before:
             if module is not None and value is not UNKNOWN:
                 yield part, module, value
@@ -124,17 +125,17 @@ class Snapshot:
 
 
 class Functions:
-    """The functions and classes of torch and kdplug that a run may call.
+    """Functions and classes of torch and kdplug that a run may call.
 
-    What replaces one is reported and stays, since the plugin may rely on it. ``torch.compile`` and ``torch.manual_seed`` are
-    left out: other libraries and torch itself wrap them, and neither computes a value.
+    A replacement is reported but kept, since the plugin may rely on it. ``torch.compile`` and ``torch.manual_seed`` are
+    ignored: other libraries and torch itself wrap them, and neither computes a value.
     """
 
     def __init__(self) -> None:
         self._before = [(path, owner, dict(vars(owner))) for path, owner in _owners()]
 
     def replaced(self) -> list[str]:
-        """The paths of those that are another object now."""
+        """Return the paths of those that were replaced."""
         return [
             f"{path}.{name}"
             for path, owner, before in self._before
@@ -162,7 +163,7 @@ def _owners() -> Iterator[tuple[str, Any]]:
 
 
 def _environment(module: Any) -> dict[str, str]:
-    """The variables that decide devices, processes, arithmetic and plugins. Others are a library's own business."""
+    """Return the variables that affect devices, processes, arithmetic or plugins. A library may change others."""
     return {
         name: value
         for name, value in module.environ.items()
@@ -177,32 +178,32 @@ def _set_environment(module: Any, wanted: dict[str, str]) -> None:
 
 
 def _is_first(before: list[str], now: list[str]) -> bool:
-    """Whether ``before`` still comes first: an entry behind it hides no module."""
+    """Return whether ``before`` is still the start of the list: later entries hide no module."""
     return now[: len(before)] == before
 
 
 def _hides_ours(rule: tuple[Any, ...]) -> bool:
-    """Whether a filter hides the warnings of kdplug, or makes errors of them, whatever they say."""
+    """Return whether a filter hides all kdplug warnings or turns them into errors."""
     action, message, category, module, _ = rule
     is_blanket = message is None and module is None and action in ("ignore", "error")
     return is_blanket and any(issubclass(ours, category) for ours in (UserWarning, RuntimeWarning))
 
 
 def _keeps_filters(before: list[tuple[Any, ...]], now: list[tuple[Any, ...]]) -> bool:
-    """Whether no filter of ``before`` is gone and none was added that hides a warning of kdplug."""
+    """Return whether all filters of ``before`` remain and no new one hides kdplug warnings."""
     return all(rule in now for rule in before) and not any(_hides_ours(rule) for rule in now if rule not in before)
 
 
 def _set_filters(module: Any, wanted: list[tuple[Any, ...]]) -> None:
-    """Put back ``wanted``, behind the filters that a library added for warnings of its own."""
+    """Restore ``wanted``, after the filters that a library added for its own warnings."""
     own = [rule for rule in module.filters if rule not in wanted and not _hides_ours(rule)]
     module.filters[:] = [*own, *wanted]
-    with module.catch_warnings():  # leaving it makes the interpreter forget which warnings it showed already
+    with module.catch_warnings():  # leaving it resets the record of warnings already shown
         pass
 
 
 def _start_method(module: Any) -> str:
-    """The method that is set, or the default: using multiprocessing without choosing one settles on it."""
+    """Return the start method, or the default, which multiprocessing fixes on first use."""
     method: str = module.get_start_method(allow_none=True) or module.get_all_start_methods()[0]
     return method
 
@@ -269,4 +270,4 @@ PROCESS: tuple[Table, ...] = (
         ),
     ),
 )
-"""State outside of arithmetic. A hook of a run may change it on purpose, an import may not."""
+"""State that does not affect arithmetic. A hook may change it on purpose, an import may not."""

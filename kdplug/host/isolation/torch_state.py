@@ -1,4 +1,4 @@
-"""The state of torch, numpy and ``random`` that decides what a run computes. Nothing here imports them."""
+"""State of torch, numpy and ``random`` that affects the results of a run. Nothing here imports them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from kdplug.host.isolation.process_state import UNKNOWN, Part, Table
 
-# ruff: noqa: SLF001  torch has no public way to read its mode stacks, its global hooks or the seeds that wait for CUDA
+# ruff: noqa: SLF001  torch has no public API for its mode stacks, its global hooks or the pending CUDA seeds
 
 
 _AUTOCAST = {"cpu": "bfloat16", "cuda": "float16"}
-"""Devices whose autocast state is kept, with the dtype that is the default there."""
+"""Devices whose autocast state is saved, with their default dtype."""
 
 _FLAGS: dict[str, Any] = {
     "backends.cudnn.enabled": True,
@@ -29,16 +29,16 @@ _FLAGS: dict[str, Any] = {
     "backends.cuda.matmul.allow_fp16_reduced_precision_reduction": True,
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction": True,
 }
-"""Attributes of torch that choose algorithms or precision, with their defaults, where no environment variable sets them."""
+"""Attributes of torch that select algorithms or precision, with their defaults; environment variables may override some."""
 
 _GUARDS: list[Any] = []
-"""Inference modes entered to restore one. torch leaves a mode when its object is dropped."""
+"""Inference modes entered to restore the mode; torch exits a mode when its object is deleted."""
 
 _WORDS = 624
-"""Words of the Mersenne Twister, which are replaced at once when all of them were drawn."""
+"""State size of the Mersenne Twister in words; all words are replaced when the last one was drawn."""
 
 _BLOCKS = 8
-"""Blocks of words that an import may draw. What drew more counts as seeding."""
+"""Maximum number of blocks of words that an import may draw. Drawing more counts as seeding."""
 
 _SMALLEST_NORMAL = sys.float_info.min
 
@@ -50,7 +50,7 @@ def _set_inference_mode(torch: Any, enabled: bool) -> None:
 
 
 def _default_device(torch: Any) -> Any:
-    """The device of ``torch.set_default_device``, ``None`` where it was never called."""
+    """Return the device of ``torch.set_default_device``, or ``None`` if it was never called."""
     return getattr(getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None), "device", None)
 
 
@@ -79,7 +79,7 @@ def _autocast_depth(torch: Any) -> int:
 
 
 def _autocast(torch: Any) -> tuple[Any, ...]:
-    """The open blocks, the cache of casts, and the state of each device: a block that stays open keeps old casts of weights."""
+    """Return the number of open blocks, the cache flag and each device's state. An open block keeps stale casts."""
     devices = [(torch.is_autocast_enabled(one), str(torch.get_autocast_dtype(one)).split(".")[1]) for one in _AUTOCAST]
     return _autocast_depth(torch), torch.is_autocast_cache_enabled(), *devices
 
@@ -101,7 +101,7 @@ def _set_attribute(path: str, torch: Any, value: Any) -> None:
 
 
 def _global_hooks(torch: Any) -> dict[str, list[Any]]:
-    """The keys of the hooks that torch calls for every module."""
+    """Return the keys of the hooks that torch calls for every module."""
     return {name: list(hooks) for name, hooks in _hooks_of(torch)}
 
 
@@ -118,7 +118,7 @@ def _hooks_of(torch: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
 
 
 def _python_drew(random: Any, before: Any, now: Any) -> bool:
-    """Whether ``now`` is ``before`` some numbers later: the words of the generator change with every block of them."""
+    """Return whether ``now`` is ``before`` advanced by some draws; the state words change once per block."""
     probe = random.Random()
     probe.setstate(before)
     for _ in range(_BLOCKS):
@@ -160,12 +160,12 @@ def _cuda_states(torch: Any) -> Any:
 
 
 def _waiting_seeds(torch: Any) -> Any:
-    """The seeds that torch sets when CUDA starts; ``UNKNOWN`` where it has started."""
+    """Return the seeds that torch will set when CUDA starts, or ``UNKNOWN`` if it has started."""
     return UNKNOWN if torch.cuda.is_initialized() else dict(vars(torch.cuda._lazy_seed_tracker))
 
 
 def _set_waiting_seeds(torch: Any, wanted: dict[str, Any]) -> None:
-    """Let the seeds wait as before. Where the plugin started CUDA, set them again, or a random seed where none waited."""
+    """Restore the pending seeds. If the plugin started CUDA, set them now, or a random seed if none was pending."""
     if not torch.cuda.is_initialized():
         vars(torch.cuda._lazy_seed_tracker).update(wanted)
         return
@@ -177,7 +177,7 @@ def _set_waiting_seeds(torch: Any, wanted: dict[str, Any]) -> None:
 
 
 def seeds() -> object:
-    """What differs once torch was seeded, and not once numbers were drawn; ``None`` while torch is not loaded."""
+    """Return a value that changes if torch is seeded but not if numbers are drawn; ``None`` if torch is not loaded."""
     torch = sys.modules.get("torch")
     return None if torch is None else (torch.initial_seed(), vars(torch.cuda._lazy_seed_tracker).copy())
 
@@ -294,7 +294,7 @@ ARITHMETIC: tuple[Table, ...] = (
                 lambda torch, threads: torch.set_num_threads(threads),
             ),
             Part(
-                "flushing of denormal numbers",  # which a library that was built with -ffast-math switches on too
+                "flushing of denormal numbers",  # also enabled by libraries built with -ffast-math
                 lambda _: _SMALLEST_NORMAL / 2 == 0.0,
                 lambda torch, flushes: torch.set_flush_denormal(flushes),
                 fresh=False,
@@ -302,7 +302,7 @@ ARITHMETIC: tuple[Table, ...] = (
         ),
     ),
 )
-"""State that decides values, gradients or the bits of both."""
+"""State that affects values, gradients or their rounding."""
 
 MODULE_HOOKS: tuple[Table, ...] = (
     (
@@ -310,4 +310,4 @@ MODULE_HOOKS: tuple[Table, ...] = (
         (Part("torch's hooks on every module", _global_hooks, _remove_global_hooks),),
     ),
 )
-"""Hooks that torch calls for every module. A hook of a run may add one, to measure it, an import may not."""
+"""Hooks that torch calls for every module. A hook plugin may add one during a run, an import may not."""

@@ -23,7 +23,7 @@ def test_a_missing_dependency_is_named_with_the_line_that_needs_it(fake_site: Fa
     finding = one(fake_site)
     assert (finding.check, finding.level, finding.where) == ("broken", "error", f"{file}:2")
     assert "ModuleNotFoundError: No module named 'no_such'" in finding.what
-    assert finding.mend.startswith("install what holds the module 'no_such'")
+    assert finding.mend.startswith("install the package of module 'no_such'")
 
 
 def test_an_error_in_a_library_points_to_the_plugins_line(fake_site: FakeSite) -> None:
@@ -63,7 +63,7 @@ def test_inputs_that_no_place_gets_together_are_found(fake_site: FakeSite) -> No
     add(fake_site, "def f(student_logits, student_features):\n    'A loss.'")
     finding = one(fake_site)
     assert finding.check == "inputs"
-    assert "no place gets together" in finding.what
+    assert "no place provides together" in finding.what
 
 
 def test_a_default_outside_its_own_bounds_is_found(fake_site: FakeSite) -> None:

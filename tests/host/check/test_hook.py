@@ -15,7 +15,7 @@ def test_two_packages_with_one_name_are_told_what_to_write(fake_site: FakeSite) 
     add(fake_site, GOOD, name="kdplug-b")
     finding = one(fake_site)
     assert (finding.check, finding.level) == ("ambiguous", "warning")
-    assert "is offered by kdplug-b:x too" in finding.what
+    assert "is also offered by kdplug-b:x" in finding.what
     assert finding.mend.startswith("write kdplug-a:x in configs")
 
 
@@ -35,13 +35,13 @@ def test_a_hook_that_does_not_exist_is_found(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", files={"kdplug_a.py": "def kdplug_step_ended(): ..."}, plugins={"hooks": "kdplug_a"})
     finding = one(fake_site)
     assert finding.check == "hook"
-    assert "kdplug_step_ended, which is no hook. Did you mean 'kdplug_step_end'?" in finding.what
+    assert "kdplug_step_ended, which is not a hook. Did you mean 'kdplug_step_end'?" in finding.what
 
 
 def test_a_hook_that_asks_for_what_it_does_not_get_is_found(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", files={"kdplug_a.py": "def kdplug_step_end(reprot): ..."}, plugins={"hooks": "kdplug_a"})
     finding = one(fake_site)
-    assert f"({fake_site.folder / 'kdplug_a.py'}:1) asks for 'reprot', which the hook does not give." in finding.what
+    assert f"({fake_site.folder / 'kdplug_a.py'}:1) asks for 'reprot', which the hook does not pass." in finding.what
     assert finding.what.endswith("Did you mean 'report'?")
     assert finding.mend == "correct it in kdplug_a"
 
@@ -57,7 +57,7 @@ def test_a_name_that_is_none_is_found(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", files={"kdplug_a.py": GOOD}, losses=[("my loss", "kdplug_a:f")])
     finding = one(fake_site)
     assert finding.check == "name"
-    assert "'my loss', which is no entry name" in finding.what
+    assert "'my loss', which is not a valid entry name" in finding.what
 
 
 @pytest.mark.filterwarnings("ignore::kdplug.host.host.PluginWarning")

@@ -129,7 +129,7 @@ def test_settings_other_than_the_losss_are_refused(offer, build):
     def other(student_logits, teacher_logits, *, share=0.5):
         raise AssertionError("called")
 
-    with pytest.raises(SignatureError, match=r"takes the settings \['power'\], and the loss itself \['share'\]"):
+    with pytest.raises(SignatureError, match=r"takes the settings \['power'\], but the loss takes \['share'\]"):
         build(kd_loss_type=offer(closed_form(squared_rows)(other)))
 
 
