@@ -1,9 +1,9 @@
-"""Small data sets for the recipes in this folder, made on the spot.
+"""Generate small data sets for the recipes in this folder.
 
-    python examples/data.py [FOLDER]        # runs/data unless it is given
+    python examples/data.py [FOLDER]        # default: runs/data
 
-Every file is the same each time. Nothing is downloaded: the sentences come from the templates below, the pictures from two
-formulas, and the running text is the reference manual that Python itself carries.
+Every file is the same each time. Nothing is downloaded: sentences come from the templates below, pictures from formulas,
+and the running text is the reference manual that ships with Python.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOODS = ("bread", "cheese", "apples", "soup", "rice", "plums")
 
 
 def reviews(count: int, random: Random) -> list[dict[str, Any]]:
-    """Opinions in a sentence; a ``not`` turns one around."""
+    """Return one-sentence opinions; a ``not`` inverts the label."""
     rows = []
     for _ in range(count):
         is_good, is_turned = random.random() < 0.5, random.random() < 0.4
@@ -42,12 +42,12 @@ def reviews(count: int, random: Random) -> list[dict[str, Any]]:
 
 
 def name(random: Random) -> str:
-    """A name that most likely stands in no other sentence."""
+    """Return a random name, most likely unique."""
     return "".join(random.choice(SYLLABLES) for _ in range(random.randint(2, 3))).capitalize()
 
 
 def tagged_sentences(count: int, random: Random) -> list[list[tuple[str, str]]]:
-    """Words with tags for persons, places and companies, which only the words around them tell apart."""
+    """Return words with tags for persons, places and companies, distinguished by context only."""
     templates = (
         "PER lives in LOC", "PER PER went to LOC yesterday", "ORG of LOC hired PER PER", "she met PER in LOC",
         "PER works for ORG ORG", "the people of LOC like ORG", "nothing happened in LOC today", "they say that it rained",
@@ -65,7 +65,7 @@ def tagged_sentences(count: int, random: Random) -> list[list[tuple[str, str]]]:
 
 
 def questions(count: int, random: Random) -> list[dict[str, Any]]:
-    """Three facts about a person, and a question about one of them."""
+    """Return contexts of three facts about a person, each with a question about one of them."""
     rows = []
     for _ in range(count):
         person = name(random)
@@ -83,7 +83,7 @@ def questions(count: int, random: Random) -> list[dict[str, Any]]:
 
 
 def pictures(count: int, seed: int) -> dict[str, numpy.ndarray]:
-    """Rings, discs, crosses and squares of 16 by 16 pixels, anywhere, in noise."""
+    """Return noisy 16 by 16 pictures of a ring, disc, cross or square at a random place."""
     draw = numpy.random.default_rng(seed)
     label = draw.integers(4, size=count)
     x, y = (draw.uniform(5, 11, (count, 1, 1)) - place for place in numpy.mgrid[:16, :16][:, None])
@@ -96,7 +96,7 @@ def pictures(count: int, seed: int) -> dict[str, numpy.ndarray]:
 
 
 def running_text() -> str:
-    """Python's reference manual, half a million characters."""
+    """Return Python's reference manual, half a million characters."""
     return "\n\n".join(topics[topic] for topic in sorted(topics))
 
 

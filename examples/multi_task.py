@@ -1,9 +1,8 @@
-"""One student with two heads, and for each head a teacher and data of its own.
+"""One student with two heads; each head has its own teacher and data.
 
 python examples/multi_task.py [STEPS]
 
-One teacher reads digits, the other tells the digits above four from the others. Neither of the two sets of images has
-labels for the student.
+One teacher recognizes digits, the other detects digits above four. The student gets no labels of either task.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ TRAIN = 1200
 
 
 class Student(nn.Module):
-    """A body that all tasks share, and a head for each."""
+    """A shared body, and a head for each task."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,12 +36,12 @@ class Student(nn.Module):
 
 
 def head_of(task: str) -> Any:
-    """The adaptor of a task: of all that the student returned, the logits of this one's head."""
+    """Return the adaptor of a task, which selects the logits of its head."""
     return lambda _batch, outputs: {"logits": outputs[task]}
 
 
 def data() -> tuple[Tensor, dict[str, Tensor]]:
-    """1797 pictures of 8 by 8 pixels in a random order, and the labels of both tasks."""
+    """Return 1797 pictures of 8 by 8 pixels in a random order, and the labels of both tasks."""
     images, digit = map(torch.from_numpy, load_digits(return_X_y=True))
     order = torch.randperm(len(digit))
     digit = digit[order].long()

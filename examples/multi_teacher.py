@@ -1,9 +1,9 @@
-"""Three teachers and one student, which sees no label at all.
+"""Three teachers and one student, which sees no labels.
 
 python examples/multi_teacher.py [STEPS]
 
-Each teacher was fitted on other images, and on few of them. A combiner makes one answer of what they say, here the mean of
-their probabilities; ``kdplug plugins list`` shows the others.
+Each teacher is trained on a few different images. A combiner merges their logits, here into the mean of their
+probabilities; ``kdplug plugins list`` lists the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRAIN, TEACHERS = 1200, 3
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """1797 pictures of 8 by 8 pixels in a random order, and the digits on them."""
+    """Return 1797 pictures of 8 by 8 pixels in a random order, and their digits."""
     images, labels = map(torch.from_numpy, load_digits(return_X_y=True))
     order = torch.randperm(len(labels))
     return images[order].float() / 16, labels[order].long()

@@ -1,4 +1,4 @@
-"""Distillation in a training loop of your own: ``kdplug.Objective`` is a module that gives a loss.
+"""Distillation in your own training loop: ``kdplug.Objective`` is a module that computes the loss.
 
 python examples/own_loop.py [STEPS]
 """
@@ -18,7 +18,7 @@ TRAIN, LABELLED = 1200, 100
 
 
 class Net(nn.Module):
-    """One hidden layer, which it returns beside its logits."""
+    """A network with one hidden layer; returns it and the logits."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """1797 pictures of 8 by 8 pixels in a random order, and the digits on them."""
+    """Return 1797 pictures of 8 by 8 pixels in a random order, and their digits."""
     images, labels = map(torch.from_numpy, load_digits(return_X_y=True))
     order = torch.randperm(len(labels))
     return images[order].float() / 16, labels[order].long()
@@ -48,7 +48,7 @@ def fit(model: Net, images: Tensor, labels: Tensor, steps: int) -> Net:
 
 
 def distil(teacher: Net, student: Net, images: Tensor, labels: Tensor, steps: int) -> Net:
-    """All images, of which the first ``LABELLED`` have a label for the student."""
+    """Distil on all training images; only the first ``LABELLED`` have a label for the student."""
     config = kdplug.DistillationConfig(
         temperature=4,
         kd_loss_type={"name": "ce", "t2": True},
@@ -58,7 +58,7 @@ def distil(teacher: Net, student: Net, images: Tensor, labels: Tensor, steps: in
         ],
     )
     objective = kdplug.Objective(config)
-    # The projection learns with the student; `param_groups` has it with the options that the config gives it.
+    # The projection trains with the student; `param_groups` returns it with its options from the config.
     optimizer = torch.optim.AdamW([{"params": student.parameters()}, *objective.param_groups()], lr=3e-3)
     teacher.eval()
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Distillation in ``transformers.Trainer``: arguments, callbacks and data as ever, with a teacher and a config.
+"""Distillation with ``transformers.Trainer``: the usual arguments, callbacks and data, plus a teacher and a config.
 
 python examples/trainer.py [EPOCHS]
 """
@@ -20,7 +20,7 @@ LENGTH = 12
 
 
 def rows(found: list[dict[str, Any]], places: dict[str, int]) -> list[dict[str, Any]]:
-    """A number for each word; a tokenizer does this where there is one."""
+    """Turn words into ids, in place of a tokenizer."""
     made = []
     for row in found:
         ids = [places.setdefault(word, len(places) + 1) for word in row["text"].split()]
@@ -86,9 +86,9 @@ def main(epochs: float = 8) -> None:
         trainer.train()
         found = trainer.evaluate()
         trainer.save_model(f"{folder}/student")
-        BertForSequenceClassification.from_pretrained(f"{folder}/student")  # the student alone, without the projection
-    told = Trainer(teacher, arguments(folder, 1), **shared).evaluate()
-    print(f"teacher {told['eval_accuracy']:.3f}, student {found['eval_accuracy']:.3f}")
+        BertForSequenceClassification.from_pretrained(f"{folder}/student")  # the student only, without the projection
+    reference = Trainer(teacher, arguments(folder, 1), **shared).evaluate()
+    print(f"teacher {reference['eval_accuracy']:.3f}, student {found['eval_accuracy']:.3f}")
 
 
 if __name__ == "__main__":

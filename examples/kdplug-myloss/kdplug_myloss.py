@@ -1,4 +1,4 @@
-"""KL divergence that listens to the teacher where the teacher is sure."""
+"""KL divergence weighted by the teacher's confidence."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def confident_kl(
 ) -> Tensor:
     """Mean over items of ``c^power · KL(teacher || student) · temperature²`` in nats, ``c`` the teacher's top probability.
 
-    With ``power = 0`` it is the usual distillation loss; the higher the power, the less a doubtful teacher counts. ``c`` is
-    taken before the temperature softens it. A class that the teacher rules out (``-inf``) adds nothing.
+    ``power = 0`` is the usual distillation loss; the higher the power, the less items with an unsure teacher count. ``c`` is
+    computed without temperature. A class with teacher logit ``-inf`` adds nothing.
 
     Shapes: logits ``[*items, classes]``, ``temperature`` a number or ``[*items]``, ``mask`` ``[*items]`` with ``True`` for
-    items that count; the result is a scalar, 0 where nothing counts.
+    items that count; returns a scalar, 0 if nothing counts.
     """
     student, teacher = student_logits.float(), teacher_logits.detach().float()
     if mask is not None:

@@ -1,4 +1,4 @@
-"""Writes the loss of every step, term by term, into ``steplog.jsonl`` beside a run's results."""
+"""Write every term of every step into ``steplog.jsonl`` in the run's folder."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ DEFAULT_EVERY = 50
 
 @dataclass
 class _Log:
-    """The file of one run, and the steps that are not in it yet: their number, progress, term names and values."""
+    """The log file of one run, and its unwritten steps: number, progress, term names and values."""
 
     path: Path
     every: int
     waiting: list[tuple[int, float, tuple[str, ...], list[Tensor]]] = field(default_factory=list)
 
     def start(self, step: int) -> None:
-        """Make the file; of a run that goes on from a checkpoint, keep the steps up to that."""
+        """Create the file; in a resumed run, keep the steps up to the checkpoint."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         old = self.path.read_text(encoding="utf-8").splitlines() if step and self.path.exists() else []
         kept = [line for line in old if json.loads(line)["step"] <= step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def flush(self) -> None:
-        """Write what waits, after one reading of the device."""
+        """Read the waiting tensors at once and write them."""
         if not self.waiting:
             return
         values = torch.stack([value for *_, values in self.waiting for value in values]).tolist()
@@ -51,14 +51,14 @@ class _Log:
 
 
 class StepLog:
-    """The hooks. What is known of a run lives from its start to its end."""
+    """The hooks. State of a run is kept from its start to its end."""
 
     def __init__(self) -> None:
         self.running: dict[int, _Log] = {}
 
     @kdplug.hookimpl
     def kdplug_run_start(self, run: Any) -> None:
-        """Open the log of a run, on its first process."""
+        """Open the log of a run on its first process."""
         if run.is_main:
             log = _Log(Path(run.output_dir) / FILE, int(os.environ.get(EVERY, DEFAULT_EVERY)))
             log.start(run.step)
@@ -66,7 +66,7 @@ class StepLog:
 
     @kdplug.hookimpl
     def kdplug_step_end(self, run: Any, step: int, report: Any) -> None:
-        """Keep the step's values as tensors; read and write them once there are enough."""
+        """Keep the step's values as tensors; read and write them in batches."""
         log = self.running.get(id(run))
         if log is None:
             return
@@ -78,14 +78,14 @@ class StepLog:
 
     @kdplug.hookimpl
     def kdplug_run_end(self, run: Any) -> None:
-        """Write the rest, whatever ended the run."""
+        """Write the remaining steps, also after a failure."""
         log = self.running.pop(id(run), None)
         if log is not None:
             log.flush()
 
 
 def _plain(value: float) -> float | str:
-    """The digits that float32 has; JSON knows no ``nan`` and no infinity, so these are text."""
+    """Round to the digits of float32; ``nan`` and infinities, which JSON lacks, become text."""
     return float(f"{value:.7g}") if math.isfinite(value) else str(value)
 
 

@@ -60,7 +60,7 @@ def test_what_it_writes_does_not_depend_on_how_often_it_reads(tmp_path, monkeypa
     assert found[0] == found[1] == found[2]
 
 
-def test_a_second_run_in_the_same_folder_begins_anew(tmp_path):
+def test_a_second_run_in_the_same_folder_starts_a_new_log(tmp_path):
     train(tmp_path)
     train(tmp_path, steps=2)
     assert len(rows(tmp_path)) == 2
@@ -85,7 +85,7 @@ def test_the_steps_before_an_error_are_written(tmp_path):
     assert rows(tmp_path) == [{"step": 1, "progress": 0.5, "total": "nan", "kd_loss": "nan"}]
 
 
-def test_a_run_that_goes_on_keeps_the_steps_before_it(tmp_path):
+def test_a_resumed_run_keeps_the_steps_before_it(tmp_path):
     (tmp_path / FILE).write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
     StepLog().kdplug_run_start(run_in(tmp_path, step=2))
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
@@ -99,6 +99,6 @@ def test_only_the_first_process_writes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_kept_of_a_run_that_is_over(tmp_path):
+def test_no_state_remains_after_a_run(tmp_path):
     train(tmp_path)
     assert steplog.running == {}
