@@ -139,7 +139,7 @@ def _print(found: list[Finding]) -> None:
 
     out = console()
     for one in found:
-        what, where, fix = map(printable, (one.what, one.where, one.mend))
+        what, where, fix = map(printable, (one.what, one.where, one.fix))
         head = Text.assemble((f"{one.level:<8}", _STYLES[one.level]), (one.dist, "bold"), f" [{one.check}] {what}")
         for line in (head, Text(f"        in    {where}"), Text(f"        fix   {fix}")):
             out.print(line, soft_wrap=True)

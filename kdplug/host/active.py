@@ -153,7 +153,7 @@ def read_installed() -> None:
 def active() -> Host:
     """Return the active host. Its problems are reported once, or raised at each call under ``KDPLUG_STRICT=1``."""
     read_installed()
-    _active[-1].tell()
+    _active[-1].report_problems()
     return _active[-1]
 
 
@@ -161,7 +161,7 @@ def active() -> Host:
 def isolated(dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> Iterator[Host]:
     """Restrict the registries to ``dists`` within a ``with`` block."""
     host = Host(dists, switch)
-    host.tell()
+    host.report_problems()
     read_installed()
     _active.append(host)
     try:

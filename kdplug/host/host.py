@@ -283,7 +283,7 @@ class Host:
             raise
         return odd
 
-    def tell(self) -> None:
+    def report_problems(self) -> None:
         """Release the warnings held back by the constructor: once, or at each call if they are errors.
 
         Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.

@@ -159,7 +159,7 @@ class RecipeResult:
             "is_lower_better": self.is_lower_better,
             "unit": self.unit,
             "optimizer_steps": self.steps,
-            **({} if self.made is None else {"batches_made_anew": self.made._asdict()}),
+            **({} if self.made is None else {"batches_generated": self.made._asdict()}),
             "teacher": self.teacher.to_data(),
             "student_distilled": self.distilled.to_data(),
             "student_without_distillation": self.baseline.to_data(),

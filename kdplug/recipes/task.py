@@ -26,7 +26,7 @@ from kdplug.objective.objective import Objective
 class OnPolicyCounts(NamedTuple):
     """Counts of all batches, and of those that the task generated or changed."""
 
-    anew: int
+    generated: int
     batches: int
 
     def __str__(self) -> str:

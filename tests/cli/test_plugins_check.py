@@ -17,10 +17,10 @@ def test_an_error_is_told_with_its_place_and_what_mends_it(kdplug, fake_site):
     _add(fake_site, "def f(student_logit):\n    'A loss.'")
     with fake_site.host():
         done = kdplug("plugins", "check", "kdplug-a")
-    head, where, mend, _, count = done.stdout.splitlines()
+    head, where, fix, _, count = done.stdout.splitlines()
     assert head.startswith("error   kdplug-a [signature] x (kdplug-a) asks for input 'student_logit'")
     assert where == f"        in    {fake_site.folder / 'kdplug_a.py'}:1"
-    assert mend.startswith("        fix   correct its signature")
+    assert fix.startswith("        fix   correct its signature")
     assert count == "1 plugin installed: 1 error, 0 warnings"
 
 
@@ -47,7 +47,7 @@ def test_json_has_one_object_for_each_finding(kdplug, fake_site):
     _add(fake_site, "def f(student_logits): ...")
     with fake_site.host():
         (finding,) = json.loads(kdplug("plugins", "check", "--json", "kdplug-a").stdout)
-    assert list(finding) == ["dist", "check", "level", "what", "where", "mend"]
+    assert list(finding) == ["dist", "check", "level", "what", "where", "fix"]
     assert (finding["dist"], finding["check"], finding["level"]) == ("kdplug-a", "docstring", "warning")
 
 

@@ -163,8 +163,8 @@ def test_batches_that_a_task_makes_anew_are_made_of_the_student_as_it_is(offerin
     done = run_recipe(offering(prepares_batches=True, prepare_batch=prepare_batch))
     assert {state[:2] for state in seen} == {(False, False)}
     assert len({state[2] for state in seen}) == len(seen) == done.made.batches
-    assert done.made.anew == (len(seen) + 1) // 2
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["batches_made_anew"] == done.made._asdict()
+    assert done.made.generated == (len(seen) + 1) // 2
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["batches_generated"] == done.made._asdict()
 
 
 def test_both_models_are_shown_what_was_made(offering):

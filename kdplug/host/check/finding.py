@@ -17,7 +17,7 @@ Level = Literal["error", "warning"]
 class Finding:
     """One problem of one distribution.
 
-    ``check`` names the check; ``where`` is a file, a folder or an entry point; ``mend`` is the command or edit that
+    ``check`` names the check; ``where`` is a file, a folder or an entry point; ``fix`` is the command or edit that
     fixes it. An ``error`` makes an entry or a hook unusable, a ``warning`` does not.
     """
 
@@ -26,7 +26,7 @@ class Finding:
     level: Level
     what: str
     where: str
-    mend: str
+    fix: str
 
 
 def place_of(target: Callable[..., Any]) -> str | None:

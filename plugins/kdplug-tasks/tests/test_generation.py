@@ -161,15 +161,15 @@ def test_a_resumed_run_generates_the_same_batches(folder, tmp_path, monkeypatch,
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert whole.made == resumed.made
-    assert 0 < whole.made.anew < whole.made.batches == 10
+    assert 0 < whole.made.generated < whole.made.batches == 10
 
 
 def test_a_run_reports_how_many_batches_were_generated(folder, tmp_path):
     said = io.StringIO()
     done = run_recipe(_made(folder, tmp_path, factored=True), console=Console(file=said, width=200))
-    assert f"the task generated {done.made.anew} of 10 batches" in said.getvalue()
-    assert json.loads((tmp_path / "metrics.json").read_text())["batches_made_anew"] == {
-        "anew": done.made.anew,
+    assert f"the task generated {done.made.generated} of 10 batches" in said.getvalue()
+    assert json.loads((tmp_path / "metrics.json").read_text())["batches_generated"] == {
+        "generated": done.made.generated,
         "batches": 10,
     }
 

@@ -23,14 +23,14 @@ def test_a_missing_dependency_is_named_with_the_line_that_needs_it(fake_site: Fa
     finding = one(fake_site)
     assert (finding.check, finding.level, finding.where) == ("broken", "error", f"{file}:2")
     assert "ModuleNotFoundError: No module named 'no_such'" in finding.what
-    assert finding.mend.startswith("install the package of module 'no_such'")
+    assert finding.fix.startswith("install the package of module 'no_such'")
 
 
 def test_an_error_in_a_library_points_to_the_plugins_line(fake_site: FakeSite) -> None:
     file = add(fake_site, "import json\n\njson.loads('{')")
     finding = one(fake_site)
     assert finding.where == f"{file}:3"
-    assert "python -c 'import kdplug_a'" in finding.mend
+    assert "python -c 'import kdplug_a'" in finding.fix
 
 
 def test_a_syntax_error_points_to_its_line(fake_site: FakeSite) -> None:
@@ -43,7 +43,7 @@ def test_a_target_that_leads_nowhere_is_corrected_in_the_entry_points(fake_site,
     fake_site.add("kdplug-a", files={"kdplug_a.py": f"number = 1\n{GOOD}"}, losses={"x": f"{module}:{target}"})
     finding = one(fake_site)
     assert finding.check == "broken"
-    assert finding.mend.startswith(f"correct '{module}:{target}' in the entry points")
+    assert finding.fix.startswith(f"correct '{module}:{target}' in the entry points")
 
 
 def test_one_broken_entry_does_not_hide_another(fake_site: FakeSite) -> None:

@@ -16,7 +16,7 @@ def test_two_packages_with_one_name_are_told_what_to_write(fake_site: FakeSite) 
     finding = one(fake_site)
     assert (finding.check, finding.level) == ("ambiguous", "warning")
     assert "is also offered by kdplug-b:x" in finding.what
-    assert finding.mend.startswith("write kdplug-a:x in configs")
+    assert finding.fix.startswith("write kdplug-a:x in configs")
 
 
 def test_a_first_party_name_shadows_another(fake_site: FakeSite) -> None:
@@ -43,7 +43,7 @@ def test_a_hook_that_asks_for_what_it_does_not_get_is_found(fake_site: FakeSite)
     finding = one(fake_site)
     assert f"({fake_site.folder / 'kdplug_a.py'}:1) asks for 'reprot', which the hook does not pass." in finding.what
     assert finding.what.endswith("Did you mean 'report'?")
-    assert finding.mend == "correct it in kdplug_a"
+    assert finding.fix == "correct it in kdplug_a"
 
 
 def test_an_entry_that_a_hook_offers_is_checked_too(fake_site: FakeSite) -> None:
@@ -71,7 +71,7 @@ def test_a_switch_that_names_nobody_is_found(fake_site: FakeSite) -> None:
 def test_a_plugin_that_is_left_out_is_not_imported(fake_site: FakeSite) -> None:
     add(fake_site, "1 / 0")
     finding = one(fake_site, without=frozenset({"kdplug-a"}), text="-kdplug-a")
-    assert (finding.check, finding.level, finding.mend) == ("blocked", "warning", "unset KDPLUG_PLUGINS")
+    assert (finding.check, finding.level, finding.fix) == ("blocked", "warning", "unset KDPLUG_PLUGINS")
 
 
 def test_a_plugin_for_another_kdplug_is_found(fake_site: FakeSite) -> None:

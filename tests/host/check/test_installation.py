@@ -62,7 +62,7 @@ def test_metadata_without_a_name_is_found(fake_site: FakeSite) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\n")
     finding = one(fake_site)
     assert (finding.check, finding.where) == ("nameless", str(info))
-    assert finding.mend == "pip install --force-reinstall kdplug-a"
+    assert finding.fix == "pip install --force-reinstall kdplug-a"
 
 
 def test_metadata_that_is_no_text_is_found(fake_site: FakeSite) -> None:
@@ -75,7 +75,7 @@ def test_an_empty_leftover_is_found_and_hides_nothing(fake_site: FakeSite) -> No
     add(fake_site, GOOD)
     (empty := fake_site.folder / "kdplug_a-0.9.dist-info").mkdir()
     finding = one(fake_site)
-    assert (finding.check, finding.level, finding.mend) == ("leftover", "warning", f"rm -r {empty}")
+    assert (finding.check, finding.level, finding.fix) == ("leftover", "warning", f"rm -r {empty}")
 
 
 def test_leftovers_of_others_are_none_of_our_business(fake_site: FakeSite) -> None:
@@ -90,7 +90,7 @@ def test_two_versions_in_one_folder_are_found(fake_site: FakeSite) -> None:
     add(fake_site, GOOD)
     old = fake_site.add("kdplug-a", "0.9", losses={"x": "kdplug_a:f"})
     finding = one(fake_site)
-    assert (finding.check, finding.mend) == ("duplicate", f"rm -r {old}")
+    assert (finding.check, finding.fix) == ("duplicate", f"rm -r {old}")
     assert "which one is used is undefined" in finding.what
 
 
@@ -118,7 +118,7 @@ def test_a_stale_egg_info_that_hides_an_entry_is_found(fake_site, tmp_path, monk
     (egg / "entry_points.txt").write_text("[kdplug.losses]\nold = kdplug_a:f\n")
     monkeypatch.syspath_prepend(str(egg.parent))
     finding = one(fake_site)
-    assert (finding.check, finding.level, finding.mend) == ("stale-egg-info", "error", f"rm -r {egg}")
+    assert (finding.check, finding.level, finding.fix) == ("stale-egg-info", "error", f"rm -r {egg}")
     assert finding.what.endswith("and hides x")
 
 
@@ -129,7 +129,7 @@ def test_an_egg_info_without_entries_hides_nothing_and_is_a_warning(fake_site, t
     (egg / "PKG-INFO").write_text("Name: kdplug-a\nVersion: 0.5\n")
     monkeypatch.syspath_prepend(str(egg.parent))
     finding = one(fake_site)
-    assert (finding.check, finding.level, finding.mend) == ("stale-egg-info", "warning", f"rm -r {egg}")
+    assert (finding.check, finding.level, finding.fix) == ("stale-egg-info", "warning", f"rm -r {egg}")
     assert "kdplug ignores it" in finding.what
 
 
@@ -156,7 +156,7 @@ def test_an_editable_project_that_has_changed_is_installed_again(fake_site, tmp_
     finding = one(fake_site)
     assert (finding.check, finding.level) == ("drifted", "error")
     assert DRIFTS[declared] in finding.what
-    assert finding.mend == f"pip install -e {tmp_path / 'project'}"
+    assert finding.fix == f"pip install -e {tmp_path / 'project'}"
 
 
 def test_an_editable_project_that_says_the_same_is_in_order(fake_site, tmp_path):
