@@ -18,13 +18,13 @@ from kdplug.objective.objective import Objective
 
 
 class BasicDistiller:
-    """Distils the logits of ``model_T`` into ``model_S``, beside the student's own losses.
+    """Distils the logits of ``model_T`` into ``model_S``, in addition to the student's own losses.
 
-    What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``, which has
-    intermediate matches as well and does the same where there are none.
+    For adaptors, ``observers``, ``strict`` and ``show_progress`` see ``GeneralDistiller``, which also supports
+    intermediate matches, and behaves the same without them.
 
-    Raises: ``ConfigError`` for intermediate matches; ``EntryError`` or ``SettingError`` where the
-    config names what is not there.
+    Raises: ``ConfigError`` for intermediate matches; ``EntryError`` or ``SettingError`` if the config names an unknown
+    entry or an invalid setting.
     """
 
     def __init__(  # noqa: PLR0917  TextBrewer's signature
@@ -46,14 +46,16 @@ class BasicDistiller:
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
         if distill_config.intermediate_matches:
             raise ConfigError(
-                f"BasicDistiller has no intermediate matches, and the config has {len(distill_config.intermediate_matches)}. "
+                "BasicDistiller does not support intermediate matches, and the config has "
+                f"{len(distill_config.intermediate_matches)}. "
                 "Use GeneralDistiller, which takes the same arguments",
                 field="intermediate_matches",
             )
         if distill_config.layer_map:
             raise ConfigError(
-                "BasicDistiller has no intermediate matches, and a layer map makes some. Use GeneralDistiller, which takes the "
-                "same arguments",
+                "BasicDistiller does not support intermediate matches, and a layer map creates some. Use "
+                "GeneralDistiller, "
+                "which takes the same arguments",
                 field="layer_map",
             )
         tell_unused_combiner(distill_config)

@@ -253,5 +253,5 @@ def test_unequal_lengths_without_a_mask_are_refused(tmp_path):
     def maskless(batch, outputs):
         return {**outputs, "inputs_mask": batch["attention_mask"]}
 
-    with pytest.raises(RunError, match="adaptor returns no logits_mask that says what of its logits is padding"):
+    with pytest.raises(RunError, match="adaptor returns no logits_mask to mark the padding of its logits"):
         run_tokens(tmp_path, caching=True, adaptor=maskless)

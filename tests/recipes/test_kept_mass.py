@@ -21,7 +21,7 @@ from kdplug.recipes.cache import cache_recipe
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
-WARNED = "the classes that are kept hold"
+WARNED = "the stored classes hold"
 
 
 class Trained(Scene):
