@@ -54,7 +54,7 @@ def test_an_optimizer_is_one(tmp_path):
     [
         (
             ({}, CONFIG, make_teacher(), make_student()),
-            "train_config: must be a TrainingConfig, got dict: TrainingConfig.f",
+            "train_config: must be a TrainingConfig, got dict: use TrainingConfig.f",
         ),
         ((TRAINING, {}, make_teacher(), make_student()), "distill_config: must be a DistillationConfig, got dict"),
         ((TRAINING, CONFIG, "bert", make_student()), "model_T: must be a model, got str"),

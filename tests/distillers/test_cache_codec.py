@@ -183,7 +183,7 @@ def test_a_temperature_for_each_item_does_not_go_with_probabilities_at_one(tmp_p
 def test_what_lacks_a_method_is_no_codec(tmp_path):
     kdplug.cache_codecs.register("odd")(type("Odd", (), {"shared": None}))
     with pytest.raises(
-        ConfigError, match="local:odd is no cache codec: it lacks uses_temperature, takes_factored, encode"
+        ConfigError, match="local:odd is not a cache codec: it lacks uses_temperature, takes_factored, encode"
     ):
         filled(tmp_path, "odd")
 
@@ -281,7 +281,7 @@ def test_two_heads_have_each_their_mask(tmp_path):
 def test_the_summary_counts_bytes_by_item(tmp_path):
     summary = filled(tmp_path, Whole.__name__.lower())
     assert summary.bytes_per_item == (22 * (3 * 8 + 8) + 8) / 22
-    assert "each (32.4 B an item)" in str(summary)
+    assert "each (32.4 B per item)" in str(summary)
 
 
 def next_token(batch, outputs):

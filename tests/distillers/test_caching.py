@@ -189,7 +189,7 @@ def test_what_was_kept_and_what_it_cost_is_said_once(tmp_path, teacher, capsys):
     BasicDistiller(training, config, teacher, student).train(sgd(student), loader(), 2)
     said = [line for line in capsys.readouterr().err.splitlines() if "teacher cache" in line]
     assert len(said) == 1
-    assert said[0].startswith("teacher cache: asked about 6 batches in ")
+    assert said[0].startswith("teacher cache: teacher ran on 6 batches in ")
     assert said[0].endswith("; 22 examples, 32 B each, 704 B in memory")
 
 

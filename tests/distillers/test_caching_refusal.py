@@ -33,7 +33,7 @@ STALE = {
     "the adaptor": ({"adaptors": (other_adaptor, None)}, "the teacher's adaptor: teacher$"),
     "the data": ({"data": data(seed=4)}, "the data that the teacher receives: examples 0 to 3"),
     "the number of examples": ({"data": data(26)}, "the number of examples: 22 -> 26"),
-    "the dtype": ({"training": {"teacher_cache_dtype": "float16"}}, "kept: None -> 'float16'"),
+    "the dtype": ({"training": {"teacher_cache_dtype": "float16"}}, "stored outputs: None -> 'float16'"),
     "the model's arguments": ({"train": {"scale": 2.0}}, "the model_args: changed"),
     "the postprocessor": ({"train": {"batch_postprocessor": lambda batch: [2 * batch[0]]}}, "the data that"),
     "a feature that was not kept": ({"matches": [{**PROJECTED, "layer_T": 1}]}, r"lacks hidden/1, which"),

@@ -144,7 +144,9 @@ def test_the_shard_of_another_cache_is_an_error_with_its_note_and_without(folder
     with pytest.raises(RunError, match=r"shard-00000\.safetensors is damaged|bytes, but \d+ were written"):
         folder.read(0, 0)
     shutil.copy(note_of(other), note_of(folder))
-    with pytest.raises(RunError, match=r"shard-00000\.json belongs to another cache than the manifest\.json beside it"):
+    with pytest.raises(
+        RunError, match=r"shard-00000\.json belongs to another cache than the manifest\.json next to it"
+    ):
         folder.read(0, 0)
 
 

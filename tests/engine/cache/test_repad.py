@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdplug.engine.cache.layout import Layout, Length, guides
-from kdplug.engine.cache.repad import Padding, marks, paddings, repad
+from kdplug.engine.cache.layout import Layout, Length, padding_signatures
+from kdplug.engine.cache.repad import Padding, padding_signature, paddings, repad
 from kdplug.errors import RunError
 
 TOKENS = st.lists(st.integers(1, 5), min_size=1, max_size=6)
@@ -25,7 +25,7 @@ def test_what_a_teacher_said_of_a_token_stays_with_the_token(tokens, more, later
     ids = torch.tensor(tokens)
     said = torch.stack([ids * 1.5, -ids], 1).double()
     stored, now = (pad(ids, len(ids) + extra, side) for extra in (more, later))
-    (found,) = paddings({"ids": [*marks(stored.unsqueeze(0))]}, {"ids": now.unsqueeze(0)}, [0])["ids"]
+    (found,) = paddings({"ids": [*padding_signature(stored.unsqueeze(0))]}, {"ids": now.unsqueeze(0)}, [0])["ids"]
     fitted = repad(pad(said, len(stored), side), ROWS, len(now), found)
     assert torch.equal(fitted, pad(said, len(now), side))
 
@@ -42,12 +42,12 @@ def test_both_sides_of_an_attention_are_fitted(tokens, later, side):
 @pytest.mark.parametrize("now", [[[0, 0, 7, 8]], [[7, 0, 8, 0]], [[8, 7, 0, 0]]])
 def test_tokens_that_lie_otherwise_are_an_error(now):
     with pytest.raises(RunError, match="example 4 has other tokens"):
-        paddings({"ids": [*marks(torch.tensor([[7, 8, 0]]))]}, {"ids": torch.tensor(now)}, [4])
+        paddings({"ids": [*padding_signature(torch.tensor([[7, 8, 0]]))]}, {"ids": torch.tensor(now)}, [4])
 
 
 def test_an_input_that_is_gone_is_an_error():
     with pytest.raises(RunError, match=r"'ids' .* is missing from this batch"):
-        paddings({"ids": [*marks(torch.tensor([[7]]))]}, {}, [0])
+        paddings({"ids": [*padding_signature(torch.tensor([[7]]))]}, {}, [0])
 
 
 def test_whole_numbers_by_example_and_token_guide_and_nothing_else_does():
@@ -56,7 +56,7 @@ def test_whole_numbers_by_example_and_token_guide_and_nothing_else_does():
         "deep": [torch.ones(2, 3).bool(), torch.ones(2, 3)],
         "label": torch.ones(2),
     }
-    assert list(guides(inputs)) == ["ids", "deep.0"]
+    assert list(padding_signatures(inputs)) == ["ids", "deep.0"]
 
 
 def test_only_dimensions_over_tokens_follow_the_inputs():
