@@ -245,7 +245,7 @@ def test_a_cache_without_a_layer_that_is_read_is_refused_before_any_model_is_bui
     for side in ("teacher", "student"):
         monkeypatch.setattr(kdplug.tasks.load("signs"), f"build_{side}", lambda self: 1 / 0)
     match = "[{layer_T: 0, layer_S: 0, feature: hidden, loss: near}]"
-    with pytest.raises(RunError, match=r"holds no hidden, .*which the objective reads"):
+    with pytest.raises(RunError, match=r"lacks hidden, .*which the objective reads"):
         run_recipe(recipe(f"distillation.intermediate_matches={match}"))
 
 

@@ -136,7 +136,7 @@ def test_a_few_numbers_for_each_text_are_enough(folder, tmp_path, monkeypatch, c
 
 def test_a_loss_that_needs_more_than_probabilities_is_refused_before_the_teacher_runs(folder, tmp_path):
     made = cached(folder, tmp_path, "regression", codec="{name: topk_tail, k: 1}")
-    refused = r"^training\.teacher_cache_codec: kdplug-logits:topk_tail gives SparseLogits\. kdplug-logits:regression does not"
+    refused = r"^training\.teacher_cache_codec: kdplug-logits:topk_tail returns SparseLogits\. kdplug-logits:regression does not"
     for start in (lambda: cache_recipe(made, tmp_path / "cache"), lambda: run_recipe(made)):
         with pytest.raises(kdplug.ConfigError, match=refused):
             start()
@@ -160,7 +160,7 @@ OF_FITTED = [
     (lambda *_: "task.labels=[pos, neg]", "the classes: 0 'neg' -> 'pos', 1 'pos' -> 'neg'"),
     (_middle, "the teacher's training data: content"),
     (lambda *_: "training.teacher_cache_dtype=bfloat16", "the dtype of stored outputs: None -> 'bfloat16'"),
-    (lambda *_: f"distillation.intermediate_matches={HIDDEN}", "holds no hidden, which the objective reads"),
+    (lambda *_: f"distillation.intermediate_matches={HIDDEN}", "lacks hidden, which the objective reads"),
 ]
 OF_LOADED = [
     (lambda *_: "task.data.split_seed=4", "the data that the teacher receives: examples 0 to 15"),
