@@ -47,15 +47,13 @@ class BasicDistiller:
         if distill_config.intermediate_matches:
             raise ConfigError(
                 "BasicDistiller does not support intermediate matches, and the config has "
-                f"{len(distill_config.intermediate_matches)}. "
-                "Use GeneralDistiller, which takes the same arguments",
+                f"{len(distill_config.intermediate_matches)}. Use GeneralDistiller, which takes the same arguments",
                 field="intermediate_matches",
             )
         if distill_config.layer_map:
             raise ConfigError(
                 "BasicDistiller does not support intermediate matches, and a layer map creates some. Use "
-                "GeneralDistiller, "
-                "which takes the same arguments",
+                "GeneralDistiller, which takes the same arguments",
                 field="layer_map",
             )
         tell_unused_combiner(distill_config)

@@ -151,7 +151,7 @@ def train(  # noqa: PLR0917  TextBrewer's signature
       optimizer step. ``scheduler`` is an existing scheduler, as an alternative.
     * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
     * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process. An
-        exception in it ends the run.
+      exception in it ends the run.
     * ``batch_postprocessor`` maps each batch before it moves to the device.
     * ``evaluation`` sets what is evaluated during the run, which checkpoint is the best and when to stop early.
     * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, bit by bit like an uninterrupted run, or

@@ -213,8 +213,7 @@ def _shares(loaders: Mapping[str, Iterable[Any]], tau: float) -> dict[str, float
     if unknown and tau:
         warnings.warn(
             f"the number of examples in the loader of {', '.join(map(repr, unknown))} is unknown, so tasks are drawn "
-            "equally "
-            "often, and tau has no effect. Use a DataLoader over a dataset with a length",
+            "equally often, and tau has no effect. Use a DataLoader over a dataset with a length",
             stacklevel=3,
         )
     return shares_of(counts, tau)

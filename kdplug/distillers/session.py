@@ -63,8 +63,7 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     if codec.uses_temperature and distillation.temperature_scheduler is not None:
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
-            "item its "
-            "own temperature. Remove one of them, or store all logits: dense or hidden",
+            "item its own temperature. Remove one of them, or store all logits: dense or hidden",
             field=_FIELD,
         )
     found = Coding(codec, component.qualified_spec(), float(distillation.temperature))

@@ -36,8 +36,7 @@ def _with_losses(adaptor: Adaptor | None) -> Adaptor:
             given = ", ".join(found.given) or "nothing"
             raise OutputsError(
                 f"the model returned no losses, only {given}. Supervised training needs them: return the model's own "
-                "loss from "
-                "its adaptor",
+                "loss from its adaptor",
                 field="losses",
             )
         return found

@@ -54,8 +54,7 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
     if len(missing) == len(trainable):
         raise RunError(
             f"the optimizer holds none of the student's {len(trainable)} trainable parameters, so training would "
-            "change "
-            "nothing. Build it from the student that the distiller got: "
+            "change nothing. Build it from the student that the distiller got: "
             f"{type(optimizer).__name__}(student.parameters(), …)"
         )
     if missing:
@@ -125,8 +124,7 @@ def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
     else:
         raise RunError(
             f"the {type(scheduler).__name__} was built before {new_groups} projection group(s) were added to the "
-            "optimizer and "
-            "cannot be extended; pass scheduler_class and scheduler_args, so that it is built afterwards"
+            "optimizer and cannot be extended; pass scheduler_class and scheduler_args, so that it is built afterwards"
         )
     return scheduler
 

@@ -51,8 +51,8 @@ def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) ->
             name, other = next(iter(shared.items()))
             raise RunError(
                 f"teacher and student share {len(shared)} buffer(s) that batch norm updates in training, {name!r} "
-                "first: training the "
-                f"student would change the teacher's {other!r}. Copy them (copy.deepcopy), or share the module itself"
+                f"first: training the student would change the teacher's {other!r}. Copy them (copy.deepcopy), or "
+                "share the module itself"
             )
 
 

@@ -176,7 +176,9 @@ def test_a_loss_that_is_no_lesser_version_on_categories_is_refused_before_the_te
 
 @pytest.mark.parametrize(("codec", "loss"), [("sampled", "kl"), ("sampled", "dkd"), ("topk_tail", "nkd")])
 def test_other_losses_that_a_codec_keeps_too_little_for_are_refused_as_early(recipe, codec, loss):
-    with pytest.raises(ConfigError, match=rf"^training\.teacher_cache_codec: kdplug-logits:{codec} returns SparseLogits"):
+    with pytest.raises(
+        ConfigError, match=rf"^training\.teacher_cache_codec: kdplug-logits:{codec} returns SparseLogits"
+    ):
         plan_recipe(recipe(1.0, codec={"name": codec}, loss=loss))
 
 

@@ -171,8 +171,7 @@ class CacheBuilder:
         if not shape or shape[0] != len(keyed.keys):
             raise RunError(
                 f"the teacher's {name} {list(shape)} cannot be divided among the {len(keyed.keys)} examples of a "
-                "batch: its "
-                "first dimension must be the batch. Change adaptor_T, or set is_caching_logits to false",
+                "batch: its first dimension must be the batch. Change adaptor_T, or set is_caching_logits to false",
                 field="is_caching_logits",
             )
 
@@ -186,8 +185,7 @@ class CacheBuilder:
         if bool((finite & ~kept.isfinite()).any()):
             raise RunError(
                 f"the teacher's {name.partition('/')[2]} reaches {tensor[finite].abs().max().item():g}, which float16 "
-                "cannot hold. "
-                "Set teacher_cache_dtype: bfloat16, or remove it"
+                "cannot hold. Set teacher_cache_dtype: bfloat16, or remove it"
             )
         difference = (tensor - kept.to(tensor.dtype))[finite].abs()
         self._error = max(self._error, difference.max().item() if difference.numel() else 0.0)

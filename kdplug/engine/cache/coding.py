@@ -334,9 +334,8 @@ class KeptMass:
             return None
         return (
             f"the stored classes hold {self.mean:.3f} of the teacher's probability at temperature "
-            f"{self.temperature:g}; the student "
-            "learns only the total probability of the others. Keep more classes, lower the temperature, or keep "
-            "all of them (dense, hidden)"
+            f"{self.temperature:g}; the student learns only the total probability of the others. Keep more classes, "
+            "lower the temperature, or keep all of them (dense, hidden)"
         )
 
     def __str__(self) -> str:

@@ -93,8 +93,7 @@ def _kept(logits: Any) -> Any:
     if isinstance(logits, SparseLogits):
         raise OutputsError(
             "stores full logits, or encodes them with a codec, but the teacher returned SparseLogits. Return full "
-            "logits from "
-            "its adaptor, or set it to false",
+            "logits from its adaptor, or set it to false",
             field="is_caching_logits",
         )
     return logits

@@ -274,8 +274,7 @@ class CacheFolder:
     def _mixed(self, file: Path, again: str) -> RunError:
         return RunError(
             f"{file} belongs to another cache than the {_MANIFEST} next to it: one of them was replaced. Restore the "
-            "files of one "
-            f"cache. {again}"
+            f"files of one cache. {again}"
         )
 
     def _file(self, name: str) -> Path:

@@ -106,8 +106,7 @@ class Examples:
         if isinstance(loader.sampler, torch.utils.data.BatchSampler):
             raise RunError(
                 "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, and "
-                "have "
-                "__getitem__ of the dataset return one example"
+                "have __getitem__ of the dataset return one example"
             )
         self._dataset = KeyedDataset(loader.dataset)
         self._collate = KeyedCollate(loader.collate_fn, is_whole=self.is_whole)
@@ -224,10 +223,8 @@ def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
     if not _is_reverse(inputs, reverse, len(keyed.keys)):
         raise RunError(
             "the rows of a batch do not follow its examples: the same examples in reverse order do not give the batch "
-            "in "
-            "reverse order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
-            "with "
-            "is_caching_logits",
+            "in reverse order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
+            "with is_caching_logits",
             field="is_caching_logits",
         )
 

@@ -144,8 +144,7 @@ def check_masked(name: str, layout: Layout) -> None:
         return
     raise RunError(
         f"batches are padded to different lengths, and the teacher's adaptor returns no {mask} to mark the padding of "
-        "its "
-        f"{key}. Return {mask} from adaptor_T, or pad all examples to one length",
+        f"its {key}. Return {mask} from adaptor_T, or pad all examples to one length",
         field="is_caching_logits",
     )
 
@@ -155,7 +154,6 @@ def _checked(padding: Padding | None, key: int) -> Padding:
         return padding
     raise RunError(
         f"example {key} has other tokens than in the teacher's pass, or they are padded elsewhere than at the start or "
-        "end "
-        "of the row. The inputs of an example must not depend on the other examples, apart from padding at one end",
+        "end of the row. The inputs of an example must not depend on the other examples, apart from padding at one end",
         field="is_caching_logits",
     )

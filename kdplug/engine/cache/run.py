@@ -114,8 +114,7 @@ class OpenCache:
         if self._manifest is not None and (lacking := _lacking(wanted, self._manifest.layout)):
             raise RunError(
                 f"the teacher cache {self._cache.path} lacks {', '.join(lacking)}, which the objective reads. Choose "
-                "another "
-                "folder, or delete this one to run the teacher again"
+                "another folder, or delete this one to run the teacher again"
             )
         if self._cached.store is not None and _lacking(wanted, self._cached.store.layout):
             self._cached.store = None
@@ -193,8 +192,7 @@ class OpenCache:
         written = len(self._folder.written(shards))
         return RunError(
             f"there is no teacher, and the cache {self._cache.path} is incomplete: it holds {written} of {shards} "
-            "shards. Run "
-            "the command that started it again",
+            "shards. Run the command that started it again",
             field="teacher_cache",
         )
 

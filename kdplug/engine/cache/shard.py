@@ -123,8 +123,7 @@ class MappedFile:
         if now.inode == self.inode and now != self:
             raise RunError(
                 f"{self.path} was changed while this run was reading it. Start the run again; delete "
-                f"{self.path.stem}.json to run "
-                "the teacher for this part again"
+                f"{self.path.stem}.json to run the teacher for this part again"
             )
 
 

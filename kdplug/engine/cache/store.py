@@ -77,8 +77,7 @@ class Store:
         if shard.digests[row] != mark:
             raise RunError(
                 f"{'batch' if self.is_whole else 'example'} {key} differs from the one the teacher saw. If the data "
-                "changed, build "
-                "the cache again. If they are random (augmentation), the teacher must run every time: "
+                "changed, build the cache again. If they are random (augmentation), the teacher must run every time: "
                 "is_caching_logits: false",
                 field="is_caching_logits",
             )
@@ -146,8 +145,8 @@ def _reading(keys: Sequence[int]) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"the cached outputs of examples {min(keys)} to {max(keys)} cannot be read: {type(error).__name__}: "
-            f"{error}. They do "
-            "not match the manifest, or the codec has a bug. Delete the folder to run the teacher again",
+            f"{error}. They do not match the manifest, or the codec has a bug. Delete the folder to run the teacher "
+            "again",
             field="teacher_cache",
         ) from error
 
@@ -157,8 +156,7 @@ def _of_one_shape(name: str, rows: list[Tensor]) -> list[Tensor]:
         shapes = sorted({tuple(row.shape) for row in rows})
         raise RunError(
             f"the teacher's {name.partition('/')[2]} differ in shape between examples ({shapes[0]} and {shapes[-1]}), "
-            "so "
-            "they cannot form a batch. Pad all examples to one length",
+            "so they cannot form a batch. Pad all examples to one length",
             field="is_caching_logits",
         )
     return rows

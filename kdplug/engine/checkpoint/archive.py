@@ -76,8 +76,7 @@ def check_file(file: Path) -> None:
     if file.name in written and sha256(file) != written[file.name]:
         raise RunError(
             f"{file} is damaged: its SHA-256 differs from the one in {sums}. Use an undamaged copy; if you changed the "
-            "file, "
-            f"delete {SUMS}"
+            f"file, delete {SUMS}"
         )
 
 

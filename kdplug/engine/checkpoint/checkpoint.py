@@ -190,8 +190,7 @@ def _marked(output_dir: Path) -> str:
         if there := steps(output_dir):
             raise RunError(
                 f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which identifies the run of its "
-                "checkpoints. "
-                f"Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
+                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
             )
         return ""
     name, _, checksum = mark.read_text(encoding="utf-8", errors="replace").rpartition(" ")

@@ -231,7 +231,7 @@ def _adaptor(adaptor: Any) -> Any:
 
 def _shape(value: Any) -> str:
     if is_lazy(value):
-        return "shape not known yet"
+        return "without a shape yet"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 

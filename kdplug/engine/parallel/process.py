@@ -136,8 +136,8 @@ def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
     if batches % accelerator.num_processes and not loader.drop_last and accelerator.is_main_process:
         warnings.warn(
             f"{accelerator.num_processes} processes cannot share {batches} batches evenly: the last step of each pass "
-            "repeats "
-            "examples from its beginning. To avoid that, use a batch size that gives a multiple, or drop_last=True",
+            "repeats examples from its beginning. To avoid that, use a batch size that gives a multiple, or "
+            "drop_last=True",
             stacklevel=2,
         )
     return bool(batches % accelerator.num_processes == 0)
@@ -188,8 +188,7 @@ def _check_fsdp(accelerator: Accelerator) -> None:
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RunError(
             "the FSDP config enables activation checkpointing, which would wrap the whole student; disable it there "
-            "and "
-            "enable it in the model (transformers: student.gradient_checkpointing_enable())"
+            "and enable it in the model (transformers: student.gradient_checkpointing_enable())"
         )
     if accelerator.state.dynamo_plugin.backend is not DynamoBackend.NO:
         raise RunError(
