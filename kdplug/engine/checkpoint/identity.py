@@ -168,7 +168,7 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
             for one in found
         ]
         raise RunError(
-            f"{folder} was written by another run; these parts changed: {parts}. Differences (checkpoint -> now):\n    "
+            f"{folder} was written by another run; changed since: {parts}. Differences (checkpoint -> now):\n    "
             + "\n    ".join(_shortened(lines))
             + "\nUndo the change, or resume anyway with resume_changed=True (--resume-changed). What is compared: "
             + _DOCS
