@@ -29,11 +29,8 @@ class Rowwise(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.inner = nn.Parameter(torch.randn(5, 4, generator=generator, dtype=torch.float64))
         self.head = nn.Parameter(torch.randn(3, 5, generator=generator, dtype=torch.float64))
-        self.act, self.calls, self._before = (
-            nn.Tanh(),
-            0,
-            [lambda calls: None],
-        )  # in a list: functions that a module holds count
+        self.act, self.calls = nn.Tanh(), 0
+        self.before = lambda calls: None
 
     @property
     def before(self):
@@ -41,7 +38,7 @@ class Rowwise(nn.Module):
 
     @before.setter
     def before(self, function):
-        self._before[0] = function
+        self._before = [function]  # in a list: functions that a module holds are part of its architecture
 
     def forward(self, x, scale=1.0):
         self.before(self.calls)

@@ -1,1 +1,1 @@
-"""What users construct: each distiller joins a teacher, a student and a config, and trains."""
+"""The distillers: each combines a teacher, a student and a config, and trains."""

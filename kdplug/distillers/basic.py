@@ -9,7 +9,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.method import check_distillation, check_side, check_training, enter, leave, train
-from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.distillers.session import Session, Sides, teacher_cache, warn_unused_cache, warn_unused_combiner
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.teacher import Teacher
 from kdplug.engine.training_module import Adaptor, TrainingModule
@@ -18,13 +18,13 @@ from kdplug.objective.objective import Objective
 
 
 class BasicDistiller:
-    """Distils the logits of ``model_T`` into ``model_S``, beside the student's own losses.
+    """Distils the logits of ``model_T`` into ``model_S``, in addition to the student's own losses.
 
-    What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``, which has
-    intermediate matches as well and does the same where there are none.
+    For adaptors, ``observers``, ``strict`` and ``show_progress`` see ``GeneralDistiller``, which also supports
+    intermediate matches, and behaves the same without them.
 
-    Raises: ``ConfigError`` for intermediate matches; ``EntryError`` or ``SettingError`` where the
-    config names what is not there.
+    Raises: ``ConfigError`` for intermediate matches; ``EntryError`` or ``SettingError`` if the config names an unknown
+    entry or an invalid setting.
     """
 
     def __init__(  # noqa: PLR0917  TextBrewer's signature
@@ -46,17 +46,17 @@ class BasicDistiller:
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
         if distill_config.intermediate_matches:
             raise ConfigError(
-                f"BasicDistiller has no intermediate matches, and the config has {len(distill_config.intermediate_matches)}. "
-                "Use GeneralDistiller, which takes the same arguments",
+                "BasicDistiller does not support intermediate matches, and the config has "
+                f"{len(distill_config.intermediate_matches)}. Use GeneralDistiller, which takes the same arguments",
                 field="intermediate_matches",
             )
         if distill_config.layer_map:
             raise ConfigError(
-                "BasicDistiller has no intermediate matches, and a layer map makes some. Use GeneralDistiller, which takes the "
-                "same arguments",
+                "BasicDistiller does not support intermediate matches, and a layer map creates some. Use "
+                "GeneralDistiller, which takes the same arguments",
                 field="layer_map",
             )
-        tell_unused_combiner(distill_config)
+        warn_unused_combiner(distill_config)
         self.train_config = train_config
         self.distill_config = distill_config
         self.model_T = model_T
@@ -65,7 +65,7 @@ class BasicDistiller:
         self.adaptor_S = adaptor_S
         self.objective = Objective(distill_config)
         self.teacher_cache = teacher_cache(train_config, distill_config)
-        tell_unused_cache(train_config, self.teacher_cache)
+        warn_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     __enter__ = enter

@@ -1,4 +1,4 @@
-"""A match that is written in Python, where a config has no word for it."""
+"""Matches written in Python, for losses that a config cannot express."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kdplug.objective.custom_term import CustomTerm
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CustomMatch:
-    """``loss(S, T, mask_S, mask_T)`` between what a module of the student and one of the teacher put out.
+    """``loss(S, T, mask_S, mask_T)`` between the outputs of a student module and a teacher module.
 
-    * ``module_T`` and ``module_S`` are modules, or paths as ``layer_T`` and ``layer_S`` of a config have them.
-    * ``weight`` is a number of at least 0; 0 leaves the match out.
-    * ``loss`` is called by position with the two tensors, the student's after its projection, and with what each adaptor
-      returned as ``inputs_mask``, or ``None``. It returns a scalar or a ``kdplug.LossSum``.
-    * ``proj_func`` maps the student's tensor. Where it is a module, its parameters are trained, and ``proj_group`` holds the
-      options of their optimizer group.
+    * ``module_T`` and ``module_S`` are modules, or paths like ``layer_T`` and ``layer_S`` in a config.
+    * ``weight`` is a number of at least 0; with 0 the match is skipped.
+    * ``loss`` is called by position with the two tensors, the student's after its projection, and the ``inputs_mask``
+      that each adaptor returned, or ``None``. It returns a scalar or a ``kdplug.LossSum``.
+    * ``proj_func`` maps the student's tensor. If it is a module, its parameters are trained, and ``proj_group`` holds
+      the options of their optimizer group.
 
-    In a config the same is a match with paths, a registered loss that asks for ``student_mask`` and ``teacher_mask``, and
-    ``proj``.
+    The equivalent in a config is a match with paths, a registered loss with ``student_mask`` and ``teacher_mask``
+    parameters, and ``proj``.
     """
 
     module_T: str | nn.Module  # noqa: N815  TextBrewer's name
@@ -39,9 +39,9 @@ class CustomMatch:
     name: str | None = None
 
     def term(self, place: int, teacher: nn.Module, student: nn.Module) -> CustomTerm:
-        """The term of an objective. ``place`` is that of the match in its list, for messages and names.
+        """Return the objective term. ``place`` is the index of the match in its list, for messages and names.
 
-        Raises: ``ConfigError`` for a module that is in no model, and for what cannot be called.
+        Raises: ``ConfigError`` for a module that is not part of its model, and for objects that are not callable.
         """
         with prefixed("custom_matches", place):
             if not callable(self.loss):
@@ -52,7 +52,7 @@ class CustomMatch:
                 )
             if self.proj_group and not isinstance(self.proj_func, nn.Module):
                 raise ConfigError(
-                    "has no effect: proj_func is no module, so nothing of it is trained", field="proj_group"
+                    "has no effect: proj_func is not a module, so it has no parameters to train", field="proj_group"
                 )
             return CustomTerm(
                 self.name or f"custom_match_{place}",

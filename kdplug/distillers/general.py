@@ -16,8 +16,8 @@ from kdplug.distillers.session import (
     Sides,
     given_teacher,
     teacher_cache,
-    tell_unused_cache,
-    tell_unused_combiner,
+    warn_unused_cache,
+    warn_unused_combiner,
 )
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.observe.event import RunObserver
@@ -30,18 +30,18 @@ from kdplug.objective.objective import Objective
 class GeneralDistiller:
     """Distils ``model_T`` into ``model_S``.
 
-    An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict of ``kdplug.ADAPTOR_KEYS``; without one the
-    model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
+    An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict with ``kdplug.ADAPTOR_KEYS``; without
+    one, the model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
 
-    The hooks of plugins and ``observers`` are told of each run; an observer that raises ends it only if ``strict``.
-    ``show_progress`` is about the bar, or the lines, on the error stream. ``custom_matches`` are losses between modules that
-    are written in Python.
+    Plugin hooks and ``observers`` are called in each run; an exception in an observer ends the run only if ``strict``.
+    ``show_progress`` enables the progress display on stderr. ``custom_matches`` are losses between modules, written in
+    Python.
 
-    A run ends with a ``RunError`` where the teacher would not stay as it is: where it shares memory with what is trained, or
-    where its forward pass leaves a module in train mode or changes a persistent buffer. A frozen base may be shared.
+    A run raises ``RunError`` if the teacher would change: if it shares memory with trained parameters, or if its
+    forward pass leaves a module in train mode or changes a persistent buffer. A frozen base model may be shared.
 
-    Raises: ``ConfigError`` for a module path that leads nowhere; ``EntryError`` or ``SettingError`` where the config names what is not
-    there.
+    Raises: ``ConfigError`` for a module path that does not exist; ``EntryError`` or ``SettingError`` if the config
+    names an unknown entry or an invalid setting.
     """
 
     def __init__(  # noqa: PLR0917  TextBrewer's signature
@@ -63,7 +63,7 @@ class GeneralDistiller:
         if model_T is not None:
             check_side("model_T", model_T, "adaptor_T", adaptor_T)
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
-        tell_unused_combiner(distill_config)
+        warn_unused_combiner(distill_config)
         self.train_config = train_config
         self.distill_config = distill_config
         self.model_T = model_T
@@ -75,7 +75,7 @@ class GeneralDistiller:
         self.objective.connect(model_S, model_T)
         self.teacher_cache = teacher_cache(train_config, distill_config)
         self._teacher = given_teacher(model_T, adaptor_T, self.teacher_cache)
-        tell_unused_cache(train_config, self.teacher_cache)
+        warn_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     __enter__ = enter
@@ -88,15 +88,17 @@ class GeneralDistiller:
         batch_postprocessor: Callable[[Any], Any] | None = None,
         **model_args: Any,
     ) -> CacheSummary:
-        """Ask the teacher about every example of ``dataloader`` and keep what it says in ``teacher_cache``, without training.
+        """Run the teacher on every example of ``dataloader`` and store its outputs in ``teacher_cache``; no training.
 
-        ``train`` then asks nothing, in this process or, with a folder, in another one, where ``model_T`` may be ``None``. What is in
-        the folder already stays; under ``accelerate launch`` the processes divide what is not.
+        A later ``train`` does not run the teacher. With a folder, that also holds in another process, where ``model_T``
+        may be ``None``. Outputs already in the folder are kept; under ``accelerate launch`` the processes divide the
+        missing ones.
 
-        Raises: ``ConfigError`` without ``is_caching_logits``; ``RunError`` for data, outputs or a folder that cannot be used.
+        Raises: ``ConfigError`` without ``is_caching_logits``; ``RunError`` for data, outputs or a folder that cannot be
+        used.
         """
         if self.teacher_cache is None:
-            raise ConfigError("must be true for a cache to be filled", field="is_caching_logits")
+            raise ConfigError("must be true to fill a cache", field="is_caching_logits")
         return self._session.fill(
             self.train_config,
             self._sides(),
@@ -117,6 +119,6 @@ def _custom_terms(
     for place, match in enumerate(matches or ()):
         if teacher is None:
             raise ConfigError(
-                "a match written in Python looks its module up in model_T, and there is none", field="custom_matches"
+                "a match written in Python needs a module of model_T, and there is no model_T", field="custom_matches"
             )
         yield match.term(place, teacher, student)

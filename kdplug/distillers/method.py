@@ -1,4 +1,4 @@
-"""The methods that distillers have in common: each is one function, which several classes have as an attribute."""
+"""Methods that the distillers share: each is a function that several classes use as an attribute."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Adaptors = Adaptor | Sequence[Adaptor | None] | Mapping[str, Adaptor | None] | N
 
 
 def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
-    """Teachers by key, each with its adaptor; those of a list have the keys ``"0"``, ``"1"``…
+    """Return the teachers by key, each with its adaptor; those of a list have the keys ``"0"``, ``"1"``…
 
-    Raises: ``ConfigError`` for anything but a list or mapping of models, and for adaptors that do not go with them.
+    Raises: ``ConfigError`` for anything but a list or mapping of models, and for adaptors that do not match them.
     """
     by_key = _models(models)
     names = {key: f"teacher {key!r}" if len(by_key) > 1 else "teacher" for key in by_key}
@@ -38,14 +38,14 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
         if missing := by_key.keys() ^ adaptors.keys():
             raise ConfigError(
                 f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}: "
-                f"{', '.join(map(repr, sorted(map(str, missing))))} is in one of them only",
+                f"{', '.join(map(repr, sorted(map(str, missing))))} is only in one of them",
                 field="adaptor_T",
             )
         return {key: Teacher(model, adaptors[key], names[key]) for key, model in by_key.items()}
     if not isinstance(adaptors, Sequence) or len(adaptors) != len(by_key):
         count = len(adaptors) if isinstance(adaptors, Sequence) else type(adaptors).__name__
         raise ConfigError(
-            f"must be one for all, or one for each of the {len(by_key)} teachers, got {count}", field="adaptor_T"
+            f"must be a single adaptor, or one for each of the {len(by_key)} teachers, got {count}", field="adaptor_T"
         )
     return {key: Teacher(model, one, names[key]) for (key, model), one in zip(by_key.items(), adaptors, strict=True)}
 
@@ -58,13 +58,13 @@ def _models(models: Any) -> dict[str, nn.Module]:
     else:
         one = ". For one teacher use GeneralDistiller, or a list of one" if isinstance(models, nn.Module) else ""
         raise ConfigError(
-            f"must be a list of models, or a mapping by key, got {type(models).__name__}{one}", field="model_T"
+            f"must be a list of models, or a mapping of them by key, got {type(models).__name__}{one}", field="model_T"
         )
     if not found:
-        raise ConfigError("holds no teacher", field="model_T")
+        raise ConfigError("must hold at least one teacher", field="model_T")
     for key, model in found.items():
         if not isinstance(key, str):
-            raise ConfigError(f"must have text for keys, got {key!r}", field="model_T")
+            raise ConfigError(f"must have strings as keys, got {key!r}", field="model_T")
         if not isinstance(model, nn.Module):
             raise ConfigError(f"must be a model, got {type(model).__name__}", field=f"model_T.{key}")
     return found
@@ -81,7 +81,7 @@ def check_distillation(config: object) -> None:
 
 
 def check_side(field: str, model: object, adaptor_field: str, adaptor: object) -> None:
-    """Raises: ``ConfigError`` for a model that is no module, or an adaptor that cannot be called."""
+    """Raises: ``ConfigError`` if the model is not a module, or the adaptor is not callable."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"must be a model, got {type(model).__name__}", field=field)
     if adaptor is not None and not callable(adaptor):
@@ -91,13 +91,13 @@ def check_side(field: str, model: object, adaptor_field: str, adaptor: object) -
 def _check_config(field: str, config: object, kind: type) -> None:
     if not isinstance(config, kind):
         raise ConfigError(
-            f"must be a {kind.__name__}, got {type(config).__name__}: {kind.__name__}.from_dict reads a mapping",
+            f"must be a {kind.__name__}, got {type(config).__name__}: use {kind.__name__}.from_dict for a mapping",
             field=field,
         )
 
 
 class Distiller(Protocol):
-    """What has something to train, and a session to do it in."""
+    """An object with sides to train, and a session to train them in."""
 
     train_config: TrainingConfig
     _session: Session
@@ -111,13 +111,13 @@ D = TypeVar("D", bound=Distiller)
 
 
 def enter(self: D) -> D:
-    """Teachers in eval mode, student in train mode, until the block ends. ``train`` does the same by itself."""
+    """Put teachers in eval mode and the student in train mode until the block ends. ``train`` does this by itself."""
     self._session.enter(self._sides())
     return self
 
 
 def leave(self: Distiller, *_error: object) -> None:
-    """Put every model back into the mode of before the block."""
+    """Restore the mode that every model had before the block."""
     self._session.leave()
 
 
@@ -139,33 +139,33 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     resume_changed: bool = False,
     **model_args: Any,
 ) -> RunResult:
-    """Train the student for ``num_epochs`` passes over the loader (fractions count) or ``num_steps`` optimizer steps.
+    """Train the student for ``num_epochs`` passes over the loader (may be fractional) or ``num_steps`` optimizer steps.
 
     A batch that is a mapping is passed to the models by keyword, a list or tuple by position, anything else as one
-    argument; a batch ``{"teacher": …, "student": …}`` gives each side its own, and ``teacher_cache`` beside them stands for
-    what the teacher would return. ``model_args`` go to every model.
+    argument. A batch ``{"teacher": …, "student": …}`` gives each side its own part; a third key ``teacher_cache``
+    replaces the teacher's outputs. ``model_args`` are passed to every model.
 
-    * ``optimizer`` holds the student's parameters; the objective's own (projections) join it as further groups.
+    * ``optimizer`` holds the student's parameters; those of the objective (projections) are added as further groups.
     * ``dataloader`` is any iterable of batches; under ``accelerate launch`` a ``DataLoader``, which is divided.
     * ``scheduler_class`` is called as ``scheduler_class(optimizer=optimizer, **scheduler_args)`` and stepped once per
-      optimizer step. ``scheduler`` is an object built before, which ``scheduler_class`` makes unnecessary.
+      optimizer step. ``scheduler`` is an existing scheduler, as an alternative.
     * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
-    * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process. What it raises
-      ends the run.
+    * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process. An
+      exception in it ends the run.
     * ``batch_postprocessor`` maps each batch before it moves to the device.
-    * ``evaluation`` says what the run looks at on the way, which checkpoint is the best and when to stop early.
-    * ``resume="auto"`` goes on from the last checkpoint in ``output_dir``, to the same bits as a run that was not
-      interrupted, and starts where there is none; the folder of a checkpoint goes on from that one. Another config, plugin
-      version, teacher, dataset, adaptor or optimizer is an error that lists what differs, unless ``resume_changed``. A damaged
-      checkpoint is passed over with a warning.
-      Between checkpoints, SIGTERM and SIGINT save and end the run.
+    * ``evaluation`` sets what is evaluated during the run, which checkpoint is the best and when to stop early.
+    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, bit by bit like an uninterrupted run, or
+      starts a new run if there is none; a checkpoint folder resumes from that one. A different config, plugin version,
+      teacher, dataset, adaptor or optimizer is an error that lists the differences, unless ``resume_changed``. A damaged
+      checkpoint is skipped with a warning.
+      Between checkpoints, SIGTERM and SIGINT save a checkpoint and end the run.
 
-    Raises: ``ConfigError`` for arguments that cannot be meant together; ``RunError`` where the run cannot start (an optimizer
-    without the student's parameters, an empty loader, …) or go on (a loss that is not finite); ``OutputsError`` where a model
-    does not return what a term needs.
+    Raises: ``ConfigError`` for conflicting arguments; ``RunError`` if the run cannot start (an optimizer without the
+    student's parameters, an empty loader, …) or continue (a loss that is not finite); ``OutputsError`` if a model does
+    not return what a term needs.
     """
     sides = self._sides()
-    tell_misspelt(self.train, model_args, sides.pair.student)
+    warn_misspelt(self.train, model_args, sides.pair.student)
     request = Request(
         optimizer=optimizer,
         dataloader=dataloader,
@@ -185,14 +185,14 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     return self._session.run(self.train_config, sides, request)
 
 
-def tell_misspelt(train: Callable[..., Any], model_args: Iterable[str], model: nn.Module) -> None:
-    """Warn of an argument that goes to the models, none of which names it, and is nearly one of ``train``."""
+def warn_misspelt(train: Callable[..., Any], model_args: Iterable[str], model: nn.Module) -> None:
+    """Warn about an argument for the models that their ``forward`` does not name and that resembles one of ours."""
     own = [name for name in signature(train).parameters if name != "model_args"]
     named = signature(model.forward).parameters
     for name in model_args:
         if name not in named and (like := get_close_matches(name, own, n=1, cutoff=0.75)):
             warnings.warn(
-                f"{name!r} is no argument of train() and goes to the models, whose forward does not name it. "
+                f"{name!r} is not an argument of train() and is passed to the models, whose forward does not name it. "
                 f"Did you mean {like[0]!r}?",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""Several tasks, each with its own teacher or teachers, and one student."""
+"""Several tasks, each with one or more teachers, and one student."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from kdplug.distillers.method import (
     enter,
     leave,
     read_teachers,
-    tell_misspelt,
+    warn_misspelt,
 )
-from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.distillers.session import Session, Sides, teacher_cache, warn_unused_cache, warn_unused_combiner
 from kdplug.engine.checkpoint.resume import Resume
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.multi_task import MultiTaskLoader, TaskAdaptor, TaskTeachers, example_count, shares_of
@@ -41,13 +41,14 @@ T = TypeVar("T")
 class MultiTaskDistiller:
     """Distils a teacher for each task into one student.
 
-    ``model_T`` maps each task to its teacher, or to a list or mapping of teachers as ``MultiTeacherDistiller`` takes them.
-    The adaptors are mappings by task; a task's ``adaptor_T`` may be one for each of its teachers. ``distill_config`` is one
-    for all tasks or a mapping by task. Each task has its own projections, and its own terms, called ``task/term``.
+    ``model_T`` maps each task to its teacher, or to a list or mapping of teachers as in ``MultiTeacherDistiller``. The
+    adaptors are mappings by task; a task's ``adaptor_T`` may have one for each of its teachers. ``distill_config`` is
+    one for all tasks or a mapping by task. Each task has its own projections, and its own terms, named ``task/term``.
 
-    What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``.
+    For adaptors, ``observers``, ``strict`` and ``show_progress`` see ``GeneralDistiller``.
 
-    Raises: ``ConfigError`` where tasks do not agree; what ``GeneralDistiller`` raises, with the task in front of the path.
+    Raises: ``ConfigError`` if mappings have different tasks; the errors of ``GeneralDistiller``, with the task in the
+    path.
     """
 
     def __init__(  # noqa: PLR0917  TextBrewer's signature
@@ -87,7 +88,7 @@ class MultiTaskDistiller:
         self._teachers = TaskTeachers(teachers)
         caches = {task: teacher_cache(train_config, self._configs[task], task) for task in self.tasks}
         self.teacher_caches = {task: cache for task, cache in caches.items() if cache is not None}
-        tell_unused_cache(train_config, *caches.values())
+        warn_unused_cache(train_config, *caches.values())
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     __enter__ = enter
@@ -113,18 +114,18 @@ class MultiTaskDistiller:
     ) -> RunResult:
         """Train the student for ``num_steps`` optimizer steps.
 
-        Each batch is drawn from the loader of one task, and the task with a probability in proportion to the number of its
-        *examples* to the power of ``tau``: 1 draws each example equally often, 0 each task. Where a loader does not tell how
-        many examples it has (it is no ``DataLoader``, or its dataset has no length), each task is equally likely. The draws
-        come from a generator of their own, seeded with the training config's ``seed`` (0 where it has none).
+        Each batch is drawn from the loader of one task. The probability of a task is proportional to its number of
+        *examples* to the power of ``tau``: 1 draws each example equally often, 0 each task. If the number of examples
+        of a loader is unknown (it is not a ``DataLoader``, or its dataset has no length), all tasks are equally likely.
+        Draws come from a separate generator, seeded with the training config's ``seed`` (0 if it has none).
 
-        ``dataloaders`` and ``batch_postprocessors`` are mappings by task; the other arguments are those of
+        ``dataloaders`` and ``batch_postprocessors`` are mappings by task; for the other arguments see
         ``GeneralDistiller.train``.
 
-        Raises: ``ConfigError`` for arguments that cannot be meant; ``RunError`` where the run cannot start or go on (a
-        loader that is empty, or exhausted because it can be walked through just once, …).
+        Raises: ``ConfigError`` for conflicting arguments; ``RunError`` if the run cannot start or continue (a loader
+        that is empty, or can be iterated only once and is exhausted, …).
         """
-        tell_misspelt(self.train, model_args, self.model_S)
+        warn_misspelt(self.train, model_args, self.model_S)
         loaders = _by_task("dataloaders", dataloaders, self.tasks)
         processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
         shares = _shares(loaders, tau)
@@ -152,43 +153,43 @@ class MultiTaskDistiller:
 
 
 def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[TeacherSide, Objective]:
-    """A task's teacher or teachers, and its objective."""
+    """Return a task's teacher or teachers, and its objective."""
     check_distillation(config)
     if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
-        tell_unused_combiner(config)
+        warn_unused_combiner(config)
         if adaptors is not None and not callable(adaptors):
-            raise ConfigError(f"the task has one teacher, and {len(adaptors)} adaptors", field="adaptor_T")
+            raise ConfigError(f"the task has one teacher, but {len(adaptors)} adaptors", field="adaptor_T")
         return Teacher(models, adaptors), Objective(config)
     teachers = read_teachers(models, adaptors)
     if len(teachers) == 1:
-        tell_unused_combiner(config)
+        warn_unused_combiner(config)
     return Ensemble(teachers), Objective(config, tuple(teachers))
 
 
 def _models(side: TeacherSide) -> nn.Module | dict[str, nn.Module]:
-    """A task's teacher, or its teachers by key."""
+    """Return a task's teacher, or its teachers by key."""
     return {key: one.model for key, one in side.teachers.items()} if isinstance(side, Ensemble) else side.model
 
 
 def _tasks(models: Any) -> tuple[str, ...]:
-    """The tasks, which are the keys of ``model_T``."""
+    """Return the tasks, which are the keys of ``model_T``."""
     if not isinstance(models, (Mapping, nn.ModuleDict)) or not len(models):
         raise ConfigError(f"must map each task to its teacher, got {type(models).__name__}", field="model_T")
     for task in models:
         if not isinstance(task, str) or not task or "." in task or "/" in task:
-            raise ConfigError(f"a task's name is text without '.' and '/', got {task!r}", field="model_T")
+            raise ConfigError(f"a task's name must be a string without '.' and '/', got {task!r}", field="model_T")
     return tuple(models)
 
 
 def _by_task(field: str, values: Mapping[str, T] | None, tasks: tuple[str, ...], **default: T) -> dict[str, T]:
-    """One value for each task, in their order. ``default`` is the value of tasks that have none.
+    """Return one value for each task, in their order. ``default`` is the value of tasks that have none.
 
-    Raises: ``ConfigError`` for a task that is not there, or one without a value.
+    Raises: ``ConfigError`` for an unknown task, or one without a value.
     """
     known = _known(field, {} if values is None and default else values, tasks)
     missing = [task for task in tasks if task not in known]
     if missing and not default:
-        raise ConfigError(f"has nothing for the task {missing[0]!r}. The tasks are {', '.join(tasks)}", field=field)
+        raise ConfigError(f"has no value for the task {missing[0]!r}. The tasks are {', '.join(tasks)}", field=field)
     return {task: known[task] if task in known else default["default"] for task in tasks}
 
 
@@ -211,8 +212,8 @@ def _shares(loaders: Mapping[str, Iterable[Any]], tau: float) -> dict[str, float
     unknown = [task for task, count in counts.items() if count is None]
     if unknown and tau:
         warnings.warn(
-            f"the loader of {', '.join(map(repr, unknown))} does not tell how many examples it has, so tasks are drawn equally "
-            "often, and tau has no effect. A DataLoader over a dataset with a length tells",
+            f"the number of examples in the loader of {', '.join(map(repr, unknown))} is unknown, so tasks are drawn "
+            "equally often, and tau has no effect. Use a DataLoader over a dataset with a length",
             stacklevel=3,
         )
     return shares_of(counts, tau)

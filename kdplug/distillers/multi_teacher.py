@@ -19,7 +19,7 @@ from kdplug.distillers.method import (
     read_teachers,
     train,
 )
-from kdplug.distillers.session import Session, Sides, teacher_cache, tell_unused_cache, tell_unused_combiner
+from kdplug.distillers.session import Session, Sides, teacher_cache, warn_unused_cache, warn_unused_combiner
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.teacher import Ensemble
 from kdplug.engine.training_module import Adaptor, TrainingModule
@@ -29,18 +29,19 @@ from kdplug.objective.objective import Objective
 class MultiTeacherDistiller:
     """Distils the teachers in ``model_T`` into ``model_S``.
 
-    ``model_T`` is a list, or a mapping by which matches may name a teacher by key. ``adaptor_T`` is one for all teachers or
-    holds one for each, in the same form. Each teacher's ``logits_mask`` and ``inputs_mask`` are its own. The logits that
-    are left are combined by the config's ``teacher_combiner`` (their mean, by default), then shifted (``probability_shift``)
-    and compared. A match reads the teacher that its ``teacher`` names. With one teacher this is ``GeneralDistiller``.
+    ``model_T`` is a list, or a mapping whose keys matches may use to name a teacher. ``adaptor_T`` is one for all
+    teachers, or one for each in the same form. Each teacher's logits and features are read with its own ``logits_mask``
+    and ``inputs_mask``. The config's ``teacher_combiner`` combines the unmasked logits (their mean, by default), which
+    are then shifted (``probability_shift``) and compared. A match reads the teacher named by its ``teacher``. With one
+    teacher this is ``GeneralDistiller``.
 
     Each teacher gets the same batch, or the ``teacher`` part of it. A ``teacher_cache`` in a batch is a list with the
     outputs of each teacher, or a mapping by key.
 
-    What an adaptor, ``observers``, ``strict`` and ``show_progress`` are stands with ``GeneralDistiller``.
+    For adaptors, ``observers``, ``strict`` and ``show_progress`` see ``GeneralDistiller``.
 
-    Raises: ``ConfigError`` for a match that does not say which teacher it reads, or adaptors that do
-    not go with the teachers; ``EntryError`` or ``SettingError`` where the config names what is not there.
+    Raises: ``ConfigError`` for a match that does not name its teacher, or adaptors that do not match the teachers;
+    ``EntryError`` or ``SettingError`` if the config names an unknown entry or an invalid setting.
     """
 
     def __init__(  # noqa: PLR0917  TextBrewer's signature
@@ -61,7 +62,7 @@ class MultiTeacherDistiller:
         check_side("model_S", model_S, "adaptor_S", adaptor_S)
         teachers = read_teachers(model_T, adaptor_T)
         if len(teachers) == 1:
-            tell_unused_combiner(distill_config)
+            warn_unused_combiner(distill_config)
         self.train_config = train_config
         self.distill_config = distill_config
         self.model_T = model_T
@@ -72,7 +73,7 @@ class MultiTeacherDistiller:
         self.objective.connect(model_S, {key: teacher.model for key, teacher in teachers.items()})
         self._ensemble = Ensemble(teachers)
         self.teacher_cache = teacher_cache(train_config, distill_config)
-        tell_unused_cache(train_config, self.teacher_cache)
+        warn_unused_cache(train_config, self.teacher_cache)
         self._session = Session(observers, strict=strict, show_progress=show_progress)
 
     __enter__ = enter

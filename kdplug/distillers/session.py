@@ -1,4 +1,4 @@
-"""What a distiller keeps between the runs that it is asked for: observers, and the modes of a block."""
+"""Distiller state that persists between runs: observers, the modes of a block, and teacher caches."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _FIELD = "teacher_cache_codec"
 
 
 def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding | None:
-    """The codec that ``teacher_cache_codec`` names, at the distillation's temperature; ``None`` where it names none.
+    """Return the codec named by ``teacher_cache_codec``, at the distillation's temperature; ``None`` if there is none.
 
-    Raises: ``EntryError``, ``SettingError`` for what the config says of it; ``ConfigError`` where it lacks a method, where the
-    distillation has another temperature for each item, and where the kd loss cannot be computed from what it keeps.
+    Raises: ``EntryError``, ``SettingError`` for an invalid codec config; ``ConfigError`` if it lacks a method, if the
+    distillation has a separate temperature for each item, or if the kd loss cannot be computed from its output.
     """
     if training.teacher_cache_codec is None:
         return None
@@ -58,11 +58,13 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     codec = component.target
     if not isinstance(codec, CacheCodec):
         lacking = [name for name in vars(CacheCodec) if not name.startswith("_") and not hasattr(codec, name)]
-        raise ConfigError(f"{component.entry.qualified} is no cache codec: it lacks {', '.join(lacking)}", field=_FIELD)
+        raise ConfigError(
+            f"{component.entry.qualified} is not a cache codec: it lacks {', '.join(lacking)}", field=_FIELD
+        )
     if codec.uses_temperature and distillation.temperature_scheduler is not None:
         raise ConfigError(
-            f"{component.entry.name} keeps what the teacher says at one temperature, and temperature_scheduler gives each item its "
-            "own. Leave one of them out, or keep all logits: dense or hidden",
+            f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
+            "item its own temperature. Remove one of them, or store all logits: dense or hidden",
             field=_FIELD,
         )
     found = Coding(codec, component.qualified_spec(), float(distillation.temperature))
@@ -71,7 +73,7 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
 
 
 def _check_loss(coding: Coding, codec: str, distillation: DistillationConfig) -> None:
-    """See before the teacher runs that the kd loss can be computed from what the codec gives back."""
+    """Check, before the teacher runs, that the kd loss can be computed from the decoded logits."""
     if not distillation.kd_loss_weight:
         return
     logits = decoded(coding)
@@ -80,18 +82,18 @@ def _check_loss(coding: Coding, codec: str, distillation: DistillationConfig) ->
     try:
         component = losses.build(distillation.kd_loss_type, slot="kd")
     except KdplugError:
-        return  # the objective says what is wrong with the loss
+        return  # the objective reports this error
     temperature = Temperature(distillation.temperature, None)
     loss = LogitLoss(component, temperature, shifts=distillation.probability_shift)
     try:
         loss.check(logits, torch.zeros(1, dtype=torch.int64))
     except KdplugError as error:
-        told = error.message if error.field == "teacher.logits" else str(error)
-        raise ConfigError(f"{codec} gives SparseLogits. {told}", field=_FIELD) from error
+        reason = error.message if error.field == "teacher.logits" else str(error)
+        raise ConfigError(f"{codec} returns SparseLogits. {reason}", field=_FIELD) from error
 
 
 def identity(training: TrainingConfig, distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
-    """The configs, and the versions of kdplug, torch and each plugin that they name, as plain data."""
+    """Return the configs, and the versions of kdplug, torch and each plugin that they name, as plain data."""
     found = config_identity(distillation)
     if training.teacher_cache_codec is not None:
         package = cache_codecs.entry(training.teacher_cache_codec.name).dist
@@ -101,7 +103,7 @@ def identity(training: TrainingConfig, distillation: Mapping[str, DistillationCo
 
 
 def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str, Any]:
-    """Distillation configs by task, and the versions of kdplug, torch and each plugin that they name, as plain data."""
+    """Return the configs by task, and the versions of kdplug, torch and each plugin that they name, as plain data."""
     resolved = {task: config.resolved() for task, config in distillation.items()}
     entries = [entry for config in resolved.values() for entry in used_entries(config)]
     packages = {split_qualified(entry["name"])[0] for entry in entries}
@@ -115,7 +117,7 @@ def config_identity(distillation: Mapping[str, DistillationConfig]) -> dict[str,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sides:
-    """What a run trains and what it reads. ``configs`` are by task; a distiller without tasks has one under ``""``."""
+    """The models, objective and configs of a run. ``configs`` are by task; without tasks, the only key is ``""``."""
 
     pair: TrainingModule
     teacher: TeacherSide | None
@@ -124,7 +126,7 @@ class Sides:
 
 
 class Session:
-    """Runs of one distiller. The hooks of plugins and ``observers`` are told of each."""
+    """Runs of one distiller. Plugin hooks and ``observers`` are called in each."""
 
     def __init__(self, observers: Iterable[RunObserver], *, strict: bool, show_progress: bool) -> None:
         self._observers = tuple(observers)
@@ -140,7 +142,7 @@ class Session:
         self._entered.append(stack)
 
     def leave(self) -> None:
-        """Put the models back into the modes of before."""
+        """Restore the modes that the models had before ``enter``."""
         self._entered.pop().close()
 
     def fill(
@@ -153,9 +155,9 @@ class Session:
         postprocess: Callable[[Any], Any] | None,
         model_args: Mapping[str, Any],
     ) -> CacheSummary:
-        """Ask the teacher about every example and keep what it says, without training.
+        """Run the teacher on every example and store its outputs, without training.
 
-        Raises: ``RunError`` on every process where they do not have the same teacher, data and config.
+        Raises: ``RunError`` on every process if teacher, data or config differ between processes.
         """
         assert sides.teacher is not None
         with process(
@@ -181,7 +183,7 @@ class Session:
         )
 
     def run(self, config: TrainingConfig, sides: Sides, request: Request) -> RunResult:
-        """Train as ``request`` asks; a teacher that has a cache is asked once about every example."""
+        """Train according to ``request``; a teacher that has a cache runs once on every example."""
         return train(
             sides.pair,
             sides.teacher,
@@ -195,7 +197,7 @@ class Session:
 
 
 def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, task: str = "") -> TeacherCache | None:
-    """The cache that the configs ask for, ``None`` where the teacher is asked for every batch. Each task has its own folder.
+    """Return the cache that the configs ask for, or ``None`` without caching. Each task has its own folder.
 
     Raises: ``EntryError``, ``SettingError``, ``ConfigError`` for a codec that cannot be used.
     """
@@ -209,30 +211,30 @@ def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, ta
 def given_teacher(
     model: nn.Module | None, adaptor: Adaptor | None, cache: TeacherCache | None
 ) -> Teacher | CacheOnlyTeacher:
-    """The teacher, or what stands for it where there is none and its outputs are in a folder.
+    """Return the teacher, or a placeholder if there is none and its outputs are in a folder.
 
-    Raises: ``ConfigError`` where there is neither.
+    Raises: ``ConfigError`` if there is neither.
     """
     if model is not None:
         return Teacher(model, adaptor)
     if cache is None or cache.path is None:
         raise ConfigError(
-            "without a model_T, is_caching_logits: true and the teacher_cache that holds its outputs are needed",
+            "is missing: pass a model, or set is_caching_logits: true and the teacher_cache that holds its outputs",
             field="model_T",
         )
     return CacheOnlyTeacher(adaptor)
 
 
-def tell_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:
-    """Warn where the training config says how to keep outputs that are not kept."""
+def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) -> None:
+    """Warn about storage options in the training config if teacher outputs are not cached."""
     for key in keys_that_need(TrainingConfig, "is_caching_logits"):
         if getattr(training, key) is not None and not any(caches):
             warnings.warn(f"{key} has no effect: is_caching_logits is false", stacklevel=3)
 
 
-def tell_unused_combiner(config: DistillationConfig) -> None:
-    """Warn where a config combines the logits of one teacher."""
+def warn_unused_combiner(config: DistillationConfig) -> None:
+    """Warn if a config combines the logits of a single teacher."""
     if config.teacher_combiner != DEFAULT_COMBINER:
         warnings.warn(
-            f"teacher_combiner {config.teacher_combiner.name!r} has no effect: there is one teacher", stacklevel=3
+            f"teacher_combiner {config.teacher_combiner.name!r} has no effect: there is only one teacher", stacklevel=3
         )

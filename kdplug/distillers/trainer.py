@@ -1,4 +1,4 @@
-"""One model and no teacher: training on labels."""
+"""Supervised training of one model, without a teacher."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _LABELS_ALONE = {"kd_loss_weight": 0.0, "hard_label_weight": 1.0}
 
 
 def supervised(model: nn.Module, adaptor: Adaptor | None) -> TrainingModule:
-    """A model whose loss is the sum of the means of the ``losses`` that its adaptor returns.
+    """Return a model whose loss is the sum of the means of the ``losses`` that its adaptor returns.
 
-    Raises: ``OutputsError``, when it is called, where there are none.
+    Raises: ``OutputsError``, when it is called, if there are none.
     """
     return TrainingModule(model, _with_losses(adaptor), Objective(DistillationConfig(**_LABELS_ALONE)))
 
@@ -35,26 +35,26 @@ def _with_losses(adaptor: Adaptor | None) -> Adaptor:
         if found.losses is None:
             given = ", ".join(found.given) or "nothing"
             raise OutputsError(
-                f"the model returned no losses, only {given}. Training on labels needs them: return the model's own loss from "
-                "its adaptor",
+                f"the model returned no losses, only {given}. Supervised training needs them: return the model's own "
+                "loss from its adaptor",
                 field="losses",
             )
         return found
 
     if adaptor is not None:
-        update_wrapper(read, adaptor, (), ())  # a run is identified by the code of both
+        update_wrapper(read, adaptor, (), ())  # the run identity covers the code of both
     return read
 
 
 class BasicTrainer:
-    """Trains ``model`` on the ``losses`` that its adaptor returns: a teacher to be, or a student to compare with.
+    """Trains ``model`` on the ``losses`` that its adaptor returns: a future teacher, or a student for comparison.
 
-    The adaptor is called as ``adaptor(batch, model_outputs)``; several losses are summed, each as the mean over what it
-    counts. Without an adaptor the model's own outputs are read (a transformers ``ModelOutput`` with its ``loss``).
-    ``observers``, ``strict`` and ``show_progress`` are those of ``GeneralDistiller``.
+    The adaptor is called as ``adaptor(batch, model_outputs)``. Several losses are summed, each averaged over its own
+    items. Without an adaptor the model's own outputs are read (a transformers ``ModelOutput`` with its ``loss``). For
+    ``observers``, ``strict`` and ``show_progress`` see ``GeneralDistiller``.
 
-    Logged is ``total_loss``; the one term beside it, ``hard_label_loss``, is the same number. ``train`` trains ``model`` where
-    it speaks of a student.
+    It logs ``total_loss``; the only term, ``hard_label_loss``, is the same number. In the documentation of ``train``,
+    the student is ``model``.
     """
 
     def __init__(

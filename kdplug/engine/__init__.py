@@ -1,1 +1,1 @@
-"""One run on accelerate: built objects in, a trained student out. Nothing here resolves a name."""
+"""Train one run on accelerate, from built objects. Nothing here resolves names."""

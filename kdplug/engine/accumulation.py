@@ -1,4 +1,4 @@
-"""The gradient of one optimizer step: micro-batches and processes added up, each term divided once."""
+"""Gradient of one optimizer step: sum over micro-batches and processes, normalize each term once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from kdplug.errors import RunError
 from kdplug.objective.report import LossReport, TermValue
 
 Counts = dict[str, tuple[Tensor | float, ...]]
-"""Term to the counts of its parts (one per head)."""
+"""Maps each term to the counts of its parts (one per head)."""
 
 Layout = tuple[tuple[str, int], ...]
-"""The terms of a step by name, each with the number of its parts."""
+"""The terms of a step: name and number of parts."""
 
 
 class Processes(Protocol):
-    """The processes that share a batch: an ``Accelerator``, or what stands for another library's."""
+    """The processes that share a batch: an ``Accelerator``, or an adapter for another library."""
 
     @property
     def device(self) -> torch.device: ...
@@ -39,26 +39,26 @@ class Processes(Protocol):
 
 
 def counts_of(report: LossReport) -> Counts:
-    """What each part of each term counted; terms that were skipped are left out."""
+    """Return the count of each part of each term; skipped terms are left out."""
     return {name: tuple(part.count for part in term.parts) for name, term in report.terms.items() if _is_live(term)}
 
 
 def are_numbers(counts: Counts) -> bool:
-    """Whether every count is a plain number, as without masks: then it follows from the shapes."""
+    """Return whether every count is a plain number, so that it follows from the shapes (no masks)."""
     return all(isinstance(count, (int, float)) for parts in counts.values() for count in parts)
 
 
 def same_shapes(batches: Sequence[Any]) -> bool:
-    """Whether the batches hold tensors of the same shapes in the same places."""
+    """Return whether the batches hold tensors of the same shapes in the same places."""
     first = list(_shapes(batches[0]))
     return all(list(_shapes(batch)) == first for batch in batches[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """What each part of each term is multiplied with, apart from the term's weight.
+    """The factor of each part of each term, apart from the term's weight.
 
-    ``factors`` are such that the processes' losses have to be averaged, as DDP averages their gradients.
+    The ``factors`` assume that the losses of the processes are averaged, as DDP averages gradients.
     """
 
     factors: Mapping[str, tuple[Tensor | float, ...]]
@@ -66,7 +66,7 @@ class Normalization:
 
     @classmethod
     def uniform(cls, counts: Counts, micro_batches: int) -> Normalization:
-        """For micro-batches of one process that all count the same, known as plain numbers."""
+        """Return the factors for micro-batches of one process that all have the same counts, given as plain numbers."""
         factors = {
             name: tuple(1.0 / (float(count) * micro_batches) if float(count) > 0 else 0.0 for count in parts)
             for name, parts in counts.items()
@@ -75,13 +75,13 @@ class Normalization:
 
     @classmethod
     def pooled(cls, counted: Sequence[Counts], processes: Processes, agreed: set[Layout]) -> Normalization:
-        """From what each micro-batch of this process counts, and those of the other processes.
+        """Return the factors from the counts of all micro-batches, summed over the processes.
 
-        A term that a micro-batch does not have (of another task) weighs by the share of those that do. ``agreed`` holds the
-        terms and parts that all processes of this run were seen to have. They are gathered once for each new set of terms,
-        which is the first step of a run, and the first of each task.
+        A term that some micro-batches lack (they belong to another task) is weighted by the share of those that have
+        it. ``agreed`` holds the terms and parts already known to be equal on all processes. They are compared once for
+        each new set of terms: at the first step of a run, and at the first step of each task.
 
-        Raises: ``RunError`` where a term has other parts in one micro-batch than in another, or on another process.
+        Raises: ``RunError`` if a term has different parts in two micro-batches or on two processes.
         """
         names = sorted({name for counts in counted for name in counts})
         having = {name: [counts[name] for counts in counted if name in counts] for name in names}
@@ -103,7 +103,7 @@ class Normalization:
         return cls(factors, len(counted))
 
     def loss(self, report: LossReport) -> Tensor:
-        """What one micro-batch adds to the loss of the step."""
+        """Return the contribution of one micro-batch to the loss of the step."""
         total: Tensor | None = None
         for name, term in report.terms.items():
             for part, factor in zip(term.parts, self._factors(name, term), strict=True):
@@ -113,7 +113,7 @@ class Normalization:
         return report.total if total is None else total
 
     def report(self, reports: Sequence[LossReport]) -> LossReport:
-        """The step's loss, without gradient, from those of its micro-batches; its mean over processes is the global one."""
+        """Return the step's detached loss from its micro-batches; its mean over the processes is the global loss."""
         with torch.no_grad():
             totals = [self.loss(report) for report in reports]
             terms: dict[str, TermValue] = {}
@@ -123,7 +123,7 @@ class Normalization:
             return LossReport(torch.stack(totals).sum(), terms)
 
     def _mean(self, name: str, values: Sequence[TermValue]) -> Tensor:
-        """The term's mean over all that have it: its factors without the share of the micro-batches."""
+        """Return the term's mean over the micro-batches that have it, without the factor for their share."""
         unshared = self.micro_batches / len(values)
         parts = [
             part.total * factor * unshared
@@ -137,7 +137,7 @@ class Normalization:
 
 
 def _is_live(term: TermValue) -> bool:
-    """A term whose schedule is at 0 was not computed: it is an exact 0 and counts nothing."""
+    """Return whether the term was computed; a term with weight 0 is skipped, and is exactly 0 with a count of 0."""
     return term.weight != 0
 
 
@@ -146,8 +146,9 @@ def _check_parts(having: Mapping[str, Sequence[tuple[Tensor | float, ...]]]) -> 
         numbers = sorted({len(row) for row in rows})
         if len(numbers) > 1:
             raise RunError(
-                f"{name} is a sum of {numbers[0]} means in one micro-batch of the step and of {numbers[-1]} in another. The adaptor "
-                "has to return equally many heads, and losses, for every batch; one that counts nothing is an empty tensor"
+                f"{name} is a sum of {numbers[0]} means in one micro-batch of the step and of {numbers[-1]} in "
+                "another. The adaptor has to return the same number of heads, and losses, for every batch; return an "
+                "empty tensor for one without items"
             )
 
 
@@ -162,10 +163,11 @@ def _check_processes(layout: Layout, num_processes: int, agreed: set[Layout]) ->
             for rank, found in enumerate(every)
         ]
         raise RunError(
-            "the processes do not have the same terms with equally many heads or losses in a step, so their counts cannot be "
-            "added. Terms, and the number of heads or losses of each:\n    "
+            "the processes do not have the same terms with the same number of heads or losses in a step, so their "
+            "counts cannot be added. Terms, and the number of heads or losses of each:\n    "
             + "\n    ".join(lines)
-            + "\nThe adaptor has to return equally many on every process; one that counts nothing is an empty tensor"
+            + "\nThe adaptor has to return the same number on every process; return an empty tensor for one without "
+            "items"
         )
     agreed.add(layout)
 
@@ -175,7 +177,7 @@ def _inverse(count: Tensor) -> Tensor:
 
 
 def _vector(values: Sequence[Tensor | float], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers and scalars in one tensor, without waiting for the device."""
+    """Stack numbers and scalar tensors into one tensor, without a device synchronization."""
     return torch.stack([torch.as_tensor(value, dtype=dtype, device=device).detach() for value in values])
 
 
@@ -196,10 +198,10 @@ def _shapes(value: Any) -> Iterable[Any]:
 
 
 def merge(reports: Sequence[LossReport]) -> LossReport:
-    """The mean of the micro-batches' reports, without gradient: the loss that the optimizer step was taken on.
+    """Return the mean of the micro-batches' reports, detached: the loss of the optimizer step.
 
-    A term is the mean over the micro-batches that have it, and its weight is scaled by their share, so that the weighted
-    terms add up to the total: with several tasks each micro-batch has the terms of one.
+    A term is the mean over the micro-batches that have it, and its weight is scaled by their share, so that the
+    weighted terms add up to the total. With several tasks, each micro-batch has the terms of one task.
     """
     if len(reports) == 1:
         return reports[0]
@@ -221,10 +223,10 @@ def merge(reports: Sequence[LossReport]) -> LossReport:
 
 @dataclass(slots=True, eq=False)
 class Accumulation:
-    """Computes gradients. ``model`` is ``pair`` as accelerate wrapped it.
+    """Computes gradients. ``model`` is ``pair`` wrapped by accelerate.
 
-    ``over`` says what each term is a mean over: the ``global`` batch, whatever it was cut into, or each ``micro_batch`` alone
-    with the mean of these means taken after.
+    ``over`` sets what each term is averaged over: ``global`` averages over the whole batch of the step, however it is
+    split; ``micro_batch`` averages within each micro-batch, then averages these means.
     """
 
     run: Run
@@ -244,7 +246,7 @@ class Accumulation:
     def __post_init__(self) -> None:
         self.device = self.accelerator.device
         self.moves = self.device.type != "cpu"
-        # DDP, FSDP and autocast work on what a forward returns; where none of them is at work, nothing has to be gathered.
+        # DDP, FSDP and autocast act on forward(). Without them, skip forward() and its output tuple.
         is_bare = self.accelerator.distributed_type is DistributedType.NO and not self.accelerator.native_amp
         self.report = self.pair.report if is_bare else self._through_wrapper
 
@@ -253,7 +255,7 @@ class Accumulation:
         return report
 
     def gradient(self, window: list[Any], step: int) -> LossReport:
-        """Add the gradient of the window's loss to the parameters; processes exchange it once, with the last micro-batch."""
+        """Accumulate the gradient of the window's loss; processes synchronize once, at the last micro-batch."""
         alone = self.run.num_processes == 1
         if len(window) == 1 and (alone or self.over == "micro_batch"):
             return self._backward(self._forward(window[0], step))
@@ -281,7 +283,7 @@ class Accumulation:
         return normalization.report([self._backward(report, normalization.loss(report)).detach()])
 
     def _same_counts(self, window: list[Any], step: int) -> LossReport | None:
-        """The step where counts follow from shapes: no mask anywhere. ``None``, with nothing changed, where they do not."""
+        """Run a step whose counts follow from shapes (no mask). If they do not, undo everything and return ``None``."""
         before = ForwardState(self.pair)
         counts: Counts | None = None
         normalization: Normalization | None = None
@@ -299,7 +301,7 @@ class Accumulation:
         return normalization.report(reports) if normalization is not None else None
 
     def _counted_first(self, window: list[Any], step: int) -> LossReport:
-        """The step where counts are data: a pass without gradient learns them, since no term can be divided before."""
+        """Run a step whose counts depend on the data: count in a first pass without gradient, then divide each term."""
         teachers, counted = [], []
         with preserve_forward_state(self.pair), torch.no_grad():
             for number, batch in enumerate(window):
@@ -339,7 +341,7 @@ class Accumulation:
         return self.teacher(parts.teacher, self.model_args, parts.cache, precision)
 
     def _micro(self, parts: Parts, teacher: Any, number: int) -> Micro:
-        """The micro-batch ``number`` of this process in its step."""
+        """Build micro-batch ``number`` of this process in its step."""
         run = self.run
         return Micro(
             parts.student,
@@ -352,7 +354,7 @@ class Accumulation:
         )
 
     def _parts(self, batch: Any) -> Parts:
-        """The batch as each side gets it, on the device."""
+        """Split the batch into teacher, student and cache parts, on the device."""
         parts = split(batch)
         if not self.moves:
             return parts

@@ -1,4 +1,4 @@
-"""The loader as a stream of accumulation windows."""
+"""The batches of a loader, grouped by optimizer step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdplug.errors import RunError
 
 @runtime_checkable
 class Mixed(Protocol):
-    """A stream of batches of several kinds, which has one of each to show and knows where it is."""
+    """A stream that mixes several kinds of batches. It can show one of each kind and save its position."""
 
     def examples(self) -> list[Any]: ...
 
@@ -24,10 +24,10 @@ class Mixed(Protocol):
 
 
 class AccumulationBatches:
-    """Walks a loader pass by pass and yields its batches in windows, one window for each optimizer step.
+    """Iterates over a loader pass by pass and yields a list of batches (a window) for each optimizer step.
 
-    A window holds ``size`` batches; the last one of a pass holds what is left, so no batch is dropped.
-    ``passes`` is ``None`` for a loader that is cycled; ``postprocess`` is applied to each batch once.
+    A window holds ``size`` batches. The last window of a pass holds the remaining ones, so no batch is dropped.
+    ``passes`` is ``None`` to cycle the loader without end. ``postprocess`` is applied to each batch once.
     """
 
     def __init__(
@@ -49,9 +49,9 @@ class AccumulationBatches:
         self.epoch = 0
 
     def peek(self) -> Any:
-        """The first batch, which the first window will still hold.
+        """Return the first batch without consuming it.
 
-        Raises: ``RunError`` where the loader yields nothing.
+        Raises: ``RunError`` if the loader yields nothing.
         """
         started = self._start()
         for batch in started:
@@ -60,16 +60,16 @@ class AccumulationBatches:
         raise self._empty()
 
     def examples(self) -> list[Any]:
-        """Batches in which each term finds its features: the first one, or of several tasks the first one of each.
+        """Return example batches that together cover every term: the first batch, or the first batch of each task.
 
-        The stream will still hold them.
+        They are not consumed.
 
-        Raises: ``RunError`` where a loader yields nothing.
+        Raises: ``RunError`` if a loader yields nothing.
         """
         return self._loader.examples() if isinstance(self._loader, Mixed) else [self.peek()]
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Raises: ``RunError`` where a pass yields nothing, instead of waiting for ever."""
+        """Raises: ``RunError`` if a pass yields nothing, rather than looping forever."""
         while self._passes is None or self.epoch < self._passes:
             batches, self._first = self._first or self._start(), None
             while window := list(islice(batches, self._size)):
@@ -82,7 +82,7 @@ class AccumulationBatches:
             self._taken, self._is_exhausted = 0, False
 
     def position(self) -> dict[str, Any]:
-        """Where the stream is: the pass, the batches taken from it, and what random numbers it started from."""
+        """Return the position: the pass, the number of batches taken, and the random state at its start and now."""
         return {
             "epoch": self.epoch,
             "batches": self._taken,
@@ -93,12 +93,12 @@ class AccumulationBatches:
         }
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go to where another stream over the same data said it was, and put the random numbers back to that moment.
+        """Move to the ``position`` saved by another stream over the same data, and restore the random state.
 
-        The pass is started again from the same random numbers and its first batches are read and dropped: shuffling,
-        workers and random augmentation thus give the very same batches from there on.
+        The pass is started again from the saved random state, and the batches already taken are read and dropped.
+        Shuffling, workers and random augmentation therefore yield exactly the same batches from there on.
 
-        Raises: ``RunError`` where the loader has fewer batches than were taken, or other generators.
+        Raises: ``RunError`` if the loader has fewer batches than were taken, or a different number of generators.
         """
         saved, own = len(position["now"]["generators"]), len(self._generators)
         if saved != own:
@@ -139,22 +139,22 @@ class AccumulationBatches:
         if self.epoch == 0:
             return RunError("the dataloader is empty: its first pass yielded no batch")
         return RunError(
-            f"the dataloader is exhausted: pass {self.epoch + 1} yielded no batch. It can be walked through only "
-            "once (a generator?); pass one that can be started again, or ask for fewer steps."
+            f"the dataloader is exhausted: pass {self.epoch + 1} yielded no batch. It can be iterated only once "
+            "(is it a generator?); pass one that can be iterated again, or train for fewer steps."
         )
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the loader's samplers and dataset which pass this is, where they ask (``set_epoch``)."""
+    """Call ``set_epoch`` on the loader's samplers and dataset, if they have it."""
     owners = (*_samplers(loader), getattr(loader, "dataset", None))
     for owner in _distinct(owners):
-        tell = getattr(owner, "set_epoch", None)
-        if callable(tell):
-            tell(epoch)
+        method = getattr(owner, "set_epoch", None)
+        if callable(method):
+            method(epoch)
 
 
 def generators(loader: Any) -> tuple[torch.Generator, ...]:
-    """The generators that the loader and its samplers were given, each once."""
+    """Return the generators of the loader and its samplers, each once."""
     found = [getattr(owner, "generator", None) for owner in _distinct(_samplers(loader))]
     return tuple(_distinct(generator for generator in found if isinstance(generator, torch.Generator)))
 

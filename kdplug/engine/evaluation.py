@@ -1,4 +1,4 @@
-"""Looking at the student while it trains: metrics, the best checkpoint, early stopping."""
+"""Evaluation during training: metrics, best checkpoint, early stopping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdplug.objective.batch import gathered
 
 
 class Metric(Protocol):
-    """What torchmetrics offers: fed with logits and labels, batch by batch."""
+    """The torchmetrics interface: updated with logits and labels, batch by batch."""
 
     def update(self, *arguments: Any, **more: Any) -> None: ...
 
@@ -33,17 +33,18 @@ class Metric(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Evaluation:
-    """What a run looks at while it trains, how often, and what it does about it.
+    """Evaluation settings of a run: what to measure, how often, and how to act on the result.
 
-    Either ``dataloader`` and ``metrics``, a mapping of names to torchmetrics' metrics, each of which gets the student's logits
-    and the labels that its adaptor returns (of the first head); or ``function``, called as ``function(model)`` in eval mode,
-    which returns numbers by name. ``every`` counts optimizer steps; ``None`` evaluates with each checkpoint of the config.
+    Give ``dataloader`` and ``metrics``, a mapping of names to torchmetrics metrics, which receive the student's logits
+    and the labels from its adaptor (first head); or give ``function``, called as ``function(model)`` in eval mode,
+    which returns numbers by name. ``every`` counts optimizer steps; ``None`` evaluates at each checkpoint of the
+    config.
 
-    ``best`` names the number by which checkpoints are ranked (``mode``: whether more is better): an evaluation that beats
-    all before is followed by a checkpoint, which is never pruned. After ``patience`` evaluations without a new best the run
-    ends. Every process evaluates on all the data.
+    ``best`` names the number that ranks checkpoints (``mode``: ``max`` or ``min``). A new best is saved as a
+    checkpoint, which is never pruned. The run ends after ``patience`` evaluations without a new best. Every process
+    evaluates all the data.
 
-    Raises: ``ConfigError`` for arguments that cannot be meant together.
+    Raises: ``ConfigError`` for conflicting arguments.
     """
 
     dataloader: Iterable[Any] | None = None
@@ -64,14 +65,14 @@ class Evaluation:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"must be a whole number of at least 1, got {value!r}", field=f"evaluation.{name}")
         if self.patience is not None and self.best is None:
-            raise ConfigError("needs 'best': the number that has to get better", field="evaluation.patience")
+            raise ConfigError("needs 'best': the name of the number that has to improve", field="evaluation.patience")
         if self.metrics and self.best is not None:
             self._check_best(self.metrics)
 
     def measure(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-        """The numbers of now. Nothing that the run will draw or has in its buffers changes.
+        """Evaluate the student. Random state and buffers are unchanged afterwards.
 
-        Raises: ``ConfigError`` where ``best`` is not among them; ``OutputsError`` where there are no logits or labels.
+        Raises: ``ConfigError`` if ``best`` is not among the results; ``OutputsError`` if logits or labels are missing.
         """
         sources = () if self.dataloader is None else generators(self.dataloader)
         with random_state_kept(sources), modes(training=None, evaluating=pair.student), torch.no_grad():
@@ -111,14 +112,14 @@ class Evaluation:
 
 @dataclass(slots=True)
 class Standing:
-    """The best evaluation so far and how many came after it."""
+    """The best evaluation so far and the number of evaluations since."""
 
     value: float | None = None
     step: int | None = None
     since: int = 0
 
     def take(self, value: float, step: int, mode: str) -> bool:
-        """Note an evaluation; whether it is the best one. A ``nan`` never is."""
+        """Record an evaluation and return whether it is the best. ``nan`` never is."""
         better = not math.isnan(value) and (
             self.value is None or (value > self.value if mode == "max" else value < self.value)
         )

@@ -1,4 +1,4 @@
-"""Losses that are not finite: found, named, and stopped before they reach the weights."""
+"""Detection of non-finite losses before they reach the weights."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
 
 _LATEST = 100
-"""Steps after which a device is asked at the latest."""
+"""Maximum number of steps between two checks on an accelerator."""
 
 
 class FiniteWatch:
-    """Looks at each total loss without making a device wait for it.
+    """Checks each total loss without a device synchronization per step.
 
-    On the CPU a look costs nothing, so each loss is checked before its backward pass. Elsewhere losses are kept and checked
-    together in ``settle``, which a run calls before it logs and before it saves: what was saved is always good. One that
-    ``stops`` nothing looks at nothing: then the gradient is looked at.
+    On the CPU each loss is checked before its backward pass. On other devices losses are buffered and checked together
+    in ``settle``, which a run calls before it logs and before it saves, so that a checkpoint never holds non-finite
+    weights. With ``stops=False`` nothing is checked here; the gradient is checked instead.
     """
 
     def __init__(self, *, stops: bool = True) -> None:
@@ -31,9 +31,9 @@ class FiniteWatch:
         self._kept: list[tuple[int, Tensor, dict[str, Tensor]]] = []
 
     def see(self, step: int, report: LossReport) -> None:
-        """Note the loss of optimizer step ``step`` (from 1).
+        """Record the loss of optimizer step ``step`` (from 1).
 
-        Raises: ``RunError`` that names the step and the terms that are not finite.
+        Raises: ``RunError`` that names the step and the non-finite terms.
         """
         if not self._stops:
             return
@@ -47,7 +47,7 @@ class FiniteWatch:
             self.settle()
 
     def settle(self) -> None:
-        """Check what was kept, with one synchronisation.
+        """Check the buffered losses with one synchronization.
 
         Raises: ``RunError`` that names the first bad step.
         """
@@ -61,18 +61,18 @@ class FiniteWatch:
 
 
 class NonFiniteError(RunError):
-    """A loss or a gradient is infinite or not a number."""
+    """A loss or a gradient is infinite or NaN."""
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm of all gradients together, as a scalar tensor."""
+    """Return the global norm of all gradients as a scalar tensor."""
     return _norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def check_weights(step: int, parameters: Iterable[nn.Parameter]) -> None:
-    """Look at what is about to be saved, where nobody looked at the gradient.
+    """Check the weights before they are saved, for runs that do not check the gradient.
 
-    Raises: ``NonFiniteError`` where a weight is not finite.
+    Raises: ``NonFiniteError`` if a weight is not finite.
     """
     norm = _norm([parameter.detach() for parameter in parameters]).item()
     if not math.isfinite(norm):
@@ -80,13 +80,13 @@ def check_weights(step: int, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def spoiled(parameters: Iterable[nn.Parameter]) -> str:
-    """What an error about a loss has to add where the weights are not finite any more; otherwise nothing.
+    """Return a sentence to append to a loss error if the weights are no longer finite, otherwise an empty string.
 
-    Of sharded weights this process looks at its own: it may be the only one with an error, and must not wait for the others.
+    Only this process's shard is checked: it may be the only process with an error, and must not wait for the others.
     """
     if all(torch.isfinite(own_part(parameter.detach())).all() for parameter in parameters):
         return ""
-    return "; the weights are not finite any more: the gradient of a step before was not"
+    return "; the weights are no longer finite: an earlier gradient was not"
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
@@ -95,19 +95,19 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 
 def check_norm(step: int, norm: Tensor, accelerator: Accelerator) -> None:
-    """Look at the norm of the gradient, except where a loss scaler is meant to overflow now and then.
+    """Check the gradient norm, unless a loss scaler is active, which overflows at times by design.
 
-    Raises: ``NonFiniteError`` where it is not finite.
+    Raises: ``NonFiniteError`` if the norm is not finite.
     """
     if accelerator.scaler is None and not math.isfinite(norm.item()):
         raise NonFiniteError(
             f"step {step}: the norm of the gradient is {norm.item()}, although the loss is finite; "
-            "the weights are those of the step before"
+            "the weights were not updated"
         )
 
 
 def _stop(step: int, total: Tensor, terms: Mapping[str, Tensor]) -> NoReturn:
     values = {name: value.item() for name, value in terms.items()}
     bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-    where = ", ".join(bad) if bad else "each term is finite, their weighted sum is not"
+    where = ", ".join(bad) if bad else "each term is finite, but their weighted sum is not"
     raise NonFiniteError(f"step {step}: the total loss is {total.item()} ({where})")

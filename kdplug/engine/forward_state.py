@@ -1,4 +1,4 @@
-"""What a forward pass changes besides gradients, put back as it was."""
+"""Save and restore the state that a forward pass changes, gradients apart."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdplug.engine.training_module import TrainingModule, split, to_device
 
 @contextmanager
 def modes(*, training: nn.Module | None = None, evaluating: nn.Module | None = None) -> Iterator[None]:
-    """Put ``training`` in train mode and ``evaluating`` in eval mode; give every submodule its own mode back at the end.
+    """Put ``training`` in train mode and ``evaluating`` in eval mode; restore the mode of every submodule on exit.
 
-    A submodule that both own ends up in eval mode.
+    A submodule that belongs to both is put in eval mode.
     """
     found = [
         (module, module.training) for root in (training, evaluating) if root is not None for module in root.modules()
@@ -36,7 +36,7 @@ def modes(*, training: nn.Module | None = None, evaluating: nn.Module | None = N
 
 
 class ForwardState:
-    """What a forward pass of ``model`` changes: torch's random numbers and the buffers (batch norm, memory banks)."""
+    """Snapshot of the state that a forward pass of ``model`` changes: torch's random state and the buffers."""
 
     def __init__(self, model: nn.Module) -> None:
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -54,7 +54,7 @@ class ForwardState:
 
 @contextmanager
 def preserve_forward_state(model: nn.Module) -> Iterator[None]:
-    """Forward passes inside the block leave no trace."""
+    """Restore the forward state of ``model`` after the block."""
     before = ForwardState(model)
     try:
         yield
@@ -65,9 +65,9 @@ def preserve_forward_state(model: nn.Module) -> Iterator[None]:
 def materialize(
     pair: TrainingModule, teacher: TeacherSide | None, batch: Any, model_args: Mapping[str, Any], device: torch.device
 ) -> None:
-    """Make the objective's ``auto`` projections fit what both models return for ``batch``.
+    """Materialize the objective's ``auto`` projections from the outputs of both models for ``batch``.
 
-    Both run once, without gradient and in eval mode; random state and batch statistics stay as they are.
+    Both models run once, without gradient and in eval mode. Random state and buffers are unchanged.
     """
     parts = split(batch)
     with torch.random.fork_rng(_devices(device)), torch.no_grad(), modes(evaluating=pair):
@@ -84,9 +84,9 @@ def _devices(device: torch.device) -> list[int]:
 
 
 def random_state(generators: tuple[torch.Generator, ...] = ()) -> dict[str, Any]:
-    """The state of Python's, NumPy's (where it is imported) and torch's global generators, and of ``generators``.
+    """Return the state of Python's, NumPy's (if imported) and torch's global generators, and of ``generators``.
 
-    Plain data and tensors, fit for an archive.
+    The result is plain data and tensors, which an archive can hold.
     """
     numpy = sys.modules.get("numpy")
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -100,7 +100,7 @@ def random_state(generators: tuple[torch.Generator, ...] = ()) -> dict[str, Any]
 
 
 def restore_random_state(state: dict[str, Any], generators: tuple[torch.Generator, ...] = ()) -> None:
-    """Put every generator back to where ``random_state`` found it."""
+    """Restore every generator to a state returned by ``random_state``."""
     random.setstate(state["python"])
     numpy = sys.modules.get("numpy")
     if numpy is not None and state["numpy"] is not None:
@@ -115,7 +115,7 @@ def restore_random_state(state: dict[str, Any], generators: tuple[torch.Generato
 
 @contextmanager
 def random_state_kept(generators: tuple[torch.Generator, ...] = ()) -> Iterator[None]:
-    """Restore the random state after the block, so that what it draws changes no run."""
+    """Restore the random state after the block."""
     state = random_state(generators)
     try:
         yield

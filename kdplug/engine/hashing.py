@@ -1,4 +1,4 @@
-"""Data as a number: equal data give equal numbers, and other data practically never the same."""
+"""64-bit content hashes of data and code."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _Update = Callable[[Any], None]
 _DEPTH = 12
 _SCALARS = (str, int, float, complex, bool, type(None))
 _PRINTED = (torch.dtype, torch.device, numpy.generic, numpy.dtype, range, PurePath)
-"""Values whose text says all there is to them."""
+"""Types whose ``repr`` is their full value."""
 
 _OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training"}
 """Attributes that hold a module's parameters, submodules and hooks."""
 
 
 def digest(value: object) -> int:
-    """A signed number of 64 bits for ``value``: tensors, arrays, plain data, containers of these, and what can be pickled.
+    """Return a signed 64-bit content hash of tensors, arrays, plain data, containers of these, and picklable objects.
 
     Raises: ``RunError`` for anything else.
     """
@@ -39,26 +39,24 @@ def digest(value: object) -> int:
 
 
 def text_digest(value: object) -> str:
-    """``digest`` for a JSON file, as 16 hexadecimal digits."""
+    """Return ``digest`` as 16 hexadecimal digits, for a JSON file."""
     return f"{digest(value) & (1 << 64) - 1:016x}"
 
 
 def code_digest(function: object, known: nn.Module | None = None, *, with_state: bool = True) -> str:
-    """A digest of what a callable does: its bytecode, constants and defaults, what it closes over and, of an object, its state.
+    """Return a digest of what a callable does: bytecode, constants, defaults, closure and, for an object, its state.
 
-    Followed are also global variables of plain data or tensors that it reads, and functions of its own module that it calls.
-    Variables that it assigns itself do not count. Functions of other modules, and objects in global variables, count by their
-    name alone; modules of the model ``known`` by their path. ``with_state=False`` leaves out the attributes of objects and the
-    weights of modules.
+    Global variables that it reads are included if they hold plain data or tensors, and functions that it calls if they
+    are in its module. Variables that it assigns are not. Functions of other modules and objects in global variables
+    count by name only, and modules of the model ``known`` by path. ``with_state=False`` leaves out attributes of
+    objects and weights of modules.
     """
     return text_digest(_Code(known, with_state=with_state).of(function, 0))
 
 
 def _feed(update: _Update, value: object) -> None:
     if isinstance(value, Tensor) and value.is_meta:
-        raise RunError(
-            "a tensor on the meta device has no values, so it cannot be told from another. Load the weights first"
-        )
+        raise RunError("a tensor on the meta device has no values, so it cannot be hashed. Load the weights first")
     if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized:
         update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
         update(value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -82,7 +80,7 @@ def _feed(update: _Update, value: object) -> None:
 
 def _feed_all(update: _Update, kind: str, parts: list[Any] | tuple[Any, ...]) -> None:
     update(f"{kind} {len(parts)};".encode())
-    if all(type(part) in _SCALARS for part in parts):  # token ids: many, and at every step
+    if all(type(part) in _SCALARS for part in parts):  # token ids: many of them, at every step
         update(repr(parts).encode())
         return
     for part in parts:
@@ -94,13 +92,13 @@ def _feed_pickled(update: _Update, value: object) -> None:
         update(pickle.dumps(value, protocol=5))
     except Exception as error:
         raise RunError(
-            f"a {type(value).__name__} cannot be told from another: {type(error).__name__}: {error}. A teacher cache needs "
+            f"a {type(value).__name__} cannot be hashed: {type(error).__name__}: {error}. A teacher cache needs "
             "examples made of tensors, arrays and plain data"
         ) from error
 
 
 class _Code:
-    """Turns a callable into plain data that changes with what it does. An object that several others hold is read once."""
+    """Converts a callable to plain data that changes with its behaviour. A shared object is read once."""
 
     def __init__(self, model: nn.Module | None, *, with_state: bool) -> None:
         self._with_state = with_state
@@ -108,7 +106,7 @@ class _Code:
         self._found: dict[int, tuple[int, str, object]] = {id(one): (0, f"module {path}", one) for path, one in modules}
 
     def of(self, value: object, depth: int) -> Any:
-        """A value that is plain itself, and a digest of any other."""
+        """Return a plain value as it is, and a digest of any other."""
         if isinstance(value, (*_SCALARS, bytes, Tensor, numpy.ndarray)):
             return value
         if isinstance(value, _PRINTED):
@@ -116,9 +114,9 @@ class _Code:
         if depth > _DEPTH:
             return "…"
         before = self._found.get(id(value))
-        if before is not None and before[0] <= depth:  # one that was read deeper was cut off sooner
+        if before is not None and before[0] <= depth:  # a value first read at greater depth was truncated earlier
             return before[1]
-        self._found[id(value)] = depth, "cycle", value  # held, so that no other object gets its id
+        self._found[id(value)] = depth, "cycle", value  # keep a reference, so that no other object gets its id
         found = text_digest(self._parts(value, depth + 1))
         self._found[id(value)] = depth, found, value
         return found
@@ -136,7 +134,7 @@ class _Code:
         return [name, *(self._module(value, depth) if isinstance(value, nn.Module) else self._object(value, depth))]
 
     def _object(self, value: Any, depth: int) -> list[Any]:
-        """A function: what it does and reads. An object: what a call of it does, and its state. Others: nothing but the name."""
+        """Describe a function by its code and what it reads, an object by its call and state, anything else by name."""
         if isinstance(value, partial):
             return [self.of(one, depth) for one in (value.func, value.args, value.keywords)]
         if isinstance(value, MethodType):
@@ -151,7 +149,7 @@ class _Code:
         return [self.of(does, depth) if isinstance(does, FunctionType) else None, self.of(state, depth)]
 
     def _module(self, model: nn.Module, depth: int) -> list[Any]:
-        """Weights and buffers by name; of each module in it, at whatever depth, how it computes and its attributes."""
+        """Describe a module by its weights and buffers, and every submodule by its forward and its attributes."""
         if not self._with_state:
             return [str(model)]
         found: list[Any] = [[name, one] for name, one in (*model.named_parameters(), *model.named_buffers())]
@@ -164,7 +162,7 @@ class _Code:
 
 
 def _variables(function: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a function closes over, and the global variables that are plain data or of its own module, unless it assigns them."""
+    """Return a function's closure, and the globals it reads that are plain data or of its module and not assigned."""
     read, written = set[str](), set[str]()
     codes = [function.__code__]
     while codes:

@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step for each window of micro-batches."""
+"""The training loop: one optimizer step per window of micro-batches."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from kdplug.objective.report import LossReport
 
 @dataclass(slots=True, eq=False)
 class Loop:
-    """Everything a step needs, built.
+    """The built objects of a run, and its steps.
 
-    ``parameters`` are what gradients are cleared and clipped for: the student's, the objective's and the optimizer's.
+    ``parameters`` are those whose gradients are cleared and clipped: the student's, the objective's and the
+    optimizer's.
     """
 
     run: Run
@@ -60,7 +61,7 @@ class Loop:
     report: LossReport | None = None
 
     def walk(self) -> None:
-        """Take optimizer steps until the plan is done, the data are, or the process is told to stop."""
+        """Run optimizer steps until the plan is complete, the data are exhausted, or a signal stops the process."""
         self._clear_gradients()
         if self.run.step >= self.plan.total_steps or self.stopped_early:
             return
@@ -97,9 +98,9 @@ class Loop:
             self.preemption.leave()
 
     def _learn(self, window: list[Any], step: int, *, settles: bool, looks: bool) -> LossReport:
-        """Take the optimizer step, unless its loss is not finite, or its gradient where somebody ``looks`` at what comes of it.
+        """Run the optimizer step, unless the loss is not finite or, if ``looks`` is true, the gradient is not finite.
 
-        A gradient that nobody looks at is found out by the next loss.
+        An unchecked non-finite gradient shows up in the next loss.
         """
         try:
             report = self.accumulation.gradient(window, step)
@@ -121,7 +122,7 @@ class Loop:
         return report
 
     def _learn_or_skip(self, report: LossReport, step: int) -> LossReport:
-        """The gradient, which processes share, decides: all of them skip a step or none does."""
+        """Apply or skip the step depending on the gradient, which is shared: all processes skip it or none does."""
         if torch.isfinite(gradient_norm(self.parameters)):
             self._update(step)
         else:
@@ -134,7 +135,7 @@ class Loop:
         return step % evaluation.every == 0 if evaluation.every else saves
 
     def _evaluate(self, evaluation: Evaluation, step: int, saves: bool) -> bool:
-        """Evaluate where it is due; whether this is the best student so far, which has to be kept."""
+        """Evaluate if it is due; return whether this is the best student so far, which has to be saved."""
         if not self._evaluates(evaluation, step, saves):
             return False
         pair = self.accumulation.pair
@@ -180,7 +181,7 @@ class Loop:
                 self.callback(model=run.model, step=step)
             run.model.train()
             if run.teacher is not None:
-                run.teacher.eval()  # it may own some of the student's modules
+                run.teacher.eval()  # it may contain some of the student's modules
 
     def _write(self, step: int) -> None:
         run = self.run
@@ -195,7 +196,7 @@ class Loop:
             self.written.append(path)
 
     def _learning(self) -> dict[str, Any]:
-        """The state of the optimizer, the learning-rate scheduler and the loss scaler."""
+        """Return the state of the optimizer, the learning-rate scheduler and the loss scaler."""
         scaler = self.accelerator.scaler
         return {
             "optimizer": whole(self.run.optimizer.state_dict(), keep=self.run.is_main),

@@ -1,4 +1,4 @@
-"""Several tasks' loaders as one stream, and their teachers as one."""
+"""Combine the loaders of several tasks into one stream, and their teachers into one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ Postprocessor = Callable[[Any], Any]
 class MultiTaskLoader:
     """An endless stream of batches, each drawn from one task's loader and tagged with the task.
 
-    Tasks are drawn by ``shares``, which add up to 1, from a generator of the stream's own: with one ``seed`` every process
-    draws the same tasks, and torch's global random state is neither read nor moved. A loader that ends is started again.
+    Tasks are drawn according to ``shares``, which add up to 1, from a private generator. With the same ``seed`` every
+    process draws the same tasks. Torch's global random state is neither read nor changed. A loader that ends is started
+    again.
     """
 
     def __init__(
@@ -49,12 +50,12 @@ class MultiTaskLoader:
         }
 
     def sharded(self, shard: Callable[[Iterable[Any]], Iterable[Any]]) -> MultiTaskLoader:
-        """The same draws from this process's share of each loader."""
+        """Return a stream with the same draws over this process's share of each loader."""
         loaders = {task: shard(loader) for task, loader in self.loaders.items()}
         return MultiTaskLoader(loaders, self.shares, self.seed, self.postprocessors)
 
     def examples(self) -> list[Tagged]:
-        """The first batch of each task, which the stream will still hold."""
+        """Return the first batch of each task without consuming it."""
         found = []
         for task, windows in self._windows.items():
             with _of(task):
@@ -62,12 +63,12 @@ class MultiTaskLoader:
         return found
 
     def position(self) -> dict[str, Any]:
-        """Where the draws are, and each task's loader."""
+        """Return the position of the draws and of each task's loader."""
         tasks = {task: windows.position() for task, windows in self._windows.items()}
         return {"draws": self._draws.get_state(), "tasks": tasks}
 
     def seek(self, position: dict[str, Any]) -> None:
-        """Go to where another stream over the same loaders said it was.
+        """Move to the ``position`` saved by another stream over the same loaders.
 
         Raises: ``RunError`` that names the task whose loader has fewer batches than were taken.
         """
@@ -77,7 +78,7 @@ class MultiTaskLoader:
                 windows.seek(position["tasks"][task])
 
     def __iter__(self) -> Iterator[Tagged]:
-        """Raises: ``RunError`` that names the task whose loader is empty or can be walked through just once."""
+        """Raises: ``RunError`` that names the task whose loader is empty or can be iterated only once."""
         tasks, streams = list(self._windows), {task: iter(windows) for task, windows in self._windows.items()}
         shares = torch.tensor([self.shares[task] for task in tasks], dtype=torch.float64)
         while True:
@@ -89,7 +90,7 @@ class MultiTaskLoader:
 
 @contextmanager
 def _of(task: str) -> Iterator[None]:
-    """Put the task in front of what its loader raises."""
+    """Prefix errors of a task's loader with the task."""
     try:
         yield
     except RunError as error:
@@ -97,7 +98,7 @@ def _of(task: str) -> Iterator[None]:
 
 
 def shares_of(examples: Mapping[str, int | None], tau: float) -> dict[str, float]:
-    """How often each task is drawn: by ``examples ** tau``, equally often where a number is not known.
+    """Return the probability of each task, proportional to ``examples ** tau``; uniform if a count is unknown.
 
     ``tau`` 1 draws each example equally often, 0 each task.
 
@@ -116,7 +117,7 @@ def shares_of(examples: Mapping[str, int | None], tau: float) -> dict[str, float
 
 
 def example_count(loader: Iterable[Any]) -> int | None:
-    """Examples (not batches) in one pass over a ``DataLoader``, ``None`` where that cannot be told."""
+    """Return the number of examples (not batches) in one pass over a ``DataLoader``, or ``None`` if unknown."""
     if not isinstance(loader, DataLoader) or loader.batch_sampler is None:  # without one, each item is a batch
         return None
     for counted in (loader.sampler, loader.dataset):
@@ -128,7 +129,7 @@ def example_count(loader: Iterable[Any]) -> int | None:
 
 
 class TaskAdaptor:
-    """Each task's adaptor of one side; what it returns is tagged with the task."""
+    """Applies each task's adaptor for one side and tags the result with the task."""
 
     def __init__(self, adaptors: Mapping[str, Adaptor | None]) -> None:
         self.adaptors = dict(adaptors)
@@ -139,7 +140,7 @@ class TaskAdaptor:
 
 
 class TaskTeachers:
-    """Each task's teacher, or teachers. Only those of the batch's task are asked."""
+    """The teachers of each task. Only those of the batch's task run."""
 
     def __init__(self, teachers: Mapping[str, TeacherSide]) -> None:
         self.teachers = dict(teachers)
@@ -152,7 +153,7 @@ class TaskTeachers:
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
     ) -> Tagged:
-        """What the objective of the batch's task reads. Raises: what the task's teacher raises, with the task in front."""
+        """Return the outputs for the objective of the batch's task. Errors are prefixed with the task."""
         try:
             return Tagged(batch.task, self.teachers[batch.task](batch.value, model_args, cache, precision))
         except KdplugError as error:

@@ -1,4 +1,4 @@
-"""The user's optimizer: what it must hold before a run, and what is added to it."""
+"""Checks and extends the user's optimizer and learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from kdplug.errors import ConfigError, RunError
 
 
 def unwrap(optimizer: Optimizer) -> Optimizer:
-    """The torch optimizer inside one that accelerate prepared."""
+    """Return the torch optimizer inside one prepared by accelerate."""
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    """Every parameter that the optimizer updates."""
+    """Return every parameter that the optimizer updates."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def add_groups(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]]) -> int:
-    """Add the groups whose parameters the optimizer does not hold yet, and say how many were added.
+    """Add the groups whose parameters are not in the optimizer yet, and return how many were added.
 
     A second run with the same optimizer therefore adds nothing.
     """
@@ -42,25 +42,26 @@ def add_groups(optimizer: Optimizer, groups: Iterable[Mapping[str, Any]]) -> int
 
 
 def check_student(optimizer: Optimizer, student: nn.Module) -> None:
-    """Make sure that a step of the optimizer trains the student.
+    """Check that the optimizer trains the student.
 
-    Raises: ``RunError`` where it holds none of the student's trainable parameters. Warns where it lacks some.
+    Raises: ``RunError`` if it holds none of the student's trainable parameters. Warns if it lacks some.
     """
     held = {id(parameter) for parameter in parameters(optimizer)}
     trainable = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if not trainable:
-        raise RunError("the student has no trainable parameter: each one has requires_grad=False, or there is none")
+        raise RunError("the student has no trainable parameter: all have requires_grad=False, or it has no parameters")
     if len(missing) == len(trainable):
         raise RunError(
-            f"the optimizer holds none of the student's {len(trainable)} trainable parameters, so training would change "
-            f"nothing. Build it from the student that the distiller got: {type(optimizer).__name__}(student.parameters(), …)"
+            f"the optimizer holds none of the student's {len(trainable)} trainable parameters, so training would "
+            "change nothing. Build it from the student that the distiller got: "
+            f"{type(optimizer).__name__}(student.parameters(), …)"
         )
     if missing:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         warnings.warn(
             f"{len(missing)} of the student's {len(trainable)} trainable parameters are not in the optimizer "
-            f"and stay as they are: {names}",
+            f"and will not be trained: {names}",
             stacklevel=2,
         )
 
@@ -73,12 +74,12 @@ def make_scheduler(
     scheduler_args: Mapping[str, Any] | None = None,
     scheduler: Any = None,
 ) -> Any:
-    """The scheduler to step once per optimizer step, or ``None``.
+    """Return the scheduler to step once per optimizer step, or ``None``.
 
-    ``scheduler_class`` is any callable that takes ``optimizer=`` and ``scheduler_args``. A ``scheduler`` that was built
-    before the last ``new_groups`` groups joined the optimizer learns of them here.
+    ``scheduler_class`` is any callable that takes ``optimizer=`` and ``scheduler_args``. A ``scheduler`` built before
+    the last ``new_groups`` groups were added to the optimizer is extended by them.
 
-    Raises: ``ConfigError`` for a combination that cannot be meant; ``RunError`` for a scheduler that does not fit.
+    Raises: ``ConfigError`` for conflicting arguments; ``RunError`` for a scheduler that does not fit.
     """
     if scheduler_class is None:
         if scheduler_args is not None:
@@ -89,7 +90,7 @@ def make_scheduler(
     name = getattr(scheduler_class, "__name__", repr(scheduler_class))
     if scheduler_args is None:
         raise ConfigError(
-            f"missing: {name} is called as {name}(optimizer=optimizer, **scheduler_args). Write {{}} for none.",
+            f"missing: {name} is called as {name}(optimizer=optimizer, **scheduler_args). Write {{}} for no arguments.",
             field="scheduler_args",
         )
     if "optimizer" in scheduler_args:
@@ -99,15 +100,17 @@ def make_scheduler(
 
 def _without_metric(scheduler: Any) -> Any:
     if isinstance(scheduler, ReduceLROnPlateau):
-        raise RunError("ReduceLROnPlateau needs a metric at each step, and a run has none to give; choose another")
+        raise RunError(
+            "ReduceLROnPlateau needs a metric at each step, which a run does not provide; choose another scheduler"
+        )
     return scheduler
 
 
 def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
-    """Extend a scheduler's per-group lists by the groups that joined after it was built."""
+    """Extend the scheduler's per-group lists by the groups that were added after it was built."""
     _without_metric(scheduler)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise RunError("the scheduler belongs to another optimizer than the one passed to train()")
+        raise RunError("the scheduler was built for a different optimizer from the one passed to train()")
     if not new_groups:
         return scheduler
     groups = optimizer.param_groups
@@ -120,8 +123,8 @@ def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
         _extend(scheduler, new, 1.0)
     else:
         raise RunError(
-            f"the {type(scheduler).__name__} was built before {new_groups} projection group(s) joined the optimizer and "
-            "cannot be extended; pass scheduler_class and scheduler_args, so that it is built after them"
+            f"the {type(scheduler).__name__} was built before {new_groups} projection group(s) were added to the "
+            "optimizer and cannot be extended; pass scheduler_class and scheduler_args, so that it is built afterwards"
         )
     return scheduler
 
@@ -129,7 +132,7 @@ def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
 _UNIFORM = frozenset(
     ("StepLR", "MultiStepLR", "ExponentialLR", "PolynomialLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts")
 )
-"""Schedulers that keep nothing per group but its base rate, and start at it."""
+"""Schedulers whose only per-group state is the base rate, which is also their first rate."""
 
 
 def _extend(scheduler: LRScheduler, groups: list[dict[str, Any]], factor: float) -> None:

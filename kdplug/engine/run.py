@@ -1,4 +1,4 @@
-"""A run as it is seen from outside, and what is left of it at the end."""
+"""The arguments, length, state and result of a run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from kdplug.objective.report import LossReport
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """What observers see. Only ``step`` changes.
+    """The state of a run that observers see. Only ``step`` changes.
 
-    ``step`` counts the optimizer steps that are done, out of ``total_steps``. ``model`` is the student as the user made it,
-    whatever wraps it.
+    ``step`` counts the completed optimizer steps out of ``total_steps``. ``model`` is the user's student, without
+    wrappers.
     """
 
     model: nn.Module
@@ -40,15 +40,16 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, in [0, 1]."""
+        """The completed fraction of the run, in [0, 1]."""
         return min(1.0, self.step / self.total_steps)
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run leaves: the steps done, the last step's loss (detached), the checkpoints written, and its duration.
+    """Result of a run: number of steps, last step's loss (detached), checkpoints written, and duration.
 
-    ``best`` is the folder of the checkpoint with the best evaluation; ``skipped`` counts steps whose gradient was not finite.
+    ``best`` is the folder of the checkpoint with the best evaluation. ``skipped`` counts steps with a non-finite
+    gradient.
     """
 
     step: int
@@ -65,7 +66,7 @@ class RunResult:
 class Plan:
     """The length of a run in optimizer steps.
 
-    ``passes`` is how often the loader is walked through, ``None`` where it is cycled until the steps are done.
+    ``passes`` is the number of passes over the loader, or ``None`` to cycle it until all steps are done.
     """
 
     total_steps: int
@@ -73,17 +74,17 @@ class Plan:
     saves: frozenset[int] | range
 
     def is_save(self, step: int) -> bool:
-        """Whether the student is saved once ``step`` optimizer steps are done."""
+        """Return whether a checkpoint is saved after ``step`` optimizer steps."""
         return step in self.saves or (isinstance(self.saves, range) and step == self.total_steps)
 
 
 def make_plan(
     loader: Iterable[Any], config: TrainingConfig, *, num_epochs: float | None = None, num_steps: int | None = None
 ) -> Plan:
-    """The plan of a run over ``loader``: ``num_epochs`` passes (fractions count), or ``num_steps`` optimizer steps.
+    """Return the plan of a run: ``num_epochs`` passes over ``loader`` (may be fractional), or ``num_steps`` steps.
 
-    Raises: ``ConfigError`` unless exactly one of the two is given and positive; ``RunError`` for epochs of a loader that has
-    no length, or length 0.
+    Raises: ``ConfigError`` unless exactly one of the two is given and positive; ``RunError`` if epochs are given and
+    the loader has no length, or length 0.
     """
     if (num_epochs is None) == (num_steps is None):
         given = "neither is" if num_epochs is None else f"both are (num_epochs={num_epochs}, num_steps={num_steps})"
@@ -109,7 +110,7 @@ def make_plan(
 
 
 def length(loader: Iterable[Any]) -> int | None:
-    """Batches in one pass over ``loader``, or ``None`` where it cannot tell."""
+    """Return the number of batches in one pass over ``loader``, or ``None`` if unknown."""
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
@@ -147,14 +148,14 @@ Callback = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments of one training run, as the user wrote them.
+    """The arguments of one training run, as given by the user.
 
-    ``num_epochs`` may be a fraction; ``num_steps`` counts optimizer steps. ``max_grad_norm`` of ``None``, 0 or below is off.
-    ``batch_postprocessor`` maps each batch before it is moved to the device; ``model_args`` go to teacher and student.
-    ``evaluation`` is what the run looks at on the way. ``resume`` is ``"auto"`` or the folder of a checkpoint; ``identity`` is
-    what has to be the same for that, as plain data, unless ``resume_changed``.
+    ``num_epochs`` may be fractional; ``num_steps`` counts optimizer steps. Clipping is off if ``max_grad_norm`` is
+    ``None`` or at most 0. ``batch_postprocessor`` maps each batch before it is moved to the device. ``model_args`` are
+    passed to teacher and student. ``evaluation`` configures evaluation during the run. ``resume`` is ``"auto"`` or a
+    checkpoint folder. ``identity`` is plain data that must match the checkpoint's, unless ``resume_changed``.
 
-    Raises: ``ConfigError`` for what would otherwise fail in the middle of the run, or be taken for something else.
+    Raises: ``ConfigError`` for arguments that would otherwise fail during the run or be misread.
     """
 
     optimizer: Optimizer
@@ -184,7 +185,7 @@ class Request:
         _check("scheduler", self.scheduler, steps, "a learning-rate scheduler, which has a step()")
         _check("max_grad_norm", self.max_grad_norm, _is_limit(self.max_grad_norm), "a number, or None")
         named = _is((str, os.PathLike), self.resume)
-        _check("resume", self.resume, named, "'auto', the folder of a checkpoint, or None")
+        _check("resume", self.resume, named, "'auto', a checkpoint folder, or None")
         _check("resume_changed", self.resume_changed, isinstance(self.resume_changed, bool), "true or false")
 
 

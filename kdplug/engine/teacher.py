@@ -1,4 +1,4 @@
-"""The side that is read and never trained."""
+"""The frozen teacher side of a run: one teacher, several, or none."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 Named = Iterable[tuple[str, Tensor]]
 Span = tuple[int, int, str]
-"""The first byte of a tensor, the one after its last, and the tensor's name."""
+"""The address of a tensor's first byte, the address after its last byte, and the tensor's name."""
 
 
 def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) -> None:
-    """See that what is trained has no memory in common with a teacher, whatever parameters stand for it.
+    """Check that nothing that is trained shares memory with a teacher, also through views and other parameter objects.
 
-    Trained are the parameters of student and objective that ask for a gradient, and the running statistics of their batch
-    norms. A base that both share is fine where its parameters are frozen. The modules of it that are the teacher's own
-    stay in eval mode, so their statistics are not trained either.
+    Trained are the parameters of student and objective that require a gradient, and the running statistics of their
+    batch norms. Sharing a base model is allowed if its parameters are frozen. Modules that are the teacher's own
+    objects stay in eval mode, so their statistics are not trained either.
 
-    Raises: ``RunError`` that names what is shared.
+    Raises: ``RunError`` that names the shared tensors.
     """
     theirs = [*teacher.named_parameters(), *teacher.named_buffers()]
     own = frozenset(teacher.modules())
@@ -44,18 +44,20 @@ def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) ->
             name, other = next(iter(shared.items()))
             raise RunError(
                 f"teacher and student share {len(shared)} trainable parameter(s), {name!r} first: training the student "
-                f"would change the teacher's {other!r}. Copy them (copy.deepcopy), or set requires_grad=False on what is shared"
+                f"would change the teacher's {other!r}. Copy them (copy.deepcopy), or set requires_grad=False on the "
+                "shared ones"
             )
         if shared := overlaps(_statistics(trained, own), theirs):
             name, other = next(iter(shared.items()))
             raise RunError(
-                f"teacher and student share {len(shared)} buffer(s) that batch norm writes in training, {name!r} first: training the "
-                f"student would change the teacher's {other!r}. Copy them (copy.deepcopy), or share the module itself"
+                f"teacher and student share {len(shared)} buffer(s) that batch norm updates in training, {name!r} "
+                f"first: training the student would change the teacher's {other!r}. Copy them (copy.deepcopy), or "
+                "share the module itself"
             )
 
 
 def overlaps(ours: Named, theirs: Named) -> dict[str, str]:
-    """The names of ``ours`` that have memory in common with one of ``theirs``, each with the name of that one."""
+    """Map each name in ``ours`` whose tensor shares memory with one in ``theirs`` to the name of that one."""
     spans: dict[torch.device, list[Span]] = {}
     held: dict[int, str] = {}
     for name, tensor in theirs:
@@ -75,7 +77,7 @@ def overlaps(ours: Named, theirs: Named) -> dict[str, str]:
 
 
 class _Side:
-    """Spans in order, each with whichever reaches furthest of those up to it, so that one look answers for all."""
+    """Sorted spans; for each, the span with the largest end so far, so that one bisection finds an overlap."""
 
     def __init__(self, spans: list[Span]) -> None:
         spans.sort()
@@ -83,7 +85,7 @@ class _Side:
         self._furthest: list[Span] = list(accumulate(spans, _further))
 
     def at(self, span: Span) -> str | None:
-        """The name of one that overlaps ``span``."""
+        """Return the name of a tensor that overlaps ``span``, or ``None``."""
         place = bisect_left(self._starts, span[1])
         if not place:
             return None
@@ -110,7 +112,7 @@ def _statistics(model: nn.Module, spared: frozenset[nn.Module]) -> Named:
 
 
 class TeacherSide(Protocol):
-    """One teacher or several, asked together. ``model`` holds all of their modules."""
+    """One teacher, or several that run together. ``model`` contains all of their modules."""
 
     model: nn.Module
 
@@ -130,14 +132,13 @@ class TeacherSide(Protocol):
 
 
 class Teacher:
-    """A model that is asked for its outputs under ``no_grad``, after its adaptor.
+    """A model that is run under ``no_grad``, and its adaptor.
 
-    Not inference mode: nearly every loss saves the teacher's tensors for its backward pass, which autograd refuses
-    for inference tensors, and copying them costs more than the mode saves.
+    It does not use inference mode: nearly every loss saves the teacher's tensors for its backward pass, which autograd
+    refuses for inference tensors, and copying them would cost more than the mode saves.
 
-    While it is ``frozen()``, each pass is checked to leave the model in eval mode, and the first ones its parameters and
-    buffers unchanged.
-    ``name`` is what messages call it.
+    Inside ``frozen()``, each pass is checked to leave the model in eval mode, and the first passes to leave its
+    parameters and buffers unchanged. Messages refer to the teacher by ``name``.
     """
 
     def __init__(self, model: nn.Module, adaptor: Adaptor | None = None, name: str = "teacher") -> None:
@@ -154,12 +155,12 @@ class Teacher:
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
     ) -> Any:
-        """What the objective reads of the teacher. ``cache`` stands in for the model's outputs where it is given.
+        """Return the teacher's outputs for the objective. ``cache``, if given, replaces the outputs of the model.
 
-        Raises: ``RunError`` where the model is in train mode, or changes its parameters or buffers.
+        Raises: ``RunError`` if the model is in train mode or changes its parameters or buffers.
         """
         if precision is None and cache is None:
-            with torch.set_grad_enabled(False):  # as no_grad, which takes longer to make
+            with torch.set_grad_enabled(False):  # like no_grad, which is slower to construct
                 return self._asked(batch, model_args)
         with torch.no_grad(), precision or nullcontext():
             if cache is None:
@@ -177,20 +178,20 @@ class Teacher:
         return outputs
 
     def to(self, device: torch.device) -> None:
-        """Move the model, unless it was spread over devices when it was loaded."""
+        """Move the model, unless it was dispatched over several devices when it was loaded."""
         if getattr(self.model, "hf_device_map", None) is None:
             self.model.to(device)
 
     @contextmanager
     def hooked(self, objective: Objective) -> Iterator[None]:
-        """Inside the block, the modules that the objective's matches name are read whenever the teacher is asked."""
+        """Inside the block, capture the modules that the objective's matches name whenever the teacher runs."""
         objective.connect(teacher=self.model)
         with self.capturing(objective.paths("teacher")):
             yield
 
     @contextmanager
     def capturing(self, paths: Iterable[str]) -> Iterator[None]:
-        """Inside the block, what is computed at ``paths`` is read whenever the teacher is asked."""
+        """Inside the block, capture the outputs at ``paths`` whenever the teacher runs."""
         self.capture = Capture(self.model, paths, "teacher")
         try:
             with self.capture.hooked():
@@ -200,9 +201,9 @@ class Teacher:
 
     @contextmanager
     def frozen(self, student: nn.Module | None = None) -> Iterator[None]:
-        """No parameter of the teacher asks for a gradient inside, and its passes are checked; afterwards those that did do again.
+        """Inside the block, the teacher's parameters require no gradient, and its passes are checked.
 
-        Memory that it shares with ``student`` may not be written to at all.
+        Memory shared with ``student`` must not be written to at all.
         """
         before, self._fixed = self._fixed, FixedTeacher(self.model, self.name, student)
         trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -212,16 +213,16 @@ class Teacher:
             yield
         finally:
             self._fixed = before
-            for name in trainable:  # by name: sharding puts other parameters in their place
+            for name in trainable:  # by name: sharding replaces the parameters
                 self.model.get_parameter(name).requires_grad_(True)
 
 
 class AbsentModel(nn.Module):
-    """The model of a teacher that is not there: it has no parameters and is never called."""
+    """Placeholder for the model of a missing teacher: it has no parameters and is never called."""
 
 
 class CacheOnlyTeacher:
-    """Stands where a teacher would. Its adaptor is known, since what it returned is in the cache."""
+    """Placeholder for a teacher known only from its cache. The adaptor is known: the cache holds its outputs."""
 
     def __init__(self, adaptor: Adaptor | None = None) -> None:
         self.model: nn.Module = AbsentModel()
@@ -229,7 +230,7 @@ class CacheOnlyTeacher:
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Raises: ``RunError``, always."""
-        raise RunError("there is no teacher to ask, and no cache says what it would have returned")
+        raise RunError("there is no teacher to run, and no cache holds its outputs for this batch")
 
     def to(self, device: torch.device) -> None:
         pass
@@ -242,7 +243,7 @@ class CacheOnlyTeacher:
 
 
 class Ensemble:
-    """Teachers by key. Each gets the same batch and has its own adaptor; nothing is combined here."""
+    """Several teachers by key. Each gets the same batch and has its own adaptor; outputs are not combined here."""
 
     def __init__(self, teachers: Mapping[str, Teacher]) -> None:
         self.teachers = dict(teachers)
@@ -255,9 +256,10 @@ class Ensemble:
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
     ) -> dict[str, Outputs]:
-        """What the objective reads of each teacher, by key.
+        """Return the outputs of each teacher for the objective, by key.
 
-        Raises: ``OutputsError`` for outputs that cannot be read, or a ``cache`` that is no list with one for each teacher.
+        Raises: ``OutputsError`` for outputs that cannot be read, or a ``cache`` that does not have one entry per
+        teacher.
         """
         caches = self._caches(cache)
         with torch.no_grad(), precision or nullcontext():
@@ -279,7 +281,7 @@ class Ensemble:
 
     @contextmanager
     def hooked(self, objective: Objective) -> Iterator[None]:
-        """Inside the block, the modules that the objective's matches name are read whenever the teachers are asked."""
+        """Inside the block, capture the modules that the objective's matches name whenever the teachers run."""
         objective.connect(teacher={key: teacher.model for key, teacher in self.teachers.items()})
         with ExitStack() as stack:
             for place, teacher in enumerate(self.teachers.values()):
@@ -294,7 +296,7 @@ class Ensemble:
         if isinstance(cache, (list, tuple)) and len(cache) == len(self.teachers):
             return dict(zip(self.teachers, cache, strict=True))
         raise OutputsError(
-            f"must hold one for each of the {len(self.teachers)} teachers, as a list or by key "
+            f"must have one entry for each of the {len(self.teachers)} teachers, as a list or by key "
             f"({', '.join(self.teachers)}), got {type(cache).__name__}",
             field="teacher_cache",
         )

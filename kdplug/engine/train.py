@@ -1,4 +1,4 @@
-"""From built objects to a finished run."""
+"""Set up a run from built objects and train."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def train(
     show_progress: bool = True,
     caches: Caches = None,
 ) -> RunResult:
-    """Train ``pair.student``, and what the objective has to train, as ``request`` asks.
+    """Train ``pair.student`` and the trainable parts of the objective according to ``request``.
 
-    The student is in train mode, the teacher in eval mode and frozen, for the length of the run; afterwards both are as
-    before. ``observers`` are told of the run; what they raise ends it only if ``strict``. With ``caches`` the teacher is asked
-    once about every example, before the first step.
+    During the run the student is in train mode, and the teacher is in eval mode and frozen; afterwards both are
+    restored. ``observers`` are notified of the run; an exception in one ends the run only if ``strict``. With
+    ``caches``, the teacher runs once on every example, before the first step.
 
-    Raises: ``ConfigError`` for a request that cannot be meant; ``RunError`` for a run that cannot start or go on.
+    Raises: ``ConfigError`` for an invalid request; ``RunError`` if the run cannot start or continue.
     """
     start = time.monotonic()
     optimizer = unwrap(request.optimizer)
@@ -146,21 +146,21 @@ def train(
 
 
 def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:
-    """The checkpoints of the run that goes on, or of a new one."""
+    """Return the checkpoints of the resumed run, or of a new one."""
     name = saved.get("run", "")
     return Checkpoints(run.output_dir, begin(run.output_dir, is_main=run.is_main, name=name), config.keep_last)
 
 
 @contextmanager
 def _hooked(pair: TrainingModule, teacher: TeacherSide | None) -> Iterator[None]:
-    """Hooks on what the matches read in both models; what that is may be known better once the objective is materialized."""
+    """Register capture hooks on both models for the block. ``materialize`` may resolve more paths: call it again."""
     with pair.hooked(), nullcontext() if teacher is None else teacher.hooked(pair.objective):
         yield
 
 
 @contextmanager
 def _observed(loop: Loop) -> Iterator[None]:
-    """Tell the observers that the run starts, and how it ends."""
+    """Notify the observers of the start and the end of the run."""
     loop.events.run_start(loop.run)
     try:
         yield
@@ -178,7 +178,7 @@ def _settle(
     *,
     shards_teacher: bool,
 ) -> None:
-    """Put both sides on the device, in their modes, and freeze the teacher."""
+    """Move both sides to the device, set their modes, and freeze the teacher."""
     stack.enter_context(modes(training=pair, evaluating=None if teacher is None else teacher.model))
     pair.to(accelerator.device)
     if teacher is not None:
@@ -193,9 +193,11 @@ def _settle(
 
 def _shards_teacher(config: TrainingConfig, accelerator: Accelerator, caches: Caches) -> bool:
     if config.shard_teacher and not accelerator.is_fsdp2:
-        raise RunError("shard_teacher needs FSDP2, and accelerate is not set to it: write use_fsdp and fsdp_version: 2")
+        raise RunError(
+            "shard_teacher needs FSDP2, which accelerate is not configured for: set use_fsdp and fsdp_version: 2"
+        )
     if config.shard_teacher and caches:
-        raise RunError("shard_teacher and is_caching_logits do not go together: a cache needs the teacher only once")
+        raise RunError("shard_teacher and is_caching_logits cannot be combined: a cache needs the teacher only once")
     return config.shard_teacher
 
 
@@ -222,7 +224,7 @@ def _run(
 
 
 def _scheduler(optimizer: Optimizer, new_groups: int, request: Request) -> Any:
-    """The learning-rate scheduler, made once the objective's groups have joined the optimizer."""
+    """Return the learning-rate scheduler, created after the objective's groups were added to the optimizer."""
     return make_scheduler(
         optimizer,
         new_groups=new_groups,
@@ -233,7 +235,7 @@ def _scheduler(optimizer: Optimizer, new_groups: int, request: Request) -> Any:
 
 
 def _prepared(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-    """Both as accelerate wraps them: the optimizer where it has something to do, as skipping steps that overflowed."""
+    """Wrap model and optimizer with accelerate; the optimizer only if needed, such as to skip steps that overflowed."""
     if accelerator.is_fsdp2:
         from kdplug.engine.parallel.fsdp import shard_pair
 
@@ -257,7 +259,7 @@ def _limit(max_grad_norm: float | None) -> float | None:
 
 
 def _trained(optimizer: Optimizer, pair: TrainingModule) -> list[nn.Parameter]:
-    """Each parameter that the optimizer holds or that asks for a gradient, once."""
+    """Return each parameter that the optimizer holds or that requires a gradient, once."""
     wanted = [*parameters(optimizer), *(parameter for parameter in pair.parameters() if parameter.requires_grad)]
     return list({id(parameter): parameter for parameter in wanted}.values())
 
@@ -267,6 +269,7 @@ def _check_sides(pair: TrainingModule, teacher: TeacherSide | None) -> None:
         return
     if teacher.model is pair.student:
         raise RunError(
-            "teacher and student are the same module; the student would chase itself. Copy it: copy.deepcopy"
+            "teacher and student are the same module; the student would train on its own outputs. Copy it with "
+            "copy.deepcopy"
         )
     check_apart(teacher.model, pair.student, pair.objective)

@@ -1,4 +1,4 @@
-"""Student and objective as the one module that is wrapped, synchronised and clipped."""
+"""Student and objective as one module for wrapping, synchronization and clipping."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 
 _SEQUENCES = (tuple, list)
-"""The commonest batches are told by their type alone, at a fraction of what asking for an instance costs."""
+"""Common batch types, compared by exact type: much faster than ``isinstance``."""
 
 
 class Parts(NamedTuple):
-    """A batch as each side gets it; ``cache`` stands in for the teacher's outputs where the batch brings them."""
+    """The part of a batch for each side; ``cache``, if the batch has one, replaces the teacher's outputs."""
 
     teacher: Any
     student: Any
@@ -34,9 +34,9 @@ class Parts(NamedTuple):
 
 
 def split(batch: Any) -> Parts:
-    """Divide ``{"teacher": …, "student": …}`` batches; any other batch goes to both sides whole.
+    """Split ``{"teacher": …, "student": …}`` batches; any other batch goes to both sides whole.
 
-    A third key ``teacher_cache`` holds what the teacher would have returned. Both parts of a tagged batch are tagged.
+    A third key ``teacher_cache`` holds the teacher's outputs. Both parts of a tagged batch are tagged.
     """
     if type(batch) in _SEQUENCES:
         return Parts(batch, batch)
@@ -51,7 +51,7 @@ def split(batch: Any) -> Parts:
 def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -> Any:
     """Call ``model`` with ``batch``: a mapping by keyword, a list or tuple by position, anything else as one argument.
 
-    A ``PackedSequence`` is one argument, though Python calls it a tuple. No model sees the tag of a batch.
+    A ``PackedSequence`` is one argument, although it is a tuple. Tags are removed before the call.
     """
     if type(batch) in _SEQUENCES:
         return model(*batch, **model_args)
@@ -65,10 +65,10 @@ def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """``value`` with every tensor in it on ``device``, in containers of the types they came in.
+    """Return ``value`` with every tensor in it on ``device``; containers keep their types.
 
-    What knows how to move itself (``.to``) does: tensors, ``PackedSequence``, transformers' ``BatchEncoding``.
-    Named tuples, mappings (``ModelOutput``, ``defaultdict``, …) and dataclasses keep their types; other objects pass through.
+    Objects with a ``to`` method move themselves: tensors, ``PackedSequence``, transformers' ``BatchEncoding``. Named
+    tuples, mappings (``ModelOutput``, ``defaultdict``, …) and dataclasses keep their types; other objects pass through.
     """
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
@@ -91,7 +91,7 @@ def _moved_items(value: Any, device: torch.device) -> Any:
 
 
 def _rebuild(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """A mapping of ``original``'s type that holds ``items``."""
+    """Return a mapping of ``original``'s type with ``items``."""
     if type(original) is dict:
         return items
     try:
@@ -104,13 +104,13 @@ def _rebuild(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
 
 
 Adaptor = Callable[[Any, Any], Any]
-"""``adaptor(batch, model_outputs)`` gives what the objective reads."""
+"""``adaptor(batch, model_outputs)`` returns the outputs that the objective reads."""
 
 
 def captured(
     capture: Capture | None, model: nn.Module, adaptor: Adaptor | None, batch: Any, model_args: Mapping[str, Any]
 ) -> Any:
-    """What a model makes of ``batch``, after its adaptor, with what its modules gave where something captures it."""
+    """Return the model's outputs for ``batch`` after its adaptor, with those of captured modules if there are any."""
     if capture is None or not capture.paths:
         outputs = call(model, batch, model_args)
         return outputs if adaptor is None else adaptor(batch, outputs)
@@ -124,9 +124,9 @@ def captured(
 
 
 class Micro:
-    """One micro-batch on its way through the pair.
+    """The arguments of one micro-batch's forward pass.
 
-    A plain object on purpose: DDP copies and rebuilds the containers it is called with, and lets this one pass.
+    It is deliberately a plain object: DDP copies and rebuilds containers in its arguments, but passes this through.
     """
 
     __slots__ = ("batch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
@@ -154,8 +154,8 @@ class Micro:
 class TrainingModule(nn.Module):
     """The student, its adaptor and the objective behind one ``forward``.
 
-    Projections and the parameters of loss modules thus share everything that happens to the student: device moves,
-    gradient synchronisation, clipping, precision. The teacher stays outside.
+    Projections and parameters of loss modules are therefore treated like the student: device moves, gradient
+    synchronization, clipping, precision. The teacher is not part of it.
     """
 
     student: nn.Module
@@ -170,7 +170,7 @@ class TrainingModule(nn.Module):
 
     @contextmanager
     def hooked(self) -> Iterator[None]:
-        """Inside the block, the student's modules that matches name are read whenever the student is asked."""
+        """Inside the block, capture the student's modules that matches name whenever the student runs."""
         self.objective.connect(student=self.student)
         self.capture = Capture(self.student, self.objective.paths("student"), "student")
         try:
@@ -180,20 +180,20 @@ class TrainingModule(nn.Module):
             self.capture = None
 
     def outputs(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
-        """What the student makes of ``batch``, after its adaptor, with what its modules gave inside ``hooked()``."""
+        """Return the student's outputs for ``batch`` after its adaptor, with captured outputs inside ``hooked()``."""
         return captured(self.capture, self.student, self.adaptor, batch, model_args)
 
     def forward(self, micro: Micro) -> tuple[Tensor, tuple[Tensor, ...], LossReport]:
-        """The weighted total, what it is the sum of, and the report that both belong to.
+        """Return the weighted total, its summands, and the report that contains both.
 
-        DDP, FSDP and autocast see the tensors of a tuple and not those of a report. A loss is made of either.
+        DDP, FSDP and autocast process the tensors in a tuple, but not those in a report. A loss uses either.
         """
         report = self.report(micro)
         parts = tuple(part.total for term in report.terms.values() for part in term.parts)
         return report.total, parts, report
 
     def report(self, micro: Micro) -> LossReport:
-        """The loss of one micro-batch, for a caller that nothing stands in front of."""
+        """Return the loss of one micro-batch, for callers that use no wrapper."""
         report: LossReport = self.objective(
             student=captured(self.capture, self.student, self.adaptor, micro.batch, micro.model_args),
             teacher=micro.teacher,

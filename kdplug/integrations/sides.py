@@ -10,7 +10,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.distillers.method import read_teachers
-from kdplug.distillers.session import config_identity, tell_unused_combiner
+from kdplug.distillers.session import config_identity, warn_unused_combiner
 from kdplug.engine.checkpoint.identity import sides_identity
 from kdplug.engine.teacher import Ensemble
 from kdplug.errors import ConfigError
@@ -50,7 +50,7 @@ def make_objective(
     models = {key: one.model for key, one in teachers.teachers.items()}
     matches = tuple(custom_matches)
     if len(models) == 1:
-        tell_unused_combiner(config)
+        warn_unused_combiner(config)
     elif matches:
         raise ConfigError(f"need exactly one teacher, got {len(models)}", field="custom_matches")
     first = next(iter(models.values()))

@@ -1,1 +1,1 @@
-"""What a run leaves for people: tables, curves, records."""
+"""Reports on a run: tables, curves, records."""

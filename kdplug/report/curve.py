@@ -1,4 +1,4 @@
-"""``curves.png``: how the loss fell and the student rose."""
+"""Draw ``curves.png``: losses and the student's metric over the steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Series = Sequence[tuple[int, float]]
 
 
 def check_matplotlib() -> None:
-    """Make sure that curves can be drawn. Raises: ``RunError`` where matplotlib is not installed."""
+    """Check that curves can be drawn. Raises: ``RunError`` if matplotlib is not installed."""
     if find_spec("matplotlib") is None:
         raise RunError('curves.png needs matplotlib: pip install "kdplug[report]"')
 
@@ -22,15 +22,15 @@ def check_matplotlib() -> None:
 def draw_curves(
     path: Path, terms: Mapping[str, Series], metric: str, student: Series, lines: Mapping[str, float]
 ) -> None:
-    """Write ``path``: each term before weighting over the steps, and below it the student's metric.
+    """Write ``path``: each unweighted term over the steps, and below it the student's metric.
 
-    ``lines`` are figures of other models, drawn as horizontal lines. The axis of the terms is logarithmic, without
-    the points at 0, where none is negative.
+    ``lines`` are metrics of other models, drawn as horizontal lines. The axis of the terms is logarithmic, without the
+    points at 0, unless a term is negative.
 
-    Raises: ``RunError`` where matplotlib is not installed.
+    Raises: ``RunError`` if matplotlib is not installed.
     """
     check_matplotlib()
-    from matplotlib.figure import Figure  # not pyplot, which keeps global state and picks a display
+    from matplotlib.figure import Figure  # not pyplot, which keeps global state and selects a display
 
     figure = Figure(figsize=(7, 6), layout="constrained")
     losses, scores = figure.subplots(2, 1, sharex=True)

@@ -1,4 +1,4 @@
-"""``kdplug-run.json``: what a run was, so that it can be told apart and done again."""
+"""Write ``kdplug-run.json``: everything needed to identify and repeat a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdplug.host.spec import ComponentSpec
 
 
 def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
-    """Each entry that a resolved config uses: its place, its qualified name and all of its settings."""
+    """Return each entry that a resolved config uses: its path, its qualified name and all of its settings."""
     return [
         {
             "path": path,
@@ -39,7 +39,7 @@ def _named(config: DistillationConfig) -> Iterator[tuple[str, ComponentSpec | No
             yield key, spec
     for place, match in enumerate(config.intermediate_matches):
         yield from _components(match, "intermediate_matches", place)
-    for place, layer_map in enumerate(config.layer_map):  # those whose layers are counted on the first batch
+    for place, layer_map in enumerate(config.layer_map):  # maps that are resolved on the first batch
         yield from _components(layer_map, *config.path_of_map(place))
 
 
@@ -50,16 +50,17 @@ def _components(model: ConfigModel, *path: object) -> Iterator[tuple[str, Compon
 
 
 RECORD = "kdplug-run.json"
-"""The name of the file."""
+"""The name of the record file."""
 
 CODEC = "teacher_cache_codec"
 
 
 def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: DistillationConfig) -> dict[str, Any]:
-    """Versions, plugins, used entries, and the recipe with every component's qualified name and every setting.
+    """Return versions, plugins, used entries, and the recipe with every component's qualified name and every setting.
 
-    ``task`` and ``distillation`` are the recipe's own in that resolved form. ``output_dir``, which decides nothing, is left
-    out. ``config_sha256`` is that of the recipe in this form. Hook plugins are imported, so that one that fails is named.
+    ``task`` and ``distillation`` are those of the recipe in resolved form. ``output_dir``, which has no effect on
+    results, is left out. ``config_sha256`` is the hash of the recipe in this form. Hook plugins are imported, so that a
+    failing one is named.
     """
     active().load_hooks()
     training = resolved_training(recipe)
@@ -84,7 +85,7 @@ def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: Distillati
 
 
 def resolved_training(recipe: Recipe) -> dict[str, Any]:
-    """``training`` of a recipe with the qualified name and every setting of its codec.
+    """Return the recipe's ``training`` with the qualified name and every setting of its codec.
 
     Raises: ``KdplugError`` with the path of a codec that cannot be used.
     """
@@ -106,5 +107,5 @@ def _under(field: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def config_hash(data: Mapping[str, Any]) -> str:
-    """SHA-256 of a recipe's data as JSON; the order of its keys does not matter."""
+    """Return the SHA-256 of a recipe's data as JSON; the order of keys does not matter."""
     return sha256(json.dumps(data, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The terms of an objective, as a table that one can read before training."""
+"""Text tables: the terms of an objective before training, and the comparison of models after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdplug.host.spec import ComponentSpec
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One model: the metric, its parameters, the seconds that one example takes it, its bytes on disk, and units per second."""
+    """One model: metric, number of parameters, seconds per example, size on disk in bytes, and units per second."""
 
     model: str
     metric: float
@@ -29,7 +29,7 @@ class Line:
 
 
 def comparison(metric: str, unit: str, lines: Iterable[Line]) -> Table:
-    """A table with one row for each model; ``metric`` heads the column of figures, and ``unit`` is what is counted per second."""
+    """Return a table with one row per model; ``metric`` heads its column, and ``unit`` is counted per second."""
     table = Table(header_style="bold")
     table.add_column("model")
     for column in (metric, "parameters", "time per example", "size on disk", f"{unit}/s"):
@@ -47,7 +47,7 @@ def comparison(metric: str, unit: str, lines: Iterable[Line]) -> Table:
 
 
 def file_size(count: int) -> str:
-    """Three significant digits in the unit that fits: ``12.6 kB``, ``440 MB``."""
+    """Format a size with three significant digits: ``12.6 kB``, ``440 MB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -55,7 +55,7 @@ def file_size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three significant digits in the unit that fits: ``12.3 µs``, ``4.56 ms``, ``1.2 s``."""
+    """Format a duration with three significant digits: ``12.3 µs``, ``4.56 ms``, ``1.2 s``."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -63,9 +63,9 @@ def duration(seconds: float) -> str:
 
 
 def terms_table(config: DistillationConfig, names: Iterable[str]) -> Table:
-    """One row for each term of a resolved config; ``names`` are those of the objective's terms, in its order.
+    """Return a table with one row per term of a resolved config; ``names`` are the objective's terms, in its order.
 
-    A layer map whose layers are not counted yet has a row for all of its terms.
+    A layer map that is not resolved yet has a single row for all of its terms.
     """
     table = Table(header_style="bold")
     for column in ("term", "loss", "weight", "schedule"):
@@ -79,14 +79,14 @@ def terms_table(config: DistillationConfig, names: Iterable[str]) -> Table:
 
 
 def temperature_line(config: DistillationConfig) -> str:
-    """``temperature 4, scheduled by kdplug-presets:flsw(beta=1)``."""
+    """Format the temperature as ``temperature 4, scheduled by kdplug-presets:flsw(beta=1)``."""
     scheduler = config.temperature_scheduler
     scheduled = f", scheduled by {component_text(scheduler)}" if scheduler is not None else ""
     return f"temperature {config.temperature:g}{scheduled}"
 
 
 def component_text(spec: ComponentSpec | None) -> str:
-    """``kdplug-presets:flsw(beta=1, gamma=1)``, and nothing where there is no component."""
+    """Format a component as ``kdplug-presets:flsw(beta=1, gamma=1)``; an empty string for ``None``."""
     if spec is None:
         return ""
     settings = [*map(_value, spec.args), *(f"{name}={_value(value)}" for name, value in spec.settings.items())]
@@ -114,7 +114,7 @@ def _match(match: IntermediateMatch) -> str:
 
 
 def _layer_map(layer_map: LayerMap) -> tuple[str, str, str]:
-    """The pairs are known once the models have run."""
+    """Return the row of a layer map; its pairs are known only once the models have run."""
     loss = _projected(layer_map, f"{layer_map.feature}, paired by {component_text(layer_map.name)}")
     return loss, f"{layer_map.weight:g} each", component_text(layer_map.weight_scheduler)
 

@@ -166,7 +166,7 @@ def test_students_that_changed_places_are_found(run, caplog):
     contents = [file.read_bytes() for file in files]
     for file, content in zip(files, reversed(contents), strict=True):
         file.write_bytes(content)
-    with warned(caplog, r"step-3 \(student\.safetensors has another checksum.*step-2 \(student"):
+    with warned(caplog, r"step-3 \(student\.safetensors does not match its checksum.*step-2 \(student"):
         assert latest(run) == run / "step-1"
 
 
@@ -183,7 +183,9 @@ def test_damage_everywhere_is_an_error_that_names_each(run):
 @pytest.mark.attack("damaged checkpoint named by the user")
 def test_a_damaged_checkpoint_that_is_named_is_an_error_that_names_an_undamaged_one(run):
     flip(run / "step-3" / "run.safetensors", -1)
-    with pytest.raises(RunError, match=r"step-3 is damaged: run\.safetensors has another checksum.*next to it: step-2"):
+    with pytest.raises(
+        RunError, match=r"step-3 is damaged: run\.safetensors does not match its checksum.*next to it: step-2"
+    ):
         go(run, resume=run / "step-3")
     go(run, resume=run / "step-2")
 
@@ -193,7 +195,7 @@ def test_a_damaged_student_is_not_loaded(run):
     load_student(make_student(), run / "step-3")
     flip(run / "step-3" / "student.safetensors", -1)
     for path in (run / "step-3", run / "step-3" / "student.safetensors"):
-        with pytest.raises(RunError, match=r"step-3 is damaged: student\.safetensors has another checksum"):
+        with pytest.raises(RunError, match=r"step-3 is damaged: student\.safetensors does not match its checksum"):
             load_student(make_student(), path)
 
 
@@ -201,7 +203,7 @@ def test_a_damaged_student_is_not_loaded(run):
 @pytest.mark.parametrize("damage", ["a flipped bit", "truncated", "empty", "zeroes"])
 def test_a_damaged_mark_does_not_start_the_run_again(run, damage):
     DAMAGES[damage](run / ".run")
-    with pytest.raises(RunError, match=r"\.run, which says which run .*, is damaged\. Name the checkpoint"):
+    with pytest.raises(RunError, match=r"\.run, which identifies the run .*, is damaged\. Name the checkpoint"):
         go(run)
 
 

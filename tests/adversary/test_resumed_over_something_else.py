@@ -169,7 +169,7 @@ SCRIPTS = {
     r"optimizer\.groups\.0\.lr: 0\.1 -> 0\.2": {"optimizer": lambda given: torch.optim.SGD(given, lr=0.2)},
     r"optimizer\.kind: 'SGD' -> 'AdamW'": {"optimizer": lambda given: torch.optim.AdamW(given, lr=0.1)},
     r"optimizer\.max_grad_norm: None -> 1\.0": {"max_grad_norm": 1.0},
-    r"model_args\.scale: \(not there\) -> 2\.0": {"scale": 2.0},
+    r"model_args\.scale: \(missing\) -> 2\.0": {"scale": 2.0},
     r"data\.batch_postprocessor: ": {"batch_postprocessor": lambda batch: batch},
     r"optimizer\.scheduler: None -> 'StepLR'": {
         "scheduler_class": torch.optim.lr_scheduler.StepLR,

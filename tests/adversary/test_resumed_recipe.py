@@ -156,4 +156,4 @@ def test_a_damaged_teacher_that_was_fitted_is_an_error(folder):
     text = " ".join(result.output.split())
     assert result.exit_code != 0
     assert "every checkpoint to resume from is damaged" in text
-    assert "student.safetensors has another checksum" in text
+    assert "student.safetensors does not match its checksum" in text

@@ -32,7 +32,7 @@ ONE_TEACHER = [BasicDistiller, GeneralDistiller]
         ("max_grad_norm", "1", "must be a number, or None, got '1'"),
         ("max_grad_norm", float("nan"), "must be a number, or None, got nan"),
         ("evaluation", 5, "must be a kdplug.Evaluation, got 5"),
-        ("resume", True, "must be 'auto', the folder of a checkpoint, or None, got True"),
+        ("resume", True, "must be 'auto', a checkpoint folder, or None, got True"),
         ("resume_changed", "no", "must be true or false, got 'no'"),
     ],
 )
@@ -54,7 +54,7 @@ def test_an_optimizer_is_one(tmp_path):
     [
         (
             ({}, CONFIG, make_teacher(), make_student()),
-            "train_config: must be a TrainingConfig, got dict: TrainingConfig.f",
+            "train_config: must be a TrainingConfig, got dict: use TrainingConfig.f",
         ),
         ((TRAINING, {}, make_teacher(), make_student()), "distill_config: must be a DistillationConfig, got dict"),
         ((TRAINING, CONFIG, "bert", make_student()), "model_T: must be a model, got str"),
@@ -108,7 +108,7 @@ class Open(nn.Module):
 def test_a_misspelt_argument_that_the_models_would_swallow_is_told(tmp_path):
     student, teacher = Open(), Open()
     distiller = make_distiller(tmp_path, student, teacher)
-    with pytest.warns(UserWarning, match="'num_step' is no argument of train.*Did you mean 'num_steps'"):
+    with pytest.warns(UserWarning, match="'num_step' is not an argument of train.*Did you mean 'num_steps'"):
         distiller.train(sgd(student), make_batches(2), 1, num_step=5)
 
 

@@ -70,7 +70,7 @@ def test_its_loss_is_that_of_a_loop_written_by_hand(tmp_path):
 
 def test_intermediate_matches_are_refused_with_a_hint_and_not_ignored(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"intermediate_matches: BasicDistiller has no .* has 1. Use GeneralDistiller"
+        ConfigError, match=r"intermediate_matches: BasicDistiller does not support .* has 1. Use GeneralDistiller"
     ):
         make(tmp_path, make_student(), intermediate_matches=[MATCH])
 

@@ -189,7 +189,7 @@ def test_what_was_kept_and_what_it_cost_is_said_once(tmp_path, teacher, capsys):
     BasicDistiller(training, config, teacher, student).train(sgd(student), loader(), 2)
     said = [line for line in capsys.readouterr().err.splitlines() if "teacher cache" in line]
     assert len(said) == 1
-    assert said[0].startswith("teacher cache: asked about 6 batches in ")
+    assert said[0].startswith("teacher cache: teacher ran on 6 batches in ")
     assert said[0].endswith("; 22 examples, 32 B each, 704 B in memory")
 
 
@@ -253,5 +253,5 @@ def test_unequal_lengths_without_a_mask_are_refused(tmp_path):
     def maskless(batch, outputs):
         return {**outputs, "inputs_mask": batch["attention_mask"]}
 
-    with pytest.raises(RunError, match="adaptor returns no logits_mask that says what of its logits is padding"):
+    with pytest.raises(RunError, match="adaptor returns no logits_mask to mark the padding of its logits"):
         run_tokens(tmp_path, caching=True, adaptor=maskless)

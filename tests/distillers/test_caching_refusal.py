@@ -31,12 +31,12 @@ STALE = {
     "a weight": ({"edit": changed_weight}, r"the teacher's weights: teacher\.head$"),
     "the architecture": ({"edit": lambda teacher: setattr(teacher, "act", nn.GELU())}, "architecture: teacher"),
     "the adaptor": ({"adaptors": (other_adaptor, None)}, "the teacher's adaptor: teacher$"),
-    "the data": ({"data": data(seed=4)}, "the data, as the teacher is given them: examples 0 to 3"),
+    "the data": ({"data": data(seed=4)}, "the data that the teacher receives: examples 0 to 3"),
     "the number of examples": ({"data": data(26)}, "the number of examples: 22 -> 26"),
-    "the dtype": ({"training": {"teacher_cache_dtype": "float16"}}, "kept: None -> 'float16'"),
+    "the dtype": ({"training": {"teacher_cache_dtype": "float16"}}, "stored outputs: None -> 'float16'"),
     "the model's arguments": ({"train": {"scale": 2.0}}, "the model_args: changed"),
-    "the postprocessor": ({"train": {"batch_postprocessor": lambda batch: [2 * batch[0]]}}, "the data, as"),
-    "a feature that was not kept": ({"matches": [{**PROJECTED, "layer_T": 1}]}, r"holds no hidden/1, which"),
+    "the postprocessor": ({"train": {"batch_postprocessor": lambda batch: [2 * batch[0]]}}, "the data that"),
+    "a feature that was not kept": ({"matches": [{**PROJECTED, "layer_T": 1}]}, r"lacks hidden/1, which"),
 }
 
 
@@ -56,7 +56,7 @@ def test_an_example_that_changed_where_nobody_looked_is_found_when_it_is_used(tm
     folder, examples = {"teacher_cache": str(tmp_path / "cache")}, data(60)
     run(tmp_path, teacher, DataLoader(examples, batch_size=4), caching=True, training=folder)
     examples.tensors[0][13, 0] += 1e-12
-    with pytest.raises(RunError, match="example 13 is not what the teacher saw"):
+    with pytest.raises(RunError, match="example 13 differs from the one the teacher saw"):
         run(tmp_path, teacher, DataLoader(examples, batch_size=4), caching=True, training=folder)
 
 
@@ -73,12 +73,12 @@ class Augmented(Dataset):
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "python"])
 def test_random_examples_are_refused(tmp_path, teacher, draw):
-    with pytest.raises(RunError, match=r"drawn twice gives two different examples.*Take the augmentation out"):
+    with pytest.raises(RunError, match=r"read twice gives two different results.*Remove the augmentation"):
         run(tmp_path, teacher, DataLoader(Augmented(draw), batch_size=4), caching=True)
 
 
 COLLATES = {
-    "masks at random": (lambda items: torch.stack([i[0] for i in items]) * torch.rand(1), "draws at random"),
+    "masks at random": (lambda items: torch.stack([i[0] for i in items]) * torch.rand(1), "is random"),
     "sorts": (lambda items: torch.stack(sorted((i[0] for i in items), key=lambda x: x[0].item())), "do not follow"),
     "mixes": (lambda items: torch.stack([i[0] + items[0][0] for i in items]), "do not follow"),
 }
@@ -101,7 +101,7 @@ class Stream(IterableDataset):
     ids=["iterable dataset", "generator"],
 )
 def test_data_without_places_are_refused(tmp_path, teacher, batches, kind):
-    with pytest.raises(RunError, match=f"found again by their place, and a {kind} has none"):
+    with pytest.raises(RunError, match=f"looked up by index, which a {kind} does not support"):
         run(tmp_path, teacher, batches, caching=True, steps=3)
 
 
@@ -116,5 +116,5 @@ def test_outputs_that_are_not_one_per_example_are_refused(tmp_path, teacher):
 def test_batches_that_bring_their_own_teacher_cache_are_refused(tmp_path, teacher):
     (batch,) = make_batches(1)
     brought = [{"teacher": None, "student": batch, "teacher_cache": teacher(batch)}]
-    with pytest.raises(RunError, match="is_caching_logits: the batches bring a teacher_cache"):
+    with pytest.raises(RunError, match="is_caching_logits: the batches already hold a teacher_cache"):
         run(tmp_path, teacher, brought, caching=True)

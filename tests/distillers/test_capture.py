@@ -288,5 +288,5 @@ def test_a_transformers_encoder_is_read_by_path_as_by_hidden_states(tmp_path):
 
 def test_a_basic_distiller_refuses_layer_maps_as_it_does_matches(tmp_path):
     layer_map = {"name": "uniform", "feature": "hidden", "loss": "hidden_mse"}
-    with pytest.raises(ConfigError, match=r"^layer_map: BasicDistiller has no intermediate matches"):
+    with pytest.raises(ConfigError, match=r"^layer_map: BasicDistiller does not support intermediate matches"):
         several(tmp_path, BasicDistiller, make_teacher(), make_student(), layer_map=layer_map)

@@ -92,7 +92,7 @@ def test_custom_matches_are_summed_before_the_hard_labels(tmp_path):
         ({"weight": (1.0,)}, "custom_matches.0.weight: must be a finite number >= 0, got (1.0,)"),
         ({"loss": "mse"}, "custom_matches.0.loss: must be a callable, got str"),
         ({"proj_func": 3}, "custom_matches.0.proj_func: must be a module or a function, got int"),
-        ({"proj_group": {"lr": 1}}, "custom_matches.0.proj_group: has no effect: proj_func is no module"),
+        ({"proj_group": {"lr": 1}}, "custom_matches.0.proj_group: has no effect: proj_func is not a module"),
         ({"name": "kd_loss"}, "custom_matches: 'kd_loss' is the name of another term"),
     ],
 )

@@ -231,12 +231,12 @@ def test_teachers_are_in_eval_mode_and_stay_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"config": {"a": DistillationConfig()}}, "distill_config: has nothing for the task 'b'. The tasks are a, b"),
+        ({"config": {"a": DistillationConfig()}}, "distill_config: has no value for the task 'b'. The tasks are a, b"),
         ({"adaptor_S": {"A": None}}, "adaptor_S: there is no task 'A'. Did you mean 'a'?"),
         ({"adaptor_T": lambda b, o: o}, "adaptor_T: must be a mapping by task"),
-        ({"adaptor_T": {"a": [None]}}, "a.adaptor_T: the task has one teacher, and 1 adaptors"),
+        ({"adaptor_T": {"a": [None]}}, "a.adaptor_T: the task has one teacher, but 1 adaptors"),
         ({"teachers": [Net(5, seed=2)]}, "model_T: must map each task to its teacher, got list"),
-        ({"teachers": {"a/b": Net(5, seed=2)}}, "model_T: a task's name is text without '.' and '/'"),
+        ({"teachers": {"a/b": Net(5, seed=2)}}, "model_T: a task's name must be a string without '.' and '/'"),
         (
             {"teachers": {"a": [Net(5, seed=2)] * 2}, "config": DistillationConfig(intermediate_matches=[MATCH])},
             "a.intermediate_matches.0.teacher: must name one",
@@ -252,7 +252,7 @@ def test_tasks_that_do_not_agree_are_an_error(tmp_path, change, says):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"a": []}, "dataloaders: has nothing for the task 'b'"),
+        ({"a": []}, "dataloaders: has no value for the task 'b'"),
         ({"a": [], "b": [], "c": []}, "dataloaders: there is no task 'c'"),
     ],
 )

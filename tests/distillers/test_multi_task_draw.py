@@ -69,7 +69,7 @@ class Stream(IterableDataset):
 
 def test_an_unknown_length_makes_tasks_equally_likely_and_is_said_once(tmp_path):
     data = {"a": DataLoader(Examples(1000), 4), "b": DataLoader(Stream(8), 4)}
-    with pytest.warns(UserWarning, match="the loader of 'b' does not tell how many examples") as said:
+    with pytest.warns(UserWarning, match="the number of examples in the loader of 'b' is unknown") as said:
         counts = Counter(drawn(tmp_path, data, 100))
     assert len(said) == 1
     assert counts["a"] == pytest.approx(50, abs=15)

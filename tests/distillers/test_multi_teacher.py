@@ -178,9 +178,9 @@ def test_adaptors_that_do_not_go_with_the_teachers_are_an_error(tmp_path, adapto
     ("models", "says"),
     [
         (make_teacher(), "got Net. For one teacher use GeneralDistiller"),
-        ([], "holds no teacher"),
+        ([], "must hold at least one teacher"),
         ([make_teacher(), 3], "model_T.1: must be a model, got int"),
-        ({1: make_teacher()}, "must have text for keys, got 1"),
+        ({1: make_teacher()}, "must have strings as keys, got 1"),
         ("ab", "must be a list of models"),
     ],
     ids=["one", "none", "number", "key", "text"],
@@ -230,7 +230,7 @@ def test_a_cache_in_the_batch_holds_the_outputs_of_each_teacher(tmp_path):
     caches = [[{"logits": t(b)["logits"].detach()} for t in teachers] for b in batches]
     cached = [{"teacher": None, "student": b, "teacher_cache": c} for b, c in zip(batches, caches, strict=True)]
     assert torch.equal(end_of(tmp_path, teachers, batches=cached), end_of(tmp_path, teachers))
-    with pytest.raises(OutputsError, match="teacher_cache: must hold one for each of the 2 teachers"):
+    with pytest.raises(OutputsError, match="teacher_cache: must have one entry for each of the 2 teachers"):
         end_of(tmp_path, teachers, batches=[{**cached[0], "teacher_cache": caches[0][:1]}])
 
 
@@ -253,7 +253,7 @@ def test_settings_that_do_not_go_with_the_teachers_are_told_in_the_first_step(tm
 @pytest.mark.parametrize("maker", [make, make_distiller])
 def test_a_combiner_for_one_teacher_is_warned_of(tmp_path, maker):
     teachers = [make_teacher()] if maker is make else make_teacher()
-    with pytest.warns(UserWarning, match="teacher_combiner 'mean_probs' has no effect: there is one teacher"):
+    with pytest.warns(UserWarning, match="teacher_combiner 'mean_probs' has no effect: there is only one teacher"):
         maker(tmp_path, make_student(), teachers, teacher_combiner="mean_probs")
 
 

@@ -98,7 +98,7 @@ def test_missing_losses_are_told_in_words_of_the_trainer(tmp_path, adaptor):
     model = make_student()
     with pytest.raises(
         OutputsError,
-        match=r"^losses: the model returned no losses, only (logits|nothing)\. Training on labels needs them",
+        match=r"^losses: the model returned no losses, only (logits|nothing)\. Supervised training needs them",
     ):
         make(tmp_path, model, adaptor).train(sgd(model), make_batches(1), 1)
 

@@ -116,7 +116,10 @@ def test_nan_is_never_the_best():
     [
         ({}, "evaluation: give a dataloader with metrics, or a function"),
         ({"dataloader": []}, "evaluation: give a dataloader with metrics, or a function"),
-        ({"function": dict, "patience": 2}, "evaluation.patience: needs 'best': the number that has to get better"),
+        (
+            {"function": dict, "patience": 2},
+            "evaluation.patience: needs 'best': the name of the number that has to improve",
+        ),
         ({"function": dict, "every": 0}, "evaluation.every: must be a whole number of at least 1, got 0"),
         ({"function": dict, "mode": "up"}, "evaluation.mode: must be 'max' or 'min', got 'up'"),
         (
@@ -152,7 +155,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_last_good_che
 def test_a_gradient_that_nobody_looked_at_is_found_out_by_the_next_loss(tmp_path):
     student = Poisoned()
     distiller = make_distiller(tmp_path, student, training={"ckpt_frequency": 0})
-    expected = r"^step 4: the total loss is nan .*; the weights are not finite any more: the gradient of a step before was not; "
+    expected = r"^step 4: the total loss is nan .*; the weights are no longer finite: an earlier gradient was not; "
     with pytest.raises(RunError, match=expected + "there is no checkpoint yet$"):
         distiller.train(sgd(student), make_batches(5), num_steps=5)
 

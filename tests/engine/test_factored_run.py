@@ -134,7 +134,7 @@ def test_a_teacher_that_is_sparse_already_is_not_kept(tmp_path):
     distiller._teacher.adaptor = lambda batch, hidden: {
         "logits": SparseLogits.top(torch.zeros(len(hidden), CLASSES), 2)
     }
-    with pytest.raises(OutputsError, match=r"is_caching_logits: keeps whole logits.*returned SparseLogits"):
+    with pytest.raises(OutputsError, match=r"is_caching_logits: stores full logits.*returned SparseLogits"):
         distiller.train(torch.optim.SGD(student.parameters(), lr=0.1), [data()], num_epochs=2)
 
 

@@ -25,7 +25,7 @@ def test_the_step_and_the_term_are_named(value):
 
 
 def test_a_sum_that_overflows_says_that_no_term_is_at_fault():
-    with pytest.raises(RunError, match="each term is finite, their weighted sum is not"):
+    with pytest.raises(RunError, match="each term is finite, but their weighted sum is not"):
         FiniteWatch().see(1, report(a=3e38, b=3e38))
 
 

@@ -91,7 +91,7 @@ def test_a_prebuilt_scheduler_without_new_groups_is_taken_as_it_is(optimizer):
 
 
 def test_a_scheduler_of_another_optimizer_is_an_error(optimizer):
-    with pytest.raises(RunError, match="belongs to another optimizer"):
+    with pytest.raises(RunError, match="was built for a different optimizer"):
         make_scheduler(optimizer, new_groups=0, scheduler=lr.StepLR(sgd(make_student()), 1))
 
 

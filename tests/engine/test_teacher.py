@@ -112,7 +112,7 @@ def test_statistics_in_shared_memory_would_be_written():
     student, teacher = Normed(3, seed=1), Normed(3, seed=2)
     student.norm.running_mean = teacher.norm.running_mean
     with pytest.raises(
-        RunError, match=r"share 1 buffer\(s\) that batch norm writes in training, 'norm.running_mean' first"
+        RunError, match=r"share 1 buffer\(s\) that batch norm updates in training, 'norm.running_mean' first"
     ):
         check_apart(teacher, student, nn.Linear(1, 1))
 

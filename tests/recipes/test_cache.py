@@ -153,7 +153,7 @@ def test_a_teacher_that_was_fitted_from_another_seed_is_another_teacher(recipe, 
     fit(monkeypatch)
     cache_recipe(recipe(), out)
     no_teacher(monkeypatch)
-    with pytest.raises(RunError, match="how the teacher is fitted: seed 0 -> 1"):
+    with pytest.raises(RunError, match="how the teacher is trained: seed 0 -> 1"):
         run_recipe(recipe("seed=1"))
 
 
@@ -169,7 +169,7 @@ def test_a_student_never_starts_from_another_teacher_than_that_of_the_cache(reci
     (file,) = (out / "teacher").glob("step-*/student.safetensors")
     before = load_file(file)
     save_file({name: 2 * tensor for name, tensor in before.items()}, file)
-    with pytest.raises(RunError, match=r"student\.safetensors has another checksum"):
+    with pytest.raises(RunError, match=r"student\.safetensors does not match its checksum"):
         run_recipe(recipe())
     listed = [part for part in file.parent.iterdir() if part.name != CHECKSUMS]
     write_checksums(file.parent, listed)
@@ -204,7 +204,7 @@ def test_other_data_are_found_when_they_are_used(recipe, out, monkeypatch):
     cache_recipe(recipe(), out)
     no_teacher(monkeypatch)
     more_data(monkeypatch)
-    with pytest.raises(RunError, match="the data, as the teacher is given them: examples 0 to 15"):
+    with pytest.raises(RunError, match="the data that the teacher receives: examples 0 to 15"):
         run_recipe(recipe())
 
 
@@ -221,7 +221,7 @@ def test_a_cache_of_something_else_is_refused_before_any_model_is_built(recipe, 
     more_data(monkeypatch)
     for side in ("teacher", "student"):
         monkeypatch.setattr(kdplug.tasks.load("signs"), f"build_{side}", lambda self: 1 / 0)
-    with pytest.raises(RunError, match=r"is of something else.*\n.*the data, as the teacher is given them"):
+    with pytest.raises(RunError, match=r"was built from different inputs.*\n.*the data that the teacher receives"):
         go(recipe())
     assert {file: file.stat().st_mtime_ns for file in out.parent.rglob("*") if file.is_file()} == written
 
@@ -245,7 +245,7 @@ def test_a_cache_without_a_layer_that_is_read_is_refused_before_any_model_is_bui
     for side in ("teacher", "student"):
         monkeypatch.setattr(kdplug.tasks.load("signs"), f"build_{side}", lambda self: 1 / 0)
     match = "[{layer_T: 0, layer_S: 0, feature: hidden, loss: near}]"
-    with pytest.raises(RunError, match=r"holds no hidden, .*which the objective reads"):
+    with pytest.raises(RunError, match=r"lacks hidden, .*which the objective reads"):
         run_recipe(recipe(f"distillation.intermediate_matches={match}"))
 
 

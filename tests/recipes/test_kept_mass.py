@@ -21,7 +21,7 @@ from kdplug.recipes.cache import cache_recipe
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
-WARNED = "the classes that are kept hold"
+WARNED = "the stored classes hold"
 
 
 class Trained(Scene):
@@ -106,7 +106,7 @@ def test_a_plan_prints_it(recipe):
     for line in plan_lines(plan_recipe(recipe(4.0))):
         console.print(line)
     assert "teacher's logits: kept mass 0." in out.getvalue()
-    assert "at temperature 4 (0." in out.getvalue()
+    assert "at temperature 4 (minimum 0." in out.getvalue()
 
 
 def test_an_untrained_teacher_says_nothing_about_it(recipe):
@@ -169,14 +169,16 @@ def test_a_loss_that_is_no_lesser_version_on_categories_is_refused_before_the_te
     made = recipe(1.0, loss=loss)
     for start in (plan_recipe, run_recipe, lambda one: cache_recipe(one, "nowhere")):
         with pytest.raises(
-            ConfigError, match=r"^training\.teacher_cache_codec: kdplug-logits:topk_tail gives SparseLogits"
+            ConfigError, match=r"^training\.teacher_cache_codec: kdplug-logits:topk_tail returns SparseLogits"
         ):
             start(made)
 
 
 @pytest.mark.parametrize(("codec", "loss"), [("sampled", "kl"), ("sampled", "dkd"), ("topk_tail", "nkd")])
 def test_other_losses_that_a_codec_keeps_too_little_for_are_refused_as_early(recipe, codec, loss):
-    with pytest.raises(ConfigError, match=rf"^training\.teacher_cache_codec: kdplug-logits:{codec} gives SparseLogits"):
+    with pytest.raises(
+        ConfigError, match=rf"^training\.teacher_cache_codec: kdplug-logits:{codec} returns SparseLogits"
+    ):
         plan_recipe(recipe(1.0, codec={"name": codec}, loss=loss))
 
 

@@ -1,4 +1,4 @@
-"""Asking the teachers about examples, for what an objective reads of them."""
+"""Run the teachers and collect the outputs that an objective reads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from kdplug.objective.selection import head_masks, is_ignored
 
 
 def take_heads(content: Content, outputs: Outputs) -> dict[str, tuple[Any, Tensor | None]]:
-    """Each head with the mask that counts for it, by name; neither is in ``content`` afterwards.
+    """Remove heads and masks from ``content`` and return each head with its mask, by name.
 
-    Raises: ``RunError`` for a mask that does not fit; ``OutputsError`` where there are not as many as heads, and for a mask
-    that holds something other than 0 and 1.
+    Raises: ``RunError`` for a mask that does not fit; ``OutputsError`` if there are not as many masks as heads, or if a
+    mask holds values other than 0 and 1.
     """
     heads = {name: logits for name, logits in content.tensors.items() if name.startswith("logits/")}
     for name in [*heads, *(name for name in content.tensors if name.startswith("logits_mask/"))]:
@@ -50,7 +50,8 @@ def _fitting(name: str, logits: Any, mask: Tensor | None) -> Tensor | None:
         return None
     if mask.shape != logits.shape[:-1]:
         raise RunError(
-            f"the teacher's logits_mask {list(mask.shape)} does not fit its {name} {list(logits.shape)}: one value per item"
+            f"the teacher's logits_mask {list(mask.shape)} does not fit its {name} {list(logits.shape)}: expected one "
+            "value per item"
             f"{extended_hint(mask)}",
             field="teacher_cache_codec",
         )
@@ -63,8 +64,8 @@ def _all_of(logits: Any) -> Tensor:
 
 
 class TeacherBatch(NamedTuple):
-    """What the teachers made of a batch: tensors by name with the examples first, coded heads by name, how many layers each
-    teacher has, and the raw logits where they are still wanted.
+    """The teachers' outputs for a batch: tensors by name with examples first, coded heads by name, number of layers by
+    teacher, and the raw logits if they are still needed.
     """
 
     keyed: Keyed
@@ -82,9 +83,10 @@ class TeacherBatch(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class CacheBuilder:
-    """One forward pass of each teacher for each batch. ``inputs_of`` gives the teacher's part of a batch.
+    """Runs each teacher once per batch. ``inputs_of`` returns the teacher's part of a batch.
 
-    ``batches`` counts the passes. With a ``coding`` logits are kept as its codec says, and other outputs in ``dtype``.
+    ``batches`` counts the passes. With a ``coding``, its codec stores the logits; other outputs are stored in
+    ``dtype``.
     """
 
     teacher: TeacherSide
@@ -100,7 +102,7 @@ class CacheBuilder:
     _error: float = field(default=0.0, init=False)
 
     def ask(self, keyed: Keyed, *, shares: bool = False) -> TeacherBatch:
-        """The answer about a batch; where it ``shares``, with what the codec keeps once for all.
+        """Return the teachers' outputs for a batch; if ``shares``, with the tensors that the codec stores once.
 
         Raises: ``RunError`` for outputs that cannot be divided among the examples.
         """
@@ -124,13 +126,13 @@ class CacheBuilder:
         return TeacherBatch(keyed, inputs, tensors, counts, coded, shared)
 
     def layout(self, answer: TeacherBatch) -> Layout:
-        """How the outputs lie, from those of one batch."""
+        """Return the layout of the outputs, from those of one batch."""
         return Layout.of(answer.counts, answer.tensors, None if self.is_whole else answer.inputs, answer.coded)
 
     def shard(self, start: int, answers: Sequence[TeacherBatch], layout: Layout) -> Shard:
-        """The answers to neighbouring batches, as they are kept.
+        """Build a shard from the answers to consecutive batches.
 
-        Raises: ``RunError`` where they are not all of one kind, or do not fit the dtype in which they are to be kept.
+        Raises: ``RunError`` if they have different outputs, or do not fit the storage dtype.
         """
         columns: dict[str, list[Tensor]] = {}
         self._error = 0.0
@@ -168,8 +170,8 @@ class CacheBuilder:
     def _check_divides(self, name: str, shape: torch.Size, keyed: Keyed) -> None:
         if not shape or shape[0] != len(keyed.keys):
             raise RunError(
-                f"the teacher's {name} {list(shape)} cannot be divided among the {len(keyed.keys)} examples of a batch: its "
-                "first dimension must be the batch. Change adaptor_T, or set is_caching_logits to false",
+                f"the teacher's {name} {list(shape)} cannot be divided among the {len(keyed.keys)} examples of a "
+                "batch: its first dimension must be the batch. Change adaptor_T, or set is_caching_logits to false",
                 field="is_caching_logits",
             )
 
@@ -182,8 +184,8 @@ class CacheBuilder:
         finite = tensor.isfinite()
         if bool((finite & ~kept.isfinite()).any()):
             raise RunError(
-                f"the teacher's {name.partition('/')[2]} reaches {tensor[finite].abs().max().item():g}, which float16 cannot hold. "
-                "Write teacher_cache_dtype: bfloat16, or leave it out"
+                f"the teacher's {name.partition('/')[2]} reaches {tensor[finite].abs().max().item():g}, which float16 "
+                "cannot hold. Set teacher_cache_dtype: bfloat16, or remove it"
             )
         difference = (tensor - kept.to(tensor.dtype))[finite].abs()
         self._error = max(self._error, difference.max().item() if difference.numel() else 0.0)
@@ -205,7 +207,8 @@ def _check_kind(answer: TeacherBatch, layout: Layout) -> None:
             str(list(layout.counts)),
         ]
         raise RunError(
-            f"the teacher returned other outputs for example {answer.keyed.keys[0]} than for the first ones: {', '.join(differing)}"
+            f"the teacher returned different outputs for example {answer.keyed.keys[0]} than for the first ones: "
+            f"{', '.join(differing)}"
         )
 
 
@@ -218,7 +221,7 @@ def _kept(layout: Layout) -> dict[str, Any]:
 
 
 def _tallies(answer: TeacherBatch) -> Iterator[CodingStats]:
-    """Of each head of logits: as they are, or as a codec keeps them."""
+    """Yield the statistics of each head of logits, raw or coded."""
     for name, tensor in answer.tensors.items():
         if name.split("/")[1] == "logits" and tensor.dim():
             items = prod(tensor.shape[:-1])

@@ -1,4 +1,4 @@
-"""The teacher cache of a distiller: the teacher's outputs for every example, in memory or in a folder."""
+"""The teacher cache of a distiller: teacher outputs for every example, in memory or in a folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kdplug.engine.cache.summary import CacheSummary
 
 
 class TeacherCache:
-    """What one distiller keeps between its runs: the outputs themselves, or the folder ``path`` that holds them.
+    """The cache that a distiller keeps between runs: the outputs themselves, or the folder ``path`` that holds them.
 
-    ``dtype`` is what they are kept in where it is narrower than the teacher's own; ``coding`` is how logits are kept where that
-    is not as they are. ``about`` is what else has to be the same, plain data by name. ``summary`` is about the last run.
+    ``dtype`` is the storage dtype if it is narrower than the teacher's. ``coding`` encodes logits; ``None`` stores them
+    whole. ``about`` is other plain data, by name, that must match. ``summary`` describes the last run.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TeacherCache:
         self._kept = fingerprint, store
 
     def remembered(self, fingerprint: dict[str, Any]) -> Store | None:
-        """What was kept in memory, if it is of the same teacher and data; otherwise it is let go."""
+        """Return the outputs in memory if they are from the same teacher and data; otherwise release them."""
         if self._kept is not None and self._kept[0] != fingerprint:
             self._kept = None
         return None if self._kept is None else self._kept[1]

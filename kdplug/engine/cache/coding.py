@@ -1,4 +1,4 @@
-"""How much of the teacher's probability a cache keeps, at the temperature at which the loss reads it."""
+"""Encoding and decoding of cached logits, and the probability mass that a codec keeps."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from kdplug.errors import KdplugError, RunError
 from kdplug.objective.batch import seed_of
 
 _CHUNK = 1 << 24
-"""Numbers that logits which come in factors are multiplied out into at a time."""
+"""Maximum number of logits computed at a time from factored logits."""
 
 MASK, ITEMS, COUNTS = "@@mask", "@@items", "@counts"
-"""What stands behind a head's name for the positions that are kept, the shape of an example's items, and behind that of a ragged
-part for the rows of each item. A part stands behind one ``@``, so that it may have any name."""
+"""Suffixes of a head's name: for the positions that are kept, for the shape of an example's items, and, after the
+name of a ragged part, for the rows of each item. A part's name follows a single ``@``, so it may be any name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """A codec, its name and settings as plain data, and the temperature at which it looks at logits."""
+    """A codec, its name and settings as plain data, and the temperature at which it reads logits."""
 
     codec: CacheCodec
     spec: Any
     temperature: float
 
     def fingerprint(self) -> dict[str, Any]:
-        """What has to be the same for what was kept to be read."""
+        """Return the plain data that must match for stored logits to be readable."""
         kept = {"temperature": self.temperature} if self.codec.uses_temperature else {}
         return {"codec": self.spec, **kept}
 
 
 @dataclass(frozen=True, slots=True)
 class CodedHead:
-    """One head: how many classes, whether a mask left items out, and for each part whether it is ragged."""
+    """One head: its number of classes, whether a mask left items out, and whether each part is ragged."""
 
     classes: int
     masked: bool
@@ -50,7 +50,7 @@ class CodedHead:
 
 
 class Coded(NamedTuple):
-    """A batch of one head: rows by name, one tensor for each example; ``shape`` is that of the logits."""
+    """A batch of one head: rows by name, one tensor per example; ``shape`` is that of the logits."""
 
     head: CodedHead
     rows: dict[str, list[Tensor]]
@@ -59,12 +59,12 @@ class Coded(NamedTuple):
 
 
 def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: int) -> Coded:
-    """Code the items of a batch that count.
+    """Encode the unmasked items of a batch.
 
-    ``seed`` is the batch's own. Each head (``name``) and each piece of it gets a seed derived from it.
+    ``seed`` belongs to the batch. Each head (``name``) and each chunk of it gets a seed derived from it.
 
     Shapes: ``logits`` ``[examples, *items, classes]``, ``mask`` ``[examples, *items]``.
-    Raises: ``RunError`` for what the codec refuses.
+    Raises: ``RunError`` for logits that the codec rejects.
     """
     shape = logits.shape
     examples, classes = shape[0], shape[-1]
@@ -74,7 +74,7 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
     try:
         coded = _encoded(coding, items, name, seed)
     except KdplugError as error:
-        raise RunError(f"the teacher's {name} cannot be kept: {error}", field="teacher_cache_codec") from error
+        raise RunError(f"the teacher's {name} cannot be encoded: {error}", field="teacher_cache_codec") from error
     rows: dict[str, list[Tensor]] = {}
     for part, kept in coded.parts.items():
         rows |= _rows(f"{name}@{part}", kept, sizes)
@@ -87,9 +87,9 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
 
 
 def shared_by(coding: Coding, name: str, logits: Any, mask: Tensor | None) -> dict[str, Tensor]:
-    """What the codec keeps once for all, by the names of a cache. It is shown items that count, in the form that it takes.
+    """Return the tensors that the codec stores once per cache, by column name. The codec sees the unmasked items.
 
-    Shapes: as those of ``encode``.
+    Shapes: as in ``encode``.
     """
     items = _at(logits, _counting(logits, mask).reshape(-1).nonzero().squeeze(1))
     some = next(_pieces(coding, items)) if items.shape[0] else _blank(coding, items)
@@ -97,26 +97,26 @@ def shared_by(coding: Coding, name: str, logits: Any, mask: Tensor | None) -> di
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A bool ``[n]`` as bits, 8 to a byte."""
+    """Pack a bool ``[n]`` into bits, 8 per byte."""
     bits = torch.zeros(-(-len(mask) // 8) * 8, dtype=torch.uint8)
     bits[: len(mask)] = mask
     return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """The bool ``[count]`` that ``pack`` was given."""
+    """Return the bool ``[count]`` that ``pack`` was given."""
     bits = packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)
     return (bits & 1).reshape(-1)[:count].bool()
 
 
 def _counting(logits: Any, mask: Tensor | None) -> Tensor:
-    """Which items count, bool ``[examples, items]``."""
+    """Return a mask of the items that count, bool ``[examples, items]``."""
     counts = torch.ones(logits.shape[:-1], dtype=torch.bool) if mask is None else mask.detach().cpu().bool()
     return counts.reshape(logits.shape[0], -1)
 
 
 def _encoded(coding: Coding, items: Any, name: str, seed: int) -> Encoded:
-    """In pieces where logits have to be multiplied out; of no item at all, the parts of one, without it."""
+    """Encode in chunks if logits must be computed from factors. Without items, encode a blank one and drop it."""
     count = items.shape[0]
     if not count:
         one = coding.codec.encode(_blank(coding, items), temperature=coding.temperature, seed=seed)
@@ -131,7 +131,7 @@ def _encoded(coding: Coding, items: Any, name: str, seed: int) -> Encoded:
 
 
 def joined(parts: list[Tensor | Ragged]) -> Tensor | Ragged:
-    """One part of the items of all."""
+    """Concatenate the parts of all chunks."""
     if isinstance(parts[0], Ragged):
         values, counts = zip(*parts, strict=True)
         return Ragged(torch.cat(values), torch.cat(counts))
@@ -190,14 +190,14 @@ Row = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shared:
-    """What a codec stores once for all items, by head and name; on each device once. ``source`` is the file it is mapped from."""
+    """Tensors that a codec stores once per cache, by head and name. ``source`` is the file they are mapped from."""
 
     tensors: Mapping[str, Tensor]
     source: MappedFile | None = None
     _moved: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict)
 
     def of(self, name: str, device: torch.device) -> dict[str, Tensor]:
-        """What belongs to a head."""
+        """Return the tensors of one head."""
         if device not in self._moved:
             self._moved[device] = {key: tensor.to(device) for key, tensor in self.tensors.items()}
         prefix = f"{name}@"
@@ -205,7 +205,7 @@ class Shared:
 
 
 class Decoded(NamedTuple):
-    """Logits ``[*shape, classes]``, and which of them there are: the others hold those of another item."""
+    """Logits ``[*shape, classes]`` and a mask of the items that are present; the others hold another item's logits."""
 
     logits: Any
     mask: Tensor
@@ -213,7 +213,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads the coded head ``name`` out of rows by name, one mapping for each example."""
+    """Reads the coded head ``name`` from rows by name, one mapping per example."""
 
     coding: Coding
     name: str
@@ -221,18 +221,18 @@ class Reader:
     shared: Shared
 
     def columns(self, known: Container[str]) -> list[str]:
-        """The columns that hold the head, of those that are ``known``."""
+        """Return those of the ``known`` columns that hold the head."""
         found = [f"{self.name}@{part}" for part in self.head.parts]
         found += [f"{self.name}@{part}{COUNTS}" for part, ragged in self.head.parts.items() if ragged]
         return found + [self.name + key for key in (MASK, ITEMS) if self.name + key in known]
 
     def count(self, row: Row) -> int:
-        """How many items of an example are kept."""
+        """Return the number of stored items of an example."""
         part, ragged = next(iter(self.head.parts.items()))
         return len(row[f"{self.name}@{part}{COUNTS if ragged else ''}"])
 
     def numbered(self, rows: Sequence[Row]) -> list[Tensor]:
-        """The items of each example as they lay when the teacher saw them, numbered from 1 through all; 0 where none was kept.
+        """Return each example's items as in the teacher's pass, numbered from 1 across the batch; 0 if not stored.
 
         Shapes: int64 ``[*items]``.
         """
@@ -240,9 +240,9 @@ class Reader:
         return [self._numbered(row, start) for row, start in zip(rows, starts, strict=False)]
 
     def decode(self, rows: Sequence[Row], numbers: Tensor, device: torch.device) -> Decoded:
-        """The logits on ``device`` at ``numbers``, which are those of ``numbered`` laid out for a batch.
+        """Return the logits on ``device`` at ``numbers``, which are those of ``numbered`` arranged for a batch.
 
-        Raises: ``RunError`` where the codec gives back something else than logits of these items.
+        Raises: ``RunError`` if the codec does not return logits of these items.
         """
         parts = {part: self._part(part, rows, device, ragged=ragged) for part, ragged in self.head.parts.items()}
         shared, classes = self.shared.of(self.name, device), self.head.classes
@@ -250,7 +250,7 @@ class Reader:
         count = sum(map(self.count, rows))
         if tuple(found.shape) != (count, classes):
             raise RunError(
-                f"gives back logits {list(found.shape)} for {count} items of {classes} classes",
+                f"returned logits {list(found.shape)} for {count} items of {classes} classes",
                 field="teacher_cache_codec",
             )
         places = (numbers - 1).clamp_min(0).reshape(-1)
@@ -261,8 +261,8 @@ class Reader:
     def _numbered(self, row: Row, start: int) -> Tensor:
         shape = row[self.name + ITEMS].tolist() if self.name + ITEMS in row else []
         items, held = prod(shape), 8 * len(row[self.name + MASK]) if self.head.masked else self.count(row)
-        if items > held:  # before anything of that size is allocated
-            raise RunError(f"the cached {self.name} has an example of {items} items and holds {held} of them")
+        if items > held:  # checked before anything of that size is allocated
+            raise RunError(f"the cached {self.name} has an example with {items} items but holds only {held} of them")
         if not self.head.masked:
             return torch.arange(start + 1, start + 1 + items).view(shape)
         kept = unpack(row[self.name + MASK], items)
@@ -292,20 +292,20 @@ def _gathered(part: Any, places: Tensor | None, shape: torch.Size) -> Any:
         return None
     if places is None:
         return part.view(*shape, *part.shape[1:])
-    if not len(part):  # nothing of this batch counts
+    if not len(part):  # no item of this batch is stored
         return part.new_zeros(*shape, *part.shape[1:])
     return part.index_select(0, places).view(*shape, *part.shape[1:])
 
 
 _LEAST = 0.9
-"""Below this mean most of what a high temperature is meant to show lies in the classes that are not kept."""
+"""Below this mean, most of what a high temperature should reveal is in the discarded classes."""
 
 _CLASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class KeptMass:
-    """The teacher's probability at ``temperature`` on the classes that are known: the mean over items, and the least of an item."""
+    """The teacher's probability mass at ``temperature`` on the stored classes: mean over items, and minimum."""
 
     temperature: float
     mean: float
@@ -313,14 +313,14 @@ class KeptMass:
 
     @classmethod
     def of_cache(cls, coding: Coding | None, tally: CodingStats) -> KeptMass | None:
-        """That of a cache whose codec leaves classes out; ``None`` for one that keeps all, or draws a sample of them."""
+        """Return the kept mass of a cache whose codec drops classes; ``None`` if it keeps all, or samples them."""
         if coding is None or tally.kept_mass is None or not leaves_out(decoded(coding)):
             return None
         return cls(coding.temperature, tally.kept_mass, tally.lowest)
 
     @classmethod
     def of_heads(cls, heads: Iterable[Any]) -> KeptMass | None:
-        """That of logits that a teacher gives as ``SparseLogits`` itself; ``None`` where it does not."""
+        """Return the kept mass of ``SparseLogits`` returned by a teacher; ``None`` if there are none."""
         found = [head for head in heads if leaves_out(head)]
         if not found:
             return None
@@ -329,21 +329,21 @@ class KeptMass:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong where it is too little."""
+        """A warning if the kept mass is too small, otherwise ``None``."""
         if self.mean >= _LEAST:
             return None
         return (
-            f"the classes that are kept hold {self.mean:.3f} of the teacher's probability at temperature {self.temperature:g}; of "
-            "all others the student learns only what they have together. Keep more classes, lower the temperature, or keep "
-            "all of them (dense, hidden)"
+            f"the stored classes hold {self.mean:.3f} of the teacher's probability at temperature "
+            f"{self.temperature:g}; the student learns only the total probability of the others. Keep more classes, "
+            "lower the temperature, or keep all of them (dense, hidden)"
         )
 
     def __str__(self) -> str:
-        return f"kept mass {self.mean:.3f} at temperature {self.temperature:g} ({self.lowest:.3f} at least)"
+        return f"kept mass {self.mean:.3f} at temperature {self.temperature:g} (minimum {self.lowest:.3f})"
 
 
 def decoded(coding: Coding) -> Any:
-    """What a codec gives back of one item whose logits are equal, which each codec can keep; ``None`` where it refuses that."""
+    """Return what a codec decodes for one item with equal logits, which every codec can store; ``None`` if rejected."""
     codec, one = coding.codec, torch.zeros(1, _CLASSES)
     logits: Any = FactoredLogits(torch.zeros(1, 1), torch.zeros(_CLASSES, 1)) if codec.takes_factored else one
     try:
@@ -355,5 +355,5 @@ def decoded(coding: Coding) -> Any:
 
 
 def leaves_out(logits: Any) -> bool:
-    """Whether these name the likeliest classes and say at most what all others have together."""
+    """Return whether these are top classes with at most the total probability of the rest, as opposed to samples."""
     return isinstance(logits, SparseLogits) and logits.weights is None

@@ -1,4 +1,4 @@
-"""What an objective reads of a teacher, as named tensors and back."""
+"""Convert the teacher outputs that an objective reads to named tensors and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADED = ("logits", "logits_mask")
 
 @dataclass(frozen=True, slots=True)
 class RequiredOutputs:
-    """The parts of one teacher's outputs that enter a loss. Layers are indices as a config writes them."""
+    """The parts of one teacher's outputs that enter a loss. Layers are indices as written in a config."""
 
     logits: bool
     inputs_mask: bool
@@ -33,7 +33,7 @@ class RequiredOutputs:
 
     @classmethod
     def of(cls, objective: Objective, place: int = 0) -> RequiredOutputs:
-        """What ``objective`` reads of the teacher at ``place``, once its layer maps are written out."""
+        """Return what ``objective`` reads of the teacher at ``place``, with its layer maps resolved."""
         matches = [term for term, _, teacher in objective.matches.terms() if teacher == place]
         layers: dict[str, set[int]] = {key: set() for key in _LAYERED}
         for term in matches:
@@ -48,7 +48,7 @@ class RequiredOutputs:
         )
 
     def names(self, counts: Mapping[str, int]) -> set[str]:
-        """The layers and paths, by the names that ``flatten`` gives them; ``counts`` is how many layers there are."""
+        """Return the layers and paths under the names that ``flatten`` uses; ``counts`` holds the number of layers."""
         found = {f"captured/{path}" for path in self.captured}
         for key, indices in self.layers.items():
             count = counts.get(key, 0)
@@ -58,14 +58,14 @@ class RequiredOutputs:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Named tensors, and what cannot be seen from them: how many layers the teacher has, and which keys it returned."""
+    """Named tensors, the number of layers of the teacher, and the keys it returned."""
 
     tensors: dict[str, Tensor]
     counts: dict[str, int] = field(default_factory=dict)
 
 
 def flatten(outputs: Outputs, wanted: RequiredOutputs) -> Content:
-    """The wanted parts of ``outputs`` under names such as ``logits/0`` and ``hidden/3``. What is not there has no name."""
+    """Return the required parts of ``outputs`` under names such as ``logits/0`` and ``hidden/3``; skip absent ones."""
     tensors: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     if wanted.logits:
@@ -86,21 +86,21 @@ def flatten(outputs: Outputs, wanted: RequiredOutputs) -> Content:
 
 
 def _kept(logits: Any) -> Any:
-    """Logits that are or stand for a tensor: those in factors are multiplied out, or coded, on their way in.
+    """Return logits that are or represent a full tensor; factored ones are multiplied out or encoded later.
 
-    Raises: ``OutputsError`` for a teacher that is sparse already.
+    Raises: ``OutputsError`` for sparse logits from the teacher.
     """
     if isinstance(logits, SparseLogits):
         raise OutputsError(
-            "keeps whole logits, or what a codec makes of them, and the teacher returned SparseLogits. Return all logits from "
-            "its adaptor, or set it to false",
+            "stores full logits, or encodes them with a codec, but the teacher returned SparseLogits. Return full "
+            "logits from its adaptor, or set it to false",
             field="is_caching_logits",
         )
     return logits
 
 
 def rebuild(content: Content) -> Outputs:
-    """``Outputs`` that hold what ``flatten`` took. Layers that were not wanted are there as empty tensors."""
+    """Return ``Outputs`` with the tensors that ``flatten`` took. Layers that were not required are empty tensors."""
     tensors, counts = content.tensors, content.counts
     parts: dict[str, Any] = {}
     for key in _HEADED:
@@ -121,7 +121,7 @@ _NOT_KEPT = torch.empty(0)
 
 
 def length_dims(name: str, shape: torch.Size) -> tuple[int, ...]:
-    """The dimensions of a batch's tensor that may run over the tokens of its examples; 0 is the batch."""
+    """Return the dimensions of a batch's tensor that may be the token dimension; dimension 0 is the batch."""
     key, dims = name.partition("/")[0], len(shape)
     if key == "logits":
         return tuple(range(1, dims - 1))

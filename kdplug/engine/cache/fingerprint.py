@@ -1,4 +1,4 @@
-"""What the kept outputs are of: teachers, adaptors, data and precision."""
+"""Fingerprint of the inputs of a teacher cache: teachers, adaptors, data and precision."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _SHOWN = 3
 
 
 OF_THE_MODEL = ("weights", "architecture", "hooks")
-"""What cannot be known of a teacher that is not there."""
+"""The parts of a fingerprint that need the teacher's model."""
 
 _ADDRESS = re.compile(r"\b0x[0-9a-f]+")
 
 _REPLACED = ("forward", "_old_forward", "_gradient_checkpointing_func")
-"""Attributes that accelerate, torch.compile and transformers put functions into, which change no output."""
+"""Attributes in which accelerate, torch.compile and transformers store functions that do not change outputs."""
 
 _KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
 _OF_ALL = {key: getattr(torch.nn.modules.module, f"_global{key}") for key in _KINDS}
 
 
 def teacher_fingerprint(teachers: Mapping[str, Teacher | CacheOnlyTeacher]) -> dict[str, Any]:
-    """Digests of each teacher's weights and buffers by name, of how it is built, of its forward hooks and of its adaptor.
+    """Return digests of each teacher's weights and buffers, architecture, forward hooks and adaptor.
 
-    It is plain data. ``hooks`` is there only where a teacher has some; those that kdplug registers to capture features do not
-    count.
+    The result is plain data. ``hooks`` is present only if a teacher has some; kdplug's own capture hooks are not
+    included.
     """
     adaptors = {key: _adaptor(teacher.adaptor) for key, teacher in teachers.items()}
     if any(isinstance(teacher, CacheOnlyTeacher) for teacher in teachers.values()):
@@ -49,7 +49,7 @@ def teacher_fingerprint(teachers: Mapping[str, Teacher | CacheOnlyTeacher]) -> d
 
 
 def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """One line for each part of two fingerprints that differs, most of them without the digests, which tell nobody anything."""
+    """Return one line for each part in which two fingerprints differ; most digests are omitted as uninformative."""
     found = []
     for part in dict.fromkeys([*saved, *now]):
         missing: dict[str, Any] | None = {} if part == "hooks" else None
@@ -64,19 +64,19 @@ _WORDS = {
     "architecture": "the teacher's architecture",
     "hooks": "the hooks on the teacher",
     "adaptor": "the teacher's adaptor",
-    "inputs": "the data, as the teacher is given them",
+    "inputs": "the data that the teacher receives",
     "examples": "the number of examples",
     "model_args": "the model_args",
     "precision": "the precision of the forward pass",
-    "dtype": "the dtype in which outputs are kept",
-    "codec": "how logits are kept",
-    "temperature": "the temperature of what is kept",
+    "dtype": "the dtype of stored outputs",
+    "codec": "the codec of stored logits",
+    "temperature": "the temperature of stored logits",
     "task": "the task",
     "teacher": "the teacher",
-    "fit": "how the teacher is fitted",
-    "fitted_on": "what the teacher is fitted on",
+    "fit": "how the teacher is trained",
+    "fitted_on": "the teacher's training data",
     "classes": "the classes",
-    "problem": "what is asked of the teacher",
+    "problem": "the teacher's problem type",
     "tokenizer": "the tokenizer",
     "alignment": "which logits belong to which token",
 }
@@ -87,15 +87,15 @@ def _change(before: Any, after: Any) -> str:
         return "changed" if _is_digest(before) and _is_digest(after) else f"{before!r} -> {after!r}"
     leaves, others = _leaves(before), _leaves(after)
     names = [name for name in dict.fromkeys([*leaves, *others]) if leaves.get(name) != others.get(name)]
-    told = [_leaf(name, leaves.get(name), others.get(name)) for name in names]
-    shown = ", ".join(filter(None, told[:_SHOWN])) or "changed"
+    changed = [_leaf(name, leaves.get(name), others.get(name)) for name in names]
+    shown = ", ".join(filter(None, changed[:_SHOWN])) or "changed"
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def _leaf(name: str, before: Any, after: Any) -> str:
     if not _is_digest(before) and not _is_digest(after):
         return f"{name} {before!r} -> {after!r}"
-    return f"{name} (new)" if before is None else f"{name} (gone)" if after is None else name
+    return f"{name} (new)" if before is None else f"{name} (removed)" if after is None else name
 
 
 def _leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -111,15 +111,15 @@ def _is_digest(value: Any) -> bool:
 
 
 def _weights(model: nn.Module) -> dict[str, str]:
-    tensors = dict(model.named_buffers())  # some are not in the state dict
+    tensors = dict(model.named_buffers())  # includes non-persistent buffers
     tensors |= model.state_dict(keep_vars=True)
     return {name: text_digest(value) for name, value in tensors.items()}
 
 
 def _hooks(model: nn.Module) -> dict[str, str]:
-    """A digest of whatever changes the model's outputs without being part of it, by place and name.
+    """Return digests of everything that changes the model's outputs without being part of it, by place and name.
 
-    That is forward hooks and pre-hooks, of torch and of accelerate, and a ``forward`` that was replaced.
+    This covers forward hooks and pre-hooks of torch and accelerate, and a replaced ``forward``.
     """
     found: dict[str, str] = {}
     for place, kind, hook in _hooked(model):
@@ -140,7 +140,7 @@ def _hooked(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
             for hook in held.get(attribute, {}).values():
                 if getattr(hook, "__module__", None) != Capture.__module__:
                     yield place, kind, hook
-        if "_hf_hook" in held:  # accelerate's own move tensors between devices
+        if "_hf_hook" in held:  # accelerate's own hooks only move tensors between devices
             if not type(held["_hf_hook"]).__module__.startswith("accelerate."):
                 yield place, "accelerate hook", held["_hf_hook"]
         elif "forward" in held and "_orig_mod" not in held.get("_modules", {}):  # torch.compile replaces it too
@@ -148,12 +148,12 @@ def _hooked(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
 
 
 def printed(model: nn.Module) -> list[str]:
-    """The class of a model and how it prints, without the addresses of the objects in it."""
+    """Return the class of a model and its repr, with memory addresses removed."""
     return [type(model).__qualname__, _ADDRESS.sub("", repr(model))]
 
 
 def held_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The functions that are attributes of the modules of a model, such as activations, by their path."""
+    """Yield the functions that are attributes of the model's modules, such as activations, with their path."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             is_function = isinstance(value, (FunctionType, BuiltinFunctionType, partial))

@@ -1,8 +1,8 @@
-"""A teacher cache on disk: memory-mapped shards, each complete or absent, and a manifest that says what they were computed from.
+"""A teacher cache on disk: memory-mapped shards, each complete or absent, and a manifest of their inputs.
 
-Every JSON file starts with a digest of the rest of it, and each file names the digest of the manifest that it was written for, so
-damage, edits and files of another cache are found before anything is used. Digests find accidents and mix-ups; they are no
-signature, and whoever means to forge a cache can compute them. Nothing that is read is ever run.
+Every JSON file starts with a digest of its remaining content, and every file names the digest of its manifest, so
+damage, edits and files of another cache are detected before anything is used. The digests detect accidents and mix-ups.
+They are not signatures, and a forger can compute them. Nothing that is read is ever executed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _SHARED = "shared"
 _SHARD = re.compile(r"shard-(\d{5,})\.json")
 
 ORIGIN = "origin.json"
-"""The file in which a recipe records which teacher its cache is of."""
+"""The file in which a recipe records the teacher of its cache."""
 
 TEACHER = "teacher"
-"""The folder of a teacher that was fitted for the cache."""
+"""The folder of a teacher that was trained for the cache."""
 
 _CHUNK = 1 << 22
 _LARGEST_JSON = 1 << 28
@@ -51,9 +51,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a cache was computed from (``fingerprint``), how its examples are divided, and how the outputs lie.
+    """The inputs of a cache (``fingerprint``), the division of its examples into shards, and the layout of the outputs.
 
-    ``shared`` says whether the codec stores something once for all examples.
+    ``shared`` is true if the codec stores tensors once for all examples.
     """
 
     extent: ShardPlan
@@ -64,7 +64,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """The record of a complete file: the digest of its manifest, its name, size and checksum, and what it holds."""
+    """The record of a complete file: its manifest's digest, its name, size and checksum, and its contents."""
 
     manifest: str
     part: str
@@ -81,8 +81,8 @@ _NOTES = TypeAdapter(Note)
 class CacheFolder:
     """``manifest.json``, and for each shard ``shard-00000.safetensors`` with its note ``shard-00000.json``.
 
-    What a codec stores once for all examples is in ``shared.safetensors``. ``manifest`` or ``begin`` comes before anything that
-    reads or writes shards.
+    Tensors that a codec stores once for all examples are in ``shared.safetensors``. Call ``manifest`` or ``begin``
+    before reading or writing shards.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,7 +90,7 @@ class CacheFolder:
         self._digest = ""
 
     def manifest(self) -> Manifest | None:
-        """The manifest that ``begin`` wrote, ``None`` where there is none.
+        """Return the manifest that ``begin`` wrote, or ``None`` if there is none.
 
         Raises: ``RunError`` for a manifest that is damaged, edited, or of another format.
         """
@@ -102,35 +102,37 @@ class CacheFolder:
         with _reading(file, again):
             written = from_json(content).get("format")
             if written != _FORMAT:
-                raise RunError(f"{file} is of cache format {written}, and this kdplug reads format {_FORMAT}. {again}")
+                raise RunError(f"{file} has cache format {written}, but this kdplug reads format {_FORMAT}. {again}")
             found = _MANIFESTS.validate_json(content, strict=True)
         self._digest = _digest_of(content)
         return found
 
     def check_free(self) -> None:
-        """Raises: ``RunError`` where no folder can be made of the path, or it holds other files and no manifest."""
+        """Raises: ``RunError`` if the path cannot be made a folder, or holds other files and no manifest."""
         with _reading(self.path):
             there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
                 raise RunError(
-                    f"{there} is no folder that can be written to, so a teacher cache cannot go there. Name another"
+                    f"{there} is not a writable folder, so the teacher cache cannot be written there. Choose another "
+                    "folder"
                 )
             files = sorted(self.path.iterdir()) if self.path.is_dir() else []
         strangers = [file.name for file in files if file.name not in (ORIGIN, TEACHER) and not file.match(".*.tmp")]
         if _MANIFEST in strangers:
             raise RunError(
-                f"{self.path} holds a {_MANIFEST} that was not there when this run started, or that is no file: another process may "
-                "be building a cache there. Start again, or name another folder"
+                f"{self.path} holds a {_MANIFEST} that is not a file, or was not there when this run started: another "
+                "process may be building a cache there. Start again, or choose another folder"
             )
         if strangers:
             raise RunError(
-                f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is no teacher cache. Name a folder of its own"
+                f"{self.path} holds {strangers[0]!r} and no {_MANIFEST}, so it is not a teacher cache. Choose a folder "
+                "that holds nothing else"
             )
 
     def begin(self, manifest: Manifest) -> None:
-        """Write the manifest, which every later file names.
+        """Write the manifest, whose digest every later file records.
 
-        Raises: ``RunError`` where the folder cannot be written, or holds something else.
+        Raises: ``RunError`` if the folder cannot be written, or holds something else.
         """
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -142,24 +144,24 @@ class CacheFolder:
             self._digest = _digest_of(content)
 
     def has(self, place: int) -> bool:
-        """Whether a shard was written to its end."""
+        """Return whether a shard is complete."""
         return _is_file(self._note(_name(place)))
 
     def written(self, count: int) -> list[int]:
-        """Which of the first ``count`` shards were written to their end."""
+        """Return which of the first ``count`` shards are complete."""
         with _reading(self.path):
             found = (int(match[1]) for file in self.path.iterdir() if (match := _SHARD.fullmatch(file.name)))
             return sorted(place for place in found if place < count and self.has(place))
 
     def write(self, place: int, shard: Shard) -> None:
-        """Write a shard, and its note once the shard is on disk.
+        """Write a shard, then its note once the shard is on disk.
 
-        Raises: ``RunError`` where that fails, as on a full disk; shards that were written before stay.
+        Raises: ``RunError`` if that fails, such as on a full disk; shards that were written before stay.
         """
         self._put(_name(place), shard.tensors(), len(shard.digests), shard.tally)
 
     def read(self, place: int, start: int) -> Shard:
-        """A shard; its tensors are mapped into memory.
+        """Return a shard, with its tensors memory-mapped.
 
         Raises: ``RunError`` for a file that is missing, damaged, or of another cache.
         """
@@ -174,9 +176,10 @@ class CacheFolder:
         return shard
 
     def note(self, place: int | None) -> Note:
-        """The note of a shard, or of what is stored once (``None``), checked against the manifest and the file's size.
+        """Return the note of a shard, or of the shared tensors (``None``), checked against manifest and file size.
 
-        Raises: ``RunError`` for a damaged note, one of another cache or another shard, and a file of another size.
+        Raises: ``RunError`` for a note that is damaged, of another cache or of another shard, and for a file of another
+        size.
         """
         name = _SHARED if place is None else _name(place)
         file = self._note(name)
@@ -191,19 +194,19 @@ class CacheFolder:
         return note
 
     def write_shared(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write what is stored once for all examples, if there is anything.
+        """Write the tensors that are stored once for all examples, if any.
 
-        Raises: ``RunError`` where that fails.
+        Raises: ``RunError`` if that fails.
         """
         if tensors:
             self._put(_SHARED, tensors)
 
     def has_shared(self) -> bool:
-        """Whether that was written to its end."""
+        """Return whether the shared tensors are complete."""
         return _is_file(self._note(_SHARED))
 
     def read_shared(self) -> Shared:
-        """What is stored once for all examples.
+        """Return the tensors that are stored once for all examples.
 
         Raises: ``RunError`` for a file that is missing, damaged, or of another cache.
         """
@@ -212,7 +215,7 @@ class CacheFolder:
     def write_origin(self, data: Mapping[str, Any]) -> None:
         """Write ``origin.json`` of a complete cache.
 
-        Raises: ``RunError`` where that fails.
+        Raises: ``RunError`` if that fails.
         """
         manifest = self.manifest()
         assert manifest is not None
@@ -220,9 +223,9 @@ class CacheFolder:
             _replace(self.path / ORIGIN, _sealed({"manifest": self._digest, **data}))
 
     def read_provenance(self) -> dict[str, Any] | None:
-        """The data of ``origin.json``, ``None`` where there is no such file.
+        """Return the data of ``origin.json``, or ``None`` if there is no such file.
 
-        Raises: ``RunError`` for a damaged file, and for that of another cache.
+        Raises: ``RunError`` for a file that is damaged or of another cache.
         """
         file = self.path / ORIGIN
         if not _is_file(file):
@@ -236,7 +239,7 @@ class CacheFolder:
         return found
 
     def _put(self, name: str, tensors: Mapping[str, Tensor], examples: int = 0, tally: CodingStats = NOTHING) -> None:
-        assert self._digest, "a manifest comes first"
+        assert self._digest, "the manifest must be read or written first"
         content = save(dict(tensors), {"manifest": self._digest})  # one key: safetensors writes several in any order
         note = Note(self._digest, name, len(content), zlib.crc32(content), examples, tally)
         with _writing(self.path):
@@ -244,17 +247,19 @@ class CacheFolder:
             _replace(self._note(name), _sealed(asdict(note)))
 
     def _verified(self, name: str, note: Note) -> tuple[dict[str, Tensor], MappedFile]:
-        """The tensors of a file, mapped into memory after every byte of it was read and checked."""
+        """Return the tensors of a file, memory-mapped after every byte of it was checked."""
         file, again = self._file(name), self._again(name)
         with _reading(file, again):
             mapped = MappedFile.of(file)
             if _checksum(file) != note.crc32:
-                raise RunError(f"{file} is damaged: its checksum is not the one that was written. {again}")
+                raise RunError(f"{file} is damaged: its checksum does not match. {again}")
             with safe_open(file, framework="pt") as opened:
                 about = opened.metadata() or {}
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  it is no mapping
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a mapping
             if MappedFile.of(file) != mapped:
-                raise RunError(f"{file} was replaced while it was read. Start again once nothing writes to {self.path}")
+                raise RunError(
+                    f"{file} was replaced while it was read. Start again once no process writes to {self.path}"
+                )
         if about.get("manifest") != self._digest:
             raise self._mixed(file, again)
         return tensors, mapped
@@ -264,12 +269,12 @@ class CacheFolder:
         with _reading(file, again):
             size = file.stat().st_size
         if size != note.bytes:
-            raise RunError(f"{file} has {size} bytes and had {note.bytes} when it was written. {again}")
+            raise RunError(f"{file} has {size} bytes, but {note.bytes} were written. {again}")
 
     def _mixed(self, file: Path, again: str) -> RunError:
         return RunError(
-            f"{file} belongs to another cache than the {_MANIFEST} beside it: one of them was replaced. Restore the files of one "
-            f"cache. {again}"
+            f"{file} belongs to another cache than the {_MANIFEST} next to it: one of them was replaced. Restore the "
+            f"files of one cache. {again}"
         )
 
     def _file(self, name: str) -> Path:
@@ -296,7 +301,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(file: Path, again: str = "") -> Iterator[None]:
-    """Raise ``RunError`` for what the system, safetensors or a parser says of ``file``; ``again`` is how to get a good one."""
+    """Raise ``RunError`` for errors of the system, safetensors or a parser; ``again`` says how to get a good file."""
     try:
         yield
     except ValidationError as error:
@@ -316,20 +321,20 @@ def _is_file(file: Path) -> bool:
 
 
 def _sealed(data: Mapping[str, Any]) -> bytes:
-    """``data`` as JSON whose first key is a digest of all that follows."""
+    """Return ``data`` as JSON whose first key is a digest of the rest."""
     rest = b",\n" + json.dumps(data, indent=1).encode()[1:].lstrip()
     return b'{"digest": "' + _hash(rest) + b'"' + rest
 
 
 def _read_sealed(file: Path, again: str) -> bytes:
-    """The bytes of a JSON file that are those which were written, to be parsed afterwards.
+    """Return the bytes of a JSON file after checking its digest.
 
-    Raises: ``RunError`` for any other.
+    Raises: ``RunError`` for a file that kdplug did not write, or that was changed since.
     """
     with _reading(file, again):
         found = file.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_JSON:
-            raise RunError(f"{file} is no file that kdplug wrote: it has {found.st_size} bytes. {again}")
+            raise RunError(f"{file} was not written by kdplug: it has {found.st_size} bytes. {again}")
         content = file.read_bytes()
     match = _DIGEST.match(content)
     if match is None:
@@ -337,7 +342,7 @@ def _read_sealed(file: Path, again: str) -> bytes:
             f"{file} has no digest: it was damaged or edited, or another version of kdplug wrote it. {again}"
         )
     if match[1] != _hash(content[match.end() :]):
-        raise RunError(f"{file} was damaged or edited: its digest is not that of its content. {again}")
+        raise RunError(f"{file} was damaged or edited: its digest does not match its content. {again}")
     return content
 
 
@@ -360,11 +365,11 @@ def _checksum(file: Path) -> int:
 
 
 def _replace(target: Path, content: bytes) -> None:
-    """Put a file in place that is on disk as a whole before it has its name."""
+    """Write a file completely to disk under a temporary name, then rename it."""
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as stream:  # never through a link that lies there
+        with temporary.open("xb") as stream:  # "x": never write through an existing link
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

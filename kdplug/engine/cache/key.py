@@ -1,4 +1,4 @@
-"""Examples that carry their place in the data, so that what a teacher made of each can be found again."""
+"""Examples with their index in the data, so that the teacher's outputs for each can be looked up."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BATCH = 32
 
 
 class Keyed(NamedTuple):
-    """A batch with the place and the digest of each of its examples, in the order of its rows.
+    """A batch with the index and digest of each of its examples, in row order.
 
-    Where batches are not made of examples that can be told apart, the whole batch is the one example.
+    If batches are not made of separate examples, the whole batch is the one example.
     """
 
     keys: tuple[int, ...]
@@ -28,7 +28,7 @@ class Keyed(NamedTuple):
 
 
 class Source(Protocol):
-    """Data in which each example has a place. ``is_whole`` says that an example is a whole batch."""
+    """Data with indexed examples. ``is_whole`` is true if an example is a whole batch."""
 
     count: int
     batch_size: int
@@ -36,35 +36,36 @@ class Source(Protocol):
 
     @property
     def loader(self) -> Iterable[Keyed]:
-        """The user's loader: the same batches in the same order from the same random numbers, each with its keys."""
+        """Return the user's loader, with the same batches, order and random numbers, but keyed."""
 
     def read(self, groups: Sequence[Sequence[int]], *, alone: bool = False) -> Iterator[Keyed]:
-        """Batches of the examples at these places; ``alone`` reads them in this process."""
+        """Yield batches of the examples at these indices; ``alone`` reads them in this process."""
 
 
 def source_of(loader: Iterable[Any]) -> Source:
-    """The data behind ``loader``.
+    """Return the data behind ``loader``.
 
-    Raises: ``RunError`` for data in which examples have no fixed place: an ``IterableDataset``, a generator, a loader that
-    accelerate has divided already.
+    Raises: ``RunError`` for data whose examples have no fixed index: an ``IterableDataset``, a generator, or a loader
+    already divided by accelerate.
     """
     if isinstance(loader, (list, tuple)):
         return Batches(loader)
     if getattr(loader, "_is_accelerate_prepared", False):
         raise RunError(
-            "is_caching_logits needs the DataLoader from before accelerate.prepare; the run divides it itself"
+            "is_caching_logits needs the original DataLoader, not the one from accelerate.prepare; the run divides it "
+            "itself"
         )
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
         raise RunError(
-            f"is_caching_logits needs examples that can be found again by their place, and a {kind} has none. Pass a DataLoader "
-            "over a dataset with __getitem__ and __len__, or a list of batches"
+            f"is_caching_logits needs examples that can be looked up by index, which a {kind} does not support. Pass a "
+            "DataLoader over a dataset with __getitem__ and __len__, or a list of batches"
         )
     return Examples(loader)
 
 
 class Batches:
-    """A list of batches, each cached whole: they come in the same order in every pass."""
+    """A list of batches, each cached whole. They have the same order in every pass."""
 
     is_whole = True
     batch_size = 1
@@ -90,7 +91,7 @@ class Batches:
 
 
 class Examples:
-    """A ``DataLoader`` over a dataset whose examples have places."""
+    """A ``DataLoader`` over a dataset with indexed examples."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -104,8 +105,8 @@ class Examples:
             ) from None
         if isinstance(loader.sampler, torch.utils.data.BatchSampler):
             raise RunError(
-                "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, with __getitem__ "
-                "of the dataset giving one example"
+                "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, and "
+                "have __getitem__ of the dataset return one example"
             )
         self._dataset = KeyedDataset(loader.dataset)
         self._collate = KeyedCollate(loader.collate_fn, is_whole=self.is_whole)
@@ -113,7 +114,7 @@ class Examples:
     @property
     def loader(self) -> Iterable[Keyed]:
         copied = copy.copy(self._loader)
-        # A DataLoader refuses to have its dataset set; one made anew would have lost its class and its sampler.
+        # A DataLoader does not allow its dataset to be replaced, and a new one would lose its class and its sampler.
         vars(copied).update(dataset=self._dataset, collate_fn=self._collate, _iterator=None)
         return cast("Iterable[Keyed]", copied)
 
@@ -142,7 +143,7 @@ class Examples:
 
 
 class KeyedDataset(Dataset[tuple[int, int, Any]]):
-    """A dataset that gives each example with its place and digest. Everything else is the dataset's own."""
+    """A dataset that returns each example with its index and digest. Everything else is delegated to the dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -159,7 +160,7 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
         return [self._keyed(place, item) for place, item in zip(places, items, strict=True)]
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset" or name.startswith("__"):  # asked for while a worker unpickles
+        if name == "dataset" or name.startswith("__"):  # looked up while a worker unpickles
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -168,13 +169,13 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
             key = int(place)
         except (TypeError, ValueError):
             raise RunError(
-                f"is_caching_logits needs whole numbers as the places of examples; the sampler gave {place!r}"
+                f"is_caching_logits needs integer indices of examples; the sampler returned {place!r}"
             ) from None
         return key if key >= 0 else key + len(self.dataset), digest(item), item
 
 
 class KeyedCollate:
-    """The user's collate function on the examples, beside their keys."""
+    """Applies the user's collate function to the examples, and keeps their keys."""
 
     def __init__(self, collate: Callable[[Any], Any], *, is_whole: bool) -> None:
         self.collate = collate
@@ -194,26 +195,26 @@ def _batch_size(loader: DataLoader[Any]) -> int:
 
 
 def check_repeatable(source: Source, inputs_of: Callable[[Any], Any]) -> None:
-    """Draw the first examples twice, and once in reverse.
+    """Check that examples and batches are repeatable: read the first examples twice, and once in reverse order.
 
-    Raises: ``RunError`` where they differ (random augmentation, masking or mixing, in the dataset, the collate function or the
-    postprocessor), or where rows do not follow the examples (a collate function that sorts).
+    Raises: ``RunError`` if they differ (random augmentation, masking or mixing in the dataset, the collate function or
+    the postprocessor), or if rows do not follow the examples (a collate function that sorts).
     """
     group = list(range(min(source.batch_size, source.count)))
     first, again = (next(source.read([group], alone=True)) for _ in range(2))
     if first.digests != again.digests:
         place = next(key for key, one, other in zip(group, first.digests, again.digests, strict=True) if one != other)
-        raise _random(f"example {place} drawn twice gives two different examples")
+        raise _random(f"example {place} read twice gives two different results")
     inputs = inputs_of(first.batch)
     if digest(inputs) != digest(inputs_of(again.batch)):
-        raise _random("the same examples give two different batches: collate_fn or batch_postprocessor draws at random")
+        raise _random("the same examples give two different batches: collate_fn or batch_postprocessor is random")
     if not source.is_whole and len(group) > 1:
         _check_order(first, inputs, inputs_of(next(source.read([group[::-1]], alone=True)).batch))
 
 
 def _random(what: str) -> RunError:
     return RunError(
-        f"{what}, so what the teacher says of it cannot be kept. Take the augmentation out, or set is_caching_logits to false",
+        f"{what}, so teacher outputs cannot be cached. Remove the augmentation, or set is_caching_logits to false",
         field="is_caching_logits",
     )
 
@@ -221,8 +222,9 @@ def _random(what: str) -> RunError:
 def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
     if not _is_reverse(inputs, reverse, len(keyed.keys)):
         raise RunError(
-            "the rows of a batch do not follow its examples: the same examples in reverse do not give the batch in reverse. A "
-            "collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used with is_caching_logits",
+            "the rows of a batch do not follow its examples: the same examples in reverse order do not give the batch "
+            "in reverse order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
+            "with is_caching_logits",
             field="is_caching_logits",
         )
 
@@ -230,7 +232,7 @@ def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
 def _is_reverse(one: Any, other: Any, count: int) -> bool:
     if isinstance(one, Tensor):
         if not one.dim() or len(one) != count:
-            return True  # not of the examples
+            return True  # not one row per example
         return isinstance(other, Tensor) and one.shape == other.shape and _same(one.flip(0), other)
     if isinstance(one, Mapping):
         return isinstance(other, Mapping) and all(
@@ -244,4 +246,4 @@ def _is_reverse(one: Any, other: Any, count: int) -> bool:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one, other) or digest(one) == digest(other)  # bits, since nan differs from nan
+    return torch.equal(one, other) or digest(one) == digest(other)  # compares bits: nan != nan

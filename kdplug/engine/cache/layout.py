@@ -1,4 +1,4 @@
-"""How a teacher's outputs lie in memory: which names, in which precision, and which dimensions follow the inputs' length."""
+"""Layout of a teacher's outputs: names, dtypes, and the dimensions that follow the input length."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdplug.errors import RunError
 
 SHARD_BYTES = 64 << 20
 SHARD_BATCHES = 128
-"""A shard is written when it is as large as this, or holds so many batches: what an interruption may cost."""
+"""A shard is written once it reaches this size or this many batches; an interruption loses at most one shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """How the examples are divided: ``batch`` to a forward pass, ``batches`` of these to a shard."""
+    """Division of the examples: ``batch`` examples per forward pass, ``batches`` passes per shard."""
 
     count: int
     batch: int
@@ -33,7 +33,7 @@ class ShardPlan:
 
     @classmethod
     def of(cls, count: int, batch: int, batch_bytes: int) -> Self:
-        """``batch_bytes`` is what is kept of one forward pass."""
+        """``batch_bytes`` is the stored size of one forward pass."""
         return cls(count, batch, max(1, min(SHARD_BATCHES, SHARD_BYTES // max(1, batch_bytes))))
 
     @property
@@ -45,16 +45,16 @@ class ShardPlan:
         return -(-self.count // self.shard_size)
 
     def groups(self, shard: int) -> list[list[int]]:
-        """The examples of each batch of a shard."""
+        """Return the examples of each batch of a shard."""
         start, end = shard * self.shard_size, min((shard + 1) * self.shard_size, self.count)
         return [list(range(first, min(first + self.batch, end))) for first in range(start, end, self.batch)]
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """``dims`` of a batch's tensor are ``less`` shorter than the second dimension of the inputs at ``paths``, the padding_signatures.
+    """``dims`` of a batch's tensor are ``less`` shorter than the second dimension of the inputs at ``paths``.
 
-    That is 0, or 1 where an adaptor has shifted logits to stand beside the next token.
+    ``less`` is 0, or 1 if an adaptor shifted the logits to align them with the next token.
     """
 
     dims: tuple[int, ...]
@@ -64,7 +64,7 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What one batch of outputs told about all: ``counts`` by teacher; dtypes, lengths and coded heads by name."""
+    """Layout of all outputs, derived from one batch: ``counts`` by teacher; dtypes, lengths and coded heads by name."""
 
     counts: tuple[Mapping[str, int], ...]
     dtypes: Mapping[str, str]
@@ -74,7 +74,7 @@ class Layout:
     def __post_init__(self) -> None:
         for name in self.dtypes.values():
             if not isinstance(getattr(torch, name, None), torch.dtype):
-                raise ValueError(f"{name!r} is no dtype")
+                raise ValueError(f"{name!r} is not a dtype")
 
     @classmethod
     def of(
@@ -84,7 +84,7 @@ class Layout:
         inputs: Any,
         coded: Mapping[str, Coded] = MappingProxyType({}),
     ) -> Layout:
-        """``tensors`` are those of one batch by name, ``0/logits/0``; ``inputs`` is what the teacher was given."""
+        """``tensors`` are those of one batch by name, such as ``0/logits/0``; ``inputs`` is the teacher's input."""
         found = padding_signatures(inputs)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         shapes |= {name: one.shape for name, one in coded.items()}
@@ -102,35 +102,35 @@ class Layout:
 
     @property
     def padding_signatures(self) -> tuple[str, ...]:
-        """The paths of the inputs that say how the tokens of an example lie in its row."""
+        """The paths of the inputs that show how each row is padded."""
         return tuple(dict.fromkeys(path for length in self.lengths.values() for path in length.paths))
 
     def dtype(self, name: str) -> torch.dtype:
-        """What the teacher returned, however it is kept."""
+        """Return the teacher's dtype, whatever the storage dtype."""
         found: torch.dtype = getattr(torch, self.dtypes[name])
         return found
 
     @property
     def names(self) -> set[str]:
-        """Everything that is kept of the outputs, coded or not."""
+        """The names of all stored outputs, encoded or not."""
         return {*self.dtypes, *self.heads}
 
     def check(self, name: str, shape: torch.Size, inputs: Mapping[str, Tensor]) -> None:
-        """Raises: ``RunError`` where a batch's tensor does not follow the inputs that it followed in the first batch."""
+        """Raises: ``RunError`` if a tensor's length does not follow the same input as in the first batch."""
         length = self.lengths.get(name)
         for path in () if length is None else length.paths:
             assert length is not None
             size = inputs[path].shape[1] - length.less
             if any(len(shape) <= dim or shape[dim] != size for dim in length.dims):
                 raise RunError(
-                    f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input {path or 'tensor'!r} in one "
-                    f"batch and is not in another ({list(inputs[path].shape)}), so its examples cannot be put into other batches. "
-                    "Pad all examples to one length"
+                    f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input "
+                    f"{path or 'tensor'!r} in the first batch but not in this one ({list(inputs[path].shape)}), so its "
+                    "examples cannot be moved to other batches. Pad all examples to one length"
                 )
 
 
 def padding_signatures(inputs: Any) -> dict[str, Tensor]:
-    """The inputs that lay tokens out, ``[batch, length]`` of whole numbers or booleans, by their path."""
+    """Return the inputs that show padding, ``[batch, length]`` of integers or booleans, by path."""
     return {
         path: tensor
         for path, tensor in _tensors(inputs, "")

@@ -1,4 +1,4 @@
-"""Outputs of examples that were padded in one batch, laid out as another batch pads them."""
+"""Repad cached outputs of examples from one batch to the layout of another."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ Array = numpy.ndarray[Any, Any]
 
 
 class Padding(Enum):
-    """Where the padding of an example's row is."""
+    """The end at which an example's row is padded."""
 
     END = "end"
     START = "start"
 
 
 def padding_signature(rows: Tensor) -> Tensor:
-    """For each row: its length, and from either side how long it is without its last run of one value, that value, and a digest
-    of the rest. That is enough to know the row again wherever it is padded.
+    """Return a signature of each row that identifies it however it is padded.
 
-    Shapes: ``[batch, length]`` of whole numbers or booleans to int64 ``[batch, 7]``.
+    It holds the length and, for each end, the length without the trailing run of one value, that value, and a digest of
+    the rest.
+
+    Shapes: ``[batch, length]`` of integers or booleans to int64 ``[batch, 7]``.
     """
     found = [[len(row), *_side(row), *_side(row[::-1])] for row in rows_of(rows)]
     return torch.tensor(found, dtype=torch.int64).reshape(len(rows), 7)
 
 
 def rows_of(rows: Tensor) -> Array:
-    """The rows in one form, whatever whole numbers they are made of."""
+    """Return the rows as int64, whatever their integer type."""
     found: Array = rows.detach().to("cpu", torch.int64).numpy()
     return found
 
 
 def padding_of(mark: list[int], row: Array) -> Padding | None:
-    """Where a row is padded that holds the same tokens as the one which ``mark`` is of; ``None`` where it does not."""
+    """Return the padded end of ``row`` if it holds the tokens that ``mark`` was computed from, otherwise ``None``."""
     length, end, start = mark[0], mark[1:4], mark[4:7]
     if _is_same(length, end, row):
         return Padding.END
@@ -70,18 +72,18 @@ def _digest(row: Array) -> int:
 def paddings(
     stored: Mapping[str, Sequence[Tensor]], now: Mapping[str, Tensor], keys: Sequence[int]
 ) -> dict[str, list[Padding]]:
-    """For each guide, where each example is padded: what both rows have in common lies at the other end.
+    """Return, for each input path, the padded end of each example; the tokens are at the other end.
 
-    ``stored`` holds the marks of each example's row as the teacher was given it, ``now`` the rows of this batch.
+    ``stored`` holds the padding signature of each example's row in the teacher's batch, ``now`` the rows of this batch.
 
-    Shapes: marks ``[7]``, rows ``[batch, length]``.
-    Raises: ``RunError`` where the tokens of an example lie otherwise than the teacher saw them.
+    Shapes: signatures ``[7]``, rows ``[batch, length]``.
+    Raises: ``RunError`` if an example's tokens differ from those in the teacher's batch.
     """
     found = {}
     for path, marks in stored.items():
         current = now.get(path)
         if current is None or len(current) != len(marks):
-            raise RunError(f"the teacher's input {path or 'tensor'!r} [batch, length] is not in this batch any more")
+            raise RunError(f"the teacher's input {path or 'tensor'!r} [batch, length] is missing from this batch")
         found[path] = [
             _checked(padding_of(mark.tolist(), row), key)
             for mark, row, key in zip(marks, rows_of(current), keys, strict=True)
@@ -90,7 +92,7 @@ def paddings(
 
 
 def repad(row: Tensor, length: Length, size: int, padding: Padding) -> Tensor:
-    """``row`` with each dimension of ``length`` cut to ``size``, or filled up with zeros, at the end that is padded."""
+    """Return ``row`` with each dimension of ``length`` truncated or zero-padded to ``size``, at the padded end."""
     shape = list(row.shape)
     for dim in length.dims:
         shape[dim - 1] = size
@@ -108,16 +110,16 @@ def repad(row: Tensor, length: Length, size: int, padding: Padding) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Repadding:
-    """How the rows of one batch's examples are to be laid out: its lengths and the ends that are padded, by guide."""
+    """The layout of one batch: its lengths and the padded end of each example, by input path."""
 
     layout: Layout
     sizes: Mapping[str, int]
     padded: Mapping[str, list[Padding]]
 
     def fitted(self, name: str, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Rows that follow a guide, as the batch wants them.
+        """Return the rows in the layout of the batch.
 
-        Raises: ``RunError`` where they change and nothing says which of their positions count.
+        Raises: ``RunError`` if rows change and no mask marks the positions that count.
         """
         length = self.layout.lengths[name]
         ends = [
@@ -132,7 +134,7 @@ class Repadding:
 
 
 def check_masked(name: str, layout: Layout) -> None:
-    """Raises: ``RunError`` where nothing says which positions of a padded output count."""
+    """Raises: ``RunError`` if no mask marks the padding of a padded output."""
     teacher, _, part = name.partition("/")
     key = part.partition("/")[0]
     mask = "logits_mask" if key in ("logits", "logits_mask") else "inputs_mask"
@@ -141,8 +143,8 @@ def check_masked(name: str, layout: Layout) -> None:
     if name in layout.heads and layout.heads[name].masked:
         return
     raise RunError(
-        f"batches are padded to different lengths, and the teacher's adaptor returns no {mask} that says what of its {key} is "
-        f"padding. Return {mask} from adaptor_T, or pad all examples to one length",
+        f"batches are padded to different lengths, and the teacher's adaptor returns no {mask} to mark the padding of "
+        f"its {key}. Return {mask} from adaptor_T, or pad all examples to one length",
         field="is_caching_logits",
     )
 
@@ -151,7 +153,7 @@ def _checked(padding: Padding | None, key: int) -> Padding:
     if padding is not None:
         return padding
     raise RunError(
-        f"example {key} is laid out otherwise than when the teacher saw it: its tokens lie neither at the start nor at the end of "
-        "both rows. What the batch is made of must not depend on the other examples, padding at one end apart",
+        f"example {key} has other tokens than in the teacher's pass, or they are padded elsewhere than at the start or "
+        "end of the row. The inputs of an example must not depend on the other examples, apart from padding at one end",
         field="is_caching_logits",
     )

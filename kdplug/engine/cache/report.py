@@ -1,4 +1,4 @@
-"""What lies in the folder of a teacher cache, without any model or data."""
+"""Report on the folder of a teacher cache, without model or data."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from kdplug.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class CacheReport:
-    """``written`` of ``shards`` shards are there, with ``examples`` of ``count`` examples in ``bytes``.
+    """``written`` of ``shards`` shards are complete, with ``examples`` of ``count`` examples in ``bytes``.
 
-    ``fingerprint`` is what the outputs are of, ``layout`` how they lie, ``tally`` what coding and rounding left of them.
+    ``fingerprint`` identifies the inputs, ``layout`` describes the outputs, and ``tally`` holds coding and rounding
+    statistics.
     """
 
     path: Path
@@ -32,15 +33,16 @@ class CacheReport:
 
     @classmethod
     def read(cls, path: Path, *, checks: bool = False) -> Self:
-        """Read manifest and notes; where it ``checks``, every byte of every shard as well.
+        """Read manifest and notes; if ``checks``, also read and verify every byte of every shard.
 
-        Raises: ``RunError`` for a folder that is no cache, and for what is damaged.
+        Raises: ``RunError`` for a folder that is not a cache, or is damaged.
         """
         folder = CacheFolder(path)
         manifest = folder.manifest()
         if manifest is None:
             raise RunError(
-                f"{path} is no teacher cache: it holds no manifest.json. kdplug cache RECIPE --out {path} makes one"
+                f"{path} is not a teacher cache: it holds no manifest.json. Create one with kdplug cache RECIPE --out "
+                f"{path}"
             )
         extent = manifest.extent
         there = folder.written(extent.shards)
@@ -68,16 +70,16 @@ class CacheReport:
 
     @property
     def bytes_per_item(self) -> float | None:
-        """Everything that is kept, for each item (token, or example of a classifier) whose logits are."""
+        """Total size divided by the number of items (tokens, or examples of a classifier) with stored logits."""
         return self.bytes / self.tally.items if self.tally.items else None
 
     @property
     def classes(self) -> list[int]:
-        """The classes of each coded head."""
+        """The number of classes of each coded head."""
         return [head.classes for head in self.layout.heads.values()]
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for programs."""
+        """Return the report as plain data."""
         return {
             "path": str(self.path),
             "complete": self.is_complete,

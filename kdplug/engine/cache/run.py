@@ -1,4 +1,4 @@
-"""Finding or filling a teacher cache at the start of a run."""
+"""Find or fill a teacher cache at the start of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kdplug.objective.objective import Objective
 
 
 class OpenCache:
-    """A teacher cache for the length of one run.
+    """A teacher cache opened for one run.
 
     Raises: ``RunError`` for data without examples, and for a damaged manifest.
     """
@@ -56,10 +56,10 @@ class OpenCache:
             self._fingerprint = self._identify(batch)
 
     def find(self) -> None:
-        """Give the cached teacher its store where all outputs are there.
+        """Load the stored outputs if they are complete.
 
-        Raises: ``RunError`` that says what differs, where the folder holds outputs of something else; ``RunError`` for a
-        damaged shard.
+        Raises: ``RunError`` that lists the differences if the folder was built from different inputs; ``RunError`` for
+        a damaged shard.
         """
         cached, folder = self._cached, self._folder
         if folder is None:
@@ -73,9 +73,9 @@ class OpenCache:
         self._accelerator.wait_for_everyone()
 
     def check(self, objective: Objective) -> None:
-        """See that a folder is of the same as this, and was made for what ``objective`` reads, as far as that is known of both.
+        """Check that the folder has the same fingerprint and holds what ``objective`` reads, as far as both are known.
 
-        Raises: ``RunError`` that says what differs; ``RunError`` for a folder that is no cache and not empty either.
+        Raises: ``RunError`` that lists the differences; ``RunError`` for a folder that is neither a cache nor empty.
         """
         if self._folder is not None and self._manifest is None:
             self._folder.check_free()
@@ -84,9 +84,9 @@ class OpenCache:
             self._check_held([replace(one, captured=()) for one in self._wanted(objective)])
 
     def fill(self, objective: Objective) -> None:
-        """Ask the teacher about every example that was not asked about, for what ``objective`` reads.
+        """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
 
-        Raises: ``RunError`` where the data cannot be cached, or the cache lacks what the objective reads.
+        Raises: ``RunError`` if the data cannot be cached, or the cache lacks outputs that the objective reads.
         """
         start = time.monotonic()
         wanted = self._wanted(objective)
@@ -110,11 +110,11 @@ class OpenCache:
         return [RequiredOutputs.of(objective, place) for place in range(len(self._cached.teachers))]
 
     def _check_held(self, wanted: list[RequiredOutputs]) -> None:
-        """Memory that lacks what the objective reads is given up; a folder that does is an error."""
+        """Drop outputs in memory that lack something the objective reads; raise an error for such a folder."""
         if self._manifest is not None and (lacking := _lacking(wanted, self._manifest.layout)):
             raise RunError(
-                f"the teacher cache {self._cache.path} holds no {', '.join(lacking)}, which the objective reads. Name another "
-                "folder, or delete this one to have the teacher asked anew"
+                f"the teacher cache {self._cache.path} lacks {', '.join(lacking)}, which the objective reads. Choose "
+                "another folder, or delete this one to run the teacher again"
             )
         if self._cached.store is not None and _lacking(wanted, self._cached.store.layout):
             self._cached.store = None
@@ -149,7 +149,7 @@ class OpenCache:
         return store
 
     def _begun(self, question: CacheBuilder) -> tuple[TeacherBatch, Layout, ShardPlan]:
-        """The answer about the first batch, and what follows from it for all."""
+        """Return the answer for the first batch, and the layout and shard plan derived from it."""
         batch = (
             min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest.extent.batch
         )
@@ -159,7 +159,7 @@ class OpenCache:
     def _shards(
         self, question: CacheBuilder, extent: ShardPlan, layout: Layout, places: list[int], first: TeacherBatch | None
     ) -> Iterator[tuple[int, Shard]]:
-        """The shards at ``places``; the answer about the first batch of all may be there already."""
+        """Yield the shards at ``places``; ``first`` is the answer for the very first batch, if it is known."""
         groups = {place: extent.groups(place) for place in places}
         skipped = first is not None and bool(places) and places[0] == 0
         reads = [group for place in places for group in groups[place]][int(skipped) :]
@@ -184,14 +184,15 @@ class OpenCache:
     def _nobody_to_ask(self) -> RunError:
         if self._folder is None or self._manifest is None:
             return RunError(
-                f"there is no teacher, and {self._cache.path} is no teacher cache. Make one with kdplug cache, or give the teacher",
+                f"there is no teacher, and {self._cache.path} is not a teacher cache. Build one with kdplug cache, or "
+                "pass the teacher",
                 field="teacher_cache",
             )
         shards = self._manifest.extent.shards
         written = len(self._folder.written(shards))
         return RunError(
-            f"there is no teacher, and the cache {self._cache.path} is not complete: {written} of {shards} shards are there. Run "
-            "the command that began it again",
+            f"there is no teacher, and the cache {self._cache.path} is incomplete: it holds {written} of {shards} "
+            "shards. Run the command that started it again",
             field="teacher_cache",
         )
 
@@ -210,7 +211,7 @@ class OpenCache:
         )
 
     def _identify(self, batch: int) -> dict[str, Any]:
-        """What the outputs are of. The data are told by what the teacher is given of them, at both ends and in the middle."""
+        """Return the fingerprint of the outputs. Data are sampled: the teacher's inputs at both ends and the middle."""
         count = self._source.count
         starts = sorted({0, count // 2 // batch * batch, (count - 1) // batch * batch})
         groups = [list(range(start, min(start + batch, count))) for start in starts]
@@ -235,14 +236,14 @@ class OpenCache:
             saved = {part: value for part, value in saved.items() if part not in OF_THE_MODEL}
         if found := changes(saved, self._fingerprint):
             raise RunError(
-                f"the teacher cache {self._cache.path} is of something else. What differs:\n    "
+                f"the teacher cache {self._cache.path} was built from different inputs. Differences:\n    "
                 + "\n    ".join(found)
-                + "\nUndo the change, name another folder, or delete this one to have the teacher asked anew"
+                + "\nUndo the change, choose another folder, or delete this one to run the teacher again"
             )
 
 
 def _lacking(wanted: list[RequiredOutputs], layout: Layout) -> list[str]:
-    """What the objective reads of the teachers and the cache was not asked for."""
+    """Return the names of outputs that the objective reads and the cache does not hold."""
     found = []
     for place, one in enumerate(wanted):
         if place >= len(layout.counts):
@@ -267,13 +268,13 @@ def precheck(
     dataloader: Iterable[Any],
     config: TrainingConfig,
 ) -> None:
-    """See that the folder of ``cache``, where there is one already, is of this adaptor, these data, and what ``cache`` is about,
+    """Check that the folder of ``cache``, if it exists, was built from this adaptor, data and ``cache.about``,
     and that it holds the layers that ``objective`` reads.
 
-    What can only be told with the teacher at hand, or in the run itself, is left to that: the teacher's weights, examples
-    beyond both ends and the middle of the data, and modules that are read by their path.
+    Anything that needs the teacher or the run is checked later: the teacher's weights, examples other than those at
+    both ends and in the middle of the data, and modules that are read by path.
 
-    Raises: ``RunError`` that says what differs; ``RunError`` for data without places, and for a damaged manifest.
+    Raises: ``RunError`` that lists the differences; ``RunError`` for data without indices, and for a damaged manifest.
     """
     precision = config.precision if "precision" in config.model_fields_set else None
     with process(config.device, precision) as accelerator:
@@ -282,9 +283,9 @@ def precheck(
 
 
 def check_teacher(path: Path, model: nn.Module) -> None:
-    """See that ``model`` has the weights and hooks of the teacher that the cache in ``path`` was built from, if there is one.
+    """Check that ``model`` has the weights and hooks of the teacher that the cache in ``path``, if any, was built from.
 
-    Raises: ``RunError`` that says what differs; ``RunError`` for a damaged manifest.
+    Raises: ``RunError`` that lists the differences; ``RunError`` for a damaged manifest.
     """
     manifest = CacheFolder(path).manifest()
     if manifest is None:
@@ -293,8 +294,9 @@ def check_teacher(path: Path, model: nn.Module) -> None:
     kept, found = ({part: one[part] for part in _OF_OUTPUTS if part in one} for one in (manifest.fingerprint, now))
     if differing := changes(kept, found):
         raise RunError(
-            f"the teacher is not the one that the cache {path} was built from. What differs:\n    "
+            f"the teacher is not the one that the cache {path} was built from. Differences:\n    "
             + "\n    ".join(differing)
-            + f"\nRestore that teacher ({path / TEACHER}, where the recipe fits it), or delete {path} and build the cache again",
+            + f"\nRestore that teacher ({path / TEACHER}, if the recipe trains it), or delete {path} and build the "
+            "cache again",
             field="teacher_cache",
         )

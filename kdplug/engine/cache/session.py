@@ -1,4 +1,4 @@
-"""The teacher caches of one run: one, or one for each task that has one."""
+"""The teacher caches of one run: a single one, or one per task."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
 
 Caches = TeacherCache | Mapping[str, TeacherCache] | None
-"""A cache, or one by task; ``None`` and no task: the teacher is asked for every batch."""
+"""A cache, or one by task. Without a cache, the teacher runs on every batch."""
 
 
 class CacheSession:
-    """Puts a cached teacher in the place of each teacher that is to be asked once, and keys on the examples of its loader.
+    """Replaces each teacher that has a cache by a cached teacher, and adds keys to the examples of its loader.
 
-    ``teacher``, ``dataloader`` and ``postprocess`` stand where those that it was given stood.
+    ``teacher``, ``dataloader`` and ``postprocess`` replace the arguments of the same name.
 
-    Raises: ``RunError`` for data whose examples cannot be found again.
+    Raises: ``RunError`` for data whose examples cannot be looked up again.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class CacheSession:
         self.dataloader = MultiTaskLoader(loaders, mixture.shares, mixture.seed, processors)
 
     def open(self, accelerator: Accelerator) -> None:
-        """Find what earlier runs left.
+        """Load the outputs stored by earlier runs.
 
-        Raises: ``RunError`` for a cache of something else, a damaged one, or a teacher that is sharded.
+        Raises: ``RunError`` for a cache built from different inputs, a damaged cache, or a sharded teacher.
         """
         for task, (cache, cached) in self._cached.items():
             if any(isinstance(parameter, DTensor) for parameter in cached.model.parameters()):
                 raise RunError(
-                    "a teacher whose weights are spread over the processes (FSDP) is not cached",
+                    "a teacher whose weights are sharded over the processes (FSDP) cannot be cached",
                     field="is_caching_logits",
                 )
             self._opened[task] = OpenCache(cache, cached, self._model_args, accelerator)
             self._opened[task].find()
 
     def fill(self, objective: Objective | TaskObjective, *, shown: bool) -> None:
-        """Ask each teacher about what it was not asked about yet. ``shown`` says so on the error stream.
+        """Run each teacher on the examples without stored outputs. ``shown`` prints a summary to stderr.
 
         Raises: ``RunError`` for data or outputs that cannot be cached.
         """
@@ -119,9 +119,9 @@ def fill(
     model_args: Mapping[str, Any],
     shown: bool,
 ) -> CacheSummary:
-    """Fill ``cache`` with what ``teacher`` says of the examples of ``dataloader``, as far as the objective reads it.
+    """Fill ``cache`` with the outputs of ``teacher`` for the examples of ``dataloader`` that the objective reads.
 
-    What is there already stays. Several processes divide what is not. The student is asked once where the objective needs its
+    Stored outputs are kept. Several processes divide the missing ones. The student runs once if the objective needs its
     widths.
 
     Raises: ``RunError`` for data, outputs or a folder that cannot be used.

@@ -1,4 +1,4 @@
-"""The outputs for a run of neighbouring examples."""
+"""The outputs for a range of consecutive examples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kdplug.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class CodingStats:
-    """Of ``positions`` that there were, ``items`` are kept: what a logits mask leaves out is not.
+    """``items`` of ``positions`` are stored; those that a logits mask leaves out are not.
 
-    ``mass`` is the sum over items of the teacher's probability on the classes that are kept, ``lowest`` the smallest of them;
-    ``error`` the largest difference that rounding made.
+    ``mass`` is the sum over items of the teacher's probability on the stored classes, and ``lowest`` their minimum.
+    ``error`` is the largest rounding error.
     """
 
     positions: int = 0
@@ -43,17 +43,17 @@ class CodingStats:
 
     @property
     def kept_mass(self) -> float | None:
-        """The mean over items."""
+        """The mean kept mass over items."""
         return self.mass / self.items if self.items else None
 
     @property
     def coverage(self) -> float | None:
-        """The share of positions that are kept."""
+        """The fraction of positions that are stored."""
         return self.items / self.positions if self.positions else None
 
 
 NOTHING = CodingStats()
-"""What is left of no output at all."""
+"""The statistics of no outputs."""
 
 
 _SHAPES = "#shapes"
@@ -62,7 +62,7 @@ _DIGESTS = "#digests"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """One tensor for each example. Where their shapes differ, ``values`` is flat and ``shapes`` says where each lies."""
+    """One tensor per example. If their shapes differ, ``values`` is flat and ``shapes`` holds the shape of each."""
 
     values: Tensor
     shapes: Tensor | None = None
@@ -70,7 +70,7 @@ class Column:
 
     @classmethod
     def join(cls, parts: Sequence[Tensor]) -> Self:
-        """From the tensors of several batches, the examples first."""
+        """Build a column from the tensors of several batches, whose first dimension is the examples."""
         if len({part.shape[1:] for part in parts}) == 1:
             return cls(torch.cat(list(parts)))
         shapes = torch.tensor([part.shape[1:] for part in parts for _ in range(len(part))], dtype=torch.int64)
@@ -81,16 +81,16 @@ class Column:
         return cls(values, shapes, tuple(accumulate(shapes.prod(1).tolist(), initial=0)))
 
     def check(self, name: str, examples: int) -> None:
-        """Raises: ``ValueError`` where this is no column of so many examples."""
+        """Raises: ``ValueError`` if this is not a column of ``examples`` examples."""
         if self.shapes is None:
             fits = self.values.dim() > 0 and len(self.values) == examples
         else:
             fits = len(self.shapes) == examples and bool((self.shapes >= 0).all()) and self.ends[-1] == len(self.values)
         if not fits:
-            raise ValueError(f"{name} is no column of {examples} examples")
+            raise ValueError(f"{name} is not a column of {examples} examples")
 
     def row(self, place: int) -> Tensor:
-        """The tensor of one example, which shares memory with the column."""
+        """Return the tensor of one example, which shares memory with the column."""
         if self.shapes is None:
             return self.values[place]
         return self.values[self.ends[place] : self.ends[place + 1]].view(self.shapes[place].tolist())
@@ -98,7 +98,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class MappedFile:
-    """A file whose content is mapped into memory, as it was when it was verified."""
+    """A memory-mapped file, and its state when it was verified."""
 
     path: Path
     inode: int
@@ -112,9 +112,9 @@ class MappedFile:
         return cls(path, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def check(self) -> None:
-        """Raises: ``RunError`` where the file was written to since.
+        """Raises: ``RunError`` if the file was written to since.
 
-        A file that was deleted, or replaced by another of its name, is still mapped as it was.
+        After the file is deleted or replaced by another of the same name, the mapping still shows the verified content.
         """
         try:
             now = MappedFile.of(self.path)
@@ -122,14 +122,14 @@ class MappedFile:
             return
         if now.inode == self.inode and now != self:
             raise RunError(
-                f"{self.path} was changed while this run reads it. Start the run again; delete {self.path.stem}.json to run the "
-                "teacher for this part again"
+                f"{self.path} was changed while this run was reading it. Start the run again; delete "
+                f"{self.path.stem}.json to run the teacher for this part again"
             )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shard:
-    """The examples from ``start`` on: their digests, a column for each name, and what coding left of them.
+    """The examples from index ``start``: their digests, a column for each name, and the coding statistics.
 
     ``source`` is the file that the columns are mapped from.
     """
@@ -145,7 +145,7 @@ class Shard:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The shard as tensors by name, fit for a file."""
+        """Return the shard as tensors by name, for a safetensors file."""
         found = {_DIGESTS: torch.tensor(self.digests, dtype=torch.int64)}
         for name, column in self.columns.items():
             found[name] = column.values
@@ -157,9 +157,9 @@ class Shard:
     def from_tensors(
         cls, start: int, tensors: Mapping[str, Tensor], tally: CodingStats = NOTHING, source: MappedFile | None = None
     ) -> Self:
-        """The reverse of ``tensors``.
+        """Build a shard from the result of ``tensors``.
 
-        Raises: ``KeyError``, ``ValueError`` for tensors that are not those of a shard.
+        Raises: ``KeyError``, ``ValueError`` for tensors that do not form a shard.
         """
         digests, columns = tuple(tensors[_DIGESTS].tolist()), {}
         for name, values in tensors.items():

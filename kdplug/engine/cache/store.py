@@ -1,4 +1,4 @@
-"""What the teacher made of every example, found again by the example's place."""
+"""Stored teacher outputs, looked up by example index."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from kdplug.engine.cache.shard import CodingStats, Shard
 from kdplug.errors import KdplugError, RunError
 
 PADDING_SIGNATURE = "guide/"
-"""What stands in front of the path of an input whose marks are kept beside the outputs."""
+"""The prefix of columns that hold the padding signatures of an input, followed by its path."""
 
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Store:
-    """Shards of ``shard_size`` examples each, the last one of what is left. ``is_whole``: an example is a whole batch.
+    """Shards of ``shard_size`` examples each; the last may be smaller. If ``is_whole``, an example is a whole batch.
 
-    ``coding`` and ``shared`` are what coded heads are read with.
+    ``coding`` and ``shared`` decode coded heads.
     """
 
     layout: Layout
@@ -48,10 +48,10 @@ class Store:
         return CodingStats.sum(shard.tally for shard in self.shards)
 
     def recall(self, keyed: Keyed, inputs: Any, device: torch.device = _CPU) -> list[Outputs]:
-        """The outputs of each teacher for a batch of which ``inputs`` is the teacher's part; coded heads on ``device``.
+        """Return each teacher's outputs for a batch with teacher part ``inputs``; coded heads decoded on ``device``.
 
-        Raises: ``RunError`` for an example that is another one than the teacher saw, or lies otherwise in its batch, and for
-        tensors in a folder that are not what the manifest says.
+        Raises: ``RunError`` for an example that differs from the one the teacher saw or is arranged differently in its
+        batch, and for tensors in a folder that do not match the manifest.
         """
         places = [self._find(key, mark) for key, mark in zip(keyed.keys, keyed.digests, strict=True)]
         used = (self.shared.source, *(shard.source for shard, _ in places))
@@ -61,7 +61,7 @@ class Store:
             tensors = self._whole(*places[0]) if fits is None else self._batch(places, fits)
             tensors |= self._heads(places, fits, device)
         for source in sources:
-            source.check()  # last: what was read before is what was verified
+            source.check()  # last, so that everything read before is verified
         found = []
         for teacher, counts in enumerate(self.layout.counts):
             prefix = f"{teacher}/"
@@ -72,12 +72,13 @@ class Store:
     def _find(self, key: int, mark: int) -> tuple[Shard, int]:
         place, row = divmod(key, self.shard_size)
         if place >= len(self.shards) or row >= len(self.shards[place].digests):
-            raise RunError(f"the teacher saw no example {key}: the data have grown", field="is_caching_logits")
+            raise RunError(f"the cache has no example {key}: the dataset has grown", field="is_caching_logits")
         shard = self.shards[place]
         if shard.digests[row] != mark:
             raise RunError(
-                f"{'batch' if self.is_whole else 'example'} {key} is not what the teacher saw: the data changed, or they are drawn "
-                "at random (augmentation), and then the teacher has to be asked anew each time: is_caching_logits: false",
+                f"{'batch' if self.is_whole else 'example'} {key} differs from the one the teacher saw. If the data "
+                "changed, build the cache again. If they are random (augmentation), the teacher must run every time: "
+                "is_caching_logits: false",
                 field="is_caching_logits",
             )
         return shard, row
@@ -108,7 +109,7 @@ class Store:
         return found
 
     def _heads(self, places: list[tuple[Shard, int]], fits: Repadding | None, device: torch.device) -> dict[str, Any]:
-        """The logits of coded heads, and which of them count."""
+        """Return the logits of coded heads and their masks."""
         found: dict[str, Any] = {}
         for name, head in self.layout.heads.items():
             assert self.coding is not None
@@ -136,15 +137,16 @@ class Store:
 
 @contextmanager
 def _reading(keys: Sequence[int]) -> Iterator[None]:
-    """Raise ``RunError`` for whatever goes wrong with tensors that fit no manifest that kdplug wrote, or no codec."""
+    """Convert errors from tensors that do not match the manifest, or from the codec, to ``RunError``."""
     try:
         yield
     except (KdplugError, torch.OutOfMemoryError):
         raise
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
-            f"the cached outputs of examples {min(keys)} to {max(keys)} cannot be read: {type(error).__name__}: {error}. They are not "
-            "what the manifest says, or the codec has a defect. Delete the folder to run the teacher again",
+            f"the cached outputs of examples {min(keys)} to {max(keys)} cannot be read: {type(error).__name__}: "
+            f"{error}. They do not match the manifest, or the codec has a bug. Delete the folder to run the teacher "
+            "again",
             field="teacher_cache",
         ) from error
 
@@ -153,8 +155,8 @@ def _of_one_shape(name: str, rows: list[Tensor]) -> list[Tensor]:
     if len({row.shape for row in rows}) > 1:
         shapes = sorted({tuple(row.shape) for row in rows})
         raise RunError(
-            f"the teacher's {name.partition('/')[2]} differ in shape from example to example ({shapes[0]} and {shapes[-1]}), so "
-            "they make no batch. Pad all examples to one length",
+            f"the teacher's {name.partition('/')[2]} differ in shape between examples ({shapes[0]} and {shapes[-1]}), "
+            "so they cannot form a batch. Pad all examples to one length",
             field="is_caching_logits",
         )
     return rows

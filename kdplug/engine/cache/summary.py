@@ -1,4 +1,4 @@
-"""What a teacher cache holds, and what it cost."""
+"""Size of a teacher cache and cost of building it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from kdplug.engine.cache.shard import CodingStats
 
 @dataclass(frozen=True, slots=True)
 class CacheSummary:
-    """``batches`` forward passes of the teacher took ``seconds``; 0 where everything was there.
+    """The teacher ran on ``batches`` batches in ``seconds``; both are 0 if the cache was complete.
 
-    ``tally`` says what is kept of the logits, and the largest error that rounding made; ``coded`` whether a codec keeps them.
+    ``tally`` holds coding and rounding statistics. ``coded`` is true if a codec encodes the logits.
     """
 
     examples: int
@@ -29,29 +29,29 @@ class CacheSummary:
 
     @property
     def error(self) -> float:
-        """The largest difference between what the teacher returned and what is kept of it."""
+        """The largest difference between a value that the teacher returned and the stored one."""
         return self.tally.error
 
     @property
     def bytes_per_item(self) -> float | None:
-        """Of each item whose logits a codec kept, everything that is kept counted in."""
+        """Total size divided by the number of encoded items."""
         return self.bytes / self.tally.items if self.coded and self.tally.items else None
 
     def __str__(self) -> str:
         asked = (
-            f"asked about {self.batches:,} batches in {self.seconds:.1f} s"
+            f"teacher ran on {self.batches:,} batches in {self.seconds:.1f} s"
             if self.batches
-            else "all there, nothing asked"
+            else "complete; teacher not run"
         )
         where = "in memory" if self.path is None else f"in {self.path}"
         item = self.bytes_per_item
-        each = f"{size(self.bytes_per_example)} each" + ("" if item is None else f" ({size(item)} an item)")
+        each = f"{size(self.bytes_per_example)} each" + ("" if item is None else f" ({size(item)} per item)")
         kept = f"{self.examples:,} examples, {each}, {size(self.bytes)} {where}"
         return f"teacher cache: {asked}; {kept}" + (f"; largest rounding error {self.error:.2g}" if self.error else "")
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that fits."""
+    """Format a number of bytes in a suitable unit."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

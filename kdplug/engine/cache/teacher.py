@@ -1,4 +1,4 @@
-"""A teacher that is asked once about every example and remembers what it said."""
+"""A teacher that runs once on every example, and whose outputs are stored."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _CPU = torch.device("cpu")
 
 
 class CachedTeacher:
-    """Stands where ``teacher`` stood. Until there is a ``store``, the teacher itself is asked.
+    """Replaces ``teacher``. Until there is a ``store``, it runs the teacher itself.
 
-    ``postprocess`` is the user's, which every batch of ``source`` goes through.
+    ``postprocess`` is the user's batch postprocessor, applied to every batch of ``source``.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CachedTeacher:
 
     @property
     def teachers(self) -> dict[str, Teacher | CacheOnlyTeacher]:
-        """The teachers by key, a single one as ``teacher``."""
+        """The teachers by key; a single one has the key ``teacher``."""
         return dict(self.teacher.teachers) if isinstance(self.teacher, Ensemble) else {"teacher": self.teacher}
 
     def __call__(
@@ -49,7 +49,7 @@ class CachedTeacher:
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
     ) -> Any:
-        """What the objective reads of the teacher, in the form in which ``teacher`` gives it."""
+        """Return the outputs for the objective, in the same form as ``teacher`` does."""
         if isinstance(cache, Recall):
             cache = cache.outputs()
         if cache is None:
@@ -57,7 +57,7 @@ class CachedTeacher:
         return dict(zip(self.teachers, cache, strict=True)) if isinstance(self.teacher, Ensemble) else cache[0]
 
     def prepared(self, keyed: Keyed) -> dict[str, Any]:
-        """A batch of the source as both sides get it, with what the teacher said of it still to be looked up."""
+        """Return a batch of the source split by side, with a ``Recall`` for the teacher's outputs."""
         parts = self._parts(keyed.batch)
         return {
             "teacher": parts.teacher,
@@ -66,7 +66,7 @@ class CachedTeacher:
         }
 
     def inputs_of(self, batch: Any) -> Any:
-        """The teacher's part of a batch."""
+        """Return the teacher's part of a batch."""
         return self._parts(batch).teacher
 
     def to(self, device: torch.device) -> None:
@@ -76,21 +76,21 @@ class CachedTeacher:
         return self.teacher.frozen(student)
 
     def hooked(self, objective: Any) -> AbstractContextManager[None]:
-        """Hooks where the teacher is still going to be asked."""
+        """Register capture hooks if the teacher is still going to run."""
         return self.teacher.hooked(objective) if self.store is None else nullcontext()
 
     def _parts(self, batch: Any) -> Any:
         parts = split(batch if self._postprocess is None else self._postprocess(batch))
         if parts.cache is not None:
             raise RunError(
-                "the batches bring a teacher_cache, so there is nothing to cache; set it to false",
+                "the batches already hold a teacher_cache, so there is nothing to cache; set it to false",
                 field="is_caching_logits",
             )
         return parts
 
 
 class Recall:
-    """What the teacher said of one batch, looked up when it is wanted: on its way to the device, or by the teacher."""
+    """The teacher's outputs for one batch, looked up when needed: on the move to the device, or by the teacher."""
 
     __slots__ = ("_inputs", "_keyed", "_teacher")
 
@@ -100,11 +100,11 @@ class Recall:
         self._inputs = inputs
 
     def outputs(self, device: torch.device = _CPU) -> list[Outputs] | None:
-        """The outputs of each teacher, ``None`` before there is a store. Those that a codec kept are read on ``device``."""
+        """Return the outputs of each teacher, or ``None`` without a store. Coded ones are decoded on ``device``."""
         store = self._teacher.store
         return None if store is None else store.recall(self._keyed, self._inputs, device)
 
     def to(self, device: torch.device) -> Any:
-        """The outputs on ``device``, which is not looked at before there is a store."""
+        """Return the outputs on ``device``; does nothing if there is no store."""
         found = self.outputs(device)
         return self if found is None else to_device(found, device)

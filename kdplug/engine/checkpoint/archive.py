@@ -1,4 +1,4 @@
-"""Nested plain data with tensors in it, as one JSON file and one safetensors file. Nothing that is read back is ever run."""
+"""Store nested plain data and tensors as JSON and safetensors. Nothing that is read back is executed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 
 CHECKSUMS = "checksums.json"
-"""The file that holds the size and the CRC-32 of every other file in its folder."""
+"""The file with the size and CRC-32 of every other file in its folder."""
 
 SUMS = "SHA256SUMS"
-"""The file with the SHA-256 of each file of a finished student, next to them, as ``sha256sum -c`` reads it."""
+"""The file with the SHA-256 of each file of a finished student, in the format of ``sha256sum -c``."""
 
 _SUM = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
@@ -31,9 +31,9 @@ _CHUNK = 1 << 20
 
 
 def write_checksums(folder: Path, files: Iterable[Path], flush: Callable[[Path], None] = lambda _: None) -> None:
-    """Write the checksums of ``files`` in ``folder``, each of which goes through ``flush``, and so does the new file.
+    """Write the checksums of ``files`` in ``folder``. ``flush`` is called on each file, and on the checksum file.
 
-    A thread computes checksums while ``flush`` waits for the disk.
+    Checksums are computed in a thread while ``flush`` waits for the disk.
     """
     files = list(files)
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -46,10 +46,10 @@ def write_checksums(folder: Path, files: Iterable[Path], flush: Callable[[Path],
 
 
 def damage(folder: Path, names: Iterable[str] = (), *, only: bool = False) -> list[str]:
-    """What is wrong with the files of ``folder``, one phrase for each; empty where all are as they were written.
+    """Return a phrase for each damaged file of ``folder``; empty if all are intact.
 
-    ``names`` are files that must have a checksum; with ``only``, no other file is checked. A file without a checksum that
-    is not among them is ignored.
+    ``names`` are files that must have a checksum; with ``only``, no other file is checked. Other files without a
+    checksum are ignored.
     """
     if not (folder / CHECKSUMS).is_file():
         return [f"{CHECKSUMS} is missing"]
@@ -63,9 +63,9 @@ def damage(folder: Path, names: Iterable[str] = (), *, only: bool = False) -> li
 
 
 def check_file(file: Path) -> None:
-    """Compare a file with its checksum, where its folder has checksums: those of a checkpoint, or of a finished student.
+    """Compare a file with its checksum, if the folder has checksums: those of a checkpoint, or of a finished student.
 
-    Raises: ``RunError`` that says what is wrong with the file.
+    Raises: ``RunError`` that describes the damage.
     """
     if (file.parent / CHECKSUMS).is_file() and (found := damage(file.parent, [file.name], only=True)):
         raise RunError(f"{file.parent} is damaged: {found[0]}. Use another checkpoint or an undamaged copy")
@@ -75,13 +75,13 @@ def check_file(file: Path) -> None:
     written = {match[2]: match[1] for line in _lines(sums) if (match := _SUM.fullmatch(line))}
     if file.name in written and sha256(file) != written[file.name]:
         raise RunError(
-            f"{file} is damaged: it has another SHA-256 than {sums} says. Use an undamaged copy; if you changed the file, "
-            f"delete {SUMS}"
+            f"{file} is damaged: its SHA-256 differs from the one in {sums}. Use an undamaged copy; if you changed the "
+            f"file, delete {SUMS}"
         )
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with file.open("rb") as stream:
         return file_digest(stream, "sha256").hexdigest()
 
@@ -99,9 +99,7 @@ def _damage(file: Path, expected: tuple[int, int] | None) -> str:
     try:
         if (there := file.stat().st_size) != size:
             return f"{file.name} has {there:,} bytes instead of {size:,}"
-        return (
-            "" if _measure(file)["crc32"] == checksum else f"{file.name} has another checksum than when it was written"
-        )
+        return "" if _measure(file)["crc32"] == checksum else f"{file.name} does not match its checksum"
     except OSError as error:
         return f"{file.name} cannot be read ({error.strerror or error})"
 
@@ -122,9 +120,9 @@ _SCALARS = (str, int, float, bool, type(None))
 def write_archive(folder: Path, name: str, data: Any) -> None:
     """Write ``data`` as ``name.json`` and ``name.safetensors``.
 
-    ``data`` is made of dicts, lists, tuples, numbers, strings, booleans, ``None`` and tensors, nested in any way.
+    ``data`` consists of dicts, lists, tuples, numbers, strings, booleans, ``None`` and tensors, nested in any way.
 
-    Raises: ``RunError`` naming the path of anything else.
+    Raises: ``RunError`` with the path of any other object.
     """
     tensors = _Tensors()
     plain = _encode(data, name, tensors)
@@ -133,9 +131,9 @@ def write_archive(folder: Path, name: str, data: Any) -> None:
 
 
 def read_archive(folder: Path, name: str) -> Any:
-    """What ``write_archive`` wrote, equal to it bit by bit, its tensors on the CPU.
+    """Return the data passed to ``write_archive``, bit by bit equal, with tensors on the CPU.
 
-    Raises: ``RunError`` where a file is missing or damaged.
+    Raises: ``RunError`` if a file is missing or damaged.
     """
     try:
         plain = read_json(folder / f"{name}.json")
@@ -145,7 +143,7 @@ def read_archive(folder: Path, name: str) -> Any:
 
 
 class _Tensors:
-    """The tensors of an archive, on the CPU. Only those are copied whose memory is in it already, which safetensors refuses."""
+    """The tensors of an archive, on the CPU. Tensors that share memory are copied, since safetensors rejects them."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, Tensor] = {}
@@ -176,7 +174,7 @@ def _encode(value: Any, path: str, tensors: _Tensors) -> Any:
     if isinstance(value, _SCALARS):
         return value
     raise RunError(
-        f"{path} holds a {type(value).__name__}, which cannot be saved: a checkpoint holds tensors and plain data, no code"
+        f"{path} holds a {type(value).__name__}, which cannot be saved: a checkpoint holds only tensors and plain data"
     )
 
 
@@ -195,7 +193,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two trees of plain data and tensors are equal bit by bit."""
+    """Return whether two trees of plain data and tensors are equal bit by bit."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left.cpu(), right.cpu())
     if isinstance(left, Mapping) and isinstance(right, Mapping):

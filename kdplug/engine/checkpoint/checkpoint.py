@@ -1,4 +1,4 @@
-"""Everything that a run needs to go on, on disk: whole or not at all."""
+"""Write and read checkpoints, which are complete or absent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 
 STUDENT = "student.safetensors"
-"""The name of the file that holds the student's weights."""
+"""The file that holds the student's weights."""
 
 _logger = logging.getLogger("kdplug")
 
@@ -36,10 +36,11 @@ _FOLDER = re.compile(r"step-(\d+)")
 
 @dataclass(slots=True, eq=False)
 class Checkpoints:
-    """The checkpoints of one run: ``output_dir/step-{n}/``, of which the last ``keep`` stay (``None``: all), and step ``spare``.
+    """The checkpoints of one run: ``output_dir/step-{n}/``. Keeps the last ``keep`` (``None``: all) and step ``spare``.
 
-    A folder appears complete or not at all: it is written under a temporary name, with a checksum for each file, flushed to
-    disk, then renamed. ``run`` tells the checkpoints of this run from those that an earlier one left in the same folder.
+    A folder is complete or absent: it is written under a temporary name, with a checksum for each file, flushed to
+    disk, then renamed. ``run`` distinguishes the checkpoints of this run from those of an earlier run in the same
+    folder.
     """
 
     output_dir: Path
@@ -50,13 +51,13 @@ class Checkpoints:
     def write(
         self, step: int, modules: Mapping[str, nn.Module], shared: Any, own: Any, accelerator: Accelerator
     ) -> Path:
-        """Write a checkpoint and return the student's file. Every process calls it; the main one writes what is shared.
+        """Write a checkpoint and return the student's file. Every process calls it; the main one writes shared files.
 
-        ``modules`` holds the ``student`` and the ``objective``; ``shared`` and ``own`` are archives of this run and of this
-        process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` put them back. Weights that
-        are views of the same memory are stored one by one, which only ``load_student`` can load.
+        ``modules`` holds the ``student`` and the ``objective``. ``shared`` and ``own`` are archives of the run and of
+        this process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` restore them.
+        Weights that are views of the same memory are stored separately, and only ``load_student`` can load them.
 
-        Raises: ``RunError`` for what a checkpoint cannot hold.
+        Raises: ``RunError`` for data that a checkpoint cannot hold.
         """
         temporary = self.output_dir / f".step-{step}.tmp"
         target = self.output_dir / f"step-{step}"
@@ -90,9 +91,9 @@ class Checkpoints:
 
 
 def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
-    """Mark ``output_dir`` as belonging to a run, a new one where it has no ``name`` yet, and return its name.
+    """Mark ``output_dir`` with the name of a run, a new one if ``name`` is empty, and return the name.
 
-    What a kill left half written is deleted.
+    Incomplete checkpoints of a killed run are deleted.
     """
     name = name or uuid.uuid4().hex
     if is_main:
@@ -107,7 +108,7 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
 
 
 def steps(output_dir: Path) -> list[tuple[int, Path]]:
-    """The checkpoints in ``output_dir``, oldest step first."""
+    """Return the checkpoints in ``output_dir``, oldest step first."""
     folders = output_dir.iterdir() if output_dir.is_dir() else ()
     found = [
         (int(match[1]), folder) for folder in folders if (match := _FOLDER.fullmatch(folder.name)) and folder.is_dir()
@@ -116,16 +117,16 @@ def steps(output_dir: Path) -> list[tuple[int, Path]]:
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint was written after."""
+    """Return the step of a checkpoint."""
     return int(folder.name.removeprefix("step-"))
 
 
 def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
-    """The newest undamaged checkpoint of the last run in ``output_dir``, ``None`` where that run wrote none.
+    """Return the newest intact checkpoint of the last run in ``output_dir``, or ``None`` if that run wrote none.
 
-    Where it ``warns``, logs a warning that names each newer checkpoint that is damaged.
+    If ``warns``, log a warning that names each newer, damaged checkpoint.
 
-    Raises: ``RunError`` where all are damaged, or where the file that tells one run from another is damaged or missing.
+    Raises: ``RunError`` if all are damaged, or if the file that identifies the run is damaged or missing.
     """
     name = _marked(output_dir)
     broken: list[str] = []
@@ -149,19 +150,20 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises: ``RunError`` where ``folder`` is no checkpoint, or a damaged one; it names an undamaged one next to it."""
+    """Raises: ``RunError`` that names an intact checkpoint nearby if ``folder`` is not a checkpoint, or is damaged."""
     named = _FOLDER.fullmatch(folder.name)
     if named is None and not (folder / STUDENT).is_file():
         there = ", ".join(path.name for _, path in steps(folder)) or "none"
-        raise RunError(f"{folder} is no checkpoint that a run can go on from. Checkpoints in it: {there}")
+        raise RunError(f"{folder} is not a checkpoint to resume from. Checkpoints in it: {there}")
     if found := _damage(folder, int(named[1]) if named else None):
         raise RunError(
-            f"{folder} is damaged: {', '.join(found)}. The newest undamaged checkpoint next to it: {_other(folder) or 'none'}"
+            f"{folder} is damaged: {', '.join(found)}. The newest undamaged checkpoint next to it: "
+            f"{_other(folder) or 'none'}"
         )
 
 
 def _other(folder: Path) -> str:
-    """The name of the newest undamaged checkpoint next to ``folder``, empty where there is none."""
+    """Return the name of the newest intact checkpoint next to ``folder``, or an empty string."""
     for step, path in reversed(steps(folder.parent)):
         if path != folder and not _damage(path, step):
             return path.name
@@ -169,7 +171,7 @@ def _other(folder: Path) -> str:
 
 
 def _damage(folder: Path, step: int | None) -> list[str]:
-    """What is wrong with a checkpoint; ``step`` is the one in its name, if it has the name that it was written under."""
+    """Return a phrase for each damage of a checkpoint; ``step`` is the one in its folder name, if any."""
     names = [
         STUDENT,
         _OBJECTIVE,
@@ -182,19 +184,19 @@ def _damage(folder: Path, step: int | None) -> list[str]:
 
 
 def _marked(output_dir: Path) -> str:
-    """The name of the last run in ``output_dir``, empty where there was none."""
+    """Return the name of the last run in ``output_dir``, or an empty string."""
     mark = output_dir / _MARK
     if not mark.is_file():
         if there := steps(output_dir):
             raise RunError(
-                f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which says which run its checkpoints are of. "
-                f"Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
+                f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which identifies the run of its "
+                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
             )
         return ""
     name, _, checksum = mark.read_text(encoding="utf-8", errors="replace").rpartition(" ")
     if not name or checksum != _checksum(name):
         raise RunError(
-            f"{mark}, which says which run the checkpoints next to it are of, is damaged. Name the checkpoint "
+            f"{mark}, which identifies the run of the checkpoints next to it, is damaged. Name the checkpoint "
             "(resume='…/step-N'), or start again without resume"
         )
     return name
@@ -205,35 +207,35 @@ def _checksum(text: str) -> str:
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
-    """``run.json`` without its tensors. Its checksum has been compared."""
+    """Return ``run.json`` without its tensors. Its checksum has been verified."""
     found: dict[str, Any] = read_json(folder / f"{_RUN}.json")
     return found
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What ``write`` was given as ``shared``, with ``step`` and ``run``.
+    """Return the ``shared`` data passed to ``write``, with ``step`` and ``run``.
 
-    Raises: ``RunError`` where it cannot be read.
+    Raises: ``RunError`` if it cannot be read.
     """
     found: dict[str, Any] = read_archive(folder, _RUN)
     return found
 
 
 def read_process(folder: Path, index: int) -> dict[str, Any]:
-    """What process ``index`` gave ``write`` as ``own``.
+    """Return the ``own`` data that process ``index`` passed to ``write``.
 
-    Raises: ``RunError`` where it wrote nothing: the run had fewer processes.
+    Raises: ``RunError`` if that process did not exist.
     """
     if not (folder / f"{_process(index)}.json").is_file():
-        raise RunError(f"{folder} was written by fewer processes than run now; start as many as then")
+        raise RunError(f"{folder} was written by fewer processes than are running; start the same number")
     found: dict[str, Any] = read_archive(folder, _process(index))
     return found
 
 
 def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Put the weights of a checkpoint, its folder or its file, into ``student``.
+    """Load the weights of a checkpoint, given its folder or file, into ``student``.
 
-    Raises: ``RunError`` where they do not fit, or where the file is not the one that was written.
+    Raises: ``RunError`` if they do not fit, or if the file does not match its checksum.
     """
     file = Path(path)
     file = file / STUDENT if file.is_dir() else file
@@ -242,18 +244,18 @@ def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_objective(objective: nn.Module, folder: Path) -> None:
-    """Put what projections and losses had learned into ``objective``.
+    """Load the weights of projections and losses into ``objective``.
 
-    Raises: ``RunError`` where it does not fit, or where the file is not the one that was written.
+    Raises: ``RunError`` if they do not fit, or if the file does not match its checksum.
     """
     check_file(folder / _OBJECTIVE)
     _load(objective, folder / _OBJECTIVE, "objective")
 
 
 def load_both(student: nn.Module, objective: nn.Module, folder: Path) -> None:
-    """Put the weights of a checkpoint that is known to be undamaged into ``student`` and ``objective``.
+    """Load the weights of a verified checkpoint into ``student`` and ``objective``.
 
-    Raises: ``RunError`` where they do not fit.
+    Raises: ``RunError`` if they do not fit.
     """
     _load(student, folder / STUDENT, "student")
     _load(objective, folder / _OBJECTIVE, "objective")
@@ -273,7 +275,7 @@ def _save(module: nn.Module, file: Path, owner: str) -> None:
 
 
 def save_weights(module: nn.Module, file: Path) -> None:
-    """Write a state dict of tensors. Tied tensors are stored once, other ones that share memory each as a copy of its own."""
+    """Write a state dict of tensors. Tied tensors are stored once; others that share memory as separate copies."""
     stored: dict[str, torch.Tensor] = {}
     memories: set[int] = set()
     for name, value in _untied(module.state_dict()).items():
@@ -285,7 +287,7 @@ def save_weights(module: nn.Module, file: Path) -> None:
 
 
 def _untied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without those that are an earlier one, by name, under another name."""
+    """Return the tensors without those that are identical to one with an earlier name."""
     found: dict[Any, str] = {}
     for name in sorted(tensors):
         found.setdefault(_memory(tensors[name]) or name, name)
@@ -293,7 +295,7 @@ def _untied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """What is equal of two tensors only if they are the same one; ``None`` of a tensor without memory."""
+    """Return a key that is equal only for identical tensors; ``None`` for a tensor without memory."""
     pointer = tensor.data_ptr()
     return (pointer, tensor.device, tensor.dtype, tensor.shape, tensor.stride()) if pointer else None
 
@@ -312,7 +314,7 @@ def _load(module: nn.Module, file: Path, owner: str) -> None:
 
 
 def _rename(temporary: Path, target: Path) -> None:
-    """Rename a folder onto ``target``; a folder that stands there is moved aside first and deleted after."""
+    """Rename a folder to ``target``; an existing ``target`` is moved aside first and deleted afterwards."""
     if not target.exists():
         temporary.rename(target)
         return

@@ -1,4 +1,4 @@
-"""Fingerprints of the data of a run: cheap for a million rows, so that no run is resumed over other data."""
+"""Fingerprints of a run's data, so that no run is resumed with other data. Cheap even for millions of examples."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from kdplug.engine.parallel.fsdp import is_sharded
 from kdplug.errors import RunError
 
 UNKNOWN = "(unknown)"
-"""Stands for a part of a fingerprint that cannot be computed. It equals everything."""
+"""Placeholder for a part of a fingerprint that cannot be computed. It matches everything."""
 
 CONTENT = "content"
-"""The key of what was read of the examples: a digest, or digests by the number of examples that they are of."""
+"""The key for the examples read: a digest, or digests by the number of examples covered."""
 
 HELD = "held_values"
-"""The key of a digest of the values that a callable depends on. They may differ between the processes of a run."""
+"""The key for a digest of the values that a callable depends on. They may differ between the processes of a run."""
 
 _CHOICE = ("indices", "weights", "replacement", "num_samples", "_num_samples")
-"""The attributes of torch's samplers that say which examples they draw."""
+"""The attributes of torch's samplers that determine which examples they draw."""
 
 _SECONDS = 1.0
 _GROUP = 16
 
 
 def data_fingerprint(loader: Iterable[Any]) -> dict[str, Any]:
-    """How ``loader`` makes batches, and what its examples are; plain data. Random numbers are left as they were.
+    """Return plain data that identifies how ``loader`` makes batches, and its examples. Random state is unchanged.
 
-    Nothing but the class is known of an iterable that is neither a ``DataLoader`` nor a list of batches: to read it would be
-    to use it up.
+    An iterable that is neither a ``DataLoader`` nor a list of batches is identified by its class only, since reading it
+    would consume it.
     """
     if isinstance(loader, MultiTaskLoader):
         return {
@@ -66,12 +66,12 @@ def data_fingerprint(loader: Iterable[Any]) -> dict[str, Any]:
 
 
 def dataset_fingerprint(dataset: Any, loader: DataLoader[Any] | None = None) -> dict[str, Any]:
-    """What the examples of ``dataset`` are; plain data.
+    """Return plain data that identifies the examples of ``dataset``.
 
-    Tensors and arrays are read whole. A dataset that has a ``fingerprint()`` is asked for it. Of any other one, examples
-    are read by place for about a second, in an order that spreads them over the dataset, and each group with the same random
-    seed. ``loader`` has the dataset read in a worker process if it has workers itself. A dataset whose examples differ
-    when they are read twice is not fingerprinted beyond its length, nor is one that cannot be read by place.
+    Tensors and arrays are read completely. If a dataset has a ``fingerprint()``, its result is used. Of any other
+    dataset, examples are read by index for about a second, in an order spread over the dataset, each group with the
+    same random seed. They are read in a worker process if ``loader`` has workers. If examples differ when they are read
+    twice, or cannot be read by index, only the length is used.
 
     Raises: ``RunError`` for a ``fingerprint()`` that does not return plain data.
     """
@@ -94,8 +94,9 @@ def dataset_fingerprint(dataset: Any, loader: DataLoader[Any] | None = None) -> 
 
 
 def tensor_fingerprint(named: Iterable[tuple[str, Any]]) -> str:
-    """A digest of tensors and arrays: names, dtypes, shapes and bytes. Unknown where one has no plain bytes in this process, as where it
-    is sharded, quantized or on ``meta``.
+    """Return a digest of names, dtypes, shapes and bytes of tensors and arrays.
+
+    It is ``UNKNOWN`` if one has no plain bytes in this process, such as a sharded, quantized or ``meta`` tensor.
     """
     mark = 0
     for name, value in named:
@@ -108,23 +109,23 @@ def tensor_fingerprint(named: Iterable[tuple[str, Any]]) -> str:
 
 
 def code_fingerprint(function: Any) -> Any:
-    """A digest of the code of a callable, and one of all that its result depends on besides; ``None`` for none.
+    """Return a digest of a callable's code, and one of everything else its result depends on; ``None`` for ``None``.
 
-    The second one, ``held_values``, is of closures, default arguments, global variables and helper functions. It may differ
-    between processes. The attributes of an object are in neither. Of a builtin or a class there is only the name.
+    The second one, ``held_values``, covers closures, default arguments, global variables and helper functions, and may
+    differ between processes. Attributes of objects are in neither. Builtins and classes are identified by name only.
     """
     code = _code(function)
     if function is None or (isinstance(function, type) or type(function) is BuiltinFunctionType):
         return code
     try:
         held = code_digest(function, with_state=False)
-    except RunError:  # a tensor on the meta device, which has no values to compare
+    except RunError:  # a tensor on the meta device has no values
         held = UNKNOWN
     return {"code": code, HELD: held}
 
 
 def described(value: Any) -> Any:
-    """``value`` as plain data: numbers and text as they are, callables by their code, tensors by digest, others by class."""
+    """Return ``value`` as plain data: numbers and text unchanged, callables and tensors as digests, others by class."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -137,7 +138,7 @@ def described(value: Any) -> Any:
 
 
 def _code(function: Any) -> str | None:
-    """A digest of the code of a callable and of what it wraps; the name where it is not written in Python."""
+    """Return a digest of the code of a callable and of what it wraps, or its name if it is not written in Python."""
     if function is None:
         return None
     if isinstance(function, partial):
@@ -178,14 +179,15 @@ def _plain(dataset: FingerprintedDataset) -> Any:
         return json.loads(json.dumps(found))
     except (TypeError, ValueError) as error:
         raise RunError(
-            f"{type(dataset).__qualname__}.fingerprint() must return plain data (text, numbers, lists, mappings): {error}"
+            f"{type(dataset).__qualname__}.fingerprint() must return plain data (text, numbers, lists, mappings): "
+            f"{error}"
         ) from error
 
 
 def _bytes(value: Any) -> Any:
     if isinstance(value, Tensor):
         if is_sharded(value):
-            raise TypeError("each process holds another part of it")
+            raise TypeError("each process holds a different part of it")
         return value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
     if isinstance(value, numpy.ndarray) and value.dtype != object:
         return numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8)
@@ -193,7 +195,7 @@ def _bytes(value: Any) -> Any:
 
 
 def _content(dataset: Any, loader: DataLoader[Any] | None = None) -> Any:
-    """A digest of the first 16, 32, 64, … examples that are read: two runs compare the most that both had the time to read."""
+    """Return digests of the first 16, 32, 64, … examples read; runs compare the largest number that both reached."""
     found: dict[str, str] = {}
     count, read, mark, first = len(dataset), 0, 0, None
     deadline = time.monotonic() + _SECONDS
@@ -204,7 +206,7 @@ def _content(dataset: Any, loader: DataLoader[Any] | None = None) -> Any:
                     first = marks
                     continue
                 if not read and marks != first:
-                    return UNKNOWN  # drawn at random, from a generator of its own
+                    return UNKNOWN  # random, from a generator that is not seeded here
                 read += len(marks)
                 mark = zlib.crc32(numpy.asarray(marks, dtype=numpy.int64).tobytes(), mark)
                 is_late = time.monotonic() > deadline
@@ -212,13 +214,13 @@ def _content(dataset: Any, loader: DataLoader[Any] | None = None) -> Any:
                     found[str(read)] = f"{mark:08x}"
                 if is_late:
                     break
-    except Exception:  # whatever a dataset raises that has other keys than places
+    except Exception:  # datasets without integer keys raise anything
         return UNKNOWN
     return found
 
 
 def _groups(count: int) -> Iterator[list[int]]:
-    """Every place once, in groups whose first ones are spread over all places already. The first group comes twice."""
+    """Yield every index once in groups, the first ones spread over the dataset. The first group is yielded twice."""
     stride = max(1, round(count * 0.618))
     while math.gcd(stride, count) > 1:
         stride += 1
@@ -227,9 +229,10 @@ def _groups(count: int) -> Iterator[list[int]]:
 
 
 def _read(dataset: Any, groups: Iterable[list[int]], loader: DataLoader[Any] | None) -> Iterator[list[int]]:
-    """The digests of the examples of each group.
+    """Yield the digests of the examples of each group.
 
-    A dataset that is meant for workers is read in one: what it opens there is not inherited by those of the run.
+    A dataset that is meant for workers is read in one, so that files it opens are not inherited by the workers of the
+    run.
     """
     if loader is None or not loader.num_workers:
         return map(_Marks(dataset).__getitem__, groups)
@@ -248,15 +251,15 @@ def _read(dataset: Any, groups: Iterable[list[int]], loader: DataLoader[Any] | N
 
 
 class _Marks(Dataset[list[int]]):
-    """Groups of places to digests of the examples at these places."""
+    """Maps groups of indices to digests of the examples at these indices."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
     def __getitem__(self, places: list[int]) -> list[int]:
         random.seed(0)
-        numpy.random.seed(0)  # noqa: NPY002  the generators that a dataset draws from
-        torch.default_generator.manual_seed(0)  # torch.manual_seed takes far longer: it looks for accelerators
+        numpy.random.seed(0)  # noqa: NPY002  the generators that a dataset may use
+        torch.default_generator.manual_seed(0)  # torch.manual_seed is far slower: it looks for accelerators
         several: Callable[[list[int]], list[Any]] | None = getattr(self.dataset, "__getitems__", None)
         items = several(places) if callable(several) else [self.dataset[place] for place in places]
         return [digest(item) for item in items]

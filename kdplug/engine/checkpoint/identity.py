@@ -1,4 +1,4 @@
-"""What a run is, so that it is resumed as itself or not at all, and is the same in each of its processes."""
+"""The identity of a run: compared when it is resumed, and between its processes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ _WIDTH = 120
 _DIGEST = re.compile(r"[0-9a-f]{8}|[0-9a-f]{16}")
 
 FINGERPRINTS = ("data", "teacher", "teacher_cache", "student")
-"""The parts of an identity that are digests and shapes, of no interest to a tracker."""
+"""The parts of an identity that are digests and shapes, which trackers do not need."""
 
 
 def run_identity(pair: TrainingModule, teacher: Any, request: Request) -> dict[str, Any]:
-    """What ``request.identity`` holds, and fingerprints of all else that decides what a run learns; plain data.
+    """Return ``request.identity`` and fingerprints of everything else that affects what a run learns, as plain data.
 
-    Call it before anything is wrapped, sharded or put in the place of teacher and data.
+    Call it before anything is wrapped or sharded, and before cached teachers and data replace the originals.
     """
     return {
         **request.identity,
@@ -62,7 +62,7 @@ def run_identity(pair: TrainingModule, teacher: Any, request: Request) -> dict[s
 
 
 def sides_identity(student: nn.Module, adaptor: Any, objective: nn.Module, teacher: Any) -> dict[str, Any]:
-    """What is trained and what it learns from: the teachers whole, the student's shapes, and the code of adaptors and matches."""
+    """Return fingerprints of the teachers, the student's shapes, and the code of adaptors and matches."""
     return {
         **({} if teacher is None else {"teacher": teacher_identity(teacher)}),
         "student": {
@@ -76,7 +76,7 @@ def sides_identity(student: nn.Module, adaptor: Any, objective: nn.Module, teach
 
 
 def teacher_identity(side: Any) -> dict[str, Any]:
-    """Weights, architecture and adaptor of a teacher, or of each of several by key or task."""
+    """Return weights, architecture and adaptor of a teacher, or of each of several by key or task."""
     if isinstance(side, (Ensemble, TaskTeachers)):
         return {key: teacher_identity(one) for key, one in side.teachers.items()}
     if isinstance(side, CacheOnlyTeacher):
@@ -85,7 +85,7 @@ def teacher_identity(side: Any) -> dict[str, Any]:
 
 
 def cache_identity(caches: Caches) -> dict[str, Any]:
-    """A digest of what each teacher cache in a folder was made from. It has to be filled, so that the folder says it."""
+    """Return a digest of the inputs of each teacher cache in a folder. Call it after the caches are filled."""
     by_task = {"": caches} if isinstance(caches, TeacherCache) else dict(caches or {})
     found = {}
     for task, cache in by_task.items():
@@ -95,7 +95,7 @@ def cache_identity(caches: Caches) -> dict[str, Any]:
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:
-    """Digests of the weights of a model, of how it is built, and of the functions that its modules hold."""
+    """Return digests of a model's weights, of its architecture, and of the functions that its modules hold."""
     return {
         "weights": tensor_fingerprint(model.state_dict(keep_vars=True).items()),
         "architecture": _architecture(model),
@@ -104,7 +104,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def _architecture(model: nn.Module) -> str:
-    """A digest of how a model prints, with dropout and the like, and of the shapes in it."""
+    """Return a digest of the model's repr, which includes dropout and the like, and of the shapes in it."""
     return text_digest([printed(model), _shapes(model)])
 
 
@@ -113,7 +113,7 @@ def _functions(model: nn.Module) -> dict[str, Any]:
 
 
 def _structure(model: nn.Module) -> dict[str, str]:
-    """Dtype and shape of each parameter and buffer by name, and whether it is trained."""
+    """Return dtype and shape of each parameter and buffer by name, and whether it is frozen."""
     frozen = {name for name, value in model.named_parameters() if not value.requires_grad}
     return {name: f"{shape} frozen" if name in frozen else shape for name, shape in _shapes(model).items()}
 
@@ -123,7 +123,7 @@ def _shapes(model: nn.Module) -> dict[str, str]:
 
 
 class Difference(NamedTuple):
-    """A place at which two identities differ, and what is there in each of them."""
+    """A path at which two identities differ, and the value of each."""
 
     path: str
     first: Any
@@ -131,7 +131,7 @@ class Difference(NamedTuple):
 
     @property
     def is_digest(self) -> bool:
-        """Whether both values are digests, which tell a reader nothing. A version may look like one."""
+        """True if both values are digests, which are not worth showing. A version may look like one, but is not."""
         is_version = self.path.partition(".")[0] in ("kdplug", "torch", "plugins")
         return not is_version and all(
             isinstance(value, str) and _DIGEST.fullmatch(value) for value in (self.first, self.second)
@@ -139,7 +139,7 @@ class Difference(NamedTuple):
 
 
 def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]:
-    """Each place where two trees of plain data differ. What is unknown in one of them is no difference."""
+    """Yield each difference between two trees of plain data. Values unknown in one of them are skipped."""
     if UNKNOWN in (first, second):
         return
     if _is_callable(first) or _is_callable(second):
@@ -168,17 +168,18 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
             for one in found
         ]
         raise RunError(
-            f"{folder} was written by another run; changed since: {parts}. What differs (checkpoint -> now):\n    "
+            f"{folder} was written by another run; changed since: {parts}. Differences (checkpoint -> now):\n    "
             + "\n    ".join(_shortened(lines))
-            + "\nUndo the change, or resume all the same with resume_changed=True (--resume-changed). What is compared: "
+            + "\nUndo the change, or resume anyway with resume_changed=True (--resume-changed). What is compared: "
             + _DOCS
         )
 
 
 def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
-    """Compare the identities of all processes, which all have to call this, and return that of rank 0.
+    """Compare the identities of all processes and return that of rank 0. Every process has to call it.
 
-    One collective, none in a single process. Values that callables hold are not compared: a function may depend on its rank.
+    It takes one collective, none in a single process. Values that callables hold are not compared: a function may
+    depend on its rank.
 
     Raises: on every process the same ``RunError``, which names the rank, the field and both values.
     """
@@ -195,7 +196,7 @@ def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, An
     ]
     if lines:
         raise RunError(
-            "the processes were not started with the same run. What differs from rank 0:\n    "
+            "the processes were started with different runs. Differences from rank 0:\n    "
             + "\n    ".join(_shortened(lines))
             + "\nStart every process with the same code, config, packages and files"
         )
@@ -207,7 +208,7 @@ def _is_callable(value: Any) -> bool:
 
 
 def _other_callable(first: Any, second: Any, path: str) -> Iterator[Difference]:
-    """Compare two results of ``code_fingerprint``. Other code has other values, which are not worth a line then."""
+    """Compare two results of ``code_fingerprint``. If the code differs, its values are not compared."""
     codes = [one["code"] if _is_callable(one) else one for one in (first, second)]
     if codes[0] != codes[1]:
         yield Difference(path, *codes)
@@ -216,7 +217,7 @@ def _other_callable(first: Any, second: Any, path: str) -> Iterator[Difference]:
 
 
 def _other_examples(first: Mapping[str, Any], second: Mapping[str, Any], path: str) -> Iterator[Difference]:
-    """Compare two fingerprints of examples by the most examples that both runs read."""
+    """Compare two fingerprints of examples at the largest number of examples that both runs read."""
     for count in [count for count in first if count in second][-1:]:
         if first[count] != second[count]:
             yield Difference(f"{path} ({int(count):,} examples compared)", first[count], second[count])
@@ -249,7 +250,7 @@ def _custom_matches(objective: Any) -> list[dict[str, Any]]:
 
 
 def _optimizer(request: Request, student: nn.Module, objective: nn.Module) -> dict[str, Any]:
-    """Classes and settings of the optimizer, the schedule and clipping. The objective's groups follow from its config."""
+    """Return classes and settings of optimizer, schedule and clipping. Its config determines the objective's groups."""
     optimizer, own = unwrap(request.optimizer), {id(parameter) for parameter in objective.parameters()}
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     groups = []
@@ -257,7 +258,7 @@ def _optimizer(request: Request, student: nn.Module, objective: nn.Module) -> di
         trained = [names.get(id(parameter), UNKNOWN) for parameter in group["params"] if id(parameter) not in own]
         if trained:
             settings = {name: described(value) for name, value in group.items() if name not in ("params", "initial_lr")}
-            settings["lr"] = described(group.get("initial_lr", group.get("lr")))  # a schedule may have moved it
+            settings["lr"] = described(group.get("initial_lr", group.get("lr")))  # a schedule may have changed it
             groups.append({"parameters": len(trained), "names": text_digest(trained), **settings})
     return {
         "kind": type(optimizer).__qualname__,
@@ -271,7 +272,7 @@ def _optimizer(request: Request, student: nn.Module, objective: nn.Module) -> di
 
 
 def _shown(value: Any) -> str:
-    text = "(not there)" if value is _MISSING else repr(value)
+    text = "(missing)" if value is _MISSING else repr(value)
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and SIGINT end a run after the step at hand, with a checkpoint."""
+"""Preemption: SIGTERM and SIGINT end a run after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """Whether the run was told to stop, and by what. A second signal ends the process at once, as without kdplug."""
+    """The signal that asked the run to stop, if any. A second signal ends the process at once, as without kdplug."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Whether any process was told to stop. Every process has to ask at the same step."""
+        """Return whether any process received a signal. Every process has to call it at the same step."""
         if accelerator.num_processes == 1:
             return self.signal is not None
-        told = torch.tensor(self.signal or 0, device=accelerator.device)
-        strongest = int(accelerator.gather(told.reshape(1)).max())
+        received = torch.tensor(self.signal or 0, device=accelerator.device)
+        strongest = int(accelerator.gather(received.reshape(1)).max())
         self.signal = strongest or None
         return self.signal is not None
 
     def leave(self) -> None:
-        """End as the signal asks: ``KeyboardInterrupt`` for SIGINT, else ``SystemExit`` with 128 plus its number."""
+        """Exit as the signal asks: ``KeyboardInterrupt`` for SIGINT, else ``SystemExit`` with 128 plus its number."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + (self.signal or 0))
@@ -38,7 +38,7 @@ class Preemption:
 
 @contextmanager
 def preemption() -> Iterator[Preemption]:
-    """Listen for the length of a run. Outside the main thread, where Python allows no handler, nothing is heard."""
+    """Handle signals for the length of a run. Outside the main thread, where Python allows no handler, do nothing."""
     heard = Preemption()
     if threading.current_thread() is not threading.main_thread():
         yield heard

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint as if nothing had happened."""
+"""Resume a run from a checkpoint exactly."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from kdplug.errors import RunError
 _logger = logging.getLogger("kdplug")
 
 AUTO = "auto"
-"""Go on from the last checkpoint in ``output_dir``, or start where there is none."""
+"""Resume from the last checkpoint in ``output_dir``, or start a new run if there is none."""
 
 Resume = str | os.PathLike[str] | None
-"""``"auto"``, the folder of a checkpoint, or ``None`` for a fresh start."""
+"""``"auto"``, a checkpoint folder, or ``None`` for a new run."""
 
 
 def find_checkpoint(resume: Resume, output_dir: Path) -> Path | None:
-    """The checkpoint to go on from, ``None`` for a fresh start. With ``"auto"`` damaged ones are passed over, with a warning.
+    """Return the checkpoint to resume from, or ``None`` for a new run. ``"auto"`` skips damaged ones with a warning.
 
-    Raises: ``RunError`` where a folder is named that is no undamaged checkpoint, or where every checkpoint is damaged.
+    Raises: ``RunError`` if a given folder is not an intact checkpoint, or if every checkpoint is damaged.
     """
     if resume is None:
         return None
@@ -51,21 +51,21 @@ def load_weights(
     *,
     changed_is_meant: bool = False,
 ) -> None:
-    """Give student and objective the weights in ``folder``, before anything wraps or shards them; ``saved`` is read from it.
+    """Load the weights in ``folder``, whose ``run.json`` is ``saved``, before student and objective are wrapped.
 
-    Raises: ``RunError`` that lists what differs between ``identity`` and that of the run that wrote them, unless
-    ``changed_is_meant``; ``RunError`` for weights that do not fit.
+    Raises: ``RunError`` that lists the differences between ``identity`` and that of the run that wrote the checkpoint,
+    unless ``changed_is_meant``; ``RunError`` for weights that do not fit.
     """
     written = saved["identity"]
     if not changed_is_meant:
         check_identity(written, dict(identity), folder)
     elif written.get("processes") != identity.get("processes"):
-        warnings.warn("the number of processes changed: the run goes on, but not with the same batches", stacklevel=2)
+        warnings.warn("the number of processes changed: the run resumes, but with different batches", stacklevel=2)
     load_both(pair.student, pair.objective, folder)
 
 
 def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
-    """Put a run that is about to start where the run that wrote ``folder`` was; its weights are there already.
+    """Restore everything but the weights from the checkpoint ``folder`` into a run that is about to start.
 
     Raises: ``RunError`` for a checkpoint that does not fit.
     """
@@ -81,7 +81,7 @@ def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
 
 
 def _undamaged(standing: Standing, loop: Loop) -> Standing:
-    """The best evaluation so far, or none where its checkpoint cannot be used any more."""
+    """Return the best evaluation so far, or none if its checkpoint is damaged."""
 
     def found() -> list[str]:
         assert standing.step is not None

@@ -1,4 +1,4 @@
-"""Who is told what happens in a run."""
+"""Notify the observers of a run."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 
 class RunObserver(Protocol):
-    """An observer of runs. What it returns is ignored."""
+    """An observer of runs. Return values are ignored."""
 
     def run_start(self, run: Run) -> None:
-        """Everything is built and nothing is trained yet."""
+        """Called when everything is built and nothing is trained yet."""
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:
-        """``step`` optimizer steps are done; ``report`` is the last one's loss."""
+        """Called after ``step`` optimizer steps; ``report`` is the loss of the last one."""
 
     def run_end(self, run: Run, error: BaseException | None) -> None:
-        """The run is over; ``error`` is what ended it, ``None`` where it was done."""
+        """Called when the run is over; ``error`` is the exception that ended it, or ``None`` if it completed."""
 
 
 class Callbacks:
-    """Tells every observer. What one of them raises is reported once for each event, and does not end the run.
+    """Calls every observer. An exception in one is reported once per event, and does not end the run.
 
-    It does if ``strict``, and a ``PluginError`` always does: the host raises that only where it was told to be strict.
+    It does if ``strict``. A ``PluginError`` always does: the host raises it only in strict mode.
     """
 
     def __init__(self, observers: Iterable[RunObserver] = (), *, strict: bool = False) -> None:
@@ -64,7 +64,7 @@ class Callbacks:
         if (id(observer), event) not in self._reported:
             self._reported.add((id(observer), event))
             warnings.warn(
-                f"{type(observer).__name__} raised in {event}, and the run goes on: {type(error).__name__}: {error}",
+                f"{type(observer).__name__} raised in {event}; the run continues: {type(error).__name__}: {error}",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""Progress display of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFRESH_SECONDS = 0.5
 
 
 class Display(Protocol):
-    """Shows a run. ``step`` is called after every optimizer step and must cost next to nothing."""
+    """Displays a run. ``step`` is called after every optimizer step and must cost next to nothing."""
 
     def note(self, text: str) -> None: ...
 
@@ -29,7 +29,7 @@ class Display(Protocol):
 
 @contextmanager
 def display(total_steps: int, *, shown: bool, console: Console | None = None) -> Iterator[Display]:
-    """A bar on a terminal, plain lines elsewhere (both on the error stream), nothing where ``shown`` is false."""
+    """Yield a progress bar on a terminal, plain lines elsewhere (both on stderr), or nothing if not ``shown``."""
     console = console or Console(stderr=True)
     made: Display = Nothing()
     if shown:
@@ -41,7 +41,7 @@ def display(total_steps: int, *, shown: bool, console: Console | None = None) ->
 
 
 class Nothing:
-    """Shows nothing."""
+    """Displays nothing."""
 
     def note(self, text: str) -> None:
         pass
@@ -57,20 +57,20 @@ class Nothing:
 
 
 class Pace:
-    """Steps a second since the display began, of this run alone: one that goes on does not count the steps of before."""
+    """Steps per second since the display started. Steps of an earlier run that this one resumes are not counted."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
         self.before: int | None = None
-        """The steps that came before this run, from its first step on."""
+        """The number of steps before this run, known from its first step on."""
 
     def rate(self, step: int) -> float:
-        """Steps a second until ``step``, which is done."""
+        """Return the steps per second up to ``step``, which is complete."""
         return (step - (self.before or 0)) / max(time.monotonic() - self._start, 1e-9)
 
 
 class Lines:
-    """One line for each tenth of the run, and one for the last step of a run that ends before."""
+    """One line per tenth of the run, and one for the last step of a run that ends early."""
 
     def __init__(self, total_steps: int, console: Console) -> None:
         self._total = total_steps
@@ -106,11 +106,11 @@ class Lines:
         seconds = int((self._total - step) / rate)
         left = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
         line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self._losses}".rstrip()
-        print(line, file=self._console.file, flush=True)  # a hundredth of what rich takes for a line without colours
+        print(line, file=self._console.file, flush=True)  # 100 times faster than rich for a line without colours
 
 
 class Bar:
-    """A bar with rate and time left, redrawn a few times a second however fast the steps are."""
+    """A progress bar with rate and time left, redrawn at most a few times per second."""
 
     def __init__(self, total_steps: int, console: Console) -> None:
         self._bar = Progress(
@@ -155,5 +155,5 @@ class Bar:
 
 
 def losses_text(values: Mapping[str, float]) -> str:
-    """``total_loss 1.23  kd_loss 0.98``."""
+    """Format losses as ``total_loss 1.23  kd_loss 0.98``."""
     return "  ".join(f"{name.removeprefix('unweighted_')} {value:.4g}" for name, value in values.items())

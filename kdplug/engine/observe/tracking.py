@@ -1,4 +1,4 @@
-"""What a run writes down about its losses, through accelerate's trackers."""
+"""Loss logging: accelerate's trackers and the journal file."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Tracking:
         self._others = tuple(others.values())
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        """Write the values of optimizer step ``step``: TensorBoard calls each ``scalar/{name}``, the others ``name``.
+        """Log the values of optimizer step ``step``: TensorBoard names each ``scalar/{name}``, the others ``name``.
 
-        Past TensorBoard's own ``log``, which waits for the disk each time; its writer flushes every few seconds.
+        This bypasses ``TensorBoardTracker.log``, which flushes to disk each time; the writer flushes every few seconds.
         """
         if self._writer is not None:
             for name, value in values.items():
@@ -51,11 +51,11 @@ class Tracking:
 def tracking(
     config: LoopConfig, *, is_main: bool, name: str = "", about: Mapping[str, Any] | None = None
 ) -> Iterator[Tracking]:
-    """The trackers that ``config`` asks for, for the length of a run called ``name``; ``about`` is stored with each.
+    """Yield the trackers that ``config`` names, for a run called ``name``; ``about`` is stored with each.
 
-    W&B's project and MLflow's experiment are ``kdplug`` unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` says otherwise.
+    W&B's project and MLflow's experiment are ``kdplug`` unless ``WANDB_PROJECT`` or ``MLFLOW_EXPERIMENT_NAME`` is set.
 
-    Raises: ``RunError`` where a tracker's package is not installed.
+    Raises: ``RunError`` if a tracker's package is not installed.
     """
     wanted = _wanted(config)
     for tracker in wanted:
@@ -94,9 +94,9 @@ def _make(tracker: str, config: LoopConfig, name: str) -> GeneralTracker:
 
 
 def flat(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested plain data on one level, ``a.b`` for ``b`` in ``a``, as trackers store it: lists and ``None`` become JSON.
+    """Flatten nested plain data, with ``a.b`` for ``b`` in ``a``, as trackers store it; lists and ``None`` become JSON.
 
-    The empty key, under which a run without tasks has its config, adds nothing to a name.
+    The empty key, which holds the config of a run without tasks, adds nothing to a name.
     """
     return {".".join(filter(None, path)): value for path, value in _leaves(data, ())}
 
@@ -110,7 +110,7 @@ def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
 
 
 def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:
-    """``total_loss`` and ``unweighted_{term}`` as numbers, with one synchronisation; the mean over the processes."""
+    """Return ``total_loss`` and ``unweighted_{term}`` as numbers, averaged over processes, with one synchronization."""
     names = ["total_loss", *(f"unweighted_{name}" for name in report.terms)]
     alone = accelerator.num_processes == 1
     with torch.no_grad():
@@ -125,7 +125,7 @@ def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:
 
 
 def _share(term: TermValue, *, alone: bool) -> tuple[torch.Tensor, float]:
-    """A tensor and a number that give the term's value when divided: plain numbers are divided without the device."""
+    """Return a tensor and a divisor that give the term's value; plain numbers are divided without the device."""
     if alone and isinstance(term.count, (int, float)) and term.count > 0:
         return term.total, term.count
     return term.value, 1
@@ -148,7 +148,7 @@ class Journal:
 
 @contextmanager
 def journal(output_dir: Path, *, is_main: bool, after: int = 0) -> Iterator[Journal]:
-    """The journal of a run that goes on after ``after`` steps; lines of later steps, from before a kill, are dropped."""
+    """Yield the journal of a run that resumes after ``after`` steps; lines of later steps are dropped."""
     if not is_main:
         yield Journal()
         return
@@ -167,7 +167,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _step(line: str) -> float:
-    """The step of a line; a line that a kill cut short belongs to no step and comes after all."""
+    """Return the step of a line; a line truncated by a kill sorts after all others."""
     try:
         return float(json_value(line)["step"]) if line.endswith("\n") else float("inf")
     except (ValueError, KeyError, TypeError):

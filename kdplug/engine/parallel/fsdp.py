@@ -1,4 +1,4 @@
-"""A frozen teacher spread over the processes, with ``fully_shard`` itself: accelerate prepares one model, the student's."""
+"""FSDP2: shard a frozen teacher with ``fully_shard`` itself, since accelerate prepares only one model, the student."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
 
 _SHARDED = "full_tensor"
-"""What a DTensor has and no other tensor; asking for it is cheaper than the import of FSDP."""
+"""An attribute that only a DTensor has; looking it up is cheaper than importing FSDP."""
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether a tensor is spread over the processes."""
+    """Return whether a tensor is sharded over the processes."""
     return hasattr(value, _SHARDED)
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a sharded tensor, and any other tensor itself."""
+    """Return this process's part of a sharded tensor, and any other tensor as it is."""
     part: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return part
 
 
 def whole(value: Any, *, keep: bool = True) -> Any:
-    """``value``, a tree of plain data and tensors, with each sharded tensor gathered on the CPU. Every process has to ask.
+    """Return a tree of plain data and tensors with sharded tensors gathered on the CPU. Every process calls it.
 
-    One that does not ``keep`` what is gathered gets ``None`` in its place.
+    A process that does not ``keep`` the gathered tensors gets ``None`` in their place.
     """
     if is_sharded(value):
         full = value.full_tensor()
@@ -51,7 +51,7 @@ def whole(value: Any, *, keep: bool = True) -> Any:
 
 
 class Gathered(nn.Module):
-    """What was gathered of a module, in the form in which a checkpoint reads a module: it has a state dict."""
+    """The gathered weights of a module, with a ``state_dict`` for checkpoints."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
@@ -62,11 +62,11 @@ class Gathered(nn.Module):
 
 
 def gathered(module: nn.Module, *, keep: bool = True) -> nn.Module:
-    """``module``, or where it is sharded its whole weights on the CPU; tied ones are one tensor. Every process has to ask.
+    """Return ``module``, or its whole weights on the CPU if sharded; tied ones are one tensor. Every process calls it.
 
-    One that does not ``keep`` them gets none.
+    A process that does not ``keep`` the weights gets none.
     """
-    held = module.state_dict()  # FSDP lets go of what is gathered when it is asked for this, so it comes first
+    held = module.state_dict()  # first, since this makes FSDP reshard gathered weights
     if not any(map(is_sharded, held.values())):
         return module
     own = {name: id(value) for name, value in module.named_parameters(remove_duplicate=False)}
@@ -81,7 +81,7 @@ def gathered(module: nn.Module, *, keep: bool = True) -> nn.Module:
 
 
 def sharded_like(optimizer: Optimizer, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The saved state of an optimizer, each tensor sharded as its parameter is."""
+    """Return the saved state of an optimizer, with each tensor sharded like its parameter."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not any(map(is_sharded, held)):
         return dict(saved)
@@ -105,7 +105,7 @@ def _like(parameter: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def called_alone(student: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Inside the block a sharded student may be called outside its pair; afterwards nothing of it stays gathered."""
+    """Inside the block a sharded student may be called outside its ``TrainingModule``; afterwards it is resharded."""
     try:
         yield
     finally:
@@ -117,13 +117,13 @@ def called_alone(student: nn.Module, accelerator: Accelerator) -> Iterator[None]
 
 
 def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimizer) -> Optimizer:
-    """Shard student and objective in place, and have ``optimizer`` hold the shards; gives it as accelerate wraps it.
+    """Shard student and objective in place, move ``optimizer`` to the shards, and return it as wrapped by accelerate.
 
-    Everyone begins with the weights of the main process. The student is a unit of its own inside the pair, so that it can be
-    called alone, and its blocks are as the FSDP plugin says. Precision is autocast's, as without FSDP: parameters are
-    gathered in their own dtype.
+    All processes start with the weights of the main process. The student is a separate FSDP unit, so that it can be
+    called alone; its blocks follow the FSDP plugin. Precision is autocast's, as without FSDP: parameters are gathered
+    in their own dtype.
 
-    Raises: ``RunError`` where another run has sharded the student, or the optimizer has something else to train.
+    Raises: ``RunError`` if another run has sharded the student, or the optimizer holds other parameters.
     """
     _check(pair, optimizer)
     for tensor in [*pair.parameters(), *pair.buffers()]:
@@ -139,7 +139,7 @@ def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimi
 
 
 def _broadcast(tensor: Tensor) -> None:
-    """Everyone gets the main process's values, as bytes: not every backend sends every dtype."""
+    """Broadcast the main process's values as bytes: not every backend can send every dtype."""
     held = tensor.detach().contiguous()
     torch.distributed.broadcast(held.reshape(-1).view(torch.uint8), src=0)
     with torch.no_grad():
@@ -148,12 +148,12 @@ def _broadcast(tensor: Tensor) -> None:
 
 def _check(pair: TrainingModule, optimizer: Optimizer) -> None:
     if any(isinstance(parameter, DTensor) for parameter in pair.parameters()):
-        raise RunError("an earlier run has sharded the student: build it anew and load a checkpoint into it")
+        raise RunError("an earlier run has sharded the student: build a new one and load a checkpoint into it")
     if optimizer.state:
-        raise RunError("FSDP begins with an optimizer that has taken no step; this one has. Build it anew")
+        raise RunError("FSDP needs a new optimizer, and this one has already taken a step. Build a new one")
     scalars = [name for name, parameter in pair.named_parameters() if parameter.dim() == 0]
     if scalars:
-        raise RunError(f"FSDP cannot shard a parameter without a dimension: give {scalars[0]} the shape (1,)")
+        raise RunError(f"FSDP cannot shard a 0-dimensional parameter: give {scalars[0]} the shape (1,)")
     own = {id(parameter) for parameter in pair.parameters()}
     others = sum(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
     if others:
@@ -167,7 +167,7 @@ _CHANGED = ("mixed_precision_policy", "cpu_ram_efficient_loading", "auto_wrap_po
 
 @contextmanager
 def _settings(plugin: Any, student: nn.Module) -> Iterator[None]:
-    """The FSDP plugin as the pair needs it; afterwards it is as before."""
+    """Inside the block, the FSDP plugin has the settings that sharding needs."""
     before = {name: getattr(plugin, name) for name in _CHANGED}
     plugin.mixed_precision_policy = None
     plugin.cpu_ram_efficient_loading = False
@@ -180,11 +180,11 @@ def _settings(plugin: Any, student: nn.Module) -> Iterator[None]:
 
 
 def _with_student(plugin: Any, student: nn.Module) -> None:
-    """Have accelerate make a unit of the student, besides those that the plugin asks for."""
+    """Have accelerate make the student an FSDP unit, in addition to those of the plugin."""
     policy = plugin.auto_wrap_policy
     size = sum(parameter.numel() for parameter in student.parameters())
     if policy is size_based_auto_wrap_policy and 0 < plugin.min_num_params < size:
-        return  # the student is large enough to be one
+        return  # the student is large enough to be a unit
     chosen: list[str] = []
     if policy is transformer_auto_wrap_policy:
         chosen = list(plugin.transformer_cls_names_to_wrap or getattr(student, "_no_split_modules", None) or ())
@@ -204,10 +204,11 @@ def _autocast(pair: TrainingModule, accelerator: Accelerator) -> None:
 
 
 def shard_teacher(accelerator: Accelerator, teacher: TeacherSide) -> None:
-    """Shard each frozen teacher in place, over the processes that the student is sharded over.
+    """Shard each frozen teacher in place, over the same processes as the student.
 
-    A block is a module of a class that the model names in ``_no_split_modules`` (transformers' models do), or else an element
-    of an ``nn.ModuleList``; what is in no block forms one unit more. Blocks reach the device one by one.
+    A block is a module whose class the model names in ``_no_split_modules`` (transformers' models do), or else an
+    element of an ``nn.ModuleList``. Everything outside blocks forms one more unit. Blocks are moved to the device one
+    by one.
     """
     mesh = _mesh(accelerator)
     for model in _models(teacher):
@@ -217,7 +218,7 @@ def shard_teacher(accelerator: Accelerator, teacher: TeacherSide) -> None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that are gathered one at a time, outermost ones only."""
+    """Return the outermost modules that are gathered one at a time."""
     names = frozenset(getattr(model, "_no_split_modules", None) or ())
     return list(_outermost(model, names))
 
@@ -231,7 +232,7 @@ def _outermost(module: nn.Module, names: frozenset[str]) -> Iterator[nn.Module]:
 
 
 def _models(teacher: TeacherSide) -> Iterator[nn.Module]:
-    """The model of each single teacher in an ensemble, or in one for each task."""
+    """Yield the model of each single teacher, also in an ensemble or in one for each task."""
     for side in getattr(teacher, "teachers", {"": teacher}).values():
         if side is teacher:
             yield side.model

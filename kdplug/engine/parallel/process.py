@@ -29,12 +29,12 @@ _ONE_REPLICA_EACH = frozenset(
 
 @contextmanager
 def process(device: str, precision: str | None) -> Iterator[Accelerator]:
-    """An ``Accelerator`` for the length of a run; accelerate's global state is as before afterwards.
+    """Yield an ``Accelerator`` for the length of a run; accelerate's global state is restored afterwards.
 
-    ``device`` is ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:1"``. ``precision`` is ``"fp32"``, ``"bf16"``, ``"fp16"``,
-    or ``None`` for what ``accelerate launch`` was told.
+    ``device`` is ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:1"``. ``precision`` is ``"fp32"``, ``"bf16"``,
+    ``"fp16"``, or ``None`` for the setting of ``accelerate launch``.
 
-    Raises: ``RunError`` where accelerate's processes, device or precision are not those asked for.
+    Raises: ``RunError`` if accelerate's processes, device or precision are not the requested ones.
     """
     with _state_restored():
         accelerator = _make(device, precision)
@@ -55,17 +55,17 @@ def _make(device: str, precision: str | None) -> Accelerator:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except ValueError as error:
-        raise RunError(f"accelerate cannot give this process what the run asks for: {error}") from error
+        raise RunError(f"accelerate cannot set up the device or precision of this run: {error}") from error
 
 
 @contextmanager
 def _state_restored() -> Iterator[None]:
-    """Take accelerate's global state back to what was there, so that the next run may ask for something else.
+    """Restore accelerate's global state after the block, so that the next run may use other settings.
 
-    A process group stays: making one anew is neither cheap nor safe.
+    A process group is kept: creating another is neither cheap nor safe.
     """
     had_accelerator = is_initialized()
-    had_process = bool(PartialState._shared_state)  # noqa: SLF001  accelerate has no public way to ask, nor to go back
+    had_process = bool(PartialState._shared_state)  # noqa: SLF001  accelerate has no public way to read or reset it
     try:
         yield
     finally:
@@ -77,9 +77,10 @@ def _state_restored() -> Iterator[None]:
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """What ``function`` returns in the main process, on every process; it has to be plain data or a path.
+    """Run ``function`` in the main process and return its result on every process; it has to be plain data or a path.
 
-    Raises: on every process the error of ours that ``function`` raises in the main one; ``RunError`` on the others for any other.
+    Raises: on every process the ``KdplugError`` that ``function`` raises in the main one; for any other error,
+    ``RunError`` on the other processes.
     """
     if accelerator.num_processes == 1:
         return function()
@@ -101,13 +102,13 @@ def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
 
 
 def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
-    """This process's share of ``loader``; in a single process the loader itself, untouched.
+    """Return this process's share of ``loader``; in a single process the loader itself, unchanged.
 
-    Of several tasks each loader is divided. A loader that is divided already (prepared by accelerate, or with a
-    ``DistributedSampler``) stays as it is. Where the batches of a pass can be shared out evenly, each example is seen once, and
-    the last batch may be short; otherwise the last step repeats examples of the first, which is warned of.
+    With several tasks, each loader is divided. A loader that is already divided (prepared by accelerate, or with a
+    ``DistributedSampler``) is left as it is. If the batches of a pass divide evenly, each example is seen once and the
+    last batch may be smaller; otherwise the last step repeats examples of the first, with a warning.
 
-    Raises: ``RunError`` for a loader that is not a ``DataLoader``, since nothing else says how to divide it.
+    Raises: ``RunError`` for a loader that is not a ``DataLoader``, since there is no other way to divide it.
     """
     if isinstance(loader, MultiTaskLoader):
         return loader.sharded(lambda one: shard(accelerator, one))
@@ -125,7 +126,7 @@ def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
 
 
 def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
-    """Whether each process gets as many batches of a pass as any other. Where that is not known they are filled up."""
+    """Return whether each process gets the same number of batches in a pass. If unknown, batches are filled up."""
     if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
         return False
     try:
@@ -134,8 +135,9 @@ def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
         return False
     if batches % accelerator.num_processes and not loader.drop_last and accelerator.is_main_process:
         warnings.warn(
-            f"{accelerator.num_processes} processes cannot share {batches} batches evenly: the last step of each pass repeats "
-            "examples from its beginning. A batch size that gives a multiple, or drop_last=True, avoids that",
+            f"{accelerator.num_processes} processes cannot share {batches} batches evenly: the last step of each pass "
+            "repeats examples from its beginning. To avoid that, use a batch size that gives a multiple, or "
+            "drop_last=True",
             stacklevel=2,
         )
     return bool(batches % accelerator.num_processes == 0)
@@ -143,7 +145,7 @@ def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
 
 @contextmanager
 def _filling_up(accelerator: Accelerator, *, needed: bool) -> Iterator[None]:
-    """Whether accelerate, inside the block, fills the last batches of a pass up with examples from its beginning."""
+    """Inside the block, set whether accelerate fills up the last batches of a pass with examples from its beginning."""
     config = accelerator.dataloader_config
     before, config.even_batches = config.even_batches, needed
     try:
@@ -157,34 +159,41 @@ def _check(accelerator: Accelerator, device: str) -> None:
     if kind is DistributedType.FSDP:
         _check_fsdp(accelerator)
     elif kind not in _ONE_REPLICA_EACH:
-        raise RunError(f"accelerate is set to {kind.value}; runs work on a single process, with DDP or with FSDP2")
+        raise RunError(f"accelerate is configured for {kind.value}; runs support a single process, DDP and FSDP2")
     elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise RunError(f"FSDP was asked for, but accelerate gives {kind.value}: it shards on accelerators only")
+        raise RunError(f"FSDP was requested, but accelerate uses {kind.value}: it shards on accelerators only")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RunError(
-            f"{launched} processes were launched, but accelerate runs {accelerator.num_processes}: each would train alone"
+            f"{launched} processes were launched, but accelerate uses {accelerator.num_processes}: each would train "
+            "alone"
         )
     if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
-        raise RunError(f"precision fp16 does nothing on {accelerator.device.type}; write precision: bf16")
+        raise RunError(f"precision fp16 has no effect on {accelerator.device.type}; set precision: bf16")
     wanted = device.partition(":")[0]
     if wanted not in ("auto", accelerator.device.type):
-        raise RunError(f"device {device!r} was asked for, but accelerate gives {accelerator.device.type!r}")
+        raise RunError(f"device {device!r} was requested, but accelerate uses {accelerator.device.type!r}")
 
 
 def _check_fsdp(accelerator: Accelerator) -> None:
     if not accelerator.is_fsdp2:
-        raise RunError("accelerate is set to FSDP1, which torch is retiring; write fsdp_version: 2 in its config")
+        raise RunError(
+            "accelerate is configured for FSDP1, which torch has deprecated; set fsdp_version: 2 in its config"
+        )
     parallel = accelerator.parallelism_config
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled):
-        raise RunError("accelerate is set to tensor or context parallelism; runs work with FSDP2 over the data alone")
+        raise RunError(
+            "accelerate is configured for tensor or context parallelism; runs support FSDP2 over the data only"
+        )
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RunError(
-            "the FSDP config asks for activation checkpointing, which would wrap the student as a whole; switch it off there "
-            "and on in the model (transformers: student.gradient_checkpointing_enable())"
+            "the FSDP config enables activation checkpointing, which would wrap the whole student; disable it there "
+            "and enable it in the model (transformers: student.gradient_checkpointing_enable())"
         )
     if accelerator.state.dynamo_plugin.backend is not DynamoBackend.NO:
-        raise RunError("accelerate is set to compile what FSDP shards; compile the student's blocks yourself instead")
+        raise RunError(
+            "accelerate is configured to compile what FSDP shards; compile the student's blocks yourself instead"
+        )
 
 
 _DRAIN_SECONDS = 0.2
@@ -193,7 +202,7 @@ _registered: list[bool] = []
 
 
 def _leave_group_at_exit() -> None:
-    """Leave the process group when the interpreter ends: gloo jobs that do not sometimes abort then, or never end."""
+    """Destroy the process group when the interpreter exits: otherwise gloo jobs sometimes abort or hang at exit."""
     if not _registered:
         _registered.append(True)
         atexit.register(_leave_group)
@@ -201,6 +210,7 @@ def _leave_group_at_exit() -> None:
 
 def _leave_group() -> None:
     PartialState().destroy_process_group()
-    # A model wrapped by DDP keeps gloo's threads. One that has a tensor of the last exchange to let go of asks for the
-    # interpreter: taken down, it ends the process; held by whoever destroys the model, both wait for ever. So let it, now.
+    # A model wrapped by DDP keeps gloo's threads alive. A thread that releases a tensor of the last exchange needs the
+    # GIL: after finalization that ends the process; while the model's destructor holds the GIL, both deadlock. Let it
+    # run now.
     time.sleep(_DRAIN_SECONDS)

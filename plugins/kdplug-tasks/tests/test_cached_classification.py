@@ -136,7 +136,7 @@ def test_a_few_numbers_for_each_text_are_enough(folder, tmp_path, monkeypatch, c
 
 def test_a_loss_that_needs_more_than_probabilities_is_refused_before_the_teacher_runs(folder, tmp_path):
     made = cached(folder, tmp_path, "regression", codec="{name: topk_tail, k: 1}")
-    refused = r"^training\.teacher_cache_codec: kdplug-logits:topk_tail gives SparseLogits\. kdplug-logits:regression does not"
+    refused = r"^training\.teacher_cache_codec: kdplug-logits:topk_tail returns SparseLogits\. kdplug-logits:regression does not"
     for start in (lambda: cache_recipe(made, tmp_path / "cache"), lambda: run_recipe(made)):
         with pytest.raises(kdplug.ConfigError, match=refused):
             start()
@@ -155,16 +155,16 @@ HIDDEN = "[{layer_T: 1, layer_S: 1, feature: hidden, loss: hidden_mse}]"
 OF_FITTED = [
     (lambda *_: "task.tokenizer.vocab=290", r"the tokenizer: tokens \d+ -> 290"),
     (lambda *_: "task.teacher.config.num_hidden_layers=2", r"the teacher: config\.num_hidden_layers 3 -> 2"),
-    (lambda *_: "task.teacher.lr=0.01", r"how the teacher is fitted: learning_rate 0\.002 -> 0\.01"),
-    (lambda *_: "seed=7", "how the teacher is fitted: seed 0 -> 7"),
+    (lambda *_: "task.teacher.lr=0.01", r"how the teacher is trained: learning_rate 0\.002 -> 0\.01"),
+    (lambda *_: "seed=7", "how the teacher is trained: seed 0 -> 7"),
     (lambda *_: "task.labels=[pos, neg]", "the classes: 0 'neg' -> 'pos', 1 'pos' -> 'neg'"),
-    (_middle, "what the teacher is fitted on: content"),
-    (lambda *_: "training.teacher_cache_dtype=bfloat16", "the dtype in which outputs are kept: None -> 'bfloat16'"),
-    (lambda *_: f"distillation.intermediate_matches={HIDDEN}", "holds no hidden, which the objective reads"),
+    (_middle, "the teacher's training data: content"),
+    (lambda *_: "training.teacher_cache_dtype=bfloat16", "the dtype of stored outputs: None -> 'bfloat16'"),
+    (lambda *_: f"distillation.intermediate_matches={HIDDEN}", "lacks hidden, which the objective reads"),
 ]
 OF_LOADED = [
-    (lambda *_: "task.data.split_seed=4", "the data, as the teacher is given them: examples 0 to 15"),
-    (lambda *_: "task.max_length=6", "the data, as the teacher is given them"),
+    (lambda *_: "task.data.split_seed=4", "the data that the teacher receives: examples 0 to 15"),
+    (lambda *_: "task.max_length=6", "the data that the teacher receives"),
     (lambda folder, _: f"task.data.distillation={folder / 'text.csv'}", "the number of examples: 18 -> 24"),
 ]
 
@@ -201,7 +201,7 @@ def loaded(folder, tmp_path_factory):
 @pytest.mark.parametrize(("change", "words"), OF_LOADED)
 def test_other_data_are_found_before_a_model_is_built(folder, loaded, tmp_path, monkeypatch, change, words):
     without_models(monkeypatch, "teacher", "student")
-    with pytest.raises(kdplug.RunError, match=f"(?s)is of something else.*{words}"):
+    with pytest.raises(kdplug.RunError, match=f"(?s)was built from different inputs.*{words}"):
         run_recipe(loaded.with_overrides([change(folder, tmp_path)]))
 
 
@@ -212,7 +212,7 @@ def test_a_classifier_that_changed_in_its_folder_is_another_one(folder, loaded, 
     path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]) if file.startswith("model") else before + b"\n")
     without_models(monkeypatch, "teacher", "student")
     try:
-        with pytest.raises(kdplug.RunError, match=rf"(?s)is of something else.*the teacher: files\.{file}"):
+        with pytest.raises(kdplug.RunError, match=rf"(?s)was built from different inputs.*the teacher: files\.{file}"):
             run_recipe(loaded)
     finally:
         path.write_bytes(before)

@@ -102,7 +102,7 @@ def test_a_teacher_that_changed_in_its_folder_is_an_error_without_loading_it(fol
     cache_recipe(make(folder), folder / "cache")
     change(folder)
     without_teacher(monkeypatch)
-    with pytest.raises(kdplug.RunError, match=f"(?s)is of something else.*{words}"):
+    with pytest.raises(kdplug.RunError, match=f"(?s)was built from different inputs.*{words}"):
         run_recipe(make(folder))
 
 

@@ -157,7 +157,9 @@ def test_what_a_codec_refuses_is_an_error_that_names_the_output(monkeypatch):
         raise SettingError("too wild", field="k")
 
     monkeypatch.setattr(Whole, "encode", refuse)
-    with pytest.raises(RunError, match=r"^teacher_cache_codec: the teacher's 0/logits/0 cannot be kept: k: too wild$"):
+    with pytest.raises(
+        RunError, match=r"^teacher_cache_codec: the teacher's 0/logits/0 cannot be encoded: k: too wild$"
+    ):
         encode(Coding(Whole(), "x", 1.0), NAME, logits_of(2, 3), None, seed=0)
 
 
@@ -165,7 +167,7 @@ def test_a_codec_that_gives_back_other_items_is_an_error(monkeypatch):
     coding = Coding(Whole(), "x", 1.0)
     coded = encode(coding, NAME, logits_of(4, 3), None, seed=0)
     monkeypatch.setattr(Whole, "decode", lambda self, parts, shared, **_: parts["all"][1:])
-    with pytest.raises(RunError, match=r"gives back logits \[3, 3\] for 4 items of 3 classes"):
+    with pytest.raises(RunError, match=r"returned logits \[3, 3\] for 4 items of 3 classes"):
         come_back(coding, coded)
 
 

@@ -41,12 +41,12 @@ def test_both_sides_of_an_attention_are_fitted(tokens, later, side):
 
 @pytest.mark.parametrize("now", [[[0, 0, 7, 8]], [[7, 0, 8, 0]], [[8, 7, 0, 0]]])
 def test_tokens_that_lie_otherwise_are_an_error(now):
-    with pytest.raises(RunError, match="example 4 is laid out otherwise"):
+    with pytest.raises(RunError, match="example 4 has other tokens"):
         paddings({"ids": [*padding_signature(torch.tensor([[7, 8, 0]]))]}, {"ids": torch.tensor(now)}, [4])
 
 
 def test_an_input_that_is_gone_is_an_error():
-    with pytest.raises(RunError, match=r"'ids' .* is not in this batch any more"):
+    with pytest.raises(RunError, match=r"'ids' .* is missing from this batch"):
         paddings({"ids": [*padding_signature(torch.tensor([[7]]))]}, {}, [0])
 
 
@@ -75,5 +75,5 @@ def test_only_dimensions_over_tokens_follow_the_inputs():
 
 
 def test_a_name_that_is_no_dtype_is_an_error():
-    with pytest.raises(ValueError, match="'save' is no dtype"):
+    with pytest.raises(ValueError, match="'save' is not a dtype"):
         Layout((), {"0/logits/0": "save"}, {})

@@ -62,7 +62,7 @@ def test_a_finished_student_is_compared_with_the_checksum_next_to_it(tmp_path):
     content[-3] ^= 1
     file.write_bytes(content)
     with pytest.raises(
-        RunError, match=r"student\.safetensors is damaged: it has another SHA-256 than .*SHA256SUMS says"
+        RunError, match=r"student\.safetensors is damaged: its SHA-256 differs from the one in .*SHA256SUMS"
     ):
         load_student(make_student(), tmp_path)
 

@@ -145,7 +145,7 @@ def test_a_checkpoint_can_be_named(tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_path):
-    with pytest.raises(RunError, match=r"is no checkpoint that a run can go on from\. Checkpoints in it: none"):
+    with pytest.raises(RunError, match=r"is not a checkpoint to resume from\. Checkpoints in it: none"):
         run(tmp_path, LOADERS["in order"](), resume=tmp_path)
     run(tmp_path, LOADERS["in order"](), resume="auto")
 

@@ -247,7 +247,7 @@ def test_a_sharded_student_in_bfloat16_trains_what_one_process_does(sharded, tmp
 
 def test_a_student_that_an_earlier_run_sharded_is_an_error(sharded):
     assert torch.load(sharded / "more-0.pt")["again"].startswith(
-        "an earlier run has sharded the student: build it anew"
+        "an earlier run has sharded the student: build a new one"
     )
 
 
@@ -267,7 +267,7 @@ def test_fsdp_that_was_asked_for_and_is_not_had_is_an_error(monkeypatch):
     """Facts of accelerate: with ``cpu=True`` a plugin for FSDP is dropped without a word."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(RunError, match="FSDP was asked for, but accelerate gives NO"), process("cpu", "fp32"):
+    with pytest.raises(RunError, match="FSDP was requested, but accelerate uses NO"), process("cpu", "fp32"):
         pass
 
 
@@ -283,15 +283,18 @@ def enable(monkeypatch):
 @pytest.mark.filterwarnings("ignore:FSDP1 is deprecated")
 def test_fsdp1_is_refused(enable):
     enable(version=1)
-    with pytest.raises(RunError, match="FSDP1, which torch is retiring; write fsdp_version: 2"), process("cpu", "fp32"):
+    with (
+        pytest.raises(RunError, match="FSDP1, which torch has deprecated; set fsdp_version: 2"),
+        process("cpu", "fp32"),
+    ):
         pass
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "would wrap the student as a whole; switch it off there"),
-        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "is set to compile what FSDP shards"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "would wrap the whole student; disable it there"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "is configured to compile what FSDP shards"),
     ],
 )
 def test_what_fsdp_would_do_to_the_whole_student_is_refused(enable, monkeypatch, variable, value, says):
@@ -311,4 +314,4 @@ def test_a_sharded_teacher_without_fsdp_is_an_error(tmp_path):
 def test_a_process_alone_may_ask_whether_its_weights_were_spoiled(sharded):
     before, after = torch.load(sharded / "more-0.pt")["said"]
     assert not before
-    assert "the weights are not finite any more" in after
+    assert "the weights are no longer finite" in after

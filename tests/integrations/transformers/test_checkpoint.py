@@ -146,7 +146,7 @@ def test_a_change_that_is_meant_is_let_through(tmp_path):
 @pytest.mark.parametrize("name", ["model.safetensors", "objective.safetensors", "kdplug-identity.json"])
 def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, name):
     flip(saved(tmp_path) / name)
-    with pytest.raises(RunError, match=rf"checkpoint-3 is damaged: {name} has another checksum"):
+    with pytest.raises(RunError, match=rf"checkpoint-3 is damaged: {name} does not match its checksum"):
         make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
 
 
