@@ -5,11 +5,12 @@ from __future__ import annotations
 import dis
 import hashlib
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import PurePath
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy
@@ -20,6 +21,9 @@ from kdplug.errors import RunError
 
 _Update = Callable[[Any], None]
 _DEPTH = 12
+_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
+_REPLACED = ("forward", "_old_forward", "_gradient_checkpointing_func")
+"""Attributes in which accelerate, torch.compile and transformers store functions that do not change outputs."""
 _SCALARS = (str, int, float, complex, bool, type(None))
 _PRINTED = (torch.dtype, torch.device, numpy.generic, numpy.dtype, range, PurePath)
 """Types whose ``repr`` is their full value."""
@@ -193,3 +197,17 @@ def _is_empty(cell: Any) -> bool:
     except ValueError:
         return True
     return False
+
+
+def printed(model: nn.Module) -> list[str]:
+    """Return the class of a model and its repr, with memory addresses removed."""
+    return [type(model).__qualname__, _ADDRESS.sub("", repr(model))]
+
+
+def held_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the functions that are attributes of the model's modules, such as activations, with their path."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            is_function = isinstance(value, (FunctionType, BuiltinFunctionType, partial))
+            if is_function and name not in _REPLACED:
+                yield f"{path}.{name}" if path else name, value

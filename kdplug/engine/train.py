@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
-from kdplug.engine.cache.session import Caches, CacheSession
+from kdplug.engine.cache.session import Caches, CacheSession, cache_identity
 from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
-from kdplug.engine.checkpoint.identity import FINGERPRINTS, cache_identity, check_ranks, run_identity
+from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
 from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch

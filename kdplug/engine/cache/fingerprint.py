@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from functools import partial
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdplug.engine.hashing import code_digest, text_digest
+from kdplug.engine.hashing import code_digest, held_functions, printed, text_digest
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
 from kdplug.objective.capture.hooks import Capture
 
@@ -21,10 +18,6 @@ _SHOWN = 3
 OF_THE_MODEL = ("weights", "architecture", "hooks")
 """The parts of a fingerprint that need the teacher's model."""
 
-_ADDRESS = re.compile(r"\b0x[0-9a-f]+")
-
-_REPLACED = ("forward", "_old_forward", "_gradient_checkpointing_func")
-"""Attributes in which accelerate, torch.compile and transformers store functions that do not change outputs."""
 
 _KINDS = {"_forward_pre_hooks": "forward pre-hook", "_forward_hooks": "forward hook"}
 _OF_ALL = {key: getattr(torch.nn.modules.module, f"_global{key}") for key in _KINDS}
@@ -145,20 +138,6 @@ def _hooked(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
                 yield place, "accelerate hook", held["_hf_hook"]
         elif "forward" in held and "_orig_mod" not in held.get("_modules", {}):  # torch.compile replaces it too
             yield place, "replaced", held["forward"]
-
-
-def printed(model: nn.Module) -> list[str]:
-    """Return the class of a model and its repr, with memory addresses removed."""
-    return [type(model).__qualname__, _ADDRESS.sub("", repr(model))]
-
-
-def held_functions(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield the functions that are attributes of the model's modules, such as activations, with their path."""
-    for path, module in model.named_modules():
-        for name, value in vars(module).items():
-            is_function = isinstance(value, (FunctionType, BuiltinFunctionType, partial))
-            if is_function and name not in _REPLACED:
-                yield f"{path}.{name}" if path else name, value
 
 
 def _architecture(model: nn.Module) -> str:

@@ -15,11 +15,14 @@ from torch.distributed.tensor import DTensor
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import KeptMass
+from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.key import source_of
 from kdplug.engine.cache.run import OpenCache
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
+from kdplug.engine.checkpoint.fingerprint import UNKNOWN
 from kdplug.engine.forward_state import materialize, modes
+from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
 from kdplug.engine.parallel.process import process
 from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
@@ -148,3 +151,13 @@ def fill(
         accelerator.wait_for_everyone()
     assert cache.summary is not None
     return cache.summary
+
+
+def cache_identity(caches: Caches) -> dict[str, Any]:
+    """Return a digest of the inputs of each teacher cache in a folder. Call it after the caches are filled."""
+    by_task = {"": caches} if isinstance(caches, TeacherCache) else dict(caches or {})
+    found = {}
+    for task, cache in by_task.items():
+        manifest = None if cache.path is None else CacheFolder(cache.path).manifest()
+        found[task] = UNKNOWN if manifest is None else text_digest(manifest.fingerprint)
+    return {"teacher_cache": found} if found else {}

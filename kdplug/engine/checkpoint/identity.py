@@ -11,10 +11,6 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from kdplug.engine.cache.cache import TeacherCache
-from kdplug.engine.cache.fingerprint import held_functions, printed
-from kdplug.engine.cache.folder import CacheFolder
-from kdplug.engine.cache.session import Caches
 from kdplug.engine.checkpoint.fingerprint import (
     CONTENT,
     HELD,
@@ -24,7 +20,7 @@ from kdplug.engine.checkpoint.fingerprint import (
     described,
     tensor_fingerprint,
 )
-from kdplug.engine.hashing import text_digest
+from kdplug.engine.hashing import held_functions, printed, text_digest
 from kdplug.engine.multi_task import TaskAdaptor, TaskTeachers
 from kdplug.engine.optimizer import unwrap
 from kdplug.engine.run import Request
@@ -82,16 +78,6 @@ def teacher_identity(side: Any) -> dict[str, Any]:
     if isinstance(side, CacheOnlyTeacher):
         return {"weights": UNKNOWN, "architecture": UNKNOWN, "functions": UNKNOWN, "adaptor": _adaptor(side.adaptor)}
     return {**model_identity(side.model), "adaptor": _adaptor(side.adaptor)}
-
-
-def cache_identity(caches: Caches) -> dict[str, Any]:
-    """Return a digest of the inputs of each teacher cache in a folder. Call it after the caches are filled."""
-    by_task = {"": caches} if isinstance(caches, TeacherCache) else dict(caches or {})
-    found = {}
-    for task, cache in by_task.items():
-        manifest = None if cache.path is None else CacheFolder(cache.path).manifest()
-        found[task] = UNKNOWN if manifest is None else text_digest(manifest.fingerprint)
-    return {"teacher_cache": found} if found else {}
 
 
 def model_identity(model: nn.Module) -> dict[str, Any]:

@@ -7,18 +7,20 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.archive import damage
 from kdplug.engine.checkpoint.checkpoint import STUDENT, check_whole, latest, load_both, read_process
 from kdplug.engine.checkpoint.identity import check_identity
 from kdplug.engine.evaluation import Standing
-from kdplug.engine.loop import Loop
 from kdplug.engine.parallel.fsdp import sharded_like
 from kdplug.engine.parallel.process import on_main
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
+
+if TYPE_CHECKING:
+    from kdplug.engine.loop import Loop
 
 _logger = logging.getLogger("kdplug")
 
