@@ -273,7 +273,7 @@ class IdsInSixteenBits(Likely):
 
 
 @mutant(
-    DrawnLaws, "test_many_classes_keep_their_numbers", "70,000 classes end in OutputsError: ids: must lie in [0, 70000)"
+    DrawnLaws, "test_many_classes_keep_their_numbers", "70,000 classes end in OutputsError: ids: must be in [0, 70000)"
 )
 class IdsInBfloat16(Drawn):
     def decode(self, parts, shared, **options):

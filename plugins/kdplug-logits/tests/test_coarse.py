@@ -69,7 +69,7 @@ def test_the_others_break_them(name: str, settings: dict[str, Any]) -> None:
             (name, r"does not declare coarsens, .*@kdplug\.coarsens above the function, coarsens = True")
             for name in DENSE
         ),
-        *((name, "asks for labels") for name in LABELLED),
+        *((name, "requests labels") for name in LABELLED),
     ],
 )
 @pytest.mark.parametrize("factored", [False, True])
