@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionPlan:
-    """How a projection is built. A width is ``None`` if taken from a batch. ``options`` are its optimizer's."""
+    """Arguments of a projection's constructor. A width is ``None`` if taken from a batch. ``options`` are its optimizer's."""
 
     make: Callable[..., Any]
     inputs: tuple[str, ...]
