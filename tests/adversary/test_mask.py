@@ -104,7 +104,7 @@ def test_of_a_loss_called_directly(wrong, loss):
     features = torch.rand(3, 2, 4, 4) if loss.startswith("attention") else torch.rand(3, 4, 6)
     features = (features, features) if loss == "nst" else features
     call = kdplug.losses[f"kdplug-presets:{loss}"]
-    with pytest.raises(OutputsError, match=rf"{loss}: a mask must hold 0 and 1, or be bool, and holds"):
+    with pytest.raises(OutputsError, match=rf"{loss}: a mask must hold 0 and 1, or be bool, got"):
         call(features, features, wrong)
 
 
