@@ -14,7 +14,7 @@ INPUTS = MappingProxyType(
     {
         "student_logits": "student logits, [*items, classes], one head per call",
         "teacher_logits": "teacher logits, [*items, classes], one head per call",
-        "teacher_sparse": "SparseLogits; None where the teacher's logits are dense",
+        "teacher_sparse": "SparseLogits; None if the teacher's logits are dense",
         "teacher_logits_list": "logits of several teachers: a tuple of [*items, classes], one head per call",
         "student_features": "the matched student feature after its projection, or a tuple of them",
         "teacher_features": "the matched teacher feature, or a tuple of them",

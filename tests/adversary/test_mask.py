@@ -145,7 +145,7 @@ def test_the_error_names_the_extended_mask_and_how_to_convert_it():
         mask_module.check_mask(extended.expand(3, 1, 4, 4), "it")
     with pytest.raises(OutputsError, match=r"got -1e\+09\. That is an extended attention mask, .*\(mask == 0\)"):
         mask_module.check_mask(ADDITIVE, "it")
-    with pytest.raises(OutputsError, match=r"holds nan\. Return \(mask != 0\) if"):
+    with pytest.raises(OutputsError, match=r"got nan\. Return \(mask != 0\) if"):
         mask_module.check_mask(WRONG["nan"], "it")
 
 
