@@ -124,7 +124,9 @@ class OneSeedForAllBatches(Drawn):
         return super().draw(probs, 0)
 
 
-@mutant(DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "makes the same draws for equal items of a batch")
+@mutant(
+    DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "makes the same draws for equal items of a batch"
+)
 class OneDrawForAllItems(Drawn):
     def draw(self, probs, seed):
         return torch.cat([super(OneDrawForAllItems, self).draw(one, seed) for one in probs.split(1)])

@@ -15,9 +15,7 @@ class WithoutTwoNames:
     encode = decode = staticmethod(print)
 
 
-@mutant(
-    RoundedLaws, "test_it_offers_all_that_a_cache_asks_for", "uses_temperature must be True or False, got <bound"
-)
+@mutant(RoundedLaws, "test_it_offers_all_that_a_cache_asks_for", "uses_temperature must be True or False, got <bound")
 class AFlagThatIsAMethod(Rounded):
     def uses_temperature(self):
         return False

@@ -17,9 +17,7 @@ class LogitsInAList(Rounded):
         return [super().decode(parts, shared, **options)]
 
 
-@mutant(
-    RoundedLaws, "test_it_gives_back_logits_of_the_items", "decode must return logits [6, 11], got [11, 6]"
-)
+@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "decode must return logits [6, 11], got [11, 6]")
 class Transposed(Rounded):
     def decode(self, parts, shared, **options):
         return super().decode(parts, shared, **options).T
@@ -137,7 +135,11 @@ class TheLogarithmOfTheMass(Likely):
         return kept._replace(kept_mass=kept.kept_mass.log())
 
 
-@mutant(RoundedLaws, "test_the_temperature_matters_only_where_it_is_said", "logits at temperature 5 are decoded with an error of")
+@mutant(
+    RoundedLaws,
+    "test_the_temperature_matters_only_where_it_is_said",
+    "logits at temperature 5 are decoded with an error of",
+)
 class DividedByTheTemperature(Rounded):
     def encode(self, logits, *, temperature, seed):
         return super().encode(logits / temperature, temperature=temperature, seed=seed)
@@ -186,7 +188,9 @@ class ByWayOfNumpy(Rounded):
         return super().encode(torch.from_numpy(logits.numpy()), **options)
 
 
-@mutant(FactorsLaws, "test_logits_in_factors_are_what_they_multiply_out_to", "with a soft cap are decoded with an error of")
+@mutant(
+    FactorsLaws, "test_logits_in_factors_are_what_they_multiply_out_to", "with a soft cap are decoded with an error of"
+)
 class ASoftCapThatIsForgotten(Factors):
     def shared(self, logits):
         return {name: one for name, one in super().shared(logits).items() if name != "softcap"}
@@ -203,7 +207,9 @@ class FactorsAndNothingElse(Factors):
         return super().encode(logits, **options)
 
 
-@mutant(RoundedLaws, "test_logits_of_ten_thousand_are_kept_or_refused", "logits of 100000 are decoded with an error of inf")
+@mutant(
+    RoundedLaws, "test_logits_of_ten_thousand_are_kept_or_refused", "logits of 100000 are decoded with an error of inf"
+)
 class InHalfPrecision(Rounded):
     def decode(self, parts, shared, **options):
         return super().decode(parts, shared, **options).half().float()
@@ -227,9 +233,7 @@ class RuledOutBecomesTheLowest(Rounded):
         return super().encode(logits.maximum(finite), **options)
 
 
-@mutant(
-    RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "classes with logit -inf raise ValueError"
-)
+@mutant(RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "classes with logit -inf raise ValueError")
 class AnErrorOfAnother(Rounded):
     def encode(self, logits, **options):
         if not bool(logits.isfinite().all()):

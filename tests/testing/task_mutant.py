@@ -67,7 +67,9 @@ class KeyWithATypo(Sums):
 
 
 @mutant(
-    SumsLaws, "test_adaptors_give_what_an_objective_reads", "the teacher returns logits [[4, 3]] but the student [[4, 2]]"
+    SumsLaws,
+    "test_adaptors_give_what_an_objective_reads",
+    "the teacher returns logits [[4, 3]] but the student [[4, 2]]",
 )
 class AnotherNumberOfClasses(Sums):
     def build_teacher(self):

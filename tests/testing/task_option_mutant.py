@@ -65,7 +65,9 @@ class TheWrongWayRound(Generous):
 
 
 @mutant(
-    SumsLaws, "test_a_student_starts_from_the_teacher_and_leaves_it_alone", "weight of the teacher is shared with the student"
+    SumsLaws,
+    "test_a_student_starts_from_the_teacher_and_leaves_it_alone",
+    "weight of the teacher is shared with the student",
 )
 class SharedWeights(Generous):
     def start_student(self, student, teacher):
@@ -92,7 +94,9 @@ class OfNothing(Generous):
 
 
 @mutant(
-    SumsLaws, "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run", "returns another batch for the same input"
+    SumsLaws,
+    "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run",
+    "returns another batch for the same input",
 )
 class AGeneratorOfItsOwn(Generous):
     def __init__(self):

@@ -90,9 +90,7 @@ class Modules:
         near = [] if parent in self._found else self._near(wanted)
         means = f" Did you mean {' or '.join(map(repr, near))}?" if near else self._below(wanted)
         index = (
-            f" For layer {wanted} of the adaptor's output, write {wanted} without quotes."
-            if wanted.isdigit()
-            else ""
+            f" For layer {wanted} of the adaptor's output, write {wanted} without quotes." if wanted.isdigit() else ""
         )
         raise ConfigError(f"no module {wanted!r} in the {self.side}.{means}{index}")
 

@@ -95,9 +95,7 @@ class SchedulerLaws(Laws):
         """Catches a schedule that runs past its end and drives the student away from the teacher."""
         for progress in _GRID:
             if self.weight(progress) < 0:
-                broken(
-                    f"is {self.weight(progress):.3g} at progress {progress:g}: it would repel the student"
-                )
+                broken(f"is {self.weight(progress):.3g} at progress {progress:g}: it would repel the student")
 
     @where(_weighs)
     def test_the_weight_depends_on_progress_alone(self) -> None:

@@ -320,7 +320,7 @@ def test_a_compiled_model_is_read_again_and_again(net, x):
         ("zzz", "no module 'zzz' in the teacher. It holds layers, shared, again, unused, relu, before."),
         (
             "11",
-            "no module '11' in the teacher. It holds layers, shared, again, unused, relu, before. For layer 11 of what",
+            "no module '11' in the teacher. It holds layers, shared, again, unused, relu, before. For layer 11 of the adaptor",
         ),
         (
             "layers.*",
