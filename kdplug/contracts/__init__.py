@@ -1,1 +1,1 @@
-"""What a plugin may ask for and give back. Nothing here decides anything."""
+"""Protocols and types that plugins use and implement. No logic lives here."""

@@ -1,4 +1,4 @@
-"""How a teacher cache keeps logits: what a codec takes, and what it gives back."""
+"""Interface of teacher-cache codecs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 class Ragged(NamedTuple):
-    """A part of which each item has its own number of rows.
+    """A part in which each item has its own number of rows.
 
-    Shapes: ``values`` ``[rows, …]``, those of the first item first; ``counts`` ``[items]``, whole numbers that add up to ``rows``.
+    Shapes: ``values`` ``[rows, …]``, in item order; ``counts`` ``[items]``, integers that sum to ``rows``.
     """
 
     values: Tensor
@@ -20,12 +20,12 @@ class Ragged(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What is kept of some items' logits.
+    """Encoded logits of a batch of items.
 
-    ``parts`` are tensors by name whose first dimension is the items, or ``Ragged``; their names are Python names, their dtypes and
-    other dimensions the same for all items. ``kept_mass`` is the teacher's probability on the classes that are kept, at the
-    temperature, for each item, where a codec leaves some out. ``error`` is the largest difference that rounding made: in nats for
-    log-probabilities and the tail, in their own unit for hidden states, and else in that of the logits.
+    ``parts`` maps Python names to tensors whose first dimension is the items, or to ``Ragged``. Dtypes and other
+    dimensions must be the same for all items. ``kept_mass`` is the teacher's probability, at the temperature, on each
+    item's stored classes; set it if the codec drops classes. ``error`` is the largest rounding error: in nats for
+    log-probabilities and the tail, in their own unit for hidden states, otherwise in logits.
     """
 
     parts: Mapping[str, Tensor | Ragged]
@@ -35,39 +35,40 @@ class Encoded(NamedTuple):
 
 @runtime_checkable
 class CacheCodec(Protocol):
-    """Makes the logits of items into something smaller, and that into what a loss can be computed of.
+    """Compresses per-item logits and reconstructs loss inputs.
 
-    A class that offers these names is a codec; it need not import kdplug. Its ``__init__`` takes settings, keyword-only. Items
-    are independent of each other: what is kept of several is what is kept of each, joined part by part, and ``decode`` gets the
-    parts of any items in any order, in another process than the one that encoded. What is drawn at random is drawn for each item of
-    a batch anew, from a generator of its own; the same logits and the same seed always give the same parts.
+    Any class with these members is a codec; it need not import kdplug. Its ``__init__`` takes settings, keyword-only.
+    Items are encoded independently: encoding several items gives the encoding of each, concatenated part by part.
+    ``decode`` receives the parts of any items in any order, possibly in another process. Random draws use a separate
+    generator for each item of each batch; the same logits and seed always give the same parts.
 
-    What it cannot keep rightly it refuses with a ``SettingError``, save logits that are all equal: those every codec can keep.
+    A codec raises ``SettingError`` for logits that it cannot store faithfully. Every codec must accept logits that are
+    all equal.
     """
 
     @property
     def uses_temperature(self) -> bool:
-        """Whether what is kept depends on the temperature, so that a cache serves one temperature only."""
+        """Return whether the parts depend on the temperature, so that a cache serves one temperature only."""
         ...
 
     @property
     def takes_factored(self) -> bool:
-        """Whether ``encode`` takes ``FactoredLogits``. Otherwise they are multiplied out before."""
+        """Return whether ``encode`` takes ``FactoredLogits``. Otherwise the engine multiplies them out first."""
         ...
 
     def shared(self, logits: Any) -> Mapping[str, Tensor]:
-        """What is kept once for all items; ``logits`` ``[n, classes]`` are some of them, and which does not matter. Usually nothing."""
+        """Return data stored once for all items, usually none. ``logits`` ``[n, classes]`` are an arbitrary sample."""
         ...
 
     def encode(self, logits: Any, *, temperature: float, seed: int) -> Encoded:
-        """What to keep of ``logits`` ``[items, classes]``, at least one item.
+        """Encode ``logits`` ``[items, classes]``, at least one item.
 
-        ``seed`` is for what is drawn at random; each batch, head and piece of a head has its own.
+        ``seed`` seeds random draws; each batch, head and chunk of a head has its own.
         """
         ...
 
     def decode(
         self, parts: Mapping[str, Tensor | Ragged], shared: Mapping[str, Tensor], *, classes: int, temperature: float
     ) -> Any:
-        """Logits ``[items, classes]`` as a tensor, ``SparseLogits`` or ``FactoredLogits``, on the device of the parts."""
+        """Return logits ``[items, classes]`` on the parts' device: a tensor, ``SparseLogits`` or ``FactoredLogits``."""
         ...

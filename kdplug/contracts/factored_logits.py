@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FactoredLogits:
-    """``softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap)``, kept as its factors.
+    """``softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap)``, stored as its factors.
 
-    It stands wherever logits do. A loss on logits is then worked out over pieces of the items, and ``[*items, classes]`` is
-    never held. Without ``scale`` and ``softcap`` nothing is scaled or capped. The order is that of Cohere's ``logit_scale``,
-    Granite's ``1 / logits_scaling`` and Gemma's ``final_logit_softcapping``, which all act on what the head gave.
+    Accepted wherever logits are. A loss on logits is then computed in chunks of items, and ``[*items, classes]`` is
+    never held. ``scale`` and ``softcap`` are optional. Their order is that of Cohere's ``logit_scale``, Granite's ``1 /
+    logits_scaling`` and Gemma's ``final_logit_softcapping``, all applied to the head's output.
 
-    Shapes: ``hidden`` ``[*items, width]``, ``weight`` ``[classes, width]``, ``bias`` ``[classes]``; scale and softcap numbers.
-    Raises: ``OutputsError`` for what is no tensor of floating point, and for a scale or softcap that is no finite number, a
-    softcap that is not above 0; ``ShapeError`` where the factors do not fit each other.
+    Shapes: ``hidden`` ``[*items, width]``, ``weight`` ``[classes, width]``, ``bias`` ``[classes]``; scale and softcap
+    numbers.
+    Raises: ``OutputsError`` unless the factors are floating-point tensors, scale and softcap finite numbers and softcap
+    above 0; ``ShapeError`` if the factors do not fit each other.
     """
 
     hidden: Tensor
@@ -41,28 +42,28 @@ class FactoredLogits:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the logits, ``[*items, classes]``."""
+        """Shape of the logits, ``[*items, classes]``."""
         import torch
 
         return torch.Size((*self.hidden.shape[:-1], self.weight.shape[0]))
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return self.weight.shape[0]
 
     @property
     def device(self) -> torch.device:
-        """Where the factors are."""
+        """Device of the factors."""
         return self.hidden.device
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The factors: hidden, weight and, where there is one, bias."""
+        """The factors: hidden, weight and, if given, bias."""
         return (self.hidden, self.weight) if self.bias is None else (self.hidden, self.weight, self.bias)
 
     def dense(self) -> Tensor:
-        """The logits, multiplied out: ``[*items, classes]``, in the precision that a linear layer would give here."""
+        """Return the logits ``[*items, classes]``, in the precision that a linear layer would give here."""
         from torch.nn.functional import linear
 
         logits = linear(self.hidden, self.weight, self.bias)
@@ -71,32 +72,32 @@ class FactoredLogits:
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
     def detach(self) -> FactoredLogits:
-        """The same without gradient."""
+        """Return a copy without gradient."""
         bias = None if self.bias is None else self.bias.detach()
         return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias)
 
     def at(self, items: Tensor) -> FactoredLogits:
-        """Those of some items alone, ``[n, classes]``.
+        """Select items: ``[n, classes]``.
 
-        Shapes: ``items`` is a bool mask ``[*items]``, or int64 places ``[n]`` among the items in a row.
+        Shapes: ``items`` is a bool mask ``[*items]`` or int64 indices ``[n]`` into the flattened items.
         Raises: ``ShapeError`` for a mask of another shape.
         """
         return replace(self, hidden=keep(self.hidden, rows_of(items, self.hidden.shape[:-1]), 1))
 
     def first(self, classes: int) -> FactoredLogits:
-        """Those of the first ``classes`` classes alone: the head without the rows that pad it.
+        """Select the first ``classes`` classes: the head without its padding rows.
 
-        Raises: ``ShapeError`` where there are fewer.
+        Raises: ``ShapeError`` if there are fewer.
         """
         if not 0 < classes <= self.classes:
-            raise ShapeError(f"there are {self.classes} classes, so not the first {classes}", field="weight")
+            raise ShapeError(f"cannot select the first {classes} of {self.classes} classes", field="weight")
         if classes == self.classes:
             return self
         bias = None if self.bias is None else self.bias[:classes]
         return replace(self, weight=self.weight[:classes], bias=bias)
 
     def to(self, device: torch.device | str) -> FactoredLogits:
-        """The same on another device."""
+        """Return a copy on another device."""
         hidden, weight = moved(self.hidden, device), moved(self.weight, device)
         return replace(self, hidden=hidden, weight=weight, bias=None if self.bias is None else moved(self.bias, device))
 
@@ -110,7 +111,7 @@ def _check_factors(factors: FactoredLogits) -> None:
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise OutputsError(f"must be a tensor of floating point, got {kind}", field=name)
+            raise OutputsError(f"must be a floating-point tensor, got {kind}", field=name)
         if dims is None and not value.dim():
             raise ShapeError("must be [*items, width], got a scalar", field=name)
         if dims is not None and value.dim() != dims:
@@ -120,12 +121,13 @@ def _check_factors(factors: FactoredLogits) -> None:
     if hidden.shape[-1] != weight.shape[1]:
         raise ShapeError(
             f"hidden {list(hidden.shape)} and weight {list(weight.shape)} differ in width: "
-            f"{hidden.shape[-1]} against {weight.shape[1]}. weight is [classes, width], as nn.Linear keeps it",
+            f"{hidden.shape[-1]} against {weight.shape[1]}. weight is [classes, width], as in nn.Linear",
             field="weight",
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(
-            f"{list(bias.shape)} does not fit weight {list(weight.shape)}: one for each class", field="bias"
+            f"{list(bias.shape)} does not fit weight {list(weight.shape)}, which needs one value per class",
+            field="bias",
         )
 
 

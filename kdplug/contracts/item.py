@@ -1,4 +1,4 @@
-"""Choosing among the items of ``[*items, …]``, and moving what belongs to them."""
+"""Select items of ``[*items, …]`` and move tensors between devices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def rows_of(items: Tensor, shape: torch.Size) -> Tensor:
-    """The places, among the items in a row, that a bool mask of their ``shape`` keeps. Places are passed through.
+    """Return the flat indices selected by a bool mask of ``shape``. Indices are returned unchanged.
 
-    Raises: ``ShapeError`` for a mask of another shape, and for places that are not ``[n]``.
+    Raises: ``ShapeError`` for a mask of another shape, and for indices that are not ``[n]``.
     """
     import torch
 
@@ -24,16 +24,16 @@ def rows_of(items: Tensor, shape: torch.Size) -> Tensor:
         return items.reshape(-1).nonzero().squeeze(1)
     if items.dim() != 1 or items.is_floating_point():
         raise ShapeError(
-            f"must be a bool mask {list(shape)} or places [n], got {items.dtype} {list(items.shape)}", field="items"
+            f"must be a bool mask {list(shape)} or indices [n], got {items.dtype} {list(items.shape)}", field="items"
         )
     return items
 
 
 def keep(tensor: Tensor, rows: Tensor, trailing: int) -> Tensor:
-    """The rows of ``tensor`` whose last ``trailing`` axes belong to an item: ``[n, …]``."""
+    """Select rows of ``tensor`` whose last ``trailing`` axes belong to an item: ``[n, …]``."""
     return tensor.reshape(-1, *tensor.shape[tensor.dim() - trailing :]).index_select(0, rows)
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """The tensor on ``device``, without waiting for the copy where that is possible."""
+    """Copy the tensor to ``device``, without blocking if possible."""
     return tensor.to(device, non_blocking=True)

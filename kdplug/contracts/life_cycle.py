@@ -1,4 +1,4 @@
-"""What a life-cycle hook sees of a run."""
+"""Views of a run that life-cycle hooks receive."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class TermView(Protocol):
-    """One term of the objective: its mean before weighting, and its weight."""
+    """One term of the objective: its unweighted mean and its weight."""
 
     @property
     def value(self) -> Tensor: ...
@@ -34,8 +34,8 @@ class ReportView(Protocol):
 class RunView(Protocol):
     """A run as observers see it.
 
-    ``progress`` is the share of it that is done, in [0, 1]; ``output_dir`` is where its results go; ``is_main`` is true on one
-    of its processes, the one that writes and prints.
+    ``progress`` is the fraction done, in [0, 1]. ``output_dir`` is the results directory. ``is_main`` is true on the
+    one process that writes and prints.
     """
 
     @property

@@ -1,4 +1,4 @@
-"""What a loss returns and declares."""
+"""Return type and declarations of losses."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _Loss = TypeVar("_Loss", bound=Callable[..., Any])
 
 
 class LossSum(NamedTuple):
-    """A sum over items and the number of items it runs over.
+    """A sum over items and the number of items.
 
-    A loss that is a mean over items (tokens, examples, pairs) returns this instead of the mean, and so does an adaptor under
-    ``losses``. The division happens once: by the count of the whole batch, whatever pieces the batch was computed in.
+    A loss that is a mean over items (tokens, examples, pairs) returns this instead of the mean, and so does an adaptor
+    under ``losses``. The division happens once, by the count of the whole batch, however the batch was split.
 
-    Shapes: ``total`` is a scalar tensor that carries the gradient; ``count`` a number or a scalar tensor without one.
+    Shapes: ``total`` is a scalar tensor with gradient; ``count`` a number or a scalar tensor without one.
     """
 
     total: Tensor
-    count: Tensor | float  # type: ignore[assignment]  # the field's word, at the cost of ``tuple.count``
+    count: Tensor | float  # type: ignore[assignment]  # hides ``tuple.count``
 
     @property
     def value(self) -> Tensor:
-        """``total / count``, and 0 (connected to the graph) where nothing was counted."""
+        """``total / count``, or 0 (connected to the graph) if nothing was counted."""
         count = self.count
         if isinstance(count, (int, float)):
             return self.total / count if count > 0 else self.total * 0.0
@@ -37,9 +37,9 @@ class LossSum(NamedTuple):
 
 
 def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:
-    """Whether ``count`` is finite and at least 0.
+    """Return whether ``count`` is finite and at least 0.
 
-    A tensor on an accelerator is read only if ``waits``, and otherwise passes; so does every tensor while torch compiles.
+    A tensor on an accelerator is checked only if ``waits`` is set; while torch compiles, tensors are never checked.
     """
     if not isinstance(count, (int, float)):
         import torch
@@ -54,28 +54,28 @@ CLOSED_FORM = "closed_form"
 
 
 class ClosedForm(Protocol):
-    """The values of a loss for a few items, and their gradient, in one go."""
+    """Computes per-item loss values and their gradient together."""
 
     def __call__(
         self, student: Tensor, teacher: Any, temperature: Tensor | float, *args: Any, **settings: Any
     ) -> Tensor:
-        """Return the loss of each item, and write the gradient of their sum with respect to ``student`` over ``student``.
+        """Return the loss of each item, and overwrite ``student`` with the gradient of their sum with respect to it.
 
-        The items are a block of rows, small enough for a cache, in float32 or float64. ``teacher`` may be overwritten as well
-        where it is a tensor; it is ``SparseLogits`` where the loss asks for ``teacher_sparse`` and the teacher is sparse. The
-        settings are those of the loss, each by its name; ``args`` stays empty, and lets a type checker accept any settings.
+        The items are a block of rows, small enough for a CPU cache, in float32 or float64. A ``teacher`` tensor may be
+        overwritten too; ``teacher`` is ``SparseLogits`` if the loss requests ``teacher_sparse`` and the teacher is
+        sparse. Settings are passed by name; ``args`` stays empty and lets type checkers accept any settings.
 
-        The mean of the returned values over all items must be what the loss returns, ``LossSum.value``.
+        The mean of the returned values over all items must equal the loss, ``LossSum.value``.
 
         Shapes: logits ``[n, classes]``; temperature a number, or ``[n, 1]``; the result is ``[n]``.
         """
 
 
 def closed_form(rows: ClosedForm) -> Callable[[_Loss], _Loss]:
-    """Declare, above a loss on logits, the closed form that the engine may take in place of it.
+    """Declare a closed form that the engine may use in place of a loss on logits.
 
-    It is taken where logits come as ``FactoredLogits``: then the gradient is written over the logits, and no more than two
-    pieces of them are held. The loss itself stays what it is everywhere else.
+    It is used for ``FactoredLogits``: the gradient overwrites the logits, so at most two chunks of them are held. The
+    loss itself is used everywhere else.
 
         @closed_form(squared_rows)
         def squared(student_logits, teacher_logits): ...
@@ -94,13 +94,13 @@ MEAN_OVER_ITEMS = "mean_over_items"
 SUM_OVER_ITEMS = "sum_over_items"
 TAKES_NUMBERS = "takes_numbers"
 DECLARATIONS = (ACROSS_VOCABULARIES, CLOSED_FORM, COARSENS, MEAN_OVER_ITEMS, SUM_OVER_ITEMS, TAKES_NUMBERS)
-"""What a loss can declare about itself: attributes of the function or the class."""
+"""Attributes that a loss function or class can set to declare its properties."""
 
 
 def reduction_of(loss: Any) -> Literal["mean", "sum", "LossSum"] | None:
-    """How a loss reduces its items: as declared, or ``LossSum`` where its return annotation says so; ``None`` if unknown.
+    """Return the declared reduction, ``LossSum`` if annotated as the return type, or ``None`` if unknown.
 
-    Raises: ``SignatureError`` where a loss declares both.
+    Raises: ``SignatureError`` if a loss declares both.
     """
     declared = [name for name in (MEAN_OVER_ITEMS, SUM_OVER_ITEMS) if getattr(loss, name, False)]
     if len(declared) == 2:
@@ -114,8 +114,8 @@ def reduction_of(loss: Any) -> Literal["mean", "sum", "LossSum"] | None:
 def across_vocabularies(loss: _Loss) -> _Loss:
     """Declare that class ``i`` of the student need not be class ``i`` of the teacher.
 
-    Student and teacher may then differ in the number of classes, which is an error for any other loss. The adaptors still have
-    to return the same items on both sides.
+    Student and teacher may then differ in the number of classes, which is an error for any other loss. The adaptors
+    must still return the same items on both sides.
 
         @across_vocabularies
         def sorted_distance(student_logits, teacher_logits): ...
@@ -125,11 +125,12 @@ def across_vocabularies(loss: _Loss) -> _Loss:
 
 
 def coarsens(loss: _Loss) -> _Loss:
-    """Declare that joining classes into one category leaves a coarser version of the same loss.
+    """Declare that merging classes into one category gives a coarser version of the same loss.
 
-    ``SparseLogits`` with a tail hold K known classes and the sum of all others: K + 1 categories, which differ from item to
-    item. A divergence of two distributions remains one there. A loss that compares ranks, deviations or items does not, and is
-    refused without the declaration. A class may set ``coarsens = True``. ``LossLaws`` test the declaration.
+    ``SparseLogits`` with a tail hold K known classes and the sum of all others: K + 1 categories, which differ between
+    items. A divergence of two distributions remains a divergence there. A loss that compares ranks, deviations or items
+    does not, and is rejected without the declaration. A class may set ``coarsens = True``. ``LossLaws`` test the
+    declaration.
 
         @coarsens
         def squared_distance(student_logits, teacher_logits, temperature): ...
@@ -139,10 +140,11 @@ def coarsens(loss: _Loss) -> _Loss:
 
 
 def mean_over_items(loss: _Loss) -> _Loss:
-    """Declare that the scalar is a mean over items, so that it may be computed in chunks of items and averaged.
+    """Declare that the scalar is a mean over items, so it can be computed in chunks and averaged.
 
-    Needed for large vocabularies (``FactoredLogits``): an undeclared scalar is computed on all logits at once. A loss annotated
-    ``-> LossSum`` needs no declaration. A class may set ``mean_over_items = True``. ``LossLaws`` test the declaration.
+    Needed for large vocabularies (``FactoredLogits``): an undeclared scalar is computed on all logits at once. A loss
+    annotated ``-> LossSum`` needs no declaration. A class may set ``mean_over_items = True``. ``LossLaws`` test the
+    declaration.
 
         @mean_over_items
         def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().mean()
@@ -152,7 +154,7 @@ def mean_over_items(loss: _Loss) -> _Loss:
 
 
 def sum_over_items(loss: _Loss) -> _Loss:
-    """Declare that the scalar is a sum over items. See ``mean_over_items``.
+    """Declare that the scalar is a sum over items; see ``mean_over_items``.
 
     @sum_over_items
     def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().sum()
@@ -162,11 +164,10 @@ def sum_over_items(loss: _Loss) -> _Loss:
 
 
 def takes_numbers(loss: _Loss) -> _Loss:
-    """Declare that the loss also compares single numbers: logits with one class, as in regression.
+    """Declare that the loss also compares plain numbers: logits with one class, as in regression.
 
-    The softmax of one class is 1 whatever its logit is, so a loss of probabilities has no gradient there. Without the
-    declaration a student with one output is refused. A class may set ``takes_numbers = True``. ``LossLaws`` test the
-    declaration.
+    The softmax of one class is always 1, so a loss on probabilities has no gradient there. Without the declaration a
+    student with one output is rejected. A class may set ``takes_numbers = True``. ``LossLaws`` test the declaration.
 
         @takes_numbers
         def squared(student_logits, teacher_logits): return ((student_logits - teacher_logits) ** 2).mean()

@@ -1,4 +1,4 @@
-"""What a model gave, as the objective reads it."""
+"""Model outputs in the form that the objective reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Logits = Tensor | FactoredLogits | SparseLogits
-    """The logits of one head, in any of the forms that they come in."""
+    """The logits of one head, in any supported form."""
 
     Loss = Tensor | LossSum
     """A loss that the student computed itself."""
@@ -33,20 +33,21 @@ _MODEL_OUTPUT_KEYS = {"loss": "losses", "logits": "logits", "hidden_states": "hi
 
 @dataclass(frozen=True, slots=True, init=False)
 class Outputs:
-    """What an adaptor returned for one model and one batch. Everything is optional.
+    """An adaptor's result for one model and one batch. Every field is optional.
 
-    A bare tensor stands for a list of one, so the fields that may hold several tensors are always tuples. An empty list
-    is as good as no key, except that an empty ``hidden`` or ``attention`` says that the model was asked and gave nothing.
-    ``captured`` is no key of an adaptor: it holds what was read inside the model, by the path that the config reads it at.
+    A bare tensor means a list of one; fields that may hold several tensors are always tuples. An empty list equals a
+    missing key, except that an empty ``hidden`` or ``attention`` means that the model returned none on request.
+    ``captured`` is not an adaptor key: it holds tensors captured inside the model, by the config's path.
 
-    Where logits are too many to hold, a head's may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
+    For large vocabularies, a head's logits may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
 
-    Each of ``losses`` is a ``LossSum``, a tensor with one loss per item, or a scalar, which counts as a mean over one item.
+    Each of ``losses`` is a ``LossSum``, a tensor with one loss per item, or a scalar, which counts as a mean over one
+    item.
 
     Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
     any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer.
-    Raises: ``OutputsError`` for a value that is not made of tensors, or a ``LossSum`` that is not a sum and a count; its
-    field is the key.
+    Raises: ``OutputsError``, with the key as its field, for a value that is not made of tensors, or an invalid
+    ``LossSum``.
     """
 
     logits: tuple[Logits, ...] | None
@@ -71,7 +72,7 @@ class Outputs:
         captured: Mapping[str, Tensor] | None = None,
     ) -> None:
         put = object.__setattr__
-        # the commonest of all is told by its type alone, at a fraction of what a call costs
+        # fast path for the common case: a type check costs a fraction of a call
         is_tensor = type(logits) is _tensor_type()
         put(self, "logits", None if logits is None else (logits,) if is_tensor else _heads(logits) or None)
         put(self, "logits_mask", None if logits_mask is None else _tensors("logits_mask", logits_mask) or None)
@@ -84,10 +85,10 @@ class Outputs:
 
     @classmethod
     def read(cls, value: object, owner: str) -> Outputs:
-        """Read what an adaptor, or a model without one, returned. ``owner`` names whose it is, for messages.
+        """Parse the return value of an adaptor, or of a model without one. Messages call it ``owner``.
 
-        Understood are a mapping with ``ADAPTOR_KEYS`` in any order, a bare logits tensor, a transformers ``ModelOutput``
-        and an ``Outputs``.
+        Accepts a mapping with any of ``ADAPTOR_KEYS``, a bare logits tensor, a transformers ``ModelOutput`` and an
+        ``Outputs``.
 
         Raises: ``OutputsError`` for an unknown key, or a value of a wrong type.
         """
@@ -102,7 +103,7 @@ class Outputs:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The keys that hold something."""
+        """The keys that have a value."""
         return tuple(key for key in ADAPTOR_KEYS if getattr(self, key) is not None)
 
 
@@ -143,7 +144,7 @@ def _losses(value: Loss | Sequence[Loss]) -> tuple[Loss, ...]:
             _loss_sum(field, loss) if isinstance(loss, LossSum) else _tensor(field, loss)
             for field, loss in zip(fields, value, strict=True)
         )
-    return _tensors("losses", value)  # type: ignore[arg-type]  # what is neither is its to refuse
+    return _tensors("losses", value)  # type: ignore[arg-type]  # _tensors rejects other types
 
 
 def _loss_sum(field: str, loss: LossSum) -> LossSum:
@@ -172,7 +173,7 @@ def _heads(logits: Logits | Sequence[Logits]) -> tuple[Logits, ...]:
         return tuple(
             head if isinstance(head, _COMPACT) else _tensor(f"logits.{n}", head) for n, head in enumerate(logits)
         )
-    return _tensors("logits", logits)  # type: ignore[arg-type]  # what is neither is its to refuse
+    return _tensors("logits", logits)  # type: ignore[arg-type]  # _tensors rejects other types
 
 
 def _kind(value: object) -> str:
@@ -186,8 +187,7 @@ def _by_key(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key in value:
         if key not in _KEYS:
             raise OutputsError(
-                f"an adaptor may not return this key.{did_you_mean(str(key), ADAPTOR_KEYS)} "
-                f"The keys are {', '.join(ADAPTOR_KEYS)}",
+                f"not an adaptor key.{did_you_mean(str(key), ADAPTOR_KEYS)} Valid keys: {', '.join(ADAPTOR_KEYS)}",
                 field=str(key),
             )
     return dict(value)
@@ -195,12 +195,12 @@ def _by_key(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 @lru_cache
 def _is_model_output(cls: type) -> bool:
-    """Whether ``cls`` is shaped like a transformers ``ModelOutput``: a mapping that is a dataclass."""
+    """Return whether ``cls`` is shaped like a transformers ``ModelOutput``: a mapping that is a dataclass."""
     return is_dataclass(cls)
 
 
 def _from_model_output(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that no term could use (``past_key_values``, ``last_hidden_state``…) are left out."""
+    """Drop fields that no term uses (``past_key_values``, ``last_hidden_state``…)."""
     found = {mine: value[theirs] for theirs, mine in _MODEL_OUTPUT_KEYS.items() if theirs in value}
     if "logits" not in found and "start_logits" in value and "end_logits" in value:
         found["logits"] = (value["start_logits"], value["end_logits"])
@@ -218,7 +218,7 @@ def _logits(value: object) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A batch on its way in, or outputs on their way out, with the task they belong to."""
+    """A batch or model outputs, with the task they belong to."""
 
     task: str
     value: Any

@@ -1,4 +1,4 @@
-"""A teacher that is known at a few classes of each item."""
+"""Teacher logits known at a few classes per item."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseLogits:
-    """What is known of a teacher's distribution at ``temperature``: of each item, K of its ``classes`` classes.
+    """A teacher's distribution at ``temperature``, known at K of its ``classes`` classes per item.
 
-    ``log_probs`` are the natural logarithms of their probabilities, over all classes. There are three forms:
+    ``log_probs`` are natural logarithms of probabilities over all classes. There are three forms:
 
-    * with ``tail``, the logarithm of the mass that all other classes have together: a top-k and tail cache. The K classes of
-      an item differ from each other. Losses that declare ``coarsens`` are computed from it, over K + 1 categories.
-    * with ``weights`` in place of ``tail``, a sample: Σ weight · f(class) over the K is an unbiased estimate of the teacher's
-      mean of f. A class may come twice; a place that is not used has weight 0. ``log_probs`` may be ``None``.
-    * with neither, nothing is said of the other classes.
+    * with ``tail``, the log of the total mass of all other classes: a top-k and tail cache. The K classes of an item are
+      distinct. Losses that declare ``coarsens`` are computed over K + 1 categories.
+    * with ``weights`` instead, a sample: Σ weight · f(class) over the K is an unbiased estimate of the teacher's
+      mean of f. A class may repeat; unused slots have weight 0. ``log_probs`` may be ``None``.
+    * with neither, the other classes are unknown.
 
-    The last two are for losses that ask for ``teacher_sparse``. ``-inf`` stands for probability 0, in ``tail`` too. Nothing
-    here carries a gradient.
+    The last two are for losses that request ``teacher_sparse``. ``-inf`` means probability 0, in ``tail`` too. No part
+    carries a gradient.
 
     Shapes: ``ids`` int64 ``[*items, K]``; ``log_probs`` and ``weights`` ``[*items, K]``; ``tail`` ``[*items]``.
-    Raises: ``OutputsError`` for what is no tensor of the right type, for values that cannot be meant together, and for a
-    temperature or number of classes that is not above 0; ``ShapeError`` where the parts do not fit each other.
+    Raises: ``OutputsError`` for a wrong type, an inconsistent combination of parts, and a temperature or number of
+    classes that is not above 0; ``ShapeError`` if the parts do not fit each other.
     """
 
     ids: Tensor
@@ -46,17 +46,19 @@ class SparseLogits:
         for name, shape in (("log_probs", self.ids.shape), ("weights", self.ids.shape), ("tail", self.ids.shape[:-1])):
             _check_part(name, getattr(self, name), shape)
         if self.log_probs is None and self.weights is None:
-            raise OutputsError("must be given, or weights in its place", field="log_probs")
+            raise OutputsError("must be given, unless weights are", field="log_probs")
         if self.tail is not None and self.weights is not None:
-            raise OutputsError("a sample has weights, and a top-k cache has a tail: not both", field="tail")
+            raise OutputsError(
+                "cannot be combined with weights: a sample has weights, a top-k cache a tail", field="tail"
+            )
         if not 0 < self.temperature < math.inf:
             raise OutputsError(f"must be above 0 and finite, got {self.temperature!r}", field="temperature")
 
     @classmethod
     def top(cls, logits: Tensor, k: int, temperature: float = 1.0) -> SparseLogits:
-        """The ``k`` largest of ``logits`` ``[*items, classes]``, and the tail that is left. All of them where there are fewer.
+        """Keep the ``k`` largest of ``logits`` ``[*items, classes]``, or all if there are fewer, and compute the tail.
 
-        The tail is a sum over the other classes, not 1 minus that over the k, so that a small one keeps its digits.
+        The tail is summed over the other classes, not computed as 1 minus the top k, so a small tail keeps its precision.
         """
         import torch
 
@@ -69,24 +71,24 @@ class SparseLogits:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the logits which it stands for, ``[*items, classes]``."""
+        """Shape of the logits that this represents, ``[*items, classes]``."""
         import torch
 
         return torch.Size((*self.ids.shape[:-1], self.classes))
 
     @property
     def device(self) -> torch.device:
-        """Where the parts are."""
+        """Device of the parts."""
         return self.ids.device
 
     def detach(self) -> SparseLogits:
-        """The same: nothing here carries a gradient."""
+        """Return self: no part carries a gradient."""
         return self
 
     def at(self, items: Tensor) -> SparseLogits:
-        """Those of some items alone, ``[n, classes]``.
+        """Select items: ``[n, classes]``.
 
-        Shapes: ``items`` is a bool mask ``[*items]``, or int64 places ``[n]`` among the items in a row.
+        Shapes: ``items`` is a bool mask ``[*items]`` or int64 indices ``[n]`` into the flattened items.
         Raises: ``ShapeError`` for a mask of another shape.
         """
         rows = rows_of(items, self.ids.shape[:-1])
@@ -99,7 +101,7 @@ class SparseLogits:
         )
 
     def to(self, device: torch.device | str) -> SparseLogits:
-        """The same on another device."""
+        """Return a copy on another device."""
         return replace(
             self,
             ids=moved(self.ids, device),
@@ -115,14 +117,14 @@ def _check_ids(sparse: SparseLogits) -> None:
     ids, classes = sparse.ids, sparse.classes
     if not isinstance(ids, torch.Tensor) or ids.dtype is not torch.int64:
         kind = ids.dtype if isinstance(ids, torch.Tensor) else type(ids).__name__
-        raise OutputsError(f"must be a tensor of int64, got {kind}", field="ids")
+        raise OutputsError(f"must be an int64 tensor, got {kind}", field="ids")
     if not ids.dim():
         raise ShapeError("must be [*items, K], got a scalar", field="ids")
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise OutputsError(f"must be a whole number above 0, got {classes!r}", field="classes")
     if ids.device.type == "cpu" and ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < classes):
         raise OutputsError(
-            f"must lie in [0, {classes}), got {int(ids.min())} to {int(ids.max())}: classes is the width of the logits",
+            f"must be in [0, {classes}), got {int(ids.min())} to {int(ids.max())}: classes is the width of the logits",
             field="ids",
         )
 
@@ -134,9 +136,9 @@ def _check_part(name: str, value: object, shape: torch.Size) -> None:
         return
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise OutputsError(f"must be a tensor of floating point, got {kind}", field=name)
+        raise OutputsError(f"must be a floating-point tensor, got {kind}", field=name)
     if value.requires_grad:
-        raise OutputsError("carries a gradient, and a teacher has none: detach it", field=name)
+        raise OutputsError("carries a gradient, but teacher outputs must not: detach it", field=name)
     if value.shape != shape:
         form = "[*items]" if name == "tail" else "[*items, K]"
-        raise ShapeError(f"must be {form} = {list(shape)}, as ids say, got {list(value.shape)}", field=name)
+        raise ShapeError(f"must be {form} = {list(shape)} to match ids, got {list(value.shape)}", field=name)

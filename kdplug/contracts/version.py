@@ -1,12 +1,12 @@
-"""Which kdplug this is, for people and for plugins."""
+"""Version of kdplug and of its plugin contract."""
 
 from __future__ import annotations
 
 VERSION = "0.1.0"
 
 PLUGIN_API = 1
-"""The contract between kdplug and its plugins: entry-point groups, inputs, hooks, what a loss may return.
+"""Version of the contract between kdplug and its plugins: entry-point groups, inputs, hooks, loss return types.
 
-It rises only where a plugin that worked may stop working, and then kdplug's version rises in its first number, or in its
-second while the first is 0. So ``kdplug>=0.1,<0.2`` among a plugin's dependencies says which contract it was written for.
+It increases only if a working plugin may break. kdplug's major version then increases too, or its minor version while the
+major is 0. A plugin that depends on ``kdplug>=0.1,<0.2`` therefore names the contract it was written for.
 """

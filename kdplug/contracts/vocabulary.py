@@ -1,4 +1,4 @@
-"""The words that plugins and adaptors may use, and what each one holds."""
+"""Names of plugin inputs and adaptor keys, with their descriptions."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ FEATURES = ("hidden", "attention")
 
 INPUTS = MappingProxyType(
     {
-        "student_logits": "student logits, [*items, classes], one head at a time",
-        "teacher_logits": "teacher logits, [*items, classes], one head at a time",
-        "teacher_sparse": "SparseLogits; None where the teacher's logits are dense",
-        "teacher_logits_list": "logits of several teachers, a tuple of [*items, classes], one head at a time",
+        "student_logits": "student logits, [*items, classes], one head per call",
+        "teacher_logits": "teacher logits, [*items, classes], one head per call",
+        "teacher_sparse": "SparseLogits; None if the teacher's logits are dense",
+        "teacher_logits_list": "logits of several teachers: a tuple of [*items, classes], one head per call",
         "student_features": "the matched student feature after its projection, or a tuple of them",
         "teacher_features": "the matched teacher feature, or a tuple of them",
-        "mask": "bool over items or tokens, True = counts; None where nothing is masked",
-        "student_mask": "like mask, of the student's inputs alone; where it is asked for, the two sides may differ in length",
-        "teacher_mask": "like mask, of the teacher's inputs alone",
+        "mask": "bool over items or tokens, True = counts; None if nothing is masked",
+        "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
+        "teacher_mask": "like mask, for the teacher's inputs only",
         "labels": "integer class indices, -100 = none",
         "temperature": "float, or a tensor over items when scheduled",
-        "progress": "share of the run that is done, in [0, 1]",
+        "progress": "fraction of the run done, in [0, 1]",
         "step": "optimizer steps done",
         "total_steps": "optimizer steps of the whole run",
-        "draw_seed": "int, seed of what is drawn at random: its own for each step, micro-batch, head, chunk and process",
+        "draw_seed": "int, random seed, different for each step, micro-batch, head, chunk and process",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",
         "student_layers": "number of layers of the student, without embeddings",
@@ -47,4 +47,4 @@ ALIASES = MappingProxyType(
         )
     }
 )
-"""TextBrewer's parameter names and the inputs they stand for."""
+"""TextBrewer's parameter names and the kdplug inputs they map to."""

@@ -1,1 +1,1 @@
-"""Config and registries to one module that turns student and teacher outputs into a loss."""
+"""The distillation objective: one module that computes the loss from student and teacher outputs."""

@@ -1,4 +1,4 @@
-"""What one call of the objective is computed from."""
+"""Inputs of one call of the objective."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed in the range of int64, derived from ``parts`` by hashing: different parts give unrelated seeds."""
+    """Derive an int64 seed from ``parts`` by hashing: different parts give unrelated seeds."""
     name = " ".join(map(str, parts))
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest()) >> 1
 
 
 class Draws:
-    """The seeds of one batch. ``micro_batch`` tells the batches of one step apart, on all processes.
+    """Random seeds for one batch. ``micro_batch`` numbers the batches of one step, across all processes.
 
-    Two batches that differ in either number have no seed in common, and the same batch of the same step always has the same
-    ones. Nothing has to be saved for a resume.
+    Two batches that differ in either number share no seed, and the same batch of the same step always gets the same
+    seeds, so checkpoints need no extra state.
     """
 
     __slots__ = ("_place", "micro_batch", "step")
@@ -41,30 +41,30 @@ class Draws:
         self._place = 0
 
     def next(self) -> int:
-        """The seed of the next draw, in the range of int64."""
+        """Return the next seed, in the range of int64."""
         found = seed_of(self.step, self.micro_batch, self._place)
         self._place += 1
         return found
 
 
 def wrong_values(mask: Tensor) -> Tensor:
-    """Bool, ``True`` where ``mask`` holds something other than 0 and 1, such as ``nan``."""
+    """Return bool, ``True`` where ``mask`` holds a value other than 0 and 1, such as ``nan``."""
     return mask != mask.bool()
 
 
 def check_mask(mask: Tensor, owner: str, *, field: str = "") -> None:
-    """Look at the values of a mask that is not bool, which waits for its device. ``owner`` or ``field`` names it.
+    """Check the values of a mask that is not bool, which waits for its device. ``owner`` or ``field`` names it.
 
-    Raises: ``OutputsError`` where it holds something other than 0 and 1.
+    Raises: ``OutputsError`` if it holds a value other than 0 and 1.
     """
     if mask.dtype is not torch.bool and wrong_values(mask).any():
         raise no_mask(mask, owner, field=field)
 
 
 def doubt(mask: Tensor, owner: str) -> Tensor | None:
-    """``check_mask`` without waiting for an accelerator: there a scalar on the device says whether the mask is wrong.
+    """Run ``check_mask`` without waiting for an accelerator: return a device scalar that is true if the mask is wrong.
 
-    ``None`` where nothing is left to check. The scalar is for ``nan_if``. Compiled code gets one on a CPU too.
+    Return ``None`` if nothing is left to check. Pass the scalar to ``nan_if``. Compiled code gets one on a CPU too.
     """
     if mask.dtype is torch.bool:
         return None
@@ -75,29 +75,30 @@ def doubt(mask: Tensor, owner: str) -> Tensor | None:
 
 
 def nan_if(value: Tensor, doubts: Sequence[Tensor]) -> Tensor:
-    """``value``, and ``nan`` with a gradient of ``nan`` where a doubt is true."""
+    """Return ``value``, or ``nan`` with a gradient of ``nan`` if a doubt is true."""
     if not doubts:
         return value
     return value * torch.ones_like(value).masked_fill(torch.stack(list(doubts)).any(), torch.nan)
 
 
 def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
-    """The error about a mask that holds other values, with the way to convert it."""
+    """The error for a mask with other values than 0 and 1, including how to convert it."""
     wrong = mask.detach()[wrong_values(mask)]
     if (wrong < 0).all():
         cut = ("[:, 0, 0]" if mask.shape[2] == 1 else "[:, 0, -1]") if mask.dim() == 4 else ""
         way = (
-            "That is an extended attention mask, which is added to attention scores: 0 where a token counts. Return the "
-            f"tokenizer's attention_mask of shape (batch, length) that it was made of, or (mask{cut} == 0)"
+            "That is an extended attention mask, which is added to attention scores: 0 means that a token counts. "
+            f"Return the tokenizer's attention_mask of shape (batch, length) that it was made from, or (mask{cut} == "
+            "0)"
         )
     else:
         way = "Return (mask != 0) if any other number means that an item counts"
-    message = f"must hold 0 and 1, or be bool, and holds {wrong[0].item():g}. {way}"
+    message = f"must hold 0 and 1, or be bool, got {wrong[0].item():g}. {way}"
     return OutputsError(f"{owner} {message}" if owner else message, field=field)
 
 
 def extended_hint(*masks: Tensor | None) -> str:
-    """What an error about shapes adds where one of ``masks`` has the four axes of a model's extended mask; otherwise nothing."""
+    """A hint for shape errors if one of ``masks`` has the four axes of a model's extended mask; otherwise empty."""
     found = next((mask for mask in masks if mask is not None and mask.dim() == 4), None)
     if found is None:
         return ""
@@ -108,10 +109,10 @@ def extended_hint(*masks: Tensor | None) -> str:
 
 
 def places_that_count(mask: Tensor, *, field: str) -> Tensor:
-    """Where the mask is 1, numbered through all items.
+    """Return the flat indices where the mask is 1.
 
-    Finding the places waits for the device. The same wait tells whether the mask holds other values than 0 and 1: more places
-    than there are items are appended then.
+    Finding the indices waits for the device. To detect values other than 0 and 1 in the same wait, more indices than
+    items are appended in that case.
 
     Raises: ``OutputsError`` as ``check_mask`` does.
     """
@@ -126,9 +127,9 @@ def places_that_count(mask: Tensor, *, field: str) -> Tensor:
 
 
 def gathered(logits: Logits) -> Logits:
-    """The logits with the head's weight and bias whole on each process, where FSDP keeps a part of them on each.
+    """Gather the head's weight and bias on each process if FSDP shards them.
 
-    The gradient goes back to the parts as FSDP takes it there: the mean over the processes.
+    The gradient is scattered back to the shards as FSDP does it: averaged over the processes.
     """
     if not isinstance(logits, FactoredLogits):
         return logits
@@ -137,7 +138,7 @@ def gathered(logits: Logits) -> Logits:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    if not hasattr(tensor, "full_tensor"):  # what a DTensor has; asking for it is cheaper than importing the class
+    if not hasattr(tensor, "full_tensor"):  # only DTensor has it; cheaper than importing the class
         return tensor
     from torch.distributed.tensor import Partial
 
@@ -150,11 +151,12 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 class Batch:
-    """All models' outputs and how far the run is. ``draws`` has the seeds of losses that draw at random. Each mask of inputs is read once, when first asked for.
+    """All models' outputs and the progress of the run. Each input mask is read once, on first use.
 
-    ``teacher`` is the first of ``teachers``; ``of_teacher`` gives the same batch with another one there. ``looks`` has the
-    values of masks checked on every device, which waits for it; otherwise they are checked on a CPU, and elsewhere
-    ``certain`` makes a term that used a wrong one ``nan``.
+    ``draws`` supplies seeds to losses that use random numbers. ``teacher`` is the first of ``teachers``; ``of_teacher``
+    returns the same batch with another one there. With ``looks``, mask values are checked on every device, which waits
+    for it; otherwise they are checked on CPU only, and elsewhere ``certain`` turns a term that used an invalid mask
+    into ``nan``.
     """
 
     __slots__ = (
@@ -199,7 +201,7 @@ class Batch:
         self._views: dict[int, Batch] = {}
 
     def of_teacher(self, place: int) -> Batch:
-        """The batch as a match that reads one of the teachers sees it; the same object each time."""
+        """Return the batch as seen by a match that reads one of the teachers; the same object each time."""
         if place == 0:
             return self
         if place not in self._views:
@@ -216,16 +218,16 @@ class Batch:
         return self._views[place]
 
     def autocast(self, tensor: Logits) -> bool:
-        """Whether autocast is on for the device of ``tensor``, one of the student's. Asked of torch once."""
+        """Return whether autocast is on for the device of ``tensor``, a student tensor. Cached after the first call."""
         if self._autocast is None:
             self._autocast = is_autocast_on(tensor.device.type)
         return self._autocast
 
     @property
     def match_mask(self) -> Tensor | None:
-        """Bool, ``True`` where both models see an input; ``None`` where neither adaptor returned ``inputs_mask``.
+        """Bool, ``True`` where both models see an input; ``None`` if neither adaptor returned ``inputs_mask``.
 
-        Raises: ``ShapeError`` where the two masks differ in shape; ``OutputsError`` for what is no mask.
+        Raises: ``ShapeError`` if the two masks differ in shape; ``OutputsError`` for an invalid mask.
         """
         if self._mask is None:
             self._mask = self._both()
@@ -233,33 +235,34 @@ class Batch:
 
     @property
     def student_mask(self) -> Tensor | None:
-        """Bool, ``True`` where the student sees an input. Raises: ``OutputsError`` for what is no mask."""
+        """Bool, ``True`` where the student sees an input. Raises: ``OutputsError`` for an invalid mask."""
         return self._read("student", self.student.inputs_mask)
 
     @property
     def teacher_mask(self) -> Tensor | None:
-        """Bool, ``True`` where the teacher sees an input. Raises: ``OutputsError`` for what is no mask."""
+        """Bool, ``True`` where the teacher sees an input. Raises: ``OutputsError`` for an invalid mask."""
         return self._read("teacher", self.teacher.inputs_mask)
 
     def certain(self, value: TermValue) -> TermValue:
-        """The value of a term that may have used masks: ``nan`` where one of them held other values than 0 and 1.
+        """Replace a term's value by ``nan`` if a mask that it may have used held values other than 0 and 1.
 
-        Masks whose values were checked already change nothing.
+        Masks that were already checked change nothing.
         """
         return TermValue(nan_if(value.total, self._doubts), value.count, value.weight) if self._doubts else value
 
     @property
     def match_labels(self) -> Tensor | None:
-        """The student's labels, for a match that asks for them.
+        """Return the student's labels, for a match that requests them.
 
-        Raises: ``OutputsError`` where there are several, since a match belongs to no head.
+        Raises: ``OutputsError`` if there are several, since a match belongs to no head.
         """
         labels = self.student.labels
         if labels is None:
             return None
         if len(labels) > 1:
             raise OutputsError(
-                f"the loss asks for labels, but the student returned {len(labels)} of them and a match belongs to no head"
+                f"the loss requests labels, but the student returned {len(labels)} of them and a match belongs to no "
+                "head"
             )
         return labels[0]
 
@@ -271,9 +274,9 @@ class Batch:
             return self.teacher_mask
         if student.shape != teacher.shape:
             raise ShapeError(
-                f"the student's inputs_mask {list(student.shape)} and the teacher's {list(teacher.shape)} differ in shape. "
-                "A match compares position by position, so both models need the same inputs, or adaptors that align them"
-                f"{extended_hint(student, teacher)}"
+                f"the student's inputs_mask {list(student.shape)} and the teacher's {list(teacher.shape)} differ in "
+                "shape. A match compares position by position, so both models need the same inputs, or adaptors that "
+                f"align them{extended_hint(student, teacher)}"
             )
         mine, theirs = self.student_mask, self.teacher_mask
         assert mine is not None

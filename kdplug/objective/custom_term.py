@@ -1,4 +1,4 @@
-"""A match that is written in Python: a callable between what two modules put out."""
+"""Matches written in Python: a callable on the outputs of two modules."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from kdplug.objective.term import term_value
 
 
 class CustomTerm(nn.Module):
-    """``loss(student, teacher, student_mask, teacher_mask)`` between what is captured at two paths.
+    """``loss(student, teacher, student_mask, teacher_mask)`` on the tensors captured at two paths.
 
-    ``projection`` is applied to the student's side; ``options`` are those of its own optimizer group, where it is a module
-    that has parameters. The masks are what the adaptors returned as ``inputs_mask``, or ``None``.
+    ``projection`` is applied to the student's side; ``options`` are those of its optimizer group, if it is a module with
+    parameters. The masks are the adaptors' ``inputs_mask``, or ``None``.
 
-    Raises: ``ConfigError`` for a weight that is no finite number of at least 0.
+    Raises: ``ConfigError`` unless the weight is a finite number of at least 0.
     """
 
     mask_key = "inputs_mask"
@@ -57,7 +57,7 @@ class CustomTerm(nn.Module):
         return self.schedule.base
 
     def value(self, batch: Batch, weight: float) -> TermValue:
-        """The loss. Raises: ``OutputsError`` where nothing was captured; ``SignatureError`` for what it may not return."""
+        """Compute the loss. Raises: ``OutputsError`` without a captured tensor; ``SignatureError`` for an invalid result."""
         (student,) = layers(batch.student, "hidden", self.layer_student, "student")
         (teacher,) = layers(batch.teacher, "hidden", self.layer_teacher, "teacher")
         if self.projection is not None:
@@ -75,7 +75,7 @@ class CustomTerm(nn.Module):
         return connected_zero([*self.student_tensors(batch), *self.parameters()])
 
     def _compared(self, student: Tensor, teacher: Tensor, batch: Batch, weight: float) -> TermValue:
-        _ = batch.student_mask, batch.teacher_mask  # checked; the loss gets them as they are
+        _ = batch.student_mask, batch.teacher_mask  # validates them; the loss gets the originals
         masks = batch.student.inputs_mask, batch.teacher.inputs_mask
         try:
             return batch.certain(

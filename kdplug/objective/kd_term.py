@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class Vocabulary:
-    """Reconciles logits that differ in the number of classes, where ``padded_vocabulary`` says that it is padding.
+    """Reconciles logits with different numbers of classes if ``padded_vocabulary`` declares the surplus to be padding.
 
-    The classes that one side alone has are as if it ruled them out: they are left out. Models of one family pad one
-    tokenizer's vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding stands for no token. A loss
-    that ``is_across`` takes them as they are, unless they are said to be padding.
+    Classes that only one side has are dropped, as if it ruled them out. Models of one family pad one tokenizer's
+    vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding represents no token. A loss that
+    ``is_across`` receives the logits unchanged unless padding is declared.
     """
 
     def __init__(self, padding: Literal["refuse", "drop"], *, is_across: bool = False) -> None:
@@ -44,9 +44,9 @@ class Vocabulary:
         self._told: set[tuple[int, int]] = set()
 
     def __call__(self, pair: HeadLogits) -> HeadLogits:
-        """The pair with as many classes on both sides; what is left out is told once.
+        """Return the pair with equally many classes on both sides; warn once about dropped classes.
 
-        Raises: ``ShapeError`` where the classes differ in number and nothing may be left out.
+        Raises: ``ShapeError`` if the numbers differ and dropping is not allowed.
         """
         ours, theirs = pair.student.shape, pair.teacher.shape
         if not ours or not theirs or ours[-1] == theirs[-1] or ours[:-1] != theirs[:-1]:
@@ -55,9 +55,9 @@ class Vocabulary:
             return pair
         if not self._drops:
             raise ShapeError(
-                f"the student's {list(ours)} and the teacher's {list(theirs)} must have one shape, classes last. Where both "
-                "use one tokenizer and the classes beyond the shorter one are padding, write padded_vocabulary: drop; of two "
-                "vocabularies, take a loss that is declared across_vocabularies",
+                f"the student's {list(ours)} and the teacher's {list(theirs)} must have one shape, classes last. If "
+                "both use one tokenizer and the classes beyond the shorter one are padding, set padded_vocabulary: "
+                "drop; for two different vocabularies, use a loss declared across_vocabularies",
                 field="logits",
             )
         classes = min(ours[-1], theirs[-1])
@@ -69,8 +69,8 @@ class Vocabulary:
             self._told.add((ours, theirs))
             side = "teacher" if theirs > ours else "student"
             warnings.warn(
-                f"padded_vocabulary: the student has {ours} classes and the teacher {theirs}; the last {abs(ours - theirs)} of "
-                f"the {side} are left out",
+                f"padded_vocabulary: the student has {ours} classes and the teacher {theirs}; the last "
+                f"{abs(ours - theirs)} of the {side} are dropped",
                 stacklevel=2,
             )
 
@@ -83,16 +83,16 @@ def _first(logits: Logits, classes: int) -> Logits:
     if isinstance(logits, FactoredLogits):
         return logits.first(classes)
     try:
-        return replace(logits, classes=classes)  # what the cut classes hold is in the tail
+        return replace(logits, classes=classes)  # the tail holds the mass of the dropped classes
     except OutputsError as error:
         raise OutputsError(
-            f"the cache names a class that the student, with {classes}, does not have: {error.message}",
+            f"the cache contains a class outside the student's {classes} classes: {error.message}",
             field="teacher.logits",
         ) from None
 
 
 class KdTerm(nn.Module):
-    """The loss between student and teacher logits, summed over heads. The logits of several teachers are combined first."""
+    """The loss between student and teacher logits, summed over heads. Several teachers' logits are combined first."""
 
     name = "kd_loss"
     mask_key = "logits_mask"
@@ -106,7 +106,7 @@ class KdTerm(nn.Module):
         self.schedule: Schedule = build_schedule(
             config.kd_loss_weight, config.kd_loss_weight_scheduler, "kd_loss_weight_scheduler"
         )
-        self.loss: Any = component.target  # a module where the entry is a class: trained and saved with this one
+        self.loss: Any = component.target  # a module if the entry is a class: trained and saved with this one
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.temperature = Temperature(config.temperature, config.temperature_scheduler)
@@ -127,9 +127,9 @@ class KdTerm(nn.Module):
         return self.schedule.base
 
     def value(self, batch: Batch, weight: float) -> TermValue:
-        """The sum over heads of the loss.
+        """Return the loss, summed over heads.
 
-        Raises: ``OutputsError`` for logits, labels or masks that are missing or differ in number; ``ShapeError``.
+        Raises: ``OutputsError`` if logits, labels or masks are missing or differ in number; ``ShapeError``.
         """
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
@@ -144,7 +144,7 @@ class KdTerm(nn.Module):
         return connected_zero([*(tensor for head in logits for tensor in _tensors(head)), *self.parameters()])
 
     def _pairs(self, batch: Batch) -> list[HeadLogits]:
-        """What counts of each head."""
+        """Return the selected items of each head."""
         student, labels = self._student(batch)
         pairs = list(map(HeadLogits, student, self._teacher(batch, 0, len(student)), labels))
         if batch.student.logits_mask is not None or batch.teacher.logits_mask is not None:
@@ -152,7 +152,7 @@ class KdTerm(nn.Module):
         return pairs
 
     def _combined(self, batch: Batch, combiner: Combiner) -> list[HeadLogits]:
-        """What counts of each head, each teacher by its own mask, with the teachers' logits combined."""
+        """Return the selected items of each head, each teacher with its own mask, with the teachers' logits combined."""
         student, labels = self._student(batch)
         heads = len(student)
         places = range(len(batch.teachers))
@@ -180,7 +180,7 @@ class KdTerm(nn.Module):
     def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...]]:
         logits = self._logits(batch.student, "student")
         if any(isinstance(head, SparseLogits) for head in logits):
-            raise OutputsError("are SparseLogits: only a teacher may be known at a few classes", field="student.logits")
+            raise OutputsError("are SparseLogits, which only a teacher may return", field="student.logits")
         logits = tuple(map(gathered, logits))
         return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
 
@@ -200,7 +200,7 @@ class KdTerm(nn.Module):
         given = ", ".join(outputs.given) or "nothing"
         raise OutputsError(
             f"is {self.weight:g}, but the {side} returned no logits, only {given}. Return them from its adaptor, "
-            "or set kd_loss_weight: 0 to train without it",
+            "or set kd_loss_weight: 0",
             field="kd_loss_weight",
         )
 
@@ -208,7 +208,7 @@ class KdTerm(nn.Module):
         labels = student.labels
         if labels is None:
             if self.shifts:
-                raise OutputsError("needs labels, and the student returned none", field="probability_shift")
+                raise OutputsError("needs labels, but the student returned none", field="probability_shift")
             return (None,) * heads
         if len(labels) != heads:
             raise OutputsError(
@@ -231,8 +231,8 @@ class KdTerm(nn.Module):
         if not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"logits_mask {list(mask.shape)} has no effect: the logits {list(logits.shape)} have one row per example "
-                "and none per position",
+                f"logits_mask {list(mask.shape)} has no effect: the logits {list(logits.shape)} have one row per "
+                "example not one per position",
                 stacklevel=2,
             )
         return None
@@ -267,6 +267,6 @@ class KdTerm(nn.Module):
 
 
 def _tensors(logits: Logits) -> tuple[Tensor, ...]:
-    """What carries the gradient of a student's logits."""
+    """The tensors of a student's logits that carry gradient."""
     assert not isinstance(logits, SparseLogits)
     return (logits,) if isinstance(logits, Tensor) else logits.tensors

@@ -1,4 +1,4 @@
-"""Calls a loss on one pair of logits with the inputs that its signature names."""
+"""Call a loss on one pair of logits with the inputs that its signature names."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdplug.objective.selection import HeadLogits, shift
 
 
 class LogitLoss:
-    """Calls a loss with what it asks for, the teacher's logits dense or sparse.
+    """Calls a loss with its requested inputs, for dense or sparse teacher logits.
 
-    A sparse teacher reaches a loss that asks for ``teacher_sparse`` as it is. For one that is declared ``coarsens`` both sides are
-    put into K + 1 categories, the classes that the cache names and all others together, as logits whose softmax over the temperature is
-    exactly what each side gives these categories.
+    A loss that requests ``teacher_sparse`` gets a sparse teacher unchanged. For one that declares ``coarsens``, both
+    sides are reduced to K + 1 categories (the cached classes, and all others together), as logits whose softmax at the
+    temperature gives each side's exact probabilities of these categories.
     """
 
     def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
@@ -50,32 +50,33 @@ class LogitLoss:
         self.reduction = reduction_of(declared)
 
     def check_classes(self, pair: HeadLogits) -> None:
-        """Raises: ``OutputsError`` for what means the same class on both sides, where they differ in number."""
+        """Raises: ``OutputsError`` if classes must match on both sides but differ in number."""
         if pair.student.shape[-1] == pair.teacher.shape[-1]:
             return
         sizes = f"the student has {pair.student.shape[-1]} classes and the teacher {pair.teacher.shape[-1]}"
         if isinstance(pair.teacher, SparseLogits):
             raise OutputsError(
-                f"are SparseLogits, which name classes, and {sizes}: the student has no such classes. Give dense logits",
+                f"are SparseLogits, whose ids are class indices, but {sizes}. Return dense logits",
                 field="teacher.logits",
             )
         if self.shifts and pair.labels is not None:
             raise OutputsError(
-                f"needs the teacher's logit at the student's label, and {sizes}", field="probability_shift"
+                f"needs the teacher's logit at the student's label, but {sizes}", field="probability_shift"
             )
 
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:
-        """Raises: ``OutputsError`` where this loss cannot be computed from what is known of the teacher."""
+        """Raises: ``OutputsError`` if this loss cannot be computed from the given teacher logits."""
         if not isinstance(teacher, SparseLogits):
             if not self.takes_dense:
                 raise OutputsError(
-                    f"{self.owner} asks for teacher_sparse, and the teacher's logits are dense", field="teacher.logits"
+                    f"{self.owner} requests teacher_sparse, but the teacher's logits are dense", field="teacher.logits"
                 )
             return
         self._check_sparse(teacher)
         if self.shifts and labels is not None:
             raise OutputsError(
-                "needs the teacher's logit at each label, and SparseLogits need not hold it", field="probability_shift"
+                "needs the teacher's logit at each label, but SparseLogits may not contain it",
+                field="probability_shift",
             )
         if not self.takes_sparse:
             self._check_coarse(teacher)
@@ -83,62 +84,65 @@ class LogitLoss:
     def _check_sparse(self, teacher: SparseLogits) -> None:
         if self.temperature.scheduler is not None:
             raise OutputsError(
-                f"makes a temperature of its own for each item, and SparseLogits hold what the teacher gave at "
+                "computes one temperature per item, but SparseLogits were taken at temperature "
                 f"{teacher.temperature:g}",
                 field="temperature_scheduler",
             )
         if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
             raise OutputsError(
-                f"is {self.temperature.base:g}, and the teacher's SparseLogits were taken at {teacher.temperature:g}: their "
-                "tail cannot be softened again. Set the one or take the other anew",
+                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
+                "their tail cannot be softened again. Change the temperature, or rebuild the SparseLogits",
                 field="temperature",
             )
 
     def _check_coarse(self, teacher: SparseLogits) -> None:
         if teacher.tail is None or teacher.log_probs is None:
             raise OutputsError(
-                f"{self.owner} needs the whole distribution, and the teacher's SparseLogits have no tail. Give one, or take a "
-                "loss that asks for teacher_sparse",
+                f"{self.owner} needs the whole distribution, but the teacher's SparseLogits have no tail. Add one, or "
+                "use a loss that requests teacher_sparse",
                 field="teacher.logits",
             )
         if "labels" in self.inputs:
             raise OutputsError(
-                f"{self.owner} asks for labels, and with SparseLogits a label may be one of the classes that are known only "
-                "as a sum. Take a loss without labels, or give dense logits",
+                f"{self.owner} requests labels, but with SparseLogits the label's class may be known only as part of "
+                "the tail. Use a loss without labels, or return dense logits",
                 field="teacher.logits",
             )
         if not self.coarsens:
             raise OutputsError(
-                f"{self.owner} does not declare coarsens, and SparseLogits with a tail give it {teacher.ids.shape[-1]} classes, "
-                "other ones for each item, and all others as one: for a loss that compares ranks, deviations or items that is "
-                "another loss. Take one that declares it, such as kl, or give dense logits. If yours stays the same loss where "
-                "classes are joined, declare it: @kdplug.coarsens above the function, coarsens = True in the class",
+                f"{self.owner} does not declare coarsens. SparseLogits with a tail give it {teacher.ids.shape[-1]} "
+                "classes, different for each item, plus one for all others, which changes a loss that compares "
+                "ranks, deviations or items. Use a loss that declares it, such as kl, or return dense logits. If "
+                "yours stays the same when classes are merged, declare it: @kdplug.coarsens above the function, "
+                "coarsens = True in the class",
                 field="teacher.logits",
             )
         ids = teacher.ids
         if ids.device.type == "cpu" and ids.shape[-1] > 1:
             ordered = ids.sort(dim=-1).values
             if (ordered[..., 1:] == ordered[..., :-1]).any():
-                raise OutputsError("hold a class twice for one item, and have a tail", field="teacher.logits")
+                raise OutputsError(
+                    "hold a class twice for one item, which a tail does not allow", field="teacher.logits"
+                )
 
     def check_number(self) -> None:
         """Raises: ``OutputsError`` for logits with a single class, unless the loss declares ``takes_numbers``."""
         if not self.takes_numbers:
             raise OutputsError(
-                f"have one class, and {self.owner} does not declare takes_numbers. The softmax of one class is 1 whatever its logit "
-                "is, so a loss of probabilities has no gradient. Use a loss that compares numbers, such as mse. If yours does, "
-                "declare it: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
+                f"have one class, but {self.owner} does not declare takes_numbers. The softmax of one class is always "
+                "1, so a loss on probabilities has no gradient. Use a loss that compares numbers, such as mse. If "
+                "yours does, declare it: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
                 field="student.logits",
             )
 
     def of(self, pair: HeadLogits, batch: Batch) -> Any:
-        """What the loss returns for a pair of tensors, at the temperature of the pair where it has one."""
+        """Call the loss on a pair of tensors, at the temperature of the pair if it has one."""
         assert isinstance(pair.student, Tensor)
         assert isinstance(pair.teacher, Tensor)
         return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
 
     def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The teacher's logits, after ``probability_shift`` where that is on."""
+        """The teacher's logits, after ``probability_shift`` if it is on."""
         return shift(teacher, labels) if self.shifts and labels is not None else teacher
 
     def __call__(
@@ -149,11 +153,11 @@ class LogitLoss:
         batch: Batch,
         temperature: Tensor | float | None = None,
     ) -> Any:
-        """What the loss returns, for logits in float32 at least, outside autocast.
+        """Call the loss on logits in float32 or wider, outside autocast.
 
-        ``temperature`` stands in for the scheduled one.
+        ``temperature`` replaces the scheduled one.
 
-        Raises: what the loss raises, with the path of its key.
+        Raises: errors of the loss, with the path of its key.
         """
         sparse: SparseLogits | None = None
         dense: Tensor | None = None
@@ -172,9 +176,9 @@ class LogitLoss:
             raise error.at("kd_loss_type") from error.__cause__
 
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
-        """The closed form: values ``[n]`` of rows ``[n, classes]``, whose student logits become their gradient.
+        """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and write the gradient over ``student``.
 
-        Raises: what the closed form raises, with the path of the loss; ``SignatureError`` for values that are not ``[n]``.
+        Raises: errors of the closed form, with the path of the loss; ``SignatureError`` for values that are not ``[n]``.
         """
         assert self.rows is not None
         temperature = self.temperature.base
@@ -200,7 +204,7 @@ class LogitLoss:
 
 
 class Compared(NamedTuple):
-    """What the inputs of a loss are read from: what counts of one head."""
+    """Source of a loss's inputs: the selected items of one head."""
 
     loss: LogitLoss
     student: Tensor
@@ -222,7 +226,7 @@ def _temperature(compared: Compared) -> float | Tensor:
 
 
 def _no_mask(_: Compared) -> None:
-    """What a mask leaves out is gone by now."""
+    """Masked items have already been removed."""
 
 
 _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
@@ -237,4 +241,4 @@ _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "total_steps": attrgetter("batch.total_steps"),
     "draw_seed": attrgetter("draw_seed"),
 }
-"""The inputs that the kd loss is provided with. A loss costs the look-up of what it asks for."""
+"""The inputs available to the kd loss. Only requested inputs are computed."""

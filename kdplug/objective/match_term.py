@@ -1,4 +1,4 @@
-"""A loss wired to a pair of features."""
+"""Intermediate matches: a loss on a pair of features."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
 _HOW = {
     "hidden": "Return it from the adaptor; a transformers model gives it with output_hidden_states=True",
     "attention": (
-        'Return it from the adaptor; a transformers model gives it with output_attentions=True and attn_implementation="eager"'
+        "Return it from the adaptor; a transformers model gives it with output_attentions=True and "
+        'attn_implementation="eager"'
     ),
 }
 
 
 def layers(outputs: Outputs, feature: str, layer: Layers, side: str) -> tuple[Tensor, ...]:
-    """The tensors at ``layer``, always as a tuple: by index (negative ones count from the end), or captured at a path.
+    """Return the tensors at ``layer`` as a tuple: by index (negative ones count from the end), or captured at a path.
 
     ``side`` is ``student`` or ``teacher``.
 
-    Raises: ``OutputsError`` where the model gave no such feature, or nothing was captured; ``ConfigError`` where an index is
-    out of range.
+    Raises: ``OutputsError`` if the model returned no such feature, or nothing was captured; ``ConfigError`` if an index
+    is out of range.
     """
     if isinstance(layer, str):
         return (_captured(outputs, layer, side),)
@@ -68,8 +69,8 @@ def _captured(outputs: Outputs, path: str, side: str) -> Tensor:
     if outputs.captured is not None:
         raise OutputsError(f"the {side}'s forward pass did not call {path!r}", field=field)
     raise OutputsError(
-        f"nothing was captured at {path!r} in the {side}. A distiller captures while the model runs, which it does not where a "
-        "batch brings a teacher_cache; a loop of your own does it with objective.capture(student, teacher)",
+        f"nothing was captured at {path!r} in the {side}. A distiller captures while the model runs, which "
+        "it does not for a batch with teacher_cache. In your own loop use objective.capture(student, teacher)",
         field=field,
     )
 
@@ -100,10 +101,10 @@ _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
 
 
 class MatchTerm(nn.Module):
-    """One intermediate match: a loss, what it compares, and the projection of the student's side.
+    """One intermediate match: a loss, the features it compares, and the projection of the student's side.
 
-    ``waits`` leaves the projection to ``materialize`` also where its widths are known, so that it fits the features' device
-    and precision. A loss that asks for ``temperature`` gets that of ``use_temperature``.
+    With ``waits``, the projection is built by ``materialize`` even if its widths are known, so that it matches the
+    features' device and precision. A loss that requests ``temperature`` gets that of ``use_temperature``.
     """
 
     mask_key = "inputs_mask"
@@ -137,7 +138,7 @@ class MatchTerm(nn.Module):
         return self.schedule.base
 
     def use_temperature(self, base: float, scheduler: ComponentSpec | None) -> None:
-        """Set the temperature that the loss gets, if it asks for one.
+        """Set the temperature for the loss, if it requests one.
 
         Raises: ``ConfigError`` for a scheduler that reads logits, which a match does not have.
         """
@@ -147,11 +148,11 @@ class MatchTerm(nn.Module):
 
     @property
     def needs_materialize(self) -> bool:
-        """Whether the projection waits for its width."""
+        """Return whether the projection's width is still unknown."""
         return self.plan is not None and self.projection is None
 
     def connect(self, student: Modules | None, teacher: Modules | None) -> None:
-        """Look the paths up in the two models, and write globs out; ``None`` leaves a side as it is.
+        """Resolve the module paths in both models and expand globs; ``None`` leaves a side unchanged.
 
         Raises: ``ConfigError`` with the side as its field.
         """
@@ -163,7 +164,7 @@ class MatchTerm(nn.Module):
         if len(ours) != len(theirs) and not (is_glob(ours) or is_glob(theirs)):
             raise ConfigError(
                 f"layer_S is {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
-                f"({', '.join(map(str, theirs))}). They must be equally many"
+                f"({', '.join(map(str, theirs))}). Their numbers must be equal"
             )
 
     def _expanded(self, modules: Modules, layers: Layers, field: str) -> Layers:
@@ -173,14 +174,14 @@ class MatchTerm(nn.Module):
             raise error.at(field) from None
 
     def materialize(self, batch: Batch) -> None:
-        """Make the projection from the widths of one batch, where it is not made yet."""
+        """Build the projection from the widths of one batch, unless it exists."""
         if self.plan is not None and self.projection is None:
             self.projection = self.plan.build(self._student(batch), self._teacher(batch))
 
     def value(self, batch: Batch, weight: float) -> TermValue:
-        """The loss of the two features.
+        """Compute the loss of the two features.
 
-        Raises: ``OutputsError``, ``ConfigError`` for a layer that is not there; ``ShapeError``; ``RunError`` before
+        Raises: ``OutputsError``, ``ConfigError`` for a missing layer; ``ShapeError``; ``RunError`` before
         ``materialize``.
         """
         student = layers(batch.student, self.feature, self.layer_student, "student")
@@ -216,7 +217,7 @@ class MatchTerm(nn.Module):
         return tuple([project(projection, feature) for feature in features])
 
     def _mask(self, batch: Batch) -> Tensor | None:
-        """The mask that the loss asks for, which may be the student's alone."""
+        """The mask that the loss requests, which may be the student's alone."""
         if "mask" in self.inputs:
             return batch.match_mask
         return batch.student_mask if "student_mask" in self.inputs else None
@@ -237,13 +238,13 @@ class MatchTerm(nn.Module):
             raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
 
     def _hint(self, teacher: tuple[Tensor, ...], batch: Batch) -> str:
-        """What may be the cause of an error of the loss: the projection's width, or the shape of a mask that it takes."""
+        """Suggest a cause for an error in the loss: the projection's width, or the shape of a mask."""
         masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
         return ("" if self.plan is None else self.plan.explain(teacher[0])) + extended_hint(*masks)
 
 
 class Compared(NamedTuple):
-    """What the inputs of a loss are read from."""
+    """Source of a loss's inputs."""
 
     term: MatchTerm
     student: tuple[Tensor, ...]
@@ -279,4 +280,4 @@ _GETTERS: Mapping[str, Callable[[Compared], Any]] = {
     "total_steps": attrgetter("batch.total_steps"),
     "draw_seed": lambda compared: compared.batch.draws.next(),
 }
-"""The inputs that a match provides. A loss costs the look-up of what it asks for, and nothing else is worked out."""
+"""The inputs available to a match. Only requested inputs are computed."""

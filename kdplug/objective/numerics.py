@@ -1,4 +1,4 @@
-"""Where gradient goes: never to the teacher, and always to every parameter that takes part in a term."""
+"""Gradient flow and precision: none to the teacher, some to every parameter of a term."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HALF = frozenset({torch.float16, torch.bfloat16})
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The tensor in float32 where it is float16 or bfloat16, otherwise the tensor itself."""
+    """Cast float16 and bfloat16 to float32; return other tensors unchanged."""
     return tensor.float() if tensor.dtype in _HALF else tensor
 
 
@@ -22,7 +22,7 @@ def is_half(tensor: Tensor) -> bool:
 
 
 def is_autocast_on(device_type: str) -> bool:
-    """Whether the surrounding code runs under autocast for this kind of device."""
+    """Return whether the surrounding code runs under autocast for this device type."""
     try:
         return torch.is_autocast_enabled(device_type)
     except RuntimeError:  # a device without autocast, such as "meta"
@@ -30,12 +30,12 @@ def is_autocast_on(device_type: str) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which autocast leaves operations on ``device`` alone."""
+    """A context that turns autocast off on ``device``."""
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def frozen(tensor: Tensor) -> Tensor:
-    """A teacher tensor without gradient, fit to be saved for the student's backward pass."""
+    """Detach a teacher tensor so that it can be saved for the student's backward pass."""
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
@@ -44,16 +44,16 @@ def frozen(tensor: Tensor) -> Tensor:
 
 
 def target(tensor: Tensor) -> Tensor:
-    """A teacher tensor as a loss gets it: without gradient, in float32 at least."""
+    """A teacher tensor as a loss gets it: detached, in float32 or wider."""
     if tensor.dtype is torch.float32 and not tensor.requires_grad and not tensor.is_inference():
         return tensor
     return full(frozen(tensor))
 
 
 def connected_zero(tensors: Iterable[Tensor]) -> Tensor:
-    """An exact 0 whose gradient is 0 for every tensor, whatever the tensors hold.
+    """Return an exact 0 whose gradient is 0 for every tensor, whatever the tensors hold.
 
-    It is the sum of no elements, since 0 times ``nan`` would be ``nan``.
+    It is an empty sum, since 0 times ``nan`` would be ``nan``.
     """
     parts = [tensor.reshape(-1).narrow(0, 0, 0).sum(dtype=_at_least_float32(tensor)) for tensor in tensors]
     return sum(parts[1:], start=parts[0]) if parts else torch.zeros(())

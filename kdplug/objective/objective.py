@@ -1,4 +1,4 @@
-"""The objective: what a config says, as one module."""
+"""The distillation objective of a config, as one module."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 class Objective(nn.Module):
     """The weighted sum of the kd loss, the intermediate matches and the student's own losses.
 
-    A pure function of what the two models gave and of how far the run is, plus the parameters of its projections and of
-    losses that have some. Terms of weight 0 are not built. Entries are looked up once, here; a call looks nothing up.
+    A pure function of both models' outputs and the progress of the run, plus the parameters of its projections and
+    losses. Terms of weight 0 are not built. Entries are looked up once, at construction.
 
-    ``teachers`` is how many teachers there are, or their keys, by which matches may name them. The logits of several are
-    combined into one (``teacher_combiner``) after each teacher's own mask was applied, and before ``probability_shift``.
+    ``teachers`` is the number of teachers, or their keys, by which matches may name them. The logits of several
+    teachers are combined into one (``teacher_combiner``) after applying each teacher's own mask, and before
+    ``probability_shift``.
 
     Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of the config's field.
     """
@@ -60,25 +61,25 @@ class Objective(nn.Module):
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
-            raise ConfigError("every weight is 0, so there is nothing to train")
+            raise ConfigError("every weight is 0: nothing to train")
 
     @property
     def config(self) -> DistillationConfig:
-        """The config, with the matches of each layer map in its place as soon as its layers are counted."""
+        """The config; each layer map is replaced by its matches once its layers are counted."""
         return self.matches.config
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """The terms in the order in which they are summed, each with ``name`` and ``weight``."""
+        """The terms in summation order, each with ``name`` and ``weight``."""
         return tuple(term for term, _, _ in self._in_order)
 
     @property
     def needs_materialize(self) -> bool:
-        """Whether a projection waits for its width, or a layer map for the number of layers."""
+        """Return whether a projection's width or a layer map's number of layers is still unknown."""
         return self.matches.needs_materialize
 
     def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
-        """What has to be captured in the student, or in the teacher at ``place``: each path that a match reads, once."""
+        """The paths to capture in the student, or in the teacher at ``place``, without duplicates."""
         custom = [cast("CustomTerm", term) for term in self.custom_matches]
         found = [term.layer_student if side == "student" else term.layer_teacher for term in custom]
         return tuple(
@@ -86,11 +87,11 @@ class Objective(nn.Module):
         )
 
     def connect(self, student: nn.Module | None = None, teacher: Models = None) -> None:
-        """Look up in the models every module path that the config names; write globs, and layer maps that go by path, out.
+        """Resolve every module path of the config in the models; expand globs, and layer maps that use paths.
 
-        ``teacher`` is the teacher, or several as a list or by key. Without one of the sides, its paths are left as they are.
+        ``teacher`` is the teacher, or several as a list or by key. The paths of an omitted side stay unchanged.
 
-        Raises: ``ConfigError`` with the path of the field, and the nearest real module paths, where there is no such module.
+        Raises: ``ConfigError`` with the path of the field, and the nearest real module paths, if there is no such module.
         """
         if not self.matches.names_modules:
             return
@@ -100,15 +101,15 @@ class Objective(nn.Module):
 
     @contextmanager
     def capture(self, student: nn.Module, teacher: Models = None) -> Iterator[Captures]:
-        """Inside the block, hooks on every module that a match reads: for a loop of your own.
+        """Attach hooks to every module that a match reads, inside the block. For custom training loops.
 
         Run each model inside ``with capture.student.reading():``, and give the objective
         ``capture.student.join(outputs)``; likewise ``capture.teacher``, or each of ``capture.teachers``.
 
-        A teacher that is in eval mode is checked to be so after each pass, and to leave its parameters and
-        buffers unchanged.
+        Each pass of a teacher in eval mode is checked: it must stay in eval mode and leave its parameters and buffers
+        unchanged.
 
-        Raises: ``ConfigError`` as ``connect`` does; inside ``reading()``, ``RunError`` where a teacher changes.
+        Raises: ``ConfigError`` as ``connect`` does; inside ``reading()``, ``RunError`` if a teacher changes.
         """
         self.connect(student, teacher)
         models = teacher_models(teacher, self.teachers)
@@ -121,8 +122,8 @@ class Objective(nn.Module):
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:
-        """Make the projections whose widths are ``auto`` from the outputs for one batch, and count the layers for the layer
-        maps that wait for it. What is made stays.
+        """Build projections whose widths are ``auto`` from the outputs for one batch, and count layers for unexpanded
+        layer maps. Existing projections are kept.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
@@ -131,14 +132,14 @@ class Objective(nn.Module):
         self._write_down()
 
     def _write_down(self) -> None:
-        """What a call walks through. The modules own the terms; this saves a call the search for them."""
+        """Cache the terms and their paths, so that a call need not search for them. The modules own the terms."""
         self._in_order = _in_order(self)
         self._is_counted = not self.matches.waiting
         self._first = FirstBatches(self.terms, self._prefix)
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
 
     def name_task(self, task: str) -> None:
-        """Put ``task`` in front of the terms' names in warnings."""
+        """Prefix the terms' names in warnings with ``task``."""
         self._prefix = f"{task}/"
         self._write_down()
 
@@ -152,15 +153,15 @@ class Objective(nn.Module):
         *,
         micro_batch: int | None = None,
     ) -> LossReport:
-        """The loss of one batch, and each term in it.
+        """Return the loss of one batch, and each of its terms.
 
-        ``student`` and ``teacher`` are what adaptors return, or what ``Outputs.read`` understands; of several teachers, a
-        list of that or a mapping by key. ``progress`` is the share of the run that is done, in [0, 1], before the step that
-        this loss is for. ``micro_batch`` is the number of this batch among all batches of the step, on all processes: losses that
-        draw at random draw apart in each. ``None`` counts the calls of a step, which is enough in one process.
+        ``student`` and ``teacher`` are adaptor results, or anything that ``Outputs.read`` accepts; several teachers are
+        a list, or a mapping by key. ``progress`` is the fraction of the run done, in [0, 1], before this step.
+        ``micro_batch`` numbers this batch among all batches of the step, on all processes, so that losses with random
+        draws differ between them. ``None`` counts the calls of a step, which suffices in one process.
 
-        Raises: ``OutputsError``, ``ShapeError`` for what the outputs lack; ``ConfigError`` for a layer that does not exist or
-        a ``progress`` out of range; ``RunError`` where ``materialize`` must come first.
+        Raises: ``OutputsError``, ``ShapeError`` for missing or mismatched outputs; ``ConfigError`` for a missing layer
+        or a ``progress`` out of range; ``RunError`` if ``materialize`` must be called first.
         """
         if not 0.0 <= progress <= 1.0:
             checked_progress(progress)
@@ -194,7 +195,7 @@ class Objective(nn.Module):
         return report
 
     def _calls_before(self, step: int) -> int:
-        """How often this was called for ``step`` before, where a loss draws at random."""
+        """Count earlier calls for ``step``, if a loss uses random draws."""
         if not self._draws:
             return 0
         last, calls = self._calls
@@ -203,9 +204,9 @@ class Objective(nn.Module):
         return calls
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups: one for each projection with its own options, and one for what losses hold.
+        """Return optimizer groups: one for each projection with its own options, and one for the losses' parameters.
 
-        Raises: ``RunError`` where ``materialize`` must come first.
+        Raises: ``RunError`` if ``materialize`` must be called first.
         """
         groups: list[dict[str, Any]] = []
         taken: set[int] = set()
@@ -224,14 +225,14 @@ class Objective(nn.Module):
 
 
 def mark_trained(objective: nn.Module) -> None:
-    """Tell the objectives in ``objective`` that each of their calls in train mode with gradients is a training step."""
+    """Mark the objectives in ``objective`` so that each call in train mode with gradients counts as a training step."""
     for module in objective.modules():
         if isinstance(module, Objective):
             module.expects_gradient = True
 
 
 def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
-    """Each term with the config path of what it computes and the place of the teacher it reads, 0 where it reads all or none."""
+    """Each term with its config path and the index of the teacher it reads (0 if it reads all or none)."""
     found: list[tuple[Term, Path, int]] = []
     if objective.kd_loss is not None:
         found.append((objective.kd_loss, (), 0))
@@ -244,8 +245,8 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
 
 
 def _check_names(terms: Sequence[Term]) -> None:
-    """Raises: ``ConfigError`` where a custom match has the name of another term."""
+    """Raises: ``ConfigError`` if a custom match has the name of another term."""
     names = [term.name for term in terms]
     for term in terms:
         if isinstance(term, CustomTerm) and names.count(term.name) > 1:
-            raise ConfigError(f"{term.name!r} is the name of another term", field="custom_matches")
+            raise ConfigError(f"{term.name!r} is already the name of another term", field="custom_matches")

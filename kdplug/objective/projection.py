@@ -1,4 +1,4 @@
-"""What brings a student feature to the teacher's width."""
+"""Projection of a student feature to the teacher's width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionPlan:
-    """How to make a projection: student width first, ``None`` where one batch will tell. ``options`` are its optimizer's."""
+    """Arguments of a projection's constructor. A width is ``None`` if taken from a batch. ``options`` are its optimizer's."""
 
     make: Callable[..., Any]
     inputs: tuple[str, ...]
@@ -44,11 +44,11 @@ class ProjectionPlan:
         return self.in_dim is not None and self.out_dim is not None
 
     def build(self, student: tuple[Tensor, ...] = (), teacher: tuple[Tensor, ...] = ()) -> nn.Module:
-        """The projection; widths that are not configured are those of the features.
+        """Build the projection; unconfigured widths are those of the features.
 
-        It lies where the student feature does, in its dtype, though in float32 for a half-precision feature.
+        It is created on the student feature's device, in its dtype, or in float32 for a half-precision feature.
 
-        Raises: ``ShapeError`` where the listed layers differ in width; ``SignatureError`` where the entry makes no module.
+        Raises: ``ShapeError`` if the listed layers differ in width; ``SignatureError`` if the entry returns no module.
         """
         in_dim = self.in_dim if self.in_dim is not None else _width(student, "student")
         out_dim = self.out_dim if self.out_dim is not None else _width(teacher, "teacher")
@@ -59,25 +59,25 @@ class ProjectionPlan:
         return module.to(student[0].device, full(student[0]).dtype) if student else module
 
     def check(self, student: Tensor) -> None:
-        """Raises: ``ShapeError`` where the student feature has another width than configured."""
+        """Raises: ``ShapeError`` if the student feature's width differs from the configured one."""
         if self.in_dim is not None and student.shape[-1] != self.in_dim:
             raise ShapeError(
                 f"the student feature is {student.shape[-1]} wide {list(student.shape)}, "
-                f"but the projection takes {self.in_dim} (the student's width stands first)",
+                f"but the projection takes {self.in_dim} (the student's width comes first)",
                 field="proj",
             )
 
     def explain(self, teacher: Tensor) -> str:
-        """What may be wrong with the width that the projection puts out, for a loss that refused it."""
+        """Explain a width mismatch between the projection's output and the teacher, for a loss that raised."""
         if self.out_dim is None or teacher.shape[-1] == self.out_dim:
             return ""
-        return f" (the projection puts out {self.out_dim}, but the teacher feature is {teacher.shape[-1]} wide)"
+        return f" (the projection's output is {self.out_dim} wide, but the teacher feature is {teacher.shape[-1]} wide)"
 
 
 def project(module: nn.Module, feature: Tensor) -> Tensor:
-    """The projected feature, computed under the ambient autocast.
+    """Project the feature under the ambient autocast.
 
-    Without autocast a half-precision feature meets parameters of another precision, and takes on theirs.
+    Without autocast, a half-precision feature is cast to the parameters' precision.
     """
     if is_half(feature) and not is_autocast_on(feature.device.type):
         feature = feature.to(_dtype(module, full(feature).dtype))
@@ -86,12 +86,12 @@ def project(module: nn.Module, feature: Tensor) -> Tensor:
 
 
 def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
-    """The feature with 0 for what is not finite in places that do not count.
+    """Set non-finite values of the feature to 0 where the mask is False.
 
-    The loss leaves those places out, but the gradient of a projection's weight would still multiply them, and 0 times
-    ``nan`` is ``nan``. Finite values stay, since a loss may read a place whatever the mask says.
+    The loss ignores those positions, but the gradient of a projection's weight would still multiply them, and 0 times
+    ``nan`` is ``nan``. Finite values stay, since a loss may read a position whatever the mask.
 
-    Shapes: feature ``[*items, width]``, mask ``[*items]``; where they do not fit, the feature itself.
+    Shapes: feature ``[*items, width]``, mask ``[*items]``; if they do not fit, the feature is returned unchanged.
     """
     if mask.shape != feature.shape[:-1]:
         return feature
@@ -100,8 +100,8 @@ def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
 
 def not_built() -> RunError:
     return RunError(
-        "a width is 'auto' and not known yet. Call objective.materialize(student=…, teacher=…) with the outputs "
-        "for one batch, before the optimizer is made",
+        "a projection has width 'auto', which is not known yet. Call objective.materialize(student=…, teacher=…) "
+        "with the outputs for one batch before creating the optimizer",
         field="proj",
     )
 
@@ -113,5 +113,5 @@ def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
 def _width(features: tuple[Tensor, ...], side: str) -> int:
     widths = sorted({feature.shape[-1] for feature in features})
     if len(widths) != 1:
-        raise ShapeError(f"the {side}'s layers are {widths} wide, and one projection serves them all", field="proj")
+        raise ShapeError(f"the {side}'s layers are {widths} wide, but they share one projection", field="proj")
     return widths[0]

@@ -1,4 +1,4 @@
-"""What the objective gives back: the total, and each term that entered it."""
+"""Objective output: the total and its terms."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kdplug.contracts.loss import LossSum
 class TermValue:
     """One term of the objective in one call.
 
-    ``total / count`` is the unweighted value: a loss that is a mean over items keeps what it is a mean over, any other has
-    count 1. Where a term is the sum of several means, one per head, ``heads`` holds each of them, ``total`` is their sum and
-    ``count`` 1. A scheduled term whose weight is 0 in this call was not computed and has count 0.
+    ``total / count`` is the unweighted value: a loss that is a mean over items keeps its number of items, any other has
+    count 1. If a term is the sum of several means, one per head, ``heads`` holds them, ``total`` is their sum and
+    ``count`` is 1. A scheduled term whose weight is 0 in this call is not computed and has count 0.
     """
 
     total: Tensor
@@ -26,45 +26,45 @@ class TermValue:
 
     @property
     def parts(self) -> tuple[LossSum, ...]:
-        """The sums and counts whose means add up to the value; each has to be pooled over batches by itself."""
+        """The sums and counts whose means add up to the value; each must be pooled over batches separately."""
         return self.heads or (LossSum(self.total, self.count),)
 
     @property
     def value(self) -> Tensor:
-        """The unweighted mean, and 0 where nothing was counted."""
+        """The unweighted mean, or 0 if nothing was counted."""
         return LossSum(self.total, self.count).value
 
     @property
     def weighted(self) -> Tensor:
-        """What the term adds to the total."""
+        """The term's contribution to the total."""
         value = LossSum(self.total, self.count).value
         return value if self.weight == 1 else value * self.weight
 
     def detach(self) -> TermValue:
-        """The same without gradient."""
+        """Return a copy without gradient."""
         heads = tuple(LossSum(head.total.detach(), _detached(head.count)) for head in self.heads)
         return TermValue(self.total.detach(), _detached(self.count), self.weight, heads)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossReport:
-    """The loss to take the gradient of, and the terms it is the weighted sum of, by name."""
+    """The loss to differentiate, and its terms by name."""
 
     total: Tensor
     terms: Mapping[str, TermValue]
 
     def detach(self) -> LossReport:
-        """The same without gradient, to keep for logging."""
+        """Return a copy without gradient, for logging."""
         return LossReport(self.total.detach(), {name: term.detach() for name, term in self.terms.items()})
 
     def __repr__(self) -> str:
-        """The total and each term as weight times unweighted value. Waits for the device."""
+        """Show the total and each term as weight times unweighted value. Waits for the device."""
         terms = [f"{name}={term.weight:g}*{float(term.value.detach()):.6g}" for name, term in self.terms.items()]
         return f"LossReport(total={float(self.total.detach()):.6g}, {', '.join(terms)})"
 
 
 def weighted_sum(values: Sequence[TermValue]) -> Tensor:
-    """The sum of the weighted terms."""
+    """Sum the weighted terms."""
     total = None
     for value in values:
         total = _added(total, value)
@@ -73,7 +73,7 @@ def weighted_sum(values: Sequence[TermValue]) -> Tensor:
 
 
 def _added(total: Tensor | None, value: TermValue) -> Tensor:
-    """``total`` plus the weighted value, in one operation where the count is a number."""
+    """``total`` plus the weighted value, in one operation if the count is a number."""
     count = value.count
     if isinstance(count, Tensor):
         return value.weighted if total is None else total.add(value.value, alpha=value.weight)
@@ -84,7 +84,7 @@ def _added(total: Tensor | None, value: TermValue) -> Tensor:
 
 
 def over_heads(values: Sequence[TermValue]) -> TermValue:
-    """The sum of the means of several heads, as one term."""
+    """Sum the means of several heads into one term."""
     total = values[0].value
     for value in values[1:]:
         total = total + value.value

@@ -1,4 +1,4 @@
-"""A weight as a pure function of progress."""
+"""Weights and temperatures as functions of progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdplug.objective.batch import Batch
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """``base`` times what the scheduler says, or ``base`` throughout where there is none."""
+    """``base`` times the scheduler's factor, or constant ``base`` without a scheduler."""
 
     base: float
     scheduler: Callable[..., Any] | None = None
@@ -27,9 +27,9 @@ class Schedule:
     owner: str = ""
 
     def at(self, progress: float, step: int = 0, total_steps: int = 0) -> float:
-        """The weight at ``progress`` in [0, 1].
+        """Return the weight at ``progress`` in [0, 1].
 
-        Raises: ``SignatureError`` where the scheduler returns anything but a finite number.
+        Raises: ``SignatureError`` if the scheduler returns anything but a finite number.
         """
         if self.scheduler is None:
             return self.base
@@ -45,7 +45,7 @@ class Schedule:
 
 
 def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Schedule:
-    """The schedule of a weight. ``field`` is the config key of its scheduler, for messages."""
+    """Build the schedule of a weight. ``field`` is the config key of its scheduler, for messages."""
     if spec is None:
         return Schedule(float(weight))
     try:
@@ -56,26 +56,26 @@ def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Sch
 
 
 def checked_progress(progress: float) -> float:
-    """``progress`` itself.
+    """Return ``progress`` unchanged.
 
-    Raises: ``ConfigError`` where it is not in [0, 1].
+    Raises: ``ConfigError`` if it is not in [0, 1].
     """
     if not 0.0 <= progress <= 1.0:
-        raise ConfigError(f"must lie in [0, 1], got {progress!r}", field="progress")
+        raise ConfigError(f"must be in [0, 1], got {progress!r}", field="progress")
     return progress
 
 
 MINIMUM = 1e-2
-"""No scheduler gets below this. Zero divides by zero, and a negative temperature turns the distribution upside down."""
+"""Lower bound of scheduled temperatures. 0 would divide by zero, and a negative one inverts the distribution."""
 
 HIGH = 1e3
-"""From here on float32 no longer has the digits for a divergence times the squared temperature."""
+"""From here on, float32 lacks the precision for a divergence times the squared temperature."""
 
 
 class Temperature(nn.Module):
-    """A fixed temperature, or a scheduled one: a number, or one for each item where the scheduler reads the logits.
+    """A fixed temperature, or a scheduled one: a number, or one per item if the scheduler reads the logits.
 
-    A module, since a scheduler may be one, with buffers that move and are saved with the objective.
+    A module, because a scheduler may be a module with buffers that must move and be saved with the objective.
     """
 
     def __init__(self, base: float, spec: ComponentSpec | None) -> None:
@@ -97,10 +97,10 @@ class Temperature(nn.Module):
         self.owner = component.entry.qualified
 
     def of(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> float | Tensor:
-        """The temperature of a pair of logits, at least ``MINIMUM`` and without gradient.
+        """Return the temperature of a pair of logits, at least ``MINIMUM`` and without gradient.
 
         Shapes: logits ``[*items, classes]`` to a number or ``[*items]``.
-        Raises: ``ShapeError``, ``SignatureError`` for what the scheduler may not return.
+        Raises: ``ShapeError``, ``SignatureError`` for an invalid return value of the scheduler.
         """
         if self.scheduler is None:
             return self.base
@@ -108,16 +108,16 @@ class Temperature(nn.Module):
         return self._scheduled(self.scheduler, logits, student_logits.shape[:-1], batch)
 
     def of_batch(self, batch: Batch) -> float | Tensor:
-        """The temperature of a term without logits, such as a match; ``check_reads_no_logits`` must have passed."""
+        """Return the temperature of a term without logits, such as a match, after ``check_reads_no_logits``."""
         return self.base if self.scheduler is None else self._scheduled(self.scheduler, {}, torch.Size(), batch)
 
     def check_reads_no_logits(self, name: str, owner: str) -> None:
-        """Raises: ``ConfigError`` where the scheduler reads logits: term ``name``, whose loss is ``owner``, has none."""
+        """Raises: ``ConfigError`` if the scheduler reads logits, which term ``name`` (loss ``owner``) does not have."""
         if read := [one for one in self.inputs if one in ("student_logits", "teacher_logits")]:
             raise ConfigError(
-                f"{self.owner} makes temperatures from {' and '.join(read)}, and the match {name!r} has no logits, while its loss "
-                f"{owner} asks for temperature. Use a scheduler that asks for temperature, progress, step and total_steps alone, "
-                "no scheduler, or a match loss that does not ask for temperature",
+                f"{self.owner} computes temperatures from {' and '.join(read)}, but the match {name!r} has no logits "
+                f"and its loss {owner} requests temperature. Use a scheduler that requests only temperature, "
+                "progress, step and total_steps, no scheduler, or a match loss that does not request temperature",
                 field="temperature_scheduler",
             )
 
@@ -138,19 +138,20 @@ class Temperature(nn.Module):
             return found
 
     def warn_if_high(self, highest: float) -> None:
-        """Warn once, of a temperature at which float32 cannot hold what losses compute."""
+        """Warn once about a temperature too high for float32."""
         if highest < HIGH or self._has_warned:
             return
         self._has_warned = True
         warnings.warn(
-            f"temperature {highest:g}: at {HIGH:g} and above, softened distributions differ by less than float32 can hold. A loss "
-            "that multiplies by the squared temperature, such as kl, then reports rounding errors, even negative values. Use a "
-            "lower temperature, or a squared error between the logits, which is the limit of a high one",
+            f"temperature {highest:g}: at {HIGH:g} and above, softened distributions differ by less than float32 "
+            "precision. A loss that multiplies by the squared temperature, such as kl, then reports rounding errors, "
+            "even negative values. Use a lower temperature, or a squared error between the logits, its limit for "
+            "high temperatures",
             stacklevel=2,
         )
 
     def _look_at(self, found: float | Tensor, *, waits: bool) -> None:
-        """``warn_if_high`` for scheduled temperatures; those on an accelerator are read only if it ``waits``."""
+        """Call ``warn_if_high`` for scheduled temperatures; those on an accelerator are read only with ``waits``."""
         if not isinstance(found, Tensor):
             self.warn_if_high(found)
         elif (found.is_cpu or waits) and found.numel() and not found.is_meta and not torch.compiler.is_compiling():

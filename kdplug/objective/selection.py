@@ -1,4 +1,4 @@
-"""Which items of a pair of logits count."""
+"""Select the items of a pair of logits by mask."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class HeadLogits(NamedTuple):
-    """One head's logits, student and teacher, with the labels that go with them.
+    """One head's logits, student and teacher, with their labels.
 
-    ``temperature`` is the one to compare them at where the teacher's were made for it, otherwise ``None``.
+    ``temperature`` is the one to compare them at if the teacher's logits were made for it, otherwise ``None``.
     """
 
     student: Logits
@@ -31,9 +31,9 @@ class HeadLogits(NamedTuple):
 
 
 def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, ...]:
-    """One logits mask per head: one for all is repeated.
+    """Return one logits mask per head; a single mask is repeated.
 
-    Raises: ``OutputsError`` where the numbers do not agree.
+    Raises: ``OutputsError`` if the numbers do not agree.
     """
     masks = outputs.logits_mask
     if masks is None:
@@ -43,18 +43,18 @@ def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, 
     if len(masks) == 1:
         return masks * heads
     raise OutputsError(
-        f"{len(masks)} masks for {heads} heads. Give one for all of them, or one each", field=f"{side}.logits_mask"
+        f"{len(masks)} masks for {heads} heads. Return one for all heads, or one per head", field=f"{side}.logits_mask"
     )
 
 
 def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor | None) -> HeadLogits:
-    """Keep the items where the mask is 1; labels go with the student.
+    """Keep the items whose mask is 1; labels follow the student's items.
 
-    Each side has its own mask; where just one side has one, it serves both. The masks may differ in where, but not in how
-    many items they keep. Without a mask the pair stays as it is.
+    Each side has its own mask; if only one side has one, it applies to both. The masks may select different positions,
+    but must select equally many. Without a mask the pair is returned unchanged.
 
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
-    Raises: ``ShapeError``; ``OutputsError`` for a mask that holds something other than 0 and 1.
+    Raises: ``ShapeError``; ``OutputsError`` for a mask that holds a value other than 0 and 1.
     """
     student, teacher, labels, _ = pair
     if student_mask is None and teacher_mask is None:
@@ -81,7 +81,7 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
 
 
 class MultiTeacherLogits(NamedTuple):
-    """One head's logits, the student's and each teacher's, with the labels that go with them."""
+    """One head's logits of the student and each teacher, with their labels."""
 
     student: Logits
     teachers: tuple[Logits, ...]
@@ -89,7 +89,7 @@ class MultiTeacherLogits(NamedTuple):
 
     @property
     def first(self) -> HeadLogits:
-        """The student's with the first teacher's."""
+        """The student's logits with the first teacher's."""
         return HeadLogits(self.student, self.teachers[0], self.labels)
 
 
@@ -102,12 +102,12 @@ def select_several(
     teacher_masks: Sequence[Tensor | None],
     names: Names,
 ) -> MultiTeacherLogits:
-    """Keep the items where the masks are 1, as ``select`` does: each teacher by its own, or else by the student's.
+    """Keep the items whose masks are 1, as ``select`` does: each teacher by its own mask, or else by the student's.
 
-    Where only teachers have masks, they must be one and the same, which then serves all.
+    If only teachers have masks, they must all be equal, and the mask applies to all sides.
 
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
-    Raises: ``ShapeError``; ``OutputsError`` for a mask that holds something other than 0 and 1, and where the teachers' masks
+    Raises: ``ShapeError``; ``OutputsError`` for a mask that holds a value other than 0 and 1, and if the teachers' masks
     differ and the student has none.
     """
     mine = _shared(teacher_masks) if student_mask is None else student_mask
@@ -121,7 +121,7 @@ def select_several(
         rows = _rows(mine if mask is None else mask, logits, name, giver if mask is None else name)
         if len(rows) != own.student.shape[0]:
             raise ShapeError(
-                f"the student's mask keeps {own.student.shape[0]} items and that of {name} {len(rows)}: "
+                f"the student's mask keeps {own.student.shape[0]} items and the mask of {name} {len(rows)}: "
                 "all must keep the same number",
                 field="logits_mask",
             )
@@ -133,22 +133,23 @@ def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
     if any(mask.shape != given[0].shape or not mask.eq(given[0]).all() for mask in given[1:]):
         raise OutputsError(
-            "those of the teachers differ, and the student returned none that says which of its own items they stand for",
+            "the teachers' masks differ, and the student returned none to select its own items",
             field="logits_mask",
         )
     return given[0] if given else None
 
 
 def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
-    """Raises: ``ShapeError`` where the logits differ in shape, or the labels are not one per item.
+    """Raises: ``ShapeError`` if the logits differ in shape, or the labels are not one per item.
 
-    ``is_across`` says that the two may differ in the number of classes.
+    ``is_across`` allows different numbers of classes.
     """
     student, teacher, labels, _ = pair
     is_free = is_across and len(teacher.shape) > 0 and student.shape[:-1] == teacher.shape[:-1]
     if (student.shape != teacher.shape and not is_free) or not student.shape:
         raise ShapeError(
-            f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape, classes last",
+            f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape, "
+            "classes last",
             field="logits",
         )
     if labels is not None:
@@ -156,7 +157,7 @@ def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
 
 
 def is_ignored(mask: Tensor, logits: Logits) -> bool:
-    """Whether this is TextBrewer's case of a ``[batch, length]`` mask beside ``[batch, classes]`` logits."""
+    """Return whether this is TextBrewer's case of a ``[batch, length]`` mask with ``[batch, classes]`` logits."""
     return mask.dim() == 2 and len(logits.shape) == 2 and mask.shape[0] == logits.shape[0]
 
 
@@ -169,7 +170,7 @@ def _check_labels(pair: HeadLogits) -> None:
 
 
 def _rows(mask: Tensor | None, logits: Logits, side: str, giver: str) -> Tensor:
-    """The places of the items that count. ``giver`` is the side whose mask serves this one."""
+    """Return the indices of the selected items. ``giver`` is the side whose mask is applied to this one."""
     assert mask is not None
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
@@ -185,18 +186,19 @@ def _keep(logits: Logits, rows: Tensor) -> Logits:
 
 
 def shift(teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """Swap, item by item, the teacher's largest logit with the one at the label. The input stays as it is.
+    """Swap, item by item, the teacher's largest logit with the one at the label. The input is not modified.
 
-    An item with a negative label is left alone.
+    Items with a negative label stay unchanged.
 
     Shapes: logits ``[*items, classes]``, labels ``[*items]`` to ``[*items, classes]``.
-    Raises: ``OutputsError`` for a label that is no class (on a CPU; an accelerator's own assertion stops the run there).
+    Raises: ``OutputsError`` for a label out of range (on a CPU; on an accelerator the device's own assertion stops the
+    run).
     Source: TextBrewer's ``probability_shift``; Wen et al. 2019, arXiv:1911.07471.
     """
     _check_shift_labels(labels, teacher_logits.shape[-1])
     labels = labels.long().unsqueeze(-1)
     largest, top = teacher_logits.max(dim=-1, keepdim=True)
-    label = torch.where(labels < 0, top, labels)  # swapped with itself, an item stays what it is
+    label = torch.where(labels < 0, top, labels)  # swapping with itself changes nothing
     at_label = teacher_logits.gather(-1, label)
     return teacher_logits.scatter(-1, top, at_label).scatter_(-1, label, largest)
 

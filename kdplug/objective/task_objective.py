@@ -15,11 +15,11 @@ from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
 
 _PREFIX = "task_"
-"""Keeps a task's name apart from the names that a module of torch has already."""
+"""Prefix that keeps task names from clashing with torch module attributes."""
 
 
 class TaskObjective(nn.Module):
-    """Hands outputs to the objective of their task. No task shares a config, a projection or a term with another."""
+    """Dispatches outputs to the objective of their task. Tasks share no config, projection or term."""
 
     def __init__(self, objectives: Mapping[str, Objective]) -> None:
         super().__init__()
@@ -28,31 +28,31 @@ class TaskObjective(nn.Module):
         self.objectives = nn.ModuleDict({_PREFIX + task: objective for task, objective in objectives.items()})
 
     def of(self, task: str) -> Objective:
-        """The objective of one task."""
+        """Return the objective of one task."""
         return cast("Objective", self.objectives[_PREFIX + task])
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks, in the order in which they were given."""
+        """The tasks, in the given order."""
         return tuple(key.removeprefix(_PREFIX) for key in self.objectives)
 
     @property
     def needs_materialize(self) -> bool:
-        """Whether a projection of any task waits for its width."""
+        """Return whether a projection of any task has an unknown width."""
         return any(self.of(task).needs_materialize for task in self.tasks)
 
     def paths(self, side: Side) -> tuple[str, ...]:
-        """What has to be captured for any task."""
+        """The paths to capture for any task."""
         return tuple(dict.fromkeys(path for task in self.tasks for path in self.of(task).paths(side)))
 
     def connect(self, student: nn.Module) -> None:
-        """Look the student's module paths up, for each task as ``Objective.connect`` does."""
+        """Resolve the student's module paths for each task, as ``Objective.connect`` does."""
         for task in self.tasks:
             with prefixed(task):
                 self.of(task).connect(student)
 
     def materialize(self, student: Tagged, teacher: Any) -> None:
-        """Make the projections of one task from its outputs for one batch, as ``Objective.materialize`` does."""
+        """Build the projections of one task from its outputs for one batch, as ``Objective.materialize`` does."""
         try:
             self.of(student.task).materialize(student=student.value, teacher=teacher.value)
         except KdplugError as error:
@@ -68,9 +68,9 @@ class TaskObjective(nn.Module):
         *,
         micro_batch: int | None = None,
     ) -> LossReport:
-        """The loss of one batch of one task. Its terms are called ``task/term``.
+        """Return the loss of one batch of one task. Its terms are named ``task/term``.
 
-        Raises: what ``Objective`` raises, with the task in front of the path.
+        Raises: errors of ``Objective``, with the task in front of the path.
         """
         try:
             report: LossReport = self.of(student.task)(
@@ -86,5 +86,5 @@ class TaskObjective(nn.Module):
         return LossReport(report.total, {f"{student.task}/{name}": term for name, term in report.terms.items()})
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer groups of every task."""
+        """Return the optimizer groups of every task."""
         return [group for task in self.tasks for group in self.of(task).param_groups()]

@@ -1,4 +1,4 @@
-"""Which teachers there are, and what each of them gave."""
+"""Teachers: their names, outputs and combination, and checks that they stay unchanged."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _COMPRESSED = {
     torch.sparse_bsc: ("ccol_indices", "row_indices"),
 }
 _WATCHED = 3
-"""Passes around which parameters and buffers are read."""
+"""Number of passes around which parameters and buffers are compared."""
 
 _CHUNK = 1 << 24
-"""Elements that are summed at a time: a CPU converts them to int64 first."""
+"""Number of elements summed at a time: a CPU converts them to int64 first."""
 
 _SHARED = "non-persistent buffer"
 
@@ -43,13 +43,13 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class FixedTeacher:
-    """Checks the forward passes of a model that is read and never trained; ``before`` and ``after`` go around each.
+    """Checks the forward passes of a model that is never trained. Call ``before`` and ``after`` around each pass.
 
-    After each pass every module must be in eval mode. The first pass, and what is trained until the third, must leave parameters
-    and persistent buffers as they were (the first pass may serve to find widths, before anything is trained). A buffer
-    registered with ``persistent=False`` is memory that the model works with (a KV cache, a counter) and may change, unless it
-    lies in memory of ``student``, where each of the two would see what the other writes. Values are summed up on their device,
-    and waited for in these passes alone.
+    After each pass every module must be in eval mode. The first pass, and any training until the third, must leave
+    parameters and persistent buffers unchanged. (The first pass may only determine widths, before any training.) A
+    buffer registered with ``persistent=False`` is working memory (a KV cache, a counter) and may change, unless it
+    shares memory with ``student``, where each model would see the other's writes. Values are summed on their device,
+    and only these passes wait for the result.
     """
 
     def __init__(self, model: nn.Module, name: str = "teacher", student: nn.Module | None = None) -> None:
@@ -63,18 +63,18 @@ class FixedTeacher:
         self.watches_values = True
 
     def before(self) -> None:
-        """Needed while it ``watches_values``. Raises: ``RunError`` where one changed since the first pass."""
+        """Call while ``watches_values``. Raises: ``RunError`` if a value changed since the first pass."""
         if not self._passes:
             self._shared = {} if self._student is None else _shared_memory(self._model, self._student)
             self._sums = self._checksums()
         elif changed := self._changed():
             raise RunError(
-                f"the {self._name}'s {changed} changed between two forward passes: something that is trained writes to "
-                "the same memory. Copy the teacher (copy.deepcopy)"
+                f"the {self._name}'s {changed} changed between two forward passes: training writes to "
+                "the same memory. Copy the teacher with copy.deepcopy"
             )
 
     def after(self) -> None:
-        """Raises: ``RunError`` where a module is in train mode, or the first passes changed a parameter or buffer."""
+        """Raises: ``RunError`` if a module is in train mode, or the first passes changed a parameter or buffer."""
         if not self._passes:
             self._modules = tuple(self._model.modules())
         if any(map(_IS_TRAINING, self._modules)):
@@ -85,7 +85,7 @@ class FixedTeacher:
     def _passed(self) -> None:
         if not self._passes and (changed := self._changed()):
             raise RunError(
-                f"a forward pass of the {self._name} changed its {changed}, so that its outputs depend on the batches before. "
+                f"a forward pass of the {self._name} changed its {changed}, so its outputs depend on earlier batches. "
                 + _remedy(changed)
             )
         self._passes += 1
@@ -94,14 +94,14 @@ class FixedTeacher:
             self._student, self._shared, self._sums = None, {}, {}
 
     def _changed(self) -> str:
-        """The first parameter or buffer whose value is another than at first."""
+        """Return the name of the first parameter or buffer that changed, empty if none did."""
         now = self._checksums()
         return next((name for name, sums in self._sums.items() if now.get(name, sums) != sums), "")
 
     def _checksums(self) -> dict[str, list[int]]:
-        """The sums of the bit patterns of what may not change, by kind and name. What has no memory yet is left out.
+        """Sum the bit patterns of the values that must not change, by kind and name. Skip tensors without memory.
 
-        Parameters in a wrapper (``DTensor``) are too: FSDP puts others in their place for a pass.
+        Also skip parameters in a wrapper (``DTensor``): FSDP replaces them during a pass.
         """
         found: dict[str, Tensor] = {
             f"parameter {name!r}": value
@@ -119,26 +119,28 @@ class FixedTeacher:
         where = f"{name} ({type(module).__name__})" if name else type(module).__name__
         number = "is" if len(found) == 1 else f"and {len(found) - 1} more module(s) are"
         return RunError(
-            f"after a forward pass of the {self._name}, {where} {number} in train mode, in which dropout is on and batch norm learns "
-            "from the batch. A run puts its teachers in eval mode; remove the call of train(), from the model's forward perhaps"
+            f"after a forward pass of the {self._name}, {where} {number} in train mode, so dropout is on and batch "
+            "norm learns from the batch. A run puts its teachers in eval mode; remove the call to train(), perhaps in "
+            "the model's forward"
         )
 
 
 def checked(model: nn.Module, name: str, student: nn.Module) -> FixedTeacher | None:
-    """The checks of a teacher whose mode the caller chose: none, and a warning, where it is in train mode."""
+    """Return the checks of a teacher whose mode the caller chose; warn and return ``None`` if it is in train mode."""
     if not any(module.training for module in model.modules()):
         return FixedTeacher(model, name, student)
     warnings.warn(
-        f"the {name} is in train mode, so that dropout is on and batch norm learns from its batches. Call eval() before",
+        f"the {name} is in train mode, so dropout is on and batch norm learns from its batches. Call teacher.eval() "
+        "first",
         stacklevel=5,
     )
     return None
 
 
 def parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The strided tensors that hold the values of ``tensor``: itself, or those inside a sparse tensor or a subclass (``DTensor``).
+    """Yield the strided tensors behind ``tensor``: itself, or those inside a sparse tensor or a subclass (``DTensor``).
 
-    Tensors without memory of their own, on the meta device or not made yet, have none.
+    Tensors without memory, on the meta device or not materialized yet, have none.
     """
     if is_lazy(tensor):
         return
@@ -148,7 +150,7 @@ def parts(tensor: Tensor) -> Iterator[Tensor]:
     elif tensor.is_nested:
         yield from parts(tensor.values())
     elif tensor.layout is torch.sparse_coo:
-        yield from (tensor._indices(), tensor._values())  # noqa: SLF001  the public ones want a coalesced tensor
+        yield from (tensor._indices(), tensor._values())  # noqa: SLF001  the public methods require a coalesced tensor
     elif tensor.layout in _COMPRESSED:
         yield from (getattr(tensor, name)() for name in (*_COMPRESSED[tensor.layout], "values"))
     elif tensor.layout is torch.strided and not tensor.is_meta:
@@ -164,9 +166,9 @@ def _buffers(model: nn.Module, *, persistent: bool) -> Iterator[tuple[str, Tenso
 
 
 def _shared_memory(model: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-    """The buffers of ``model`` that are not persistent and lie in memory of ``student``.
+    """The non-persistent buffers of ``model`` that share memory with ``student``.
 
-    The tensors of now: one that is replaced later, as a cache that grows, is no longer shared.
+    Only current tensors count: a buffer that is replaced later, such as a growing cache, is no longer shared.
     """
     used = {_storage(part) for one in (*student.parameters(), *student.buffers()) for part in parts(one)} - {0}
     return {
@@ -182,11 +184,11 @@ def _storage(tensor: Tensor) -> int:
 
 def _remedy(changed: str) -> str:
     if changed.startswith("parameter"):
-        return "A teacher is read and never trained: remove what writes to its parameters from forward"
+        return "A teacher is never trained: remove the code in forward that writes to its parameters"
     if changed.startswith(_SHARED):
-        return "The student reads the same memory: give each model its own (copy.deepcopy)"
+        return "The student shares this memory: give each model its own (copy.deepcopy)"
     return (
-        "Have batch norm use its running statistics; register memory that the model works with (a KV cache, a counter) "
+        "Make batch norm use its running statistics; register working memory (a KV cache, a counter) "
         "with persistent=False"
     )
 
@@ -209,23 +211,23 @@ _KEYS = frozenset(ADAPTOR_KEYS)
 
 
 def teacher_names(teachers: int | Sequence[str]) -> Names:
-    """The teachers' keys; where just their number is known, ``"0"``, ``"1"``…
+    """Return the teachers' keys; if only their number is given, ``"0"``, ``"1"``…
 
-    Raises: ``ConfigError`` unless there is at least one, and each key is text that no other has.
+    Raises: ``ConfigError`` unless there is at least one, and the keys are unique strings.
     """
     if isinstance(teachers, int) and not isinstance(teachers, bool) and teachers > 0:
         return tuple(map(str, range(teachers)))
     if isinstance(teachers, (int, str)) or not teachers or not all(isinstance(key, str) and key for key in teachers):
-        raise ConfigError(f"must be a number above 0, or the teachers' keys, got {teachers!r}", field="teachers")
+        raise ConfigError(f"must be a number above 0 or a list of keys, got {teachers!r}", field="teachers")
     if len(set(teachers)) < len(teachers):
-        raise ConfigError(f"each teacher needs a key of its own, got {list(teachers)}", field="teachers")
+        raise ConfigError(f"each teacher needs a unique key, got {list(teachers)}", field="teachers")
     return tuple(teachers)
 
 
 def place_of(teacher: int | str | None, names: Names) -> int:
-    """The place of the teacher that a match reads: an index, a key, or ``None`` where there is just one.
+    """Return the index of the teacher that a match reads: by index, by key, or ``None`` if there is only one.
 
-    Raises: ``ConfigError`` where that is none of the teachers, or does not say which.
+    Raises: ``ConfigError`` if it is none of the teachers, or ambiguous.
     """
     if teacher is None:
         if len(names) > 1:
@@ -246,16 +248,16 @@ def place_of(teacher: int | str | None, names: Names) -> int:
 
 
 def side(names: Names, place: int) -> str:
-    """What messages call a teacher: ``teacher`` where it is the only one, otherwise ``teacher 'key'``."""
+    """Name a teacher in messages: ``teacher`` if it is the only one, otherwise ``teacher 'key'``."""
     return "teacher" if len(names) == 1 else f"teacher {_shown(names[place])}"
 
 
 def read_teachers(value: object, names: Names) -> tuple[Outputs, ...]:
-    """What each teacher gave, in the order of ``names``.
+    """Return each teacher's outputs, in the order of ``names``.
 
-    One teacher's outputs stand alone; those of several are a list in that order, or a mapping by key.
+    The outputs of one teacher are given directly; those of several are a list in that order, or a mapping by key.
 
-    Raises: ``OutputsError`` where their number or keys are others.
+    Raises: ``OutputsError`` if their number or keys differ.
     """
     if len(names) == 1 and type(value) is dict and value.keys() <= _KEYS:
         return (Outputs.read(value, "teacher"),)
@@ -274,7 +276,7 @@ def read_teachers(value: object, names: Names) -> tuple[Outputs, ...]:
 
 
 def _several(value: object) -> Collection[object] | None:
-    """``value`` where it holds the outputs of teachers and not tensors, which are the outputs of one."""
+    """Return ``value`` if it holds several teachers' outputs rather than tensors, which are the outputs of one."""
     if isinstance(value, Mapping):
         items: Collection[object] = value.values()
     elif isinstance(value, (list, tuple)):
@@ -305,7 +307,7 @@ def _shown(name: str) -> str:
 
 
 class Combiner(nn.Module):
-    """Calls the combiner that a config names. It belongs to the teachers' side: nothing in it is trained."""
+    """Calls the configured teacher combiner. It is part of the teacher side: nothing in it is trained."""
 
     def __init__(self, config: DistillationConfig, names: Names) -> None:
         super().__init__()
@@ -331,17 +333,17 @@ class Combiner(nn.Module):
         batch: Batch,
         temperature: Tensor | float | None = None,
     ) -> Tensor:
-        """The combined logits of one head. ``temperature`` is that of the loss, where it is not the configured one.
+        """Combine the logits of one head. ``temperature`` is that of the loss, if it is not the configured one.
 
         Shapes: logits ``[*items, classes]`` each, labels ``[*items]``; the result has the shape of the logits.
-        Raises: ``ShapeError`` where a teacher's differ from the student's; ``SignatureError`` for what a combiner may not
-        return.
+        Raises: ``ShapeError`` if a teacher's differ from the student's; ``SignatureError`` for an invalid return value
+        of the combiner.
         """
         for place, logits in enumerate(teachers):
             if logits.shape != student.shape:
                 raise ShapeError(
-                    f"the student's {list(student.shape)} and those of {side(self.names, place)} {list(logits.shape)} must "
-                    "have one shape, classes last",
+                    f"the student's {list(student.shape)} and those of {side(self.names, place)} {list(logits.shape)} "
+                    "must have one shape, classes last",
                     field="logits",
                 )
         values = {

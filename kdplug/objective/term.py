@@ -1,4 +1,4 @@
-"""What enters the sum: a loss and its weight."""
+"""Terms of the objective: a loss and its weight."""
 
 from __future__ import annotations
 
@@ -22,40 +22,41 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 3
-"""Batches in a row that may count nothing. With gradient accumulation the first one may be computed twice."""
+"""Number of consecutive batches that may count nothing. With gradient accumulation the first may be computed twice."""
 
 
 class Term(Protocol):
-    """One summand of the objective. Each is an ``nn.Module`` as well, so that what it holds is trained and saved."""
+    """One summand of the objective. Each is an ``nn.Module`` too, so that its parameters are trained and saved."""
 
     name: str
     schedule: Schedule
     mask_key: str
-    """The adaptor key of the mask that says which items count, empty where none does."""
+    """The adaptor key of the mask that selects items, empty if none does."""
 
     @property
     def weight(self) -> float:
         """The weight before any scheduler."""
 
     def value(self, batch: Batch, weight: float) -> TermValue:
-        """The term for one batch, with the weight that it has now."""
+        """Compute the term for one batch, with its current weight."""
 
     def student_tensors(self, batch: Batch) -> Iterable[Tensor]:
-        """What the term reads of the student."""
+        """The student tensors that the term reads."""
 
     def skipped(self, batch: Batch) -> Tensor:
-        """A 0 that is connected to the student tensors and the parameters that ``value`` would use.
+        """Return a 0 that is connected to the student tensors and the parameters that ``value`` would use.
 
-        It stands in for a term whose weight is 0 for now, so that no parameter drops out of the graph and DDP has nothing
-        to complain about. Nothing is computed, and the teacher is not looked at.
+        It replaces a term whose weight is currently 0, so that all parameters stay in the graph, as DDP requires.
+        Nothing is computed, and the teacher is not read.
         """
 
 
 class FirstBatches:
-    """Looks at the first batches of each term, and warns once of one that trains nothing.
+    """Checks the first batches of each term, and warns once about a term that trains nothing.
 
-    That is a term that counts no item in ``_PATIENCE`` batches, or reads student tensors without gradient while the student is
-    trained. After its first batch with items a term costs nothing more; until then its count is read, which waits for its device.
+    Such a term counts no item in ``_PATIENCE`` batches, or reads student tensors without gradient while the student is
+    trained. After its first batch with items a term costs nothing more; until then its count is read, which waits for
+    the device.
     """
 
     def __init__(self, terms: Iterable[Term], prefix: str = "") -> None:
@@ -64,7 +65,7 @@ class FirstBatches:
         self.ungraded = set(self._uncounted)
 
     def look_at_count(self, term: Term, value: TermValue, batch: Batch) -> None:
-        """Look at what a term that has not counted an item yet counts in ``batch``.
+        """Check the count of a term that has not counted an item yet.
 
         Raises: ``OutputsError`` for a count that is negative or not finite.
         """
@@ -72,10 +73,10 @@ class FirstBatches:
             return
         if not all(is_valid_count(part.count, waits=True) for part in value.parts):
             shown = ", ".join(f"{float(part.count):g}" for part in value.parts)
-            raise OutputsError(f"the count of {term.name} must be finite and >= 0, and is {shown}")
+            raise OutputsError(f"the count of {term.name} must be finite and >= 0, got {shown}")
         has_items = any(part.count > 0 for part in value.parts)
         side = "" if has_items and value.total != 0 else _empty_mask(term.mask_key, batch)
-        if has_items and not side:  # a scalar of nothing has count 1 too
+        if has_items and not side:  # a scalar over no items also has count 1
             del self._uncounted[term.name]
             return
         self._uncounted[term.name] += 1
@@ -89,9 +90,9 @@ class FirstBatches:
         )
 
     def look_at_gradients(self, live: Iterable[tuple[Term, Batch]], *, is_expected: bool) -> None:
-        """Look at the terms of a call whose total has a gradient: each should have one in the student.
+        """Check that each term of a differentiable total has a gradient in the student.
 
-        Where no term has one and it is not ``is_expected`` either, the student may have run under ``no_grad`` on purpose.
+        If no term has one and none ``is_expected``, the student may have run under ``no_grad`` on purpose.
         """
         found = [
             (term, any(one.requires_grad for one in term.student_tensors(batch)))
@@ -104,15 +105,15 @@ class FirstBatches:
             self.ungraded.discard(term.name)
             if not has_gradient:
                 warnings.warn(
-                    f"{self._prefix}{term.name} trains nothing in the student: what it reads of the student carries no gradient. "
-                    "Look for detach() or torch.no_grad() in the student's adaptor and forward, and for layers that are all frozen "
-                    "up to what the term reads. If that is meant, set its weight to 0",
+                    f"{self._prefix}{term.name} trains nothing in the student: the student tensors it reads carry no "
+                    "gradient. Look for detach() or torch.no_grad() in the student's adaptor and forward, and for "
+                    "frozen layers below the tensors that the term reads. If intended, set its weight to 0",
                     stacklevel=3,
                 )
 
 
 def _empty_mask(key: str, batch: Batch) -> str:
-    """The side whose masks are given and 0 everywhere, empty where there is none."""
+    """Return the side whose masks are given and all 0, or an empty string."""
     for side, outputs in (("student", batch.student), *(("teacher", one) for one in batch.teachers)):
         given = getattr(outputs, key) if key else None
         masks = [given] if isinstance(given, Tensor) else given or ()
@@ -123,16 +124,16 @@ def _empty_mask(key: str, batch: Batch) -> str:
 
 def _why_nothing_counts(side: str, key: str) -> str:
     if not side:
-        return "Are all labels ignored (-100), or do the masks of the two sides leave nothing in common?"
+        return "Are all labels ignored (-100), or do the two sides' masks have no item in common?"
     return (
-        f"The {side}'s {key} is 0 everywhere, and 1 or True means that an item counts. An additive attention mask, in which 0 "
-        "means keep, is 0 everywhere in a batch without padding: convert it with (mask == 0), or return the tokenizer's "
-        "attention_mask"
+        f"The {side}'s {key} is 0 everywhere, but 1 or True marks an item to count. An additive attention mask, in "
+        "which 0 means keep, is 0 everywhere in a batch without padding: convert it with (mask == 0), or return the "
+        "tokenizer's attention_mask"
     )
 
 
 def term_value(result: Any, weight: float, owner: str) -> TermValue:
-    """What a loss returned, with a weight. A scalar has count 1.
+    """Convert a loss's return value, with a weight. A scalar has count 1.
 
     Raises: ``SignatureError`` naming ``owner`` for anything but a scalar tensor or a ``LossSum``.
     """
@@ -143,13 +144,13 @@ def term_value(result: Any, weight: float, owner: str) -> TermValue:
     total: Any = result.total
     count: Any = result.count
     if not isinstance(total, Tensor) or total.dim():
-        raise SignatureError(f"{owner} returned a LossSum whose total is no scalar tensor: {_shown(total)}")
+        raise SignatureError(f"{owner} returned a LossSum whose total is not a scalar tensor: {_shown(total)}")
     if not isinstance(count, (int, float)) and not (isinstance(count, Tensor) and not count.dim()):
         raise SignatureError(
             f"{owner} returned a LossSum whose count is neither a number nor a scalar: {_shown(count)}"
         )
     if not is_valid_count(count):
-        raise SignatureError(f"{owner} returned a LossSum whose count must be finite and >= 0, and is {float(count):g}")
+        raise SignatureError(f"{owner} returned a LossSum whose count must be finite and >= 0, got {float(count):g}")
     return TermValue(total, count, weight)
 
 
@@ -160,7 +161,7 @@ def _shown(value: Any) -> str:
 
 
 def unique(names: Iterable[str], reserved: Iterable[str]) -> list[str]:
-    """The names in order; one that came before, or that is reserved, gets ``_2``, ``_3``…"""
+    """Return the names in order, with ``_2``, ``_3``… appended to names that are reserved or already used."""
     taken = set(reserved)
     found = []
     for name in names:
@@ -174,11 +175,11 @@ def unique(names: Iterable[str], reserved: Iterable[str]) -> list[str]:
 
 
 class HardLabelTerm(nn.Module):
-    """The sum of the losses that the student's adaptor returned, each of them a mean over what it counts.
+    """The sum of the losses that the student's adaptor returned, each a mean over its items.
 
-    A ``LossSum`` is divided by its count and a tensor by the number of its elements, so an empty one is 0. A scalar does not
-    tell what it is a mean over and counts as one item. ``pools`` is set by a loop that divides a term by its count over
-    several micro-batches or processes, where that makes a difference; a scalar is then warned of, once.
+    A ``LossSum`` is divided by its count and a tensor by its number of elements, so an empty one is 0. A scalar has no
+    count and counts as one item. A loop sets ``pools`` if it divides a term by its count over several micro-batches or
+    processes and this makes a difference; a scalar then causes a warning, once.
     """
 
     name = "hard_label_loss"
@@ -196,9 +197,9 @@ class HardLabelTerm(nn.Module):
         return self.schedule.base
 
     def value(self, batch: Batch, weight: float) -> TermValue:
-        """The sum of the means, with what each of them counts.
+        """Return the sum of the means, with the count of each.
 
-        Raises: ``OutputsError`` where the student returned no losses, or integers.
+        Raises: ``OutputsError`` if the student returned no losses, or integers.
         """
         losses = self._losses(batch)
         if len(losses) == 1:
@@ -209,7 +210,8 @@ class HardLabelTerm(nn.Module):
         total = loss.total if isinstance(loss, LossSum) else loss
         if not total.is_floating_point():
             raise OutputsError(
-                f"must be floating-point, got {total.dtype}. A sum and its count are one loss: kdplug.LossSum(total, count)",
+                f"must be floating-point, got {total.dtype}. Wrap a sum and its count in one loss: "
+                "kdplug.LossSum(total, count)",
                 field="student.losses",
             )
         if isinstance(loss, LossSum):
@@ -219,10 +221,10 @@ class HardLabelTerm(nn.Module):
         if self.pools and self.training:
             self.pools = False
             warnings.warn(
-                "hard_label_loss: the adaptor returned a scalar under losses, which does not tell how many labels it is a mean "
-                "over. The micro-batches and processes of a step then count alike, which is the mean over all labels only where "
-                "each has equally many. Return kdplug.LossSum(total, count), or one loss per item, to have it exact; "
-                "normalization 'micro_batch' takes means of means",
+                "hard_label_loss: the adaptor returned a scalar under losses, which has no count of the labels it "
+                "averages over. All micro-batches and processes of a step then get equal weight, which gives the "
+                "mean over all labels only if each has equally many. Return kdplug.LossSum(total, count), or one "
+                "loss per item, for the exact mean; normalization 'micro_batch' averages the means",
                 stacklevel=2,
             )
         return TermValue(full(total), 1, weight)
@@ -238,14 +240,14 @@ class HardLabelTerm(nn.Module):
             return batch.student.losses
         given = ", ".join(batch.student.given) or "nothing"
         raise OutputsError(
-            f"is {self.weight:g}, but the student returned no losses, only {given}. Return the student's own loss from its "
-            "adaptor, or set hard_label_weight: 0 to train without it",
+            f"is {self.weight:g}, but the student returned no losses, only {given}. Return the student's own loss "
+            "from its adaptor, or set hard_label_weight: 0 to train without it",
             field="hard_label_weight",
         )
 
 
 def mark_pooled(objective: nn.Module, *, is_pooled: bool) -> None:
-    """Tell the hard label terms of ``objective`` whether a step divides them over several micro-batches or processes."""
+    """Set whether the hard label terms of ``objective`` are divided over several micro-batches or processes."""
     for module in objective.modules():
         if isinstance(module, HardLabelTerm):
             module.pools = is_pooled

@@ -1,6 +1,6 @@
-"""The plugin author's kit: laws for entries, plugins on a temporary path, registries of one's own. Needs pytest.
+"""Test kit for plugin authors: laws for entries, temporary plugins, isolated registries. Needs pytest.
 
-Nothing in kdplug imports it. Everything here is imported when it is first named.
+Nothing in kdplug imports it. Its names are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What makes a class a set of laws about one entry."""
+"""Base class of laws: pytest tests about one entry."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from kdplug.host.spec import ComponentSpec
 
 
 def is_close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:
-    """Whether two tensors agree up to ``tolerance``, relative and absolute."""
+    """Return whether two tensors agree within ``tolerance``, relative and absolute."""
     return torch.allclose(found.double(), expected.double(), rtol=tolerance, atol=tolerance)
 
 
 def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference between two lists of tensors."""
+    """Return the largest difference between two lists of tensors."""
     return max(float((one - two).abs().max()) for one, two in zip(found, expected, strict=True))
 
 
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no tensor holds ``nan`` or an infinity."""
+    """Return whether all tensors are finite."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
 
 def number(value: Tensor | float) -> float:
-    """A scalar as a number, cut from its graph."""
+    """Convert a scalar to a number, detached from its graph."""
     return float(value.detach() if isinstance(value, Tensor) else value)
 
 
@@ -46,7 +46,7 @@ _BUILD_LAW = "test_it_can_be_built"
 
 
 def where(condition: Callable[[Any], bool]) -> Callable[[Law], Law]:
-    """Decorator of a law that is there only where ``condition``, given the class of laws, holds."""
+    """Decorate a law that applies only if ``condition``, given the class of laws, holds."""
 
     def mark(law: Law) -> Law:
         law.__dict__["applies"] = condition
@@ -56,21 +56,21 @@ def where(condition: Callable[[Any], bool]) -> Callable[[Law], Law]:
 
 
 def broken(message: str) -> NoReturn:
-    """End a law: this is what is wrong. The message stands alone, without a traceback through the kit."""
+    """Fail a law with this message, without a traceback through the kit."""
     pytest.fail(message, pytrace=False)
 
 
 class Laws:
-    """Laws about one entry. A subclass names the entry, and pytest finds the laws that apply to it, and no others."""
+    """Laws about one entry. A subclass names the entry, and pytest collects the laws that apply to it."""
 
     entry: ClassVar[str | Callable[..., Any] | None] = None
     """The entry: a bare name, a qualified one (``distribution:name``), or the callable itself."""
 
     settings: ClassVar[Mapping[str, Any]] = {}
-    """The settings that it is tried with."""
+    """The settings to build the entry with."""
 
     except_for: ClassVar[Mapping[str, str]] = {}
-    """Laws that are known not to hold for it, with the reason: ``{"test_…": "it sees position 0 only, by definition"}``."""
+    """Laws that the entry is known to break, with the reason: ``{"test_…": "reads position 0 only, by definition"}``."""
 
     _found: ClassVar[Entry]
     _trouble: ClassVar[Exception | None] = None
@@ -90,12 +90,14 @@ class Laws:
 
     @classmethod
     def kind_of(cls) -> str:
-        """The plural of the entry's kind, which the laws of each kind say."""
-        raise PluginError(f"{cls.__name__} is of no kind. Derive it from the laws of one, such as LossLaws or TaskLaws")
+        """Plural of the entry's kind. Each kind's laws define it."""
+        raise PluginError(
+            f"{cls.__name__} has no kind. Derive it from the laws of a kind, such as LossLaws or TaskLaws"
+        )
 
     @classmethod
     def _choose(cls) -> None:
-        """Take out the laws that do not apply, put back those that a parent took out and that do."""
+        """Remove laws that do not apply, and restore laws that a parent removed and that do."""
         laws = _definitions(cls)
         for name in cls.except_for:
             if name not in laws:
@@ -116,13 +118,13 @@ class Laws:
         return name in cls._found.inputs
 
     def build(self) -> Component:
-        """A fresh component of the entry with ``settings``."""
+        """Build a fresh component of the entry with ``settings``."""
         return build_component(self._found, ComponentSpec(self._found.name, (), dict(self.settings), "mapping"))
 
     def test_it_can_be_built(self) -> None:
-        """The entry loads, takes its ``settings``, and is built again from what it wrote down.
+        """The entry loads, accepts its ``settings``, and can be rebuilt from its serialized form.
 
-        For: a name with a typo in pyproject.toml, an import that fails, a setting that does not survive a config file.
+        Catches a typo in pyproject.toml, an import that fails, a setting that does not survive a config file.
         """
         if self._trouble is not None:
             raise self._trouble
@@ -133,9 +135,9 @@ class Laws:
             broken(f"settings do not survive a config file: {spec} came back as {again.qualified_spec()}")
 
     def test_its_settings_have_a_schema_and_valid_defaults(self) -> None:
-        """For: a default outside its own bounds, which nobody meets until a config writes every default.
+        """Catches a default outside its own bounds, which would fail only once a config writes out every default.
 
-        One that does not go with the small ``settings`` of a test has to go with the other defaults.
+        A default that conflicts with the small test ``settings`` must be valid together with the other defaults.
         """
         model = self._found.settings
         model.model_json_schema()
@@ -148,7 +150,7 @@ class Laws:
                 raise error
 
     def _refusal(self, settings: Mapping[str, Any]) -> ConfigError | None:
-        """What is said against settings, if anything is."""
+        """The error that the settings raise, if any."""
         try:
             build_component(self._found, ComponentSpec("", (), dict(settings), "mapping"))
         except ConfigError as error:
@@ -156,7 +158,7 @@ class Laws:
         return None
 
     def test_it_has_a_docstring(self) -> None:
-        """For: an entry that ``kdplug plugins show`` can say nothing about."""
+        """Catches an entry that ``kdplug plugins show`` cannot describe."""
         target: Any = self._found.load()
         while isinstance(target, functools.partial):
             target = target.func
@@ -166,12 +168,12 @@ class Laws:
 
 
 def law_names(laws: type[Laws]) -> list[str]:
-    """The laws that apply to the entry of ``laws``, sorted."""
+    """Return the sorted laws that apply to the entry of ``laws``."""
     return sorted(name for name in _definitions(laws) if getattr(laws, name) is not None)
 
 
 def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[str, str]:
-    """Run the laws, or ``only`` those, without pytest's runner; each one that is broken, and its message."""
+    """Run the laws, or ``only`` those, without pytest's runner; return the broken ones with their messages."""
     found = {}
     for name in law_names(laws) if only is None else sorted(only):
         try:
@@ -190,7 +192,7 @@ def _has(field: Any) -> bool:
 
 
 def _definitions(cls: type[Laws]) -> dict[str, Callable[..., None]]:
-    """Every law by name, as it was written: what a parent took out is not taken for the author's word."""
+    """Every law by name, as defined: a parent's removal of a law does not count as the author's choice."""
     found: dict[str, Any] = {}
     for owner in cls.__mro__:
         machine = vars(owner).get("_left_out", frozenset())

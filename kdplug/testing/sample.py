@@ -1,4 +1,4 @@
-"""What a law feeds a loss: small tensors from a seed, never from torch's global generator."""
+"""Loss inputs for the laws: small tensors from a seed, never from torch's global generator."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Change = Callable[[Tensor], Tensor]
 class SampleLayout:
     """The shapes of a loss's inputs.
 
-    ``token_axes`` are the axes that the mask's second axis runs along: ``(1,)`` for ``[batch, tokens, width]``, ``(2, 3)``
-    for ``[batch, heads, tokens, tokens]``, none where the mask is over the batch alone.
+    ``token_axes`` are the axes that the mask's second axis applies to: ``(1,)`` for ``[batch, tokens, width]``, ``(2,
+    3)`` for ``[batch, heads, tokens, tokens]``, empty if the mask covers the batch only.
     """
 
     word: Literal["logits", "features"]
@@ -36,7 +36,7 @@ class SampleLayout:
 
 
 def draw(shape: tuple[int, ...], seed: int, draws: Draws = "normal") -> Tensor:
-    """A float64 tensor that depends on the arguments alone."""
+    """Return a float64 tensor that depends only on the arguments."""
     found = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     if draws == "positive":
         return found.abs() + 0.1
@@ -76,22 +76,22 @@ class Sample:
         return tensors[0] if self.layout.layers == 1 else tensors
 
     def but(self, **changes: Any) -> Sample:
-        """The sample with other fields."""
+        """Return a copy with other fields."""
         return replace(self, **changes)
 
     def both(self, change: Change) -> Sample:
-        """The sample with ``change`` made to every tensor of both sides."""
+        """Return a copy with ``change`` applied to every tensor of both sides."""
         return self.but(student=tuple(map(change, self.student)), teacher=tuple(map(change, self.teacher)))
 
     def rows(self, index: list[int]) -> Sample:
-        """Some examples of the batch, in the order of ``index``."""
+        """Select examples of the batch, in the order of ``index``."""
         found = self.both(lambda tensor: tensor[index])
         temperature = self.temperature[index] if isinstance(self.temperature, Tensor) else self.temperature
         mask = None if self.mask is None else self.mask[index]
         return found.but(mask=mask, labels=self.labels[index], temperature=temperature)
 
     def tokens(self, index: list[int]) -> Sample:
-        """Some tokens of each example, in the order of ``index``."""
+        """Select tokens of each example, in the order of ``index``."""
 
         def chosen(tensor: Tensor) -> Tensor:
             for axis in self.layout.token_axes:
@@ -102,7 +102,7 @@ class Sample:
         return self.both(chosen).but(mask=mask, labels=self.labels[:, index])
 
     def hidden_slots(self, tensor: Tensor) -> Tensor:
-        """Bool in the shape of ``tensor``: the slots that the mask leaves out."""
+        """Return bool in the shape of ``tensor``: the positions that the mask excludes."""
         assert self.mask is not None
         hidden = torch.zeros(tensor.shape, dtype=torch.bool)
         if not self.layout.token_axes:
@@ -112,12 +112,12 @@ class Sample:
         return hidden
 
     def fill_hidden(self, filling: float) -> Sample:
-        """The sample with ``filling`` in every slot that the mask leaves out, on both sides."""
+        """Return a copy with ``filling`` in every position that the mask excludes, on both sides."""
         return self.both(lambda tensor: tensor.masked_fill(self.hidden_slots(tensor), filling))
 
 
 def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, classes: int = 5) -> Sample:
-    """A sample of float64 tensors; with a mask, each example but the first ends in padding."""
+    """Make a sample of float64 tensors; with a mask, each example but the first ends in padding."""
     student = tuple(draw(layout.student, seed * 100 + layer, layout.draws) for layer in range(layout.layers))
     teacher = tuple(draw(layout.teacher, seed * 100 + 50 + layer, layout.draws) for layer in range(layout.layers))
     generator = torch.Generator().manual_seed(seed)
@@ -126,7 +126,7 @@ def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, cl
 
 
 def _padding(shape: tuple[int, ...]) -> Tensor:
-    """Row ``i`` keeps all but its last ``i`` tokens, at least one; over a batch alone, the last example is left out."""
+    """Row ``i`` keeps all but its last ``i`` tokens, at least one; over the batch only, the last example is excluded."""
     if len(shape) == 1:
         return torch.arange(shape[0]) < max(1, shape[0] - 1)
     kept = (shape[1] - torch.arange(shape[0]) % shape[1]).clamp_min(1)
@@ -134,14 +134,14 @@ def _padding(shape: tuple[int, ...]) -> Tensor:
 
 
 def _spread(mask: Tensor, axes: dict[int, int], dims: int) -> Tensor:
-    """``mask`` as a view of ``dims`` axes whose axis ``key`` is the mask's axis ``value``."""
+    """View ``mask`` with ``dims`` axes, whose axis ``key`` is the mask's axis ``value``."""
     shape = [mask.shape[axes[axis]] if axis in axes else 1 for axis in range(dims)]
     return mask.reshape(shape)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator at ``seed`` for a while; afterwards it goes on where it was."""
+    """Seed torch's global generator inside the block; restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

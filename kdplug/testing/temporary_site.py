@@ -1,4 +1,4 @@
-"""A plugin that is installed in a temporary folder."""
+"""Install a plugin in a temporary folder."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from kdplug.host.metadata import Distribution, scan
 from kdplug.host.name import fold_distribution
 
 EntryPoints = Mapping[str, Mapping[str, str]]
-"""Group to entry name to ``"module:attribute"``."""
+"""Maps a group to entry names and their ``"module:attribute"``."""
 
 
 @dataclass(frozen=True, slots=True)
 class PluginSite:
-    """A folder that holds one installed distribution: its modules and a ``dist-info``."""
+    """A folder with one installed distribution: its modules and a ``dist-info``."""
 
     path: Path
     name: str
@@ -41,7 +41,7 @@ class PluginSite:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment with the folder first on ``PYTHONPATH``: what a subprocess needs to see the plugin."""
+        """This process's environment with the folder first on ``PYTHONPATH``, so that a subprocess sees the plugin."""
         rest = os.environ.get("PYTHONPATH")
         return {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.path), *([rest] if rest else [])])}
 
@@ -53,9 +53,9 @@ def write_plugin_site(
     entry_points: EntryPoints | None = None,
     files: Mapping[str, str] | None = None,
 ) -> PluginSite:
-    """Install a distribution into the folder ``path``: its ``files`` (path to text, dedented), METADATA, RECORD and all.
+    """Install a distribution into the folder ``path``: ``files`` (path to text, dedented) and its ``dist-info``.
 
-    Nothing is put on any path; several sites may share a folder.
+    Does not change any import path; several sites may share a folder.
     """
     site = PluginSite(path, name, version)
     info = site.dist_info.name
@@ -79,11 +79,11 @@ def plugin_site(
     entry_points: EntryPoints | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Iterator[PluginSite]:
-    """For the time of a ``with`` block, a plugin that is really there: on ``sys.path`` and in the registries.
+    """Install a plugin for the length of a ``with`` block: on ``sys.path`` and in the registries.
 
-    The registries see it beside the plugins they saw before, or alone under ``isolated_plugins``. One of the same name is
-    hidden by it. Afterwards its modules are forgotten and its folder is gone. Entries that were registered in this process
-    are not seen inside the block.
+    The registries list it in addition to the installed plugins, or alone under ``isolated_plugins``. It hides an
+    installed plugin of the same name. Afterwards its modules are unloaded and its folder is deleted. Entries registered
+    in this process are not visible inside the block.
 
     ::
 
@@ -137,11 +137,11 @@ def _lies_in(path: Path, module: object) -> bool:
 
 @pytest.fixture
 def isolated_plugins() -> Iterator[Host]:
-    """For one test, registries that see no installed plugin, whatever the machine has.
+    """Give one test registries without any installed plugin.
 
-    What the test gives them, by ``plugin_site`` or ``@kdplug.losses.register``, they see, and it is gone after the test.
-    Import the fixture in a ``conftest.py`` (``from kdplug.testing import isolated_plugins``), or name this module in one:
-    ``pytest_plugins = ["kdplug.testing.temporary_site"]``.
+    Plugins that the test adds with ``plugin_site`` or ``@kdplug.losses.register`` are visible, and removed after the
+    test. Import the fixture in a ``conftest.py`` (``from kdplug.testing import isolated_plugins``), or name this module
+    in one: ``pytest_plugins = ["kdplug.testing.temporary_site"]``.
     """
     with isolated() as host:
         yield host

@@ -53,7 +53,7 @@ def objective(**keys):
 def test_of_logits(side, wrong):
     sides = {"student": outputs(), "teacher": outputs()}
     sides[side]["logits_mask"] = wrong
-    with pytest.raises(OutputsError, match=rf"^{side}\.logits_mask: must hold 0 and 1, or be bool, and holds"):
+    with pytest.raises(OutputsError, match=rf"^{side}\.logits_mask: must hold 0 and 1, or be bool, got"):
         objective()(**sides)
 
 
@@ -104,7 +104,7 @@ def test_of_a_loss_called_directly(wrong, loss):
     features = torch.rand(3, 2, 4, 4) if loss.startswith("attention") else torch.rand(3, 4, 6)
     features = (features, features) if loss == "nst" else features
     call = kdplug.losses[f"kdplug-presets:{loss}"]
-    with pytest.raises(OutputsError, match=rf"{loss}: a mask must hold 0 and 1, or be bool, and holds"):
+    with pytest.raises(OutputsError, match=rf"{loss}: a mask must hold 0 and 1, or be bool, got"):
         call(features, features, wrong)
 
 
@@ -138,14 +138,14 @@ def test_of_a_match_that_is_written_in_python(wrong, tmp_path):
 def test_the_error_names_the_extended_mask_and_how_to_convert_it():
     extended = ADDITIVE[:, None, None, :]
     with pytest.raises(
-        OutputsError, match=r"extended attention mask, .* 0 where a token counts.*\(mask\[:, 0, 0\] == 0\)"
+        OutputsError, match=r"extended attention mask, .* 0 means that a token counts.*\(mask\[:, 0, 0\] == 0\)"
     ):
         mask_module.check_mask(extended, "it")
     with pytest.raises(OutputsError, match=r"\(mask\[:, 0, -1\] == 0\)"):
         mask_module.check_mask(extended.expand(3, 1, 4, 4), "it")
-    with pytest.raises(OutputsError, match=r"holds -1e\+09\. That is an extended attention mask, .*\(mask == 0\)"):
+    with pytest.raises(OutputsError, match=r"got -1e\+09\. That is an extended attention mask, .*\(mask == 0\)"):
         mask_module.check_mask(ADDITIVE, "it")
-    with pytest.raises(OutputsError, match=r"holds nan\. Return \(mask != 0\) if"):
+    with pytest.raises(OutputsError, match=r"got nan\. Return \(mask != 0\) if"):
         mask_module.check_mask(WRONG["nan"], "it")
 
 

@@ -65,7 +65,7 @@ def test_the_first_classes_are_the_head_without_its_last_rows(head, hidden):
     factored = FactoredLogits(hidden, head.weight, head.bias)
     torch.testing.assert_close(factored.first(5).dense(), factored.dense()[..., :5], rtol=1e-14, atol=1e-14)
     assert factored.first(7) is factored
-    with pytest.raises(ShapeError, match=r"^weight: there are 7 classes, so not the first 8$"):
+    with pytest.raises(ShapeError, match=r"^weight: cannot select the first 8 of 7 classes$"):
         factored.first(8)
 
 
@@ -80,7 +80,7 @@ def test_they_move_to_a_device_with_all_factors(head, hidden):
     [
         ((2, 4), (7, 5), None, r"^weight: hidden \[2, 4\] and weight \[7, 5\] differ in width: 4 against 5"),
         ((2, 4), (4,), None, r"^weight: must be \[classes, width\], got \[4\]"),
-        ((2, 4), (7, 4), (4,), r"^bias: \[4\] does not fit weight \[7, 4\]: one for each class"),
+        ((2, 4), (7, 4), (4,), r"^bias: \[4\] does not fit weight \[7, 4\], which needs one value per class"),
         ((2, 4), (7, 4), (7, 1), r"^bias: must be \[classes\], got \[7, 1\]"),
         ((), (7, 4), None, r"^hidden: must be \[\*items, width\], got a scalar"),
     ],
@@ -93,7 +93,7 @@ def test_factors_that_do_not_fit_are_named_with_their_shapes(hidden, weight, bia
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"hidden": [1.0]}, r"^hidden: must be a tensor of floating point, got list"),
+        ({"hidden": [1.0]}, r"^hidden: must be a floating-point tensor, got list"),
         ({"weight": torch.zeros(7, 4, dtype=torch.int64)}, r"^weight: .*got torch\.int64"),
         ({"scale": float("nan")}, r"^scale: must be a finite number, got nan"),
         ({"scale": torch.tensor(1.0)}, r"^scale: must be a finite number, got tensor"),

@@ -72,16 +72,16 @@ def test_it_is_detached_by_nature():
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"ids": IDS.int()}, OutputsError, r"^ids: must be a tensor of int64, got torch\.int32"),
-        ({"ids": [[0]]}, OutputsError, r"^ids: must be a tensor of int64, got list"),
-        ({"classes": 4}, OutputsError, r"^ids: must lie in \[0, 4\), got 0 to 4: classes is the width of the logits"),
+        ({"ids": IDS.int()}, OutputsError, r"^ids: must be an int64 tensor, got torch\.int32"),
+        ({"ids": [[0]]}, OutputsError, r"^ids: must be an int64 tensor, got list"),
+        ({"classes": 4}, OutputsError, r"^ids: must be in \[0, 4\), got 0 to 4: classes is the width of the logits"),
         ({"classes": 0}, OutputsError, r"^classes: must be a whole number above 0, got 0"),
-        ({"log_probs": None}, OutputsError, r"^log_probs: must be given, or weights in its place"),
+        ({"log_probs": None}, OutputsError, r"^log_probs: must be given, unless weights are"),
         ({"log_probs": LOGS.clone().requires_grad_()}, OutputsError, r"^log_probs: carries a gradient"),
         ({"log_probs": LOGS[:1]}, ShapeError, r"^log_probs: must be \[\*items, K\] = \[2, 2\].*got \[1, 2\]"),
-        ({"tail": TAIL[:1]}, ShapeError, r"^tail: must be \[\*items\] = \[2\], as ids say, got \[1\]"),
-        ({"tail": TAIL, "weights": LOGS.exp()}, OutputsError, r"^tail: a sample has weights, .*: not both"),
-        ({"weights": IDS}, OutputsError, r"^weights: must be a tensor of floating point, got torch\.int64"),
+        ({"tail": TAIL[:1]}, ShapeError, r"^tail: must be \[\*items\] = \[2\] to match ids, got \[1\]"),
+        ({"tail": TAIL, "weights": LOGS.exp()}, OutputsError, r"^tail: cannot be combined with weights"),
+        ({"weights": IDS}, OutputsError, r"^weights: must be a floating-point tensor, got torch\.int64"),
         ({"temperature": 0.0}, OutputsError, r"^temperature: must be above 0 and finite, got 0\.0"),
     ],
 )

@@ -86,14 +86,14 @@ def test_custom_matches_are_summed_before_the_hard_labels(tmp_path):
     ("keys", "says"),
     [
         ({"module_S": "iner"}, "custom_matches.0.module_S: no module 'iner' in the student. Did you mean 'inner'?"),
-        ({"module_T": nn.Linear(1, 1)}, "custom_matches.0.module_T: this Linear is no part of the teacher"),
+        ({"module_T": nn.Linear(1, 1)}, "custom_matches.0.module_T: this Linear is not part of the teacher"),
         ({"module_T": 3}, "custom_matches.0.module_T: must be a module or its path, got int"),
         ({"weight": -1}, "custom_matches.0.weight: must be a finite number >= 0, got -1"),
         ({"weight": (1.0,)}, "custom_matches.0.weight: must be a finite number >= 0, got (1.0,)"),
         ({"loss": "mse"}, "custom_matches.0.loss: must be a callable, got str"),
         ({"proj_func": 3}, "custom_matches.0.proj_func: must be a module or a function, got int"),
         ({"proj_group": {"lr": 1}}, "custom_matches.0.proj_group: has no effect: proj_func is not a module"),
-        ({"name": "kd_loss"}, "custom_matches: 'kd_loss' is the name of another term"),
+        ({"name": "kd_loss"}, "custom_matches: 'kd_loss' is already the name of another term"),
     ],
 )
 def test_what_is_wrong_with_a_custom_match_is_named_with_its_place(tmp_path, keys, says):

@@ -88,13 +88,13 @@ def test_a_mask_that_the_teachers_share_serves_the_student(build, several, stude
 
 def test_masks_that_differ_without_one_of_the_student_are_an_error(several, student, teachers, mask):
     teachers[0]["logits_mask"], teachers[1]["logits_mask"] = mask, mask.flip(1)
-    with pytest.raises(OutputsError, match="logits_mask: those of the teachers differ, and the student returned none"):
+    with pytest.raises(OutputsError, match="logits_mask: the teachers' masks differ, and the student returned none"):
         several()(student=student, teacher=teachers)
 
 
 def test_masks_that_keep_different_numbers_are_an_error(several, student, teachers, mask):
     student["logits_mask"], teachers[1]["logits_mask"] = mask, torch.ones(3, 4)
-    with pytest.raises(ShapeError, match="the student's mask keeps 7 items and that of teacher 1 12"):
+    with pytest.raises(ShapeError, match="the student's mask keeps 7 items and the mask of teacher 1 12"):
         several()(student=student, teacher=teachers)
 
 

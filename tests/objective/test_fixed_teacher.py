@@ -96,7 +96,8 @@ def with_other_data(model):
 @pytest.mark.parametrize("change", [in_place, through_data, replaced, with_other_data])
 def test_a_forward_pass_that_changes_a_parameter_is_noticed(change):
     with pytest.raises(
-        RunError, match=r"the teacher changed its parameter 'inner\.0\.weight', .* remove what writes to"
+        RunError,
+        match=r"the teacher changed its parameter 'inner\.0\.weight', .* remove the code in forward that writes to",
     ):
         passed(Net(None), change)
 

@@ -277,7 +277,7 @@ def test_labels_of_a_smaller_integer_type_will_do(random):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, r"^probability_shift: needs labels, and the student returned none"),
+        (None, r"^probability_shift: needs labels, but the student returned none"),
         (torch.zeros(3, dtype=torch.int64), r"^student\.labels: \[3\] do not fit logits \[3, 4, 5\]"),
         (torch.zeros(3, 4), r"^student\.labels: must hold integer class indices, got torch\.float32"),
         ([torch.zeros(3, 4, dtype=torch.int64)] * 2, r"^student\.labels: the student returned 2 labels for 1 logits"),
@@ -292,7 +292,7 @@ def test_labels_that_the_shift_cannot_use_are_an_error(build, student, teacher, 
 @pytest.mark.parametrize("shape", [(3, 1), (3, 4, 1)])
 def test_a_softmax_over_one_class_is_an_error_and_no_constant(build, random, shape):
     with pytest.raises(
-        OutputsError, match=r"student.logits: have one class, and local:ce does not declare takes_numbers"
+        OutputsError, match=r"student.logits: have one class, but local:ce does not declare takes_numbers"
     ):
         build()({"logits": random(*shape)}, {"logits": random(*shape)})
 

@@ -163,7 +163,7 @@ def test_pairs_keep_clear_of_the_names_of_other_terms(match):
 def test_before_the_first_batch_the_objective_says_what_is_missing(nets, x):
     built = objective()
     for use in (lambda: built(nets[0](x), nets[1](x)), built.param_groups):
-        with pytest.raises(RunError, match=r"^layer_map: how many layers the models have is not known yet"):
+        with pytest.raises(RunError, match=r"^layer_map: the number of layers is not known yet"):
             use()
 
 

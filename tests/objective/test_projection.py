@@ -152,7 +152,7 @@ def test_a_wrong_student_width_is_told_before_the_matrix_product(projected, stud
 
 
 def test_a_wrong_teacher_width_is_told_where_the_loss_cannot_take_it(projected, student, teacher):
-    message = r"(?s)^intermediate_matches\.0\.loss: .*puts out 7, but the teacher feature is 8 wide"
+    message = r"(?s)^intermediate_matches\.0\.loss: .*output is 7 wide, but the teacher feature is 8 wide"
     with pytest.raises(ShapeError, match=message):
         projected(["linear", 6, 7])(student, teacher)
 

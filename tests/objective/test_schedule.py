@@ -63,7 +63,7 @@ def test_a_scheduler_that_returns_no_finite_number_is_named(build, offer, studen
 
 @pytest.mark.parametrize("progress", [-0.01, 1.01, float("nan")])
 def test_progress_outside_0_and_1_is_an_error(build, student, teacher, progress):
-    with pytest.raises(ConfigError, match=r"^progress: must lie in \[0, 1\], got"):
+    with pytest.raises(ConfigError, match=r"^progress: must be in \[0, 1\], got"):
         build()(student, teacher, progress=progress)
 
 

@@ -98,7 +98,7 @@ def test_a_match_has_no_logits_to_schedule_a_temperature_by(build, offer, match)
     by_item = offer(lambda student_logits, temperature: student_logits[..., 0], "temperature_schedulers")
     with pytest.raises(
         ConfigError,
-        match=r"^temperature_scheduler: local:offered makes temperatures from student_logits, and the match 'm",
+        match=r"^temperature_scheduler: local:offered computes temperatures from student_logits, but the match 'm",
     ):
         build(temperature_scheduler=by_item, intermediate_matches=[match(loss=matched, name="mine")])
     build(temperature_scheduler=by_item, intermediate_matches=[match()])

@@ -121,7 +121,7 @@ def test_a_kd_loss_without_logits_is_an_error_that_says_how_to_go_without(build,
     del {"student": student, "teacher": teacher}[side]["logits"]
     with pytest.raises(OutputsError, match=rf"^kd_loss_weight: is 1, but the {side} returned no logits") as caught:
         build()(student, teacher)
-    assert "set kd_loss_weight: 0 to train without it" in str(caught.value)
+    assert "set kd_loss_weight: 0" in str(caught.value)
 
 
 def test_no_teacher_at_all_is_an_error_where_one_is_needed(build, student):

@@ -32,14 +32,14 @@ def _probabilities(
     return own, theirs
 
 
-@mutant(CoarseLaws, "test_with_every_class_known_it_is_the_loss_itself", "with every class known and nothing left")
+@mutant(CoarseLaws, "test_with_every_class_known_it_is_the_loss_itself", "with every class known and an empty rest")
 @coarsens
 def divergence_over_the_number_of_classes(student_logits, teacher_logits, temperature) -> LossSum:
     total, count = plain_divergence(student_logits, teacher_logits, temperature)
     return LossSum(total / student_logits.shape[-1], count)
 
 
-@mutant(CoarseLaws, "test_the_order_of_an_items_categories_does_not_matter", "come in another order")
+@mutant(CoarseLaws, "test_the_order_of_an_items_categories_does_not_matter", "are reordered")
 @coarsens
 def first_classes_count_more(student_logits, teacher_logits, temperature) -> LossSum:
     own, theirs = _probabilities(student_logits, teacher_logits, temperature)
@@ -48,7 +48,7 @@ def first_classes_count_more(student_logits, teacher_logits, temperature) -> Los
     return LossSum(values.sum(), values.numel())
 
 
-@mutant(CoarseLaws, "test_on_categories_its_gradient_points_where_that_on_classes_does", "points elsewhere")
+@mutant(CoarseLaws, "test_on_categories_its_gradient_points_where_that_on_classes_does", "differ in direction")
 @coarsens
 def distance_of_sorted_probabilities(student_logits, teacher_logits, temperature) -> LossSum:
     own, theirs = _probabilities(student_logits, teacher_logits, temperature)

@@ -14,14 +14,14 @@ from kdplug import Encoded, Ragged, SettingError
 @mutant(
     RoundedLaws,
     "test_what_is_kept_of_several_is_what_is_kept_of_each",
-    "part 'codes' of item 0 is another one where the item is kept alone",
+    "part 'codes' of item 0 differs if the item is encoded alone",
 )
 class OneRangeForTheWholeBatch(Rounded):
     def reach(self, logits):
         return tuple(end.expand(len(logits), 1) for end in logits.aminmax())
 
 
-@mutant(RoundedLaws, "test_what_is_kept_of_several_is_what_is_kept_of_each", "of item 0 is another one")
+@mutant(RoundedLaws, "test_what_is_kept_of_several_is_what_is_kept_of_each", "of item 0 differs")
 class RowsSortedBySize(Rounded):
     def encode(self, logits, **options):
         return super().encode(logits[logits.amax(-1).argsort()], **options)
@@ -30,20 +30,20 @@ class RowsSortedBySize(Rounded):
 @mutant(
     DrawnLaws,
     "test_what_is_kept_of_an_item_does_not_depend_on_the_others",
-    "is another one where other items stand beside it",
+    "differs among other items",
 )
 class DrawnFromTheMeanOfTheBatch(Drawn):
     def draw(self, probs, seed):
         return super().draw((probs + probs.mean(0)) / 2, seed)
 
 
-@mutant(RoundedLaws, "test_items_are_read_in_any_order", "parts of 6 items give back logits [5, 11]")
+@mutant(RoundedLaws, "test_items_are_read_in_any_order", "parts of 6 items decode to logits [5, 11]")
 class TheLastItemIsDropped(Rounded):
     def decode(self, parts, shared, **options):
         return super().decode(parts, shared, **options)[:-1]
 
 
-@mutant(RoundedLaws, "test_items_are_read_in_any_order", "do not get their logits")
+@mutant(RoundedLaws, "test_items_are_read_in_any_order", "do not get their own logits")
 class TheDifferenceToTheItemBefore(Changed):
     def change(self, parts):
         return {**parts, "low": parts["low"].diff(dim=0, prepend=torch.zeros(1, 1))}
@@ -52,7 +52,7 @@ class TheDifferenceToTheItemBefore(Changed):
         return super().decode({**parts, "low": parts["low"].cumsum(0)}, shared, **options)
 
 
-@mutant(DrawnLaws, "test_items_are_read_in_any_order", "do not get their logits")
+@mutant(DrawnLaws, "test_items_are_read_in_any_order", "do not get their own logits")
 class RowsDealtOutEvenly(Drawn):
     def decode(self, parts, shared, **options):
         rows, counts = parts["drawn"]
@@ -64,7 +64,7 @@ class RowsDealtOutEvenly(Drawn):
 @mutant(
     RoundedLaws,
     "test_a_batch_of_which_nothing_counts_can_be_kept",
-    "refuses logits that are all 0 (logits do not differ)",
+    "rejects logits that are all 0 (logits do not differ)",
 )
 class FlatItemsAreRefused(Rounded):
     def encode(self, logits, **options):
@@ -74,7 +74,7 @@ class FlatItemsAreRefused(Rounded):
 
 
 @mutant(
-    RoundedLaws, "test_a_batch_of_which_nothing_counts_can_be_kept", "parts of no item must give back logits [0, 11]"
+    RoundedLaws, "test_a_batch_of_which_nothing_counts_can_be_kept", "parts of no items must decode to logits [0, 11]"
 )
 class OneItemAtLeast(Rounded):
     def decode(self, parts, shared, *, classes, temperature):
@@ -83,13 +83,13 @@ class OneItemAtLeast(Rounded):
         return super().decode(parts, shared, classes=classes, temperature=temperature)
 
 
-@mutant(DrawnLaws, "test_the_same_seed_keeps_the_same", "it depends on more than logits, temperature, seed")
+@mutant(DrawnLaws, "test_the_same_seed_keeps_the_same", "it depends on more than logits, temperature and seed")
 class GlobalDraws(Drawn):
     def draw(self, probs, seed):
         return probs.multinomial(self.rounds, replacement=True)
 
 
-@mutant(RoundedLaws, "test_the_same_seed_keeps_the_same", "keeps something else of the same logits when asked again")
+@mutant(RoundedLaws, "test_the_same_seed_keeps_the_same", "encodes the same logits differently on a second call")
 class ARunningMean(Rounded):
     mean = 0.0
 
@@ -99,14 +99,14 @@ class ARunningMean(Rounded):
         return low.clamp_max(self.mean), high
 
 
-@mutant(DrawnLaws, "test_global_generators_stay_where_they_are", "moves a global generator")
+@mutant(DrawnLaws, "test_global_generators_stay_where_they_are", "advances a global generator")
 class TheGlobalGeneratorIsSeeded(Drawn):
     def draw(self, probs, seed):
         torch.manual_seed(seed)
         return probs.multinomial(self.rounds, replacement=True)
 
 
-@mutant(RoundedLaws, "test_global_generators_stay_where_they_are", "moves a global generator")
+@mutant(RoundedLaws, "test_global_generators_stay_where_they_are", "advances a global generator")
 class PythonsGenerator(Rounded):
     def encode(self, logits, **options):
         random.random()
@@ -118,25 +118,27 @@ class UndeclaredDraws(Drawn):
     pass
 
 
-@mutant(DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "keeps the same with another seed")
+@mutant(DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "encodes the same with another seed")
 class OneSeedForAllBatches(Drawn):
     def draw(self, probs, seed):
         return super().draw(probs, 0)
 
 
-@mutant(DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "draws the same for equal items of a batch")
+@mutant(
+    DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "makes the same draws for equal items of a batch"
+)
 class OneDrawForAllItems(Drawn):
     def draw(self, probs, seed):
         return torch.cat([super(OneDrawForAllItems, self).draw(one, seed) for one in probs.split(1)])
 
 
-@mutant(DrawnLaws, "test_a_sample_is_the_teachers_distribution_on_average", "on average")
+@mutant(DrawnLaws, "test_a_sample_is_the_teachers_distribution_on_average", "has mean weight")
 class DrawnAtAnotherTemperature(Drawn):
     def encode(self, logits, *, temperature, seed):
         return super().encode(logits, temperature=1.0, seed=seed)
 
 
-@mutant(DrawnLaws, "test_a_sample_is_the_teachers_distribution_on_average", "on average")
+@mutant(DrawnLaws, "test_a_sample_is_the_teachers_distribution_on_average", "has mean weight")
 class EveryClassCountsOnce(Drawn):
     def encode(self, logits, **options):
         kept = super().encode(logits, **options)

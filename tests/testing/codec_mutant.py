@@ -15,47 +15,45 @@ class WithoutTwoNames:
     encode = decode = staticmethod(print)
 
 
-@mutant(
-    RoundedLaws, "test_it_offers_all_that_a_cache_asks_for", "uses_temperature must be True or False, and is <bound"
-)
+@mutant(RoundedLaws, "test_it_offers_all_that_a_cache_asks_for", "uses_temperature must be True or False, got <bound")
 class AFlagThatIsAMethod(Rounded):
     def uses_temperature(self):
         return False
 
 
-@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "encode must return kdplug.Encoded, and returned dict")
+@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "encode must return kdplug.Encoded, got dict")
 class PartsAlone(Rounded):
     def encode(self, logits, **options):
         return super().encode(logits, **options).parts
 
 
-@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "encode keeps nothing")
+@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "encode returned no parts")
 class NothingAtAll(Changed):
     def change(self, parts):
         return {}
 
 
-@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "part 'per-item step' must have a Python name")
+@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "part 'per-item step' must have a Python identifier as its name")
 class ANameWithAHyphen(Changed):
     def change(self, parts):
         return {**parts, "per-item step": parts["step"]}
 
 
-@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "part 'low' must be a tensor or kdplug.Ragged, and is list")
+@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "part 'low' must be a tensor or kdplug.Ragged, got list")
 class AList(Changed):
     def change(self, parts):
         return {**parts, "low": parts["low"].tolist()}
 
 
 @mutant(
-    RoundedLaws, "test_it_keeps_tensors_by_name", "part 'codes' is [11, 6], and the first dimension must be the 6 items"
+    RoundedLaws, "test_it_keeps_tensors_by_name", "part 'codes' is [11, 6], but its first dimension must be the 6 items"
 )
 class ClassesFirst(Changed):
     def change(self, parts):
         return {**parts, "codes": parts["codes"].T}
 
 
-@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "what is kept once must be tensors, and 'bits' is int")
+@mutant(RoundedLaws, "test_it_keeps_tensors_by_name", "shared part 'bits' must be a tensor, got int")
 class ANumberKeptOnce(Rounded):
     def shared(self, logits):
         return {"bits": 8}
@@ -72,7 +70,7 @@ class CountsInABiasedByte(Drawn):
 @mutant(
     RoundedLaws,
     "test_every_item_is_kept_in_the_same_form",
-    "of others: they cannot be joined",
+    "for others: they cannot be concatenated",
 )
 class ADtypeForEachBatch(Changed):
     def change(self, parts):
@@ -80,7 +78,7 @@ class ADtypeForEachBatch(Changed):
         return {**parts, "codes": parts["codes"].to(torch.int16 if wide else torch.uint8)}
 
 
-@mutant(DrawnLaws, "test_every_item_is_kept_in_the_same_form", "they cannot be joined")
+@mutant(DrawnLaws, "test_every_item_is_kept_in_the_same_form", "they cannot be concatenated")
 class PaddedToTheWidestItem(Drawn):
     def encode(self, logits, **options):
         kept = super().encode(logits, **options)
@@ -103,7 +101,7 @@ class AStepThatIsRemembered(Rounded):
         return super().decode({**parts, "step": step}, shared, **options)
 
 
-@mutant(RoundedLaws, "test_another_process_reads_what_it_kept", "reads other logits out of the same parts")
+@mutant(RoundedLaws, "test_another_process_reads_what_it_kept", "decodes the parts to other logits")
 class ARangeThatGrows(Rounded):
     highest = 0.0
 
@@ -125,7 +123,7 @@ class TwoNamesOfOneTensor(Rounded):
 @mutant(
     RoundedLaws,
     "test_what_is_kept_once_does_not_depend_on_the_items",
-    "'mean', is another one where other items are seen",
+    "'mean' differs if computed from other items",
 )
 class ACodebookOfTheFirstBatch(Rounded):
     def shared(self, logits):
@@ -144,14 +142,14 @@ class AddedUpInAPart(Rounded):
         return parts["low"].add_(1e-6) + parts["codes"].float() * parts["step"]
 
 
-@mutant(FactorsLaws, "test_its_inputs_are_not_modified", "modified its input in place: what is kept once, weight")
+@mutant(FactorsLaws, "test_its_inputs_are_not_modified", "modified its input in place: shared part weight")
 class AHeadThatIsScaledEachTime(Factors):
     def decode(self, parts, shared, **options):
         shared["weight"].mul_(1 + 1e-6)
         return super().decode(parts, shared, **options)
 
 
-@mutant(DrawnLaws, "test_it_works_on_any_device", "encode makes a tensor by torch.ones without a device")
+@mutant(DrawnLaws, "test_it_works_on_any_device", "encode creates a tensor with torch.ones without a device")
 class OnTheCpuWhateverIsGiven(Drawn):
     def draw(self, probs, seed):
         return super().draw(probs * torch.ones(probs.shape[-1]), seed)

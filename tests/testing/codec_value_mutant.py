@@ -11,33 +11,31 @@ from testing.mutant import mutant
 from kdplug import Ragged, SparseLogits
 
 
-@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "and returned list")
+@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "got list")
 class LogitsInAList(Rounded):
     def decode(self, parts, shared, **options):
         return [super().decode(parts, shared, **options)]
 
 
-@mutant(
-    RoundedLaws, "test_it_gives_back_logits_of_the_items", "decode must return logits [6, 11], and returned [11, 6]"
-)
+@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "decode must return logits [6, 11], got [11, 6]")
 class Transposed(Rounded):
     def decode(self, parts, shared, **options):
         return super().decode(parts, shared, **options).T
 
 
-@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "must return floating point, and returned torch.uint8")
+@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "must return floating point, got torch.uint8")
 class TheCodesThemselves(Rounded):
     def decode(self, parts, shared, **options):
         return parts["codes"]
 
 
-@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "decode returns logits that are not finite")
+@mutant(RoundedLaws, "test_it_gives_back_logits_of_the_items", "decode returns non-finite logits")
 class TheLogarithmOfARoundedShare(Rounded):
     def decode(self, parts, shared, **options):
         return parts["low"] + parts["codes"].float().log() * parts["step"]
 
 
-@mutant(DrawnLaws, "test_it_gives_back_logits_of_the_items", "decode returns weights below 0")
+@mutant(DrawnLaws, "test_it_gives_back_logits_of_the_items", "decode returns negative weights")
 class WeightsBelowZero(Drawn):
     def decode(self, parts, shared, **options):
         found = super().decode(parts, shared, **options)
@@ -52,26 +50,26 @@ class OneClassTwice(Likely):
         return super().decode({**parts, "ids": ids}, shared, **options)
 
 
-@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "and the error that encode says is 0")
+@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "but encode declares 0")
 class AnErrorThatIsNotSaid(Rounded):
     def encode(self, logits, **options):
         return super().encode(logits, **options)._replace(error=0.0)
 
 
-@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "come back off by")
+@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "are decoded with an error of")
 class AnErrorBeforeTheLastRounding(Rounded):
     def encode(self, logits, **options):
         kept = super().encode(logits, **options)
         return kept._replace(parts={**kept.parts, "step": kept.parts["step"].half()})
 
 
-@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "error must be a number, 0 at least, and is tensor(")
+@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "error must be a number of at least 0, got tensor(")
 class AnErrorForEachItem(Rounded):
     def encode(self, logits, **options):
         return super().encode(logits, **options)._replace(error=torch.zeros(len(logits)))
 
 
-@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "come back off by")
+@mutant(RoundedLaws, "test_it_is_off_by_no_more_than_it_says", "are decoded with an error of")
 class ClassesShiftedByOne(Rounded):
     def decode(self, parts, shared, **options):
         return super().decode({**parts, "codes": parts["codes"].roll(1, dims=1)}, shared, **options)
@@ -92,12 +90,12 @@ class Packed(Likely):
         return super().decode({**parts, "ids": ids}, shared, classes=classes, temperature=temperature)
 
 
-@mutant(LikelyLaws, "test_it_is_off_by_no_more_than_it_says", "come back off by")
+@mutant(LikelyLaws, "test_it_is_off_by_no_more_than_it_says", "are decoded with an error of")
 class OneBitTooFew(Packed):
     width = 3
 
 
-@mutant(LikelyLaws, "test_it_is_off_by_no_more_than_it_says", "come back off by")
+@mutant(LikelyLaws, "test_it_is_off_by_no_more_than_it_says", "are decoded with an error of")
 class ATailOfItsOwnRounding(Likely):
     def encode(self, logits, **options):
         kept = super().encode(logits, **options)
@@ -107,7 +105,7 @@ class ATailOfItsOwnRounding(Likely):
 @mutant(
     LikelyLaws,
     "test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept",
-    "and the teacher gives those classes",
+    "but the teacher's probability of those classes",
 )
 class TheMassAtTemperatureOne(Likely):
     def encode(self, logits, *, temperature, seed):
@@ -115,7 +113,7 @@ class TheMassAtTemperatureOne(Likely):
         return kept._replace(kept_mass=logits.softmax(-1).topk(3).values.sum(-1))
 
 
-@mutant(LikelyLaws, "test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept", "gives no kept_mass")
+@mutant(LikelyLaws, "test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept", "returns no kept_mass")
 class NoMass(Likely):
     def encode(self, logits, **options):
         return super().encode(logits, **options)._replace(kept_mass=None)
@@ -137,7 +135,11 @@ class TheLogarithmOfTheMass(Likely):
         return kept._replace(kept_mass=kept.kept_mass.log())
 
 
-@mutant(RoundedLaws, "test_the_temperature_matters_only_where_it_is_said", "logits at temperature 5 come back off by")
+@mutant(
+    RoundedLaws,
+    "test_the_temperature_matters_only_where_it_is_said",
+    "logits at temperature 5 are decoded with an error of",
+)
 class DividedByTheTemperature(Rounded):
     def encode(self, logits, *, temperature, seed):
         return super().encode(logits / temperature, temperature=temperature, seed=seed)
@@ -158,14 +160,14 @@ class DividedAndMultipliedAgain(Rounded):
 
 
 @mutant(
-    LikelyLaws, "test_the_temperature_matters_only_where_it_is_said", "gives back logits at temperature 1, asked for 5"
+    LikelyLaws, "test_the_temperature_matters_only_where_it_is_said", "decodes to logits at temperature 1 instead of 5"
 )
 class ATemperatureThatIsForgotten(Likely):
     def decode(self, parts, shared, *, classes, temperature):
         return super().decode(parts, shared, classes=classes, temperature=1.0)
 
 
-@mutant(LikelyLaws, "test_half_precision_loses_no_more_than_it_says", "logits in bfloat16 come back off by")
+@mutant(LikelyLaws, "test_half_precision_loses_no_more_than_it_says", "logits in bfloat16 are decoded with an error of")
 class ASoftmaxInHalfPrecision(Likely):
     def encode(self, logits, *, temperature, seed):
         tempered = (logits / temperature).log_softmax(-1)
@@ -180,13 +182,15 @@ class AMassInHalfPrecision(Likely):
         return kept._replace(kept_mass=top.sum(-1))
 
 
-@mutant(RoundedLaws, "test_half_precision_loses_no_more_than_it_says", "logits in bfloat16 end in TypeError")
+@mutant(RoundedLaws, "test_half_precision_loses_no_more_than_it_says", "logits in bfloat16 raise TypeError")
 class ByWayOfNumpy(Rounded):
     def encode(self, logits, **options):
         return super().encode(torch.from_numpy(logits.numpy()), **options)
 
 
-@mutant(FactorsLaws, "test_logits_in_factors_are_what_they_multiply_out_to", "with a soft cap come back off by")
+@mutant(
+    FactorsLaws, "test_logits_in_factors_are_what_they_multiply_out_to", "with a soft cap are decoded with an error of"
+)
 class ASoftCapThatIsForgotten(Factors):
     def shared(self, logits):
         return {name: one for name, one in super().shared(logits).items() if name != "softcap"}
@@ -195,7 +199,7 @@ class ASoftCapThatIsForgotten(Factors):
 @mutant(
     FactorsLaws,
     "test_logits_in_factors_are_what_they_multiply_out_to",
-    "logits that are multiplied out end in AttributeError",
+    "dense logits raise AttributeError",
 )
 class FactorsAndNothingElse(Factors):
     def encode(self, logits, **options):
@@ -203,7 +207,9 @@ class FactorsAndNothingElse(Factors):
         return super().encode(logits, **options)
 
 
-@mutant(RoundedLaws, "test_logits_of_ten_thousand_are_kept_or_refused", "logits of 100000 come back off by inf")
+@mutant(
+    RoundedLaws, "test_logits_of_ten_thousand_are_kept_or_refused", "logits of 100000 are decoded with an error of inf"
+)
 class InHalfPrecision(Rounded):
     def decode(self, parts, shared, **options):
         return super().decode(parts, shared, **options).half().float()
@@ -213,23 +219,21 @@ class InHalfPrecision(Rounded):
         return kept._replace(error=kept.error + 50.0)
 
 
-@mutant(RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "of which there is no distribution")
+@mutant(RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "that form no distribution")
 class ARangeToMinusInfinity(Rounded):
     def encode(self, logits, **options):
         kept = super().encode(logits.nan_to_num(), **options)
         return kept._replace(parts={**kept.parts, "low": logits.amin(-1, keepdim=True)})
 
 
-@mutant(RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "come back with a probability of")
+@mutant(RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "are decoded with a probability of")
 class RuledOutBecomesTheLowest(Rounded):
     def encode(self, logits, **options):
         finite = logits.masked_fill(logits == -math.inf, math.inf).amin(-1, keepdim=True)
         return super().encode(logits.maximum(finite), **options)
 
 
-@mutant(
-    RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "classes with logit -inf end in ValueError"
-)
+@mutant(RoundedLaws, "test_a_class_that_the_teacher_rules_out_gets_nothing", "classes with logit -inf raise ValueError")
 class AnErrorOfAnother(Rounded):
     def encode(self, logits, **options):
         if not bool(logits.isfinite().all()):
@@ -240,7 +244,7 @@ class AnErrorOfAnother(Rounded):
 @mutant(
     RoundedLaws,
     "test_logits_that_are_no_numbers_do_not_become_numbers",
-    "an item with a logit nan comes back as if it had none",
+    "an item with a logit nan is decoded as if it were valid",
 )
 class NanBecomesZero(Rounded):
     def encode(self, logits, **options):
@@ -254,7 +258,7 @@ class MoreThanThereAre(Likely):
         return super().encode(logits, **options)
 
 
-@mutant(RoundedLaws, "test_few_classes_and_equal_logits_are_kept", "come back off by inf")
+@mutant(RoundedLaws, "test_few_classes_and_equal_logits_are_kept", "are decoded with an error of inf")
 class ARangeOfZero(Rounded):
     def encode(self, logits, **options):
         kept = super().encode(logits, **options)
@@ -273,7 +277,7 @@ class IdsInSixteenBits(Likely):
 
 
 @mutant(
-    DrawnLaws, "test_many_classes_keep_their_numbers", "70,000 classes end in OutputsError: ids: must lie in [0, 70000)"
+    DrawnLaws, "test_many_classes_keep_their_numbers", "70,000 classes raise OutputsError: ids: must be in [0, 70000)"
 )
 class IdsInBfloat16(Drawn):
     def decode(self, parts, shared, **options):
@@ -282,7 +286,7 @@ class IdsInBfloat16(Drawn):
 
 
 @mutant(
-    DrawnLaws, "test_many_classes_keep_their_numbers", "of 70,000 classes the likeliest, 69,999, comes back as 4,463"
+    DrawnLaws, "test_many_classes_keep_their_numbers", "of 70,000 classes the most likely, 69,999, is decoded as 4,463"
 )
 class IdsModuloSixteenBits(Drawn):
     def decode(self, parts, shared, **options):

@@ -13,13 +13,13 @@ def stacked(teacher_logits_list):
 
 
 @mutant(
-    SureLaws, "test_it_returns_logits_in_the_shape_of_each_teachers", "must return logits [4, 5], as each teacher gives"
+    SureLaws, "test_it_returns_logits_in_the_shape_of_each_teachers", "must return logits [4, 5], like each teacher's"
 )
 def mean_over_the_classes(teacher_logits_list):
     return stacked(teacher_logits_list).mean(-1)
 
 
-@mutant(SureLaws, "test_it_returns_logits_in_the_shape_of_each_teachers", "and returned list")
+@mutant(SureLaws, "test_it_returns_logits_in_the_shape_of_each_teachers", "got list")
 def a_list_of_logits(teacher_logits_list):
     return list(teacher_logits_list)
 
@@ -57,7 +57,7 @@ def labels_clamped_in_place(teacher_logits_list, labels, temperature):
     return sure(teacher_logits_list, labels.sub_(1).clamp_(0), temperature)
 
 
-@mutant(SureLaws, "test_the_same_inputs_give_the_same_logits", "when asked again: it depends on more than its inputs")
+@mutant(SureLaws, "test_the_same_inputs_give_the_same_logits", "on a second call: it depends on more than its inputs")
 def a_teacher_by_chance(teacher_logits_list):
     return stacked(teacher_logits_list)[torch.rand(3).argmax()]
 
@@ -67,7 +67,7 @@ def a_sum_for_a_mean(teacher_logits_list):
     return stacked(teacher_logits_list).sum(0)
 
 
-@mutant(SureLaws, "test_the_order_of_the_teachers_does_not_matter", "was declared symmetric, and changes by")
+@mutant(SureLaws, "test_the_order_of_the_teachers_does_not_matter", "is declared symmetric, but changes by")
 def the_last_teacher_is_forgotten(teacher_logits_list):
     return stacked(teacher_logits_list[:-1]).mean(0)
 
@@ -79,17 +79,17 @@ def one_weight_for_the_whole_batch(teacher_logits_list):
     return torch.einsum("t,t...->...", weight, teachers)
 
 
-@mutant(SureLaws, "test_items_keep_their_places", "do not get their logits in that order")
+@mutant(SureLaws, "test_items_keep_their_places", "do not get their logits in the same order")
 def logits_of_the_neighbour(teacher_logits_list):
     return stacked(teacher_logits_list).mean(0).roll(1, dims=0)
 
 
-@mutant(SureLaws, "test_classes_keep_their_places", "classes in another order")
+@mutant(SureLaws, "test_classes_keep_their_places", "reordered classes")
 def sorted_along_the_classes(teacher_logits_list):
     return stacked(teacher_logits_list).sort(-1).values.mean(0)
 
 
-@mutant(SureLaws, "test_logits_of_ten_thousand_stay_finite", "not finite")
+@mutant(SureLaws, "test_logits_of_ten_thousand_stay_finite", "non-finite logits")
 def log_of_the_mean_softmax(teacher_logits_list):
     return stacked(teacher_logits_list).softmax(-1).mean(0).log()
 
@@ -99,14 +99,14 @@ def shifted_by_a_large_number(teacher_logits_list):
     return (stacked(teacher_logits_list) + 1e9).mean(0) - 1e9
 
 
-@mutant(SureLaws, "test_a_class_that_teachers_rule_out_makes_no_nan", "makes logits that are nan or inf")
+@mutant(SureLaws, "test_a_class_that_teachers_rule_out_makes_no_nan", "gives logits that are nan or inf")
 def weight_times_minus_infinity(teacher_logits_list):
     teachers = stacked(teacher_logits_list)
     chosen = torch.nn.functional.one_hot(teachers.softmax(-1).amax(-1).argmax(0), 3).movedim(-1, 0)
     return (chosen[..., None] * teachers).sum(0)
 
 
-@mutant(SureLaws, "test_a_class_that_teachers_rule_out_makes_no_nan", "the other classes' logits infinite")
+@mutant(SureLaws, "test_a_class_that_teachers_rule_out_makes_no_nan", "the other classes infinite logits")
 def an_item_without_its_classes(teacher_logits_list):
     mean = stacked(teacher_logits_list).mean(0)
     return torch.where(mean.isinf().any(-1, keepdim=True), -torch.inf, mean)

@@ -9,14 +9,14 @@ from testing.specimen import HiddenLaws, at_least_float32, check, counted, hidde
 from kdplug import LossSum
 
 
-@mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "padding of nan makes the value nan")
+@mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "padding of nan gives the value nan")
 def mask_multiplied(student_features, teacher_features, mask) -> LossSum:
     square = (at_least_float32(student_features) - at_least_float32(teacher_features.detach())).square().mean(-1)
     check(student_features, teacher_features, mask)
     return LossSum(square.sum(), square.numel()) if mask is None else LossSum((square * mask).sum(), mask.sum())
 
 
-@mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "makes the gradient not finite")
+@mutant(HiddenLaws, "test_padding_that_is_not_finite_does_not_spread", "gives a non-finite gradient")
 def mask_selected_after_computing(student_features, teacher_features, mask):
     check(student_features, teacher_features, mask)
     size = torch.linalg.vector_norm(
@@ -47,14 +47,14 @@ def negative_entries_as_padding_without_a_mask(student_features, teacher_feature
     return hidden_mse(student_features, teacher_features, mask)
 
 
-@mutant(HiddenLaws, "test_an_empty_mask_gives_zero", "a mask that is False everywhere should give 0 and gives nan")
+@mutant(HiddenLaws, "test_an_empty_mask_gives_zero", "a mask that is False everywhere should give 0, got nan")
 def empty_mask_divided_by_zero(student_features, teacher_features, mask) -> LossSum:
     total, count = hidden_mse(student_features, teacher_features, mask)
     return LossSum(total / count, 1)
 
 
 @mutant(
-    HiddenLaws, "test_an_example_without_a_token_changes_nothing", "an example of padding alone makes the value nan"
+    HiddenLaws, "test_an_example_without_a_token_changes_nothing", "an example of padding alone gives the value nan"
 )
 def divided_by_the_length_of_each_example(student_features, teacher_features, mask) -> LossSum:
     mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
@@ -84,13 +84,13 @@ def no_bfloat16_protection(student_features, teacher_features, mask):
     return no_autocast_protection(student_features, teacher_features, mask)
 
 
-@mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "a teacher of size 1 where the student has 6 (axis 2)")
+@mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "a teacher of size 1 but a student of 6 (axis 2)")
 def broadcast_of_width_one(student_features, teacher_features, mask):
     teacher_features = teacher_features.expand(*teacher_features.shape[:-1], student_features.shape[-1])
     return hidden_mse(student_features, teacher_features, mask)
 
 
-@mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "is no error, but broadcast")
+@mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "is broadcast without an error")
 def broadcast_of_a_mask(student_features, teacher_features, mask):
     mask = None if mask is None else mask.expand(student_features.shape[:-1])
     return hidden_mse(student_features, teacher_features, mask)

@@ -28,7 +28,7 @@ def no_temperature_squared(student_logits, teacher_logits, temperature, mask):
     return counted(divergence(log_q, log_p), mask)
 
 
-@mutant(KlLaws, "test_it_is_zero_where_student_equals_teacher", "declared 0 where the student equals the teacher")
+@mutant(KlLaws, "test_it_is_zero_where_student_equals_teacher", "declared 0 if the student equals the teacher")
 def cross_entropy_called_kl(student_logits, teacher_logits, temperature, mask):
     log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
     return counted(-(log_p.exp() * log_q).sum(-1) * temperature**2, mask)
@@ -47,7 +47,7 @@ def double_softmax_of_the_student(student_logits, teacher_logits, temperature, m
     return counted(divergence(log_q.exp().log_softmax(-1), log_p) * temperature**2, mask)
 
 
-@mutant(KlLaws, "test_a_class_that_the_teacher_rules_out_stays_finite", "teacher logit -inf makes the value inf")
+@mutant(KlLaws, "test_a_class_that_the_teacher_rules_out_stays_finite", "teacher logit -inf gives the value inf")
 def arguments_swapped(student_logits, teacher_logits, temperature, mask):
     log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
     return counted(divergence(log_p, log_q) * temperature**2, mask)
@@ -59,18 +59,18 @@ def arguments_swapped_quietly(student_logits, teacher_logits, temperature, mask)
     return counted(divergence(log_p, log_q) * temperature**2, mask)
 
 
-@mutant(KlLaws, "test_impossible_classes_change_nothing", "three more classes of no probability changed the value")
+@mutant(KlLaws, "test_impossible_classes_change_nothing", "three more classes of probability 0 changed the value")
 def mean_over_classes(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total / student_logits.shape[-1], count)
 
 
-@mutant(KlLaws, "test_the_grouping_of_items_does_not_matter", "for the same 12 items in a row")
+@mutant(KlLaws, "test_the_grouping_of_items_does_not_matter", "for the same 12 flattened items")
 def mean_over_the_batch_and_not_over_tokens(student_logits, teacher_logits, temperature, mask) -> LossSum:
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).total, student_logits.shape[0])
 
 
-@mutant(KlLaws, "test_any_split_of_the_batch_gives_the_whole", "sums over pieces give")
+@mutant(KlLaws, "test_any_split_of_the_batch_gives_the_whole", "split sums give")
 def mean_of_means(student_logits, teacher_logits, temperature, mask) -> LossSum:
     return LossSum(kl(student_logits, teacher_logits, temperature, mask).value, 1)
 
@@ -89,24 +89,24 @@ def last_position_dropped(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits[:, keep], teacher_logits[:, keep], temperature, mask)
 
 
-@mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "in another order, alike on both sides")
+@mutant(KlLaws, "test_the_order_of_tokens_does_not_matter", "reordered in the same way")
 def shift_by_one(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits, teacher_logits.roll(1, dims=1), temperature, mask)
 
 
-@mutant(KlLaws, "test_the_order_of_examples_does_not_matter", "when the examples of student and teacher were put")
+@mutant(KlLaws, "test_the_order_of_examples_does_not_matter", "when the examples of student and teacher were")
 def shift_by_one_along_the_batch(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits, teacher_logits.roll(1, dims=0), temperature, mask)
 
 
-@mutant(KlLaws, "test_logits_of_ten_thousand_stay_finite", "logits of 1e4 make the value nan")
+@mutant(KlLaws, "test_logits_of_ten_thousand_stay_finite", "logits of 1e4 give the value nan")
 def logarithm_of_softmax(student_logits, teacher_logits, temperature, mask):
     log_q, log_p = softened(student_logits, teacher_logits, temperature, mask)
     q, p = log_q.exp(), log_p.exp()
     return counted((p * (p.log() - q.log())).sum(-1) * temperature**2, mask)
 
 
-@mutant(KlLaws, "test_one_temperature_per_item_is_taken", "is not the same as one temperature of 3")
+@mutant(KlLaws, "test_one_temperature_per_item_is_taken", "gives another value than one temperature of 3")
 def temperature_along_the_wrong_axis(student_logits, teacher_logits, temperature, mask):
     if isinstance(temperature, Tensor):
         temperature = temperature[..., : student_logits.shape[-1]].mean(0) * 2
@@ -119,7 +119,7 @@ def temperatures_averaged(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits, teacher_logits, mean, mask)
 
 
-@mutant(KlLaws, "test_temperature_is_used", "asks for temperature, and is")
+@mutant(KlLaws, "test_temperature_is_used", "requests temperature, but is")
 def temperature_forgotten(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits, teacher_logits, 1.0, mask)
 
@@ -137,7 +137,7 @@ def student_detached(student_logits, teacher_logits, temperature, mask):
     return kl(student_logits.detach(), teacher_logits, temperature, mask)
 
 
-@mutant(KlLaws, "test_gradient_agrees_with_finite_differences", "gradient is not that of the value")
+@mutant(KlLaws, "test_gradient_agrees_with_finite_differences", "gradient does not match the value")
 def factor_detached(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total * total.detach(), count)
@@ -165,12 +165,12 @@ def sign_of_a_correlation_flipped(student_logits, teacher_logits):
     return 2 - correlation(student_logits, teacher_logits)
 
 
-@mutant(CorrelationLaws, "test_it_is_never_negative", "was declared non-negative, and is -")
+@mutant(CorrelationLaws, "test_it_is_never_negative", "is declared non-negative, but is -")
 def correlation_itself(student_logits, teacher_logits):
     return correlation(student_logits, teacher_logits) - 1
 
 
-@mutant(KlLaws, "test_no_items_at_all_give_zero", "logits of no items should give 0 and gives nan")
+@mutant(KlLaws, "test_no_items_at_all_give_zero", "logits of no items should give 0, got nan")
 def mean_of_nothing(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total / count, 1)
@@ -187,18 +187,18 @@ def _thinned(student_logits: Tensor, teacher_logits: Tensor, kept: Tensor) -> Lo
     return LossSum(error.sum(), student_logits[..., 0].numel())
 
 
-@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "moves the global generator")
+@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "advances the global generator")
 def drawn_from_the_global_generator(student_logits, teacher_logits, draw_seed):
     return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1]) < 0.5)
 
 
-@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "asks for draw_seed, and gives the same for two of them")
+@mutant(DrawLaws, "test_its_draws_follow_the_draw_seed", "requests draw_seed, but gives the same value for two of them")
 def drawn_alike_in_every_batch(student_logits, teacher_logits, draw_seed):
     generator = torch.Generator().manual_seed(0)
     return _thinned(student_logits, teacher_logits, torch.rand(student_logits.shape[-1], generator=generator) < 0.5)
 
 
-@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares mean_over_items, and chunks of 1")
+@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares mean_over_items, but chunks of 1")
 @kdplug.mean_over_items
 def root_declared_a_mean(student_logits, teacher_logits):
     """A mean over items only inside the root."""
@@ -206,7 +206,7 @@ def root_declared_a_mean(student_logits, teacher_logits):
     return (student_logits - teacher_logits.detach()).square().mean().sqrt()
 
 
-@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares sum_over_items, and chunks of 1")
+@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares sum_over_items, but chunks of 1")
 @kdplug.sum_over_items
 def mean_declared_a_sum(student_logits, teacher_logits):
     """A mean whose decorator says sum."""
@@ -217,7 +217,7 @@ def mean_declared_a_sum(student_logits, teacher_logits):
 @mutant(
     LossLaws,
     "test_a_single_number_gets_a_gradient",
-    "declares takes_numbers, and logits with one class get no gradient",
+    "declares takes_numbers, but logits with one class get no gradient",
 )
 @kdplug.takes_numbers
 def divergence_declared_for_numbers(student_logits, teacher_logits):

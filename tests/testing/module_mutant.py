@@ -13,7 +13,7 @@ from torch import Tensor
 from kdplug import LossSum
 
 
-@mutant(VidLaws, "test_every_parameter_is_trained", "log_variance was declared to be trained, and is no parameter")
+@mutant(VidLaws, "test_every_parameter_is_trained", "log_variance is declared as trained, but is not a parameter")
 class VarianceAsABuffer(Vid):
     def __init__(self, *, width: int = 6) -> None:
         super().__init__(width=width)

@@ -48,7 +48,7 @@ class ActivationInPlace(nn.Linear):
         return super().forward(feature.relu_() if not feature.requires_grad else feature.relu())
 
 
-@mutant(AffineLaws, "test_gradient_agrees_with_finite_differences", "gradient is not that of the value")
+@mutant(AffineLaws, "test_gradient_agrees_with_finite_differences", "gradient does not match the value")
 class DetachedFactor(nn.Linear):
     def __init__(self, in_dim, out_dim):
         super().__init__(in_dim, out_dim)

@@ -7,7 +7,7 @@ from testing.mutant import mutant
 from testing.specimen import FallingLaws, WarmthLaws, by_entropy
 
 
-@mutant(FallingLaws, "test_the_weight_depends_on_progress_alone", "when asked again")
+@mutant(FallingLaws, "test_the_weight_depends_on_progress_alone", "on a second call")
 class CountingItsCalls:
     def __init__(self) -> None:
         self.calls = 0
@@ -17,33 +17,33 @@ class CountingItsCalls:
         return max(0.0, 1 - self.calls / 100)
 
 
-@mutant(FallingLaws, "test_the_weight_moves_one_way", "was declared falling, and goes from")
+@mutant(FallingLaws, "test_the_weight_moves_one_way", "is declared falling, but goes from")
 def growth_for_decay(progress):
     return progress
 
 
-@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, and was declared to at 0")
+@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, but is declared to at 0")
 def off_by_one_step(progress, total_steps):
     return 1 - progress * (total_steps - 1) / total_steps
 
 
-@mutant(FallingLaws, "test_the_weight_is_never_negative", "the student would be driven away")
+@mutant(FallingLaws, "test_the_weight_is_never_negative", "it would repel the student")
 def past_its_end(progress):
     return 1 - 2 * progress
 
 
-@mutant(FallingLaws, "test_the_weight_is_a_finite_number_throughout", "a weight is a finite Python number")
+@mutant(FallingLaws, "test_the_weight_is_a_finite_number_throughout", "a weight must be a finite Python number")
 def weight_as_a_tensor(progress):
     return torch.tensor(1 - progress)
 
 
-@mutant(WarmthLaws, "test_each_item_gets_a_positive_temperature", "1000 classes give a temperature of -")
+@mutant(WarmthLaws, "test_each_item_gets_a_positive_temperature", "1000 classes: the temperature is -")
 def not_clamped(student_logits, teacher_logits, temperature):
     weights = 1 / (student_logits.detach().softmax(-1).amax(-1) + 1e-3)
     return temperature + weights.mean() - weights
 
 
-@mutant(WarmthLaws, "test_each_item_gets_a_positive_temperature", "student equal to teacher give a temperature of nan")
+@mutant(WarmthLaws, "test_each_item_gets_a_positive_temperature", "student equal to teacher: the temperature is nan")
 def root_of_a_rounding_error(student_logits, teacher_logits, temperature):
     student, teacher = (
         side.detach() / side.detach().norm(dim=-1, keepdim=True) for side in (student_logits, teacher_logits)
@@ -62,7 +62,7 @@ def not_centred(student_logits, teacher_logits, temperature):
     return temperature + student_logits.detach().softmax(-1).amax(-1)
 
 
-@mutant(WarmthLaws, "test_temperatures_follow_their_items", "do not get their temperatures in that order")
+@mutant(WarmthLaws, "test_temperatures_follow_their_items", "do not get their temperatures in the same order")
 def temperature_of_the_neighbour(student_logits, teacher_logits, temperature):
     return by_entropy(student_logits, teacher_logits, temperature).roll(1, dims=0)
 
@@ -73,7 +73,7 @@ def normalized_in_place(student_logits, teacher_logits, temperature):
     return by_entropy(student_logits, teacher_logits, temperature)
 
 
-@mutant(WarmthLaws, "test_the_configured_temperature_is_used", "is the same for a configured temperature of 4 and of 8")
+@mutant(WarmthLaws, "test_the_configured_temperature_is_used", "gives the same for configured temperatures of 4 and 8")
 def temperature_of_its_own(student_logits, teacher_logits, temperature):
     return by_entropy(student_logits, teacher_logits, 4.0)
 

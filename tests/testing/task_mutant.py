@@ -15,7 +15,7 @@ class WithoutTwoMethods:
     about = build_teacher = build_student = data = teacher_adaptor = student_adaptor = evaluate = staticmethod(print)
 
 
-@mutant(SumsLaws, "test_it_says_what_it_is_about", "returned ''")
+@mutant(SumsLaws, "test_it_says_what_it_is_about", "got ''")
 class Silent(Sums):
     def about(self):
         return ""
@@ -39,7 +39,7 @@ class WithoutABaseline(Sums):
         return super().data(part)[: 0 if part == "baseline" else 6]
 
 
-@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "holds other examples, or another order")
+@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "returns other examples, or another order")
 class OrderByChance(Sums):
     def __init__(self) -> None:
         self.order = torch.randperm(6)
@@ -52,7 +52,7 @@ class Beside(dict):
     """Inputs, and labels beside them that no model is called with."""
 
 
-@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "holds other examples, or another order")
+@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "returns other examples, or another order")
 class LabelsByChance(Sums):
     def collate(self, examples):
         batch = Beside(input=torch.stack(examples))
@@ -67,7 +67,9 @@ class KeyWithATypo(Sums):
 
 
 @mutant(
-    SumsLaws, "test_adaptors_give_what_an_objective_reads", "the teacher gives logits [[4, 3]] and the student [[4, 2]]"
+    SumsLaws,
+    "test_adaptors_give_what_an_objective_reads",
+    "the teacher returns logits [[4, 3]] but the student [[4, 2]]",
 )
 class AnotherNumberOfClasses(Sums):
     def build_teacher(self):
@@ -82,7 +84,7 @@ class LogitsOfNothing(Sums):
         return {"logits": outputs / 0}
 
 
-@mutant(SumsLaws, "test_the_student_can_be_trained_on_its_labels", "gives no 'losses'")
+@mutant(SumsLaws, "test_the_student_can_be_trained_on_its_labels", "returns no 'losses'")
 class WithoutLosses(Sums):
     def student_adaptor(self, batch, outputs):
         return {"logits": outputs}
@@ -97,7 +99,7 @@ class DetachedLosses(Sums):
 @mutant(
     SumsLaws,
     "test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged",
-    "are a mean over 1 items in a batch of data('distillation') and over 2 in its two pieces: return kdplug.LossSum",
+    "are a mean over 1 items in a batch of data('distillation') but over 2 in its two halves: return kdplug.LossSum",
 )
 class MeanOfLabels(Sums):
     def student_adaptor(self, batch, outputs):
@@ -112,20 +114,20 @@ class MeanWithACount(Sums):
         return {"logits": outputs, "losses": LossSum(losses.mean(), len(losses))}
 
 
-@mutant(SumsLaws, "test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged", "and others for its pieces")
+@mutant(SumsLaws, "test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged", "but another number for its halves")
 class LossForEachExample(Sums):
     def student_adaptor(self, batch, outputs):
         losses = super().student_adaptor(batch, outputs)["losses"]
         return {"logits": outputs, "losses": [LossSum(loss, 1) for loss in losses]}
 
 
-@mutant(SumsLaws, "test_the_metric_is_among_the_figures", "and not 'accuracy', its metric")
+@mutant(SumsLaws, "test_the_metric_is_among_the_figures", "but not its metric 'accuracy'")
 class FigureOfAnotherName(Sums):
     def evaluate(self, model, batches):
         return {"acc": super().evaluate(model, batches)["accuracy"]}
 
 
-@mutant(SumsLaws, "test_the_metric_is_among_the_figures", "figures are finite")
+@mutant(SumsLaws, "test_the_metric_is_among_the_figures", "figures must be finite")
 class MeanOverNothing(Sums):
     def evaluate(self, model, batches):
         return {"accuracy": float(torch.zeros(0).mean())}

@@ -13,14 +13,14 @@ from kdplug import ConfigError
 @mutant(
     SumsLaws,
     "test_it_finds_nothing_wrong_with_good_settings",
-    "check() refuses the settings that the laws are tried with",
+    "check() rejects the settings of these laws",
 )
 class NeverContent(Generous):
     def check(self):
         raise ConfigError("there is no teacher yet", field="teacher")
 
 
-@mutant(SumsLaws, "test_it_finds_nothing_wrong_with_good_settings", "holds other examples after check()")
+@mutant(SumsLaws, "test_it_finds_nothing_wrong_with_good_settings", "returns other examples after check()")
 class CheckedAwayTheFirst(Generous):
     first = 0
 
@@ -31,7 +31,7 @@ class CheckedAwayTheFirst(Generous):
         return super().data(part)[self.first :]
 
 
-@mutant(SumsLaws, "test_what_an_objective_reads_does_not_change_the_rest", "losses come and go with what is read")
+@mutant(SumsLaws, "test_what_an_objective_reads_does_not_change_the_rest", "losses depend on the keys passed to expect")
 class LossesOnDemand(Generous):
     def student_adaptor(self, batch, outputs):
         found = super().student_adaptor(batch, outputs)
@@ -41,7 +41,7 @@ class LossesOnDemand(Generous):
 @mutant(
     SumsLaws,
     "test_what_an_objective_reads_does_not_change_the_rest",
-    "gives no 'hidden' states, which it was told are read",
+    "returns no 'hidden' states, although expect was called with them",
 )
 class DeafToWhatIsRead(Generous):
     def expect(self, reads):
@@ -65,34 +65,38 @@ class TheWrongWayRound(Generous):
 
 
 @mutant(
-    SumsLaws, "test_a_student_starts_from_the_teacher_and_leaves_it_alone", "weight of the teacher is the student's own"
+    SumsLaws,
+    "test_a_student_starts_from_the_teacher_and_leaves_it_alone",
+    "weight of the teacher is shared with the student",
 )
 class SharedWeights(Generous):
     def start_student(self, student, teacher):
         student.weight = teacher.weight
 
 
-@mutant(SumsLaws, "test_it_says_which_way_its_metric_points", "is_lower_better must be True or False, and is <bound")
+@mutant(SumsLaws, "test_it_says_which_way_its_metric_points", "is_lower_better must be True or False, got <bound")
 class AnotherFlagThatIsAMethod(Generous):
     def is_lower_better(self):
         return False
 
 
 @mutant(
-    SumsLaws, "test_units_are_counted_and_padding_is_none", "count finds 5 numbers in a batch, and 8 in its examples"
+    SumsLaws, "test_units_are_counted_and_padding_is_none", "count finds 5 numbers in a batch, but 8 in its examples"
 )
 class TheLengthOfTheLongest(Generous):
     def count(self, batch):
         return len(batch[0]) + 1
 
 
-@mutant(SumsLaws, "test_units_are_counted_and_padding_is_none", "unit must say what is counted")
+@mutant(SumsLaws, "test_units_are_counted_and_padding_is_none", "unit must be a plural noun")
 class OfNothing(Generous):
     unit = ""
 
 
 @mutant(
-    SumsLaws, "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run", "makes another batch of the same one"
+    SumsLaws,
+    "test_batches_that_are_made_anew_are_the_same_in_a_resumed_run",
+    "returns another batch for the same input",
 )
 class AGeneratorOfItsOwn(Generous):
     def __init__(self):
@@ -122,7 +126,7 @@ class WritingInTrainingMode(Generous):
         return batch
 
 
-@mutant(SumsLaws, "test_an_answer_leaves_the_model_as_it_was", "gives logits in another form after answer()")
+@mutant(SumsLaws, "test_an_answer_leaves_the_model_as_it_was", "returns logits in another form after answer()")
 class AHeadThatStays(Generous):
     def build_student(self):
         return nn.Sequential(nn.Linear(4, 2))
@@ -139,7 +143,7 @@ class RoundedForTheAnswer(Generous):
         return model(*batch)
 
 
-@mutant(SumsLaws, "test_each_side_of_two_vocabularies_has_inputs_of_its_own", "must be a text, and is True")
+@mutant(SumsLaws, "test_each_side_of_two_vocabularies_has_inputs_of_its_own", "must be a string, got True")
 class AFlagForTheDifference(Bilingual):
     vocabulary_difference = True
 
@@ -155,7 +159,7 @@ class OneBatchForBothVocabularies(Bilingual):
 @mutant(
     SumsLaws,
     "test_adaptors_give_what_an_objective_reads",
-    "of data('distillation') the teacher gives logits ['of 4 items'] and the student ['of 3 items']",
+    "for data('distillation') the teacher returns logits ['4 items'] but the student ['3 items']",
 )
 class AnItemThatOneSideLacks(Bilingual):
     def student_adaptor(self, batch, outputs):
@@ -168,7 +172,7 @@ class AModelAsAFingerprint(Generous):
         return {"teacher": nn.Linear(1, 1)}
 
 
-@mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "when the task is made again")
+@mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "when the task is built again")
 class AFingerprintByChance(Generous):
     def __init__(self):
         self.mark = int(torch.randint(10**9, ()))

@@ -61,7 +61,7 @@ def test_the_broken_laws_fail_and_the_others_pass(report: str) -> None:
 
 
 def test_a_failure_is_one_sentence_without_a_traceback_through_the_kit(report: str) -> None:
-    assert "\npadding of nan makes the value nan: select with where, do not multiply\n" in report
+    assert "\npadding of nan gives the value nan: select with where instead of multiplying\n" in report
     assert str(Path("kdplug") / "testing") not in report
 
 

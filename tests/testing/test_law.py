@@ -101,7 +101,7 @@ def test_a_loss_sum_that_is_not_announced_is_named() -> None:
         return kl(student_logits, teacher_logits, temperature, None)
 
     found = broken_laws(laws_of(LossLaws, silent))
-    words = "returned a LossSum without saying so: annotate '-> LossSum', or declare sums = True"
+    words = "returned an undeclared LossSum: annotate '-> LossSum', or declare sums = True"
     assert found == {"test_it_returns_a_finite_scalar": words}
 
 
@@ -116,7 +116,7 @@ def test_laws_leave_every_global_generator_where_it_was() -> None:
 @pytest.mark.parametrize("laws", [KlLaws, HiddenLaws, CorrelationLaws])
 def test_every_law_names_the_defect_it_was_written_for(laws: type[LossLaws]) -> None:
     every = [getattr(laws, name) for name in dir(laws) if name.startswith("test_")]
-    assert all("For: " in (law.__doc__ or "") for law in every)
+    assert all("Catches " in (law.__doc__ or "") for law in every)
 
 
 class Cut:
@@ -163,4 +163,4 @@ def test_laws_of_no_kind_say_from_what_to_derive() -> None:
     class Bare(Laws):
         entry = "ce"
 
-    assert "Bare is of no kind. Derive it from the laws of one" in broken_laws(Bare)["test_it_can_be_built"]
+    assert "Bare has no kind. Derive it from the laws of a kind" in broken_laws(Bare)["test_it_can_be_built"]

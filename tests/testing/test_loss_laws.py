@@ -63,7 +63,7 @@ def test_feature_maps_with_a_mask_over_the_batch_are_put_under_the_laws() -> Non
 
 def test_a_mask_over_the_batch_that_comes_too_late_is_caught() -> None:
     found = broken_laws(laws_of(MapLaws, attention_transfer))
-    assert "gradient not finite" in found["test_padding_that_is_not_finite_does_not_spread"]
+    assert "non-finite gradient" in found["test_padding_that_is_not_finite_does_not_spread"]
 
 
 def test_a_loss_with_labels_is_put_under_the_laws() -> None:

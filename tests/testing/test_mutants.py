@@ -128,7 +128,7 @@ def test_an_oracle_catches_what_no_declared_property_does() -> None:
         return LossSum(total / 2, count)
 
     assert (
-        "its oracle says" in broken_laws(laws_of(HiddenLaws, halved, oracle=oracle))["test_it_agrees_with_its_oracle"]
+        "its oracle gives" in broken_laws(laws_of(HiddenLaws, halved, oracle=oracle))["test_it_agrees_with_its_oracle"]
     )
 
 

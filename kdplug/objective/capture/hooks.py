@@ -1,4 +1,4 @@
-"""Reading tensors inside a model by forward hooks, while a match needs them and no longer."""
+"""Capture tensors inside a model with forward hooks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOOK = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What one call of a module gave: the tensor, how often it had been written to, and whether gradient was on."""
+    """One call of a module: its tensor, the tensor's version, and whether gradient was on."""
 
     tensor: Tensor
     version: int | None
@@ -33,13 +33,13 @@ class _Call:
 class Capture:
     """Reads the tensors that ``paths`` name, one forward pass of ``model`` at a time.
 
-    ``hooked()`` puts the hooks in place for the length of a block; ``reading()`` goes around one forward pass;
-    ``join(outputs)`` adds to the model's outputs what that pass gave. Nothing is read outside of ``reading()``, so the second
-    forward pass that gradient checkpointing makes during the backward pass leaves no trace, nor does an evaluation.
+    ``hooked()`` attaches the hooks for the length of a block; ``reading()`` goes around one forward pass;
+    ``join(outputs)`` adds that pass's tensors to the model's outputs. Nothing is read outside ``reading()``, so
+    evaluation and the second forward pass of gradient checkpointing leave no trace.
 
-    ``fixed`` checks each pass that is read, where the model is a teacher that nobody else checks.
+    ``fixed`` checks each pass that is read, if the model is a teacher that is not checked elsewhere.
 
-    Raises: ``ConfigError`` for a path that leads nowhere in the model.
+    Raises: ``ConfigError`` for a path that does not exist in the model.
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str], side: Side, fixed: FixedTeacher | None = None) -> None:
@@ -60,13 +60,13 @@ class Capture:
 
     @contextmanager
     def hooked(self) -> Iterator[Self]:
-        """Hooks on the modules inside the block; none of them afterwards, whatever happened."""
+        """Attach hooks inside the block; always remove them afterwards."""
         handles = []
         try:
             for module, points in self._points.items():
                 handles.append(module.register_forward_hook(self._hook(module, points), with_kwargs=True))
             if handles and _is_compiled(self.model):
-                torch.compiler.reset()  # code compiled before knows of no hooks, and would not be asked again
+                torch.compiler.reset()  # code compiled earlier has no hooks
             self._is_hooked = True
             yield self
         finally:
@@ -77,9 +77,9 @@ class Capture:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read what is computed inside the block: one forward pass. What an earlier one gave is forgotten.
+        """Read tensors during one forward pass inside the block. Tensors of an earlier pass are dropped.
 
-        Raises: ``RunError`` where no hooks are in place, or the pass changed what may not change in a teacher.
+        Raises: ``RunError`` if no hooks are attached, or the pass changed the state of a teacher.
         """
         if self._fixed is not None and self._fixed.watches_values:
             self._fixed.before()
@@ -100,19 +100,19 @@ class Capture:
     def _begin(self) -> None:
         if not self._is_hooked:
             raise RunError(
-                f"the {self.side}'s modules have no hooks: read inside hooked(), or inside objective.capture(…)"
+                f"the {self.side}'s modules have no hooks: call reading() inside hooked() or objective.capture(…)"
             )
         self._calls = {text: [] for text in self.paths}
         self._had_grad = torch.is_grad_enabled()
         self._is_reading = True
 
     def join(self, outputs: object) -> Outputs:
-        """``outputs``, in any form that an objective takes, with what the last forward pass gave at each path.
+        """Return ``outputs``, in any form that an objective accepts, with the tensors captured in the last forward pass.
 
-        A module that was not called has no part in it. What was read is then forgotten.
+        Modules that were not called are omitted. The tensors are then dropped.
 
-        Raises: ``OutputsError`` where a module was called more than once; ``RunError`` where what it gave was
-        overwritten since, or carries no gradient though the student's forward pass does.
+        Raises: ``OutputsError`` if a module was called more than once; ``RunError`` if its tensor was overwritten
+        since, or carries no gradient although the student's forward pass does.
         """
         read = Outputs.read(outputs, self.side)
         if not self.paths:
@@ -139,7 +139,7 @@ class Capture:
         if index is None and len(found) > 1:
             choices = ", ".join(_with_call(text, place) for place in range(min(len(found), 3)))
             raise OutputsError(
-                f"{text!r} was called {len(found)} times in the forward pass. Write which call: {choices}…"
+                f"{text!r} was called {len(found)} times in the forward pass. Specify which call: {choices}…"
             )
         try:
             call = found[0 if index is None else index]
@@ -149,28 +149,28 @@ class Capture:
         return call.tensor
 
     def _check(self, text: str, call: _Call) -> None:
-        if call.version is not None and call.version != call.tensor._version:  # noqa: SLF001  torch's name for it
+        if call.version is not None and call.version != call.tensor._version:  # noqa: SLF001  no public name exists
             raise RunError(
-                f"{text!r} was overwritten after it was read: an operation in place, such as ReLU(inplace=True), follows the "
-                "module. Read the module after it, or turn inplace off"
+                f"{text!r} was overwritten after it was read: an operation in place, such as ReLU(inplace=True), "
+                "follows the module. Capture the next module instead, or set inplace=False"
             )
         if self.side == "student" and self._had_grad and not call.has_grad:
             raise RunError(
-                f"{text!r} was computed without gradient, so its match would train nothing. Under gradient checkpointing use "
-                "use_reentrant=False; otherwise look for a torch.no_grad() around the module"
+                f"{text!r} was computed without gradient, so its match would train nothing. Under gradient "
+                "checkpointing use use_reentrant=False; otherwise look for a torch.no_grad() around the module"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Captures:
-    """What reads the student, and what reads each teacher."""
+    """The captures of the student and of each teacher."""
 
     student: Capture
     teachers: tuple[Capture, ...]
 
     @property
     def teacher(self) -> Capture:
-        """What reads the teacher, or the first of several."""
+        """The capture of the teacher, or of the first of several."""
         return self.teachers[0]
 
 

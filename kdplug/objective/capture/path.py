@@ -1,4 +1,4 @@
-"""The modules of a model by their paths, and what a path that leads nowhere should have been."""
+"""Look up a model's modules by path, and suggest corrections for wrong paths."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kdplug.errors import ConfigError
 Side = Literal["student", "teacher"]
 
 _WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-"""Names that torch puts into a path: of ``torch.compile``, of checkpoint wrappers, of FSDP."""
+"""Path components that torch adds: ``torch.compile``, checkpoint wrappers, FSDP."""
 _SHOWN = 8
 
 
 class Modules:
-    """The modules of a model, each under every path it has; the names of torch's own wrappers are left out of paths.
+    """The modules of a model, each under every path it has; paths omit the names of torch's own wrappers.
 
-    Where a module is wrapped, its path means the wrapper, which is what the model calls.
+    The path of a wrapped module means the wrapper, which is what the model calls.
     """
 
     def __init__(self, model: nn.Module, side: Side) -> None:
@@ -35,35 +35,36 @@ class Modules:
         return self._found[path]
 
     def find(self, path: LayerPath) -> tuple[str, ...]:
-        """The modules that a path or glob means, in the order in which the model holds them.
+        """Return the modules that a path or glob matches, in model order.
 
-        Raises: ``ConfigError`` where there is none, with the nearest paths.
+        Raises: ``ConfigError`` if there is none, with the nearest paths.
         """
         found = tuple(name for name in self._found if path.matches(name))
         return found or self._none(path.modules)
 
     def name_of(self, module: nn.Module) -> str:
-        """The first path of a module.
+        """Return the first path of a module.
 
-        Raises: ``ConfigError`` where it is no part of the model.
+        Raises: ``ConfigError`` if it is not part of the model.
         """
         for name, one in self._found.items():
             if one is module:
                 return name
-        raise ConfigError(f"this {type(module).__name__} is no part of the {self.side}")
+        raise ConfigError(f"this {type(module).__name__} is not part of the {self.side}")
 
     def expand(self, layers: Layers, *, listed: bool) -> Layers:
-        """The layers with each path checked, and each glob written out as the paths it means.
+        """Check each path and expand each glob.
 
-        Raises: ``ConfigError`` where a path leads nowhere, or a glob that is no list means several modules.
+        Raises: ``ConfigError`` if a path does not exist, or a glob outside a list matches several modules.
         """
         if listed:
             return tuple(one for place, layer in enumerate(in_list(layers)) for one in self._at(layers, place, layer))
         found = self._named(in_list(layers)[0])
         if len(found) > 1:
             raise ConfigError(
-                f"{layers!r} means {len(found)} modules of the {self.side}: {_some(found)}. A match of single layers takes "
-                "one. Name it, or write lists for a loss that takes several, or a layer_map for a match of each"
+                f"{layers!r} matches {len(found)} modules of the {self.side}: {_some(found)}. A match of single layers "
+                "takes one. Name a single module, use lists for a loss that takes several, or a layer_map for one "
+                "match per module"
             )
         return found[0]
 
@@ -89,19 +90,17 @@ class Modules:
         near = [] if parent in self._found else self._near(wanted)
         means = f" Did you mean {' or '.join(map(repr, near))}?" if near else self._below(wanted)
         index = (
-            f" For layer {wanted} of what the adaptor returns, write {wanted} without quotes."
-            if wanted.isdigit()
-            else ""
+            f" For layer {wanted} of the adaptor's output, write {wanted} without quotes." if wanted.isdigit() else ""
         )
         raise ConfigError(f"no module {wanted!r} in the {self.side}.{means}{index}")
 
     def _near(self, wanted: str) -> list[str]:
-        """Paths that end like the one that was wanted, or else look like it."""
+        """Return paths that end like ``wanted``, or else look like it."""
         ends = [name for name in self._found if name.endswith(f".{wanted}")]
         return ends[:3] or get_close_matches(wanted, self._found, n=2, cutoff=0.75)
 
     def _below(self, wanted: str) -> str:
-        """What there is where the path stops leading anywhere."""
+        """Describe the modules at the point where the path stops matching."""
         start, rest = "", wanted.split(".")
         while start + rest[0] in self._found:
             start += f"{rest.pop(0)}."

@@ -1,4 +1,4 @@
-"""The models of the teachers, one or several, in the order of their keys."""
+"""The teachers' models, one or several, in the order of their keys."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from kdplug.objective.capture.path import Modules
 from kdplug.objective.teacher import Names
 
 Models = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module] | None
-"""A teacher, or several in order or by key; ``None`` where there is none at hand."""
+"""A teacher, or several in order or by key; ``None`` if not available."""
 
 
 def teacher_models(teacher: Models, names: Names) -> tuple[nn.Module, ...]:
-    """The model of each teacher; nothing where there is none at hand.
+    """Return the model of each teacher; empty if none is available.
 
-    Raises: ``ConfigError`` where their number or keys are others.
+    Raises: ``ConfigError`` if their number or keys do not match.
     """
     if teacher is None:
         return ()
@@ -35,6 +35,6 @@ def teacher_models(teacher: Models, names: Names) -> tuple[nn.Module, ...]:
 
 
 def teacher_modules(teacher: Models, names: Names) -> tuple[Modules | None, ...]:
-    """The modules of each teacher by path, ``None`` where it is not at hand."""
+    """Return the modules of each teacher by path, ``None`` if it is not available."""
     found = tuple(Modules(model, "teacher") for model in teacher_models(teacher, names))
     return found or (None,) * len(names)

@@ -1,4 +1,4 @@
-"""The tensor that a path means, out of what a module was given and what it returned."""
+"""Select the tensor that a path means from a module's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SHOWN = 5
 def pick(
     path: LayerPath, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
 ) -> Tensor:
-    """The tensor that ``path`` means. ``names`` are those of the module's parameters, for inputs given by keyword.
+    """Return the tensor at ``path``. ``names`` are the module's parameter names, for inputs given by keyword.
 
-    Raises: ``OutputsError`` where a step leads nowhere, or to something else than a tensor.
+    Raises: ``OutputsError`` if a step does not exist, or leads to something other than a tensor.
     """
     if path.source == "input":
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -38,7 +38,7 @@ def pick(
 
 
 def _of_inputs(path: LayerPath, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, tuple[int | str, ...]]:
-    """The input that the first step names, and the steps after it."""
+    """Return the input that the first step names, and the remaining steps."""
     if not path.steps:
         return (*args, *given.values()), ()
     first, rest = path.steps[0], path.steps[1:]
@@ -64,7 +64,7 @@ def _step(path: LayerPath, value: Any, step: int | str) -> Any:
 
 
 _NO_ATTENTION = (
-    'If these are attentions: kernels such as sdpa return none, so load the model with attn_implementation="eager"'
+    'If these are attentions: kernels such as sdpa return none; load the model with attn_implementation="eager"'
 )
 
 
@@ -75,10 +75,10 @@ def _no_step(path: LayerPath, value: Any, step: int | str) -> str:
 
 def _no_tensor(path: LayerPath, value: Any) -> str:
     found = [f"{str(path).rstrip()}{_colon(path)}{steps}" for steps in _tensors(value, _DEPTH)][:_SHOWN]
-    write = f". Write {' or '.join(map(repr, found))}" if found else ""
+    write = f". Use {' or '.join(map(repr, found))}" if found else ""
     if value is None:
         write = f". {_NO_ATTENTION}"
-    return f"{str(path)!r} gives {described(value)}, and a match takes a tensor{write}"
+    return f"{str(path)!r} gives {described(value)}, but a match needs a tensor{write}"
 
 
 def _colon(path: LayerPath) -> str:
@@ -86,7 +86,7 @@ def _colon(path: LayerPath) -> str:
 
 
 def described(value: Any) -> str:
-    """What something is, in a few words: ``a tuple of 2``, ``a dict with a, b``."""
+    """Describe a value in a few words: ``a tuple of 2``, ``a dict with a, b``."""
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {_listed(value)}"
     if isinstance(value, (tuple, list)):
@@ -97,7 +97,7 @@ def described(value: Any) -> str:
 
 
 def _tensors(value: Any, depth: int) -> Iterator[str]:
-    """Steps to the tensors in a container."""
+    """Yield the steps to the tensors in a container."""
     if isinstance(value, Tensor):
         yield ""
     elif depth and isinstance(value, Mapping):

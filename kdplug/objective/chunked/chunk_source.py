@@ -1,4 +1,4 @@
-"""One model's logits, a chunk of the items at a time."""
+"""One model's logits, read one chunk of items at a time."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ChunkSetting = int | Literal["auto", "whole"]
 
 _MOST = {"cpu": 512}
 _MOST_ELSEWHERE = 4096
-"""Items of a chunk beyond which its matrix products get no faster."""
+"""Items per chunk beyond which its matrix products get no faster."""
 
 _BUDGET = {"cpu": 768 << 20}
 _BUDGET_ELSEWHERE = 4 << 30
-"""Bytes that the two buffers of a chunk, the student's and the teacher's, may take together."""
+"""Bytes for the student's and teacher's chunk buffers together."""
 
 _CACHED = 1 << 17
 _CACHED_ELSEWHERE = 1 << 26
-"""Elements of a block on which several operations run before it leaves the cache. A GPU wants few operations instead."""
+"""Elements of a block that stays in a CPU's cache over several operations. A GPU needs few operations instead."""
 
 
 def chunk_length(setting: ChunkSetting, items: int, classes: int, itemsize: int, device: torch.device) -> int:
-    """How many of the items form a chunk: what ``logit_chunk`` says, or what a memory budget allows (at least 16).
+    """Return the number of items per chunk: ``logit_chunk``, or what a memory budget allows (at least 16).
 
-    ``itemsize`` is the bytes of one logit in a buffer. The chunks are about equally long, none longer than the setting.
+    ``itemsize`` is the bytes of one logit in a buffer. Chunks have about equal length, none longer than the setting.
     """
     if setting == "whole":
         return max(items, 1)
@@ -45,7 +45,7 @@ def chunk_length(setting: ChunkSetting, items: int, classes: int, itemsize: int,
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on ``device``; ``None`` where that is unknown."""
+    """Return the free bytes on ``device``, or ``None`` if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -53,46 +53,46 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def chunks(items: int, length: int) -> Iterator[slice]:
-    """Slices of ``length`` items, the last one shorter, that cover them all."""
+    """Yield slices of ``length`` items that cover them all; the last may be shorter."""
     return (slice(start, min(start + length, items)) for start in range(0, items, length))
 
 
 def blocks(items: int, classes: int, device: torch.device) -> Iterator[slice]:
-    """Slices of a few rows of ``[items, classes]`` that stay in a cache."""
+    """Yield slices of a few rows of ``[items, classes]`` that fit a CPU cache."""
     elements = _CACHED if device.type == "cpu" else _CACHED_ELSEWHERE
     return chunks(items, max(1, elements // classes))
 
 
 _PANEL = 4096
-"""Classes whose part of a weight's gradient is worked out in half precision before it is added up in float32."""
+"""Classes whose part of a weight's gradient is computed in half precision before it is accumulated in float32."""
 
 
 class StudentChunks(Protocol):
-    """Logits that are read, a block of rows of a chunk at a time, and learn from the gradient that is put in their place.
+    """Logits read in blocks of rows of a chunk, and updated from the gradient that replaces them.
 
-    ``inputs`` are the tensors that ``gradients`` belong to, in order, once every chunk was learned.
+    ``inputs`` are the tensors that ``gradients`` belong to, in order, after the backward step of every chunk.
     """
 
     inputs: tuple[Tensor, ...]
 
     def load(self, chunk: slice) -> None:
-        """Have the logits of these items at hand."""
+        """Load the logits of these items."""
 
     def block(self, rows: slice) -> Tensor:
-        """Those of some rows of the chunk, in the working type. They may be overwritten."""
+        """Return some rows of the chunk, in the working type. The caller may overwrite them."""
 
     def put(self, rows: slice, gradient: Tensor) -> None:
-        """Take the gradient with respect to the ``block`` that was handed out last."""
+        """Store the gradient with respect to the last ``block``."""
 
     def learn(self) -> None:
-        """Carry the gradient of the chunk to where it belongs."""
+        """Propagate the gradient of the chunk to the inputs."""
 
     @property
     def gradients(self) -> tuple[Tensor | None, ...]: ...
 
 
 class TeacherChunks(Protocol):
-    """Logits that are only read."""
+    """Read-only logits."""
 
     def load(self, chunk: slice) -> None: ...
 
@@ -100,10 +100,10 @@ class TeacherChunks(Protocol):
 
 
 class FactoredChunks:
-    """Multiplies the factors out into one buffer, which each chunk uses again; the gradient is put into the same buffer.
+    """Multiplies the factors into one buffer, which is reused for each chunk and for its gradient.
 
-    ``precision`` is what the matrix products run in, ``working`` what the loss is computed in. Gradients of weight and bias
-    add up in float32 where the products are in half precision.
+    Matrix products run in ``precision``, the loss in ``working``. Gradients of weight and bias accumulate in float32 if
+    the products are in half precision.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class FactoredChunks:
 
 
 class DenseChunks:
-    """Logits that are a tensor. Their gradient is another one of the same size, since the model asks for it."""
+    """Logits given as a tensor. Their gradient is another tensor of the same size, for the model's backward pass."""
 
     def __init__(self, logits: Tensor, working: torch.dtype, *, learns: bool) -> None:
         self.inputs: tuple[Tensor, ...] = (logits,)
@@ -203,7 +203,7 @@ class DenseChunks:
 
 
 class SparseChunks:
-    """What is known of a teacher at a few classes."""
+    """Teacher logits known at a few classes."""
 
     def __init__(self, logits: SparseLogits) -> None:
         self._logits = logits
@@ -222,7 +222,7 @@ def _rows(tensor: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """Add ``gradientᵀ @ hidden`` to ``total``; in half precision a panel of classes at a time, each rounded just once."""
+    """Add ``gradientᵀ @ hidden`` to ``total``; in half precision one panel of classes at a time, each rounded once."""
     if total.dtype is gradient.dtype:
         total.addmm_(gradient.t(), hidden)
         return

@@ -1,4 +1,4 @@
-"""A loss over chunks of the items, so that their logits are never held at once."""
+"""Compute a loss in chunks of items, so that their logits are never all in memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kdplug.objective.chunked.chunk_source import StudentChunks, TeacherChunks, 
 
 
 def with_gradient(total: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
-    """``total`` as a function of ``inputs``, with these gradients. The backward pass scales them, and gives them away.
+    """Return ``total`` as a function of ``inputs``, with these gradients. The backward pass scales and frees them.
 
-    A gradient may be of a wider type than its input: it is rounded after it was scaled.
+    A gradient may have a wider type than its input: it is rounded after scaling.
 
     Raises: ``RunError`` in a second backward pass through the same total.
     """
@@ -39,8 +39,8 @@ class _PrecomputedGrad(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RunError(
-                "a second backward pass through a loss on FactoredLogits: its gradient was worked out in the forward pass and "
-                "given away in the first. Call the objective again, or give it dense logits"
+                "a second backward pass through a loss on FactoredLogits: its gradient was computed in the forward "
+                "pass and freed in the first. Call the objective again, or use dense logits"
             )
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if one is None else one.mul_(slope) for one in gradients]
@@ -48,7 +48,7 @@ class _PrecomputedGrad(torch.autograd.Function):
 
 
 Rows = Callable[[Tensor, Tensor | SparseLogits, slice], Tensor]
-"""Values of some items, whose student logits are overwritten by their gradient; the slice says which items they are."""
+"""Values of some items; their student logits are overwritten by the gradient. The slice selects the items."""
 
 Loss = Callable[[Tensor, Tensor | SparseLogits, slice], LossSum]
 """The loss of some items, through autograd."""
@@ -56,7 +56,7 @@ Loss = Callable[[Tensor, Tensor | SparseLogits, slice], LossSum]
 
 @dataclass(frozen=True, slots=True)
 class ChunkedLoss:
-    """Both models' logits over ``items`` items of ``classes`` classes, in chunks of ``length``."""
+    """Both models' logits for ``items`` items of ``classes`` classes, in chunks of ``length``."""
 
     student: StudentChunks
     teacher: TeacherChunks
@@ -67,7 +67,7 @@ class ChunkedLoss:
     dtype: torch.dtype
 
     def closed(self, rows: Rows) -> Tensor:
-        """The sum of a loss that knows its gradient: it is written over the logits a few rows at a time."""
+        """Sum a loss that has a closed form: its gradient overwrites the logits, a few rows at a time."""
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         with torch.no_grad():
             for chunk in chunks(self.items, self.length):
@@ -81,9 +81,9 @@ class ChunkedLoss:
         return with_gradient(total, self.student.inputs, self.student.gradients)
 
     def differentiated(self, loss: Loss, parameters: Sequence[Tensor]) -> LossSum:
-        """The sum and count of any loss. Autograd runs over one chunk after the other, within the forward pass.
+        """Sum and count any loss. Autograd runs over one chunk after the other, within the forward pass.
 
-        ``parameters`` are what the loss itself trains.
+        ``parameters`` are the loss's own trainable parameters.
         """
         learns = torch.is_grad_enabled()
         total = torch.zeros((), dtype=self.dtype, device=self.device)

@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 def compared(
     pair: HeadLogits, loss: LogitLoss, batch: Batch, chunk: ChunkSetting, parameters: Sequence[Tensor]
 ) -> LossSum | Any:
-    """The loss of a pair of which one side at least is not a tensor.
+    """Compute the loss of a pair if at least one side is not a tensor.
 
-    A loss with a closed form uses it. A loss that returns ``LossSum`` or declares its reduction is computed in chunks. Any other
-    loss gets all logits at once.
+    A loss with a closed form uses it. A loss that returns ``LossSum`` or declares its reduction is computed in chunks.
+    Any other loss gets all logits at once.
 
-    Raises: ``ConfigError`` for a temperature scheduler that needs all items; ``OutputsError`` where all logits do not fit into
-    memory; ``SignatureError`` for what the loss returns.
+    Raises: ``ConfigError`` for a temperature scheduler that needs all items; ``OutputsError`` if all logits do not fit
+    into memory; ``SignatureError`` for an invalid return value of the loss.
     """
     student, teacher = pair.student, _frozen(pair.teacher)
     assert not isinstance(student, SparseLogits)
@@ -70,11 +70,11 @@ def compared(
 def combined(
     group: MultiTeacherLogits, combiner: Combiner, loss: LogitLoss, batch: Batch, chunk: ChunkSetting
 ) -> HeadLogits:
-    """The student's logits beside those of several teachers as one. A combiner reads tensors, all items at once.
+    """Combine several teachers' logits and pair them with the student's. A combiner needs all items, as tensors.
 
-    A combiner that asks for a scheduled temperature gets the one of ``loss``, which the pair holds.
+    A combiner that requests a scheduled temperature gets that of ``loss``, which the pair then holds.
 
-    Raises: ``OutputsError`` for a teacher that is sparse, and for logits that are too many to be multiplied out.
+    Raises: ``OutputsError`` for a sparse teacher, and for logits that are too large to multiply out.
     """
     student, teachers, labels = group
     assert not isinstance(student, SparseLogits)
@@ -82,15 +82,15 @@ def combined(
     for one in dense:
         if isinstance(one, SparseLogits):
             raise OutputsError(
-                f"{combiner.owner} needs each teacher's whole logits, and one gave SparseLogits",
+                f"{combiner.owner} needs each teacher's whole logits, but one returned SparseLogits",
                 field="teacher_combiner",
             )
     items = student.shape[:-1].numel()
     length = min(chunk_length_of(student, one, batch, chunk) for one in teachers)
     if length < items and not all(isinstance(one, Tensor) for one in dense):
         raise OutputsError(
-            f"{combiner.owner} reads the logits of all {items} items at once, and FactoredLogits are multiplied out {length} "
-            "items at a time. Write logit_chunk: whole, which holds all logits, or distil one teacher",
+            f"{combiner.owner} reads the logits of all {items} items at once, but FactoredLogits are multiplied out "
+            f"{length} items at a time. Set logit_chunk: whole, which holds all logits in memory, or use one teacher",
             field="teacher_combiner",
         )
     whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
@@ -101,9 +101,9 @@ def combined(
 def _scheduled(
     sides: Sequence[Tensor], labels: Tensor | None, combiner: Combiner, loss: LogitLoss, batch: Batch
 ) -> Tensor | float | None:
-    """The scheduled temperature of combined logits that depend on it; ``None`` where they do not.
+    """Return the scheduled temperature of combined logits that depend on it, otherwise ``None``.
 
-    A scheduler that reads the teacher reads what the teachers combine to at the configured temperature.
+    A scheduler that reads the teacher gets the logits combined at the configured temperature.
     """
     if loss.temperature.scheduler is None or not combiner.wants_temperature:
         return None
@@ -115,12 +115,12 @@ def _scheduled(
 
 
 def multiplied_out(logits: Tensor | FactoredLogits) -> Tensor:
-    """The logits as a tensor in float32 at least."""
+    """Return the logits as a tensor in float32 or wider."""
     return full(logits if isinstance(logits, Tensor) else logits.dense())
 
 
 def chunk_length_of(student: Logits, teacher: Logits, batch: Batch, chunk: ChunkSetting) -> int:
-    """How many items of this pair form a chunk."""
+    """Return the number of items of this pair per chunk."""
     sizes = [_precision(one, batch).itemsize for one in (student, teacher) if not isinstance(one, SparseLogits)]
     *items, classes = student.shape
     classes = max(classes, teacher.shape[-1])
@@ -154,8 +154,9 @@ def _in_chunks(
                 return found
             if loss.reduction == "LossSum":
                 raise SignatureError(
-                    f"{loss.owner} returned a scalar, which may compare items with each other, and is computed in chunks of "
-                    f"{chunked.length} of the {chunked.items} items. Write logit_chunk: whole, which computes all logits at once"
+                    f"{loss.owner} returned a scalar, which may compare items with each other, but is computed in "
+                    f"chunks of {chunked.length} of the {chunked.items} items. Set logit_chunk: whole, which computes "
+                    "all logits at once"
                 )
         return LossSum(found * len(student), len(student)) if loss.reduction == "mean" else LossSum(found, 1)
 
@@ -163,17 +164,17 @@ def _in_chunks(
         summed = chunked.differentiated(of_chunk, parameters)
     if loss.reduction == "LossSum":
         return summed
-    return summed.value if loss.reduction == "mean" else summed.total  # a scalar, as the loss returned one
+    return summed.value if loss.reduction == "mean" else summed.total  # a scalar, like the loss's own result
 
 
 _COPIES = 4
-"""Tensors of the size of the logits that a loss on all of them holds: both sides, a softmax and a gradient."""
+"""Logit-sized tensors that a loss on all logits holds: both sides, a softmax and a gradient."""
 
 
 def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: ChunkSetting) -> None:
-    """Warn, once, what a loss without a declared reduction costs; raise where it cannot be paid.
+    """Warn once about the cost of a loss without a declared reduction.
 
-    Raises: ``OutputsError`` where ``logit_chunk`` is a number, or where all logits take more than the free memory.
+    Raises: ``OutputsError`` if ``logit_chunk`` is a number, or all logits exceed the free memory.
     """
     *items, classes = student.shape
     number = torch.Size(items).numel()
@@ -185,14 +186,15 @@ def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: Chunk
     )
     if chunk != "auto":
         raise OutputsError(
-            f"is {chunk}, and {loss.owner} declares no reduction, so it needs {size}. {remedy}", field="logit_chunk"
+            f"is {chunk}, but {loss.owner} declares no reduction, so it needs {size}. {remedy}", field="logit_chunk"
         )
     if needed <= loss.largest:
         return
     free = free_memory(student.device)
     if free is not None and needed > free:
         raise OutputsError(
-            f"{loss.owner} declares no reduction, so it needs {size}, and {free / 2**30:.3g} GiB are free. {remedy}",
+            f"{loss.owner} declares no reduction, so it needs {size}, but only {free / 2**30:.3g} GiB are free. "
+            f"{remedy}",
             field="kd_loss_type",
         )
     first, loss.largest = not loss.largest, needed
@@ -232,7 +234,7 @@ def _teacher_side(teacher: Logits, batch: Batch, length: int, working: torch.dty
 
 
 def _precision(logits: Tensor | FactoredLogits, batch: Batch) -> torch.dtype:
-    """What the logits are multiplied out in, as a linear layer would here: autocast leaves float64 alone."""
+    """Precision of the matrix products, as in a linear layer here: autocast leaves float64 alone."""
     if isinstance(logits, Tensor):
         return logits.dtype
     dtype = reduce(torch.promote_types, (factor.dtype for factor in logits.tensors))
@@ -252,7 +254,8 @@ def _frozen(teacher: Logits) -> Logits:
 def _check_schedule(loss: LogitLoss, length: int, items: int) -> None:
     if loss.temperature.scheduler is not None:
         raise ConfigError(
-            f"{loss.temperature.owner} reads the logits of all {items} items at once, and FactoredLogits are multiplied out "
-            f"{length} items at a time. Write temperature_scheduler: none, or logit_chunk: whole, which holds all logits",
+            f"{loss.temperature.owner} reads the logits of all {items} items at once, but FactoredLogits are "
+            f"multiplied out {length} items at a time. Set temperature_scheduler: none, or logit_chunk: whole, which "
+            "holds all logits in memory",
             field="temperature_scheduler",
         )

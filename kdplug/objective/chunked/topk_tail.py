@@ -1,4 +1,4 @@
-"""Student logits in the categories in which a top-k and tail cache knows the teacher: K classes, and the rest as one."""
+"""Student logits on the categories of a top-k and tail cache: K classes, and the rest as one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdplug.objective.numerics import full
 
 
 def topk_tail_teacher(teacher: SparseLogits) -> Tensor:
-    """Logits ``[*items, K + 1]`` whose softmax over ``temperature`` is what the cache holds, its tail last."""
+    """Return logits ``[*items, K + 1]`` whose softmax at ``temperature`` is the cached distribution, the tail last."""
     assert teacher.log_probs is not None
     assert teacher.tail is not None
     log_probs, tail = full(teacher.log_probs), full(teacher.tail)
@@ -21,16 +21,16 @@ def topk_tail_teacher(teacher: SparseLogits) -> Tensor:
 
 
 def topk_tail_student(logits: Tensor, teacher: SparseLogits) -> Tensor:
-    """Logits ``[*items, K + 1]`` whose softmax over the teacher's temperature is the student's, the other classes summed up.
+    """Return logits ``[*items, K + 1]`` whose softmax at the teacher's temperature is the student's, the rest summed.
 
-    The sum runs over the other classes themselves, so that a small rest keeps its digits, and one of no classes is exactly 0.
+    The sum runs over the other classes directly, so a small rest keeps its precision, and an empty one is exactly 0.
     """
     result: Tensor = _TopkTail.apply(logits, teacher.ids, teacher.temperature)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Parts(NamedTuple):
-    """Tempered logits without the K classes, and the logarithms of the sums over all classes and over these."""
+    """Tempered logits with the K classes masked, and the log-sums over all classes and over the other classes."""
 
     rest: Tensor
     all_sum: Tensor
@@ -38,7 +38,7 @@ class _Parts(NamedTuple):
 
 
 def topk_tail_rows(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, _Parts]:
-    """As ``topk_tail_student``, with what ``expand_rows_`` needs. ``logits`` become tempered."""
+    """Like ``topk_tail_student``, with the inputs of ``expand_rows_``. Divides ``logits`` in place."""
     tempered = logits.div_(temperature)
     known = tempered.gather(-1, ids)
     all_sum = tempered.logsumexp(dim=-1, keepdim=True)
@@ -49,9 +49,9 @@ def topk_tail_rows(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Ten
 
 
 def expand_rows_(tempered: Tensor, parts: _Parts, gradient: Tensor, ids: Tensor) -> Tensor:
-    """Write the gradient with respect to the logits over ``tempered``, given that with respect to the coarse ones.
+    """Overwrite ``tempered`` with the gradient for the logits, given the gradient for the K + 1 categories.
 
-    The temperature cancels: it divides the logits and multiplies the coarse ones.
+    The temperature cancels: it divides the logits and multiplies the category logits.
     """
     has_rest = ~parts.rest_sum.isneginf()
     known, other = gradient[..., :-1], gradient[..., -1:].where(has_rest, 0.0)

@@ -1,4 +1,4 @@
-"""A cache codec under test: what its author declares, and how the laws call it."""
+"""A cache codec under test: its author's declarations, and helpers for the laws."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPERATURE = 2.0
 
 
 class Trip(NamedTuple):
-    """What was given, what was kept of it, and the logits that came back."""
+    """The given logits, their encoding, and the decoded logits."""
 
     given: Any
     kept: Encoded
@@ -25,50 +25,50 @@ class Trip(NamedTuple):
 
 
 class CodecCase(Laws):
-    """What the author of a cache codec declares about it, beside its entry."""
+    """Declarations of a cache codec's author, in addition to the entry."""
 
     draws: ClassVar[bool] = False
-    """Declares: what is kept is drawn at random, by the seed."""
+    """Declares that encoding uses random draws, from the seed."""
 
     items: ClassVar[int] = 6
-    """How many items it is tried with."""
+    """Number of items."""
 
     classes: ClassVar[int] = 11
-    """How many classes the logits have, where a law does not need others."""
+    """Number of classes, unless a law needs another."""
 
     @classmethod
     def kind_of(cls) -> str:
         return "cache_codecs"
 
     def codec(self) -> Any:
-        """A fresh codec."""
+        """Build a fresh codec."""
         return self.build().target
 
     def given(self, codec: Any, items: int | None = None, classes: int | None = None, **options: Any) -> Any:
-        """Logits in the form that the codec takes, in factors if it can."""
+        """Make logits in the form that the codec takes, as factors if it can."""
         return make_logits(items or self.items, classes or self.classes, factored=codec.takes_factored, **options)
 
     def keep(self, codec: Any, given: Any, temperature: float = TEMPERATURE, seed: int = 0) -> Encoded:
-        """What is kept of ordinary logits."""
+        """Encode logits."""
         found = codec.encode(given, temperature=temperature, seed=seed)
         if not isinstance(found, Encoded):
-            broken(f"encode must return kdplug.Encoded, and returned {type(found).__name__}")
+            broken(f"encode must return kdplug.Encoded, got {type(found).__name__}")
         return found
 
     def shared(self, codec: Any, given: Any) -> dict[str, Tensor]:
-        """What is kept once for all, without gradient, as the engine keeps it."""
+        """Return the data stored once for all items, without gradient, as the engine stores it."""
         return {name: tensor.detach() for name, tensor in codec.shared(given).items()}
 
     def read(self, codec: Any, parts: Any, shared: Any, temperature: float = TEMPERATURE, classes: int = 0) -> Any:
-        """The logits that come back of parts."""
+        """Decode parts to logits."""
         return codec.decode(parts, shared, classes=classes or self.classes, temperature=temperature)
 
     def trip(self, codec: Any, given: Any, temperature: float = TEMPERATURE, seed: int = 0) -> Trip:
-        """There and back."""
+        """Encode and decode."""
         return self._back(codec, given, self.keep(codec, given, temperature, seed), temperature)
 
     def trip_or_refusal(self, codec: Any, given: Any, what: str) -> Trip | None:
-        """There and back, or ``None`` where the codec refuses to keep ``what`` is given with an error of kdplug's."""
+        """Encode and decode, or return ``None`` if the codec rejects ``what`` is given with a kdplug error."""
         try:
             try:
                 kept = self.keep(codec, given)
@@ -76,31 +76,29 @@ class CodecCase(Laws):
                 return None
             return self._back(codec, given, kept, TEMPERATURE)
         except Exception as error:
-            broken(
-                f"{what} end in {type(error).__name__}: {error}. Keep them, or let encode refuse them with a SettingError"
-            )
+            broken(f"{what} raise {type(error).__name__}: {error}. Store them, or raise a SettingError in encode")
 
     def _back(self, codec: Any, given: Any, kept: Encoded, temperature: float) -> Trip:
         shared = self.shared(codec, given)
         return Trip(given, kept, self.read(codec, kept.parts, shared, temperature, given.shape[-1]), temperature)
 
     def check(self, trip: Trip, what: str) -> None:
-        """What comes back are logits of the items that were given, and no further from them than the codec says."""
+        """Check that decoding returns logits of the given items, within the declared error."""
         if tuple(trip.found.shape) != tuple(trip.given.shape):
-            broken(f"{what} [{_sizes(trip.given)}] come back as [{_sizes(trip.found)}]")
+            broken(f"{what} [{_sizes(trip.given)}] are decoded as [{_sizes(trip.found)}]")
         if self.is_whole(trip):
             off = distance(trip.found, trip.given, trip.temperature)
             if off > trip.kept.error * 1.001 + slack(trip.given, trip.temperature):
-                broken(f"{what} come back off by {off:.3g}, and the error that encode says is {trip.kept.error:.3g}")
+                broken(f"{what} are decoded with an error of {off:.3g}, but encode declares {trip.kept.error:.3g}")
 
     @staticmethod
     def is_whole(trip: Trip) -> bool:
-        """Whether every number that comes back stands for one that was given, so that their difference is an error."""
+        """Return whether every decoded number corresponds to a given one, so that their difference is an error."""
         return not isinstance(trip.found, Tensor) or trip.kept.kept_mass is None
 
 
 def form_of(part: Any) -> str:
-    """What all items have to have in common, in words."""
+    """Describe what all items must have in common."""
     if isinstance(part, Ragged):
         return f"Ragged({form_of(part.values)}, {form_of(part.counts)})"
     return f"{str(part.dtype).removeprefix('torch.')} {['items' if not place else n for place, n in enumerate(part.shape)]}"

@@ -1,4 +1,4 @@
-"""What logits that come back from a cache say, and how far that is from what was given."""
+"""Compare decoded logits with the originals."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kdplug.testing.codec.sample import exact
 from kdplug.testing.law import is_close
 
 _SEEN = -87.0
-"""The logarithm of the smallest probability that float32 holds with all its digits."""
+"""Logarithm of the smallest normal float32 probability."""
 
 
 def content(found: Any) -> Tensor:
-    """What is known of each item, float64: its logits, or probabilities of every class, 0 where nothing is known, and the tail's.
+    """Return each item's known content in float64: logits, or probabilities of classes (0 if unknown) and tail.
 
-    Shapes: ``[items, classes]``, or ``[items, classes + 1]`` of ``SparseLogits``.
+    Shapes: ``[items, classes]``, or ``[items, classes + 1]`` for ``SparseLogits``.
     """
     if not isinstance(found, SparseLogits):
         return exact(found)
@@ -30,17 +30,17 @@ def content(found: Any) -> Tensor:
 
 
 def probabilities(found: Any, temperature: float) -> Tensor:
-    """The probability of each class, 0 where nothing is known: float64 ``[items, classes]``."""
+    """Return the probability of each class, 0 if unknown: float64 ``[items, classes]``."""
     return content(found)[..., :-1] if isinstance(found, SparseLogits) else (exact(found) / temperature).softmax(-1)
 
 
 def same(one: Any, two: Any) -> bool:
-    """Whether two logits say the same, but for rounding."""
+    """Return whether two logits agree up to rounding."""
     return type(one) is type(two) and one.shape == two.shape and is_close(content(one), content(two), 1e-6)
 
 
 def distance(found: Any, given: Any, temperature: float) -> float:
-    """The largest difference: in nats of log-probabilities, in the unit of hidden states, or in that of logits; ``inf`` for nan."""
+    """Return the largest difference: in nats, in hidden-state units, or in logits; ``inf`` for nan."""
     if isinstance(found, SparseLogits):
         return _nats(found, (exact(given) / temperature).log_softmax(-1))
     if _is_of_one_head(found, given):
@@ -50,7 +50,7 @@ def distance(found: Any, given: Any, temperature: float) -> float:
 
 
 def slack(given: Any, temperature: float) -> float:
-    """What float32 may add to that, or half precision where logits that were given so are multiplied out."""
+    """Tolerance for float32 rounding, or for half precision if factors in half precision are multiplied out."""
     true = exact(given)
     reach = _largest(true.masked_fill(~true.isfinite(), 0.0))
     precision = torch.finfo(given.hidden.dtype).eps if isinstance(given, FactoredLogits) else 0.0
@@ -58,7 +58,7 @@ def slack(given: Any, temperature: float) -> float:
 
 
 def kept_classes(found: SparseLogits) -> Tensor:
-    """Which classes an item keeps: bool ``[items, classes]``."""
+    """Return which classes an item stores: bool ``[items, classes]``."""
     used = (_weights(found) > 0).double()
     return torch.zeros(found.shape, dtype=torch.float64).scatter_add(-1, found.ids, used) > 0
 
@@ -82,7 +82,7 @@ def _nats(found: SparseLogits, true: Tensor) -> float:
 
 
 def _apart(found: Tensor, true: Tensor, unused: Tensor | None) -> float:
-    """Over what can be told from probability 0."""
+    """Compare only where probabilities are distinguishable from 0."""
     unseen = (found < _SEEN) & (true < _SEEN)
     off = (found.double() - true).masked_fill(unseen if unused is None else unseen | unused, 0.0)
     return _largest(off)

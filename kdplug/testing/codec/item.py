@@ -1,4 +1,4 @@
-"""Laws on the independence of a cache codec's items."""
+"""Laws for the independence of a cache codec's items."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kdplug.testing.law import broken, is_close, where
 
 
 class CodecItemLaws(CodecCase):
-    """Items are kept in the batches of one epoch, and read in those of another."""
+    """Items are stored in the batches of one epoch, and read in those of another."""
 
     @where(lambda laws: not laws.draws)
     def test_what_is_kept_of_several_is_what_is_kept_of_each(self) -> None:
-        """For: a range or a mean over the whole batch; rows that are sorted; a last item that is dropped."""
+        """Catches a range or a mean over the whole batch; sorted rows; a dropped last item."""
         codec = self.codec()
         given = self.given(codec)
         whole = self.keep(codec, given).parts
@@ -27,11 +27,11 @@ class CodecItemLaws(CodecCase):
             one = self.keep(codec, at(given, [place])).parts
             name = _differing(parts_at(whole, [place]), one)
             if name is not None:
-                broken(f"part {name!r} of item {place} is another one where the item is kept alone")
+                broken(f"part {name!r} of item {place} differs if the item is encoded alone")
 
     @where(lambda laws: laws.draws)
     def test_what_is_kept_of_an_item_does_not_depend_on_the_others(self) -> None:
-        """For: a range or a mean over the whole batch."""
+        """Catches a range or a mean over the whole batch."""
         codec = self.codec()
         given = self.given(codec)
         first = self.keep(codec, given).parts
@@ -40,10 +40,10 @@ class CodecItemLaws(CodecCase):
             again = self.keep(codec, at(given, others)).parts
             name = _differing(parts_at(first, [place]), parts_at(again, [place]))
             if name is not None:
-                broken(f"part {name!r} of item {place} is another one where other items stand beside it")
+                broken(f"part {name!r} of item {place} differs among other items")
 
     def test_items_are_read_in_any_order(self) -> None:
-        """For: logits of the neighbour; rows of a ragged part that are cut at the wrong places; a difference to the item before."""
+        """Catches logits of the next item; ragged rows split at the wrong places; differences to the previous item."""
         codec = self.codec()
         trip = self.trip(codec, self.given(codec))
         shared = self.shared(codec, trip.given)
@@ -51,25 +51,25 @@ class CodecItemLaws(CodecCase):
         for order in ([*range(self.items)][::-1], [last], [1, 0, 0, last]):
             found = self.read(codec, parts_at(trip.kept.parts, order), shared)
             if tuple(found.shape) != (len(order), self.classes):
-                broken(f"parts of {len(order)} items give back logits {list(found.shape)}")
+                broken(f"parts of {len(order)} items decode to logits {list(found.shape)}")
             if not is_close(content(found), content(trip.found)[order], 1e-6):
-                broken(f"items that are read in the order {order} do not get their logits")
+                broken(f"items read in the order {order} do not get their own logits")
 
     def test_a_batch_of_which_nothing_counts_can_be_kept(self) -> None:
-        """For: a maximum over nothing; logits of 0, of which the engine learns what parts there are, that are refused."""
+        """Catches a maximum over nothing; rejected logits of 0, from which the engine determines the parts."""
         codec = self.codec()
         given = self.given(codec, 1)
         try:
             parts = parts_at(self.keep(codec, each(given, torch.zeros_like)).parts, [])
         except KdplugError as error:
-            broken(f"refuses logits that are all 0 ({error}), and then a batch that is all padding cannot be kept")
+            broken(f"rejects logits that are all 0 ({error}), so a batch of padding cannot be stored")
         found = self.read(codec, parts, self.shared(codec, given))
         if tuple(found.shape) != (0, self.classes):
-            broken(f"parts of no item must give back logits [0, {self.classes}], and give {list(found.shape)}")
+            broken(f"parts of no items must decode to logits [0, {self.classes}], got {list(found.shape)}")
 
 
 def _differing(one: Any, two: Any) -> str | None:
-    """The name of a part that is another one: whole numbers have to agree to the last, others up to rounding."""
+    """Return the name of a part that differs: integers must be equal, other numbers may differ by rounding."""
     first, second = tensors_of(one), tensors_of(two)
     for name in (*first, *second):
         if name not in first or name not in second or not _agree(first[name], second[name]):

@@ -1,4 +1,4 @@
-"""The laws of a cache codec."""
+"""All laws for cache codecs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from kdplug.testing.codec.value import CodecValueLaws
 
 
 class CodecLaws(CodecFormLaws, CodecItemLaws, CodecSeedLaws, CodecValueLaws, CodecExtremeLaws):
-    """Laws that a cache codec keeps, as pytest tests. A codec that takes logits in factors is given them so.
+    """Laws for a cache codec, as pytest tests. A codec that takes factored logits gets factored ones.
 
-    It may refuse what it cannot keep (``-inf``, nan, logits of 1e4) with a ``SettingError`` that says why; the laws pass over that.
+    It may reject what it cannot store (``-inf``, nan, logits of 1e4) with a ``SettingError`` that gives the reason; the
+    laws skip those cases.
 
     ::
 

@@ -1,4 +1,4 @@
-"""What the laws of a cache codec feed it: logits of independent items, as a tensor or in factors."""
+"""Test logits for cache codecs: independent items, as a tensor or as factors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_logits(
     size: float = 3.0,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Logits ``[items, classes]`` of about ``size``, that depend on the arguments alone."""
+    """Make logits ``[items, classes]`` of about ``size`` that depend only on the arguments."""
     if not factored:
         return (size * draw((items, classes), seed)).to(dtype)
     hidden, weight, bias = draw((items, WIDTH), seed), draw((classes, WIDTH), 97), draw((classes,), 98)
@@ -34,20 +34,20 @@ def make_logits(
 
 
 def at(logits: Any, places: list[int]) -> Any:
-    """Those of some items, in the order of ``places``."""
+    """Select items, in the order of ``places``."""
     index = torch.tensor(places, device=logits.device)
     return logits[index] if isinstance(logits, Tensor) else logits.at(index)
 
 
 def with_item(logits: Any, place: int, value: float) -> Any:
-    """The logits with ``value`` as the first number of one item."""
+    """Return the logits with ``value`` as the first number of one item."""
     changed = (logits.hidden if isinstance(logits, FactoredLogits) else logits).clone()
     changed[place, 0] = value
     return replace(logits, hidden=changed) if isinstance(logits, FactoredLogits) else changed
 
 
 def ruled_out(logits: Any, since: int) -> Any:
-    """The logits with ``-inf`` for every class from ``since`` on."""
+    """Return the logits with ``-inf`` for every class from ``since`` on."""
     if isinstance(logits, FactoredLogits):
         assert logits.bias is not None
         return replace(logits, bias=ruled_out(logits.bias, since))
@@ -57,7 +57,7 @@ def ruled_out(logits: Any, since: int) -> Any:
 
 
 def each(logits: Any, change: Any) -> Any:
-    """The logits with ``change`` made to every tensor that they hold."""
+    """Return the logits with ``change`` applied to every tensor in them."""
     if isinstance(logits, Tensor):
         return change(logits)
     bias = None if logits.bias is None else change(logits.bias)
@@ -65,14 +65,14 @@ def each(logits: Any, change: Any) -> Any:
 
 
 def exact(logits: Any) -> Tensor:
-    """The logits, multiplied out in float64."""
+    """Return the logits, multiplied out in float64."""
     wide = each(logits.detach(), Tensor.double)
     found: Tensor = wide.dense() if isinstance(wide, FactoredLogits) else wide
     return found
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
-    """Every tensor in logits, in what is kept of them, or in a mapping, by name."""
+    """Every tensor in logits, in their parts, or in a mapping, by name."""
     if isinstance(value, Tensor):
         return {"logits": value}
     if isinstance(value, FactoredLogits):
@@ -93,7 +93,7 @@ def tensors_of(value: Any) -> dict[str, Tensor]:
 
 
 def parts_at(parts: Any, places: list[int]) -> dict[str, Tensor | Ragged]:
-    """What is kept of some items, in the order of ``places``."""
+    """Select the parts of some items, in the order of ``places``."""
     return {name: _part_at(part, places) for name, part in parts.items()}
 
 

@@ -1,4 +1,4 @@
-"""Laws on what a cache codec draws."""
+"""Laws for a cache codec's random draws."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SIGMAS = 5.0
 
 
 class CodecSeedLaws(CodecCase):
-    """A capture that was interrupted goes on with the same bits."""
+    """An interrupted capture resumes with identical bits."""
 
     def test_the_same_seed_keeps_the_same(self) -> None:
-        """For: draws from the global generator; a state that the batches before have left."""
+        """Catches draws from the global generator; state left by earlier batches."""
         codec, other = self.codec(), self.codec()
         given = self.given(codec)
         with seeded(1):
@@ -32,41 +32,42 @@ class CodecSeedLaws(CodecCase):
             fresh = self.keep(other, given)
         if not _same(first, again) or not _same(first, fresh):
             broken(
-                "keeps something else of the same logits when asked again: it depends on more than logits, temperature, seed"
+                "encodes the same logits differently on a second call: it depends on more than logits, temperature "
+                "and seed"
             )
 
     def test_global_generators_stay_where_they_are(self) -> None:
-        """For: ``torch.manual_seed(seed)``, after which the dropout of every step is that of the first."""
+        """Catches ``torch.manual_seed(seed)``, after which every step has the same dropout."""
         codec = self.codec()
         given = self.given(codec)
         before = torch.get_rng_state(), random.getstate()
         self.trip(codec, given)
         if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
-            broken("moves a global generator: draw from torch.Generator().manual_seed(seed)")
+            broken("advances a global generator: draw from torch.Generator().manual_seed(seed)")
 
     @where(lambda laws: not laws.draws)
     def test_nothing_is_drawn_unless_it_is_said(self) -> None:
-        """For: a codec that draws, and was not declared to: the laws on items would hold it to what it cannot keep."""
+        """Catches an undeclared random codec, for which the laws for items would fail."""
         codec = self.codec()
         given = self.given(codec)
         if not _same(self.keep(codec, given, seed=0), self.keep(codec, given, seed=1)):
-            broken("keeps something else with another seed: declare draws = True")
+            broken("encodes differently with another seed: declare draws = True")
 
     @where(lambda laws: laws.draws)
     def test_each_item_and_each_seed_has_draws_of_its_own(self) -> None:
-        """For: a generator that is seeded alike for every batch, or for every item: errors then add up and do not even out."""
+        """Catches the same seed for every batch, or for every item: errors then add up instead of cancelling."""
         codec = self.codec()
         given = at(self.given(codec), [0] * 50)
         kept = self.keep(codec, given)
         if _same(kept, self.keep(codec, given, seed=1)):
-            broken("was declared to draw, and keeps the same with another seed")
+            broken("is declared to draw, but encodes the same with another seed")
         first = tensors_of(parts_at(kept.parts, [0]))
         if all(_equal(first, tensors_of(parts_at(kept.parts, [place]))) for place in range(1, 50)):
-            broken("draws the same for equal items of a batch")
+            broken("makes the same draws for equal items of a batch")
 
     @where(lambda laws: laws.draws)
     def test_a_sample_is_the_teachers_distribution_on_average(self) -> None:
-        """For: draws at temperature 1; classes that were drawn twice and count once; weights that are not divided by the draws."""
+        """Catches draws at temperature 1; repeated classes counted once; weights not divided by the number of draws."""
         codec = self.codec()
         one = self.given(codec, 1)
         given = at(one, [0] * 4000)
@@ -77,9 +78,7 @@ class CodecSeedLaws(CodecCase):
         off = (found.mean(0) - true).abs() - _SIGMAS * found.std(0) / len(found) ** 0.5
         if float(off.max()) > 1e-3:
             place = int(off.argmax())
-            broken(
-                f"a class of probability {float(true[place]):.4f} has weight {float(found.mean(0)[place]):.4f} on average"
-            )
+            broken(f"a class of probability {float(true[place]):.4f} has mean weight {float(found.mean(0)[place]):.4f}")
 
 
 def _same(one: Encoded, two: Encoded) -> bool:

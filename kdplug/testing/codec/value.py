@@ -1,4 +1,4 @@
-"""Laws on what comes back from a cache codec."""
+"""Laws for the values that a cache codec decodes to."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ _CLOSE = 1e-4
 
 
 class CodecValueLaws(CodecCase):
-    """A loss is computed of what comes back, and ``kdplug cache show`` prints how far off it is."""
+    """Losses use the decoded logits, and ``kdplug cache show`` prints their error."""
 
     def test_it_gives_back_logits_of_the_items(self) -> None:
-        """For: codes that are not turned into logits; the logarithm of a rounded 0; a class that comes, and counts, twice."""
+        """Catches codes not converted to logits; the logarithm of a rounded 0; a class returned, and counted, twice."""
         codec = self.codec()
         found = self.trip(codec, self.given(codec)).found
         if not isinstance(found, (Tensor, SparseLogits, FactoredLogits)):
-            broken(f"decode must return a tensor, SparseLogits or FactoredLogits, and returned {type(found).__name__}")
+            broken(f"decode must return a tensor, SparseLogits or FactoredLogits, got {type(found).__name__}")
         if tuple(found.shape) != (self.items, self.classes):
-            broken(f"decode must return logits {[self.items, self.classes]}, and returned {list(found.shape)}")
+            broken(f"decode must return logits {[self.items, self.classes]}, got {list(found.shape)}")
         if isinstance(found, Tensor) and not found.is_floating_point():
-            broken(f"decode must return floating point, and returned {found.dtype}")
+            broken(f"decode must return floating point, got {found.dtype}")
         for name, tensor in tensors_of(found).items():
             bad = ~tensor.isfinite() if not isinstance(found, SparseLogits) else tensor.isnan() | (tensor == math.inf)
             if bool(bad.any()):
-                broken(f"decode returns {name} that are not finite, of ordinary logits")
+                broken(f"decode returns non-finite {name} for ordinary logits")
         if isinstance(found, SparseLogits):
             _check_sparse(found)
 
     def test_it_is_off_by_no_more_than_it_says(self) -> None:
-        """For: an error that is measured before the last rounding, or in the unit of the codes; one class beside the other's
-        logit; a bit that is packed at the wrong place.
+        """Catches an error measured before the last rounding, or in the unit of the codes; one class with another's
+        logit; a bit packed at the wrong position.
         """
         codec = self.codec()
         for seed, size in ((0, 3.0), (1, 30.0), (2, 0.1)):
             trip = self.trip(codec, self.given(codec, seed=seed, size=size))
             if not isinstance(trip.kept.error, (int, float)) or not 0 <= trip.kept.error < math.inf:
-                broken(f"error must be a number, 0 at least, and is {trip.kept.error!r}")
+                broken(f"error must be a number of at least 0, got {trip.kept.error!r}")
             self.check(trip, f"logits of about {size:g}")
 
     def test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept(self) -> None:
-        """For: a mass at temperature 1; one of the rounded probabilities, or one for the whole batch; none at all, which reads as 1."""
+        """Catches a mass at temperature 1, of rounded probabilities, or of the whole batch; a missing one counts as 1."""
         codec = self.codec()
         for seed, size in ((0, 3.0), (1, 0.3)):
             trip = self.trip(codec, self.given(codec, seed=seed, size=size))
@@ -60,14 +60,14 @@ class CodecValueLaws(CodecCase):
             _compare_mass(trip)
 
     def test_the_temperature_matters_only_where_it_is_said(self) -> None:
-        """For: logits that were divided by the temperature, in a cache that is then read at another."""
+        """Catches logits divided by the temperature, in a cache that is then read at another one."""
         codec = self.codec()
         given = self.given(codec)
         cold, warm = (self.trip(codec, given, temperature) for temperature in (1.0, 5.0))
         for trip in (cold, warm):
             found = trip.found
             if isinstance(found, SparseLogits) and found.temperature != trip.temperature:
-                broken(f"gives back logits at temperature {found.temperature:g}, asked for {trip.temperature:g}")
+                broken(f"decodes to logits at temperature {found.temperature:g} instead of {trip.temperature:g}")
             self.check(trip, f"logits at temperature {trip.temperature:g}")
         if not codec.uses_temperature:
             parts = [tensors_of(trip.kept.parts) for trip in (cold, warm)]
@@ -76,19 +76,19 @@ class CodecValueLaws(CodecCase):
                     broken(f"part {name!r} depends on the temperature: uses_temperature must be True")
 
     def test_half_precision_loses_no_more_than_it_says(self) -> None:
-        """For: a softmax or a sum in the teacher's own bfloat16, which has three decimal digits."""
+        """Catches a softmax or a sum in the teacher's own bfloat16, which has three decimal digits."""
         codec = self.codec()
         for dtype in (torch.bfloat16, torch.float16, torch.float64):
             given = self.given(codec, dtype=dtype)
             name = str(dtype).removeprefix("torch.")
             trip = self.trip_or_refusal(codec, given, f"logits in {name}")
             if trip is None:
-                broken(f"refuses logits in {name}, and teachers run in it")
+                broken(f"rejects logits in {name}, which teachers use")
             self.check(trip, f"logits in {name}")
             _compare_mass(trip)
 
     def test_logits_in_factors_are_what_they_multiply_out_to(self) -> None:
-        """For: a bias, a scale or a soft cap that is forgotten; a teacher that returns logits as any other."""
+        """Catches a forgotten bias, scale or soft cap; a teacher that returns ordinary logits."""
         codec = self.codec()
         if not codec.takes_factored:
             return
@@ -100,28 +100,28 @@ class CodecValueLaws(CodecCase):
         }
         for name, change in forms.items():
             self.check(self.trip(codec, replace(ordinary, **change)), f"logits in factors {name}")
-        dense = self.trip_or_refusal(codec, ordinary.dense(), "logits that are multiplied out")
+        dense = self.trip_or_refusal(codec, ordinary.dense(), "dense logits")
         if dense is not None:
-            self.check(dense, "logits that are multiplied out")
+            self.check(dense, "dense logits")
 
 
 def _check_sparse(found: SparseLogits) -> None:
     if found.weights is not None and bool((found.weights < 0).any()):
-        broken("decode returns weights below 0")
+        broken("decode returns negative weights")
     ordered = found.ids.sort(-1).values
     if found.tail is not None and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-        broken("decode returns a class twice for an item: with a tail its classes differ")
+        broken("decode returns a class twice for an item: with a tail, classes must be distinct")
 
 
 def _check_mass(mass: Any, items: int) -> None:
     if not isinstance(mass, Tensor) or mass.shape != (items,) or not mass.is_floating_point():
-        broken(f"kept_mass must be a number for each of the {items} items, and is {mass!r}")
+        broken(f"kept_mass must be a number for each of the {items} items, got {mass!r}")
     if not bool(((mass >= 0) & (mass <= 1 + 1e-5)).all()):
-        broken(f"kept_mass lies between {float(mass.min()):.4g} and {float(mass.max()):.4g}: it is a probability")
+        broken(f"kept_mass is between {float(mass.min()):.4g} and {float(mass.max()):.4g}: it is a probability")
 
 
 def _compare_mass(trip: Trip) -> None:
-    """The mass that is said with the true one, where it can be seen which classes are kept."""
+    """Compare the declared mass with the true one, if the stored classes are known."""
     if not isinstance(trip.found, SparseLogits):
         return
     mass, left_out = trip.kept.kept_mass, ~kept_classes(trip.found)
@@ -129,10 +129,13 @@ def _compare_mass(trip: Trip) -> None:
     if mass is None:
         if float(true.min()) < 1 - _CLOSE:
             broken(
-                f"keeps classes of {float(true.min()):.4f} of the teacher's mass, and gives no kept_mass: it counts as 1"
+                f"stores classes with {float(true.min()):.4f} of the teacher's mass, but returns no kept_mass, which "
+                "counts as 1"
             )
         return
     off = (mass.double() - true).abs()
     if float(off.max()) > _CLOSE:
         place = int(off.argmax())
-        broken(f"kept_mass of item {place} is {mass[place]:.4f}, and the teacher gives those classes {true[place]:.4f}")
+        broken(
+            f"kept_mass of item {place} is {mass[place]:.4f}, but the teacher's probability of those classes is {true[place]:.4f}"
+        )

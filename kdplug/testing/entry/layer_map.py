@@ -1,4 +1,4 @@
-"""The laws of a layer map."""
+"""Laws for layer maps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Pairs = list[tuple[int, int]]
 
 
 class LayerMapLaws(Laws):
-    """Laws that a layer map keeps, as pytest tests.
+    """Laws for a layer map, as pytest tests.
 
-    A map may refuse numbers of layers that do not fit it, with a ``ConfigError`` that says why; the laws pass over those.
+    A map may reject numbers of layers that do not fit it, with a ``ConfigError`` that gives the reason; the laws skip
+    those.
 
     ::
 
@@ -37,20 +38,20 @@ class LayerMapLaws(Laws):
     """Numbers of layers to try, the student's first."""
 
     alike: ClassVar[tuple[int, ...]] = (1, 2, 6, 12)
-    """Numbers of layers to try for both sides at once."""
+    """Equal numbers of layers to try on both sides."""
 
     reaches_the_top: ClassVar[bool] = False
-    """Declares: the student's last layer learns from the teacher's last."""
+    """Declares that the student's last layer learns from the teacher's last."""
 
     covers_the_student: ClassVar[bool] = False
-    """Declares: every layer of the student learns from one."""
+    """Declares that every layer of the student learns from one."""
 
     @classmethod
     def kind_of(cls) -> str:
         return "layer_maps"
 
     def pairs(self, student: int, teacher: int) -> Pairs | None:
-        """The pairs for so many layers, or ``None`` where the map refuses them."""
+        """Return the pairs for these numbers of layers, or ``None`` if the map rejects them."""
         try:
             found: Any = self.build()(student_layers=student, teacher_layers=teacher)
             return [(ours, theirs) for ours, theirs in found]
@@ -58,31 +59,31 @@ class LayerMapLaws(Laws):
             return None
         except Exception as error:
             broken(
-                f"{student} student and {teacher} teacher layers end in {type(error).__name__}: {error}. "
-                "Return pairs, or say in a ConfigError why there are none"
+                f"{student} student and {teacher} teacher layers raise {type(error).__name__}: {error}. "
+                "Return pairs, or raise a ConfigError with the reason"
             )
 
     def every(self) -> Iterator[tuple[int, int, Pairs]]:
-        """The numbers of layers, and the pairs, wherever the map does not refuse them."""
+        """Yield the numbers of layers with their pairs, unless the map rejects them."""
         for student, teacher in self.depths:
             found = self.pairs(student, teacher)
             if found is not None:
                 yield student, teacher, found
 
     def test_it_returns_pairs_of_whole_numbers(self) -> None:
-        """For: ``m * N / M``, a float where it divides and a wrong layer where it does not; an empty map; numpy's numbers."""
+        """Catches ``m * N / M``, a float if it divides and a wrong layer otherwise; an empty map; numpy integers."""
         made = list(self.every())
         if not made:
-            broken("refuses every number of layers that it is tried with. Declare depths that it takes")
+            broken("rejects every number of layers tried. Declare depths that it accepts")
         for student, teacher, pairs in made:
             if not pairs:
-                broken(f"{_depths(student, teacher)}: no pair at all. Say in a ConfigError why there is none")
+                broken(f"{_depths(student, teacher)}: no pairs. Raise a ConfigError with the reason")
             for pair in pairs:
                 if not all(type(number) is int for number in pair):
-                    broken(f"{_depths(student, teacher)}: {pair} is no pair of Python integers")
+                    broken(f"{_depths(student, teacher)}: {pair} is not a pair of Python integers")
 
     def test_every_layer_that_it_names_exists(self) -> None:
-        """For: layers counted from the embeddings, or to one more than there are. Layer 0 is what the embeddings put out."""
+        """Catches layers counted from the embeddings, or one too many. Layer 0 is the embeddings' output."""
         for student, teacher, pairs in self.every():
             for ours, theirs in pairs:
                 if not 0 <= ours <= student:
@@ -91,28 +92,28 @@ class LayerMapLaws(Laws):
                     broken(f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}")
 
     def test_layers_ascend_on_both_sides(self) -> None:
-        """For: student and teacher swapped; a deeper layer that learns from a shallower one."""
+        """Catches student and teacher swapped; a deeper layer matched with a shallower one."""
         for student, teacher, pairs in self.every():
             for before, after in pairwise(pairs):
                 if after[0] < before[0] or after[1] < before[1]:
                     broken(f"{_depths(student, teacher)}: {after} comes after {before}")
 
     def test_no_pair_comes_twice(self) -> None:
-        """For: a match that counts double, where rounding makes two pairs one."""
+        """Catches a match that counts twice, where rounding makes two pairs equal."""
         for student, teacher, pairs in self.every():
             twice = [pair for pair in pairs if pairs.count(pair) > 1]
             if twice:
-                broken(f"{_depths(student, teacher)}: {twice[0]} comes {pairs.count(twice[0])} times")
+                broken(f"{_depths(student, teacher)}: {twice[0]} is repeated {pairs.count(twice[0])} times")
 
     def test_the_same_layers_give_the_same_pairs(self) -> None:
-        """For: a map that draws its layers by chance: a resumed run then learns from others."""
+        """Catches a map that chooses layers at random: a resumed run would then match others."""
         for student, teacher, pairs in self.every():
             again = self.pairs(student, teacher)
             if again != pairs:
-                broken(f"{_depths(student, teacher)}: {pairs}, and {again} when asked again")
+                broken(f"{_depths(student, teacher)}: {pairs}, then {again} on a second call")
 
     def test_equal_depths_match_each_layer_with_itself(self) -> None:
-        """For: a shift by one, from an index that counts from 0 where the layers count from 1."""
+        """Catches a shift by one, from counting from 0 instead of 1."""
         for layers in self.alike:
             for ours, theirs in self.pairs(layers, layers) or ():
                 if ours != theirs:
@@ -120,18 +121,20 @@ class LayerMapLaws(Laws):
 
     @where(lambda laws: laws.reaches_the_top)
     def test_the_last_layer_learns_from_the_last(self) -> None:
-        """For: a range that ends one too early."""
+        """Catches a range that ends one too early."""
         for student, teacher, pairs in self.every():
             if (student, teacher) not in pairs:
-                broken(f"{_depths(student, teacher)}: was declared to match the last layers, and makes {pairs}")
+                broken(f"{_depths(student, teacher)}: is declared to match the last layers, but returns {pairs}")
 
     @where(lambda laws: laws.covers_the_student)
     def test_every_layer_of_the_student_learns(self) -> None:
-        """For: a layer that rounding jumps over."""
+        """Catches a layer skipped by rounding."""
         for student, teacher, pairs in self.every():
             missing = sorted(set(range(1, student + 1)) - {ours for ours, _ in pairs})
             if missing:
-                broken(f"{_depths(student, teacher)}: student layer {missing[0]} learns from none, and was declared to")
+                broken(
+                    f"{_depths(student, teacher)}: student layer {missing[0]} has no match, but every layer is declared to have one"
+                )
 
 
 def _depths(student: int, teacher: int) -> str:

@@ -1,4 +1,4 @@
-"""The laws of a projection."""
+"""Laws for projections."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdplug.testing.sample import draw, seeded
 
 
 class ProjectionLaws(Laws):
-    """Laws that a projection keeps, as pytest tests.
+    """Laws for a projection, as pytest tests.
 
     ::
 
@@ -27,51 +27,52 @@ class ProjectionLaws(Laws):
     """Pairs of student and teacher width to try."""
 
     leading: ClassVar[tuple[tuple[int, ...], ...]] = ((2,), (2, 4))
-    """What may stand before the width in the shape of a feature."""
+    """Leading axes to try before the width in the shape of a feature."""
 
     trailing: ClassVar[tuple[int, ...]] = ()
-    """What stands after the width: ``(6, 6)`` with ``leading = ((2,),)`` for feature maps ``[batch, channels, 6, 6]``."""
+    """Axes after the width: ``(6, 6)`` with ``leading = ((2,),)`` for feature maps ``[batch, channels, 6, 6]``."""
 
     tokenwise: ClassVar[bool] = True
-    """Declares: each token is projected on its own, so padding cannot reach what counts."""
+    """Declares that each token is projected on its own, so that padding cannot affect other tokens."""
 
     @classmethod
     def kind_of(cls) -> str:
         return "projections"
 
     def module(self, in_dim: int, out_dim: int, seed: int = 0) -> nn.Module:
-        """A fresh float64 projection whose parameters are drawn from ``seed``."""
+        """Build a float64 projection whose parameters are drawn from ``seed``."""
         with seeded(seed):
             made = self.build()(in_dim=in_dim, out_dim=out_dim)
         if not isinstance(made, nn.Module):
-            broken(f"makes a {type(made).__name__}: a projection is an nn.Module")
+            broken(f"returned a {type(made).__name__}: a projection must be an nn.Module")
         return made.double()
 
     def feature(self, width: int, leading: tuple[int, ...] | None = None) -> Tensor:
-        """A float64 student feature."""
+        """Return a float64 student feature."""
         return draw((*(leading or self.leading[-1]), width, *self.trailing), 3)
 
     def test_it_brings_the_students_width_to_the_teachers(self) -> None:
-        """For: the two widths swapped, and a layer that takes no batch or one kind of batch only."""
+        """Catches the two widths swapped, and a layer that accepts no batch axes, or only some."""
         for in_dim, out_dim in self.widths:
             for leading in self.leading:
                 found = self.module(in_dim, out_dim)(self.feature(in_dim, leading))
                 if tuple(found.shape) != (*leading, out_dim, *self.trailing):
                     given = [*leading, in_dim, *self.trailing]
                     broken(
-                        f"from {in_dim} to {out_dim} wide makes {list(found.shape)} of {given} (student's width is first)"
+                        f"from {in_dim} to {out_dim} wide maps {given} to {list(found.shape)} (the student's width "
+                        "comes first)"
                     )
                 if not are_finite([found]):
-                    broken("puts out numbers that are not finite")
+                    broken("its output is not finite")
 
     def test_gradient_reaches_the_student_and_every_parameter(self) -> None:
-        """For: a layer that is made and never used, or frozen, and so is never trained."""
+        """Catches a layer that is created but never used, or frozen, and so is never trained."""
         in_dim, out_dim = self.widths[0]
         module, feature = self.module(in_dim, out_dim), self.feature(in_dim).requires_grad_()
         named = dict(module.named_parameters())
         frozen = [name for name, parameter in named.items() if not parameter.requires_grad]
         if frozen:
-            broken(f"{', '.join(frozen)} does not require gradient: it would never be trained")
+            broken(f"{', '.join(frozen)} does not require gradient, so it would never be trained")
         value = module(feature).square().sum()
         found = torch.autograd.grad(value, (feature, *named.values()), materialize_grads=True)
         for name, gradient in zip(("the student", *(f"parameter {name}" for name in named)), found, strict=True):
@@ -79,7 +80,7 @@ class ProjectionLaws(Laws):
                 broken(f"gradient does not reach {name}")
 
     def test_gradient_agrees_with_finite_differences(self) -> None:
-        """For: a hand-written backward pass that is wrong."""
+        """Catches a wrong hand-written backward pass."""
         in_dim, out_dim = self.widths[0]
         module = self.module(in_dim, out_dim)
         try:
@@ -87,20 +88,20 @@ class ProjectionLaws(Laws):
                 module, (self.feature(in_dim).requires_grad_(),), atol=1e-5, rtol=1e-4, fast_mode=True
             )
         except GradcheckError as error:
-            broken(f"gradient is not that of the value: {error}")
+            broken(f"the gradient does not match the value: {error}")
 
     def test_two_projections_share_nothing(self) -> None:
-        """For: one module, made when the plugin was imported, that serves every match."""
+        """Catches one module, created on import of the plugin, that serves every match."""
         in_dim, out_dim = self.widths[0]
         one, two = self.module(in_dim, out_dim), self.module(in_dim, out_dim)
         shared = {id(part) for part in one.modules()} & {id(part) for part in two.modules()}
         tensors = {tensor.data_ptr() for tensor in one.state_dict().values()}
         if shared or tensors & {tensor.data_ptr() for tensor in two.state_dict().values()}:
-            broken("two projections share modules or parameters: make new ones at each call")
+            broken("two projections share modules or parameters: create new ones at each call")
 
     @where(lambda laws: laws.tokenwise)
     def test_each_token_is_projected_on_its_own(self) -> None:
-        """For: a normalization over the batch, through which padding reaches what counts."""
+        """Catches a normalization over the batch, through which padding affects other tokens."""
         in_dim, out_dim = self.widths[0]
         feature, module = self.feature(in_dim), self.module(in_dim, out_dim)
         spoilt = feature.clone()
@@ -109,7 +110,7 @@ class ProjectionLaws(Laws):
             broken("one example's feature changed the projection of the others")
 
     def test_its_input_is_not_modified(self) -> None:
-        """For: an in-place activation on the student's own hidden state."""
+        """Catches an in-place activation on the student's own hidden state."""
         in_dim, out_dim = self.widths[0]
         feature = self.feature(in_dim)
         with torch.no_grad():
@@ -118,7 +119,7 @@ class ProjectionLaws(Laws):
             broken("modified the student's feature in place")
 
     def test_half_precision_autocast_stays_near_float32(self) -> None:
-        """For: an activation that overflows, a parameter that autocast does not reach."""
+        """Catches an activation that overflows, a parameter outside autocast."""
         in_dim, out_dim = self.widths[0]
         module, feature = self.module(in_dim, out_dim).float(), self.feature(in_dim).float()
         for dtype in (torch.bfloat16, torch.float16):
@@ -128,7 +129,7 @@ class ProjectionLaws(Laws):
                 broken(f"under {str(dtype).removeprefix('torch.')} autocast is far from float32")
 
     def test_a_copy_and_a_loaded_state_project_alike(self) -> None:
-        """For: state that a checkpoint does not hold."""
+        """Catches state missing from checkpoints."""
         in_dim, out_dim = self.widths[0]
         module, other, feature = self.module(in_dim, out_dim), self.module(in_dim, out_dim, 7), self.feature(in_dim)
         other.load_state_dict(module.state_dict(), strict=True)
@@ -137,7 +138,7 @@ class ProjectionLaws(Laws):
                 broken(f"{what} projects differently from the original")
 
     def test_torch_compile_traces_it_whole(self) -> None:
-        """For: ``.item()``, branches on values, printing: each breaks the graph of a compiled step."""
+        """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         in_dim, out_dim = self.widths[0]
         module, feature = self.module(in_dim, out_dim), self.feature(in_dim)
         torch.compiler.reset()
@@ -151,4 +152,4 @@ class ProjectionLaws(Laws):
         finally:
             torch.compiler.reset()
         if not is_close(found, module(feature)):
-            broken("projects differently once compiled")
+            broken("gives a different result when compiled")

@@ -1,4 +1,4 @@
-"""The laws of a scheduler, of weights or of temperatures."""
+"""Laws for weight and temperature schedulers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _warms(laws: type[SchedulerLaws]) -> bool:
 
 
 class SchedulerLaws(Laws):
-    """Laws that a weight scheduler or a temperature scheduler keeps, as pytest tests.
+    """Laws for a weight scheduler or a temperature scheduler, as pytest tests.
 
     ::
 
@@ -38,19 +38,19 @@ class SchedulerLaws(Laws):
     """
 
     kind: ClassVar[Literal["weight", "temperature"] | None] = None
-    """What it schedules; ``None`` reads that from the registries, or from the inputs of a callable."""
+    """Kind of scheduler; ``None`` infers it from the registries, or from a callable's inputs."""
 
     at_start: ClassVar[float | None] = None
-    """Declares, for a weight: its value at the start of a run."""
+    """Declares, for a weight, its value at the start of a run."""
 
     at_end: ClassVar[float | None] = None
-    """Declares, for a weight: its value at the end of a run."""
+    """Declares, for a weight, its value at the end of a run."""
 
     direction: ClassVar[Literal["falling", "rising"] | None] = None
-    """Declares, for a weight: it never moves the other way."""
+    """Declares, for a weight, that it never moves the other way."""
 
     keeps_the_mean: ClassVar[bool] = False
-    """Declares, for a temperature: the mean over items is the configured one, where nothing is clamped."""
+    """Declares, for a temperature, that the mean over items is the configured one, unless clamped."""
 
     @classmethod
     def kind_of(cls) -> str:
@@ -67,16 +67,16 @@ class SchedulerLaws(Laws):
         return "temperature_schedulers" if inputs - KINDS["weight_schedulers"].inputs else "weight_schedulers"
 
     def weight(self, progress: float) -> Any:
-        """The weight at ``progress`` of a run of 20 steps."""
+        """Return the weight at ``progress`` in a run of 20 steps."""
         return self.build()(progress=progress, step=round(progress * 20), total_steps=20)
 
     def temperature(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Any:
-        """What the scheduler makes of the temperature ``base``, in the middle of a run."""
+        """Return the scheduled temperature for ``base``, in the middle of a run."""
         values = {"student_logits": student, "teacher_logits": teacher, "temperature": base}
         return self.build()(**values, progress=0.5, step=10, total_steps=20)
 
     def temperatures(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Tensor:
-        """The same as one temperature per item."""
+        """Return the scheduled temperature of each item."""
         found = torch.as_tensor(self.temperature(student, teacher, base), dtype=torch.float64)
         if found.dim() and found.shape != student.shape[:-1]:
             broken(f"returned temperatures of shape {list(found.shape)} for items {list(student.shape[:-1])}")
@@ -84,49 +84,49 @@ class SchedulerLaws(Laws):
 
     @where(_weighs)
     def test_the_weight_is_a_finite_number_throughout(self) -> None:
-        """For: a tensor that waits for a device at every step, a division by 0 at the first or last step."""
+        """Catches a tensor, which waits for its device at every step, a division by 0 at the first or last step."""
         for progress in _GRID:
             value = self.weight(progress)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-                broken(f"is {value!r} at progress {progress:g}: a weight is a finite Python number")
+                broken(f"is {value!r} at progress {progress:g}: a weight must be a finite Python number")
 
     @where(_weighs)
     def test_the_weight_is_never_negative(self) -> None:
-        """For: a schedule that runs past its end and drives the student away from the teacher."""
+        """Catches a schedule that runs past its end and drives the student away from the teacher."""
         for progress in _GRID:
             if self.weight(progress) < 0:
-                broken(f"is {self.weight(progress):.3g} at progress {progress:g}: the student would be driven away")
+                broken(f"is {self.weight(progress):.3g} at progress {progress:g}: it would repel the student")
 
     @where(_weighs)
     def test_the_weight_depends_on_progress_alone(self) -> None:
-        """For: a schedule that counts its own calls, so that a resumed run, or a second one, has other weights."""
+        """Catches a schedule that counts its own calls, so that a resumed or second run gets other weights."""
         scheduler = self.build()
         values = {p: scheduler(progress=p, step=round(p * 20), total_steps=20) for p in _GRID}
         for progress in reversed(_GRID):
             again = scheduler(progress=progress, step=round(progress * 20), total_steps=20)
             if again != values[progress]:
-                broken(f"was {values[progress]:.3g} at progress {progress:g}, and {again:.3g} when asked again")
+                broken(f"was {values[progress]:.3g} at progress {progress:g}, then {again:.3g} on a second call")
 
     @where(lambda laws: _weighs(laws) and (laws.at_start, laws.at_end) != (None, None))
     def test_the_weight_starts_and_ends_as_declared(self) -> None:
-        """For: a schedule that is off by one and never arrives."""
+        """Catches a schedule that is off by one and never reaches its end."""
         for what, progress, expected in (("starts", 0.0, self.at_start), ("ends", 1.0, self.at_end)):
             if expected is not None and not math.isclose(self.weight(progress), expected, abs_tol=1e-9):
-                broken(f"{what} at {self.weight(progress):.6g}, and was declared to at {expected:.6g}")
+                broken(f"{what} at {self.weight(progress):.6g}, but is declared to at {expected:.6g}")
 
     @where(lambda laws: _weighs(laws) and laws.direction is not None)
     def test_the_weight_moves_one_way(self) -> None:
-        """For: growth and decay swapped; a jump after the first step."""
+        """Catches growth and decay swapped; a jump after the first step."""
         sign = 1 if self.direction == "rising" else -1
         for before, after in pairwise(_GRID):
             if sign * (self.weight(after) - self.weight(before)) < -1e-12:
                 broken(
-                    f"was declared {self.direction}, and goes from {self.weight(before):.3g} to {self.weight(after):.3g}"
+                    f"is declared {self.direction}, but goes from {self.weight(before):.3g} to {self.weight(after):.3g}"
                 )
 
     @where(_warms)
     def test_each_item_gets_a_positive_temperature(self) -> None:
-        """For: a temperature below 0, which turns the distribution over, or ``nan`` where student equals teacher."""
+        """Catches a negative temperature, which inverts the distribution; ``nan`` if student equals teacher."""
         student, teacher = draw((3, 4, 5), 1), draw((3, 4, 5), 2)
         many = draw((6, 1000), 3), draw((6, 1000), 4)
         many[0][0, 0] = 50.0
@@ -143,20 +143,20 @@ class SchedulerLaws(Laws):
             for dtype in (torch.float64, torch.float32):
                 found = self.temperatures(one.to(dtype), two.to(dtype))
                 if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
-                    broken(f"{what} give a temperature of {float(found.min()):.3g}: it must be positive and finite")
+                    broken(f"{what}: the temperature is {float(found.min()):.3g}, but must be positive and finite")
 
     @where(_warms)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
-        """For: a norm of ``-inf``, which makes every temperature ``nan``."""
+        """Catches a norm of ``-inf``, which makes every temperature ``nan``."""
         student, teacher = draw((6, 5), 1), draw((6, 5), 2)
         teacher[:, 2] = -math.inf
         found = self.temperatures(student, teacher)
         if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
-            broken("a class with teacher logit -inf makes a temperature that is not positive and finite")
+            broken("a class with teacher logit -inf gives a temperature that is not positive and finite")
 
     @where(_warms)
     def test_the_temperature_carries_no_gradient(self) -> None:
-        """For: a student that learns to raise its own temperature."""
+        """Catches a student that learns to raise its own temperature."""
         student, teacher = (draw((6, 5), seed).requires_grad_() for seed in (1, 2))
         found = self.temperature(student, teacher)
         if isinstance(found, Tensor) and found.requires_grad:
@@ -164,7 +164,7 @@ class SchedulerLaws(Laws):
 
     @where(_warms)
     def test_logits_are_not_modified(self) -> None:
-        """For: a normalization in place, after which the loss sees other logits."""
+        """Catches an in-place normalization, after which the loss sees other logits."""
         student, teacher = draw((6, 5), 1), draw((6, 5), 2)
         self.temperature(student, teacher)
         if not torch.equal(student, draw((6, 5), 1)) or not torch.equal(teacher, draw((6, 5), 2)):
@@ -172,22 +172,22 @@ class SchedulerLaws(Laws):
 
     @where(_warms)
     def test_the_configured_temperature_is_used(self) -> None:
-        """For: a scheduler with a temperature of its own, whatever the config says."""
+        """Catches a scheduler that ignores the configured temperature."""
         student, teacher = draw((6, 5), 1), draw((6, 5), 2)
         if is_close(self.temperatures(student, teacher, 4.0), self.temperatures(student, teacher, 8.0)):
-            broken("is the same for a configured temperature of 4 and of 8")
+            broken("gives the same for configured temperatures of 4 and 8")
 
     @where(_warms)
     def test_temperatures_follow_their_items(self) -> None:
-        """For: a temperature that belongs to another item."""
+        """Catches a temperature assigned to another item."""
         student, teacher = draw((6, 5), 1), draw((6, 5), 2)
         order = torch.tensor([5, 0, 1, 4, 3, 2])
         if not is_close(self.temperatures(student[order], teacher[order]), self.temperatures(student, teacher)[order]):
-            broken("items in another order do not get their temperatures in that order")
+            broken("reordered items do not get their temperatures in the same order")
 
     @where(lambda laws: _warms(laws) and laws.keeps_the_mean)
     def test_the_mean_temperature_is_the_configured_one(self) -> None:
-        """For: a sign that was flipped, a correction that is not centred."""
+        """Catches a flipped sign, a correction that is not centred."""
         mean = float(self.temperatures(draw((3, 4, 5), 1), draw((3, 4, 5), 2), 8.0).mean())
         if not math.isclose(mean, 8.0, rel_tol=1e-9):
             broken(f"the mean over items is {mean:.6g} for a configured temperature of 8")

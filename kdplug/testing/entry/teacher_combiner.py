@@ -1,4 +1,4 @@
-"""The laws of a teacher combiner."""
+"""Laws for teacher combiners."""
 
 from __future__ import annotations
 
@@ -47,25 +47,25 @@ class TeacherSample:
         return (*self.teachers, self.student, self.labels)
 
     def but(self, **changes: Any) -> TeacherSample:
-        """The sample with other fields."""
+        """Return a copy with other fields."""
         return replace(self, **changes)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> TeacherSample:
-        """The sample with ``change`` made to all logits."""
+        """Return a copy with ``change`` applied to all logits."""
         return self.but(teachers=tuple(map(change, self.teachers)), student=change(self.student))
 
     def reordered(self, order: Tensor) -> TeacherSample:
-        """The items of the first axis in the order ``order``."""
+        """Return a copy with the first axis's items in the order ``order``."""
         return self.each(lambda logits: logits[order]).but(labels=self.labels[order])
 
     def with_classes(self, order: Tensor) -> TeacherSample:
-        """The classes in the order ``order``, and labels that follow them."""
+        """Return a copy with the classes in the order ``order``, and matching labels."""
         return self.each(lambda logits: logits[..., order]).but(labels=order.argsort()[self.labels])
 
     def with_spoilt_item(self) -> TeacherSample:
-        """The last item of the first axis with other logits, far from what they were, for every teacher but the first.
+        """Replace the last item's logits by very different ones, for every teacher but the first.
 
-        Which of the teachers is the surest over the whole batch changes by that.
+        This changes which teacher is the most confident over the whole batch.
         """
 
         def spoilt(logits: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class TeacherSample:
         return self.but(teachers=(self.teachers[0], *map(spoilt, self.teachers[1:])), student=spoilt(self.student))
 
     def ruled_out(self, ruling: int, value: float) -> TeacherSample:
-        """The sample in which the first ``ruling`` teachers give ``value`` to class 1."""
+        """Return a copy in which the first ``ruling`` teachers give ``value`` to class 1."""
 
         def without(logits: Tensor) -> Tensor:
             found = logits.clone()
@@ -87,41 +87,41 @@ class TeacherSample:
 
 
 class CombinerCase(Laws):
-    """A teacher combiner, and the inputs that it is tried with."""
+    """A teacher combiner and its test inputs."""
 
     teachers: ClassVar[int] = 3
-    """How many teachers it is tried with."""
+    """Number of teachers."""
 
     classes: ClassVar[int] = 5
-    """How many classes the logits have."""
+    """Number of classes."""
 
     leading: ClassVar[tuple[tuple[int, ...], ...]] = ((4,), (3, 2))
-    """What may stand before the classes in the shape of the logits: items, or a batch of tokens."""
+    """Axes to try before the classes: items, or a batch of tokens."""
 
     @classmethod
     def kind_of(cls) -> str:
         return "teacher_combiners"
 
     def sample(self, leading: tuple[int, ...] | None = None) -> TeacherSample:
-        """Float64 logits that depend on the arguments alone."""
+        """Return float64 logits that depend only on the arguments."""
         shape = (*(leading or self.leading[0]), self.classes)
         labels = torch.arange(math.prod(shape[:-1])) % self.classes
         teachers = tuple(draw(shape, 10 + place) for place in range(self.teachers))
         return TeacherSample(teachers, draw(shape, 1), labels.reshape(shape[:-1]))
 
     def combine(self, sample: TeacherSample) -> Tensor:
-        """What the combiner makes of the teachers."""
+        """Return the combined logits."""
         found: Tensor = self.build()(**sample.values())
         return found
 
     @staticmethod
     def tolerance(found: Tensor) -> float:
-        """How far rounding may go: a combiner may compute in float32."""
+        """Allowed rounding error: a combiner may compute in float32."""
         return 1e-9 if found.dtype is torch.float64 else 1e-4
 
 
 class TeacherCombinerLaws(CombinerCase):
-    """Laws that a teacher combiner keeps, as pytest tests.
+    """Laws for a teacher combiner, as pytest tests.
 
     ::
 
@@ -132,24 +132,24 @@ class TeacherCombinerLaws(CombinerCase):
     """
 
     symmetric: ClassVar[bool] = False
-    """Declares: the order of the teachers does not matter."""
+    """Declares that the order of the teachers does not matter."""
 
     keeps_agreement: ClassVar[bool] = True
-    """Declares: teachers that agree are combined into what they all say, once it is softened."""
+    """Declares that teachers that agree are combined into their common distribution, at the temperature."""
 
     def test_it_returns_logits_in_the_shape_of_each_teachers(self) -> None:
-        """For: a mean over the wrong axis, a list instead of a tensor, a weight that is 0 divided by 0."""
+        """Catches a mean over the wrong axis, a list instead of a tensor, a weight of 0 / 0."""
         for leading in self.leading:
             sample = self.sample(leading)
             found: Any = self.combine(sample)
             if not isinstance(found, Tensor) or found.shape != sample.student.shape:
                 what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                broken(f"must return logits {list(sample.student.shape)}, as each teacher gives, and returned {what}")
+                broken(f"must return logits {list(sample.student.shape)}, like each teacher's, got {what}")
             if not bool(torch.isfinite(found).all()):
-                broken("returned logits that are not finite for ordinary teachers")
+                broken("returned non-finite logits for ordinary teachers")
 
     def test_the_result_carries_no_gradient(self) -> None:
-        """For: a teacher, or the student, that is trained through the combined logits wherever it is not frozen."""
+        """Catches a teacher, or the student, that is trained through the combined logits if it is not frozen."""
         given = self.sample()
         teachers = tuple(logits.clone().requires_grad_() for logits in given.teachers)
         found = self.combine(given.but(teachers=teachers, student=given.student.clone().requires_grad_()))
@@ -157,7 +157,7 @@ class TeacherCombinerLaws(CombinerCase):
             broken("the combined logits carry gradient: compute them under torch.no_grad(), or detach the teachers")
 
     def test_nothing_in_it_waits_to_be_trained(self) -> None:
-        """For: learned weights of the teachers, which stay as they are drawn: a combiner belongs to the teachers' side."""
+        """Catches learned teacher weights, which keep their initial values: a combiner is part of the teacher side."""
         target = self.build().target
         named = target.named_parameters() if isinstance(target, nn.Module) else ()
         waiting = [name for name, parameter in named if parameter.requires_grad]
@@ -165,7 +165,7 @@ class TeacherCombinerLaws(CombinerCase):
             broken(f"parameter {', '.join(waiting)} would never be trained: make it a setting or a buffer")
 
     def test_its_inputs_are_not_modified(self) -> None:
-        """For: a sum that is kept in the first teacher's logits, which every later term then sees."""
+        """Catches a sum accumulated in the first teacher's logits, which every later term then sees."""
         given, before = self.sample(), self.sample()
         self.combine(given)
         names = [*(f"teacher_logits_list[{place}]" for place in range(self.teachers)), "student_logits", "labels"]
@@ -174,7 +174,7 @@ class TeacherCombinerLaws(CombinerCase):
                 broken(f"modified its input in place: {name}")
 
     def test_the_same_inputs_give_the_same_logits(self) -> None:
-        """For: a teacher that is drawn by chance, or a count of calls: a resumed run then learns from another teacher."""
+        """Catches a randomly chosen teacher, or a count of calls: a resumed run then uses another teacher."""
         sample = self.sample()
         with seeded(1):
             combiner = self.build()
@@ -182,32 +182,32 @@ class TeacherCombinerLaws(CombinerCase):
         with seeded(2):
             again = combiner(**sample.values())
         if not torch.equal(first, again):
-            broken(f"differs by {_apart(first, again):.3g} when asked again: it depends on more than its inputs")
+            broken(f"differs by {_apart(first, again):.3g} on a second call: it depends on more than its inputs")
 
     @where(lambda laws: laws.keeps_agreement)
     def test_teachers_that_agree_are_combined_into_what_they_say(self) -> None:
-        """For: a sum instead of a mean, weights that do not add up to 1, a teacher that is left out of the mean."""
+        """Catches a sum instead of a mean, weights that do not add up to 1, a teacher missing from the mean."""
         sample = self.sample()
         agreeing = sample.but(teachers=sample.teachers[:1] * self.teachers)
         found, expected = self.combine(agreeing), sample.teachers[0]
         if not is_close(softened(found), softened(expected), self.tolerance(found)):
             apart = _apart(softened(found), softened(expected))
-            broken(f"teachers that agree are combined into something else: probabilities differ by {apart:.3g}")
+            broken(f"teachers that agree are combined into another distribution: probabilities differ by {apart:.3g}")
 
     @where(lambda laws: laws.symmetric)
     def test_the_order_of_the_teachers_does_not_matter(self) -> None:
-        """For: a teacher that counts more for its place in the list, or is left out."""
+        """Catches a teacher that counts more because of its place in the list, or is ignored."""
         sample = self.sample()
         first = self.combine(sample)
         for turn in range(1, self.teachers):
             again = self.combine(sample.but(teachers=sample.teachers[turn:] + sample.teachers[:turn]))
             if not is_close(again, first, self.tolerance(first)):
                 broken(
-                    f"was declared symmetric, and changes by {_apart(first, again):.3g} with the order of the teachers"
+                    f"is declared symmetric, but changes by {_apart(first, again):.3g} with the order of the teachers"
                 )
 
     def test_items_are_combined_each_on_their_own(self) -> None:
-        """For: weights that are made over the whole batch, through which padding and other micro-batches reach an item."""
+        """Catches weights computed over the whole batch, through which padding and other items affect an item."""
         for leading in self.leading:
             sample = self.sample(leading)
             spoilt = self.combine(sample.with_spoilt_item())
@@ -215,43 +215,43 @@ class TeacherCombinerLaws(CombinerCase):
                 broken("the logits of one item changed those of the others")
 
     def test_items_keep_their_places(self) -> None:
-        """For: logits that are given to the next item; a label that is read for another one."""
+        """Catches logits assigned to the next item; a label read for another one."""
         sample = self.sample()
         order = torch.tensor([*range(len(sample.labels))][::-1])
         found, again = self.combine(sample), self.combine(sample.reordered(order))
         if not is_close(again, found[order], self.tolerance(found)):
-            broken("items in another order do not get their logits in that order")
+            broken("reordered items do not get their logits in the same order")
 
     def test_classes_keep_their_places(self) -> None:
-        """For: logits that were sorted along the classes instead of the teachers."""
+        """Catches logits sorted along the classes instead of the teachers."""
         sample = self.sample()
         order = torch.tensor([*range(self.classes)][::-1])
         found, again = self.combine(sample), self.combine(sample.with_classes(order))
         if not is_close(again, found[..., order], self.tolerance(found)):
-            broken("classes in another order do not get their logits in that order")
+            broken("reordered classes do not get their logits in the same order")
 
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
-        """For: ``log(softmax(x))`` or ``exp(x)``, of which only infinities remain."""
+        """Catches ``log(softmax(x))`` or ``exp(x)``, which become infinite."""
         sample = self.sample().each(lambda logits: (logits * 1e4).float())
         found, exact = self.combine(sample), self.combine(sample.each(Tensor.double))
         if not bool(torch.isfinite(found).all()):
-            broken("logits of 1e4 are combined into logits that are not finite")
+            broken("logits of 1e4 are combined into non-finite logits")
         if not is_close(found, exact, 1e-3):
             broken(f"logits of 1e4 differ by {_apart(found, exact):.3g} between float32 and float64")
 
     def test_a_class_that_teachers_rule_out_makes_no_nan(self) -> None:
-        """For: ``0 * -inf`` and ``-inf - -inf``: teachers rule classes out in padded vocabularies, constrained decoding."""
+        """Catches ``0 * -inf`` and ``-inf - -inf``: padded vocabularies and constrained decoding rule classes out."""
         for ruling in (1, self.teachers):
             found = self.combine(self.sample().ruled_out(ruling, value=-math.inf))
             whose = "one teacher's" if ruling == 1 else "every teacher's"
             if bool(torch.isnan(found).any()) or bool((found == math.inf).any()):
-                broken(f"a class with {whose} logit -inf makes logits that are nan or inf")
+                broken(f"a class with {whose} logit -inf gives logits that are nan or inf")
             if not bool(torch.isfinite(found[..., 0]).all()):
-                broken(f"a class with {whose} logit -inf makes the other classes' logits infinite")
+                broken(f"a class with {whose} logit -inf gives the other classes infinite logits")
 
     @where(lambda laws: laws.asks_for("temperature"))
     def test_a_temperature_for_each_item_is_taken(self) -> None:
-        """For: a scheduled temperature that is broadcast along the classes, or over the teachers."""
+        """Catches a scheduled temperature broadcast along the classes, or over the teachers."""
         for leading in self.leading:
             sample = self.sample(leading)
             same = self.combine(
@@ -259,17 +259,18 @@ class TeacherCombinerLaws(CombinerCase):
             )
             if same.shape != sample.student.shape or not is_close(same, self.combine(sample), self.tolerance(same)):
                 broken(
-                    f"a temperature of {TEMPERATURE:g} for each of the items {list(sample.labels.shape)} is not the same as one"
+                    f"a temperature of {TEMPERATURE:g} for each of the items {list(sample.labels.shape)} gives other "
+                    "logits than one for all"
                 )
 
     @where(lambda laws: laws.asks_for("labels"))
     def test_items_without_a_label_stay_finite(self) -> None:
-        """For: -100, which marks an item without a label, taken as an index."""
+        """Catches -100, which marks an item without a label, taken as an index."""
         sample = self.sample()
         labels = sample.labels.clone()
         labels[0] = -100
         if not bool(torch.isfinite(self.combine(sample.but(labels=labels))).all()):
-            broken("items without a label (-100) get logits that are not finite")
+            broken("items without a label (-100) get non-finite logits")
 
 
 def _apart(one: Tensor, two: Tensor) -> float:

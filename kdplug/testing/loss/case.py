@@ -1,4 +1,4 @@
-"""A loss under test: what its author declares, and how the laws call it."""
+"""A loss under test: its author's declarations, and helpers for the laws."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, seed
 
 _SHAPES = {"logits": (3, 4, 5), "hidden": (3, 4, 6), "attention": (3, 2, 4, 4)}
 _MANY = 150_000
-"""More than the 65504 that float16 can hold, even where a mask leaves a third out."""
+"""More than float16's 65504, even with a third masked out."""
 
 
 class Outcome(NamedTuple):
-    """What a loss returned: a sum and a count, the count 1 where it returned a scalar."""
+    """A loss's result as a sum and a count; the count is 1 for a scalar."""
 
     total: Tensor
-    count: Tensor | float  # type: ignore[assignment]  # the field's word, at the cost of ``tuple.count``
+    count: Tensor | float  # type: ignore[assignment]  # hides ``tuple.count``
     is_sum: bool
 
     @property
@@ -32,60 +32,60 @@ class Outcome(NamedTuple):
 
 
 class LossCase(Laws):
-    """What the author of a loss declares about it, beside its entry."""
+    """Declarations of a loss's author, in addition to the entry."""
 
     feature: ClassVar[Literal["hidden", "attention"]] = "hidden"
-    """What a match loss compares; it sets the default shapes and where the mask applies."""
+    """The feature that a match loss compares; it sets the default shapes and the axes of the mask."""
 
     shape: ClassVar[tuple[int, ...] | None] = None
     """The shape of the student's tensor: small, batch first. Default: [3, 4, 5] logits, [3, 4, 6] hidden, [3, 2, 4, 4]
     attention."""
 
     teacher_shape: ClassVar[tuple[int, ...] | None] = None
-    """The shape of the teacher's tensor, where it is another."""
+    """The shape of the teacher's tensor, if different."""
 
     large_shape: ClassVar[tuple[int, ...] | None] = None
     """A shape with more items than float16 can count (65504). Default: ``shape`` with a larger batch and more tokens."""
 
     token_axes: ClassVar[tuple[int, ...] | None] = None
-    """The axes that a mask over tokens runs along; ``()`` where the mask is over the batch alone. Default: the middle one
+    """The axes that a token mask applies to; ``()`` if the mask covers the batch only. Default: the middle one
     of three, the last two of attention, otherwise none."""
 
     layers: ClassVar[int] = 1
-    """How many layers it compares: from 2 on it gets tuples of tensors."""
+    """Number of layers it compares: from 2 on it gets tuples of tensors."""
 
     may_differ: ClassVar[tuple[int, ...]] = ()
     """Axes along which student and teacher may differ in size."""
 
     draws: ClassVar[Draws] = "normal"
-    """What its inputs look like: any numbers, positive ones, or probabilities over the last axis."""
+    """Its inputs: any numbers, positive ones, or probabilities over the last axis."""
 
     sums: ClassVar[bool | None] = None
-    """Whether it returns a ``LossSum``; ``None`` reads that from its return annotation."""
+    """Return type is ``LossSum``; ``None`` infers that from the return annotation."""
 
     non_negative: ClassVar[bool] = False
-    """Declares: never below 0."""
+    """Declares that it is never negative."""
 
     zero_at_equality: ClassVar[bool] = False
-    """Declares: 0 where the student equals the teacher."""
+    """Declares that it is 0 if the student equals the teacher."""
 
     reaches_teacher: ClassVar[bool] = False
-    """Declares: training student logits on it brings their distribution to the teacher's."""
+    """Declares that training student logits on it makes their distribution approach the teacher's."""
 
     t2: ClassVar[bool | None] = None
-    """Declares, for a loss on tempered logits: ``True``, its value is scaled by temperature squared; ``False``, it is not."""
+    """Declares, for a loss on tempered logits, whether its value is scaled by the squared temperature."""
 
     ignores_impossible_classes: ClassVar[bool] = False
-    """Declares: classes that both sides give no probability change nothing, so it sums over classes and does not average."""
+    """Declares that classes of probability 0 on both sides change nothing: it sums over classes and does not average."""
 
     corrects_confident_mistakes: ClassVar[bool] = False
-    """Declares: a student that is wrong and sure of it gets no less gradient than one that is a little wrong."""
+    """Declares that a confident wrong student gets at least the gradient of a slightly wrong one."""
 
     trains: ClassVar[tuple[str, ...]] = ()
-    """Declares, for a class: names of its parameters that training changes."""
+    """Declares, for a class, the names of its trained parameters."""
 
     oracle: ClassVar[Callable[..., Any] | None] = None
-    """An independent formula of the mean value. It names the inputs it wants, as a loss does."""
+    """An independent formula for the mean value, with named inputs like a loss."""
 
     @classmethod
     def kind_of(cls) -> str:
@@ -116,18 +116,18 @@ class LossCase(Laws):
         return SampleLayout("logits" if cls.on_logits() else "features", shape, teacher, axes, cls.layers, cls.draws)
 
     def sample(self, seed: int = 0, *, masked: bool | None = None) -> Sample:
-        """A small float64 sample; ``masked`` defaults to whether the loss asks for a mask."""
+        """Make a small float64 sample; ``masked`` defaults to whether the loss requests a mask."""
         layout = self.layout_of()
         classes = layout.student[-1] if self.on_logits() else 5
         masked = self.asks_for("mask") if masked is None else masked
         return make_sample(layout, seed, masked=masked, classes=classes)
 
     def samples(self) -> list[Sample]:
-        """A sample without a mask, and one with a mask where the loss asks for it."""
+        """A sample without a mask, and one with a mask if the loss requests it."""
         return [self.sample(masked=False), *([self.sample(masked=True)] if self.asks_for("mask") else [])]
 
     def build_in(self, dtype: torch.dtype, seed: int = 0) -> Component:
-        """A fresh component whose parameters are of ``dtype``, drawn from ``seed``."""
+        """Build a fresh component with parameters of ``dtype``, drawn from ``seed``."""
         with seeded(seed):
             component = self.build()
         if isinstance(component.target, nn.Module):
@@ -135,22 +135,22 @@ class LossCase(Laws):
         return component
 
     def evaluate(self, sample: Sample, component: Component | None = None) -> Outcome:
-        """What the loss returns for ``sample``; without a ``component`` from a fresh one."""
+        """Call the loss on ``sample``; without a ``component``, on a fresh one."""
         component = component or self.build_in(sample.student[0].dtype)
         with seeded(1):
             return read_outcome(component(**sample.values()))
 
     def gradients(self, sample: Sample, component: Component | None = None) -> tuple[Outcome, list[Tensor]]:
-        """What the loss returns for ``sample``, and the gradient of its value for each student tensor."""
+        """Return the loss's result for ``sample``, and the gradient of its value for each student tensor."""
         leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in sample.student)
         outcome = self.evaluate(sample.but(student=leaves), component)
         if not outcome.value.requires_grad:
-            broken("gradient does not reach the student: the value is cut off from it (detach, no_grad or .item())")
+            broken("gradient does not reach the student: the value is detached (detach, no_grad or .item())")
         return outcome._replace(total=outcome.total.detach()), gradients_of(outcome.value, leaves)
 
 
 def gradients_of(value: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
-    """The gradient of ``value`` for each leaf, 0 where there is none."""
+    """Return the gradient of ``value`` for each leaf, 0 if there is none."""
     if not value.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     found = torch.autograd.grad(value, leaves, allow_unused=True)
@@ -160,15 +160,15 @@ def gradients_of(value: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def read_outcome(result: Any) -> Outcome:
-    """A loss's return value, taken apart."""
+    """Convert a loss's return value."""
     if isinstance(result, Tensor) and result.dim() == 0:
         return Outcome(result, 1, is_sum=False)
     if not isinstance(result, LossSum):
-        broken(f"returned {_shown(result)}: a loss returns a scalar tensor or a LossSum")
+        broken(f"returned {_shown(result)}: a loss must return a scalar tensor or a LossSum")
     total, count = result
     scalar = isinstance(count, (int, float)) or (isinstance(count, Tensor) and count.dim() == 0)
     if not (scalar and isinstance(total, Tensor) and total.dim() == 0):
-        broken(f"returned a LossSum that is no pair of scalars: total {_shown(total)}, count {_shown(count)}")
+        broken(f"returned a LossSum that is not a pair of scalars: total {_shown(total)}, count {_shown(count)}")
     return Outcome(total, count, is_sum=True)
 
 
@@ -179,7 +179,7 @@ def _token_axes(what: str, dims: int) -> tuple[int, ...]:
 
 
 def _grown(shape: tuple[int, ...], what: str, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """``shape`` with a batch and tokens so much larger that their number, times the width of a hidden state, is large."""
+    """Enlarge batch and tokens of ``shape`` so much that their number, times the width of a hidden state, is large."""
     growing = {0, *axes}
     counted = growing | {len(shape) - 1} if what == "hidden" else growing
     number = math.prod(shape[axis] for axis in counted)

@@ -1,4 +1,4 @@
-"""Laws on the closed form that a loss on logits may declare: it is the loss, and its gradient is the loss's."""
+"""Laws for the closed form of a loss on logits: its values and gradient equal the loss's."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from kdplug.testing.sample import Sample
 _OFFSETS = (0.0, -100.0, -1000.0, 1000.0)
 
 _OFF = 1e-4
-"""How much of its largest entry a gradient in float32 may be off by: ten times what the loss itself is, through autograd."""
+"""Allowed gradient error in float32, relative to its largest entry: ten times that of the loss through autograd."""
 
 
 def _declares(laws: type[LossCase]) -> bool:
-    return laws.on_logits() and hasattr(laws._found.load(), CLOSED_FORM)  # noqa: SLF001  the laws' own
+    return laws.on_logits() and hasattr(laws._found.load(), CLOSED_FORM)  # noqa: SLF001  own attribute
 
 
 class ClosedFormLaws(LossCase):
-    """A loss and its closed form are held against each other, the loss through autograd."""
+    """Compares the closed form with the loss, which runs through autograd."""
 
     @where(_declares)
     def test_its_closed_form_is_the_loss(self) -> None:
-        """For: a temperature or a setting that the closed form forgets, a gradient that was derived by hand."""
+        """Catches a temperature or setting that the closed form ignores, a wrongly derived gradient."""
         for temperature in (1.0, 2.0, 0.5):
             self._compare(self.sample(masked=False).but(temperature=temperature), 1e-9, f"at temperature {temperature}")
 
     @where(_declares)
     def test_its_closed_form_takes_a_temperature_for_each_item(self) -> None:
-        """For: temperatures that are broadcast along the classes."""
+        """Catches temperatures broadcast along the classes."""
         sample = _in_a_row(self.sample(masked=False))
         items = sample.student[0].shape[0]
         temperature = torch.linspace(0.5, 3.0, items, dtype=torch.float64)
@@ -42,17 +42,17 @@ class ClosedFormLaws(LossCase):
 
     @where(_declares)
     def test_its_closed_form_takes_rows_alone(self) -> None:
-        """For: values or gradients that depend on the rows that happen to be in the same block."""
+        """Catches values or gradients that depend on other rows of the block."""
         sample = _in_a_row(self.sample(masked=False))
         whole, gradient = self._closed(sample)
         for row in range(len(whole)):
             value, own = self._closed(sample.rows([row]))
             if not is_close(value[0], whole[row]) or not is_close(own[0], gradient[row]):
-                broken("the closed form gives an item something else alone than in a block of rows")
+                broken("the closed form gives a row another result alone than in a block of rows")
 
     @where(_declares)
     def test_its_closed_form_stays_the_loss_where_a_class_is_ruled_out(self) -> None:
-        """For: ``0 * log(0)``. Either side may rule classes out with ``-inf``, and a few classes have a tail of nothing."""
+        """Catches ``0 * log(0)``. Either side may rule classes out with ``-inf``, and with few classes the tail is empty."""
         sample = self.sample(masked=False)
         for side in ("teacher", "student", "both"):
             changed = sample.but(
@@ -61,11 +61,11 @@ class ClosedFormLaws(LossCase):
             )
             outcome, gradients = self.gradients(changed)
             if are_finite([outcome.value]) and are_finite(gradients):
-                self._compare(changed, 1e-9, f"where the {side} rules a class out with -inf")
+                self._compare(changed, 1e-9, f"if the {side} rules a class out with -inf")
 
     @where(_declares)
     def test_its_closed_form_stays_finite_where_the_loss_does(self) -> None:
-        """For: probabilities that underflow to 0, of which a logarithm is taken."""
+        """Catches probabilities that underflow to 0before a logarithm."""
         sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
         outcome, gradients = self.gradients(sample)
         if are_finite([outcome.value]) and are_finite(gradients):
@@ -73,8 +73,8 @@ class ClosedFormLaws(LossCase):
 
     @where(_declares)
     def test_its_closed_form_keeps_its_gradient_under_an_offset(self) -> None:
-        """For: a difference of logits far from 0, of which float32 keeps few digits. Subtract the largest logit of each row first."""
-        sample = self.sample(masked=False)  # at temperature 2, which rounds nothing away
+        """Catches a difference of large logits, where float32 loses precision. Subtract each row's largest logit first."""
+        sample = self.sample(masked=False)  # at temperature 2, which is exact
         near = tuple(theirs + (own - theirs) * 0.05 for own, theirs in zip(sample.student, sample.teacher, strict=True))
         sample = _in_a_row(sample.but(student=near))
         for own in _OFFSETS:
@@ -84,14 +84,15 @@ class ClosedFormLaws(LossCase):
                 values, closed = self._closed(moved)
                 if not is_close(values.mean(), outcome.value, _OFF):
                     broken(
-                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the closed form in float32 "
-                        f"gives {number(values.mean()):.6g} and the loss {number(outcome.value):.6g}"
+                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the closed form "
+                        f"in float32 gives {number(values.mean()):.6g} and the loss {number(outcome.value):.6g}"
                     )
                 error = float((closed / len(closed) - exact).abs().max() / exact.abs().max())
                 if not error <= _OFF:
                     broken(
-                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the gradient of the closed "
-                        f"form in float32 is off by {error:.1e} of its largest entry, and may be by {_OFF:g}"
+                        f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the gradient of "
+                        f"the closed form in float32 has an error of {error:.1e} of its largest entry, more than "
+                        f"{_OFF:g}"
                     )
 
     def _closed(self, sample: Sample) -> tuple[Tensor, Tensor]:
@@ -110,7 +111,7 @@ class ClosedFormLaws(LossCase):
         outcome, (gradient,) = self.gradients(sample)
         values, closed = self._closed(_in_a_row(sample))
         if not is_close(values.mean(), outcome.value, tolerance):
-            broken(f"the closed form gives {number(values.mean()):.9g} and the loss {number(outcome.value):.9g} {when}")
+            broken(f"the closed form gives {number(values.mean()):.9g} but the loss {number(outcome.value):.9g} {when}")
         closed = closed.view(gradient.shape) / len(values)
         if not is_close(closed, gradient, tolerance):
             off = number((closed - gradient).abs().max())
@@ -118,7 +119,7 @@ class ClosedFormLaws(LossCase):
 
 
 def _in_a_row(sample: Sample) -> Sample:
-    """The items in a row, as a closed form gets them."""
+    """Flatten the items, as a closed form gets them."""
     flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
     return flat.but(labels=sample.labels.reshape(-1))
 

@@ -1,4 +1,4 @@
-"""Laws on where the gradient of a loss goes."""
+"""Laws for the gradient of a loss."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from kdplug.testing.sample import Sample
 
 
 class GradientLaws(LossCase):
-    """Gradient for the student, none for the teacher, and the right one."""
+    """The student gets the right gradient, and the teacher gets none."""
 
     def test_gradient_reaches_the_student(self) -> None:
-        """For: a detached student, swapped arguments, a layer of a pair that is never read."""
+        """Catches a detached student, swapped arguments, a layer that is never read."""
         for sample in self.samples():
             _, gradients = self.gradients(sample)
             for layer, gradient in enumerate(gradients):
@@ -28,7 +28,7 @@ class GradientLaws(LossCase):
                     broken(f"gradient does not reach the student{place}: it is 0 everywhere")
 
     def test_gradient_never_reaches_the_teacher(self) -> None:
-        """For: a teacher that is trained towards the student wherever it is not frozen."""
+        """Catches a teacher that is trained towards the student unless it is frozen."""
         for sample in self.samples():
             student = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
             teacher = tuple(tensor.clone().requires_grad_() for tensor in sample.teacher)
@@ -38,25 +38,25 @@ class GradientLaws(LossCase):
                 broken("gradient reached the teacher: detach it (teacher_logits.detach())")
 
     def test_gradient_agrees_with_finite_differences(self) -> None:
-        """For: a hand-written backward pass that is wrong, a detached factor, an in-place step that autograd missed."""
+        """Catches a wrong hand-written backward pass, a detached factor, an in-place operation that autograd missed."""
         for sample in self.samples():
             leaves = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
             value = partial(self._value_of_student, sample)
             try:
                 torch.autograd.gradcheck(value, leaves, atol=1e-5, rtol=1e-4, fast_mode=True)
             except GradcheckError as error:
-                broken(f"gradient is not that of the value: {error}")
+                broken(f"the gradient does not match the value: {error}")
 
     def _value_of_student(self, sample: Sample, *student: Tensor) -> Tensor:
         return self.evaluate(sample.but(student=student)).value
 
     @where(lambda laws: laws.corrects_confident_mistakes)
     def test_a_confident_mistake_is_corrected(self) -> None:
-        """For: a softmax taken twice, which leaves a student that is sure and wrong without gradient."""
+        """Catches a softmax taken twice, which leaves a confident wrong student without gradient."""
         small, large = (self._gradient_at_gap(gap) for gap in (3.0, 30.0))
         if large < 0.5 * small:
             broken(
-                f"gradient falls from {small:.3g} to {large:.3g} as the student becomes surer of a mistake. "
+                f"gradient falls from {small:.3g} to {large:.3g} as the student becomes more confident of a mistake. "
                 "Is a softmax taken twice, or are the arguments swapped?"
             )
 
@@ -70,7 +70,7 @@ class GradientLaws(LossCase):
 
     @where(lambda laws: laws.reaches_teacher)
     def test_training_on_it_reaches_the_teacher(self) -> None:
-        """For: a loss whose least value lies elsewhere: a softmax taken twice on one side, positions shifted by one."""
+        """Catches a loss whose minimum is elsewhere: a softmax taken twice on one side, positions shifted by one."""
         sample = self.sample(masked=False).but(temperature=1.0)
         student = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
         optimizer = torch.optim.LBFGS(

@@ -1,4 +1,4 @@
-"""The laws of a loss."""
+"""All laws for losses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdplug.testing.loss.value import ValueLaws
 class LossLaws(
     ValueLaws, GradientLaws, MaskLaws, BatchLaws, LogitLaws, ClosedFormLaws, CoarseLaws, PrecisionLaws, ModuleLaws
 ):
-    """Laws that a loss keeps, as pytest tests.
+    """Laws for a loss, as pytest tests.
 
     ::
 
@@ -26,6 +26,6 @@ class LossLaws(
             non_negative = True
             zero_at_equality = True
 
-    Laws that cannot apply (on masks, where it asks for no mask) are not there. One that does not hold by definition is
-    named in ``except_for`` with the reason.
+    Laws that do not apply (on masks, if it requests no mask) are not collected. Name laws that cannot hold by definition
+    in ``except_for``, with the reason.
     """

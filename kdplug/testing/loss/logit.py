@@ -1,4 +1,4 @@
-"""Laws on a loss between logits: extreme logits, and temperature."""
+"""Laws for a loss on logits: extreme logits, and temperature."""
 
 from __future__ import annotations
 
@@ -22,80 +22,79 @@ def _tempered(laws: type[LossCase]) -> bool:
 
 
 def _takes_numbers(laws: type[LossCase]) -> bool:
-    return laws.on_logits() and bool(getattr(laws._found.load(), TAKES_NUMBERS, False))  # noqa: SLF001  the laws' own
+    return laws.on_logits() and bool(getattr(laws._found.load(), TAKES_NUMBERS, False))  # noqa: SLF001  own attribute
 
 
 class LogitLaws(LossCase):
-    """Logits of any size, and what temperature does."""
+    """Extreme logits, and the effect of temperature."""
 
     @where(on_logits)
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
-        """For: ``log(softmax(x))``, ``exp(x)``, a class that is masked with -1000 instead of ``-inf``."""
+        """Catches ``log(softmax(x))``, ``exp(x)``, a class masked with -1000 instead of ``-inf``."""
         sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
         outcome, gradients = self.gradients(sample)
         exact = self.evaluate(sample.both(lambda tensor: tensor.double())).value
         if not are_finite([outcome.value]):
-            broken(f"logits of 1e4 make the value {number(outcome.value)}")
+            broken(f"logits of 1e4 give the value {number(outcome.value)}")
         if not are_finite(gradients):
-            broken("logits of 1e4 make the gradient not finite")
+            broken("logits of 1e4 give a non-finite gradient")
         if not is_close(outcome.value, exact, 1e-3):
-            broken(f"logits of 1e4 give {number(outcome.value):.6g} in float32 and {number(exact):.6g} in float64")
+            broken(f"logits of 1e4 give {number(outcome.value):.6g} in float32 but {number(exact):.6g} in float64")
 
     @where(on_logits)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
-        """For: ``0 * log(0)``. A teacher rules classes out with ``-inf``: padded vocabularies, constrained decoding."""
+        """Catches ``0 * log(0)``. A teacher rules classes out with ``-inf``: padded vocabularies, constrained decoding."""
         sample = self.sample(masked=False)
         ruled_out = tuple(tensor.clone() for tensor in sample.teacher)
         for tensor in ruled_out:
             tensor[..., 1] = -math.inf
         outcome, gradients = self.gradients(sample.but(teacher=ruled_out))
         if not are_finite([outcome.value]):
-            broken(f"a class with teacher logit -inf makes the value {number(outcome.value)}")
+            broken(f"a class with teacher logit -inf gives the value {number(outcome.value)}")
         if not are_finite(gradients):
-            broken("a class with teacher logit -inf makes the gradient not finite")
+            broken("a class with teacher logit -inf gives a non-finite gradient")
 
     @where(_takes_numbers)
     def test_a_single_number_gets_a_gradient(self) -> None:
-        """For: ``takes_numbers`` on a loss of probabilities. The softmax of one class is 1 whatever its logit is."""
+        """Catches ``takes_numbers`` on a loss of probabilities. The softmax of one class is always 1."""
         sample = self.sample(masked=False)
         numbers = sample.both(lambda tensor: tensor[..., :1]).but(labels=torch.zeros_like(sample.labels))
         _, gradients = self.gradients(numbers)
         if not are_finite(gradients) or not any(bool(gradient.any()) for gradient in gradients):
-            broken("declares takes_numbers, and logits with one class get no gradient. Remove the declaration")
+            broken("declares takes_numbers, but logits with one class get no gradient. Remove the declaration")
 
     @where(lambda laws: laws.ignores_impossible_classes)
     def test_impossible_classes_change_nothing(self) -> None:
-        """For: a mean over classes, which makes the weight of a loss depend on the size of the vocabulary."""
+        """Catches a mean over classes, which makes the loss depend on the vocabulary size."""
         for sample in self.samples():
             more = sample.both(lambda tensor: torch.nn.functional.pad(tensor, (0, 3), value=-1e4))
             before, after = self.evaluate(sample).value, self.evaluate(more).value
             if not is_close(after, before):
                 broken(
-                    f"three more classes of no probability changed the value from {number(before):.6g} to {number(after):.6g}"
+                    f"three more classes of probability 0 changed the value from {number(before):.6g} to "
+                    f"{number(after):.6g}"
                 )
 
     @where(lambda laws: laws.on_logits() and laws.asks_for("labels"))
     def test_items_without_a_label_stay_finite(self) -> None:
-        """For: the label -100 taken as an index, or a mean over no labelled item."""
+        """Catches the label -100 taken as an index, or a mean over no labelled items."""
         sample = self.sample(masked=False)
         for labels in (torch.full_like(sample.labels, -100), _without_first(sample.labels)):
             outcome, gradients = self.gradients(sample.but(labels=labels))
             if not are_finite([outcome.value]) or not are_finite(gradients):
-                broken(
-                    f"items without a label (-100) make the value {number(outcome.value)} or its gradient not finite"
-                )
+                broken(f"items without a label (-100) give the value {number(outcome.value)} or a non-finite gradient")
 
     @where(_tempered)
     def test_temperature_is_used(self) -> None:
-        """For: an input that is asked for and forgotten."""
+        """Catches an input that is requested and ignored."""
         sample = self.sample(masked=False)
         cold, warm = (self.evaluate(sample.but(temperature=degree)).value for degree in (1.0, 4.0))
         if is_close(cold, warm):
-            broken(f"asks for temperature, and is {number(cold):.6g} at 1 and at 4 alike")
+            broken(f"requests temperature, but is {number(cold):.6g} at both 1 and 4")
 
     @where(lambda laws: _tempered(laws) and laws.t2 is not None)
     def test_temperature_scales_it_as_declared(self) -> None:
-        """For: no temperature squared (gradients fade as it rises), or a temperature applied to one side alone."""
+        """Catches no temperature squared (gradients fade as it rises), or a temperature applied to one side only."""
         sample = self.sample(masked=False)
         tempered = sample.both(lambda tensor: tensor * 3).but(temperature=3.0)
         at_one, at_three = (self.evaluate(one).value for one in (sample.but(temperature=1.0), tempered))
@@ -103,23 +102,24 @@ class LogitLaws(LossCase):
         if not is_close(at_three, expected * at_one):
             broken(
                 f"for the same softened distributions, temperature 3 should give {expected} times the value at 1 "
-                f"(t2 = {self.t2}), and gives {number(at_three / at_one):.3g} times"
+                f"(t2 = {self.t2}), got {number(at_three / at_one):.3g} times"
             )
 
     @where(_tempered)
     def test_one_temperature_per_item_is_taken(self) -> None:
-        """For: a scheduled temperature that is broadcast along the wrong axis."""
+        """Catches a scheduled temperature broadcast along the wrong axis."""
         for sample in (_square(self.sample(masked=False)), _flat(self.sample(masked=False))):
             items = sample.student[0].shape[:-1]
             same = self.evaluate(sample.but(temperature=torch.full(items, 3.0, dtype=torch.float64))).value
             if not is_close(same, self.evaluate(sample.but(temperature=3.0)).value):
                 broken(
-                    f"a temperature of 3 for each of the items {list(items)} is not the same as one temperature of 3"
+                    f"a temperature of 3 for each of the items {list(items)} gives another value than one temperature "
+                    "of 3"
                 )
 
     @where(lambda laws: _tempered(laws) and laws.returns_sum())
     def test_each_item_gets_its_own_temperature(self) -> None:
-        """For: temperatures per item that are averaged, or given to another item."""
+        """Catches temperatures per item averaged, or used for another item."""
         sample = _flat(self.sample(masked=False))
         items = sample.student[0].shape[0]
         temperature = torch.linspace(1.0, 4.0, items, dtype=torch.float64)
@@ -129,11 +129,11 @@ class LogitLaws(LossCase):
         ]
         expected = torch.stack([one.total for one in singles]).sum() / sum(number(one.count) for one in singles)
         if not is_close(whole.value, expected):
-            broken(f"is {number(whole.value):.6g} with a temperature per item, {number(expected):.6g} item by item")
+            broken(f"is {number(whole.value):.6g} with a temperature per item, but {number(expected):.6g} item by item")
 
 
 def _flat(sample: Sample) -> Sample:
-    """The items in a row."""
+    """Flatten the items."""
     flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
     return flat.but(labels=sample.labels.reshape(-1))
 

@@ -1,4 +1,4 @@
-"""Laws on the mask of a loss."""
+"""Laws for the mask of a loss."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ def _padded(laws: type[LossCase]) -> bool:
 
 
 class MaskLaws(LossCase):
-    """What the mask leaves out is not there."""
+    """Masked items have no effect."""
 
     @where(_masked)
     def test_padding_that_is_not_finite_does_not_spread(self) -> None:
-        """For: a mask that is multiplied, and turns ``nan`` or ``-inf`` in padding into a ``nan`` loss or gradient."""
+        """Catches multiplication by the mask, which turns ``nan`` or ``-inf`` in padding into a ``nan`` loss or gradient."""
         for filling in (math.nan, math.inf, -math.inf):
             filled = self.sample(masked=True).fill_hidden(filling)
             outcome, gradients = self.gradients(filled)
             if not are_finite([outcome.value]):
                 broken(
-                    f"padding of {filling:g} makes the value {number(outcome.value)}: select with where, do not multiply"
+                    f"padding of {filling:g} gives the value {number(outcome.value)}: select with where instead of "
+                    "multiplying"
                 )
             if not are_finite(gradients):
-                broken(f"padding of {filling:g} makes the gradient not finite: select before computing, not after")
+                broken(f"padding of {filling:g} gives a non-finite gradient: select before computing, not after")
             if any(bool(one[filled.hidden_slots(one)].any()) for one in gradients):
                 broken(f"gradient flows into padding of {filling:g}")
 
     @where(_masked)
     def test_padding_changes_nothing(self) -> None:
-        """For: padding that takes part, in a norm, a mean, a maximum or a softmax."""
+        """Catches padding included in a norm, a mean, a maximum or a softmax."""
         sample = self.sample(masked=True)
         outcome, gradients = self.gradients(sample)
         for filling in (1e6, -1e6, 0.0, math.nan, math.inf, -math.inf):
@@ -52,7 +53,7 @@ class MaskLaws(LossCase):
 
     @where(_padded)
     def test_longer_padding_changes_nothing(self) -> None:
-        """For: a sum over what counts that is divided by the padded length; a count of all positions."""
+        """Catches a sum over valid tokens divided by the padded length; a count of all positions."""
         sample = self.sample(masked=True)
         assert sample.mask is not None
         length = sample.mask.shape[1]
@@ -65,7 +66,7 @@ class MaskLaws(LossCase):
 
     @where(_masked)
     def test_a_mask_that_leaves_nothing_out_changes_nothing(self) -> None:
-        """For: one definition with a mask and another without."""
+        """Catches one definition with a mask and another without."""
         sample = self.sample(masked=False)
         full = sample.but(mask=torch.ones(sample.layout.mask, dtype=torch.bool))
         (without, one), (with_mask, two) = self.gradients(sample), self.gradients(full)
@@ -76,7 +77,7 @@ class MaskLaws(LossCase):
 
     @where(_masked)
     def test_an_empty_mask_gives_zero(self) -> None:
-        """For: 0 / 0. One batch of padding makes every weight of the student ``nan``."""
+        """Catches 0 / 0: one batch of padding would turn every student weight into ``nan``."""
         sample = self.sample(masked=True)
         nothing = torch.zeros(sample.layout.mask, dtype=torch.bool)
         for filling in (0.0, math.nan):
@@ -84,18 +85,18 @@ class MaskLaws(LossCase):
 
     @where(_padded)
     def test_an_example_without_a_token_changes_nothing(self) -> None:
-        """For: a division by the length of each example, 0 for one of them."""
+        """Catches a division by each example's length, if one is 0."""
         sample = self.sample(masked=True)
         assert sample.mask is not None
         mask = sample.mask.clone()
         mask[1] = False
         outcome, gradients = self.gradients(sample.but(mask=mask))
         if not are_finite([outcome.value]) or not are_finite(gradients):
-            broken(f"an example of padding alone makes the value {number(outcome.value)} or its gradient not finite")
+            broken(f"an example of padding alone gives the value {number(outcome.value)} or a non-finite gradient")
 
     @where(lambda laws: laws.on_logits() and laws.returns_sum())
     def test_no_items_at_all_give_zero(self) -> None:
-        """For: the mean of nothing, ``nan``, where a mask selected no position."""
+        """Catches the mean of an empty selection, which is ``nan``."""
         sample = self.sample(masked=False)
         none = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1])[:0]).but(
             labels=sample.labels.reshape(-1)[:0]
@@ -105,9 +106,9 @@ class MaskLaws(LossCase):
     def _expect_zero(self, sample: Sample, what: str) -> None:
         outcome, gradients = self.gradients(sample)
         if number(outcome.value) != 0.0:
-            broken(f"{what} should give 0 and gives {number(outcome.value):.3g}")
+            broken(f"{what} should give 0, got {number(outcome.value):.3g}")
         if not all(_is_zero(gradient) for gradient in gradients):
-            broken(f"{what} should give a gradient of 0, and does not")
+            broken(f"{what} should give a gradient of 0")
 
 
 def _is_zero(gradient: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Laws on a loss as a module: state, parameters, compilation."""
+"""Laws for a loss as a module: state, parameters, compilation."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ def is_class(laws: type[LossCase]) -> bool:
 
 
 class ModuleLaws(LossCase):
-    """What a run does with a loss beside calling it."""
+    """Uses of a loss other than calling it."""
 
     @where(is_class)
     def test_it_is_a_module_whose_tensors_are_registered(self) -> None:
-        """For: a tensor kept as a plain attribute, which stays on the CPU and is missing from every checkpoint."""
+        """Catches a tensor kept as a plain attribute, which stays on the CPU and is missing from every checkpoint."""
         module = self.build().target
         if not isinstance(module, nn.Module):
-            broken(f"is a class, but no torch.nn.Module: {type(module).__name__}")
+            broken(f"is a class but not a torch.nn.Module: {type(module).__name__}")
         for path, part in module.named_modules():
             for name, value in vars(part).items():
                 if isinstance(value, Tensor):
                     broken(
-                        f"{'.'.join(filter(None, (path, name)))} is a plain tensor: make it an nn.Parameter or a buffer"
+                        f"{'.'.join(filter(None, (path, name)))} is a plain tensor: register it as an nn.Parameter or "
+                        "a buffer"
                     )
 
     @where(is_class)
     def test_a_copy_and_a_loaded_state_go_on_alike(self) -> None:
-        """For: state that a checkpoint does not hold, so that a resumed run is another run."""
+        """Catches state missing from checkpoints, so that a resumed run differs."""
         sample, used = self.sample(), self.build_in(torch.float64)
         for _ in range(2):
             self.evaluate(sample, used)
@@ -48,7 +49,7 @@ class ModuleLaws(LossCase):
         expected = self._value_of(original)
         for what, value in values.items():
             if not is_close(value, expected):
-                broken(f"{what} gives {number(value):.6g} where the original gives {number(expected):.6g}")
+                broken(f"{what} gives {number(value):.6g}, but the original gives {number(expected):.6g}")
 
     def _value_of(self, module: Any) -> Tensor:
         values = self.sample().values()
@@ -56,27 +57,28 @@ class ModuleLaws(LossCase):
 
     @where(is_class)
     def test_every_parameter_is_trained(self) -> None:
-        """For: a learned variance that is a buffer, detached, or never used, and so is never learned."""
+        """Catches a learned variance that is never trained because it is a buffer, detached, or unused."""
         component = self.build_in(torch.float64)
         module: Any = component.target
         parameters = dict(module.named_parameters())
         for name in self.trains:
             if name not in parameters:
                 broken(
-                    f"{name} was declared to be trained, and is no parameter. Its parameters: {', '.join(parameters) or 'none'}"
+                    f"{name} is declared as trained, but is not a parameter. Its parameters: "
+                    f"{', '.join(parameters) or 'none'}"
                 )
         frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
         if frozen:
-            broken(f"{', '.join(frozen)} does not require gradient: make it a buffer if it is not to be trained")
+            broken(f"{', '.join(frozen)} does not require gradient: make it a buffer if it should not be trained")
         gradients = gradients_of(self.evaluate(self.sample(), component).value, tuple(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
             if not are_finite([gradient]):
                 broken(f"gradient of parameter {name} is not finite")
             if not bool(gradient.any()):
-                broken(f"gradient does not reach parameter {name}: it would never be trained")
+                broken(f"gradient does not reach parameter {name}: so it would never be trained")
 
     def test_torch_compile_traces_it_whole(self) -> None:
-        """For: ``.item()``, branches on values, printing: each breaks the graph of a compiled step."""
+        """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         for sample in self.samples():
             component = self.build_in(torch.float64)
             arguments = [sample.values()[name] for name in component.inputs]
@@ -91,7 +93,7 @@ class ModuleLaws(LossCase):
             finally:
                 torch.compiler.reset()
             if not is_close(found, self.evaluate(sample).value):
-                broken("is another value once compiled")
+                broken("gives a different value when compiled")
 
 
 def _first_lines(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Laws on a loss under autocast."""
+"""Laws for a loss under autocast."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class PrecisionLaws(LossCase):
     """Half-precision inputs, float32 arithmetic."""
 
     def test_bfloat16_autocast_agrees_with_float32(self) -> None:
-        """For: a sum or a softmax in bfloat16, which has three decimal digits."""
+        """Catches a sum or a softmax in bfloat16, which has three decimal digits."""
         self._compare_halves(torch.bfloat16)
 
     def test_float16_autocast_agrees_with_float32(self) -> None:
-        """For: squares of features in float16, where 256 squared is already infinite."""
+        """Catches squares of features in float16, where 256 squared is already infinite."""
         self._compare_halves(torch.float16)
 
     def test_a_float16_batch_of_many_items_is_counted(self) -> None:
-        """For: a count in the dtype of the features: above 65504 it is infinite, and the loss exactly 0."""
+        """Catches a count in the dtype of the features: above 65504 it is infinite, and the loss exactly 0."""
         layout = self.layout_of(large=True)
         masked = self.asks_for("mask")
         self._check_half(make_sample(layout, masked=masked, classes=layout.student[-1]), torch.float16, "a large batch")
@@ -41,9 +41,9 @@ class PrecisionLaws(LossCase):
         name = str(dtype).removeprefix("torch.")
         if not is_close(outcome.value, expected.value, 1e-3):
             broken(
-                f"{what} under {name} autocast give {number(outcome.value):.6g}, in float32 {number(expected.value):.6g}. "
-                "Compute in float32: student_logits.float(), counts too"
+                f"{what} under {name} autocast give {number(outcome.value):.6g}, but in float32 "
+                f"{number(expected.value):.6g}. Compute in float32 (student_logits.float()), including counts"
             )
         fits = all(float(gradient.abs().max()) < torch.finfo(dtype).max for gradient in exact)
         if fits and not are_finite(gradients):
-            broken(f"{what} under {name} autocast give a gradient that is not finite")
+            broken(f"{what} under {name} autocast give a non-finite gradient")

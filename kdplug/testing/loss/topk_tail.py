@@ -1,4 +1,4 @@
-"""Laws on a loss that declares ``coarsens``: on the categories of a sparse teacher it is a coarser version of itself."""
+"""Laws for a loss that declares ``coarsens``: on a sparse teacher's categories it is a coarser version of itself."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ _ITEMS, _CLASSES, _KNOWN, _TEMPERATURE = 16, 20, 5, 2.0
 """A cache of 5 of 20 classes, which hold three quarters of the teacher's probability."""
 
 _ALIGNED = 0.85
-"""The least cosine between the gradients on categories and on classes. Divergences reach 0.93; what compares ranks 0.75."""
+"""Least cosine between the gradients on categories and on classes. Divergences reach 0.93; rank comparisons 0.75."""
 
 
 def _declares(laws: type[LossCase]) -> bool:
-    declares = bool(getattr(laws._found.load(), COARSENS, False))  # noqa: SLF001  the laws' own
+    declares = bool(getattr(laws._found.load(), COARSENS, False))  # noqa: SLF001  own attribute
     return declares and laws.on_logits() and not laws.asks_for("teacher_sparse")
 
 
 class CoarseLaws(LossCase):
-    """The loss on all classes is held against itself on those that a cache knows, with all others as one."""
+    """Compares the loss on all classes with the loss on the cached classes and one category for the rest."""
 
     @where(_declares)
     def test_with_every_class_known_it_is_the_loss_itself(self) -> None:
-        """For: a loss that reads more of the logits than their softmax, or divides by the number of classes."""
+        """Catches a loss that reads more of the logits than their softmax, or divides by the number of classes."""
         student, teacher = _sides()
         dense, coarse = self._on(student, teacher), self._on(student, SparseLogits.top(teacher, _CLASSES, _TEMPERATURE))
         if not are_finite([coarse[0]]) or not is_close(coarse[0], dense[0], 1e-6):
             broken(
-                "declares coarsens, and with every class known and nothing left of the others it is "
+                "declares coarsens, but with every class known and an empty rest it is "
                 f"{number(coarse[0]):.6g} instead of {number(dense[0]):.6g}"
             )
         if not is_close(coarse[1], dense[1], 1e-6):
-            broken(f"declares coarsens, and with every class known its gradient is off by {_off(coarse, dense):.3g}")
+            broken(
+                f"declares coarsens, but with every class known its gradient has an error of {_off(coarse, dense):.3g}"
+            )
 
     @where(_declares)
     def test_the_order_of_an_items_categories_does_not_matter(self) -> None:
-        """For: a comparison of items class by class. The categories at one place are other classes in each item."""
+        """Catches a comparison of items class by class. The categories at one index are different classes in each item."""
         student, teacher = _sides()
         sparse = SparseLogits.top(teacher, _KNOWN, _TEMPERATURE)
         order = draw((_ITEMS, _KNOWN), 4).argsort(-1)
@@ -53,14 +55,14 @@ class CoarseLaws(LossCase):
         found, expected = self._on(student, turned), self._on(student, sparse)
         if not is_close(found[0], expected[0]) or not is_close(found[1], expected[1]):
             broken(
-                "declares coarsens, and is another loss where the known classes of each item come in another order: "
+                "declares coarsens, but changes when the known classes of each item are reordered: "
                 f"{number(found[0]):.6g} instead of {number(expected[0]):.6g}"
             )
 
     @where(_declares)
     def test_on_categories_its_gradient_points_where_that_on_classes_does(self) -> None:
-        """For: ranks, deviations and correlations. The rest is the largest category of many items, and which classes the others
-        are differs from item to item.
+        """Catches ranks, deviations and correlations. The rest is the largest category of many items, and the other
+        classes differ between items.
         """
         student, teacher = _sides()
         (_, dense), (_, coarse) = (
@@ -73,12 +75,12 @@ class CoarseLaws(LossCase):
         agree = float((dense.sign() == coarse.sign())[known].double().mean())
         if not cosine >= _ALIGNED or not agree >= _ALIGNED:
             broken(
-                f"declares coarsens, and its gradient on categories points elsewhere than that on classes: cosine {cosine:.2f}, "
-                f"{agree:.0%} of the known classes with the same sign. Take the declaration away"
+                "declares coarsens, but its gradients on categories and on classes differ in direction: cosine "
+                f"{cosine:.2f}, {agree:.0%} of the known classes with the same sign. Remove the declaration"
             )
 
     def _on(self, student: Tensor, teacher: Tensor | SparseLogits) -> tuple[Tensor, Tensor]:
-        """Value, and the gradient for the student's logits over all classes."""
+        """Return the value, and the gradient for the student's logits over all classes."""
         leaf = student.clone().requires_grad_()
         own, theirs = leaf, teacher
         if isinstance(teacher, SparseLogits):
@@ -93,7 +95,7 @@ class CoarseLaws(LossCase):
 
 
 def _sides() -> tuple[Tensor, Tensor]:
-    """Logits of a teacher that is fairly sure, and of a student that is on its way there."""
+    """Logits of a fairly confident teacher, and of a student approaching it."""
     teacher = 3 * draw((_ITEMS, _CLASSES), 1)
     return teacher + 1.5 * draw((_ITEMS, _CLASSES), 2), teacher
 

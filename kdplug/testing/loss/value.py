@@ -1,4 +1,4 @@
-"""Laws on the value of a loss."""
+"""Laws for the value of a loss."""
 
 from __future__ import annotations
 
@@ -15,49 +15,47 @@ from kdplug.testing.sample import Sample, seeded
 
 
 class ValueLaws(LossCase):
-    """What a loss returns, and what it does to its inputs."""
+    """The return value of a loss, and its side effects on inputs."""
 
     def test_it_returns_a_finite_scalar(self) -> None:
-        """For: a value per item, a Python number without gradient, a mean that does not say what it is a mean over."""
+        """Catches a value per item, a Python number without gradient, a mean without its count."""
         for sample in self.samples():
             outcome = self.evaluate(sample)
             if not are_finite([outcome.value]):
                 broken(f"returned {number(outcome.value)} for ordinary inputs")
             if outcome.is_sum and not self.returns_sum():
-                broken("returned a LossSum without saying so: annotate '-> LossSum', or declare sums = True")
+                broken("returned an undeclared LossSum: annotate '-> LossSum', or declare sums = True")
             if self.returns_sum() and not outcome.is_sum:
-                broken("was declared to return a LossSum, and returned a scalar")
+                broken("is declared to return a LossSum, but returned a scalar")
 
     @where(lambda laws: laws.non_negative)
     def test_it_is_never_negative(self) -> None:
-        """For: a sign that was flipped; a divergence that is no divergence."""
+        """Catches a flipped sign; a formula that is not a divergence."""
         for seed in range(8):
             value = number(self.evaluate(self.sample(seed)).value)
             if value < -1e-12:
-                broken(f"was declared non-negative, and is {value:.3g}")
+                broken(f"is declared non-negative, but is {value:.3g}")
 
     @where(lambda laws: laws.zero_at_equality)
     def test_it_is_zero_where_student_equals_teacher(self) -> None:
-        """For: a cross-entropy that is called KL (its value at equality is the teacher's entropy); positions shifted by one."""
+        """Catches a cross-entropy named KL (its value at equality is the teacher's entropy); positions shifted by one."""
         for sample in self.samples():
             value = number(self.evaluate(sample.but(student=sample.teacher)).value)
             if abs(value) > 1e-9:
-                broken(f"was declared 0 where the student equals the teacher, and is {value:.3g} there")
+                broken(f"is declared 0 if the student equals the teacher, but is {value:.3g}")
 
     @where(lambda laws: laws.layout_of().student == laws.layout_of().teacher)
     def test_no_student_is_better_than_the_teacher_itself(self) -> None:
-        """For: a correlation or similarity with the wrong sign, which training drives away from the teacher."""
+        """Catches a correlation or similarity with the wrong sign, which training drives away from the teacher."""
         for seed in range(12):
             for sample in (self.sample(seed), _near_teacher(self.sample(seed))):
                 there, here = (number(self.evaluate(one).value) for one in (sample.but(student=sample.teacher), sample))
                 if there > here + 1e-9:
-                    broken(
-                        f"is {there:.6g} where the student equals the teacher, and less ({here:.6g}) where it does not"
-                    )
+                    broken(f"is {there:.6g} if the student equals the teacher, but less ({here:.6g}) if it does not")
 
     @where(lambda laws: laws.oracle is not None)
     def test_it_agrees_with_its_oracle(self) -> None:
-        """For: a formula that is close to the right one: a softmax taken twice, a mean over classes."""
+        """Catches a formula that is nearly right: a softmax taken twice, a mean over classes."""
         oracle = type(self).oracle
         assert oracle is not None
         for sample in self.samples():
@@ -65,10 +63,10 @@ class ValueLaws(LossCase):
             expected = oracle(*(values[name] for name in inspect.signature(oracle).parameters))
             found = self.evaluate(sample).value
             if not is_close(found, torch.as_tensor(expected)):
-                broken(f"is {number(found):.9g}, and its oracle says {number(expected):.9g}")
+                broken(f"is {number(found):.9g}, but its oracle gives {number(expected):.9g}")
 
     def test_its_inputs_are_not_modified(self) -> None:
-        """For: an in-place edit of the teacher's logits or of a mask, which every later term then sees."""
+        """Catches an in-place edit of the teacher's logits or of a mask, which every later term then sees."""
         for sample in self.samples():
             given = sample.both(torch.clone).but(labels=sample.labels.clone())
             given = given.but(mask=None if sample.mask is None else sample.mask.clone())
@@ -83,15 +81,15 @@ class ValueLaws(LossCase):
                     broken(f"modified its input in place: {side}")
 
     def test_it_takes_tensors_that_are_not_contiguous(self) -> None:
-        """For: ``view`` on a transposed feature, which raises in the middle of a run."""
+        """Catches ``view`` on a transposed feature, which raises during a run."""
         for sample in self.samples():
             found = self.evaluate(sample.both(_strided)).value
             if not is_close(found, self.evaluate(sample).value):
-                broken("depends on how its inputs lie in memory")
+                broken("depends on the memory layout of its inputs")
 
     @where(lambda laws: laws.asks_for("draw_seed"))
     def test_its_draws_follow_the_draw_seed(self) -> None:
-        """For: draws from the global generator, or from one that is seeded alike for each batch: their noise adds up."""
+        """Catches draws from the global generator, or from one with the same seed for each batch, whose noise adds up."""
         sample, component = self.sample(masked=False), self.build_in(torch.float64)
         values = []
         for ambient, draw_seed in ((1, 3), (2, 3), (2, 4)):
@@ -99,42 +97,42 @@ class ValueLaws(LossCase):
                 before = torch.get_rng_state()
                 values.append(number(read_outcome(component(**sample.but(draw_seed=draw_seed).values())).value))
                 if not torch.equal(before, torch.get_rng_state()):
-                    broken("moves the global generator: draw from torch.Generator(device).manual_seed(draw_seed)")
+                    broken("advances the global generator: draw from torch.Generator(device).manual_seed(draw_seed)")
         if values[0] != values[1]:
-            broken("gives something else for the same draw_seed: a resumed run would not draw the same")
+            broken("gives different values for the same draw_seed: a resumed run would differ")
         if values[1] == values[2]:
-            broken("asks for draw_seed, and gives the same for two of them")
+            broken("requests draw_seed, but gives the same value for two of them")
 
     def test_shapes_that_do_not_fit_are_an_error(self) -> None:
-        """For: a teacher of width 1, or a batch of 1, that is broadcast, and trains the student on nonsense."""
+        """Catches a teacher of width 1, or a batch of 1, that is silently broadcast."""
         for what, sample in self._misfits():
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     self.evaluate(sample)
-            except Exception:  # noqa: S112 any error will do; the message is the author's
+            except Exception:  # noqa: S112 any error is accepted
                 continue
-            broken(f"{what} is no error, but broadcast. Check the shapes and raise a ShapeError (or ValueError)")
+            broken(f"{what} is broadcast without an error. Check the shapes and raise a ShapeError (or ValueError)")
 
     def _misfits(self) -> Iterator[tuple[str, Sample]]:
-        """Samples whose tensors do not fit each other, and what is wrong with each."""
+        """Yield samples whose tensors do not fit each other, with a description of the mismatch."""
         sample = self.sample(masked=False)
         layout = sample.layout
-        alike = [
+        equal_axes = [
             axis
             for axis, size in enumerate(layout.student)
             if len(layout.teacher) == len(layout.student)
             and layout.teacher[axis] == size > 1
             and not {axis, axis - len(layout.student)} & set(self.may_differ)
         ]
-        for axis in alike:
+        for axis in equal_axes:
             teacher, student = (tuple(t.narrow(axis, 0, 1) for t in side) for side in (sample.teacher, sample.student))
             yield (
-                f"a teacher of size 1 where the student has {layout.student[axis]} (axis {axis})",
+                f"a teacher of size 1 but a student of {layout.student[axis]} (axis {axis})",
                 sample.but(teacher=teacher),
             )
             yield (
-                f"a student of size 1 where the teacher has {layout.teacher[axis]} (axis {axis})",
+                f"a student of size 1 but a teacher of {layout.teacher[axis]} (axis {axis})",
                 sample.but(student=student),
             )
         if self.asks_for("mask"):

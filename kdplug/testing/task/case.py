@@ -1,4 +1,4 @@
-"""A task under test: its data and models, as the laws ask for them."""
+"""A task under test: its data and models, as the laws need them."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 
 class TaskCase(Laws):
-    """What the author of a task declares about it, beside its entry."""
+    """Declarations of a task's author, in addition to the entry."""
 
     examples: ClassVar[int] = 4
-    """How many examples of each part are looked at."""
+    """Number of examples of each part that the laws use."""
 
     @classmethod
     def kind_of(cls) -> str:
         return "tasks"
 
     def task(self, seed: int = 0) -> Any:
-        """A fresh task, made with torch's global generator at ``seed``."""
+        """Build a fresh task, with torch's global generator at ``seed``."""
         with seeded(seed):
             return self.build().target
 
     def batch(self, task: Task, part: Part, seed: int = 0, places: slice = slice(None)) -> Any:
-        """The first examples of a part as a batch, or those of them at ``places``."""
+        """Collate the first examples of a part, or those at ``places``."""
         with seeded(seed):
             data: Any = task.data(part)
             chosen = range(min(self.examples, len(data)))[places]
             return task.collate([data[index] for index in chosen])
 
     def outputs(self, task: Task, part: Part) -> Iterator[tuple[str, nn.Module, Outputs]]:
-        """What each side returns for a batch of a part, in eval mode: its name, its model, its outputs.
+        """Yield each side's name, model and outputs for a batch of a part, in eval mode.
 
-        Where each side has a vocabulary of its own, what the teacher is fitted on is for the teacher alone.
+        If the sides have different vocabularies, the teacher-fitting data are for the teacher only.
         """
         batch = split(self.batch(task, part))
         for side in ("teacher",) if part == "teacher" and spans(task) else ("teacher", "student"):
@@ -52,7 +52,7 @@ class TaskCase(Laws):
                 yield side, model, self.read(task, side, model, batch, f"data({part!r})")
 
     def read(self, task: Any, side: str, model: nn.Module, batch: Parts, what: str) -> Outputs:
-        """What the adaptor of a side makes of a model's outputs."""
+        """Run the adaptor of a side on a model's outputs."""
         own = getattr(batch, side)
         try:
             return Outputs.read(getattr(task, f"{side}_adaptor")(own, call(model, own, {})), side)
@@ -61,24 +61,24 @@ class TaskCase(Laws):
 
 
 def spans(task: Any) -> bool:
-    """Whether teacher and student have vocabularies of their own."""
+    """Return whether teacher and student have different vocabularies."""
     return isinstance(task, SpansVocabularies) and bool(task.vocabulary_difference)
 
 
-def alike(one: Any, two: Any) -> bool:
-    """Whether two batches hold the same, bit by bit and in the same places, what stands beside a mapping's items included."""
+def same_content(one: Any, two: Any) -> bool:
+    """Return whether two batches are bitwise equal, including a mapping's attributes."""
     if isinstance(one, Mapping):
         if not isinstance(two, Mapping) or list(one) != list(two):
             return False
-        return all(alike(one[key], two[key]) for key in one) and alike(_beside(one), _beside(two))
+        return all(same_content(one[key], two[key]) for key in one) and same_content(_beside(one), _beside(two))
     if isinstance(one, Sequence) and not isinstance(one, (str, bytes)):
-        return isinstance(two, Sequence) and len(one) == len(two) and all(map(alike, one, two))
+        return isinstance(two, Sequence) and len(one) == len(two) and all(map(same_content, one, two))
     try:
         return digest(one) == digest(two)
-    except RunError:  # of an object that cannot be written down nothing more is known
+    except RunError:  # an object that cannot be serialized cannot be compared further
         return type(one) is type(two)
 
 
 def _beside(mapping: Mapping[Any, Any]) -> list[Any]:
-    """What an object that is a mapping holds beside its items: labels that are not to reach the model, say."""
+    """The attributes of an object that is a mapping, such as labels hidden from the model."""
     return list(getattr(mapping, "__dict__", {}).values())

@@ -1,4 +1,4 @@
-"""The laws of a task."""
+"""All laws for tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdplug.objective.report import LossReport, TermValue
 from kdplug.objective.term import HardLabelTerm
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
-from kdplug.testing.task.case import PARTS, alike, spans
+from kdplug.testing.task.case import PARTS, same_content, spans
 from kdplug.testing.task.option import TaskOptionLaws
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TaskLaws(TaskOptionLaws):
-    """Laws that a task keeps, as pytest tests. Its models are built and its data read, so declare small ``settings``.
+    """Laws for a task, as pytest tests. They build its models and read its data, so declare small ``settings``.
 
     ::
 
@@ -37,32 +37,32 @@ class TaskLaws(TaskOptionLaws):
     """
 
     def test_it_offers_all_that_a_recipe_asks_for(self) -> None:
-        """For: a method that is missing, or misspelt, and is found out after the teacher is trained."""
+        """Catches a missing or misspelt method, which would fail only after the teacher is trained."""
         task = self.task()
         lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
         if lacking:
-            broken(f"is no task: it lacks {', '.join(lacking)}")
+            broken(f"is not a task: it lacks {', '.join(lacking)}")
 
     def test_it_says_what_it_is_about(self) -> None:
-        """For: a run that begins with an empty line."""
+        """Catches a run that begins with an empty line."""
         about: Any = self.task().about()
         if not isinstance(about, str) or not about.strip():
-            broken(f"about() must say in a sentence or two what the data is, and returned {about!r}")
+            broken(f"about() must describe the data in one or two sentences, got {about!r}")
 
     def test_the_teacher_is_fitted_in_steps_that_exist(self) -> None:
-        """For: a key of ``teacher_fit`` that is misspelt or 0."""
+        """Catches a misspelt or zero value in ``teacher_fit``."""
         fit: Any = self.task().teacher_fit()
         if fit is None:
             return
         keys = ("epochs", "batch_size", "learning_rate")
         if not isinstance(fit, Mapping) or set(fit) != set(keys):
-            broken(f"teacher_fit() must return None or {', '.join(keys)}, and returned {fit!r}")
+            broken(f"teacher_fit() must return None or {', '.join(keys)}, got {fit!r}")
         for key in keys:
             if not fit[key] > 0:
-                broken(f"teacher_fit()[{key!r}] must be above 0, and is {fit[key]!r}")
+                broken(f"teacher_fit()[{key!r}] must be above 0, got {fit[key]!r}")
 
     def test_every_part_has_examples(self) -> None:
-        """For: a part that is forgotten, or that has no length to plan a run by."""
+        """Catches a missing part, or one without a length."""
         task = self.task()
         for part in PARTS:
             data: Any = task.data(part)
@@ -70,14 +70,14 @@ class TaskLaws(TaskOptionLaws):
                 broken(f"data({part!r}) must have a length above 0")
 
     def test_examples_are_the_same_in_every_run(self) -> None:
-        """For: a split or an order that is drawn from the global generator: a resumed run then sees other data."""
+        """Catches a split or order drawn from the global generator: a resumed run then sees other data."""
         one, two = self.task(1), self.task(2)
         for part in PARTS:
-            if not alike(self.batch(one, part, 1), self.batch(two, part, 2)):
-                broken(f"data({part!r}) holds other examples, or another order, when the task is made again")
+            if not same_content(self.batch(one, part, 1), self.batch(two, part, 2)):
+                broken(f"data({part!r}) returns other examples, or another order, when the task is built again")
 
     def test_adaptors_give_what_an_objective_reads(self) -> None:
-        """For: a key with a typo; logits that are not finite; teacher and student of different classes or lengths."""
+        """Catches a key with a typo; logits that are not finite; teacher and student that differ in classes or length."""
         task = self.task()
         for part in PARTS:
             sides = {side: outputs for side, _, outputs in self.outputs(task, part)}
@@ -86,20 +86,22 @@ class TaskLaws(TaskOptionLaws):
             shapes = {side: found(outputs) for side, outputs in sides.items()}
             if shapes["teacher"] != shapes.get("student", shapes["teacher"]):
                 broken(
-                    f"of data({part!r}) the teacher gives logits {shapes['teacher']} and the student {shapes['student']}"
+                    f"for data({part!r}) the teacher returns logits {shapes['teacher']} but the student "
+                    f"{shapes['student']}"
                 )
             for side, heads in logits.items():
                 if not all(bool(torch.isfinite(tensor).all()) for head in heads for tensor in _tensors(head)):
                     broken(f"the {side}'s logits of data({part!r}) are not finite")
 
     def test_the_student_can_be_trained_on_its_labels(self) -> None:
-        """For: a loss that is detached, or left out: the student without a teacher then learns nothing."""
+        """Catches a detached or missing loss, without which a student without a teacher learns nothing."""
         for side, model, outputs in self.outputs(self.task(), "baseline"):
             if side == "teacher":
                 continue
             if outputs.losses is None:
                 broken(
-                    "student_adaptor gives no 'losses' for data('baseline'), which is what a student alone is trained on"
+                    "student_adaptor returns no 'losses' for data('baseline'), on which a student without a teacher "
+                    "is trained"
                 )
             total = _label_term(outputs).value
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -110,7 +112,7 @@ class TaskLaws(TaskOptionLaws):
                 broken("the 'losses' of student_adaptor do not reach the student: is the loss detached?")
 
     def test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged(self) -> None:
-        """For: a mean under ``losses``: micro-batches and processes then count alike, however many labels each holds."""
+        """Catches a mean under ``losses``, which weights micro-batches and processes equally despite unequal label counts."""
         task = self.task()
         for part in ("distillation", "baseline"):
             if min(self.examples, len(task.data(part))) < 2:
@@ -122,24 +124,26 @@ class TaskLaws(TaskOptionLaws):
             )
             if not len(whole) == len(first) == len(rest):
                 broken(
-                    f"student_adaptor gives {len(whole)} 'losses' for a batch of data({part!r}), and others for its pieces"
+                    f"student_adaptor returns {len(whole)} 'losses' for a batch of data({part!r}), but another number "
+                    "for its halves"
                 )
             for one, two, three in zip(whole, first, rest, strict=True):
                 count, apart = float(one.count), float(two.count) + float(three.count)
                 if count != apart:
                     broken(
-                        f"the 'losses' of student_adaptor are a mean over {count:g} items in a batch of data({part!r}) and over "
-                        f"{apart:g} in its two pieces: return kdplug.LossSum(total, count), or one loss per item"
+                        f"the 'losses' of student_adaptor are a mean over {count:g} items in a batch of data({part!r}) "
+                        f"but over {apart:g} in its two halves: return kdplug.LossSum(total, count), or one loss per "
+                        "item"
                     )
                 total, pieces = float(one.total), float(two.total) + float(three.total)
                 if not math.isclose(total, pieces, rel_tol=1e-3, abs_tol=1e-4):
                     broken(
-                        f"the 'losses' of student_adaptor add up to {total:g} in a batch of data({part!r}) and to {pieces:g} in "
-                        "its two pieces, although both count the same items"
+                        f"the 'losses' of student_adaptor add up to {total:g} in a batch of data({part!r}) but to "
+                        f"{pieces:g} in its two halves, although both count the same items"
                     )
 
     def test_the_metric_is_among_the_figures(self) -> None:
-        """For: a figure under another name than ``metric``, found out when a run is over; a mean over nothing."""
+        """Catches a figure under a name other than ``metric``, which fails only at the end of a run; a mean over nothing."""
         task = self.task()
         metric = task.metric
         for side, found in (
@@ -147,13 +151,15 @@ class TaskLaws(TaskOptionLaws):
             ("student", self._figures(task, task.build_student())),
         ):
             if metric not in found:
-                broken(f"evaluate gives {', '.join(found) or 'nothing'} for the {side}, and not {metric!r}, its metric")
+                broken(
+                    f"evaluate returns {', '.join(found) or 'nothing'} for the {side}, but not its metric {metric!r}"
+                )
             wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
             if wrong:
-                broken(f"evaluate gives {wrong} for the {side}: figures are finite")
+                broken(f"evaluate returns {wrong} for the {side}: figures must be finite")
 
     def test_evaluating_changes_nothing(self) -> None:
-        """For: a model that is left in training mode, or trained on the test part."""
+        """Catches a model left in training mode, or trained on the test part."""
         task = self.task()
         model = task.build_student()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -165,7 +171,7 @@ class TaskLaws(TaskOptionLaws):
             broken(f"evaluate changes {changed[0]} of the model")
 
     def _label_losses(self, task: Any, model: nn.Module, part: Part, places: slice) -> tuple[LossSum, ...]:
-        """The losses of some of a part's first examples, with what they count; nothing where there are none."""
+        """Return the losses of some of a part's first examples, with their counts; empty if there are none."""
         batch = split(self.batch(task, part, places=places))
         with seeded(0), torch.no_grad():
             outputs = self.read(task, "student", model, batch, f"data({part!r})")
@@ -178,7 +184,7 @@ class TaskLaws(TaskOptionLaws):
 
 
 def _label_term(outputs: Outputs) -> TermValue:
-    """The hard label loss as a run computes it."""
+    """Compute the hard label loss as a run does."""
     objective = Objective(DistillationConfig(kd_loss_weight=0.0, hard_label_weight=1.0))
     report: LossReport = objective(student=outputs)
     return report.terms[HardLabelTerm.name]
@@ -189,14 +195,14 @@ def _shapes(outputs: Outputs) -> list[Any]:
 
 
 def _items(outputs: Outputs) -> list[Any]:
-    """How many items of each head are compared: classes, and where the items lie, may differ between the sides."""
+    """Number of compared items of each head: classes, and item positions, may differ between the sides."""
     masks = outputs.logits_mask or ()
     counts = [int(mask.sum()) for mask in masks] or [head.shape[:-1].numel() for head in outputs.logits or ()]
-    return [f"of {count} items" for count in counts]
+    return [f"{count} items" for count in counts]
 
 
 def _tensors(head: Logits) -> tuple[Tensor, ...]:
-    """What has to be finite where logits are: they themselves, or what they are multiplied out of. ``-inf`` is a probability of 0."""
+    """The tensors that must be finite: logits, or their factors. ``-inf`` is a probability of 0."""
     if isinstance(head, SparseLogits):
         return () if head.weights is None else (head.weights,)
     return (head,) if isinstance(head, Tensor) else head.tensors

@@ -1,4 +1,4 @@
-"""Laws on what a task may offer beyond what every task does. Each holds where the task offers it with these settings."""
+"""Laws for optional methods of a task. Each applies if the task offers it with these settings."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
-from kdplug.testing.task.case import TaskCase, alike
+from kdplug.testing.task.case import TaskCase, same_content
 
 
 class TaskOptionLaws(TaskCase):
-    """A run uses those options that it finds."""
+    """A run uses the options that a task offers."""
 
     def test_it_finds_nothing_wrong_with_good_settings(self) -> None:
-        """For: a check that refuses what would have run; one that changes what the examples are."""
+        """Catches a check that rejects valid settings, or that changes the examples."""
         task, unchecked = self.task(), self.task()
         if not _offers(task, SelfChecking):
             return
         try:
             task.check()
         except KdplugError as error:
-            broken(f"check() refuses the settings that the laws are tried with: {error}")
-        if not alike(self.batch(task, "distillation"), self.batch(unchecked, "distillation")):
-            broken("data('distillation') holds other examples after check()")
+            broken(f"check() rejects the settings of these laws: {error}")
+        if not same_content(self.batch(task, "distillation"), self.batch(unchecked, "distillation")):
+            broken("data('distillation') returns other examples after check()")
 
     def test_what_an_objective_reads_does_not_change_the_rest(self) -> None:
-        """For: models that give other logits, or no losses, where a run tells the task that hidden states are read."""
+        """Catches models that return other logits, or no losses, after ``expect`` is called with hidden states."""
         for reads in (frozenset({"logits", "losses"}), frozenset({"logits", "losses", "hidden"})):
-            plain, told = self.task(), self.task()
-            if not _offers(told, ReadsAware):
+            plain, informed = self.task(), self.task()
+            if not _offers(informed, ReadsAware):
                 return
-            told.expect(reads)
-            pairs = zip(self.outputs(plain, "baseline"), self.outputs(told, "baseline"), strict=True)
+            informed.expect(reads)
+            pairs = zip(self.outputs(plain, "baseline"), self.outputs(informed, "baseline"), strict=True)
             for (side, _, expected), (_, _, found) in pairs:
                 for name in ("logits", "losses"):
                     one, two = getattr(expected, name), getattr(found, name)
                     if (one is None) is not (two is None):
-                        broken(f"the {side}'s {name} come and go with what is read, {', '.join(sorted(reads))}")
+                        broken(f"the {side}'s {name} depend on the keys passed to expect: {', '.join(sorted(reads))}")
                 if "hidden" in reads and found.hidden is None:
-                    broken(f"the {side} gives no 'hidden' states, which it was told are read")
+                    broken(f"the {side} returns no 'hidden' states, although expect was called with them")
 
     def test_a_student_starts_from_the_teacher_and_leaves_it_alone(self) -> None:
-        """For: a student that stays random; one that shares weights with the teacher, which then learns with it."""
+        """Catches a student that stays random; one that shares weights with the teacher, which is then trained too."""
         task = self.task()
         if not _offers(task, StartsStudent) or not task.starts_student:
             return
@@ -71,34 +71,34 @@ class TaskOptionLaws(TaskCase):
             task.start_student(student, teacher)
         if not _changed(student, fresh):
             broken("start_student leaves the student as it was built")
-        with _untouched(teacher, "{} of the teacher is the student's own: copy it"), torch.no_grad():
+        with _untouched(teacher, "{} of the teacher is shared with the student: copy it"), torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(1.0)
 
     def test_it_says_which_way_its_metric_points(self) -> None:
-        """For: a flag that is written as a method, which is always true: the best checkpoint is then the worst."""
+        """Catches a flag written as a method, which is always true, so that the worst checkpoint counts as the best."""
         task = self.task()
         if isinstance(task, Directed) and not isinstance(task.is_lower_better, bool):
             broken(
-                f"is_lower_better must be True or False, and is {task.is_lower_better!r}: an attribute or a property"
+                f"is_lower_better must be True or False, got {task.is_lower_better!r}: use an attribute or a property"
             )
 
     def test_units_are_counted_and_padding_is_none(self) -> None:
-        """For: tokens per second that rise with the longest example of a batch."""
+        """Catches padding counted in tokens per second."""
         task = self.task()
         if not _offers(task, CountsUnits):
             return
         if not isinstance(task.unit, str) or not task.unit.strip():
-            broken(f"unit must say what is counted, in the plural, and is {task.unit!r}")
+            broken(f"unit must be a plural noun, got {task.unit!r}")
         data: Any = task.data("test")
         singles = [task.collate([data[place]]) for place in range(min(self.examples, len(data)))]
         together, apart = task.count(self.batch(task, "test")), sum(map(task.count, singles))
         if not isinstance(together, int) or together < 1 or together != apart:
-            broken(f"count finds {together} {task.unit} in a batch, and {apart} in its examples one by one")
+            broken(f"count finds {together} {task.unit} in a batch, but {apart} in its examples one by one")
 
     def test_batches_that_are_made_anew_are_the_same_in_a_resumed_run(self) -> None:
-        """For: draws from a generator that no checkpoint holds; a student that is trained, or left in training mode, by its own
-        writing; a batch that the adaptors cannot read.
+        """Catches draws from a generator that is not in checkpoints; a student that is trained, or left in training
+        mode, by generation; a batch that the adaptors cannot read.
         """
         task = self.task()
         if not _offers(task, PreparesBatches) or not task.prepares_batches:
@@ -113,13 +113,13 @@ class TaskOptionLaws(TaskCase):
                     made.append(task.prepare_batch(batch, student))
         if student.training:
             broken("prepare_batch leaves the student in training mode")
-        if not alike(*made):
-            broken("prepare_batch makes another batch of the same one where torch's global generators stand the same")
+        if not same_content(*made):
+            broken("prepare_batch returns another batch for the same input and state of torch's global generators")
         for side in ("teacher", "student"):
-            self.read(task, side, student, split(made[0]), "a batch that was made anew")
+            self.read(task, side, student, split(made[0]), "a prepared batch")
 
     def test_an_answer_leaves_the_model_as_it_was(self) -> None:
-        """For: a head that is put back for the answer, and stays: the next step then holds all logits."""
+        """Catches a head restored for the answer and not removed: the next step then holds all logits."""
         task = self.task()
         if not _offers(task, AnswersWhole):
             return
@@ -132,15 +132,15 @@ class TaskOptionLaws(TaskCase):
             task.answer(model, batch)
             after = self.read(task, "student", model, parts, "data('test')")
         if [_form(head) for head in before.logits or ()] != [_form(head) for head in after.logits or ()]:
-            broken("the model gives logits in another form after answer()")
+            broken("the model returns logits in another form after answer()")
 
     def test_each_side_of_two_vocabularies_has_inputs_of_its_own(self) -> None:
-        """For: a flag in the place of what differs; one batch for both models, which then read ids that mean other tokens."""
+        """Catches a flag instead of a description; one batch for both models, whose ids mean different tokens."""
         task = self.task()
         if not _offers(task, SpansVocabularies):
             return
         if not isinstance(task.vocabulary_difference, str):
-            broken(f"vocabulary_difference must be a text, and is {task.vocabulary_difference!r}")
+            broken(f"vocabulary_difference must be a string, got {task.vocabulary_difference!r}")
         for part in ("distillation", "baseline", "test") if task.vocabulary_difference else ():
             batch = self.batch(task, part)
             if not isinstance(batch, Mapping) or not {"teacher", "student"} <= batch.keys():
@@ -149,7 +149,7 @@ class TaskOptionLaws(TaskCase):
                 )
 
     def test_its_fingerprint_is_plain_data_and_the_same_in_every_run(self) -> None:
-        """For: an object's address, or an absolute date, by which no cache is ever found again."""
+        """Catches an object's address or a timestamp, with which no cache is ever found again."""
         one, two = self.task(1), self.task(2)
         if not _offers(one, FingerprintedTask):
             return
@@ -159,7 +159,7 @@ class TaskOptionLaws(TaskCase):
         except (TypeError, ValueError) as error:
             broken(f"fingerprint() must return plain data: {error}")
         if not plain or json.dumps(found) != json.dumps(again):
-            broken(f"fingerprint() is {found}, and {again} when the task is made again")
+            broken(f"fingerprint() is {found}, but {again} when the task is built again")
 
 
 def _offers(task: Any, option: type) -> bool:

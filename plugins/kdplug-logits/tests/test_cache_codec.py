@@ -210,7 +210,9 @@ def test_dense_logits_are_off_by_the_rounding_of_their_dtype(dtype, bound):
 
 
 def test_a_logit_beyond_float16_is_refused():
-    with pytest.raises(SettingError, match=r"^dtype: a logit is 70000, which float16 cannot hold\. Write bfloat16"):
+    with pytest.raises(
+        SettingError, match=r"^dtype: a logit is 70000, which float16 cannot represent\. Set dtype: bfloat16"
+    ):
         CODECS["dense"].encode(torch.tensor([[7e4, 0.0]]), temperature=1.0, seed=0)
 
 
@@ -273,7 +275,7 @@ def test_a_sample_needs_the_loss_that_is_made_for_it():
     sample = there_and_back(Sampled(), logits_of(4, 9))
     with pytest.raises(kdplug.OutputsError, match="needs the whole distribution"):
         gradient("kl", sample, logits_of(4, 9))
-    with pytest.raises(kdplug.OutputsError, match="have no weights: they are no sample"):
+    with pytest.raises(kdplug.OutputsError, match="have no weights, so they are not a sample"):
         gradient("sampled", there_and_back(TopkTail(k=3), logits_of(4, 9)), logits_of(4, 9))
 
 

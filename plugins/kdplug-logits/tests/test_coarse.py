@@ -66,10 +66,10 @@ def test_the_others_break_them(name: str, settings: dict[str, Any]) -> None:
     ("name", "why"),
     [
         *(
-            (name, r"does not declare coarsens, .*@kdplug\.coarsens above the function, coarsens = True")
+            (name, r"does not declare coarsens. .*@kdplug\.coarsens above the function, coarsens = True")
             for name in DENSE
         ),
-        *((name, "asks for labels") for name in LABELLED),
+        *((name, "requests labels") for name in LABELLED),
     ],
 )
 @pytest.mark.parametrize("factored", [False, True])

@@ -79,5 +79,5 @@ def test_a_loss_that_needs_labels_gets_them_from_the_student_and_says_so_where_t
     student, teacher, labels = torch.randn(4, 7), torch.randn(4, 7), torch.tensor([0, 3, -100, 6])
     report = objective(student={"logits": student, "labels": labels}, teacher={"logits": teacher})
     assert torch.allclose(report.terms["kd_loss"].value, LOSSES["dkd"](student, teacher, 4.0, labels).value)
-    with pytest.raises(kdplug.OutputsError, match=r"^kd_loss_type: dkd: needs labels, and the student returned none"):
+    with pytest.raises(kdplug.OutputsError, match=r"^kd_loss_type: dkd: needs labels, but the student returned none"):
         objective(student={"logits": student}, teacher={"logits": teacher})

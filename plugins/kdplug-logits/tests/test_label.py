@@ -60,10 +60,10 @@ def test_labels_of_any_integer_type_are_taken(name: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "error", "says"),
     [
-        (None, OutputsError, "needs labels, and the student returned none"),
+        (None, OutputsError, "needs labels, but the student returned none"),
         (torch.zeros(6), OutputsError, r"labels must be integer class indices, got torch\.float32"),
         (torch.zeros(6, 5, dtype=torch.long), ShapeError, r"labels \[6, 5\] do not fit logits \[6, 5\]"),
-        (torch.zeros(1, dtype=torch.long), ShapeError, r"labels \[1\] do not fit logits \[6, 5\]: one label for each"),
+        (torch.zeros(1, dtype=torch.long), ShapeError, r"labels \[1\] do not fit logits \[6, 5\]: one label per item"),
     ],
 )
 def test_labels_that_do_not_fit_are_an_error(name: str, labels: Any, error: type[Exception], says: str) -> None:
@@ -82,5 +82,5 @@ def test_a_label_beyond_the_classes_is_an_error(name: str) -> None:
 
 @every
 def test_one_class_is_an_error(name: str) -> None:
-    with pytest.raises(ShapeError, match="needs two classes at least"):
+    with pytest.raises(ShapeError, match="needs at least two classes"):
         case(6, 1).loss(name)

@@ -18,10 +18,10 @@ tempered = pytest.mark.parametrize("name", TEMPERED)
 @pytest.mark.parametrize(
     ("student", "teacher", "says"),
     [
-        ((3, 5), (4, 5), r"\[3, 5\] and teacher_logits \[4, 5\] differ on the axis 'batch': 3 against 4"),
-        ((2, 3, 5), (2, 4, 5), r"differ on the axis 'length': 3 against 4"),
-        ((3, 5), (5,), r"\[3, 5\] and teacher_logits \[5\] must have as many axes"),
-        ((), (), r"must have as many axes, one at least"),
+        ((3, 5), (4, 5), r"\[3, 5\] and teacher_logits \[4, 5\] differ on axis 'batch': 3 against 4"),
+        ((2, 3, 5), (2, 4, 5), r"differ on axis 'length': 3 against 4"),
+        ((3, 5), (5,), r"\[3, 5\] and teacher_logits \[5\] must have equally many axes"),
+        ((), (), r"must have equally many axes, at least one"),
     ],
 )
 def test_items_that_differ_are_an_error_that_names_the_axis(name: str, student: Any, teacher: Any, says: str) -> None:
@@ -32,7 +32,7 @@ def test_items_that_differ_are_an_error_that_names_the_axis(name: str, student: 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "uld"])
 @pytest.mark.parametrize(("student", "teacher"), [(5, 4), (5, 1), (1, 5)])
 def test_classes_that_differ_are_an_error_and_not_a_broadcast(name: str, student: int, teacher: int) -> None:
-    with pytest.raises(ShapeError, match=f"differ on the axis 'classes': {student} against {teacher}"):
+    with pytest.raises(ShapeError, match=f"differ on axis 'classes': {student} against {teacher}"):
         Case(torch.zeros(3, student), torch.zeros(3, teacher), torch.zeros(3, dtype=torch.long)).loss(name)
 
 

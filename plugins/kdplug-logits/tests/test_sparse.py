@@ -85,13 +85,13 @@ def test_a_student_or_a_temperature_that_does_not_fit_the_cache_is_an_error(name
     teacher = SparseLogits.top(found.teacher, 4)
     if name == "sampled":
         teacher = replace(teacher, tail=None, weights=teacher.log_probs.exp())
-    with pytest.raises(ShapeError, match=rf"{name}: student_logits \[3, 8\] do not fit .* stand for \[3, 9\]"):
+    with pytest.raises(ShapeError, match=rf"{name}: student_logits \[3, 8\] do not fit .* represent \[3, 9\]"):
         LOSSES[name](found.student[:, 1:], None, 1.0, teacher)
     with pytest.raises(
-        SettingError, match=rf"{name}: temperature is 2, and the teacher's SparseLogits were taken at 1"
+        SettingError, match=rf"{name}: temperature is 2, but the teacher's SparseLogits were taken at 1"
     ):
         LOSSES[name](found.student, None, 2.0, teacher)
-    with pytest.raises(SettingError, match=rf"{name}: temperature is one for each item"):
+    with pytest.raises(SettingError, match=rf"{name}: temperature is one per item"):
         LOSSES[name](found.student, None, torch.ones(3), teacher)
 
 
@@ -99,10 +99,10 @@ def test_a_cache_that_does_not_hold_what_is_needed_is_an_error_that_names_the_wa
     found = case(3, 9)
     teacher = SparseLogits.top(found.teacher, 4)
     sample = replace(teacher, tail=None, weights=teacher.log_probs.exp())
-    with pytest.raises(OutputsError, match=r"topk: the teacher's SparseLogits are a sample.* Take the loss 'sampled'"):
+    with pytest.raises(OutputsError, match=r"topk: the teacher's SparseLogits are a sample.* Use the loss 'sampled'"):
         from_cache("topk", found.student, sample)
     with pytest.raises(
-        OutputsError, match=r"sampled: the teacher's SparseLogits have no weights.* Take the loss 'topk'"
+        OutputsError, match=r"sampled: the teacher's SparseLogits have no weights.* Use the loss 'topk'"
     ):
         from_cache("sampled", found.student, teacher)
     with pytest.raises(OutputsError, match=r"topk: the teacher's SparseLogits have no tail\. Set rest to zero"):

@@ -55,7 +55,7 @@ def test_emb_and_last_is_two_pairs():
 def test_layers_that_do_not_divide_are_rounded_only_when_told():
     assert uniform(5, 12, round=True) == [(1, 2), (2, 5), (3, 7), (4, 10), (5, 12)]
     for layer_map in (uniform, skip):
-        with pytest.raises(ConfigError, match=rf"^{layer_map.__name__}: 12 teacher layers are no multiple of 5"):
+        with pytest.raises(ConfigError, match=rf"^{layer_map.__name__}: 12 teacher layers are not a multiple of 5"):
             layer_map(5, 12)
 
 
@@ -71,7 +71,7 @@ def test_a_student_deeper_than_its_teacher_is_refused(layer_map):
 
 @pytest.mark.parametrize("layer_map", [skip, last])
 def test_a_student_of_one_layer_has_nothing_below_the_top(layer_map):
-    with pytest.raises(ConfigError, match="the student has one layer only"):
+    with pytest.raises(ConfigError, match="the student has only one"):
         layer_map(1, 12)
 
 

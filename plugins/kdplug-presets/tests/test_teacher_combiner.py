@@ -188,11 +188,11 @@ def test_what_cannot_be_meant_is_an_error() -> None:
     teachers = drawn(2)
     with pytest.raises(SettingError, match="weights: got 3 for 2 teachers"):
         weighted(teachers, weights=[1.0, 1.0, 1.0])
-    with pytest.raises(SettingError, match="index: there is no teacher 2: there are 2, from 0"):
+    with pytest.raises(SettingError, match="index: no teacher 2: there are 2, counted from 0"):
         select(teachers, index=2)
     with pytest.raises(OutputsError, match="needs labels"):
         select(teachers)
-    with pytest.raises(OutputsError, match="no teacher to combine"):
+    with pytest.raises(OutputsError, match="no teachers to combine"):
         mean_logits([])
 
 

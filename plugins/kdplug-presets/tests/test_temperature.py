@@ -44,7 +44,7 @@ def test_an_ambiguous_or_wrong_temperature_tensor_is_an_error_and_not_a_broadcas
 @every_kd
 @pytest.mark.parametrize("size", [3, 4])
 def test_a_batch_of_temperatures_beside_a_square_batch_of_sequences_is_an_error(name: str, size: int) -> None:
-    with pytest.raises(ShapeError, match="one for each item"):
+    with pytest.raises(ShapeError, match="one per item"):
         KD[name](torch.randn(size, size, 5), torch.randn(size, size, 5), per_item((size,)))
 
 

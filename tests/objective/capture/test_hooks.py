@@ -111,7 +111,7 @@ def test_an_input_is_found_by_position_and_by_name_however_it_was_given(x):
     [
         (
             "layers.0:output[1]",
-            "gives a dict with half, all, and a match takes a tensor. Write 'layers.0:output[1].half' or",
+            "gives a dict with half, all, but a match needs a tensor. Use 'layers.0:output[1].half' or",
         ),
         ("layers.0:output[2]", "there is no [2] in a tuple of 2"),
         ("layers.0:output.hidden", "there is no .hidden in a tuple of 2"),
@@ -133,7 +133,7 @@ class Fused(nn.Module):
 
 
 def test_attentions_that_a_kernel_did_not_return_are_told_with_the_way_out(x):
-    with pytest.raises(OutputsError, match=r"'0:output\[1\]' gives None, and a match.*attn_implementation=\"eager\""):
+    with pytest.raises(OutputsError, match=r"'0:output\[1\]' gives None, but a match.*attn_implementation=\"eager\""):
         captured(nn.Sequential(Fused()), x, "0:output[1]")
 
 
@@ -142,7 +142,7 @@ def test_a_dict_without_a_selector_names_its_tensors(x):
         def forward(self, x):
             return {"last": x, "states": (x, x)}
 
-    with pytest.raises(OutputsError, match=r"Write 'named:output.last' or 'named:output.states\[0\]' or"):
+    with pytest.raises(OutputsError, match=r"Use 'named:output.last' or 'named:output.states\[0\]' or"):
         captured(nn.Sequential(OrderedDict(named=Named())), x, "named")
 
 
@@ -208,7 +208,7 @@ def test_a_module_that_is_not_called_is_left_out(net, x):
 
 
 def test_a_module_that_is_called_twice_needs_to_say_which_call(net, x):
-    says = r"^student: 'shared' was called 2 times in the forward pass. Write which call: 'shared@0', 'shared@1'…$"
+    says = r"^student: 'shared' was called 2 times in the forward pass. Specify which call: 'shared@0', 'shared@1'…$"
     with pytest.raises(OutputsError, match=says):
         captured(net, x, "shared")
 
@@ -320,11 +320,11 @@ def test_a_compiled_model_is_read_again_and_again(net, x):
         ("zzz", "no module 'zzz' in the teacher. It holds layers, shared, again, unused, relu, before."),
         (
             "11",
-            "no module '11' in the teacher. It holds layers, shared, again, unused, relu, before. For layer 11 of what",
+            "no module '11' in the teacher. It holds layers, shared, again, unused, relu, before. For layer 11 of the adaptor",
         ),
         (
             "layers.*",
-            "'layers.*' means 2 modules of the teacher: layers.0, layers.1. A match of single layers takes one",
+            "'layers.*' matches 2 modules of the teacher: layers.0, layers.1. A match of single layers takes one",
         ),
         ("layers.*.outer", "no module 'layers.*.outer' in the teacher."),
     ],

@@ -126,7 +126,7 @@ def test_terms_are_named_by_their_paths(build, match):
         (
             "layers.*",
             "layers.0",
-            "0.layer_S: 'layers.*' means 2 modules of the student: layers.0, layers.1. A match of",
+            "0.layer_S: 'layers.*' matches 2 modules of the student: layers.0, layers.1. A match of",
         ),
         (["layers.0", "x.1"], [0, 1], "0.layer_S.1: no module 'x.1' in the student."),
         (["layers.*"], ["layers.*"], "0: layer_S is 2 layers (layers.0, layers.1) and layer_T 4 (layers.0, layers.1,"),

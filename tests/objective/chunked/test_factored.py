@@ -234,7 +234,7 @@ def test_the_padding_of_a_vocabulary_is_left_out_and_told_once(offer, factored, 
     other = teacher.logits("teacher", factored="teacher" in factored)
     cut = teacher.logits("teacher", factored=False)[..., :CLASSES]
     objective = Objective(DistillationConfig(kd_loss_type=loss, padded_vocabulary="drop", logit_chunk=5))
-    with pytest.warns(UserWarning, match=rf"the last 3 of the {longer} are left out") as caught:
+    with pytest.warns(UserWarning, match=rf"the last 3 of the {longer} are dropped") as caught:
         totals = [objective(student.logits("student", factored="student" in factored), other).total for _ in range(2)]
     own = student.logits("student", factored=False)[..., :CLASSES]
     expected = Objective(DistillationConfig(kd_loss_type=loss))(own, cut).total
@@ -244,7 +244,7 @@ def test_the_padding_of_a_vocabulary_is_left_out_and_told_once(offer, factored, 
 
 
 def test_vocabularies_that_differ_are_refused_unless_padding_may_be_dropped(offer):
-    with pytest.raises(ValueError, match=r"^logits: the student's \[3, 4, 11\].*write padded_vocabulary: drop"):
+    with pytest.raises(ValueError, match=r"^logits: the student's \[3, 4, 11\].*set padded_vocabulary: drop"):
         Scene().run(kd_loss_type=offer(odd_loss), teacher=Scene(classes=14).logits("teacher", factored=True))
 
 

@@ -136,7 +136,7 @@ def test_all_logits_that_do_not_fit_into_memory_are_refused_before_they_are_comp
 
 
 def test_a_chunk_of_ones_own_asks_for_a_declaration(offer):
-    with pytest.raises(OutputsError, match=r"^logit_chunk: is 6, and local:offered declares no reduction"):
+    with pytest.raises(OutputsError, match=r"^logit_chunk: is 6, but local:offered declares no reduction"):
         Scene().run(kd_loss_type=offer(worst), logit_chunk=6)
 
 

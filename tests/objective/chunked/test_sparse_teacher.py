@@ -152,8 +152,8 @@ HALVES = torch.full((3, 4, 2), 0.5)
 @pytest.mark.parametrize(
     ("teacher", "keys", "message"),
     [
-        (1.0, {}, r"^temperature: is 4, and the teacher's SparseLogits were taken at 1: their tail"),
-        (4.0, {"temperature_scheduler": "spread"}, r"^temperature_scheduler: makes a temperature of its own"),
+        (1.0, {}, r"^temperature: is 4, but the teacher's SparseLogits were taken at 1: their tail"),
+        (4.0, {"temperature_scheduler": "spread"}, r"^temperature_scheduler: computes one temperature per item"),
         (
             4.0,
             {"probability_shift": True, "outputs": LABELS},
@@ -162,7 +162,7 @@ HALVES = torch.full((3, 4, 2), 0.5)
         (
             4.0,
             {"kd_loss_type": "labelled", "outputs": LABELS},
-            r"^teacher\.logits: local:labelled asks for labels, and",
+            r"^teacher\.logits: local:labelled requests labels, but",
         ),
         (
             SparseLogits(IDS + 1, HALVES, CLASSES, temperature=4.0),
@@ -187,12 +187,12 @@ def test_what_cannot_be_computed_from_a_few_classes_is_refused(scene, offer, fac
 
 
 def test_a_loss_that_asks_for_a_sparse_teacher_alone_refuses_a_dense_one(scene, offer):
-    with pytest.raises(OutputsError, match=r"^teacher\.logits: local:offered asks for teacher_sparse, and .* dense"):
+    with pytest.raises(OutputsError, match=r"^teacher\.logits: local:offered requests teacher_sparse, but .* dense"):
         scene.run(factored=(), kd_loss_type=offer(only_sparse))
 
 
 def test_a_student_is_never_sparse(scene, build):
-    with pytest.raises(OutputsError, match=r"^student\.logits: are SparseLogits: only a teacher"):
+    with pytest.raises(OutputsError, match=r"^student\.logits: are SparseLogits, which only a teacher"):
         build()(top(scene, 3), top(scene, 3))
 
 
@@ -210,7 +210,7 @@ def test_classes_that_the_cache_alone_has_stay_in_its_tail(scene, offer):
     teacher = longer.logits("teacher", factored=False).detach()
     teacher[..., CLASSES:] = -100
     keys = {"kd_loss_type": loss, "padded_vocabulary": "drop"}
-    with pytest.warns(UserWarning, match="the last 2 of the teacher are left out"):
+    with pytest.warns(UserWarning, match="the last 2 of the teacher are dropped"):
         found = scene.run(factored=("student",), teacher=SparseLogits.top(teacher, 4, 4.0), logit_chunk=5, **keys)
     expected = scene.run(factored=(), teacher=SparseLogits.top(teacher[..., :CLASSES], 4, 4.0), kd_loss_type=loss)
     assert_same(found, expected, rtol=1e-6, atol=1e-9)
@@ -220,13 +220,16 @@ def test_a_class_that_the_student_lacks_is_refused(scene, offer):
     teacher = torch.zeros(3, 4, CLASSES + 2)
     teacher[..., -1] = 9
     keys = {"kd_loss_type": offer(kl), "padded_vocabulary": "drop", "teacher": SparseLogits.top(teacher, 1, 4.0)}
-    with pytest.warns(UserWarning, match="padded"), pytest.raises(OutputsError, match="names a class that the student"):
+    with (
+        pytest.warns(UserWarning, match="padded"),
+        pytest.raises(OutputsError, match="contains a class outside the student's"),
+    ):
         scene.run(factored=(), **keys)
 
 
 def test_a_student_of_more_classes_than_the_cache_is_cut(scene, offer):
     longer, loss = Scene(classes=CLASSES + 2), offer(kl)
-    with pytest.warns(UserWarning, match="the last 2 of the student are left out"):
+    with pytest.warns(UserWarning, match="the last 2 of the student are dropped"):
         found = longer.run(teacher=top(scene, 4), kd_loss_type=loss, padded_vocabulary="drop", logit_chunk=5)
     factors = longer.student[0], longer.student[1][:CLASSES], longer.student[2][:CLASSES]
     logits = FactoredLogits(*factors).dense()
@@ -258,7 +261,7 @@ def test_a_loss_that_does_not_declare_coarsens_is_refused_with_the_way_to_declar
     for loss in (undeclared, Inherits):
         with pytest.raises(
             OutputsError,
-            match=r"^teacher\.logits: local:offered does not declare coarsens, .* 3 classes, other ones for each item, .*: "
+            match=r"^teacher\.logits: local:offered does not declare coarsens. .* 3 classes, different for each item, .*: "
             r"@kdplug\.coarsens above the function, coarsens = True in the class$",
         ):
             scene.run(factored=factored, teacher=top(scene, 3), kd_loss_type=offer(loss), logit_chunk=5)

@@ -16,9 +16,9 @@ from kdplug_logits.kl import kl_terms, reverse_kl_terms
 
 @torch.no_grad()
 def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
-    """How much of ``Σ |p − q|`` lies outside the head, within [0, 1]; one half where there is no difference at all.
+    """Return the share of ``Σ |p − q|`` outside the head, within [0, 1]; one half if there is no difference.
 
-    The head holds the teacher's likeliest class, and the next ones as long as their probabilities do not sum to more than
+    The head contains the teacher's most likely class, and the next ones as long as their probabilities sum to at most
     ``mass``.
 
     Shapes: log-probabilities ``[*items, classes]`` to ``[*items]``.
@@ -49,16 +49,16 @@ def adaptive_kl(
 ) -> LossSum:
     """Adaptive KL divergence ``T² [w KL(p‖q) + (1 − w) KL(q‖p)]`` of softened teacher p, student q, in nats, mean over items.
 
-    ``w`` is the share of ``Σ |p − q|`` that lies at the teacher's likeliest classes, its head: forward KL where the head is
-    off, reverse KL where the tail is. It is a number of each item and no gradient runs through it. Below ``mass: 1`` a class
-    that the teacher rules out (``-inf``) is taken from the student too, as in ``reverse_kl``.
+    ``w`` is the share of ``Σ |p − q|`` at the teacher's most likely classes, its head: forward KL if the head differs,
+    reverse KL if the tail does. It is one number per item, without gradient. Below ``mass: 1`` a class that the teacher
+    rules out (``-inf``) is removed from the student too, as in ``reverse_kl``.
 
-    Settings: ``mass``, μ, how much of the teacher's probability the head may hold (its first class always belongs to it);
+    Settings: ``mass``, μ, the teacher's probability that the head may contain (its first class always belongs to it);
     ``t2`` multiplies by the squared temperature.
-    Relations: between ``kl`` and ``reverse_kl`` of each item; ``kl`` at ``mass: 1``, where every class belongs to the head.
+    Relations: between ``kl`` and ``reverse_kl`` of each item; ``kl`` at ``mass: 1``, if every class belongs to the head.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Wu et al. 2024 (AKL), arXiv:2404.02657; head, constant ``w`` and μ = 0.5 as in wutaiqiang/LLM_KD_AKL,
     AKL.py.
     """

@@ -13,7 +13,7 @@ from kdplug_logits.divergence import divergence
 from kdplug_logits.kl import relative_entropy
 
 _LEAST = 0.01
-"""The formula divides a difference by alpha · beta: below this, float32 has no digits left of it."""
+"""The formula divides a difference by alpha · beta: below this, float32 loses all precision."""
 
 
 def _zero_or_large_enough(value: float) -> float:
@@ -54,19 +54,20 @@ def alpha_beta(
 ) -> LossSum:
     """Alpha-beta divergence of softened teacher p and student q, mean over items.
 
-    ``−T² / (αβ) Σ [p^α q^β − α/(α+β) p^(α+β) − β/(α+β) q^(α+β)]``, and its limit where α or β is 0. A larger α weights
-    classes where the teacher gives more than the student, a larger β those where the student itself is sure.
+    ``−T² / (αβ) Σ [p^α q^β − α/(α+β) p^(α+β) − β/(α+β) q^(α+β)]``, or its limit if α or β is 0. A larger α weights
+    classes that the teacher rates above the student, a larger β those of which the student itself is confident.
 
-    Where both are above 0 it is finite whatever either side rules out (``-inf``). At α = 0 a class that the teacher rules out
-    is taken from the student too, as in ``reverse_kl``.
+    If both are above 0 it is finite whatever either side rules out (``-inf``). At α = 0 a class that the teacher rules
+    out is removed from the student too, as in ``reverse_kl``.
 
-    Settings: ``alpha`` and ``beta``, each 0 or at least 0.01, and not both 0; ``t2`` multiplies by the squared temperature.
+    Settings: ``alpha`` and ``beta``, each 0 or at least 0.01, and not both 0; ``t2`` multiplies by the squared
+    temperature.
     Relations: ``kl`` at (1, 0); ``reverse_kl`` at (0, 1); four times the squared Hellinger distance ``½ Σ (√p − √q)²`` at
     (½, ½); half the squared distance of probabilities at (1, 1).
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive, or both powers are 0.
-    Source: Wang et al. 2025 (ABKD), arXiv:2505.04560; (0.2, 0.7) as its repository trains GPT-2 with. The limits are those
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive, or both powers are 0.
+    Source: Wang et al. 2025 (ABKD), arXiv:2505.04560; (0.2, 0.7) as its repository uses for GPT-2. The limits are those
     of Cichocki et al. 2011, doi:10.3390/e13010134 (the repository's at α = 0 or β = 0 lack one power of the other).
     """
     if alpha == beta == 0:

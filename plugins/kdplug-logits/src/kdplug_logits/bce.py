@@ -24,14 +24,15 @@ def bce(
 ) -> LossSum:
     """Binary cross-entropy ``T² Σ_c BCE(σ(z_s / T), σ(z_t / T))``, in nats, summed over classes, mean over items.
 
-    For multi-label classification: each class is a yes or a no of its own. Its minimum is the teacher's entropy, not 0. A
-    class that the teacher rules out (``-inf``) is a sure no; one that only the student rules out makes the value infinite.
+    For multi-label classification: each class is an independent yes or no. Its minimum is the teacher's entropy, not 0.
+    A class that the teacher rules out (``-inf``) is a certain no; one that only the student rules out makes the value
+    infinite.
 
-    Settings: ``t2`` multiplies by the squared temperature, so that gradients keep their size as it rises.
+    Settings: ``t2`` multiplies by the squared temperature, so that the gradient scale does not depend on it.
     Relations: ``ce`` of kdplug-presets on the two logits (z, 0) of every class.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531, for two classes; summed as in Yang et al. 2023, arXiv:2308.06453.
     """
     student, teacher, temperature = tempered("bce", student_logits, teacher_logits, temperature)

@@ -1,4 +1,4 @@
-"""What closed forms of divergences have in common: each is a formula on softened rows, called on what it may overwrite."""
+"""Shared parts of closed forms: formulas on softened rows, which may overwrite their inputs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from kdplug_logits.divergence import floored, times_squared, within_support
 
 General = Callable[[Tensor, Tensor], Tensor]
-"""Values ``[n]`` of tempered rows ``[n, classes]``; their gradient is written over the student's."""
+"""Returns values ``[n]`` of tempered rows ``[n, classes]`` and overwrites the student's with their gradient."""
 
 Finite = Callable[[Tensor, Tensor], Tensor | None]
-"""As ``General``, of rows whose largest logit is 0. ``None``, with both sides unchanged, where a value is not finite."""
+"""Like ``General``, for rows whose largest logit is 0. ``None``, with both sides unchanged, if a value is not finite."""
 
 
 def closed(
@@ -27,12 +27,12 @@ def closed(
     t2: bool,
     factor: float = 1.0,
 ) -> Tensor:
-    """Values ``[n]``, and their gradient over ``student``, from a formula for rows over the temperature.
+    """Return values ``[n]`` and write their gradient over ``student``, using a formula for rows over the temperature.
 
-    ``finite`` ignores classes that one side rules out (``-inf``); where its values are not finite, ``general`` runs. Off a CPU
-    ``general`` runs at once, since checking values would wait for the device. The largest logit of each row is subtracted
-    before ``finite``, which takes differences of logits: float32 keeps few digits of these where the logits are far from 0.
-    What the formula gives as gradient is ``1 / factor`` of it.
+    ``finite`` does not handle classes that one side rules out (``-inf``); if its values are not finite, ``general``
+    runs. Off a CPU ``general`` runs at once, since checking values would wait for the device. The largest logit of each
+    row is subtracted before ``finite``, which takes differences of logits: float32 loses precision on large logits. The
+    formula's gradient is ``1 / factor`` of the true one.
     """
     values: Tensor | None = None
     if student.device.type == "cpu":
@@ -47,7 +47,7 @@ def closed(
 
 
 def scaled(values: Tensor, student: Tensor, temperature: Tensor | float, *, t2: bool, factor: float = 1.0) -> Tensor:
-    """Values and gradient of tempered rows as those of the rows themselves, with the squared temperature where ``t2`` says so."""
+    """Convert values and gradient of tempered rows to those of the rows, times the squared temperature if ``t2``."""
     slope = temperature * factor if t2 else factor / temperature
     if isinstance(slope, Tensor) or slope != 1:
         student.mul_(slope)
@@ -55,22 +55,22 @@ def scaled(values: Tensor, student: Tensor, temperature: Tensor | float, *, t2: 
 
 
 def from_largest_(*logits: Tensor) -> None:
-    """Subtract from each row its largest logit. A row whose largest is not finite becomes ``nan``: it is no distribution."""
+    """Subtract each row's largest logit. A row whose largest logit is not finite becomes ``nan``."""
     for one in logits:
         one.sub_(one.amax(dim=-1, keepdim=True))
 
 
 def temper_(temperature: Tensor | float, *logits: Tensor) -> None:
-    """Divide logits by the temperature. Multiplying takes half of the time that dividing does."""
+    """Divide logits by the temperature. Multiplying by the inverse takes half the time."""
     if isinstance(temperature, Tensor) or temperature != 1:
         for one in logits:
             one.mul_(1 / temperature)
 
 
 def softmax_of(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax of rows whose largest logit is 0, and the logarithm of their sum of exponentials, ``[n, 1]``.
+    """Return the softmax of rows whose largest logit is 0, and the logarithm of their sum of exponentials, ``[n, 1]``.
 
-    In little more than half of the time that ``softmax`` takes, which looks for the largest logit itself.
+    Takes little more than half the time of ``softmax``, which searches for the largest logit itself.
     """
     probs = logits.exp()
     sums = probs.sum(dim=-1, keepdim=True)
@@ -78,20 +78,20 @@ def softmax_of(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mean_of(probs: Tensor, values: Tensor) -> Tensor:
-    """``Σ probs · values`` over the classes, ``[n, 1]``."""
+    """Return ``Σ probs · values`` over the classes, ``[n, 1]``."""
     means: Tensor = torch.linalg.vecdot(probs, values)
     return means.unsqueeze(-1)
 
 
 def entropy_of(probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """``Σ probs (first − second)`` over the classes, ``[n, 1]``, where a class without probability adds nothing."""
+    """Return ``Σ probs (first − second)`` over the classes, ``[n, 1]``; a class of probability 0 adds nothing."""
     return (probs * torch.where(probs > 0, first - second, 0.0)).sum(dim=-1, keepdim=True)
 
 
 def from_slope_(student: Tensor, probs: Tensor, slope: Tensor) -> None:
-    """Write the gradient of a divergence over the student's tempered logits, from its derivative by the student's probability.
+    """Overwrite the student's tempered logits with a divergence's gradient, given its derivative by probability.
 
-    ``slope`` may be off by a constant in each row, which the softmax takes away; it is overwritten.
+    ``slope`` may be off by a constant per row, which the softmax cancels; it is overwritten.
     """
     torch.mul(probs, slope.sub_(mean_of(probs, slope)), out=student)
 
@@ -183,14 +183,14 @@ def skew_reverse_kl_rows(
 
 
 def _mixed(theirs: Tensor, own: Tensor, share: float) -> Tensor:
-    """``share · theirs + (1 − share) · own``, kept above 0 where both are too small to be told from it."""
+    """Return ``share · theirs + (1 − share) · own``, kept above 0 if both underflow."""
     return torch.lerp(own, theirs, share).clamp_(min=torch.finfo(own.dtype).tiny)
 
 
 def _jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor | None:
     (own, own_sum), (theirs, their_sum) = softmax_of(student), softmax_of(teacher)
     log_mixed = _mixed(theirs, own, beta).log_()
-    ratio = student - log_mixed  # but for the logarithm of the sum, which the gradient does not see
+    ratio = student - log_mixed  # up to the logarithm of the sum, which does not affect the gradient
     means = mean_of(own, ratio), mean_of(theirs, torch.sub(teacher, log_mixed, out=log_mixed))
     values = (1 - beta) * (means[0] - own_sum) + beta * (means[1] - their_sum)
     if not values.isfinite().all():

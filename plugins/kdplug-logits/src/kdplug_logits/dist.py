@@ -15,9 +15,9 @@ Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def pearson(first: Tensor, second: Tensor, axis: int, eps: float) -> Tensor:
-    """Pearson's correlation along ``axis``, within [-1, 1]; 0 where either side hardly varies.
+    """Return Pearson's correlation along ``axis``, within [-1, 1]; 0 if either side hardly varies.
 
-    The product of the two lengths is ``eps`` at least.
+    The product of the two lengths is at least ``eps``.
     """
     first, second = first - first.mean(dim=axis, keepdim=True), second - second.mean(dim=axis, keepdim=True)
     lengths = first.square().sum(dim=axis) * second.square().sum(dim=axis)
@@ -36,29 +36,30 @@ def dist(
 ) -> LossSum | Tensor:
     """One minus the correlation of softened probabilities, over the classes and over the batch, mean over items.
 
-    ``T² [β (1 − mean_b ρ(q_b, p_b)) + γ (1 − mean_c ρ(q_:c, p_:c))]`` with Pearson's ρ: how an item ranks the classes, and
-    how a class ranks the items. Shifted or scaled probabilities are as good as equal ones.
+    ``T² [β (1 − mean_b ρ(q_b, p_b)) + γ (1 − mean_c ρ(q_:c, p_:c))]`` with Pearson's ρ: each item's ranking of the
+    classes, and each class's ranking of the items. Shifted or scaled probabilities count as equal.
 
-    **The second part looks at the items of one call together**, so it is no sum over items, and the loss is a scalar: the mean
-    of one call. Micro-batches and processes correlate within themselves, and each counts alike, however many items it has.
-    Logits that are multiplied out in pieces (``FactoredLogits``) are refused. At ``gamma: 0`` the first part is left, a sum
-    over items that may be cut anywhere. It needs three classes: two are always correlated by 1 or -1, whatever the student is.
-    A call with one item has no correlation over items, and adds the constant γ without a gradient. So does a class that one
-    side gives the same probability everywhere, such as one it rules out (``-inf``).
+    **The second part compares the items of one call**, so it is not a sum over items, and the loss is a scalar: the
+    mean of one call. Micro-batches and processes correlate within themselves and get equal weight, whatever their
+    number of items. Logits multiplied out in chunks (``FactoredLogits``) are rejected. At ``gamma: 0`` only the first
+    part remains, a sum over items that may be split anywhere. It needs three classes: two are always correlated by 1 or
+    -1, whatever the student is. A call with one item has no correlation over items, and adds the constant γ without a
+    gradient. So does a class to which one side gives the same probability everywhere, such as one it rules out
+    (``-inf``).
 
-    Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the least product of the two lengths that ρ is
-    divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).
+    Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the lower bound of the product of lengths
+    that ρ is divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).
     Relations: none to the divergences: it is 0 for many students.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ, or there are fewer than three classes at ``gamma: 0``; ``SettingError`` where
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ, or there are fewer than three classes at ``gamma: 0``; ``SettingError`` if
     the temperature is not positive.
     Source: Huang et al. 2022, arXiv:2205.10536; β = γ = 1 and eps as in hunto/DIST_KD,
     segmentation/losses/dist_kd.py, which adds eps to the product of the lengths and has no T².
     """
     student, teacher, temperature = tempered("dist", student_logits, teacher_logits, temperature)
     if not gamma:
-        require_three_classes("dist", student, "two probabilities correlate by 1 or -1. Set gamma above 0, or take kl")
+        require_three_classes("dist", student, "two probabilities correlate by 1 or -1. Set gamma above 0, or use kl")
     student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
     values = (1 - pearson(student, teacher, -1, eps)) * beta
     if gamma:

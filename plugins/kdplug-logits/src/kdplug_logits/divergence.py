@@ -1,4 +1,4 @@
-"""What divergences between softened distributions have in common: how logits are read, and how items are added up."""
+"""Shared parts of divergences between softened distributions: reading logits and summing items."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from kdplug_logits.shape import require_logits, written
 
 
 def working_type(*tensors: Tensor) -> torch.dtype:
-    """The floating-point type that holds all inputs, 32 bits at least."""
+    """Return the floating-point type that holds all inputs, at least 32 bits."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
 def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides in one working type, the teacher cut from the graph.
+    """Return both sides in one working type, the teacher detached.
 
-    The cast carries the student's gradient back to its own type. No loss here multiplies matrices, the one thing that
-    autocast would do in half precision again.
+    The cast carries the student's gradient back to its own type. No loss here multiplies matrices, the one operation that
+    autocast would run in half precision again.
     """
     if student.dtype is teacher.dtype is torch.float32:
         return student, teacher.detach()
@@ -31,15 +31,15 @@ def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def floor_of(dtype: torch.dtype) -> float:
-    """A finite stand-in for the logarithm of 0: its exponential is 0, and sums of a few of them are finite."""
+    """Return a finite replacement for the logarithm of 0: its exponential is 0, and sums of a few of them are finite."""
     return torch.finfo(dtype).min / 8
 
 
 def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) -> Tensor | float:
-    """A number, or a tensor without a gradient that broadcasts to ``logits`` with 1 on the axis of the classes.
+    """Return a number, or a detached tensor that broadcasts to ``logits`` with 1 on the class axis.
 
-    A tensor is one element, or ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
-    ``[batch]`` beside logits ``[batch, length, classes]`` would run along the length.
+    A tensor has one element, or is ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
+    ``[batch]`` with logits ``[batch, length, classes]`` would be broadcast along the length.
 
     Raises: ``ShapeError`` for any other shape; ``SettingError`` for a number that is not positive and finite.
     """
@@ -58,18 +58,18 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
     ):
         raise ShapeError(
             f"{owner}: temperature {written(temperature)} does not fit logits {written(logits)}: "
-            f"it must be a number or {list(logits.shape[:-1])}, one for each item"
+            f"it must be a number or {list(logits.shape[:-1])}, one per item"
         )
     return values
 
 
 def over_temperature(logits: Tensor, temperature: Tensor | float) -> Tensor:
-    """``logits / temperature``, and ``logits`` themselves where that is the number 1."""
+    """Return ``logits / temperature``, or ``logits`` itself if the temperature is the number 1."""
     return logits if not isinstance(temperature, Tensor) and temperature == 1 else logits / temperature
 
 
 def times_squared(values: Tensor, temperature: Tensor | float) -> Tensor:
-    """Values per item times the squared temperature, each item's own where there are several.
+    """Multiply values per item by the squared temperature, each item's own if there are several.
 
     Shapes: values ``[*items]``, the temperature as ``read_temperature`` returns it.
     """
@@ -79,34 +79,34 @@ def times_squared(values: Tensor, temperature: Tensor | float) -> Tensor:
 
 
 def floored(log_probs: Tensor) -> Tensor:
-    """``log_probs`` with a large finite number for ``-inf``, which gets no gradient.
+    """Replace ``-inf`` in ``log_probs`` by a large finite number without gradient.
 
-    ``logaddexp`` of two infinities has none that is finite.
+    The gradient of ``logaddexp`` of two infinities is not finite.
     """
     return log_probs.clamp(min=floor_of(log_probs.dtype))
 
 
 def log_mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """``log(share · e^first + (1 − share) · e^second)`` of log-probabilities that are ``floored``; share within (0, 1)."""
+    """Return ``log(share · e^first + (1 − share) · e^second)`` of ``floored`` log-probabilities; share within (0, 1)."""
     return torch.logaddexp(first + math.log(share), second + math.log1p(-share))
 
 
 def log_total(log_probs: Tensor) -> Tensor:
-    """``logsumexp`` over the last axis: ``-inf``, with a gradient of 0, where every class has probability 0."""
+    """``logsumexp`` over the last axis: ``-inf``, with a gradient of 0, if every class has probability 0."""
     total = floored(log_probs).logsumexp(dim=-1)
     return total.masked_fill(total < floor_of(total.dtype) / 2, -torch.inf)
 
 
 Terms = Callable[[Tensor, Tensor], Tensor]
-"""Log-probabilities of student and teacher, ``[*items, classes]`` each, to what is summed over the last axis."""
+"""Maps log-probabilities of student and teacher, ``[*items, classes]`` each, to the terms summed over the last axis."""
 
 
 def tempered(
     owner: str, student_logits: Tensor, teacher_logits: Tensor | None, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Both sides over the temperature in float32 at least, the teacher cut from the graph, and the temperature as read.
+    """Return both sides over the temperature in float32 or wider, the teacher detached, and the parsed temperature.
 
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     """
     teacher_logits = require_logits(owner, student_logits, teacher_logits)
     temperature = read_temperature(owner, temperature, student_logits)
@@ -115,11 +115,11 @@ def tempered(
 
 
 def within_support(student: Tensor, teacher: Tensor) -> Tensor:
-    """Student logits with ``-inf`` at the classes that the teacher rules out.
+    """Set student logits to ``-inf`` at the classes that the teacher rules out.
 
-    For divergences that are infinite wherever the student gives such a class any probability. Where that would leave the
-    student no class at all its logits are 0: the divergence is infinite then, and has a gradient of 0. A student that rules
-    every class out itself is no distribution, and stays as it is.
+    For divergences that are infinite if the student gives such a class any probability. If that would leave the student
+    no class, its logits become 0: the divergence is then infinite, with a gradient of 0. A student that rules out every
+    class itself is not a distribution, and stays unchanged.
     """
     kept = student.masked_fill(teacher == -torch.inf, -torch.inf)
     some, shared = (side.amax(dim=-1, keepdim=True) > -torch.inf for side in (student, kept))
@@ -136,9 +136,10 @@ def divergence(
     t2: bool,
     supported: bool = False,
 ) -> LossSum:
-    """The sum over items and classes of ``terms`` of the softened log-probabilities, and the number of items.
+    """Return the sum over items and classes of ``terms`` of the softened log-probabilities, with the number of items.
 
-    ``t2`` multiplies by the squared temperature; ``supported`` keeps the student to the classes that the teacher allows.
+    ``t2`` multiplies by the squared temperature; ``supported`` restricts the student to the classes that the teacher
+    allows.
     """
     student, teacher, temperature = tempered(owner, student_logits, teacher_logits, temperature)
     if supported:
@@ -148,9 +149,9 @@ def divergence(
 
 
 def total(terms: Tensor, temperature: Tensor | float, *, t2: bool) -> Tensor:
-    """The sum of ``terms`` ``[*items, classes]``, with ``t2`` times the squared temperature.
+    """Return the sum of ``terms`` ``[*items, classes]``, times the squared temperature with ``t2``.
 
-    One sum where the temperature is one number: on small logits starting a second one costs more than carrying it out.
+    Uses one sum if the temperature is one number: on small logits launching a second one costs more than running it.
     """
     if not t2:
         return terms.sum()

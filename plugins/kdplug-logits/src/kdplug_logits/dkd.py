@@ -1,4 +1,4 @@
-"""KL divergence taken apart: how sure of the label, and which of the others."""
+"""KL divergence split into the label's part and that of the other classes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def target_per_item(items: Labelled, student: Tensor, teacher: Tensor) -> Tensor
 def others_per_item(items: Labelled, student: Tensor, teacher: Tensor) -> Tensor:
     """NCKD, the KL divergence over the classes that are not the label, of logits ``[*items, classes]``, ``[*items]``.
 
-    0 where the teacher allows no such class.
+    It is 0 if the teacher allows no such class.
     """
     theirs, some = conditional(items.others(teacher))
     own, _ = conditional(items.others(student))
@@ -45,26 +45,31 @@ def dkd(
 ) -> LossSum:
     """Decoupled distillation ``T² (α TCKD + β NCKD)`` of softened teacher and student, in nats, mean over labelled items.
 
-    TCKD is the KL divergence of the label against all other classes as one, NCKD that among the others, given that it is one
-    of them. In ``kl`` the second is weighted by the teacher's doubt, which hides it where the teacher is sure.
+    TCKD is the KL divergence of the label against all other classes as one, NCKD that among the others, given that it
+    is one of them. ``kl`` weights the second by the teacher's probability of the others, which suppresses it if the
+    teacher is confident.
 
-    An item without a label (negative) is left out and not counted. A class that the teacher rules out (``-inf``) adds nothing.
+    An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds
+    nothing.
 
-    Settings: ``alpha`` and ``beta``, the two weights; ``t2`` multiplies by the squared temperature. The authors use β from 1
-    to 8 by model, at temperature 4, and let the weight of the whole grow over the first 20 epochs: ``linear_growth``.
-    Relations: ``kl`` where α is 1 and β the teacher's probability of all other classes, item by item.
+    Settings: ``alpha`` and ``beta``, the two weights; ``t2`` multiplies by the squared temperature. The authors use β
+    from 1 to 8 depending on the model, at temperature 4, and increase the weight of the whole loss over the first 20
+    epochs: ``linear_growth``.
+    Relations: ``kl`` if α is 1 and β the teacher's probability of all other classes, item by item.
 
-    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, one element, ``[*items]`` or
+    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, a one-element tensor, ``[*items]`` or
     ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ, or there are fewer than three classes at ``alpha: 0``; ``SettingError`` where
-    the temperature is not positive; ``OutputsError`` where there are no labels.
+    Raises: ``ShapeError`` if shapes differ, or there are fewer than three classes at ``alpha: 0``; ``SettingError`` if
+    the temperature is not positive; ``OutputsError`` if there are no labels.
     Source: Zhao et al. 2022, arXiv:2203.08679; as in megvii-research/mdistiller, mdistiller/distillers/DKD.py,
     whose configurations have α = 1, β = 8.
     """
     items = labelled("dkd", student_logits, teacher_logits, labels)
     if not alpha:
         require_three_classes(
-            "dkd", student_logits, "of two, one is left beside the label, and NCKD is 0. Set alpha above 0"
+            "dkd",
+            student_logits,
+            "with two classes only one remains besides the label, so NCKD is 0. Set alpha above 0",
         )
     temperature = read_temperature("dkd", temperature, student_logits)
     student, teacher = over_temperature(items.student, temperature), over_temperature(items.teacher, temperature)

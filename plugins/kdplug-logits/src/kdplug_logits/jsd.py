@@ -42,19 +42,19 @@ def jsd(
 ) -> LossSum:
     """Generalised Jensen–Shannon divergence of softened teacher p and student q, in nats, mean over items.
 
-    ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. Finite wherever one side alone
-    rules a class out (``-inf``); at 0.5 symmetric and at most ``log 2``.
+    ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. Finite if only one side
+    rules out a class (``-inf``); at 0.5 symmetric and at most ``log 2``.
 
-    At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: just beside them it
-    is small. ``normalize`` divides by ``min(β, 1 − β)``, which makes it continuous and gives all β one scale.
+    At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: near these
+    ends it is small. ``normalize`` divides by ``min(β, 1 − β)``, which makes it continuous and gives all β one scale.
 
-    Settings: ``beta``, the teacher's share of the mixture; ``normalize``, whether the value is divided by the smaller share; ``t2``
+    Settings: ``beta``, the teacher's share of the mixture; ``normalize``, divide the value by the smaller share; ``t2``
     multiplies by the squared temperature.
     Relations: ``kl`` at ``beta: 0``, ``reverse_kl`` at ``beta: 1``. A sum of ``skew_kl`` and ``skew_reverse_kl``:
     ``β · skew_kl(skew=β) + (1 − β) · skew_reverse_kl(skew=1 − β)``.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649; TRL and Liger weight the same way.
     """
     terms = partial(jsd_terms, beta=beta, normalize=normalize)

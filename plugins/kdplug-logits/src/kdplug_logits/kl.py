@@ -11,10 +11,10 @@ from kdplug_logits.divergence import divergence
 
 
 def relative_entropy(first: Tensor, second: Tensor) -> Tensor:
-    """``e^first (first − second)``: summed over classes, what is lost by taking ``second`` for ``first``, in nats.
+    """``e^first (first − second)``: summed over classes, the information lost by using ``second`` for ``first``, in nats.
 
-    A class to which ``first`` gives no probability adds nothing, whatever ``second`` gives it. One to which ``second``
-    alone gives none makes the value infinite, with a finite gradient.
+    A class of probability 0 in ``first`` adds nothing, whatever ``second`` gives it. A class of probability 0 only in
+    ``second`` makes the value infinite, with a finite gradient.
 
     Shapes: log-probabilities ``[*items, classes]`` to ``[*items, classes]``.
     """
@@ -39,15 +39,15 @@ def kl(
 ) -> LossSum:
     """Forward KL divergence ``T² KL(p‖q)`` of the softened student q from the softened teacher p, in nats, mean over items.
 
-    It covers: the student must give probability wherever the teacher does. A class that the teacher rules out (``-inf``)
-    adds nothing; one that only the student rules out makes the value infinite, with a finite gradient.
+    Mode-covering: the student must give probability wherever the teacher does. A class that the teacher rules out
+    (``-inf``) adds nothing; one that only the student rules out makes the value infinite, with a finite gradient.
 
-    Settings: ``t2`` multiplies by the squared temperature, so that gradients keep their size as it rises.
-    Relations: ``ce`` of kdplug-presets less the teacher's entropy; ``jsd`` at ``beta: 0``, ``skew_kl`` at ``skew: 0``,
-    ``alpha_beta`` at (1, 0), ``topk`` with ``k`` not below the number of classes.
+    Settings: ``t2`` multiplies by the squared temperature, so that the gradient scale does not depend on it.
+    Relations: ``ce`` of kdplug-presets minus the teacher's entropy; ``jsd`` at ``beta: 0``, ``skew_kl`` at ``skew: 0``,
+    ``alpha_beta`` at (1, 0), ``topk`` with ``k`` at least the number of classes.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     return divergence("kl", student_logits, teacher_logits, temperature, kl_terms, t2=t2)
@@ -60,15 +60,16 @@ def reverse_kl(
 ) -> LossSum:
     """Reverse KL divergence ``T² KL(q‖p)`` of the softened teacher p from the softened student q, in nats, mean over items.
 
-    It seeks modes: the student must give none where the teacher gives little. That would be infinite at a class that the
-    teacher rules out (``-inf``), so such a class is taken from the student as well: it adds nothing and gets no gradient.
+    Mode-seeking: the student must give no probability where the teacher gives little. That would be infinite at a class
+    that the teacher rules out (``-inf``), so such a class is removed from the student as well: it adds nothing and gets
+    no gradient.
 
-    Settings: ``t2`` multiplies by the squared temperature, so that gradients keep their size as it rises.
+    Settings: ``t2`` multiplies by the squared temperature, so that the gradient scale does not depend on it.
     Relations: ``jsd`` at ``beta: 1``, ``skew_reverse_kl`` at ``skew: 0``, ``alpha_beta`` at (0, 1).
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, here token by token on given text.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
+    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, here per token on given text.
     """
     return divergence(
         "reverse_kl", student_logits, teacher_logits, temperature, reverse_kl_terms, t2=t2, supported=True

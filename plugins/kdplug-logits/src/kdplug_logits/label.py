@@ -1,4 +1,4 @@
-"""Losses that know the right class: items without a label are left out."""
+"""Shared parts of losses that use labels: items without a label are excluded."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def cross_entropy_per_item(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Labelled(NamedTuple):
-    """Logits of both sides with 0 at the items that have no label, and where the labels are.
+    """Both sides' logits, set to 0 at items without a label, and the labels' positions.
 
-    Shapes: ``student`` and ``teacher`` ``[*items, classes]``; ``places`` ``[*items, 1]``, 0 where there is none; ``counts``
+    Shapes: ``student`` and ``teacher`` ``[*items, classes]``; ``places`` ``[*items, 1]``, 0 without a label; ``counts``
     bool ``[*items]``.
     """
 
@@ -31,27 +31,27 @@ class Labelled(NamedTuple):
     counts: Tensor
 
     def of_label(self, values: Tensor) -> Tensor:
-        """``values`` ``[*items, classes]`` at the label, ``[*items]``."""
+        """Return ``values`` ``[*items, classes]`` at the label, ``[*items]``."""
         return values.gather(-1, self.places).squeeze(-1)
 
     def others(self, logits: Tensor) -> Tensor:
-        """``logits`` with ``-inf`` at the label."""
+        """Return ``logits`` with ``-inf`` at the label."""
         return logits.scatter(-1, self.places, -torch.inf)
 
     def summed(self, values: Tensor) -> LossSum:
-        """The sum of ``values`` ``[*items]`` over the items that have a label, and how many these are."""
+        """Return the sum of ``values`` ``[*items]`` over the labelled items, and their number."""
         return LossSum(torch.where(self.counts, values, 0.0).sum(), self.counts.sum())
 
 
 def labelled(owner: str, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None) -> Labelled:
-    """Both sides in float32 at least, the teacher cut from the graph.
+    """Return both sides in float32 or wider, the teacher detached.
 
-    Raises: ``ShapeError`` where shapes differ or there are fewer than two classes; ``OutputsError`` where there are no labels.
+    Raises: ``ShapeError`` if shapes differ or there are fewer than two classes; ``OutputsError`` if there are no labels.
     """
     require_logits(owner, student_logits, teacher_logits)
     labels = require_labels(owner, labels, student_logits)
     if student_logits.shape[-1] < 2:
-        raise ShapeError(f"{owner}: needs two classes at least, got student_logits {written(student_logits)}")
+        raise ShapeError(f"{owner}: needs at least two classes, got student_logits {written(student_logits)}")
     student, teacher = promoted(student_logits, teacher_logits)
     counts = labels >= 0
     without = ~counts.unsqueeze(-1)
@@ -60,9 +60,9 @@ def labelled(owner: str, student_logits: Tensor, teacher_logits: Tensor, labels:
 
 
 def conditional(others: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities over the classes that are not ``-inf``, and where there is one.
+    """Return log-probabilities over the classes that are not ``-inf``, and whether there is one.
 
-    Where there is none they are uniform and get no gradient.
+    If there is none they are uniform and get no gradient.
 
     Shapes: logits ``[*items, classes]`` to ``[*items, classes]`` and bool ``[*items]``.
     """

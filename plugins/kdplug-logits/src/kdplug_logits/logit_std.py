@@ -15,10 +15,10 @@ from kdplug_logits.shape import require_three_classes
 
 
 def standardized(logits: Tensor, eps: float) -> Tensor:
-    """``(z − mean) / (deviation + eps)`` over the classes that are not ``-inf``; those that are stay so.
+    """Return ``(z − mean) / (deviation + eps)`` over the classes that are not ``-inf``; ``-inf`` stays.
 
-    The deviation is the sample's (divided by one less than the number of classes). Where all classes are equal it is 0, and
-    has a gradient of 0.
+    The deviation is the sample's (divided by one less than the number of classes). If all classes are equal it is 0,
+    with a gradient of 0.
 
     Shapes: ``[*items, classes]`` to the same.
     """
@@ -41,25 +41,25 @@ def logit_std(
 ) -> LossSum:
     """KL divergence ``T² KL(p‖q)`` after both sides' logits were standardised, in nats, mean over items.
 
-    ``z ← (z − mean) / (deviation + eps)`` item by item, then softened and compared as in ``kl``: the student need not reach
-    the teacher's logits in size, only in order and proportion. Shifting or scaling either side changes nothing.
+    ``z ← (z − mean) / (deviation + eps)`` per item, then softened and compared as in ``kl``: the student need not match
+    the teacher's logits in scale, only in order and proportion. Shifting or scaling either side changes nothing.
 
-    A class that is ruled out (``-inf``) takes no part in mean and deviation; otherwise as in ``kl``. Two logits become the
-    same two numbers whatever they are, so three classes are needed, and an item with two possible ones gets no gradient.
+    A class that is ruled out (``-inf``) is excluded from mean and deviation; otherwise as in ``kl``. Two logits always
+    become the same two numbers, so three classes are needed, and an item with two possible ones gets no gradient.
 
-    Settings: ``eps`` is added to the deviation; ``t2`` multiplies by the squared temperature. The authors use temperature 2
-    and a weight of 9.
-    Relations: ``kl`` at a temperature of each item's own, that of student and teacher apart: ``T · deviation``.
+    Settings: ``eps`` is added to the deviation; ``t2`` multiplies by the squared temperature. The authors use
+    temperature 2 and a weight of 9.
+    Relations: ``kl`` at a separate temperature for each item and side: ``T · deviation``.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ or there are fewer than three classes; ``SettingError`` where the temperature
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ or there are fewer than three classes; ``SettingError`` if the temperature
     is not positive.
     Source: Sun et al. 2024, arXiv:2403.01427; deviation and eps as in sunshangquan/logit-standardization-KD,
     mdistiller/distillers/KD.py.
     """
     temperature = read_temperature("logit_std", temperature, student_logits)
     student, teacher, _ = tempered("logit_std", student_logits, teacher_logits, 1.0)
-    require_three_classes("logit_std", student, "two logits are always standardised to the same numbers. Take kl")
+    require_three_classes("logit_std", student, "two logits are always standardised to the same numbers. Use kl")
     own, theirs = (over_temperature(standardized(side, eps), temperature) for side in (student, teacher))
     terms = kl_terms(own.log_softmax(dim=-1), theirs.log_softmax(dim=-1))
     return LossSum(total(terms, temperature, t2=t2), student.shape[:-1].numel())

@@ -1,4 +1,4 @@
-"""Cross-entropy at the label and, normalised, over the others."""
+"""Cross-entropy at the label and, normalized, over the other classes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def label_per_item(items: Labelled) -> Tensor:
 
 
 def others_per_item(items: Labelled, temperature: Tensor | float) -> Tensor:
-    """``−Σ p̂ log q̂`` over the classes that are not the label, softened, in nats, ``[*items]``; 0 where there is none."""
+    """``−Σ p̂ log q̂`` over the classes that are not the label, softened, in nats, ``[*items]``; 0 if there is none."""
     theirs, some = conditional(items.others(over_temperature(items.teacher, temperature)))
     own, _ = conditional(items.others(over_temperature(items.student, temperature)))
     return torch.where(some, cross_entropy_per_item(own, theirs), 0.0)
@@ -35,20 +35,21 @@ def nkd(
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.5,
     t2: bool = True,
 ) -> LossSum:
-    """Normalised distillation: cross-entropy at the label and over the other classes, in nats, mean over labelled items.
+    """Normalized distillation: cross-entropy at the label and over the other classes, in nats, mean over labelled items.
 
-    ``−p_y log q_y − γ T² Σ_{v≠y} p̂_v log q̂_v``: p̂ and q̂ are softened and sum to 1 without the label; p_y and q_y are at
-    temperature 1 whatever the temperature. The minimum is not 0, and it does not lie at the teacher: the first part alone
-    wants the label surer than the teacher is.
+    ``−p_y log q_y − γ T² Σ_{v≠y} p̂_v log q̂_v``: p̂ and q̂ are softened and sum to 1 without the label; p_y and q_y
+    are at temperature 1 in any case. The minimum is neither 0 nor at the teacher: the first part alone favours a higher
+    label probability than the teacher's.
 
-    An item without a label (negative) is left out and not counted. A class that the teacher rules out (``-inf``) adds nothing.
+    An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds
+    nothing.
 
     Settings: ``gamma``, the weight of the other classes; ``t2`` multiplies their part by the squared temperature.
     Relations: the second part is γ times the NCKD of ``dkd``, plus the teacher's entropy there.
 
-    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, one element, ``[*items]`` or
+    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, a one-element tensor, ``[*items]`` or
     ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive; ``OutputsError`` if
     there are no labels.
     Source: Yang et al. 2023, arXiv:2303.13005; γ = 1.5 at temperature 1 as in yzd-v/cls_KD,
     mmcls/distillation/losses/nkd.py.

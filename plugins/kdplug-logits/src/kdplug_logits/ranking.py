@@ -1,4 +1,4 @@
-"""Whether the student puts candidates into the teacher's order."""
+"""Pairwise ranking of candidates in the teacher's order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdplug_logits.shape import require_logits
 
 
 def teacher_ordered(teacher: Tensor) -> Tensor:
-    """Where the teacher scores candidate i above candidate j, neither of them ruled out (``-inf``).
+    """Return the pairs of candidates i, j that the teacher scores in the order i above j, neither ruled out (``-inf``).
 
     Shapes: ``[*items, candidates]`` to bool ``[*items, i, j]``.
     """
@@ -31,18 +31,20 @@ def ranking(
 ) -> LossSum:
     """Pairwise ranking loss over all pairs of candidates that the teacher orders, mean over pairs.
 
-    For a pair whose first the teacher scores higher, with ``d`` the student's first minus its second: ``log(1 + e^−d)``
-    (``logistic``, in nats) or ``max(0, margin − d)`` (``hinge``). Only the teacher's order counts, not by how much; a tie is no
-    pair. A candidate that the teacher rules out (``-inf``), such as padding of a list, is in no pair.
+    For a pair whose first candidate the teacher scores higher, with ``d`` the student's first score minus its second:
+    ``log(1 + e^−d)`` (``logistic``, in nats) or ``max(0, margin − d)`` (``hinge``). Only the teacher's order matters,
+    not the difference; a tie is not a pair. A candidate that the teacher rules out (``-inf``), such as padding of a
+    list, is in no pair.
 
     Every pair of the batch weighs the same, so a list of n candidates weighs about n². All pairs are held at once:
     ``[*items, candidates, candidates]``.
 
-    Settings: ``form``, ``logistic`` or ``hinge``; ``margin`` of the hinge, which the logistic form does not read.
-    Relations: none to the divergences: any student in the teacher's order, far enough apart, is at the minimum.
+    Settings: ``form``, ``logistic`` or ``hinge``; ``margin`` of the hinge, which the logistic form ignores.
+    Relations: none to the divergences: any student with the teacher's order and large enough differences is at the
+    minimum.
 
     Shapes: scores ``[*items, candidates]``.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: Burges et al. 2005 (RankNet), doi:10.1145/1102351.1102363, with certain targets; Joachims 2002,
     doi:10.1145/775047.775067, for the hinge; the teacher in place of people as in Tang and Wang 2018, arXiv:1809.07428.
     """

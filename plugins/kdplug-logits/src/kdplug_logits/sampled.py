@@ -14,22 +14,22 @@ from kdplug_logits.sparse import read_student
 
 
 def seed_of(seed: int, draw_seed: int) -> int:
-    """One seed for each pair, so that two runs that differ in either draw differently."""
+    """Derive one seed for each pair, so that runs that differ in either make different draws."""
     return (seed * 0x9E3779B97F4A7C15 + draw_seed) % 2**63
 
 
 @torch.no_grad()
 def draw(teacher: Tensor, draws: int, sharpness: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Classes drawn from ``r ∝ p^sharpness``, and their weights ``p / (r · draws)``.
+    """Draw classes from ``r ∝ p^sharpness``; return them with their weights ``p / (r · draws)``.
 
-    ``Σ weight · f(class)`` is then an unbiased estimate of ``Σ p f``. No global generator is read or moved.
+    ``Σ weight · f(class)`` is then an unbiased estimate of ``Σ p f``. Global generators are not used.
 
     Shapes: log-probabilities ``[*items, classes]`` to ``[*items, draws]`` each.
     """
     rows = teacher.reshape(-1, teacher.shape[-1])
     proposal = rows if sharpness == 1 else (rows * sharpness).log_softmax(dim=-1)
     generator = torch.Generator(device=rows.device).manual_seed(seed)
-    chances = proposal.exp().nan_to_num_(nan=1.0)  # an item without any class: its weights stay nan
+    chances = proposal.exp().nan_to_num_(nan=1.0)  # an item without any class keeps nan weights
     ids = torch.multinomial(chances, draws, replacement=True, generator=generator)
     weights = (rows.gather(-1, ids) - proposal.gather(-1, ids)).exp() / draws
     return ids.view(*teacher.shape[:-1], draws), weights.view(*teacher.shape[:-1], draws)
@@ -43,7 +43,7 @@ def sampled_per_item(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
 def _from_sample(student: Tensor, teacher: SparseLogits, temperature: Tensor | float, *, t2: bool) -> LossSum:
     if teacher.weights is None:
         raise OutputsError(
-            "sampled: the teacher's SparseLogits have no weights: they are no sample. Take the loss 'topk'"
+            "sampled: the teacher's SparseLogits have no weights, so they are not a sample. Use the loss 'topk'"
         )
     log_probs = read_student("sampled", student, teacher, temperature)
     values = sampled_per_item(log_probs, teacher.ids, teacher.weights.to(log_probs.dtype))
@@ -64,23 +64,23 @@ def sampled(
 ) -> LossSum:
     """Cross-entropy ``−T² Σ w log q`` of the softened student under classes drawn from the teacher, in nats, mean over items.
 
-    Each item's ``draws`` classes come, with replacement, from ``r ∝ p^sharpness``, and are weighted by ``p / r``: value and
-    gradient are those of the cross-entropy under the whole teacher on average, where the largest classes alone would be
-    biased. A class that the teacher rules out (``-inf``) is never drawn.
+    Each item's ``draws`` classes are drawn, with replacement, from ``r ∝ p^sharpness``, and weighted by ``p / r``:
+    value and gradient are, on average, those of the cross-entropy under the whole teacher, whereas the largest classes
+    alone would be biased. A class that the teacher rules out (``-inf``) is never drawn.
 
-    Where the teacher is a cache of samples, these are its draws, with its weights: ``draws``, ``sharpness`` and ``seed`` are
-    then not read, and the temperature has to be that of the cache.
+    If the teacher is a cache of samples, its draws and weights are used: ``draws``, ``sharpness`` and ``seed`` are then
+    ignored, and the temperature must be that of the cache.
 
-    The draws depend on ``seed`` and ``draw_seed`` alone. The objective gives each step, micro-batch, head, chunk and process its
-    own ``draw_seed``, and the same one after a resume.
+    The draws depend only on ``seed`` and ``draw_seed``. The objective gives each step, micro-batch, head, chunk and
+    process its own ``draw_seed``, and the same one after a resume.
 
-    Settings: ``draws``, the classes that are drawn for each item; ``sharpness``, above 1 towards the likely classes and below 1
-    towards the unlikely; ``seed`` of the draws; ``t2`` multiplies by the squared temperature.
+    Settings: ``draws``, the number of classes drawn per item; ``sharpness``, above 1 towards the likely classes and
+    below 1 towards the unlikely; ``seed`` of the draws; ``t2`` multiplies by the squared temperature.
     Relations: on average ``ce`` of kdplug-presets with ``t2: true``: ``kl`` plus the teacher's entropy.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive or not that of the
-    cache; ``OutputsError`` where the cache holds no sample.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive or not that of the
+    cache; ``OutputsError`` if the cache is not a sample.
     Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, which keeps about 12 distinct classes.
     """
     if teacher_sparse is not None:

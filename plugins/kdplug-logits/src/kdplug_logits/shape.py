@@ -1,4 +1,4 @@
-"""Whether logits fit each other, told with both shapes and the axis. Nothing is ever broadcast."""
+"""Shape checks for logits and labels. Nothing is ever broadcast; errors name both shapes and the axis."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def written(tensor: Tensor) -> str:
 
 
 def require_logits(owner: str, student: object, teacher: object, *, classes: bool = True) -> Tensor:
-    """The teacher's logits.
+    """Return the teacher's logits after checking both sides.
 
-    Raises: ``ShapeError`` where the two are no tensors of one shape.
+    Raises: ``ShapeError`` unless both are tensors of one shape.
 
     Without ``classes`` the last axis may differ in size.
     """
@@ -32,8 +32,8 @@ def require_logits(owner: str, student: object, teacher: object, *, classes: boo
         return teacher
     if not student.dim() or student.dim() != teacher.dim():
         raise ShapeError(
-            f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} must have as many axes, "
-            "one at least"
+            f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} must have equally many "
+            "axes, at least one"
         )
     axes = student.dim() if classes else student.dim() - 1
     _require_axes(owner, student, teacher, _AXES.get(student.dim(), tuple(map(str, range(student.dim()))))[:axes])
@@ -44,31 +44,29 @@ def _require_axes(owner: str, student: Tensor, teacher: Tensor, axes: Sequence[s
     for axis, have, want in zip(axes, student.shape, teacher.shape, strict=False):
         if have != want:
             raise ShapeError(
-                f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} differ on the axis "
+                f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} differ on axis "
                 f"'{axis}': {have} against {want}"
             )
 
 
 def require_three_classes(owner: str, logits: Tensor, why: str) -> None:
-    """Refuse two classes where the loss would be constant. ``why`` gives the reason and what to do.
+    """Reject two classes if the loss would be constant. ``why`` gives the reason and the fix.
 
-    Raises: ``ShapeError`` where there are fewer than three.
+    Raises: ``ShapeError`` if there are fewer than three.
     """
     if logits.shape[-1] < 3:
-        raise ShapeError(f"{owner}: needs three classes at least, got student_logits {written(logits)}: {why}")
+        raise ShapeError(f"{owner}: needs at least three classes, got student_logits {written(logits)}: {why}")
 
 
 def require_labels(owner: str, labels: Tensor | None, logits: Tensor) -> Tensor:
-    """The labels, one integer for each item of ``logits``.
+    """Return the labels, one integer per item of ``logits``.
 
-    Raises: ``OutputsError`` where there are none or they are no integers; ``ShapeError`` for any other shape.
+    Raises: ``OutputsError`` if there are none or they are not integers; ``ShapeError`` for any other shape.
     """
     if labels is None:
-        raise OutputsError(f"{owner}: needs labels, and the student returned none. Return them from its adaptor")
+        raise OutputsError(f"{owner}: needs labels, but the student returned none. Return them from its adaptor")
     if labels.is_floating_point() or labels.is_complex():
         raise OutputsError(f"{owner}: labels must be integer class indices, got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
-        raise ShapeError(
-            f"{owner}: labels {written(labels)} do not fit logits {written(logits)}: one label for each item"
-        )
+        raise ShapeError(f"{owner}: labels {written(labels)} do not fit logits {written(logits)}: one label per item")
     return labels

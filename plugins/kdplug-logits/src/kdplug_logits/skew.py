@@ -1,4 +1,4 @@
-"""KL divergences from a mixture of both sides, which are never infinite."""
+"""KL divergences from a mixture of both sides, which are always finite."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ def skew_kl(
 ) -> LossSum:
     """Skew KL divergence ``T² KL(p ‖ λ p + (1 − λ) q)`` of softened teacher p, student q, in nats, mean over items.
 
-    At most ``−log λ`` an item, also where the student rules out (``-inf``) what the teacher wants; gradients are bounded too.
+    At most ``−log λ`` per item, even if the student rules out (``-inf``) a likely class of the teacher; gradients are
+    bounded too.
 
     Settings: ``skew``, λ, the teacher's share of the mixture; ``t2`` multiplies by the squared temperature.
     Relations: ``kl`` at ``skew: 0``, and towards 0 as λ goes to 1.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898; λ = 0.1 as in jongwooko/distillm, distillm/losses.py.
     """
     terms = partial(skew_kl_terms, skew=skew)
@@ -71,14 +72,14 @@ def skew_reverse_kl(
 ) -> LossSum:
     """Skew reverse KL divergence ``T² KL(q ‖ (1 − λ) p + λ q)`` of softened teacher p, student q, in nats, mean over items.
 
-    At most ``−log λ`` an item, also where the teacher rules out (``-inf``) what the student gives probability; such a class
-    pushes the student away with a bounded gradient, where ``reverse_kl`` leaves it out.
+    At most ``−log λ`` per item, even if the teacher rules out (``-inf``) a class to which the student gives
+    probability; such a class repels the student with a bounded gradient, whereas ``reverse_kl`` excludes it.
 
     Settings: ``skew``, λ, the student's share of the mixture; ``t2`` multiplies by the squared temperature.
     Relations: ``reverse_kl`` at ``skew: 0``, and towards 0 as λ goes to 1.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898; λ = 0.1 as in jongwooko/distillm, distillm/losses.py.
     """
     terms = partial(skew_reverse_kl_terms, skew=skew)

@@ -1,4 +1,4 @@
-"""Reading a teacher that is known at a few classes of each item."""
+"""Read a teacher that is known at a few classes per item."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdplug_logits.shape import written
 
 
 class Known(NamedTuple):
-    """The teacher's log-probabilities at some classes, ``[*items, K]`` with ``ids``, and of all others together."""
+    """The teacher's log-probabilities at some classes, ``[*items, K]`` with ``ids``, and of all others combined."""
 
     ids: Tensor
     log_probs: Tensor
@@ -22,36 +22,37 @@ class Known(NamedTuple):
 
 
 def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature: Tensor | float) -> Tensor:
-    """The student's softened log-probabilities over all classes, in float32 at least.
+    """Return the student's softened log-probabilities over all classes, in float32 or wider.
 
-    Raises: ``ShapeError`` where items or classes differ; ``SettingError`` for any temperature but the teacher's.
+    Raises: ``ShapeError`` if items or classes differ; ``SettingError`` for any temperature but the teacher's.
     """
     if not isinstance(student, Tensor) or student.shape != teacher.shape:
         own = written(student) if isinstance(student, Tensor) else type(student).__name__
         raise ShapeError(
-            f"{owner}: student_logits {own} do not fit the teacher's SparseLogits, which stand for {list(teacher.shape)}"
+            f"{owner}: student_logits {own} do not fit the teacher's SparseLogits, which represent "
+            f"{list(teacher.shape)}"
         )
     single = not isinstance(temperature, Tensor) or temperature.numel() == 1
     if not single or not math.isclose(float(temperature), teacher.temperature, rel_tol=1e-6):
-        given = f"{float(temperature):g}" if single else "one for each item"
+        given = f"{float(temperature):g}" if single else "one per item"
         raise SettingError(
-            f"{owner}: temperature is {given}, and the teacher's SparseLogits were taken at {teacher.temperature:g}: they "
-            "cannot be softened again"
+            f"{owner}: temperature is {given}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
+            "they cannot be softened again"
         )
     logits = student.to(working_type(student))
     return (logits if teacher.temperature == 1 else logits / teacher.temperature).log_softmax(dim=-1)
 
 
 def likeliest(owner: str, teacher: SparseLogits, k: int, dtype: torch.dtype, *, with_rest: bool) -> Known:
-    """At most ``k`` of the classes that are known, the likeliest; the others join the rest.
+    """Return at most ``k`` of the known classes, the most likely ones; the others join the rest.
 
-    Raises: ``OutputsError`` for a sample, for a class that comes twice, and where the rest is asked for and not known.
+    Raises: ``OutputsError`` for a sample, for a repeated class, and if the rest is needed but unknown.
     """
     if teacher.weights is not None or teacher.log_probs is None:
-        raise OutputsError(f"{owner}: the teacher's SparseLogits are a sample, with weights. Take the loss 'sampled'")
+        raise OutputsError(f"{owner}: the teacher's SparseLogits are a sample, with weights. Use the loss 'sampled'")
     if with_rest and teacher.tail is None:
         raise OutputsError(
-            f"{owner}: the teacher's SparseLogits have no tail. Set rest to zero or renorm_teacher, or give a tail"
+            f"{owner}: the teacher's SparseLogits have no tail. Set rest to zero or renorm_teacher, or add a tail"
         )
     _check_distinct(owner, teacher.ids)
     log_probs = teacher.log_probs.to(dtype)
@@ -65,7 +66,7 @@ def likeliest(owner: str, teacher: SparseLogits, k: int, dtype: torch.dtype, *, 
 
 
 def _check_distinct(owner: str, ids: Tensor) -> None:
-    """On a CPU: elsewhere the look would wait for the device."""
+    """Check on a CPU only: elsewhere it would wait for the device."""
     if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     ordered = ids.sort(dim=-1).values

@@ -1,4 +1,4 @@
-"""KL divergence over the teacher's likeliest classes."""
+"""KL divergence over the teacher's most likely classes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from kdplug_logits.kl import kl_terms, relative_entropy
 from kdplug_logits.sparse import likeliest, read_student
 
 _GROUP = 32
-"""As many neighbours share one maximum."""
+"""Number of neighbours that share one maximum."""
 _WORTH = 8
-"""With fewer groups than this for each number looked for, a look at all is as quick."""
+"""With fewer groups than this per requested number, a full search is as fast."""
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` largest of each row, falling, and where they are: what ``topk`` gives, in half of its time on a CPU.
+    """Return the ``k`` largest of each row in falling order, and their indices: as ``topk``, in half the time on a CPU.
 
-    Nothing outside the k groups with the largest maxima can be among them. Of equal numbers others may be taken.
+    They must all be in the k groups with the largest maxima. Ties may be resolved differently.
 
     Shapes: ``[*items, classes]`` to twice ``[*items, k]``.
     """
@@ -45,7 +45,7 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 _LEAST = 1e-25
-"""A rest below this has lost digits to numbers that float32 cannot hold."""
+"""A rest below this has lost precision to numbers that float32 cannot represent."""
 
 
 def topk_rows(
@@ -57,7 +57,7 @@ def topk_rows(
     rest: str = "tail",
     t2: bool = True,
 ) -> Tensor:
-    """Closed form of ``topk``: ``Σ p · q − p`` at the k classes; the others share ``−p_rest`` as they share the student's rest."""
+    """Closed form of ``topk``: ``Σ p · q − p`` at the k classes; the others share ``−p_rest`` by the student's rest."""
     if isinstance(teacher, SparseLogits):
         return _finite_from_sparse(student, teacher, k, rest, t2=t2)
     if k >= teacher.shape[-1]:
@@ -74,7 +74,7 @@ def topk_rows(
 
 
 def _with_tail(student: Tensor, teacher: Tensor, k: int) -> Tensor | None:
-    """Both rests are sums over the other classes themselves; where one is too small to keep its digits, ``None``."""
+    """Compute both rests as sums over the other classes; return ``None`` if one is too small for its precision."""
     logits, ids = largest(teacher, k)
     (own, own_sums), (theirs, _) = softmax_of(student), softmax_of(teacher)
     known, own_known = theirs.gather(-1, ids), own.gather(-1, ids)
@@ -97,7 +97,7 @@ def _finite_from_sparse(student: Tensor, teacher: SparseLogits, k: int, rest: st
 
 
 def _topk(student: Tensor, ids: Tensor, theirs: Tensor, their_rest: Tensor | None, rest: str) -> Tensor:
-    """Values, and the gradient over the tempered ``student``; ``their_rest`` is ``[n, 1]`` and there for a tail."""
+    """Return values and write the gradient over the tempered ``student``; ``their_rest`` is ``[n, 1]``, given for a tail."""
     log_probs = student.log_softmax(dim=-1)
     if rest == "renorm_teacher":
         theirs = theirs.log_softmax(dim=-1)
@@ -110,7 +110,7 @@ def _topk(student: Tensor, ids: Tensor, theirs: Tensor, their_rest: Tensor | Non
         left, other = log_probs.scatter(-1, ids, -torch.inf), their_rest.exp()
         values = values + entropy_of(other, their_rest, log_total(left).unsqueeze(-1))
         torch.mul(log_probs.exp_(), mass + other, out=student)
-        share = left.softmax(dim=-1).nan_to_num_(nan=0.0)  # nan where no class is left
+        share = left.softmax(dim=-1).nan_to_num_(nan=0.0)  # nan if no class is left
         student.addcmul_(share, other, value=-1)
     student.scatter_add_(-1, ids, -known)
     return values.squeeze(-1)
@@ -120,15 +120,15 @@ Rest = Literal["tail", "zero", "renorm_teacher"]
 
 
 def rest_of(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """The logarithm of what all classes but ``ids`` have together, ``[*items]``, from the classes themselves.
+    """Return the logarithm of the total of all classes but ``ids``, ``[*items]``, summed over the classes themselves.
 
-    One minus the sum over ``ids`` would have no digits left where these hold nearly everything.
+    One minus the sum over ``ids`` would lose all precision if these hold nearly everything.
     """
     return log_total(log_probs.scatter(-1, ids, -torch.inf))
 
 
 def sparse_terms(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
-    """The terms, from log-probabilities at K classes, ``[*items, K]``, and of all others together, ``[*items]``."""
+    """The terms, from log-probabilities at K classes, ``[*items, K]``, and of all others combined, ``[*items]``."""
     if rest == "tail" and their_rest is not None:
         theirs = torch.cat([theirs, their_rest.unsqueeze(-1)], dim=-1)
         own = torch.cat([own, own_rest.unsqueeze(-1)], dim=-1)
@@ -138,7 +138,7 @@ def sparse_terms(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tens
 
 
 def topk_terms(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
-    """The terms over the teacher's ``k`` likeliest classes, of log-probabilities ``[*items, classes]``."""
+    """The terms over the teacher's ``k`` most likely classes, of log-probabilities ``[*items, classes]``."""
     if k >= teacher.shape[-1]:
         return kl_terms(student, teacher)
     theirs, ids = largest(teacher, k)
@@ -170,27 +170,29 @@ def topk(
     rest: Rest = "tail",
     t2: bool = True,
 ) -> LossSum:
-    """KL divergence over the ``k`` classes that the softened teacher p finds likeliest, in nats, mean over items.
+    """KL divergence over the ``k`` most likely classes of the softened teacher p, in nats, mean over items.
 
-    ``T² Σ_k p log(p / q)``, q the student over all classes, and for what is left:
+    ``T² Σ_k p log(p / q)``, with q the student over all classes, and for the rest:
 
-    * ``tail``: plus ``p_rest log(p_rest / q_rest)``, all other classes as one. A divergence: 0 where both agree on the k
-      and on how much is left.
-    * ``zero``: nothing. Not a divergence: it may fall below 0, and is least where the student gives the rest nothing.
-    * ``renorm_teacher``: the teacher's k are made to sum to 1, the student's are not. Least where the student gives the rest
+    * ``tail``: plus ``p_rest log(p_rest / q_rest)``, all other classes as one. A divergence: 0 if both agree on the k
+      and on the rest.
+    * ``zero``: nothing. Not a divergence: it may be negative, and is least if the student gives the rest nothing.
+    * ``renorm_teacher``: the teacher's k are normalized to sum to 1, the student's are not. Least if the student gives the rest
       nothing.
 
-    A class that the teacher rules out (``-inf``) adds nothing; one that only the student rules out makes the value infinite.
+    A class that the teacher rules out (``-inf``) adds nothing; one that only the student rules out makes the value
+    infinite.
 
-    Where the teacher is a top-k cache, the classes are the likeliest ``k`` of those that it holds. It needs a tail for
-    ``tail``, and the temperature has to be that of the cache.
+    If the teacher is a top-k cache, its most likely ``k`` classes are used. ``tail`` needs a cache with a tail, and the
+    temperature must be that of the cache.
 
-    Settings: ``k``, how many classes; ``rest``, what becomes of all others; ``t2`` multiplies by the squared temperature.
-    Relations: ``kl`` with ``k`` not below the number of classes, whatever ``rest``; with ``tail`` never above it.
+    Settings: ``k``, the number of classes; ``rest``, the treatment of all others; ``t2`` multiplies by the squared
+    temperature.
+    Relations: ``kl`` with ``k`` at least the number of classes, for any ``rest``; with ``tail`` never above it.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive or not that of the
-    cache; ``OutputsError`` where the cache does not hold what is needed.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive or not that of the
+    cache; ``OutputsError`` if the cache lacks required parts.
     Source: definition; the biases of the last two: Anshumann et al. 2025, arXiv:2503.16870.
     """
     if teacher_sparse is not None:

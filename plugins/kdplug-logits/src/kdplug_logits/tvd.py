@@ -32,15 +32,15 @@ def tvd(
 ) -> LossSum:
     """Total variation distance ``T² ½ Σ |p − q|`` of softened teacher p and student q, mean over items.
 
-    Without ``t2`` within [0, 1], symmetric, and finite whatever either side rules out (``-inf``). A student that is sure of a
-    mistake gets almost no gradient from it.
+    Without ``t2`` within [0, 1], symmetric, and finite whatever either side rules out (``-inf``). A student that is
+    confident of a mistake gets almost no gradient from it.
 
     Settings: ``t2`` multiplies by the squared temperature.
-    Relations: half of ``uld`` where both sides rank the classes alike; at most ``√(kl / 2)`` (Pinsker) at temperature 1.
+    Relations: half of ``uld`` if both sides rank the classes equally; at most ``√(kl / 2)`` (Pinsker) at temperature 1.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
-    Source: Wen et al. 2023 (f-divergence minimization), arXiv:2307.15190, here token by token; as in
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
+    Source: Wen et al. 2023 (f-divergence minimization), arXiv:2307.15190, here per token; as in
     jongwooko/distillm, distillm/losses.py.
     """
     return divergence("tvd", student_logits, teacher_logits, temperature, tvd_terms, t2=t2)

@@ -27,18 +27,18 @@ def uld(
 ) -> LossSum:
     """Universal logit distance ``T² Σ |sorted p − sorted q|`` of softened teacher p and student q, mean over items.
 
-    Both sides are sorted by size and the shorter one is filled up with 0: which class is which does not matter, so that
-    vocabularies may differ. That is also what it cannot see: a student that is sure of another token is at no distance.
+    Both sides are sorted by size and the shorter one is padded with 0: class identity does not matter, so vocabularies
+    may differ. It also means that a student that is confident of another token has no distance.
 
-    Symmetric; finite whatever either side rules out (``-inf``). Items have to be aligned already: the same piece of text.
+    Symmetric; finite whatever either side rules out (``-inf``). Items must be aligned already: the same piece of text.
 
-    Settings: ``t2`` multiplies by the squared temperature. The authors weight it by 1.5 beside the cross-entropy, at
+    Settings: ``t2`` multiplies by the squared temperature. The authors weight it by 1.5 next to the cross-entropy, at
     temperature 1.
-    Relations: at most twice ``tvd``, and equal to that where both sides rank the classes alike.
+    Relations: at most twice ``tvd``, and equal to that if both sides rank the classes equally.
 
     Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, one element,
     ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where items differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` if items differ; ``SettingError`` if the temperature is not positive.
     Source: Boizard et al. 2024, arXiv:2402.12030; without T² as TRL's GOLD trainer computes it.
     """
     require_logits("uld", student_logits, teacher_logits, classes=False)

@@ -1,4 +1,4 @@
-"""Soft labels weighted by how far the student is behind the teacher on the hard one."""
+"""Soft labels weighted by how far the student is behind the teacher on the hard label."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdplug_logits.label import Labelled, cross_entropy_per_item, labelled
 
 @torch.no_grad()
 def soft_weight(items: Labelled, eps: float) -> Tensor:
-    """``1 − exp(−CE_student / CE_teacher)`` at the label and temperature 1, within [0, 1], ``[*items]``."""
+    """Return ``1 − exp(−CE_student / CE_teacher)`` at the label and temperature 1, within [0, 1], ``[*items]``."""
     most = -floor_of(items.student.dtype)
     own, theirs = (
         -items.of_label(side.log_softmax(dim=-1)).clamp(min=-most) for side in (items.student, items.teacher)
@@ -35,18 +35,19 @@ def wsld(
     """Weighted soft labels: cross-entropy of softened student under teacher, weighted by item, in nats, mean over items.
 
     ``T² w · (−Σ p log q)`` with ``w = 1 − exp(−CE(q, y) / CE(p, y))`` at temperature 1: an item on which the student is
-    already as good as the teacher counts ``1 − 1/e`` at most, one on which it is better less. No gradient runs through w.
-    Its least value for fixed w is the teacher's entropy, not 0.
+    already as good as the teacher counts at most ``1 − 1/e``, one on which it is better less. No gradient runs through w.
+    Its minimum for fixed w is the teacher's entropy, not 0.
 
-    An item without a label (negative) is left out and not counted. A class that the teacher rules out (``-inf``) adds nothing.
+    An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds
+    nothing.
 
-    Settings: ``eps`` is added to the teacher's cross-entropy, against a division by 0; ``t2`` multiplies by the squared
+    Settings: ``eps`` is added to the teacher's cross-entropy, to avoid a division by 0; ``t2`` multiplies by the squared
     temperature. The authors add it with a weight of 2.5, at temperature 2, to the plain cross-entropy.
     Relations: ``ce`` of kdplug-presets with ``t2: true`` as w goes to 1.
 
-    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, one element, ``[*items]`` or
+    Shapes: logits ``[*items, classes]``; labels ``[*items]``; temperature a number, a one-element tensor, ``[*items]`` or
     ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive; ``OutputsError`` where
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive; ``OutputsError`` if
     there are no labels.
     Source: Zhou et al. 2021, arXiv:2102.00650; eps as in bellymonster/Weighted-Soft-Label-Distillation,
     knowledge_distiller.py.

@@ -1,4 +1,4 @@
-"""Matching attention maps: squared error and cross-entropy, per head or over all heads together."""
+"""Match losses on attention maps: squared error and cross-entropy, per head or over all heads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _token_mask(owner: str, mask: Tensor, student: Tensor) -> Tensor:
     queries, keys = student.shape[-2:]
     if queries != keys:
         raise ShapeError(
-            f"{owner}: a mask needs as many queries as keys, got student_features {written(student)}: "
+            f"{owner}: with a mask, queries and keys must be equally many, got student_features {written(student)}: "
             f"{queries} and {keys}"
         )
     return read_mask(owner, mask, student, torch.Size((student.shape[0], keys)))
@@ -51,13 +51,13 @@ def attention_mse(
 ) -> LossSum:
     """Mean squared error between attention maps over all valid pairs of tokens of every head.
 
-    Without a mask, an entry at or below ``pad_below`` counts as padding and is read as 0 on its own side (TextBrewer's
+    Without a mask, an entry at or below ``pad_below`` counts as padding and is set to 0 on its own side (TextBrewer's
     rule; ``None`` turns it off). With a mask the rule is not applied.
 
-    Settings: ``pad_below``, at or below which an entry is padding where there is no mask, ``null`` for no such rule.
+    Settings: ``pad_below``, threshold at or below which an entry is padding if there is no mask; ``null`` disables it.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``att_mse_loss``.
     """
     student, teacher = _read("attention_mse", student_features, teacher_features)
@@ -73,14 +73,14 @@ def attention_mse_sum(
     *,
     pad_below: float | None = -1e-3,
 ) -> LossSum:
-    """Mean squared error between attention maps that were summed over their heads, over all valid pairs of tokens.
+    """Mean squared error between attention maps summed over their heads, over all valid pairs of tokens.
 
-    Padding is as in ``attention_mse``, looked for after the sum over heads.
+    Padding is detected as in ``attention_mse``, after the sum over heads.
 
-    Settings: ``pad_below``, at or below which an entry is padding where there is no mask, ``null`` for no such rule.
+    Settings: ``pad_below``, threshold at or below which an entry is padding if there is no mask; ``null`` disables it.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where shapes differ, the number of heads included.
+    Raises: ``ShapeError`` if shapes differ, the number of heads included.
     Source: TextBrewer ``att_mse_sum_loss``, arXiv:2002.12620.
     """
     student, teacher = _read("attention_mse_sum", student_features, teacher_features)
@@ -131,19 +131,19 @@ def attention_ce(
 ) -> LossSum:
     """Cross-entropy of the student's attention under the teacher's, in nats, mean over the rows of every head.
 
-    ``inputs="scores"`` takes scores and applies a softmax over the keys. ``"probs"`` takes what a transformer returns
-    as attentions: a softmax over those again leaves almost no signal. A student probability below the precision of its
-    type is lifted to it.
+    ``inputs="scores"`` takes scores and applies a softmax over the keys. ``"probs"`` takes probabilities, as
+    transformers return attentions: another softmax over those would leave almost no signal. A student probability below
+    the precision of its type is raised to it.
 
-    The mask selects rows (queries) and, within a row, keys; the softmax runs over all keys, padded ones included, unless
-    they hold ``-inf`` or ``nan``. Without a mask, a key whose teacher value is at or below ``pad_below`` is left out
+    The mask selects rows (queries) and, within a row, keys; the softmax runs over all keys, including padded ones, unless
+    they hold ``-inf`` or ``nan``. Without a mask, a key whose teacher value is at or below ``pad_below`` is excluded
     (TextBrewer's rule; ``None`` turns it off). With a mask the rule is not applied.
 
-    Settings: ``inputs``, whether features are ``scores`` or ``probs``; ``pad_below``, at or below which a teacher's value is
-    padding where there is no mask, ``null`` for no such rule.
+    Settings: ``inputs``, ``scores`` or ``probs``; ``pad_below``, threshold at or below which a teacher's value is
+    padding if there is no mask; ``null`` disables it.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: TextBrewer ``att_ce_loss``, arXiv:2002.12620.
     """
     student, teacher = _read("attention_ce", student_features, teacher_features)
@@ -160,13 +160,13 @@ def attention_ce_mean(
     inputs: Inputs = "scores",
     pad_below: float | None = -1e-3,
 ) -> LossSum:
-    """Cross-entropy as in ``attention_ce`` after scores (or probabilities) were averaged over heads, mean over rows.
+    """Cross-entropy as in ``attention_ce``, after averaging scores (or probabilities) over heads, mean over rows.
 
-    Settings: ``inputs``, whether features are ``scores`` or ``probs``; ``pad_below``, at or below which a teacher's value is
-    padding where there is no mask, ``null`` for no such rule.
+    Settings: ``inputs``, ``scores`` or ``probs``; ``pad_below``, threshold at or below which a teacher's value is
+    padding if there is no mask; ``null`` disables it.
 
     Shapes: features ``[batch, heads, length, length]`` or ``[batch, length, length]``; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where shapes differ, the number of heads included.
+    Raises: ``ShapeError`` if shapes differ, the number of heads included.
     Source: TextBrewer ``att_ce_mean_loss``, arXiv:2002.12620.
     """
     student, teacher = _read("attention_ce_mean", student_features, teacher_features)

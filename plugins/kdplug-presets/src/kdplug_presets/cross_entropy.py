@@ -24,21 +24,21 @@ from kdplug_presets.shape import keep_
 
 
 class Selection(NamedTuple):
-    """What of ``[..., rows, keys]`` counts, as bits (``mask.bits``); both have the scores' first axis and broadcast."""
+    """Selected rows and keys of ``[..., rows, keys]``, as bits (``shape.bits``) that broadcast to the scores."""
 
     rows: Tensor
     keys: Tensor
 
 
 def _absent_where_padded(scores: Tensor, keys: Tensor) -> Tensor:
-    """``scores`` with ``-inf`` at padded keys that are not finite: the softmax over a row then leaves them out."""
+    """Set padded keys that are not finite to ``-inf``, so that the softmax over a row excludes them."""
     return scores.masked_fill((keys == 0) & ~scores.isfinite(), -torch.inf)
 
 
 def _entropies(
     student: Tensor, teacher: Tensor, selection: Selection | None, weight: Tensor | None, pad_below: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The gradient and the sum, block by block."""
+    """Compute the gradient and the sum, block by block."""
     dtype = working_type(student, teacher)
     gradient = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
     totals = []
@@ -70,9 +70,9 @@ def _selected_entropies(
     *,
     pad_below: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """As ``_entropies``, with padded keys that are not finite absent.
+    """Like ``_entropies``, excluding padded keys that are not finite.
 
-    On a CPU they are looked for where the first result is not finite: that costs a sum, not two passes.
+    On a CPU this runs only if the first result is not finite: the check costs one sum instead of two passes.
     """
     if rows is None or keys is None:
         return _entropies(student, teacher, None, weight, pad_below)
@@ -110,9 +110,9 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def plain_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor | None:
-    """``cross_entropy`` by torch's own, in one operation; ``None`` where that was asked ``0 * -inf``, to which it has no answer.
+    """Compute ``cross_entropy`` in one torch operation; ``None`` if that gives ``0 * -inf``, which it does not handle.
 
-    Both ``[*items, classes]`` in one type, on a CPU, where reading a number waits for nobody.
+    Both ``[*items, classes]`` of one type, on a CPU, where reading a number does not wait for a device.
     """
     target = torch.softmax(teacher, dim=-1)
     if student.dim() != 2:
@@ -144,14 +144,14 @@ def cross_entropy(
     weight: Tensor | None = None,
     pad_below: float | None = None,
 ) -> Tensor:
-    """``-Σ softmax(teacher) · log_softmax(student)`` over everything, in nats, a scalar of at least 32 bits.
+    """Return ``-Σ softmax(teacher) · log_softmax(student)`` over everything, in nats, as a scalar of at least 32 bits.
 
-    ``selection`` picks rows and the keys within a row. The softmax still runs over all keys, except that a padded key
-    which holds ``nan`` or infinity is absent. ``weight`` (with 1 on the last axis) multiplies rows. A term whose
-    teacher score is at or below ``pad_below`` is left out. A class that the teacher rules out (``-inf``) adds nothing,
-    whatever the student gives it.
+    ``selection`` selects rows and the keys within a row. The softmax still runs over all keys, except padded keys that
+    hold ``nan`` or infinity. ``weight`` (with 1 on the last axis) multiplies rows. A term whose teacher score is at or
+    below ``pad_below`` is excluded. A class that the teacher rules out (``-inf``) adds nothing, whatever the student's
+    value.
 
-    At least two axes: the first is worked on in blocks.
+    Needs at least two axes: the first is processed in blocks.
     """
     if selection is None and is_small(student):
         return _in_few_operations(student, cut(teacher), weight, pad_below)

@@ -1,4 +1,4 @@
-"""Matching products of two hidden states: the flow between layers and the similarity between tokens."""
+"""Match losses on products of two hidden states: flow between layers and similarity between tokens."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _add_applied(over: Over, result: Tensor, matrix: Tensor, features: Tensor) -
 
 
 def expansion_pays(s0: Tensor, s1: Tensor, over: Over) -> bool:
-    """Whether ten products with ``k·k`` matrices cost fewer multiplications than four with ``m·n`` ones."""
+    """Return whether ten products with ``k·k`` matrices need fewer multiplications than four with ``m·n`` ones."""
     length, m, n = s0.shape[1], s0.shape[2], s1.shape[2]
     k, m, n = (length, m, n) if over == "length" else (m, length, length)
     return 5 * k * (m + n) < 4 * m * n
@@ -163,16 +163,16 @@ def gram_distance(
     scales: tuple[float, float] = (1.0, 1.0),
     weight: Tensor | float = 1.0,
 ) -> Tensor:
-    """Sum over examples of ``weight · ‖scales[0] · G(student) - scales[1] · G(teacher)‖²``, a scalar.
+    """Return the sum over examples of ``weight · ‖scales[0] · G(student) - scales[1] · G(teacher)‖²``, a scalar.
 
     Shapes: features ``[batch, length, width]`` of one floating-point type of at least 32 bits, the teacher's without a
-    gradient; bits of the mask (see ``mask.bits``) ``[batch, length]``; weight a number or ``[batch]``.
+    gradient; bits of the mask (see ``shape.bits``) ``[batch, length]``; weight a number or ``[batch]``.
     """
     s0, s1 = student
     t0, t1 = teacher
     with without_autocast(s0):
-        alike = s0.shape == t0.shape and s1.shape == t1.shape and scales[0] == scales[1]
-        if alike and expansion_pays(s0, s1, over):
+        is_equal_in_shape = s0.shape == t0.shape and s1.shape == t1.shape and scales[0] == scales[1]
+        if is_equal_in_shape and expansion_pays(s0, s1, over):
             factor = weight * scales[0] ** 2
             result: Tensor = _Expanded.apply(s0, s1, t0, t1, token_bits, over, factor)  # type: ignore[no-untyped-call]
         else:
@@ -195,11 +195,11 @@ def _read(owner: str, student: Sequence[Tensor], teacher: Sequence[Tensor], axes
 def fsp(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], mask: Tensor | None = None) -> LossSum:
     """Mean squared error between ``X0ᵀ X1 / length`` of student and teacher, mean over examples. Also named ``gram``.
 
-    Tokens that the mask leaves out take no part and the length is the number of valid tokens; an example without any
-    is left out.
+    Masked tokens are excluded, and the length is the number of valid tokens; an example without any
+    is excluded.
 
     Shapes: a pair of ``[batch, length, width]`` on each side, widths equal across sides; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where a side is not a pair or shapes differ.
+    Raises: ``ShapeError`` if a side is not a pair or shapes differ.
     Source: Yim et al. 2017, "A Gift from Knowledge Distillation", CVPR; TextBrewer ``fsp_loss``.
     """
     student, teacher = _read("fsp", student_features, teacher_features, ("batch", "length", "width"))
@@ -223,7 +223,7 @@ def nst(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], 
     Each side is divided by its own width, so the widths may differ and no projection is needed.
 
     Shapes: a pair of ``[batch, length, width]`` on each side; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where a side is not a pair or shapes differ.
+    Raises: ``ShapeError`` if a side is not a pair or shapes differ.
     Source: Huang and Wang 2017 (NST), arXiv:1707.01219; TextBrewer ``mmd_loss`` (repository head: the release on PyPI
     divides by the length where a mask is given).
     """
@@ -231,7 +231,7 @@ def nst(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], 
     for side, (first, second) in (("student_features", student), ("teacher_features", teacher)):
         if first.shape[-1] != second.shape[-1]:
             raise ShapeError(
-                f"nst: {side}[0] {written(first)} and {side}[1] {written(second)} differ on the axis 'width': "
+                f"nst: {side}[0] {written(first)} and {side}[1] {written(second)} differ on axis 'width': "
                 f"{first.shape[-1]} against {second.shape[-1]}"
             )
     batch, length, _ = student[0].shape

@@ -1,4 +1,4 @@
-"""Matching hidden states: squared error, cosine distance, and the distance of normalized first tokens."""
+"""Match losses on hidden states: squared error, cosine distance, and the distance of normalized first tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kdplug_presets.squared_distance import squared_distance
 
 
 def _length(vectors: Tensor) -> Tensor:
-    """The length, and 1 for the zero vector, which has no direction and stays zero."""
+    """Return the length, or 1 for the zero vector, which has no direction and stays zero."""
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return length.masked_fill_(length == 0, 1.0)
 
@@ -51,9 +51,9 @@ class _DirectionDistance(torch.autograd.Function):
 
 
 def direction_distance(student: Tensor, teacher: Tensor, row_bits: Tensor | None = None) -> Tensor:
-    """Sum over items of ``|student / |student| - teacher / |teacher||²``, a scalar of at least 32 bits.
+    """Return the sum over items of ``|student / |student| - teacher / |teacher||²``, a scalar of at least 32 bits.
 
-    Shapes: both ``[items, width]``, bits (see ``mask.bits``) ``[items, 1]``.
+    Shapes: both ``[items, width]``, bits (see ``shape.bits``) ``[items, 1]``.
     """
     student, teacher = promoted(student, teacher)
     with without_autocast(student):
@@ -62,11 +62,11 @@ def direction_distance(student: Tensor, teacher: Tensor, row_bits: Tensor | None
 
 
 _EPS = 1e-12
-"""What ``torch.nn.functional.cosine_embedding_loss`` adds to squared lengths."""
+"""Constant that ``torch.nn.functional.cosine_embedding_loss`` adds to squared lengths."""
 
 
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each item: the cosine, the student's squared length, and the inverse product of both lengths."""
+    """Return for each item the cosine, the student's squared length, and the inverse product of both lengths."""
     student_square = torch.linalg.vector_norm(student, dim=-1).square_().add_(_EPS)
     teacher_square = torch.linalg.vector_norm(teacher, dim=-1).square_().add_(_EPS)
     inverse = student_square.rsqrt() * teacher_square.rsqrt()
@@ -97,7 +97,7 @@ class _CosineDistance(torch.autograd.Function):
 
 
 def cosine_distance(student: Tensor, teacher: Tensor, value_bits: Tensor | None = None) -> Tensor:
-    """Sum of ``1 - cos(student, teacher)`` over the items that the bits select (see ``mask.bits``), a scalar.
+    """Return the sum of ``1 - cos(student, teacher)`` over the items that the bits select (see ``shape.bits``), a scalar.
 
     Shapes: both ``[items, width]``, bits ``[items]``.
     """
@@ -111,7 +111,7 @@ def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor 
     """Mean squared error between hidden states: mean over valid tokens of the mean over the width.
 
     Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the features' without the width.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``hid_mse_loss``.
     """
     student, teacher = one_pair("hidden_mse", student_features, teacher_features, HIDDEN)
@@ -127,7 +127,7 @@ def cos(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None 
     """Cosine distance ``1 - cos`` between hidden states, in [0, 2], mean over valid tokens.
 
     Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the features' without the width.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108; TextBrewer ``cos_loss``.
     """
     student, teacher = one_pair("cos", student_features, teacher_features, HIDDEN)
@@ -142,11 +142,11 @@ def cos(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None 
 def pkd(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> LossSum:
     """Squared distance between L2-normalized hidden states at position 0, mean over examples.
 
-    Position 0 is read whatever the mask says there, but an example of which nothing counts is left out. A zero vector
+    Position 0 is read regardless of the mask, but an example without any valid token is excluded. A zero vector
     has no direction and stays zero.
 
     Shapes: features ``[batch, length, width]`` or ``[batch, width]``, either on either side; mask ``[batch, length]``.
-    Raises: ``ShapeError`` where batch, width or mask differ.
+    Raises: ``ShapeError`` if batch, width or mask differ.
     Source: Sun et al. 2019 (PKD), arXiv:1908.09355; TextBrewer ``pkd_loss``.
     """
     student = _first_token("student_features", student_features)
@@ -169,7 +169,7 @@ def _first_token(side: str, features: Tensor) -> Tensor:
 
 
 def _counting_examples(mask: Tensor, features: Tensor) -> Tensor:
-    """Which examples have any valid token, ``[batch, 1]``; features without a length take a mask of any length."""
+    """Return the examples with any valid token, ``[batch, 1]``; features without a length accept a mask of any length."""
     items = features.shape[:2] if features.dim() == 3 else features.shape[:1] + mask.shape[1:]
     counts = read_mask("pkd", mask, features, items)
     return counts.unsqueeze(1) if counts.dim() == 1 else counts.any(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Matching logits: cross-entropy and squared error between temperature-softened outputs."""
+"""KD losses on logits: cross-entropy and squared error between temperature-softened outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _over(temperature: Tensor | float, *logits: Tensor) -> None:
 def _softened(
     owner: str, student: Tensor, teacher: Tensor, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Both sides over the temperature as ``[items, classes]``, and the temperature as it was read."""
+    """Return both sides over the temperature as ``[items, classes]``, and the parsed temperature."""
     student = require_tensor(owner, "student_logits", student)
     teacher = require_tensor(owner, "teacher_logits", teacher)
     require_same(owner, student, teacher, ("student_logits", "teacher_logits"), LOGITS)
@@ -68,11 +68,11 @@ def ce(
     Its minimum is the teacher's entropy, not 0. A class that the teacher rules out (``-inf``) adds nothing. Gradients
     shrink with the squared temperature.
 
-    Settings: ``t2`` multiplies by the squared temperature (each item's own where it is a tensor), so that gradients keep their
-    size as it rises.
+    Settings: ``t2`` multiplies by the squared temperature (per item if it is a tensor), so that the gradient scale does
+    not depend on it.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531; TextBrewer ``kd_ce_loss``.
     """
     student, teacher, temperature = _softened("ce", student_logits, teacher_logits, temperature)
@@ -89,8 +89,8 @@ def ce(
 def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> LossSum:
     """Squared error between logits divided by the temperature: mean over items of the mean over classes.
 
-    Shapes: logits ``[*items, classes]``; temperature a number, one element, ``[*items]`` or ``[*items, 1]``.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: TextBrewer ``kd_mse_loss``, arXiv:2002.12620.
     """
     student, teacher, _ = _softened("mse", student_logits, teacher_logits, temperature)

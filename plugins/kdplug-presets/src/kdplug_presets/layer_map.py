@@ -1,6 +1,6 @@
-"""Which layer of the student learns from which layer of the teacher.
+"""Layer maps: pairs of a student layer and the teacher layer it learns from.
 
-Layers count from 1 to the number of layers; 0 is what the embeddings put out. A map is a list of pairs, student first.
+Layers count from 1 to the number of layers; 0 is the embeddings' output. A map is a list of pairs, student first.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Pairs = list[tuple[int, int]]
 def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = False, round: bool = False) -> Pairs:  # noqa: A002
     """Student layer ``m`` of ``M`` learns from teacher layer ``m · N / M`` of ``N``: evenly spaced, last from last.
 
-    Settings: ``embeddings``, also match what the embeddings put out; ``round``, take the nearest layer (the lower of two)
-    where ``N`` is no multiple of ``M``.
-    Raises: ``ConfigError`` where the student has more layers, or ``N`` is no multiple of ``M`` and ``round`` is off.
+    Settings: ``embeddings``, also match the embeddings' output; ``round``, use the nearest layer (the lower of two)
+    if ``N`` is not a multiple of ``M``.
+    Raises: ``ConfigError`` if the student has more layers, or ``N`` is not a multiple of ``M`` and ``round`` is off.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351: every third of 12 layers for 4; as in
-    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py, where hidden states are matched with ``embeddings`` and
-    ``N`` has to be a multiple.
+    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py, which matches hidden states with ``embeddings`` and
+    requires ``N`` to be a multiple.
     """
     pairs = _evenly("uniform", student_layers, teacher_layers, nearest=round)
     return [(0, 0), *pairs] if embeddings else pairs
@@ -27,13 +27,13 @@ def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = Fals
 def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: bool = False) -> Pairs:  # noqa: A002
     """PKD-Skip: student layer ``m`` learns from teacher layer ``m · N / M``, every layer but the last.
 
-    The last layers are left out since the logits, which come of them, are compared already: 6 of 12 layers learn from
+    The last layers are excluded because the logits, computed from them, are compared already: 6 of 12 layers learn from
     2, 4, 6, 8 and 10.
 
-    Settings: ``top``, match the last layers as well; ``round``, take the nearest layer (the lower of two) where ``N`` is no
-    multiple of ``M``.
-    Raises: ``ConfigError`` where the student has more layers, ``N`` is no multiple of ``M`` and ``round`` is off, or no pair
-    is left.
+    Settings: ``top``, match the last layers as well; ``round``, use the nearest layer (the lower of two) if ``N`` is
+    not a multiple of ``M``.
+    Raises: ``ConfigError`` if the student has more layers, ``N`` is not a multiple of ``M`` and ``round`` is off, or no
+    pair is left.
     Source: Sun et al. 2019 (PKD), arXiv:1908.09355; 6 of 12 as in intersun/PKD-for-BERT-Model-Compression,
     src/argument_parser.py, which counts layers from 0.
     """
@@ -41,12 +41,12 @@ def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: 
 
 
 def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pairs:
-    """PKD-Last: the student's layers learn from as many last layers of the teacher, every layer but the last.
+    """PKD-Last: the student's layers learn from equally many last layers of the teacher, except the last layer.
 
     6 of 12 layers learn from 7, 8, 9, 10 and 11.
 
     Settings: ``top``, match the last layers as well.
-    Raises: ``ConfigError`` where the student has more layers, or no pair is left.
+    Raises: ``ConfigError`` if the student has more layers, or no pair is left.
     Source: Sun et al. 2019 (PKD), arXiv:1908.09355.
     """
     _check_depths("last", student_layers, teacher_layers)
@@ -55,9 +55,9 @@ def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pair
 
 
 def emb_and_last(student_layers: int, teacher_layers: int) -> Pairs:
-    """What the embeddings put out, and the last layer. It needs features that begin with the embeddings' output.
+    """Match the embeddings' output and the last layer. Needs features that begin with the embeddings' output.
 
-    Source: no paper of its own; the two ends of TinyBERT's map (arXiv:1909.10351).
+    Source: no paper; both ends of TinyBERT's map (arXiv:1909.10351).
     """
     return [(0, 0), (student_layers, teacher_layers)]
 
@@ -66,8 +66,8 @@ def _evenly(owner: str, student_layers: int, teacher_layers: int, *, nearest: bo
     _check_depths(owner, student_layers, teacher_layers)
     if teacher_layers % student_layers and not nearest:
         raise ConfigError(
-            f"{owner}: {teacher_layers} teacher layers are no multiple of {student_layers} student layers; "
-            f"name: {{name: {owner}, round: true}} takes the nearest"
+            f"{owner}: {teacher_layers} teacher layers are not a multiple of {student_layers} student layers; "
+            f"name: {{name: {owner}, round: true}} uses the nearest layer"
         )
     return [(m, _nearest(m * teacher_layers, student_layers)) for m in range(1, student_layers + 1)]
 
@@ -76,7 +76,7 @@ def _but_top(pairs: Pairs, owner: str, *, top: bool) -> Pairs:
     found = pairs if top else pairs[:-1]
     if not found:
         raise ConfigError(
-            f"{owner}: it leaves the last layer out, and the student has one layer only. "
+            f"{owner}: it excludes the last layer, but the student has only one. "
             f"name: {{name: {owner}, top: true}} matches it"
         )
     return found
@@ -85,10 +85,11 @@ def _but_top(pairs: Pairs, owner: str, *, top: bool) -> Pairs:
 def _check_depths(owner: str, student_layers: int, teacher_layers: int) -> None:
     if student_layers > teacher_layers:
         raise ConfigError(
-            f"{owner}: the student has {student_layers} layers and the teacher {teacher_layers}; the student must not have more"
+            f"{owner}: the student has {student_layers} layers and the teacher {teacher_layers}; the student must not "
+            "have more"
         )
 
 
 def _nearest(numerator: int, denominator: int) -> int:
-    """The whole number nearest to the fraction, the lower of two; in whole numbers, so that no float decides."""
+    """Round the fraction to the nearest integer, the lower of two, in integer arithmetic."""
     return -((denominator - 2 * numerator) // (2 * denominator))

@@ -1,4 +1,4 @@
-"""Reading a temperature: one number, or one for each item."""
+"""Working precision, block sizes and temperature parsing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SINGLE = {torch.float32}
 
 
 def working_type(*tensors: Tensor) -> torch.dtype:
-    """The floating-point type that holds all inputs, 32 bits at least.
+    """Return the floating-point type that holds all inputs, at least 32 bits.
 
     Half precision cannot hold a count of elements above 65504, nor many sums.
     """
@@ -28,17 +28,17 @@ def working_type(*tensors: Tensor) -> torch.dtype:
 
 
 def in_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in ``dtype``; asking first is several times cheaper than a cast that changes nothing."""
+    """Cast the tensor to ``dtype``; checking first is several times cheaper than a no-op cast."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
 def cut(teacher: Tensor) -> Tensor:
-    """The teacher's side out of the graph, where it is in one."""
+    """Detach the teacher's tensor if it requires gradient."""
     return teacher.detach() if teacher.requires_grad else teacher
 
 
 def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides in one working type, the teacher cut from the graph.
+    """Return both sides in one working type, the teacher detached.
 
     The cast carries the student's gradient back to its own type.
     """
@@ -47,7 +47,7 @@ def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context in which ``torch.autocast`` leaves operations on the device of ``tensor`` alone."""
+    """A context in which ``torch.autocast`` does not affect the device of ``tensor``."""
     device = tensor.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
@@ -62,26 +62,26 @@ _CACHED = 1 << 18
 
 
 SMALL = 1 << 16
-"""Elements up to which starting an operation costs more than carrying it out."""
+"""Number of elements up to which launching an operation costs more than running it."""
 
 
 def is_small(tensor: Tensor) -> bool:
-    """Whether few operations matter more than few passes over memory."""
+    """Return whether few operations matter more than few passes over memory."""
     return tensor.numel() <= SMALL
 
 
 def eager_on_cpu(tensor: Tensor) -> bool:
-    """Whether operations run one by one on a CPU, where loops are cheap and reading a number waits for nobody."""
+    """Return whether operations run eagerly on a CPU, where loops are cheap and reading a number does not wait."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def sparing_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices of the first axis that cover it, small enough for temporary results not to count."""
+    """Yield slices of the first axis that cover it, small enough for temporary results not to matter."""
     return _slices(tensor, _SPARING)
 
 
 def cached_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Slices of the first axis that cover it, small enough for several passes over each to run in the cache."""
+    """Yield slices of the first axis that cover it, small enough to stay in the cache over several passes."""
     return _slices(tensor, _CACHED)
 
 
@@ -94,9 +94,9 @@ def _slices(tensor: Tensor, elements: int) -> Iterator[slice]:
 
 
 def remember(ctx: Any, gradient: Tensor | None, inputs: tuple[Tensor | None, ...]) -> None:
-    """Keep ``gradient`` for the first backward pass and ``inputs`` for another one.
+    """Store ``gradient`` for the first backward pass and ``inputs`` for a second one.
 
-    A compiled graph may not hold state of its own and saves the gradient in the ordinary way.
+    A compiled graph may not hold its own state, so it saves the gradient with autograd.
     """
     if torch.compiler.is_compiling():
         ctx.save_for_backward(gradient)
@@ -106,7 +106,7 @@ def remember(ctx: Any, gradient: Tensor | None, inputs: tuple[Tensor | None, ...
 
 
 def recall(ctx: Any, factor: Tensor, again: Callable[..., Tensor]) -> Tensor:
-    """``factor`` times the gradient; ``again(*inputs)`` is called where it was handed out before."""
+    """Return ``factor`` times the gradient; recompute it with ``again(*inputs)`` if it was already consumed."""
     if torch.compiler.is_compiling():
         saved: Tensor = ctx.saved_tensors[0]
         return saved * factor
@@ -117,10 +117,10 @@ def recall(ctx: Any, factor: Tensor, again: Callable[..., Tensor]) -> Tensor:
 
 
 def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) -> Tensor | float:
-    """A number, or a tensor without a gradient that broadcasts to ``logits`` with 1 on the axis of the classes.
+    """Return a number, or a detached tensor that broadcasts to ``logits`` with 1 on the class axis.
 
-    A tensor is one element, or ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
-    ``[batch]`` beside logits ``[batch, length, classes]`` would run along the length.
+    A tensor has one element, or is ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
+    ``[batch]`` with logits ``[batch, length, classes]`` would be broadcast along the length.
 
     Raises: ``ShapeError`` for any other shape; ``SettingError`` for a number that is not positive and finite.
     """
@@ -139,6 +139,6 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
     ):
         raise ShapeError(
             f"{owner}: temperature {written(temperature)} does not fit logits {written(logits)}: "
-            f"it must be a number or {list(logits.shape[:-1])}, one for each item"
+            f"it must be a number or {list(logits.shape[:-1])}, one per item"
         )
     return values

@@ -1,4 +1,4 @@
-"""Layers that bring the student's feature to the teacher's width. Every call builds its own."""
+"""Projections of the student's feature to the teacher's width. Every call creates a new module."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Std = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 def linear(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Linear:
     """A linear layer; weights drawn from N(0, ``std``²), bias 0.
 
-    Settings: ``bias``, whether there is one, 0 at first; ``std`` of the normal distribution that the weights are drawn from.
+    Settings: ``bias``, add a bias, initially 0; ``std`` of the normal distribution of the initial weights.
 
     Shapes: ``[*, in_dim]`` (student) to ``[*, out_dim]`` (teacher).
-    Raises: ``SettingError`` where a width is not positive.
+    Raises: ``SettingError`` if a width is not positive.
     Source: TextBrewer ``linear_projection``, arXiv:2002.12620.
     """
     for name, width in (("in_dim", in_dim), ("out_dim", out_dim)):
@@ -32,24 +32,24 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> 
 
 
 def relu(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Sequential:
-    """A linear layer as ``linear`` makes it, then a ReLU.
+    """A linear layer as in ``linear``, followed by a ReLU.
 
-    Settings: ``bias``, whether there is one, 0 at first; ``std`` of the normal distribution that the weights are drawn from.
+    Settings: ``bias``, add a bias, initially 0; ``std`` of the normal distribution of the initial weights.
 
     Shapes: ``[*, in_dim]`` (student) to ``[*, out_dim]`` (teacher).
-    Raises: ``SettingError`` where a width is not positive.
+    Raises: ``SettingError`` if a width is not positive.
     Source: TextBrewer ``projection_with_activation``, arXiv:2002.12620.
     """
     return nn.Sequential(linear(in_dim, out_dim, bias=bias, std=std), nn.ReLU())
 
 
 def tanh(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Sequential:
-    """A linear layer as ``linear`` makes it, then a hyperbolic tangent.
+    """A linear layer as in ``linear``, followed by a hyperbolic tangent.
 
-    Settings: ``bias``, whether there is one, 0 at first; ``std`` of the normal distribution that the weights are drawn from.
+    Settings: ``bias``, add a bias, initially 0; ``std`` of the normal distribution of the initial weights.
 
     Shapes: ``[*, in_dim]`` (student) to ``[*, out_dim]`` (teacher).
-    Raises: ``SettingError`` where a width is not positive.
+    Raises: ``SettingError`` if a width is not positive.
     Source: TextBrewer ``projection_with_activation``, arXiv:2002.12620.
     """
     return nn.Sequential(linear(in_dim, out_dim, bias=bias, std=std), nn.Tanh())

@@ -1,4 +1,4 @@
-"""Temperatures that depend on the logits. None carries a gradient, and none leaves the positive numbers."""
+"""Schedulers for weights, and for temperatures, which stay positive and carry no gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdplug_presets.shape import LOGITS, require_same
 
 
 def linear_decay(progress: float) -> float:
-    """1 at the start of the run, 0 at its end, linear between. ``progress`` is held within [0, 1].
+    """1 at the start of the run, 0 at its end, linear in between. ``progress`` is clamped to [0, 1].
 
     Source: TextBrewer ``linear_decay_weight_scheduler``, arXiv:2002.12620.
     """
@@ -21,7 +21,7 @@ def linear_decay(progress: float) -> float:
 
 
 def linear_growth(progress: float) -> float:
-    """0 at the start of the run, 1 at its end, linear between. ``progress`` is held within [0, 1].
+    """0 at the start of the run, 1 at its end, linear in between. ``progress`` is clamped to [0, 1].
 
     Source: TextBrewer ``linear_growth_weight_scheduler``, arXiv:2002.12620.
     """
@@ -32,7 +32,7 @@ MinTemperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def constant(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> Tensor | float:  # noqa: ARG001
-    """The configured temperature itself. The logits are not read.
+    """Return the configured temperature. The logits are not read.
 
     Source: TextBrewer ``constant_temperature_scheduler``, arXiv:2002.12620.
     """
@@ -42,7 +42,7 @@ def constant(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor
 def _spread(
     owner: str, weights: Tensor, temperature: Tensor | float, logits: Tensor, *, beta: float, least: float
 ) -> Tensor:
-    """``temperature + beta · (mean(weights) - weights)``, at least ``least``."""
+    """Return ``temperature + beta · (mean(weights) - weights)``, at least ``least``."""
     start = read_temperature(owner, temperature, logits)
     if isinstance(start, Tensor) and start.dim() > 0:
         start = start.squeeze(-1)
@@ -60,17 +60,17 @@ def flsw(
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-4,
     min_temperature: MinTemperature = 0.1,
 ) -> Tensor:
-    """Focal-loss style: items on which student and teacher point apart get a lower temperature.
+    """Focal-loss style: items whose student and teacher logits differ in direction get a lower temperature.
 
-    ``w = (1 - cos)^gamma`` with lengths increased by ``eps``; the result is ``temperature + beta · (mean(w) - w)``, at
-    least ``min_temperature``, so that no item's distribution is inverted. Rounding may not push ``1 - cos`` below 0. A
-    class that either side rules out (``-inf``) is left out of both.
+    ``w = (1 - cos)^gamma`` with ``eps`` added to lengths; the result is ``temperature + beta · (mean(w) - w)``, at
+    least ``min_temperature``, so that no item's distribution is inverted. ``1 - cos`` is kept at or above 0 despite
+    rounding. A class that either side rules out (``-inf``) is excluded from both.
 
-    Settings: ``beta``, how far temperatures are spread; ``gamma``, the exponent of ``1 - cos``; ``eps`` is added to lengths;
-    ``min_temperature``, the least temperature.
+    Settings: ``beta``, spread of the temperatures; ``gamma``, the exponent of ``1 - cos``; ``eps`` is added to lengths;
+    ``min_temperature``, the lower bound.
 
     Shapes: logits ``[*items, classes]``; the result is ``[*items]``, its mean taken over all items.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Wen et al. 2019, arXiv:1911.07471 (as TextBrewer adapts it).
     """
     require_same("flsw", student_logits, teacher_logits, ("student_logits", "teacher_logits"), LOGITS)
@@ -96,12 +96,12 @@ def cwsm(
     """Confidence-weighted: items on which the student is unsure get a lower temperature.
 
     ``w = 1 / (max softmax(student) + 0.001)``; the result is ``temperature + beta · (mean(w) - w)``, at least
-    ``min_temperature``: with many classes ``w`` alone reaches 1000. The teacher's values are not read.
+    ``min_temperature``: with many classes ``w`` alone reaches 1000. The teacher's logits are not read.
 
-    Settings: ``beta``, how far temperatures are spread; ``min_temperature``, the least temperature.
+    Settings: ``beta``, spread of the temperatures; ``min_temperature``, the lower bound.
 
     Shapes: logits ``[*items, classes]``; the result is ``[*items]``, its mean taken over all items.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Wen et al. 2019, arXiv:1911.07471 (as TextBrewer adapts it).
     """
     require_same("cwsm", student_logits, teacher_logits, ("student_logits", "teacher_logits"), LOGITS)

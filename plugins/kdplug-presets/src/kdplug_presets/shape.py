@@ -1,4 +1,4 @@
-"""Whether tensors fit each other, told with both shapes and the axis. Nothing is ever broadcast."""
+"""Shape checks and masks. Nothing is ever broadcast; errors name both shapes and the axis."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def written(tensor: Tensor) -> str:
 
 
 def require_tensor(owner: str, side: str, value: object) -> Tensor:
-    """``value`` as one tensor.
+    """Return ``value`` as one tensor.
 
-    Raises: ``ShapeError`` where it is a tuple, as a list of layers gives.
+    Raises: ``ShapeError`` for a tuple, which a list of layers gives.
     """
     if isinstance(value, Tensor):
         return value
@@ -34,7 +34,7 @@ def require_tensor(owner: str, side: str, value: object) -> Tensor:
 
 
 def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
-    """``value`` as two tensors of rank 3.
+    """Return ``value`` as two tensors of rank 3.
 
     Raises: ``ShapeError`` for a single tensor, any other number of tensors, or any other rank.
     """
@@ -50,27 +50,27 @@ def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
 
 
 def require_rank(owner: str, side: str, tensor: Tensor, ranks: Sequence[int]) -> None:
-    """Raises: ``ShapeError`` where the number of axes is none of ``ranks``."""
+    """Raises: ``ShapeError`` if the number of axes is none of ``ranks``."""
     if tensor.dim() not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
         raise ShapeError(f"{owner}: {side} must have {wanted} axes, got {tensor.dim()}: {written(tensor)}")
 
 
 def require_axes(owner: str, left: tuple[str, Tensor], right: tuple[str, Tensor], axes: Sequence[str]) -> None:
-    """Compare the leading axes, which ``axes`` names, of two tensors with the names of their parameters.
+    """Compare the leading axes, which ``axes`` names, of two tensors, given with their parameter names.
 
     Raises: ``ShapeError`` that names both shapes and the first axis that differs.
     """
     for axis, have, want in zip(axes, left[1].shape, right[1].shape, strict=False):
         if have != want:
             raise ShapeError(
-                f"{owner}: {left[0]} {written(left[1])} and {right[0]} {written(right[1])} differ on the axis "
+                f"{owner}: {left[0]} {written(left[1])} and {right[0]} {written(right[1])} differ on axis "
                 f"'{axis}': {have} against {want}"
             )
 
 
 def require_same(owner: str, student: Tensor, teacher: Tensor, names: tuple[str, str], axes: Axes) -> None:
-    """Raises: ``ShapeError`` where the two sides differ in rank or on any axis, or have no axes."""
+    """Raises: ``ShapeError`` if the two sides differ in rank or on any axis, or have no axes."""
     if student.shape == teacher.shape and student.dim():
         return
     left, right = names
@@ -86,7 +86,7 @@ def require_same(owner: str, student: Tensor, teacher: Tensor, names: tuple[str,
 
 
 def one_pair(owner: str, student: object, teacher: object, axes: Axes) -> tuple[Tensor, Tensor]:
-    """Both sides of a match on single layers, each one tensor and equal in shape.
+    """Return both sides of a match on single layers, each one tensor, equal in shape.
 
     Raises: ``ShapeError`` otherwise.
     """
@@ -100,11 +100,11 @@ _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def read_mask(owner: str, mask: Tensor, features: Tensor, items: torch.Size) -> Tensor:
-    """The mask as bool on the device of ``features``: True or 1 means that the item counts, False or 0 that it does not.
+    """Return the mask as bool on the device of ``features``. True or 1 means that the item counts.
 
-    The engine gives bool masks. Looking at the values of any other waits for its device; a compiled loss does not look.
+    The engine passes bool masks. Checking the values of any other waits for its device; a compiled loss does not check.
 
-    Raises: ``ShapeError`` where its shape is not ``items``; ``OutputsError`` where it holds other values.
+    Raises: ``ShapeError`` if its shape is not ``items``; ``OutputsError`` if it holds other values.
     """
     if mask.shape != items:
         raise ShapeError(
@@ -115,34 +115,34 @@ def read_mask(owner: str, mask: Tensor, features: Tensor, items: torch.Size) -> 
     if mask.dtype is not torch.bool and not torch.compiler.is_compiling() and (mask != counts).any():
         found = mask[mask != counts][0].item()
         raise OutputsError(
-            f"{owner}: a mask must hold 0 and 1, or be bool, and holds {found:g}. Of an extended attention mask, which is added to "
-            "attention scores, give (mask == 0)"
+            f"{owner}: a mask must hold 0 and 1, or be bool, got {found:g}. Convert an extended attention mask, which "
+            "is added to attention scores, with (mask == 0)"
         )
     return counts.to(features.device)
 
 
 def bits(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as integers of the width of ``dtype``: all ones where it is True, none elsewhere."""
+    """Return the mask as integers of the width of ``dtype``: all bits set where it is True, none elsewhere."""
     return mask.to(_INTEGERS[dtype]).neg_()
 
 
 def pairs(token_bits: Tensor) -> Tensor:
-    """Which pairs of tokens count: ``[batch, length]`` to ``[batch, length, length]``."""
+    """Return the valid pairs of tokens: ``[batch, length]`` to ``[batch, length, length]``."""
     return token_bits.unsqueeze(-1) & token_bits.unsqueeze(-2)
 
 
 def keep_(values: Tensor, value_bits: Tensor) -> Tensor:
     """Set ``values`` to 0 where the bits are 0, in place, and return them.
 
-    ``values`` must be fresh; the bits broadcast to them. Bits and-ed with all ones or none are a selection as
-    ``masked_fill_`` is, so ``nan`` goes too, but one that a CPU vectorizes (three times as fast there).
+    ``values`` must be a new tensor; the bits broadcast to it. A bitwise and with all ones or none selects like
+    ``masked_fill_``, including ``nan``, but a CPU vectorizes it (three times as fast there).
     """
     values.view(_INTEGERS[values.dtype]).bitwise_and_(value_bits)
     return values
 
 
 def kept(values: Tensor, value_bits: Tensor | None) -> Tensor:
-    """A copy of ``values`` with 0 where the bits are 0; ``values`` themselves where there are no bits."""
+    """Return a copy of ``values`` with 0 where the bits are 0, or ``values`` itself without bits."""
     if value_bits is None:
         return values
     return values.view(_INTEGERS[values.dtype]).bitwise_and(value_bits).view(values.dtype)

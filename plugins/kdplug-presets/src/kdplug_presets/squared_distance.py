@@ -21,7 +21,7 @@ from kdplug_presets.numerics import (
 from kdplug_presets.shape import keep_
 
 _SUM = 2
-"""The reduction, as the operation itself counts."""
+"""Reduction argument of the operation."""
 
 
 _mse_loss = torch.ops.aten.mse_loss.default
@@ -30,7 +30,7 @@ _mse_loss = torch.ops.aten.mse_loss.default
 def _difference(
     student: Tensor, teacher: Tensor, value_bits: Tensor | None, *, pad_below: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Half the gradient of the sum of squares, and that sum."""
+    """Return half the gradient of the sum of squares, and that sum."""
     dtype = working_type(student, teacher)
     difference = torch.empty_like(student, dtype=dtype, memory_format=torch.contiguous_format)
     norms = []
@@ -67,7 +67,7 @@ class _SquaredDistance(torch.autograd.Function):
 
 
 def plain_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """``squared_distance`` of two tensors of one shape and type. ``functional.mse_loss`` takes twice as long: it broadcasts."""
+    """Compute ``squared_distance`` for tensors of one shape and type, twice as fast as ``functional.mse_loss``."""
     total: Tensor = _mse_loss(student, teacher, _SUM)
     return total
 
@@ -86,10 +86,10 @@ def _in_few_operations(student: Tensor, teacher: Tensor, value_bits: Tensor | No
 def squared_distance(
     student: Tensor, teacher: Tensor, value_bits: Tensor | None = None, pad_below: float | None = None
 ) -> Tensor:
-    """Sum over all elements of ``(student - teacher)²``, a scalar of at least 32 bits.
+    """Return the sum over all elements of ``(student - teacher)²``, a scalar of at least 32 bits.
 
-    ``value_bits`` (see ``mask.bits``; the student's first axis, the others broadcast) select elements; an element at or
-    below ``pad_below`` is read as 0 on its own side. At least one axis.
+    ``value_bits`` (see ``shape.bits``; the student's first axis, the others broadcast) select elements; an element at or
+    below ``pad_below`` is set to 0 on its own side. Needs at least one axis.
     """
     if is_small(student):
         return _in_few_operations(student, cut(teacher), value_bits, pad_below)

@@ -1,4 +1,4 @@
-"""The logits of several teachers as those of one. What comes out are logits, and no teacher that counts 0 is read."""
+"""Combine the logits of several teachers into one teacher's logits. Teachers of weight 0 are not read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdplug_presets.shape import LOGITS, require_same
 
 def _some_count(weights: list[float]) -> list[float]:
     if not any(weights):
-        raise ValueError("must hold a weight above 0")
+        raise ValueError("must contain a weight above 0")
     return weights
 
 
@@ -27,9 +27,9 @@ Weights = Annotated[
 
 
 def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
-    """The teachers' logits in one working type, each checked against the first."""
+    """Return the teachers' logits in one working type, each checked against the first."""
     if not teacher_logits_list:
-        raise OutputsError(f"{owner}: there is no teacher to combine")
+        raise OutputsError(f"{owner}: no teachers to combine")
     first = teacher_logits_list[0]
     for place, logits in enumerate(teacher_logits_list[1:], 1):
         require_same(owner, first, logits, ("teacher_logits_list[0]", f"teacher_logits_list[{place}]"), LOGITS)
@@ -38,12 +38,12 @@ def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
 
 
 def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
-    """The mean of the logits, which softens to the geometric mean of the teachers' distributions.
+    """The mean of the logits, whose softmax is the normalized geometric mean of the teachers' distributions.
 
-    A teacher with large logits decides nearly alone. A class that any teacher rules out (``-inf``) is ruled out.
+    A teacher with large logits dominates. A class that any teacher rules out (``-inf``) is ruled out.
 
     Shapes: logits ``[*items, classes]`` each; the result has that shape.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: TextBrewer ``MultiTeacherDistiller``, arXiv:2002.12620; Hinton et al. 2015, arXiv:1503.02531.
     """
     teachers = _read("mean_logits", teacher_logits_list)
@@ -55,15 +55,15 @@ def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | float = 1.0) -> Tensor:
-    """Logits that soften to the mean of the teachers' softened distributions.
+    """Logits whose softmax at the temperature is the mean of the teachers' softened distributions.
 
     That is ``temperature · log(mean softmax(logits / temperature))``: divided by the same temperature and softmaxed they
     give the arithmetic mean. Each teacher has the same say, however large its logits; a class is ruled out (``-inf``)
     where all teachers rule it out.
 
-    Shapes: logits ``[*items, classes]`` each; temperature a number, one element, ``[*items]`` or ``[*items, 1]``; the
-    result has the shape of the logits.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where the temperature is not positive.
+    Shapes: logits ``[*items, classes]`` each; temperature a number, a one-element tensor, ``[*items]`` or ``[*items,
+    1]``; the result has the shape of the logits.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     teachers = _read("mean_probs", teacher_logits_list)
@@ -78,15 +78,15 @@ def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tens
 
     A teacher of weight 0 is not read, whatever its logits hold.
 
-    Settings: ``weights``, one for each teacher, in the order of the teachers.
+    Settings: ``weights``, one per teacher, in the order of the teachers.
 
     Shapes: logits ``[*items, classes]`` each; the result has that shape.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where there are not as many weights as teachers.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if there are not as many weights as teachers.
     Source: definition.
     """
     teachers = _read("weighted", teacher_logits_list)
     if len(weights) != len(teachers):
-        raise SettingError(f"got {len(weights)} for {len(teachers)} teachers: one each", field="weights")
+        raise SettingError(f"got {len(weights)} for {len(teachers)} teachers: give one per teacher", field="weights")
     total = sum(weights)
     parts = [logits * (weight / total) for logits, weight in zip(teachers, weights, strict=True) if weight]
     return sum(parts[1:], start=parts[0])
@@ -98,16 +98,16 @@ def entropy_gate(
     *,
     gate_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
 ) -> Tensor:
-    """A mean of the logits, weighted item by item: the surer a teacher is of an item, the more it says about it.
+    """A mean of the logits, weighted item by item: more confident teachers count more.
 
     The weights of an item are ``softmax(-entropy / gate_temperature)`` over the teachers, with the entropy of each
-    teacher's ``softmax(logits)`` in nats. A high ``gate_temperature`` goes towards ``mean_logits``, a low one towards the
-    surest teacher alone.
+    teacher's ``softmax(logits)`` in nats. A high ``gate_temperature`` approaches ``mean_logits``, a low one selects the
+    most confident teacher.
 
-    Settings: ``gate_temperature``, how far the teachers' weights are evened out.
+    Settings: ``gate_temperature``, the higher, the more equal the teachers' weights.
 
     Shapes: logits ``[*items, classes]`` each; the result has that shape.
-    Raises: ``ShapeError`` where shapes differ.
+    Raises: ``ShapeError`` if shapes differ.
     Source: definition; weighting teachers by entropy: Kwon et al. 2020, doi:10.1109/ICASSP40776.2020.9054698.
     """
     teachers = torch.stack(_read("entropy_gate", teacher_logits_list))
@@ -124,26 +124,26 @@ def select(
     *,
     index: Annotated[int, Field(ge=0)] | None = None,
 ) -> Tensor:
-    """The logits of one teacher: always the same one, or item by item the one that is surest of the label.
+    """The logits of one teacher: always the same one, or per item the one most confident in the label.
 
-    Without ``index`` that is the teacher whose ``softmax(logits)`` is highest at the label; where an item has none (a
-    negative label), at any class. Of equal teachers the first is taken. Teachers that are not chosen are not read into the
+    Without ``index`` that is the teacher whose ``softmax(logits)`` is highest at the label or, for an item without a
+    label (negative), at any class. Ties go to the first teacher. Teachers that are not selected do not affect the
     result, whatever their logits hold.
 
-    Settings: ``index``, the teacher for every item, from 0; left out, the label decides.
+    Settings: ``index``, the teacher for every item, from 0; without it, the label decides.
 
     Shapes: logits ``[*items, classes]`` each, labels ``[*items]``; the result has the shape of the logits.
-    Raises: ``ShapeError`` where shapes differ; ``SettingError`` where there is no such teacher; ``OutputsError`` where
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if there is no such teacher; ``OutputsError`` if
     there are no labels to decide by.
     Source: definition; weighting teachers by their confidence in the label: Zhang et al. 2022, arXiv:2201.00007.
     """
     teachers = _read("select", teacher_logits_list)
     if index is not None:
         if index >= len(teachers):
-            raise SettingError(f"there is no teacher {index}: there are {len(teachers)}, from 0", field="index")
+            raise SettingError(f"no teacher {index}: there are {len(teachers)}, counted from 0", field="index")
         return teachers[index]
     if labels is None:
-        raise OutputsError("select: needs labels, and the student returned none. Return them, or set index")
+        raise OutputsError("select: needs labels, but the student returned none. Return them, or set index")
     stacked = torch.stack(teachers)
     with without_autocast(stacked):
         sure = stacked.softmax(dim=-1)

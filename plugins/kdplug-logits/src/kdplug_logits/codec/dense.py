@@ -1,4 +1,4 @@
-"""Teacher logits as they are, in fewer bits."""
+"""Teacher logits stored whole, in fewer bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdplug_logits.codec.packing import dtype_of, largest_error, part_of
 
 
 class Dense:
-    """Every logit of the items that count, in 16 bits or 32.
+    """Stores every logit of the valid items, in 16 or 32 bits.
 
     Settings: ``dtype`` is ``float16``, ``bfloat16`` (a wider range, coarser) or ``float32``.
     """
@@ -23,20 +23,21 @@ class Dense:
     def __init__(self, *, dtype: Literal["float16", "bfloat16", "float32"] = "float16") -> None:
         self.dtype = dtype
 
-    def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  nothing is kept once for all
+    def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  no shared data
         """Nothing."""
         return {}
 
-    def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  neither matters
-        """The logits, narrowed.
+    def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  neither is used
+        """Return the logits, cast to ``dtype``.
 
         Shapes: ``[n, classes]``.
-        Raises: ``SettingError`` for a logit that the dtype cannot hold.
+        Raises: ``SettingError`` for a logit that ``dtype`` cannot represent.
         """
         kept = logits.detach().to(dtype_of(self.dtype))
         if bool((logits.isfinite() & ~kept.isfinite()).any()):
             raise SettingError(
-                f"a logit is {logits[logits.isfinite()].abs().max().item():g}, which {self.dtype} cannot hold. Write bfloat16",
+                f"a logit is {logits[logits.isfinite()].abs().max().item():g}, which {self.dtype} cannot represent. "
+                "Set dtype: bfloat16",
                 field="dtype",
             )
         return Encoded({"logits": kept}, error=largest_error(logits.detach(), kept))
@@ -44,10 +45,10 @@ class Dense:
     def decode(
         self,
         parts: Mapping[str, Tensor | Ragged],
-        shared: Mapping[str, Tensor],  # noqa: ARG002  nothing is kept once for all
+        shared: Mapping[str, Tensor],  # noqa: ARG002  no shared data
         *,
-        classes: int,  # noqa: ARG002  the logits are as many
-        temperature: float,  # noqa: ARG002  they were not divided by it
+        classes: int,  # noqa: ARG002  the logits have as many
+        temperature: float,  # noqa: ARG002  the logits were not divided by it
     ) -> Tensor:
-        """The logits as they were kept."""
+        """Return the stored logits."""
         return part_of(parts, "logits")

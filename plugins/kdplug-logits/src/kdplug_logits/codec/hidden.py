@@ -1,4 +1,4 @@
-"""Teacher logits as the hidden states that they are made of, and the head once."""
+"""Teacher logits stored as hidden states, with the head stored once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kdplug_logits.codec.packing import dtype_of, largest_error, part_of
 
 
 class Hidden:
-    """The last hidden state of each item that counts, and the teacher's head once for all: the whole distribution, exactly.
+    """Stores the last hidden state of each valid item, and the teacher's head once: the whole distribution, exactly.
 
-    The teacher's adaptor has to return ``kdplug.FactoredLogits(hidden, head.weight, head.bias)`` as ``logits``. At width 4096 and
-    bfloat16 an item takes 8,192 bytes, where 152,000 logits take 304,000; what is given back are ``FactoredLogits`` again, of
-    which a loss is computed in pieces.
+    The teacher's adaptor must return ``kdplug.FactoredLogits(hidden, head.weight, head.bias)`` as ``logits``. At width
+    4096 and bfloat16 an item takes 8,192 bytes, where 152,000 logits take 304,000. Decoding returns ``FactoredLogits``,
+    on which losses are computed in chunks.
 
-    Settings: ``dtype`` narrows the hidden states; none keeps them as they are, without any error.
+    Settings: ``dtype`` narrows the hidden states; without it they are stored exactly.
     """
 
     uses_temperature = False
@@ -29,9 +29,9 @@ class Hidden:
         self.dtype = dtype
 
     def shared(self, logits: Any) -> dict[str, Tensor]:
-        """The head.
+        """Return the head.
 
-        Raises: ``SettingError`` where the logits are multiplied out already.
+        Raises: ``SettingError`` if the logits are already multiplied out.
         """
         factors = _factors(logits)
         numbers = {"scale": factors.scale, "softcap": factors.softcap}
@@ -41,16 +41,16 @@ class Hidden:
             **{name: torch.tensor(one, dtype=torch.float64) for name, one in numbers.items() if one is not None},
         }
 
-    def encode(self, logits: Any, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  neither matters
-        """The hidden states; the error is theirs.
+    def encode(self, logits: Any, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  neither is used
+        """Return the hidden states and their rounding error.
 
         Shapes: ``FactoredLogits`` of ``[n, classes]``.
-        Raises: ``SettingError`` for logits that are multiplied out, and for a hidden state that the dtype cannot hold.
+        Raises: ``SettingError`` for dense logits, and for a hidden state that ``dtype`` cannot represent.
         """
         hidden = _factors(logits).hidden.detach()
         kept = hidden if self.dtype is None else hidden.to(dtype_of(self.dtype))
         if bool((hidden.isfinite() & ~kept.isfinite()).any()):
-            raise SettingError(f"a hidden state is beyond what {self.dtype} can hold. Write bfloat16", field="dtype")
+            raise SettingError(f"{self.dtype} cannot represent a hidden state. Set dtype: bfloat16", field="dtype")
         return Encoded({"hidden": kept}, error=largest_error(hidden, kept))
 
     def decode(
@@ -59,9 +59,9 @@ class Hidden:
         shared: Mapping[str, Tensor],
         *,
         classes: int,  # noqa: ARG002  the head has as many
-        temperature: float,  # noqa: ARG002  nothing was divided by it
+        temperature: float,  # noqa: ARG002  hidden states are not divided by it
     ) -> FactoredLogits:
-        """Hidden states and head, not multiplied out."""
+        """Return hidden states and head, not multiplied out."""
         weight = shared["weight"]
         return FactoredLogits(
             part_of(parts, "hidden").to(weight.dtype),
@@ -76,8 +76,9 @@ def _factors(logits: Any) -> FactoredLogits:
     if isinstance(logits, FactoredLogits):
         return logits
     raise SettingError(
-        "codec 'hidden' keeps what logits are made of, and the teacher's adaptor returned them multiplied out. Return "
-        "kdplug.FactoredLogits(hidden, head.weight, head.bias) as logits, or take another codec: dense, topk_tail, sampled"
+        "codec 'hidden' stores hidden states, but the teacher's adaptor returned dense logits. Return "
+        "kdplug.FactoredLogits(hidden, head.weight, head.bias) as logits, or use another codec: dense, topk_tail, "
+        "sampled"
     )
 
 

@@ -1,4 +1,4 @@
-"""What cache codecs are given."""
+"""Bit packing, quantization and input checks for cache codecs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _BYTE = 8
 
 
 def width_of(count: int) -> int:
-    """The bits that tell ``count`` things apart, 1 at least."""
+    """Return the number of bits that distinguish ``count`` values, at least 1."""
     return max(1, (count - 1).bit_length())
 
 
 def packed_bytes(numbers: int, bits: int) -> int:
-    """What ``numbers`` numbers of ``bits`` bits take."""
+    """Return the bytes that ``numbers`` numbers of ``bits`` bits take."""
     return -(-numbers * bits // _BYTE)
 
 
 def pack(numbers: Tensor, bits: int) -> Tensor:
-    """Numbers below ``2**bits`` one behind the other, the lowest bit first; each row begins with a byte of its own.
+    """Pack numbers below ``2**bits`` consecutively, the lowest bit first; each row starts at a new byte.
 
     Shapes: int64 ``[n, K]`` to uint8 ``[n, ceil(K · bits / 8)]``; ``bits`` is at most 32.
     """
@@ -31,13 +31,13 @@ def pack(numbers: Tensor, bits: int) -> Tensor:
     size = packed_bytes(numbers.shape[1], bits)
     found = torch.zeros(len(numbers), size + span, dtype=torch.int64, device=numbers.device)
     shifted = numbers << shift
-    for place in range(span):  # neighbours share a byte and no bit, so adding joins them
+    for place in range(span):  # neighbours share a byte but no bit, so adding combines them
         found.index_add_(1, first + place, (shifted >> (_BYTE * place)) & 255)
     return found[:, :size].to(torch.uint8)
 
 
 def unpack(packed: Tensor, count: int, bits: int) -> Tensor:
-    """The ``count`` numbers of each row that ``pack`` was given.
+    """Return the ``count`` numbers of each row passed to ``pack``.
 
     Shapes: uint8 ``[n, ceil(count · bits / 8)]`` to int64 ``[n, count]``.
     """
@@ -50,7 +50,7 @@ def unpack(packed: Tensor, count: int, bits: int) -> Tensor:
 
 
 def _places(count: int, bits: int, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    """The first byte of each number, how far it is shifted there, and how many bytes one may reach into."""
+    """Return the first byte of each number, its shift there, and the largest number of bytes that one spans."""
     starts = torch.arange(count, device=device) * bits
     return starts // _BYTE, starts % _BYTE, -(-(bits + _BYTE - 1) // _BYTE)
 
@@ -60,12 +60,12 @@ _RULED_OUT = 255
 
 
 def quantize(log_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes, and the highest and lowest finite value of each row, between which they lie.
+    """Return codes, and the highest and lowest finite value of each row, between which the codes interpolate.
 
-    The steps are those of the square root of the distance from the highest: the likelier a class, the finer. With R the distance
-    between the two, a value is off by at most ``R · u / 254 + R / 508²`` where u is the square root of its share of that distance,
-    so by ``R / 253`` at the least likely class and next to nothing at the likeliest; beside that by the rounding of the
-    two bounds to float16.
+    The steps are those of the square root of the distance from the highest value: the more likely a class, the finer.
+    With R the distance between the two, a value is off by at most ``R · u / 254 + R / 508²``, where u is the square
+    root of its share of that distance: ``R / 253`` at the least likely class and next to nothing at the most likely.
+    Rounding the two bounds to float16 adds to that.
 
     Shapes: ``[n, K]`` to uint8 ``[n, K]`` and float16 ``[n, 2]``. Code 255 is ``-inf``.
     """
@@ -80,7 +80,7 @@ def quantize(log_probs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restore(codes: Tensor, bounds: Tensor) -> Tensor:
-    """The log-probabilities that ``quantize`` was given, up to its error, in float32."""
+    """Return the log-probabilities passed to ``quantize``, up to its error, in float32."""
     top, distance = _distance(bounds)
     found = top - (codes.float() / _STEPS).square() * distance
     return found.masked_fill(codes == _RULED_OUT, -torch.inf)
@@ -92,31 +92,31 @@ def _distance(bounds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def part_of(parts: Mapping[str, Tensor | Ragged], name: str) -> Tensor:
-    """A part that is a tensor."""
+    """Return a part that must be a tensor."""
     found = parts[name]
     assert isinstance(found, Tensor)
     return found
 
 
 def require_known(logits: Tensor) -> None:
-    """Raises: ``SettingError`` for logits of which there is no distribution: nan, +inf, or nothing but -inf."""
+    """Raises: ``SettingError`` for logits without a distribution: nan, +inf, or only -inf."""
     highest = logits.detach().amax(-1)
     if bool(highest.isfinite().all()):
         return
     bad = int((~highest.isfinite()).sum())
     raise SettingError(
-        f"{bad} of {len(logits)} items have a highest logit that is not finite. Leave padding out by logits_mask; where the "
-        "teacher overflows, run it in another precision"
+        f"{bad} of {len(logits)} items have a highest logit that is not finite. Exclude padding with logits_mask; if "
+        "the teacher overflows, run it in another precision"
     )
 
 
 def largest_error(given: Tensor, kept: Tensor) -> float:
-    """The largest difference between numbers that are finite."""
+    """Return the largest difference between finite numbers."""
     finite = given.isfinite()
     return float((given - kept.to(given.dtype)).masked_fill(~finite, 0.0).abs().max()) if given.numel() else 0.0
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """Torch's type of that name."""
+    """Return torch's dtype of that name."""
     found: torch.dtype = getattr(torch, name)
     return found

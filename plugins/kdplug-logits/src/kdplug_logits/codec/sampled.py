@@ -1,4 +1,4 @@
-"""Teacher logits as a sample of classes, drawn as often as the teacher thinks they are likely."""
+"""Teacher logits stored as classes sampled from its distribution."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SEEDS = 1 << 63
 
 
 class Sampled:
-    """Classes drawn from the teacher's distribution at the recipe's temperature, each with how often it came: an unbiased estimate
-    of that distribution, so that the gradient of the loss is right in expectation.
+    """Stores classes drawn from the teacher's distribution at the recipe's temperature, with their counts: an unbiased
+    estimate of that distribution, so that the gradient of the loss is right in expectation.
 
-    ``rounds`` draws leave far fewer different classes, about 12 of 50 on text. Each takes the bits of its id and of its count, 3
-    bytes at 152,000 classes and 50 rounds. The draws are stratified, one in each of ``rounds`` equal shares of the distribution: that
-    leaves the estimate unbiased and its variance is never larger.
+    ``rounds`` draws give far fewer distinct classes, about 12 of 50 on text. Each takes the bits of its id and of its
+    count, 3 bytes at 152,000 classes and 50 rounds. The draws are stratified, one in each of ``rounds`` equal shares of
+    the distribution: the estimate stays unbiased and its variance is never larger.
 
-    Settings: ``rounds`` draws for each item; ``seed`` of the draws.
+    Settings: ``rounds``, draws per item; ``seed`` of the draws.
     Source: Anshumann et al. 2025 (Sparse Logit Sampling), arXiv:2503.16870, drawing from the teacher
     itself.
     """
@@ -38,12 +38,12 @@ class Sampled:
         self.rounds = rounds
         self.seed = seed
 
-    def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  nothing is kept once for all
+    def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  no shared data
         """Nothing."""
         return {}
 
     def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:
-        """The classes that were drawn, each once, with their counts.
+        """Return the drawn classes, each once, with their counts.
 
         Shapes: ``[n, classes]``.
         Raises: ``SettingError`` for logits that hold nan or +inf, or nothing finite.
@@ -63,12 +63,12 @@ class Sampled:
     def decode(
         self,
         parts: Mapping[str, Tensor | Ragged],
-        shared: Mapping[str, Tensor],  # noqa: ARG002  nothing is kept once for all
+        shared: Mapping[str, Tensor],  # noqa: ARG002  no shared data
         *,
         classes: int,
         temperature: float,
     ) -> SparseLogits:
-        """The sample, with weights that add up to 1."""
+        """Return the sample, with weights that sum to 1."""
         drawn = parts["drawn"]
         assert isinstance(drawn, Ragged)
         values = unpack(drawn.values, 1, self._width(classes)).squeeze(1)
@@ -84,7 +84,7 @@ class Sampled:
         return width_of(classes) + width_of(self.rounds)
 
     def _draw(self, probs: Tensor, seed: int) -> Tensor:
-        """Classes ``[n, rounds]`` in rising order: one from each stratum of the cumulated distribution."""
+        """Draw classes ``[n, rounds]`` in rising order: one from each stratum of the cumulative distribution."""
         generator = torch.Generator().manual_seed((self.seed * _PRIME + seed) % _SEEDS)
         size = len(probs), self.rounds
         within = torch.rand(size, generator=generator, dtype=torch.float64, device=generator.device).to(probs.device)

@@ -1,4 +1,4 @@
-"""Teacher logits as their most likely classes and the mass of all others."""
+"""Teacher logits stored as their most likely classes and the total mass of the others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from kdplug_logits.codec.packing import pack, part_of, quantize, require_known, 
 
 
 class TopkTail:
-    """The ``k`` most likely classes of each item with their log-probabilities at the recipe's temperature, and the mass of all
-    others together. From that losses that declare ``coarsens`` are computed over k + 1 categories. The higher the temperature, the
-    less probability the ``k`` classes hold.
+    """Stores the ``k`` most likely classes of each item with their log-probabilities at the recipe's temperature, and
+    the mass of all others combined. Losses that declare ``coarsens`` are computed over these k + 1 categories. The
+    higher the temperature, the less probability the ``k`` classes hold.
 
-    Ids take ``ceil(log2 classes)`` bits each; log-probabilities 16 (bfloat16: off by 1/512 of their size at most) or 8, in steps that
-    are the finer the likelier a class is; the tail 2 bytes. At 152,000 classes and ``k: 64`` that is 274 or 214 bytes an item.
+    Ids take ``ceil(log2 classes)`` bits each; log-probabilities 16 (bfloat16: off by at most 1/512 of their size) or 8,
+    in steps that are finer the more likely a class is; the tail 2 bytes. At 152,000 classes and ``k: 64`` that is 274
+    or 214 bytes per item.
 
-    Settings: ``k``, how many classes are kept; ``bits`` of each log-probability.
+    Settings: ``k``, the number of stored classes; ``bits`` of each log-probability.
     Source: why plain top-k, without a tail, misleads a student: Anshumann et al. 2025, arXiv:2503.16870.
     """
 
@@ -32,12 +33,12 @@ class TopkTail:
         self.k = k
         self.bits = bits
 
-    def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  nothing is kept once for all
+    def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  no shared data
         """Nothing."""
         return {}
 
-    def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  nothing is drawn
-        """Ids, log-probabilities and tail.
+    def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  no draws
+        """Return ids, log-probabilities and tail.
 
         Shapes: ``[n, classes]``.
         Raises: ``SettingError`` for logits that hold nan or +inf, or nothing finite.
@@ -60,12 +61,12 @@ class TopkTail:
     def decode(
         self,
         parts: Mapping[str, Tensor | Ragged],
-        shared: Mapping[str, Tensor],  # noqa: ARG002  nothing is kept once for all
+        shared: Mapping[str, Tensor],  # noqa: ARG002  no shared data
         *,
         classes: int,
         temperature: float,
     ) -> SparseLogits:
-        """The classes that were kept, and the tail."""
+        """Return the stored classes and the tail."""
         ids = unpack(part_of(parts, "ids"), min(self.k, classes), width_of(classes))
         tail = part_of(parts, "tail").float()
         return SparseLogits(ids, self._log_probs(parts), classes, tail, temperature=temperature)
@@ -77,5 +78,5 @@ class TopkTail:
 
 
 def _apart(given: Tensor, kept: Tensor) -> float:
-    """The largest difference between logarithms of what is not 0."""
+    """Return the largest difference between logarithms of nonzero probabilities."""
     return float((given - kept).masked_fill(given == -torch.inf, 0.0).abs().max())
