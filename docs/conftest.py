@@ -17,7 +17,7 @@ from kdplug.host.metadata import scan
 
 
 def _open(namespace: dict[str, Any]) -> None:
-    """An empty folder to write into, and registries of its own for what the page registers."""
+    """Open an empty working folder and separate registries for the page."""
     torch.manual_seed(0)
     stack = ExitStack()
     stack.enter_context(chdir(stack.enter_context(tempfile.TemporaryDirectory())))

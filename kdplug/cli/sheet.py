@@ -13,11 +13,10 @@ from rich.text import Text
 
 from kdplug.contracts.loss import DECLARATIONS
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
-from kdplug.host.check.finding import place_of
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import run_plugin_code
 from kdplug.host.kind import Kind
-from kdplug.host.name import printable
+from kdplug.host.name import place_of, printable
 from kdplug.host.registry import REGISTRIES, Registry
 
 if TYPE_CHECKING:

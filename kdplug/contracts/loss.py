@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -34,20 +33,6 @@ class LossSum(NamedTuple):
         if isinstance(count, (int, float)):
             return self.total / count if count > 0 else self.total * 0.0
         return self.total / count.masked_fill(count <= 0, 1)
-
-
-def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:
-    """Return whether ``count`` is finite and at least 0.
-
-    A tensor on an accelerator is checked only if ``waits`` is set; while torch compiles, tensors are never checked.
-    """
-    if not isinstance(count, (int, float)):
-        import torch
-
-        if torch.compiler.is_compiling() or count.is_meta or not (count.is_cpu or waits):
-            return True
-        count = float(count)
-    return 0 <= count < math.inf
 
 
 CLOSED_FORM = "closed_form"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kdplug.contracts.factored_logits import FactoredLogits
-from kdplug.contracts.loss import LossSum, is_valid_count
+from kdplug.contracts.loss import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.contracts.vocabulary import ADAPTOR_KEYS
 from kdplug.errors import OutputsError, did_you_mean
@@ -222,3 +223,17 @@ class Tagged:
 
     task: str
     value: Any
+
+
+def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:
+    """Return whether ``count`` is finite and at least 0.
+
+    A tensor on an accelerator is checked only if ``waits`` is set; while torch compiles, tensors are never checked.
+    """
+    if not isinstance(count, (int, float)):
+        import torch
+
+        if torch.compiler.is_compiling() or count.is_meta or not (count.is_cpu or waits):
+            return True
+        count = float(count)
+    return 0 <= count < math.inf

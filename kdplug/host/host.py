@@ -19,7 +19,7 @@ from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.isolation.plugin_code import described, is_first_process, run_plugin_code, running_plugin
 from kdplug.host.kind import HOOK_GROUP, KINDS, Kind
 from kdplug.host.metadata import Distribution, unmet
-from kdplug.host.name import fold, fold_distribution, is_entry_name
+from kdplug.host.name import fold, fold_distribution, is_entry_name, place_of
 from kdplug.host.plugin_filter import PluginFilter
 
 _HOOKS = {name: spec for name, spec in vars(hookspec).items() if name.startswith(hookspec.PREFIX)}
@@ -50,8 +50,6 @@ def check_arguments(plugin: object) -> None:
         for parameter in parameters:
             is_asked = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
             if is_asked and parameter.name not in (*given, "self"):
-                from kdplug.host.check.finding import place_of
-
                 near = did_you_mean(parameter.name, given) or f" It passes {', '.join(given) or 'no arguments'}"
                 raise SignatureError(
                     f"{name} ({place_of(function)}) asks for {parameter.name!r}, which the hook does not pass.{near}"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 _LONGEST = 120
 
@@ -58,3 +62,14 @@ def split_qualified(name: str) -> tuple[str, str]:
     """Split a name into distribution and entry; the distribution of a bare name is empty."""
     dist, _, entry = name.rpartition(":")
     return dist, entry
+
+
+def place_of(target: Callable[..., Any]) -> str | None:
+    """Return file and line where a callable is defined, or ``None`` if there is no source."""
+    try:
+        found: Any = inspect.unwrap(target)
+        while isinstance(found, partial):
+            found = found.func
+        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
+    except (OSError, TypeError, ValueError):
+        return None

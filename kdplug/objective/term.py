@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss import LossSum, is_valid_count
+from kdplug.contracts.loss import LossSum
+from kdplug.contracts.outputs import is_valid_count
 from kdplug.errors import OutputsError, SignatureError
 from kdplug.objective.batch import Batch
 from kdplug.objective.numerics import connected_zero, full

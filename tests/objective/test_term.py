@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdplug import LossSum, OutputsError
-from kdplug.contracts.loss import is_valid_count
+from kdplug.contracts.outputs import is_valid_count
 from kdplug.objective.objective import mark_trained
 
 ZEROS = torch.zeros(3, 4)

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from kdplug.errors import BrokenEntryError, KdplugError, SignatureError
-from kdplug.host.check.finding import Finding, place_of, place_of_error
+from kdplug.host.check.finding import Finding, place_of_error
 from kdplug.host.component import build_component
 from kdplug.host.entry import Entry
 from kdplug.host.host import HookPlugin, Host
 from kdplug.host.isolation.plugin_code import described
+from kdplug.host.name import place_of
 from kdplug.host.setting import in_words
 from kdplug.host.spec import ComponentSpec
 

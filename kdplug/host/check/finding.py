@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Level = Literal["error", "warning"]
 
@@ -27,17 +24,6 @@ class Finding:
     what: str
     where: str
     fix: str
-
-
-def place_of(target: Callable[..., Any]) -> str | None:
-    """Return file and line where a callable is defined, or ``None`` if there is no source."""
-    try:
-        found: Any = inspect.unwrap(target)
-        while isinstance(found, partial):
-            found = found.func
-        return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
-    except (OSError, TypeError, ValueError):
-        return None
 
 
 def place_of_error(error: BaseException) -> str | None:

@@ -37,7 +37,7 @@ class LayerMapLaws(Laws):
     )
     """Numbers of layers to try, the student's first."""
 
-    alike: ClassVar[tuple[int, ...]] = (1, 2, 6, 12)
+    equal_depths: ClassVar[tuple[int, ...]] = (1, 2, 6, 12)
     """Equal numbers of layers to try on both sides."""
 
     reaches_the_top: ClassVar[bool] = False
@@ -114,7 +114,7 @@ class LayerMapLaws(Laws):
 
     def test_equal_depths_match_each_layer_with_itself(self) -> None:
         """Catches a shift by one, from counting from 0 instead of 1."""
-        for layers in self.alike:
+        for layers in self.equal_depths:
             for ours, theirs in self.pairs(layers, layers) or ():
                 if ours != theirs:
                     broken(f"{_depths(layers, layers)}: layer {ours} learns from layer {theirs}")
