@@ -106,13 +106,14 @@ def _place(slot: str) -> str:
 
 
 def closed_form_of(component: Component) -> Any:
-    """The closed form of a loss with the loss's settings bound, ``None`` where it declares none.
+    """The closed form of a loss with the loss's settings bound, ``None`` where it declares none of its own.
 
     Raises: ``SignatureError`` where it takes other settings than the loss.
     """
     entry = component.entry
-    rows = getattr(entry.load(), CLOSED_FORM, None)
-    if rows is None or entry.positional:
+    declared = entry.load()
+    rows = getattr(declared, CLOSED_FORM, None)
+    if rows is None or entry.positional or _is_of_another(declared, rows):
         return None
     if entry.signature.makes:
         return getattr(component.target, CLOSED_FORM)
@@ -124,3 +125,13 @@ def closed_form_of(component: Component) -> Any:
             f"{sorted(entry.signature.settings)}: they must be the same"
         )
     return partial(rows, **(component.target.keywords if isinstance(component.target, partial) else {}))
+
+
+def _is_of_another(loss: Any, rows: Any) -> bool:
+    """Whether a closed form belongs to another loss: one that ``functools.wraps`` copied it from, or a base class of which
+    ``loss`` overrides ``forward``.
+    """
+    if not isinstance(loss, type):
+        return getattr(getattr(loss, "__wrapped__", None), CLOSED_FORM, None) is rows
+    owner = next(one for one in loss.__mro__ if CLOSED_FORM in vars(one) or "forward" in vars(one))
+    return CLOSED_FORM not in vars(owner)
