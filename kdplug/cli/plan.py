@@ -34,7 +34,7 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     from kdplug.report.table import temperature_line, terms_table
 
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
-    yield Text(plan.about)
+    yield Text(printable(plan.about))
     yield Text("")
     yield Text(temperature_line(plan.config))
     yield terms_table(plan.config, [term.name for term in plan.terms])

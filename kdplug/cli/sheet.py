@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 from rich.text import Text
 
-from kdplug.contracts.loss import DECLARATIONS
+from kdplug.contracts.loss import DECLARATIONS, declares
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import run_plugin_code
@@ -167,4 +167,4 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
 
 def declarations(loss: Callable[..., Any]) -> list[str]:
     """Names of the properties that a loss declares."""
-    return [name for name in DECLARATIONS if getattr(loss, name, None)]
+    return [name for name in DECLARATIONS if declares(loss, name)]

@@ -82,12 +82,31 @@ DECLARATIONS = (ACROSS_VOCABULARIES, CLOSED_FORM, COARSENS, MEAN_OVER_ITEMS, SUM
 """Attributes that a loss function or class can set to declare its properties."""
 
 
+def declares(loss: Any, name: str) -> bool:
+    """Return whether a loss makes the declaration ``name`` itself.
+
+    A declaration that ``functools.wraps`` copied from another function does not count, nor does one of a base class whose
+    ``forward`` the loss overrides.
+    """
+    value = getattr(loss, name, None)
+    if not isinstance(loss, type):
+        return (
+            value is True or value is loss or (name == CLOSED_FORM and value is not None and not _is_copied(loss, name))
+        )
+    owner = next((one for one in loss.__mro__ if name in vars(one) or "forward" in vars(one)), None)
+    return bool(value) and owner is not None and name in vars(owner)
+
+
+def _is_copied(loss: Any, name: str) -> bool:
+    return getattr(getattr(loss, "__wrapped__", None), name, None) is getattr(loss, name)
+
+
 def reduction_of(loss: Any) -> Literal["mean", "sum", "LossSum"] | None:
     """Return the declared reduction, ``LossSum`` if annotated as the return type, or ``None`` if unknown.
 
     Raises: ``SignatureError`` if a loss declares both.
     """
-    declared = [name for name in (MEAN_OVER_ITEMS, SUM_OVER_ITEMS) if getattr(loss, name, False)]
+    declared = [name for name in (MEAN_OVER_ITEMS, SUM_OVER_ITEMS) if declares(loss, name)]
     if len(declared) == 2:
         raise SignatureError(f"{getattr(loss, '__name__', loss)} declares both {declared[0]} and {declared[1]}")
     if declared:
@@ -105,7 +124,7 @@ def across_vocabularies(loss: _Loss) -> _Loss:
         @across_vocabularies
         def sorted_distance(student_logits, teacher_logits): ...
     """
-    setattr(loss, ACROSS_VOCABULARIES, True)
+    setattr(loss, ACROSS_VOCABULARIES, loss)
     return loss
 
 
@@ -120,7 +139,7 @@ def coarsens(loss: _Loss) -> _Loss:
         @coarsens
         def squared_distance(student_logits, teacher_logits, temperature): ...
     """
-    setattr(loss, COARSENS, True)
+    setattr(loss, COARSENS, loss)
     return loss
 
 
@@ -134,7 +153,7 @@ def mean_over_items(loss: _Loss) -> _Loss:
         @mean_over_items
         def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().mean()
     """
-    setattr(loss, MEAN_OVER_ITEMS, True)
+    setattr(loss, MEAN_OVER_ITEMS, loss)
     return loss
 
 
@@ -144,7 +163,7 @@ def sum_over_items(loss: _Loss) -> _Loss:
     @sum_over_items
     def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().sum()
     """
-    setattr(loss, SUM_OVER_ITEMS, True)
+    setattr(loss, SUM_OVER_ITEMS, loss)
     return loss
 
 
@@ -157,5 +176,5 @@ def takes_numbers(loss: _Loss) -> _Loss:
         @takes_numbers
         def squared(student_logits, teacher_logits): return ((student_logits - teacher_logits) ** 2).mean()
     """
-    setattr(loss, TAKES_NUMBERS, True)
+    setattr(loss, TAKES_NUMBERS, loss)
     return loss

@@ -71,7 +71,8 @@ def train(
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
-        identity = check_ranks(identity, accelerator.num_processes)
+        identity = check_ranks(identity | {"output_dir": str(config.output_dir)}, accelerator.num_processes)
+        del identity["output_dir"]  # a resumed run may have moved
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         caching.open(accelerator)
         if pair.objective.needs_materialize:

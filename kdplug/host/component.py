@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from kdplug.contracts.loss import CLOSED_FORM
+from kdplug.contracts.loss import CLOSED_FORM, declares
 from kdplug.errors import PluginError, SettingError, SignatureError
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
@@ -106,14 +106,15 @@ def _place(slot: str) -> str:
 
 
 def closed_form_of(component: Component) -> Any:
-    """Return the closed form of a loss with the loss's settings bound, or ``None`` if it declares none.
+    """Return the closed form of a loss with the loss's settings bound, or ``None`` if it does not declare one itself.
 
     Raises: ``SignatureError`` if its settings differ from those of the loss.
     """
     entry = component.entry
-    rows = getattr(entry.load(), CLOSED_FORM, None)
-    if rows is None or entry.positional:
+    declared = entry.load()
+    if entry.positional or not declares(declared, CLOSED_FORM):
         return None
+    rows = getattr(declared, CLOSED_FORM)
     if entry.signature.makes:
         return getattr(component.target, CLOSED_FORM)
     parameters = inspect.signature(rows).parameters.values()

@@ -186,13 +186,13 @@ class Host:
             )
             return
         peers = self.entries[entry.kind.plural].setdefault(fold(entry.name), [])
-        twins = [peer for peer in peers if peer.dist == entry.dist and peer.origin != "local"]
-        twin = next((peer for peer in twins if peer.slot == entry.slot), None)
-        if twin is None:
+        same_name = [peer for peer in peers if peer.dist == entry.dist and peer.origin != "local"]
+        other = next((peer for peer in same_name if peer.slot == entry.slot), None)
+        if other is None:
             peers.append(entry)
-        elif not _is_same(twin.target, entry.target):
+        elif not _is_same(other.target, entry.target):
             self.report(
-                f"{entry.owner} offers the {entry.kind.noun} {entry.name!r} twice: {twin.target} and {entry.target}. "
+                f"{entry.owner} offers the {entry.kind.noun} {entry.name!r} twice: {other.target} and {entry.target}. "
                 "The first one is used"
             )
 

@@ -248,8 +248,8 @@ class KdTerm(nn.Module):
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
         self.logit_loss.check(teacher, labels)
-        if student.shape[-1] == 1:
-            self.logit_loss.check_number()
+        if 1 in (student.shape[-1], teacher.shape[-1]):
+            self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
             return self._valued(compared(pair, self.logit_loss, batch, self.chunk, trained), weight)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kdplug.contracts.loss import ACROSS_VOCABULARIES, COARSENS, TAKES_NUMBERS, reduction_of
+from kdplug.contracts.loss import ACROSS_VOCABULARIES, COARSENS, TAKES_NUMBERS, declares, reduction_of
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
@@ -30,7 +30,7 @@ class LogitLoss:
     def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
         self.target: Any = component.target
         self.inputs = component.inputs
-        steady: dict[str, Callable[[Compared], Any]] = {"temperature": attrgetter("loss.temperature.base")}
+        steady: dict[str, Callable[[LogitInputs], Any]] = {"temperature": attrgetter("loss.temperature.base")}
         getters = {**_GETTERS, **(steady if temperature.scheduler is None else {})}
         self.getters = tuple(getters[name] for name in self.inputs)
         self.owner = component.entry.qualified
@@ -43,9 +43,9 @@ class LogitLoss:
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self.rows = closed_form_of(component)
         declared = component.entry.load()
-        self.is_across = bool(getattr(declared, ACROSS_VOCABULARIES, False))
-        self.coarsens = bool(getattr(declared, COARSENS, False))
-        self.takes_numbers = bool(getattr(declared, TAKES_NUMBERS, False))
+        self.is_across = declares(declared, ACROSS_VOCABULARIES)
+        self.coarsens = declares(declared, COARSENS)
+        self.takes_numbers = declares(declared, TAKES_NUMBERS)
         self.largest = 0
         self.reduction = reduction_of(declared)
 
@@ -125,14 +125,23 @@ class LogitLoss:
                     "hold a class twice for one item, which a tail does not allow", field="teacher.logits"
                 )
 
-    def check_number(self) -> None:
-        """Raises: ``OutputsError`` for logits with a single class, unless the loss declares ``takes_numbers``."""
+    def check_number(self, side: str) -> None:
+        """Check a pair of which ``side`` has a single class.
+
+        Raises: ``OutputsError`` unless the loss declares ``takes_numbers`` and no temperature scheduler reads the logits.
+        """
         if not self.takes_numbers:
             raise OutputsError(
                 f"have one class, but {self.owner} does not declare takes_numbers. The softmax of one class is always "
                 "1, so a loss on probabilities has no gradient. Use a loss that compares numbers, such as mse. If "
                 "yours does, declare it: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
-                field="student.logits",
+                field=f"{side}.logits",
+            )
+        if {"student_logits", "teacher_logits"} & set(self.temperature.inputs):
+            raise OutputsError(
+                f"have one class, and {self.temperature.owner} computes the temperature from the distribution over classes. "
+                "Use temperature_scheduler: none",
+                field=f"{side}.logits",
             )
 
     def of(self, pair: HeadLogits, batch: Batch) -> Any:
@@ -168,7 +177,7 @@ class LogitLoss:
         else:
             student, dense = topk_tail_student(student, teacher), topk_tail_teacher(teacher)
         draw_seed = batch.draws.next() if self.draws else 0
-        compared = Compared(self, student, dense, sparse, labels, batch, draw_seed, temperature)
+        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -203,7 +212,7 @@ class LogitLoss:
         )
 
 
-class Compared(NamedTuple):
+class LogitInputs(NamedTuple):
     """Source of a loss's inputs: the selected items of one head."""
 
     loss: LogitLoss
@@ -216,7 +225,7 @@ class Compared(NamedTuple):
     temperature: Tensor | float | None = None
 
 
-def _temperature(compared: Compared) -> float | Tensor:
+def _temperature(compared: LogitInputs) -> float | Tensor:
     if compared.temperature is not None:
         return compared.temperature
     temperature = compared.loss.temperature
@@ -225,11 +234,11 @@ def _temperature(compared: Compared) -> float | Tensor:
     return temperature.of(compared.student, compared.teacher, compared.batch)
 
 
-def _no_mask(_: Compared) -> None:
+def _no_mask(_: LogitInputs) -> None:
     """Masked items have already been removed."""
 
 
-_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+_GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "student_logits": attrgetter("student"),
     "teacher_logits": attrgetter("teacher"),
     "teacher_sparse": attrgetter("sparse"),

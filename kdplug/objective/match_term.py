@@ -225,7 +225,7 @@ class MatchTerm(nn.Module):
     def _compared(
         self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch, weight: float
     ) -> TermValue:
-        compared = Compared(self, student, teacher, batch)
+        compared = MatchInputs(self, student, teacher, batch)
         values = [get(compared) for get in self.getters]
         try:
             return batch.certain(term_value(self.loss(*values), weight, self.owner))
@@ -243,7 +243,7 @@ class MatchTerm(nn.Module):
         return ("" if self.plan is None else self.plan.explain(teacher[0])) + extended_hint(*masks)
 
 
-class Compared(NamedTuple):
+class MatchInputs(NamedTuple):
     """Source of a loss's inputs."""
 
     term: MatchTerm
@@ -252,22 +252,22 @@ class Compared(NamedTuple):
     batch: Batch
 
 
-def _student_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
+def _student_features(compared: MatchInputs) -> Tensor | tuple[Tensor, ...]:
     features = compared.student
     return full(features[0]) if compared.term.is_single else tuple(map(full, features))
 
 
-def _teacher_features(compared: Compared) -> Tensor | tuple[Tensor, ...]:
+def _teacher_features(compared: MatchInputs) -> Tensor | tuple[Tensor, ...]:
     features = compared.teacher
     return target(features[0]) if compared.term.is_single else tuple(map(target, features))
 
 
-def _temperature(compared: Compared) -> float | Tensor:
+def _temperature(compared: MatchInputs) -> float | Tensor:
     assert compared.term.temperature is not None
     return compared.term.temperature.of_batch(compared.batch)
 
 
-_GETTERS: Mapping[str, Callable[[Compared], Any]] = {
+_GETTERS: Mapping[str, Callable[[MatchInputs], Any]] = {
     "student_features": _student_features,
     "teacher_features": _teacher_features,
     "mask": attrgetter("batch.match_mask"),

@@ -14,6 +14,7 @@ from kdplug.config.recipe import Recipe
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
+from kdplug.host.name import printable
 from kdplug.recipes.cache_provenance import CacheProvenance
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
@@ -42,7 +43,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     _check_fit(fits=task.teacher_fit() is not None)
 
     def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
+        console.print(Text(printable(text)), soft_wrap=True)
 
     runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
     runner.check_cache()

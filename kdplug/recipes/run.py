@@ -25,7 +25,7 @@ from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
-from kdplug.host.name import split_qualified
+from kdplug.host.name import printable, split_qualified
 from kdplug.recipes.cache_provenance import fingerprint, read_provenance
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
@@ -118,7 +118,7 @@ def run_recipe(
     console = console or Console(quiet=True)
 
     def say(text: str) -> None:
-        console.print(Text(text), soft_wrap=True)
+        console.print(Text(printable(text)), soft_wrap=True)
 
     _check_alone()
     check_matplotlib()

@@ -13,7 +13,7 @@ from kdplug.config.error_path import prefixed
 from kdplug.config.layer import Layers, in_list
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.cache_codec import CacheCodec
-from kdplug.contracts.loss import ACROSS_VOCABULARIES
+from kdplug.contracts.loss import ACROSS_VOCABULARIES, declares
 from kdplug.contracts.task import PreparesBatches, ReadsAware, SelfChecking, SpansVocabularies, Task
 from kdplug.engine.forward_state import modes
 from kdplug.errors import ConfigError
@@ -176,7 +176,7 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     if not distillation.kd_loss_weight and distillation.kd_loss_weight_scheduler is None:
         return
     entry = losses.build(distillation.kd_loss_type, slot="kd").entry
-    if not getattr(entry.load(), ACROSS_VOCABULARIES, False):
+    if not declares(entry.load(), ACROSS_VOCABULARIES):
         why = f"{entry.qualified} compares class by class"
         yield "distillation.kd_loss_type", why, "Use a loss that is declared across_vocabularies"
     if distillation.probability_shift:

@@ -24,7 +24,7 @@ from kdplug.errors import RunError
 folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
 data, found = torch.cat(make_batches(8, size=4)), {}
 
-def train(name, *, teacher=None, student=None, data=data, lr=0.1, batch_size=4, training=None, frozen=False, steps=4, adaptor=None, resume=None, **config):
+def train(name, *, folder=folder, teacher=None, student=None, data=data, lr=0.1, batch_size=4, training=None, frozen=False, steps=4, adaptor=None, resume=None, **config):
     torch.manual_seed(rank)
     student = student or make_student()
     student.head.bias.requires_grad_(not frozen)
@@ -51,6 +51,7 @@ shutil.rmtree(folder / "rank" / "step-6", ignore_errors=True)
 torch.distributed.barrier()
 train("rank", adaptor=lambda batch, outputs: outputs if RANK >= 0 else None, steps=6, training={"ckpt_steps": 2}, resume="auto")
 train("temperature", temperature=8.0 if other else 4.0)
+train("folder", folder=folder / "1" if other else folder)
 train("training", training={"gradient_accumulation_steps": 2 if other else 1})
 usual, session.installed_version = session.installed_version, version
 train("plugin")
@@ -104,6 +105,7 @@ leave_group()
 """
 
 FIELDS = {
+    "folder": "output_dir: '",
     "temperature": "distillation.temperature: 8.0, on rank 0 4.0",
     "training": "training.gradient_accumulation_steps: 2, on rank 0 1",
     "plugin": "plugins.kdplug-presets: '9.9', on rank 0 ",

@@ -301,3 +301,30 @@ def test_a_loss_of_numbers_takes_one_output(build, random, seen):
     student, teacher = random(3, 1), random(3, 1)
     report = build(kd_loss_type="offered")({"logits": student}, {"logits": teacher})
     torch.testing.assert_close(report.total, (student - teacher).square().mean())
+
+
+def test_a_teacher_with_one_class_needs_a_loss_of_numbers_too(offer, random):
+    @kdplug.across_vocabularies
+    def sorted_distance(student_logits, teacher_logits):
+        return student_logits.sum() * 0
+
+    objective = kdplug.Objective(kdplug.DistillationConfig(kd_loss_type=offer(sorted_distance)))
+    with pytest.raises(OutputsError, match=r"^teacher.logits: have one class"):
+        objective({"logits": random(3, 5)}, {"logits": random(3, 1)})
+
+
+def test_no_temperature_is_computed_from_a_single_class(offer, random):
+    @kdplug.takes_numbers
+    def squared(student_logits, teacher_logits, temperature):
+        return ((student_logits - teacher_logits) / temperature.unsqueeze(-1)).square().mean()
+
+    offer(
+        lambda student_logits, teacher_logits, temperature: temperature * student_logits[..., 0].sign(),
+        "temperature_schedulers",
+        "cosine",
+    )
+    objective = kdplug.Objective(kdplug.DistillationConfig(kd_loss_type=offer(squared), temperature_scheduler="cosine"))
+    with pytest.raises(
+        OutputsError, match=r"^student.logits: have one class, and local:cosine computes the temperature"
+    ):
+        objective({"logits": random(3, 1)}, {"logits": random(3, 1)})

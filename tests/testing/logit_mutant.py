@@ -225,3 +225,13 @@ def divergence_declared_for_numbers(student_logits, teacher_logits):
     check(student_logits, teacher_logits, None)
     log_q, log_p = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares mean_over_items, and chunks of")
+@kdplug.mean_over_items
+def labelled_mean_declared_a_mean(student_logits, teacher_logits, labels):
+    """A mean over the items that have a label."""
+    check(student_logits, teacher_logits, None)
+    count = labels >= 0
+    gap = (student_logits - teacher_logits.detach()).square().mean(-1)
+    return (gap * count).sum() / count.sum().clamp(min=1)

@@ -57,7 +57,7 @@ class Checkpoints:
         this process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` restore them.
         Weights that are views of the same memory are stored separately, and only ``load_student`` can load them.
 
-        Raises: ``RunError`` for data that a checkpoint cannot hold.
+        Raises: ``RunError`` for data that a checkpoint cannot hold, or if another run has started in ``output_dir``.
         """
         temporary = self.output_dir / f".step-{step}.tmp"
         target = self.output_dir / f"step-{step}"
@@ -82,28 +82,44 @@ class Checkpoints:
     def _publish(self, temporary: Path, target: Path) -> None:
         write_checksums(temporary, sorted(temporary.iterdir()), _flush)
         _flush(temporary)
+        self._check_mark()
         _rename(temporary, target)
         _flush(self.output_dir)
         if self.keep is not None:
             for step, folder in steps(self.output_dir)[: -self.keep]:
                 if step < step_of(target) and step != self.spare:
-                    shutil.rmtree(folder)
+                    _delete(folder)
+
+    def _check_mark(self) -> None:
+        """Raises: ``RunError`` if another run has started in ``output_dir``."""
+        mark = self.output_dir / _MARK
+        if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") != _marker(self.run):
+            raise RunError(
+                f"another run has started in {str(self.output_dir)!r}, and each would overwrite the other's checkpoints. Give each "
+                "run its own folder",
+                field="output_dir",
+            )
 
 
 def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
     """Mark ``output_dir`` with the name of a run, a new one if ``name`` is empty, and return the name.
 
     Incomplete checkpoints of a killed run are deleted.
+
+    Raises: ``RunError`` if the folder cannot be written.
     """
     name = name or uuid.uuid4().hex
     if is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        for leftover in output_dir.glob(".step-*"):
-            shutil.rmtree(leftover)
-        temporary = output_dir / f"{_MARK}.tmp"
-        temporary.write_text(f"{name} {_checksum(name)}", encoding="utf-8")
-        _flush(temporary)
-        temporary.replace(output_dir / _MARK)
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            for leftover in output_dir.glob(".step-*"):
+                _delete(leftover)
+            temporary = output_dir / f"{_MARK}.tmp"
+            temporary.write_text(_marker(name), encoding="utf-8")
+            _flush(temporary)
+            temporary.replace(output_dir / _MARK)
+        except OSError as error:
+            raise RunError(f"cannot write into {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
     return name
 
 
@@ -181,6 +197,10 @@ def _damage(folder: Path, step: int | None) -> list[str]:
     if not found and step is not None and (written := _read_json(folder)["step"]) != step:
         return [f"it was written after step {written}"]
     return found
+
+
+def _marker(name: str) -> str:
+    return f"{name} {_checksum(name)}"
 
 
 def _marked(output_dir: Path) -> str:
@@ -319,14 +339,22 @@ def _rename(temporary: Path, target: Path) -> None:
         temporary.rename(target)
         return
     aside = target.with_name(f".{target.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(aside)
     target.rename(aside)
     try:
         temporary.rename(target)
     except BaseException:
         aside.rename(target)
         raise
-    shutil.rmtree(aside)
+    _delete(aside)
+
+
+def _delete(path: Path) -> None:
+    """Delete a folder, a file or a link, if it exists; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

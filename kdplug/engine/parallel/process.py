@@ -54,7 +54,7 @@ def _make(device: str, precision: str | None) -> Accelerator:
             mixed_precision="no" if precision == "fp32" else precision,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise RunError(f"accelerate cannot set up the device or precision of this run: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -135,8 +136,8 @@ class TrainingConfig(Config):
     * ``data_parallel`` wraps the models in ``DataParallel``; ``local_rank >= 0`` wraps the student in
       ``DistributedDataParallel``, and requires an initialized process group.
 
-    Raises: ``ConfigError`` if ``local_rank`` is set without a process group, or ``gradient_accumulation_steps`` is
-    below 1.
+    Raises: ``ConfigError`` if ``local_rank`` is set without a process group, or a number of batches or epochs is not a
+    whole number of at least 1.
     """
 
     def __init__(
@@ -153,10 +154,12 @@ class TrainingConfig(Config):
         data_parallel: bool = False,
         local_rank: int = -1,
     ) -> None:
-        if gradient_accumulation_steps < 1:
-            raise ConfigError(
-                f"must be at least 1, got {gradient_accumulation_steps}", field="gradient_accumulation_steps"
-            )
+        for field, number in (
+            ("gradient_accumulation_steps", gradient_accumulation_steps),
+            ("ckpt_epoch_frequency", ckpt_epoch_frequency),
+        ):
+            if number < 1 or number % 1:
+                raise ConfigError(f"must be a whole number of at least 1, got {number}", field=field)
         if local_rank != -1 and not (is_available() and is_initialized()):
             raise ConfigError(
                 f"{local_rank} requires distributed training, but there is no process group. Call "
@@ -190,7 +193,7 @@ class DistillationConfig(Config):
     on, a weight scheduler's value replaces the weight; ``train()`` restores the weight at its end.
 
     Raises: ``EntryError``, ``SettingError`` for a scheduler that does not exist or lacks a setting; ``ConfigError`` for
-    an invalid match.
+    an invalid match, a switch that is not a bool, or a weight that is not finite.
     """
 
     def __init__(
@@ -206,6 +209,12 @@ class DistillationConfig(Config):
         intermediate_matches: list[dict[str, Any]] | None = None,
         is_caching_logits: bool = False,
     ) -> None:
+        for field, switch in (("probability_shift", probability_shift), ("is_caching_logits", is_caching_logits)):
+            if not isinstance(switch, bool):
+                raise ConfigError(f"must be True or False, got {switch!r}", field=field)
+        for field, weight in (("hard_label_weight", hard_label_weight), ("kd_loss_weight", kd_loss_weight)):
+            if not math.isfinite(weight):
+                raise ConfigError(f"must be finite, got {weight}", field=field)
         self.temperature = temperature
         self.temperature_scheduler = _scheduler(TEMPERATURE_SCHEDULER, temperature_scheduler, "temperature_scheduler")
         self.hard_label_weight = hard_label_weight

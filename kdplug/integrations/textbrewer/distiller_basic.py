@@ -212,10 +212,12 @@ class BasicDistiller(AbstractDistiller):
         if "losses" in results_S:
             term = terms["unweighted_hard_label_loss"] = hard_label_loss(results_S["losses"])
             total = weighted(total, term, self.d_config.hard_label_weight)
+        elif self.d_config.hard_label_weight:
+            warn_once("hard_label_weight has no effect: adaptor_S returned no losses")
         return total, terms
 
     def cache_logits(self, batch: Any, args: dict[str, Any], batch_postprocessor: Callable[[Any], Any] | None) -> None:
-        """Cache a batch, on its current device, and its teacher logits, in CPU memory."""
+        """Cache a batch, on its current device, and its teacher logits and their mask, in CPU memory."""
         batch = batch if batch_postprocessor is None else batch_postprocessor(batch)
         part = move_to_device(teacher_part(batch), self.t_config.device)
         with torch.no_grad():
@@ -236,4 +238,4 @@ class BasicDistiller(AbstractDistiller):
 def _on_cpu(results: Any) -> Any:
     if isinstance(results, list):
         return [_on_cpu(one) for one in results]
-    return {"logits": [logits.to("cpu") for logits in results["logits"]]}
+    return {key: [one.to("cpu") for one in results[key]] for key in ("logits", "logits_mask") if key in results}

@@ -13,6 +13,7 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.distiller_basic import BasicDistiller
+from kdplug.integrations.textbrewer.log import warn_once
 from kdplug.integrations.textbrewer.match import find_losses, log_names, make_projections, match_value
 from kdplug.integrations.textbrewer.term import kd_loss, modules_of, weighted
 from kdplug.objective.batch import Batch
@@ -126,6 +127,8 @@ class GeneralDistiller(BasicDistiller):
         if "logits" in results_S and "logits" in results_T:
             terms["unweighted_kd_loss"] = kd_loss(self.d_config, self.kd_loss, results_S, [results_T], self.progress)
             total = weighted(total, terms["unweighted_kd_loss"], self.d_config.kd_loss_weight)
+        elif self.d_config.kd_loss_weight and ("logits" in results_S or "logits" in results_T):
+            warn_once(f"there is no kd loss: adaptor_{'T' if 'logits' in results_S else 'S'} returned no logits")
         for name, match, loss, projection in zip(
             self.match_names, self.d_config.intermediate_matches, self.match_losses, self.projs, strict=True
         ):

@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from tqdm import tqdm
 
 from kdplug.engine.optimizer import add_groups, make_scheduler
-from kdplug.errors import ConfigError, RunError
+from kdplug.errors import ConfigError, OutputsError, RunError
 from kdplug.integrations.textbrewer.batch import core_of
 from kdplug.integrations.textbrewer.configurations import TrainingConfig
 from kdplug.integrations.textbrewer.log import logger
@@ -132,10 +132,12 @@ class Loop:
         self.optimizer.zero_grad()
 
     def backward(self, batch: Any) -> None:
-        """Run one batch forward and backward."""
+        """Run one batch forward and backward. Raises: ``OutputsError`` if there is no loss."""
         with self.precision.forward():
             result = self.owner.train_on_batch(batch, self.args)
         loss, terms = result if isinstance(result, tuple) else (result, None)
+        if not isinstance(loss, Tensor):
+            raise OutputsError("the adaptors returned nothing to minimize: neither logits on both sides nor losses")
         self.owner.write_loss(loss, self.batches, terms)
         self.batches += 1
         self.precision.backward(loss / self.accumulation)
@@ -237,9 +239,11 @@ def run_epochs(
 
     Batches at an epoch's end that do not fill a step are computed and logged, but dropped, as in TextBrewer.
 
-    Raises: ``RunError`` if the loader has too few batches for a single step.
+    Raises: ``ConfigError`` for less than one epoch; ``RunError`` if the loader has too few batches for a single step.
     """
     config, epochs = loop.owner.t_config, int(num_epochs)
+    if epochs < 1:
+        raise ConfigError(f"must be at least 1, got {num_epochs}", field="num_epochs")
     steps = len(loader) // loop.accumulation
     if not steps:
         raise RunError(

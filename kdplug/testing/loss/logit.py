@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kdplug.contracts.loss import TAKES_NUMBERS
+from kdplug.contracts.loss import TAKES_NUMBERS, declares
 from kdplug.testing.law import are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
@@ -22,7 +22,7 @@ def _tempered(laws: type[LossCase]) -> bool:
 
 
 def _takes_numbers(laws: type[LossCase]) -> bool:
-    return laws.on_logits() and bool(getattr(laws._found.load(), TAKES_NUMBERS, False))  # noqa: SLF001  own attribute
+    return laws.on_logits() and declares(laws._found.load(), TAKES_NUMBERS)  # noqa: SLF001  own attribute
 
 
 class LogitLaws(LossCase):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdplug.contracts.loss import COARSENS
+from kdplug.contracts.loss import COARSENS, declares
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.objective.chunked.topk_tail import topk_tail_student, topk_tail_teacher
 from kdplug.testing.law import are_finite, broken, is_close, number, where
@@ -22,8 +22,8 @@ _ALIGNED = 0.85
 
 
 def _declares(laws: type[LossCase]) -> bool:
-    declares = bool(getattr(laws._found.load(), COARSENS, False))  # noqa: SLF001  own attribute
-    return declares and laws.on_logits() and not laws.asks_for("teacher_sparse")
+    declared = declares(laws._found.load(), COARSENS)  # noqa: SLF001  own attribute
+    return declared and laws.on_logits() and not laws.asks_for("teacher_sparse")
 
 
 class CoarseLaws(LossCase):

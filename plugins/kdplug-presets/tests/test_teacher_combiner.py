@@ -220,3 +220,10 @@ def test_mean_probs_takes_the_mean_at_the_scheduled_temperature(scheduler: list[
     assert warmth.std() > 0.01
     mean = ((one / warmth).softmax(-1) + (two / warmth).softmax(-1)) / 2
     torch.testing.assert_close((combined / warmth).softmax(-1), mean, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("combiner", [mean_probs, select])
+def test_one_class_has_no_probabilities_to_combine(combiner):
+    teachers = [torch.zeros(3, 1), torch.ones(3, 1)]
+    with pytest.raises(OutputsError, match="one class"):
+        combiner(teachers, **({"labels": torch.zeros(3, dtype=torch.long)} if combiner is select else {}))

@@ -37,6 +37,14 @@ def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
     return [logits.detach().to(dtype) for logits in teacher_logits_list]
 
 
+def _check_classes(owner: str, logits: Tensor) -> None:
+    """Raises: ``OutputsError`` for a single class: its softmax is 1 whatever its logit is."""
+    if logits.shape[-1] == 1:
+        raise OutputsError(
+            f"{owner}: compares the teachers' probabilities, and logits with one class have none. Use mean_logits or weighted"
+        )
+
+
 def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
     """The mean of the logits, whose softmax is the normalized geometric mean of the teachers' distributions.
 
@@ -63,10 +71,12 @@ def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | floa
 
     Shapes: logits ``[*items, classes]`` each; temperature a number, a one-element tensor, ``[*items]`` or ``[*items,
     1]``; the result has the shape of the logits.
-    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive; ``OutputsError`` for
+    logits with one class.
     Source: Hinton et al. 2015, arXiv:1503.02531.
     """
     teachers = _read("mean_probs", teacher_logits_list)
+    _check_classes("mean_probs", teachers[0])
     temperature = read_temperature("mean_probs", temperature, teachers[0])
     with without_autocast(teachers[0]):
         logs = torch.stack([(logits / temperature).log_softmax(dim=-1) for logits in teachers])
@@ -133,8 +143,8 @@ def select(
     Settings: ``index``, the teacher for every item, from 0; without it, the label decides.
 
     Shapes: logits ``[*items, classes]`` each, labels ``[*items]``; the result has the shape of the logits.
-    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if there is no such teacher; ``OutputsError`` if
-    there are no labels to decide by.
+    Raises: ``ShapeError`` if shapes differ; ``SettingError`` if there is no such teacher; ``OutputsError`` if there are
+    no labels, or only one class, to decide by.
     Source: definition; weighting teachers by their confidence in the label: Zhang et al. 2022, arXiv:2201.00007.
     """
     teachers = _read("select", teacher_logits_list)
@@ -144,6 +154,7 @@ def select(
         return teachers[index]
     if labels is None:
         raise OutputsError("select: needs labels, but the student returned none. Return them, or set index")
+    _check_classes("select", teachers[0])
     stacked = torch.stack(teachers)
     with without_autocast(stacked):
         sure = stacked.softmax(dim=-1)
