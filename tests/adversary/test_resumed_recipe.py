@@ -18,7 +18,10 @@ from kdplug.cli.app import app
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 
-pytestmark = pytest.mark.attack("kdplug run --resume over edited files")
+pytestmark = [
+    pytest.mark.attack("kdplug run --resume over edited files"),
+    pytest.mark.filterwarnings("ignore:hard_label_loss has counted no item"),  # the distillation data have no labels
+]
 
 
 @pytest.fixture(scope="module")

@@ -259,7 +259,7 @@ def test_a_hook_on_the_teacher_is_noticed(tmp_path, register, first):
     handle = None if first else register(teacher)
     try:
         with pytest.raises(
-            RunError, match=r"the hooks on the teacher: teacher\..*, forward (pre-)?hook .* \((new|gone)\)"
+            RunError, match=r"the hooks on the teacher: teacher\..*, forward (pre-)?hook .* \((new|removed)\)"
         ):
             scene.recalled(tmp_path / "cache", 0)
     finally:

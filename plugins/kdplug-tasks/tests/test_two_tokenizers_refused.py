@@ -43,10 +43,13 @@ MATCH = "[{layer_T: 1, layer_S: 1, feature: hidden, loss: hidden_mse}]"
             "distillation.temperature_scheduler=[flsw, 1, 1]",
             r"^distillation\.temperature_scheduler: may compare logits",
         ),
-        ("distillation.padded_vocabulary=drop", r"^distillation\.padded_vocabulary: says that the classes"),
+        (
+            "distillation.padded_vocabulary=drop",
+            r"^distillation\.padded_vocabulary: treats classes that only one side has as padding",
+        ),
         (
             "training.teacher_cache_codec={name: topk_tail, k: 4}",
-            r"'topk_tail' may keep single classes",
+            r"'topk_tail' may store single classes",
         ),
     ],
 )

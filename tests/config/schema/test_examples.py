@@ -50,5 +50,5 @@ def test_the_settings_of_the_digits_task_are_described():
         "maximum": 100,
         "minimum": 1,
         "type": "integer",
-        "description": "labels that the student may see of each class",
+        "description": "labels of each class that the student sees",
     }

@@ -64,7 +64,7 @@ def test_a_hook_is_named_when_it_is_new_and_when_it_is_gone(model, register, nam
     finally:
         handle.remove()
     assert changes(before, hooked) == [f"the hooks on the teacher: {name} (new)"]
-    assert changes(hooked, of(model)) == [f"the hooks on the teacher: {name} (gone)"]
+    assert changes(hooked, of(model)) == [f"the hooks on the teacher: {name} (removed)"]
     assert of(model) == before
 
 

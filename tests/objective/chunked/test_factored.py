@@ -199,7 +199,7 @@ def spread(student_logits, teacher_logits, temperature):
 
 def test_a_temperature_scheduler_is_refused_where_there_is_more_than_one_piece(offer):
     offer(spread, "temperature_schedulers", "spread")
-    keys = {"kd_loss_type": "ce", "temperature_scheduler": "spread"}
+    keys = {"kd_loss_type": "ce_sum", "temperature_scheduler": "spread"}
     scene = Scene()
     assert_same(scene.run(**keys), scene.run(factored=(), **keys))
     with pytest.raises(ConfigError, match=r"^temperature_scheduler: local:spread reads the logits of all 12 items"):

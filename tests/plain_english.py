@@ -1,6 +1,6 @@
 """Find words of this project's former dialect in sources, docs and examples.
 
-    python tests/docs/plain_english.py [PATH ...]
+    python tests/plain_english.py [PATH ...]
 
 Prints each hit as file:line; the exit status is 1 if there is one. The command line's help is part of the sources.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PLACES = ("kdplug", "plugins", "docs", "examples", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 DATA = ("examples/data.py",)  # word lists of synthetic texts
 ENDINGS = {".py", ".md", ".yaml", ".toml", ".tmpl"}
