@@ -227,7 +227,7 @@ def divergence_declared_for_numbers(student_logits, teacher_logits):
     return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
-@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares mean_over_items, and chunks of")
+@mutant(LossLaws, "test_a_declared_mean_or_sum_is_one", "declares mean_over_items, but chunks of")
 @kdplug.mean_over_items
 def labelled_mean_declared_a_mean(student_logits, teacher_logits, labels):
     """A mean over the items that have a label."""
