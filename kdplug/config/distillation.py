@@ -66,45 +66,48 @@ class DistillationConfig(ConfigModel):
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    temperature: Positive = Field(4.0, description="divides the logits of both models before they are compared")
+    temperature: Positive = Field(default=4.0, description="divides the logits of both models before they are compared")
     temperature_scheduler: TemperatureScheduler = Field(
-        None, description="computes a temperature for each item from the base temperature and the logits"
+        default=None, description="computes a temperature for each item from the base temperature and the logits"
     )
-    kd_loss_type: KdLoss = Field(_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
-    kd_loss_weight: NonNegative = Field(1.0, description="weight of the kd loss; with a scheduler, the base weight")
+    kd_loss_type: KdLoss = Field(default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
+    kd_loss_weight: NonNegative = Field(
+        default=1.0, description="weight of the kd loss; with a scheduler, the base weight"
+    )
     kd_loss_weight_scheduler: WeightScheduler = None
     hard_label_weight: NonNegative = Field(
-        0.0,
+        default=0.0,
         description="weight of the losses that the student's adaptor returns; 1 if only its scheduler is given",
     )
     hard_label_weight_scheduler: WeightScheduler = None
     teacher_combiner: TeacherCombiner = Field(
-        DEFAULT_COMBINER, description="combines the logits of several teachers; unused with one teacher"
+        default=DEFAULT_COMBINER, description="combines the logits of several teachers; unused with one teacher"
     )
     logit_chunk: Chunk = Field(
-        "auto",
+        default="auto",
         description="items per chunk when logits are computed from `FactoredLogits`: a number, `auto` to fit a memory "
         "budget, `whole` for all items at once",
     )
     padded_vocabulary: Literal["refuse", "drop"] = Field(
-        "refuse",
+        default="refuse",
         description="if student and teacher differ in the number of classes: `refuse`, or `drop` the last classes of the "
         "longer side, which pad the vocabulary of a shared tokenizer",
     )
     probability_shift: Switch = Field(
-        False, description="where the teacher is wrong, swap its highest logit with that of the true label"
+        default=False, description="where the teacher is wrong, swap its highest logit with that of the true label"
     )
     is_caching_logits: Switch = Field(
-        False,
+        default=False,
         description="run the teacher once on every example and reuse its logits and matched features in all epochs",
     )
     intermediate_matches: tuple[IntermediateMatch, ...] = Field(
-        (),
+        default=(),
         description="losses between features of the two models",
         json_schema_extra={"type": ["array", "null", "string"], "pattern": NONE_SCHEMA["anyOf"][1]["pattern"]},
     )
     layer_map: LayerMaps = Field(
-        (), description="matches by rule: `{name: uniform, feature: hidden, loss: hidden_mse}`, a list of such, or none"
+        default=(),
+        description="matches by rule: `{name: uniform, feature: hidden, loss: hidden_mse}`, a list of such, or none",
     )
     plugins: Plugins = PluginsConfig()
 

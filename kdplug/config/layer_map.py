@@ -37,22 +37,25 @@ class LayerMap(ConfigModel):
 
     name: LayerMapComponent = Field(description="the rule that pairs layers of the student with layers of the teacher")
     loss: MatchLoss = Field(description="loss of each match")
-    feature: Feature = Field("hidden", description="`hidden` or `attention`; not needed if both sides are module paths")
-    weight: NonNegative = Field(1.0, description="weight of each match; with a scheduler, the base weight")
+    feature: Feature = Field(
+        default="hidden", description="`hidden` or `attention`; not needed if both sides are module paths"
+    )
+    weight: NonNegative = Field(default=1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
     proj: Projection = Field(
-        None, description="projection of each match, from the student's feature to the teacher's width"
+        default=None, description="projection of each match, from the student's feature to the teacher's width"
     )
     layers_T: Count | None = Field(  # noqa: N815  the sides are called T and S throughout
-        None, description="number of the teacher's layers; by default read from `layer_T` or from the first batch"
+        default=None,
+        description="number of the teacher's layers; by default read from `layer_T` or from the first batch",
     )
-    layers_S: Count | None = Field(None, description="the same for the student")  # noqa: N815
+    layers_S: Count | None = Field(default=None, description="the same for the student")  # noqa: N815
     layer_T: PatternField = Field(  # noqa: N815
-        None, description="layers of the teacher as module paths or globs, such as `encoder.layer.*`"
+        default=None, description="layers of the teacher as module paths or globs, such as `encoder.layer.*`"
     )
-    layer_S: PatternField = Field(None, description="the same for the student")  # noqa: N815
+    layer_S: PatternField = Field(default=None, description="the same for the student")  # noqa: N815
     embeddings: Switch | None = Field(
-        None,
+        default=None,
         description="whether the first layer is the output of the embeddings; by default true only for `hidden` from an "
         "adaptor",
     )

@@ -273,14 +273,14 @@ class IntermediateMatch(ConfigModel):
     )
     layer_S: LayerField = Field(description="the same for the student")  # noqa: N815  TextBrewer's key
     feature: Feature = Field(
-        "hidden", description="`hidden` or `attention`; not needed if both layers are module paths"
+        default="hidden", description="`hidden` or `attention`; not needed if both layers are module paths"
     )
     loss: MatchLoss = Field(description="loss between the two features")
-    weight: NonNegative = Field(1.0, description="weight of the match; with a scheduler, the base weight")
+    weight: NonNegative = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
-    proj: Projection = Field(None, description="projection of the student's feature to the teacher's width")
+    proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     name: Annotated[Text | None, AfterValidator(_read_name)] = Field(
-        None,
+        default=None,
         description="name of the term in reports; defaults to `feature_loss_S_T`",
         json_schema_extra={"pattern": r"\S", "not": {"enum": list(TERM_NAMES)}},
     )

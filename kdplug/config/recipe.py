@@ -120,24 +120,26 @@ class RecipeTraining(LoopConfig):
     )
 
     optimizer: Annotated[Text, AfterValidator(_class_name)] = Field(
-        "AdamW", description="a class in `torch.optim`", json_schema_extra={"pattern": r"^[A-Za-z_]\w*$"}
+        default="AdamW", description="a class in `torch.optim`", json_schema_extra={"pattern": r"^[A-Za-z_]\w*$"}
     )
-    lr: Positive = Field(1e-3, description="learning rate")
-    weight_decay: NonNegative = Field(0.0, description="weight decay")
-    batch_size: Count = Field(32, description="examples per batch")
+    lr: Positive = Field(default=1e-3, description="learning rate")
+    weight_decay: NonNegative = Field(default=0.0, description="weight decay")
+    batch_size: Count = Field(default=32, description="examples per batch")
     eval_batch_size: Annotated[Count, KeyFacts(identity=False)] = Field(
-        256, description="examples per batch when a model is evaluated"
+        default=256, description="examples per batch when a model is evaluated"
     )
-    num_epochs: Count | None = Field(None, description="passes over the data; give exactly one of this and `num_steps`")
-    num_steps: Count | None = Field(None, description="optimizer steps")
+    num_epochs: Count | None = Field(
+        default=None, description="passes over the data; give exactly one of this and `num_steps`"
+    )
+    num_steps: Count | None = Field(default=None, description="optimizer steps")
     lr_schedule: LrSchedule = Field(
-        "none", description="whether the learning rate decays to 0, linearly or along half a cosine"
+        default="none", description="whether the learning rate decays to 0, linearly or along half a cosine"
     )
-    warmup: Share = Field(0.0, description="share of the steps in which the learning rate rises from 0 to `lr`")
+    warmup: Share = Field(default=0.0, description="share of the steps in which the learning rate rises from 0 to `lr`")
     max_grad_norm: Positive | None = Field(
-        None, description="clip the gradients of student and projections together to this norm"
+        default=None, description="clip the gradients of student and projections together to this norm"
     )
-    num_workers: Processes = Field(0, description="processes that load data")
+    num_workers: Processes = Field(default=0, description="processes that load data")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -168,11 +170,11 @@ class Recipe(ConfigModel):
     distillation: DistillationConfig = Field(description="a `DistillationConfig`")
     training: RecipeTraining = Field(description="how the student is trained")
     output_dir: Annotated[Text, KeyFacts(identity=False)] = Field(
-        "runs/<task>",
+        default="runs/<task>",
         description="folder for results; defaults to `runs/` and the name of the task",
         json_schema_extra=_no_default,
     )
-    seed: WholeNumber = Field(0, description="seed of every random generator")
+    seed: WholeNumber = Field(default=0, description="seed of every random generator")
     plugins: Plugins = PluginsConfig()
 
     @model_validator(mode="after")

@@ -63,7 +63,8 @@ class PluginsConfig(ConfigModel):
     """``plugins:`` of a config or a recipe."""
 
     require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = Field(
-        (), description="requirements in pip's spelling (`kdplug-myloss>=0.2`), each checked against what is installed"
+        default=(),
+        description="requirements in pip's spelling (`kdplug-myloss>=0.2`), each checked against what is installed",
     )
 
 

@@ -55,52 +55,57 @@ class LoopConfig(ConfigModel):
     )
 
     gradient_accumulation_steps: Count = Field(
-        1, description="batches per optimizer step; a shorter group at the end of an epoch makes a step too"
+        default=1, description="batches per optimizer step; a shorter group at the end of an epoch makes a step too"
     )
     normalization: Literal["global", "micro_batch"] = Field(
-        "global",
+        default="global",
         description="batch over which a mean over tokens or items is taken: the `global` batch of all micro-batches and "
         "processes, or each `micro_batch` (faster if masks differ between micro-batches, but a different gradient)",
     )
     ckpt_frequency: Annotated[WholeNumber, _FREE] = Field(
-        1, description="checkpoints per epoch; 0 writes none, except one at the end of each training of a recipe"
+        default=1,
+        description="checkpoints per epoch; 0 writes none, except one at the end of each training of a recipe",
     )
-    ckpt_epoch_frequency: Annotated[Count, _FREE] = Field(1, description="write checkpoints in every n-th epoch only")
+    ckpt_epoch_frequency: Annotated[Count, _FREE] = Field(
+        default=1, description="write checkpoints in every n-th epoch only"
+    )
     ckpt_steps: Annotated[Count | None, _FREE] = Field(
-        None, description="optimizer steps between checkpoints in a run whose length is given in steps"
+        default=None, description="optimizer steps between checkpoints in a run whose length is given in steps"
     )
     keep_last: Annotated[Count | None, _FREE] = Field(
-        None, description="how many of the latest checkpoints to keep; none keeps all of them"
+        default=None, description="how many of the latest checkpoints to keep; none keeps all of them"
     )
     log_dir: Annotated[Text | None, _FREE] = Field(
-        None, description="folder for TensorBoard scalars (extra `tensorboard`); none writes no scalars"
+        default=None, description="folder for TensorBoard scalars (extra `tensorboard`); none writes no scalars"
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None, _FREE] = Field(
-        None,
+        default=None,
         description="trackers that receive the losses in addition to `log.jsonl`: a list of `tensorboard`, `wandb` and "
         "`mlflow` (extras of the same names); none means TensorBoard if there is a `log_dir`",
     )
     device: Annotated[Device, _FREE] = Field(
-        "auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`"
+        default="auto",
+        description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="precision of the forward passes; losses are always computed in float32"
+        default="fp32", description="precision of the forward passes; losses are always computed in float32"
     )
-    logging_steps: Annotated[Count, _FREE] = Field(10, description="optimizer steps between logged scalars")
+    logging_steps: Annotated[Count, _FREE] = Field(default=10, description="optimizer steps between logged scalars")
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="on a loss or gradient that is not finite, `stop` the run with an error or `skip` the step"
+        default="stop",
+        description="on a loss or gradient that is not finite, `stop` the run with an error or `skip` the step",
     )
     shard_teacher: Annotated[bool, _FREE] = Field(
-        False, description="shard the frozen teacher over the processes too; needs FSDP2"
+        default=False, description="shard the frozen teacher over the processes too; needs FSDP2"
     )
     teacher_cache: Annotated[Text | None, KeyFacts(identity=False, needs="is_caching_logits")] = Field(
-        None, description="folder for the outputs that `is_caching_logits` stores; none keeps them in memory"
+        default=None, description="folder for the outputs that `is_caching_logits` stores; none keeps them in memory"
     )
     teacher_cache_dtype: Annotated[Literal["float16", "bfloat16"] | None, _CACHED] = Field(
-        None, description="`float16` or `bfloat16` to store outputs in less than the teacher's own precision"
+        default=None, description="`float16` or `bfloat16` to store outputs in less than the teacher's own precision"
     )
     teacher_cache_codec: Annotated[CacheCodecComponent, _CACHED] = Field(
-        None,
+        default=None,
         description="encoding of the cached logits, such as `{name: topk_tail, k: 64}`; none stores them unchanged",
     )
 
@@ -138,6 +143,8 @@ class TrainingConfig(LoopConfig):
     """
 
     output_dir: Annotated[Text, _FREE] = Field(
-        "./saved_models", description="folder for checkpoints; created by the run, not by the config"
+        default="./saved_models", description="folder for checkpoints; created by the run, not by the config"
     )
-    seed: WholeNumber | None = Field(None, description="seed of the run; none leaves the generators as they are")
+    seed: WholeNumber | None = Field(
+        default=None, description="seed of the run; none leaves the generators as they are"
+    )
