@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
+from kdplug.contracts.outputs import Tagged
+from kdplug.contracts.tree import leaves
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import ForwardState, preserve_forward_state
 from kdplug.engine.run import Run
@@ -50,8 +52,8 @@ def are_numbers(counts: Counts) -> bool:
 
 def same_shapes(batches: Sequence[Any]) -> bool:
     """Return whether the batches hold tensors of the same shapes in the same places."""
-    first = list(_shapes(batches[0]))
-    return all(list(_shapes(batch)) == first for batch in batches[1:])
+    first = _shapes(batches[0])
+    return all(_shapes(batch) == first for batch in batches[1:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +183,9 @@ def _vector(values: Sequence[Tensor | float], device: torch.device, dtype: torch
     return torch.stack([torch.as_tensor(value, dtype=dtype, device=device).detach() for value in values])
 
 
-def _shapes(value: Any) -> Iterable[Any]:
-    if isinstance(value, Tensor):
-        yield tuple(value.shape)
-    elif isinstance(value, Mapping):
-        for key in value:
-            yield key
-            yield from _shapes(value[key])
-    elif isinstance(value, (list, tuple)):
-        yield len(value)
-        for item in value:
-            yield from _shapes(item)
-    elif hasattr(value, "task") and hasattr(value, "value"):
-        yield value.task
-        yield from _shapes(value.value)
+def _shapes(batch: Any) -> list[tuple[Any, ...]]:
+    task = batch.task if isinstance(batch, Tagged) else None
+    return [(task,), *((path, leaf.shape if isinstance(leaf, Tensor) else None) for path, leaf in leaves(batch))]
 
 
 def merge(reports: Sequence[LossReport]) -> LossReport:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from kdplug.contracts.outputs import Tagged
+from kdplug.contracts.tree import map_leaves
 from kdplug.objective.capture.hooks import Capture
 from kdplug.objective.report import LossReport
 
@@ -70,37 +69,17 @@ def to_device(value: Any, device: torch.device) -> Any:
     Objects with a ``to`` method move themselves: tensors, ``PackedSequence``, transformers' ``BatchEncoding``. Named
     tuples, mappings (``ModelOutput``, ``defaultdict``, …) and dataclasses keep their types; other objects pass through.
     """
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, (str, bytes, torch.nn.Module)):
-        return value
-    if callable(getattr(value, "to", None)):
-        return value.to(device)
-    return _moved_items(value, device)
+
+    def move(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return leaf.to(device, non_blocking=True)
+        return leaf.to(device) if _moves_itself(leaf) else leaf
+
+    return map_leaves(move, value, _moves_itself)
 
 
-def _moved_items(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return _rebuild(value, {key: to_device(item, device) for key, item in value.items()})
-    if isinstance(value, (list, tuple)):
-        items = [to_device(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value) if f.init})
-    return value
-
-
-def _rebuild(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    """Return a mapping of ``original``'s type with ``items``."""
-    if type(original) is dict:
-        return items
-    try:
-        rebuilt: Any = copy.copy(original)
-        for key, item in items.items():
-            rebuilt[key] = item
-    except TypeError:  # an immutable mapping
-        return items
-    return rebuilt
+def _moves_itself(value: Any) -> bool:
+    return callable(getattr(value, "to", None)) and not isinstance(value, (type, torch.nn.Module))
 
 
 Adaptor = Callable[[Any, Any], Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import SavesStudent, Task
+from kdplug.contracts.tree import dotted, leaves
 from kdplug.engine.checkpoint.archive import SUMS, sha256
 from kdplug.engine.checkpoint.checkpoint import STUDENT, save_weights
 from kdplug.errors import ConfigError, RunError
@@ -70,11 +71,14 @@ def check_apart(recipe: Recipe, task: Task) -> None:
         raise ConfigError(
             f"{recipe.output_dir[:200]!r} is not a valid folder name: {reason}", field="output_dir"
         ) from error
-    for path, text in _texts(recipe.task.settings, ("task",)):
+    for path, text in leaves(recipe.task.settings):
+        if not isinstance(text, str) or "\0" in text:
+            continue
         found = Path(text).resolve()
         if folder.exists() and (found == folder or folder in found.parents):
             raise ConfigError(
-                f"{text!r} is where this run writes its student. Choose another output_dir", field=".".join(path)
+                f"{text!r} is where this run writes its student. Choose another output_dir",
+                field=f"task.{dotted(path)}",
             )
     if isinstance(task, SavesStudent) and folder.exists() and not (folder / RECORD).is_file():
         raise RunError(
@@ -82,14 +86,3 @@ def check_apart(recipe: Recipe, task: Task) -> None:
             "output_dir, or move the folder",
             field="output_dir",
         )
-
-
-def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    if isinstance(value, str) and "\0" not in value:
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _texts(one, (*path, str(key)))
-    elif isinstance(value, (list, tuple)):
-        for place, one in enumerate(value):
-            yield from _texts(one, (*path, str(place)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -87,6 +88,19 @@ COLLATES = {
 @pytest.mark.parametrize(("collate", "words"), COLLATES.values(), ids=COLLATES)
 def test_a_collate_function_that_mixes_examples_is_refused(tmp_path, teacher, collate, words):
     with pytest.raises(RunError, match=words):
+        run(tmp_path, teacher, loader(collate_fn=collate), caching=True)
+
+
+@dataclass
+class Pixels:
+    values: torch.Tensor
+
+
+def test_a_collate_function_that_sorts_into_a_dataclass_is_refused(tmp_path, teacher):
+    def collate(items):
+        return Pixels(torch.stack(sorted((item[0] for item in items), key=lambda row: row[0].item())))
+
+    with pytest.raises(RunError, match="do not follow"):
         run(tmp_path, teacher, loader(collate_fn=collate), caching=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdplug.contracts.tree import dotted, leaves
 from kdplug.engine.hashing import code_digest, held_functions, printed, text_digest
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
 from kdplug.objective.capture.hooks import Capture
@@ -78,9 +79,9 @@ _WORDS = {
 def _change(before: Any, after: Any) -> str:
     if not isinstance(before, Mapping) or not isinstance(after, Mapping):
         return "changed" if _is_digest(before) and _is_digest(after) else f"{before!r} -> {after!r}"
-    leaves, others = _leaves(before), _leaves(after)
-    names = [name for name in dict.fromkeys([*leaves, *others]) if leaves.get(name) != others.get(name)]
-    changed = [_leaf(name, leaves.get(name), others.get(name)) for name in names]
+    was, now = ({dotted(path): value for path, value in leaves(part, _is_value)} for part in (before, after))
+    names = [name for name in dict.fromkeys([*was, *now]) if was.get(name) != now.get(name)]
+    changed = [_leaf(name, was.get(name), now.get(name)) for name in names]
     shown = ", ".join(filter(None, changed[:_SHOWN])) or "changed"
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
@@ -91,12 +92,8 @@ def _leaf(name: str, before: Any, after: Any) -> str:
     return f"{name} (new)" if before is None else f"{name} (removed)" if after is None else name
 
 
-def _leaves(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = f"{path}.{key}".strip(".")
-        found |= _leaves(value, inner) if isinstance(value, Mapping) else {inner: value}
-    return found
+def _is_value(part: Any) -> bool:
+    return not isinstance(part, Mapping)
 
 
 def _is_digest(value: Any) -> bool:

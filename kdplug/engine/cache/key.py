@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from kdplug.contracts.tree import opened
 from kdplug.engine.hashing import digest
 from kdplug.errors import RunError
 
@@ -231,18 +232,18 @@ def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
 
 def _is_reverse(one: Any, other: Any, count: int) -> bool:
     if isinstance(one, Tensor):
-        if not one.dim() or len(one) != count:
-            return True  # not one row per example
-        return isinstance(other, Tensor) and one.shape == other.shape and _same(one.flip(0), other)
-    if isinstance(one, Mapping):
-        return isinstance(other, Mapping) and all(
-            key in other and _is_reverse(inner, other[key], count) for key, inner in one.items()
-        )
-    if isinstance(one, (list, tuple)):
-        if len(one) == count and not any(isinstance(inner, Tensor) and len(inner.shape) for inner in one):
-            return digest(list(one)[::-1]) == digest(list(other))
-        return len(one) == len(other) and all(map(_is_reverse, one, other, [count] * len(one)))
-    return True
+        has_rows = one.dim() > 0 and len(one) == count  # one per example
+        return not has_rows or (isinstance(other, Tensor) and one.shape == other.shape and _same(one.flip(0), other))
+    items, others = opened(one), opened(other)
+    if isinstance(items, dict):
+        if not isinstance(others, dict) or items.keys() != others.keys():
+            return False
+        return all(_is_reverse(inner, others[key], count) for key, inner in items.items())
+    if isinstance(items, list) and isinstance(others, list):
+        if len(items) == count and not any(isinstance(inner, Tensor) and len(inner.shape) for inner in items):
+            return digest(items[::-1]) == digest(others)
+        return len(items) == len(others) and all(map(_is_reverse, items, others, [count] * len(items)))
+    return items is None and others is None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

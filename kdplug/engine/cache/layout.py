@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from kdplug.contracts.tree import dotted, leaves
 from kdplug.engine.cache.coding import Coded, CodedHead
 from kdplug.engine.cache.content import length_dims
 from kdplug.errors import RunError
@@ -132,18 +133,7 @@ class Layout:
 def padding_signatures(inputs: Any) -> dict[str, Tensor]:
     """Return the inputs that show padding, ``[batch, length]`` of integers or booleans, by path."""
     return {
-        path: tensor
-        for path, tensor in _tensors(inputs, "")
-        if tensor.dim() == 2 and not tensor.is_floating_point() and not tensor.is_complex()
+        dotted(path): leaf
+        for path, leaf in leaves(inputs)
+        if isinstance(leaf, Tensor) and leaf.dim() == 2 and not leaf.is_floating_point() and not leaf.is_complex()
     }
-
-
-def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _tensors(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)):
-        for place, inner in enumerate(value):
-            yield from _tensors(inner, f"{path}.{place}" if path else str(place))

@@ -11,7 +11,6 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -190,14 +189,3 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if _ITEMS in value:
         return {_decode(key, tensors): _decode(inner, tensors) for key, inner in value[_ITEMS]}
     return {key: _decode(inner, tensors) for key, inner in value.items()}
-
-
-def same(left: Any, right: Any) -> bool:
-    """Return whether two trees of plain data and tensors are equal bit by bit."""
-    if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left.dtype == right.dtype and left.shape == right.shape and torch.equal(left.cpu(), right.cpu())
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)) and type(left) is type(right):
-        return len(left) == len(right) and all(map(same, left, right))
-    return type(left) is type(right) and bool(left == right)

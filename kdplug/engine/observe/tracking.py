@@ -17,6 +17,7 @@ from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracke
 from accelerate.utils import is_tensorboard_available
 
 from kdplug.config.training import LoopConfig
+from kdplug.contracts.tree import dotted, leaves
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import json_value
 from kdplug.objective.report import LossReport, TermValue
@@ -98,15 +99,11 @@ def flat(data: Mapping[str, Any]) -> dict[str, Any]:
 
     The empty key, which holds the config of a run without tasks, adds nothing to a name.
     """
-    return {".".join(filter(None, path)): value for path, value in _leaves(data, ())}
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, (*path, key))
-    else:
-        yield path, value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+    found = leaves(data, is_leaf=lambda value: not isinstance(value, Mapping) or not value)
+    return {
+        dotted(path): value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+        for path, value in found
+    }
 
 
 def losses(accelerator: Accelerator, report: LossReport) -> dict[str, float]:

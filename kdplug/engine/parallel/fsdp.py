@@ -16,6 +16,7 @@ from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy, transformer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from kdplug.contracts.tree import map_leaves
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
@@ -40,14 +41,14 @@ def whole(value: Any, *, keep: bool = True) -> Any:
 
     A process that does not ``keep`` the gathered tensors gets ``None`` in their place.
     """
-    if is_sharded(value):
-        full = value.full_tensor()
+
+    def gather(leaf: Any) -> Any:
+        if not is_sharded(leaf):
+            return leaf
+        full = leaf.full_tensor()
         return full.to("cpu", copy=True) if keep else None  # a copy: shards of unequal size leave it a view
-    if isinstance(value, Mapping):
-        return {key: whole(inner, keep=keep) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(whole(inner, keep=keep) for inner in value)
-    return value
+
+    return map_leaves(gather, value)
 
 
 class Gathered(nn.Module):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from kdplug.config.layer import LayerPath
+from kdplug.contracts.tree import KeyPath, MappingKey, leaves
 from kdplug.errors import OutputsError
 
 _DEPTH = 2
@@ -74,7 +75,8 @@ def _no_step(path: LayerPath, value: Any, step: int | str) -> str:
 
 
 def _no_tensor(path: LayerPath, value: Any) -> str:
-    found = [f"{str(path).rstrip()}{_colon(path)}{steps}" for steps in _tensors(value, _DEPTH)][:_SHOWN]
+    steps = [inner for inner, leaf in leaves(value) if isinstance(leaf, Tensor) and _is_short(inner)]
+    found = [f"{str(path).rstrip()}{_colon(path)}{''.join(map(_written, one))}" for one in steps[:_SHOWN]]
     write = f". Use {' or '.join(map(repr, found))}" if found else ""
     if value is None:
         write = f". {_NO_ATTENTION}"
@@ -96,17 +98,14 @@ def described(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _tensors(value: Any, depth: int) -> Iterator[str]:
-    """Yield the steps to the tensors in a container."""
-    if isinstance(value, Tensor):
-        yield ""
-    elif depth and isinstance(value, Mapping):
-        for key, one in value.items():
-            if isinstance(key, str) and key.isidentifier():
-                yield from (f".{key}{rest}" for rest in _tensors(one, depth - 1))
-    elif depth and isinstance(value, (tuple, list)):
-        for place, one in enumerate(value):
-            yield from (f"[{place}]{rest}" for rest in _tensors(one, depth - 1))
+def _is_short(steps: KeyPath) -> bool:
+    """Return whether a layer path can be written with ``steps``, and is worth proposing."""
+    keys = [step.key for step in steps if isinstance(step, MappingKey)]
+    return len(steps) <= _DEPTH and all(isinstance(key, str) and key.isidentifier() for key in keys)
+
+
+def _written(step: Any) -> str:
+    return f".{step.key}" if isinstance(step, MappingKey) else f"[{step.idx}]"
 
 
 def _listed(names: Mapping[str, Any]) -> str:

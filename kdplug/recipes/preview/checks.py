@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from kdplug.config.recipe import RecipeTraining
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss import LossSum
+from kdplug.contracts.tree import SequenceKey, dotted, leaves
 from kdplug.recipes.preview.match import features
 from kdplug.recipes.preview.sample import BATCHES, Sample
 
@@ -110,17 +111,18 @@ def _same_inputs(sample: Sample) -> str:
     return ""
 
 
-def _integers(batch: Any, name: str = "input") -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of each integer tensor in a batch, except those named as labels."""
-    if isinstance(batch, Tensor):
-        if not batch.is_floating_point() and not batch.is_complex():
-            yield name, batch
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            if not any(word in str(key).casefold() for word in _LABEL_NAMES):
-                yield from _integers(value, str(key))
-    elif isinstance(batch, (list, tuple)) and batch:
-        yield from _integers(batch[0], "0")  # later items may be labels
+def _integers(batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield name and tensor of each integer tensor in a batch, except those that may be labels."""
+    for path, leaf in leaves(batch):
+        is_integer = isinstance(leaf, Tensor) and not leaf.is_floating_point() and not leaf.is_complex()
+        if is_integer and not any(map(_may_be_labels, path)):
+            yield dotted(path[-1:]) or "input", leaf
+
+
+def _may_be_labels(step: Any) -> bool:
+    if isinstance(step, SequenceKey):
+        return step.idx > 0  # the first item of a batch is its input
+    return any(word in str(step.key).casefold() for word in _LABEL_NAMES)
 
 
 _MASKS = {"mask", "student_mask", "teacher_mask"}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import qualify_errors
 from kdplug.config.recipe import Recipe
+from kdplug.contracts.tree import tensors
 from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.builder import take_heads
 from kdplug.engine.cache.cache import TeacherCache
@@ -38,7 +39,7 @@ from kdplug.recipes.preview.checks import (
     unused_masks,
 )
 from kdplug.recipes.preview.match import PlannedMatch, planned_matches
-from kdplug.recipes.preview.sample import Sample, given, take_sample, tensors
+from kdplug.recipes.preview.sample import Sample, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import count_parameters
 from kdplug.recipes.saved_student import check_apart
@@ -75,7 +76,8 @@ def memory(sample: Sample) -> list[MemoryItem]:
         name = sample.recipe.training.optimizer
         raise RunError(f"{name} cannot take a step: {error}", field="training.optimizer") from error
     state = size(tensors(list(optimizer.state.values())))
-    outputs = size(tensors(given(sample.of_teacher)))
+    weights = {one.untyped_storage().data_ptr() for one in _held(sample.teacher)}
+    outputs = size(one for one in tensors(given(sample.of_teacher)) if one.untyped_storage().data_ptr() not in weights)
     batch = sample.recipe.training.batch_size
     return [
         MemoryItem("teacher, weights", size(_held(sample.teacher)), "counted"),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.tree import tensors
 from kdplug.engine.cache.coding import KeptMass
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.teacher import Teacher, check_apart
@@ -224,15 +225,6 @@ def saved_bytes(module: nn.Module) -> Iterator[Mapping[int, int]]:
 def given(outputs: Outputs) -> list[Any]:
     """The values that an adaptor returned."""
     return [getattr(outputs, key) for key in outputs.given]
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested containers."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors(item)
 
 
 def _on_device(batch: Any, device: torch.device) -> Parts:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdplug.contracts.cache_codec import Encoded, Ragged
 from kdplug.contracts.factored_logits import FactoredLogits
-from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.contracts.tree import dotted, leaves
 from kdplug.testing.sample import draw
 
 WIDTH = 5
@@ -73,23 +73,8 @@ def exact(logits: Any) -> Tensor:
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
     """Every tensor in logits, in their parts, or in a mapping, by name."""
-    if isinstance(value, Tensor):
-        return {"logits": value}
-    if isinstance(value, FactoredLogits):
-        names: tuple[str, ...] = ("hidden", "weight", "bias")
-    elif isinstance(value, SparseLogits):
-        names = ("ids", "log_probs", "tail", "weights")
-    elif isinstance(value, Ragged):
-        names = ("values", "counts")
-    elif isinstance(value, Encoded):
-        return tensors_of(value.parts)
-    else:
-        return {
-            f"{name}.{inner}" if isinstance(part, Ragged) else name: tensor
-            for name, part in value.items()
-            for inner, tensor in tensors_of(part).items()
-        }
-    return {name: tensor for name in names if (tensor := getattr(value, name)) is not None}
+    inside = value.parts if isinstance(value, Encoded) else value
+    return {dotted(path) or "logits": leaf for path, leaf in leaves(inside) if isinstance(leaf, Tensor)}
 
 
 def parts_at(parts: Any, places: list[int]) -> dict[str, Tensor | Ragged]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, get_args
 
 from torch import nn
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.task import Part, SpansVocabularies, Task
+from kdplug.contracts.tree import opened
 from kdplug.engine.hashing import digest
 from kdplug.engine.training_module import Parts, call, split
 from kdplug.errors import OutputsError, RunError
@@ -67,18 +68,20 @@ def spans(task: Any) -> bool:
 
 def same_content(one: Any, two: Any) -> bool:
     """Return whether two batches are bitwise equal, including a mapping's attributes."""
-    if isinstance(one, Mapping):
-        if not isinstance(two, Mapping) or list(one) != list(two):
+    items, others = opened(one), opened(two)
+    if isinstance(items, dict):
+        if not isinstance(others, dict) or list(items) != list(others):
             return False
-        return all(same_content(one[key], two[key]) for key in one) and same_content(_beside(one), _beside(two))
-    if isinstance(one, Sequence) and not isinstance(one, (str, bytes)):
-        return isinstance(two, Sequence) and len(one) == len(two) and all(map(same_content, one, two))
+        is_same = all(same_content(items[key], others[key]) for key in items)
+        return is_same and same_content(_attributes(one), _attributes(two))
+    if isinstance(items, list):
+        return isinstance(others, list) and len(items) == len(others) and all(map(same_content, items, others))
     try:
         return digest(one) == digest(two)
     except RunError:  # an object that cannot be serialized cannot be compared further
         return type(one) is type(two)
 
 
-def _beside(mapping: Mapping[Any, Any]) -> list[Any]:
-    """The attributes of an object that is a mapping, such as labels hidden from the model."""
-    return list(getattr(mapping, "__dict__", {}).values())
+def _attributes(container: Any) -> list[Any]:
+    """Return the attributes of a mapping, such as labels hidden from the model."""
+    return list(getattr(container, "__dict__", {}).values()) if isinstance(container, Mapping) else []

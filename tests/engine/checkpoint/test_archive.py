@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._pytree import tree_flatten
 
-from kdplug.engine.checkpoint.archive import read_archive, same, write_archive
+from kdplug.engine.checkpoint.archive import read_archive, write_archive
 from kdplug.errors import RunError
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
@@ -24,6 +25,18 @@ TREES = st.recursive(
     ),
     max_leaves=10,
 )
+
+
+def same(left, right):
+    """Return whether two trees have the same structure and equal leaves, bit by bit."""
+    (ours, structure), (theirs, other) = tree_flatten(left), tree_flatten(right)
+    return structure == other and all(map(same_leaf, ours, theirs))
+
+
+def same_leaf(one, other):
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return type(one) is type(other) and one == other
 
 
 @settings(max_examples=100, deadline=None)
