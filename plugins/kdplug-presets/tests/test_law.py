@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from presets_strategies import ATTENTION, BOTH_ROUTES, KD, MATCH, ZERO_AT_EQUALITY, drawn_features, features
 
 from kdplug import OutputsError
-from kdplug_presets import hidden, kd, numerics
+from kdplug_presets import kd
 
 every_match = pytest.mark.parametrize("name", MATCH)
 every_kd = pytest.mark.parametrize("name", KD)
@@ -69,18 +69,11 @@ def test_a_scaled_loss_has_scaled_gradients_also_the_second_time(name: str) -> N
 
 
 @every_match
-def test_a_second_derivative_is_refused_and_not_wrong(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "SMALL", -1)
+def test_a_second_derivative_is_refused_and_not_wrong(name: str) -> None:
     case = features(name)
     first = torch.autograd.grad(case.loss().value, case.student, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
         torch.autograd.grad(sum(g.sum() for g in first), case.student)
-
-
-def test_a_second_derivative_of_few_operations_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numerics, "SMALL", 1 << 16)
-    student, teacher = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 4)
-    assert torch.autograd.gradgradcheck(lambda s: hidden.hidden_mse(s, teacher).value, student)
 
 
 @every_match

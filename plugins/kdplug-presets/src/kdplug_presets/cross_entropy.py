@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from kdplug_presets.numerics import (
     cached_blocks,
-    cut,
     eager_on_cpu,
-    in_type,
-    is_small,
     recall,
     remember,
     without_autocast,
@@ -109,33 +105,6 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None, None, None
 
 
-def plain_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor | None:
-    """Compute ``cross_entropy`` in one torch operation; ``None`` if that gives ``0 * -inf``, which it does not handle.
-
-    Both ``[*items, classes]`` of one type, on a CPU, where reading a number does not wait for a device.
-    """
-    target = torch.softmax(teacher, dim=-1)
-    if student.dim() != 2:
-        student, target = student.reshape(-1, student.shape[-1]), target.reshape(-1, student.shape[-1])
-    total = torch.nn.functional.cross_entropy(student, target, reduction="sum")
-    return total if isfinite(total.item()) else None
-
-
-def _in_few_operations(student: Tensor, teacher: Tensor, weight: Tensor | None, pad_below: float | None) -> Tensor:
-    dtype = working_type(student, teacher)
-    if weight is None and pad_below is None and eager_on_cpu(student):
-        total = plain_cross_entropy(in_type(student, dtype), in_type(teacher, dtype))
-        if total is not None:
-            return total
-    target = torch.softmax(teacher, dim=-1, dtype=dtype).neg_()
-    log_probs = torch.log_softmax(student, dim=-1, dtype=dtype).clamp(min=torch.finfo(dtype).min)
-    if pad_below is not None:
-        target = target * (teacher > pad_below)
-    if weight is not None:
-        target = target * weight
-    return torch.dot(target.reshape(-1), log_probs.reshape(-1))
-
-
 def cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -153,8 +122,6 @@ def cross_entropy(
 
     Needs at least two axes: the first is processed in blocks.
     """
-    if selection is None and is_small(student):
-        return _in_few_operations(student, cut(teacher), weight, pad_below)
     rows, keys = selection or (None, None)
     with without_autocast(student):
         result: Tensor = _CrossEntropy.apply(student, teacher.detach(), rows, keys, weight, pad_below)  # type: ignore[no-untyped-call]

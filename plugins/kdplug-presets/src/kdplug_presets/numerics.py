@@ -61,15 +61,6 @@ _CACHED = 1 << 18
 """Elements of a block that stays in a CPU's caches over several passes: 1 MiB of float32."""
 
 
-SMALL = 1 << 16
-"""Number of elements up to which launching an operation costs more than running it."""
-
-
-def is_small(tensor: Tensor) -> bool:
-    """Return whether few operations matter more than few passes over memory."""
-    return tensor.numel() <= SMALL
-
-
 def eager_on_cpu(tensor: Tensor) -> bool:
     """Return whether operations run eagerly on a CPU, where loops are cheap and reading a number does not wait."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -9,9 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kdplug_presets.numerics import (
-    cut,
-    in_type,
-    is_small,
     recall,
     remember,
     sparing_blocks,
@@ -19,12 +16,6 @@ from kdplug_presets.numerics import (
     working_type,
 )
 from kdplug_presets.shape import keep_
-
-_SUM = 2
-"""Reduction argument of the operation."""
-
-
-_mse_loss = torch.ops.aten.mse_loss.default
 
 
 def _difference(
@@ -66,23 +57,6 @@ class _SquaredDistance(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
-def plain_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute ``squared_distance`` for tensors of one shape and type, twice as fast as ``functional.mse_loss``."""
-    total: Tensor = _mse_loss(student, teacher, _SUM)
-    return total
-
-
-def _in_few_operations(student: Tensor, teacher: Tensor, value_bits: Tensor | None, pad_below: float | None) -> Tensor:
-    dtype = working_type(student, teacher)
-    own, other = in_type(student, dtype), in_type(teacher, dtype)
-    if pad_below is not None:
-        own, other = torch.threshold(own, pad_below, 0.0), torch.threshold(other, pad_below, 0.0)
-    if value_bits is not None:
-        absent = value_bits == 0
-        own, other = own.masked_fill(absent, 0.0), other.masked_fill(absent, 0.0)
-    return plain_squared_distance(own, other)
-
-
 def squared_distance(
     student: Tensor, teacher: Tensor, value_bits: Tensor | None = None, pad_below: float | None = None
 ) -> Tensor:
@@ -91,8 +65,6 @@ def squared_distance(
     ``value_bits`` (see ``shape.bits``; the student's first axis, the others broadcast) select elements; an element at or
     below ``pad_below`` is set to 0 on its own side. Needs at least one axis.
     """
-    if is_small(student):
-        return _in_few_operations(student, cut(teacher), value_bits, pad_below)
     with without_autocast(student):
         result: Tensor = _SquaredDistance.apply(student, teacher.detach(), value_bits, pad_below)  # type: ignore[no-untyped-call]
     return result
