@@ -55,7 +55,7 @@ class History:
         if not run.step:
             lines = [{"step": 0, "student": self._evaluate(run.model)}]
         elif self._counted is not None:
-            self._counted()  # drop the counts of the batch that resuming looked at but did not train on
+            self._counted()  # drop the counts of the batch that the resumed run read but did not train on
         self.student, self.terms, self.made = [], {}, OnPolicyCounts(0, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{NAME}.tmp")

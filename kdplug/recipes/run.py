@@ -176,7 +176,8 @@ def run_recipe(
     say(f"Both students started from the same initial weights and took {steps} optimizer steps on batches of {batch}.")
     if result.made is not None:
         say(f"During distillation the task generated {result.made} with the student.")
-    say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, written, CURVES))}")
+    student_files = (written, SUMS) if written == STUDENT else (written,)  # a folder holds its own checksums
+    say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, *student_files, CURVES))}")
     return result
 
 

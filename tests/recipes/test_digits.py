@@ -58,6 +58,11 @@ def test_a_run_prints_plugins_then_task_then_terms_then_the_comparison(done):
     assert places == sorted(places)
 
 
+def test_the_closing_line_lists_every_file(done):
+    closing = " ".join(done[1][done[1].index("Written to") :].split())
+    assert closing.endswith(f": {', '.join(FILES)}")
+
+
 def test_the_comparison_names_accuracy_parameters_and_time(done):
     row = next(line for line in done[1].splitlines() if "│ teacher " in line)
     assert row.split("│")[3].strip() == "94,186"
