@@ -129,10 +129,10 @@ class MultiTaskDistiller:
         loaders = _by_task("dataloaders", dataloaders, self.tasks)
         processors = _known("batch_postprocessors", batch_postprocessors or {}, self.tasks)
         shares = _shares(loaders, tau)
-        mixture = MultiTaskLoader(loaders, shares, self.train_config.seed or 0, processors)
+        loader = MultiTaskLoader(loaders, shares, self.train_config.seed or 0, processors)
         request = Request(
             optimizer=optimizer,
-            dataloader=mixture,
+            dataloader=loader,
             num_steps=num_steps,
             scheduler_class=scheduler_class,
             scheduler_args=scheduler_args,

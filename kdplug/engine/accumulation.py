@@ -24,7 +24,7 @@ from kdplug.objective.report import LossReport, TermValue
 Counts = dict[str, tuple[Tensor | float, ...]]
 """Maps each term to the counts of its parts (one per head)."""
 
-Layout = tuple[tuple[str, int], ...]
+TermLayout = tuple[tuple[str, int], ...]
 """The terms of a step: name and number of parts."""
 
 
@@ -76,7 +76,7 @@ class Normalization:
         return cls(factors, micro_batches)
 
     @classmethod
-    def pooled(cls, counted: Sequence[Counts], processes: Processes, agreed: set[Layout]) -> Normalization:
+    def pooled(cls, counted: Sequence[Counts], processes: Processes, agreed: set[TermLayout]) -> Normalization:
         """Return the factors from the counts of all micro-batches, summed over the processes.
 
         A term that some micro-batches lack (they belong to another task) is weighted by the share of those that have
@@ -154,7 +154,7 @@ def _check_parts(having: Mapping[str, Sequence[tuple[Tensor | float, ...]]]) -> 
             )
 
 
-def _check_processes(layout: Layout, num_processes: int, agreed: set[Layout]) -> None:
+def _check_processes(layout: TermLayout, num_processes: int, agreed: set[TermLayout]) -> None:
     if layout in agreed:
         return
     every: list[Any] = [None] * num_processes
@@ -232,7 +232,7 @@ class Accumulation:
     report: Callable[[Micro], LossReport] = field(init=False)
     device: torch.device = field(init=False)
     moves: bool = field(init=False)
-    _agreed: set[Layout] = field(init=False, default_factory=set)
+    _agreed: set[TermLayout] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.device = self.accelerator.device

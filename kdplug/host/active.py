@@ -158,9 +158,9 @@ def active() -> Host:
 
 
 @contextmanager
-def isolated(dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> Iterator[Host]:
+def isolated(dists: Iterable[Distribution] = (), plugin_filter: PluginFilter | None = None) -> Iterator[Host]:
     """Restrict the registries to ``dists`` within a ``with`` block."""
-    host = Host(dists, switch)
+    host = Host(dists, plugin_filter)
     host.report_problems()
     read_installed()
     _active.append(host)

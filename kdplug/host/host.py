@@ -127,10 +127,10 @@ class Host:
     ones, which require another version of kdplug.
     """
 
-    def __init__(self, dists: Iterable[Distribution] = (), switch: PluginFilter | None = None) -> None:
-        self.switch = switch or PluginFilter()
+    def __init__(self, dists: Iterable[Distribution] = (), plugin_filter: PluginFilter | None = None) -> None:
+        self.plugin_filter = plugin_filter or PluginFilter()
         self.dists = sorted(dists, key=lambda dist: fold_distribution(dist.name))
-        self.blocked = [dist for dist in self.dists if not self.switch.lets_in(dist.name)]
+        self.blocked = [dist for dist in self.dists if not self.plugin_filter.lets_in(dist.name)]
         self.incompatible = [dist for dist in self.dists if unmet(dist.requires) and dist not in self.blocked]
         self.left_out = [*self.blocked, *self.incompatible]
         self.entries: dict[str, dict[str, list[Entry]]] = {plural: {} for plural in KINDS}
@@ -147,7 +147,7 @@ class Host:
         self._unheard = [
             dist for dist in self.incompatible if any(point.group == HOOK_GROUP for point in dist.entry_points)
         ]
-        for message in self.switch.unknown(dist.name for dist in self.dists):
+        for message in self.plugin_filter.unknown(dist.name for dist in self.dists):
             self.report(message)
 
     def _admit(self, dist: Distribution) -> None:
@@ -232,7 +232,7 @@ class Host:
     def reason(self, dist: Distribution) -> str:
         """Return why a distribution is in ``left_out``: the value of ``KDPLUG_PLUGINS``, or its unmet requirement."""
         if dist in self.blocked:
-            return f"KDPLUG_PLUGINS={self.switch.text!r}"
+            return f"KDPLUG_PLUGINS={self.plugin_filter.text!r}"
         return f"needs {unmet(dist.requires)}, but this is kdplug {VERSION}: pip install --upgrade kdplug {dist.name}"
 
     def load_hooks(self) -> None:
@@ -240,7 +240,7 @@ class Host:
 
         Raises: ``PluginError`` under ``KDPLUG_STRICT=1``.
         """
-        if self.switch.strict:
+        if self.plugin_filter.strict:
             for message in (*self.problems, *(text for _, text in self.side_effects)):
                 raise PluginError(message)
         while self._unheard:
@@ -307,7 +307,7 @@ class Host:
         """Warn on the first process of a run, or raise under ``KDPLUG_STRICT=1``."""
         if self._holds_back:
             self._untold.append(message)
-        elif self.switch.strict:
+        elif self.plugin_filter.strict:
             raise PluginError(message)
         elif is_first_process():
             warnings.warn(message, PluginWarning, stacklevel=3)

@@ -154,7 +154,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
 
     def _tell_hidden(self, name: str, chosen: Entry, found: list[Entry]) -> None:
         hidden = sorted(entry.qualified for entry in found if entry.origin != "local" and entry is not chosen)
-        if hidden and (chosen.origin == "local" or active().switch.strict):
+        if hidden and (chosen.origin == "local" or active().plugin_filter.strict):
             noun = self.kind.noun
             active().notice(
                 f"{noun} {name!r} means {chosen.qualified} and not {', '.join(hidden)}. Write the one you mean."

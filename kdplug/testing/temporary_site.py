@@ -93,7 +93,7 @@ def plugin_site(
     """
     with TemporaryDirectory(prefix="kdplug-site-") as folder:
         site = write_plugin_site(Path(folder).resolve(), name, version, entry_points, files)
-        with _on_path(site.path), isolated(_seen_with(site), active().switch):
+        with _on_path(site.path), isolated(_seen_with(site), active().plugin_filter):
             yield site
 
 

@@ -125,7 +125,7 @@ def test_what_cannot_be_a_name_is_in_no_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seed_map", "plural", "site"),
+    ("textbrewer_map", "plural", "site"),
     [
         ("KD_LOSS_MAP", "losses", "kd"),
         ("MATCH_LOSS_MAP", "losses", "match"),
@@ -134,8 +134,10 @@ def test_what_cannot_be_a_name_is_in_no_map() -> None:
         ("TEMPERATURE_SCHEDULER", "temperature_schedulers", None),
     ],
 )
-def test_what_is_put_in_a_map_can_be_named_and_taken_out_again(seed_map: str, plural: str, site: str | None) -> None:
-    view, registry = getattr(kdplug, seed_map), getattr(kdplug, plural)
+def test_what_is_put_in_a_map_can_be_named_and_taken_out_again(
+    textbrewer_map: str, plural: str, site: str | None
+) -> None:
+    view, registry = getattr(kdplug, textbrewer_map), getattr(kdplug, plural)
     assert isinstance(view, MutableMapping)
 
     def mine(*args: Any) -> Any:
@@ -153,7 +155,7 @@ def test_what_is_put_in_a_map_can_be_named_and_taken_out_again(seed_map: str, pl
 
 
 @pytest.mark.parametrize(
-    ("seed_map", "plural", "site", "inputs"),
+    ("textbrewer_map", "plural", "site", "inputs"),
     [
         ("KD_LOSS_MAP", "losses", "kd", ("student_logits", "teacher_logits", "temperature")),
         ("MATCH_LOSS_MAP", "losses", "match", ("student_features", "teacher_features", "mask")),
@@ -163,9 +165,9 @@ def test_what_is_put_in_a_map_can_be_named_and_taken_out_again(seed_map: str, pl
     ],
 )
 def test_a_callable_of_a_map_is_called_by_position(
-    seed_map: str, plural: str, site: str | None, inputs: tuple[str, ...]
+    textbrewer_map: str, plural: str, site: str | None, inputs: tuple[str, ...]
 ) -> None:
-    getattr(kdplug, seed_map)["mine"] = lambda a, b=None, c=None: (a, b, c)
+    getattr(kdplug, textbrewer_map)["mine"] = lambda a, b=None, c=None: (a, b, c)
     built = getattr(kdplug, plural).build("mine", site)
     assert built.inputs == inputs
     assert built(**{name: name for name in inputs}) == (*inputs, None, None)[:3]

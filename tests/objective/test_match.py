@@ -169,7 +169,7 @@ def test_labels_of_several_heads_cannot_serve_a_match(one, seen, student, teache
         one(loss="offered")(student, teacher)
 
 
-def test_a_loss_from_a_seed_map_is_called_by_position(build, match, student, teacher, mask):
+def test_a_loss_from_a_textbrewer_map_is_called_by_position(build, match, student, teacher, mask):
     from kdplug import MATCH_LOSS_MAP
 
     MATCH_LOSS_MAP["my_L1_loss"] = lambda feature_S, feature_T, mask=None: (feature_S - feature_T)[mask].abs().mean()

@@ -252,10 +252,10 @@ def test_a_cache_without_a_layer_that_is_read_is_refused_before_any_model_is_bui
 def told(recipe, *, resume):
     """What is said while a recipe's models are trained."""
     said = []
-    bench = RecipeRunner(recipe, build_task(recipe)[1], said.append, show_progress=False, resume=resume)
-    teacher = bench.teacher()
-    bench.distilled(teacher)
-    bench.baseline(teacher)
+    runner = RecipeRunner(recipe, build_task(recipe)[1], said.append, show_progress=False, resume=resume)
+    teacher = runner.teacher()
+    runner.distilled(teacher)
+    runner.baseline(teacher)
     return said
 
 

@@ -15,7 +15,7 @@ from kdplug.recipes.recipe_runner import RecipeRunner, training_loader
 from kdplug.recipes.run import FILES, run_recipe
 
 
-def _bench(recipe):
+def _runner(recipe):
     return RecipeRunner(recipe, kdplug.tasks.build(recipe.task).target, print, show_progress=False)
 
 
@@ -37,14 +37,14 @@ def test_the_same_seed_gives_the_same_figures(signs):
 
 
 def test_a_run_leaves_the_students_of_other_seeds_different(signs):
-    assert not torch.equal(_bench(signs("seed=1")).student(None).weight, _bench(signs("seed=2")).student(None).weight)
+    assert not torch.equal(_runner(signs("seed=1")).student(None).weight, _runner(signs("seed=2")).student(None).weight)
 
 
 def test_both_students_start_from_the_same_weights(signs):
-    bench = _bench(signs())
-    first = bench.student(None)
+    runner = _runner(signs())
+    first = runner.student(None)
     torch.rand(3)
-    assert torch.equal(first.weight, bench.student(None).weight)
+    assert torch.equal(first.weight, runner.student(None).weight)
 
 
 def test_the_baseline_gets_as_many_batches_of_the_same_sizes(signs):
@@ -73,26 +73,26 @@ def test_a_part_that_is_gone_through_several_times_shows_each_example_equally_of
 )
 def test_distillation_and_baseline_take_equally_many_steps(signs, changes):
     recipe = signs(*changes)
-    bench = _bench(recipe)
-    teacher = bench.teacher()
-    _, history = bench.distilled(teacher)
-    _, steps = bench.baseline(teacher)
+    runner = _runner(recipe)
+    teacher = runner.teacher()
+    _, history = runner.distilled(teacher)
+    _, steps = runner.baseline(teacher)
     assert steps == len(history.terms["kd_loss"])
 
 
 def test_the_student_is_evaluated_from_before_the_first_step_to_after_the_last(signs):
-    bench = _bench(signs("training.num_epochs=10"))
-    _, history = bench.distilled(bench.teacher())
+    runner = _runner(signs("training.num_epochs=10"))
+    _, history = runner.distilled(runner.teacher())
     steps = [step for step, _ in history.student]
     assert (steps[0], steps[-1]) == (0, 30)
     assert steps == sorted(set(steps))
 
 
 def test_evaluating_during_a_run_does_not_change_it(signs, monkeypatch):
-    bench = _bench(signs())
-    watched, _ = bench.distilled(bench.teacher())
+    runner = _runner(signs())
+    watched, _ = runner.distilled(runner.teacher())
     monkeypatch.setattr("kdplug.recipes.history.History.step_end", lambda *_: None)
-    unwatched, _ = bench.distilled(bench.teacher())
+    unwatched, _ = runner.distilled(runner.teacher())
     assert torch.equal(watched.weight, unwatched.weight)
 
 

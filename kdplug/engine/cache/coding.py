@@ -92,7 +92,7 @@ def shared_by(coding: Coding, name: str, logits: Any, mask: Tensor | None) -> di
     Shapes: as in ``encode``.
     """
     items = _at(logits, _counting(logits, mask).reshape(-1).nonzero().squeeze(1))
-    some = next(_pieces(coding, items)) if items.shape[0] else _blank(coding, items)
+    some = next(_chunks(coding, items)) if items.shape[0] else _blank(coding, items)
     return {f"{name}@{key}": one.detach().cpu().contiguous() for key, one in coding.codec.shared(some).items()}
 
 
@@ -122,8 +122,8 @@ def _encoded(coding: Coding, items: Any, name: str, seed: int) -> Encoded:
         one = coding.codec.encode(_blank(coding, items), temperature=coding.temperature, seed=seed)
         return Encoded({key: _none_of(part) for key, part in one.parts.items()})
     found = [
-        coding.codec.encode(piece, temperature=coding.temperature, seed=seed_of(seed, name, place))
-        for place, piece in enumerate(_pieces(coding, items))
+        coding.codec.encode(chunk, temperature=coding.temperature, seed=seed_of(seed, name, place))
+        for place, chunk in enumerate(_chunks(coding, items))
     ]
     masses = [one.kept_mass for one in found if one.kept_mass is not None]
     parts = {key: joined([one.parts[key] for one in found]) for key in found[0].parts}
@@ -138,7 +138,7 @@ def joined(parts: list[Tensor | Ragged]) -> Tensor | Ragged:
     return torch.cat(parts)  # type: ignore[arg-type]
 
 
-def _pieces(coding: Coding, items: Any) -> Iterator[Any]:
+def _chunks(coding: Coding, items: Any) -> Iterator[Any]:
     if not isinstance(items, FactoredLogits) or coding.codec.takes_factored:
         yield items
         return

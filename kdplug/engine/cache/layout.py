@@ -94,7 +94,7 @@ class Layout:
             dims = length_dims(name.partition("/")[2], shape)
             for less, dim in ((less, dim) for less in (0, 1) for dim in dims):
                 size = shape[dim]
-                paths = tuple(path for path, guide in found.items() if guide.shape == (shape[0], size + less))
+                paths = tuple(path for path, signature in found.items() if signature.shape == (shape[0], size + less))
                 if paths:
                     lengths[name] = Length(tuple(one for one in dims if shape[one] == size), paths, less)
                     break

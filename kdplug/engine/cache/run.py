@@ -91,15 +91,15 @@ class OpenCache:
         start = time.monotonic()
         wanted = self._wanted(objective)
         self._check_held(wanted)
-        question = self._question(wanted)
+        builder = self._builder(wanted)
         if self._cached.store is None:
             with random_state_kept(), self._cached.teacher.hooked(objective):
-                self._cached.store = self._asked(question)
+                self._cached.store = self._asked(builder)
         store = self._cached.store
         self._cache.summary = CacheSummary(
             self._source.count,
             store.bytes,
-            question.batches,
+            builder.batches,
             time.monotonic() - start,
             store.tally,
             self._cache.path,
@@ -119,14 +119,14 @@ class OpenCache:
         if self._cached.store is not None and _lacking(wanted, self._cached.store.layout):
             self._cached.store = None
 
-    def _asked(self, question: CacheBuilder) -> Store:
+    def _asked(self, builder: CacheBuilder) -> Store:
         check_repeatable(self._source, self._cached.inputs_of)
         if self._folder is None:
-            return self._asked_in_memory(question)
+            return self._asked_in_memory(builder)
         folder, process = self._folder, self._accelerator
         first: TeacherBatch | None = None
         if process.is_main_process and (self._manifest is None or self._lacks_shared(folder, self._manifest)):
-            first, layout, extent = self._begun(question)
+            first, layout, extent = self._begun(builder)
             if self._manifest is None:
                 folder.begin(Manifest(extent, self._fingerprint, layout, bool(first.shared)))
             folder.write_shared(first.shared)
@@ -135,29 +135,29 @@ class OpenCache:
         assert manifest is not None
         extent, layout = manifest.extent, manifest.layout
         mine = [place for place in range(extent.shards) if place % process.num_processes == process.process_index]
-        for place, shard in self._shards(question, extent, layout, [one for one in mine if not folder.has(one)], first):
+        for place, shard in self._shards(builder, extent, layout, [one for one in mine if not folder.has(one)], first):
             folder.write(place, shard)
         process.wait_for_everyone()
         return self._load(folder, manifest)
 
-    def _asked_in_memory(self, question: CacheBuilder) -> Store:
-        first, layout, extent = self._begun(question)
-        shards = [shard for _, shard in self._shards(question, extent, layout, list(range(extent.shards)), first)]
+    def _asked_in_memory(self, builder: CacheBuilder) -> Store:
+        first, layout, extent = self._begun(builder)
+        shards = [shard for _, shard in self._shards(builder, extent, layout, list(range(extent.shards)), first)]
         whole = self._source.is_whole
         store = Store(layout, shards, extent.shard_size, whole, self._cache.coding, Shared(first.shared))
         self._cache.remember(self._fingerprint, store)
         return store
 
-    def _begun(self, question: CacheBuilder) -> tuple[TeacherBatch, Layout, ShardPlan]:
+    def _begun(self, builder: CacheBuilder) -> tuple[TeacherBatch, Layout, ShardPlan]:
         """Return the answer for the first batch, and the layout and shard plan derived from it."""
         batch = (
             min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest.extent.batch
         )
-        first = question.ask(next(self._source.read([list(range(batch))], alone=True)), shares=True)
-        return first, question.layout(first), ShardPlan.of(self._source.count, batch, first.bytes)
+        first = builder.ask(next(self._source.read([list(range(batch))], alone=True)), shares=True)
+        return first, builder.layout(first), ShardPlan.of(self._source.count, batch, first.bytes)
 
     def _shards(
-        self, question: CacheBuilder, extent: ShardPlan, layout: Layout, places: list[int], first: TeacherBatch | None
+        self, builder: CacheBuilder, extent: ShardPlan, layout: Layout, places: list[int], first: TeacherBatch | None
     ) -> Iterator[tuple[int, Shard]]:
         """Yield the shards at ``places``; ``first`` is the answer for the very first batch, if it is known."""
         groups = {place: extent.groups(place) for place in places}
@@ -166,8 +166,8 @@ class OpenCache:
         batches = self._source.read(reads) if reads else iter(())
         for place in places:
             answers = [first] if skipped and place == 0 and first is not None else []
-            answers += [question.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
-            yield place, question.shard(place * extent.shard_size, answers, layout)
+            answers += [builder.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
+            yield place, builder.shard(place * extent.shard_size, answers, layout)
 
     def _load(self, folder: CacheFolder, manifest: Manifest) -> Store:
         extent = manifest.extent
@@ -196,7 +196,7 @@ class OpenCache:
             field="teacher_cache",
         )
 
-    def _question(self, wanted: list[RequiredOutputs]) -> CacheBuilder:
+    def _builder(self, wanted: list[RequiredOutputs]) -> CacheBuilder:
         process = self._accelerator
         return CacheBuilder(
             teacher=self._cached.teacher,

@@ -66,8 +66,8 @@ class CacheSession:
         elif caches:
             self._by_task(caches, cast("TaskTeachers", teacher), cast("MultiTaskLoader", dataloader))
 
-    def _by_task(self, caches: Mapping[str, TeacherCache], teachers: TaskTeachers, mixture: MultiTaskLoader) -> None:
-        sides, loaders, processors = dict(teachers.teachers), dict(mixture.loaders), dict(mixture.postprocessors)
+    def _by_task(self, caches: Mapping[str, TeacherCache], teachers: TaskTeachers, loader: MultiTaskLoader) -> None:
+        sides, loaders, processors = dict(teachers.teachers), dict(loader.loaders), dict(loader.postprocessors)
         for task, cache in caches.items():
             try:
                 source = source_of(loaders[task])
@@ -77,7 +77,7 @@ class CacheSession:
             self._cached[task] = cache, cached
             sides[task], loaders[task], processors[task] = cached, source.loader, cached.prepared
         self.teacher = TaskTeachers(sides)
-        self.dataloader = MultiTaskLoader(loaders, mixture.shares, mixture.seed, processors)
+        self.dataloader = MultiTaskLoader(loaders, loader.shares, loader.seed, processors)
 
     def open(self, accelerator: Accelerator) -> None:
         """Load the outputs stored by earlier runs.

@@ -49,7 +49,7 @@ def check_left_out(host: Host) -> Iterator[Finding]:
 
 def check_switch(host: Host) -> Iterator[Finding]:
     """Yield a finding for each name in ``KDPLUG_PLUGINS`` that matches no installed plugin."""
-    for message in host.switch.unknown(dist.name for dist in host.dists):
+    for message in host.plugin_filter.unknown(dist.name for dist in host.dists):
         fix = "correct the name, or unset KDPLUG_PLUGINS"
         yield Finding("kdplug", "switch", "error", message, "KDPLUG_PLUGINS", fix)
 
@@ -62,7 +62,7 @@ def check_plugins(only: str | None = None) -> list[Finding]:
     Raises: ``PluginError`` if no distribution called ``only`` is installed.
     """
     with _quiet():  # an invalid filter is reported as a finding
-        dists, switch = active().dists, replace(active().switch, strict=False)
+        dists, plugin_filter = active().dists, replace(active().plugin_filter, strict=False)
     traces = installations()
     chosen = [dist for dist in dists if only is None or _same(dist.name, only)]
     if only is not None and not chosen and not any(_same(trace.dist, only) for trace in traces):
@@ -70,7 +70,7 @@ def check_plugins(only: str | None = None) -> list[Finding]:
         raise PluginError(f"no distribution {only!r} is installed.{near}")
     found: list[Finding] = []
     with _quiet():
-        with isolated(dists, switch) as host:
+        with isolated(dists, plugin_filter) as host:
             host.load_hooks()
             found += [*side_effects(host), *check_switch(host), *check_left_out(host), *check_names()]
             left_out = list(host.left_out)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.engine.accumulation import Layout, Normalization, counts_of
+from kdplug.engine.accumulation import Normalization, TermLayout, counts_of
 from kdplug.engine.checkpoint.identity import check_identity, check_ranks
 from kdplug.engine.forward_state import modes
 from kdplug.engine.teacher import check_apart
@@ -129,7 +129,7 @@ class DistillationModule(LightningModule):
         self._hooks = ExitStack()
         self._capture: Capture | None = None
         self._equal = EqualCounts()
-        self._agreed: set[Layout] = set()
+        self._agreed: set[TermLayout] = set()
         self._total_steps: int | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

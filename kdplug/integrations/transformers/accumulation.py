@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from kdplug.contracts.loss import LossSum
-from kdplug.engine.accumulation import Counts, Layout, Normalization, are_numbers, counts_of, same_shapes
+from kdplug.engine.accumulation import Counts, Normalization, TermLayout, are_numbers, counts_of, same_shapes
 from kdplug.engine.forward_state import ForwardState, preserve_forward_state
 from kdplug.errors import RunError
 from kdplug.objective.numerics import full
@@ -99,7 +99,7 @@ class Window:
     accelerator: Accelerator
     over: Literal["global", "micro_batch"] = "global"
     counts_are_data: bool = False
-    agreed: set[Layout] = field(default_factory=set)
+    agreed: set[TermLayout] = field(default_factory=set)
     _normalization: Normalization | None = None
     _counts: Counts | None = None
     _teachers: dict[int, Any] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from transformers import Trainer
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
 from kdplug.distillers.custom_match import CustomMatch
-from kdplug.engine.accumulation import Layout
+from kdplug.engine.accumulation import TermLayout
 from kdplug.engine.checkpoint.fingerprint import code_fingerprint, dataset_fingerprint
 from kdplug.engine.checkpoint.identity import check_ranks
 from kdplug.engine.forward_state import modes
@@ -224,7 +224,7 @@ class DistillationTrainer(Trainer):
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
         self._identity = self._identity or self._identified()
         self._logged, self._counts_are_data = TermLog(), False
-        self._agreed: set[Layout] = set()
+        self._agreed: set[TermLayout] = set()
         try:
             with self._open():
                 return super()._inner_training_loop(

@@ -103,7 +103,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path):
     assert is_bit_identical(run(tmp_path / "run", LOADERS["random data"](), resume="auto", match=AUTO), whole)
 
 
-def test_going_on_with_a_finished_run_changes_nothing(tmp_path):
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
     whole = run(tmp_path, LOADERS["shuffled"]())
     assert is_bit_identical(run(tmp_path, LOADERS["shuffled"](), resume="auto"), whole)
 
