@@ -25,7 +25,7 @@ def test_every_shell_block_of_the_page_is_taken():
     assert text.count("```sh\n") + text.count("```diff\n") == text.count("```") // 2
 
 
-def test_the_line_to_edit_stands_in_the_new_project_once():
+def test_the_line_to_edit_is_in_the_new_project_once():
     (edit,) = [step for step in STEPS if step.kind == "diff"]
     assert TEXTS[edit.text].splitlines().count(edit.old) == 1
 

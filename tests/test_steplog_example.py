@@ -51,7 +51,7 @@ def test_nothing_is_wrong_with_it(site: Path, tmp_path: Path) -> None:
     assert shown.endswith("no problems\n")
 
 
-def test_it_writes_every_step_of_a_recipe_beside_its_log(site: Path, tmp_path: Path) -> None:
+def test_it_writes_every_step_of_a_recipe_next_to_its_log(site: Path, tmp_path: Path) -> None:
     changes = ("training.num_epochs=1", "task.teacher_epochs=1", "task.labels_per_class=4")
     settings = [word for change in changes for word in ("--set", change)]
     words = ("run", ROOT / "examples" / "digits.yaml", "--output-dir", tmp_path / "run", *settings)

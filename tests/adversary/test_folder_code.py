@@ -45,7 +45,7 @@ def test_a_config_of_an_unknown_model_type(scene, side):
 
 
 @attack
-def test_a_config_of_a_known_model_type_is_read_without_the_code_beside_it(scene):
+def test_a_config_of_a_known_model_type_is_read_without_the_code_next_to_it(scene):
     scene.code()
     scene.change("config.json", auto_map={"AutoConfig": "evil.Evil", TEXT: "evil.Evil", "AutoTokenizer": "evil.Evil"})
     assert scene.plan()[0] == 0
@@ -235,7 +235,7 @@ def test_a_dataset_with_a_loading_script(scene, kind):
 
 
 @attack
-def test_a_saved_dataset_beside_a_loading_script(scene):
+def test_a_saved_dataset_next_to_a_loading_script(scene):
     import datasets
 
     folder = scene.folder / "rows"

@@ -227,7 +227,9 @@ def test_what_a_plugin_registers_is_its_own_and_hides_no_first_party_name(
 
 @MEANING
 @pytest.mark.parametrize("source", REGISTERS.values(), ids=REGISTERS)
-def test_what_a_plugin_registers_can_be_named_and_is_ambiguous_beside_another(fake_site: FakeSite, source: str) -> None:
+def test_what_a_plugin_registers_can_be_named_and_is_ambiguous_next_to_another(
+    fake_site: FakeSite, source: str
+) -> None:
     add_bad(fake_site, source.format(name="new"), plugins={"hooks": "kdplug_bad"})
     with fake_site.host() as host:
         host.load_hooks()

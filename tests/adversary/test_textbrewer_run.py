@@ -60,7 +60,7 @@ def test_less_than_one_pass_is_an_error(tmp_path, epochs):
 
 
 @pytest.mark.attack("a TextBrewer adaptor that leaves out what a term needs")
-def test_a_term_that_is_left_out_is_told(tmp_path, caplog):
+def test_a_term_that_is_left_out_is_reported(tmp_path, caplog):
     caplog.set_level(logging.WARNING, "Distillation")
     train(tmp_path, ["logits", "losses"], ["logits_mask"])
     assert "there is no kd loss: adaptor_T returned no logits" in caplog.text

@@ -81,7 +81,7 @@ def test_the_help_says_what_is_found_without_check():
     assert "Damage inside a shard is found by --check only" in words
 
 
-def test_a_folder_that_is_no_cache_is_told(tmp_path):
+def test_a_folder_that_is_no_cache_is_reported(tmp_path):
     shown = call("show", tmp_path)
     assert shown.exit_code == 2
     assert "is not a teacher cache: it holds no manifest.json" in shown.output

@@ -70,7 +70,7 @@ def test_another_recipe_is_refused_with_what_differs_and_leaves_no_folder(again,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_plugin_is_told_before_the_recipe_is_read(again):
+def test_a_missing_plugin_is_reported_before_the_recipe_is_read(again):
     plugin = {"dist": "kdplug-gone", "version": "1.2", "sha256": None}
     done = again("--set", "distillation.kd_loss_type=gone", plugins=[plugin])
     assert done.exit_code == 2

@@ -47,14 +47,14 @@ def digits(kdplug, tmp_path):
     return tmp_path / "digits.yaml"
 
 
-def test_it_is_right_for_kdplug_and_for_the_schema_beside_it(digits):
+def test_it_is_right_for_kdplug_and_for_the_schema_next_to_it(digits):
     schema = json.loads(digits.with_name("kdplug.schema.json").read_text())
     assert digits.read_text().startswith("# yaml-language-server: $schema=./kdplug.schema.json\n")
     assert list(Draft7Validator(schema).iter_errors(read_document(digits).data)) == []
     assert Recipe.from_file(digits).distillation.resolved()
 
 
-def test_every_key_stands_below_a_comment(digits):
+def test_every_key_is_below_a_comment(digits):
     lines = digits.read_text().splitlines()
     keys = [place for place, line in enumerate(lines) if re.match(r" *[a-z_]+:", line) and "name:" not in line]
     named = {lines[place].split(":")[0].strip() for place in keys}
@@ -125,7 +125,7 @@ def test_a_missing_kd_loss_says_how_to_get_it_and_writes_nothing(kdplug, fake_si
     assert not (tmp_path / "a.yaml").exists()
 
 
-def test_settings_come_with_docs_bounds_and_defaults_and_the_missing_ones_are_told(kdplug, site, tmp_path):
+def test_settings_come_with_docs_bounds_and_defaults_and_the_missing_ones_are_reported(kdplug, site, tmp_path):
     with site.host():
         done = kdplug("new", tmp_path / "a.yaml", "--task", "kdplug-toy:toy")
         assert Recipe.from_file(tmp_path / "a.yaml").task.settings == {
@@ -186,7 +186,7 @@ def test_what_a_recipe_leaves_out_has_the_default_whatever_its_task_says():
     assert recipe.training.warmup == 0
 
 
-def test_a_key_that_there_is_not_is_told_with_the_task_that_names_it(suggesting, tmp_path):
+def test_a_key_that_there_is_not_is_reported_with_the_task_that_names_it(suggesting, tmp_path):
     done, _ = suggesting('training={"epochs": 3}')
     assert done.exit_code == 2
     assert "kdplug-toy:toy sets training.epochs in new recipes" in " ".join(done.stderr.split())

@@ -13,7 +13,7 @@ def _add(site, source):
     site.add("kdplug-a", files={"kdplug_a.py": source}, losses={"x": "kdplug_a:f"})
 
 
-def test_an_error_is_told_with_its_place_and_what_mends_it(kdplug, fake_site):
+def test_an_error_is_reported_with_its_place_and_its_fix(kdplug, fake_site):
     _add(fake_site, "def f(student_logit):\n    'A loss.'")
     with fake_site.host():
         done = kdplug("plugins", "check", "kdplug-a")

@@ -73,7 +73,7 @@ def test_a_broken_entry_is_named_once_below_the_list(kdplug, fake_site, source, 
 
 
 @pytest.mark.filterwarnings("always::kdplug.host.host.PluginWarning")
-def test_a_broken_hook_plugin_is_told_once(kdplug, fake_site):
+def test_a_broken_hook_plugin_is_reported_once(kdplug, fake_site):
     fake_site.add("kdplug-bad", plugins={"mine": "kdplug_bad"}, files={"kdplug_bad.py": "import no_such_module"})
     with fake_site.host():
         done = kdplug("plugins", "list", "--load")

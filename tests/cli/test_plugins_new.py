@@ -188,7 +188,7 @@ def test_the_license_is_named_and_its_text_is_there(name):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SCAFFOLDS if kind != "hooks"])
-def test_its_tests_stand_on_the_laws_of_its_kind(kind):
+def test_its_tests_use_the_laws_of_its_kind(kind):
     texts = make_project("kdplug-mine", SCAFFOLDS[kind], "none").texts
     assert 'Laws):\n    entry = "kdplug-mine:mine"' in texts["tests/test_mine.py"]
 

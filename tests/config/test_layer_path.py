@@ -78,7 +78,7 @@ def test_what_is_no_path_is_refused_in_words(match, text, says):
         ("layer.3", "layer.3", True),
     ],
 )
-def test_a_star_stands_for_one_part_and_two_for_any_number(glob, name, fits):
+def test_a_star_matches_one_part_and_two_any_number(glob, name, fits):
     assert read_path(glob).matches(name) is fits
 
 
@@ -94,7 +94,7 @@ def test_a_star_stands_for_one_part_and_two_for_any_number(glob, name, fits):
         ("layer.*", ["layer.*"]),
     ],
 )
-def test_paths_and_indices_may_stand_on_either_side(match, teacher, student):
+def test_paths_and_indices_may_be_on_either_side(match, teacher, student):
     found = IntermediateMatch(**{**match, "layer_T": teacher, "layer_S": student})
     assert IntermediateMatch.from_dict(found.to_dict()) == found
     assert IntermediateMatch.from_yaml(found.to_yaml()) == found

@@ -40,7 +40,7 @@ def test_an_unknown_key_of_a_match_is_compared_with_the_keys_of_a_match(match):
         DistillationConfig(intermediate_matches=[{**match, "wieght": 2}])
 
 
-def test_a_key_that_is_like_no_other_is_told_which_keys_there_are():
+def test_a_key_that_is_like_no_other_lists_the_known_keys():
     with pytest.raises(UnknownKeyError, match=r"^plugins\.zzz: unknown key\. The keys here are: require$"):
         DistillationConfig(plugins={"zzz": 1})
 

@@ -29,7 +29,7 @@ def test_each_form_is_written_back_as_it_came_and_never_edited(data):
 
 
 @pytest.mark.parametrize("data", _FORMS)
-def test_a_spec_is_read_as_the_data_it_stands_for(data):
+def test_a_spec_is_read_as_the_data_it_means(data):
     spec = read_projection(data)
     assert read_projection(spec) == spec
 
@@ -120,7 +120,7 @@ def test_each_malformed_form_is_refused_with_its_place(match, data, says):
         IntermediateMatch(**match, proj=data)
 
 
-def test_one_name_in_a_list_is_told_to_stand_alone(match):
+def test_one_name_in_a_list_is_to_be_written_alone(match):
     with pytest.raises(ConfigError, match=r"Write 'linear' alone for automatic widths$"):
         IntermediateMatch(**match, proj=["linear"])
 

@@ -199,7 +199,7 @@ def test_logits_may_come_in_other_forms_than_a_tensor(logits):
     assert read(FakeModelOutput(logits=logits)).logits == (logits,)
 
 
-def test_a_wrong_head_beside_factored_logits_is_named():
+def test_a_wrong_head_next_to_factored_logits_is_named():
     with pytest.raises(OutputsError, match=r"^student\.logits\.1: must be a tensor, got str 'x'"):
         read({"logits": [FACTORED, "x"]})
 

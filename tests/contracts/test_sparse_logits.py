@@ -44,7 +44,7 @@ def test_half_precision_is_widened_before_the_softmax():
     assert top.log_probs.dtype is top.tail.dtype is torch.float32
 
 
-def test_the_shape_is_that_of_the_logits_it_stands_for(logits):
+def test_the_shape_is_that_of_the_logits_it_means(logits):
     assert SparseLogits.top(logits, 2).shape == logits.shape
     assert SparseLogits(IDS, LOGS, 6).shape == (2, 6)
 

@@ -105,7 +105,7 @@ class Open(nn.Module):
         return self.inner(x)
 
 
-def test_a_misspelt_argument_that_the_models_would_swallow_is_told(tmp_path):
+def test_a_misspelt_argument_that_the_models_would_swallow_is_reported(tmp_path):
     student, teacher = Open(), Open()
     distiller = make_distiller(tmp_path, student, teacher)
     with pytest.warns(UserWarning, match="'num_step' is not an argument of train.*Did you mean 'num_steps'"):

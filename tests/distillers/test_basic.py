@@ -27,7 +27,7 @@ def make(folder, student, teacher=None, adaptor_T=None, adaptor_S=None, **distil
     )
 
 
-def test_the_arguments_stand_in_textbrewers_order():
+def test_the_arguments_are_in_textbrewers_order():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import textbrewer
@@ -76,7 +76,7 @@ def test_intermediate_matches_are_refused_with_a_hint_and_not_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["teacher", "student"])
-def test_missing_logits_are_told_and_are_no_key_error(tmp_path, side):
+def test_missing_logits_are_reported_and_are_no_key_error(tmp_path, side):
     student = make_student()
     adaptors = [None, None]
     adaptors[side == "student"] = lambda batch, outputs: {"losses": outputs["losses"]}

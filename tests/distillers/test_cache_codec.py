@@ -104,7 +104,7 @@ def filled(tmp_path, codec="whole", teacher=None, **distillation):
     return distiller.fill_teacher_cache(loader())
 
 
-def test_a_filled_folder_stands_in_for_the_teacher(tmp_path):
+def test_a_filled_folder_replaces_the_teacher(tmp_path):
     summary = filled(tmp_path)
     assert (summary.batches, summary.tally.items) == (6, 22)
     without = trained(tmp_path / "a", None, options(tmp_path))

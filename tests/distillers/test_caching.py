@@ -121,7 +121,7 @@ def test_a_second_run_asks_nothing_and_keeps_nothing_twice(tmp_path, teacher):
     assert distiller.teacher_cache.summary.batches == 0
 
 
-def test_in_memory_other_data_and_another_teacher_are_asked_anew(tmp_path, teacher):
+def test_in_memory_other_data_and_another_teacher_are_asked_again(tmp_path, teacher):
     student = make_student()
     distiller = make_distiller(tmp_path, student, teacher, is_caching_logits=True)
     distiller.train(sgd(student), loader(), num_epochs=1)
@@ -162,7 +162,7 @@ def test_matches_with_a_chosen_teacher_read_that_teachers_cache(tmp_path, teache
     assert torch.equal(*ends)
 
 
-def test_tasks_cache_each_their_own_and_only_where_they_are_told(tmp_path, teacher):
+def test_tasks_cache_each_their_own_and_only_where_configured(tmp_path, teacher):
     ends, other = [], Rowwise(4)
     for caching in (False, True):
         torch.manual_seed(0)
@@ -201,7 +201,7 @@ def test_two_sided_batches_are_cached(tmp_path, teacher):
     assert torch.equal(*both(tmp_path, teacher, lambda: loader(collate_fn=sides)))
 
 
-def test_a_folder_without_caching_is_told_to_be_of_no_use(tmp_path):
+def test_a_folder_without_caching_is_reported_as_unused(tmp_path):
     with pytest.warns(UserWarning, match="teacher_cache has no effect: is_caching_logits is false"):
         make_distiller(tmp_path, make_student(), training={"teacher_cache": "somewhere"})
 

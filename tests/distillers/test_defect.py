@@ -74,7 +74,7 @@ def test_2_1_10_steps_need_no_ckpt_steps(tmp_path):
     assert [path.parent.name for path in result.checkpoints] == ["step-3"]
 
 
-def test_2_1_12_constant_may_stand_in_a_list_and_a_bare_flsw_asks_for_its_settings(tmp_path):
+def test_2_1_12_constant_may_be_in_a_list_and_a_bare_flsw_asks_for_its_settings(tmp_path):
     ends = []
     for scheduler in (None, "constant", ["constant"]):
         student = make_student()
@@ -177,7 +177,7 @@ def test_2_2_10_minus_one_does_not_clip(tmp_path):
     assert torch.equal(ends[0], ends[2])
 
 
-def test_2_2_11_a_weight_schedule_begins_at_its_beginning_and_a_second_run_begins_anew(tmp_path):
+def test_2_2_11_a_weight_schedule_begins_at_its_beginning_and_a_second_run_begins_again(tmp_path):
     student, seen = make_student(), []
 
     class Weights:
@@ -218,7 +218,7 @@ def test_2_2_18_a_hard_label_loss_of_weight_0_may_be_nan(tmp_path):
 
 
 @pytest.mark.parametrize("nothing", [None, 5, "logits"])
-def test_2_2_20_an_adaptor_that_returns_nothing_useful_is_told_what_to_return(tmp_path, nothing):
+def test_2_2_20_an_adaptor_that_returns_nothing_useful_is_an_error_that_names_what_to_return(tmp_path, nothing):
     student = make_student()
     distiller = make_distiller(tmp_path, student, adaptors=(None, lambda batch, outputs: nothing))
     with pytest.raises(OutputsError, match=r"^student: cannot read .*An adaptor returns a dict with some of logits"):

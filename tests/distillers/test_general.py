@@ -30,7 +30,7 @@ class Notes:
         self.ended.append((run.step, error))
 
 
-def test_the_arguments_stand_in_textbrewers_order():
+def test_the_arguments_are_in_textbrewers_order():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import textbrewer
@@ -124,7 +124,7 @@ def test_each_adaptor_sees_its_own_side(tmp_path):
     assert seen == [("teacher", 1, 5), ("student", 4, 3)]
 
 
-def test_a_cache_in_the_batch_stands_in_for_the_teacher(tmp_path):
+def test_a_cache_in_the_batch_replaces_the_teacher(tmp_path):
     student, batch = make_student(), make_batches(1)[0]
     teacher = make_teacher()
     cache = {name: value for name, value in teacher.eval()(batch).items() if name == "logits"}
@@ -144,7 +144,7 @@ def test_every_form_of_a_batch_trains_the_same(tmp_path, how):
     assert torch.equal(weights(student), weights(expected))
 
 
-def test_observers_are_told_of_the_run_and_of_each_step(tmp_path):
+def test_observers_receive_the_run_and_each_step(tmp_path):
     student, notes = make_student(), Notes()
     distiller = make_distiller(tmp_path, student, options={"observers": [notes]})
     distiller.train(sgd(student), make_batches(4), num_epochs=1)
@@ -153,7 +153,7 @@ def test_observers_are_told_of_the_run_and_of_each_step(tmp_path):
     assert notes.ended == [(4, None)]
 
 
-def test_observers_are_told_what_ended_a_run(tmp_path):
+def test_observers_receive_what_ended_a_run(tmp_path):
     student, notes = make_student(), Notes()
 
     def interrupted():

@@ -23,7 +23,7 @@ from kdplug.distillers.multi_teacher import MultiTeacherDistiller
 from kdplug.errors import ConfigError, KdplugError, OutputsError, RunError
 
 
-def test_the_arguments_stand_in_textbrewers_order():
+def test_the_arguments_are_in_textbrewers_order():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import textbrewer

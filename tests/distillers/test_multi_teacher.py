@@ -65,7 +65,7 @@ def by_hand(teachers, combine, *, temperature=4.0, lr=0.1):
     return weights(student)
 
 
-def test_the_arguments_stand_in_textbrewers_order():
+def test_the_arguments_are_in_textbrewers_order():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import textbrewer
@@ -190,7 +190,7 @@ def test_what_holds_no_teachers_is_an_error(tmp_path, models, says):
         make(tmp_path, make_student(), models)
 
 
-def test_missing_logits_of_a_teacher_are_told(tmp_path):
+def test_missing_logits_of_a_teacher_are_reported(tmp_path):
     adaptors = [None, lambda batch, outputs: {"hidden": outputs["hidden"]}]
     with pytest.raises(OutputsError, match="the teacher 1 returned no logits, only hidden"):
         end_of(tmp_path, teachers_of(2, 3), adaptor=adaptors)
@@ -243,7 +243,7 @@ class Double(nn.Module):
         return 2 * x
 
 
-def test_settings_that_do_not_go_with_the_teachers_are_told_in_the_first_step(tmp_path):
+def test_settings_that_do_not_go_with_the_teachers_are_reported_in_the_first_step(tmp_path):
     with pytest.raises(SettingError, match=r"teacher_combiner.weights: got 3 for 2 teachers"):
         end_of(tmp_path, teachers_of(2, 3), teacher_combiner=["weighted", [1, 1, 1]])
 

@@ -57,7 +57,7 @@ def by_hand(batches, loss=lambda outputs: outputs["losses"], clip=None):
 DECAY = {"scheduler_class": LambdaLR, "scheduler_args": {"lr_lambda": lambda step: 0.9**step}}
 
 
-def test_the_arguments_stand_in_textbrewers_order():
+def test_the_arguments_are_in_textbrewers_order():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import textbrewer
@@ -94,7 +94,7 @@ def test_several_losses_are_summed_each_as_its_mean(tmp_path):
 
 
 @pytest.mark.parametrize("adaptor", [lambda batch, outputs: {"logits": outputs["logits"]}, lambda batch, outputs: {}])
-def test_missing_losses_are_told_in_words_of_the_trainer(tmp_path, adaptor):
+def test_missing_losses_are_reported_in_words_of_the_trainer(tmp_path, adaptor):
     model = make_student()
     with pytest.raises(
         OutputsError,
@@ -103,7 +103,7 @@ def test_missing_losses_are_told_in_words_of_the_trainer(tmp_path, adaptor):
         make(tmp_path, model, adaptor).train(sgd(model), make_batches(1), 1)
 
 
-def test_an_unknown_key_of_the_adaptor_is_told(tmp_path):
+def test_an_unknown_key_of_the_adaptor_is_reported(tmp_path):
     model = make_student()
     with pytest.raises(OutputsError, match=r"model.loss: .* Did you mean 'losses'\?"):
         make(tmp_path, model, lambda batch, outputs: {"loss": outputs["losses"]}).train(sgd(model), make_batches(1), 1)

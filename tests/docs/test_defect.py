@@ -40,7 +40,7 @@ def test_the_tests_that_a_row_names_are_there(number):
     assert set(named) <= TESTS
 
 
-def test_a_test_with_the_number_of_a_defect_stands_in_its_row():
+def test_a_test_with_the_number_of_a_defect_is_in_its_row():
     for name in TESTS:
         if numbers := re.match(r"(?:defect_)?2_([12])_(\d+)_", name):
             assert f"`{name}`" in rows(SHOWN_BY)[f"2.{numbers[1]}.{numbers[2]}"]

@@ -26,7 +26,7 @@ def test_every_span_that_opens_closes(page):
     assert marks == ["generated: ", "end of generated"] * (len(marks) // 2)
 
 
-def test_every_first_party_entry_stands_in_the_catalogue():
+def test_every_first_party_entry_is_in_the_catalogue():
     from kdplug.host.first_party import FIRST_PARTY
 
     pages = [ROOT / "docs/reference" / name for name in ("losses.md", "tasks.md")]

@@ -50,7 +50,7 @@ def test_the_python_example_is_about_fifteen_lines_long():
     assert len(block.strip().splitlines()) <= 18
 
 
-def test_the_two_commands_stand_in_the_readme():
+def test_the_two_commands_are_in_the_readme():
     assert f"\n    {TEST_COMMAND}\n" in TEXT
     assert f"\n    {RUN_COMMAND}\n" in TEXT
 

@@ -43,7 +43,7 @@ def test_every_input_is_given_at_a_place_of_a_config():
 
 
 @pytest.mark.parametrize("names", [INPUTS, ADAPTOR_KEYS, ALIASES], ids=["inputs", "adaptor keys", "aliases"])
-def test_every_word_stands_in_a_test(names):
+def test_every_word_is_in_a_test(names):
     assert missing(names, sources(), r"\b{}\b") == []
 
 

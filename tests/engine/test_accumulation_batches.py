@@ -74,7 +74,7 @@ def test_the_postprocessor_sees_each_batch_once_even_after_a_peek():
 
 
 @pytest.mark.parametrize("passes", [3, None])
-def test_samplers_are_told_of_each_pass(passes):
+def test_samplers_receive_each_pass(passes):
     """Defect 2.1.3: set_epoch was never called where steps are counted, so each pass had one order."""
     sampler = DistributedSampler(range(8), num_replicas=1, rank=0, shuffle=True)
     windows = AccumulationBatches(DataLoader(range(8), batch_size=8, sampler=sampler), 1, passes)

@@ -55,7 +55,7 @@ def test_what_a_teacher_returns_carries_no_gradient_and_may_be_saved_for_a_backw
     assert torch.equal(student.grad, read["logits"])
 
 
-def test_a_teachers_cache_stands_in_for_its_forward_pass():
+def test_a_teachers_cache_replaces_its_forward_pass():
     def forbidden(*arguments):
         raise AssertionError("the teacher was asked")
 

@@ -42,7 +42,7 @@ def test_a_step_without_labels_trains_on_the_rest(tmp_path):
     assert torch.isfinite(weights(student)).all()
 
 
-def test_adaptors_that_return_more_losses_for_one_micro_batch_than_for_another_are_told(tmp_path):
+def test_adaptors_that_return_more_losses_for_one_micro_batch_than_for_another_are_reported(tmp_path):
     student = make_student()
 
     def adaptor(batch, outputs):

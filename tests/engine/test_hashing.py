@@ -55,7 +55,7 @@ def test_how_a_tensor_lies_in_memory_does_not_count():
     assert digest(whole.t()) == digest(whole.t().contiguous())
 
 
-def test_what_cannot_be_told_apart_is_refused():
+def test_what_cannot_be_distinguished_is_refused():
     with pytest.raises(RunError, match="cannot be hashed"):
         digest(lambda: 0)
 
@@ -76,7 +76,7 @@ class Scaled:
 
 
 @pytest.mark.parametrize("make", [scaled, Scaled, lambda f: Scaled(f).method, lambda f: partial(Scaled(0), batch=f)])
-def test_a_callable_is_told_by_what_it_does_and_holds(make):
+def test_a_callable_is_identified_by_what_it_does_and_holds(make):
     assert code_digest(make(2)) == code_digest(make(2))
     assert code_digest(make(2)) != code_digest(make(3))
 

@@ -48,7 +48,7 @@ def test_a_failure_is_not_cached_as_a_success(fake_site: FakeSite) -> None:
         ("bad = 3", "TypeError: kdplug_bad:bad is not callable, but of type int"),
     ],
 )
-def test_whatever_a_module_does_is_told_with_its_owner(fake_site: FakeSite, source: str, told: str) -> None:
+def test_whatever_a_module_does_is_reported_with_its_owner(fake_site: FakeSite, source: str, told: str) -> None:
     fake_site.add("kdplug-bad", "0.1.0", losses={"x": "kdplug_bad:bad"}, files={"kdplug_bad.py": source})
     with fake_site.host(), pytest.raises(BrokenEntryError) as caught:
         kdplug.losses.load("x")

@@ -102,5 +102,5 @@ def test_a_version_before_the_release_counts_for_the_series_that_it_comes_after(
     assert unmet(["kdplug>=0.1,<0.2"], "0.2.0") == "kdplug<0.2,>=0.1"
 
 
-def test_the_version_tells_the_plugin_api():
+def test_the_version_names_the_plugin_api():
     assert (kdplug.PLUGIN_API, VERSION.rpartition(".")[0]) == (1, "0.1"), "raise both: see kdplug/contracts/version.py"

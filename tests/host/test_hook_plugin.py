@@ -144,7 +144,7 @@ def test_a_hook_plugin_is_imported_once(fake_site: FakeSite) -> None:
         assert len(caught) == 1
 
 
-def test_a_miss_tells_what_is_wrong_with_the_hook_plugins(fake_site: FakeSite) -> None:
+def test_a_miss_reports_what_is_wrong_with_the_hook_plugins(fake_site: FakeSite) -> None:
     add_hooks(fake_site, "kdplug-bad", "raise OSError('disk')")
     with fake_site.host() as host:
         with pytest.warns(PluginWarning, match="OSError: disk"):

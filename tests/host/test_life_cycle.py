@@ -70,7 +70,7 @@ def test_a_plugin_that_raises_is_an_error_when_strict(fake_site: FakeSite) -> No
         LifeCycle().run_start(SimpleNamespace())
 
 
-def test_plugins_are_told_in_the_order_of_their_names_unless_they_say_otherwise(
+def test_plugins_are_called_in_the_order_of_their_names_unless_they_declare_another(
     fake_site: FakeSite, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, marks in {"a": "trylast=True", "b": "", "c": "", "d": "tryfirst=True"}.items():

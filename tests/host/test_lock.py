@@ -90,7 +90,7 @@ def test_what_cannot_change_a_run_is_no_difference(changes):
     assert differences(RECORD, now(**changes)) == []
 
 
-def test_without_a_hash_the_commit_tells():
+def test_without_a_hash_the_commit_identifies():
     locked = now(plugins=[plugin(sha256=None, commit="abc")])
     assert differences(locked, now(plugins=[plugin(sha256=None, commit="abc")])) == []
     assert differences(locked, now(plugins=[plugin(sha256=None, commit="def")])) == [
@@ -109,7 +109,7 @@ def test_a_changed_setting_is_named_by_its_path_and_not_by_the_hash():
     ]
 
 
-def test_every_difference_is_told_at_once(tmp_path):
+def test_every_difference_is_reported_at_once(tmp_path):
     path = tmp_path / "kdplug-run.json"
     path.write_text(json.dumps(RECORD))
     with pytest.raises(RunError) as caught:

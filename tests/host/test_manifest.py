@@ -31,7 +31,7 @@ def test_the_header_names_kdplug_torch_and_every_plugin(fake_site: FakeSite) -> 
         assert header_line() == f"{core} · plugins: none"
 
 
-def test_a_record_tells_version_origin_content_and_hooks(fake_site: FakeSite) -> None:
+def test_a_record_holds_version_origin_content_and_hooks(fake_site: FakeSite) -> None:
     fake_site.add(
         "kdplug-a",
         losses={"a": "m:f"},
@@ -51,7 +51,7 @@ def test_a_record_tells_version_origin_content_and_hooks(fake_site: FakeSite) ->
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"dir_info": null, "vcs_info": null}'])
-def test_a_damaged_direct_url_costs_only_what_it_would_tell(fake_site: FakeSite, text: str) -> None:
+def test_a_damaged_direct_url_costs_only_what_it_would_hold(fake_site: FakeSite, text: str) -> None:
     (fake_site.add("kdplug-a", losses={"a": "m:f"}, direct_url=text) / "RECORD").unlink()
     with fake_site.host():
         (record,) = plugin_records()

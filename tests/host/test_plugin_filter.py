@@ -114,7 +114,7 @@ def test_leaving_out_our_own_plugin_gives_its_names_to_nobody() -> None:
         kdplug.losses.entry("ce")
 
 
-def test_the_records_of_a_run_tell_who_was_left_out_and_why() -> None:
+def test_the_records_of_a_run_list_who_was_left_out_and_why() -> None:
     with isolated(DISTS, PluginFilter(only=frozenset({"kdplug-a"}), text="kdplug-a")):
         assert [record["dist"] for record in plugin_records()] == ["kdplug-a", "kdplug-presets"]
         assert ignored_records() == [{"dist": "Kdplug_B", "version": "1.0", "reason": "KDPLUG_PLUGINS='kdplug-a'"}]

@@ -98,7 +98,7 @@ def test_places_are_counted_as_people_count(number: int) -> None:
     assert f"the {number}{suffix} setting is 's{number - 1}'" in refusal(scope["f"], spec)
 
 
-def test_a_scalar_default_stands_in_for_a_missing_annotation() -> None:
+def test_a_scalar_default_replaces_a_missing_annotation() -> None:
     assert build(bare, ["mine", 1.5, 1, False, "b", [1], {"must": {}}]).settings == {
         "count": 1.5, "ratio": 1.0, "flag": False, "word": "b", "anything": [1], "must": {},
     }  # fmt: skip
@@ -140,7 +140,7 @@ def test_an_own_settings_class_overrides_the_signature() -> None:
     assert "has no setting 'hihg'. Did you mean 'high'?" in refusal(Loss, {"name": "mine", "hihg": 2}, UnknownKeyError)
 
 
-def test_a_rule_of_an_own_settings_class_is_told_as_it_stands() -> None:
+def test_a_rule_of_an_own_settings_class_is_reported_as_written() -> None:
     from pydantic import model_validator
 
     class Loss:

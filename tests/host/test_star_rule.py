@@ -210,13 +210,13 @@ def test_what_has_no_signature_is_refused() -> None:
         ),
     ],
 )
-def test_a_loss_at_the_wrong_place_is_told_where_it_belongs(parameter: str, slot: str, told: str) -> None:
+def test_a_loss_at_the_wrong_place_is_an_error_that_names_the_right_place(parameter: str, slot: str, told: str) -> None:
     assert (
         refusal(eval(f"lambda {parameter}: 0"), slot=slot) == f"local:mine asks for input {parameter!r}, which {told}"
     )
 
 
-def test_a_loss_that_fits_no_place_is_told_so() -> None:
+def test_a_loss_that_fits_no_place_is_an_error() -> None:
     assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith(
         "No place in a config provides all of its inputs"
     )

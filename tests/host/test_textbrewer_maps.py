@@ -108,7 +108,7 @@ def test_the_two_maps_of_losses_show_their_own(seeds: Host) -> None:
     assert repr(kdplug.KD_LOSS_MAP) == "<kdplug.KD_LOSS_MAP: kd>"
 
 
-def test_a_loss_of_the_other_map_is_a_key_error_that_tells_where_it_belongs() -> None:
+def test_a_loss_of_the_other_map_is_a_key_error_that_names_the_right_one() -> None:
     told = (
         "'match' is not in KD_LOSS_MAP: kdplug-presets:match belongs in another map, since it takes "
         "teacher_features, student_features, mask"
@@ -251,12 +251,12 @@ def test_a_positional_callable_may_have_settings_after_a_star() -> None:
         kdplug.losses.build({"name": "mine", "q": 2}, "match")
 
 
-def test_a_callable_without_a_readable_signature_may_stand_in_a_map() -> None:
+def test_a_callable_without_a_readable_signature_may_be_in_a_map() -> None:
     kdplug.WEIGHT_SCHEDULER["mine"] = max
     assert kdplug.weight_schedulers.build("mine").target is max
 
 
-def test_a_class_may_stand_in_the_map_of_projections() -> None:
+def test_a_class_may_be_in_the_map_of_projections() -> None:
     class Mine(nn.Linear):
         def __init__(self, dim_in, dim_out, bias=False) -> None:
             super().__init__(dim_in, dim_out, bias)

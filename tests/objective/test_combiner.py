@@ -198,13 +198,13 @@ def test_a_combiner_that_returns_no_logits_is_an_error(several, student, teacher
         several(teacher_combiner="offered")(student, teachers)
 
 
-def test_missing_logits_of_one_teacher_are_told(several, student, teachers):
+def test_missing_logits_of_one_teacher_are_reported(several, student, teachers):
     del teachers[1]["logits"]
     with pytest.raises(OutputsError, match="kd_loss_weight: is 1, but the teacher 1 returned no logits, only hidden"):
         several()(student, teachers)
 
 
-def test_a_teacher_with_other_classes_or_heads_is_told(several, student, teachers, random):
+def test_a_teacher_with_other_classes_or_heads_is_reported(several, student, teachers, random):
     with pytest.raises(ShapeError, match=r"the student's \[3, 4, 5\] and those of teacher 'b' \[3, 4, 9\]"):
         several(["a", "b"])(student, {"a": teachers[0], "b": {"logits": random(3, 4, 9)}})
     with pytest.raises(OutputsError, match="the student returned 1 logits and the teacher 1 2"):
@@ -282,7 +282,7 @@ def test_teachers_are_counted_or_have_keys_of_their_own(several, teachers):
         several(teachers)
 
 
-def test_a_combiner_that_is_not_there_is_told_where_it_is_named(build):
+def test_a_combiner_that_is_not_there_is_reported_where_it_is_named(build):
     with pytest.raises(NotInstalledError, match=r"teacher_combiner: 'mean_probs' is not installed. .* kdplug-presets"):
         build(teacher_combiner="mean_probs")
 

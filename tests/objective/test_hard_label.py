@@ -71,7 +71,7 @@ def test_losses_in_half_precision_are_added_in_float32(term, dtype):
     assert term(LossSum(torch.tensor(32.0, dtype=dtype), 1)).total.dtype == torch.float32
 
 
-def test_a_sum_and_its_count_in_a_plain_tuple_are_told(term):
+def test_a_sum_and_its_count_in_a_plain_tuple_are_reported(term):
     with pytest.raises(
         OutputsError, match=r"^student\.losses: must be floating-point, got torch\.int64\. .*LossSum\(total, count\)"
     ):

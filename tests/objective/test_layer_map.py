@@ -68,7 +68,7 @@ def test_counts_in_the_config_settle_the_pairs_at_once():
     assert [term.name for term in built.terms] == ["hidden_plain_mse_1_2", "hidden_plain_mse_2_4"]
 
 
-def test_without_counts_the_first_batch_tells(nets, x):
+def test_without_counts_the_first_batch_decides(nets, x):
     built = objective()
     assert built.needs_materialize
     assert built.terms == ()
@@ -97,7 +97,7 @@ def test_a_map_by_path_is_settled_by_the_models(nets):
     assert built.paths("teacher") == ("encoder.layer.1", "encoder.layer.3")
 
 
-def test_paths_may_begin_with_the_embeddings_when_told(nets):
+def test_paths_may_begin_with_the_embeddings_when_configured(nets):
     layers = ["emb", "encoder.layer.*"]
     built = objective(name={"name": "halves", "embeddings": True}, layer_S=layers, layer_T=layers, embeddings=True)
     built.connect(*nets)
@@ -172,12 +172,12 @@ def test_a_map_by_path_that_saw_no_model_says_so(nets, x):
         objective(layer_S="encoder.layer.*").materialize(nets[0](x), nets[1](x))
 
 
-def test_a_wrong_pattern_is_told_with_its_field(nets):
+def test_a_wrong_pattern_is_reported_with_its_field(nets):
     with pytest.raises(ConfigError, match=r"^layer_map\.layer_T: no module 'layers\.\*' in the teacher"):
         objective(layer_T="layers.*").connect(*nets)
 
 
-def test_what_the_adaptor_did_not_return_is_told_with_the_field(nets, x):
+def test_what_the_adaptor_did_not_return_is_reported_with_the_field(nets, x):
     built = objective(feature="attention")
     with pytest.raises(OutputsError, match=r"^layer_map\.feature: the student returned no 'attention'"):
         built.materialize(nets[0](x), nets[1](x))
@@ -189,7 +189,7 @@ def test_depths_that_do_not_fit_hint_at_the_embeddings(x):
         objective().materialize(made, given)
 
 
-def test_a_layer_that_is_not_there_is_told_with_the_map(nets, x):
+def test_a_layer_that_is_not_there_is_reported_with_the_map(nets, x):
     built = objective(layers_S=2, layers_T=4)
     given = {"hidden": nets[1](x)["hidden"][1:]}
     with pytest.raises(KdplugError, match=r"^layer_map\.layer_T: there is no layer 4: the teacher returned 4 hidden"):

@@ -137,7 +137,7 @@ def test_layers_of_different_widths_cannot_share_one(build, match, student, teac
         build(intermediate_matches=[lists]).materialize(student, teacher)
 
 
-def test_a_wrong_index_is_told_when_widths_are_read(build, match, student, teacher):
+def test_a_wrong_index_is_reported_when_widths_are_read(build, match, student, teacher):
     with pytest.raises(ValueError, match=r"^intermediate_matches\.0\.layer_T: there is no layer 9"):
         build(intermediate_matches=[match(layer_T=9, proj="linear")]).materialize(student, teacher)
 
@@ -145,13 +145,13 @@ def test_a_wrong_index_is_told_when_widths_are_read(build, match, student, teach
 # Wrong widths
 
 
-def test_a_wrong_student_width_is_told_before_the_matrix_product(projected, student, teacher):
+def test_a_wrong_student_width_is_reported_before_the_matrix_product(projected, student, teacher):
     message = r"^intermediate_matches\.0\.proj: the student feature is 6 wide \[3, 4, 6\], but the projection takes 8"
     with pytest.raises(ShapeError, match=message):
         projected(["linear", 8, 6])(student, teacher)
 
 
-def test_a_wrong_teacher_width_is_told_where_the_loss_cannot_take_it(projected, student, teacher):
+def test_a_wrong_teacher_width_is_reported_where_the_loss_cannot_take_it(projected, student, teacher):
     message = r"(?s)^intermediate_matches\.0\.loss: .*output is 7 wide, but the teacher feature is 8 wide"
     with pytest.raises(ShapeError, match=message):
         projected(["linear", 6, 7])(student, teacher)

@@ -57,7 +57,7 @@ def test_a_match_that_returns_a_scalar_of_nothing_is_warned_of(build, match, mat
         objective(student, teacher)
 
 
-def test_masks_that_have_nothing_in_common_are_told_from_additive_ones(
+def test_masks_that_have_nothing_in_common_are_distinguished_from_additive_ones(
     build, match, matches_only, student, teacher, mask
 ):
     objective = build(**matches_only, intermediate_matches=[match(loss="masked_mse")])

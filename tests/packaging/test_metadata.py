@@ -59,7 +59,7 @@ def test_the_license_is_apache(project):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
-def test_the_text_of_the_license_lies_beside_it(file):
+def test_the_text_of_the_license_is_next_to_it(file):
     project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
     assert project.get("license-files") == ["LICENSE"], 'write license-files = ["LICENSE"]'
     assert (file.parent / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()

@@ -277,7 +277,7 @@ def test_a_run_that_was_interrupted_says_how_much_is_done(signs, monkeypatch):
     assert "Distilling the student: 6 optimizer steps, 5 already done" in told(made, resume=True)
 
 
-def test_a_cache_that_is_gone_on_with_fits_no_teacher_anew_and_says_so(recipe, out, monkeypatch):
+def test_a_cache_that_is_resumed_fits_no_teacher_again_and_reports_it(recipe, out, monkeypatch):
     fit(monkeypatch)
     said = [io.StringIO(), io.StringIO()]
     for one in said:
@@ -296,7 +296,7 @@ def test_a_damaged_origin_is_an_error_that_says_how_to_mend_it(recipe, out):
         run_recipe(recipe())
 
 
-def test_a_codec_that_cannot_be_used_is_told_before_anything_is_trained(recipe, out):
+def test_a_codec_that_cannot_be_used_is_reported_before_anything_is_trained(recipe, out):
     with pytest.raises(SettingError, match=r"^training\.teacher_cache_codec\.shift: "):
         run_recipe(recipe("training.teacher_cache_codec={name: whole, shift: far}"))
 

@@ -26,7 +26,7 @@ def offering(signs):
 
 
 @pytest.mark.parametrize("go", [run_recipe, plan_recipe])
-def test_a_task_is_told_what_is_read_before_anything_is_built(offering, go):
+def test_a_task_receives_what_is_read_before_anything_is_built(offering, go):
     told = []
     usual = kdplug.tasks.load("signs").build_teacher
     go(
@@ -153,7 +153,7 @@ def test_throughput_is_that_of_a_whole_answer(offering):
     assert set(asked) == {(False, False)}
 
 
-def test_batches_that_a_task_makes_anew_are_made_of_the_student_as_it_is(offering, tmp_path):
+def test_batches_that_a_task_makes_again_are_made_of_the_student_as_it_is(offering, tmp_path):
     seen = []
 
     def prepare_batch(self, batch, student):

@@ -27,7 +27,7 @@ def _printed(table):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(2.5, "2.5 s"), (0.00456, "4.56 ms"), (1.23e-5, "12.3 µs"), (4e-9, "0.004 µs")]
 )
-def test_a_duration_stands_in_the_unit_that_fits(seconds, text):
+def test_a_duration_is_in_the_unit_that_fits(seconds, text):
     assert duration(seconds) == text
 
 

@@ -26,7 +26,7 @@ FILES = {
 }
 
 
-def test_a_site_is_seen_beside_what_is_installed() -> None:
+def test_a_site_is_seen_next_to_what_is_installed() -> None:
     with plugin_site("kdplug-twice", "1.2", POINTS, FILES):
         assert kdplug.losses.entry("twice").owner == "kdplug-twice 1.2"
         assert "hidden_mse" in kdplug.losses

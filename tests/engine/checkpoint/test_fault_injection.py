@@ -36,7 +36,7 @@ def test_two_hundred_kills_at_random_moments_change_no_bit():
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 1)])
-def test_a_run_that_is_told_to_stop_saves_and_ends(tmp_path, name, status):
+def test_a_run_that_is_asked_to_stop_saves_and_ends(tmp_path, name, status):
     code = f"""
 import os, signal, sys
 from pathlib import Path

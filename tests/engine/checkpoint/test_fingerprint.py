@@ -206,7 +206,7 @@ def test_scalars_and_what_a_state_dict_holds_besides_tensors_count(one, other):
     assert tensor_fingerprint([("a", one)]) == tensor_fingerprint([("a", one)]) != tensor_fingerprint([("a", other)])
 
 
-def test_code_is_told_apart_by_what_it_does_and_not_by_what_it_holds():
+def test_code_is_identified_by_what_it_does_and_not_by_what_it_holds():
     class Held:
         def __init__(self, scale):
             self.scale = scale

@@ -37,13 +37,13 @@ def tell_all(audience):
 ALL = [("start", "run"), ("step", "run", 1, "report"), ("step", "run", 2, "report"), ("end", "run", None)]
 
 
-def test_every_observer_is_told_everything_in_order():
+def test_every_observer_receives_everything_in_order():
     first, second = Notes(), Notes()
     tell_all(Callbacks([first, second]))
     assert first.seen == second.seen == ALL
 
 
-def test_an_observer_that_raises_is_reported_once_for_each_event_and_the_others_are_told():
+def test_an_observer_that_raises_is_reported_once_for_each_event_and_the_others_still_run():
     bad, good = Notes(raising=OSError("full")), Notes()
     with pytest.warns(RuntimeWarning) as caught:
         tell_all(Callbacks([bad, good]))

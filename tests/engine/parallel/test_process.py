@@ -120,7 +120,7 @@ def alone(folder, accumulation):
     return student, distiller.objective, result
 
 
-def test_all_processes_stop_together_where_one_of_them_is_told_to(two_processes):
+def test_all_processes_stop_together_where_one_of_them_stops(two_processes):
     folder = two_processes["folder"]
     assert [(folder / f"told-{rank}").read_text() for rank in (0, 1)] == ["143", "143"]
     assert [path.name for path in (folder / "told").glob("step-*")] == ["step-2"]

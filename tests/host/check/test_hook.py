@@ -10,7 +10,7 @@ from kdplug.errors import PluginError
 from kdplug.host.check.check import check_plugins
 
 
-def test_two_packages_with_one_name_are_told_what_to_write(fake_site: FakeSite) -> None:
+def test_two_packages_with_one_name_are_an_error_that_names_what_to_write(fake_site: FakeSite) -> None:
     add(fake_site, GOOD)
     add(fake_site, GOOD, name="kdplug-b")
     finding = one(fake_site)

@@ -94,7 +94,7 @@ def test_two_versions_in_one_folder_are_found(fake_site: FakeSite) -> None:
     assert "which one is used is undefined" in finding.what
 
 
-def test_an_old_version_that_stands_before_a_new_one_is_found(fake_site, tmp_path, monkeypatch):
+def test_an_old_version_that_comes_before_a_new_one_is_found(fake_site, tmp_path, monkeypatch):
     fake_site.add("kdplug-a", "1.0", files={"kdplug_a.py": GOOD}, losses={"x": "kdplug_a:f"})
     write_distribution(tmp_path / "late", "kdplug-a", "2.0", {"losses": [("x", "kdplug_a:f"), ("y", "kdplug_a:f")]})
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "late")])
@@ -182,7 +182,7 @@ def test_an_editable_project_that_is_gone_is_found(fake_site, tmp_path):
     assert "project-gone" in [finding.check for finding in found(fake_site)]
 
 
-def test_a_package_that_offers_nothing_is_told_what_to_add(fake_site: FakeSite) -> None:
+def test_a_package_that_offers_nothing_is_an_error_that_names_what_to_add(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a")
     assert one(fake_site).check == "offers-nothing"
 

@@ -53,7 +53,7 @@ def test_the_output_folder_is_made_at_once_and_the_device_is_one_that_is_there(t
     assert training.device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_a_local_rank_without_a_process_group_is_told(tmp_path: Path) -> None:
+def test_a_local_rank_without_a_process_group_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="init_process_group"):
         textbrewer.TrainingConfig(local_rank=0, output_dir=tmp_path)
 

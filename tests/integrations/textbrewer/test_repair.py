@@ -135,14 +135,14 @@ def test_a_second_run_starts_at_the_configured_weight(tmp_path: Path) -> None:
     assert (seen, scene.config.kd_loss_weight) == ([0.0, 0.0], 0.5)
 
 
-def test_a_second_run_caches_anew(tmp_path: Path) -> None:
+def test_a_second_run_caches_again(tmp_path: Path) -> None:
     scene = Scene(tmp_path, "Basic", is_caching_logits=True)
     for _ in range(2):
         scene.train(num_epochs=1)
     assert len(scene.distiller.logits_cache) == 3
 
 
-def test_two_sided_batches_are_cached_and_a_teacher_cache_stands_for_the_teacher(tmp_path: Path) -> None:
+def test_two_sided_batches_are_cached_and_a_teacher_cache_replaces_the_teacher(tmp_path: Path) -> None:
     batches = [{"teacher": batch, "student": batch} for batch in Scene.loader()]
     cached = Scene(tmp_path, "Basic", is_caching_logits=True).train(batches, num_epochs=1)
     assert finite(cached)
@@ -268,7 +268,7 @@ def test_with_gives_the_distiller_and_every_module_its_mode_back(tmp_path: Path)
     assert (scene.teacher.training, scene.student.training, scene.student.dropout.training) == (True, True, False)
 
 
-def test_what_has_no_effect_is_told_once(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+def test_what_has_no_effect_is_reported_once(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     scene = Scene(tmp_path, "MultiTeacher", intermediate_matches=[PROJECTED])
     scene.distiller.adaptor_S = lambda batch, outputs: {
         "logits": outputs["whole"],
@@ -283,7 +283,7 @@ def test_what_has_no_effect_is_told_once(tmp_path: Path, lines: pytest.LogCaptur
     ]
 
 
-def test_progress_is_told_as_in_textbrewer(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
+def test_progress_is_logged_as_in_textbrewer(tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     Scene(tmp_path).train(num_epochs=1, callback=lambda **_: None)
     assert [record.message for record in lines.records] == [
         "Training steps per epoch: 3",

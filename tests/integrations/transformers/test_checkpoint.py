@@ -70,7 +70,7 @@ def test_a_callback_that_saves_the_student_on_the_way_saves_no_projection(tmp_pa
     assert not any(info.values())
 
 
-def test_the_objective_lies_beside_the_student_with_its_config(tmp_path):
+def test_the_objective_is_next_to_the_student_with_its_config(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.save_model(tmp_path / "out")
     other = make_trainer(tmp_path)

@@ -132,7 +132,7 @@ class Fused(nn.Module):
         return x, None
 
 
-def test_attentions_that_a_kernel_did_not_return_are_told_with_the_way_out(x):
+def test_attentions_that_a_kernel_did_not_return_are_reported_with_the_way_out(x):
     with pytest.raises(OutputsError, match=r"'0:output\[1\]' gives None, but a match.*attn_implementation=\"eager\""):
         captured(nn.Sequential(Fused()), x, "0:output[1]")
 
@@ -329,7 +329,7 @@ def test_a_compiled_model_is_read_again_and_again(net, x):
         ("layers.*.outer", "no module 'layers.*.outer' in the teacher."),
     ],
 )
-def test_a_path_that_leads_nowhere_is_told_with_the_nearest(net, path, says):
+def test_a_path_that_leads_nowhere_is_reported_with_the_nearest(net, path, says):
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}"):
         Capture(net, [path], "teacher")
 

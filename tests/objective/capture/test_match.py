@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_adaptor_s_index_too(build, match, run, nets)
     assert nets[1].layers[0].weight.grad is None
 
 
-def test_one_student_layer_may_stand_in_several_matches(build, match, run):
+def test_one_student_layer_may_be_in_several_matches(build, match, run):
     matches = [match(layer_S="layers.0", layer_T=f"layers.{place}") for place in range(4)]
     found = run(build(kd_loss_weight=0, intermediate_matches=matches))
     single = [run(build(**by(match, 0, place))).total for place in range(4)]
@@ -108,7 +108,7 @@ def test_a_list_of_paths_feeds_a_loss_of_several_features(build, match, run):
 @pytest.mark.parametrize(
     ("student", "teacher"), [("layers.*", [1, 3]), (["layers.*"], ["layers.[13]"]), ([0, 1], "layers.[13]")]
 )
-def test_in_a_list_a_glob_stands_for_all_it_matches_in_the_model_s_order(build, match, run, student, teacher):
+def test_in_a_list_a_glob_means_all_it_matches_in_the_model_s_order(build, match, run, student, teacher):
     expected = run(build(**by(match, [0, 1], [1, 3], loss="pair_mse"))).total
     assert torch.equal(run(build(**by(match, student, teacher, loss="pair_mse"))).total, expected)
 
@@ -133,7 +133,7 @@ def test_terms_are_named_by_their_paths(build, match):
         (["layers.*"], [0, 1, 2], "0: layer_S is 2 layers (layers.0, layers.1) and layer_T 3 (0, 1, 2)."),
     ],
 )
-def test_a_wrong_path_is_told_with_the_field_that_holds_it(build, match, nets, student, teacher, says):
+def test_a_wrong_path_is_reported_with_the_field_that_holds_it(build, match, nets, student, teacher, says):
     objective = build(**by(match, student, teacher, loss="pair_mse"))
     with pytest.raises(ConfigError, match=f"^intermediate_matches.{re.escape(says)}"):
         objective.connect(*nets)
@@ -155,7 +155,7 @@ def test_nothing_captured_says_how_to_capture(build, match, nets, x):
         objective(nets[0](x), nets[1](x))
 
 
-def test_a_module_that_was_not_called_is_told_so(build, match):
+def test_a_module_that_was_not_called_is_reported(build, match):
     objective = build(**by(match, "layers.0", 0))
     made = Outputs(captured={"layers.1": torch.ones(1)})
     with pytest.raises(OutputsError, match=r"layer_S: the student's forward pass did not call 'layers.0'"):

@@ -54,7 +54,7 @@ def _fresh():
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("factored", [("student", "teacher"), ("student",), ("teacher",)])
 @pytest.mark.parametrize("chunk", [1, 5, "auto"])
-def test_the_closed_form_stands_in_for_the_loss(offer, head, factored, chunk):
+def test_the_closed_form_replaces_the_loss(offer, head, factored, chunk):
     scene, loss = Scene(head=head), {"name": offer(squared), "power": 0.7}
     expected = scene.run(factored=(), kd_loss_type=loss)
     assert not CALLS

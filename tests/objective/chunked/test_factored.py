@@ -228,7 +228,7 @@ def test_several_teachers_are_multiplied_out_or_refused(offer):
 
 @pytest.mark.parametrize("factored", [(), *SIDES])
 @pytest.mark.parametrize("longer", ["student", "teacher"])
-def test_the_padding_of_a_vocabulary_is_left_out_and_told_once(offer, factored, longer):
+def test_the_padding_of_a_vocabulary_is_left_out_and_warned_of_once(offer, factored, longer):
     short, long, loss = Scene(), Scene(classes=CLASSES + 3), offer(odd_loss)
     student, teacher = (long, short) if longer == "student" else (short, long)
     other = teacher.logits("teacher", factored="teacher" in factored)

@@ -31,7 +31,7 @@ def test_a_plan_writes_nothing(scene, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_terms_stand_there_with_their_weights_over_the_run(scene):
+def test_the_terms_are_listed_with_their_weights_over_the_run(scene):
     plan = scene(hard_label_weight=2, kd_loss_weight_scheduler="linear_decay")
     assert [term.name for term in plan.terms] == ["kd_loss", "hard_label_loss"]
     assert [term.weights for term in plan.terms] == [(1.0, 0.5, 0.0), (2.0, 2.0, 2.0)]

@@ -85,12 +85,12 @@ def test_a_term_that_counts_something_in_a_later_batch_is_not_dead(scene):
     assert scene(hard_label_weight=1, student=change).warnings == []
 
 
-def test_a_loss_that_is_no_number_is_told(scene):
+def test_a_loss_that_is_no_number_is_reported(scene):
     plan = scene(hard_label_weight=1, student=lambda batch, outputs: {"losses": outputs["logits"].sum() * float("nan")})
     assert _checks(plan) == ["not_finite"]
 
 
-def test_an_inputs_mask_that_no_loss_takes_is_told(scene):
+def test_an_inputs_mask_that_no_loss_takes_is_reported(scene):
     kdplug.losses.register("blind")(lambda student_features, teacher_features: student_features.square().mean())
     plan = scene(intermediate_matches=[{**HIDDEN, "loss": "blind"}], **_both(_masks("inputs_mask")))
     assert _checks(plan) == ["unused_mask"]
@@ -105,7 +105,7 @@ def test_an_inputs_mask_where_nothing_is_matched_is_no_mistake(scene):
     assert scene(**_both(_masks("inputs_mask"))).warnings == []
 
 
-def test_padding_that_the_kd_loss_counts_is_told(scene):
+def test_padding_that_the_kd_loss_counts_is_reported(scene):
     plan = scene(intermediate_matches=[HIDDEN], **_both(_masks("inputs_mask", 4)))
     assert _checks(plan) == ["padding_counts"]
 
@@ -123,7 +123,7 @@ def _own_losses(*columns, as_sum=False):
     return change
 
 
-def test_a_logits_mask_without_kd_loss_is_told_where_matches_lack_theirs(scene):
+def test_a_logits_mask_without_kd_loss_is_reported_where_matches_lack_theirs(scene):
     plan = scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **_both(_masks("logits_mask")))
     assert _checks(plan) == ["unused_mask"]
 
@@ -131,14 +131,14 @@ def test_a_logits_mask_without_kd_loss_is_told_where_matches_lack_theirs(scene):
 @pytest.mark.usefixtures("blind")
 @pytest.mark.parametrize(("columns", "checks"), [((0, 1, 2), []), ((0, 1, 2, 3), ["unused_mask"])])
 @pytest.mark.parametrize("as_sum", [False, True])
-def test_a_logits_mask_without_kd_loss_is_told_where_the_own_losses_count_more(scene, columns, checks, as_sum):
+def test_a_logits_mask_without_kd_loss_is_reported_where_the_own_losses_count_more(scene, columns, checks, as_sum):
     sides = _both(_own_losses(*columns, as_sum=as_sum))
     plan = scene(kd_loss_weight=0, hard_label_weight=1, intermediate_matches=[BLIND], **sides)
     assert _checks(plan) == checks
 
 
 @pytest.mark.usefixtures("blind")
-def test_a_logits_mask_without_kd_loss_is_told_where_the_own_losses_come_from_elsewhere(scene):
+def test_a_logits_mask_without_kd_loss_is_reported_where_the_own_losses_come_from_elsewhere(scene):
     def change(batch, outputs):
         return {**_masks("logits_mask", 4)(batch, outputs), "losses": outputs["hidden"].square().mean()}
 
@@ -153,7 +153,7 @@ def test_a_logits_mask_where_nothing_reads_logits_is_no_mistake(scene):
     assert scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **both).warnings == []
 
 
-def test_a_logits_mask_beside_logits_of_two_axes_is_told(scene):
+def test_a_logits_mask_next_to_logits_of_two_axes_is_reported(scene):
     def pooled(batch, outputs):
         return {"logits": outputs["logits"].mean(1), **_masks("logits_mask", 1)(batch, outputs)}
 
@@ -182,7 +182,7 @@ def test_the_default_of_an_attention_loss_is_looked_at_too(scene):
     assert "Set inputs: probs" in plan.warnings[0].message
 
 
-def test_logits_that_are_probabilities_are_told(scene):
+def test_logits_that_are_probabilities_are_reported(scene):
     plan = scene(teacher=lambda batch, outputs: {"logits": outputs["logits"].softmax(-1)})
     assert _checks(plan) == ["doubled_softmax"]
 
@@ -196,7 +196,7 @@ def test_logits_that_are_probabilities_are_told(scene):
         ({"t2": False}, []),
     ],
 )
-def test_a_temperature_without_its_square_beside_labels_is_told(scene, changes, checks):
+def test_a_temperature_without_its_square_next_to_labels_is_reported(scene, changes, checks):
     assert _checks(scene(**changes)) == checks
 
 
@@ -206,7 +206,7 @@ def test_the_gradient_does_fall_as_the_warning_says(scene):
     assert once / twice == pytest.approx(4, rel=0.05)
 
 
-def test_labels_that_are_the_inputs_are_told_where_a_loss_takes_them(scene):
+def test_labels_that_are_the_inputs_are_reported_where_a_loss_takes_them(scene):
     plan = scene(probability_shift=True, student=lambda batch, outputs: {"labels": batch["ids"]})
     assert _checks(plan) == ["unshifted_labels"]
     assert "the inputs 'ids'" in plan.warnings[0].message
@@ -229,7 +229,7 @@ def test_labels_that_are_shifted_are_right(scene):
         ({"temperature": 2}, ["temperature"]),
     ],
 )
-def test_a_setting_of_a_kd_loss_that_is_off_is_told(scene, changes, fields):
+def test_a_setting_of_a_kd_loss_that_is_off_is_reported(scene, changes, fields):
     plan = scene(kd_loss_weight=0, intermediate_matches=[HIDDEN], **changes)
     assert [warning.field for warning in plan.warnings] == [f"distillation.{field}" for field in fields]
     assert _checks(plan) == ["no_effect"]
@@ -249,15 +249,15 @@ def test_a_temperature_that_a_match_takes_is_used_without_a_kd_loss(scene):
     assert plan.warnings == []
 
 
-def test_a_match_of_weight_0_is_told(scene):
+def test_a_match_of_weight_0_is_reported(scene):
     plan = scene(intermediate_matches=[{**HIDDEN, "weight": 0}])
     assert [warning.field for warning in plan.warnings] == ["distillation.intermediate_matches.0"]
 
 
-def test_a_teacher_that_no_term_reads_is_told(scene):
+def test_a_teacher_that_no_term_reads_is_reported(scene):
     plan = scene(kd_loss_weight=0, hard_label_weight=1)
     assert "nothing is learned from the teacher" in plan.warnings[0].message
 
 
-def test_checkpoints_that_will_not_be_written_are_told_as_the_run_tells_them(scene):
+def test_checkpoints_that_will_not_be_written_are_reported_as_the_run_reports_them(scene):
     assert _checks(scene(training={"ckpt_steps": 5})) == ["said_by_the_run"]
