@@ -24,16 +24,18 @@ from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
+from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks, RunObserver
 from kdplug.engine.observe.progress import display
 from kdplug.engine.observe.tracking import Journal, journal, tracking
 from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
+from kdplug.engine.parallel.agreement import outputs_compared
 from kdplug.engine.parallel.process import on_main, process, shard
-from kdplug.engine.run import Plan, Request, Run, RunResult, make_plan
+from kdplug.engine.run import Plan, Request, Run, RunResult, length, make_plan
 from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
-from kdplug.objective.objective import mark_trained
+from kdplug.objective.objective import counts_recorded, mark_trained
 from kdplug.objective.term import mark_pooled
 
 
@@ -71,8 +73,9 @@ def train(
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
-        identity = check_ranks(identity | {"output_dir": str(config.output_dir)}, accelerator.num_processes)
-        del identity["output_dir"]  # a resumed run may have moved
+        own = {"output_dir": str(config.output_dir), "batches": length(loader)}
+        identity = check_ranks(identity | own, accelerator.num_processes)
+        identity = {key: value for key, value in identity.items() if key not in own}  # a resumed run may have moved
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         caching.open(accelerator)
         if pair.objective.needs_materialize:
@@ -93,6 +96,7 @@ def train(
         several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
         mark_pooled(pair.objective, is_pooled=several and config.normalization == "global")
         mark_trained(pair.objective)
+        recorded = stack.enter_context(counts_recorded(pair.objective, withholds=run.num_processes > 1))
         trained = _trained(optimizer, pair)
         accumulation = Accumulation(
             run=run,
@@ -115,6 +119,7 @@ def train(
             parameters=trained,
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
+            counts=CountWatch(recorded),
             events=Callbacks(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
             tracking=stack.enter_context(
@@ -131,6 +136,7 @@ def train(
         )
         if folder is not None:
             go_on(loop, saved, folder)
+        stack.enter_context(outputs_compared(pair.objective, accelerator))
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
             loop.walk()
