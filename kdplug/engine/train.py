@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -72,6 +73,7 @@ def train(
         teacher = caching.teacher
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
+        _check_evaluated(request, plan)
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
         own = {"output_dir": str(config.output_dir), "batches": length(loader)}
         identity = check_ranks(identity | own, accelerator.num_processes)
@@ -150,6 +152,16 @@ def train(
         stopped_early=loop.stopped_early,
         skipped=loop.skipped,
     )
+
+
+def _check_evaluated(request: Request, plan: Plan) -> None:
+    """Warn of an evaluation that never runs, because it follows checkpoints and the plan has none."""
+    if request.evaluation is not None and request.evaluation.every is None and not plan.saves and plan.passes:
+        warnings.warn(
+            "the evaluation never runs: without 'every' it runs at each checkpoint, and ckpt_frequency=0 writes none. "
+            "Set Evaluation(every=...) to a number of optimizer steps",
+            stacklevel=2,
+        )
 
 
 def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:

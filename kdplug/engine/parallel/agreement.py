@@ -33,7 +33,7 @@ def outputs_compared(objective: Objective | TaskObjective, accelerator: Accelera
         return
     compared: set[str] = set()
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def compare(_: nn.Module, __: tuple[Any, ...], sides: dict[str, Any]) -> None:
         task = sides["student"].task if isinstance(sides["student"], Tagged) else ""
         if task not in compared:
