@@ -177,7 +177,8 @@ class PreparesBatches(Protocol):
 
         Called once per batch, for all batches of an optimizer step before the step trains on the first. The student is
         in eval mode, on its device, and gradients are off. Draw random numbers from torch's global generators:
-        checkpoints store their states, so a resumed run generates the same batches.
+        checkpoints store their states, so a resumed run generates the same batches. A new batch without labels should
+        have the attribute ``is_generated``, set to true: its hard label loss may then count no item without a warning.
         """
         ...
 

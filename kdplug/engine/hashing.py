@@ -6,10 +6,11 @@ import dis
 import hashlib
 import pickle
 import re
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -51,11 +52,14 @@ def code_digest(function: object, known: nn.Module | None = None, *, with_state:
     """Return a digest of what a callable does: bytecode, constants, defaults, closure and, for an object, its state.
 
     Global variables that it reads are included if they hold plain data or tensors, and functions that it calls if they
-    are in its module. Variables that it assigns are not. Functions of other modules and objects in global variables
-    count by name only, and modules of the model ``known`` by path. ``with_state=False`` leaves out attributes of
-    objects and weights of modules.
+    are in its module or in no installed package. Variables that it assigns are not. Functions of installed packages and
+    objects in global variables count by name only, and modules of the model ``known`` by path. ``with_state=False``
+    leaves out attributes of objects and weights of modules.
     """
     return text_digest(_Code(known, with_state=with_state).of(function, 0))
+
+
+_INSTALLED = (Path(sysconfig.get_path("stdlib")), Path(__file__).parents[1])
 
 
 def _feed(update: _Update, value: object) -> None:
@@ -187,8 +191,15 @@ def _variables(function: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _is_followed(value: object, function: FunctionType) -> bool:
     if isinstance(value, FunctionType):
-        return value.__module__ == function.__module__
+        return value.__module__ == function.__module__ or _is_users(value)
     return isinstance(value, (*_SCALARS, *_PRINTED, bytes, Tensor, numpy.ndarray, dict, list, tuple, set, frozenset))
+
+
+def _is_users(function: FunctionType) -> bool:
+    """Return whether the function is from a file that belongs to no installed package, the stdlib or kdplug."""
+    path = Path(function.__code__.co_filename)
+    is_installed = {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, _INSTALLED))
+    return path.is_absolute() and not is_installed
 
 
 def _is_empty(cell: Any) -> bool:

@@ -18,10 +18,12 @@ from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
+from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks
 from kdplug.engine.observe.progress import Display
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
+from kdplug.engine.parallel.process import check_all_ended
 from kdplug.engine.run import Callback, Plan, Run
 from kdplug.objective.report import LossReport
 
@@ -43,6 +45,7 @@ class Loop:
     parameters: list[nn.Parameter]
     max_grad_norm: float | None
     logging_steps: int
+    counts: CountWatch
     events: Callbacks
     display: Display
     tracking: Tracking
@@ -69,6 +72,7 @@ class Loop:
             self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
                 return
+        check_all_ended(self.accelerator, self.run.step, self.plan.total_steps)
 
     def _step(self, window: list[Any]) -> None:
         run, step = self.run, self.run.step + 1
@@ -82,6 +86,7 @@ class Loop:
         if logs:
             self.report = report.detach()
             self._log(step, report)
+            self.counts.after_log(step, self.accelerator, is_last=ends)
         self.display.step(step)
         if self.evaluation is not None:
             saves = self._evaluate(self.evaluation, step, saves) or saves

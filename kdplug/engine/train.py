@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -24,16 +25,18 @@ from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
+from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks, RunObserver
 from kdplug.engine.observe.progress import display
 from kdplug.engine.observe.tracking import Journal, journal, tracking
 from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
+from kdplug.engine.parallel.agreement import outputs_compared
 from kdplug.engine.parallel.process import on_main, process, shard
-from kdplug.engine.run import Plan, Request, Run, RunResult, make_plan
+from kdplug.engine.run import Plan, Request, Run, RunResult, length, make_plan
 from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
-from kdplug.objective.objective import mark_trained
+from kdplug.objective.objective import counts_recorded, mark_trained
 from kdplug.objective.term import mark_pooled
 
 
@@ -70,9 +73,11 @@ def train(
         teacher = caching.teacher
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
+        _check_evaluated(request, plan)
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
-        identity = check_ranks(identity | {"output_dir": str(config.output_dir)}, accelerator.num_processes)
-        del identity["output_dir"]  # a resumed run may have moved
+        own = {"output_dir": str(config.output_dir), "batches": length(loader)}
+        identity = check_ranks(identity | own, accelerator.num_processes)
+        identity = {key: value for key, value in identity.items() if key not in own}  # a resumed run may have moved
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         caching.open(accelerator)
         if pair.objective.needs_materialize:
@@ -93,6 +98,7 @@ def train(
         several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
         mark_pooled(pair.objective, is_pooled=several and config.normalization == "global")
         mark_trained(pair.objective)
+        recorded = stack.enter_context(counts_recorded(pair.objective, withholds=run.num_processes > 1))
         trained = _trained(optimizer, pair)
         accumulation = Accumulation(
             run=run,
@@ -115,6 +121,7 @@ def train(
             parameters=trained,
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
+            counts=CountWatch(recorded),
             events=Callbacks(observers, strict=strict),
             display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
             tracking=stack.enter_context(
@@ -131,6 +138,7 @@ def train(
         )
         if folder is not None:
             go_on(loop, saved, folder)
+        stack.enter_context(outputs_compared(pair.objective, accelerator))
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
             loop.walk()
@@ -144,6 +152,16 @@ def train(
         stopped_early=loop.stopped_early,
         skipped=loop.skipped,
     )
+
+
+def _check_evaluated(request: Request, plan: Plan) -> None:
+    """Warn of an evaluation that never runs, because it follows checkpoints and the plan has none."""
+    if request.evaluation is not None and request.evaluation.every is None and not plan.saves and plan.passes:
+        warnings.warn(
+            "the evaluation never runs: without 'every' it runs at each checkpoint, and ckpt_frequency=0 writes none. "
+            "Set Evaluation(every=...) to a number of optimizer steps",
+            stacklevel=2,
+        )
 
 
 def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:

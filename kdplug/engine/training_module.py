@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from kdplug.contracts.outputs import Tagged
 from kdplug.contracts.tree import map_leaves
 from kdplug.objective.capture.hooks import Capture
+from kdplug.objective.objective import without_labels
 from kdplug.objective.report import LossReport
 
 if TYPE_CHECKING:
@@ -173,6 +174,12 @@ class TrainingModule(nn.Module):
 
     def report(self, micro: Micro) -> LossReport:
         """Return the loss of one micro-batch, for callers that use no wrapper."""
+        if getattr(micro.batch, "is_generated", False):
+            with without_labels(self.objective):
+                return self._report(micro)
+        return self._report(micro)
+
+    def _report(self, micro: Micro) -> LossReport:
         report: LossReport = self.objective(
             student=captured(self.capture, self.student, self.adaptor, micro.batch, micro.model_args),
             teacher=micro.teacher,

@@ -22,7 +22,7 @@ from kdplug.objective.matches import Matches
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
 from kdplug.objective.teacher import Names, checked, read_teachers, side, teacher_names
-from kdplug.objective.term import FirstBatches, HardLabelTerm, Term
+from kdplug.objective.term import FirstBatches, HardLabelTerm, LaterBatches, Term
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
@@ -55,6 +55,8 @@ class Objective(nn.Module):
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
         self.expects_gradient = False
         """Set by ``mark_trained``."""
+        self.has_labels = True
+        """Set by ``without_labels``."""
         self._has_looked = False
         self._prefix = ""
         self._calls = (0, 0)
@@ -185,7 +187,8 @@ class Objective(nn.Module):
                 weight = schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
                 seen = batch.of_teacher(place) if place else batch
                 terms[term.name] = value = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
-                self._first.look_at_count(term, value, seen)
+                if self.has_labels or term is not self.hard_label_loss:
+                    self._first.look_at_count(term, value, seen)
             except KdplugError as error:
                 raise error.at(*path) from error.__cause__
         report = LossReport(weighted_sum(list(terms.values())), terms)
@@ -193,6 +196,12 @@ class Objective(nn.Module):
             live = [(term, batch.of_teacher(place)) for term, _, place in self._in_order if terms[term.name].weight]
             self._first.look_at_gradients(live, is_expected=self.expects_gradient)
         return report
+
+    def record_counts(self, later: LaterBatches | None) -> None:
+        """Record the counts of each batch in ``later``, which also gets warnings of terms without items."""
+        self._first.later = later
+        if later is not None:
+            later.terms += [f"{self._prefix}{term.name}" for term in self.terms]
 
     def _calls_before(self, step: int) -> int:
         """Count earlier calls for ``step``, if a loss uses random draws."""
@@ -229,6 +238,36 @@ def mark_trained(objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, Objective):
             module.expects_gradient = True
+
+
+@contextmanager
+def without_labels(objective: nn.Module) -> Iterator[None]:
+    """Inside the block, hard label terms in ``objective`` may count no item: the batch is generated, without labels."""
+    found = [module for module in objective.modules() if isinstance(module, Objective)]
+    for module in found:
+        module.has_labels = False
+    try:
+        yield
+    finally:
+        for module in found:
+            module.has_labels = True
+
+
+@contextmanager
+def counts_recorded(objective: nn.Module, *, withholds: bool) -> Iterator[LaterBatches]:
+    """Inside the block, record the counts of every batch, and with ``withholds`` warnings of terms without items too.
+
+    Enter it after ``connect`` and ``materialize``.
+    """
+    later = LaterBatches(withholds=withholds)
+    found = [module for module in objective.modules() if isinstance(module, Objective)]
+    for module in found:
+        module.record_counts(later)
+    try:
+        yield later
+    finally:
+        for module in found:
+            module.record_counts(None)
 
 
 def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:

@@ -52,24 +52,66 @@ class Term(Protocol):
         """
 
 
+_COUNTS = 100
+"""Maximum number of counts that are stored for a term before they are added up."""
+
+
+class LaterBatches:
+    """The counts of the ``terms`` since they were last cleared, for a training loop that reads them now and then.
+
+    With ``withholds``, ``withheld`` gets the warnings of terms without an item in their first batches: in a run with
+    several processes, another one may have counted some.
+    """
+
+    def __init__(self, *, withholds: bool) -> None:
+        self.withholds = withholds
+        self.terms: list[str] = []
+        self.withheld: dict[str, str] = {}
+        self.batches: dict[str, int] = {}
+        self._counts: dict[str, list[Tensor | float]] = {}
+
+    def add(self, name: str, value: TermValue) -> None:
+        """Record the counts of one batch."""
+        self.batches[name] = self.batches.get(name, 0) + 1
+        counts = self._counts.setdefault(name, [])
+        counts += [part.count for part in value.parts]
+        if len(counts) >= _COUNTS:
+            counts[:] = [self.total(name)]
+
+    def total(self, name: str) -> Tensor | float:
+        """Return the number of items since the last ``clear``."""
+        counts = self._counts.get(name, [])
+        number = sum(count for count in counts if not isinstance(count, Tensor))
+        tensors = [count.detach().float() for count in counts if isinstance(count, Tensor)]
+        return torch.stack(tensors).sum() + number if tensors else number
+
+    def clear(self, name: str) -> None:
+        """Forget the counts of a term."""
+        self.batches[name] = 0
+        self._counts[name] = []
+
+
 class FirstBatches:
     """Checks the first batches of each term, and warns once about a term that trains nothing.
 
     Such a term counts no item in ``_PATIENCE`` batches, or reads student tensors without gradient while the student is
     trained. After its first batch with items a term costs nothing more; until then its count is read, which waits for
-    the device.
+    the device. A training loop may set ``later`` to decide itself about terms without items.
     """
 
     def __init__(self, terms: Iterable[Term], prefix: str = "") -> None:
         self._prefix = prefix
         self._uncounted = {term.name: 0 for term in terms}
         self.ungraded = set(self._uncounted)
+        self.later: LaterBatches | None = None
 
     def look_at_count(self, term: Term, value: TermValue, batch: Batch) -> None:
         """Check the count of a term that has not counted an item yet.
 
         Raises: ``OutputsError`` for a count that is negative or not finite.
         """
+        if self.later is not None and value.weight and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.later.add(f"{self._prefix}{term.name}", value)
         if term.name not in self._uncounted or not value.weight or value.total.is_meta or torch.compiler.is_compiling():
             return
         if not all(is_valid_count(part.count, waits=True) for part in value.parts):
@@ -84,11 +126,14 @@ class FirstBatches:
         if self._uncounted[term.name] < _PATIENCE:
             return
         del self._uncounted[term.name]
-        warnings.warn(
+        message = (
             f"{self._prefix}{term.name} has counted no item in its first {_PATIENCE} batches, so it trained nothing. "
-            + _why_nothing_counts(side, term.mask_key),
-            stacklevel=3,
+            + _why_nothing_counts(side, term.mask_key)
         )
+        if self.later is None or not self.later.withholds:
+            warnings.warn(message, stacklevel=3)
+        else:
+            self.later.withheld[f"{self._prefix}{term.name}"] = message
 
     def look_at_gradients(self, live: Iterable[tuple[Term, Batch]], *, is_expected: bool) -> None:
         """Check that each term of a differentiable total has a gradient in the student.

@@ -60,6 +60,27 @@ def test_an_adaptor_that_holds_another_value_is_found_and_named(tmp_path, what):
     go("general", tmp_path, adaptor=make(before))
 
 
+def importing(folder, scale):
+    """An adaptor of one file that calls a function imported from another."""
+    folder.mkdir()
+    helper = f"def scaled(value):\n    return value * {scale}\n"
+    adaptor = (
+        "def adaptor(batch, outputs):\n    return {'logits': scaled(outputs['logits']), 'losses': outputs['losses']}\n"
+    )
+    names = {"__name__": "a_helper"}
+    exec(compile(helper, str(folder / "a_helper.py"), "exec"), names)
+    mine = {"__name__": "an_adaptor", "scaled": names["scaled"]}
+    exec(compile(adaptor, str(folder / "an_adaptor.py"), "exec"), mine)
+    return mine["adaptor"]
+
+
+def test_a_helper_function_imported_from_another_file_is_compared(tmp_path):
+    kill("general", tmp_path / "run", adaptor=importing(tmp_path / "a", 2.0))
+    with pytest.raises(RunError, match=r"adaptor \(closure, default arguments, globals or helper.*: changed"):
+        go("general", tmp_path / "run", adaptor=importing(tmp_path / "b", 3.0))
+    go("general", tmp_path / "run", adaptor=importing(tmp_path / "c", 2.0))
+
+
 def test_a_variable_that_an_adaptor_counts_in_is_no_change(tmp_path):
     calls = 0
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 
+from kdplug import LossSum
 from kdplug.config.distillation import DistillationConfig
 from kdplug.errors import RunError
 from kdplug.integrations.lightning import DistillationModule
@@ -144,6 +145,48 @@ def test_no_run_counts_nothing_in_silence(tmp_path, accumulation):
     )
     with pytest.warns(UserWarning, match=r"^kd_loss has counted no item .* The student's logits_mask is 0 everywhere"):
         distiller.train(sgd(student), make_batches(6), num_epochs=1)
+
+
+def labelled_at_first(batches):
+    """An adaptor whose hard label loss counts items in the first ``batches`` batches only."""
+    seen = 0
+
+    def adaptor(batch, outputs):
+        nonlocal seen
+        seen += torch.is_grad_enabled()
+        count = torch.tensor(4.0 if seen <= batches else 0.0)
+        return {**outputs, "losses": LossSum(outputs["logits"].square().mean() * count, count)}
+
+    return adaptor
+
+
+@pytest.mark.attack("a term that counts items at first and never again")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_term_that_stops_counting_is_warned_of_once(tmp_path, accumulation):
+    student = make_student()
+    distiller = make_distiller(
+        tmp_path,
+        student,
+        adaptors=(None, labelled_at_first(2)),
+        hard_label_weight=1,
+        training={"gradient_accumulation_steps": accumulation},
+    )
+    with pytest.warns(UserWarning, match=r"^hard_label_loss has counted no item in its last \d+ batches") as caught:
+        distiller.train(sgd(student), make_batches(4), num_steps=300)
+    assert len(caught) == 1
+
+
+@pytest.mark.attack("a term that counts items now and then")
+def test_a_term_that_counts_items_now_and_then_is_no_warning(tmp_path, recwarn):
+    student, seen = make_student(), iter(range(1000))
+
+    def adaptor(batch, outputs):
+        count = torch.tensor(float(next(seen) % 30 == 0))
+        return {**outputs, "losses": LossSum(outputs["logits"].square().mean() * count, count)}
+
+    distiller = make_distiller(tmp_path, student, adaptors=(None, adaptor), hard_label_weight=1)
+    distiller.train(sgd(student), make_batches(4), num_steps=200)
+    assert not [one for one in recwarn if "counted no item" in str(one.message)]
 
 
 @pytest.mark.attack("a student whose adaptor detaches what a term reads")

@@ -193,3 +193,9 @@ def test_a_loss_that_is_not_finite_is_skipped_where_that_is_asked_for(tmp_path):
     result = distiller.train(sgd(student), DataLoader(TensorDataset(torch.cat(batches)), batch_size=4), num_epochs=1)
     assert (result.step, result.skipped) == (4, 1)
     assert torch.isfinite(weights(student)).all()
+
+
+def test_an_evaluation_that_follows_checkpoints_in_a_run_without_any_is_warned_of(tmp_path):
+    evaluation = Evaluation(function=lambda student: {"score": 1.0})
+    with pytest.warns(UserWarning, match=r"^the evaluation never runs: .* ckpt_frequency=0 writes none"):
+        run(tmp_path, evaluation=evaluation, training={"ckpt_frequency": 0})

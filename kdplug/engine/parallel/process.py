@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -34,13 +37,15 @@ def process(device: str, precision: str | None) -> Iterator[Accelerator]:
     ``device`` is ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:1"``. ``precision`` is ``"fp32"``, ``"bf16"``,
     ``"fp16"``, or ``None`` for the setting of ``accelerate launch``.
 
-    Raises: ``RunError`` if accelerate's processes, device or precision are not the requested ones.
+    Raises: ``RunError`` if accelerate's processes, device or precision are not the requested ones; in the block, on
+    every other process if one fails, with its error.
     """
-    with _state_restored():
+    with _state_restored(), ExitStack() as stack:
         accelerator = _make(device, precision)
         _check(accelerator, device)
         if accelerator.num_processes > 1:
             _leave_group_at_exit()
+            stack.enter_context(_cause_shared(accelerator))
         yield accelerator
 
 
@@ -74,6 +79,81 @@ def _state_restored() -> Iterator[None]:
             AcceleratorState._reset_state()  # noqa: SLF001
         if not had_process and not torch.distributed.is_initialized():
             PartialState._reset_state()  # noqa: SLF001
+
+
+_FAILED = "failed"
+_ENDED = "ended"
+_SECONDS_TO_END = 20
+
+_runs = itertools.count(1)
+_stores: list[PrefixStore] = []
+
+
+@contextmanager
+def _cause_shared(accelerator: Accelerator) -> Iterator[None]:
+    """Inside the block, publish an error of this process, or replace a lost connection by the other's error.
+
+    A connection is lost when the other process exits, so it has published its error before.
+    """
+    _stores.append(PrefixStore(f"kdplug/{next(_runs)}", torch.distributed.distributed_c10d._get_default_store()))  # noqa: SLF001  the only store that all processes already share
+    try:
+        yield
+    except Exception as error:
+        if _is_lost_connection(error):
+            raise RunError(_cause(_stores[-1], accelerator)) from error
+        _publish(_stores[-1], f"rank {accelerator.process_index} failed with {type(error).__name__}: {error}")
+        raise
+    finally:
+        _stores.pop()
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    return isinstance(error, torch.distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
+def _publish(store: PrefixStore, cause: str) -> None:
+    try:
+        store.set(_FAILED, cause)
+    except RuntimeError:  # the process that holds the store is gone
+        return
+
+
+def _cause(store: PrefixStore, accelerator: Accelerator) -> str:
+    """Return the published error of another process, or that there is none."""
+    try:
+        if store.check([_FAILED]):
+            return store.get(_FAILED).decode()
+    except RuntimeError:  # the process that holds the store is gone
+        pass
+    others = [str(rank) for rank in range(accelerator.num_processes) if rank != accelerator.process_index]
+    one = f"rank {others[0]}" if len(others) == 1 else f"one of ranks {', '.join(others)}"
+    return (
+        f"the connection to {one} was lost, and that process gave no error: it was probably killed (out of memory?) or "
+        "hangs. See its output. Resume from the last checkpoint with resume='auto' (--resume)"
+    )
+
+
+def check_all_ended(accelerator: Accelerator, step: int, total_steps: int) -> None:
+    """Check that all processes have run out of batches after ``step``, if this one has before ``total_steps``.
+
+    Raises: ``RunError`` if another one has more batches, and so would wait for this one.
+    """
+    if accelerator.num_processes == 1:
+        return
+    store = _stores[-1]
+    store.set(f"{_ENDED}/{accelerator.process_index}", str(step))
+    try:
+        store.wait(
+            [f"{_ENDED}/{rank}" for rank in range(accelerator.num_processes)], timedelta(seconds=_SECONDS_TO_END)
+        )
+    except RuntimeError as error:
+        raise RunError(
+            f"rank {accelerator.process_index} has no batch left after step {step} of {total_steps}, and another process "
+            "still trains: each process has to get the same number of batches. Does the dataset's length differ from "
+            "the number of examples that it yields?"
+        ) from error
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:

@@ -139,9 +139,6 @@ def _made(folder, out, *changes, **more):
     return recipe(settings(folder, generate, **more), out, *changes, kd_loss_type="jsd")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:hard_label_loss:UserWarning"
-)  # the first batches may all be generated, without labels
 @pytest.mark.parametrize("more", [(), ("training.gradient_accumulation_steps=2",)], ids=["plain", "accumulated"])
 def test_a_resumed_run_generates_the_same_batches(folder, tmp_path, monkeypatch, more):
     whole = run_recipe(_made(folder, tmp_path / "whole", *more))
@@ -162,6 +159,18 @@ def test_a_resumed_run_generates_the_same_batches(folder, tmp_path, monkeypatch,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert whole.made == resumed.made
     assert 0 < whole.made.generated < whole.made.batches == 10
+
+
+def test_a_run_of_generated_batches_does_not_warn_of_missing_labels(folder, tmp_path, recwarn):
+    run_recipe(_made(folder, tmp_path, "task.generate.fraction=1.0"))
+    assert not [one for one in recwarn if "counted no item" in str(one.message)]
+
+
+def test_a_generated_batch_is_marked_and_stays_so_on_a_device(folder):
+    batch, made, _, _ = written(folder)
+    assert not batch.is_generated
+    assert made.is_generated
+    assert made.to(torch.device("cpu")).is_generated
 
 
 def test_a_run_reports_how_many_batches_were_generated(folder, tmp_path):

@@ -49,13 +49,18 @@ def features(outputs: Any) -> dict[str, Any]:
 class Batch(Mapping[str, Tensor]):
     """Model inputs by name. ``targets``, also by name, are for adaptors and metrics and never reach a model.
 
+    ``is_generated`` is true for a batch that the student generated, which has no labels.
+
     Given labels, transformers models compute a loss themselves, and for most of them it is undefined for a batch
     without labels. So adaptors compute the losses.
     """
 
-    def __init__(self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, is_generated: bool = False
+    ) -> None:
         self.inputs = dict(inputs)
         self.targets = dict(targets)
+        self.is_generated = is_generated
 
     def __getitem__(self, name: str) -> Tensor:
         return self.inputs[name]
@@ -69,4 +74,5 @@ class Batch(Mapping[str, Tensor]):
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
-        return Batch(inputs, {name: value.to(device, non_blocking=True) for name, value in self.targets.items()})
+        targets = {name: value.to(device, non_blocking=True) for name, value in self.targets.items()}
+        return Batch(inputs, targets, is_generated=self.is_generated)

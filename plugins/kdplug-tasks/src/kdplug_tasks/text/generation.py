@@ -171,4 +171,5 @@ def _joined(prompts: list[list[int]], written: list[list[int]], pad: int) -> Bat
         "attention_mask": padded([[1] * len(row) for row in rows], longest, 0),
     }
     nothing = torch.full_like(inputs["input_ids"], NO_LABEL)
-    return Batch(inputs, {"labels": nothing, "counts": padded(counts, longest, 0).bool()})
+    targets = {"labels": nothing, "counts": padded(counts, longest, 0).bool()}
+    return Batch(inputs, targets, is_generated=True)
