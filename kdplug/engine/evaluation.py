@@ -14,7 +14,7 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.forward_state import modes, random_state_kept
-from kdplug.engine.training_module import TrainingModule, call, split, to_device
+from kdplug.engine.training_module import TrainingModule, split, student_outputs, to_device
 from kdplug.errors import ConfigError, did_you_mean
 from kdplug.objective.batch import gathered
 
@@ -87,8 +87,8 @@ class Evaluation:
             metric.reset()
         for batch in self.dataloader or ():
             part = to_device(split(batch).student, device)
-            raw = call(pair.student, part, model_args)
-            outputs = Outputs.read(raw if pair.adaptor is None else pair.adaptor(part, raw), "student")
+            raw = student_outputs(None, pair.student, pair.adaptor, pair.objective, part, model_args)
+            outputs = Outputs.read(raw, "student")
             if outputs.logits is None or outputs.labels is None:
                 lacking = "logits" if outputs.logits is None else "labels"
                 raise ConfigError(
