@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.forward_state import modes, random_state_kept
+from kdplug.engine.observe.progress import heartbeat
 from kdplug.engine.training_module import TrainingModule, split, student_outputs, to_device
 from kdplug.errors import ConfigError, did_you_mean
 from kdplug.objective.batch import gathered
@@ -69,23 +70,33 @@ class Evaluation:
         if self.metrics and self.best is not None:
             self._check_best(self.metrics)
 
-    def measure(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, float]:
-        """Evaluate the student. Random state and buffers are unchanged afterwards.
+    def measure(
+        self,
+        pair: TrainingModule,
+        model_args: Mapping[str, Any],
+        device: torch.device,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> dict[str, float]:
+        """Evaluate the student. Random state and buffers are unchanged afterwards. A slow one reports with ``say``.
 
         Raises: ``ConfigError`` if ``best`` is not among the results; ``OutputsError`` if logits or labels are missing.
         """
         sources = () if self.dataloader is None else generators(self.dataloader)
         with random_state_kept(sources), modes(training=None, evaluating=pair.student), torch.no_grad():
-            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device)
+            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device, say)
         values = {name: float(value) for name, value in found.items()}
         self._check_best(values)
         return values
 
-    def _over_data(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    def _over_data(
+        self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device, say: Callable[[str], None]
+    ) -> dict[str, Any]:
         for metric in self.metrics.values():
             metric.to(device)
             metric.reset()
-        for batch in self.dataloader or ():
+        loader = self.dataloader or ()
+        for batch in heartbeat(loader, "Evaluating", say, total=len(loader) if isinstance(loader, Sized) else None):
             part = to_device(split(batch).student, device)
             raw = student_outputs(None, pair.student, pair.adaptor, pair.objective, part, model_args)
             outputs = Outputs.read(raw, "student")

@@ -140,7 +140,9 @@ class Loop:
             return False
         pair = self.accumulation.pair
         with called_alone(pair.student, self.accelerator):
-            values = evaluation.measure(pair, self.accumulation.model_args, self.accelerator.device)
+            values = evaluation.measure(
+                pair, self.accumulation.model_args, self.accelerator.device, say=self.display.note
+            )
         named = {f"eval/{name}": value for name, value in values.items()}
         self.tracking.write(named, step)
         self.journal.write(named, step)

@@ -46,12 +46,13 @@ def train(
     observers: Iterable[RunObserver] = (),
     strict: bool = False,
     show_progress: bool = True,
+    doing: str = "distilling",
     caches: Caches = None,
 ) -> RunResult:
     """Train ``pair.student`` and the trainable parts of the objective according to ``request``.
 
     During the run the student is in train mode, and the teacher is in eval mode and frozen; afterwards both are
-    restored. ``observers`` are notified of the run; an exception in one ends the run only if ``strict``. With
+    restored. The progress display names what the run is ``doing``. ``observers`` are notified of the run; an exception in one ends the run only if ``strict``. With
     ``caches``, the teacher runs once on every example, before the first step.
 
     Raises: ``ConfigError`` for an invalid request; ``RunError`` if the run cannot start or continue.
@@ -116,7 +117,7 @@ def train(
             max_grad_norm=_limit(request.max_grad_norm),
             logging_steps=config.logging_steps,
             events=Callbacks(observers, strict=strict),
-            display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
+            display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main, doing=doing)),
             tracking=stack.enter_context(
                 tracking(config, is_main=run.is_main, name=run.output_dir.name, about=_configs(identity))
             ),

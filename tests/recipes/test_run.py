@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import kdplug
 from kdplug.errors import ConfigError, OutputsError, RunError
@@ -30,6 +32,12 @@ def test_a_task_with_a_trained_teacher_needs_no_fit(signs, capsys):
 def test_a_run_without_console_prints_nothing(signs, capsys):
     run_recipe(signs())
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_baseline_shows_its_progress_like_the_distillation(signs, capsys):
+    run_recipe(signs("training.num_epochs=1"), console=Console(file=io.StringIO()))
+    lines = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [step for step in lines if step.partition("/")[0] == step.partition("/")[2]] == ["3/3", "3/3"]
 
 
 def test_the_same_seed_gives_the_same_figures(signs):
