@@ -19,6 +19,7 @@ from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.cache.session import Caches, CacheSession, cache_identity
 from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
+from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
@@ -86,6 +87,7 @@ def train(
         saved = {} if folder is None else read_run(folder)
         identity |= cache_identity(caches)
         new_groups = add_groups(optimizer, pair.objective.param_groups())
+        _lock(stack, accelerator, Path(config.output_dir))
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
         if folder is not None:
             load_weights(pair, identity, saved, folder, changed_is_meant=request.resume_changed)
@@ -145,6 +147,11 @@ def train(
         stopped_early=loop.stopped_early,
         skipped=loop.skipped,
     )
+
+
+def _lock(stack: ExitStack, accelerator: Accelerator, output_dir: Path) -> None:
+    """Lock the run's folder until ``stack`` closes; an error is raised on every process."""
+    on_main(accelerator, lambda: stack.enter_context(in_use(output_dir)))
 
 
 def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:
