@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,7 +14,6 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.forward_state import modes, random_state_kept
-from kdplug.engine.observe.progress import heartbeat
 from kdplug.engine.training_module import TrainingModule, split, student_outputs, to_device
 from kdplug.errors import ConfigError, did_you_mean
 from kdplug.objective.batch import gathered
@@ -76,27 +75,32 @@ class Evaluation:
         model_args: Mapping[str, Any],
         device: torch.device,
         *,
-        say: Callable[[str], None] = lambda _: None,
+        watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     ) -> dict[str, float]:
-        """Evaluate the student. Random state and buffers are unchanged afterwards. A slow one reports with ``say``.
+        """Evaluate the student. Random state and buffers are unchanged afterwards.
+
+        ``watched`` yields the batches of a loader and may report on them.
 
         Raises: ``ConfigError`` if ``best`` is not among the results; ``OutputsError`` if logits or labels are missing.
         """
         sources = () if self.dataloader is None else generators(self.dataloader)
         with random_state_kept(sources), modes(training=None, evaluating=pair.student), torch.no_grad():
-            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device, say)
+            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device, watched)
         values = {name: float(value) for name, value in found.items()}
         self._check_best(values)
         return values
 
     def _over_data(
-        self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device, say: Callable[[str], None]
+        self,
+        pair: TrainingModule,
+        model_args: Mapping[str, Any],
+        device: torch.device,
+        watched: Callable[[Iterable[Any]], Iterable[Any]],
     ) -> dict[str, Any]:
         for metric in self.metrics.values():
             metric.to(device)
             metric.reset()
-        loader = self.dataloader or ()
-        for batch in heartbeat(loader, "Evaluating", say, total=len(loader) if isinstance(loader, Sized) else None):
+        for batch in watched(self.dataloader or ()):
             part = to_device(split(batch).student, device)
             raw = student_outputs(None, pair.student, pair.adaptor, pair.objective, part, model_args)
             outputs = Outputs.read(raw, "student")
