@@ -142,7 +142,10 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     """Train the student for ``num_epochs`` passes over the loader (may be fractional) or ``num_steps`` optimizer steps.
 
     A batch that is a mapping is passed to the models by keyword, a list or tuple by position, anything else as one
-    argument. A batch ``{"teacher": …, "student": …}`` gives each side its own part; a third key ``teacher_cache``
+    argument. Labels that a model's ``forward`` does not take (``labels``, ``label``, ``targets``, ``target`` or ``y``, or
+    one last item) are not passed; any other such item is logged once. Adaptors get the whole batch. A student without
+    an adaptor that returns ``[batch, classes]`` logits gets these labels, one class index per example, and their
+    cross-entropy as its own loss if the config has a ``hard_label_weight``. A batch ``{"teacher": …, "student": …}`` gives each side its own part; a third key ``teacher_cache``
     replaces the teacher's outputs. ``model_args`` are passed to every model.
 
     * ``optimizer`` holds the student's parameters; those of the objective (projections) are added as further groups.
@@ -161,7 +164,7 @@ def train(  # noqa: PLR0917  TextBrewer's signature
       Between checkpoints, SIGTERM and SIGINT save a checkpoint and end the run.
 
     Raises: ``ConfigError`` for conflicting arguments; ``RunError`` if the run cannot start (an optimizer without the
-    student's parameters, an empty loader, …) or continue (a loss that is not finite); ``OutputsError`` if a model does
+    student's parameters, an empty loader, a batch that does not fit ``forward``, …) or continue (a loss that is not finite); ``OutputsError`` if a model does
     not return what a term needs.
     """
     sides = self._sides()

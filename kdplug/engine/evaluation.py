@@ -14,7 +14,7 @@ from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.forward_state import modes, random_state_kept
-from kdplug.engine.training_module import TrainingModule, call, split, to_device
+from kdplug.engine.training_module import TrainingModule, split, student_outputs, to_device
 from kdplug.errors import ConfigError, did_you_mean
 from kdplug.objective.batch import gathered
 
@@ -69,26 +69,41 @@ class Evaluation:
         if self.metrics and self.best is not None:
             self._check_best(self.metrics)
 
-    def measure(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, float]:
+    def measure(
+        self,
+        pair: TrainingModule,
+        model_args: Mapping[str, Any],
+        device: torch.device,
+        *,
+        watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    ) -> dict[str, float]:
         """Evaluate the student. Random state and buffers are unchanged afterwards.
+
+        ``watched`` yields the batches of a loader and may report on them.
 
         Raises: ``ConfigError`` if ``best`` is not among the results; ``OutputsError`` if logits or labels are missing.
         """
         sources = () if self.dataloader is None else generators(self.dataloader)
         with random_state_kept(sources), modes(training=None, evaluating=pair.student), torch.no_grad():
-            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device)
+            found = self.function(pair.student) if self.function else self._over_data(pair, model_args, device, watched)
         values = {name: float(value) for name, value in found.items()}
         self._check_best(values)
         return values
 
-    def _over_data(self, pair: TrainingModule, model_args: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    def _over_data(
+        self,
+        pair: TrainingModule,
+        model_args: Mapping[str, Any],
+        device: torch.device,
+        watched: Callable[[Iterable[Any]], Iterable[Any]],
+    ) -> dict[str, Any]:
         for metric in self.metrics.values():
             metric.to(device)
             metric.reset()
-        for batch in self.dataloader or ():
+        for batch in watched(self.dataloader or ()):
             part = to_device(split(batch).student, device)
-            raw = call(pair.student, part, model_args)
-            outputs = Outputs.read(raw if pair.adaptor is None else pair.adaptor(part, raw), "student")
+            raw = student_outputs(None, pair.student, pair.adaptor, pair.objective, part, model_args)
+            outputs = Outputs.read(raw, "student")
             if outputs.logits is None or outputs.labels is None:
                 lacking = "logits" if outputs.logits is None else "labels"
                 raise ConfigError(

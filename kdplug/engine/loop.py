@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,11 @@ from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
 from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks
-from kdplug.engine.observe.progress import Display
+from kdplug.engine.observe.progress import Display, heartbeat
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
 from kdplug.engine.parallel.process import check_all_ended
-from kdplug.engine.run import Callback, Plan, Run
+from kdplug.engine.run import Callback, Plan, Run, length
 from kdplug.objective.report import LossReport
 
 
@@ -145,7 +145,9 @@ class Loop:
             return False
         pair = self.accumulation.pair
         with called_alone(pair.student, self.accelerator):
-            values = evaluation.measure(pair, self.accumulation.model_args, self.accelerator.device)
+            values = evaluation.measure(
+                pair, self.accumulation.model_args, self.accelerator.device, watched=self._watched
+            )
         named = {f"eval/{name}": value for name, value in values.items()}
         self.tracking.write(named, step)
         self.journal.write(named, step)
@@ -157,6 +159,9 @@ class Loop:
             self.checkpoints.spare = step
         self.stopped_early = evaluation.patience is not None and self.standing.since >= evaluation.patience
         return best
+
+    def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        return heartbeat(batches, "Evaluating", self.display.note, total=length(batches))
 
     def _update(self, step: int) -> None:
         if self.max_grad_norm is not None:

@@ -20,6 +20,7 @@ from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.cache.session import Caches, CacheSession, cache_identity
 from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
+from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
@@ -49,12 +50,13 @@ def train(
     observers: Iterable[RunObserver] = (),
     strict: bool = False,
     show_progress: bool = True,
+    doing: str = "distilling",
     caches: Caches = None,
 ) -> RunResult:
     """Train ``pair.student`` and the trainable parts of the objective according to ``request``.
 
     During the run the student is in train mode, and the teacher is in eval mode and frozen; afterwards both are
-    restored. ``observers`` are notified of the run; an exception in one ends the run only if ``strict``. With
+    restored. The progress display names what the run is ``doing``. ``observers`` are notified of the run; an exception in one ends the run only if ``strict``. With
     ``caches``, the teacher runs once on every example, before the first step.
 
     Raises: ``ConfigError`` for an invalid request; ``RunError`` if the run cannot start or continue.
@@ -90,6 +92,7 @@ def train(
         saved = {} if folder is None else read_run(folder)
         identity |= cache_identity(caches)
         new_groups = add_groups(optimizer, pair.objective.param_groups())
+        _lock(stack, accelerator, Path(config.output_dir))
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
         if folder is not None:
             load_weights(pair, identity, saved, folder, changed_is_meant=request.resume_changed)
@@ -123,7 +126,7 @@ def train(
             logging_steps=config.logging_steps,
             counts=CountWatch(recorded),
             events=Callbacks(observers, strict=strict),
-            display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main)),
+            display=stack.enter_context(display(plan.total_steps, shown=show_progress and run.is_main, doing=doing)),
             tracking=stack.enter_context(
                 tracking(config, is_main=run.is_main, name=run.output_dir.name, about=_configs(identity))
             ),
@@ -162,6 +165,11 @@ def _check_evaluated(request: Request, plan: Plan) -> None:
             "Set Evaluation(every=...) to a number of optimizer steps",
             stacklevel=2,
         )
+
+
+def _lock(stack: ExitStack, accelerator: Accelerator, output_dir: Path) -> None:
+    """Lock the run's folder until ``stack`` closes; an error is raised on every process."""
+    on_main(accelerator, lambda: stack.enter_context(in_use(output_dir)))
 
 
 def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from kdplug.contracts.outputs import Tagged
 from kdplug.contracts.tree import map_leaves
+from kdplug.engine.model_inputs import forward_of, is_sequence, with_labels
 from kdplug.objective.capture.hooks import Capture
 from kdplug.objective.objective import without_labels
 from kdplug.objective.report import LossReport
@@ -51,16 +51,19 @@ def split(batch: Any) -> Parts:
 def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -> Any:
     """Call ``model`` with ``batch``: a mapping by keyword, a list or tuple by position, anything else as one argument.
 
-    A ``PackedSequence`` is one argument, although it is a tuple. Tags are removed before the call.
+    Only what ``forward`` takes is passed; the rest are labels, or logged once. A ``PackedSequence`` is one argument,
+    although it is a tuple. Tags are removed before the call.
+
+    Raises: ``RunError`` if the signature of ``forward`` leaves open which items are its inputs.
     """
     if type(batch) in _SEQUENCES:
-        return model(*batch, **model_args)
+        return model(*forward_of(model).by_position(batch, model_args), **model_args)
     if isinstance(batch, Tagged):
         batch = batch.value
     if isinstance(batch, Mapping):
-        return model(**batch, **model_args)
-    if isinstance(batch, (list, tuple)) and not isinstance(batch, PackedSequence):
-        return model(*batch, **model_args)
+        return model(**forward_of(model).by_keyword(batch, model_args), **model_args)
+    if is_sequence(batch):
+        return model(*forward_of(model).by_position(batch, model_args), **model_args)
     return model(batch, **model_args)
 
 
@@ -101,6 +104,22 @@ def captured(
     if isinstance(outputs, Tagged):
         return Tagged(outputs.task, capture.join(outputs.value))
     return capture.join(outputs)
+
+
+def student_outputs(  # noqa: PLR0917  what a forward pass needs
+    capture: Capture | None,
+    student: nn.Module,
+    adaptor: Adaptor | None,
+    objective: nn.Module,
+    batch: Any,
+    model_args: Mapping[str, Any],
+) -> Any:
+    """Return ``captured(…)``; without an adaptor, with the class labels that ``forward`` does not take."""
+    found = captured(capture, student, adaptor, batch, model_args)
+    if adaptor is not None:
+        return found
+    needs_loss = getattr(objective, "hard_label_loss", None) is not None
+    return with_labels(found, student, batch, model_args, needs_loss=needs_loss)
 
 
 class Micro:
@@ -161,7 +180,7 @@ class TrainingModule(nn.Module):
 
     def outputs(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
         """Return the student's outputs for ``batch`` after its adaptor, with captured outputs inside ``hooked()``."""
-        return captured(self.capture, self.student, self.adaptor, batch, model_args)
+        return student_outputs(self.capture, self.student, self.adaptor, self.objective, batch, model_args)
 
     def forward(self, micro: Micro) -> tuple[Tensor, tuple[Tensor, ...], LossReport]:
         """Return the weighted total, its summands, and the report that contains both.
@@ -181,7 +200,7 @@ class TrainingModule(nn.Module):
 
     def _report(self, micro: Micro) -> LossReport:
         report: LossReport = self.objective(
-            student=captured(self.capture, self.student, self.adaptor, micro.batch, micro.model_args),
+            student=self.outputs(micro.batch, micro.model_args),
             teacher=micro.teacher,
             progress=micro.progress,
             step=micro.step,

@@ -138,7 +138,7 @@ class RecipeRunner:
             plan = make_plan(loader, config, **length)
         prepared = preparation(self.task, student)
         history = History(
-            lambda model: evaluate(self.task, model, self._test())[self.task.metric],
+            lambda model: self._evaluate(model)[self.task.metric],
             plan.is_save,
             None if prepared is None else prepared.counted,
         )
@@ -191,7 +191,7 @@ class RecipeRunner:
         speeds = measure_speed(self.task, models, self._test())
         return [
             Figures(
-                evaluate(self.task, model, self._test()),
+                self._evaluate(model),
                 count_parameters(model),
                 speed.seconds_per_example,
                 size_on_disk(model),
@@ -265,7 +265,11 @@ class RecipeRunner:
             config,
             resume=self._resume,
             resume_changed=self.resume_changed,
+            show_progress=self.show_progress,
         )
+
+    def _evaluate(self, model: nn.Module) -> dict[str, float]:
+        return evaluate(self.task, model, self._test(), self.say)
 
     def _test(self) -> DataLoader[Any]:
         return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from kdplug.contracts.task import AnswersWhole, CountsUnits, Task
 from kdplug.engine.forward_state import modes
+from kdplug.engine.observe.progress import heartbeat
 from kdplug.engine.training_module import call, to_device
 from kdplug.errors import RunError
 from kdplug.recipes.task import OnPolicyCounts
@@ -26,13 +27,19 @@ _LONGEST_SECONDS = 5.0
 _ROUND_SECONDS = 0.02
 
 
-def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
+def evaluate(
+    task: Task, model: nn.Module, loader: Iterable[Any], say: Callable[[str], None] = lambda _: None
+) -> dict[str, float]:
     """Evaluate ``model`` with the task, in eval mode and without gradient. Train and eval modes are restored.
+
+    A slow one reports its progress with ``say``.
 
     Raises: ``RunError`` if the task's own metric is missing, or a value is not finite.
     """
+    total = len(loader) if isinstance(loader, Sized) else None
     with modes(evaluating=model), torch.no_grad():
-        found = {name: float(value) for name, value in task.evaluate(model, _on_device(model, loader)).items()}
+        batches = heartbeat(_on_device(model, loader), "Evaluating", say, total=total)
+        found = {name: float(value) for name, value in task.evaluate(model, batches).items()}
     if task.metric not in found or not all(map(math.isfinite, found.values())):
         raise RunError(f"the task's evaluate must return {task.metric!r}, its metric, and finite values; got {found}")
     return found

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import empty, nn
 
+from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed, qualify_errors
 from kdplug.config.key import not_identity
 from kdplug.config.recipe import Recipe, RecipeTraining
@@ -21,6 +22,7 @@ from kdplug.engine.checkpoint.archive import SUMS
 from kdplug.engine.checkpoint.checkpoint import STUDENT
 from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
 from kdplug.engine.checkpoint.identity import check_identity, model_identity
+from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
@@ -29,7 +31,7 @@ from kdplug.host.name import printable, split_qualified
 from kdplug.recipes.cache_provenance import fingerprint, read_provenance
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
-from kdplug.recipes.saved_student import check_apart, forget_student, save_student
+from kdplug.recipes.saved_student import check_apart, forget_student, forget_temporary, save_student
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
 from kdplug.recipes.training import check_writable, forget_checkpoints, make_optimizer
 from kdplug.report.curve import check_matplotlib, draw_curves
@@ -108,6 +110,7 @@ def run_recipe(
     recipe's ``output_dir``, replacing those of an earlier run. Checkpoints and logs of the three trainings go to the
     folders ``teacher``, ``student`` and ``baseline`` there. A task that saves students itself writes a folder ``model``
     instead of ``student.safetensors``. ``console`` receives messages and tables; by default nothing is printed.
+    A file of one of these names that no run wrote is an error.
     ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
     ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
@@ -127,6 +130,7 @@ def run_recipe(
     make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # raise optimizer errors before the teacher trains
     check_apart(recipe, task)
     check_writable(recipe)
+    _check_own(Path(recipe.output_dir))
     check_uncached(recipe, task)
     prepare(task, reads)
     check_vocabularies(recipe, task)
@@ -139,6 +143,22 @@ def run_recipe(
     output_dir = Path(recipe.output_dir)
     resuming = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
     runner = replace(runner, resume=resuming, resume_changed=resume_changed)
+    with in_use(output_dir):
+        return _run(recipe, runner, record, (distillation, terms), console, resuming=resuming)
+
+
+def _run(
+    recipe: Recipe,
+    runner: RecipeRunner,
+    record: Mapping[str, Any],
+    shown: tuple[DistillationConfig, Any],
+    console: Console,
+    *,
+    resuming: bool,
+) -> RecipeResult:
+    """Train, measure and save in the recipe's locked folder."""
+    task, say, output_dir = runner.task, runner.say, Path(recipe.output_dir)
+    distillation, terms = shown
     _empty(recipe, resuming=resuming)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
@@ -190,14 +210,45 @@ def _check_alone() -> None:
         )
 
 
+LIST = ".kdplug-files"
+"""The list of the files that runs wrote into ``output_dir``, without the folders of their stages."""
+
+
+def _own_files(output_dir: Path) -> tuple[str, ...]:
+    """Return the names of the files that runs wrote; all of them if a record shows a run that kept no list."""
+    try:
+        listed = read_json(output_dir / LIST)
+    except (OSError, ValueError):
+        listed = None
+    if isinstance(listed, list):
+        return tuple(name for name in FILES if name in listed)
+    return FILES if (output_dir / RECORD).is_file() else ()
+
+
+def _check_own(output_dir: Path) -> None:
+    """Raises: ``RunError`` for a file that no run wrote and that this one would replace."""
+    own = _own_files(output_dir)
+    for name in FILES:
+        if name not in own and os.path.lexists(output_dir / name):
+            raise RunError(
+                f"{str(output_dir)!r} holds {name!r}, which was not written by a run, and this run would replace it. "
+                "Choose another output_dir, or move the file",
+                field="output_dir",
+            )
+
+
 def _empty(recipe: Recipe, *, resuming: bool) -> None:
     """Remove the files of an earlier run that this one writes; forget its checkpoints unless ``resuming``.
 
-    The record is deleted first: without it nothing in the folder can be resumed.
+    The record is deleted first: without it nothing in the folder can be resumed. Temporary files of a killed run are
+    removed too.
     """
     output_dir = Path(recipe.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
+        if _own_files(output_dir):
+            forget_temporary(output_dir, FILES)
+        write_json(output_dir / LIST, FILES)
         for name in FILES[1:] if resuming else FILES:
             (output_dir / name).unlink(missing_ok=True)
         forget_student(output_dir)

@@ -58,6 +58,17 @@ def forget_student(output_dir: Path) -> None:
         shutil.rmtree(output_dir / MODEL)
 
 
+def forget_temporary(output_dir: Path, names: Iterable[str]) -> None:
+    """Remove the temporary files and folders that a killed run left for the files ``names`` and for the student."""
+    patterns = [f".{Path(name).stem}-????????{Path(name).suffix}" for name in names]
+    for pattern in (*patterns, f".{MODEL}-????????"):
+        for leftover in output_dir.glob(pattern):
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
 def check_apart(recipe: Recipe, task: Task) -> None:
     """Check that the student's folder may be replaced.
 

@@ -155,8 +155,9 @@ def train_on_labels(
     *,
     resume: Resume = None,
     resume_changed: bool = False,
+    show_progress: bool = False,
 ) -> RunResult:
-    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks and show no progress.
+    """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks.
 
     Raises: ``OutputsError`` if the adaptor returns no ``losses``; ``RunError``.
     """
@@ -171,4 +172,4 @@ def train_on_labels(
         identity=identity(config, {}),
         **make_schedule(training, Budget.of(training, loader).total_steps),
     )
-    return train(supervised(model, adaptor), None, config, request, show_progress=False)
+    return train(supervised(model, adaptor), None, config, request, show_progress=show_progress, doing="training")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import kdplug
 from kdplug import Recipe
 from kdplug.recipes.result import evaluate
-from kdplug.recipes.run import FILES
+from kdplug.recipes.run import FILES, LIST
 from kdplug.recipes.training import Stage
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
@@ -43,7 +43,7 @@ def _json(folder, name):
 
 
 def test_a_run_writes_these_files_and_no_other(done):
-    assert sorted(path.name for path in done[0].iterdir()) == sorted([*FILES, *Stage])
+    assert sorted(path.name for path in done[0].iterdir()) == sorted([*FILES, LIST, *Stage])
 
 
 def test_each_stage_leaves_one_checkpoint_where_none_was_asked_for(done):

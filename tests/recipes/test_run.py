@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import kdplug
+from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.errors import ConfigError, OutputsError, RunError
 from kdplug.recipes.recipe_runner import RecipeRunner, training_loader
-from kdplug.recipes.run import FILES, run_recipe
+from kdplug.recipes.run import FILES, LIST, run_recipe
 
 
 def _runner(recipe):
@@ -30,6 +33,12 @@ def test_a_task_with_a_trained_teacher_needs_no_fit(signs, capsys):
 def test_a_run_without_console_prints_nothing(signs, capsys):
     run_recipe(signs())
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_baseline_shows_its_progress_like_the_distillation(signs, capsys):
+    run_recipe(signs("training.num_epochs=1"), console=Console(file=io.StringIO()))
+    lines = [line.split()[1] for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [step for step in lines if step.partition("/")[0] == step.partition("/")[2]] == ["3/3", "3/3"]
 
 
 def test_the_same_seed_gives_the_same_figures(signs):
@@ -101,7 +110,7 @@ def test_a_run_replaces_the_files_of_an_earlier_one(signs):
     folder = Path(recipe.output_dir)
     run_recipe(recipe)
     run_recipe(signs("seed=1"))
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "student", "baseline"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, LIST, "student", "baseline"])
     assert json.loads((folder / "kdplug-run.json").read_text())["seed"] == 1
 
 
@@ -111,7 +120,7 @@ def test_a_run_that_fails_leaves_no_results_of_an_earlier_one(signs, monkeypatch
     monkeypatch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_recipe(recipe)
-    assert [path.name for path in Path(recipe.output_dir).iterdir() if path.is_file()] == ["kdplug-run.json"]
+    assert {path.name for path in Path(recipe.output_dir).iterdir() if path.is_file()} == {"kdplug-run.json", LIST}
 
 
 def test_files_that_are_not_of_a_run_stay(signs):
@@ -160,3 +169,35 @@ def test_the_checksums_of_the_student_are_as_sha256sum_reads_them(signs):
     folder = run_recipe(signs()).output_dir
     digest = hashlib.sha256((folder / "student.safetensors").read_bytes()).hexdigest()
     assert (folder / "SHA256SUMS").read_text() == f"{digest}  student.safetensors\n"
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_file_that_no_run_wrote_is_not_replaced(signs, name):
+    recipe = signs()
+    file = Path(recipe.output_dir) / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("precious", encoding="utf-8")
+    with pytest.raises(RunError, match=f"output_dir: .* holds '{name}', which was not written by a run"):
+        run_recipe(recipe)
+    assert file.read_text(encoding="utf-8") == "precious"
+
+
+def test_what_a_killed_run_left_is_removed_and_files_of_the_user_are_not(signs):
+    folder = Path(signs().output_dir)
+    run_recipe(signs())
+    left = [".curves-abcd1234.png", ".student-abcd1234.safetensors", ".model-abcd1234/weights"]
+    kept = [".curves-mine.txt", "step-keep/notes", ".model-cards-of-mine/one"]
+    for name in left + kept:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("text", encoding="utf-8")
+    run_recipe(signs())
+    assert [name for name in left + kept if (folder / name).exists()] == kept
+    assert not (folder / ".model-abcd1234").exists()
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_deleted(signs):
+    result = run_recipe(signs())
+    before = (result.output_dir / "metrics.json").read_bytes()
+    with in_use(result.output_dir), pytest.raises(RunError, match="in use by another run"):
+        run_recipe(signs())
+    assert (result.output_dir / "metrics.json").read_bytes() == before

@@ -85,7 +85,7 @@ class TeacherBatch(NamedTuple):
 class CacheBuilder:
     """Runs each teacher once per batch. ``inputs_of`` returns the teacher's part of a batch.
 
-    ``batches`` counts the passes. With a ``coding``, its codec stores the logits; other outputs are stored in
+    ``batches`` counts the passes; ``finished`` is called with the number of examples after each. With a ``coding``, its codec stores the logits; other outputs are stored in
     ``dtype``.
     """
 
@@ -99,6 +99,7 @@ class CacheBuilder:
     dtype: torch.dtype | None
     coding: Coding | None = None
     batches: int = 0
+    finished: Callable[[int], None] = lambda _: None
     _error: float = field(default=0.0, init=False)
 
     def ask(self, keyed: Keyed, *, shares: bool = False) -> TeacherBatch:
@@ -109,6 +110,7 @@ class CacheBuilder:
         inputs = self.inputs_of(keyed.batch)
         returned = self.teacher(to_device(inputs, self.device), self.model_args, None, self.precision())
         self.batches += 1
+        self.finished(len(keyed.keys))
         tensors: dict[str, Tensor] = {}
         counts: list[dict[str, int]] = []
         coded: dict[str, Coded] = {}

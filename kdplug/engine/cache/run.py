@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
 from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.hashing import text_digest
+from kdplug.engine.observe.progress import Heartbeat
 from kdplug.engine.parallel.process import process
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
 from kdplug.engine.training_module import Adaptor
@@ -83,8 +84,10 @@ class OpenCache:
             self._check_fingerprint(self._manifest)
             self._check_held([replace(one, captured=()) for one in self._wanted(objective)])
 
-    def fill(self, objective: Objective) -> None:
+    def fill(self, objective: Objective, say: Callable[[str], None] = lambda _: None) -> None:
         """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
+
+        A slow one reports its progress with ``say``.
 
         Raises: ``RunError`` if the data cannot be cached, or the cache lacks outputs that the objective reads.
         """
@@ -92,6 +95,8 @@ class OpenCache:
         wanted = self._wanted(objective)
         self._check_held(wanted)
         builder = self._builder(wanted)
+        share = -(-self._source.count // self._accelerator.num_processes)
+        builder.finished = Heartbeat("Caching teacher outputs", say, share, "examples").add
         if self._cached.store is None:
             with random_state_kept(), self._cached.teacher.hooked(objective):
                 self._cached.store = self._asked(builder)

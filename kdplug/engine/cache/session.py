@@ -10,6 +10,7 @@ from typing import Any, cast
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
+from rich.text import Text
 from torch.distributed.tensor import DTensor
 
 from kdplug.config.training import TrainingConfig
@@ -94,13 +95,18 @@ class CacheSession:
             self._opened[task].find()
 
     def fill(self, objective: Objective | TaskObjective, *, shown: bool) -> None:
-        """Run each teacher on the examples without stored outputs. ``shown`` prints a summary to stderr.
+        """Run each teacher on the examples without stored outputs. ``shown`` prints progress and a summary to stderr.
 
         Raises: ``RunError`` for data or outputs that cannot be cached.
         """
+        console = Console(stderr=True, quiet=not shown)
+
+        def say(text: str) -> None:
+            console.print(Text(text), soft_wrap=True)
+
         for task, opened in self._opened.items():
             own = objective.of(task) if isinstance(objective, TaskObjective) else objective
-            opened.fill(own)
+            opened.fill(own, say)
             cache, named = self._cached[task][0], f"{task}: " if task else ""
             assert cache.summary is not None
             mass = None if own.kd_loss is None else KeptMass.of_cache(cache.coding, cache.summary.tally)

@@ -32,6 +32,7 @@ _OBJECTIVE = "objective.safetensors"
 _RUN = "run"
 _MARK = ".run"
 _FOLDER = re.compile(r"step-(\d+)")
+_LEFTOVER = re.compile(r"\.step-\d+\.(tmp|old)")
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +114,8 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             for leftover in output_dir.glob(".step-*"):
-                _delete(leftover)
+                if _LEFTOVER.fullmatch(leftover.name):
+                    _delete(leftover)
             temporary = output_dir / f"{_MARK}.tmp"
             temporary.write_text(_marker(name), encoding="utf-8")
             _flush(temporary)

@@ -16,7 +16,7 @@ from kdplug.engine.accumulation import Normalization, TermLayout, counts_of
 from kdplug.engine.checkpoint.identity import check_identity, check_ranks
 from kdplug.engine.forward_state import modes
 from kdplug.engine.teacher import check_apart
-from kdplug.engine.training_module import Adaptor, call, captured, split
+from kdplug.engine.training_module import Adaptor, call, split, student_outputs
 from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.sides import Teachers, identity_of, make_objective, make_teachers
 from kdplug.objective.capture.hooks import Capture
@@ -150,7 +150,7 @@ class DistillationModule(LightningModule):
             stack.enter_context(torch.no_grad())
             self._teachers.to(device)
             teacher = self._teachers(parts.teacher, {}, parts.cache)
-            student = captured(self._capture, self.student, self._adaptor, parts.student, {})
+            student = student_outputs(self._capture, self.student, self._adaptor, self.objective, parts.student, {})
             self.objective.materialize(student=student, teacher=teacher)
         self.objective.to(device)
 
@@ -258,7 +258,7 @@ class DistillationModule(LightningModule):
     def _report(self, batch: Any, place: int) -> LossReport:
         parts = split(batch)
         teacher = self._teachers(parts.teacher, {}, parts.cache)
-        student = captured(self._capture, self.student, self._adaptor, parts.student, {})
+        student = student_outputs(self._capture, self.student, self._adaptor, self.objective, parts.student, {})
         step, total = self._steps()
         report: LossReport = self.objective(
             student=student,

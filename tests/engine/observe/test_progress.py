@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from kdplug.engine.observe.progress import display
+from kdplug.engine.observe.progress import display, heartbeat
 
 
 def shown(total, *, terminal, visible=True, losses=None, start=1, end=None):
@@ -92,3 +92,27 @@ def test_days_that_are_left_are_counted_in_hours(monkeypatch):
     clock = iter([0.0, 100_000.0])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     assert "step 1/4  1e-05 steps/s  83:20:00 left" in shown(4, terminal=False, end=1)
+
+
+def test_a_slow_run_shows_a_line_at_least_every_ten_seconds(monkeypatch):
+    clock = iter(range(0, 100_000, 4))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    lines = shown(1000, terminal=False, end=30).splitlines()
+    assert len(lines) >= 5
+    assert all("left" in line for line in lines)
+
+
+def test_a_slow_evaluation_or_cache_reports_every_ten_seconds_with_the_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    said = []
+    for _ in heartbeat(range(40), "Evaluating", said.append, total=40):
+        now[0] += 5
+    assert said[0] == "Evaluating: 2/40 batches, 00:03:10 left"
+    assert len(said) == 20
+
+
+def test_a_quick_one_says_nothing():
+    said = []
+    assert list(heartbeat(range(40), "Evaluating", said.append, total=None)) == list(range(40))
+    assert not said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,31 +29,52 @@ def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> s
     teacher = family.teacher.path
     front = {"library_name": "transformers", "tags": "[kdplug, knowledge-distillation]"}
     if teacher is not None and is_hub_name(teacher):
-        front["base_model"] = teacher
-    origin = f"`{teacher}`" if teacher is not None else f"a {family.teacher_config.model_type} model built from scratch"
+        front["base_model"] = json.dumps(teacher, ensure_ascii=False)
+    origin = _code(teacher) if teacher is not None else f"a {family.teacher_config.model_type} model built from scratch"
     fitted = ", which was trained on the training data first" if family.teacher.train else ""
+    recipe = kdplug.Recipe.from_dict(record["recipe"]).to_yaml()
+    fence = _ticks(recipe, fewest=3)
     parts = [
         f"---\n{_front(front)}\n---",
         f"# Distilled {family.student_config.model_type} model",
-        f"A student for `{record['recipe']['task']['name']}`, distilled with kdplug {record['kdplug']} from {origin}{fitted}.",
+        f"A student for {_code(record['recipe']['task']['name'])}, distilled with kdplug {record['kdplug']} from {origin}{fitted}.",
         f'```python\nfrom transformers import {problem.auto}\n\nmodel = {problem.auto}.from_pretrained("…")\n```',
         f"## Results\n\nOn the test part of the recipe's data.\n\n{_results(record['results'])}",
         f"## Made with\n\n{_versions(record)}",
-        f"## Recipe\n\n```yaml\n{kdplug.Recipe.from_dict(record['recipe']).to_yaml()}```",
+        f"## Recipe\n\n{fence}yaml\n{recipe}{fence}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _results(results: Mapping[str, Any]) -> str:
     names = [name for name in results["teacher"] if name not in ("bytes", "seconds_per_example", "units_per_second")]
-    lines = [f"| model | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    lines = [f"| model | {' | '.join(map(_cell, names))} |", f"|---|{'---|' * len(names)}"]
     for key, title in _ROWS.items():
         figures = [results[key][name] for name in names]
         lines.append(
             f"| {title} | {' | '.join(f'{one:,}' if isinstance(one, int) else f'{one:.4f}' for one in figures)} |"
         )
     better = "lower is better" if results["is_lower_better"] else "higher is better"
-    return "\n".join([*lines, "", f"{results['metric']}: {better}. {results['optimizer_steps']} optimizer steps."])
+    return "\n".join(
+        [*lines, "", f"{_cell(results['metric'])}: {better}. {results['optimizer_steps']} optimizer steps."]
+    )
+
+
+def _code(text: str) -> str:
+    """Return ``text`` on one line as code that a backtick in it does not end."""
+    line = " ".join(text.split())
+    ticks = _ticks(line, fewest=1)
+    return f"{ticks}{line}{ticks}" if len(ticks) == 1 else f"{ticks} {line} {ticks}"
+
+
+def _ticks(text: str, *, fewest: int) -> str:
+    """Return more backticks than ``text`` holds in a row."""
+    return "`" * max([fewest, *(len(run) + 1 for run in re.findall("`+", text))])
+
+
+def _cell(text: str) -> str:
+    """Return ``text`` for a table cell: on one line, with Markdown's characters escaped."""
+    return re.sub(r"([\\|<>*`\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def _versions(record: Mapping[str, Any]) -> str:
