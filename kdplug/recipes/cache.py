@@ -16,6 +16,7 @@ from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable
 from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
 
@@ -47,6 +48,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
 
     runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
     runner.check_cache()
+    rehearse(runner)
     for line in (header_line(), "", task.about(), ""):
         say(line)
     teacher = runner.teacher(out)

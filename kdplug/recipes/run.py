@@ -11,7 +11,6 @@ from typing import Any
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.text import Text
-from torch import empty, nn
 
 from kdplug.config.error_path import prefixed, qualify_errors
 from kdplug.config.key import not_identity
@@ -27,12 +26,12 @@ from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable, split_qualified
 from kdplug.recipes.cache_provenance import fingerprint, read_provenance
+from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
-from kdplug.recipes.saved_student import check_apart, forget_student, save_student
-from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
-from kdplug.recipes.training import check_writable, forget_checkpoints, make_optimizer
-from kdplug.report.curve import check_matplotlib, draw_curves
+from kdplug.recipes.saved_student import forget_student, save_student
+from kdplug.recipes.training import forget_checkpoints
+from kdplug.report.curve import draw_curves
 from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
 from kdplug.report.table import comparison, temperature_line, terms_table
@@ -121,15 +120,7 @@ def run_recipe(
         console.print(Text(printable(text)), soft_wrap=True)
 
     _check_alone()
-    check_matplotlib()
-    component, task = build_task(recipe)
-    distillation, terms, reads = resolve_distillation(recipe)
-    make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # raise optimizer errors before the teacher trains
-    check_apart(recipe, task)
-    check_writable(recipe)
-    check_uncached(recipe, task)
-    prepare(task, reads)
-    check_vocabularies(recipe, task)
+    component, task, (distillation, terms, _) = check_recipe(recipe)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
@@ -139,13 +130,15 @@ def run_recipe(
     output_dir = Path(recipe.output_dir)
     resuming = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
     runner = replace(runner, resume=resuming, resume_changed=resume_changed)
+    origin = read_provenance(recipe)
+    if origin is None and not resuming:
+        rehearse(runner)
     _empty(recipe, resuming=resuming)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
 
-    origin = read_provenance(recipe)
     if origin is not None:
         say(
             f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was "
