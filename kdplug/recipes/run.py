@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.text import Text
+from torch import nn
 
 from kdplug.config.error_path import prefixed, qualify_errors
 from kdplug.config.key import not_identity
@@ -25,7 +26,7 @@ from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable, split_qualified
-from kdplug.recipes.cache_provenance import fingerprint, read_provenance
+from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
 from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
@@ -139,16 +140,11 @@ def run_recipe(
         say(line)
     console.print(terms_table(distillation, terms))
 
-    if origin is not None:
-        say(
-            f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was "
-            "built."
-        )
-    teacher = runner.teacher() if origin is None else None
+    teacher = _teacher(runner, origin, record["data"]["test"])
     student, history = runner.distilled(teacher)
     baseline, steps = runner.baseline(teacher)
     of_student, of_baseline, *rest = runner.measured(*filter(None, (student, baseline, teacher)))
-    of_teacher = rest[0] if origin is None else origin.teacher
+    of_teacher = rest[0] if origin is None or rest else origin.teacher
     result = RecipeResult(
         task.metric,
         of_teacher,
@@ -171,6 +167,18 @@ def run_recipe(
         say(f"During distillation the task generated {result.made} with the student.")
     say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, written, CURVES))}")
     return result
+
+
+def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, test: Mapping[str, Any]) -> nn.Module | None:
+    """The fitted teacher; ``None`` if there are cached outputs, and its metrics on this test part."""
+    if origin is None:
+        return runner.teacher()
+    cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
+    if origin.is_measured_on(test, runner.task.metric):
+        runner.say(f"{cached}; teacher metrics date from when it was built.")
+        return None
+    runner.say(f"{cached}. Its teacher metrics are of another test part, so the teacher is evaluated again.")
+    return runner.cached_teacher()
 
 
 def _check_alone() -> None:

@@ -142,11 +142,23 @@ PATHS = {"layer_T": "inner", "layer_S": "inner", "loss": "hidden_mse"}
 
 @pytest.mark.parametrize(
     "match",
-    [{**PATHS, "layer_S": "iner", "proj": "linear"}, PATHS, {**PATHS, "layer_S": 5, "layer_T": 0, "feature": "hidden"}],
+    [
+        {**PATHS, "layer_S": "iner", "proj": "linear"},
+        {**PATHS, "layer_S": "*"},
+        {**PATHS, "layer_T": "*"},
+        PATHS,
+        {**PATHS, "layer_S": 5, "layer_T": 0, "feature": "hidden"},
+    ],
 )
 def test_a_match_that_does_not_fit_is_an_error_first(both, match):
     run, plan = both({"intermediate_matches": [match]})
     assert str(run) == str(plan)
+
+
+def test_features_of_different_widths_without_a_projection_suggest_one(both):
+    for error in both({"intermediate_matches": [PATHS]}):
+        assert error.field == "distillation.intermediate_matches.0.loss"
+        assert "The student's features are 4 wide, the teacher's 6: add proj: linear to the match" in str(error)
 
 
 def test_a_cache_is_not_begun_for_what_a_run_cannot_use(tmp_path):
