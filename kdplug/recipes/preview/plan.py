@@ -32,8 +32,10 @@ from kdplug.recipes.preview.checks import (
     PlanWarning,
     dead_terms,
     doubled_softmax,
+    high_temperature,
     idle_settings,
     large_rates,
+    large_students,
     unbalanced_temperature,
     unshifted_labels,
     unused_masks,
@@ -136,6 +138,8 @@ CHECKS: tuple[Check, ...] = (
     unshifted_labels,
     thin_cache,
     idle_settings,
+    large_students,
+    high_temperature,
 )
 """The checks that a plan runs."""
 
