@@ -56,6 +56,10 @@ Chunk = Annotated[
 ]
 
 
+_HIGHEST = 1e15
+"""The highest temperature: losses multiply by its square, which has to fit into float32."""
+
+
 class DistillationConfig(ConfigModel):
     """Config of a distillation: TextBrewer's keys and defaults, with every component in three spellings.
 
@@ -66,7 +70,9 @@ class DistillationConfig(ConfigModel):
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    temperature: Positive = Field(default=4.0, description="divides the logits of both models before they are compared")
+    temperature: Annotated[Positive, Field(le=_HIGHEST)] = Field(
+        default=4.0, description="divides the logits of both models before they are compared"
+    )
     temperature_scheduler: TemperatureScheduler = Field(
         default=None, description="computes a temperature for each item from the base temperature and the logits"
     )

@@ -112,7 +112,8 @@ class StartsStudent(Protocol):
     def start_student(self, student: Module, teacher: Module) -> None:
         """Initialise a new student from ``build_student``. ``teacher`` is trained and must not change.
 
-        The recipe plan, which trains nothing, passes the teacher from ``build_teacher``.
+        The recipe plan, which trains nothing, passes the teacher from ``build_teacher``, and so does a run that tries its
+        first batch before it fits the teacher.
         """
         ...
 

@@ -185,7 +185,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
             offer: package for package, offers in FIRST_PARTY.items() for offer in offers.get(self.kind.plural, ())
         }
         near = nearest(name, known)
-        return f" Did you mean {near!r} (pip install {known[near]})?" if near is not None else ""
+        if near is not None:
+            return f" Did you mean {near!r} (pip install {known[near]})?"
+        return f" List all: kdplug plugins list --kind {self.kind.noun.replace(' ', '_')}"
 
 
 def _rank(entry: Entry, slot: str | None) -> int:

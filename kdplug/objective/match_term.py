@@ -230,17 +230,23 @@ class MatchTerm(nn.Module):
         try:
             return batch.certain(term_value(self.loss(*values), weight, self.owner))
         except KdplugError as error:
-            error.message += self._hint(teacher, batch)
+            error.message += self._hint(student, teacher, batch)
             raise error.at("loss") from error.__cause__
         except RuntimeError as error:
-            if not (hint := self._hint(teacher, batch)):
+            if not (hint := self._hint(student, teacher, batch)):
                 raise
             raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
 
-    def _hint(self, teacher: tuple[Tensor, ...], batch: Batch) -> str:
-        """Suggest a cause for an error in the loss: the projection's width, or the shape of a mask."""
+    def _hint(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch) -> str:
+        """Suggest a cause for an error in the loss: the projection's width or a lack of one, or the shape of a mask."""
         masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
-        return ("" if self.plan is None else self.plan.explain(teacher[0])) + extended_hint(*masks)
+        if self.plan is not None:
+            return self.plan.explain(teacher[0]) + extended_hint(*masks)
+        own, theirs = student[0].shape[-1:], teacher[0].shape[-1:]
+        if self.feature != "hidden" or own == theirs:
+            return extended_hint(*masks)
+        lacks = f". The student's features are {own[0]} wide, the teacher's {theirs[0]}: add proj: linear to the match"
+        return lacks + extended_hint(*masks)
 
 
 class MatchInputs(NamedTuple):

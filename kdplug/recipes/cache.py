@@ -12,10 +12,12 @@ from rich.text import Text
 from kdplug.config.error_path import qualify_errors
 from kdplug.config.recipe import Recipe
 from kdplug.engine.cache.summary import CacheSummary
+from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
 from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable
 from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
 
@@ -47,6 +49,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
 
     runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet, resume=True)
     runner.check_cache()
+    rehearse(runner)
     for line in (header_line(), "", task.about(), ""):
         say(line)
     teacher = runner.teacher(out)
@@ -55,7 +58,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
     if is_main:
         (figures,) = runner.measured(teacher)
-        CacheProvenance(task.metric, figures).write(out)
+        CacheProvenance(task.metric, figures, dataset_fingerprint(task.data("test"))).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
         say(
             f"Written to {out}. To train without the teacher: kdplug run --set training.teacher_cache={out}, plus "

@@ -1,7 +1,8 @@
-"""Provenance of a recipe's teacher cache: the teacher's metrics and the fingerprint of its settings."""
+"""Provenance of a recipe's teacher cache: the teacher's metrics, their test part, and the fingerprint of its settings."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import FingerprintedTask, Task
 from kdplug.engine.cache.folder import ORIGIN, CacheFolder
+from kdplug.engine.checkpoint.identity import differences
 from kdplug.errors import RunError
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
@@ -18,17 +20,25 @@ from kdplug.recipes.result import Figures
 
 @dataclass(frozen=True, slots=True)
 class CacheProvenance:
-    """Metrics of the teacher when the cache was built; ``metric`` is the task's."""
+    """Metrics of the teacher when the cache was built; ``metric`` is the task's.
+
+    ``test`` is the fingerprint of the test part on which they were measured, ``None`` if it is unknown.
+    """
 
     metric: str
     teacher: Figures
+    test: Mapping[str, Any] | None = None
+
+    def is_measured_on(self, test: Mapping[str, Any], metric: str) -> bool:
+        """Return whether the figures have this metric and were measured on the test part with this fingerprint."""
+        return metric in self.teacher.metrics and not any(differences(self.test, json.loads(json.dumps(test))))
 
     def write(self, folder: Path) -> None:
         """Write the provenance into a complete cache.
 
         Raises: ``RunError`` if the folder cannot be written.
         """
-        data = {**environment_record(), "metric": self.metric, "teacher": asdict(self.teacher)}
+        data = {**environment_record(), "metric": self.metric, "teacher": asdict(self.teacher), "test": self.test}
         CacheFolder(folder).write_origin(data)
 
 
@@ -47,7 +57,7 @@ def read_provenance(recipe: Recipe) -> CacheProvenance | None:
     if found is None:
         return None
     try:
-        return CacheProvenance(found["metric"], Figures(**found["teacher"]))
+        return CacheProvenance(found["metric"], Figures(**found["teacher"]), found.get("test"))
     except (KeyError, TypeError) as error:
         remedy = f"Run kdplug cache RECIPE --out {folder} to write it again"
         raise RunError(f"{folder / ORIGIN} is damaged: {error}. {remedy}", field="teacher_cache") from error

@@ -209,12 +209,12 @@ class RecipeRunner:
         with prefixed("task"):
             student = self.task.build_student()
         if isinstance(self.task, StartsStudent) and self.task.starts_student:
-            source = self._cached_teacher() if teacher is None else teacher
+            source = self.cached_teacher() if teacher is None else teacher
             with prefixed("task"):
                 self.task.start_student(student, source)
         return student
 
-    def _cached_teacher(self) -> nn.Module:
+    def cached_teacher(self) -> nn.Module:
         """Build the teacher of the cache, from its checkpoint if the recipe fits it.
 
         Raises: ``RunError`` if the cache was built from another teacher.

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.text import Text
-from torch import empty, nn
+from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed, qualify_errors
@@ -28,13 +28,13 @@ from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable, split_qualified
-from kdplug.recipes.cache_provenance import fingerprint, read_provenance
+from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
+from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
-from kdplug.recipes.saved_student import check_apart, forget_student, forget_temporary, save_student
-from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
-from kdplug.recipes.training import check_writable, forget_checkpoints, make_optimizer
-from kdplug.report.curve import check_matplotlib, draw_curves
+from kdplug.recipes.saved_student import forget_student, forget_temporary, save_student
+from kdplug.recipes.training import forget_checkpoints
+from kdplug.report.curve import draw_curves
 from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
 from kdplug.report.table import comparison, temperature_line, terms_table
@@ -124,16 +124,8 @@ def run_recipe(
         console.print(Text(printable(text)), soft_wrap=True)
 
     _check_alone()
-    check_matplotlib()
-    component, task = build_task(recipe)
-    distillation, terms, reads = resolve_distillation(recipe)
-    make_optimizer(recipe.training, [nn.Parameter(empty(1))])  # raise optimizer errors before the teacher trains
-    check_apart(recipe, task)
-    check_writable(recipe)
+    component, task, (distillation, terms, _) = check_recipe(recipe)
     _check_own(Path(recipe.output_dir))
-    check_uncached(recipe, task)
-    prepare(task, reads)
-    check_vocabularies(recipe, task)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
@@ -159,23 +151,20 @@ def _run(
     """Train, measure and save in the recipe's locked folder."""
     task, say, output_dir = runner.task, runner.say, Path(recipe.output_dir)
     distillation, terms = shown
+    origin = read_provenance(recipe)
+    if origin is None and not resuming:
+        rehearse(runner)
     _empty(recipe, resuming=resuming)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
 
-    origin = read_provenance(recipe)
-    if origin is not None:
-        say(
-            f"Using cached teacher outputs from {recipe.training.teacher_cache}; teacher metrics date from when it was "
-            "built."
-        )
-    teacher = runner.teacher() if origin is None else None
+    teacher = _teacher(runner, origin, record["data"]["test"])
     student, history = runner.distilled(teacher)
     baseline, steps = runner.baseline(teacher)
     of_student, of_baseline, *rest = runner.measured(*filter(None, (student, baseline, teacher)))
-    of_teacher = rest[0] if origin is None else origin.teacher
+    of_teacher = rest[0] if origin is None or rest else origin.teacher
     result = RecipeResult(
         task.metric,
         of_teacher,
@@ -199,6 +188,18 @@ def _run(
     student_files = (written, SUMS) if written == STUDENT else (written,)  # a folder holds its own checksums
     say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, *student_files, CURVES))}")
     return result
+
+
+def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, test: Mapping[str, Any]) -> nn.Module | None:
+    """The fitted teacher; ``None`` if there are cached outputs, and its metrics on this test part."""
+    if origin is None:
+        return runner.teacher()
+    cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
+    if origin.is_measured_on(test, runner.task.metric):
+        runner.say(f"{cached}; teacher metrics date from when it was built.")
+        return None
+    runner.say(f"{cached}. Its teacher metrics are of another test part, so the teacher is evaluated again.")
+    return runner.cached_teacher()
 
 
 def _check_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ def check_apart(recipe: Recipe, task: Task) -> None:
     Raises: ``ConfigError`` if the task reads from it; ``RunError`` if no run saved it.
     """
     try:
-        folder = (Path(recipe.output_dir) / MODEL).resolve()
+        folder = Path(os.path.realpath(Path(recipe.output_dir) / MODEL))  # Path.resolve raises for a loop of links
         folder.exists()
     except (OSError, ValueError) as error:  # name too long, or contains NUL
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
@@ -85,7 +86,7 @@ def check_apart(recipe: Recipe, task: Task) -> None:
     for path, text in leaves(recipe.task.settings):
         if not isinstance(text, str) or "\0" in text:
             continue
-        found = Path(text).resolve()
+        found = Path(os.path.realpath(text))
         if folder.exists() and (found == folder or folder in found.parents):
             raise ConfigError(
                 f"{text!r} is where this run writes its student. Choose another output_dir",

@@ -90,6 +90,7 @@ def factor(step: int, *, schedule: str, warmup: float, total_steps: int) -> floa
 
 
 _NEVER_BEFORE_THE_END = 10**9
+_SHOWN = 200
 
 
 class Stage(StrEnum):
@@ -124,19 +125,34 @@ class Stage(StrEnum):
 
 
 def check_writable(recipe: Recipe) -> None:
-    """Raises: ``RunError`` if the folders of the stages cannot be created in ``output_dir``. Nothing is written."""
-    output_dir = Path(recipe.output_dir)
+    """Raises: ``RunError`` if a run could not create its folders: ``output_dir``, those of the stages, and ``log_dir``.
+
+    Nothing is written.
+    """
+    output_dir, log_dir = Path(recipe.output_dir), recipe.training.log_dir
     for place in (output_dir, *(stage.folder(recipe) for stage in Stage)):
-        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-        if not there.is_dir():
-            reason = f"{str(there)!r} is not a folder"
-        elif not os.access(there, os.W_OK | os.X_OK):
-            reason = f"no permission to write into {str(there)!r}"
-        else:
-            continue
-        raise RunError(
-            f"cannot write into {str(output_dir)!r}: {reason}. Choose another output_dir", field="output_dir"
-        )
+        _check_folder(place, recipe.output_dir, "output_dir")
+    if log_dir is not None:
+        _check_folder(Path(log_dir), log_dir, "log_dir")
+
+
+def _check_folder(place: Path, given: str, field: str) -> None:
+    if "\0" in given:
+        raise RunError(f"{given[:_SHOWN]!r} is not a valid folder name: it contains NUL", field=field)
+    try:
+        above = (place, *place.absolute().parents)
+        there = next(folder for folder in above if folder.exists() or folder.is_symlink())
+    except OSError as error:  # name too long
+        raise RunError(f"{given[:_SHOWN]!r} is not a valid folder name: {error.strerror}", field=field) from error
+    if not there.exists():
+        reason = f"{str(there)!r} is a broken link"
+    elif not there.is_dir():
+        reason = f"{str(there)!r} is not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = f"no permission to write into {str(there)!r}"
+    else:
+        return
+    raise RunError(f"cannot write into {given[:_SHOWN]!r}: {reason}. Choose another {field}", field=field)
 
 
 def forget_checkpoints(recipe: Recipe) -> None:

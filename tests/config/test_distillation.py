@@ -149,3 +149,8 @@ def test_the_callers_data_is_left_as_it_is(match):
     before = repr(data)
     DistillationConfig.from_dict(data).resolved()
     assert repr(data) == before
+
+
+def test_a_temperature_whose_square_overflows_is_an_error():
+    with pytest.raises(ConfigError, match=r"^temperature: must be <= 1e\+15, got 1e\+308"):
+        DistillationConfig(temperature=1e308)

@@ -115,7 +115,9 @@ def test_a_near_miss_of_a_name_whose_package_is_not_installed() -> None:
 
 def test_a_name_like_no_other() -> None:
     with isolated([distribution("kdplug-a", losses={"mykd": "a:x"})]):
-        assert told(lambda: kdplug.weight_schedulers.check("qqqq")) == "no weight scheduler 'qqqq'."
+        assert told(lambda: kdplug.weight_schedulers.check("qqqq")) == (
+            "no weight scheduler 'qqqq'. List all: kdplug plugins list --kind weight_scheduler"
+        )
 
 
 def test_the_listing_works_and_names_the_package_while_presets_are_not_installed(fake_site: FakeSite) -> None:

@@ -23,8 +23,10 @@ from kdplug.engine.cache.report import CacheReport
 from kdplug.engine.checkpoint.archive import CHECKSUMS, write_checksums
 from kdplug.errors import RunError, SettingError
 from kdplug.recipes.cache import cache_recipe
+from kdplug.recipes.cache_provenance import CacheProvenance
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.result import Figures
 from kdplug.recipes.run import run_recipe
 from kdplug.recipes.task import build_task
 
@@ -70,6 +72,37 @@ def test_the_teachers_figures_are_those_of_when_it_was_asked(recipe, out, monkey
     result = run_recipe(recipe())
     assert result.teacher.metrics == said["teacher"]["metrics"] == {"accuracy": 1.0}
     assert result.teacher.parameters == 10
+
+
+def _other_test(monkeypatch, change):
+    """Change the test part of the recipe's task."""
+    base = kdplug.tasks.load("signs")
+    data = base.data
+    monkeypatch.setattr(
+        base, "data", lambda self, part: change(data(self, part)) if part == "test" else data(self, part)
+    )
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_teacher_is_evaluated_again_for_another_test_part(recipe, out, monkeypatch, is_known):
+    cache_recipe(recipe(), out)
+    path = out / "origin.json"
+    if is_known:
+        _other_test(monkeypatch, lambda data: data[:7] * 3)
+        assert _count_teachers(monkeypatch, lambda: run_recipe(recipe())) == 1
+        return
+    CacheProvenance("accuracy", Figures({"accuracy": 0.25}, 10, 0.1, 40, 2.0)).write(out)
+    assert json.loads(path.read_text())["test"] is None
+    assert run_recipe(recipe()).teacher.metrics == {"accuracy": 1.0}
+
+
+def _count_teachers(monkeypatch, carry_out):
+    """Return how many teachers are built."""
+    base, built = kdplug.tasks.load("signs"), []
+    build = base.build_teacher
+    monkeypatch.setattr(base, "build_teacher", lambda self: built.append(1) or build(self))
+    carry_out()
+    return len(built)
 
 
 def test_a_cache_that_a_run_filled_itself_says_nothing_of_the_teacher(recipe, out):

@@ -58,9 +58,8 @@ def tracking(
 
     Raises: ``RunError`` if a tracker's package is not installed.
     """
+    check_trackers(config)
     wanted = _wanted(config)
-    for tracker in wanted:
-        _check(tracker)
     if not is_main:
         yield Tracking()
         return
@@ -80,10 +79,21 @@ def _wanted(config: LoopConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys(config.trackers))
 
 
-def _check(tracker: str) -> None:
-    there = is_tensorboard_available() if tracker == "tensorboard" else importlib.util.find_spec(tracker) is not None
-    if not there:
-        raise RunError(f'tracking with {_NAMES[tracker]} needs its package: pip install "kdplug[{tracker}]"')
+def check_trackers(config: LoopConfig) -> None:
+    """Raises: ``RunError`` if the package of a tracker that ``config`` names is not installed."""
+    for tracker in _wanted(config):
+        if not _is_installed(tracker):
+            raise RunError(
+                f'tracking with {_NAMES[tracker]} needs its package: pip install "kdplug[{tracker}]"',
+                field="log_dir" if config.trackers is None else "trackers",
+            )
+
+
+def _is_installed(tracker: str) -> bool:
+    if tracker == "tensorboard":
+        return bool(is_tensorboard_available())
+    found = importlib.util.find_spec(tracker)
+    return found is not None and found.origin is not None  # a folder ./wandb with logs is a namespace package
 
 
 def _make(tracker: str, config: LoopConfig, name: str) -> GeneralTracker:

@@ -49,7 +49,26 @@ def process(device: str, precision: str | None) -> Iterator[Accelerator]:
         yield accelerator
 
 
+def check_device(device: str) -> None:
+    """Raises: ``RunError`` if torch cannot use ``device`` on this machine."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        is_built, is_there = torch.version.cuda is not None or torch.version.hip is not None, torch.cuda.is_available()
+    elif kind == "mps":
+        is_built, is_there = torch.backends.mps.is_built(), torch.backends.mps.is_available()
+    else:
+        return
+    if not is_there:
+        cause = "torch finds none on this machine" if is_built else f"torch {torch.__version__} is built without it"
+    elif index and int(index) >= (count := torch.cuda.device_count()):
+        cause = f"torch finds {count}, numbered from 0"
+    else:
+        return
+    raise RunError(f"there is no device {device!r}: {cause}. Use device: auto, or cpu", field="device")
+
+
 def _make(device: str, precision: str | None) -> Accelerator:
+    check_device(device)
     cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     if ":" in device and torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(device.partition(":")[2]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdplug.config.recipe import RecipeTraining
 from kdplug.contracts.factored_logits import FactoredLogits
@@ -16,6 +16,7 @@ from kdplug.contracts.loss import LossSum
 from kdplug.contracts.tree import SequenceKey, dotted, leaves
 from kdplug.recipes.preview.match import features
 from kdplug.recipes.preview.sample import BATCHES, Sample
+from kdplug.recipes.result import count_parameters
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Loss
@@ -286,3 +287,38 @@ def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
             f"accordingly. Set t2: true, or raise kd_loss_weight to about {squared * config.kd_loss_weight:g}"
         )
         yield PlanWarning("temperature", "distillation.kd_loss_type", message)
+
+
+def large_students(sample: Sample) -> Iterator[PlanWarning]:
+    """Warn of a student with more parameters than its teacher."""
+    student, teacher = count_parameters(sample.student), count_parameters(sample.teacher)
+    if student > teacher:
+        message = f"the student has {student:,} parameters, more than its teacher, which has {teacher:,}"
+        yield PlanWarning("large_student", "task", message)
+    depths = [_depth(model) for model in (sample.student, sample.teacher)]
+    if None not in depths and depths[0] > depths[1]:  # type: ignore[operator]
+        message = f"the student has {depths[0]} layers, more than its teacher, which has {depths[1]}"
+        yield PlanWarning("large_student", "task", message)
+
+
+def _depth(model: nn.Module) -> int | None:
+    """The number of layers that a model's config declares, if it has one."""
+    found = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    return found if isinstance(found, int) else None
+
+
+_MANY_CLASSES = 1000
+_HIGH_TEMPERATURE = 2.0
+
+
+def high_temperature(sample: Sample) -> Iterator[PlanWarning]:
+    """Warn of a temperature above 2 over more than 1,000 classes, such as the tokens of a language model."""
+    config = sample.config
+    classes = max((one.shape[-1] for one in sample.of_teacher.logits or ()), default=0)
+    if sample.objective.kd_loss is None or config.temperature <= _HIGH_TEMPERATURE or classes <= _MANY_CLASSES:
+        return
+    message = (
+        f"temperature {config.temperature:g} over {classes:,} classes gives most of the probability to classes that the "
+        "teacher rules out. Language models are usually distilled at temperature 1"
+    )
+    yield PlanWarning("high_temperature", "distillation.temperature", message)

@@ -27,13 +27,16 @@ from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
 from kdplug.errors import RunError
 from kdplug.objective.term import Term
+from kdplug.recipes.preflight import check_recipe
 from kdplug.recipes.preview.checks import (
     Check,
     PlanWarning,
     dead_terms,
     doubled_softmax,
+    high_temperature,
     idle_settings,
     large_rates,
+    large_students,
     unbalanced_temperature,
     unshifted_labels,
     unused_masks,
@@ -42,9 +45,7 @@ from kdplug.recipes.preview.match import PlannedMatch, planned_matches
 from kdplug.recipes.preview.sample import Sample, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import count_parameters
-from kdplug.recipes.saved_student import check_apart
-from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
-from kdplug.recipes.training import Budget, Stage, check_writable, make_optimizer
+from kdplug.recipes.training import Budget, Stage, make_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,8 @@ CHECKS: tuple[Check, ...] = (
     unshifted_labels,
     thin_cache,
     idle_settings,
+    large_students,
+    high_temperature,
 )
 """The checks that a plan runs."""
 
@@ -204,14 +207,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
 
     Raises: ``KdplugError`` for an error that a run would raise at the start or in its first step.
     """
-    component, task = build_task(recipe)
-    reads = resolve_distillation(recipe).reads
-    make_optimizer(recipe.training, [nn.Parameter()])
-    check_apart(recipe, task)
-    check_writable(recipe)
-    check_uncached(recipe, task)
-    prepare(task, reads)
-    check_vocabularies(recipe, task)
+    component, task, _ = check_recipe(recipe)
     runner = RecipeRunner(recipe, task, lambda _: None, show_progress=False)
     runner.check_cache()
     config = Stage.STUDENT.config(recipe)

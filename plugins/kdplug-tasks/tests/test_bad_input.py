@@ -8,6 +8,7 @@ import pytest
 from task_scene import BERT, TRAINED, recipe, reviews, save_model, tokenizer, write_csv
 
 from kdplug import ConfigError
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
 
@@ -17,6 +18,9 @@ def folder(tmp_path_factory):
     write_csv(folder / "train.csv", reviews(16))
     write_csv(folder / "odd.csv", [*reviews(4), {"text": "x", "label": "poss"}])
     write_csv(folder / "range.csv", [{"text": "x", "label": 0}, {"text": "y", "label": 5}])
+    write_csv(folder / "three.csv", [{"text": "x", "label": place % 3} for place in range(12)])
+    write_csv(folder / "four.csv", [{"text": "x", "label": "abcd"[place % 4]} for place in range(16)])
+    write_csv(folder / "six.csv", [{"text": "x", "label": "abcdef"[place % 6]} for place in range(6)])
     (folder / "latin.csv").write_bytes(b"text,label\ncaf\xe9,pos\n")
     (folder / "empty.csv").touch()
     names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
@@ -74,6 +78,42 @@ CASES = {
         r"task\.student: .* cannot be built from this BertConfig: The hidden size \(15\) is not a multiple",
     ),
     "no tokenizer": ({"teacher": {"config": BERT, **TRAINED}}, r"task\.tokenizer: is required"),
+    "fewer outputs of the student than labels": (
+        {"student": {"config": {"num_hidden_layers": 1, "num_labels": 3}}},
+        r"task\.student\.config\.num_labels: is 3, but the task needs 2",
+    ),
+    "fewer outputs of a new teacher than labels": (
+        {
+            "data": {"train": "four.csv", "test": "four.csv"},
+            "teacher": {"config": {**BERT, "num_labels": 3}, **TRAINED},
+            "tokenizer": "bytes",
+        },
+        r"task\.teacher\.config\.num_labels: is 3, but the task needs 4",
+    ),
+    "labels that only the test part has": (
+        {
+            "data": {"train": "four.csv", "test": "six.csv"},
+            "teacher": {"config": BERT, **TRAINED},
+            "tokenizer": "bytes",
+        },
+        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. So is 'f'\. .* of data\.train",
+    ),
+    "more labels than a teacher without a head": (
+        {"data": {"train": "three.csv", "test": "three.csv"}, "teacher": "encoder"},
+        r"label id 2 is out of range.* no trained head: its config\.json names BertModel\. Write .*train: true",
+    ),
+    "names of labels with a teacher without a head": (
+        {"teacher": "encoder"},
+        r"the label 'neg' is a name.* no trained head: its config\.json names BertModel\. Write .*train: true",
+    ),
+    "more labels than the teacher has outputs": (
+        {"data": {"train": "three.csv", "test": "three.csv"}},
+        r"label id 2 is out of range.* If it has no trained head for these labels: write .*train: true",
+    ),
+    "names for more labels than a teacher without a head": (
+        {"labels": ["neg", "pos", "odd"], "teacher": "encoder"},
+        r"task\.labels: has 3 names, but the teacher has 2 outputs\. The teacher has no trained head",
+    ),
     "label names that do not fit": (
         {"labels": ["a", "b", "c"]},
         r"task\.labels: has 3 names, but the teacher has 2 outputs",
@@ -84,7 +124,7 @@ CASES = {
 def _in(folder, value, key=""):
     if isinstance(value, dict):
         return {name: _in(folder, one, name) for name, one in value.items()}
-    is_file = isinstance(value, str) and (value.endswith(".csv") or value == "other")
+    is_file = isinstance(value, str) and (value.endswith(".csv") or value in ("other", "encoder"))
     return str(folder / value) if is_file else value
 
 
@@ -96,10 +136,11 @@ def _task(folder, changes):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_an_error_before_anything_is_trained(folder, tmp_path, case):
+@pytest.mark.parametrize("carry_out", [run_recipe, plan_recipe])
+def test_bad_input_is_an_error_before_anything_is_trained(folder, tmp_path, case, carry_out):
     changes, message = CASES[case]
     with pytest.raises(ConfigError, match=message):
-        run_recipe(recipe(_task(folder, changes), tmp_path / "out"))
+        carry_out(recipe(_task(folder, changes), tmp_path / "out"))
     assert not Path(tmp_path / "out").exists()
 
 

@@ -131,3 +131,13 @@ def test_a_model_that_sees_the_next_token_is_refused(folder):
 
     with pytest.raises(ValueError, match="a bert model attends to the tokens that it predicts"):
         task_of(**_settings(folder, student={"config": BERT})).check()
+
+
+def test_a_new_recipe_has_temperature_1(tmp_path):
+    from typer.testing import CliRunner
+
+    from kdplug.cli.app import app
+
+    done = CliRunner().invoke(app, ["new", str(tmp_path / "lm.yaml"), "--task", "causal-lm"])
+    assert done.exit_code == 0, done.output
+    assert "\n  temperature: 1.0\n" in (tmp_path / "lm.yaml").read_text()

@@ -159,3 +159,17 @@ def test_a_split_that_is_not_there_gets_the_nearest_one(saved):
 def test_a_dataset_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"data\.dataset: datasets cannot load split 'train' of '.*nothing'"):
         read_source(DataSettings(dataset=str(tmp_path / "nothing"), test=0.5), COLUMNS)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_a_csv_with_another_separator_is_read_with_delimiter_and_named_without(tmp_path, mark):
+    path = write_csv(tmp_path / "rows.csv", [{"text": "a, b", "label": "x"}, {"text": "c", "label": "y"}], mark)
+    with pytest.raises(ConfigError, match=r"data\.train: .*rows\.csv: its first line is .* set data\.delimiter: "):
+        read_file(path, None, "data.train")
+    assert read_file(path, None, "data.train", delimiter=mark).columns["text"] == ["a, b", "c"]
+
+
+def test_a_delimiter_has_an_effect_on_csv_only(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match=r"^data\.delimiter: has no effect on jsonl files"):
+        read_file(str(tmp_path / "rows.jsonl"), None, "data.train", delimiter=";")

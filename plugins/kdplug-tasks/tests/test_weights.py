@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from task_scene import BERT, GPT2, SIZES, recipe, reviews, save_model, tokenizer, write_csv
+from task_scene import BERT, GPT2, SIZES, TRAINED, recipe, reviews, save_model, task_of, tokenizer, write_csv
 
 from kdplug import ConfigError
 from kdplug.recipes.preview.plan import plan_recipe
@@ -287,3 +287,16 @@ def test_checksums_that_cannot_be_read_are_refused(folder):
     (folder / "SHA256SUMS").write_bytes(b"\xff\x00 no checksum")
     with pytest.raises(ConfigError, match=r"SHA256SUMS has the line .* which is not a SHA-256 and a file name"):
         family(folder).build_teacher()
+
+
+def test_a_head_that_is_new_on_purpose_is_loaded_without_a_report(tmp_path, caplog, capfd):
+    from transformers.utils import logging
+
+    brings = tokenizer()
+    path = save_model(tmp_path / "body", "AutoModel", BERT, brings=brings, vocab_size=len(brings), pad_token_id=0)
+    rows = write_csv(tmp_path / "rows.csv", reviews(8))
+    level = logging.get_verbosity()
+    settings = {"name": "text-classification", "data": {"train": rows, "test": rows}, "max_length": 24}
+    task_of(**settings, teacher={"path": path, **TRAINED}, student=path).build_teacher()
+    assert "LOAD REPORT" not in caplog.text + "".join(capfd.readouterr())
+    assert logging.get_verbosity() == level

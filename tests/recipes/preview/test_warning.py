@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from plan_scene import Net
 from torch.nn import functional
 
 import kdplug
@@ -261,3 +264,28 @@ def test_a_teacher_that_no_term_reads_is_reported(scene):
 
 def test_checkpoints_that_will_not_be_written_are_reported_as_the_run_reports_them(scene):
     assert _checks(scene(training={"ckpt_steps": 5})) == ["said_by_the_run"]
+
+
+def test_a_student_with_more_parameters_than_its_teacher_is_warned_of(scene, monkeypatch):
+    monkeypatch.setattr("plan_scene.Scene.build_student", lambda self: Net(8))
+    found = [one for one in scene().warnings if one.check == "large_student"]
+    assert [one.field for one in found] == ["task"]
+    assert "more than its teacher" in found[0].message
+
+
+def test_a_student_with_more_layers_than_its_teacher_is_warned_of(scene, monkeypatch):
+    for side, width, layers in (("teacher", 6, 2), ("student", 4, 3)):
+        net = Net(width)
+        net.config = SimpleNamespace(num_hidden_layers=layers)
+        monkeypatch.setattr(f"plan_scene.Scene.build_{side}", lambda self, net=net: net)
+    (found,) = (one for one in scene().warnings if one.check == "large_student")
+    assert found.message == "the student has 3 layers, more than its teacher, which has 2"
+
+
+@pytest.mark.parametrize(("temperature", "classes", "is_warned_of"), [(4, 1001, 1), (2, 1001, 0), (4, 1000, 0)])
+def test_a_high_temperature_over_many_classes_is_warned_of(scene, temperature, classes, is_warned_of):
+    def wide(batch, outputs):
+        return {"logits": functional.pad(outputs["logits"], (0, classes - outputs["logits"].shape[-1]))}
+
+    checks = _checks(scene(temperature=temperature, teacher=wide, student=wide))
+    assert checks.count("high_temperature") == is_warned_of

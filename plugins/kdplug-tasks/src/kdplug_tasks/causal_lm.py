@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kdplug
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.factored import Heads
@@ -14,6 +15,7 @@ from kdplug_tasks.text.sequence import Length
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
+@kdplug.new_recipe(distillation={"temperature": 1.0})
 def causal_lm(
     *,
     data: DataSettings,

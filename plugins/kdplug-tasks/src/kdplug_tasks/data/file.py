@@ -81,8 +81,12 @@ def read_file(
     field: str,
     header: Sequence[str] | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
+    *,
+    delimiter: str | None = None,
 ) -> Table:
     """Read the table in a file. ``field`` is the setting that errors name; ``names`` selects columns of CoNLL files.
+
+    ``delimiter`` separates the columns of CSV files.
 
     Raises: ``ConfigError`` if the file does not exist, its format is unknown, or it is malformed, not UTF-8 or empty.
     """
@@ -102,12 +106,14 @@ def read_file(
         )
     if header is not None and file_format not in ("csv", "tsv"):
         raise kdplug.ConfigError(f"has no effect on {file_format} files", field="data.header")
+    if delimiter is not None and file_format != "csv":
+        raise kdplug.ConfigError(f"has no effect on {file_format} files", field="data.delimiter")
     table = Table(path, field, {})
     columns: Mapping[str, Sequence[Any]]
     if file_format in ("parquet", "npz"):
         columns = (_parquet if file_format == "parquet" else read_arrays)(file, table)
     elif file_format in ("csv", "tsv"):
-        columns = _separated(_text(file, table), table, file_format, header)
+        columns = _separated(_text(file, table), table, file_format, header, delimiter)
     else:
         columns = _READERS[file_format](_text(file, table), table, names)
     found = Table(path, field, columns)
@@ -139,10 +145,15 @@ def _text(file: Path, table: Table) -> str:
         ) from error
 
 
-def _separated(text: str, table: Table, file_format: str, header: Sequence[str] | None) -> dict[str, list[Any]]:
-    rows = csv.reader(io.StringIO(text, newline=""), **_DIALECTS[file_format])
+def _separated(
+    text: str, table: Table, file_format: str, header: Sequence[str] | None, delimiter: str | None
+) -> dict[str, list[Any]]:
+    dialect = _DIALECTS[file_format] | ({} if delimiter is None else {"delimiter": delimiter})
+    rows = csv.reader(io.StringIO(text, newline=""), **dialect)
     try:
         names = list(header) if header is not None else next(rows, [])
+        if file_format == "csv" and header is None and len(names) == 1:
+            _check_delimiter(names[0], table)
         if len(set(names)) < len(names):
             raise table.error(f"two columns have the same name: {', '.join(names)}")
         found = []
@@ -155,6 +166,17 @@ def _separated(text: str, table: Table, file_format: str, header: Sequence[str] 
     except csv.Error as error:
         raise table.error(f"line {rows.line_num}: {error}") from error
     return {name: [row[place] for row in found] for place, name in enumerate(names)}
+
+
+def _check_delimiter(name: str, table: Table) -> None:
+    """Raises: ``ConfigError`` for the name of a single column that holds another separator than the one in use."""
+    found = next((mark for mark in (";", "\t", "|", ",") if mark in name), None)
+    if found is not None:
+        shown = json.dumps(found)
+        raise table.error(
+            f"its first line is a single column, {name[:_SHOWN]!r}, but holds {shown}. If its columns are separated by that, "
+            f"set data.delimiter: {shown}"
+        )
 
 
 _DIALECTS: dict[str, dict[str, Any]] = {

@@ -41,13 +41,15 @@ class Labels:
     """Class names in the order of a model's outputs.
 
     ``are_placeholders``: the names are ``LABEL_0``, ``LABEL_1``…; ``by_number``: the data use class numbers, counted
-    from 0, instead of names; ``untrained``: classes that occur in the test part but not in the training part.
+    from 0, instead of names; ``untrained``: classes that occur in the test part but not in the training part;
+    ``origin``: a sentence for errors about where the names are from, and how to have others.
     """
 
     names: tuple[str, ...]
     are_placeholders: bool = False
     by_number: bool = False
     untrained: tuple[str, ...] = ()
+    origin: str = field(default="", compare=False)
     _places: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Labels:
             return int(one.text)
         if not self.by_number and one.text in self._places:
             return self._places[one.text]
-        raise self._error(one, ())
+        raise self._error(one)
 
     def indices(self, table: Table, column: str, *, optional: bool) -> list[int]:
         """Return the class number of each row, ``-100`` for a row without a label, which ``optional`` allows.
@@ -103,7 +105,8 @@ class Labels:
             return replace(self, by_number=True)
         misfits = [one for one in unknown if not one.is_number] or unknown
         out_of_range = [one for one in misfits if one.is_number and not 0 <= int(one.text) < len(self)]
-        raise self._error((out_of_range or misfits)[0], seen)
+        wrong = out_of_range or misfits
+        raise self._error(wrong[0], seen, tuple(one.text for one in wrong[1:]))
 
     @property
     def to_config(self) -> dict[str, Any]:
@@ -132,7 +135,8 @@ class Labels:
     def _shown(self) -> str:
         return ", ".join(self.names[:_SHOWN]) + (", …" if len(self.names) > _SHOWN else "")
 
-    def _error(self, one: Written, seen: Iterable[Written]) -> kdplug.ConfigError:
+    def _error(self, one: Written, seen: Iterable[Written] = (), others: Sequence[str] = ()) -> kdplug.ConfigError:
+        """Return the error for a label; ``others`` are more labels with the same flaw."""
         named = next((other for other in seen if other.text in self._places), None)
         if one.is_number and self._has_numbers:
             message = (
@@ -154,7 +158,10 @@ class Labels:
         else:
             near = did_you_mean(one.text, self.names)
             message = f"unknown label {one.text!r}.{near} The labels are {self._shown}"
-        return one.table.error(message, one.row)
+        if others:
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            message += f". So {'is' if len(others) == 1 else 'are'} {', '.join(map(repr, others[:_SHOWN]))}{more}"
+        return one.table.error(message + self.origin, one.row)
 
 
 def is_missing(value: Any) -> bool:
@@ -236,20 +243,31 @@ def _named(
             _check_order(given, teacher)
         return Labels(tuple(given))
     if teacher is not None:
-        return _of_teacher(teacher, classes)
+        return replace(_of_teacher(teacher, classes), origin=_about_head(teacher))
     if classes is not None:
         return Labels(tuple(classes))
     if len(train) < 2:
         raise kdplug.ConfigError(f"must have at least two labels, got {', '.join(train) or 'none'}", field="data.train")
     is_number = all(one.is_number for one in train.values())
-    return Labels(tuple(sorted(train, key=int if is_number else None)))
+    origin = ". They are those of data.train. To allow others, write labels: all names, in output order"
+    return Labels(tuple(sorted(train, key=int if is_number else None)), origin=origin)
+
+
+def _about_head(teacher: Any) -> str:
+    """Return a sentence about the head of a teacher whose outputs do not fit the data."""
+    classes = [str(one) for one in getattr(teacher, "architectures", None) or ()]
+    fix = "Write teacher: {path: …, train: true} to train one for these labels"
+    if classes and not any("Classification" in name for name in classes):
+        return f". The teacher has no trained head: its config.json names {', '.join(classes)}. {fix}"
+    return f". They are the teacher's outputs. If it has no trained head for these labels: {fix[0].lower()}{fix[1:]}"
 
 
 def _check_order(given: Sequence[str], teacher: Any) -> None:
     """Raises: ``ConfigError`` if ``labels`` and the teacher's class names differ in number, or in order ignoring case."""
     if teacher.num_labels != len(given):
         raise kdplug.ConfigError(
-            f"has {len(given)} names, but the teacher has {teacher.num_labels} outputs", field="labels"
+            f"has {len(given)} names, but the teacher has {teacher.num_labels} outputs{_about_head(teacher)}",
+            field="labels",
         )
     names = _names_of(teacher)
     places = {name.strip().casefold(): place for place, name in enumerate(names)}

@@ -37,6 +37,8 @@ class DataSettings(Settings):
     """
     header: Annotated[list[str], Field(min_length=1)] | None = None
     """Column names of a CSV or TSV file without a header line."""
+    delimiter: Literal[",", ";", "|", "\t"] | None = None
+    """Separator of the columns in CSV files. Default: a comma."""
     split_seed: WholeNumber = 0
     """Seed that selects the test rows from ``train`` if ``test`` is a fraction."""
 
@@ -46,6 +48,6 @@ class DataSettings(Settings):
             raise kdplug.ConfigError("train is required: a file, or a split if 'dataset' is set")
         if self.dataset is None and (self.config or self.revision):
             raise kdplug.ConfigError("config and revision have no effect without 'dataset'")
-        if self.dataset is not None and (self.format or self.header):
-            raise kdplug.ConfigError("format and header apply to files and have no effect with 'dataset'")
+        if self.dataset is not None and (self.format or self.header or self.delimiter):
+            raise kdplug.ConfigError("format, header and delimiter apply to files and have no effect with 'dataset'")
         return self

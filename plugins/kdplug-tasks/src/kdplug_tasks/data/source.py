@@ -70,7 +70,7 @@ def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Tab
     if settings.dataset is not None:
         table = read_split(settings, name, field)
     else:
-        table = read_file(name, settings.format, field, settings.header, names)
+        table = read_file(name, settings.format, field, settings.header, names, delimiter=settings.delimiter)
     required: Iterable[str] = columns.inputs if part == "distillation" else (*columns.inputs, *columns.targets)
     if part == "distillation":
         names = {name: own for name, own in names.items() if name not in columns.targets or own in table.columns}

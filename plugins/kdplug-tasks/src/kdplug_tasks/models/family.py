@@ -24,15 +24,21 @@ from kdplug_tasks.models.weights import check_size, check_sums, check_weights, u
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """Disable transformers' progress bars inside the block: a run shows its own progress."""
+def quiet() -> Iterator[None]:
+    """Disable transformers' progress bars and warnings inside the block.
+
+    A run shows its own progress. The report of weights that were not loaded lists a head that is new on purpose;
+    ``check_weights`` raises an error for any other.
+    """
     from transformers.utils import logging
 
-    were_shown = logging.is_progress_bar_enabled()
+    were_shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        logging.set_verbosity(level)  # type: ignore[no-untyped-call]
         if were_shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -171,7 +177,7 @@ class Family:
         switches = {name: getattr(config, name) for name in _SWITCHES if hasattr(config, name)}
         for name in switches:
             setattr(config, name, _SWITCHES[name])
-        with without_bars():
+        with quiet():
             model.save_pretrained(folder)  # type: ignore[operator]
         for name, value in switches.items():
             setattr(config, name, value)
@@ -205,7 +211,7 @@ class Family:
         check_shards(path, field)
         check_sums(path, field)
         try:
-            with without_bars(), data_only():
+            with quiet(), data_only():
                 model, info = self._class.from_pretrained(
                 path, config=deepcopy(config), trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, dtype="float32", **self._attention,

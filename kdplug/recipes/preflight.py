@@ -1,0 +1,73 @@
+"""Checks before a recipe trains anything, for ``kdplug run``, ``kdplug plan`` and ``kdplug cache``."""
+
+from __future__ import annotations
+
+import warnings
+from typing import NamedTuple
+
+from torch import empty, nn
+
+from kdplug.config.recipe import Recipe
+from kdplug.contracts.task import Task
+from kdplug.engine.observe.tracking import check_trackers
+from kdplug.engine.parallel.process import check_device, process
+from kdplug.host.component import Component
+from kdplug.recipes.preview.sample import take_sample
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.saved_student import check_apart
+from kdplug.recipes.task import (
+    Resolved,
+    build_task,
+    check_uncached,
+    check_vocabularies,
+    prepare,
+    resolve_distillation,
+)
+from kdplug.recipes.training import Budget, Stage, check_writable, make_optimizer
+from kdplug.report.curve import check_matplotlib
+
+
+class CheckedRecipe(NamedTuple):
+    """The component that the recipe's ``task`` names, the task, and the resolved distillation."""
+
+    component: Component
+    task: Task
+    resolved: Resolved
+
+
+def check_recipe(recipe: Recipe) -> CheckedRecipe:
+    """Build the recipe's task, and check what a run needs: names, settings, data, packages, device and folders.
+
+    Nothing is written and no model is built.
+
+    Raises: ``KdplugError`` for the first thing that a run could not use.
+    """
+    check_matplotlib()
+    check_device(recipe.training.device)
+    check_trackers(Stage.STUDENT.config(recipe))
+    component, task = build_task(recipe)
+    resolved = resolve_distillation(recipe)
+    make_optimizer(recipe.training, [nn.Parameter(empty(1))])
+    check_apart(recipe, task)
+    check_writable(recipe)
+    check_uncached(recipe, task)
+    prepare(task, resolved.reads)
+    check_vocabularies(recipe, task)
+    return CheckedRecipe(component, task, resolved)
+
+
+def rehearse(runner: RecipeRunner) -> None:
+    """Run the first batch of the distillation through untrained models, if the recipe fits its teacher.
+
+    So an error of the first step does not wait until the teacher is fitted. The run itself raises the same warnings.
+
+    Raises: ``KdplugError``.
+    """
+    if runner.fit() is None:
+        return
+    recipe, config = runner.recipe, Stage.STUDENT.config(runner.recipe)
+    loader = runner.loader("distillation", recipe.training.batch_size)
+    precision = config.precision if "precision" in config.model_fields_set else None
+    with warnings.catch_warnings(), process(config.device, precision) as accelerator:
+        warnings.simplefilter("ignore")
+        take_sample(recipe, runner, accelerator, Budget.of(recipe.training, loader).total_steps)
