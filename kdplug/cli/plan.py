@@ -40,7 +40,7 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
     if plan.steps["teacher"]:
-        yield Text("These values are those of the teacher before its training; the run trains it first.")
+        yield Text("The teacher is still untrained here, so terms that read it will have other values in the run.")
     if plan.matches:
         yield _matches(plan.matches)
     yield _models(plan)

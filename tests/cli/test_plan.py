@@ -29,7 +29,7 @@ def test_a_plan_is_printed_and_nothing_is_written(kdplug, tmp_path, monkeypatch)
 
 
 def test_the_plan_says_that_its_values_are_those_of_a_teacher_that_is_not_trained_yet(kdplug):
-    assert "These values are those of the teacher before its training" in kdplug("plan", DIGITS).stdout
+    assert "The teacher is still untrained here" in kdplug("plan", DIGITS).stdout
 
 
 @pytest.mark.parametrize(
