@@ -39,6 +39,8 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     yield Text(temperature_line(plan.config))
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
+    if plan.steps["teacher"]:
+        yield Text("The teacher is still untrained here, so terms that read it will have other values in the run.")
     if plan.matches:
         yield _matches(plan.matches)
     yield _models(plan)
@@ -51,11 +53,13 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
 
 
 def size(count: int) -> str:
-    """Format a byte count with three significant digits: ``12.3 MiB``."""
+    """Format a byte count with three significant digits, or four from 1,000 to 1,023: ``12.3 MiB``, ``1,020 KiB``."""
     number, units = float(count), ["bytes", "KiB", "MiB", "GiB", "TiB"]
     while number >= 1024 and len(units) > 1:
         number, units = number / 1024, units[1:]
-    return f"{number:.3g} {units[0]}" if units[0] != "bytes" else f"{count} bytes"
+    if units[0] == "bytes":
+        return f"{count} bytes"
+    return f"{number:.3g} {units[0]}" if number < 999.5 else f"{number:,.0f} {units[0]}"
 
 
 def _terms(plan: RunPlan) -> Table:

@@ -118,7 +118,7 @@ def check(
     if as_json:
         _print_findings(found)
     else:
-        _print(found)
+        _print(found, dist)
     if any(one.level == "error" for one in found):
         raise typer.Exit(1)
 
@@ -130,7 +130,7 @@ def _print_findings(found: list[Finding]) -> None:
     typer.echo(json.dumps([asdict(one) for one in found], indent=2))
 
 
-def _print(found: list[Finding]) -> None:
+def _print(found: list[Finding], dist: str | None) -> None:
     from rich.text import Text
 
     from kdplug.cli.terminal import console
@@ -147,9 +147,8 @@ def _print(found: list[Finding]) -> None:
     errors = sum(one.level == "error" for one in found)
     counts = f"{errors} error{'s' * (errors != 1)}, {len(found) - errors} warning{'s' * (len(found) - errors != 1)}"
     plugins = len(active().dists)
-    out.print(
-        f"{plugins} plugin{'s' * (plugins != 1)} installed: {counts if found else 'no problems'}", highlight=False
-    )
+    checked = printable(dist) if dist is not None else f"{plugins} plugin{'s' * (plugins != 1)} installed"
+    out.print(f"{checked}: {counts if found else 'no problems'}", highlight=False, markup=False, soft_wrap=True)
 
 
 app = typer.Typer(help="List, inspect and check installed plugins, or create a new one.", no_args_is_help=True)

@@ -56,7 +56,7 @@ def _split(override: str) -> tuple[list[str], Any]:
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:
-    """Set the value at ``path`` in ``tree``. Each step must exist in ``known``."""
+    """Set the value at ``path`` in ``tree``. Each step must exist in ``known``, except the settings of a task."""
     here: Any = tree
     there: Any = known
     for depth, part in enumerate(path):
@@ -64,7 +64,7 @@ def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any
         if depth == len(path) - 1:
             here[place] = value
             return
-        there = there[place]
+        there = there.get(place, {}) if isinstance(there, dict) else there[place]
         if isinstance(here, dict):  # a key at its default is only in known
             here.setdefault(place, [] if isinstance(there, list) else {})
         here = here[place]
@@ -74,7 +74,8 @@ def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
     """Return the key or index that ``part`` means in ``node``."""
     where = ".".join(above)
     if isinstance(node, dict):
-        if part not in node and not last:
+        # The recipe holds only those settings of its task that it names; the task checks the others when it is built.
+        if part not in node and not last and above[:1] != ["task"]:
             message = f"unknown key.{did_you_mean(part, node)} The keys here are: {', '.join(node)}"
             raise UnknownKeyError(message).at(*above, part)
         return part

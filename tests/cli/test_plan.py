@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from kdplug.cli.plan import size
+
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.yaml"
 
 
@@ -24,6 +26,25 @@ def test_a_plan_is_printed_and_nothing_is_written(kdplug, tmp_path, monkeypatch)
     places = [done.stdout.index(word) for word in [*words, "optimizer state", "570", "no warnings"]]
     assert places == sorted(places)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_says_that_its_values_are_those_of_a_teacher_that_is_not_trained_yet(kdplug):
+    assert "The teacher is still untrained here" in kdplug("plan", DIGITS).stdout
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1000 * 1024, "1,000 KiB"),
+        (1024**2 - 1, "1,024 KiB"),
+        (999 * 1024**2, "999 MiB"),
+        (13 * 1024**2, "13 MiB"),
+    ],
+)
+def test_a_size_is_never_printed_with_an_exponent(count, shown):
+    assert size(count) == shown
 
 
 def test_a_warning_leaves_the_exit_status_at_0(kdplug):

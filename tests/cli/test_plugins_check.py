@@ -21,7 +21,7 @@ def test_an_error_is_reported_with_its_place_and_its_fix(kdplug, fake_site):
     assert head.startswith("error   kdplug-a [signature] x (kdplug-a) asks for input 'student_logit'")
     assert where == f"        in    {fake_site.folder / 'kdplug_a.py'}:1"
     assert fix.startswith("        fix   correct its signature")
-    assert count == "1 plugin installed: 1 error, 0 warnings"
+    assert count == "kdplug-a: 1 error, 0 warnings"
 
 
 def test_the_exit_status_is_1_where_there_is_an_error(kdplug, fake_site):
@@ -37,10 +37,14 @@ def test_it_is_0_where_there_is_none_or_a_warning(kdplug, fake_site, source):
         assert kdplug("plugins", "check", "kdplug-a").exit_code == 0
 
 
-def test_without_trouble_it_says_so(kdplug, fake_site):
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [((), "1 plugin installed: no problems\n"), (("Kdplug_A",), "Kdplug_A: no problems\n")],
+)
+def test_without_trouble_it_names_what_was_checked(kdplug, fake_site, names, says):
     _add(fake_site, GOOD)
     with fake_site.host():
-        assert kdplug("plugins", "check", "Kdplug_A").stdout == "1 plugin installed: no problems\n"
+        assert kdplug("plugins", "check", *names).stdout == says
 
 
 def test_json_has_one_object_for_each_finding(kdplug, fake_site):

@@ -44,6 +44,14 @@ def test_a_change_reaches_its_place_and_leaves_the_rest(base, override, value):
     assert base.to_dict() == before
 
 
+def test_a_setting_of_a_task_that_the_recipe_does_not_name_can_be_set(recipe):
+    recipe["task"] = {"name": "digits", "data": {"train": "all.csv"}}
+    changed = Recipe.from_dict(recipe).with_overrides(
+        ["task.data.columns.text=sentence", "task.data.columns.label=gold"]
+    )
+    assert changed.to_dict()["task"]["data"]["columns"] == {"text": "sentence", "label": "gold"}
+
+
 def test_no_change_changes_nothing(base):
     assert base.with_overrides([]) == base
 

@@ -49,6 +49,8 @@ def changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         missing: dict[str, Any] | None = {} if part == "hooks" else None
         before, after = saved.get(part, missing), now.get(part, missing)
         if before != after:
+            if part == "precision":  # accelerate's name for the config's fp32
+                before, after = ("fp32" if value == "no" else value for value in (before, after))
             found.append(f"{_WORDS.get(part, part)}: {_change(before, after)}")
     return found
 

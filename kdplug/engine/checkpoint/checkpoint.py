@@ -168,7 +168,13 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises: ``RunError`` that names an intact checkpoint nearby if ``folder`` is not a checkpoint, or is damaged."""
+    """Raises: ``RunError`` that names checkpoints nearby if ``folder`` is missing, is not a checkpoint, or is damaged."""
+    if not folder.is_dir():
+        there = ", ".join(path.name for _, path in steps(folder.parent)) or "none"
+        raise RunError(
+            f"there is no folder {folder} to resume from. Checkpoints in {folder.parent}: {there}. "
+            'resume="auto" resumes from the newest one in output_dir'
+        )
     named = _FOLDER.fullmatch(folder.name)
     if named is None and not (folder / STUDENT).is_file():
         there = ", ".join(path.name for _, path in steps(folder)) or "none"

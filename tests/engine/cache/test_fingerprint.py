@@ -149,3 +149,9 @@ def test_a_module_that_prints_an_address_has_the_same_fingerprint_twice(model):
 
     model.append(Printing())
     assert of(model) == of(model)
+
+
+def test_no_mixed_precision_is_named_as_in_the_config():
+    assert changes({"precision": "no"}, {"precision": "bf16"}) == [
+        "the precision of the forward pass: 'fp32' -> 'bf16'"
+    ]

@@ -150,6 +150,13 @@ def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_pa
     run(tmp_path, LOADERS["in order"](), resume="auto")
 
 
+def test_a_missing_folder_is_an_error_that_names_the_checkpoints_next_to_it(tmp_path):
+    run(tmp_path, LOADERS["in order"]())
+    says = r"there is no folder .*step-1000 to resume from\. Checkpoints in .*: .*step-9.*resume=\"auto\""
+    with pytest.raises(RunError, match=says):
+        run(tmp_path, LOADERS["in order"](), resume=tmp_path / "step-1000")
+
+
 def test_a_changed_config_is_refused_and_named(tmp_path):
     run(tmp_path, LOADERS["in order"](), temperature=4)
     with pytest.raises(RunError, match=r"distillation\.temperature: 4\.0 -> 2\.0"):

@@ -84,7 +84,7 @@ class Labels:
             elif optional:
                 found.append(NO_LABEL)
             else:
-                raise table.error("there is no label", row)
+                raise table.error("there is no label; only rows of data.distillation may lack one", row)
         return found
 
     def says_none(self, one: Written) -> bool:

@@ -90,7 +90,7 @@ def _number(value: Any, table: Table, row: int, *, optional: bool) -> float:
     if is_missing(value):
         if optional:
             return _NONE
-        raise table.error("there is no label", row)
+        raise table.error("there is no label; only rows of data.distillation may lack one", row)
     try:
         found = float(value)
     except (TypeError, ValueError):
