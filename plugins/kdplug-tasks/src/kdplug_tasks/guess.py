@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
-from kdplug.contracts.task import GuessRecipe
 from kdplug_tasks.data.file import read_file
 from kdplug_tasks.data.table import Table
 
@@ -66,7 +65,7 @@ class Recognized:
     settings: Mapping[str, Any]
 
 
-def guess_for(task: str, max_length: int | None = None) -> GuessRecipe:
+def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str | None], kdplug.RecipeGuess | None]:
     """Return the function that infers the settings of ``task`` from data, ``None`` for data of other tasks.
 
     ``max_length`` is the default of the task's setting of that name, which a teacher with fewer positions lowers.
