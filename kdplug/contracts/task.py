@@ -247,7 +247,7 @@ class RecipeGuess:
 class GuessRecipe(Protocol):
     """Infers a task's settings from data and a teacher, for ``kdplug new --from``."""
 
-    def __call__(self, data: Path, teacher: str | None) -> RecipeGuess | None:
+    def __call__(self, data: Path, teacher: str | None, /) -> RecipeGuess | None:
         """Return the settings for ``data``, a file or folder; ``None`` if the task cannot read such data.
 
         ``teacher`` is a model folder or hub name. Nothing may be downloaded.
