@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
-    from kdplug.contracts.task import Task, new_recipe
+    from kdplug.contracts.task import RecipeGuess, Task, new_recipe
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
@@ -108,6 +108,7 @@ __all__ = [
     "PluginError",
     "Ragged",
     "Recipe",
+    "RecipeGuess",
     "RunError",
     "SettingError",
     "ShapeError",
@@ -157,6 +158,7 @@ _ROOMS = {
     ),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.task": (
+        "RecipeGuess",
         "Task",
         "new_recipe",
     ),

@@ -40,6 +40,7 @@ FACE = [
     "PluginError",
     "Ragged",
     "Recipe",
+    "RecipeGuess",
     "RunError",
     "SettingError",
     "ShapeError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from kdplug.config.model import ConfigModel
+    from kdplug.contracts.task import RecipeGuess
     from kdplug.host.entry import Entry
 
 SCHEMA = "kdplug.schema.json"
 
 _CHOSEN: Mapping[str, Mapping[str, Any]] = {
-    "distillation": {"hard_label_weight": 1.0},
+    "distillation": {"kd_loss_type": {"name": "ce", "t2": True}, "hard_label_weight": 1.0},
     "training": {"lr_schedule": "linear", "num_epochs": 10},
 }
 """Values of a new recipe that differ from the defaults; a task may override them."""
@@ -30,22 +31,27 @@ _MATCH = "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_ms
 
 def new(
     recipe: Annotated[Path, typer.Argument(help="Recipe file to write (.yaml or .yml).")],
-    task: Annotated[str, typer.Option("--task", metavar="NAME", help="Task name, such as digits.")],
+    task: Annotated[str | None, typer.Option("--task", metavar="NAME", help="Task name, such as digits.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="DATA", help="Data file or folder from which to infer the task and its settings."
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", metavar="MODEL", help="With --from: the teacher's folder or hub name.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented starter recipe for a task, and a JSON Schema with which editors validate it."""
+    """Write a commented starter recipe for a task or for your data, and a JSON Schema with which editors validate it."""
     with report_errors():
         from kdplug.config.recipe import Recipe
         from kdplug.config.schema.build import schema_of
-        from kdplug.host.registry import tasks
         from kdplug.report.file import replacing, write_json
 
         _check_free(recipe, force=force)
-        try:
-            entry = tasks.entry(task)
-        except KdplugError as error:
-            raise error.at("--task") from None
-        text, missing = recipe_text(recipe.name, task, entry)
+        entry, guess = _task_of(task, data, teacher)
+        text, missing = recipe_text(recipe.name, task or entry.name, entry, guess)
         Recipe.from_yaml(text)
         schema = schema_of("recipe", load=lambda one: one is entry)
         try:
@@ -54,11 +60,65 @@ def new(
             write_json(recipe.with_name(SCHEMA), schema.data)
         except OSError as error:
             raise RunError(f"cannot write {str(recipe)!r}: {error.strerror}") from error
+    if guess is not None:
+        typer.echo(f"Inferred from {data}, please check:")
+        for reason in (f"task {entry.name}", *guess.reasons):
+            typer.echo(f"  {reason}")
     typer.echo(f"Wrote {recipe} and {recipe.with_name(SCHEMA)} (all names, and the settings of this task).")
     typer.echo(f"To add the settings of every plugin:  kdplug schema > {recipe.with_name(SCHEMA)}")
     for name in missing:
-        typer.echo(f"Fill in task.{name}: it has no default")
+        typer.echo(f"Fill in task.{name}")
+    typer.echo(f"Preview it:  kdplug plan {recipe}")
     typer.echo(f"Run it:  kdplug run {recipe}")
+
+
+def _task_of(task: str | None, data: Path | None, teacher: str | None) -> tuple[Entry, RecipeGuess | None]:
+    """Return the task that the options name or that reads ``data``, and what it infers from ``data``."""
+    from kdplug.host.registry import tasks
+
+    if data is None:
+        if task is None:
+            raise ConfigError("give --task NAME, or --from DATA to infer the task. To list tasks: kdplug plugins list")
+        if teacher is not None:
+            raise ConfigError("--teacher has no effect without --from")
+    try:
+        named = tasks.entry(task) if task is not None else None
+    except KdplugError as error:
+        raise error.at("--task") from None
+    if data is None:
+        assert named is not None
+        return named, None
+    found = {one: guess for one in ([named] if named else _entries()) if (guess := _guess(one, data, teacher))}
+    if len(found) == 1:
+        return found.popitem()
+    if named is not None:
+        raise ConfigError(f"{named.qualified} cannot infer its settings from {str(data)!r}. Leave out --from").at(
+            "--from"
+        )
+    if not found:
+        raise ConfigError(f"no installed task recognizes {str(data)!r}. Name a task with --task").at("--from")
+    names = ", ".join(sorted(one.name for one in found))
+    raise ConfigError(f"{str(data)!r} fits several tasks: {names}. Choose one with --task").at("--from")
+
+
+def _entries() -> Iterator[Entry]:
+    """Yield the installed tasks that can be imported."""
+    from kdplug.host.registry import tasks
+
+    for entry in tasks.entries():
+        try:
+            entry.load()
+        except KdplugError as error:
+            typer.echo(f"skipping {entry.qualified}: {error}", err=True)
+        else:
+            yield entry
+
+
+def _guess(entry: Entry, data: Path, teacher: str | None) -> RecipeGuess | None:
+    from kdplug.contracts.task import NEW_RECIPE
+
+    guess = getattr(entry.load(), NEW_RECIPE, {}).get("guess")
+    return guess(data, teacher) if guess is not None else None
 
 
 def _check_free(recipe: Path, *, force: bool) -> None:
@@ -68,16 +128,20 @@ def _check_free(recipe: Path, *, force: bool) -> None:
         raise ConfigError(f"{str(recipe)!r} already exists. Overwrite it with --force")
 
 
-def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
-    """Return a recipe that names ``task`` as ``name``, and the task's settings without a default. Imports the task."""
+def recipe_text(file: str, name: str, task: Entry, guess: RecipeGuess | None = None) -> tuple[str, list[str]]:
+    """Return a recipe that names ``task`` as ``name``, and the settings of the task to fill in. Imports the task.
+
+    Settings that ``guess`` holds are not to be filled in.
+    """
     from kdplug.config.distillation import DistillationConfig
     from kdplug.config.recipe import Recipe, RecipeTraining
 
-    settings, missing = _task_settings(task)
+    settings, missing = _task_settings(task, guess)
     models: dict[str, type[ConfigModel]] = {"distillation": DistillationConfig, "training": RecipeTraining}
-    blocks = {key: list(_keys(model, _chosen(task, key, model))) for key, model in models.items()}
+    blocks = {key: list(_keys(model, _chosen(task, key, model.model_fields))) for key, model in models.items()}
     blocks["task"] = [f"  name: {_yaml(name)}", *settings]
     lines = [f"# yaml-language-server: $schema=./{SCHEMA}", f"# Run it:  kdplug run {file}"]
+    lines += [f"# Inferred: {_comment(reason)}" for reason in (guess.reasons if guess else ())]
     for key, field in Recipe.model_fields.items():
         lines += ["", f"# {_comment(field.description or '')}"]
         if key in blocks:
@@ -87,8 +151,8 @@ def recipe_text(file: str, name: str, task: Entry) -> tuple[str, list[str]]:
     return "\n".join(lines) + "\n", missing
 
 
-def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]:
-    """Values that replace the defaults in a block of the recipe.
+def _chosen(task: Entry, block: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Values that replace the defaults in a block of the recipe, which has these ``keys``.
 
     Raises: ``SignatureError`` if the task names a key that the block does not have.
     """
@@ -96,12 +160,11 @@ def _chosen(task: Entry, block: str, model: type[ConfigModel]) -> dict[str, Any]
 
     own = getattr(task.load(), NEW_RECIPE, {}).get(block, {})
     for key in own:
-        if key not in model.model_fields:
+        if key not in keys:
             raise SignatureError(
-                f"{task.qualified} sets {block}.{key} in new recipes, but there is no such key."
-                f"{did_you_mean(key, model.model_fields)}"
+                f"{task.qualified} sets {block}.{key} in new recipes, but there is no such key.{did_you_mean(key, keys)}"
             )
-    return {**_CHOSEN[block], **own}
+    return {**_CHOSEN.get(block, {}), **own}
 
 
 def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
@@ -114,23 +177,29 @@ def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {key}: {_yaml(chosen.get(key, _default(field)))}"
 
 
-def _task_settings(task: Entry) -> tuple[list[str], list[str]]:
-    """Return a task's settings as recipe lines, and the names of those without a default."""
+def _task_settings(task: Entry, guess: RecipeGuess | None) -> tuple[list[str], list[str]]:
+    """Return a task's settings as recipe lines, and the names of those to fill in."""
     from kdplug.config.schema.entry import entry_schema
 
     found = entry_schema(task, load=True)
     if found.error:
         _ = task.settings  # raises the error
     schema = found.settings or {}
+    properties = schema.get("properties", {})
+    inferred = guess.settings if guess else {}
+    values = {**_chosen(task, "task", list(properties)), **inferred}
     lines, missing = [], []
-    for name, setting in schema.get("properties", {}).items():
+    for name, setting in properties.items():
         doc = _comment(f"{setting.get('description', '')} {_bounds(setting)}")
         lines += [f"  # {doc}"] if doc else []
-        if "default" in setting:
-            lines.append(f"  {name}: {_yaml(setting['default'])}")
-        elif name in schema.get("required", []):
+        known = {"default": setting["default"]} if "default" in setting else {}
+        value = values.get(name, known.get("default"))
+        line = f"  {name}: {_yaml(value)}" if name in values or known else f"  {name}:"
+        if name in schema.get("required", []) and name not in inferred:
             missing.append(name)
-            lines.append(f"  {name}:")
+            line += "  # fill in"
+        if name in values or known or name in missing:
+            lines.append(line)
     return lines, missing
 
 

@@ -78,12 +78,19 @@ class DistillationConfig(ConfigModel):
     )
     kd_loss_type: KdLoss = Field(default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
     kd_loss_weight: NonNegative = Field(
-        default=1.0, description="weight of the kd loss; with a scheduler, the base weight"
+        default=1.0,
+        description=(
+            "weight of the kd loss in the total; with a scheduler, the base weight. Without t2, the loss's gradient shrinks "
+            "with the square of the temperature, so 1 is a small weight"
+        ),
     )
     kd_loss_weight_scheduler: WeightScheduler = None
     hard_label_weight: NonNegative = Field(
         default=0.0,
-        description="weight of the losses that the student's adaptor returns; 1 if only its scheduler is given",
+        description=(
+            "weight of the losses that the student's adaptor returns, such as the cross-entropy with the true labels; 0 leaves "
+            "them out; 1 if only its scheduler is given"
+        ),
     )
     hard_label_weight_scheduler: WeightScheduler = None
     teacher_combiner: TeacherCombiner = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -234,19 +235,50 @@ NEW_RECIPE = "new_recipe"
 _Task = TypeVar("_Task", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True, slots=True)
+class RecipeGuess:
+    """A recipe that a task proposes for data and a teacher.
+
+    ``settings`` are the task's settings; ``reasons`` says in one line each what they were inferred from.
+    """
+
+    settings: Mapping[str, Any]
+    reasons: Sequence[str]
+
+
+class GuessRecipe(Protocol):
+    """Infers a task's settings from data and a teacher, for ``kdplug new --from``."""
+
+    def __call__(self, data: Path, teacher: str | None, /) -> RecipeGuess | None:
+        """Return the settings for ``data``, a file or folder; ``None`` if the task cannot read such data.
+
+        ``teacher`` is a model folder or hub name. Nothing may be downloaded.
+
+        Raises: ``ConfigError`` if the data cannot be read.
+        """
+        ...
+
+
 def new_recipe(
-    *, distillation: Mapping[str, Any] | None = None, training: Mapping[str, Any] | None = None
+    *,
+    task: Mapping[str, Any] | None = None,
+    distillation: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+    guess: GuessRecipe | None = None,
 ) -> Callable[[_Task], _Task]:
-    """Declare a task's overrides for new recipes: keys of ``distillation:`` and ``training:``.
+    """Declare what ``kdplug new`` writes for a task: keys of ``task:``, ``distillation:`` and ``training:``.
 
-    Only ``kdplug new`` uses them. Keys left out of a recipe keep kdplug's own defaults. ::
+    Only ``kdplug new`` uses them. Keys left out of a recipe keep kdplug's own defaults. Values of ``task`` for settings
+    without a default are examples, which the new recipe marks as to be filled in. ``guess`` infers them from the user's
+    data. ::
 
-        @new_recipe(training={"lr": 2e-4, "num_epochs": 3})
+        @new_recipe(task={"path": "train.csv"}, training={"lr": 2e-4, "num_epochs": 3})
         def reviews(*, path: str): ...
     """
 
-    def declare(task: _Task) -> _Task:
-        setattr(task, NEW_RECIPE, {"distillation": dict(distillation or {}), "training": dict(training or {})})
-        return task
+    def declare(target: _Task) -> _Task:
+        blocks = {"task": task, "distillation": distillation, "training": training}
+        setattr(target, NEW_RECIPE, {**{key: dict(block or {}) for key, block in blocks.items()}, "guess": guess})
+        return target
 
     return declare

@@ -87,6 +87,13 @@ def _in_words(
     hint = f"   ({spec}: the {_ordinal(place + 1)} setting is {path[0]!r})" if place < len(spec.args) else ""
     if first["type"] == "missing":
         return SettingError(f"is required by {entry.qualified}{hint}", field=".".join(path))
+    empty = [".".join(found) for found in (_path(one["loc"], given) for one in errors if one["input"] is None)]
+    if path and ".".join(path) in empty:
+        also = f", and {', '.join(rest)}" if (rest := list(dict.fromkeys(empty))[1:]) else ""
+        return SettingError(
+            f"is empty: fill it in{also}. What each setting means: kdplug plugins show {entry.qualified}{hint}",
+            field=".".join(path),
+        )
     same = [other for other in errors if _path(other["loc"], given) == path]
     return SettingError(_any_of(same) + hint, field=".".join(path))
 
@@ -142,6 +149,8 @@ def in_words(error: Mapping[str, Any]) -> str:
         return f"must be {context['expected']}{got}"
     if error["type"] == "finite_number":
         return f"must be a finite number{got}"
+    if error["type"] in ("model_type", "dict_type", "dataclass_type"):
+        return f"must be a mapping{got}"
     text = str(error["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     if text != error["msg"] and error["type"] != "value_error":
         return f"must be {text}{got}"

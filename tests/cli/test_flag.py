@@ -31,7 +31,7 @@ def test_the_commands_and_flags_are_these():
             "recipe",
         ],
         "kdplug plan": ["--debug", "--json", "--set", "recipe"],
-        "kdplug new": ["--force", "--task", "recipe"],
+        "kdplug new": ["--force", "--from", "--task", "--teacher", "recipe"],
         "kdplug schema": ["--kind", "--names"],
         "kdplug cache": [],
         "kdplug cache make": ["--debug", "--out", "--set", "recipe"],

@@ -56,7 +56,7 @@ def test_it_is_right_for_kdplug_and_for_the_schema_next_to_it(digits):
 
 def test_every_key_is_below_a_comment(digits):
     lines = digits.read_text().splitlines()
-    keys = [place for place, line in enumerate(lines) if re.match(r" *[a-z_]+:", line) and "name:" not in line]
+    keys = [place for place, line in enumerate(lines) if re.match(r" *[a-z_]+:", line) and "  name:" not in line]
     named = {lines[place].split(":")[0].strip() for place in keys}
     assert named >= {*Recipe.model_fields, *DistillationConfig.model_fields, *RecipeTraining.model_fields}
     assert [lines[place] for place in keys if not lines[place - 1].lstrip().startswith("# ")] == []
@@ -69,12 +69,12 @@ def test_each_comment_is_the_description_of_the_field(digits):
             assert any(line.startswith(f"# {field.description.replace('`', '')}") for line in lines), key
 
 
-def test_it_keeps_the_defaults_but_for_three(digits):
+def test_it_keeps_the_defaults_but_for_four(digits):
     found = Recipe.from_file(digits)
     least = Recipe.from_dict(
         {
             "task": found.to_dict()["task"],
-            "distillation": {"hard_label_weight": 1},
+            "distillation": {"kd_loss_type": {"name": "ce", "t2": True}, "hard_label_weight": 1},
             "training": {"num_epochs": 10, "lr_schedule": "linear"},
         }
     )
@@ -137,7 +137,7 @@ def test_settings_come_with_docs_bounds_and_defaults_and_the_missing_ones_are_re
     text = (tmp_path / "a.yaml").read_text()
     assert "  # how much of it (>= 1, <= 9)\n  size: 3\n" in text
     assert "\noutput_dir: runs/toy\n" in text
-    assert "Fill in task.path: it has no default" in done.stdout
+    assert "Fill in task.path\n" in done.stdout
 
 
 def test_no_plugin_is_imported_but_the_task(site, tmp_path):
@@ -191,3 +191,40 @@ def test_a_key_that_there_is_not_is_reported_with_the_task_that_names_it(suggest
     assert done.exit_code == 2
     assert "kdplug-toy:toy sets training.epochs in new recipes" in " ".join(done.stderr.split())
     assert not (tmp_path / "toy.yaml").exists()
+
+
+def test_a_setting_without_a_default_shows_the_example_of_its_task(kdplug, fake_site, tmp_path):
+    fake_site.add("kdplug-presets", losses={"ce": "no_such_module:ce"})
+    source = "import kdplug\n@kdplug.new_recipe(task={'path': 'train.csv'})\nclass Toy:\n    def __init__(self, *, path: str): ...\n"
+    fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": source})
+    with fake_site.host():
+        done = kdplug("new", tmp_path / "a.yaml", "--task", "toy")
+    assert "\n  path: train.csv  # fill in\n" in (tmp_path / "a.yaml").read_text()
+    assert "Fill in task.path\n" in done.stdout
+
+
+def test_data_that_several_tasks_read_need_a_name(kdplug, fake_site, tmp_path):
+    fake_site.add("kdplug-presets", losses={"ce": "no_such_module:ce"})
+    source = """
+        import kdplug
+
+        def guess(data, teacher):
+            return kdplug.RecipeGuess({"path": str(data)}, ["its name"])
+
+        @kdplug.new_recipe(guess=guess)
+        class One:
+            def __init__(self, *, path: str): ...
+
+        @kdplug.new_recipe(guess=guess)
+        class Two:
+            def __init__(self, *, path: str): ...
+        """
+    names = {"one": "kdplug_toy:One", "two": "kdplug_toy:Two", "gone": "kdplug_toy:Gone"}
+    fake_site.add("kdplug-toy", tasks=names, files={"kdplug_toy.py": source})
+    with fake_site.host():
+        several = kdplug("new", tmp_path / "a.yaml", "--from", tmp_path)
+        one = kdplug("new", tmp_path / "a.yaml", "--from", tmp_path, "--task", "one")
+    assert "fits several tasks: one, two. Choose one with --task" in " ".join(several.stderr.split())
+    assert "skipping kdplug-toy:gone" in several.stderr
+    assert "its name" in one.stdout
+    assert "Fill in" not in one.stdout

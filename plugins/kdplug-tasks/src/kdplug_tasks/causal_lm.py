@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.factored import Heads
 from kdplug_tasks.models.family import Family
@@ -15,7 +16,11 @@ from kdplug_tasks.text.sequence import Length
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
-@kdplug.new_recipe(distillation={"temperature": 1.0})
+@kdplug.new_recipe(
+    distillation={"temperature": 1.0},
+    task={**EXAMPLE, "data": {"train": "train.txt", "test": "test.txt"}},
+    guess=guess_for("causal-lm", max_length=256),
+)
 def causal_lm(
     *,
     data: DataSettings,

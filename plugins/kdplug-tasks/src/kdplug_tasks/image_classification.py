@@ -6,7 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.images.image import Images
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
@@ -14,6 +16,9 @@ from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.text.sequence import Names
 
 
+@kdplug.new_recipe(
+    task={**EXAMPLE, "data": {"train": "images/train", "test": "images/test"}}, guess=guess_for("image-classification")
+)
 def image_classification(
     *,
     data: DataSettings,

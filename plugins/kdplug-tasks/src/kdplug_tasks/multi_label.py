@@ -8,6 +8,7 @@ from pydantic import Field
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
@@ -17,7 +18,9 @@ from kdplug_tasks.text.sequence import Length, Names, Sequences
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
-@kdplug.new_recipe(distillation=OF_NUMBERS, training=FINE_TUNING)
+@kdplug.new_recipe(
+    task=EXAMPLE, guess=guess_for("multi-label", max_length=128), distillation=OF_NUMBERS, training=FINE_TUNING
+)
 def multi_label(
     *,
     data: DataSettings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
@@ -13,7 +14,12 @@ from kdplug_tasks.text.sequence import Length
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
-@kdplug.new_recipe(distillation=OF_CLASSES, training=FINE_TUNING)
+@kdplug.new_recipe(
+    task={**EXAMPLE, "data": {"train": "train.json", "test": "test.json"}},
+    guess=guess_for("question-answering", max_length=384),
+    distillation=OF_CLASSES,
+    training=FINE_TUNING,
+)
 def question_answering(
     *,
     data: DataSettings,

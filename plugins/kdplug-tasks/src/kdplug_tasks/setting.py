@@ -34,8 +34,8 @@ FINE_TUNING: dict[str, Any] = {
 }
 """Defaults of ``training``."""
 
-OF_CLASSES: dict[str, Any] = {"temperature": 4.0, "kd_loss_weight": 16.0, "hard_label_weight": 1.0}
-"""Defaults of ``distillation`` for exclusive classes. The weight, 4.0², compensates the temperature in the gradient."""
+OF_CLASSES: dict[str, Any] = {"temperature": 4.0, "kd_loss_type": {"name": "kl", "t2": True}, "hard_label_weight": 1.0}
+"""Defaults of ``distillation`` for exclusive classes. ``t2`` keeps the gradient independent of the temperature."""
 
 OF_NUMBERS: dict[str, Any] = {"temperature": 1.0, "kd_loss_type": "mse", "hard_label_weight": 1.0}
 """Defaults of ``distillation`` for independent outputs, over which a softmax has no meaning."""

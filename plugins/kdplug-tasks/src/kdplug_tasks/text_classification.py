@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
@@ -13,7 +14,9 @@ from kdplug_tasks.text.sequence import Length, Names, Sequences
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
-@kdplug.new_recipe(distillation=OF_CLASSES, training=FINE_TUNING)
+@kdplug.new_recipe(
+    task=EXAMPLE, guess=guess_for("text-classification", max_length=128), distillation=OF_CLASSES, training=FINE_TUNING
+)
 def text_classification(
     *,
     data: DataSettings,

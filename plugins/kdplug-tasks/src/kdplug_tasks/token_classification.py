@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
@@ -13,7 +14,12 @@ from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.word import Words
 
 
-@kdplug.new_recipe(distillation=OF_CLASSES, training=FINE_TUNING)
+@kdplug.new_recipe(
+    task={**EXAMPLE, "data": {"train": "train.conll", "test": "test.conll"}},
+    guess=guess_for("token-classification", max_length=128),
+    distillation=OF_CLASSES,
+    training=FINE_TUNING,
+)
 def token_classification(
     *,
     data: DataSettings,
