@@ -33,7 +33,7 @@ def new(
     task: Annotated[str, typer.Option("--task", metavar="NAME", help="Task name, such as digits.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented starter recipe for a task, and a JSON Schema with which editors validate it."""
+    """Write a commented starter recipe for a task, and a JSON Schema that lets editors validate it."""
     with report_errors():
         from kdplug.config.recipe import Recipe
         from kdplug.config.schema.build import schema_of

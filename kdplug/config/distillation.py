@@ -77,7 +77,7 @@ class DistillationConfig(ConfigModel):
     kd_loss_weight_scheduler: WeightScheduler = None
     hard_label_weight: NonNegative = Field(
         default=0.0,
-        description="weight of the losses that the student's adaptor returns; 1 if only its scheduler is given",
+        description="weight of the losses that the student's adaptor returns; 1 if only its scheduler is set",
     )
     hard_label_weight_scheduler: WeightScheduler = None
     teacher_combiner: TeacherCombiner = Field(
@@ -152,8 +152,8 @@ class DistillationConfig(ConfigModel):
             or any(layer_map.weight for layer_map in self.layer_map)
         ):
             raise ConfigError(
-                "every term is off: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a weight. "
-                "Give one of them a weight above 0"
+                "every term is disabled: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a "
+                "weight. Give one of them a weight above 0"
             )
         return self
 

@@ -124,23 +124,21 @@ class Stage(StrEnum):
 
 
 def check_writable(recipe: Recipe) -> None:
-    """Raises: ``RunError`` if the folders of the stages cannot be created in ``output_dir``. Nothing is written."""
+    """Raise ``RunError`` if the folders of the stages cannot be created in ``output_dir``. Nothing is written."""
     output_dir = Path(recipe.output_dir)
     for place in (output_dir, *(stage.folder(recipe) for stage in Stage)):
         there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
         if not there.is_dir():
             reason = f"{str(there)!r} is not a folder"
         elif not os.access(there, os.W_OK | os.X_OK):
-            reason = f"no permission to write into {str(there)!r}"
+            reason = f"no permission to write to {str(there)!r}"
         else:
             continue
-        raise RunError(
-            f"cannot write into {str(output_dir)!r}: {reason}. Choose another output_dir", field="output_dir"
-        )
+        raise RunError(f"cannot write to {str(output_dir)!r}: {reason}. Choose another output_dir", field="output_dir")
 
 
 def forget_checkpoints(recipe: Recipe) -> None:
-    """Start the folders of the stages over, so nothing resumes from an earlier run. Its checkpoints are not deleted."""
+    """Mark the stage folders as new, so that nothing resumes from an earlier run; old checkpoints are not deleted."""
     for stage in Stage:
         if stage.folder(recipe).is_dir():
             begin(stage.folder(recipe), is_main=True)

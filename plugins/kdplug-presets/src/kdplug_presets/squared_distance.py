@@ -67,7 +67,7 @@ class _SquaredDistance(torch.autograd.Function):
 
 
 def plain_squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute ``squared_distance`` for tensors of one shape and type, twice as fast as ``functional.mse_loss``."""
+    """Compute ``squared_distance`` for tensors of the same shape and type, twice as fast as ``functional.mse_loss``."""
     total: Tensor = _mse_loss(student, teacher, _SUM)
     return total
 
