@@ -121,8 +121,8 @@ def show(
 ) -> None:
     """Show the size, kept probability mass, coverage, codec and fingerprints of a cache.
 
-    Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size. Damage inside a shard is
-    found by --check only.
+    Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size. Only --check detects
+    damage inside a shard.
     """
     with report_errors():
         from kdplug.cli.terminal import console

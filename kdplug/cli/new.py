@@ -43,7 +43,7 @@ def new(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented starter recipe for a task or for your data, and a JSON Schema with which editors validate it."""
+    """Write a commented starter recipe for a task or for your data, and a JSON Schema that lets editors validate it."""
     with report_errors():
         from kdplug.config.recipe import Recipe
         from kdplug.config.schema.build import schema_of

@@ -133,7 +133,7 @@ def _file_values(scaffold: Scaffold, license_name: str) -> dict[str, str]:
 
 
 def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
-    """Training values of the recipe, and README text around it."""
+    """Return the recipe's training values and the README text about its use."""
     is_task, is_hooks = scaffold.noun == "task", scaffold.group == HOOK_GROUP
     needs = "`kdplug-presets`" if is_task else "`kdplug-tasks` and `kdplug-presets`"
     after = [
@@ -154,7 +154,7 @@ def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
 
 
 def _with_range(name: str) -> str:
-    """Return the requirement; for kdplug, with the version range in which plugins keep working."""
+    """Return the requirement; for kdplug, with the range of compatible versions."""
     if name != "kdplug":
         return name
     major, minor = (int(part) for part in kdplug.__version__.split(".")[:2])
@@ -226,7 +226,7 @@ def write_project(project: Project, folder: Path) -> Path:
 
 
 def _check_free(dist: str, module: str) -> None:
-    """Raises: ``ConfigError`` if Python already finds a module of that name."""
+    """Raise ``ConfigError`` if a module of that name can already be imported."""
     found = find_spec(module)
     if found is not None:
         again = f", or uninstall that one: pip uninstall {dist}" if installed_version(dist) else ""

@@ -99,7 +99,7 @@ def _models(plan: RunPlan) -> Table:
 def _memory(plan: RunPlan) -> Table:
     rows = [[item.name, size(item.bytes), item.how] for item in plan.memory]
     rows.append(["total", size(sum(item.bytes for item in plan.memory)), ""])
-    return _table(("memory of the distillation", "", "source"), rows)
+    return _table(("distillation memory", "", "source"), rows)
 
 
 def _steps(plan: RunPlan) -> str:

@@ -24,10 +24,13 @@ class Part(StrEnum):
 
 def schema(
     kind: Annotated[
-        Part, typer.Option("--kind", metavar="K", help="Part: recipe, distillation (a DistillationConfig) or training.")
+        Part,
+        typer.Option(
+            "--kind", metavar="K", help="Part to print: recipe, distillation (a DistillationConfig) or training."
+        ),
     ] = Part.RECIPE,
     names: Annotated[
-        bool, typer.Option("--names", help="Import no plugin: the schema then checks names, but not settings.")
+        bool, typer.Option("--names", help="Import no plugins. The schema then checks names but not settings.")
     ] = False,
 ) -> None:
     """Print the JSON Schema (draft-07) of a recipe, with the settings of every installed plugin."""

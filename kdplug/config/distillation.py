@@ -89,7 +89,7 @@ class DistillationConfig(ConfigModel):
         default=0.0,
         description=(
             "weight of the losses that the student's adaptor returns, such as the cross-entropy with the true labels; 0 leaves "
-            "them out; 1 if only its scheduler is given"
+            "them out; 1 if only its scheduler is set"
         ),
     )
     hard_label_weight_scheduler: WeightScheduler = None
@@ -165,8 +165,8 @@ class DistillationConfig(ConfigModel):
             or any(layer_map.weight for layer_map in self.layer_map)
         ):
             raise ConfigError(
-                "every term is off: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a weight. "
-                "Give one of them a weight above 0"
+                "every term is disabled: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a "
+                "weight. Give one of them a weight above 0"
             )
         return self
 

@@ -123,20 +123,20 @@ def is_listed(layers: Layers, others: Layers) -> bool:
 
 
 def check_pair(teacher: Layers, student: Layers) -> None:
-    """Raise ``ConfigError`` if the two sides of a match cannot have equally many layers. A glob may match any number."""
+    """Raise ``ConfigError`` if the sides of a match cannot have the same number of layers. A glob may match any number."""
     lists = isinstance(teacher, tuple), isinstance(student, tuple)
     either = f"got {plain(teacher)} and {plain(student)}"
     if any(lists) and not all(lists) and not is_glob(student if lists[0] else teacher):
         raise ConfigError(f"layer_T and layer_S must both be single layers or both be lists, {either}")
     counts = len(in_list(teacher)), len(in_list(student))
     if counts[0] != counts[1] and not (is_glob(teacher) or is_glob(student)):
-        raise ConfigError(f"layer_T and layer_S must be equally long, {either}")
+        raise ConfigError(f"layer_T and layer_S must have the same length, {either}")
 
 
 def _read_layers(data: object) -> Layers:
     if isinstance(data, (list, tuple)):
         if not data:
-            raise ConfigError("an empty list names no layer")
+            raise ConfigError("the list is empty: name at least one layer")
         return tuple(_read_layer(item, place) for place, item in enumerate(data))
     return _read_layer(data)
 

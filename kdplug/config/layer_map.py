@@ -65,7 +65,7 @@ class LayerMap(ConfigModel):
     def _one_source_of_layers(self) -> Self:
         for side in ("T", "S"):
             if getattr(self, f"layers_{side}") is not None and getattr(self, f"layer_{side}") is not None:
-                raise ConfigError(f"layer_{side} names the modules and so their number: leave out layers_{side}").at(
+                raise ConfigError(f"layer_{side} already determines the number of layers: remove layers_{side}").at(
                     f"layers_{side}"
                 )
         if "feature" not in self.model_fields_set and (self.layer_S is None or self.layer_T is None):
@@ -92,8 +92,8 @@ class LayerMap(ConfigModel):
     def matches(self, student: tuple[Layer, ...], teacher: tuple[Layer, ...]) -> tuple[IntermediateMatch, ...]:
         """Return the matches between ``student`` and ``teacher``, the layers of each side in order. Imports the map.
 
-        Raises: ``EntryError``, ``SettingError``; ``ConfigError`` if the map does not fit these layers; ``SignatureError``
-        if it returns anything but pairs of existing layers.
+        Raises: ``EntryError``, ``SettingError``; ``ConfigError`` if the map does not apply to these layers;
+        ``SignatureError`` if it returns anything but pairs of existing layers.
         """
         shared = IntermediateMatch.model_fields.keys() - {"name", "layer_S", "layer_T"}
         data = {key: value for key, value in self.to_dict().items() if key in shared}

@@ -41,7 +41,7 @@ _EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student widt
 _KEYS = ("in_dim", "out_dim", "options")
 OPTIONS_AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "dampening")
 OPTIONS_REFUSED = {
-    **dict.fromkeys(("params", "param_names"), "is filled by the projection itself: leave it out"),
+    **dict.fromkeys(("params", "param_names"), "is set by the projection itself: remove it"),
     "learning_rate": "unknown optimizer option. Did you mean 'lr'?",
 }
 

@@ -213,7 +213,7 @@ class FrozenDict(dict[str, Any]):
     """A ``dict`` that cannot be changed. Unlike a mapping proxy it can be copied, pickled and written as JSON."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("a config cannot be changed: make a new one")
+        raise TypeError("configs are immutable: create a new one")
 
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse

@@ -48,7 +48,7 @@ def overridden(given: dict[str, Any], full: dict[str, Any], overrides: Iterable[
 def _split(override: str) -> tuple[list[str], Any]:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
-        raise ConfigError(f"{shown(override)} is not a change of a config. Write path=value, such as training.lr=1e-3")
+        raise ConfigError(f"{shown(override)} is not an override. Write path=value, such as training.lr=1e-3")
     if len(path) > _LONGEST_PATH:
         raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; it may have {_LONGEST_PATH:,}")
     parts = path.strip().split(".")
@@ -130,7 +130,7 @@ class RecipeTraining(LoopConfig):
         default=256, description="examples per batch when a model is evaluated"
     )
     num_epochs: Count | None = Field(
-        default=None, description="passes over the data; give exactly one of this and `num_steps`"
+        default=None, description="passes over the data; set exactly one of this and `num_steps`"
     )
     num_steps: Count | None = Field(default=None, description="optimizer steps")
     lr_schedule: LrSchedule = Field(
@@ -150,7 +150,7 @@ class RecipeTraining(LoopConfig):
                 if self.num_epochs is None
                 else f"{self.num_epochs} and {self.num_steps}: set the other to null"
             )
-            raise ConfigError(f"give exactly one of num_epochs and num_steps, got {got}")
+            raise ConfigError(f"set exactly one of num_epochs and num_steps, got {got}")
         return self
 
 

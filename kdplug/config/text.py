@@ -150,7 +150,7 @@ def read_document(path: str | Path) -> Document:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in (".yaml", ".yml", ".json"):
-        raise ConfigError(f"cannot read {str(path)!r}: the name of a config file ends in .yaml, .yml or .json")
+        raise ConfigError(f"cannot read {str(path)!r}: the name of a config file must end in .yaml, .yml or .json")
     return (json_document if suffix == ".json" else yaml_document)(read_text(path), path.name)
 
 
@@ -209,7 +209,7 @@ def _document(data: object, text: str, source: str) -> Document:
     if data is None:
         raise ConfigError(f"{source} is empty. A config is a mapping of keys to values")
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{source} must hold a mapping of keys to values, got {shown(data)}")
+        raise ConfigError(f"{source} must contain a mapping of keys to values, got {shown(data)}")
     return Document(dict(data), text, source)
 
 

@@ -48,14 +48,15 @@ class LoopConfig(ConfigModel):
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
-            "fp16_opt_level": "belonged to apex and is gone. Write precision: fp16 or precision: bf16",
-            "data_parallel": "is gone. For several devices start the script with 'accelerate launch'",
-            "local_rank": "is gone. For several devices start the script with 'accelerate launch', which sets the rank",
+            "fp16_opt_level": "belonged to apex and was removed. Write precision: fp16 or precision: bf16",
+            "data_parallel": "was removed. For several devices, start the script with 'accelerate launch'",
+            "local_rank": "was removed. For several devices, start the script with 'accelerate launch', which sets "
+            "the rank",
         }
     )
 
     gradient_accumulation_steps: Count = Field(
-        default=1, description="batches per optimizer step; a shorter group at the end of an epoch makes a step too"
+        default=1, description="batches per optimizer step; a shorter group at the end of an epoch also forms a step"
     )
     normalization: Literal["global", "micro_batch"] = Field(
         default="global",

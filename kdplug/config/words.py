@@ -51,7 +51,7 @@ _WANTED = {
     "string_too_short": "text that is not empty",
     "tuple_type": "a list",
     "finite_number": "a finite number",
-    "invalid_key": "text, as every key is",
+    "invalid_key": "text, like every key",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
 }

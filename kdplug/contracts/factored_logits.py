@@ -24,7 +24,7 @@ class FactoredLogits:
     Shapes: ``hidden`` ``[*items, width]``, ``weight`` ``[classes, width]``, ``bias`` ``[classes]``; scale and softcap
     numbers.
     Raises: ``OutputsError`` unless the factors are floating-point tensors, scale and softcap finite numbers and softcap
-    above 0; ``ShapeError`` if the factors do not fit each other.
+    above 0; ``ShapeError`` if the factors do not match each other.
     """
 
     hidden: Tensor
@@ -126,7 +126,7 @@ def _check_factors(factors: FactoredLogits) -> None:
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ShapeError(
-            f"{list(bias.shape)} does not fit weight {list(weight.shape)}, which needs one value per class",
+            f"{list(bias.shape)} does not match weight {list(weight.shape)}, which needs one value per class",
             field="bias",
         )
 

@@ -20,7 +20,7 @@ def rows_of(items: Tensor, shape: torch.Size) -> Tensor:
 
     if items.dtype is torch.bool:
         if items.shape != shape:
-            raise ShapeError(f"a mask {list(items.shape)} does not fit items {list(shape)}", field="items")
+            raise ShapeError(f"a mask of shape {list(items.shape)} does not match items {list(shape)}", field="items")
         return items.reshape(-1).nonzero().squeeze(1)
     if items.dim() != 1 or items.is_floating_point():
         raise ShapeError(

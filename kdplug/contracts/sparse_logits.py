@@ -31,7 +31,7 @@ class SparseLogits:
 
     Shapes: ``ids`` int64 ``[*items, K]``; ``log_probs`` and ``weights`` ``[*items, K]``; ``tail`` ``[*items]``.
     Raises: ``OutputsError`` for a wrong type, an inconsistent combination of parts, and a temperature or number of
-    classes that is not above 0; ``ShapeError`` if the parts do not fit each other.
+    classes that is not above 0; ``ShapeError`` if the parts do not match each other.
     """
 
     ids: Tensor

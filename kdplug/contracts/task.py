@@ -81,7 +81,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class ReadsAware(Protocol):
-    """A task that needs to know what the objective reads, because its models return some outputs only on request."""
+    """A task that needs the keys that the objective reads, because its models return some outputs only on request."""
 
     def expect(self, reads: frozenset[str]) -> None:
         """Receive, once and before data is read or a model is built, the ``kdplug.ADAPTOR_KEYS`` that are read.
@@ -97,7 +97,7 @@ class SelfChecking(Protocol):
     """A task that can detect, before training, what would fail later in the run."""
 
     def check(self) -> None:
-        """Raises: ``KdplugError`` whose field is the setting, for unreadable data or incompatible models."""
+        """Raise ``KdplugError`` whose field is the setting, for unreadable data or incompatible models."""
         ...
 
 

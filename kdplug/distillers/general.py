@@ -37,7 +37,7 @@ class GeneralDistiller:
     ``show_progress`` enables the progress display on stderr. ``custom_matches`` are losses between modules, written in
     Python.
 
-    A run raises ``RunError`` if the teacher would change: if it shares memory with trained parameters, or if its
+    A run raises ``RunError`` if the teacher shares memory with trained parameters, or if its
     forward pass leaves a module in train mode or changes a persistent buffer. A frozen base model may be shared.
 
     Raises: ``ConfigError`` for a module path that does not exist; ``EntryError`` or ``SettingError`` if the config
@@ -118,7 +118,5 @@ def _custom_terms(
 ) -> Iterator[CustomTerm]:
     for place, match in enumerate(matches or ()):
         if teacher is None:
-            raise ConfigError(
-                "a match written in Python needs a module of model_T, and there is no model_T", field="custom_matches"
-            )
+            raise ConfigError("a CustomMatch needs a module of model_T, but model_T is None", field="custom_matches")
         yield match.term(place, teacher, student)

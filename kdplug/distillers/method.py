@@ -61,7 +61,7 @@ def _models(models: Any) -> dict[str, nn.Module]:
             f"must be a list of models, or a mapping of them by key, got {type(models).__name__}{one}", field="model_T"
         )
     if not found:
-        raise ConfigError("must hold at least one teacher", field="model_T")
+        raise ConfigError("must contain at least one teacher", field="model_T")
     for key, model in found.items():
         if not isinstance(key, str):
             raise ConfigError(f"must have strings as keys, got {key!r}", field="model_T")
@@ -71,17 +71,17 @@ def _models(models: Any) -> dict[str, nn.Module]:
 
 
 def check_training(config: object) -> None:
-    """Raises: ``ConfigError`` for anything but a ``TrainingConfig``."""
+    """Raise ``ConfigError`` for anything but a ``TrainingConfig``."""
     _check_config("train_config", config, TrainingConfig)
 
 
 def check_distillation(config: object) -> None:
-    """Raises: ``ConfigError`` for anything but a ``DistillationConfig``."""
+    """Raise ``ConfigError`` for anything but a ``DistillationConfig``."""
     _check_config("distill_config", config, DistillationConfig)
 
 
 def check_side(field: str, model: object, adaptor_field: str, adaptor: object) -> None:
-    """Raises: ``ConfigError`` if the model is not a module, or the adaptor is not callable."""
+    """Raise ``ConfigError`` if the model is not a module, or the adaptor is not callable."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"must be a model, got {type(model).__name__}", field=field)
     if adaptor is not None and not callable(adaptor):

@@ -197,7 +197,7 @@ class Session:
 
 
 def teacher_cache(training: TrainingConfig, distillation: DistillationConfig, task: str = "") -> TeacherCache | None:
-    """Return the cache that the configs ask for, or ``None`` without caching. Each task has its own folder.
+    """Return the cache that the configs request, or ``None`` without caching. Each task has its own folder.
 
     Raises: ``EntryError``, ``SettingError``, ``ConfigError`` for a codec that cannot be used.
     """

@@ -149,8 +149,8 @@ def _check_parts(having: Mapping[str, Sequence[tuple[Tensor | float, ...]]]) -> 
         if len(numbers) > 1:
             raise RunError(
                 f"{name} is a sum of {numbers[0]} means in one micro-batch of the step and of {numbers[-1]} in "
-                "another. The adaptor has to return the same number of heads, and losses, for every batch; return an "
-                "empty tensor for one without items"
+                "another. The adaptor must return the same number of heads, and losses, for every batch; return an "
+                "empty tensor for a head without items"
             )
 
 
@@ -168,7 +168,7 @@ def _check_processes(layout: TermLayout, num_processes: int, agreed: set[TermLay
             "the processes do not have the same terms with the same number of heads or losses in a step, so their "
             "counts cannot be added. Terms, and the number of heads or losses of each:\n    "
             + "\n    ".join(lines)
-            + "\nThe adaptor has to return the same number on every process; return an empty tensor for one without "
+            + "\nThe adaptor must return the same number on every process; return an empty tensor for one without "
             "items"
         )
     agreed.add(layout)

@@ -69,7 +69,7 @@ class AccumulationBatches:
         return self._loader.examples() if isinstance(self._loader, Mixed) else [self.peek()]
 
     def __iter__(self) -> Iterator[list[Any]]:
-        """Raises: ``RunError`` if a pass yields nothing, rather than looping forever."""
+        """Raise ``RunError`` if a pass yields nothing, rather than looping forever."""
         while self._passes is None or self.epoch < self._passes:
             batches, self._first = self._first or self._start(), None
             while window := list(islice(batches, self._size)):

@@ -35,7 +35,7 @@ class Metric(Protocol):
 class Evaluation:
     """Evaluation settings of a run: what to measure, how often, and how to act on the result.
 
-    Give ``dataloader`` and ``metrics``, a mapping of names to torchmetrics metrics, which receive the student's logits
+    Pass ``dataloader`` and ``metrics``, a mapping of names to torchmetrics metrics, which receive the student's logits
     and the labels from its adaptor (first head); or give ``function``, called as ``function(model)`` in eval mode,
     which returns numbers by name. ``every`` counts optimizer steps; ``None`` evaluates at each checkpoint of the
     config.
@@ -57,7 +57,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if (self.function is None) == (self.dataloader is None) or bool(self.metrics) != (self.dataloader is not None):
-            raise ConfigError("give a dataloader with metrics, or a function", field="evaluation")
+            raise ConfigError("pass either a dataloader with metrics, or a function", field="evaluation")
         if self.mode not in ("max", "min"):
             raise ConfigError(f"must be 'max' or 'min', got {self.mode!r}", field="evaluation.mode")
         for name in ("every", "patience"):
@@ -65,7 +65,7 @@ class Evaluation:
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigError(f"must be a whole number of at least 1, got {value!r}", field=f"evaluation.{name}")
         if self.patience is not None and self.best is None:
-            raise ConfigError("needs 'best': the name of the number that has to improve", field="evaluation.patience")
+            raise ConfigError("needs 'best': the name of the metric that must improve", field="evaluation.patience")
         if self.metrics and self.best is not None:
             self._check_best(self.metrics)
 
@@ -108,7 +108,7 @@ class Evaluation:
                 lacking = "logits" if outputs.logits is None else "labels"
                 raise ConfigError(
                     f"metrics need logits and labels, and the student's adaptor returned no {lacking}; "
-                    "return them, or give a function",
+                    "return them, or pass a function",
                     field="evaluation",
                 )
             for metric in self.metrics.values():
@@ -120,7 +120,8 @@ class Evaluation:
     def _check_best(self, names: Iterable[str]) -> None:
         if self.best is not None and self.best not in names:
             raise ConfigError(
-                f"no number {self.best!r} among {', '.join(names)}.{did_you_mean(self.best, names)}",
+                f"unknown metric {self.best!r}. Metrics of the evaluation: {', '.join(names) or 'none'}."
+                f"{did_you_mean(self.best, names)}",
                 field="evaluation.best",
             )
 

@@ -1,4 +1,4 @@
-"""Save and restore the state that a forward pass changes, gradients apart."""
+"""Save and restore the state that a forward pass changes, except gradients."""
 
 from __future__ import annotations
 

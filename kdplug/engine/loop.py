@@ -140,7 +140,7 @@ class Loop:
         return step % evaluation.every == 0 if evaluation.every else saves
 
     def _evaluate(self, evaluation: Evaluation, step: int, saves: bool) -> bool:
-        """Evaluate if it is due; return whether this is the best student so far, which has to be saved."""
+        """Evaluate if it is due; return whether this is the best student so far, which must be saved."""
         if not self._evaluates(evaluation, step, saves):
             return False
         pair = self.accumulation.pair

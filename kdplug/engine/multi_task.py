@@ -78,7 +78,7 @@ class MultiTaskLoader:
                 windows.seek(position["tasks"][task])
 
     def __iter__(self) -> Iterator[Tagged]:
-        """Raises: ``RunError`` that names the task whose loader is empty or can be iterated only once."""
+        """Raise a ``RunError`` that names the task whose loader is empty or can be iterated only once."""
         tasks, streams = list(self._windows), {task: iter(windows) for task, windows in self._windows.items()}
         shares = torch.tensor([self.shares[task] for task in tasks], dtype=torch.float64)
         while True:

@@ -54,7 +54,7 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
     if len(missing) == len(trainable):
         raise RunError(
             f"the optimizer holds none of the student's {len(trainable)} trainable parameters, so training would "
-            "change nothing. Build it from the student that the distiller got: "
+            "change nothing. Create it from the student passed to the distiller: "
             f"{type(optimizer).__name__}(student.parameters(), …)"
         )
     if missing:
@@ -79,14 +79,14 @@ def make_scheduler(
     ``scheduler_class`` is any callable that takes ``optimizer=`` and ``scheduler_args``. A ``scheduler`` built before
     the last ``new_groups`` groups were added to the optimizer is extended by them.
 
-    Raises: ``ConfigError`` for conflicting arguments; ``RunError`` for a scheduler that does not fit.
+    Raises: ``ConfigError`` for conflicting arguments; ``RunError`` for an incompatible scheduler.
     """
     if scheduler_class is None:
         if scheduler_args is not None:
             raise ConfigError("has no effect without scheduler_class", field="scheduler_args")
         return None if scheduler is None else _adopt(scheduler, optimizer, new_groups)
     if scheduler is not None:
-        raise ConfigError("give either scheduler_class (with scheduler_args) or scheduler, not both", field="scheduler")
+        raise ConfigError("pass either scheduler_class (with scheduler_args) or scheduler, not both", field="scheduler")
     name = getattr(scheduler_class, "__name__", repr(scheduler_class))
     if scheduler_args is None:
         raise ConfigError(
@@ -94,7 +94,7 @@ def make_scheduler(
             field="scheduler_args",
         )
     if "optimizer" in scheduler_args:
-        raise ConfigError("must not hold 'optimizer', which is passed by the run", field="scheduler_args")
+        raise ConfigError("must not contain 'optimizer', which is passed by the run", field="scheduler_args")
     return _without_metric(scheduler_class(optimizer=optimizer, **scheduler_args))
 
 

@@ -87,8 +87,8 @@ def make_plan(
     the loader has no length, or length 0.
     """
     if (num_epochs is None) == (num_steps is None):
-        given = "neither is" if num_epochs is None else f"both are (num_epochs={num_epochs}, num_steps={num_steps})"
-        raise ConfigError(f"give either num_epochs or num_steps; {given} given", field="train")
+        given = "" if num_epochs is None else f", not both (num_epochs={num_epochs}, num_steps={num_steps})"
+        raise ConfigError(f"pass num_epochs or num_steps{given}", field="train")
     if num_steps is not None:
         return _by_steps(_positive("num_steps", num_steps), config.ckpt_steps)
     epochs = _positive("num_epochs", num_epochs)
@@ -96,7 +96,7 @@ def make_plan(
     if batches is None:
         raise RunError(
             f"num_epochs={num_epochs} needs a loader with a length, and {type(loader).__name__} has none "
-            "(an IterableDataset without __len__?). Pass num_steps instead, or give it a length."
+            "(an IterableDataset without __len__?). Pass num_steps instead, or define its length."
         )
     if batches == 0:
         raise RunError("the dataloader is empty: its length is 0, so there is nothing to train on")

@@ -135,7 +135,7 @@ class Teacher:
     """A model that is run under ``no_grad``, and its adaptor.
 
     It does not use inference mode: nearly every loss saves the teacher's tensors for its backward pass, which autograd
-    refuses for inference tensors, and copying them would cost more than the mode saves.
+    does not support for inference tensors, and copying them would cost more than the mode saves.
 
     Inside ``frozen()``, each pass is checked to leave the model in eval mode, and the first passes to leave its
     parameters and buffers unchanged. Messages refer to the teacher by ``name``.
@@ -229,7 +229,7 @@ class CacheOnlyTeacher:
         self.adaptor = adaptor
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises: ``RunError``, always."""
+        """Always raise ``RunError``."""
         raise RunError("there is no teacher to run, and no cache holds its outputs for this batch")
 
     def to(self, device: torch.device) -> None:

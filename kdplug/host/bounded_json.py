@@ -74,7 +74,7 @@ def json_value(text: str, bounds: Bounds = RECORD, **hooks: Any) -> Any:
 
 
 def check_length(length: int, bounds: Bounds, source: str = "the text", unit: str = "characters") -> None:
-    """Raises: ``ConfigError`` if ``source`` is longer than ``bounds`` allow."""
+    """Raise ``ConfigError`` if ``source`` is longer than ``bounds`` allow."""
     if length > bounds.characters:
         raise ConfigError(f"{source} holds more than {bounds.characters:,} {unit}, the maximum")
 

@@ -96,8 +96,12 @@ def _check_slot(entry: Entry, slot: str | None) -> None:
         if name not in slots[slot]:
             fits = next((other for other in slots if set(entry.inputs) <= set(slots[other])), None)
             raise SignatureError(
-                f"{entry.qualified} asks for input {name!r}, which a {_place(slot)} does not get. "
-                + (f"Use it in a {_place(fits)}" if fits else "No place in a config provides all of its inputs")
+                f"{entry.qualified} requests input {name!r}, which is not available in a {_place(slot)}. "
+                + (
+                    f"Use it in a {_place(fits)}"
+                    if fits
+                    else "Its inputs are not available together anywhere in a config"
+                )
             )
 
 

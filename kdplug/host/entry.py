@@ -70,7 +70,7 @@ class Entry(EntryInfo):
     def signature(self) -> Signature:
         """Inputs and settings of the callable, which is imported on first use.
 
-        Raises: ``BrokenEntryError``; ``SignatureError`` if it asks for an input that the engine does not provide, or if
+        Raises: ``BrokenEntryError``; ``SignatureError`` if it requests an input that the engine does not provide, or if
         reading the signature fails.
         """
         from kdplug.host.signature import read_signature

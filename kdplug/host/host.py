@@ -41,7 +41,7 @@ class Implementations:
 
 
 def check_arguments(plugin: object) -> None:
-    """Raises: ``SignatureError`` if an implementation has a parameter that its hook does not pass."""
+    """Raise ``SignatureError`` if an implementation has a parameter that its hook does not pass."""
     for name, function, _ in _implemented(plugin):
         if name not in _HOOKS or not inspect.isroutine(function):
             continue
@@ -52,7 +52,7 @@ def check_arguments(plugin: object) -> None:
             if is_asked and parameter.name not in (*given, "self"):
                 near = did_you_mean(parameter.name, given) or f" It passes {', '.join(given) or 'no arguments'}"
                 raise SignatureError(
-                    f"{name} ({place_of(function)}) asks for {parameter.name!r}, which the hook does not pass.{near}"
+                    f"{name} ({place_of(function)}) requests {parameter.name!r}, which the hook does not pass.{near}"
                 )
 
 

@@ -170,7 +170,7 @@ def _input(entry: EntryInfo, name: str) -> str:
         return known
     near = did_you_mean(name, entry.kind.inputs)
     raise SignatureError(
-        f"{entry.name} ({entry.dist}) asks for input {name!r}, which the engine does not provide."
+        f"{entry.name} ({entry.dist}) requests input {name!r}, which the engine does not provide."
         f"{near or ' If it is a setting, put a * before it.'}"
     )
 

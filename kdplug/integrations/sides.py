@@ -38,7 +38,7 @@ def make_objective(
 ) -> Objective:
     """Build the objective of a config and resolve its module paths in the models.
 
-    Raises: ``ConfigError`` if the config names something that does not exist, or needs kdplug's own loop.
+    Raises: ``ConfigError`` if the config contains a name that does not exist, or needs kdplug's own loop.
     """
     if not isinstance(config, DistillationConfig):
         raise ConfigError(

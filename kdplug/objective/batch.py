@@ -82,7 +82,7 @@ def nan_if(value: Tensor, doubts: Sequence[Tensor]) -> Tensor:
 
 
 def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
-    """The error for a mask with other values than 0 and 1, including how to convert it."""
+    """The error for a mask with values other than 0 and 1, including how to convert it."""
     wrong = mask.detach()[wrong_values(mask)]
     if (wrong < 0).all():
         cut = ("[:, 0, 0]" if mask.shape[2] == 1 else "[:, 0, -1]") if mask.dim() == 4 else ""
@@ -93,7 +93,7 @@ def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
         )
     else:
         way = "Return (mask != 0) if any other number means that an item counts"
-    message = f"must hold 0 and 1, or be bool, got {wrong[0].item():g}. {way}"
+    message = f"must contain only 0 and 1, or be bool, got {wrong[0].item():g}. {way}"
     return OutputsError(f"{owner} {message}" if owner else message, field=field)
 
 

@@ -44,7 +44,7 @@ class Vocabulary:
         self._told: set[tuple[int, int]] = set()
 
     def __call__(self, pair: HeadLogits) -> HeadLogits:
-        """Return the pair with equally many classes on both sides; warn once about dropped classes.
+        """Return the pair with the same number of classes on both sides; warn once about dropped classes.
 
         Raises: ``ShapeError`` if the numbers differ and dropping is not allowed.
         """
@@ -55,9 +55,9 @@ class Vocabulary:
             return pair
         if not self._drops:
             raise ShapeError(
-                f"the student's {list(ours)} and the teacher's {list(theirs)} must have one shape, classes last. If "
-                "both use one tokenizer and the classes beyond the shorter one are padding, set padded_vocabulary: "
-                "drop; for two different vocabularies, use a loss declared across_vocabularies",
+                f"the student's {list(ours)} and the teacher's {list(theirs)} must have the same shape, with classes "
+                "last. If both use one tokenizer and the classes beyond the shorter one are padding, set "
+                "padded_vocabulary: drop; for two different vocabularies, use a loss declared across_vocabularies",
                 field="logits",
             )
         classes = min(ours[-1], theirs[-1])

@@ -50,7 +50,7 @@ class LogitLoss:
         self.reduction = reduction_of(declared)
 
     def check_classes(self, pair: HeadLogits) -> None:
-        """Raises: ``OutputsError`` if classes must match on both sides but differ in number."""
+        """Raise ``OutputsError`` if classes must match on both sides but differ in number."""
         if pair.student.shape[-1] == pair.teacher.shape[-1]:
             return
         sizes = f"the student has {pair.student.shape[-1]} classes and the teacher {pair.teacher.shape[-1]}"
@@ -65,7 +65,7 @@ class LogitLoss:
             )
 
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:
-        """Raises: ``OutputsError`` if this loss cannot be computed from the given teacher logits."""
+        """Raise ``OutputsError`` if this loss cannot be computed from the given teacher logits."""
         if not isinstance(teacher, SparseLogits):
             if not self.takes_dense:
                 raise OutputsError(

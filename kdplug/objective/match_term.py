@@ -90,9 +90,9 @@ def _missing(outputs: Outputs, feature: str, side: str, *, empty: bool) -> Outpu
 def _out_of_range(count: int, feature: str, index: int | tuple[int, ...], side: str) -> ConfigError:
     indices = (index,) if isinstance(index, int) else index
     wrong = next(one for one in indices if not -count <= one < count)
+    valid = f"layers, 0 to {count - 1} (or {-count} to -1)" if count > 1 else "layer, 0 (or -1)"
     return ConfigError(
-        f"there is no layer {wrong}: the {side} returned {count} {feature} layer{'s' if count > 1 else ''}, "
-        f"0 to {count - 1} (or {-count} to -1)",
+        f"there is no layer {wrong}: the {side} returned {count} {feature} {valid}",
         field="layer_S" if side == "student" else "layer_T",
     )
 

@@ -83,12 +83,12 @@ class WaitingMap:
         if self.layer_map.layer_T is None and self._layers["teacher"] is None:
             self._layers["teacher"] = self._counted(batch.teacher, "teacher")
         if not self.is_counted:
-            raise RunError("it names modules: call objective.connect(student, teacher) first")
+            raise RunError("it uses module paths: call objective.connect(student, teacher) first")
 
     def matches(self) -> tuple[IntermediateMatch, ...]:
         """Return the matches that the map generates.
 
-        Raises: ``ConfigError`` if it does not fit the layers, and errors of ``LayerMap.matches``.
+        Raises: ``ConfigError`` if it does not match the layers, and errors of ``LayerMap.matches``.
         """
         student, teacher = self._layers["student"], self._layers["teacher"]
         assert student is not None
@@ -164,7 +164,7 @@ class Matches(nn.ModuleDict):
             yield term, field, place_of(term.teacher, self._teachers)
 
     def check_counted(self) -> None:
-        """Raises: ``RunError`` if a layer map is not expanded yet."""
+        """Raise ``RunError`` if a layer map is not expanded yet."""
         if self._waiting:
             raise not_counted(self._waiting[0].path)
 

@@ -39,7 +39,7 @@ def frozen(tensor: Tensor) -> Tensor:
     if tensor.requires_grad:
         tensor = tensor.detach()
     if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        return tensor.clone()  # autograd refuses to save tensors made under inference mode
+        return tensor.clone()  # autograd cannot save tensors made under inference mode
     return tensor
 
 

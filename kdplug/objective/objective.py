@@ -284,7 +284,7 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
 
 
 def _check_names(terms: Sequence[Term]) -> None:
-    """Raises: ``ConfigError`` if a custom match has the name of another term."""
+    """Raise ``ConfigError`` if a custom match has the name of another term."""
     names = [term.name for term in terms]
     for term in terms:
         if isinstance(term, CustomTerm) and names.count(term.name) > 1:

@@ -59,7 +59,7 @@ class ProjectionPlan:
         return module.to(student[0].device, full(student[0]).dtype) if student else module
 
     def check(self, student: Tensor) -> None:
-        """Raises: ``ShapeError`` if the student feature's width differs from the configured one."""
+        """Raise ``ShapeError`` if the student feature's width differs from the configured one."""
         if self.in_dim is not None and student.shape[-1] != self.in_dim:
             raise ShapeError(
                 f"the student feature is {student.shape[-1]} wide {list(student.shape)}, "
@@ -91,7 +91,7 @@ def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
     The loss ignores those positions, but the gradient of a projection's weight would still multiply them, and 0 times
     ``nan`` is ``nan``. Finite values stay, since a loss may read a position whatever the mask.
 
-    Shapes: feature ``[*items, width]``, mask ``[*items]``; if they do not fit, the feature is returned unchanged.
+    Shapes: feature ``[*items, width]``, mask ``[*items]``; if they do not match, the feature is returned unchanged.
     """
     if mask.shape != feature.shape[:-1]:
         return feature

@@ -112,7 +112,7 @@ class Temperature(nn.Module):
         return self.base if self.scheduler is None else self._scheduled(self.scheduler, {}, torch.Size(), batch)
 
     def check_reads_no_logits(self, name: str, owner: str) -> None:
-        """Raises: ``ConfigError`` if the scheduler reads logits, which term ``name`` (loss ``owner``) does not have."""
+        """Raise ``ConfigError`` if the scheduler reads logits, which term ``name`` (loss ``owner``) does not have."""
         if read := [one for one in self.inputs if one in ("student_logits", "teacher_logits")]:
             raise ConfigError(
                 f"{self.owner} computes temperatures from {' and '.join(read)}, but the match {name!r} has no logits "

@@ -51,7 +51,7 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
     """Keep the items whose mask is 1; labels follow the student's items.
 
     Each side has its own mask; if only one side has one, it applies to both. The masks may select different positions,
-    but must select equally many. Without a mask the pair is returned unchanged.
+    but must select the same number. Without a mask the pair is returned unchanged.
 
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
     Raises: ``ShapeError``; ``OutputsError`` for a mask that holds a value other than 0 and 1.
@@ -140,7 +140,7 @@ def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
-    """Raises: ``ShapeError`` if the logits differ in shape, or the labels are not one per item.
+    """Raise ``ShapeError`` if the logits differ in shape, or the labels are not one per item.
 
     ``is_across`` allows different numbers of classes.
     """
@@ -148,8 +148,8 @@ def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
     is_free = is_across and len(teacher.shape) > 0 and student.shape[:-1] == teacher.shape[:-1]
     if (student.shape != teacher.shape and not is_free) or not student.shape:
         raise ShapeError(
-            f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have one shape, "
-            "classes last",
+            f"the student's {list(student.shape)} and the teacher's {list(teacher.shape)} must have the same shape, "
+            "with classes last",
             field="logits",
         )
     if labels is not None:
@@ -164,7 +164,7 @@ def is_ignored(mask: Tensor, logits: Logits) -> bool:
 def _check_labels(pair: HeadLogits) -> None:
     if pair.labels is not None and pair.labels.shape != pair.student.shape[:-1]:
         raise ShapeError(
-            f"{list(pair.labels.shape)} do not fit logits {list(pair.student.shape)}: one label per item",
+            f"{list(pair.labels.shape)} do not match logits {list(pair.student.shape)}: one label per item",
             field="student.labels",
         )
 
@@ -174,7 +174,7 @@ def _rows(mask: Tensor | None, logits: Logits, side: str, giver: str) -> Tensor:
     assert mask is not None
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
-            f"a mask {list(mask.shape)} does not fit logits {list(logits.shape)}: "
+            f"a mask of shape {list(mask.shape)} does not match logits {list(logits.shape)}: "
             f"it must be {list(logits.shape[:-1])}, one value per item{extended_hint(mask)}",
             field=f"{side}.logits_mask",
         )
@@ -205,6 +205,6 @@ def shift(teacher_logits: Tensor, labels: Tensor) -> Tensor:
 
 def _check_shift_labels(labels: Tensor, classes: int) -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        raise OutputsError(f"must hold integer class indices, got {labels.dtype}", field="student.labels")
+        raise OutputsError(f"must contain integer class indices, got {labels.dtype}", field="student.labels")
     if labels.device.type == "cpu" and labels.numel() and (largest := int(labels.max())) >= classes:
         raise OutputsError(f"label {largest} does not exist: there are {classes} classes", field="student.labels")

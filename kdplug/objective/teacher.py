@@ -74,7 +74,7 @@ class FixedTeacher:
             )
 
     def after(self) -> None:
-        """Raises: ``RunError`` if a module is in train mode, or the first passes changed a parameter or buffer."""
+        """Raise ``RunError`` if a module is in train mode, or the first passes changed a parameter or buffer."""
         if not self._passes:
             self._modules = tuple(self._model.modules())
         if any(map(_IS_TRAINING, self._modules)):
@@ -343,7 +343,7 @@ class Combiner(nn.Module):
             if logits.shape != student.shape:
                 raise ShapeError(
                     f"the student's {list(student.shape)} and those of {side(self.names, place)} {list(logits.shape)} "
-                    "must have one shape, classes last",
+                    "must have the same shape, with classes last",
                     field="logits",
                 )
         values = {

@@ -269,8 +269,8 @@ class HardLabelTerm(nn.Module):
             warnings.warn(
                 "hard_label_loss: the adaptor returned a scalar under losses, which has no count of the labels it "
                 "averages over. All micro-batches and processes of a step then get equal weight, which gives the "
-                "mean over all labels only if each has equally many. Return kdplug.LossSum(total, count), or one "
-                "loss per item, for the exact mean; normalization 'micro_batch' averages the means",
+                "mean over all labels only if each has the same number of labels. Return kdplug.LossSum(total, "
+                "count), or one loss per item, for the exact mean; normalization 'micro_batch' averages the means",
                 stacklevel=2,
             )
         return TermValue(full(total), 1, weight)

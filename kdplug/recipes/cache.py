@@ -30,7 +30,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     ``out/teacher``. Under ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the
     teacher is evaluated, so that ``run_recipe`` with this cache does not need it for the comparison.
 
-    Raises: ``KdplugError`` if the recipe names something that cannot be used, or ``out`` holds a cache built from
+    Raises: ``KdplugError`` if the recipe names an unusable entry or file, or ``out`` holds a cache built from
     different inputs or cannot be written.
     """
     is_main = os.environ.get("RANK", "0") in ("", "0")

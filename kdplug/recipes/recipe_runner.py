@@ -174,7 +174,7 @@ class RecipeRunner:
         return made
 
     def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
-        """Train the student on labels alone, for as many steps on batches of the same sizes; return it and the steps.
+        """Train a student on labels alone, with steps and batch sizes as in distillation; return it and the steps.
 
         ``teacher`` only provides initial weights, the same as for the distilled student.
         """

@@ -73,7 +73,7 @@ class Speed:
 def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
     """Measure each model on the first examples of the loader's dataset, one batch of them.
 
-    The models take turns, and the minimum over the rounds counts: other load on the machine only adds time, and
+    The models take turns, and the minimum over the rounds is reported: other load on the machine only adds time, and
     periodic load can hit the same model in each round, which biases a median.
     """
     size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]

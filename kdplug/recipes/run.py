@@ -116,7 +116,7 @@ def run_recipe(
     ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
     there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed.
 
-    Raises: ``KdplugError`` if the recipe names something that cannot be used, or the run cannot start or resume.
+    Raises: ``KdplugError`` if the recipe names an unusable entry or file, or the run cannot start or resume.
     """
     console = console or Console(quiet=True)
 
@@ -256,4 +256,4 @@ def _empty(recipe: Recipe, *, resuming: bool) -> None:
         if not resuming:
             forget_checkpoints(recipe)
     except OSError as error:
-        raise RunError(f"cannot write into {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
+        raise RunError(f"cannot write to {str(output_dir)!r}: {error.strerror}", field="output_dir") from error

@@ -64,7 +64,7 @@ def preparation(task: Task, student: nn.Module) -> Preparation | None:
 
 
 def check_uncached(recipe: Recipe, task: Task) -> None:
-    """Raises: ``ConfigError`` if teacher outputs are cached but the task generates its batches during training."""
+    """Raise ``ConfigError`` if teacher outputs are cached but the task generates its batches during training."""
     if isinstance(task, PreparesBatches) and task.prepares_batches and recipe.distillation.is_caching_logits:
         raise ConfigError(
             f"task {recipe.task.name!r} generates batches with the student during training, so teacher outputs cannot "

@@ -125,7 +125,7 @@ class Stage(StrEnum):
 
 
 def check_writable(recipe: Recipe) -> None:
-    """Raises: ``RunError`` if a run could not create its folders: ``output_dir``, those of the stages, and ``log_dir``.
+    """Raise ``RunError`` if a run could not create its folders: ``output_dir``, those of the stages, and ``log_dir``.
 
     Nothing is written.
     """
@@ -149,14 +149,14 @@ def _check_folder(place: Path, given: str, field: str) -> None:
     elif not there.is_dir():
         reason = f"{str(there)!r} is not a folder"
     elif not os.access(there, os.W_OK | os.X_OK):
-        reason = f"no permission to write into {str(there)!r}"
+        reason = f"no permission to write to {str(there)!r}"
     else:
         return
-    raise RunError(f"cannot write into {given[:_SHOWN]!r}: {reason}. Choose another {field}", field=field)
+    raise RunError(f"cannot write to {given[:_SHOWN]!r}: {reason}. Choose another {field}", field=field)
 
 
 def forget_checkpoints(recipe: Recipe) -> None:
-    """Start the folders of the stages over, so nothing resumes from an earlier run. Its checkpoints are not deleted."""
+    """Mark the stage folders as new, so that nothing resumes from an earlier run; old checkpoints are not deleted."""
     for stage in Stage:
         if stage.folder(recipe).is_dir():
             begin(stage.folder(recipe), is_main=True)

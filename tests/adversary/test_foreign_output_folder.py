@@ -42,7 +42,7 @@ def test_they_are_replaced_and_what_they_point_to_stays(tmp_path, name, kind):
 @pytest.mark.attack("an output folder that cannot be made")
 def test_a_file_in_its_place_is_an_error(tmp_path):
     (tmp_path / "out").write_text("a file", encoding="utf-8")
-    with pytest.raises(RunError, match="output_dir: cannot write into"):
+    with pytest.raises(RunError, match="output_dir: cannot write to"):
         train(tmp_path / "out")
 
 

@@ -53,7 +53,7 @@ def objective(**keys):
 def test_of_logits(side, wrong):
     sides = {"student": outputs(), "teacher": outputs()}
     sides[side]["logits_mask"] = wrong
-    with pytest.raises(OutputsError, match=rf"^{side}\.logits_mask: must hold 0 and 1, or be bool, got"):
+    with pytest.raises(OutputsError, match=rf"^{side}\.logits_mask: must contain only 0 and 1, or be bool, got"):
         objective()(**sides)
 
 
@@ -66,7 +66,9 @@ def test_of_features(side, wrong, loss):
     sides[side]["inputs_mask"] = wrong
     layers = {"layer_S": [0, 0], "layer_T": [0, 0]} if loss == "nst" else {}
     match = {**MATCH, **layers, "loss": f"kdplug-presets:{loss}"}
-    with pytest.raises(OutputsError, match=rf"^intermediate_matches\.0: the {side}'s inputs_mask must hold 0 and 1"):
+    with pytest.raises(
+        OutputsError, match=rf"^intermediate_matches\.0: the {side}'s inputs_mask must contain only 0 and 1"
+    ):
         objective(kd_loss_weight=0, intermediate_matches=[match])(**sides)
 
 
@@ -75,7 +77,7 @@ def test_of_features(side, wrong, loss):
 def test_of_one_of_several_teachers(wrong):
     several = Objective(DistillationConfig(kd_loss_type="kdplug-logits:kl"), teachers=["a", "b"])
     teachers = {"a": outputs(), "b": outputs(logits_mask=wrong)}
-    with pytest.raises(OutputsError, match=r"^teacher 'b'\.logits_mask: must hold 0 and 1"):
+    with pytest.raises(OutputsError, match=r"^teacher 'b'\.logits_mask: must contain only 0 and 1"):
         several(outputs(logits_mask=GOOD), teachers)
 
 
@@ -83,7 +85,7 @@ def test_of_one_of_several_teachers(wrong):
 @EVERY
 def test_of_logits_in_factors(wrong):
     factors = kdplug.FactoredLogits(torch.randn(3, 4, 2), torch.randn(5, 2))
-    with pytest.raises(OutputsError, match=r"^student\.logits_mask: must hold 0 and 1"):
+    with pytest.raises(OutputsError, match=r"^student\.logits_mask: must contain only 0 and 1"):
         objective()({"logits": factors, "logits_mask": wrong}, outputs())
 
 
@@ -91,7 +93,7 @@ def test_of_logits_in_factors(wrong):
 @EVERY
 def test_of_a_cache_with_a_codec(wrong):
     read = Outputs.read(outputs(logits_mask=wrong), "teacher")
-    with pytest.raises(OutputsError, match=r"^teacher\.logits_mask: must hold 0 and 1"):
+    with pytest.raises(OutputsError, match=r"^teacher\.logits_mask: must contain only 0 and 1"):
         take_heads(Content({"logits/0": read.logits[0].detach()}), read)
 
 
@@ -104,14 +106,14 @@ def test_of_a_loss_called_directly(wrong, loss):
     features = torch.rand(3, 2, 4, 4) if loss.startswith("attention") else torch.rand(3, 4, 6)
     features = (features, features) if loss == "nst" else features
     call = kdplug.losses[f"kdplug-presets:{loss}"]
-    with pytest.raises(OutputsError, match=rf"{loss}: a mask must hold 0 and 1, or be bool, got"):
+    with pytest.raises(OutputsError, match=rf"{loss}: a mask must contain only 0 and 1, or be bool, got"):
         call(features, features, wrong)
 
 
 @ATTACK
 @EVERY
 def test_of_textbrewers_function(wrong):
-    with pytest.raises(OutputsError, match=r"^logits_mask: must hold 0 and 1"):
+    with pytest.raises(OutputsError, match=r"^logits_mask: must contain only 0 and 1"):
         select_logits_with_mask([torch.randn(3, 4, 5)], [wrong])
 
 
@@ -130,7 +132,7 @@ def test_of_a_match_that_is_written_in_python(wrong, tmp_path):
         custom_matches=[match],
     )
     optimizer = torch.optim.SGD(distiller.model_S.parameters(), lr=0.1)
-    with pytest.raises(OutputsError, match=r"^custom_matches\.0: the student's inputs_mask must hold 0 and 1"):
+    with pytest.raises(OutputsError, match=r"^custom_matches\.0: the student's inputs_mask must contain only 0"):
         distiller.train(optimizer, [torch.randn(3, 4, 4)], num_epochs=1)
 
 

@@ -78,13 +78,13 @@ def test_a_byte_that_changed_is_found_by_check(made, tmp_path):
 def test_the_help_says_what_is_found_without_check():
     words = " ".join(call("show", "--help").output.replace("│", " ").split())
     assert "Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size" in words
-    assert "Damage inside a shard is found by --check only" in words
+    assert "Only --check detects damage inside a shard" in words
 
 
 def test_a_folder_that_is_no_cache_is_reported(tmp_path):
     shown = call("show", tmp_path)
     assert shown.exit_code == 2
-    assert "is not a teacher cache: it holds no manifest.json" in shown.output
+    assert "is not a teacher cache: it contains no manifest.json" in shown.output
 
 
 DAMAGE = {

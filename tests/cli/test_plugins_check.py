@@ -18,7 +18,7 @@ def test_an_error_is_reported_with_its_place_and_its_fix(kdplug, fake_site):
     with fake_site.host():
         done = kdplug("plugins", "check", "kdplug-a")
     head, where, fix, _, count = done.stdout.splitlines()
-    assert head.startswith("error   kdplug-a [signature] x (kdplug-a) asks for input 'student_logit'")
+    assert head.startswith("error   kdplug-a [signature] x (kdplug-a) requests input 'student_logit'")
     assert where == f"        in    {fake_site.folder / 'kdplug_a.py'}:1"
     assert fix.startswith("        fix   correct its signature")
     assert count == "kdplug-a: 1 error, 0 warnings"

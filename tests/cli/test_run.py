@@ -54,7 +54,7 @@ def test_an_output_dir_that_is_a_file_is_an_error(kdplug, tmp_path):
     (tmp_path / "out").write_text("")
     done = kdplug("run", DIGITS, "--output-dir", tmp_path / "out")
     assert done.exit_code == 2
-    assert "output_dir: cannot write into" in done.stderr
+    assert "output_dir: cannot write to" in done.stderr
 
 
 def test_debug_lets_the_error_through(kdplug):

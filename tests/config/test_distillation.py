@@ -99,7 +99,7 @@ def test_a_scheduler_of_weight_0_has_no_effect_and_is_refused():
 
 @pytest.mark.parametrize("matches", [[], [{"weight": 0}]])
 def test_a_config_whose_every_term_is_off_is_refused(match, matches):
-    with pytest.raises(ConfigError, match=r"^every term is off: kd_loss_weight and hard_label_weight are 0"):
+    with pytest.raises(ConfigError, match=r"^every term is disabled: kd_loss_weight and hard_label_weight are 0"):
         DistillationConfig(kd_loss_weight=0, intermediate_matches=[{**match, **one} for one in matches])
 
 

@@ -31,7 +31,7 @@ def test_thawing_undoes_freezing():
 )
 def test_a_frozen_dict_refuses_every_change(change):
     frozen = FrozenDict(a=1)
-    with pytest.raises(TypeError, match=r"a config cannot be changed: make a new one"):
+    with pytest.raises(TypeError, match=r"configs are immutable: create a new one"):
         change(frozen)
     assert frozen == {"a": 1}
 

@@ -19,7 +19,7 @@ SOURCE = """
 def anything(student_logits, teacher_logits, *, alpha: float = 1.0):
     return student_logits.sum()
 """
-OF_THE_WHOLE = ("every term is off", *(f"{count} problems" for count in range(2, 40)))
+OF_THE_WHOLE = ("every term is disabled", *(f"{count} problems" for count in range(2, 40)))
 """Beginnings of the messages that are about no single field, or that list several with theirs."""
 
 

@@ -104,7 +104,7 @@ def test_a_map_whose_layers_are_not_counted_stays_when_resolved():
 def test_a_map_alone_is_something_to_train():
     keys = {"name": "each", "feature": "hidden", "loss": "hidden_mse"}
     assert DistillationConfig(kd_loss_weight=0, layer_map=keys).layer_map
-    with pytest.raises(ConfigError, match="every term is off"):
+    with pytest.raises(ConfigError, match="every term is disabled"):
         DistillationConfig(kd_loss_weight=0, layer_map={**keys, "weight": 0})
 
 
@@ -115,7 +115,7 @@ def test_a_map_alone_is_something_to_train():
         ({"nme": "each"}, "layer_map.nme: unknown key. Did you mean 'name'?"),
         ({"feature": "hiden"}, "layer_map.feature: must be 'hidden' or 'attention', got 'hiden'"),
         ({"layers_S": 0}, "layer_map.layers_S: must be >= 1, got 0"),
-        ({"layers_S": 2, "layer_S": "a.*"}, "layer_map.layers_S: layer_S names the modules"),
+        ({"layers_S": 2, "layer_S": "a.*"}, "layer_map.layers_S: layer_S already determines"),
         ({"layer_S": 3}, "layer_map.layer_S: must be the path of a module, a glob, or a list of these, got 3"),
         (
             {"weight": 0, "weight_scheduler": "linear_decay"},

@@ -105,7 +105,7 @@ def test_paths_and_indices_may_be_on_either_side(match, teacher, student):
     ("teacher", "student", "says"),
     [
         (["a", "b"], "c", "must both be single layers or both be lists, got ['a', 'b'] and c"),
-        (["a", "b"], ["c"], "must be equally long, got ['a', 'b'] and ['c']"),
+        (["a", "b"], ["c"], "must have the same length, got ['a', 'b'] and ['c']"),
     ],
 )
 def test_paths_that_do_not_pair_up_are_refused(match, teacher, student, says):

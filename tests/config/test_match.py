@@ -33,8 +33,15 @@ def test_layers_are_two_indices_or_two_lists(match, teacher, student):
     [
         (1, [1], "layer_T and layer_S must both be single layers or both be lists, got 1 and [1]"),
         ([1, 2], 1, "layer_T and layer_S must both be single layers or both be lists, got [1, 2] and 1"),
-        ([1, 2], [1], "layer_T and layer_S must be equally long, got [1, 2] and [1]"),
-        ([], [], "2 problems:\n    layer_T: an empty list names no layer\n    layer_S: an empty list names no layer"),
+        ([1, 2], [1], "layer_T and layer_S must have the same length, got [1, 2] and [1]"),
+        (
+            [],
+            [],
+            (
+                "2 problems:\n    layer_T: the list is empty: name at least one layer\n    layer_S: the list is empty: "
+                "name at least one layer"
+            ),
+        ),
         (1.0, 1, "layer_T: must be the index of a layer, the path of a module, or a list of these, got 1.0"),
         (True, 1, "layer_T: must be the index of a layer, the path of a module, or a list of these, got True"),
         (None, 1, "layer_T: must be the index of a layer, the path of a module, or a list of these, got None"),

@@ -71,7 +71,7 @@ def test_one_problem_keeps_its_own_class():
 def test_a_nested_model_reports_to_the_outer_one(match):
     with pytest.raises(
         KdplugError,
-        match=r"^intermediate_matches\.0: layer_T and layer_S must be equally long, got \[1\] and \[1, 2\]$",
+        match=r"^intermediate_matches\.0: layer_T and layer_S must have the same length, got \[1\] and \[1, 2\]$",
     ):
         DistillationConfig(intermediate_matches=[{**match, "layer_T": [1], "layer_S": [1, 2]}])
 
@@ -90,7 +90,7 @@ def test_a_match_that_is_no_mapping_is_an_error():
 
 
 def test_a_key_that_is_not_text_is_an_error():
-    with pytest.raises(ConfigError, match=r"^1: must be text, as every key is, got 1$"):
+    with pytest.raises(ConfigError, match=r"^1: must be text: every key is, got 1$"):
         DistillationConfig.from_dict({1: 2})
 
 

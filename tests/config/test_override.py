@@ -109,8 +109,8 @@ def test_a_path_that_leads_nowhere_is_refused(base, override, says):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("training.lr", "'training.lr' is not a change of a config. Write path=value, such as training.lr=1e-3"),
-        ("=3", "'=3' is not a change of a config"),
+        ("training.lr", "'training.lr' is not an override. Write path=value, such as training.lr=1e-3"),
+        ("=3", "'=3' is not an override"),
         ("training.lr=[1", "the value in 'training.lr=[1', line 1, column 3: "),
         ("training.lr=fast", "training.lr: must be a number, got 'fast'"),
         ("training=3", "training: must be a mapping, got 3"),
@@ -125,6 +125,6 @@ def test_a_change_that_is_not_valid_is_refused_with_its_path(base, override, say
 def test_two_lengths_say_how_to_drop_one(base):
     with pytest.raises(
         ConfigError,
-        match=r"^training: give exactly one of num_epochs and num_steps, got 2 and 9: set the other to null$",
+        match=r"^training: set exactly one of num_epochs and num_steps, got 2 and 9: set the other to null$",
     ):
         base.with_overrides(["training.num_steps=9"])

@@ -30,7 +30,7 @@ def test_a_folder_that_is_given_is_kept(recipe):
 
 @pytest.mark.parametrize("length", [{}, {"num_epochs": None}, {"num_epochs": 1, "num_steps": 5}])
 def test_a_recipe_has_exactly_one_length(recipe, length):
-    with pytest.raises(ConfigError, match=r"^training: give exactly one of num_epochs and num_steps, got "):
+    with pytest.raises(ConfigError, match=r"^training: set exactly one of num_epochs and num_steps, got "):
         Recipe.from_dict({**recipe, "training": length})
 
 
@@ -59,7 +59,7 @@ def test_a_recipe_has_exactly_one_length(recipe, length):
         (
             "local_rank",
             1,
-            "is gone. For several devices start the script with 'accelerate launch', which sets the rank",
+            "was removed. For several devices, start the script with 'accelerate launch', which sets the rank",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_an_empty_document_is_an_error(text):
 
 
 def test_a_list_is_no_config():
-    with pytest.raises(ConfigError, match=r"^JSON must hold a mapping of keys to values, got \[1\]$"):
+    with pytest.raises(ConfigError, match=r"^JSON must contain a mapping of keys to values, got \[1\]$"):
         json_document("[1]")
 
 
@@ -121,7 +121,7 @@ def test_a_missing_folder_is_an_error_too(tmp_path):
 
 @pytest.mark.parametrize("name", ["config.toml", "config", "config.pkl"])
 def test_another_suffix_is_refused(tmp_path, name):
-    says = f"cannot read {str(tmp_path / name)!r}: the name of a config file ends in .yaml, .yml or .json"
+    says = f"cannot read {str(tmp_path / name)!r}: the name of a config file must end in .yaml, .yml or .json"
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         read_document(tmp_path / name)
 

@@ -96,9 +96,12 @@ def test_fp16_that_contradicts_the_precision_is_refused(given):
 @pytest.mark.parametrize(
     ("key", "says"),
     [
-        ("fp16_opt_level", "belonged to apex and is gone. Write precision: fp16 or precision: bf16"),
-        ("data_parallel", "is gone. For several devices start the script with 'accelerate launch'"),
-        ("local_rank", "is gone. For several devices start the script with 'accelerate launch', which sets the rank"),
+        ("fp16_opt_level", "belonged to apex and was removed. Write precision: fp16 or precision: bf16"),
+        ("data_parallel", "was removed. For several devices, start the script with 'accelerate launch'"),
+        (
+            "local_rank",
+            "was removed. For several devices, start the script with 'accelerate launch', which sets the rank",
+        ),
     ],
 )
 def test_a_key_that_went_with_apex_says_what_to_do_instead(key, says):

@@ -80,7 +80,7 @@ def test_they_move_to_a_device_with_all_factors(head, hidden):
     [
         ((2, 4), (7, 5), None, r"^weight: hidden \[2, 4\] and weight \[7, 5\] differ in width: 4 against 5"),
         ((2, 4), (4,), None, r"^weight: must be \[classes, width\], got \[4\]"),
-        ((2, 4), (7, 4), (4,), r"^bias: \[4\] does not fit weight \[7, 4\], which needs one value per class"),
+        ((2, 4), (7, 4), (4,), r"^bias: \[4\] does not match weight \[7, 4\], which needs one value per class"),
         ((2, 4), (7, 4), (7, 1), r"^bias: must be \[classes\], got \[7, 1\]"),
         ((), (7, 4), None, r"^hidden: must be \[\*items, width\], got a scalar"),
     ],

@@ -178,7 +178,7 @@ def test_adaptors_that_do_not_go_with_the_teachers_are_an_error(tmp_path, adapto
     ("models", "says"),
     [
         (make_teacher(), "got Net. For one teacher use GeneralDistiller"),
-        ([], "must hold at least one teacher"),
+        ([], "must contain at least one teacher"),
         ([make_teacher(), 3], "model_T.1: must be a model, got int"),
         ({1: make_teacher()}, "must have strings as keys, got 1"),
         ("ab", "must be a list of models"),

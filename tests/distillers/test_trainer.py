@@ -113,7 +113,7 @@ def test_1_11_num_epochs_is_not_needed_with_num_steps(tmp_path):
     model = make_student()
     trainer = make(tmp_path, model)
     assert trainer.train(sgd(model), make_batches(2), num_steps=5).step == 5
-    with pytest.raises(ConfigError, match="give either num_epochs or num_steps"):
+    with pytest.raises(ConfigError, match="pass num_epochs or num_steps"):
         trainer.train(sgd(model), make_batches(2))
 
 

@@ -114,17 +114,17 @@ def test_nan_is_never_the_best():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "evaluation: give a dataloader with metrics, or a function"),
-        ({"dataloader": []}, "evaluation: give a dataloader with metrics, or a function"),
+        ({}, "evaluation: pass either a dataloader with metrics, or a function"),
+        ({"dataloader": []}, "evaluation: pass either a dataloader with metrics, or a function"),
         (
             {"function": dict, "patience": 2},
-            "evaluation.patience: needs 'best': the name of the number that has to improve",
+            "evaluation.patience: needs 'best': the name of the metric that must improve",
         ),
         ({"function": dict, "every": 0}, "evaluation.every: must be a whole number of at least 1, got 0"),
         ({"function": dict, "mode": "up"}, "evaluation.mode: must be 'max' or 'min', got 'up'"),
         (
             {"dataloader": [], "metrics": {"accuracy": MulticlassAccuracy(num_classes=3)}, "best": "acuracy"},
-            "evaluation.best: no number 'acuracy' among accuracy. Did you mean 'accuracy'?",
+            "evaluation.best: unknown metric 'acuracy'. Metrics of the evaluation: accuracy. Did you mean 'accuracy'?",
         ),
     ],
 )
@@ -138,7 +138,7 @@ def test_metrics_without_labels_are_an_error_that_says_what_to_return(tmp_path):
     student = make_student()
     distiller = make_distiller(tmp_path, student)
     evaluation = Evaluation(dataloader=make_batches(1), metrics={"accuracy": MulticlassAccuracy(num_classes=3)})
-    with pytest.raises(ConfigError, match="the student's adaptor returned no labels; return them, or give a function"):
+    with pytest.raises(ConfigError, match="the student's adaptor returned no labels; return them, or pass a function"):
         distiller.train(sgd(student), make_batches(2), num_epochs=1, evaluation=evaluation)
 
 

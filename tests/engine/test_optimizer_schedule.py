@@ -108,9 +108,9 @@ def test_plateau_needs_a_metric_and_says_so(optimizer):
         ({"scheduler_args": {}}, "^scheduler_args: has no effect without scheduler_class"),
         (
             {"scheduler_class": lr.StepLR, "scheduler_args": {"optimizer": 1}},
-            "^scheduler_args: must not hold 'optimizer'",
+            "^scheduler_args: must not contain 'optimizer'",
         ),
-        ({"scheduler_class": lr.StepLR, "scheduler_args": {}, "scheduler": object()}, "^scheduler: give either"),
+        ({"scheduler_class": lr.StepLR, "scheduler_args": {}, "scheduler": object()}, "^scheduler: pass either"),
     ],
 )
 def test_arguments_that_cannot_be_meant_are_errors(optimizer, arguments, message):

@@ -88,7 +88,7 @@ def test_an_input_that_the_engine_does_not_provide(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-myloss", losses={"my_loss": "kdplug_my:my_loss"}, files={"kdplug_my.py": source})
     with fake_site.host():
         assert told(lambda: kdplug.losses.build("my_loss")) == (
-            "my_loss (kdplug-myloss) asks for input 'student_logit', which the engine does not provide. "
+            "my_loss (kdplug-myloss) requests input 'student_logit', which the engine does not provide. "
             "Did you mean 'student_logits'?"
         )
 

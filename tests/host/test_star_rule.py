@@ -180,7 +180,7 @@ def test_an_input_that_is_not_provided_is_refused_even_with_a_default() -> None:
 
     def setting(student_logits, alpha=0.5): ...
 
-    asks = "mine (local) asks for input {!r}, which the engine does not provide."
+    asks = "mine (local) requests input {!r}, which the engine does not provide."
     assert refusal(typo) == asks.format("teacher_logit") + " Did you mean 'teacher_logits'?"
     assert refusal(setting) == asks.format("alpha") + " If it is a setting, put a * before it."
 
@@ -201,24 +201,24 @@ def test_what_has_no_signature_is_refused() -> None:
         (
             "student_features",
             "kd",
-            "a kd loss (kd_loss_type) does not get. Use it in a match (intermediate_matches)",
+            "is not available in a kd loss (kd_loss_type). Use it in a match (intermediate_matches)",
         ),
         (
             "student_logits",
             "match",
-            "a match (intermediate_matches) does not get. Use it in a kd loss (kd_loss_type)",
+            "is not available in a match (intermediate_matches). Use it in a kd loss (kd_loss_type)",
         ),
     ],
 )
 def test_a_loss_at_the_wrong_place_is_an_error_that_names_the_right_place(parameter: str, slot: str, told: str) -> None:
     assert (
-        refusal(eval(f"lambda {parameter}: 0"), slot=slot) == f"local:mine asks for input {parameter!r}, which {told}"
+        refusal(eval(f"lambda {parameter}: 0"), slot=slot) == f"local:mine requests input {parameter!r}, which {told}"
     )
 
 
 def test_a_loss_that_fits_no_place_is_an_error() -> None:
     assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith(
-        "No place in a config provides all of its inputs"
+        "Its inputs are not available together anywhere in a config"
     )
 
 
@@ -254,7 +254,7 @@ def test_a_weight_scheduler_takes_progress() -> None:
         return progress**power
 
     assert build(cosine, 2, kind="weight_schedulers").target(0.5) == 0.25
-    assert "asks for input 'x'" in refusal(lambda x: x, kind="weight_schedulers")
+    assert "requests input 'x'" in refusal(lambda x: x, kind="weight_schedulers")
 
 
 def test_a_task_is_built_from_its_settings() -> None:

@@ -267,7 +267,7 @@ def test_a_class_may_be_in_the_map_of_projections() -> None:
 
 def test_the_star_rule_holds_for_the_decorator_and_not_for_the_maps() -> None:
     kdplug.losses.register("mine")(lambda S, T: 0)
-    with pytest.raises(SignatureError, match="asks for input 'S'"):
+    with pytest.raises(SignatureError, match="requests input 'S'"):
         kdplug.losses.build("mine", "match")
 
 

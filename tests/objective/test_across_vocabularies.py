@@ -68,7 +68,7 @@ def test_factors_give_the_same_loss_and_gradients_in_pieces(total, sides):
 
 def test_items_still_have_to_match(total, sides):
     student, teacher = (side.dense() for side in sides)
-    with pytest.raises(ShapeError, match="must have one shape"):
+    with pytest.raises(ShapeError, match="must have the same shape"):
         total(student, teacher[:, :-1])
 
 

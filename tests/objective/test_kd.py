@@ -101,7 +101,9 @@ def test_masks_that_keep_different_numbers_are_an_error(build, random, mask):
 
 
 def test_one_mask_does_not_serve_logits_of_another_length(build, random, mask):
-    with pytest.raises(ShapeError, match=r"^teacher\.logits_mask: a mask \[3, 4\] does not fit logits \[3, 6, 5\]"):
+    with pytest.raises(
+        ShapeError, match=r"^teacher\.logits_mask: a mask of shape \[3, 4\] does not match logits \[3, 6, 5\]"
+    ):
         build()({"logits": random(3, 4, 5), "logits_mask": mask}, random(3, 6, 5))
 
 
@@ -118,7 +120,7 @@ def test_a_mask_of_another_shape_is_an_error(build, random, side, shape):
     outputs = {"student": {"logits": random(3, 4, 5)}, "teacher": {"logits": random(3, 4, 5)}}
     outputs[side]["logits_mask"] = torch.ones(shape)
     with pytest.raises(
-        ShapeError, match=r"logits_mask: a mask \[.*\] does not fit logits \[3, 4, 5\]: it must be \[3, 4\]"
+        ShapeError, match=r"logits_mask: a mask of shape \[.*\] does not match logits \[3, 4, 5\]: it must be \[3, 4\]"
     ):
         build()(outputs["student"], outputs["teacher"])
 
@@ -278,8 +280,8 @@ def test_labels_of_a_smaller_integer_type_will_do(random):
     ("labels", "message"),
     [
         (None, r"^probability_shift: needs labels, but the student returned none"),
-        (torch.zeros(3, dtype=torch.int64), r"^student\.labels: \[3\] do not fit logits \[3, 4, 5\]"),
-        (torch.zeros(3, 4), r"^student\.labels: must hold integer class indices, got torch\.float32"),
+        (torch.zeros(3, dtype=torch.int64), r"^student\.labels: \[3\] do not match logits \[3, 4, 5\]"),
+        (torch.zeros(3, 4), r"^student\.labels: must contain integer class indices, got torch\.float32"),
         ([torch.zeros(3, 4, dtype=torch.int64)] * 2, r"^student\.labels: the student returned 2 labels for 1 logits"),
     ],
 )

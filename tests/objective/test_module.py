@@ -76,7 +76,7 @@ def test_it_shows_its_terms(objective):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"kd_loss_type": "match_only"}, r"^kd_loss_type: .*asks for input 'student_features'"),
+        ({"kd_loss_type": "match_only"}, r"^kd_loss_type: .*requests input 'student_features'"),
         ({"kd_loss_type": ["ce", 1]}, r"^kd_loss_type: "),
         ({"intermediate_matches": [{"loss": "ce"}]}, r"^intermediate_matches\.0\.loss: .*'student_logits'"),
         ({"intermediate_matches": [{"loss": ["scaled", "x"]}]}, r"^intermediate_matches\.0\.loss\.start: "),

@@ -18,14 +18,14 @@ def test_a_file_in_the_place_of_a_folder_is_an_error(signs, tmp_path, carry_out,
     file.parent.mkdir(exist_ok=True)
     file.touch()
     for folder in (tmp_path / "file", file / "below" / "it"):
-        with pytest.raises(RunError, match=r"^output_dir: cannot write into .*file.* is not a folder"):
+        with pytest.raises(RunError, match=r"^output_dir: cannot write to .*file.* is not a folder"):
             carry_out(signs(f"output_dir={folder}"))
 
 
 @pytest.mark.parametrize("carry_out", [plan_recipe, run_recipe])
 def test_a_folder_without_permission_is_an_error(signs, tmp_path, monkeypatch, carry_out):
     monkeypatch.setattr(os, "access", lambda path, _: str(path) != str(tmp_path))  # root may write anywhere
-    with pytest.raises(RunError, match=r"^output_dir: cannot write into .*: no permission to write into"):
+    with pytest.raises(RunError, match=r"^output_dir: cannot write to .*: no permission to write to"):
         carry_out(signs(f"output_dir={tmp_path}/new/out"))
 
 

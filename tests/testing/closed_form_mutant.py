@@ -53,7 +53,9 @@ def one_temperature_for_the_block(student, teacher, temperature):
     return right_rows(student, teacher, float(torch.as_tensor(temperature).mean()))
 
 
-@mutant(ClosedLaws, "test_its_closed_form_takes_rows_alone", "another result alone than in a block of rows")
+@mutant(
+    ClosedLaws, "test_its_closed_form_takes_rows_alone", "different results for a row alone and within a block of rows"
+)
 @_with
 def gradient_centred_over_the_block(student, teacher, temperature):
     values = right_rows(student, teacher, temperature)

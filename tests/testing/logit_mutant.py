@@ -106,7 +106,7 @@ def logarithm_of_softmax(student_logits, teacher_logits, temperature, mask):
     return counted((p * (p.log() - q.log())).sum(-1) * temperature**2, mask)
 
 
-@mutant(KlLaws, "test_one_temperature_per_item_is_taken", "gives another value than one temperature of 3")
+@mutant(KlLaws, "test_one_temperature_per_item_is_taken", "gives a different value from one temperature of 3")
 def temperature_along_the_wrong_axis(student_logits, teacher_logits, temperature, mask):
     if isinstance(temperature, Tensor):
         temperature = temperature[..., : student_logits.shape[-1]].mean(0) * 2
@@ -143,7 +143,7 @@ def factor_detached(student_logits, teacher_logits, temperature, mask) -> LossSu
     return LossSum(total * total.detach(), count)
 
 
-@mutant(KlLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it whole")
+@mutant(KlLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it without graph breaks")
 def branch_on_a_value(student_logits, teacher_logits, temperature, mask) -> LossSum:
     total, count = kl(student_logits, teacher_logits, temperature, mask)
     return LossSum(total if total.item() >= 0 else total * 0, count)

@@ -79,7 +79,7 @@ class ScaleThatIsNotSaved(nn.Linear):
         return super().forward(feature) * self.scale
 
 
-@mutant(AffineLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it whole")
+@mutant(AffineLaws, "test_torch_compile_traces_it_whole", "torch.compile cannot trace it without graph breaks")
 class BranchOnAValueOfTheFeature(nn.Linear):
     def __init__(self, in_dim, out_dim):
         super().__init__(in_dim, out_dim)

@@ -73,7 +73,11 @@ def normalized_in_place(student_logits, teacher_logits, temperature):
     return by_entropy(student_logits, teacher_logits, temperature)
 
 
-@mutant(WarmthLaws, "test_the_configured_temperature_is_used", "gives the same for configured temperatures of 4 and 8")
+@mutant(
+    WarmthLaws,
+    "test_the_configured_temperature_is_used",
+    "gives the same result for configured temperatures of 4 and 8",
+)
 def temperature_of_its_own(student_logits, teacher_logits, temperature):
     return by_entropy(student_logits, teacher_logits, 4.0)
 

@@ -175,7 +175,7 @@ def _comment(errors: list[str]) -> str:
 
 
 def _complete(name: str, model: JsonSchema, catalogue: Catalogue) -> None:
-    """Add what pydantic cannot know: components and rules between fields."""
+    """Add what pydantic cannot express: components and rules between fields."""
     fields: dict[str, JsonSchema] = model["properties"]
     model["description"] = model.get("description", "").split("\n\n")[0].replace("\n", " ")
     config = _BY_NAME.get(name, ConfigModel)

@@ -30,7 +30,7 @@ from kdplug.objective.selection import head_masks, is_ignored
 def take_heads(content: Content, outputs: Outputs) -> dict[str, tuple[Any, Tensor | None]]:
     """Remove heads and masks from ``content`` and return each head with its mask, by name.
 
-    Raises: ``RunError`` for a mask that does not fit; ``OutputsError`` if there are not as many masks as heads, or if a
+    Raises: ``RunError`` for a mask of another shape; ``OutputsError`` if there are not as many masks as heads, or if a
     mask holds values other than 0 and 1.
     """
     heads = {name: logits for name, logits in content.tensors.items() if name.startswith("logits/")}
@@ -50,8 +50,8 @@ def _fitting(name: str, logits: Any, mask: Tensor | None) -> Tensor | None:
         return None
     if mask.shape != logits.shape[:-1]:
         raise RunError(
-            f"the teacher's logits_mask {list(mask.shape)} does not fit its {name} {list(logits.shape)}: expected one "
-            "value per item"
+            f"the teacher's logits_mask {list(mask.shape)} does not match its {name} {list(logits.shape)}: expected "
+            "one value per item"
             f"{extended_hint(mask)}",
             field="teacher_cache_codec",
         )

@@ -79,7 +79,7 @@ _NOTES = TypeAdapter(Note)
 
 
 class CacheFolder:
-    """``manifest.json``, and for each shard ``shard-00000.safetensors`` with its note ``shard-00000.json``.
+    """``manifest.json``, and for each shard ``shard-00000.safetensors`` with its record ``shard-00000.json``.
 
     Tensors that a codec stores once for all examples are in ``shared.safetensors``. Call ``manifest`` or ``begin``
     before reading or writing shards.
@@ -108,7 +108,7 @@ class CacheFolder:
         return found
 
     def check_free(self) -> None:
-        """Raises: ``RunError`` if the path cannot be made a folder, or holds other files and no manifest."""
+        """Raise ``RunError`` if the path cannot be made a folder, or holds other files and no manifest."""
         with _reading(self.path):
             there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -154,7 +154,7 @@ class CacheFolder:
             return sorted(place for place in found if place < count and self.has(place))
 
     def write(self, place: int, shard: Shard) -> None:
-        """Write a shard, then its note once the shard is on disk.
+        """Write a shard, then its record once the shard is on disk.
 
         Raises: ``RunError`` if that fails, such as on a full disk; shards that were written before stay.
         """
@@ -176,10 +176,10 @@ class CacheFolder:
         return shard
 
     def note(self, place: int | None) -> Note:
-        """Return the note of a shard, or of the shared tensors (``None``), checked against manifest and file size.
+        """Return the record of a shard, or of the shared tensors (``None``), checked against manifest and file size.
 
-        Raises: ``RunError`` for a note that is damaged, of another cache or of another shard, and for a file of another
-        size.
+        Raises: ``RunError`` for a record that is damaged, of another cache or of another shard, and for a file of
+        another size.
         """
         name = _SHARED if place is None else _name(place)
         file = self._note(name)
@@ -189,7 +189,7 @@ class CacheFolder:
         if note.manifest != self._digest:
             raise self._mixed(file, self._again(name))
         if note.part != name:
-            raise RunError(f"{file} is the note of {note.part}, copied or renamed. {self._again(name)}")
+            raise RunError(f"{file} is a copy of the record of {note.part}, under another name. {self._again(name)}")
         self._check_size(name, note)
         return note
 
@@ -273,8 +273,8 @@ class CacheFolder:
 
     def _mixed(self, file: Path, again: str) -> RunError:
         return RunError(
-            f"{file} belongs to another cache than the {_MANIFEST} next to it: one of them was replaced. Restore the "
-            f"files of one cache. {again}"
+            f"{file} belongs to a different cache from the {_MANIFEST} next to it: one of them was replaced. Restore "
+            f"the files of one cache. {again}"
         )
 
     def _file(self, name: str) -> Path:
@@ -301,7 +301,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(file: Path, again: str = "") -> Iterator[None]:
-    """Raise ``RunError`` for errors of the system, safetensors or a parser; ``again`` says how to get a good file."""
+    """Raise ``RunError`` for errors of the system, safetensors or a parser; ``again`` explains how to fix them."""
     try:
         yield
     except ValidationError as error:

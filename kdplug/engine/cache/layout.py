@@ -117,7 +117,7 @@ class Layout:
         return {*self.dtypes, *self.heads}
 
     def check(self, name: str, shape: torch.Size, inputs: Mapping[str, Tensor]) -> None:
-        """Raises: ``RunError`` if a tensor's length does not follow the same input as in the first batch."""
+        """Raise ``RunError`` if a tensor's length does not follow the same input as in the first batch."""
         length = self.lengths.get(name)
         for path in () if length is None else length.paths:
             assert length is not None

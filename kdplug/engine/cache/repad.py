@@ -134,7 +134,7 @@ class Repadding:
 
 
 def check_masked(name: str, layout: Layout) -> None:
-    """Raises: ``RunError`` if no mask marks the padding of a padded output."""
+    """Raise ``RunError`` if no mask marks the padding of a padded output."""
     teacher, _, part = name.partition("/")
     key = part.partition("/")[0]
     mask = "logits_mask" if key in ("logits", "logits_mask") else "inputs_mask"
@@ -153,7 +153,8 @@ def _checked(padding: Padding | None, key: int) -> Padding:
     if padding is not None:
         return padding
     raise RunError(
-        f"example {key} has other tokens than in the teacher's pass, or they are padded elsewhere than at the start or "
-        "end of the row. The inputs of an example must not depend on the other examples, apart from padding at one end",
+        f"example {key} has different tokens from those in the teacher's pass, or padding elsewhere than at the start "
+        "or end of the row. The inputs of an example must not depend on the other examples, apart from padding at one "
+        "end",
         field="is_caching_logits",
     )

@@ -33,7 +33,7 @@ class CacheReport:
 
     @classmethod
     def read(cls, path: Path, *, checks: bool = False) -> Self:
-        """Read manifest and notes; if ``checks``, also read and verify every byte of every shard.
+        """Read the manifest and records; if ``checks``, also read and verify every byte of every shard.
 
         Raises: ``RunError`` for a folder that is not a cache, or is damaged.
         """
@@ -41,8 +41,8 @@ class CacheReport:
         manifest = folder.manifest()
         if manifest is None:
             raise RunError(
-                f"{path} is not a teacher cache: it holds no manifest.json. Create one with kdplug cache RECIPE --out "
-                f"{path}"
+                f"{path} is not a teacher cache: it contains no manifest.json. Create one with kdplug cache RECIPE "
+                f"--out {path}"
             )
         extent = manifest.extent
         there = folder.written(extent.shards)

@@ -81,7 +81,7 @@ class Column:
         return cls(values, shapes, tuple(accumulate(shapes.prod(1).tolist(), initial=0)))
 
     def check(self, name: str, examples: int) -> None:
-        """Raises: ``ValueError`` if this is not a column of ``examples`` examples."""
+        """Raise ``ValueError`` if this is not a column of ``examples`` examples."""
         if self.shapes is None:
             fits = self.values.dim() > 0 and len(self.values) == examples
         else:
@@ -107,12 +107,12 @@ class MappedFile:
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Raises: ``OSError``."""
+        """Return the file's current state. Raises: ``OSError``."""
         found = path.stat()
         return cls(path, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def check(self) -> None:
-        """Raises: ``RunError`` if the file was written to since.
+        """Raise ``RunError`` if the file was written to since.
 
         After the file is deleted or replaced by another of the same name, the mapping still shows the verified content.
         """

@@ -92,7 +92,7 @@ class Checkpoints:
                     _delete(folder)
 
     def _check_mark(self) -> None:
-        """Raises: ``RunError`` if another run has started in ``output_dir``."""
+        """Raise ``RunError`` if another run has started in ``output_dir``."""
         mark = self.output_dir / _MARK
         if mark.is_file() and mark.read_text(encoding="utf-8", errors="replace") != _marker(self.run):
             raise RunError(
@@ -121,7 +121,7 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
             _flush(temporary)
             temporary.replace(output_dir / _MARK)
         except OSError as error:
-            raise RunError(f"cannot write into {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
+            raise RunError(f"cannot write to {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
     return name
 
 
@@ -168,7 +168,7 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises: ``RunError`` that names checkpoints nearby if ``folder`` is missing, is not a checkpoint, or is damaged."""
+    """Raise a ``RunError`` that names checkpoints nearby if ``folder`` is missing, is not a checkpoint, or is damaged."""
     if not folder.is_dir():
         there = ", ".join(path.name for _, path in steps(folder.parent)) or "none"
         raise RunError(
@@ -263,7 +263,7 @@ def read_process(folder: Path, index: int) -> dict[str, Any]:
 def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load the weights of a checkpoint, given its folder or file, into ``student``.
 
-    Raises: ``RunError`` if they do not fit, or if the file does not match its checksum.
+    Raises: ``RunError`` if they are incompatible, or if the file does not match its checksum.
     """
     file = Path(path)
     file = file / STUDENT if file.is_dir() else file
@@ -274,7 +274,7 @@ def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
 def load_objective(objective: nn.Module, folder: Path) -> None:
     """Load the weights of projections and losses into ``objective``.
 
-    Raises: ``RunError`` if they do not fit, or if the file does not match its checksum.
+    Raises: ``RunError`` if they are incompatible, or if the file does not match its checksum.
     """
     check_file(folder / _OBJECTIVE)
     _load(objective, folder / _OBJECTIVE, "objective")
@@ -283,7 +283,7 @@ def load_objective(objective: nn.Module, folder: Path) -> None:
 def load_both(student: nn.Module, objective: nn.Module, folder: Path) -> None:
     """Load the weights of a verified checkpoint into ``student`` and ``objective``.
 
-    Raises: ``RunError`` if they do not fit.
+    Raises: ``RunError`` if they are incompatible.
     """
     _load(student, folder / STUDENT, "student")
     _load(objective, folder / _OBJECTIVE, "objective")
@@ -336,7 +336,7 @@ def _load(module: nn.Module, file: Path, owner: str) -> None:
         tied = {name: twins.get(_memory(value)) for name, value in own.items() if name not in stored and value.numel()}
         module.load_state_dict(stored | {name: value for name, value in tied.items() if value is not None})
     except RuntimeError as error:
-        raise RunError(f"{file} does not fit the {owner}: {error}") from error
+        raise RunError(f"{file} does not match the {owner}: {error}") from error
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot read {file}: {error}") from error
 

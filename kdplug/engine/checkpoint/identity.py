@@ -145,7 +145,7 @@ def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]
 
 
 def check_identity(saved: Any, now: Any, folder: object) -> None:
-    """Raises: ``RunError`` that lists every difference between the run that wrote a checkpoint and this one."""
+    """Raise a ``RunError`` that lists every difference between the run that wrote a checkpoint and this one."""
     found = list(differences(saved, now))
     if found:
         parts = ", ".join(dict.fromkeys(one.path.partition(".")[0] for one in found))
@@ -162,7 +162,7 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
 
 
 def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
-    """Compare the identities of all processes and return that of rank 0. Every process has to call it.
+    """Compare the identities of all processes and return that of rank 0. Every process must call it.
 
     It takes one collective, none in a single process. Values that callables hold are not compared: a function may
     depend on its rank.

@@ -21,7 +21,7 @@ class Preemption:
         self.signal: int | None = None
 
     def agreed(self, accelerator: Accelerator) -> bool:
-        """Return whether any process received a signal. Every process has to call it at the same step."""
+        """Return whether any process received a signal. Every process must call it at the same step."""
         if accelerator.num_processes == 1:
             return self.signal is not None
         received = torch.tensor(self.signal or 0, device=accelerator.device)

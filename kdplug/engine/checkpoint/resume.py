@@ -56,7 +56,7 @@ def load_weights(
     """Load the weights in ``folder``, whose ``run.json`` is ``saved``, before student and objective are wrapped.
 
     Raises: ``RunError`` that lists the differences between ``identity`` and that of the run that wrote the checkpoint,
-    unless ``changed_is_meant``; ``RunError`` for weights that do not fit.
+    unless ``changed_is_meant``; ``RunError`` for incompatible weights.
     """
     written = saved["identity"]
     if not changed_is_meant:
@@ -69,7 +69,7 @@ def load_weights(
 def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     """Restore everything but the weights from the checkpoint ``folder`` into a run that is about to start.
 
-    Raises: ``RunError`` for a checkpoint that does not fit.
+    Raises: ``RunError`` for an incompatible checkpoint.
     """
     _load_learning(loop, saved, folder)
     loop.run.step = saved["step"]
@@ -108,7 +108,7 @@ def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
         if loop.accelerator.scaler is not None and saved["scaler"]:
             loop.accelerator.scaler.load_state_dict(saved["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
-        raise RunError(f"{folder} does not fit the optimizer: {error}") from error
+        raise RunError(f"{folder} does not match the optimizer: {error}") from error
 
 
 def _process(loop: Loop, saved: Mapping[str, Any]) -> int:

@@ -176,7 +176,7 @@ def check_all_ended(accelerator: Accelerator, step: int, total_steps: int) -> No
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Run ``function`` in the main process and return its result on every process; it has to be plain data or a path.
+    """Run ``function`` in the main process and return its result on every process; it must be plain data or a path.
 
     Raises: on every process the ``KdplugError`` that ``function`` raises in the main one; for any other error,
     ``RunError`` on the other processes.
@@ -215,7 +215,8 @@ def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:
         return loader
     if not isinstance(loader, DataLoader):
         raise RunError(
-            f"{accelerator.num_processes} processes cannot share a {type(loader).__name__}; pass a torch DataLoader"
+            f"a {type(loader).__name__} cannot be divided among {accelerator.num_processes} processes; pass a torch "
+            "DataLoader"
         )
     if isinstance(loader.sampler, DistributedSampler):
         return loader
@@ -234,9 +235,9 @@ def _is_even(loader: DataLoader[Any], accelerator: Accelerator) -> bool:
         return False
     if batches % accelerator.num_processes and not loader.drop_last and accelerator.is_main_process:
         warnings.warn(
-            f"{accelerator.num_processes} processes cannot share {batches} batches evenly: the last step of each pass "
-            "repeats examples from its beginning. To avoid that, use a batch size that gives a multiple, or "
-            "drop_last=True",
+            f"{accelerator.num_processes} processes cannot divide {batches} batches evenly: the last step of each pass "
+            "repeats examples from its beginning. To avoid that, choose a batch size for which the number of batches "
+            "is a multiple of the number of processes, or set drop_last=True",
             stacklevel=2,
         )
     return bool(batches % accelerator.num_processes == 0)

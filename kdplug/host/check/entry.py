@@ -45,8 +45,16 @@ def nowhere(entry: Entry, where: str) -> Iterator[Finding]:
     """A loss that takes both logits and features fits in no place of a config."""
     if not any(set(entry.inputs) <= set(known) for known in entry.kind.slots.values()):
         places = "; ".join(f"{name}: {', '.join(known)}" for name, known in entry.kind.slots.items())
-        what = f"{entry.name} asks for {', '.join(entry.inputs)}, which no place provides together ({places})"
-        yield Finding(entry.dist, "inputs", "error", what, where, "take the inputs of one place, or split it in two")
+        inputs = ", ".join(entry.inputs)
+        what = f"{entry.name} requests {inputs}, which are not available together anywhere in a config ({places})"
+        yield Finding(
+            entry.dist,
+            "inputs",
+            "error",
+            what,
+            where,
+            "request inputs that are available together, or split the loss in two",
+        )
 
 
 def bad_defaults(entry: Entry, where: str) -> Iterator[Finding]:

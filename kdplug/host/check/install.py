@@ -41,8 +41,8 @@ def unreadable(one: Installation) -> Iterator[Finding]:
 def nameless(one: Installation) -> Iterator[Finding]:
     """``dist-info`` without a valid name, left by an interrupted installation or a broken tool."""
     if one.error is None and not is_distribution_name(one.name) and one.entry_points:
-        says = f"has the invalid name {one.name!r}" if one.name else "has no name"
-        what = f"its metadata {says}, so none of its {len(one.entry_points)} entries is found"
+        problem = f"has the invalid name {one.name!r}" if one.name else "has no name"
+        what = f"its metadata {problem}, so none of its {len(one.entry_points)} entries is found"
         yield Finding(one.dist, "nameless", "error", what, str(one.folder), _again(one))
 
 

@@ -32,7 +32,7 @@ class EqualCounts:
         self._step = -1
 
     def check(self, report: LossReport, step: int) -> None:
-        """Raises: ``RunError`` if a count differs from the step's first micro-batch. Synchronizes with the device."""
+        """Raise ``RunError`` if a count differs from the step's first micro-batch. Synchronizes with the device."""
         counts = {name: tuple(map(float, parts)) for name, parts in counts_of(report).items()}
         if step != self._step or self._first is None:
             self._first, self._step = counts, step
@@ -92,7 +92,7 @@ class DistillationModule(LightningModule):
     ``materialize(batch)`` builds projections with ``auto`` widths; call it before ``fit``. The loss and each term are
     logged as ``train_…``, ``val_…`` and ``test_…``.
 
-    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` if the config names something that does not exist.
+    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` if the config contains a name that does not exist.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class DistillationModule(LightningModule):
             checkpoint[_IDENTITY] = self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises: ``RunError`` if a fit resumes from a checkpoint of a different run, unless ``resume_changed``."""
+        """Raise ``RunError`` if a fit resumes from a checkpoint of a different run, unless ``resume_changed``."""
         resumes = self._identity is not None and self.trainer.state.fn == "fit"
         if resumes and _IDENTITY in checkpoint and not self._resume_changed:
             check_identity(checkpoint[_IDENTITY], self._identity, "the checkpoint")
@@ -203,7 +203,7 @@ class DistillationModule(LightningModule):
         self._teachers.to(self.device)
 
     def on_train_start(self) -> None:
-        """Raises: ``RunError`` if an epoch's last step has fewer micro-batches than Lightning divides by."""
+        """Raise ``RunError`` if an epoch's last step has fewer micro-batches than Lightning divides by."""
         size, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
         several = size > 1 or self.trainer.world_size > 1
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
@@ -278,7 +278,8 @@ class DistillationModule(LightningModule):
             found = self.trainer.estimated_stepping_batches
             if found == float("inf"):
                 raise RunError(
-                    "Lightning does not know how many steps the run has, but schedules need it. Set max_steps"
+                    "the number of steps is unknown to Lightning, but schedules depend on it. Set max_steps of the "
+                    "Trainer"
                 )
             self._total_steps = int(found)
         return self.trainer.global_step, self._total_steps

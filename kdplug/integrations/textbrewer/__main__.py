@@ -8,11 +8,18 @@ from pathlib import Path
 
 from kdplug.integrations.textbrewer.alias import install
 
+_USAGE = "usage: python -m kdplug.integrations.textbrewer script.py [argument…]"
+
 
 def main(arguments: list[str]) -> None:
     """Run the script ``arguments[0]`` with the remaining arguments, as Python would."""
     if not arguments:
-        sys.exit("usage: python -m kdplug.integrations.textbrewer script.py [argument…]")
+        sys.exit(_USAGE)
+    if arguments[0] in ("-h", "--help"):
+        print(f"{_USAGE}\n\nRun an unmodified TextBrewer script: `import textbrewer` imports kdplug.")
+        return
+    if not Path(arguments[0]).exists():
+        sys.exit(f"error: there is no file {arguments[0]!r}")
     install()
     sys.argv = arguments
     sys.path[0] = str(Path(arguments[0]).resolve().parent)

@@ -248,7 +248,7 @@ def run_epochs(
     if not steps:
         raise RunError(
             f"the dataloader has {len(loader)} batches, but gradient_accumulation_steps is {loop.accumulation}: "
-            "no optimizer step would be made"
+            "no optimizer step would be taken"
         )
     due = steps_in_epoch(steps, config.ckpt_frequency)
     logger.info("Training steps per epoch: %s", steps)

@@ -39,7 +39,8 @@ def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[
 def _kept(logits: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
-            f"{list(mask.shape)} does not fit logits {list(logits.shape)}: need one value per item{extended_hint(mask)}",
+            f"{list(mask.shape)} does not match logits {list(logits.shape)}: need one value per "
+            f"item{extended_hint(mask)}",
             field="logits_mask",
         )
     return keep(logits, places_that_count(mask, field="logits_mask"), 1)

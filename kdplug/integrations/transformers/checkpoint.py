@@ -65,7 +65,7 @@ def check_resumed(folder: Path, identity: Mapping[str, Any], *, changed_is_meant
 
 
 def check_undamaged(folder: Path) -> None:
-    """Raises: ``RunError`` if a file of the student or objective is missing or does not match its checksum."""
+    """Raise ``RunError`` if a file of the student or objective is missing or does not match its checksum."""
     if (folder / CHECKSUMS).is_file() and (found := damage(folder)):
         raise RunError(f"{folder} is damaged: {', '.join(found)}. Use an older checkpoint")
 

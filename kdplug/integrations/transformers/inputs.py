@@ -113,7 +113,7 @@ _ARGUMENTS = {"hidden": ("output_hidden_states", "hidden_states"), "attention": 
 
 
 class Features:
-    """Forward arguments that make a transformers model return the features read by the config; none for other models.
+    """Forward arguments that make a transformers model return the features read by the config; empty for other models.
 
     Raises: ``ConfigError`` if the model's attention implementation returns no attention scores.
     """

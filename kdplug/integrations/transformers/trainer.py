@@ -43,7 +43,7 @@ from kdplug.objective.term import mark_pooled
 
 
 def check(trainer: Trainer, objective: Objective) -> None:
-    """Raises: ``RunError`` if the Trainer's arguments would make the loss wrong."""
+    """Raise ``RunError`` if the Trainer's arguments would make the loss wrong."""
     if trainer.args.n_gpu > 1:
         raise RunError(
             "one process sees several GPUs and would use DataParallel. Start one process per GPU with torchrun "
@@ -117,7 +117,7 @@ class DistillationTrainer(Trainer):
     with parameters belong to ``objective``: they are trained, clipped and wrapped with the student, saved next to it
     (``objective.safetensors``), and loaded by ``resume_from_checkpoint`` and ``load_best_model_at_end``.
 
-    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` if the config names something that does not exist;
+    Raises: ``ConfigError``, ``EntryError`` or ``SettingError`` if the config contains a name that does not exist;
     ``RunError`` if a run cannot start or resume, or its processes were started with different settings.
     """
 

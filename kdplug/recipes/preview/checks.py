@@ -61,7 +61,7 @@ def _why(sample: Sample, name: str) -> str:
             "additive mask (0 = keep), which must be converted: (mask == 0)"
         )
     return (
-        f"it depends on none of the student's trainable parameters, in {BATCHES} batches. Check for features that are "
+        f"it does not depend on the student's trainable parameters, in {BATCHES} batches. Check for features that are "
         "detached, computed under no_grad, or from frozen layers only"
     )
 
@@ -144,7 +144,7 @@ def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
     kd = sample.objective.kd_loss
     is_missed = (bool(takers) and "inputs_mask" not in given) or _losses_need_mask(sample)
     if "logits_mask" in given and kd is None and is_missed:
-        message = "no term reads logits_mask: the kd loss is off"
+        message = "no term reads logits_mask: the kd loss is disabled"
         yield PlanWarning("unused_mask", "distillation.kd_loss_weight", message)
     if kd is not None and "logits_mask" not in given and _counts_padding(sample):
         message = (
@@ -203,7 +203,7 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
             if field in given.model_fields_set and getattr(given, field):
                 yield PlanWarning(_CHECK, f"distillation.{field}", message)
         if not terms:
-            message = "nothing is learned from the teacher: the kd loss is off, and there is no match"
+            message = "nothing is learned from the teacher: the kd loss is disabled, and there is no match"
             yield PlanWarning(_CHECK, "distillation", message)
     for place, match in enumerate(given.intermediate_matches):
         if not match.weight:

@@ -60,7 +60,7 @@ class MemoryItem:
 def memory(sample: Sample) -> list[MemoryItem]:
     """Estimate memory from one real step with the recipe's optimizer. This changes the student's weights.
 
-    The estimate leaves out the teacher's activations, which are freed layer by layer, kernel workspaces, and the
+    The estimate excludes the teacher's activations, which are freed layer by layer, kernel workspaces, and the
     framework's own memory.
 
     Raises: ``RunError`` if the optimizer cannot take the step; ``ConfigError`` if it cannot be built.
@@ -151,7 +151,7 @@ class PlannedTerm:
     """A term: its weight at the start, middle and end of the run, and its value before training.
 
     ``value`` is its unweighted mean on one of the first batches, ``gradient_norm`` the L2 norm of the weighted term's
-    gradient over the student there; both are ``None`` if its weight stays 0.
+    gradient over the student on that batch; both are ``None`` if its weight stays 0.
     """
 
     name: str

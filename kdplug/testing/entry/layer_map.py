@@ -15,8 +15,8 @@ Pairs = list[tuple[int, int]]
 class LayerMapLaws(Laws):
     """Laws for a layer map, as pytest tests.
 
-    A map may reject numbers of layers that do not fit it, with a ``ConfigError`` that gives the reason; the laws skip
-    those.
+    A map may reject numbers of layers that it does not support, with a ``ConfigError`` that gives the reason; the laws
+    skip those.
 
     ::
 

@@ -148,7 +148,7 @@ class ProjectionLaws(Laws):
                 compiled: Any = torch.compile(module, fullgraph=True, backend="eager")
                 found = compiled(feature)
         except Exception as error:
-            broken(f"torch.compile cannot trace it whole: {str(error).splitlines()[0]}")
+            broken(f"torch.compile cannot trace it without graph breaks: {str(error).splitlines()[0]}")
         finally:
             torch.compiler.reset()
         if not is_close(found, module(feature)):

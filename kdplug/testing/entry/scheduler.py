@@ -175,7 +175,7 @@ class SchedulerLaws(Laws):
         """Catches a scheduler that ignores the configured temperature."""
         student, teacher = draw((6, 5), 1), draw((6, 5), 2)
         if is_close(self.temperatures(student, teacher, 4.0), self.temperatures(student, teacher, 8.0)):
-            broken("gives the same for configured temperatures of 4 and 8")
+            broken("gives the same result for configured temperatures of 4 and 8")
 
     @where(_warms)
     def test_temperatures_follow_their_items(self) -> None:

@@ -48,7 +48,7 @@ class ClosedFormLaws(LossCase):
         for row in range(len(whole)):
             value, own = self._closed(sample.rows([row]))
             if not is_close(value[0], whole[row]) or not is_close(own[0], gradient[row]):
-                broken("the closed form gives a row another result alone than in a block of rows")
+                broken("the closed form gives different results for a row alone and within a block of rows")
 
     @where(_declares)
     def test_its_closed_form_stays_the_loss_where_a_class_is_ruled_out(self) -> None:
@@ -91,7 +91,7 @@ class ClosedFormLaws(LossCase):
                 if not error <= _OFF:
                     broken(
                         f"with {own:g} added to the student's logits and {theirs:g} to the teacher's, the gradient of "
-                        f"the closed form in float32 has an error of {error:.1e} of its largest entry, more than "
+                        f"the closed form in float32 has an error of {error:.1e} relative to its largest entry, above "
                         f"{_OFF:g}"
                     )
 

@@ -113,8 +113,8 @@ class LogitLaws(LossCase):
             same = self.evaluate(sample.but(temperature=torch.full(items, 3.0, dtype=torch.float64))).value
             if not is_close(same, self.evaluate(sample.but(temperature=3.0)).value):
                 broken(
-                    f"a temperature of 3 for each of the items {list(items)} gives another value than one temperature "
-                    "of 3"
+                    f"a temperature of 3 for each of the items {list(items)} gives a different value from one "
+                    "temperature of 3"
                 )
 
     @where(lambda laws: _tempered(laws) and laws.returns_sum())

@@ -89,7 +89,7 @@ class ModuleLaws(LossCase):
                     compiled: Any = torch.compile(component.target, fullgraph=True, backend="eager")
                     found = read_outcome(compiled(*arguments)).value
             except Exception as error:
-                broken(f"torch.compile cannot trace it whole: {_first_lines(error)}")
+                broken(f"torch.compile cannot trace it without graph breaks: {_first_lines(error)}")
             finally:
                 torch.compiler.reset()
             if not is_close(found, self.evaluate(sample).value):

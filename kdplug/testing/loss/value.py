@@ -115,7 +115,7 @@ class ValueLaws(LossCase):
             broken(f"{what} is broadcast without an error. Check the shapes and raise a ShapeError (or ValueError)")
 
     def _misfits(self) -> Iterator[tuple[str, Sample]]:
-        """Yield samples whose tensors do not fit each other, with a description of the mismatch."""
+        """Yield samples whose tensors do not match each other, with a description of the mismatch."""
         sample = self.sample(masked=False)
         layout = sample.layout
         equal_axes = [

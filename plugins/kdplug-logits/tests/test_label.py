@@ -62,8 +62,12 @@ def test_labels_of_any_integer_type_are_taken(name: str) -> None:
     [
         (None, OutputsError, "needs labels, but the student returned none"),
         (torch.zeros(6), OutputsError, r"labels must be integer class indices, got torch\.float32"),
-        (torch.zeros(6, 5, dtype=torch.long), ShapeError, r"labels \[6, 5\] do not fit logits \[6, 5\]"),
-        (torch.zeros(1, dtype=torch.long), ShapeError, r"labels \[1\] do not fit logits \[6, 5\]: one label per item"),
+        (torch.zeros(6, 5, dtype=torch.long), ShapeError, r"labels \[6, 5\] do not match logits \[6, 5\]"),
+        (
+            torch.zeros(1, dtype=torch.long),
+            ShapeError,
+            r"labels \[1\] do not match logits \[6, 5\]: one label per item",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_an_error(name: str, labels: Any, error: type[Exception], says: str) -> None:

@@ -20,8 +20,8 @@ tempered = pytest.mark.parametrize("name", TEMPERED)
     [
         ((3, 5), (4, 5), r"\[3, 5\] and teacher_logits \[4, 5\] differ on axis 'batch': 3 against 4"),
         ((2, 3, 5), (2, 4, 5), r"differ on axis 'length': 3 against 4"),
-        ((3, 5), (5,), r"\[3, 5\] and teacher_logits \[5\] must have equally many axes"),
-        ((), (), r"must have equally many axes, at least one"),
+        ((3, 5), (5,), r"\[3, 5\] and teacher_logits \[5\] must have the same number of axes"),
+        ((), (), r"must have the same number of axes, at least one"),
     ],
 )
 def test_items_that_differ_are_an_error_that_names_the_axis(name: str, student: Any, teacher: Any, says: str) -> None:
@@ -107,7 +107,7 @@ def test_a_temperature_of_every_legal_shape_runs_along_the_axes_it_names(name: s
 def test_an_ambiguous_or_wrong_temperature_is_an_error_and_not_a_broadcast(name: str, shape: Any) -> None:
     found = case(3, 4, 5)
     found.temperature = per_item(shape)
-    with pytest.raises(ShapeError, match=rf"^{name}: temperature \[.*does not fit logits \[3, 4, 5\]"):
+    with pytest.raises(ShapeError, match=rf"^{name}: temperature \[.*does not match logits \[3, 4, 5\]"):
         found.loss(name)
 
 

@@ -143,7 +143,7 @@ def test_a_mask_of_any_type_selects_the_same_and_other_numbers_are_refused(name:
         assert torch.equal(case.loss().value, expected)
     for wrong in (mask * 7, (1.0 - mask.float()) * -1e9, mask.float().masked_fill(~mask, torch.nan)):
         case.mask = wrong
-        with pytest.raises(OutputsError, match=r": a mask must hold 0 and 1, or be bool, got"):
+        with pytest.raises(OutputsError, match=r": a mask must contain only 0 and 1, or be bool, got"):
             case.loss()
 
 

@@ -68,7 +68,7 @@ def test_a_mask_of_another_shape_is_an_error_and_not_a_broadcast(name: str, shap
 @pytest.mark.parametrize("name", ATTENTION)
 def test_a_mask_for_maps_that_are_not_square_is_an_error(name: str) -> None:
     maps = torch.randn(3, 2, 4, 5)
-    with pytest.raises(ShapeError, match="queries and keys must be equally many"):
+    with pytest.raises(ShapeError, match="there must be as many queries as keys"):
         MATCH[name](maps, maps, torch.ones(3, 4))
     assert finite(MATCH[name](maps, maps).value)
 

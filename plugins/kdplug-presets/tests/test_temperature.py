@@ -37,7 +37,7 @@ def test_a_temperature_tensor_of_every_legal_shape_runs_along_the_axes_it_names(
 @every_kd
 @pytest.mark.parametrize("shape", [(3,), (4,), (5,), (3, 3), (4, 3), (3, 4, 5), (1, 1, 5), (1, 3, 4, 1), (0,)])
 def test_an_ambiguous_or_wrong_temperature_tensor_is_an_error_and_not_a_broadcast(name: str, shape: Any) -> None:
-    with pytest.raises(ShapeError, match=r"temperature \[.*does not fit logits \[3, 4, 5\]"):
+    with pytest.raises(ShapeError, match=r"temperature \[.*does not match logits \[3, 4, 5\]"):
         KD[name](torch.randn(3, 4, 5), torch.randn(3, 4, 5), per_item(shape))
 
 

@@ -50,10 +50,10 @@ CASES = {
     "not UTF-8": ({"data": {"test": "latin.csv"}}, r"task\.data\.test: .*line 2 contains the byte 0xe9"),
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": ({"data": {"train": None, "dataset": "nothing/here"}}, r"task\.data\.dataset: datasets cannot load"),
-    "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has another vocabulary"),
+    "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has a different vocabulary"),
     "another vocabulary than the teacher's": (
         {"tokenizer": "other"},
-        r"task\.tokenizer: has another vocabulary than the teacher in .* was trained with",
+        r"task\.tokenizer: has a different vocabulary from the one that the teacher in .* was trained with",
     ),
     "too long": ({"max_length": 64}, r"task\.max_length: is 64, but the teacher takes sequences of at most 40 tokens"),
     "student too short": (

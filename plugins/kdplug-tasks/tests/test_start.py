@@ -122,7 +122,7 @@ def test_a_model_that_shares_one_layer_is_refused():
     ("settings", "message"),
     [
         ({"path": "x", "config": {}}, "a student with a path is loaded as it is"),
-        ({}, "give path, config or from_teacher"),
+        ({}, "set path, config or from_teacher"),
         ({"from_teacher": {"embeddings": "fresh"}}, "copies nothing"),
         ({"from_teacher": {"layers": [0]}, "config": {"model_type": "bert"}}, "has the teacher's model_type"),
     ],

@@ -69,7 +69,7 @@ GENERATE = {"fraction": 1.0, "max_new_tokens": 4, "prompt_length": 2}
             {"max_length": 3},
             r"^data\.train: .*no common token boundary within \d+ tokens, but examples have at most 3",
         ),
-        ({"student_tokenizer": "bytes"}, "^student_tokenizer: has another vocabulary than the tokenizer of "),
+        ({"student_tokenizer": "bytes"}, "^student_tokenizer: has a different vocabulary from the tokenizer of "),
         (
             {"student": {"from_teacher": {"layers": [0]}}, "student_tokenizer": "bytes"},
             r"^student\.from_teacher: copies embeddings and head of the teacher",

@@ -145,7 +145,7 @@ def test_the_shard_of_another_cache_is_an_error_with_its_note_and_without(folder
         folder.read(0, 0)
     shutil.copy(note_of(other), note_of(folder))
     with pytest.raises(
-        RunError, match=r"shard-00000\.json belongs to another cache than the manifest\.json next to it"
+        RunError, match=r"shard-00000\.json belongs to a different cache from the manifest\.json next to it"
     ):
         folder.read(0, 0)
 
@@ -153,7 +153,7 @@ def test_the_shard_of_another_cache_is_an_error_with_its_note_and_without(folder
 def test_a_note_that_was_renamed_is_an_error(folder):
     for file in (file_of(folder), note_of(folder)):
         shutil.copy(file, str(file).replace("00000", "00001"))
-    with pytest.raises(RunError, match=r"shard-00001\.json is the note of shard-00000"):
+    with pytest.raises(RunError, match=r"shard-00001\.json is a copy of the record of shard-00000"):
         folder.read(1, 4)
 
 
@@ -177,7 +177,7 @@ def test_a_shard_of_another_cache_is_an_error_whatever_its_note_says(folder):
     other.begin(replace(MANIFEST, fingerprint={"weights": "others"}))
     other.write(0, shard())
     with_note(folder, file_of(other).read_bytes())
-    with pytest.raises(RunError, match=r"shard-00000\.safetensors belongs to another cache"):
+    with pytest.raises(RunError, match=r"shard-00000\.safetensors belongs to a different cache"):
         folder.read(0, 0)
 
 

@@ -41,7 +41,7 @@ def test_both_sides_of_an_attention_are_fitted(tokens, later, side):
 
 @pytest.mark.parametrize("now", [[[0, 0, 7, 8]], [[7, 0, 8, 0]], [[8, 7, 0, 0]]])
 def test_tokens_that_lie_otherwise_are_an_error(now):
-    with pytest.raises(RunError, match="example 4 has other tokens"):
+    with pytest.raises(RunError, match="example 4 has different tokens"):
         paddings({"ids": [*padding_signature(torch.tensor([[7, 8, 0]]))]}, {"ids": torch.tensor(now)}, [4])
 
 

@@ -180,7 +180,7 @@ def test_state_that_is_no_tensor_is_named(tmp_path):
 
 def test_weights_of_another_model_are_an_error_that_names_the_file(tmp_path):
     path = save_student(nn.Linear(2, 2), tmp_path, 1)
-    with pytest.raises(RunError, match=r"student\.safetensors does not fit the student"):
+    with pytest.raises(RunError, match=r"student\.safetensors does not match the student"):
         load_student(make_student(), path)
 
 

@@ -77,7 +77,7 @@ for examples in (22, 18):
         result = make_distiller(f"{folder}/{examples}", student, matches=[PROJECTED]).train(
             sgd(student), DataLoader(data[:examples], batch_size=4), num_epochs=2
         )
-    said = [str(one.message) for one in caught if "cannot share" in str(one.message)]
+    said = [str(one.message) for one in caught if "cannot divide" in str(one.message)]
     torch.save({"weights": weights(student), "steps": result.step, "said": said}, f"{folder}/{examples}-{rank}.pt")
 """
 
@@ -174,7 +174,7 @@ def test_two_processes_see_each_example_once_where_the_last_batch_is_short(two_p
 def test_batches_that_cannot_be_shared_evenly_are_warned_of_once(two_processes):
     assert two_processes[18, 0]["steps"] == two_processes[18, 1]["steps"] == 6
     assert [message[:44] for message in two_processes[18, 0]["said"]] == [
-        "2 processes cannot share 5 batches evenly: t"
+        "2 processes cannot divide 5 batches evenly: "
     ]
     assert two_processes[18, 1]["said"] == []
 
@@ -267,7 +267,7 @@ def test_in_a_single_process_the_loader_is_the_users_own():
 
 
 def test_several_processes_cannot_share_a_list():
-    with pytest.raises(RunError, match="2 processes cannot share a list; pass a torch DataLoader"):
+    with pytest.raises(RunError, match="a list cannot be divided among 2 processes; pass a torch DataLoader"):
         shard(Pretended(), [1, 2])
 
 

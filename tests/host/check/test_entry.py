@@ -63,7 +63,7 @@ def test_inputs_that_no_place_gets_together_are_found(fake_site: FakeSite) -> No
     add(fake_site, "def f(student_logits, student_features):\n    'A loss.'")
     finding = one(fake_site)
     assert finding.check == "inputs"
-    assert "no place provides together" in finding.what
+    assert "not available together" in finding.what
 
 
 def test_a_default_outside_its_own_bounds_is_found(fake_site: FakeSite) -> None:

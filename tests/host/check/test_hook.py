@@ -41,7 +41,7 @@ def test_a_hook_that_does_not_exist_is_found(fake_site: FakeSite) -> None:
 def test_a_hook_that_asks_for_what_it_does_not_get_is_found(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-a", files={"kdplug_a.py": "def kdplug_step_end(reprot): ..."}, plugins={"hooks": "kdplug_a"})
     finding = one(fake_site)
-    assert f"({fake_site.folder / 'kdplug_a.py'}:1) asks for 'reprot', which the hook does not pass." in finding.what
+    assert f"({fake_site.folder / 'kdplug_a.py'}:1) requests 'reprot', which the hook does not pass." in finding.what
     assert finding.what.endswith("Did you mean 'report'?")
     assert finding.fix == "correct it in kdplug_a"
 

@@ -116,3 +116,12 @@ def test_a_script_runs_unedited_with_its_folder_and_arguments(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:4] == [dropin.__name__, dropin.GeneralDistiller.__module__, "Distillation", "5"]
     assert done.stdout.rstrip().endswith("['--lr', '1'] __main__")
+
+
+def test_help_and_a_missing_script_are_answered_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "kdplug.integrations.textbrewer"]
+    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: python -m kdplug.integrations.textbrewer script.py")
+    done = subprocess.run([*command, "scrpt.py"], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: there is no file 'scrpt.py'\n")

@@ -20,7 +20,7 @@ def label_per_item(items: Labelled) -> Tensor:
 
 
 def others_per_item(items: Labelled, temperature: Tensor | float) -> Tensor:
-    """``−Σ p̂ log q̂`` over the classes that are not the label, softened, in nats, ``[*items]``; 0 if there is none."""
+    """``−Σ p̂ log q̂`` over the classes other than the label, softened, in nats, ``[*items]``; 0 if there are none."""
     theirs, some = conditional(items.others(over_temperature(items.teacher, temperature)))
     own, _ = conditional(items.others(over_temperature(items.student, temperature)))
     return torch.where(some, cross_entropy_per_item(own, theirs), 0.0)
@@ -38,7 +38,7 @@ def nkd(
     """Normalized distillation: cross-entropy at the label and over the other classes, in nats, mean over labelled items.
 
     ``−p_y log q_y − γ T² Σ_{v≠y} p̂_v log q̂_v``: p̂ and q̂ are softened and sum to 1 without the label; p_y and q_y
-    are at temperature 1 in any case. The minimum is neither 0 nor at the teacher: the first part alone favours a higher
+    are always at temperature 1. The minimum is neither 0 nor at the teacher: the first part alone favours a higher
     label probability than the teacher's.
 
     An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds

@@ -14,7 +14,7 @@ from kdplug_logits.sparse import read_student
 
 
 def seed_of(seed: int, draw_seed: int) -> int:
-    """Derive one seed for each pair, so that runs that differ in either make different draws."""
+    """Derive one seed for each pair, so that runs that differ in either seed make different draws."""
     return (seed * 0x9E3779B97F4A7C15 + draw_seed) % 2**63
 
 
@@ -65,8 +65,8 @@ def sampled(
     """Cross-entropy ``−T² Σ w log q`` of the softened student under classes drawn from the teacher, in nats, mean over items.
 
     Each item's ``draws`` classes are drawn, with replacement, from ``r ∝ p^sharpness``, and weighted by ``p / r``:
-    value and gradient are, on average, those of the cross-entropy under the whole teacher, whereas the largest classes
-    alone would be biased. A class that the teacher rules out (``-inf``) is never drawn.
+    value and gradient are, on average, those of the cross-entropy under the whole teacher, whereas using only the
+    largest classes would be biased. A class that the teacher rules out (``-inf``) is never drawn.
 
     If the teacher is a cache of samples, its draws and weights are used: ``draws``, ``sharpness`` and ``seed`` are then
     ignored, and the temperature must be that of the cache.
@@ -80,7 +80,7 @@ def sampled(
 
     Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive or not that of the
-    cache; ``OutputsError`` if the cache is not a sample.
+    cache; ``OutputsError`` if the cache does not contain samples.
     Source: Anshumann et al. 2025 (RS-KD), arXiv:2503.16870, which keeps about 12 distinct classes.
     """
     if teacher_sparse is not None:

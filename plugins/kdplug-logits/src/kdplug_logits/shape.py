@@ -19,7 +19,7 @@ def written(tensor: Tensor) -> str:
 def require_logits(owner: str, student: object, teacher: object, *, classes: bool = True) -> Tensor:
     """Return the teacher's logits after checking both sides.
 
-    Raises: ``ShapeError`` unless both are tensors of one shape.
+    Raises: ``ShapeError`` unless both are tensors of the same shape.
 
     Without ``classes`` the last axis may differ in size.
     """
@@ -32,8 +32,8 @@ def require_logits(owner: str, student: object, teacher: object, *, classes: boo
         return teacher
     if not student.dim() or student.dim() != teacher.dim():
         raise ShapeError(
-            f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} must have equally many "
-            "axes, at least one"
+            f"{owner}: student_logits {written(student)} and teacher_logits {written(teacher)} must have the same "
+            "number of axes, at least one"
         )
     axes = student.dim() if classes else student.dim() - 1
     _require_axes(owner, student, teacher, _AXES.get(student.dim(), tuple(map(str, range(student.dim()))))[:axes])
@@ -68,5 +68,5 @@ def require_labels(owner: str, labels: Tensor | None, logits: Tensor) -> Tensor:
     if labels.is_floating_point() or labels.is_complex():
         raise OutputsError(f"{owner}: labels must be integer class indices, got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
-        raise ShapeError(f"{owner}: labels {written(labels)} do not fit logits {written(logits)}: one label per item")
+        raise ShapeError(f"{owner}: labels {written(labels)} do not match logits {written(logits)}: one label per item")
     return labels

@@ -29,7 +29,7 @@ def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature
     if not isinstance(student, Tensor) or student.shape != teacher.shape:
         own = written(student) if isinstance(student, Tensor) else type(student).__name__
         raise ShapeError(
-            f"{owner}: student_logits {own} do not fit the teacher's SparseLogits, which represent "
+            f"{owner}: student_logits {own} do not match the teacher's SparseLogits, which represent "
             f"{list(teacher.shape)}"
         )
     single = not isinstance(temperature, Tensor) or temperature.numel() == 1

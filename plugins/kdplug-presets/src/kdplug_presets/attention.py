@@ -26,7 +26,7 @@ def _token_mask(owner: str, mask: Tensor, student: Tensor) -> Tensor:
     queries, keys = student.shape[-2:]
     if queries != keys:
         raise ShapeError(
-            f"{owner}: with a mask, queries and keys must be equally many, got student_features {written(student)}: "
+            f"{owner}: with a mask, there must be as many queries as keys, got student_features {written(student)}: "
             f"{queries} and {keys}"
         )
     return read_mask(owner, mask, student, torch.Size((student.shape[0], keys)))

@@ -41,7 +41,7 @@ def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: 
 
 
 def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pairs:
-    """PKD-Last: the student's layers learn from equally many last layers of the teacher, except the last layer.
+    """PKD-Last: the student's layers learn from the same number of last teacher layers, excluding the very last.
 
     6 of 12 layers learn from 7, 8, 9, 10 and 11.
 

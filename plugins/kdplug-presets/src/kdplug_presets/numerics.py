@@ -129,7 +129,7 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
         have not in (1, want) for have, want in zip(values.shape, wanted, strict=True)
     ):
         raise ShapeError(
-            f"{owner}: temperature {written(temperature)} does not fit logits {written(logits)}: "
+            f"{owner}: temperature {written(temperature)} does not match logits {written(logits)}: "
             f"it must be a number or {list(logits.shape[:-1])}, one per item"
         )
     return values

@@ -29,7 +29,7 @@ def require_tensor(owner: str, side: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Sequence):
-        raise ShapeError(f"{owner}: {side} must be one tensor, got {len(value)} of them. Name one layer, not a list")
+        raise ShapeError(f"{owner}: {side} must be one tensor, got {len(value)} of them. Set one layer, not a list")
     raise ShapeError(f"{owner}: {side} must be a tensor, got {type(value).__name__}")
 
 
@@ -39,9 +39,9 @@ def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
     Raises: ``ShapeError`` for a single tensor, any other number of tensors, or any other rank.
     """
     if not isinstance(value, (list, tuple)):
-        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {type(value).__name__}. Name two layers")
+        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {type(value).__name__}. Set two layers")
     if len(value) != 2:
-        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {len(value)}. Name two layers")
+        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {len(value)}. Set two layers")
     first, second = (require_tensor(owner, f"{side}[{i}]", tensor) for i, tensor in enumerate(value))
     for i, tensor in enumerate((first, second)):
         require_rank(owner, f"{side}[{i}]", tensor, (3,))
@@ -50,7 +50,7 @@ def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
 
 
 def require_rank(owner: str, side: str, tensor: Tensor, ranks: Sequence[int]) -> None:
-    """Raises: ``ShapeError`` if the number of axes is none of ``ranks``."""
+    """Raise ``ShapeError`` if the number of axes is none of ``ranks``."""
     if tensor.dim() not in ranks:
         wanted = " or ".join(str(rank) for rank in ranks)
         raise ShapeError(f"{owner}: {side} must have {wanted} axes, got {tensor.dim()}: {written(tensor)}")
@@ -70,7 +70,7 @@ def require_axes(owner: str, left: tuple[str, Tensor], right: tuple[str, Tensor]
 
 
 def require_same(owner: str, student: Tensor, teacher: Tensor, names: tuple[str, str], axes: Axes) -> None:
-    """Raises: ``ShapeError`` if the two sides differ in rank or on any axis, or have no axes."""
+    """Raise ``ShapeError`` if the two sides differ in rank or on any axis, or have no axes."""
     if student.shape == teacher.shape and student.dim():
         return
     left, right = names
@@ -108,15 +108,15 @@ def read_mask(owner: str, mask: Tensor, features: Tensor, items: torch.Size) -> 
     """
     if mask.shape != items:
         raise ShapeError(
-            f"{owner}: mask {written(mask)} does not fit the student's features {written(features)}: "
+            f"{owner}: mask {written(mask)} does not match the student's features {written(features)}: "
             f"it must be {list(items)}, got {list(mask.shape)}"
         )
     counts = mask.to(torch.bool)
     if mask.dtype is not torch.bool and not torch.compiler.is_compiling() and (mask != counts).any():
         found = mask[mask != counts][0].item()
         raise OutputsError(
-            f"{owner}: a mask must hold 0 and 1, or be bool, got {found:g}. Convert an extended attention mask, which "
-            "is added to attention scores, with (mask == 0)"
+            f"{owner}: a mask must contain only 0 and 1, or be bool, got {found:g}. Convert an extended attention "
+            "mask, which is added to attention scores, with (mask == 0)"
         )
     return counts.to(features.device)
 

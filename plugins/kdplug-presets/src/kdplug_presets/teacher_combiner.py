@@ -38,7 +38,7 @@ def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check_classes(owner: str, logits: Tensor) -> None:
-    """Raises: ``OutputsError`` for a single class: its softmax is 1 whatever its logit is."""
+    """Raise ``OutputsError`` for a single class: its softmax is 1 whatever its logit is."""
     if logits.shape[-1] == 1:
         raise OutputsError(
             f"{owner}: compares the teachers' probabilities, and logits with one class have none. Use mean_logits or weighted"
@@ -66,8 +66,8 @@ def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | floa
     """Logits whose softmax at the temperature is the mean of the teachers' softened distributions.
 
     That is ``temperature · log(mean softmax(logits / temperature))``: divided by the same temperature and softmaxed they
-    give the arithmetic mean. Each teacher has the same say, however large its logits; a class is ruled out (``-inf``)
-    where all teachers rule it out.
+    give the arithmetic mean. Each teacher has equal influence, regardless of the size of its logits; a class is ruled
+    out (``-inf``) where all teachers rule it out.
 
     Shapes: logits ``[*items, classes]`` each; temperature a number, a one-element tensor, ``[*items]`` or ``[*items,
     1]``; the result has the shape of the logits.
@@ -96,7 +96,7 @@ def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tens
     """
     teachers = _read("weighted", teacher_logits_list)
     if len(weights) != len(teachers):
-        raise SettingError(f"got {len(weights)} for {len(teachers)} teachers: give one per teacher", field="weights")
+        raise SettingError(f"got {len(weights)} for {len(teachers)} teachers: set one per teacher", field="weights")
     total = sum(weights)
     parts = [logits * (weight / total) for logits, weight in zip(teachers, weights, strict=True) if weight]
     return sum(parts[1:], start=parts[0])

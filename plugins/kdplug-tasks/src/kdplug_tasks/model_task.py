@@ -101,7 +101,7 @@ class ModelTask:
         return self.family.student.from_teacher is not None
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Copy weights from the teacher to the student, as the settings say."""
+        """Copy weights from the teacher to the student, according to the settings."""
         self.family.start_student(student, teacher)
 
     def fingerprint(self) -> dict[str, Any]:

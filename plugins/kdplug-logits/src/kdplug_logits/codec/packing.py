@@ -99,7 +99,7 @@ def part_of(parts: Mapping[str, Tensor | Ragged], name: str) -> Tensor:
 
 
 def require_known(logits: Tensor) -> None:
-    """Raises: ``SettingError`` for logits without a distribution: nan, +inf, or only -inf."""
+    """Raise ``SettingError`` for logits without a distribution: nan, +inf, or only -inf."""
     highest = logits.detach().amax(-1)
     if bool(highest.isfinite().all()):
         return

@@ -115,7 +115,7 @@ def _number(own: str, table: Table) -> int:
 
 
 def _check_even(sentences: list[list[Line]], table: Table) -> None:
-    """Raises: ``ConfigError`` if lines differ in their number of columns, or a word has no tag."""
+    """Raise ``ConfigError`` if lines differ in their number of columns, or a word has no tag."""
     first: Line | None = None
     for line in (line for sentence in sentences for line in sentence):
         if len(line.cells) < 2:
@@ -129,7 +129,7 @@ def _check_even(sentences: list[list[Line]], table: Table) -> None:
 
 
 def _check_words(sentences: list[list[Line]], table: Table) -> None:
-    """Raises: ``ConfigError`` if the first column numbers the words, as in CoNLL-U and CoNLL-X."""
+    """Raise ``ConfigError`` if the first column numbers the words, as in CoNLL-U and CoNLL-X."""
     is_counted = any(len(sentence) > 1 for sentence in sentences)
     for sentence in sentences:
         numbers = [line.cells[0] for line in sentence if not _NO_WORD.fullmatch(line.cells[0])]

@@ -44,7 +44,7 @@ def read_arrays(file: Path, table: Table) -> dict[str, Any]:
     try:
         with file.open("rb") as stream, numpy.load(stream, allow_pickle=False) as archive:
             arrays = {name: numpy.asarray(archive[name]) for name in archive.files}
-    except Exception as error:  # zipfile, zlib and the parser of array headers raise many types
+    except Exception as error:  # zipfile, zlib and the parser of array headers raise many types of exceptions
         raise table.error(f"it is not an NPZ file of arrays: {error}") from error
     for name, array in arrays.items():
         if not array.ndim:
@@ -224,7 +224,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_characters(value: Any) -> None:
-    """Raises: ``UnicodeEncodeError`` for text in which an escape is half of a surrogate pair, which tokenizers reject."""
+    """Raise ``UnicodeEncodeError`` for text in which an escape is half of a surrogate pair, which tokenizers reject."""
     json.dumps(value, ensure_ascii=False).encode()
 
 
@@ -233,7 +233,12 @@ def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
 
     try:
         columns: dict[str, list[Any]] = parquet.read_table(file).to_pydict()
-    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last two for an invalid text or date
+    except (
+        ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # ValueError and OverflowError for an invalid text or date
         raise table.error(f"it is not a Parquet file: {error}") from error
     return columns
 

@@ -33,7 +33,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
         found = _encoded(found)
     except kdplug.ConfigError:
         raise
-    except Exception as error:  # datasets and its dependencies raise many types
+    except Exception as error:  # datasets and its dependencies raise many types of exceptions
         first = str(error).strip().splitlines()[:1] or [""]
         raise kdplug.ConfigError(
             f"datasets cannot load split {split!r} of {settings.dataset!r}: {type(error).__name__}: {first[0]}",

@@ -204,7 +204,7 @@ def find_labels(
     by default the cells of the column; ``may_lack`` allows values that mean "no label". Classes found in the data are
     sorted, numbers numerically. All parts of the data must use names, or all must use numbers.
 
-    Raises: ``ConfigError`` if ``given`` does not fit the teacher, there are fewer than two classes, or the data mix
+    Raises: ``ConfigError`` if ``given`` does not match the teacher, there are fewer than two classes, or the data mix
     names and numbers.
     """
     cells = cells or (lambda table: enumerate(table.columns.get(column, ())))
@@ -263,7 +263,7 @@ def _about_head(teacher: Any) -> str:
 
 
 def _check_order(given: Sequence[str], teacher: Any) -> None:
-    """Raises: ``ConfigError`` if ``labels`` and the teacher's class names differ in number, or in order ignoring case."""
+    """Raise ``ConfigError`` if ``labels`` and the teacher's class names differ in number, or in order ignoring case."""
     if teacher.num_labels != len(given):
         raise kdplug.ConfigError(
             f"has {len(given)} names, but the teacher has {teacher.num_labels} outputs{_about_head(teacher)}",

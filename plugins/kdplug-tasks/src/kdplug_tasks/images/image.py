@@ -84,7 +84,7 @@ class Images:
         self._processor = ImageProcessor.find(family, self.channels, size)
 
     def _check_size(self, family: Family) -> None:
-        """Raises: ``ConfigError`` if the teacher's image processor or a model's config already sets the size."""
+        """Raise ``ConfigError`` if the teacher's image processor or a model's config already sets the size."""
         path = family.teacher.path
         if path is not None and reads_as_saved(path):
             raise kdplug.ConfigError(

@@ -67,7 +67,7 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
 
 
 def check_range(table: Table) -> None:
-    """Raises: ``ConfigError`` if all images of a column are integers of at most 1.
+    """Raise ``ConfigError`` if all images of a column are integers of at most 1.
 
     Integers are read in the range 0 to 255, so these images would all be black.
     """

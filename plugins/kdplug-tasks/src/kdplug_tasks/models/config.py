@@ -28,7 +28,7 @@ def load_config(path: str, field: str) -> Any:
             return forget_code(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except kdplug.ConfigError:
         raise
-    except Exception as error:  # checks inside configs raise many types
+    except Exception as error:  # checks inside configs raise many types of exceptions
         raise not_loaded(path, field, error) from error
 
 

@@ -114,7 +114,7 @@ class FactoredHead:
 
 
 def check_head(model: Any, side: str) -> None:
-    """Raises: ``ConfigError`` for a model whose head cannot be skipped."""
+    """Raise ``ConfigError`` for a model whose head cannot be skipped."""
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise refusal(model, side, "has no logits_to_keep, so its head cannot be skipped")
     if type(model.get_output_embeddings()) is not nn.Linear or model.base_model is model:

@@ -129,7 +129,7 @@ class Family:
         self.start_student(models["student"], models["teacher"])
 
     def _check_changes(self, config: Any, side: str) -> None:
-        """Raises: ``ConfigError`` if a config in the recipe contradicts the task or its data."""
+        """Raise ``ConfigError`` if a config in the recipe contradicts the task or its data."""
         if side == "teacher" and not self.teacher.train:
             return  # the task has compared it with the data
         for key, wanted in self.changes.items():
@@ -161,7 +161,7 @@ class Family:
         return self._ready(self._from_folder(self.student.path, config, "student.path", is_trained=True), "student")
 
     def start_student(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Copy weights from the teacher as the settings say. Raises: ``ConfigError`` for a weight that does not fit."""
+        """Copy weights from the teacher according to the settings. Raises: ``ConfigError`` for a weight of another shape."""
         if self.student.from_teacher is None:
             return
         with _below("student", "from_teacher"):

@@ -42,7 +42,7 @@ class TeacherSettings(Settings):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.path is None) == (self.config is None):
-            raise kdplug.ConfigError("give exactly one of path and config")
+            raise kdplug.ConfigError("set exactly one of path and config")
         if self.config is not None and not self.train:
             raise kdplug.ConfigError("a teacher from scratch is untrained: write train: true")
         if self.config is not None and "model_type" not in self.config:
@@ -69,7 +69,7 @@ class FromTeacher(Settings):
     @model_validator(mode="after")
     def _takes_something(self) -> Self:
         if not self.layers and self.embeddings == "fresh":
-            raise kdplug.ConfigError("copies nothing: give layers, or copy the embeddings")
+            raise kdplug.ConfigError("copies nothing: set layers, or copy the embeddings")
         return self
 
 
@@ -96,7 +96,7 @@ class StudentSettings(Settings):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.path is None and self.config is None and self.from_teacher is None:
-            raise kdplug.ConfigError("give path, config or from_teacher")
+            raise kdplug.ConfigError("set path, config or from_teacher")
         if self.path is not None and (self.config is not None or self.from_teacher is not None):
             raise kdplug.ConfigError(
                 "a student with a path is loaded as it is: config and from_teacher cannot be used with it"

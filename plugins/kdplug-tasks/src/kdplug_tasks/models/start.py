@@ -15,7 +15,7 @@ from kdplug_tasks.models.setting import FromTeacher
 def layers_path(model: nn.Module) -> str:
     """Return the path of the module list that holds a transformers model's layers.
 
-    Raises: ``ConfigError`` if there is no list of as many modules as the config says, or more than one.
+    Raises: ``ConfigError`` if there is no list of as many modules as the config specifies, or more than one.
     """
     count = getattr(model.config, "num_hidden_layers", None)
     found = [
@@ -48,7 +48,7 @@ _POSITIONS = ("wpe", "position_embeddings")
 
 
 def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
-    """Raises: ``ConfigError`` for layers that the teacher does not have, or a number that does not fit the student."""
+    """Raise ``ConfigError`` for layers that the teacher does not have, or a number that does not match the student."""
     for side, config in (("teacher", teacher), ("student", student)) if settings.layers else ():
         if not isinstance(getattr(config, "num_hidden_layers", None), int):
             raise kdplug.ConfigError(
@@ -75,7 +75,7 @@ def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Mo
     With ``layers``, all weights are copied: the selected layers, and the rest by name. Without, only the embeddings, of
     which a narrower student gets the first columns.
 
-    Raises: ``ConfigError`` that names the first weight that does not fit.
+    Raises: ``ConfigError`` that names the first weight that does not match.
     """
     mine, theirs = student.state_dict(keep_vars=True), teacher.state_dict()
     embeddings = _embeddings(mine, embeddings_path(student))

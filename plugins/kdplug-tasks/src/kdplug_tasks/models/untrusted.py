@@ -97,7 +97,7 @@ def forget_code(config: Any) -> Any:
 
 
 def check_shards(path: str, field: str) -> None:
-    """Raises: ``ConfigError`` if the index of a folder's safetensors lists other files."""
+    """Raise ``ConfigError`` if the index of a folder's safetensors lists other files."""
     from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
     from transformers.utils.hub import cached_file
 
@@ -122,7 +122,7 @@ def check_shards(path: str, field: str) -> None:
 
 
 def check_tokenizer_class(path: str, field: str) -> None:
-    """Raises: ``ConfigError`` if a folder's ``tokenizer_class`` is not a tokenizer: transformers loads any class."""
+    """Raise ``ConfigError`` if a folder's ``tokenizer_class`` is not a tokenizer: transformers loads any class."""
     from transformers import PreTrainedConfig
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
@@ -132,7 +132,7 @@ def check_tokenizer_class(path: str, field: str) -> None:
 
 
 def check_image_processor_class(path: str, field: str) -> None:
-    """Raises: ``ConfigError`` if a folder's ``image_processor_type`` is not one: transformers loads any class."""
+    """Raise ``ConfigError`` if a folder's ``image_processor_type`` is not one: transformers loads any class."""
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     settings = get_image_processor_config(path)
@@ -158,7 +158,7 @@ def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError
             return _no_kernel(names[0], owner, field) if names else None
         case "quantization_config" if value:
             return kdplug.ConfigError(
-                f"{owner} says that its weights are quantized. kdplug does not load them, since this needs another package and often "
+                f"{owner} declares quantized weights. kdplug does not load them, since this needs another package and often "
                 "downloaded kernels. Use the model before quantization, or save the result of model.dequantize()",
                 field=field,
             )

@@ -25,8 +25,8 @@ _SCALE = re.compile(r"(_scale|_scale_inv|\.SCB|absmax|zero_point)$")
 def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: str, *, is_trained: bool) -> None:
     """Reject a model with random weights, unless these are its head and it will be trained.
 
-    ``info`` is the loading info of ``from_pretrained``. If the model will not be trained, the folder also must not have
-    weights of the body that the model lacks: without a layer it is a different model.
+    ``info`` is the loading info of ``from_pretrained``. If the model will not be trained, the folder must also not
+    contain body weights that the model lacks: a model with a missing layer is a different model.
 
     Raises: ``ConfigError`` that names the first such weights.
     """

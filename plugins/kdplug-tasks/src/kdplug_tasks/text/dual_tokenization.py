@@ -28,7 +28,7 @@ class SideTokens(NamedTuple):
         """Return the tokens from ``start`` to ``end`` (exclusive)."""
         return SideTokens(self.ids[start:end], self.counts[start:end], self.sizes[start:end])
 
-    def going_on(self, begin: list[int]) -> SideTokens:
+    def after_start(self, begin: list[int]) -> SideTokens:
         """Return these tokens after ``begin``. The first does not count, since its context was cut off."""
         counts = [False] * len(begin) + [False] * bool(self.counts) + self.counts[1:]
         return SideTokens([*begin, *self.ids], counts, [0] * len(begin) + self.sizes)
@@ -77,11 +77,11 @@ class DualTokens(NamedTuple):
         inner = [(own - i, theirs - j) for own, theirs in self.cuts[first:last]]
         return DualTokens(self.student.part(i, k), self.teacher.part(j, m), inner)
 
-    def going_on(self, begins: Begins) -> DualTokens:
+    def after_start(self, begins: Begins) -> DualTokens:
         """Return this text after each side's start tokens."""
         own, theirs = begins
         cuts = [(i + len(own), j + len(theirs)) for i, j in self.cuts]
-        return DualTokens(self.student.going_on(own), self.teacher.going_on(theirs), cuts)
+        return DualTokens(self.student.after_start(own), self.teacher.after_start(theirs), cuts)
 
     def is_begin(self, place: int, begins: Begins) -> bool:
         """Return whether the text between cut ``place`` and the next is exactly the start tokens of a document."""
@@ -127,7 +127,7 @@ def pieces(dual: DualTokens, length: int, begins: Begins = ([], [])) -> Iterator
         ):  # no piece ends with the start tokens of a document
             last -= 1
         piece = dual.part(first, last)
-        yield piece.going_on(begins) if goes_on else piece
+        yield piece.after_start(begins) if goes_on else piece
         first = last
 
 

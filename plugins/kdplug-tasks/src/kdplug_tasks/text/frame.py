@@ -18,7 +18,7 @@ class Frame(NamedTuple):
     end: list[int]
 
     def check_room(self, max_length: int) -> None:
-        """Raises: ``ConfigError`` if the start tokens leave room for fewer than two tokens."""
+        """Raise ``ConfigError`` if the start tokens leave room for fewer than two tokens."""
         if max_length - len(self.begin) < 2:
             raise kdplug.ConfigError(
                 f"is {max_length}, but the special tokens at the start of each example take {len(self.begin)} of that; at least 2 must "

@@ -148,7 +148,7 @@ def _stops(student: Any, tokenizer: Any, end: list[int]) -> list[int]:
 
 @contextmanager
 def _generating(student: Any, config: Any) -> Iterator[None]:
-    """Sample only as ``config`` says: a saved generation config may suppress tokens."""
+    """Sample only as ``config`` specifies: a saved generation config may suppress tokens."""
     before, student.generation_config = student.generation_config, config
     try:
         yield

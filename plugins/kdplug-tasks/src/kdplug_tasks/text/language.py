@@ -29,7 +29,7 @@ from kdplug_tasks.text.tokenizer import classes_of
 
 
 def check_direction(config: Any, side: str) -> None:
-    """Raises: ``ConfigError`` for a model that attends to the tokens it predicts."""
+    """Raise ``ConfigError`` for a model that attends to the tokens it predicts."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kind = type(config)
@@ -154,7 +154,7 @@ class Language:
         self._check_models(family)
 
     def _check_apart(self, family: Family) -> None:
-        """Raises: ``ConfigError`` for settings that require both sides to have the same tokens."""
+        """Raise ``ConfigError`` for settings that require both sides to have the same tokens."""
         if family.student.from_teacher is not None:
             raise kdplug.ConfigError(
                 "copies embeddings and head of the teacher, but the student's tokenizer has another vocabulary, so the rows would "

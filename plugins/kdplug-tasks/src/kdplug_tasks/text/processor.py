@@ -83,7 +83,7 @@ class TextProcessor:
                 own = load_tokenizer(settings.path, "student_tokenizer")
             if brought is not None and (reason := difference(brought, own)):
                 raise kdplug.ConfigError(
-                    f"has another vocabulary than the tokenizer of {path!r}: {reason}. Remove it",
+                    f"has a different vocabulary from the tokenizer of {path!r}: {reason}. Remove it",
                     field="student_tokenizer",
                 )
         if own is None or not difference(self.tokenizer, own):
@@ -97,7 +97,7 @@ class TextProcessor:
         return {"vocab_size": classes_of(self.tokenizer), **ids}
 
     def check_places(self) -> None:
-        """Raises: ``ConfigError`` if the tokenizer cannot map tokens to words or characters."""
+        """Raise ``ConfigError`` if the tokenizer cannot map tokens to words or characters."""
         if not self.tokenizer.is_fast:
             raise kdplug.ConfigError(
                 f"{type(self.tokenizer).__name__} cannot map tokens to positions in the text. A fast tokenizer is required",
@@ -105,7 +105,7 @@ class TextProcessor:
             )
 
     def check(self, family: Family) -> None:
-        """Raises: ``ConfigError`` if the tokenizer does not fit the models, or ``max_length`` is too large for one."""
+        """Raise ``ConfigError`` if the tokenizer does not match the models, or ``max_length`` is too large for one."""
         path = family.student.path
         if path is not None and has_tokenizer(path):
             check_agreement(self.tokenizer, load_tokenizer(path, "student.path"), "student.path")
@@ -113,7 +113,7 @@ class TextProcessor:
         self.check_model(family.student_config, "student")
 
     def check_model(self, config: Any, side: str) -> None:
-        """Raises: ``ConfigError`` if the tokenizer does not fit the model, or ``max_length`` is too large for it."""
+        """Raise ``ConfigError`` if the tokenizer does not match the model, or ``max_length`` is too large for it."""
         text = text_part(config, side)
         check_vocabulary(self.tokenizer, text.vocab_size, side)
         limit = positions(text)
@@ -152,8 +152,8 @@ def _check_trained(tokenizer: Any, family: Family) -> None:
         return
     if reason := difference(load_tokenizer(path, "teacher.path"), tokenizer):
         raise kdplug.ConfigError(
-            f"has another vocabulary than the teacher in {path!r} was trained with: {reason}. Remove it; to give only the student "
-            "another tokenizer, use the student_tokenizer of causal-lm",
+            f"has a different vocabulary from the one that the teacher in {path!r} was trained with: {reason}. Remove it; to give only "
+            "the student another tokenizer, use the student_tokenizer of causal-lm",
             field="tokenizer",
         )
 

@@ -20,7 +20,7 @@ from kdplug_tasks.text.setting import TokenizerSettings
 
 
 class Target(Protocol):
-    """Reading, loss and metrics of a target, which is in ``columns``."""
+    """Reads a target from ``columns``, and computes its loss and metrics."""
 
     columns: tuple[str, ...]
     metric: str

@@ -35,7 +35,7 @@ class TokenizerSettings(Settings):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.path is None) == (self.train is None):
-            raise kdplug.ConfigError("give exactly one of path and train")
+            raise kdplug.ConfigError("set exactly one of path and train")
         if (self.train == "bytes-bpe") != (self.vocab is not None):
             raise kdplug.ConfigError(
                 "vocab, the number of tokens, is required with train: bytes-bpe and not allowed otherwise"

@@ -110,10 +110,10 @@ def _short_runs(text: str) -> Iterator[str]:
 
 
 def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
-    """Raises: ``ConfigError`` if two tokenizers have different vocabularies."""
+    """Raise ``ConfigError`` if two tokenizers have different vocabularies."""
     if reason := difference(tokenizer, other):
         raise kdplug.ConfigError(
-            f"its tokenizer has another vocabulary than the teacher's: {reason}. Both models get the same ids, so they need the "
+            f"its tokenizer has a different vocabulary from the teacher's: {reason}. Both models get the same ids, so they need the "
             "same vocabulary",
             field=field,
         )
@@ -127,7 +127,7 @@ def difference(tokenizer: Any, other: Any) -> str:
     tokens = sorted(mine.keys() ^ theirs.keys()) or sorted(one for one in mine if mine[one] != theirs[one])
     token = tokens[0]
     one, two = theirs.get(token, "none"), mine.get(token, "none")
-    return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in the one and {two} in the other"
+    return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in one and {two} in the other"
 
 
 def classes_of(tokenizer: Any) -> int:
@@ -137,7 +137,7 @@ def classes_of(tokenizer: Any) -> int:
 
 
 def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
-    """Raises: ``ConfigError`` if the tokenizer has ids for which the model has no embedding."""
+    """Raise ``ConfigError`` if the tokenizer has ids for which the model has no embedding."""
     if size < (needed := classes_of(tokenizer)):
         raise kdplug.ConfigError(
             f"the model has {size} embeddings, but the tokenizer has {needed} tokens", field=f"{field}.vocab_size"
