@@ -34,6 +34,7 @@ from kdplug.recipes.preview.checks import (
     idle_settings,
     large_rates,
     unbalanced_temperature,
+    unexpected_data,
     unshifted_labels,
     unused_masks,
 )
@@ -225,6 +226,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             sample.kept_mass = kept_mass(cache, sample, is_trained=runner.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
             found += large_rates(recipe.training, runner.fit())
+            found += [] if runner.fit() is not None else unexpected_data(task, sample)
             items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(
