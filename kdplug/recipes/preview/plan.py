@@ -76,7 +76,7 @@ def memory(sample: Sample) -> list[MemoryItem]:
         name = sample.recipe.training.optimizer
         raise RunError(f"{name} cannot take a step: {error}", field="training.optimizer") from error
     state = size(tensors(list(optimizer.state.values())))
-    outputs = size(tensors(given(sample.of_teacher)))
+    outputs = size(tensors(given(sample.of_teacher)), apart=_held(sample.teacher))
     batch = sample.recipe.training.batch_size
     return [
         MemoryItem("teacher, weights", size(_held(sample.teacher)), "counted"),
@@ -93,10 +93,11 @@ def memory(sample: Sample) -> list[MemoryItem]:
     ]
 
 
-def size(found: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
+def size(found: Iterable[Tensor], apart: Iterable[Tensor] = ()) -> int:
+    """Bytes of the tensors' storages, each counted once, without those of ``apart``."""
     storages = [tensor.untyped_storage() for tensor in found]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    others = {tensor.untyped_storage().data_ptr() for tensor in apart}
+    return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in others}.values())
 
 
 def _held(module: nn.Module) -> Iterator[Tensor]:

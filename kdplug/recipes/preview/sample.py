@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
+from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache.coding import KeptMass
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.teacher import Teacher, check_apart
@@ -227,9 +229,13 @@ def given(outputs: Outputs) -> list[Any]:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested containers."""
+    """Yield every tensor in nested containers, factored and sparse logits included."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, FactoredLogits):
+        yield from value.tensors
+    elif isinstance(value, SparseLogits):
+        yield from tensors([value.ids, value.log_probs, value.tail, value.weights])
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from tensors(item)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import kdplug.integrations.textbrewer as dropin
+from kdplug.integrations.textbrewer.__main__ import main
 
 SCRIPT = """
 import sys
@@ -116,3 +117,23 @@ def test_a_script_runs_unedited_with_its_folder_and_arguments(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:4] == [dropin.__name__, dropin.GeneralDistiller.__module__, "Distillation", "5"]
     assert done.stdout.rstrip().endswith("['--lr', '1'] __main__")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_command_shows_its_usage(option, capsys):
+    main([option])
+    assert capsys.readouterr().out.startswith("usage: python -m kdplug.integrations.textbrewer script.py [argument…]\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: "),
+        (["--lr", "1"], "unknown option '--lr'\nusage: "),
+        (["none.py"], "there is no file 'none.py'\nusage: "),
+    ],
+)
+def test_the_command_rejects_what_is_no_script(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"^{message}python -m kdplug"):
+        main(arguments)

@@ -221,9 +221,12 @@ class Language:
     def review_teacher(self, outputs: kdplug.Outputs) -> Iterator[tuple[str, str]]:
         """Yield a warning if the teacher does not expect the text that follows an end token inside an example."""
         frame = self.frame_of("teacher")
-        if not self.form.is_packed or not frame.end or outputs.logits is None or outputs.labels is None:
+        logits = (outputs.logits or (None,))[0]
+        if not self.form.is_packed or not frame.end or outputs.labels is None:
             return
-        mean, first, count = after_end(outputs.logits[0], outputs.labels[0], frame.end[-1], len(frame.begin))
+        if not isinstance(logits, Tensor | kdplug.FactoredLogits):
+            return
+        mean, first, count = after_end(logits, outputs.labels[0], frame.end[-1], len(frame.begin))
         if first - mean < _UNEXPECTED:
             return
         token = self.processor.tokenizer.decode(frame.end[-1:])
