@@ -39,9 +39,9 @@ from kdplug.recipes.preview.checks import (
     unused_masks,
 )
 from kdplug.recipes.preview.match import PlannedMatch, planned_matches
-from kdplug.recipes.preview.sample import Sample, given, take_sample, tensors
+from kdplug.recipes.preview.sample import Sample, given, take_sample
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.result import count_parameters
+from kdplug.recipes.result import count_parameters, tensors
 from kdplug.recipes.saved_student import check_apart
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
 from kdplug.recipes.training import Budget, Stage, check_writable, make_optimizer
@@ -157,10 +157,15 @@ class PlannedTerm:
     gradient_norm: float | None
 
 
+_FIELDS = ("task", "about", "device", "precision", "batch_size", "eval_batch_size")
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """Preview of a run. ``config`` is the distillation with all settings and expanded layer maps.
 
+    ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is needed
+    when no batch is trained on, so it is not an item of ``memory``.
     ``parameters`` counts the parameters of teacher, student and projections; ``steps`` the optimizer steps of each
     training, 0 for a teacher that is already trained. ``kept_mass`` is the teacher's probability mass in a sparse
     teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
@@ -177,12 +182,14 @@ class RunPlan:
     parameters: dict[str, int]
     steps: dict[str, int]
     memory: list[MemoryItem]
+    eval_batch_size: int
+    evaluation: MemoryItem
     kept_mass: KeptMass | None
     warnings: list[PlanWarning]
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON. Non-finite numbers become strings."""
-        data = {key: getattr(self, key) for key in ("task", "about", "device", "precision", "batch_size")}
+        data = {key: getattr(self, key) for key in _FIELDS}
         lists = {key: [asdict(one) for one in getattr(self, key)] for key in ("terms", "matches", "memory", "warnings")}
         found = {
             **data,
@@ -191,6 +198,7 @@ class RunPlan:
             "parameters": self.parameters,
             "steps": self.steps,
             "memory_bytes": sum(item.bytes for item in self.memory),
+            "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
         }
         return {key: _finite(value) for key, value in found.items()}
@@ -228,6 +236,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             found = [warning for check in CHECKS for warning in check(sample)]
             found += large_rates(recipe.training, runner.fit())
             found += [] if runner.fit() is not None else unexpected_data(task, sample)
+            eval_size, eval_bytes = runner.eval_batch(sample.student)
             items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(
@@ -242,6 +251,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         parameters=_parameters(sample),
         steps=_steps(runner, total_steps),
         memory=items,
+        eval_batch_size=eval_size,
+        evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
         kept_mass=sample.kept_mass,
         warnings=[*found, *_python_warnings(caught)],
     )

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
-from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache.coding import KeptMass
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.teacher import Teacher, check_apart
@@ -25,6 +23,7 @@ from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport, TermValue
 from kdplug.objective.term import Term
 from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.result import tensors
 from kdplug.recipes.task import preparation
 
 
@@ -226,19 +225,6 @@ def saved_bytes(module: nn.Module) -> Iterator[Mapping[int, int]]:
 def given(outputs: Outputs) -> list[Any]:
     """The values that an adaptor returned."""
     return [getattr(outputs, key) for key in outputs.given]
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested containers, factored and sparse logits included."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, FactoredLogits):
-        yield from value.tensors
-    elif isinstance(value, SparseLogits):
-        yield from tensors([value.ids, value.log_probs, value.tail, value.weights])
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from tensors(item)
 
 
 def _on_device(batch: Any, device: torch.device) -> Parts:
