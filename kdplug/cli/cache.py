@@ -45,6 +45,7 @@ def _kept(report: CacheReport) -> dict[str, str]:
         rows |= {
             "items": f"{tally.items:,} of {tally.positions:,} ({tally.coverage:.1%} covered)",
             "bytes per item": f"{item:,.1f}",
+            "bytes stored once": size(report.shared_bytes) if report.shared_bytes else "",
             f"kept mass{at}": f"{tally.kept_mass:.4f} on average, {tally.lowest:.4f} at least",
         }
     return {name: row for name, row in {**rows, "largest error": f"{tally.error:.3g}"}.items() if row}

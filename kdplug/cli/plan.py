@@ -45,6 +45,10 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         yield _matches(plan.matches)
     yield _models(plan)
     yield _memory(plan)
+    yield Text(
+        f"evaluation: batches of {plan.eval_batch_size}, {size(plan.evaluation.bytes)} of outputs at a time "
+        f"({plan.evaluation.how})"
+    )
     if plan.kept_mass is not None:
         yield Text(f"teacher logits: {plan.kept_mass}")
     yield Text(_steps(plan))

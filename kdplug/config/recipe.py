@@ -126,8 +126,9 @@ class RecipeTraining(LoopConfig):
     lr: Positive = Field(default=1e-3, description="learning rate")
     weight_decay: NonNegative = Field(default=0.0, description="weight decay")
     batch_size: Count = Field(default=32, description="examples per batch")
-    eval_batch_size: Annotated[Count, KeyFacts(identity=False)] = Field(
-        default=256, description="examples per batch when a model is evaluated"
+    eval_batch_size: Annotated[Count | None, KeyFacts(identity=False)] = Field(
+        default=None,
+        description="examples per batch when a model is evaluated; by default 256, or fewer if their logits exceed 1 GiB",
     )
     num_epochs: Count | None = Field(
         default=None, description="passes over the data; set exactly one of this and `num_steps`"

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.utils.data import Dataset
 
+    from kdplug.contracts.outputs import Outputs
+
 
 Part = Literal["teacher", "distillation", "baseline", "test"]
 """A part of a task's data: for fitting the teacher, for distillation, for training a student without a teacher (the
@@ -195,6 +197,18 @@ class SpansVocabularies(Protocol):
 
         If they differ, class ``i`` of one side is not class ``i`` of the other, whatever their number. Read after
         ``check``. A recipe then accepts only losses and matches that need no common classes or positions.
+        """
+        ...
+
+
+@runtime_checkable
+class ReviewsTeacher(Protocol):
+    """A task that can detect, from a teacher's outputs, data that the teacher was not trained for."""
+
+    def review_teacher(self, outputs: Outputs) -> Iterable[tuple[str, str]]:
+        """Yield a setting of the task and a warning about it, for ``kdplug plan``.
+
+        ``outputs`` are a trained teacher's on the first batch for distillation, as its adaptor returned them.
         """
         ...
 

@@ -50,7 +50,7 @@ FIRST_PARTY = MappingProxyType(
                     "pkd",
                 ),
                 "projections": ("linear", "relu", "tanh"),
-                "weight_schedulers": ("linear_decay", "linear_growth"),
+                "weight_schedulers": ("linear_decay", "linear_growth", "linear_warmup"),
                 "temperature_schedulers": ("constant", "cwsm", "flsw"),
                 "layer_maps": ("emb_and_last", "last", "skip", "uniform"),
                 "teacher_combiners": ("entropy_gate", "mean_logits", "mean_probs", "select", "weighted"),

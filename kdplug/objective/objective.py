@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kdplug.config.error_path import Path
 from kdplug.contracts.outputs import Outputs
-from kdplug.errors import ConfigError, KdplugError
+from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.objective.batch import Batch, Draws
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
@@ -136,6 +138,7 @@ class Objective(nn.Module):
     def _write_down(self) -> None:
         """Cache the terms and their paths, so that a call need not search for them. The modules own the terms."""
         self._in_order = _in_order(self)
+        _check_shapes(self._in_order)
         self._is_counted = not self.matches.waiting
         self._first = FirstBatches(self.terms, self._prefix)
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
@@ -281,6 +284,23 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
     if objective.hard_label_loss is not None:
         found.append((objective.hard_label_loss, (), 0))
     return tuple(found)
+
+
+def _check_shapes(terms: Sequence[tuple[Term, Path, int]]) -> None:
+    """Raises: ``SignatureError`` for parameters or buffers whose shape the first forward pass sets.
+
+    They would be trained, but a resumed run has to load them before that pass.
+    """
+    for term, path, _ in terms:
+        module = cast("nn.Module", term)
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            if is_lazy(tensor):
+                raise SignatureError(
+                    f"{term.name}: {getattr(term, 'owner', type(term).__name__)} has the lazy parameter {name!r}, whose shape is "
+                    "known only after a forward pass, so a checkpoint of it could not be resumed. Give its module the width, for "
+                    "example as a setting (nn.Linear instead of nn.LazyLinear), or use a projection with width 'auto'",
+                    field=".".join(map(str, path)) or "kd_loss_type",
+                )
 
 
 def _check_names(terms: Sequence[Term]) -> None:

@@ -29,7 +29,15 @@ from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.recipes.cache_provenance import fingerprint
 from kdplug.recipes.history import History
-from kdplug.recipes.result import Figures, count_parameters, evaluate, measure_speed, size_on_disk
+from kdplug.recipes.result import (
+    Figures,
+    count_parameters,
+    eval_batch_size,
+    eval_bytes,
+    evaluate,
+    measure_speed,
+    size_on_disk,
+)
 from kdplug.recipes.task import preparation
 from kdplug.recipes.training import Budget, Stage, make_optimizer, make_schedule, train_on_labels
 
@@ -138,7 +146,7 @@ class RecipeRunner:
             plan = make_plan(loader, config, **length)
         prepared = preparation(self.task, student)
         history = History(
-            lambda model: self._evaluate(model)[self.task.metric],
+            lambda model: self._evaluate(model, self._test(model))[self.task.metric],
             plan.is_save,
             None if prepared is None else prepared.counted,
         )
@@ -188,10 +196,11 @@ class RecipeRunner:
 
     def measured(self, *models: nn.Module) -> list[Figures]:
         """Metrics, speed and size of each model on the test part."""
-        speeds = measure_speed(self.task, models, self._test())
+        test = self._test(*models)
+        speeds = measure_speed(self.task, models, test)
         return [
             Figures(
-                self._evaluate(model),
+                self._evaluate(model, test),
                 count_parameters(model),
                 speed.seconds_per_example,
                 size_on_disk(model),
@@ -268,8 +277,19 @@ class RecipeRunner:
             show_progress=self.show_progress,
         )
 
-    def _evaluate(self, model: nn.Module) -> dict[str, float]:
-        return evaluate(self.task, model, self._test(), self.say)
+    def _evaluate(self, model: nn.Module, test: DataLoader[Any]) -> dict[str, float]:
+        return evaluate(self.task, model, test, self.say)
 
-    def _test(self) -> DataLoader[Any]:
-        return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size)
+    def _test(self, *models: nn.Module) -> DataLoader[Any]:
+        """The test part in batches whose outputs fit the budget for each of ``models``."""
+        return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size or self.eval_batch(*models)[0])
+
+    def eval_batch(self, *models: nn.Module) -> tuple[int, int]:
+        """Examples per batch of an evaluation of ``models``, and the bytes of outputs for one such batch.
+
+        Raises: ``RunError`` if the test part is empty.
+        """
+        _sized(self.task, "test")
+        each = max(eval_bytes(self.task, model) for model in models)
+        count = self.recipe.training.eval_batch_size or eval_batch_size(each)
+        return count, count * each

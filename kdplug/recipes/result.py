@@ -14,6 +14,7 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader
 
 from kdplug.contracts.task import AnswersWhole, CountsUnits, Task
+from kdplug.contracts.tree import tensors
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.progress import heartbeat
 from kdplug.engine.training_module import call, to_device
@@ -43,6 +44,28 @@ def evaluate(
     if task.metric not in found or not all(map(math.isfinite, found.values())):
         raise RunError(f"the task's evaluate must return {task.metric!r}, its metric, and finite values; got {found}")
     return found
+
+
+EVAL_BYTES = 1 << 30
+"""Budget for a model's outputs for one batch of an evaluation."""
+_MOST_EXAMPLES = 256
+_TRIED = 64
+
+
+def eval_bytes(task: Task, model: nn.Module) -> int:
+    """Bytes of a model's full outputs for one test example: the longest of the first 64, measured."""
+    data: Any = task.data("test")
+    batches = [task.collate([data[place]]) for place in range(min(_TRIED, len(data)))]
+    longest = max(batches, key=lambda batch: sum(tensor.nbytes for tensor in tensors(batch)))
+    with modes(evaluating=model), torch.no_grad():
+        (batch,) = _on_device(model, [longest])
+        return sum(tensor.nbytes for tensor in tensors(_asker(task)(model, batch)))
+
+
+def eval_batch_size(example_bytes: int) -> int:
+    """The default number of examples per batch: the largest power of two up to 256 whose outputs fit ``EVAL_BYTES``."""
+    fitting = max(1, min(_MOST_EXAMPLES, EVAL_BYTES // max(1, example_bytes)))
+    return 1 << (fitting.bit_length() - 1)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -80,7 +103,7 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
     assert loader.collate_fn is not None
     batch = loader.collate_fn([loader.dataset[index] for index in range(size)])
     units = task.count(batch) if isinstance(task, CountsUnits) else size
-    ask = task.answer if isinstance(task, AnswersWhole) else _ask
+    ask = _asker(task)
     timers = [_timer(ask, model, batch) for model in models]
     with modes(evaluating=nn.ModuleList(models)), torch.no_grad():
         once = [timer.timeit(3).mean for timer in timers]
@@ -96,6 +119,11 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
 def rounds_for(seconds: float) -> int:
     """The number of rounds to measure if one takes ``seconds``; fewer if they are slow."""
     return max(_FEWEST_ROUNDS, min(_ROUNDS, int(_LONGEST_SECONDS / seconds)))
+
+
+def _asker(task: Task) -> Callable[[nn.Module, Any], Any]:
+    """The function that runs a model with full outputs."""
+    return task.answer if isinstance(task, AnswersWhole) else _ask
 
 
 def _ask(model: nn.Module, batch: Any) -> Any:

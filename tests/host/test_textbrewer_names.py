@@ -28,7 +28,7 @@ def test_the_names_are_textbrewers() -> None:
         "mmd", "nst", "pkd",
     ]  # fmt: skip
     assert list(kdplug.PROJ_MAP) == ["linear", "relu", "tanh"]
-    assert list(kdplug.WEIGHT_SCHEDULER) == ["linear_decay", "linear_growth"]
+    assert list(kdplug.WEIGHT_SCHEDULER) == ["linear_decay", "linear_growth", "linear_warmup"]
     assert list(kdplug.TEMPERATURE_SCHEDULER) == ["constant", "cwsm", "flsw"]
     assert kdplug.ADAPTOR_KEYS == ("logits", "logits_mask", "losses", "inputs_mask", "labels", "hidden", "attention")
 

@@ -8,7 +8,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import kdplug
-from kdplug.recipes.result import count_parameters, evaluate, measure_speed, rounds_for
+from kdplug.recipes import result
+from kdplug.recipes.preview.plan import plan_recipe
+from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.result import count_parameters, eval_batch_size, eval_bytes, evaluate, measure_speed, rounds_for
 
 
 def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):
@@ -51,3 +54,49 @@ def test_every_model_takes_some_time(signs):
 @pytest.mark.parametrize(("seconds", "rounds"), [(1e-3, 15), (0.5, 10), (2.0, 3), (60.0, 3)])
 def test_a_slow_model_is_measured_in_fewer_rounds(seconds, rounds):
     assert rounds_for(seconds) == rounds
+
+
+@pytest.mark.parametrize(
+    ("example", "size"), [(0, 256), (1 << 20, 256), (5 << 20, 128), (155_000_000, 4), (1 << 40, 1)]
+)
+def test_an_evaluation_takes_batches_whose_outputs_fit_a_gibibyte(example, size):
+    assert eval_batch_size(example) == size
+    assert size in (1, 256) or size * example <= 1 << 30 < 2 * size * example
+
+
+def test_the_outputs_of_the_longest_example_are_measured():
+    class Task:
+        def data(self, part):
+            assert part == "test"
+            return [torch.zeros(length) for length in (2, 7, 3)]
+
+        def collate(self, examples):
+            return (torch.stack(examples),)
+
+    class Wide(nn.Linear):
+        def forward(self, value):
+            return {"logits": value.unsqueeze(-1) * self.weight[0], "hidden": (value, value)}
+
+    assert eval_bytes(Task(), Wide(100, 1)) == 4 * 7 * (100 + 2)
+
+
+def _sizes(recipe, monkeypatch):
+    """The sizes of the batches in which a model is evaluated."""
+    runner = RecipeRunner(recipe, kdplug.tasks.build(recipe.task).target, lambda _: None, show_progress=False)
+    sizes = []
+    monkeypatch.setattr(
+        "kdplug.recipes.recipe_runner.evaluate", lambda _task, _model, loader: sizes.append(loader.batch_size)
+    )
+    monkeypatch.setattr("kdplug.recipes.recipe_runner.Figures", lambda *_: None)
+    runner.measured(nn.Linear(4, 2))
+    return sizes
+
+
+def test_a_run_evaluates_and_a_plan_counts_in_batches_that_fit(signs, monkeypatch):
+    monkeypatch.setattr(result, "EVAL_BYTES", 9 * 8)
+    assert _sizes(signs(), monkeypatch) == [8]
+    assert _sizes(signs("training.eval_batch_size=5"), monkeypatch) == [5]
+    plan = plan_recipe(signs())
+    assert (plan.eval_batch_size, plan.evaluation.bytes) == (8, 64)
+    assert plan.to_data()["evaluation"]["bytes"] == 64
+    assert plan_recipe(signs("training.eval_batch_size=5")).evaluation.bytes == 40

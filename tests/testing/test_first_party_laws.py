@@ -166,6 +166,12 @@ class TestLinearGrowth(SchedulerLaws):
     at_start, at_end, direction = 0.0, 1.0, "rising"
 
 
+class TestLinearWarmup(SchedulerLaws):
+    entry = "kdplug-presets:linear_warmup"
+    settings = {"share": 0.25}
+    at_start, at_end, direction = 0.0, 1.0, "rising"
+
+
 class TestConstant(SchedulerLaws):
     entry = "kdplug-presets:constant"
     keeps_the_mean = True

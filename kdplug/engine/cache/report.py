@@ -17,6 +17,7 @@ from kdplug.errors import RunError
 class CacheReport:
     """``written`` of ``shards`` shards are complete, with ``examples`` of ``count`` examples in ``bytes``.
 
+    ``shared_bytes`` of these are stored once for all examples, such as the head of a ``hidden`` cache.
     ``fingerprint`` identifies the inputs, ``layout`` describes the outputs, and ``tally`` holds coding and rounding
     statistics.
     """
@@ -27,6 +28,7 @@ class CacheReport:
     examples: int
     count: int
     bytes: int
+    shared_bytes: int
     fingerprint: Mapping[str, Any]
     layout: Layout
     tally: CodingStats
@@ -59,6 +61,7 @@ class CacheReport:
             sum(note.examples for note in notes),
             extent.count,
             sum(note.bytes for note in [*notes, *shared]),
+            sum(note.bytes for note in shared),
             manifest.fingerprint,
             manifest.layout,
             CodingStats.sum(note.tally for note in notes),
@@ -70,8 +73,8 @@ class CacheReport:
 
     @property
     def bytes_per_item(self) -> float | None:
-        """Total size divided by the number of items (tokens, or examples of a classifier) with stored logits."""
-        return self.bytes / self.tally.items if self.tally.items else None
+        """Size per item (token, or example of a classifier) with stored logits, without what is stored once."""
+        return (self.bytes - self.shared_bytes) / self.tally.items if self.tally.items else None
 
     @property
     def classes(self) -> list[int]:
@@ -88,6 +91,7 @@ class CacheReport:
             "examples": self.count,
             "examples_written": self.examples,
             "bytes": self.bytes,
+            "shared_bytes": self.shared_bytes,
             "items": self.tally.items,
             "positions": self.tally.positions,
             "coverage": self.tally.coverage,

@@ -109,6 +109,7 @@ class OpenCache:
             store.tally,
             self._cache.path,
             self._cache.coding is not None,
+            store.shared_bytes,
         )
 
     def _wanted(self, objective: Objective) -> list[RequiredOutputs]:

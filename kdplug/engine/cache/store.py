@@ -41,7 +41,12 @@ class Store:
 
     @property
     def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards) + sum(one.nbytes for one in self.shared.tensors.values())
+        return sum(shard.bytes for shard in self.shards) + self.shared_bytes
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes stored once for all examples."""
+        return sum(one.nbytes for one in self.shared.tensors.values())
 
     @property
     def tally(self) -> CodingStats:

@@ -12,6 +12,7 @@ from kdplug.engine.cache.shard import CodingStats
 class CacheSummary:
     """The teacher ran on ``batches`` batches in ``seconds``; both are 0 if the cache was complete.
 
+    ``shared_bytes`` of ``bytes`` are stored once for all examples, such as the head of a ``hidden`` cache.
     ``tally`` holds coding and rounding statistics. ``coded`` is true if a codec encodes the logits.
     """
 
@@ -22,10 +23,11 @@ class CacheSummary:
     tally: CodingStats
     path: Path | None
     coded: bool = False
+    shared_bytes: int = 0
 
     @property
     def bytes_per_example(self) -> float:
-        return self.bytes / self.examples
+        return (self.bytes - self.shared_bytes) / self.examples
 
     @property
     def error(self) -> float:
@@ -34,8 +36,8 @@ class CacheSummary:
 
     @property
     def bytes_per_item(self) -> float | None:
-        """Total size divided by the number of encoded items."""
-        return self.bytes / self.tally.items if self.coded and self.tally.items else None
+        """Size per encoded item, without what is stored once."""
+        return (self.bytes - self.shared_bytes) / self.tally.items if self.coded and self.tally.items else None
 
     def __str__(self) -> str:
         asked = (
@@ -46,7 +48,8 @@ class CacheSummary:
         where = "in memory" if self.path is None else f"in {self.path}"
         item = self.bytes_per_item
         each = f"{size(self.bytes_per_example)} each" + ("" if item is None else f" ({size(item)} per item)")
-        kept = f"{self.examples:,} examples, {each}, {size(self.bytes)} {where}"
+        once = f" and {size(self.shared_bytes)} once" if self.shared_bytes else ""
+        kept = f"{self.examples:,} examples, {each}{once}, {size(self.bytes)} {where}"
         return f"teacher cache: {asked}; {kept}" + (f"; largest rounding error {self.error:.2g}" if self.error else "")
 
 

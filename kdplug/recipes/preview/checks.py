@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdplug.config.recipe import RecipeTraining
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss import LossSum
+from kdplug.contracts.task import ReviewsTeacher, Task
 from kdplug.contracts.tree import SequenceKey, dotted, leaves
 from kdplug.recipes.preview.match import features
 from kdplug.recipes.preview.sample import BATCHES, Sample
@@ -223,6 +224,14 @@ def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterato
                 "of 1, so the loss will probably diverge"
             )
             yield PlanWarning("large_learning_rate", field, message)
+
+
+@torch.no_grad()
+def unexpected_data(task: Task, sample: Sample) -> Iterator[PlanWarning]:
+    """Warn of data that the trained teacher was not made for, as the task judges from its outputs."""
+    if isinstance(task, ReviewsTeacher):
+        for setting, message in task.review_teacher(sample.of_teacher):
+            yield PlanWarning("unexpected_data", f"task.{setting}", message)
 
 
 _TOLERANCE = 2e-2

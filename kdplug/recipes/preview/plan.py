@@ -38,6 +38,7 @@ from kdplug.recipes.preview.checks import (
     large_rates,
     large_students,
     unbalanced_temperature,
+    unexpected_data,
     unshifted_labels,
     unused_masks,
 )
@@ -77,8 +78,7 @@ def memory(sample: Sample) -> list[MemoryItem]:
         name = sample.recipe.training.optimizer
         raise RunError(f"{name} cannot take a step: {error}", field="training.optimizer") from error
     state = size(tensors(list(optimizer.state.values())))
-    weights = {one.untyped_storage().data_ptr() for one in _held(sample.teacher)}
-    outputs = size(one for one in tensors(given(sample.of_teacher)) if one.untyped_storage().data_ptr() not in weights)
+    outputs = size(tensors(given(sample.of_teacher)), apart=_held(sample.teacher))
     batch = sample.recipe.training.batch_size
     return [
         MemoryItem("teacher, weights", size(_held(sample.teacher)), "counted"),
@@ -95,10 +95,11 @@ def memory(sample: Sample) -> list[MemoryItem]:
     ]
 
 
-def size(found: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
+def size(found: Iterable[Tensor], apart: Iterable[Tensor] = ()) -> int:
+    """Bytes of the tensors' storages, each counted once, without those of ``apart``."""
     storages = [tensor.untyped_storage() for tensor in found]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    others = {tensor.untyped_storage().data_ptr() for tensor in apart}
+    return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in others}.values())
 
 
 def _held(module: nn.Module) -> Iterator[Tensor]:
@@ -160,10 +161,15 @@ class PlannedTerm:
     gradient_norm: float | None
 
 
+_FIELDS = ("task", "about", "device", "precision", "batch_size", "eval_batch_size")
+
+
 @dataclass(frozen=True, slots=True)
 class RunPlan:
     """Preview of a run. ``config`` is the distillation with all settings and expanded layer maps.
 
+    ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is needed
+    when no batch is trained on, so it is not an item of ``memory``.
     ``parameters`` counts the parameters of teacher, student and projections; ``steps`` the optimizer steps of each
     training, 0 for a teacher that is already trained. ``kept_mass`` is the teacher's probability mass in a sparse
     teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
@@ -180,12 +186,14 @@ class RunPlan:
     parameters: dict[str, int]
     steps: dict[str, int]
     memory: list[MemoryItem]
+    eval_batch_size: int
+    evaluation: MemoryItem
     kept_mass: KeptMass | None
     warnings: list[PlanWarning]
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON. Non-finite numbers become strings."""
-        data = {key: getattr(self, key) for key in ("task", "about", "device", "precision", "batch_size")}
+        data = {key: getattr(self, key) for key in _FIELDS}
         lists = {key: [asdict(one) for one in getattr(self, key)] for key in ("terms", "matches", "memory", "warnings")}
         found = {
             **data,
@@ -194,6 +202,7 @@ class RunPlan:
             "parameters": self.parameters,
             "steps": self.steps,
             "memory_bytes": sum(item.bytes for item in self.memory),
+            "evaluation": asdict(self.evaluation),
             "kept_mass": None if self.kept_mass is None else asdict(self.kept_mass),
         }
         return {key: _finite(value) for key, value in found.items()}
@@ -223,6 +232,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             sample.kept_mass = kept_mass(cache, sample, is_trained=runner.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
             found += large_rates(recipe.training, runner.fit())
+            found += [] if runner.fit() is not None else unexpected_data(task, sample)
+            eval_size, eval_bytes = runner.eval_batch(sample.student)
             items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(
@@ -237,6 +248,8 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         parameters=_parameters(sample),
         steps=_steps(runner, total_steps),
         memory=items,
+        eval_batch_size=eval_size,
+        evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
         kept_mass=sample.kept_mass,
         warnings=[*found, *_python_warnings(caught)],
     )

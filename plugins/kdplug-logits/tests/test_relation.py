@@ -371,3 +371,13 @@ def test_t2_multiplies_by_the_squared_temperature_of_each_item(name: str) -> Non
 
 def test_every_entry_is_named_here() -> None:
     assert set(UNTEMPERED) | set(TEMPERED) == set(LOSSES)
+
+
+@given(drawn=cases(), gamma=st.floats(0, 5))
+@examples
+def test_the_other_part_of_nkd_is_nckd_and_the_teachers_entropy_there(drawn: Case, gamma: float) -> None:
+    part = drawn.loss("nkd", gamma=gamma).value - drawn.loss("nkd", gamma=0.0).value
+    nckd = drawn.loss("dkd", alpha=0.0, beta=1.0).value
+    same = Case(drawn.teacher, drawn.teacher, drawn.labels, drawn.temperature)
+    entropy = same.loss("nkd", gamma=1.0).value - same.loss("nkd", gamma=0.0).value
+    assert close(part, gamma * (nckd + entropy), 1e-7)

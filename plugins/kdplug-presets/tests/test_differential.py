@@ -1,7 +1,7 @@
 """Against ``textbrewer`` from PyPI, over random shapes, masks and types.
 
-Left out: its masked ``nst``/``mmd`` (the release divides by the length where the repository's head and kdplug divide by
-the width), and half precision, in which it loses the counts. There the oracle stands in.
+Its masked ``nst``/``mmd`` is compared at ``masked_divisor="length"``: the release divides by the length where the
+repository's head and kdplug divide by the width. Left out: half precision, in which it loses the counts. There the oracle stands in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from presets_strategies import KD, MATCH, drawn_features, features, mask_dtypes, oracle_of, seeds
 
 from kdplug_presets import projection
+from kdplug_presets.gram import nst
 from kdplug_presets.scheduler import cwsm, flsw
 
 with warnings.catch_warnings():
@@ -44,6 +45,19 @@ def test_match_losses_agree_with_textbrewer_in_value_and_gradient(name: str, dat
     for ours, expected in zip(case.gradients(), case.gradients(theirs), strict=True):
         assert close(ours, expected)
     assert close(case.loss().value, theirs)
+
+
+@given(data=st.data())
+@examples
+def test_masked_nst_agrees_with_the_release_if_it_divides_by_the_length(data: st.DataObject) -> None:
+    case = data.draw(drawn_features("nst", dtype=data.draw(PRECISIONS), masked=True))
+    ours, theirs = (
+        nst(*case.arguments(), masked_divisor="length").value,
+        presets.MATCH_LOSS_MAP["nst"](*case.arguments()),
+    )
+    assert close(ours, theirs)
+    for own, expected in zip(case.gradients(ours), case.gradients(theirs), strict=True):
+        assert close(own, expected)
 
 
 @pytest.mark.parametrize("name", MATCH)

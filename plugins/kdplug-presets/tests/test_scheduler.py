@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdplug import SettingError, ShapeError
-from kdplug_presets.scheduler import constant, cwsm, flsw, linear_decay, linear_growth
+from kdplug_presets.scheduler import constant, cwsm, flsw, linear_decay, linear_growth, linear_warmup
 
 TEMPERATURES: Any = [
     4.0,
@@ -25,6 +27,14 @@ def test_decay_falls_from_one_to_zero_and_growth_mirrors_it() -> None:
     steps = [i / 10 for i in range(11)]
     assert [linear_decay(x) for x in steps] == [1 - x for x in steps]
     assert [linear_growth(x) for x in steps] == steps
+
+
+@given(progress=st.floats(-0.5, 1.5), share=st.floats(1e-3, 1.0))
+def test_warmup_grows_to_one_at_its_share_of_the_run_and_stays_there(progress: float, share: float) -> None:
+    weight = linear_warmup(progress, share=share)
+    assert weight == pytest.approx(min(max(progress, 0.0) / share, 1.0))
+    assert linear_warmup(progress, share=1.0) == linear_growth(progress)
+    assert linear_warmup(share, share=share) == 1.0
 
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1])

@@ -9,7 +9,9 @@ import torch
 from task_scene import GPT2, SIZES, TEXTS, first_batch, recipe, save_model, task_of, tokenizer
 
 import kdplug
+from kdplug.engine.cache.report import CacheReport
 from kdplug.recipes.cache import cache_recipe
+from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 from kdplug_tasks.model_task import ModelTask
 
@@ -144,6 +146,27 @@ def test_a_student_learns_from_hidden_states_in_a_cache(folder, tmp_path, monkey
     monkeypatch.setattr(ModelTask, "build_teacher", lambda _self: pytest.fail("a teacher was built"))
     cached = run_recipe(made(*cache, "distillation.is_caching_logits=true"))
     assert cached.distilled.metrics == pytest.approx(plain.distilled.metrics, rel=1e-5)
+
+
+def test_the_head_of_a_cache_of_hidden_states_is_not_counted_by_item(folder, tmp_path):
+    given = settings(folder, factored=True)
+    cache_recipe(
+        recipe(given, tmp_path / "run", "training.teacher_cache_codec=hidden", kd_loss_type="kl"), tmp_path / "cache"
+    )
+    report = CacheReport.read(tmp_path / "cache")
+    (width, vocabulary) = (GPT2["n_embd"], report.classes[0])
+    assert report.shared_bytes == pytest.approx(4 * width * vocabulary, rel=0.1)
+    shards = sum(file.stat().st_size for file in (tmp_path / "cache").glob("shard-*.safetensors"))
+    assert report.bytes_per_item == shards / report.tally.items
+
+
+def test_a_plan_counts_the_teachers_hidden_states_and_not_its_head(folder, tmp_path):
+    plan = plan_recipe(recipe(settings(folder, factored=True), tmp_path, kd_loss_type="kl"))
+    found = next(item.bytes for item in plan.memory if item.name == "teacher's outputs")
+    dense = plan_recipe(recipe(settings(folder), tmp_path, kd_loss_type="kl"))
+    whole = next(item.bytes for item in dense.memory if item.name == "teacher's outputs")
+    share = GPT2["n_embd"] / 300
+    assert whole * share < found < 3 * whole * share
 
 
 def test_a_factored_student_is_saved_as_any_other(folder, tmp_path):

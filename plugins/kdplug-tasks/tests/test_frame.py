@@ -58,7 +58,8 @@ def folder(tmp_path_factory):
 
 def _settings(folder, file="text.txt", **changes):
     given = {"data": {"train": str(folder / file), "test": 0.2}, "teacher": str(folder / "teacher"), "max_length": 16}
-    return {"name": "causal-lm", "student": {"from_teacher": {"layers": [0]}}, **given, **changes}
+    documents = {"documents": "blank_line"} if file == "text.txt" else {}
+    return {"name": "causal-lm", "student": {"from_teacher": {"layers": [0]}}, **documents, **given, **changes}
 
 
 def _checked(settings):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import kdplug.integrations.textbrewer as dropin
+from kdplug.integrations.textbrewer.__main__ import main
 
 SCRIPT = """
 import sys
@@ -118,10 +119,21 @@ def test_a_script_runs_unedited_with_its_folder_and_arguments(tmp_path: Path) ->
     assert done.stdout.rstrip().endswith("['--lr', '1'] __main__")
 
 
-def test_help_and_a_missing_script_are_answered_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "kdplug.integrations.textbrewer"]
-    done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0
-    assert done.stdout.startswith("usage: python -m kdplug.integrations.textbrewer script.py")
-    done = subprocess.run([*command, "scrpt.py"], capture_output=True, text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr) == (1, "error: there is no file 'scrpt.py'\n")
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_command_shows_its_usage(option, capsys):
+    main([option])
+    assert capsys.readouterr().out.startswith("usage: python -m kdplug.integrations.textbrewer script.py [argument…]\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "usage: "),
+        (["--lr", "1"], "unknown option '--lr'\nusage: "),
+        (["none.py"], "error: there is no file 'none.py'\nusage: "),
+    ],
+)
+def test_the_command_rejects_what_is_no_script(arguments, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=rf"^{message}python -m kdplug"):
+        main(arguments)

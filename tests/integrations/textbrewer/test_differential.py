@@ -4,7 +4,8 @@
 and checkpoints, the modes that callbacks find, and what every random generator gives next.
 
 The release divides masked ``nst`` and ``mmd`` by the length where the repository's head, which the drop-in follows,
-divides by the width; the one masked case of theirs has a length equal to both widths.
+divides by the width; the one masked case of theirs has a length equal to both widths. ``masked_divisor`` gives the
+release's divisor.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from textbrewer_case import CASES
 from textbrewer_twin import loss_gap, run, weight_gap
 
@@ -34,3 +36,15 @@ def test_losses_and_weights_are_those_of_textbrewer(name: str, tmp_path: Path) -
     assert weight_gap(ours, theirs) <= TOLERANCE
     assert (ours.callbacks, ours.checkpoints) == (theirs.callbacks, theirs.checkpoints)
     assert ours.draws == theirs.draws
+
+
+@pytest.mark.parametrize("name", ["nst", "mmd"])
+def test_a_setting_gives_the_divisor_of_the_release(name: str) -> None:
+    draw = torch.Generator().manual_seed(1)
+    student, teacher = ([torch.randn(3, 5, width, generator=draw) for _ in range(2)] for width in (6, 8))
+    mask = torch.arange(5) < torch.tensor([[5], [3], [1]])
+    expected = textbrewer.losses.mmd_loss(student, teacher, mask)
+    found = dropin.presets.MATCH_LOSS_MAP[[name, {"masked_divisor": "length"}]](student, teacher, mask=mask)
+    torch.testing.assert_close(found, expected)
+    usual = dropin.presets.MATCH_LOSS_MAP[name](student, teacher, mask=mask)
+    assert abs(usual - expected) > 0.1 * expected

@@ -43,10 +43,11 @@ def jsd(
     """Generalised Jensen–Shannon divergence of softened teacher p and student q, in nats, mean over items.
 
     ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. Finite if only one side
-    rules out a class (``-inf``); at 0.5 symmetric and at most ``log 2``.
+    rules out a class (``-inf``); at 0.5 symmetric. For β between 0 and 1 it is at most ``T²`` times the entropy of (β,
+    1 − β), which is ``log 2`` at 0.5.
 
     At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: near these
-    ends it is small. ``normalize`` divides by ``min(β, 1 − β)``, which makes it continuous and gives all β one scale.
+    ends it is small. ``normalize`` divides it, and its bound, by ``min(β, 1 − β)``: that makes it continuous and gives all β one scale.
 
     Settings: ``beta``, the teacher's share of the mixture; ``normalize``, divide the value by the smaller share; ``t2``
     multiplies by the squared temperature.

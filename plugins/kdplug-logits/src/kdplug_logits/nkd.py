@@ -51,8 +51,9 @@ def nkd(
     ``[*items, 1]``.
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive; ``OutputsError`` if
     there are no labels.
-    Source: Yang et al. 2023, arXiv:2303.13005; γ = 1.5 at temperature 1 as in yzd-v/cls_KD,
-    mmcls/distillation/losses/nkd.py.
+    Source: Yang et al. 2023, arXiv:2303.13005, whose formula excludes the label from the second sum; γ = 1.5 at temperature
+    1 as in yzd-v/cls_KD, mmcls/models/dis_losses/nkd.py. Other versions of that file, and of
+    mmcls/distillation/losses/nkd.py, build a mask that keeps the label there.
     """
     items = labelled("nkd", student_logits, teacher_logits, labels)
     temperature = read_temperature("nkd", temperature, student_logits)

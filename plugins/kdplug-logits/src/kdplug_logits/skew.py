@@ -46,7 +46,7 @@ def skew_kl(
 ) -> LossSum:
     """Skew KL divergence ``T² KL(p ‖ λ p + (1 − λ) q)`` of softened teacher p, student q, in nats, mean over items.
 
-    At most ``−log λ`` per item, even if the student rules out (``-inf``) a likely class of the teacher; gradients are
+    At most ``−T² log λ`` per item, even if the student rules out (``-inf``) a likely class of the teacher; gradients are
     bounded too.
 
     Settings: ``skew``, λ, the teacher's share of the mixture; ``t2`` multiplies by the squared temperature.
@@ -72,7 +72,7 @@ def skew_reverse_kl(
 ) -> LossSum:
     """Skew reverse KL divergence ``T² KL(q ‖ (1 − λ) p + λ q)`` of softened teacher p, student q, in nats, mean over items.
 
-    At most ``−log λ`` per item, even if the teacher rules out (``-inf``) a class to which the student gives
+    At most ``−T² log λ`` per item, even if the teacher rules out (``-inf``) a class to which the student gives
     probability; such a class repels the student with a bounded gradient, whereas ``reverse_kl`` excludes it.
 
     Settings: ``skew``, λ, the student's share of the mixture; ``t2`` multiplies by the squared temperature.

@@ -39,7 +39,9 @@ def uld(
     Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, one element,
     ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if items differ; ``SettingError`` if the temperature is not positive.
-    Source: Boizard et al. 2024, arXiv:2402.12030; without T² as TRL's GOLD trainer computes it.
+    Source: Boizard et al. 2024, arXiv:2402.12030; without T² the distance of TRL's GOLD trainer for a piece of text that is
+    one token on each side. For a piece of several tokens GOLD, by default (``uld_token_merge_strategy: observed``), first
+    multiplies the distribution of the first token by the probabilities of the others; here none is changed.
     """
     require_logits("uld", student_logits, teacher_logits, classes=False)
     temperature = read_temperature("uld", temperature, student_logits)

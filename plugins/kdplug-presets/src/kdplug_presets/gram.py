@@ -217,15 +217,23 @@ def fsp(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], 
     )
 
 
-def nst(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], mask: Tensor | None = None) -> LossSum:
+def nst(
+    student_features: Sequence[Tensor],
+    teacher_features: Sequence[Tensor],
+    mask: Tensor | None = None,
+    *,
+    masked_divisor: Literal["width", "length"] = "width",
+) -> LossSum:
     """Mean squared error between token similarities ``X0 X1ᵀ / width``, mean over valid pairs. Also named ``mmd``.
 
     Each side is divided by its own width, so the widths may differ and no projection is needed.
 
+    Settings: ``masked_divisor``, ``length`` divides by the padded length of the batch instead if there is a mask, as
+    TextBrewer's release 0.2.1.post1 does. The loss of a batch then depends on its padding.
+
     Shapes: a pair of ``[batch, length, width]`` on each side; mask ``[batch, length]``.
     Raises: ``ShapeError`` if a side is not a pair or shapes differ.
-    Source: Huang and Wang 2017 (NST), arXiv:1707.01219; TextBrewer ``mmd_loss`` (repository head: the release on PyPI
-    divides by the length where a mask is given).
+    Source: Huang and Wang 2017 (NST), arXiv:1707.01219; TextBrewer ``mmd_loss`` (repository head).
     """
     student, teacher = _read("nst", student_features, teacher_features, ("batch", "length"))
     for side, (first, second) in (("student_features", student), ("teacher_features", teacher)):
@@ -239,5 +247,7 @@ def nst(student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], 
     if mask is None:
         return LossSum(gram_distance(student, teacher, None, over="width", scales=scales), batch * length**2)
     mask = read_mask("nst", mask, student[0], student[0].shape[:2])
+    if masked_divisor == "length":
+        scales = (1.0 / max(length, 1), 1.0 / max(length, 1))
     count = mask.sum(dim=1).square().sum()
     return LossSum(gram_distance(student, teacher, bits(mask, student[0].dtype), over="width", scales=scales), count)

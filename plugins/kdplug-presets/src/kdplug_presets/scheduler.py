@@ -28,6 +28,18 @@ def linear_growth(progress: float) -> float:
     return min(max(progress, 0.0), 1.0)
 
 
+def linear_warmup(progress: float, *, share: Annotated[float, Field(gt=0, le=1)]) -> float:
+    """0 at the start of the run, 1 from the fraction ``share`` of it on, linear in between.
+
+    Settings: ``share``, the fraction of the run after which the weight is full: 20 of 240 epochs are 0.0833.
+    Relations: ``linear_growth`` at ``share: 1``.
+
+    Source: Zhao et al. 2022, arXiv:2203.08679; as in megvii-research/mdistiller, mdistiller/distillers/DKD.py, which counts
+    whole epochs.
+    """
+    return min(linear_growth(progress) / share, 1.0)
+
+
 MinTemperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
+from kdplug_tasks.data.table import WHOLE
 from kdplug_tasks.guess import EXAMPLE, guess_for
 from kdplug_tasks.model_task import ModelTask
 from kdplug_tasks.models.factored import Heads
@@ -34,15 +39,16 @@ def causal_lm(
     add_bos_token: bool | None = None,
     factored: bool = False,
     generate: GenerateSettings | None = None,
+    documents: Annotated[str, Field(min_length=1)] = WHOLE,
 ) -> ModelTask:
     """Predict the next token of a text, or of a completion after its prompt.
 
-    Columns: ``text``, or ``prompt`` and ``completion``. A plain text file also works: blank lines separate its
-    documents. The logits that losses receive are shifted, so that each is aligned with the token it predicts; a mask
+    Columns: ``text``, or ``prompt`` and ``completion``. A plain text file also works; it is one running text unless
+    ``documents`` says otherwise. The logits that losses receive are shifted, so that each is aligned with the token it predicts; a mask
     excludes padding and prompts. Metrics: perplexity (lower is better), loss in nats per token, accuracy.
 
     Each document gets the special tokens that the tokenizer adds to a text. If the tokenizer adds none at the end, the
-    end token (EOS) is appended. The start tokens (BOS) do not enter the loss. Every example begins with them, including
+    end token (EOS) is appended. A running text has no end. The start tokens (BOS) do not enter the loss. Every example begins with them, including
     one that continues a document. The plan shows one document.
 
     The student may have a different vocabulary, from the tokenizer in its folder or from ``student_tokenizer``. Each
@@ -58,7 +64,12 @@ def causal_lm(
     tokenizer puts before a text, or with its BOS if it puts none, by default whatever the tokenizer does; ``factored``,
     whether models return the factors of their logits instead of the logits, so that the logits of a training or test
     batch are never held in memory at once; ``generate``, the share of batches that the student generates itself,
-    ``{fraction: 0.5, max_new_tokens: 64}``.
+    ``{fraction: 0.5, max_new_tokens: 64}``; ``documents``, how plain text files are divided: ``whole`` (a file is one
+    running text, blank lines included, without end tokens), ``blank_line`` (blank lines separate documents), ``line``
+    (each line is a document), or any other text, which is then the separator. The text of a document is kept as it is.
+    The default is ``whole``, because the examples of transformers and the usual perplexity of a text file read it so, and
+    because an end token between paragraphs is wrong for most teachers: that of a chat model ends a turn, and no text
+    follows it.
     """
     is_packed = not prompts if packing is None else packing
     sampler = check_generation(generate, max_length, has_prompts=prompts, is_packed=is_packed)
@@ -69,5 +80,5 @@ def causal_lm(
         needs_prompts=sampler is not None,
         add_bos_token=add_bos_token,
     )
-    problem = Language(tokenizer, form, student_tokenizer=student_tokenizer, sampler=sampler)
+    problem = Language(tokenizer, form, student_tokenizer=student_tokenizer, sampler=sampler, documents=documents)
     return ModelTask(problem, data, Family(problem.auto, teacher, student, heads=Heads() if factored else None))

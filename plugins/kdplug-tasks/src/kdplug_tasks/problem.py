@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
+import kdplug
 from kdplug_tasks.batch import Batch, Sized
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
@@ -92,6 +93,15 @@ class Sampling(Protocol):
 
     def sampled(self, batch: Batch, student: nn.Module) -> Batch:
         """Return a batch that the student generated, or ``batch`` itself."""
+        ...
+
+
+@runtime_checkable
+class Reviewing(Protocol):
+    """A problem that can detect data that a trained teacher was not made for."""
+
+    def review_teacher(self, outputs: kdplug.Outputs) -> Iterable[tuple[str, str]]:
+        """Yield a setting and a warning about it, from the teacher's outputs on a batch."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import kdplug
 from kdplug_tasks.data.conll import conll_columns, conllu_columns, with_line_feeds
-from kdplug_tasks.data.table import Table, did_you_mean, without_rows
+from kdplug_tasks.data.table import BLANK_LINE, LINE, WHOLE, Table, did_you_mean, without_rows
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -83,12 +83,14 @@ def read_file(
     names: Mapping[str, str] = MappingProxyType({}),
     *,
     delimiter: str | None = None,
+    documents: str = BLANK_LINE,
 ) -> Table:
     """Read the table in a file. ``field`` is the setting that errors name; ``names`` selects columns of CoNLL files.
 
-    ``delimiter`` separates the columns of CSV files.
+    ``delimiter`` separates the columns of CSV files; ``documents`` is how a plain text file is divided into rows.
 
-    Raises: ``ConfigError`` if the file does not exist, its format is unknown, or it is malformed, not UTF-8 or empty.
+    Raises: ``ConfigError`` if the file does not exist, its format is unknown, or it is malformed, not UTF-8 or empty, or
+    a text file lacks the separator of its documents.
     """
     file = Path(path).expanduser()
     try:
@@ -98,27 +100,35 @@ def read_file(
             raise _no_file(file, field)
     except OSError as error:  # name too long, folder not readable
         raise kdplug.ConfigError(f"cannot read {path[:_SHOWN]!r}: {error.strerror}", field=field) from error
-    file_format = file_format or _ENDINGS.get(file.suffix.casefold())
-    if file_format is None:
-        raise kdplug.ConfigError(
-            f"cannot infer the format of {path!r} from its extension. Set format: one of {', '.join(dict.fromkeys(_ENDINGS.values()))}",
-            field=field,
-        )
-    if header is not None and file_format not in ("csv", "tsv"):
-        raise kdplug.ConfigError(f"has no effect on {file_format} files", field="data.header")
-    if delimiter is not None and file_format != "csv":
-        raise kdplug.ConfigError(f"has no effect on {file_format} files", field="data.delimiter")
+    file_format = _format(file, file_format, field, {"header": header, "delimiter": delimiter})
     table = Table(path, field, {})
     columns: Mapping[str, Sequence[Any]]
     if file_format in ("parquet", "npz"):
         columns = (_parquet if file_format == "parquet" else read_arrays)(file, table)
     elif file_format in ("csv", "tsv"):
         columns = _separated(_text(file, table), table, file_format, header, delimiter)
+    elif file_format == "text":
+        columns = {"text": _documents(_text(file, table), table, documents)}
     else:
         columns = _READERS[file_format](_text(file, table), table, names)
-    found = Table(path, field, columns)
+    found = Table(path, field, columns, documents=documents if file_format == "text" else None)
     if not len(found):
         raise without_rows(found)
+    return found
+
+
+def _format(file: Path, file_format: str | None, field: str, of_columns: Mapping[str, Any]) -> str:
+    """Return the format of a file, and check that it takes the settings ``of_columns`` that are set."""
+    found = file_format or _ENDINGS.get(file.suffix.casefold())
+    if found is None:
+        raise kdplug.ConfigError(
+            f"cannot infer the format of {str(file)!r} from its extension. Set format: one of "
+            f"{', '.join(dict.fromkeys(_ENDINGS.values()))}",
+            field=field,
+        )
+    for name, value in of_columns.items():
+        if value is not None and found not in (("csv", "tsv") if name == "header" else ("csv",)):
+            raise kdplug.ConfigError(f"has no effect on {found} files", field=f"data.{name}")
     return found
 
 
@@ -243,15 +253,28 @@ def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
     return columns
 
 
-def _lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:  # noqa: ARG001
-    """Return the documents of a plain text file, separated by blank lines."""
-    documents = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", with_line_feeds(text))]
-    return {"text": [part for part in documents if part.strip()]}
+def _documents(text: str, table: Table, documents: str) -> list[str]:
+    """Return the documents of a plain text file, each as it is between its separators, without blank ones."""
+    text = with_line_feeds(text)
+    if documents == WHOLE:
+        found = [text]
+    elif documents == BLANK_LINE:
+        found = [part.strip("\n") for part in re.split(r"\n(?:[ \t]*\n)+", text)]
+    else:
+        separator = "\n" if documents == LINE else with_line_feeds(documents)
+        if separator not in text and documents != LINE:
+            near = did_you_mean(documents, (WHOLE, BLANK_LINE, LINE))
+            raise kdplug.ConfigError(
+                f"the separator {documents!r} does not occur in {table.origin}.{near} A file of one document must end with "
+                f"it. Without separator: {WHOLE}, {BLANK_LINE} or {LINE}",
+                field="documents",
+            )
+        found = text.split(separator)
+    return [part for part in found if part.strip()]
 
 
 _READERS: dict[str, Callable[[str, Table, Mapping[str, str]], dict[str, list[Any]]]] = {
     "jsonl": _json_lines,
     "conll": conll_columns,
     "conllu": conllu_columns,
-    "text": _lines,
 }

@@ -22,7 +22,7 @@ class DataSettings(Settings):
     distillation: Name | None = None
     """Data for distillation, in the same forms; rows may lack labels. Default: ``train``."""
     test: Split | Name
-    """Test data, in the same forms, or the fraction of ``train`` to hold out."""
+    """Test data, in the same forms, or the fraction of ``train`` to hold out: rows, or the end of a running text."""
     dataset: Name | None = None
     """A dataset for ``datasets`` to load: a name on the hub, or a folder that ``save_to_disk`` wrote."""
     config: Name | None = None

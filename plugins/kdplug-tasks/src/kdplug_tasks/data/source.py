@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,16 +11,20 @@ import kdplug
 from kdplug_tasks.data.file import read_file
 from kdplug_tasks.data.hub import read_split
 from kdplug_tasks.data.setting import DataSettings
-from kdplug_tasks.data.table import Table, did_you_mean
+from kdplug_tasks.data.table import BLANK_LINE, Table, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a task. Rows for distillation may lack ``targets``."""
+    """The columns of a task. Rows for distillation may lack ``targets``.
+
+    ``documents`` is how a plain text file is divided into rows.
+    """
 
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    documents: str = BLANK_LINE
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,7 +62,13 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
     if isinstance(settings.test, str):
         test = _read(settings, settings.test, "test", columns)
     else:
-        train, test = _divided(train, settings.test, settings.split_seed)
+        if train.is_running and "split_seed" in settings.model_fields_set:
+            raise kdplug.ConfigError(
+                f"has no effect on {train.origin}, one running text, whose end is held out. Remove it, or set documents",
+                field="data.split_seed",
+            )
+        divide = _parted if train.is_running else _divided
+        train, test = divide(train, settings.test, settings.split_seed)
     if settings.distillation is None:
         return Source(train, train, test)
     return Source(train, _read(settings, settings.distillation, "distillation", columns), test)
@@ -70,7 +80,15 @@ def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Tab
     if settings.dataset is not None:
         table = read_split(settings, name, field)
     else:
-        table = read_file(name, settings.format, field, settings.header, names, delimiter=settings.delimiter)
+        table = read_file(
+            name,
+            settings.format,
+            field,
+            settings.header,
+            names,
+            delimiter=settings.delimiter,
+            documents=columns.documents,
+        )
     required: Iterable[str] = columns.inputs if part == "distillation" else (*columns.inputs, *columns.targets)
     if part == "distillation":
         names = {name: own for name, own in names.items() if name not in columns.targets or own in table.columns}
@@ -85,3 +103,20 @@ def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: Sequence[int] = sorted(order[:size])
     return table.take(sorted(order[size:])), table.take(chosen)
+
+
+_NEAR = 1000
+
+
+def _parted(table: Table, share: float, seed: int) -> tuple[Table, Table]:  # noqa: ARG001
+    """Split off the end of a running text, the fraction ``share`` of its characters, at a line break if one is near."""
+    ((name, (text,)),) = table.columns.items()
+    held = round(share * len(text))
+    place = len(text) - held
+    line_break = text.find("\n", place, place + min(_NEAR, held // 2))
+    place = place if line_break < 0 else line_break + 1
+    parts = text[:place], text[place:]
+    if not all(part.strip() for part in parts):
+        raise table.error(f"{len(text)} characters are too few to hold out a fraction of {share:g} for testing")
+    train, test = (replace(table, columns={name: [part]}) for part in parts)
+    return train, test

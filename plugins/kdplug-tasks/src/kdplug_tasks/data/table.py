@@ -9,6 +9,9 @@ from typing import Any
 
 import kdplug
 
+WHOLE, BLANK_LINE, LINE = "whole", "blank_line", "line"
+"""Ways to divide a plain text file into documents; any other text is a separator."""
+
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest choice to ``name``; empty if none is close."""
@@ -38,7 +41,8 @@ class Table:
     """``columns`` by name; ``origin`` is the file or split, ``field`` the setting that names it.
 
     ``classes`` are the names of integer labels by column, if the source has them; ``rows`` are the row numbers in the
-    origin, ``None`` if all its rows are here.
+    origin, ``None`` if all its rows are here; ``documents`` is how a plain text file was divided into rows, ``None`` if
+    the origin is no such file.
     """
 
     origin: str
@@ -46,6 +50,12 @@ class Table:
     columns: Mapping[str, Sequence[Any]]
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     rows: Sequence[int] | None = None
+    documents: str | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """True if the rows are stretches of one running text, after which nothing ends."""
+        return self.documents == WHOLE
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -62,9 +72,8 @@ class Table:
     def take(self, rows: Sequence[int]) -> Table:
         """Return the given rows as a table."""
         columns = {name: Chosen(column, rows) for name, column in self.columns.items()}
-        return Table(
-            self.origin, self.field, columns, self.classes, Chosen(self.rows, rows) if self.rows is not None else rows
-        )
+        rows = Chosen(self.rows, rows) if self.rows is not None else rows
+        return dataclasses.replace(self, columns=columns, rows=rows)
 
     def renamed(self, names: Mapping[str, str], wanted: Iterable[str], *, required: Iterable[str]) -> Table:
         """Return the ``wanted`` columns under the task's names, which ``names`` maps to the table's names.
@@ -86,7 +95,7 @@ class Table:
                     f"there is no column {own!r}.{near} It has {has}. Map the column that holds the {name}: "
                     f"columns: {{{name}: …}}"
                 )
-        return Table(self.origin, self.field, found, classes, self.rows)
+        return dataclasses.replace(self, columns=found, classes=classes)
 
 
 def without_rows(table: Table) -> kdplug.ConfigError:

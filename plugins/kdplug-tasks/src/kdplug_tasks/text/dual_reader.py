@@ -14,7 +14,7 @@ from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.family import Side
 from kdplug_tasks.text.alignment import Cut, cuts, sizes
 from kdplug_tasks.text.dual_tokenization import DualTokens, SideTokens, joined, pieces
-from kdplug_tasks.text.frame import Frame, departure, find_frame, sketch
+from kdplug_tasks.text.frame import Frame, departure, find_frame, sketch, stretch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
 from kdplug_tasks.text.reader import Form, batch_of
 from kdplug_tasks.text.spelling import Spelled, Speller, flaw
@@ -51,6 +51,7 @@ class DualTokenReader:
             frame.check_room(form.max_length)
         self._begins = self.frames["student"].begin, self.frames["teacher"].begin
         self._first: DualTokens | None = None
+        self._stretch = ""
         with_end = [side for side in SIDES if self.frames[side].end]
         if len(with_end) == 1:
             raise kdplug.ConfigError(
@@ -69,7 +70,7 @@ class DualTokenReader:
             f" For the {side} the first document is {sketch(self.processors[side].tokenizer, half.ids, half.counts)}."
             for side, half in halves.items()
         )
-        return shown + departure(self.processors["student"].tokenizer, self.frames["student"])
+        return shown + self._stretch + departure(self.processors["student"].tokenizer, self.frames["student"])
 
     def examples(self, table: Table) -> Examples:
         """Return pieces of text, cut at the same characters for both sides."""
@@ -82,6 +83,8 @@ class DualTokenReader:
             raise form.nothing_left(table)
         if self._first is None:
             self._first = next((one for one in (found if most else documents) if one.is_something), None)
+            own, end = self.processors["student"].tokenizer, self.frames["student"].end
+            self._stretch = stretch(own, [one.student.ids for one in found], end)
         compared = sum(len(dual.compared) for dual in found)
         if not compared:
             raise table.error(
@@ -145,7 +148,8 @@ class DualTokenReader:
             for name, part in zip(names, parts, strict=True):
                 own, theirs = part.as_halves(counts=name != "prompt")
                 dual.extend(own, theirs, part.cuts)
-            dual.extend(*self._around("end", counts=True))
+            if not table.is_running:
+                dual.extend(*self._around("end", counts=True))
             found.append(dual)
         return found
 

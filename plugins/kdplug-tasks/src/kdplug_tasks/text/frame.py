@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import kdplug
+from kdplug_tasks.data.table import Table
 
 _PROBES = ("a", "the end")
 _FIRST, _LAST = 5, 3
+_STRETCH = 48
 
 
 class Frame(NamedTuple):
@@ -16,6 +18,10 @@ class Frame(NamedTuple):
 
     begin: list[int]
     end: list[int]
+
+    def around(self, table: Table) -> Frame:
+        """Return the tokens around the documents of ``table``. A running text does not end."""
+        return self._replace(end=[]) if table.is_running else self
 
     def check_room(self, max_length: int) -> None:
         """Raise ``ConfigError`` if the start tokens leave room for fewer than two tokens."""
@@ -90,6 +96,17 @@ def sketch(tokenizer: Any, ids: Sequence[int], counts: Sequence[bool]) -> str:
     parts = [slice(None)] if is_short else [slice(_FIRST), slice(-_LAST, None)]
     shown = " … ".join(_words(tokenizer, ids[part], entering[part]) for part in parts)
     return f"{shown}: {sum(entering):,} of {len(ids):,} tokens enter the loss, those in parentheses do not"
+
+
+def stretch(tokenizer: Any, examples: Sequence[Sequence[int]], end: Sequence[int]) -> str:
+    """Return decoded tokens of an example: around the first end of a document inside one, else those of the first."""
+    shown, start = examples[0], 0
+    if end:
+        places = ((ids, ids.index(end[-1])) for ids in examples if end[-1] in ids)
+        shown, place = next(((ids, place) for ids, place in places if place < len(ids) - 1), (shown, 0))
+        start = max(0, min(place - _STRETCH // 2, len(shown) - _STRETCH))
+    text = tokenizer.decode(shown[start : start + _STRETCH])
+    return f" A stretch of the training data: {text!r}."
 
 
 def _words(tokenizer: Any, ids: Sequence[int], entering: Sequence[bool]) -> str:

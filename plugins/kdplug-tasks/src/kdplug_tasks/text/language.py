@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,21 @@ import kdplug
 from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.source import Columns, Source
-from kdplug_tasks.data.table import Table
+from kdplug_tasks.data.table import WHOLE, Table
 from kdplug_tasks.models.config import text_part
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.text.dual_reader import DualTokenReader
 from kdplug_tasks.text.frame import Frame
 from kdplug_tasks.text.generation import Sampler
-from kdplug_tasks.text.next_token import Logits, figures, loss_sum, shifted
+from kdplug_tasks.text.next_token import Logits, after_end, figures, loss_sum, shifted
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.reader import Form, OneReader
 from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import classes_of
+
+_UNEXPECTED = 5.0
+"""Nats above the mean. A new paragraph costs a language model about 3, the first token after a chat turn about 10."""
 
 
 def check_direction(config: Any, side: str) -> None:
@@ -93,8 +96,9 @@ class Language:
         *,
         student_tokenizer: TokenizerSettings | None = None,
         sampler: Sampler | None = None,
+        documents: str = WHOLE,
     ) -> None:
-        self.columns = Columns(("prompt", "completion") if form.has_prompts else ("text",), ())
+        self.columns = Columns(("prompt", "completion") if form.has_prompts else ("text",), (), documents=documents)
         self.form = form
         self.sampler = sampler
         self.read: dict[Side, Vocabulary] = {"teacher": Vocabulary(), "student": Vocabulary()}
@@ -139,6 +143,10 @@ class Language:
 
     def settle(self, source: Source, family: Family) -> None:
         """Determine the tokenizers, and how many outputs of each model are read."""
+        if self.columns.documents != WHOLE and all(table.documents is None for table in source.tables):
+            raise kdplug.ConfigError(
+                "divides plain text files and has no effect on rows of other formats. Remove it", field="documents"
+            )
         texts = [text for name in self.columns.inputs for text in texts_of(source.train, name)]
         length = self.form.max_length
         shared = TextProcessor.find(self._settings, family, texts, length, is_framed=False)
@@ -209,6 +217,25 @@ class Language:
             }
 
         return adapt
+
+    def review_teacher(self, outputs: kdplug.Outputs) -> Iterator[tuple[str, str]]:
+        """Yield a warning if the teacher does not expect the text that follows an end token inside an example."""
+        frame = self.frame_of("teacher")
+        logits = (outputs.logits or (None,))[0]
+        if not self.form.is_packed or not frame.end or outputs.labels is None:
+            return
+        if not isinstance(logits, Tensor | kdplug.FactoredLogits):
+            return
+        mean, first, count = after_end(logits, outputs.labels[0], frame.end[-1], len(frame.begin))
+        if first - mean < _UNEXPECTED:
+            return
+        token = self.processor.tokenizer.decode(frame.end[-1:])
+        message = (
+            f"after the end token {token!r} between documents, the teacher's loss on the next token is {first:.1f} nats (mean of "
+            f"{count}; all tokens: {mean:.1f}), so it was not trained on text that follows it, and the student learns from such "
+            "predictions. Set documents: whole for a running text, or packing: false so that nothing follows an end token"
+        )
+        yield "documents", message
 
     @property
     def samples(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -39,7 +40,9 @@ def pieces(logits: Logits, labels: Tensor) -> Iterator[tuple[Logits, Tensor]]:
     counted = labels != NO_LABEL
     chosen = labels[counted]
     if isinstance(logits, Tensor):
-        yield logits[counted], chosen
+        places, length = counted.nonzero(), max(16, _PIECE // logits.shape[-1])
+        for start in range(0, len(chosen), length):
+            yield logits[places[start : start + length].unbind(1)], chosen[start : start + length]
         return
     rows, length = logits.at(counted), max(16, _PIECE // logits.classes)
     for start in range(0, len(chosen), length):
@@ -68,6 +71,19 @@ def figures(logits: Logits, labels: Tensor) -> tuple[float, int, int]:
         right += int((held.argmax(dim=-1) == chosen).sum())
         count += len(chosen)
     return total, right, count
+
+
+def after_end(logits: Logits, labels: Tensor, end: int, begins: int) -> tuple[float, float, int]:
+    """Return the mean cross-entropy of all items with a label, and mean and number of those that begin a document.
+
+    These follow the label ``end``, with the ``begins`` start tokens of a document between them, which have no label.
+    """
+    follows = torch.zeros_like(labels, dtype=torch.bool)
+    gap = begins + 1
+    follows[:, gap:] = labels[:, :-gap] == end
+    total, _, count = figures(logits, labels)
+    nats, _, first = figures(logits, labels.masked_fill(~follows, NO_LABEL))
+    return total / max(count, 1), nats / max(first, 1), first
 
 
 def _summed(rows: FactoredLogits, chosen: Tensor) -> Tensor:

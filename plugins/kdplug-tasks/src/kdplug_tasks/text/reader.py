@@ -10,7 +10,7 @@ from kdplug_tasks.batch import Batch, Examples
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.text.document import Tokens, divided, packed, shortened
-from kdplug_tasks.text.frame import departure, find_frame, sketch
+from kdplug_tasks.text.frame import departure, find_frame, sketch, stretch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
 
 
@@ -73,14 +73,16 @@ class OneReader:
         self.frame = find_frame(processor.tokenizer, form.add_bos_token, "tokenizer")
         self.frame.check_room(form.max_length)
         self._first: Tokens | None = None
+        self._stretch = ""
 
     @property
     def sketch(self) -> str:
-        """Describes the first document."""
+        """Describes the first document, and shows a stretch of the training data."""
         if self._first is None:
             return ""
         tokenizer = self.processor.tokenizer
-        return f" The first document is {sketch(tokenizer, *self._first)}.{departure(tokenizer, self.frame)}"
+        shown = f" The first document is {sketch(tokenizer, *self._first)}.{self._stretch}"
+        return shown + departure(tokenizer, self.frame)
 
     def examples(self, table: Table) -> Examples:
         """Return blocks of tokens, or documents."""
@@ -92,7 +94,9 @@ class OneReader:
             found = (packed if form.is_packed else divided)(documents, form.max_length, begin)
         if not found:
             raise form.nothing_left(table)
-        self._first = self._first or next((one for one in documents if one.is_something), None)
+        if self._first is None:
+            self._first = next((one for one in documents if one.is_something), None)
+            self._stretch = stretch(self.processor.tokenizer, [one.ids for one in found], self.frame.end)
         return Examples(found)
 
     def collate(self, examples: list[Tokens]) -> Batch:
@@ -104,7 +108,7 @@ class OneReader:
         return int(batch["attention_mask"].sum())
 
     def _plain(self, table: Table) -> list[Tokens]:
-        begin, end = self.frame
+        begin, end = self.frame.around(table)
         ids = self._ids(texts_of(table, "text"))
         return [Tokens([*begin, *one, *end], [False] * len(begin) + [True] * (len(one) + len(end))) for one in ids]
 
