@@ -124,7 +124,7 @@ def build_task(recipe: Recipe) -> tuple[Component, Task]:
 
 
 def teacher_fit(task: Task) -> TeacherFit | None:
-    """How the task wants its teacher fitted; ``None`` if it builds a trained one.
+    """Return the settings of the teacher's fit; ``None`` if the task builds a trained teacher.
 
     Raises: ``ConfigError`` if a key is missing.
     """

@@ -260,7 +260,7 @@ def _check_spellings(train: Mapping[str, Written]) -> None:
         other = found.setdefault(_meaning(text), text)
         if other != text:
             raise one.table.error(
-                f"the label {text!r} is {other!r} written another way, and would be a class of its own. Write both in the same way",
+                f"the label {text!r} is {other!r} written another way, and would become a separate class. Write both in the same way",
                 one.row,
             )
 
