@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ def console() -> Console:
 
 EXIT_CODE = 2
 _SIGNALLED = 128
+_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS))
 
 
 @contextmanager
@@ -35,7 +37,8 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
     ``SystemExit`` counts as an error, since only plugin code raises it (a loss that calls ``exit``, for example),
     unless a signal ended the run.
 
-    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``; the error itself if ``debug`` is true.
+    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``, or of an ``OSError`` of a full or read-only
+    disk; the error itself if ``debug`` is true.
     """
     with warnings.catch_warnings():
         usual = warnings.showwarning
@@ -53,6 +56,11 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
             if debug:
                 raise
             _say("error", str(error), "bold red")
+            raise typer.Exit(exit_code) from error
+        except OSError as error:
+            if debug or error.errno not in _DISK:
+                raise
+            _say("error", f"cannot write {error.filename or 'a file'}: {error.strerror}", "bold red")
             raise typer.Exit(exit_code) from error
         except SystemExit as wanted:
             if isinstance(wanted.code, int) and wanted.code > _SIGNALLED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,11 @@ from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
 from kdplug.engine.parallel.process import check_all_ended
 from kdplug.engine.run import Callback, Plan, Run, length
+from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
+
+_IDLE = 2
+"""Number of steps in a row at a learning rate of 0 that cause a warning; a warm-up or a cosine may have a single one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +65,7 @@ class Loop:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     skipped: int = 0
     stopped_early: bool = False
+    idle: int = 0
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
 
@@ -170,8 +176,33 @@ class Loop:
             check_norm(step, whole(norm), self.accelerator)
         self.optimizer.step()
         if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
-            self.scheduler.step()
+            self._change_rate(self.scheduler, step)
         self._clear_gradients()
+
+    def _change_rate(self, scheduler: Any, step: int) -> None:
+        """Step the learning-rate scheduler after optimizer step ``step``; warn once if the rate stays 0.
+
+        Raises: ``RunError`` if the scheduler was built for fewer steps and refuses another.
+        """
+        total = self.plan.total_steps
+        try:
+            scheduler.step()
+        except ValueError as error:
+            raise RunError(
+                f"the {type(scheduler).__name__} failed after step {step} of {total}: {error}. Build it for {total} "
+                "optimizer steps"
+            ) from error
+        rates = [group["lr"] for group in self.run.optimizer.param_groups]
+        if any(isinstance(rate, torch.Tensor) or rate for rate in rates):
+            self.idle = 0
+            return
+        self.idle += 1
+        if self.idle == _IDLE and step < total:
+            warnings.warn(
+                f"the learning rate is 0 since step {step + 2 - _IDLE} of {total}, so these steps train nothing. Was "
+                f"the {type(scheduler).__name__} built for fewer than {total} optimizer steps?",
+                stacklevel=2,
+            )
 
     def _clear_gradients(self) -> None:
         for parameter in self.parameters:

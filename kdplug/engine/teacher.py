@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kdplug.contracts.outputs import Outputs
-from kdplug.engine.training_module import Adaptor, captured
+from kdplug.engine.training_module import Adaptor, captured, owned
 from kdplug.errors import OutputsError, RunError
 from kdplug.objective.capture.hooks import Capture
 from kdplug.objective.teacher import FixedTeacher, parts
@@ -165,7 +165,7 @@ class Teacher:
         with torch.no_grad(), precision or nullcontext():
             if cache is None:
                 return self._asked(batch, model_args)
-            return cache if self.adaptor is None else self.adaptor(batch, cache)
+            return cache if self.adaptor is None else owned(self.adaptor(batch, cache))
 
     def _asked(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
         fixed = self._fixed

@@ -90,13 +90,25 @@ Adaptor = Callable[[Any, Any], Any]
 """``adaptor(batch, model_outputs)`` returns the outputs that the objective reads."""
 
 
+def owned(outputs: Any) -> Any:
+    """Return a copy of an adaptor's dict and of the lists in it; anything else is returned unchanged.
+
+    An adaptor may fill the same dict for each model and batch, and the teacher's outputs are read after the student ran.
+    """
+    if type(outputs) is dict:
+        return {key: list(value) if type(value) is list else value for key, value in outputs.items()}
+    if isinstance(outputs, Tagged):
+        return Tagged(outputs.task, owned(outputs.value))
+    return outputs
+
+
 def captured(
     capture: Capture | None, model: nn.Module, adaptor: Adaptor | None, batch: Any, model_args: Mapping[str, Any]
 ) -> Any:
     """Return the model's outputs for ``batch`` after its adaptor, with those of captured modules if there are any."""
     if capture is None or not capture.paths:
         outputs = call(model, batch, model_args)
-        return outputs if adaptor is None else adaptor(batch, outputs)
+        return owned(outputs if adaptor is None else adaptor(batch, outputs))
     with capture.reading():
         outputs = call(model, batch, model_args)
     if adaptor is not None:

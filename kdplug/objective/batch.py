@@ -47,6 +47,44 @@ class Draws:
         return found
 
 
+def check_tensors(outputs: Outputs, owner: str) -> None:
+    """Check the types of one side's tensors. ``owner`` is ``student`` or a teacher.
+
+    Raises: ``OutputsError`` for logits or features that are not dense floating-point tensors of at least 16 bits, and
+    for a mask or labels that are sparse, nested or complex.
+    """
+    for key in ("logits", "hidden", "attention"):
+        for place, value in enumerate(getattr(outputs, key) or ()):
+            tensors = value.tensors if isinstance(value, FactoredLogits) else (value,)
+            for tensor in tensors:
+                if isinstance(tensor, Tensor) and (_is_odd(tensor) or not _is_float(tensor)):
+                    raise _odd(tensor, f"{owner}.{key}.{place}")
+    for key in ("logits_mask", "inputs_mask", "labels"):
+        values = getattr(outputs, key)
+        for tensor in (values,) if isinstance(values, Tensor) else values or ():
+            if _is_odd(tensor) or tensor.is_complex():
+                raise OutputsError(f"must be a dense, real tensor, got {_kind(tensor)}", field=f"{owner}.{key}")
+
+
+def _is_odd(tensor: Tensor) -> bool:
+    return tensor.layout is not torch.strided or tensor.is_nested
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"a nested tensor of {tensor.dtype}" if tensor.is_nested else f"{tensor.layout}, {tensor.dtype}"
+
+
+def _odd(tensor: Tensor, field: str) -> OutputsError:
+    remedy = "Convert it in the adaptor: .to_dense(), .dequantize() or .float(); a float8 tensor needs its scale first"
+    return OutputsError(
+        f"must be a dense floating-point tensor of at least 16 bits, got {_kind(tensor)}. {remedy}", field=field
+    )
+
+
 def wrong_values(mask: Tensor) -> Tensor:
     """Return bool, ``True`` where ``mask`` holds a value other than 0 and 1, such as ``nan``."""
     return mask != mask.bool()

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from kdplug.config.error_path import Path
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError, SignatureError
-from kdplug.objective.batch import Batch, Draws
+from kdplug.objective.batch import Batch, Draws, check_tensors
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.capture.teachers import Models, teacher_models, teacher_modules
@@ -165,7 +165,7 @@ class Objective(nn.Module):
         ``micro_batch`` numbers this batch among all batches of the step, on all processes, so that losses with random
         draws differ between them. ``None`` counts the calls of a step, which suffices in one process.
 
-        Raises: ``OutputsError``, ``ShapeError`` for missing or mismatched outputs; ``ConfigError`` for a missing layer
+        Raises: ``OutputsError``, ``ShapeError`` for missing, mismatched or unreadable outputs; ``ConfigError`` for a missing layer
         or a ``progress`` out of range; ``RunError`` if ``materialize`` must be called first.
         """
         if not 0.0 <= progress <= 1.0:
@@ -173,8 +173,13 @@ class Objective(nn.Module):
         if not self._is_counted:
             self.matches.check_counted()
         teachers = read_teachers(teacher, self.teachers)
+        outputs = Outputs.read(student, "student")
+        if not self._has_looked and not torch.compiler.is_compiling():
+            check_tensors(outputs, "student")
+            for place, one in enumerate(teachers):
+                check_tensors(one, side(self.teachers, place))
         batch = Batch(
-            Outputs.read(student, "student"),
+            outputs,
             teachers,
             progress,
             step,

@@ -16,6 +16,7 @@ from kdplug.errors import RunError
 from kdplug.host.manifest import environment_record
 from kdplug.host.registry import tasks
 from kdplug.recipes.result import Figures
+from kdplug.recipes.task import teacher_fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +74,5 @@ def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:
         found = dict(task.fingerprint())
     else:
         found = {"task": tasks.build(recipe.task).qualified_spec()}
-    fit = task.teacher_fit()
+    fit = teacher_fit(task)
     return found if fit is None else {**found, "fit": {**fit, "seed": recipe.seed}}

@@ -38,7 +38,7 @@ from kdplug.recipes.result import (
     measure_speed,
     size_on_disk,
 )
-from kdplug.recipes.task import preparation
+from kdplug.recipes.task import preparation, teacher_fit
 from kdplug.recipes.training import Budget, Stage, make_optimizer, make_schedule, train_on_labels
 
 
@@ -125,7 +125,7 @@ class RecipeRunner:
     def fit(self) -> RecipeTraining | None:
         """The training settings of the teacher; ``None`` if the task builds a trained one."""
         with prefixed("task"):
-            fit = self.task.teacher_fit()
+            fit = teacher_fit(self.task)
         if fit is None:
             return None
         with prefixed("task", "teacher_fit"):

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.text import Text
+from safetensors import SafetensorError
 from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
@@ -177,7 +178,13 @@ def _run(
         made=history.made if history.made.batches else None,
     )
 
-    written = save_student(task, student, output_dir, {**record, "results": result.to_data()})
+    try:
+        written = save_student(task, student, output_dir, {**record, "results": result.to_data()})
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot write the student into {str(output_dir)!r}: {error}. Make room, then run again with --resume",
+            field="output_dir",
+        ) from error
     write_json(output_dir / METRICS, result.to_data())
     draw_curves(output_dir / CURVES, history.terms, result.title, history.student, result.levels())
     console.print(comparison(result.title, result.unit, result.lines()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +14,11 @@ from kdplug.config.layer import Layers, in_list
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.loss import ACROSS_VOCABULARIES, declares
-from kdplug.contracts.task import PreparesBatches, ReadsAware, SelfChecking, SpansVocabularies, Task
+from kdplug.contracts.task import PreparesBatches, ReadsAware, SelfChecking, SpansVocabularies, Task, TeacherFit
 from kdplug.engine.forward_state import modes
 from kdplug.errors import ConfigError
 from kdplug.host.component import Component
+from kdplug.host.name import shown
 from kdplug.host.registry import cache_codecs, losses, tasks
 from kdplug.objective.match_term import MatchTerm
 from kdplug.objective.objective import Objective
@@ -120,6 +121,20 @@ def build_task(recipe: Recipe) -> tuple[Component, Task]:
         lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
         raise ConfigError(f"{component.entry.qualified} is not a task: it lacks {', '.join(lacking)}", field="task")
     return component, task
+
+
+def teacher_fit(task: Task) -> TeacherFit | None:
+    """Return the settings of the teacher's fit; ``None`` if the task builds a trained teacher.
+
+    Raises: ``ConfigError`` if a key is missing.
+    """
+    fit = task.teacher_fit()
+    if fit is None or (isinstance(fit, Mapping) and TeacherFit.__required_keys__ <= fit.keys()):
+        return fit
+    raise ConfigError(
+        f"must return epochs, batch_size and learning_rate, or None for a trained teacher, got {shown(fit)}",
+        field="teacher_fit",
+    )
 
 
 class Resolved(NamedTuple):

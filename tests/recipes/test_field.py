@@ -74,3 +74,9 @@ def test_how_a_task_would_have_its_teacher_fitted(signs, monkeypatch):
     fit = {"epochs": 0, "batch_size": 4, "learning_rate": 0.1}
     monkeypatch.setattr(kdplug.tasks["signs"], "teacher_fit", lambda task: fit)
     assert _field(run_recipe, signs()) == "task.teacher_fit.num_epochs"
+
+
+@pytest.mark.parametrize("fit", [{}, {"epochs": 1, "batch_size": 4}, 3, [1, 4, 0.1]])
+def test_a_teacher_fit_that_lacks_a_key_is_named(signs, monkeypatch, fit):
+    monkeypatch.setattr(kdplug.tasks["signs"], "teacher_fit", lambda task: fit)
+    assert _field(run_recipe, signs()) == "task.teacher_fit"

@@ -58,15 +58,16 @@ class Checkpoints:
         this process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` restore them.
         Weights that are views of the same memory are stored separately, and only ``load_student`` can load them.
 
-        Raises: ``RunError`` for data that a checkpoint cannot hold, or if another run has started in ``output_dir``.
+        Raises: ``RunError`` for data that a checkpoint cannot hold, if the folder cannot be written, or if another run
+        has started in ``output_dir``.
         """
         temporary = self.output_dir / f".step-{step}.tmp"
         target = self.output_dir / f"step-{step}"
-        if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        accelerator.wait_for_everyone()
         try:
+            if accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            accelerator.wait_for_everyone()
             write_archive(temporary, _process(accelerator.process_index), own)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
@@ -74,6 +75,9 @@ class Checkpoints:
                 _save(modules["objective"], temporary / _OBJECTIVE, "objective")
                 write_archive(temporary, _RUN, {"step": step, "run": self.run, **shared})
                 self._publish(temporary, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise _unwritten(target, error) from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -100,6 +104,13 @@ class Checkpoints:
                 "run its own folder",
                 field="output_dir",
             )
+
+
+def _unwritten(target: Path, error: Exception) -> RunError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    earlier = [str(folder) for _, folder in steps(target.parent) if folder != target]
+    last = f"The last checkpoint is {earlier[-1]}" if earlier else "There is no checkpoint yet"
+    return RunError(f"cannot write the checkpoint {target}: {reason}. {last}; make room and resume", field="output_dir")
 
 
 def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -148,25 +148,44 @@ class Journal:
         self._file = file
 
     def write(self, values: Mapping[str, float], step: int) -> None:
-        if self._file is not None:
+        """Append a line. Raises: ``RunError`` if it cannot be written."""
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
+        except OSError as error:
+            raise _unwritable(Path(self._file.name), error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(f"cannot write {str(path)!r}: {error.strerror}", field="output_dir")
 
 
 @contextmanager
 def journal(output_dir: Path, *, is_main: bool, after: int = 0) -> Iterator[Journal]:
-    """Yield the journal of a run that resumes after ``after`` steps; lines of later steps are dropped."""
+    """Yield the journal of a run that resumes after ``after`` steps; lines of later steps are dropped.
+
+    Raises: ``RunError`` if it cannot be written.
+    """
     if not is_main:
         yield Journal()
         return
-    output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / NAME
-    kept = [line for line in _lines(path) if _step(line) <= after] if after else []
-    temporary = path.with_name(f".{NAME}.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
-    with path.open("a", encoding="utf-8") as file:
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(path) if _step(line) <= after] if after else []
+        temporary = path.with_name(f".{NAME}.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
         yield Journal(file)
+    finally:
+        with suppress(OSError):  # of a line that could not be written, which has raised already
+            file.close()
 
 
 def _lines(path: Path) -> list[str]:

@@ -80,7 +80,7 @@ def test_labels_that_do_not_fit_are_an_error(name: str, labels: Any, error: type
 def test_a_label_beyond_the_classes_is_an_error(name: str) -> None:
     found = case(6, 5)
     found.labels[3] = 5
-    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+    with pytest.raises(OutputsError, match=f"{name}: label 5 does not exist: there are 5 classes"):
         found.loss(name)
 
 

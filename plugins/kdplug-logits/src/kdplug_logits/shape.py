@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from kdplug import OutputsError, ShapeError
@@ -61,12 +62,17 @@ def require_three_classes(owner: str, logits: Tensor, why: str) -> None:
 def require_labels(owner: str, labels: Tensor | None, logits: Tensor) -> Tensor:
     """Return the labels, one integer per item of ``logits``.
 
-    Raises: ``OutputsError`` if there are none or they are not integers; ``ShapeError`` for any other shape.
+    Raises: ``OutputsError`` if there are none, they are not integers, or one is out of range (on a CPU); ``ShapeError`` for
+    any other shape.
     """
     if labels is None:
         raise OutputsError(f"{owner}: needs labels, but the student returned none. Return them from its adaptor")
-    if labels.is_floating_point() or labels.is_complex():
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
         raise OutputsError(f"{owner}: labels must be integer class indices, got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
         raise ShapeError(f"{owner}: labels {written(labels)} do not match logits {written(logits)}: one label per item")
+    if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
+        largest, classes = int(labels.max()), logits.shape[-1]
+        if largest >= classes:
+            raise OutputsError(f"{owner}: label {largest} does not exist: there are {classes} classes")
     return labels

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
+from unicodedata import category, normalize
 
 import kdplug
 from kdplug_tasks.data.source import Source
@@ -17,6 +18,8 @@ UNLABELLED = ("-1", "-100")
 """Values that mean "no label", unless a class has this name."""
 
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
+_WHOLE = re.compile("(-?[0-9]+)[.]0*")
+_JOINERS = "\u200c\u200d"
 _SHOWN = 8
 
 Cells: TypeAlias = Callable[[Table], Iterator[tuple[int, Any]]]
@@ -176,8 +179,12 @@ def is_missing(value: Any) -> bool:
 def written(value: Any, table: Table, column: str, row: int) -> Written:
     """Return a label as text. An integer is converted to a class name if the source names the classes of the column.
 
-    Raises: ``ConfigError`` for an integer that is not a class of the source.
+    Raises: ``ConfigError`` for an integer that is not a class of the source, or a value that is not a single name or
+    number.
     """
+    is_single = isinstance(value, str) or not (value is None or hasattr(value, "__len__"))
+    if not is_single or (isinstance(value, float) and not math.isfinite(value)):
+        raise table.error(f"{column} must be one name or number, got {type(value).__name__} {str(value)[:40]}", row)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text, names = str(value).strip(), table.classes.get(column)
@@ -205,7 +212,7 @@ def find_labels(
     sorted, numbers numerically. All parts of the data must use names, or all must use numbers.
 
     Raises: ``ConfigError`` if ``given`` does not match the teacher, there are fewer than two classes, or the data mix
-    names and numbers.
+    names and numbers, or write one class in two ways.
     """
     cells = cells or (lambda table: enumerate(table.columns.get(column, ())))
     parts = [_seen(table, column, cells) for table in source.tables]
@@ -248,6 +255,7 @@ def _named(
         return Labels(tuple(classes))
     if len(train) < 2:
         raise kdplug.ConfigError(f"must have at least two labels, got {', '.join(train) or 'none'}", field="data.train")
+    _check_spellings(train)
     is_number = all(one.is_number for one in train.values())
     origin = ". They are those of data.train. To allow others, write labels: all names, in output order"
     return Labels(tuple(sorted(train, key=int if is_number else None)), origin=origin)
@@ -260,6 +268,28 @@ def _about_head(teacher: Any) -> str:
     if classes and not any("Classification" in name for name in classes):
         return f". The teacher has no trained head: its config.json names {', '.join(classes)}. {fix}"
     return f". They are the teacher's outputs. If it has no trained head for these labels: {fix[0].lower()}{fix[1:]}"
+
+
+def _check_spellings(train: Mapping[str, Written]) -> None:
+    """Raise ``ConfigError`` if two labels are one number or truth value, or look the same, but are written differently."""
+    found: dict[str, str] = {}
+    for text, one in train.items():
+        other = found.setdefault(_meaning(text), text)
+        if other != text:
+            raise one.table.error(
+                f"the label {text!r} is {other!r} written another way, and would become a separate class. Write both in the same way",
+                one.row,
+            )
+
+
+def _meaning(text: str) -> str:
+    """Return the label without invisible characters, as an integer if it is one: ``1.0`` and ``true`` are ``1``.
+
+    Zero-width joiners are kept: they distinguish emoji and words.
+    """
+    plain = "".join(one for one in normalize("NFC", text) if one in _JOINERS or category(one) != "Cf").strip()
+    whole = _WHOLE.fullmatch(plain)
+    return whole[1] if whole else {"true": "1", "false": "0"}.get(plain.casefold(), plain)
 
 
 def _check_order(given: Sequence[str], teacher: Any) -> None:

@@ -92,9 +92,9 @@ def _number(value: Any, table: Table, row: int, *, optional: bool) -> float:
             return _NONE
         raise table.error("there is no label; only rows of data.distillation may lack one", row)
     try:
-        found = float(value)
-    except (TypeError, ValueError):
+        found = math.inf if isinstance(value, bool) or "_" in str(value) else float(value)
+    except (TypeError, ValueError, OverflowError):
         found = math.inf
-    if not math.isfinite(found):
-        raise table.error(f"the label must be a finite number, got {value!r}", row)
+    if not abs(found) <= torch.finfo(torch.float32).max:
+        raise table.error(f"the label must be a finite number in the range of float32, got {str(value)[:40]!r}", row)
     return found

@@ -87,7 +87,14 @@ class TagSet:
 
     def _cells(self, table: Table) -> Iterator[tuple[int, Any]]:
         for row, cell in enumerate(table.columns.get("labels", ())):
-            yield from ((row, value) for value in self._parts(cell))
+            parts = self._parts(cell)
+            if _is_multi_hot(parts):
+                raise table.error(
+                    f"{str(cell)[:40]} looks like a multi-hot vector, but labels lists the classes that apply. Write their "
+                    "names or numbers, such as [1, 2] instead of [0, 1, 1]",
+                    row,
+                )
+            yield from ((row, value) for value in parts)
 
     def _parts(self, cell: Any) -> list[Any]:
         if is_missing(cell):
@@ -95,3 +102,11 @@ class TagSet:
         if isinstance(cell, str):
             return [part.strip() for part in cell.split(self.separator) if part.strip()]
         return list(cell) if isinstance(cell, (list, tuple)) else [cell]
+
+
+def _is_multi_hot(parts: list[Any]) -> bool:
+    """Return whether the cell holds truth values, or repeats 0 or 1, as no list of class numbers does."""
+    written = [str(part) for part in parts]
+    if any(isinstance(part, bool) for part in parts):
+        return True
+    return len(set(written)) < len(written) and set(written) <= {"0", "1", "0.0", "1.0"}
