@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        logging.set_verbosity(level)  # type: ignore[no-untyped-call]
+        logging.set_verbosity(level)
         if were_shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
