@@ -44,6 +44,7 @@ class AccumulationBatches:
         self._first: Iterator[Any] | None = None
         self._generators = generators(loader)
         self._start_state: dict[str, Any] | None = None
+        self._had_workers = False
         self._taken = 0
         self._is_exhausted = False
         self.epoch = 0
@@ -88,6 +89,7 @@ class AccumulationBatches:
             "batches": self._taken,
             "exhausted": self._is_exhausted,
             "start": self._start_state,
+            "had_workers": self._had_workers,
             "now": random_state(self._generators),
             "mixed": self._loader.position() if isinstance(self._loader, Mixed) else None,
         }
@@ -96,7 +98,8 @@ class AccumulationBatches:
         """Move to the ``position`` saved by another stream over the same data, and restore the random state.
 
         The pass is started again from the saved random state, and the batches already taken are read and dropped.
-        Shuffling, workers and random augmentation therefore yield exactly the same batches from there on.
+        Shuffling, workers and random augmentation therefore yield exactly the same batches from there on. Only the random
+        state of persistent workers after their first pass cannot be restored; the order of the examples can.
 
         Raises: ``RunError`` if the loader has fewer batches than were taken, or a different number of generators.
         """
@@ -110,6 +113,7 @@ class AccumulationBatches:
         if isinstance(self._loader, Mixed):
             self._loader.seek(position["mixed"])
         elif position["start"] is not None:
+            _set_persistent_workers(self._loader, running=position.get("had_workers", False))
             restore_random_state(position["start"], self._generators)
             batches = self._raw()
             taken = sum(1 for _ in islice(batches, position["batches"]))
@@ -129,6 +133,7 @@ class AccumulationBatches:
 
     def _raw(self) -> Iterator[Any]:
         self._start_state = random_state(self._generators)
+        self._had_workers = _has_persistent_workers(self._loader)
         set_epoch(self._loader, self.epoch)
         return iter(self._loader)
 
@@ -157,6 +162,26 @@ def generators(loader: Any) -> tuple[torch.Generator, ...]:
     """Return the generators of the loader and its samplers, each once."""
     found = [getattr(owner, "generator", None) for owner in _distinct(_samplers(loader))]
     return tuple(_distinct(generator for generator in found if isinstance(generator, torch.Generator)))
+
+
+def _has_persistent_workers(loader: Any) -> bool:
+    return getattr(_owner(loader), "_iterator", None) is not None
+
+
+def _set_persistent_workers(loader: Any, *, running: bool) -> None:
+    """Start or stop the persistent workers of ``loader``.
+
+    A pass that starts them draws their seed before the order of the examples, and a later pass does not.
+    """
+    if running and not _has_persistent_workers(loader):
+        iter(loader)
+    elif not running and _has_persistent_workers(loader):
+        _owner(loader)._iterator = None  # noqa: SLF001  torch has no public way to stop them
+
+
+def _owner(loader: Any) -> Any:
+    """Return the loader that holds the workers: accelerate wraps it."""
+    return getattr(loader, "base_dataloader", loader)
 
 
 def _samplers(loader: Any) -> tuple[Any, ...]:

@@ -103,6 +103,12 @@ def test_unchanged_files_are_resumed(folder, kind):
     assert (folder / kind / "metrics.json").is_file()
 
 
+def test_another_number_of_workers_is_found(folder):
+    result = resume("loaded", "--set", "training.num_workers=2")
+    assert result.exit_code == 2
+    assert "recipe.training.num_workers: 0 -> 2" in " ".join(result.output.split())
+
+
 def test_what_a_fitted_teacher_learned_from_is_a_part_of_its_own(folder):
     edit("train.csv", 33, "label", other_label)
     assert "data.teacher.fingerprint.columns.label: changed" in " ".join(resume("fitted").output.split())

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from kdplug.contracts.task import FingerprintedDataset
+from kdplug.engine.accumulation_batches import generators
 from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.hashing import code_digest, digest, text_digest
 from kdplug.engine.multi_task import MultiTaskLoader
@@ -61,7 +62,21 @@ def data_fingerprint(loader: Iterable[Any]) -> dict[str, Any]:
         "sampler": _order(loader.sampler),
         "batch_sampler": _order(loader.batch_sampler) if loader.batch_size is None else _name(loader.batch_sampler),
         "collate_fn": code_fingerprint(loader.collate_fn),
+        **_workers(loader),
         **dataset_fingerprint(loader.dataset, loader),
+    }
+
+
+def _workers(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Return what decides when the loader draws random numbers, and which worker draws them for an example.
+
+    Workers take indices ahead of the training, so a generator of the loader also depends on how many they take.
+    """
+    return {
+        "num_workers": loader.num_workers,
+        "persistent_workers": loader.persistent_workers,
+        "prefetch_factor": loader.prefetch_factor if generators(loader) else None,
+        "in_order": loader.in_order,
     }
 
 

@@ -163,6 +163,41 @@ def test_a_changed_config_is_refused_and_named(tmp_path):
         run(tmp_path, LOADERS["in order"](), temperature=2, resume="auto")
 
 
+def shuffled(workers, **options):
+    generator = torch.Generator().manual_seed(5)
+    return DataLoader(plain(), batch_size=4, shuffle=True, generator=generator, num_workers=workers, **options)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ({"workers": 0}, {"workers": 1}, r"data\.num_workers: 0 -> 1"),
+        ({"workers": 1}, {"workers": 0}, r"data\.num_workers: 1 -> 0"),
+        ({"workers": 1}, {"workers": 1, "prefetch_factor": 3}, r"data\.prefetch_factor: 2 -> 3"),
+        ({"workers": 1}, {"workers": 1, "persistent_workers": True}, r"data\.persistent_workers: False -> True"),
+        ({"workers": 1}, {"workers": 1, "in_order": False}, r"data\.in_order: True -> False"),
+    ],
+)
+def test_workers_that_change_when_a_loader_draws_are_refused_and_named(tmp_path, before, after, says):
+    with pytest.raises(Killed):
+        run(tmp_path, shuffled(**before), killed_at=4)
+    with pytest.raises(RunError, match=says):
+        run(tmp_path, shuffled(**after), resume="auto")
+
+
+@pytest.mark.parametrize("match", [PROJECTED, AUTO])
+def test_a_killed_run_with_persistent_workers_ends_in_the_same_bits(tmp_path, match):
+    def loader():
+        return shuffled(1, persistent_workers=True)
+
+    whole = run(tmp_path / "whole", loader(), match=match)
+    for killed_at in (4, 10):  # in the pass that starts the workers, and in a later one
+        folder = tmp_path / f"killed-{killed_at}"
+        with pytest.raises(Killed):
+            run(folder, loader(), killed_at=killed_at, match=match)
+        assert is_bit_identical(run(folder, loader(), resume="auto", match=match), whole)
+
+
 def test_data_that_shrank_is_an_error(tmp_path):
     with pytest.raises(Killed):
         run(tmp_path, LOADERS["in order"](), killed_at=4)
