@@ -80,7 +80,7 @@ class Normalization:
         """Return the factors from the counts of all micro-batches, summed over the processes.
 
         A term that some micro-batches lack (they belong to another task) is weighted by the share of those that have
-        it. ``agreed`` holds the terms and parts already known to be equal on all processes. They are compared once for
+        it. Processes may have different numbers of micro-batches. ``agreed`` holds the terms and parts already known to be equal on all processes. They are compared once for
         each new set of terms: at the first step of a run, and at the first step of each task.
 
         Raises: ``RunError`` if a term has different parts in two micro-batches or on two processes.
@@ -91,15 +91,16 @@ class Normalization:
         if processes.num_processes > 1:
             _check_processes(tuple((name, len(having[name][0])) for name in names), processes.num_processes, agreed)
         dtype = torch.float32 if processes.device.type == "mps" else torch.float64
-        rows: list[Tensor | float] = [len(having[name]) for name in names]
+        rows: list[Tensor | float] = [len(counted), *(len(having[name]) for name in names)]
         for name in names:
             rows += [sum(column) for column in zip(*having[name], strict=True)]
         table = _vector(rows, processes.device, dtype)
         if processes.num_processes > 1:
             table = processes.reduce(table, reduction="sum")
-        shares, sums = table[: len(names)], iter(table[len(names) :])
+        mean, shares = table[0] / processes.num_processes, table[1 : 1 + len(names)]
+        sums = iter(table[1 + len(names) :])
         factors = {
-            name: tuple(share / len(counted) * _inverse(next(sums)) for _ in having[name][0])
+            name: tuple(share / mean * _inverse(next(sums)) for _ in having[name][0])
             for name, share in zip(names, shares, strict=True)
         }
         return cls(factors, len(counted))
@@ -212,12 +213,19 @@ def merge(reports: Sequence[LossReport]) -> LossReport:
         return LossReport(torch.stack([report.total for report in reports]).mean(), terms)
 
 
+def _scaled(report: LossReport, factor: Tensor | float) -> LossReport:
+    """Return the report of a process, whose mean over the processes is the loss of the step, times its ``factor``."""
+    terms = {name: TermValue(term.value * factor, 1, term.weight) for name, term in report.terms.items()}
+    return LossReport(report.total * factor, terms)
+
+
 @dataclass(slots=True, eq=False)
 class Accumulation:
     """Computes gradients. ``model`` is ``pair`` wrapped by accelerate.
 
     ``over`` sets what each term is averaged over: ``global`` averages over the whole batch of the step, however it is
-    split; ``micro_batch`` averages within each micro-batch, then averages these means.
+    split; ``micro_batch`` averages within each micro-batch, then averages these means. ``uneven`` says that the processes
+    may have different numbers of micro-batches in a step.
     """
 
     run: Run
@@ -228,6 +236,7 @@ class Accumulation:
     model_args: Mapping[str, Any]
     parameters: Sequence[nn.Parameter]
     over: Literal["global", "micro_batch"] = "global"
+    uneven: bool = False
     watch: FiniteWatch = field(default_factory=FiniteWatch)
     report: Callable[[Micro], LossReport] = field(init=False)
     device: torch.device = field(init=False)
@@ -248,7 +257,7 @@ class Accumulation:
     def gradient(self, window: list[Any], step: int) -> LossReport:
         """Accumulate the gradient of the window's loss; processes synchronize once, at the last micro-batch."""
         alone = self.run.num_processes == 1
-        if len(window) == 1 and (alone or self.over == "micro_batch"):
+        if len(window) == 1 and (alone or (self.over == "micro_batch" and not self.uneven)):
             return self._backward(self._forward(window[0], step))
         if self.over == "micro_batch":
             return self._mean_of_means(window, step)
@@ -261,12 +270,16 @@ class Accumulation:
         return self._counted_first(window, step)
 
     def _mean_of_means(self, window: list[Any], step: int) -> LossReport:
+        number_of_batches: Tensor | int = len(window)
+        if self.uneven:
+            number_of_batches = self.accelerator.reduce(torch.tensor(float(len(window)), device=self.device), "mean")
         reports = []
         for number, (batch, synchronized) in enumerate(self._micro_batches(window)):
             with synchronized:
                 report = self._forward(batch, step, number)
-                reports.append(self._backward(report, report.total / len(window)).detach())
-        return merge(reports)
+                reports.append(self._backward(report, report.total / number_of_batches).detach())
+        merged = merge(reports)
+        return _scaled(merged, len(window) / number_of_batches) if self.uneven else merged
 
     def _across_processes(self, batch: Any, step: int) -> LossReport:
         report = self._forward(batch, step)

@@ -42,7 +42,7 @@ class Evaluation:
 
     ``best`` names the number that ranks checkpoints (``mode``: ``max`` or ``min``). A new best is saved as a
     checkpoint, which is never pruned. The run ends after ``patience`` evaluations without a new best. Every process
-    evaluates all the data.
+    evaluates all the data; with several processes the main one's value of ``best`` counts.
 
     Raises: ``ConfigError`` for conflicting arguments.
     """

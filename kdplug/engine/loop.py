@@ -24,7 +24,7 @@ from kdplug.engine.observe.event import Callbacks
 from kdplug.engine.observe.progress import Display, heartbeat
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
-from kdplug.engine.parallel.process import check_all_ended
+from kdplug.engine.parallel.process import check_all_ended, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
@@ -160,7 +160,8 @@ class Loop:
         self.display.losses(named)
         if evaluation.best is None:
             return False
-        best = self.standing.take(values[evaluation.best], step, evaluation.mode)
+        value = on_main(self.accelerator, lambda: values[evaluation.best or ""])  # all save and stop together
+        best = self.standing.take(value, step, evaluation.mode)
         if best:
             self.checkpoints.spare = step
         self.stopped_early = evaluation.patience is not None and self.standing.since >= evaluation.patience

@@ -112,6 +112,7 @@ def train(
             model_args=request.model_args,
             parameters=trained,
             over=config.normalization,
+            uneven=run.num_processes > 1 and config.gradient_accumulation_steps > 1 and length(loader) is None,
             watch=FiniteWatch(stops=config.on_nonfinite == "stop"),
         )
         loop = Loop(
