@@ -238,7 +238,7 @@ class FingerprintedDataset(Protocol):
         """Return plain data that changes whenever an example changes, such as digests of columns by name.
 
         It must be the same in every process and cheap compared with a run. With a mapping, errors name the part that
-        changed.
+        changed, and show its ``shown_as``, which is not compared: the file that the examples come from.
         """
         ...
 

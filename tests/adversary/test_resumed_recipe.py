@@ -87,13 +87,13 @@ EDITS = {
 
 @pytest.mark.parametrize("kind", ["loaded", "fitted"])
 @pytest.mark.parametrize("field", EDITS)
-def test_an_edited_cell_names_the_part_and_the_column(folder, kind, field):
+def test_an_edited_cell_names_the_part_the_column_and_the_file(folder, kind, field):
     edit(*EDITS[field])
     result = resume(kind)
     text = " ".join(result.output.split())
     assert result.exit_code == 2
     assert re.search(r"changed since: data(, teacher)?\. ", text)
-    assert f"{field}: changed" in text
+    assert f"{field} of {EDITS[field][0]}: changed" in text
 
 
 @pytest.mark.parametrize("kind", ["loaded", "fitted"])
@@ -111,7 +111,7 @@ def test_another_number_of_workers_is_found(folder):
 
 def test_what_a_fitted_teacher_learned_from_is_a_part_of_its_own(folder):
     edit("train.csv", 33, "label", other_label)
-    assert "data.teacher.fingerprint.columns.label: changed" in " ".join(resume("fitted").output.split())
+    assert "data.teacher.fingerprint.columns.label of train.csv: changed" in " ".join(resume("fitted").output.split())
 
 
 @pytest.mark.parametrize("kind", ["loaded", "fitted"])

@@ -31,6 +31,9 @@ UNKNOWN = "(unknown)"
 CONTENT = "content"
 """The key for the examples read: a digest, or digests by the number of examples covered."""
 
+SHOWN_AS = "shown_as"
+"""The key for where data come from, such as a file. It is not compared: errors show it."""
+
 HELD = "held_values"
 """The key for a digest of the values that a callable depends on. They may differ between the processes of a run."""
 

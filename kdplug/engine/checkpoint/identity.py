@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from kdplug.engine.checkpoint.fingerprint import (
     CONTENT,
     HELD,
+    SHOWN_AS,
     UNKNOWN,
     code_fingerprint,
     data_fingerprint,
@@ -125,18 +126,16 @@ class Difference(NamedTuple):
 
 
 def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]:
-    """Yield each difference between two trees of plain data. Values unknown in one of them are skipped."""
+    """Yield each difference between two trees of plain data. Values unknown in one of them are skipped.
+
+    A key ``shown_as`` is not compared: the paths next to it end with its text.
+    """
     if UNKNOWN in (first, second):
         return
     if _is_callable(first) or _is_callable(second):
         yield from _other_callable(first, second, path)
     elif isinstance(first, Mapping) and isinstance(second, Mapping):
-        if path.rpartition(".")[2] == CONTENT:
-            yield from _other_examples(first, second, path)
-            return
-        for key in [*first, *(key for key in second if key not in first)]:
-            inner = ".".join(filter(None, (path, str(key))))
-            yield from differences(first.get(key, _MISSING), second.get(key, _MISSING), inner)
+        yield from _other_mapping(first, second, path)
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         for place, (one, other) in enumerate(zip(first, second, strict=True)):
             yield from differences(one, other, f"{path}.{place}")
@@ -200,6 +199,18 @@ def _other_callable(first: Any, second: Any, path: str) -> Iterator[Difference]:
         yield Difference(path, *codes)
     elif _is_callable(first) and _is_callable(second):
         yield from differences(first[HELD], second[HELD], f"{path}{_HELD_NOTE}")
+
+
+def _other_mapping(first: Mapping[str, Any], second: Mapping[str, Any], path: str) -> Iterator[Difference]:
+    if path.rpartition(".")[2] == CONTENT:
+        yield from _other_examples(first, second, path)
+        return
+    origin = f" of {second[SHOWN_AS]}" if isinstance(second.get(SHOWN_AS), str) else ""
+    for key in [*first, *(key for key in second if key not in first)]:
+        if key != SHOWN_AS:
+            inner = ".".join(filter(None, (path, str(key))))
+            for one in differences(first.get(key, _MISSING), second.get(key, _MISSING), inner):
+                yield one._replace(path=f"{one.path}{origin}")
 
 
 def _other_examples(first: Mapping[str, Any], second: Mapping[str, Any], path: str) -> Iterator[Difference]:

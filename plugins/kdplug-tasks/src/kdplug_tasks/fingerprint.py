@@ -90,7 +90,13 @@ class Identified(Dataset[Any]):
             mark = _marked(self.examples[place], mark)
         columns = {name: _column(column) for name, column in self.table.columns.items()}
         files = {"files": _sizes(self.table)} if isinstance(self.examples, Pictures) else {}
-        return {"rows": len(self.table), "columns": columns, **files, "examples": f"{mark:08x}"}
+        return {
+            "shown_as": self.table.origin,
+            "rows": len(self.table),
+            "columns": columns,
+            **files,
+            "examples": f"{mark:08x}",
+        }
 
 
 def _column(column: Sequence[Any]) -> str:
@@ -113,9 +119,10 @@ def _sizes(table: Table) -> str:
 
 
 def _files(path: str | None) -> dict[str, str]:
-    if path is None or not Path(path).is_dir():
+    folder = None if path is None else Path(path).expanduser()
+    if folder is None or not folder.is_dir():
         return {}
-    return {file.name: _ends(file) for file in sorted(Path(path).iterdir()) if file.is_file()}
+    return {file.name: _ends(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _ends(file: Path) -> str:
