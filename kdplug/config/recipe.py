@@ -24,7 +24,7 @@ from kdplug.config.model import (
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
 from kdplug.config.text import yaml_value
-from kdplug.config.training import LoopConfig, TrainingConfig
+from kdplug.config.training import Folder, LoopConfig, TrainingConfig
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, UnknownKeyError, did_you_mean
 from kdplug.host.name import split_qualified
@@ -171,7 +171,7 @@ class Recipe(ConfigModel):
     task: TaskComponent = Field(description="models, data, adaptors and metric, by name")
     distillation: DistillationConfig = Field(description="a `DistillationConfig`")
     training: RecipeTraining = Field(description="how the student is trained")
-    output_dir: Annotated[Text, KeyFacts(identity=False)] = Field(
+    output_dir: Annotated[Folder, KeyFacts(identity=False)] = Field(
         default="runs/<task>",
         description="folder for results; defaults to `runs/` and the name of the task",
         json_schema_extra=_no_default,

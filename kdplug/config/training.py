@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from kdplug.config.key import KeyFacts
 from kdplug.config.model import CacheCodecComponent, ConfigModel, Count, Text, WholeNumber
@@ -28,6 +29,25 @@ def _read_device(data: object) -> object:
 
 
 Device = Annotated[str, Field(pattern=f"^({_DEVICE})$"), BeforeValidator(_read_device)]
+
+
+def _expand(path: str) -> str:
+    """Return ``path`` with the home folder for a leading ``~``.
+
+    Raises: ``ConfigError`` for a variable, or for the ``~`` of an unknown user.
+    """
+    if re.search(r"\$\{|(^|/)\$\w", path):
+        raise ConfigError(f"must be a folder, got {shown(path)}: variables are not expanded. Write the folder out")
+    found = os.path.expanduser(path)  # noqa: PTH111  Path drops a leading ./ from other paths
+    if found.startswith("~"):
+        raise ConfigError(
+            f"must be a folder, got {shown(path)}: there is no such user. Write the folder out, or start with ./"
+        )
+    return found
+
+
+Folder = Annotated[Text, AfterValidator(_expand)]
+"""The path of a folder. A leading ``~`` means the home folder; variables are an error."""
 
 
 _FREE = KeyFacts(identity=False)
@@ -76,7 +96,7 @@ class LoopConfig(ConfigModel):
     keep_last: Annotated[Count | None, _FREE] = Field(
         default=None, description="how many of the latest checkpoints to keep; none keeps all of them"
     )
-    log_dir: Annotated[Text | None, _FREE] = Field(
+    log_dir: Annotated[Folder | None, _FREE] = Field(
         default=None, description="folder for TensorBoard scalars (extra `tensorboard`); none writes no scalars"
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None, _FREE] = Field(
@@ -99,7 +119,7 @@ class LoopConfig(ConfigModel):
     shard_teacher: Annotated[bool, _FREE] = Field(
         default=False, description="shard the frozen teacher over the processes too; needs FSDP2"
     )
-    teacher_cache: Annotated[Text | None, KeyFacts(identity=False, needs="is_caching_logits")] = Field(
+    teacher_cache: Annotated[Folder | None, KeyFacts(identity=False, needs="is_caching_logits")] = Field(
         default=None, description="folder for the outputs that `is_caching_logits` stores; none keeps them in memory"
     )
     teacher_cache_dtype: Annotated[Literal["float16", "bfloat16"] | None, _CACHED] = Field(
@@ -143,7 +163,7 @@ class TrainingConfig(LoopConfig):
     Raises: ``ConfigError`` with the path of each wrong value.
     """
 
-    output_dir: Annotated[Text, _FREE] = Field(
+    output_dir: Annotated[Folder, _FREE] = Field(
         default="./saved_models", description="folder for checkpoints; created by the run, not by the config"
     )
     seed: WholeNumber | None = Field(

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from kdplug.config.recipe import Recipe
 from kdplug.config.training import TrainingConfig
 from kdplug.errors import ConfigError, UnknownKeyError
 
@@ -122,3 +123,40 @@ def test_a_key_that_went_with_apex_says_what_to_do_instead(key, says):
 def test_a_log_dir_goes_with_tensorboard(given, says):
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         TrainingConfig(**given)
+
+
+FOLDERS = ("output_dir", "log_dir", "teacher_cache")
+
+
+@pytest.mark.parametrize("key", FOLDERS)
+def test_a_leading_tilde_is_the_home_folder(key, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("USERPROFILE", "/home/someone")
+    config = TrainingConfig(**{key: "~/x"})
+    assert getattr(config, key) == "/home/someone/x"
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+    assert getattr(TrainingConfig(**{key: "./~x/y~"}), key) == "./~x/y~"
+
+
+@pytest.mark.parametrize("key", FOLDERS)
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [
+        ("${HOME}/x", "variables are not expanded. Write the folder out"),
+        ("runs/$USER", "variables are not expanded. Write the folder out"),
+        ("~nobody-of-this-name/x", "there is no such user. Write the folder out, or start with ./"),
+    ],
+)
+def test_a_folder_that_would_be_taken_literally_is_an_error(key, folder, says):
+    with pytest.raises(ConfigError) as raised:
+        TrainingConfig(**{key: folder})
+    assert str(raised.value) == f"{key}: must be a folder, got {folder!r}: {says}"
+
+
+def test_the_folder_of_a_recipe_may_begin_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("USERPROFILE", "/home/someone")
+    recipe = Recipe(task="digits", distillation={}, training={"num_steps": 1}, output_dir="~/x")
+    assert (recipe.output_dir, recipe.training_config().output_dir) == ("/home/someone/x", "/home/someone/x")
+    with pytest.raises(ConfigError, match=r"^output_dir: must be a folder, got '\$\{HOME\}/x': variables"):
+        recipe.with_overrides(["output_dir=${HOME}/x"])
