@@ -224,7 +224,7 @@ class Accumulation:
     """Computes gradients. ``model`` is ``pair`` wrapped by accelerate.
 
     ``over`` sets what each term is averaged over: ``global`` averages over the whole batch of the step, however it is
-    split; ``micro_batch`` averages within each micro-batch, then averages these means. ``uneven`` says that the processes
+    split; ``micro_batch`` averages within each micro-batch, then averages these means. ``uneven`` is true if the processes
     may have different numbers of micro-batches in a step.
     """
 
