@@ -109,7 +109,7 @@ class Columns:
         return {name: value for name, value in found.items() if name != TEACHER}
 
     def adapted(self, adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> Any:
-        """What a teacher's ``adaptor`` returns for its part of ``batch``.
+        """Return the result of a teacher's ``adaptor`` for its part of ``batch``.
 
         Raises: ``RunError`` if it reads labels that this part does not have.
         """
