@@ -165,7 +165,20 @@ class Loop:
         if best:
             self.checkpoints.spare = step
         self.stopped_early = evaluation.patience is not None and self.standing.since >= evaluation.patience
+        if self.stopped_early:
+            self.note_stop(evaluation)
         return best
+
+    def note_stop(self, evaluation: Evaluation) -> None:
+        """Display why the run ends before its last step: the metric, its best value, and the step of that."""
+        standing, step, total = self.standing, self.run.step, self.plan.total_steps
+        if step >= total:
+            return
+        best = "none" if standing.value is None else f"{standing.value:.6g} at step {standing.step}"
+        self.display.note(
+            f"Stopped early at step {step} of {total}: {evaluation.best!r} did not improve in {standing.since} "
+            f"evaluation{'' if standing.since == 1 else 's'}; best: {best}"
+        )
 
     def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
         return heartbeat(batches, "Evaluating", self.display.note, total=length(batches))

@@ -40,6 +40,7 @@ class Forward:
     required: tuple[str, ...] = ()
     _keys: dict[Any, tuple[tuple[Any, ...], Any]] = field(default_factory=dict)
     _counts: dict[Any, int] = field(default_factory=dict)
+    _is_label_logged: bool = False
 
     def by_keyword(self, batch: Mapping[Any, Any], model_args: Mapping[str, Any]) -> Mapping[Any, Any]:
         """Return the items of ``batch`` that ``forward`` takes; each other one is a label, or logged once.
@@ -70,6 +71,16 @@ class Forward:
         if is_sequence(batch):
             return None if len(self.by_position(batch, model_args)) == len(batch) else batch[-1]
         return None
+
+    def log_label(self, batch: Any, model_args: Mapping[str, Any], labels: Tensor) -> None:
+        """Log once which item of ``batch`` the hard-label loss takes as labels."""
+        if self._is_label_logged:
+            return
+        self._is_label_logged = True
+        item = repr(self._of_keys(batch, model_args)[1]) if isinstance(batch, Mapping) else "the last item of the batch"
+        _logger.info(
+            "%s does not take %s, %s: the hard-label loss uses it as labels", self.shown, item, _shown([labels])
+        )
 
     def _of_keys(self, batch: Mapping[Any, Any], model_args: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
         key = (tuple(batch), tuple(model_args))
@@ -236,7 +247,8 @@ def with_labels(
     the label -100 do not count.
     """
     batch = batch.value if isinstance(batch, Tagged) else batch
-    labels = forward_of(model).label(batch, model_args)
+    forward = forward_of(model)
+    labels = forward.label(batch, model_args)
     if not isinstance(labels, Tensor) or not is_class(labels):
         return outputs
     read = Outputs.read(outputs, "student")
@@ -248,8 +260,9 @@ def with_labels(
         or labels.shape != logits.shape[:1]
     ):
         return outputs
-    labels = labels.long()
     if not needs_loss or read.losses is not None:
-        return replace(read, labels=(labels,))
+        return replace(read, labels=(labels.long(),))
+    forward.log_label(batch, model_args, labels)
+    labels = labels.long()
     losses = nn.functional.cross_entropy(logits.float(), labels, ignore_index=_IGNORED, reduction="sum")
     return replace(read, labels=(labels,), losses=(LossSum(losses, (labels != _IGNORED).sum()),))

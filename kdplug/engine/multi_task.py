@@ -134,6 +134,10 @@ class TaskAdaptor:
     def __init__(self, adaptors: Mapping[str, Adaptor | None]) -> None:
         self.adaptors = dict(adaptors)
 
+    def of(self, task: str) -> Adaptor | None:
+        """Return the adaptor of one task, if it has one."""
+        return self.adaptors[task]
+
     def __call__(self, batch: Tagged, outputs: Any) -> Tagged:
         adaptor = self.adaptors[batch.task]
         return Tagged(batch.task, outputs if adaptor is None else adaptor(batch.value, outputs))

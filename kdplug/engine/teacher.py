@@ -154,26 +154,30 @@ class Teacher:
         model_args: Mapping[str, Any],
         cache: Any = None,
         precision: AbstractContextManager[Any] | None = None,
+        adaptor: Adaptor | None = None,
     ) -> Any:
         """Return the teacher's outputs for the objective. ``cache``, if given, replaces the outputs of the model.
 
+        ``adaptor``, if given, replaces the teacher's adaptor for this batch.
+
         Raises: ``RunError`` if the model is in train mode or changes its parameters or buffers.
         """
+        adaptor = adaptor or self.adaptor
         if precision is None and cache is None:
             with torch.set_grad_enabled(False):  # like no_grad, which is slower to construct
-                return self._asked(batch, model_args)
+                return self._asked(batch, model_args, adaptor)
         with torch.no_grad(), precision or nullcontext():
             if cache is None:
-                return self._asked(batch, model_args)
-            return cache if self.adaptor is None else owned(self.adaptor(batch, cache))
+                return self._asked(batch, model_args, adaptor)
+            return cache if adaptor is None else owned(adaptor(batch, cache))
 
-    def _asked(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
+    def _asked(self, batch: Any, model_args: Mapping[str, Any], adaptor: Adaptor | None) -> Any:
         fixed = self._fixed
         if fixed is None:
-            return captured(self.capture, self.model, self.adaptor, batch, model_args)
+            return captured(self.capture, self.model, adaptor, batch, model_args)
         if fixed.watches_values:
             fixed.before()
-        outputs = captured(self.capture, self.model, self.adaptor, batch, model_args)
+        outputs = captured(self.capture, self.model, adaptor, batch, model_args)
         fixed.after()
         return outputs
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdplug.contracts.outputs import Tagged
 from kdplug.contracts.tree import map_leaves
 from kdplug.engine.model_inputs import forward_of, is_sequence, with_labels
+from kdplug.errors import KdplugError
 from kdplug.objective.capture.hooks import Capture
 from kdplug.objective.objective import without_labels
 from kdplug.objective.report import LossReport
@@ -122,16 +123,29 @@ def student_outputs(  # noqa: PLR0917  what a forward pass needs
     capture: Capture | None,
     student: nn.Module,
     adaptor: Adaptor | None,
-    objective: nn.Module,
+    objective: Any,
     batch: Any,
     model_args: Mapping[str, Any],
 ) -> Any:
-    """Return ``captured(…)``; without an adaptor, with the class labels that ``forward`` does not take."""
+    """Return ``captured(…)``; without an adaptor, with the class labels that ``forward`` does not take.
+
+    For a tagged batch, the adaptor and the objective of its task decide. Errors are prefixed with the task.
+    """
     found = captured(capture, student, adaptor, batch, model_args)
-    if adaptor is not None:
-        return found
+    if isinstance(found, Tagged):
+        tasks: Any = adaptor
+        if tasks.of(found.task) is not None:
+            return found
+        try:
+            return Tagged(found.task, _labelled(found.value, student, objective.of(found.task), batch, model_args))
+        except KdplugError as error:
+            raise error.at(found.task) from error.__cause__
+    return found if adaptor is not None else _labelled(found, student, objective, batch, model_args)
+
+
+def _labelled(outputs: Any, student: nn.Module, objective: Any, batch: Any, model_args: Mapping[str, Any]) -> Any:
     needs_loss = getattr(objective, "hard_label_loss", None) is not None
-    return with_labels(found, student, batch, model_args, needs_loss=needs_loss)
+    return with_labels(outputs, student, batch, model_args, needs_loss=needs_loss)
 
 
 class Micro:

@@ -13,6 +13,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.basic import BasicDistiller
 from kdplug.distillers.general import GeneralDistiller
+from kdplug.distillers.multi_task import MultiTaskDistiller
 from kdplug.engine.evaluation import Evaluation
 from kdplug.errors import RunError
 
@@ -78,6 +79,29 @@ def test_without_an_adaptor_the_hard_label_loss_is_the_cross_entropy_with_them(t
         optimizer.step()
     assert torch.allclose(student.layer.weight, expected.layer.weight)
     assert result.report.terms["hard_label_loss"].value.item() == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("loader", [PAIRS, dicts()], ids=["pairs", "dicts"])
+def test_a_task_without_an_adaptor_gets_the_same_hard_label_loss(tmp_path, loader):
+    result, student = train(tmp_path / "alone", loader, hard_label_weight=1)
+    torch.manual_seed(0)
+    teacher, other = Net(), Net()
+    training = TrainingConfig(output_dir=str(tmp_path / "task"), device="cpu")
+    config = DistillationConfig(hard_label_weight=1)
+    distiller = MultiTaskDistiller(training, config, {"a": teacher}, other, show_progress=False)
+    found = distiller.train(torch.optim.SGD(other.parameters(), lr=0.1), {"a": loader}, 3, tau=0)
+    assert torch.equal(other.layer.weight, student.layer.weight)
+    assert found.report.terms["a/hard_label_loss"].value == result.report.terms["hard_label_loss"].value
+
+
+@pytest.mark.parametrize(
+    ("loader", "item"), [(PAIRS, "the last item of the batch, int64[4]"), (dicts(), "'labels', int64[4]")]
+)
+def test_what_is_used_as_labels_is_logged_once(tmp_path, caplog, loader, item):
+    with caplog.at_level(logging.INFO, "kdplug"):
+        train(tmp_path, loader, hard_label_weight=1)
+    text = f"Net.forward(x) does not take {item}: the hard-label loss uses it as labels"
+    assert [one.getMessage() for one in caplog.records].count(text) == 1
 
 
 def test_an_unlabelled_example_counts_nothing_in_it(tmp_path):

@@ -97,6 +97,15 @@ def test_a_run_stops_when_patience_ends(tmp_path):
     assert (result.step, result.stopped_early, result.best) == (16, True, tmp_path / "step-8")
 
 
+def test_a_run_that_stops_early_prints_the_metric_its_best_value_and_the_step(tmp_path, capfd):
+    evaluation = Evaluation(function=rising([1, 2.5, 0, 2, 9]), best="score", patience=2)
+    line = "Stopped early at step 16 of 36: 'score' did not improve in 2 evaluations; best: 2.5 at step 8\n"
+    run(tmp_path, evaluation=evaluation, epochs=9, options={"show_progress": True})
+    assert capfd.readouterr().err.count(line) == 1
+    run(tmp_path, evaluation=evaluation, epochs=9, options={"show_progress": True}, resume="auto")
+    assert capfd.readouterr().err.count(line) == 1
+
+
 def test_a_run_that_stopped_early_stays_stopped_when_it_is_gone_on_with(tmp_path):
     evaluation = Evaluation(function=rising([2, 1]), best="score", patience=1)
     run(tmp_path, evaluation=evaluation, epochs=9)

@@ -80,6 +80,8 @@ def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     _seek(loop.windows, read_process(folder, _process(loop, saved)))
     if loop.run.step < loop.plan.total_steps:
         loop.display.note(f"Resuming from step {loop.run.step} of {loop.plan.total_steps} ({folder})")
+    if loop.stopped_early and loop.evaluation is not None:
+        loop.note_stop(loop.evaluation)
 
 
 def _undamaged(standing: Standing, loop: Loop) -> Standing:

@@ -18,8 +18,8 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.layer import in_list
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.forward_state import random_state_kept
-from kdplug.engine.training_module import to_device
-from kdplug.errors import ConfigError
+from kdplug.engine.training_module import Adaptor, to_device
+from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.transformers.accumulation import IGNORED
 from kdplug.objective.capture.path import Side
 
@@ -93,15 +93,38 @@ class Columns:
         return {key: value for key, value in batch.items() if key != TEACHER and key not in others}
 
     def teacher(self, key: str, batch: Mapping[str, Any]) -> dict[str, Any]:
-        own = batch.get(TEACHER)
-        found = own if isinstance(own, Mapping) else batch
         hidden = frozenset() if key in self._labelled else self._labels
         taken = self._teachers[key]
         return {
             name: value
-            for name, value in found.items()
-            if name != TEACHER and name not in hidden and (taken is None or name in taken)
+            for name, value in self.seen(batch).items()
+            if name not in hidden and (taken is None or name in taken)
         }
+
+    @staticmethod
+    def seen(batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns that a teacher's adaptor gets: the teacher's part of the batch, with labels."""
+        own = batch.get(TEACHER)
+        found = own if isinstance(own, Mapping) else batch
+        return {name: value for name, value in found.items() if name != TEACHER}
+
+    def adapted(self, adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> Any:
+        """Return the result of a teacher's ``adaptor`` for its part of ``batch``.
+
+        Raises: ``RunError`` if it reads labels that this part does not have.
+        """
+        seen = self.seen(batch)
+        try:
+            return adaptor(seen, outputs)
+        except KeyError as error:
+            missing = error.args[0] if error.args else None
+            if missing not in self._labels or missing in seen:
+                raise
+            if TEACHER in batch:
+                text = f"the mapping under {TEACHER!r} in the batch has no such key. Let the collator add it there"
+            else:
+                text = "the batch has no such key. Let the dataset or the collator return it"
+            raise RunError(f"it reads {missing!r}, and {text}; it has {', '.join(seen)}", field="adaptor_T") from error
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
 from kdplug.engine.forward_state import modes
-from kdplug.engine.teacher import Ensemble
+from kdplug.engine.teacher import Ensemble, Teacher
 from kdplug.errors import RunError
 from kdplug.integrations.transformers.inputs import Columns, Features, adapt
 from kdplug.objective.objective import Objective
@@ -34,12 +34,18 @@ class Teaching:
         for module in self._shared:  # the Trainer sets the student to train mode at each step
             module.training = False
         return {
-            key: Outputs.read(
-                one(self._columns.teacher(key, batch), self._features[key].arguments, None, precision()),
-                f"teacher.{key}",
-            )
+            key: Outputs.read(self._asked(key, one, batch, precision()), f"teacher.{key}")
             for key, one in self._teachers.teachers.items()
         }
+
+    def _asked(
+        self, key: str, teacher: Teacher, batch: Mapping[str, Any], precision: AbstractContextManager[Any]
+    ) -> Any:
+        """Run a teacher. Your own adaptor gets its part of the batch with labels, the default only what the model gets."""
+        own = teacher.adaptor
+        adaptor = None if own is None or own is adapt else lambda _, outputs: self._columns.adapted(own, batch, outputs)
+        given = self._columns.teacher(key, batch)
+        return teacher(given, self._features[key].arguments, None, precision, adaptor)
 
     @contextmanager
     def begun(self, objective: Objective, student: nn.Module, device: torch.device) -> Iterator[None]:

@@ -98,6 +98,28 @@ def test_errors_name_the_row_in_the_file_even_after_a_split(tmp_path):
         assert f"row {int(text[1:]) + 1} of " in str(source.test.error("it is wrong", row))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "places"),
+    [
+        (
+            "a.csv",
+            'text,label\na,0\n"b\nb",1\n\nc,0\n',
+            ["row 1 of {} (line 2)", "row 2 of {} (line 3)", "row 3 of {} (line 6)"],
+        ),
+        ("a.tsv", "text\tlabel\r\na\t0\r\n", ["row 1 of {} (line 2)"]),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": "b"}\n', ["row 1 of {}", "row 2 of {} (line 3)"]),
+        ("b.jsonl", '[\n{"text": "a"},\n{"text": "b"}]', ["row 1 of {}", "row 2 of {}"]),
+    ],
+)
+def test_a_row_is_named_with_its_line_in_an_editor(tmp_path, name, content, places):
+    file = tmp_path / name
+    file.write_text(content, newline="")
+    table = read_file(str(file), None, "data.train")
+    assert [table.place(row) for row in range(len(table))] == [place.format(file) for place in places]
+    last = table.take([len(table) - 1])
+    assert last.place(0) == places[-1].format(file)
+
+
 def test_columns_of_other_names_are_mapped(tmp_path):
     train = write_csv(tmp_path / "named.csv", [{"sentence": "a", "gold": 1}, {"sentence": "b", "gold": 0}] * 2)
     source = _source(tmp_path, train=train, columns={"text": "sentence", "label": "gold"})

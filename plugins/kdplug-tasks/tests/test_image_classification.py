@@ -153,13 +153,13 @@ def test_another_size_is_another_teacher_to_a_cache(folder):
 def test_a_file_that_is_no_picture_is_an_error(folder, tmp_path):
     (tmp_path / "x.png").write_text("no picture")
     rows = [{"image": "x.png", "label": name} for name in ("a", "b", "a", "b")]
-    with pytest.raises(ConfigError, match=r"row 2 of .*table\.csv: it cannot be read as an image"):
+    with pytest.raises(ConfigError, match=r"row 2 of .*table\.csv \(line 3\): it cannot be read as an image"):
         task_of(**_settings(write_csv(tmp_path / "table.csv", rows))).check()
 
 
 def test_a_picture_that_is_not_there_is_an_error(tmp_path):
     rows = [{"image": f"{name}.png", "label": name} for name in ("a", "b", "a", "b")]
-    with pytest.raises(ConfigError, match=r"row 2 of .*: there is no file 'b\.png'"):
+    with pytest.raises(ConfigError, match=r"row 2 of .* \(line 3\): there is no file 'b\.png'"):
         task_of(**_settings(write_csv(tmp_path / "table.csv", rows))).check()
 
 

@@ -373,3 +373,17 @@ def test_model_init_gets_a_new_objective_for_each_student(tmp_path):
     trainer.train()
     assert trainer.objective is not first
     assert trainer._link.student is trainer.model
+
+
+def test_the_teachers_adaptor_gets_the_labels_and_the_teacher_does_not(tmp_path):
+    teacher, seen, given = make_teacher(), [], []
+    teacher.register_forward_pre_hook(lambda m, args, kwargs: given.append({*kwargs}), with_kwargs=True)
+
+    def adaptor(batch, outputs):
+        seen.append(batch["labels"])
+        return {"logits": outputs.logits}
+
+    options = {"distill_config": config(None), "kd": {"adaptor_T": adaptor}, "label_smoothing_factor": 0.1}
+    make_trainer(tmp_path, teacher=teacher, max_steps=1, **options).train()
+    assert torch.equal(seen[-1], batch()["labels"])
+    assert not any("labels" in names for names in given)

@@ -109,3 +109,14 @@ def test_parameters_that_both_models_share(tmp_path):
     student, teacher = make_student(), make_teacher()
     teacher.bert.pooler = student.bert.pooler
     refused(RunError, r"share 2 trainable parameter\(s\)", tmp_path, student, teacher=teacher)
+
+
+def test_an_adaptor_that_reads_labels_that_the_teachers_part_of_the_batch_lacks(tmp_path):
+    def collate(rows):
+        whole = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        return {**whole, "teacher": {name: whole[name] for name in ("input_ids", "attention_mask")}}
+
+    options = {"data_collator": collate, "adaptor_T": lambda batch, outputs: {"logits_mask": batch["labels"] != -100}}
+    trainer = make_trainer(tmp_path, distill_config=config(None), kd=options)
+    with pytest.raises(RunError, match=r"adaptor_T: it reads 'labels', and the mapping under 'teacher'.*collator add"):
+        trainer.train()

@@ -103,15 +103,18 @@ def read_file(
     file_format = _format(file, file_format, field, {"header": header, "delimiter": delimiter})
     table = Table(path, field, {})
     columns: Mapping[str, Sequence[Any]]
+    lines: list[int] = []
     if file_format in ("parquet", "npz"):
         columns = (_parquet if file_format == "parquet" else read_arrays)(file, table)
     elif file_format in ("csv", "tsv"):
-        columns = _separated(_text(file, table), table, file_format, header, delimiter)
+        columns = _separated(_text(file, table), table, lines, file_format, header, delimiter)
+    elif file_format == "jsonl":
+        columns = _json_lines(_text(file, table), table, lines)
     elif file_format == "text":
         columns = {"text": _documents(_text(file, table), table, documents)}
     else:
         columns = _READERS[file_format](_text(file, table), table, names)
-    found = Table(path, field, columns, documents=documents if file_format == "text" else None)
+    found = Table(path, field, columns, documents=documents if file_format == "text" else None, lines=lines)
     if not len(found):
         raise without_rows(found)
     return found
@@ -155,9 +158,10 @@ def _text(file: Path, table: Table) -> str:
         ) from error
 
 
-def _separated(
-    text: str, table: Table, file_format: str, header: Sequence[str] | None, delimiter: str | None
+def _separated(  # noqa: PLR0917  the settings of one file
+    text: str, table: Table, lines: list[int], file_format: str, header: Sequence[str] | None, delimiter: str | None
 ) -> dict[str, list[Any]]:
+    """Return the columns, and append the line on which each row begins to ``lines``."""
     dialect = _DIALECTS[file_format] | ({} if delimiter is None else {"delimiter": delimiter})
     rows = csv.reader(io.StringIO(text, newline=""), **dialect)
     try:
@@ -166,13 +170,16 @@ def _separated(
             _check_delimiter(names[0], table)
         if len(set(names)) < len(names):
             raise table.error(f"two columns have the same name: {', '.join(names)}")
-        found = []
+        found, line = [], rows.line_num + 1
         for row in rows:
             if len(row) != len(names) and row:
                 raise table.error(
                     f"line {rows.line_num} has {len(row)} columns, expected {len(names)}: {', '.join(names)}"
                 )
-            found += [row] if row else []
+            if row:
+                found.append(row)
+                lines.append(line)
+            line = rows.line_num + 1
     except csv.Error as error:
         raise table.error(f"line {rows.line_num}: {error}") from error
     return {name: [row[place] for row in found] for place, name in enumerate(names)}
@@ -195,14 +202,19 @@ _DIALECTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _json_lines(text: str, table: Table, names: Mapping[str, str]) -> dict[str, list[Any]]:  # noqa: ARG001
-    rows = list(_objects(text, table))
+def _json_lines(text: str, table: Table, lines: list[int]) -> dict[str, list[Any]]:
+    """Return the columns, and append the line of each object to ``lines``, unless they are in a list."""
+    rows = []
+    for line, row in _objects(text, table):
+        rows.append(row)
+        if line is not None:
+            lines.append(line)
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: [row.get(key) for row in rows] for key in keys}
 
 
-def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
-    """Yield the object of each non-blank line, or the objects of a single list."""
+def _objects(text: str, table: Table) -> Iterator[tuple[int | None, dict[str, Any]]]:
+    """Yield each non-blank line with its object, or the objects of a single list without a line."""
     if text.lstrip().startswith("["):
         values = [(1, text)]
     else:
@@ -222,7 +234,7 @@ def _objects(text: str, table: Table) -> Iterator[dict[str, Any]]:
         for one in value if isinstance(value, list) else [value]:
             if not isinstance(one, dict):
                 raise table.error(f"line {place} must be an object, got {line[:40]}")
-            yield one
+            yield None if isinstance(value, list) else place, one
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -274,7 +286,6 @@ def _documents(text: str, table: Table, documents: str) -> list[str]:
 
 
 _READERS: dict[str, Callable[[str, Table, Mapping[str, str]], dict[str, list[Any]]]] = {
-    "jsonl": _json_lines,
     "conll": conll_columns,
     "conllu": conllu_columns,
 }

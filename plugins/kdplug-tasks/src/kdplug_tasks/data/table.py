@@ -42,7 +42,7 @@ class Table:
 
     ``classes`` are the names of integer labels by column, if the source has them; ``rows`` are the row numbers in the
     origin, ``None`` if all its rows are here; ``documents`` is how a plain text file was divided into rows, ``None`` if
-    the origin is no such file.
+    the origin is no such file; ``lines`` are the lines on which the rows of the origin begin, empty if unknown.
     """
 
     origin: str
@@ -51,6 +51,7 @@ class Table:
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     rows: Sequence[int] | None = None
     documents: str | None = None
+    lines: Sequence[int] = ()
 
     @property
     def is_running(self) -> bool:
@@ -66,8 +67,10 @@ class Table:
         return kdplug.ConfigError(f"{where}: {message}", field=self.field)
 
     def place(self, row: int) -> str:
-        """Return ``row 3 of train.csv``, counted from 1 in the origin."""
-        return f"row {(row if self.rows is None else self.rows[row]) + 1} of {self.origin}"
+        """Return ``row 3 of train.csv (line 4)``, counted from 1 in the origin; the line only if it differs."""
+        own = row if self.rows is None else self.rows[row]
+        line = self.lines[own] if self.lines else own + 1
+        return f"row {own + 1} of {self.origin}{'' if line == own + 1 else f' (line {line})'}"
 
     def take(self, rows: Sequence[int]) -> Table:
         """Return the given rows as a table."""
