@@ -334,9 +334,24 @@ class Accumulation:
 
     def _backward(self, report: LossReport, loss: Tensor | None = None) -> LossReport:
         loss = report.total if loss is None else loss
+        if not loss.requires_grad:
+            raise self._no_gradient(report)
         scaler = self.accelerator.scaler
         torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         return report
+
+    def _no_gradient(self, report: LossReport) -> RunError:
+        step = self.run.step + 1
+        if not any(_is_live(term) for term in report.terms.values()):
+            return RunError(
+                f"the loss of step {step} has no gradient: the weight of every term ({', '.join(report.terms)}) is 0. "
+                "Give one a weight, or a scheduler that does not start at 0"
+            )
+        return RunError(
+            f"the loss of step {step} has no gradient, so it cannot train the student. Does the student's forward(), or "
+            "adaptor_S, run under torch.no_grad(), torch.inference_mode() or detach its outputs, or compute them with "
+            "numpy or argmax?"
+        )
 
     def _ask(self, parts: Parts) -> Any:
         if self.teacher is None:

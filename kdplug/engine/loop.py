@@ -23,6 +23,7 @@ from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks
 from kdplug.engine.observe.progress import Display, heartbeat
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
+from kdplug.engine.optimizer import GradientWatch
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
 from kdplug.engine.parallel.process import check_all_ended, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
@@ -68,12 +69,16 @@ class Loop:
     idle: int = 0
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
+    gradients: GradientWatch | None = None
 
     def walk(self) -> None:
         """Run optimizer steps until the plan is complete, the data are exhausted, or a signal stops the process."""
         self._clear_gradients()
         if self.run.step >= self.plan.total_steps or self.stopped_early:
             return
+        self._check_constant_rate()
+        if self.run.is_main:
+            self.gradients = GradientWatch(self.run.optimizer, self.run.model)
         for window in self.windows:
             self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
@@ -115,6 +120,8 @@ class Loop:
         """
         try:
             report = self.accumulation.gradient(window, step)
+            if self.gradients is not None:
+                self.gradients.see(report, ends=step == self.plan.total_steps)
             if self.on_nonfinite == "skip":
                 return self._learn_or_skip(report, step)
             if settles:
@@ -192,6 +199,16 @@ class Loop:
         if self.scheduler is not None and not self.accelerator.optimizer_step_was_skipped:
             self._change_rate(self.scheduler, step)
         self._clear_gradients()
+
+    def _check_constant_rate(self) -> None:
+        """Warn of a run without a scheduler whose optimizer has a learning rate of 0."""
+        groups = self.run.optimizer.param_groups
+        if self.scheduler is None and groups and not any(group.get("lr", 1) for group in groups):
+            warnings.warn(
+                f"the learning rate of the {type(self.run.optimizer).__name__} is 0 and there is no scheduler, so the run "
+                "trains nothing. Set lr",
+                stacklevel=2,
+            )
 
     def _change_rate(self, scheduler: Any, step: int) -> None:
         """Step the learning-rate scheduler after optimizer step ``step``; warn once if the rate stays 0.

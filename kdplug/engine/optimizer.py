@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from kdplug.errors import ConfigError, RunError
+from kdplug.objective.report import LossReport
 
 
 def unwrap(optimizer: Optimizer) -> Optimizer:
@@ -64,6 +65,50 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
             f"and will not be trained: {names}",
             stacklevel=2,
         )
+
+
+class GradientWatch:
+    """Warns once of trained parameters of the student that get no gradient in the first steps.
+
+    A student trained on features only leaves its head without one, by design: a loss of its logits must have a weight.
+    It reads no tensor values, so it needs no device synchronization.
+    """
+
+    def __init__(self, optimizer: Optimizer, student: nn.Module) -> None:
+        held = {id(parameter) for parameter in parameters(optimizer)}
+        trained = {name: one for name, one in student.named_parameters() if one.requires_grad and id(one) in held}
+        self._total = len(trained)
+        self._without = trained
+        self._steps = 0
+        self._reads_logits = False
+
+    def see(self, report: LossReport, *, ends: bool) -> None:
+        """Look at the gradients of an optimizer step; ``ends``: it is the last one."""
+        if not self._without:
+            return
+        self._steps += 1
+        self._reads_logits |= any(
+            term.weight != 0 and name.rpartition("/")[2] in _OF_LOGITS for name, term in report.terms.items()
+        )
+        self._without = {name: one for name, one in self._without.items() if one.grad is None}
+        if not self._without or (self._steps < _FIRST_STEPS and not ends):
+            return
+        without, self._without = self._without, {}
+        if not self._reads_logits:
+            return
+        names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
+        warnings.warn(
+            f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
+            f"{self._steps} step(s), so nothing trains them: {names}. Does forward() or an adaptor use torch.no_grad() or "
+            "detach()? Ignore this if no loss uses them, as with a pooler, or only later batches do",
+            stacklevel=2,
+        )
+
+
+_OF_LOGITS = frozenset(("kd_loss", "hard_label_loss"))
+
+_FIRST_STEPS = 10
+"""Number of steps in which a parameter must get a gradient; the batches of several tasks come in any order."""
 
 
 def make_scheduler(

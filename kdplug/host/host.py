@@ -154,8 +154,10 @@ class Host:
         if dist in self.left_out:
             return
         if dist.others:
+            is_one_version = all(other.startswith(f"{dist.version} in ") for other in dist.others)
+            times = f"{len(dist.others) + 1} {'times' if is_one_version else 'versions'}"
             self.report(
-                f"{dist.name} is installed in {len(dist.others) + 1} versions: {dist.place} is used, "
+                f"{dist.name} is installed {'' if is_one_version else 'in '}{times}: {dist.place} is used, "
                 f"{' and '.join(dist.others)} not. Remove the unused one: pip uninstall {dist.name}"
             )
         editable = _editable(dist)

@@ -36,7 +36,7 @@ class EntryPoint:
 class Distribution:
     """An installed distribution with kdplug entry points; ``requires`` are its requirements on kdplug itself.
 
-    ``others`` are further versions on the path, each with its folder; the first on the path is used.
+    ``others`` are further installations on the path, each as version and folder; the first on the path is used.
     """
 
     name: str
@@ -137,13 +137,31 @@ def scan(path: list[str] | None = None) -> list[Distribution]:
             without_entries.append(found)
         else:
             seen.setdefault(fold_distribution(dist.name), []).append(dist)
-    others = {name: [(dist.version, dist.files) for dist in dists] for name, dists in seen.items()}
+    others = {
+        name: [(one.version, one.files) for one in dists if _differs(dists[0], one)] for name, dists in seen.items()
+    }
     for found in without_entries:
         name = _folder_name(found)
         version = _readable(_version, found) if name in others else None
-        if version is not None:
+        if version is not None and version != seen[name][0].version:
             others[name].append((version, found))
-    return [_counted(seen[name][0], others[name]) for name in sorted(seen)]
+    return [_with_others(seen[name][0], others[name]) for name in sorted(seen)]
+
+
+def undecodable() -> list[str]:
+    """Return the ``entry_points.txt`` files on ``sys.path`` that are not UTF-8.
+
+    Such a file breaks kdplug's own dependencies: torch and pydantic read the entry points of every distribution.
+    """
+    found = []
+    for dist in importlib_metadata.distributions():
+        try:
+            dist.read_text("entry_points.txt")
+        except UnicodeDecodeError:
+            found.append(str(getattr(dist, "_path", dist)))
+        except OSError:
+            continue
+    return found
 
 
 def _readable(read: Callable[[Any], T], found: Any) -> T | None:
@@ -164,8 +182,18 @@ def _version(found: Any) -> str | None:
     return None if head is None else head[1]
 
 
-def _counted(first: Distribution, every: list[tuple[str, Any]]) -> Distribution:
-    others = tuple(dict.fromkeys(_place(version, files) for version, files in every if version != first.version))
+def _differs(first: Distribution, other: Distribution) -> bool:
+    """Return whether ``other`` may hold other code or entries than ``first``.
+
+    The ``egg-info`` of an editable project repeats its ``dist-info``; a path entry may occur twice.
+    """
+    if (first.version, first.entry_points) != (other.version, other.entry_points):
+        return True
+    return first.record != other.record if first.record and other.record else False
+
+
+def _with_others(first: Distribution, every: list[tuple[str, Any]]) -> Distribution:
+    others = tuple(dict.fromkeys(_place(version, files) for version, files in every))
     return replace(first, others=others) if others else first
 
 

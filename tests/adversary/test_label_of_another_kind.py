@@ -58,6 +58,20 @@ def test_class_numbers_and_repeated_names_are_read(cells: Any) -> None:
     TagSet(None, ",").settle(source("labels", *cells), None)
 
 
+@pytest.mark.attack("multi-hot vectors where class numbers are expected")
+@pytest.mark.parametrize("names", [None, ["a", "b"]])
+@pytest.mark.parametrize("cells", [([0, 1], [1, 0]), ([0, 1], [0, 1]), ("0,1", "1,0"), ([0.0, 1.0], None, [1.0, 0.0])])
+def test_a_value_for_each_of_two_classes_is_not_two_class_numbers(names: list[str] | None, cells: Any) -> None:
+    with pytest.raises(kdplug.ConfigError, match=r"row 1 of rows\.jsonl: .* may be a value per class or the numbers"):
+        TagSet(names, ",").settle(source("labels", *cells), None)
+
+
+@pytest.mark.attack("multi-hot vectors where class numbers are expected")
+@pytest.mark.parametrize("cells", [([0, 1], [1]), ([0, 1], []), ([0, 1, 2], [0, 1])])
+def test_a_row_with_both_of_two_classes_is_read(cells: Any) -> None:
+    TagSet(None, ",").settle(source("labels", *cells), None)
+
+
 ALIKE = [
     ("1", "1.0"),
     ("0", "0."),

@@ -114,6 +114,7 @@ def test_with_accumulation_each_batch_is_drawn_and_the_terms_add_up(tmp_path):
     assert {round(mixed[0].terms[f"{task}/kd_loss"].weight, 9) for task in "ab"} <= {round(x / 3, 9) for x in (1, 2, 4)}
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate of the SGD is 0")
 def test_with_accumulation_a_curve_is_the_mean_of_its_own_batches(tmp_path):
     """A frozen student gives the same loss for the same batch, whichever other task shares its step."""
     student, notes, data = make_student(), Notes(), {task: make_batches(1) for task in "ab"}

@@ -17,7 +17,7 @@ from kdplug.host.check.installation import Installation, about_plugins, installa
 from kdplug.host.entry import Entry
 from kdplug.host.host import Host
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
-from kdplug.host.metadata import Distribution
+from kdplug.host.metadata import Distribution, undecodable
 from kdplug.host.name import fold, fold_distribution
 from kdplug.host.registry import REGISTRIES
 
@@ -69,6 +69,9 @@ def check_plugins(only: str | None = None) -> list[Finding]:
         near = did_you_mean(only, [dist.name for dist in dists])
         raise PluginError(f"no distribution {only!r} is installed.{near}")
     found: list[Finding] = []
+    if undecodable():  # importing a plugin would import torch, which fails half-way, and again would crash the process
+        broken = [finding for finding in check_installations(about_plugins(traces)) if finding.check == "unreadable"]
+        return [replace(one, what=f"{one.what}. No plugin was imported: torch reads this file too") for one in broken]
     with _quiet():
         with isolated(dists, plugin_filter) as host:
             host.load_hooks()

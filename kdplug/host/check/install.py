@@ -120,7 +120,7 @@ def duplicates(copies: list[Installation]) -> Iterator[Finding]:
             old = min(first, other, key=lambda one: _version(one.version))
             what = f"versions {first.version} and {other.version} are in one folder; which one is used is undefined"
             yield Finding(first.dist, "duplicate", "error", what, str(old.folder), f"rm -r {old.folder}")
-        elif (first.version, first.entry_points) == (other.version, other.entry_points):
+        elif _is_copy(first, other):
             continue
         elif first.is_egg_info:
             what = f"a stale egg-info, {first.version}, precedes {other.folder} ({other.version}){hides}"
@@ -131,6 +131,11 @@ def duplicates(copies: list[Installation]) -> Iterator[Finding]:
         else:
             what = f"version {first.version} precedes {other.folder} ({other.version})"
             yield Finding(first.dist, "duplicate", "warning", what, str(other.folder), f"rm -r {other.folder}")
+
+
+def _is_copy(first: Installation, other: Installation) -> bool:
+    same = (first.version, first.entry_points) == (other.version, other.entry_points)
+    return same and (first.record == other.record or not (first.record and other.record))
 
 
 def passed_over(every: list[Installation]) -> Iterator[Finding]:

@@ -56,6 +56,14 @@ class Installation:
         return self.name or _named(self.folder)[0]
 
     @cached_property
+    def record(self) -> bytes:
+        """Content of ``RECORD``, which lists the hash of every installed file; empty if it is missing."""
+        try:
+            return (self.folder / "RECORD").read_bytes()
+        except OSError:
+            return b""
+
+    @cached_property
     def project(self) -> Path | None:
         """The folder of an editable project, or ``None`` if it is not editable."""
         try:
@@ -74,7 +82,7 @@ def installations(path: Iterable[str] | None = None) -> list[Installation]:
 
 
 def about_plugins(found: Iterable[Installation]) -> list[Installation]:
-    """Return installations with a kdplug entry point or name, and editable projects, which may have either."""
+    """Return installations with a kdplug entry point or name, and unreadable and editable ones, which may have either."""
     every = list(found)
     names = {fold_distribution(one.dist) for one in every if one.entry_points or one.odd_lines}
     return [
@@ -83,6 +91,7 @@ def about_plugins(found: Iterable[Installation]) -> list[Installation]:
         if fold_distribution(one.dist) in names
         or fold_distribution(one.dist).startswith(_PREFIX)
         or one.project is not None
+        or one.error is not None
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class TagSet:
         """Determine the classes; return their config values."""
         check_problem(teacher, _PROBLEM)
         self.labels = find_labels(self.names, teacher, source, "labels", self._cells)
+        self._check_one_hot(source.tables)
         return {**self.labels.to_config, "problem_type": _PROBLEM}
 
     def read(self, table: Table, *, optional: bool) -> list[list[int]]:
@@ -79,6 +80,27 @@ class TagSet:
         """Describe the classes."""
         return f"{len(self.labels)} classes{self.labels.about}, any number per row.{self.labels.about_untrained}"
 
+    def _check_one_hot(self, tables: Iterable[Table]) -> None:
+        """Raise ``ConfigError`` if there are two classes and all rows are ``[0, 1]`` or ``[1, 0]``.
+
+        As class numbers, both mean "both classes"; as a value per class, each means one of them.
+        """
+        if len(self.labels) != 2:
+            return
+        cells = [
+            (table, row, cell)
+            for table in tables
+            for row, cell in enumerate(table.columns.get("labels", ()))
+            if not is_missing(cell)
+        ]
+        if cells and all(_is_one_hot_pair(self._parts(cell)) for _, _, cell in cells):
+            table, row, cell = cells[0]
+            raise table.error(
+                f"labels is {str(cell)[:40]}. With two classes, [0, 1] and [1, 0] in every row may be a value per class or the numbers of "
+                "both classes. Write the names of the classes that apply, or [0] for the first and [1] for the second class",
+                row,
+            )
+
     def _row(self, cell: Any, table: Table, row: int) -> list[int]:
         found = [0] * len(self.labels)
         for value in self._parts(cell):
@@ -110,3 +132,7 @@ def _is_multi_hot(parts: list[Any]) -> bool:
     if any(isinstance(part, bool) for part in parts):
         return True
     return len(set(written)) < len(written) and set(written) <= {"0", "1", "0.0", "1.0"}
+
+
+def _is_one_hot_pair(parts: list[Any]) -> bool:
+    return sorted(str(part) for part in parts) in (["0", "1"], ["0.0", "1.0"])
