@@ -122,8 +122,8 @@ def show(
 ) -> None:
     """Show the size, kept probability mass, coverage, codec and fingerprints of a cache.
 
-    Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size. Only --check detects
-    damage inside a shard.
+    Exits with status 2 if the manifest or a record is damaged, or a shard has the wrong size.
+    Use --check to detect damage inside a shard.
     """
     with report_errors():
         from kdplug.cli.terminal import console

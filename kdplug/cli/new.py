@@ -64,7 +64,9 @@ def new(
         typer.echo(f"Inferred from {data}, please check:")
         for reason in (f"task {entry.name}", *guess.reasons):
             typer.echo(f"  {reason}")
-    typer.echo(f"Wrote {recipe} and {recipe.with_name(SCHEMA)} (all names, and the settings of this task).")
+    typer.echo(
+        f"Wrote {recipe} and {recipe.with_name(SCHEMA)} (which covers all plugin names and the settings of this task)."
+    )
     typer.echo(f"To add the settings of every plugin:  kdplug schema > {recipe.with_name(SCHEMA)}")
     for name in missing:
         typer.echo(f"Fill in task.{name}")

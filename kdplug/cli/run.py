@@ -24,7 +24,9 @@ def run(
     seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Override the recipe's seed.")] = None,
     locked: Annotated[
         Path | None,
-        typer.Option("--locked", metavar="RECORD", help="Fail if anything differs from this kdplug-run.json."),
+        typer.Option(
+            "--locked", metavar="RECORD", help="Fail if a version, plugin or setting differs from this kdplug-run.json."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume an interrupted run in the same folder, with identical results.")

@@ -1,1 +1,1 @@
-"""Text to validated data: what a run is to do, before any of it is built. Nothing here touches a tensor."""
+"""Parse and validate configs: distillation, training and recipe. No module here imports torch."""

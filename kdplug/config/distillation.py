@@ -71,10 +71,12 @@ class DistillationConfig(ConfigModel):
     """
 
     temperature: Annotated[Positive, Field(le=_HIGHEST)] = Field(
-        default=4.0, description="divides the logits of both models before they are compared"
+        default=4.0, description="softmax temperature: the kd loss divides the logits of student and teacher by it"
     )
     temperature_scheduler: TemperatureScheduler = Field(
-        default=None, description="computes a temperature for each item from the base temperature and the logits"
+        default=None,
+        description="scheduler that computes the temperature of each item from `temperature` and the logits; none uses "
+        "`temperature` for all items",
     )
     kd_loss_type: KdLoss = Field(default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
     kd_loss_weight: NonNegative = Field(
@@ -88,26 +90,28 @@ class DistillationConfig(ConfigModel):
     hard_label_weight: NonNegative = Field(
         default=0.0,
         description=(
-            "weight of the losses that the student's adaptor returns, such as the cross-entropy with the true labels; 0 leaves "
-            "them out; 1 if only its scheduler is set"
+            "weight of the losses that the student's adaptor returns, such as the cross-entropy with the true labels; 0 disables "
+            "them. Defaults to 1 if `hard_label_weight_scheduler` is set"
         ),
     )
     hard_label_weight_scheduler: WeightScheduler = None
     teacher_combiner: TeacherCombiner = Field(
-        default=DEFAULT_COMBINER, description="combines the logits of several teachers; unused with one teacher"
+        default=DEFAULT_COMBINER,
+        description="function that combines the logits of several teachers; unused with one teacher",
     )
     logit_chunk: Chunk = Field(
         default="auto",
-        description="items per chunk when logits are computed from `FactoredLogits`: a number, `auto` to fit a memory "
-        "budget, `whole` for all items at once",
+        description="number of items whose logits are computed at once from `FactoredLogits`; `auto` fits a memory budget, "
+        "`whole` computes all items at once",
     )
     padded_vocabulary: Literal["refuse", "drop"] = Field(
         default="refuse",
-        description="if student and teacher differ in the number of classes: `refuse`, or `drop` the last classes of the "
-        "longer side, which pad the vocabulary of a shared tokenizer",
+        description="if student and teacher have different numbers of classes: `refuse` raises an error, `drop` removes "
+        "the last classes of the longer logits, which pad the vocabulary of a shared tokenizer",
     )
     probability_shift: Switch = Field(
-        default=False, description="where the teacher is wrong, swap its highest logit with that of the true label"
+        default=False,
+        description="where the teacher's prediction is wrong, swap its highest logit with the logit of the true label",
     )
     is_caching_logits: Switch = Field(
         default=False,
@@ -115,12 +119,13 @@ class DistillationConfig(ConfigModel):
     )
     intermediate_matches: tuple[IntermediateMatch, ...] = Field(
         default=(),
-        description="losses between features of the two models",
+        description="losses between intermediate features of student and teacher, such as hidden states and attention maps",
         json_schema_extra={"type": ["array", "null", "string"], "pattern": NONE_SCHEMA["anyOf"][1]["pattern"]},
     )
     layer_map: LayerMaps = Field(
         default=(),
-        description="matches by rule: `{name: uniform, feature: hidden, loss: hidden_mse}`, a list of such, or none",
+        description="rule that creates one match per layer pair, such as `{name: uniform, feature: hidden, loss: "
+        "hidden_mse}`; a list of such rules; or none",
     )
     plugins: Plugins = PluginsConfig()
 

@@ -35,10 +35,11 @@ class LayerMap(ConfigModel):
     Keys shared with ``IntermediateMatch`` apply to each match of the map.
     """
 
-    name: LayerMapComponent = Field(description="the rule that pairs layers of the student with layers of the teacher")
+    name: LayerMapComponent = Field(description="rule that pairs layers of the student with layers of the teacher")
     loss: MatchLoss = Field(description="loss of each match")
     feature: Feature = Field(
-        default="hidden", description="`hidden` or `attention`; not needed if both sides are module paths"
+        default="hidden",
+        description="feature to compare: `hidden` or `attention`; not needed if both sides are module paths",
     )
     weight: NonNegative = Field(default=1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
@@ -49,11 +50,11 @@ class LayerMap(ConfigModel):
         default=None,
         description="number of the teacher's layers; by default read from `layer_T` or from the first batch",
     )
-    layers_S: Count | None = Field(default=None, description="the same for the student")  # noqa: N815
+    layers_S: Count | None = Field(default=None, description="number of the student's layers; see `layers_T`")  # noqa: N815
     layer_T: PatternField = Field(  # noqa: N815
         default=None, description="layers of the teacher as module paths or globs, such as `encoder.layer.*`"
     )
-    layer_S: PatternField = Field(default=None, description="the same for the student")  # noqa: N815
+    layer_S: PatternField = Field(default=None, description="layers of the student; see `layer_T`")  # noqa: N815
     embeddings: Switch | None = Field(
         default=None,
         description="whether the first layer is the output of the embeddings; by default true only for `hidden` from an "

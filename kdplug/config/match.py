@@ -256,7 +256,7 @@ TeacherField = Annotated[
             ]
         }
     ),
-    Field(description="teacher to read, by index or key; required if there are several"),
+    Field(description="teacher whose feature is compared, by index or key; required with several teachers"),
 ]
 
 
@@ -271,9 +271,10 @@ class IntermediateMatch(ConfigModel):
     layer_T: LayerField = Field(  # noqa: N815  TextBrewer's key
         description="layer of the teacher: index into the adaptor's outputs (negative from the end), module path, or a list"
     )
-    layer_S: LayerField = Field(description="the same for the student")  # noqa: N815  TextBrewer's key
+    layer_S: LayerField = Field(description="layer of the student, in the same forms")  # noqa: N815  TextBrewer's key
     feature: Feature = Field(
-        default="hidden", description="`hidden` or `attention`; not needed if both layers are module paths"
+        default="hidden",
+        description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
     )
     loss: MatchLoss = Field(description="loss between the two features")
     weight: NonNegative = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")

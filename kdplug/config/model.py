@@ -383,7 +383,10 @@ WeightScheduler = Annotated[
     _WRITE,
     _SCHEMA_OR_NONE,
     _WEIGHT,
-    Field(description="scales the weight over the run"),
+    Field(
+        description="scheduler that multiplies the weight by a factor that changes over the run; none keeps the "
+        "weight constant"
+    ),
 ]
 TemperatureScheduler = Annotated[
     ComponentSpec | None, PlainValidator(_named_or_none(_TEMPERATURE)), _WRITE, _SCHEMA_OR_NONE, _TEMPERATURE

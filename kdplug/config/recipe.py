@@ -121,27 +121,38 @@ class RecipeTraining(LoopConfig):
     )
 
     optimizer: Annotated[Text, AfterValidator(_class_name)] = Field(
-        default="AdamW", description="a class in `torch.optim`", json_schema_extra={"pattern": r"^[A-Za-z_]\w*$"}
+        default="AdamW",
+        description="name of the optimizer's class in `torch.optim`",
+        json_schema_extra={"pattern": r"^[A-Za-z_]\w*$"},
     )
-    lr: Positive = Field(default=1e-3, description="learning rate")
-    weight_decay: NonNegative = Field(default=0.0, description="weight decay")
-    batch_size: Count = Field(default=32, description="examples per batch")
+    lr: Positive = Field(default=1e-3, description="learning rate of the student's optimizer, reached after `warmup`")
+    weight_decay: NonNegative = Field(default=0.0, description="weight decay of the student's optimizer")
+    batch_size: Count = Field(default=32, description="examples per training batch")
     eval_batch_size: Annotated[Count | None, KeyFacts(identity=False)] = Field(
         default=None,
-        description="examples per batch when a model is evaluated; by default 256, or fewer if their logits exceed 1 GiB",
+        description="examples per evaluation batch; by default 256, or fewer if their logits exceed 1 GiB",
     )
     num_epochs: Count | None = Field(
         default=None, description="passes over the data; set exactly one of this and `num_steps`"
     )
-    num_steps: Count | None = Field(default=None, description="optimizer steps")
+    num_steps: Count | None = Field(
+        default=None, description="number of optimizer steps; set exactly one of this and `num_epochs`"
+    )
     lr_schedule: LrSchedule = Field(
-        default="none", description="whether the learning rate decays to 0, linearly or along half a cosine"
+        default="none",
+        description="learning rate after the warmup: constant (`none`), or decaying to 0, `linear` or `cosine`",
     )
-    warmup: Share = Field(default=0.0, description="share of the steps in which the learning rate rises from 0 to `lr`")
+    warmup: Share = Field(
+        default=0.0, description="fraction of the steps over which the learning rate rises linearly from 0 to `lr`"
+    )
     max_grad_norm: Positive | None = Field(
-        default=None, description="clip the gradients of student and projections together to this norm"
+        default=None,
+        description="maximum gradient norm of student and projections together, to which gradients are clipped; "
+        "none does not clip",
     )
-    num_workers: Processes = Field(default=0, description="processes that load data")
+    num_workers: Processes = Field(
+        default=0, description="worker processes of the `DataLoader`; 0 loads data in the main process"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -168,15 +179,19 @@ class Recipe(ConfigModel):
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    task: TaskComponent = Field(description="models, data, adaptors and metric, by name")
-    distillation: DistillationConfig = Field(description="a `DistillationConfig`")
-    training: RecipeTraining = Field(description="how the student is trained")
+    task: TaskComponent = Field(
+        description="task that provides models, data, adaptors and metric: its name and settings"
+    )
+    distillation: DistillationConfig = Field(description="losses between student and teacher: a `DistillationConfig`")
+    training: RecipeTraining = Field(
+        description="training of the student: optimizer, length, precision, checkpoints and logs"
+    )
     output_dir: Annotated[Folder, KeyFacts(identity=False)] = Field(
         default="runs/<task>",
-        description="folder for results; defaults to `runs/` and the name of the task",
+        description="folder for results and checkpoints; defaults to `runs/<task name>`",
         json_schema_extra=_no_default,
     )
-    seed: WholeNumber = Field(default=0, description="seed of every random generator")
+    seed: WholeNumber = Field(default=0, description="seed of all random number generators")
     plugins: Plugins = PluginsConfig()
 
     @model_validator(mode="after")

@@ -145,7 +145,7 @@ def _line(node: Node, path: list[str]) -> int:
 def read_document(path: str | Path) -> Document:
     """Read the mapping in a ``.yaml``, ``.yml`` or ``.json`` file.
 
-    Raises: ``ConfigError``, with the line if it is known, if the file is missing or holds anything else.
+    Raises: ``ConfigError``, with the line if it is known, if the file is missing or does not hold a mapping.
     """
     path = Path(path)
     suffix = path.suffix.lower()

@@ -76,54 +76,61 @@ class LoopConfig(ConfigModel):
     )
 
     gradient_accumulation_steps: Count = Field(
-        default=1, description="batches per optimizer step; a shorter group at the end of an epoch also forms a step"
+        default=1,
+        description="micro-batches per optimizer step; those left over at the end of an epoch also form a step",
     )
     normalization: Literal["global", "micro_batch"] = Field(
         default="global",
-        description="batch over which a mean over tokens or items is taken: the `global` batch of all micro-batches and "
-        "processes, or each `micro_batch` (faster if masks differ between micro-batches, but a different gradient)",
+        description="batch over which losses are averaged: the `global` batch of all micro-batches and processes, or each "
+        "`micro_batch` (faster if masks differ between micro-batches, but gives a different gradient)",
     )
     ckpt_frequency: Annotated[WholeNumber, _FREE] = Field(
         default=1,
-        description="checkpoints per epoch; 0 writes none, except one at the end of each training of a recipe",
+        description="number of checkpoints per epoch; 0 writes none, except the one at the end of each training run of a recipe",
     )
     ckpt_epoch_frequency: Annotated[Count, _FREE] = Field(
-        default=1, description="write checkpoints in every n-th epoch only"
+        default=1, description="write checkpoints only in every n-th epoch"
     )
     ckpt_steps: Annotated[Count | None, _FREE] = Field(
-        default=None, description="optimizer steps between checkpoints in a run whose length is given in steps"
+        default=None, description="optimizer steps between checkpoints, for runs whose length is set by `num_steps`"
     )
     keep_last: Annotated[Count | None, _FREE] = Field(
-        default=None, description="how many of the latest checkpoints to keep; none keeps all of them"
+        default=None, description="number of most recent checkpoints to keep; none keeps all"
     )
     log_dir: Annotated[Folder | None, _FREE] = Field(
-        default=None, description="folder for TensorBoard scalars (extra `tensorboard`); none writes no scalars"
+        default=None,
+        description="folder for TensorBoard logs, which need the extra `tensorboard`; none writes no TensorBoard logs",
     )
     trackers: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...] | None, _FREE] = Field(
         default=None,
-        description="trackers that receive the losses in addition to `log.jsonl`: a list of `tensorboard`, `wandb` and "
-        "`mlflow` (extras of the same names); none means TensorBoard if there is a `log_dir`",
+        description="trackers that losses are logged to in addition to `log.jsonl`: a list of `tensorboard`, `wandb` and "
+        "`mlflow`, each of which needs the extra of that name; none means TensorBoard if `log_dir` is set",
     )
     device: Annotated[Device, _FREE] = Field(
         default="auto",
-        description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`; under `accelerate launch` leave it at `auto`",
+        description="device to train on: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; leave it at `auto` under "
+        "`accelerate launch`",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="precision of the forward passes; losses are always computed in float32"
     )
-    logging_steps: Annotated[Count, _FREE] = Field(default=10, description="optimizer steps between logged scalars")
+    logging_steps: Annotated[Count, _FREE] = Field(
+        default=10, description="number of optimizer steps between two log entries"
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
         default="stop",
         description="on a loss or gradient that is not finite, `stop` the run with an error or `skip` the step",
     )
     shard_teacher: Annotated[bool, _FREE] = Field(
-        default=False, description="shard the frozen teacher over the processes too; needs FSDP2"
+        default=False, description="also shard the frozen teacher across processes; needs FSDP2"
     )
     teacher_cache: Annotated[Folder | None, KeyFacts(identity=False, needs="is_caching_logits")] = Field(
-        default=None, description="folder for the outputs that `is_caching_logits` stores; none keeps them in memory"
+        default=None,
+        description="folder for the teacher outputs that `is_caching_logits` stores; none keeps them in memory",
     )
     teacher_cache_dtype: Annotated[Literal["float16", "bfloat16"] | None, _CACHED] = Field(
-        default=None, description="`float16` or `bfloat16` to store outputs in less than the teacher's own precision"
+        default=None,
+        description="dtype in which teacher outputs are cached: `float16` or `bfloat16`; none keeps the teacher's dtype",
     )
     teacher_cache_codec: Annotated[CacheCodecComponent, _CACHED] = Field(
         default=None,

@@ -49,7 +49,7 @@ class SparseLogits:
             raise OutputsError("must be given, unless weights are", field="log_probs")
         if self.tail is not None and self.weights is not None:
             raise OutputsError(
-                "cannot be combined with weights: a sample has weights, a top-k cache a tail", field="tail"
+                "cannot be combined with weights: a sample has weights, whereas a top-k cache has a tail", field="tail"
             )
         if not 0 < self.temperature < math.inf:
             raise OutputsError(f"must be above 0 and finite, got {self.temperature!r}", field="temperature")

@@ -253,7 +253,7 @@ _Task = TypeVar("_Task", bound=Callable[..., Any])
 class RecipeGuess:
     """A recipe that a task proposes for data and a teacher.
 
-    ``settings`` are the task's settings; ``reasons`` says in one line each what they were inferred from.
+    ``settings`` are the task's settings; ``reasons`` explains in one line each how they were inferred.
     """
 
     settings: Mapping[str, Any]

@@ -30,7 +30,7 @@ from kdplug.objective.objective import Objective
 class GeneralDistiller:
     """Distils ``model_T`` into ``model_S``.
 
-    An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict with ``kdplug.ADAPTOR_KEYS``; without
+    An adaptor is called as ``adaptor(batch, model_outputs)`` and returns a dict with keys from ``kdplug.ADAPTOR_KEYS``; without
     one, the model's outputs are read directly (a transformers ``ModelOutput``, such a dict, or bare logits).
 
     Plugin hooks and ``observers`` are called in each run; an exception in an observer ends the run only if ``strict``.

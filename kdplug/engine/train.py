@@ -159,7 +159,7 @@ def train(
 
 
 def _check_evaluated(request: Request, plan: Plan) -> None:
-    """Warn of an evaluation that never runs, because it follows checkpoints and the plan has none."""
+    """Warn about an evaluation that never runs, because it follows checkpoints and the plan has none."""
     if request.evaluation is not None and request.evaluation.every is None and not plan.saves and plan.passes:
         warnings.warn(
             "the evaluation never runs: without 'every' it runs at each checkpoint, and ckpt_frequency=0 writes none. "

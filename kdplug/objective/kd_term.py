@@ -189,7 +189,7 @@ class KdTerm(nn.Module):
         logits = self._logits(batch.teachers[place], name)
         if heads != len(logits):
             raise OutputsError(
-                f"the student returned {heads} logits and the {name} {len(logits)}: heads are compared one by one",
+                f"the student returned logits of {heads} heads, the {name} of {len(logits)}: heads are compared one by one",
                 field="kd_loss_type",
             )
         return tuple(map(gathered, logits))

@@ -292,7 +292,7 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
 
 
 def _check_shapes(terms: Sequence[tuple[Term, Path, int]]) -> None:
-    """Raises: ``SignatureError`` for parameters or buffers whose shape the first forward pass sets.
+    """Raise ``SignatureError`` for parameters or buffers whose shape the first forward pass sets.
 
     They would be trained, but a resumed run has to load them before that pass.
     """

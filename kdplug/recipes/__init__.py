@@ -1,1 +1,1 @@
-"""Run a recipe: fit a teacher, distil it, compare with the same student without distillation."""
+"""Run a recipe: train a teacher, distil it, compare with the same student without distillation."""

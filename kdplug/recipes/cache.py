@@ -26,7 +26,7 @@ from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, 
 def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -> CacheSummary:
     """Run a recipe's teacher on every distillation example, and store its outputs in ``out``.
 
-    An interrupted cache in ``out`` is resumed. If the recipe fits its teacher, the teacher's checkpoints go to
+    An interrupted cache in ``out`` is resumed. If the recipe trains its teacher, the teacher's checkpoints go to
     ``out/teacher``. Under ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the
     teacher is evaluated, so that ``run_recipe`` with this cache does not need it for the comparison.
 

@@ -108,7 +108,7 @@ def run_recipe(
     """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` to the
-    recipe's ``output_dir``, replacing those of an earlier run. Checkpoints and logs of the three trainings go to the
+    recipe's ``output_dir``, replacing those of an earlier run. Checkpoints and logs of the three training runs go to
     folders ``teacher``, ``student`` and ``baseline`` there. A task that saves students itself writes a folder ``model``
     instead of ``student.safetensors``. ``console`` receives messages and tables; by default nothing is printed.
     A file of one of these names that no run wrote is an error.
@@ -234,7 +234,7 @@ def _own_files(output_dir: Path) -> tuple[str, ...]:
 
 
 def _check_own(output_dir: Path) -> None:
-    """Raises: ``RunError`` for a file that no run wrote and that this one would replace."""
+    """Raise ``RunError`` for a file that no run wrote and that this one would replace."""
     own = _own_files(output_dir)
     for name in FILES:
         if name not in own and os.path.lexists(output_dir / name):

@@ -94,7 +94,7 @@ _SHOWN = 200
 
 
 class Stage(StrEnum):
-    """One of a recipe's three trainings; its value is the name of its folder in ``output_dir``."""
+    """One of a recipe's three training runs; its value is the name of its folder in ``output_dir``."""
 
     TEACHER = "teacher"
     STUDENT = "student"

@@ -126,7 +126,7 @@ def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, cl
 
 
 def _padding(shape: tuple[int, ...]) -> Tensor:
-    """Row ``i`` keeps all but its last ``i`` tokens, at least one; over the batch only, the last example is excluded."""
+    """Row ``i`` keeps all but its last ``i`` tokens, at least one. A mask without token axes excludes the last example."""
     if len(shape) == 1:
         return torch.arange(shape[0]) < max(1, shape[0] - 1)
     kept = (shape[1] - torch.arange(shape[0]) % shape[1]).clamp_min(1)

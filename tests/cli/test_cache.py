@@ -77,8 +77,8 @@ def test_a_byte_that_changed_is_found_by_check(made, tmp_path):
 
 def test_the_help_says_what_is_found_without_check():
     words = " ".join(call("show", "--help").output.replace("│", " ").split())
-    assert "Exits with status 2 if the manifest or a record is damaged or a shard has the wrong size" in words
-    assert "Only --check detects damage inside a shard" in words
+    assert "Exits with status 2 if the manifest or a record is damaged, or a shard has the wrong size" in words
+    assert "Use --check to detect damage inside a shard" in words
 
 
 def test_a_folder_that_is_no_cache_is_reported(tmp_path):

@@ -90,7 +90,7 @@ def test_a_match_that_is_no_mapping_is_an_error():
 
 
 def test_a_key_that_is_not_text_is_an_error():
-    with pytest.raises(ConfigError, match=r"^1: must be text: every key is, got 1$"):
+    with pytest.raises(ConfigError, match=r"^1: must be text, like every key, got 1$"):
         DistillationConfig.from_dict({1: 2})
 
 

@@ -207,7 +207,7 @@ def test_missing_logits_of_one_teacher_are_reported(several, student, teachers):
 def test_a_teacher_with_other_classes_or_heads_is_reported(several, student, teachers, random):
     with pytest.raises(ShapeError, match=r"the student's \[3, 4, 5\] and those of teacher 'b' \[3, 4, 9\]"):
         several(["a", "b"])(student, {"a": teachers[0], "b": {"logits": random(3, 4, 9)}})
-    with pytest.raises(OutputsError, match="the student returned 1 logits and the teacher 1 2"):
+    with pytest.raises(OutputsError, match="the student returned logits of 1 heads, the teacher 1 of 2"):
         several()(student, [teachers[0], {"logits": [random(3, 4, 5)] * 2}])
 
 

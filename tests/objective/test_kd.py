@@ -46,7 +46,7 @@ def test_each_head_keeps_its_own_sum_and_count(build, random):
 
 
 def test_heads_that_differ_in_number_are_an_error(build, random):
-    with pytest.raises(OutputsError, match="the student returned 2 logits and the teacher 1"):
+    with pytest.raises(OutputsError, match="the student returned logits of 2 heads, the teacher of 1"):
         build()({"logits": [random(3, 5), random(3, 5)]}, random(3, 5))
 
 

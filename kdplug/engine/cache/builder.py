@@ -132,7 +132,7 @@ class CacheBuilder:
         return Layout.of(answer.counts, answer.tensors, None if self.is_whole else answer.inputs, answer.coded)
 
     def shard(self, start: int, answers: Sequence[TeacherBatch], layout: Layout) -> Shard:
-        """Build a shard from the answers to consecutive batches.
+        """Build a shard from the teacher outputs for consecutive batches.
 
         Raises: ``RunError`` if they have different outputs, or do not fit the storage dtype.
         """

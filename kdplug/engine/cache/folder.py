@@ -334,7 +334,7 @@ def _read_sealed(file: Path, again: str) -> bytes:
     with _reading(file, again):
         found = file.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_JSON:
-            raise RunError(f"{file} was not written by kdplug: it has {found.st_size} bytes. {again}")
+            raise RunError(f"{file} was not written by kdplug: its size is {found.st_size} bytes. {again}")
         content = file.read_bytes()
     match = _DIGEST.match(content)
     if match is None:

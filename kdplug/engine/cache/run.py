@@ -87,7 +87,7 @@ class OpenCache:
     def fill(self, objective: Objective, say: Callable[[str], None] = lambda _: None) -> None:
         """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
 
-        A slow one reports its progress with ``say``.
+        A long run reports its progress with ``say``.
 
         Raises: ``RunError`` if the data cannot be cached, or the cache lacks outputs that the objective reads.
         """
@@ -116,7 +116,7 @@ class OpenCache:
         return [RequiredOutputs.of(objective, place) for place in range(len(self._cached.teachers))]
 
     def _check_held(self, wanted: list[RequiredOutputs]) -> None:
-        """Drop outputs in memory that lack something the objective reads; raise an error for such a folder."""
+        """Drop in-memory outputs that lack something the objective reads; raise an error if a folder lacks it."""
         if self._manifest is not None and (lacking := _lacking(wanted, self._manifest.layout)):
             raise RunError(
                 f"the teacher cache {self._cache.path} lacks {', '.join(lacking)}, which the objective reads. Choose "
@@ -155,7 +155,7 @@ class OpenCache:
         return store
 
     def _begun(self, builder: CacheBuilder) -> tuple[TeacherBatch, Layout, ShardPlan]:
-        """Return the answer for the first batch, and the layout and shard plan derived from it."""
+        """Return the teacher outputs for the first batch, and the layout and shard plan derived from it."""
         batch = (
             min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest.extent.batch
         )
@@ -165,7 +165,7 @@ class OpenCache:
     def _shards(
         self, builder: CacheBuilder, extent: ShardPlan, layout: Layout, places: list[int], first: TeacherBatch | None
     ) -> Iterator[tuple[int, Shard]]:
-        """Yield the shards at ``places``; ``first`` is the answer for the very first batch, if it is known."""
+        """Yield the shards at ``places``; ``first`` holds the outputs for the very first batch, if known."""
         groups = {place: extent.groups(place) for place in places}
         skipped = first is not None and bool(places) and places[0] == 0
         reads = [group for place in places for group in groups[place]][int(skipped) :]

@@ -63,7 +63,7 @@ def _take(lock: Path) -> None:
 
 
 def _check_stale(lock: Path) -> None:
-    """Raises: ``RunError`` unless the process that wrote the lock is known to be gone."""
+    """Raise ``RunError`` unless the process that wrote the lock is known to have ended."""
     found = _read(lock)
     pid = found.get("pid")
     if not isinstance(pid, int) or pid <= 0:
@@ -89,7 +89,7 @@ def _busy(lock: Path, found: dict[str, Any]) -> RunError:
 
 
 def _cannot_write(lock: Path, error: OSError) -> RunError:
-    return RunError(f"cannot write into {str(lock.parent)!r}: {error.strerror}", field="output_dir")
+    return RunError(f"cannot write to {str(lock.parent)!r}: {error.strerror}", field="output_dir")
 
 
 def _own() -> dict[str, Any]:

@@ -15,7 +15,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Preemption:
-    """The signal that asked the run to stop, if any. A second signal ends the process at once, as without kdplug."""
+    """The signal that stops the run, if any was received. A second signal ends the process at once, as without kdplug."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -30,7 +30,7 @@ class Preemption:
         return self.signal is not None
 
     def leave(self) -> None:
-        """Exit as the signal asks: ``KeyboardInterrupt`` for SIGINT, else ``SystemExit`` with 128 plus its number."""
+        """Exit as usual for the signal: ``KeyboardInterrupt`` for SIGINT, else ``SystemExit`` with 128 plus its number."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + (self.signal or 0))
@@ -38,7 +38,7 @@ class Preemption:
 
 @contextmanager
 def preemption() -> Iterator[Preemption]:
-    """Handle signals for the length of a run. Outside the main thread, where Python allows no handler, do nothing."""
+    """Handle signals during a run. Outside the main thread, where Python allows no handler, do nothing."""
     heard = Preemption()
     if threading.current_thread() is not threading.main_thread():
         yield heard

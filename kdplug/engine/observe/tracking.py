@@ -80,7 +80,7 @@ def _wanted(config: LoopConfig) -> tuple[str, ...]:
 
 
 def check_trackers(config: LoopConfig) -> None:
-    """Raises: ``RunError`` if the package of a tracker that ``config`` names is not installed."""
+    """Raise ``RunError`` if the package of a tracker that ``config`` names is not installed."""
     for tracker in _wanted(config):
         if not _is_installed(tracker):
             raise RunError(

@@ -50,7 +50,7 @@ def process(device: str, precision: str | None) -> Iterator[Accelerator]:
 
 
 def check_device(device: str) -> None:
-    """Raises: ``RunError`` if torch cannot use ``device`` on this machine."""
+    """Raise ``RunError`` if torch cannot use ``device`` on this machine."""
     kind, _, index = device.partition(":")
     if kind == "cuda":
         is_built, is_there = torch.version.cuda is not None or torch.version.hip is not None, torch.cuda.is_available()
@@ -135,7 +135,7 @@ def _is_lost_connection(error: Exception) -> bool:
 def _publish(store: PrefixStore, cause: str) -> None:
     try:
         store.set(_FAILED, cause)
-    except RuntimeError:  # the process that holds the store is gone
+    except RuntimeError:  # the process that holds the store has ended
         return
 
 
@@ -144,7 +144,7 @@ def _cause(store: PrefixStore, accelerator: Accelerator) -> str:
     try:
         if store.check([_FAILED]):
             return store.get(_FAILED).decode()
-    except RuntimeError:  # the process that holds the store is gone
+    except RuntimeError:  # the process that holds the store has ended
         pass
     others = [str(rank) for rank in range(accelerator.num_processes) if rank != accelerator.process_index]
     one = f"rank {others[0]}" if len(others) == 1 else f"one of ranks {', '.join(others)}"

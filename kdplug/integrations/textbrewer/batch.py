@@ -51,7 +51,7 @@ def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
 
 
 def adapted(adaptor: Any, batch: Any, outputs: Any, side: str) -> dict[str, Any]:
-    """Call an adaptor. An unused key is warned of once, and ignored as in TextBrewer.
+    """Call an adaptor. Unused keys are ignored, as in TextBrewer, with one warning each.
 
     Raises: ``OutputsError`` if the adaptor does not return a mapping.
     """

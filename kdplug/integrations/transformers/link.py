@@ -69,7 +69,7 @@ class ForwardRequest:
 
 
 class Link:
-    """Makes the objective a submodule of the student for a while.
+    """Temporarily makes the objective a submodule of the student.
 
     A wrapper of the student then includes the objective: DDP, FSDP and DeepSpeed synchronize and shard it, and gradient
     clipping covers it. A forward hook of the student computes it, inside the wrapper's forward pass, where sharded

@@ -33,9 +33,9 @@ class _Call:
 class Capture:
     """Reads the tensors that ``paths`` name, one forward pass of ``model`` at a time.
 
-    ``hooked()`` attaches the hooks for the length of a block; ``reading()`` goes around one forward pass;
+    ``hooked()`` attaches the hooks inside a block; ``reading()`` wraps one forward pass;
     ``join(outputs)`` adds that pass's tensors to the model's outputs. Nothing is read outside ``reading()``, so
-    evaluation and the second forward pass of gradient checkpointing leave no trace.
+    evaluation and the second forward pass of gradient checkpointing are not captured.
 
     ``fixed`` checks each pass that is read, if the model is a teacher that is not checked elsewhere.
 

@@ -40,7 +40,7 @@ Check = Callable[["Sample"], Iterator[PlanWarning]]
 
 
 def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of each term whose weighted loss gives the student no gradient, or a non-finite one."""
+    """Warn about each term whose weighted loss gives the student no gradient, or a non-finite one."""
     for term in sample.objective.terms:
         pull = sample.pulls.get(term.name)
         if pull is None:
@@ -131,7 +131,7 @@ _MASKS = {"mask", "student_mask", "teacher_mask"}
 
 
 def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of an ``inputs_mask`` that no loss takes, a ``logits_mask`` without kd loss, and padding in the kd loss.
+    """Warn about an unread ``inputs_mask``, a ``logits_mask`` without kd loss, and padding in the kd loss.
 
     Without kd loss, an unread ``logits_mask`` is fine if matches have an ``inputs_mask`` and the student's own losses
     ignore the masked positions themselves. The objective itself warns of a mask on 2-D logits.
@@ -193,7 +193,7 @@ _LARGE_RATE = 10.0
 
 
 def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of settings of a disabled kd loss, matches of weight 0, and a teacher that no term reads."""
+    """Warn about settings of a disabled kd loss, matches of weight 0, and a teacher that no term reads."""
     given, terms = sample.recipe.distillation, [term for term, _, _ in sample.objective.matches.terms()]
     if not given.kd_loss_weight:
         unused = dict.fromkeys(_KD_ONLY, "has no effect: kd_loss_weight is 0")
@@ -216,7 +216,7 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
 
 
 def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterator[PlanWarning]:
-    """Warn of learning rates, of the student or a fitted teacher, at which the first step destroys the weights."""
+    """Warn about learning rates, of student or trained teacher, at which the first step destroys the weights."""
     for field, one in (("training.lr", training), ("task", fit)):
         if one is not None and one.lr > _LARGE_RATE:
             message = (
@@ -228,7 +228,7 @@ def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterato
 
 @torch.no_grad()
 def unexpected_data(task: Task, sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of data that the trained teacher was not made for, as the task judges from its outputs."""
+    """Warn about data unlike those that the teacher was trained on, detected by the task from its outputs."""
     if isinstance(task, ReviewsTeacher):
         for setting, message in task.review_teacher(sample.of_teacher):
             yield PlanWarning("unexpected_data", f"task.{setting}", message)
@@ -239,7 +239,7 @@ _TOLERANCE = 2e-2
 
 
 def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of probabilities in the kd loss or a loss that takes scores, and of scores in one that takes probabilities.
+    """Warn about probabilities in a loss that takes scores, such as the kd loss, and scores in one that takes them.
 
     A loss's setting ``inputs`` declares which of the two it takes: ``scores`` or ``probs``.
     """
@@ -284,7 +284,7 @@ def _settings(sample: Sample) -> list[object]:
 
 
 def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of a kd loss without the factor T² combined with a loss on labels."""
+    """Warn about a kd loss without the factor T² combined with a loss on labels."""
     config = sample.config
     if not (config.kd_loss_weight and config.hard_label_weight) or config.temperature <= 1:
         return
@@ -299,7 +299,7 @@ def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
 
 
 def large_students(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of a student with more parameters than its teacher."""
+    """Warn about a student with more parameters than its teacher."""
     student, teacher = count_parameters(sample.student), count_parameters(sample.teacher)
     if student > teacher:
         message = f"the student has {student:,} parameters, more than its teacher, which has {teacher:,}"
@@ -321,7 +321,7 @@ _HIGH_TEMPERATURE = 2.0
 
 
 def high_temperature(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn of a temperature above 2 over more than 1,000 classes, such as the tokens of a language model."""
+    """Warn about a temperature above 2 over more than 1,000 classes, such as the tokens of a language model."""
     config = sample.config
     classes = max((one.shape[-1] for one in sample.of_teacher.logits or ()), default=0)
     if sample.objective.kd_loss is None or config.temperature <= _HIGH_TEMPERATURE or classes <= _MANY_CLASSES:

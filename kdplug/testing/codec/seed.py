@@ -18,7 +18,7 @@ _SIGMAS = 5.0
 
 
 class CodecSeedLaws(CodecCase):
-    """An interrupted capture resumes with identical bits."""
+    """An interrupted cache build resumes with identical bits."""
 
     def test_the_same_seed_keeps_the_same(self) -> None:
         """Catches draws from the global generator; state left by earlier batches."""

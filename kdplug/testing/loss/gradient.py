@@ -52,7 +52,7 @@ class GradientLaws(LossCase):
 
     @where(lambda laws: laws.corrects_confident_mistakes)
     def test_a_confident_mistake_is_corrected(self) -> None:
-        """Catches a softmax taken twice, which leaves a confident wrong student without gradient."""
+        """Catches a softmax taken twice, which leaves a confidently wrong student without gradient."""
         small, large = (self._gradient_at_gap(gap) for gap in (3.0, 30.0))
         if large < 0.5 * small:
             broken(

@@ -50,5 +50,5 @@ def test_the_settings_of_the_digits_task_are_described():
         "maximum": 100,
         "minimum": 1,
         "type": "integer",
-        "description": "labels of each class that the student sees",
+        "description": "number of labels of each class that the student sees",
     }

@@ -47,7 +47,8 @@ def jsd(
     1 − β), which is ``log 2`` at 0.5.
 
     At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: near these
-    ends it is small. ``normalize`` divides it, and its bound, by ``min(β, 1 − β)``: that makes it continuous and gives all β one scale.
+    ends it is small. ``normalize`` divides it, and its bound, by ``min(β, 1 − β)``: this makes
+    it continuous and puts all β on the same scale.
 
     Settings: ``beta``, the teacher's share of the mixture; ``normalize``, divide the value by the smaller share; ``t2``
     multiplies by the squared temperature.

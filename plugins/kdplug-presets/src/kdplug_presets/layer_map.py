@@ -76,8 +76,8 @@ def _but_top(pairs: Pairs, owner: str, *, top: bool) -> Pairs:
     found = pairs if top else pairs[:-1]
     if not found:
         raise ConfigError(
-            f"{owner}: it excludes the last layer, but the student has only one. "
-            f"name: {{name: {owner}, top: true}} matches it"
+            f"{owner} excludes the last layer, but the student has only one layer. "
+            f"To match it, set name: {{name: {owner}, top: true}}"
         )
     return found
 

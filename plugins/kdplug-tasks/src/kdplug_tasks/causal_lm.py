@@ -44,20 +44,21 @@ def causal_lm(
     """Predict the next token of a text, or of a completion after its prompt.
 
     Columns: ``text``, or ``prompt`` and ``completion``. A plain text file also works; it is one running text unless
-    ``documents`` says otherwise. The logits that losses receive are shifted, so that each is aligned with the token it predicts; a mask
+    ``documents`` is set. The logits that losses receive are shifted, so that each is aligned with the token it predicts; a mask
     excludes padding and prompts. Metrics: perplexity (lower is better), loss in nats per token, accuracy.
 
     Each document gets the special tokens that the tokenizer adds to a text. If the tokenizer adds none at the end, the
-    end token (EOS) is appended. A running text has no end. The start tokens (BOS) do not enter the loss. Every example begins with them, including
-    one that continues a document. The plan shows one document.
+    end token (EOS) is appended. A running text gets no end token. The start tokens (BOS) do not enter the loss. Every example begins with them, including
+    one that continues a document. ``kdplug plan`` shows the tokens of one document.
 
-    The student may have a different vocabulary, from the tokenizer in its folder or from ``student_tokenizer``. Each
-    side then gets its own tokens of the same texts, and logits are compared at the positions where both have read the
-    same characters. This needs a loss that is declared ``across_vocabularies``, and rules out matches. Perplexities
+    The student may have a different vocabulary, from the tokenizer in its folder or from ``student_tokenizer``. Teacher
+    and student then tokenize the same texts separately, and logits are compared at the positions where both have read the
+    same characters. This needs a loss that is declared ``across_vocabularies``, and excludes matches. Perplexities
     over different vocabularies are not comparable, so the metric is bits per byte of text.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``student_tokenizer``, by default that of the student's folder, or the teacher's if the folder has none;
+    Settings: ``data``, the files or dataset with the texts; ``teacher``, the teacher model; ``student``, the student model;
+    ``tokenizer``, the teacher's tokenizer, by default the one in its folder; ``student_tokenizer``, by default the one in the
+    student's folder, or the teacher's if that folder has none;
     ``max_length``, maximum tokens in an example; ``prompts``, whether rows have a prompt and a completion, in which
     case only the completion counts; ``packing``, whether rows are concatenated and cut into examples of full length, by
     default true unless there are prompts; ``add_bos_token``, whether each document begins with the tokens that the
@@ -67,7 +68,7 @@ def causal_lm(
     ``{fraction: 0.5, max_new_tokens: 64}``; ``documents``, how plain text files are divided: ``whole`` (a file is one
     running text, blank lines included, without end tokens), ``blank_line`` (blank lines separate documents), ``line``
     (each line is a document), or any other text, which is then the separator. The text of a document is kept as it is.
-    The default is ``whole``, because the examples of transformers and the usual perplexity of a text file read it so, and
+    The default is ``whole``, as in the examples of transformers and the usual perplexity of a text file, and
     because an end token between paragraphs is wrong for most teachers: that of a chat model ends a turn, and no text
     follows it.
     """

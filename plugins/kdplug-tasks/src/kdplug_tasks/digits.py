@@ -118,8 +118,8 @@ class Digits:
     Teacher and student are convolutional nets of three blocks, widths (32, 64, 128) and (6, 12, 20): 94,186 and 3,148
     parameters. ``hidden`` holds one feature map for each block, as ``[batch, positions, width]``.
 
-    Settings: ``labels_per_class``, labels of each class that the student sees; ``label_seed``, seed that selects them;
-    ``teacher_epochs``, passes over the training images when the teacher is trained.
+    Settings: ``labels_per_class``, number of labels of each class that the student sees; ``label_seed``, seed that
+    selects them; ``teacher_epochs``, passes over the training images in the teacher's training.
 
     Source: Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
     """

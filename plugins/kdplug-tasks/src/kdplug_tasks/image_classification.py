@@ -34,9 +34,10 @@ def image_classification(
     Without one they are resized to the size in a model's config and scaled to [-1, 1]. There is no augmentation.
     Feature maps become sequences of positions. Metrics: accuracy and macro F1.
 
-    Settings: ``data``, where the images are; ``teacher`` and ``student``, the models; ``labels``, the class names in
-    output order, needed if a trained teacher has only class numbers and the data use names; ``image_size``, height and
-    width of images if neither the teacher's folder nor a config gives them, by default 224.
+    Settings: ``data``, the files or dataset with the images; ``teacher``, the teacher model; ``student``, the
+    student model; ``labels``, the class names in the order of the logits, needed if a trained teacher has only
+    class numbers and the data have names; ``image_size``, height and width of images if neither the teacher's
+    folder nor a config gives them, by default 224.
     """
     problem = Images(labels, image_size)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

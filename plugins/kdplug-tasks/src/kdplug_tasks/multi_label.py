@@ -37,10 +37,11 @@ def multi_label(
     F1, macro F1, and the share of rows with every class right. A class is predicted if its logit is above 0. Classes
     are not exclusive, so the kd loss should not take a softmax over them.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``max_length``, tokens after which texts are truncated; ``labels``, the class names in output order,
-    needed if a trained teacher has only class numbers and the data use names; ``separator``, text between the classes
-    in a text cell.
+    Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student
+    model; ``tokenizer``, the tokenizer of both models, by default the teacher's; ``max_length``, maximum number of
+    tokens, to which longer texts are truncated; ``labels``, the class names in the order of the logits, needed if a
+    trained teacher has only class numbers and the data have names; ``separator``, the text that separates the
+    classes in a cell.
     """
     problem = Sequences(("text",), TagSet(labels, separator), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -37,9 +37,10 @@ def question_answering(
     and exact match, in [0, 1], of the best span over all windows. Unanswerable questions are supported if the training
     data contain some.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``max_length``, tokens in a window; ``stride``, tokens shared by neighbouring windows;
-    ``max_answer_length``, maximum tokens of an answer.
+    Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student
+    model; ``tokenizer``, the tokenizer of both models, by default the teacher's; ``max_length``, tokens in a window
+    of the context; ``stride``, tokens shared by neighbouring windows; ``max_answer_length``, maximum tokens of an
+    answer.
     """
     if stride >= max_length:
         raise kdplug.ConfigError(f"must be less than max_length, {max_length}, got {stride}", field="stride")

@@ -31,8 +31,9 @@ def regression(
     squared error. Models have one output, so the kd loss must compare numbers (``mse``): a softmax over a single class
     is always 1.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``max_length``, tokens after which texts are truncated.
+    Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student
+    model; ``tokenizer``, the tokenizer of both models, by default the teacher's; ``max_length``, maximum number of
+    tokens, to which longer texts are truncated.
     """
     problem = Sequences(("text",), Score(), tokenizer, max_length, optional=("text_pair",))
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

@@ -30,9 +30,10 @@ def text_classification(
 
     Columns: ``text`` and ``label``. Metrics: accuracy and macro F1.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``max_length``, tokens after which texts are truncated; ``labels``, the class names in output order,
-    needed if a trained teacher has only class numbers and the data use names.
+    Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student
+    model; ``tokenizer``, the tokenizer of both models, by default the teacher's; ``max_length``, maximum number of
+    tokens, to which longer texts are truncated; ``labels``, the class names in the order of the logits, needed if a
+    trained teacher has only class numbers and the data have names.
     """
     problem = Sequences(("text",), Category(labels), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

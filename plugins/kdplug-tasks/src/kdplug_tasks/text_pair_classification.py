@@ -33,9 +33,10 @@ def text_pair_classification(
 
     Columns: ``text``, ``text_pair`` and ``label``. Metrics: accuracy and macro F1.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``max_length``, maximum tokens of a pair, whose longer text is truncated; ``labels``, the class names in
-    output order, needed if a trained teacher has only class numbers and the data use names.
+    Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student
+    model; ``tokenizer``, the tokenizer of both models, by default the teacher's; ``max_length``, maximum tokens of
+    a pair, whose longer text is truncated; ``labels``, the class names in the order of the logits, needed if a
+    trained teacher has only class numbers and the data have names.
     """
     problem = Sequences(("text", "text_pair"), Category(labels), tokenizer, max_length)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

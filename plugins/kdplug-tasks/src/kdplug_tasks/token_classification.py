@@ -37,9 +37,10 @@ def token_classification(
     use only first sub-words. Metrics: accuracy over words and, if tags are in IOB1, IOB2, BIOES or BILOU, entity F1,
     precision and recall.
 
-    Settings: ``data``, where the rows are; ``teacher`` and ``student``, the models; ``tokenizer``, by default the
-    teacher's; ``max_length``, sub-words after which sentences are truncated; ``labels``, the tags in output order,
-    needed if a trained teacher has only tag numbers and the data use names.
+    Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student
+    model; ``tokenizer``, the tokenizer of both models, by default the teacher's; ``max_length``, maximum number of
+    sub-words, to which longer sentences are truncated; ``labels``, the tags in the order of the logits, needed if a
+    trained teacher has only tag numbers and the data have names.
     """
     problem = Words(tokenizer, max_length, labels)
     return ModelTask(problem, data, Family(problem.auto, teacher, student))

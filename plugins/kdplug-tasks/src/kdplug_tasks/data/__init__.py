@@ -1,1 +1,1 @@
-"""Reading of rows from files and with ``datasets``."""
+"""Read rows from files, or with ``datasets``."""

@@ -186,7 +186,7 @@ def _separated(  # noqa: PLR0917  the settings of one file
 
 
 def _check_delimiter(name: str, table: Table) -> None:
-    """Raises: ``ConfigError`` for the name of a single column that holds another separator than the one in use."""
+    """Raise ``ConfigError`` for the name of a single column that holds another separator than the one in use."""
     found = next((mark for mark in (";", "\t", "|", ",") if mark in name), None)
     if found is not None:
         shown = json.dumps(found)
@@ -277,8 +277,8 @@ def _documents(text: str, table: Table, documents: str) -> list[str]:
         if separator not in text and documents != LINE:
             near = did_you_mean(documents, (WHOLE, BLANK_LINE, LINE))
             raise kdplug.ConfigError(
-                f"the separator {documents!r} does not occur in {table.origin}.{near} A file of one document must end with "
-                f"it. Without separator: {WHOLE}, {BLANK_LINE} or {LINE}",
+                f"the separator {documents!r} does not occur in {table.origin}.{near} A file with one document must end with "
+                f"the separator. Values that need no separator: {WHOLE}, {BLANK_LINE} or {LINE}",
                 field="documents",
             )
         found = text.split(separator)

@@ -74,7 +74,7 @@ def check_range(table: Table) -> None:
     cells = table.columns["image"]
     if all(isinstance(cell, (list, numpy.ndarray)) and _is_binary(cell) for cell in cells):
         raise table.error(
-            "all images are integers 0 and 1, and integers are read in the range 0 to 255, so these are nearly black. Multiply "
+            "all pixel values are integers 0 and 1, but integers have the range 0 to 255, so the images are nearly black. Multiply "
             "them by 255, or store them as floats in [0, 1]"
         )
 

@@ -45,7 +45,7 @@ class Heads:
 
 
 class FactoredHead:
-    """Hooks on one model: its head gets no positions, and its input is returned in ``FactoredLogits``.
+    """Hooks on one model: its head runs on no positions, and the input of the head is returned in ``FactoredLogits``.
 
     The head stays in the model under its own name and is still called, so code that wraps or hooks modules is
     unaffected.

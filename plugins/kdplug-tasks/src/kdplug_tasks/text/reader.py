@@ -118,7 +118,9 @@ class OneReader:
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             start = [*self.frame.begin, *prompt]
             if not start and self.form.needs_prompts:
-                raise table.error("the prompt is empty, so the student has nothing to continue (generate)", row)
+                raise table.error(
+                    "the prompt is empty, so the student has nothing to continue, which `generate` requires", row
+                )
             answer = [*completion, *self.frame.end]
             found.append(Tokens([*start, *answer], [False] * len(start) + [True] * len(answer)))
         return found

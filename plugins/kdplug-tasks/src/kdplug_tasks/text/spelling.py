@@ -54,7 +54,7 @@ class Speller:
 
 
 def flaw(text: str, spans: Sequence[Span]) -> str | None:
-    """Return why the spans do not show how much of ``text`` each token has read; ``None`` if they do.
+    """Return why the spans do not show which characters of ``text`` each token covers; ``None`` if they do.
 
     Spans must be in order and together cover every character that is not whitespace. Characters that a tokenizer
     normalizes (case, ligatures) are still covered; characters that it drops are not.
