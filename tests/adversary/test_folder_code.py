@@ -204,7 +204,7 @@ def test_a_quantized_folder_reaches_no_other_loader(scene, monkeypatch, method, 
     monkeypatch.setattr(AutoHfQuantizer, "from_config", lambda config, **_: asked.append(config))
     keys = {"quantization_config": {"quant_method": method, "load_in_8bit": method == "bitsandbytes", "bits": 4}}
     scene.change("config.json", **(keys if depth == 0 else {"text_config": keys}))
-    scene.refused("its weights are quantized")
+    scene.refused("declares quantized weights")
     assert asked == []
 
 
