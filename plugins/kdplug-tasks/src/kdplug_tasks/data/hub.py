@@ -86,7 +86,7 @@ def _is_reachable(endpoint: str) -> bool:
 @cache
 def _ask(endpoint: str) -> None:
     """Request the hub's address; any answer will do. Only an answer is cached."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     get_session().head(endpoint, timeout=_SECONDS)
 
