@@ -65,3 +65,15 @@ def test_offline_mode_is_respected(unreachable, monkeypatch):
 def test_a_name_that_is_too_long_for_the_cache_is_an_error(unreachable):
     with pytest.raises(ConfigError, match="the hub cannot be reached"):
         check_path("a" * 250, "teacher.path")
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "/tmp/" + "a" * 300])
+def test_a_student_path_that_is_too_long_names_its_setting(tmp_path, path):
+    rows = write_csv(tmp_path / "rows.csv", reviews(8))
+    data = {"train": rows, "test": rows}
+    teacher = {"config": BERT, **TRAINED}
+    task = task_of(
+        name="text-classification", data=data, teacher=teacher, tokenizer="bytes", student={"path": path}, max_length=24
+    )
+    with pytest.raises(ConfigError, match=r"^student\.path: there is no folder .*File name too long"):
+        task.check()
