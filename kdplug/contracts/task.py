@@ -205,10 +205,23 @@ class SpansVocabularies(Protocol):
 class ReviewsTeacher(Protocol):
     """A task that can detect, from a teacher's outputs, data that the teacher was not trained for."""
 
-    def review_teacher(self, outputs: Outputs) -> Iterable[tuple[str, str]]:
+    def review_teacher(self, outputs: Iterable[Outputs]) -> Iterable[tuple[str, str]]:
         """Yield a setting of the task and a warning about it, for ``kdplug plan``.
 
-        ``outputs`` are a trained teacher's on the first batch for distillation, as its adaptor returned them.
+        ``outputs`` are a trained teacher's on each of the first batches for distillation, as its adaptor returned them.
+        A batch is computed when it is read, so read only those that are needed.
+        """
+        ...
+
+
+@runtime_checkable
+class ReviewsData(Protocol):
+    """A task that can detect, from its data alone, what is valid but probably unintended."""
+
+    def review_data(self) -> Iterable[tuple[str, str]]:
+        """Yield a setting of the task and a warning about it, for ``kdplug plan`` and the log of ``kdplug run``.
+
+        Examples: a class with one row, texts that are cut. Called once, after ``check``.
         """
         ...
 

@@ -179,15 +179,16 @@ class Registry(Mapping[str, Callable[..., Any]]):
         by_name = {entry.name: entry for entry in reversed(self.entries())}
         by_name |= {entry.qualified: entry for entry in self.entries()} if ":" in name else {}
         near = nearest(name, by_name)
+        every = f" List all: kdplug plugins list --kind {self.kind.noun.replace(' ', '_')}"
         if near is not None:
-            return f" Did you mean {near!r} ({by_name[near].owner})?"
+            return f" Did you mean {near!r} ({by_name[near].owner})?{every}"
         known = {
             offer: package for package, offers in FIRST_PARTY.items() for offer in offers.get(self.kind.plural, ())
         }
         near = nearest(name, known)
         if near is not None:
-            return f" Did you mean {near!r} (pip install {known[near]})?"
-        return f" List all: kdplug plugins list --kind {self.kind.noun.replace(' ', '_')}"
+            return f" Did you mean {near!r} (pip install {known[near]})?{every}"
+        return every
 
 
 def _rank(entry: Entry, slot: str | None) -> int:

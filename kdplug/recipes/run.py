@@ -34,6 +34,7 @@ from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
 from kdplug.recipes.saved_student import forget_student, forget_temporary, save_student
+from kdplug.recipes.task import review_data
 from kdplug.recipes.training import forget_checkpoints
 from kdplug.report.curve import draw_curves
 from kdplug.report.file import write_json
@@ -160,6 +161,8 @@ def _run(
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
+    for field, message in () if resuming else review_data(task):
+        say(f"Warning: {field}: {message}")
 
     teacher = _teacher(runner, origin, record["data"]["test"])
     student, history = runner.distilled(teacher)

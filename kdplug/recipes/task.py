@@ -14,7 +14,15 @@ from kdplug.config.layer import Layers, in_list
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.loss import ACROSS_VOCABULARIES, declares
-from kdplug.contracts.task import PreparesBatches, ReadsAware, SelfChecking, SpansVocabularies, Task, TeacherFit
+from kdplug.contracts.task import (
+    PreparesBatches,
+    ReadsAware,
+    ReviewsData,
+    SelfChecking,
+    SpansVocabularies,
+    Task,
+    TeacherFit,
+)
 from kdplug.engine.forward_state import modes
 from kdplug.errors import ConfigError
 from kdplug.host.component import Component
@@ -209,3 +217,10 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
                 f"{codec.name!r} may store single classes",
                 f"{remove}, or use another codec",
             )
+
+
+def review_data(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the path in the recipe, and a warning, for what the task finds in its data."""
+    with prefixed("task"):
+        for setting, message in task.review_data() if isinstance(task, ReviewsData) else ():
+            yield f"task.{setting}", message

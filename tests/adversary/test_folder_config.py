@@ -119,6 +119,20 @@ def test_a_saved_student_says_which_problem_it_was_trained_for(folder: Path) -> 
     assert saved["problem_type"] == "single_label_classification"
 
 
+@pytest.mark.attack("a teacher that was trained for another problem")
+def test_a_teacher_of_texts_is_no_teacher_of_tokens_unless_it_is_trained(folder: Path) -> None:
+    rows = [{"tokens": "a good film", "tags": "pos neg pos"}, {"tokens": "bad plot", "tags": "neg pos"}] * 4
+    data = {"train": write_csv(folder / "tags.csv", rows), "test": 0.5}
+    kind = {"name": "token-classification", "data": data}
+    message = (
+        r"^task\.teacher\.path: was trained as BertForSequenceClassification .*the task uses AutoModelForTokenClass"
+    )
+    with pytest.raises(ConfigError, match=message):
+        plan_recipe(recipe(settings(folder, **kind), folder / "out"))
+    trained = {"path": str(folder / "teacher"), "train": True, "epochs": 1}
+    plan_recipe(recipe(settings(folder, **kind, teacher=trained), folder / "out"))
+
+
 @pytest.mark.attack("a config in the recipe that contradicts the data")
 @pytest.mark.parametrize(
     ("config", "message"),

@@ -46,7 +46,10 @@ def test_listing_and_membership_and_messages_import_nothing(fake_site: FakeSite)
             print(error)
         print({HEAVY} & set(sys.modules))
     """
-    assert fake_site.prints(code) == "no loss 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)?\nset()"
+    assert (
+        fake_site.prints(code)
+        == "no loss 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)? List all: kdplug plugins list --kind loss\nset()"
+    )
 
 
 @pytest.mark.parametrize("plural", KINDS)

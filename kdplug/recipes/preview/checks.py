@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from kdplug.config.recipe import RecipeTraining
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss import LossSum
-from kdplug.contracts.task import ReviewsTeacher, Task
+from kdplug.contracts.task import Task
 from kdplug.contracts.tree import SequenceKey, dotted, leaves
 from kdplug.recipes.preview.match import features
 from kdplug.recipes.preview.sample import BATCHES, Sample
 from kdplug.recipes.result import count_parameters
+from kdplug.recipes.task import review_data
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Loss
@@ -226,12 +227,12 @@ def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterato
             yield PlanWarning("large_learning_rate", field, message)
 
 
-@torch.no_grad()
 def unexpected_data(task: Task, sample: Sample) -> Iterator[PlanWarning]:
-    """Warn about data unlike those that the teacher was trained on, detected by the task from its outputs."""
-    if isinstance(task, ReviewsTeacher):
-        for setting, message in task.review_teacher(sample.of_teacher):
-            yield PlanWarning("unexpected_data", f"task.{setting}", message)
+    """Warn about what the task finds in its data, and about data that the trained teacher was not made for."""
+    for field, message in review_data(task):
+        yield PlanWarning("unexpected_data", field, message)
+    for setting, message in sample.review:
+        yield PlanWarning("unexpected_data", f"task.{setting}", message)
 
 
 _TOLERANCE = 2e-2

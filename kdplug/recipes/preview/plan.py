@@ -232,7 +232,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
             sample.kept_mass = kept_mass(cache, sample, is_trained=runner.fit() is None)
             found = [warning for check in CHECKS for warning in check(sample)]
             found += large_rates(recipe.training, runner.fit())
-            found += [] if runner.fit() is not None else unexpected_data(task, sample)
+            found += unexpected_data(task, sample)
             eval_size, eval_bytes = runner.eval_batch(sample.student)
             items = memory(sample)
             device = str(accelerator.device)

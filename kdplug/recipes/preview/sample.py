@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.task import ReviewsTeacher
 from kdplug.contracts.tree import tensors
 from kdplug.engine.cache.coding import KeptMass
 from kdplug.engine.forward_state import materialize, modes
@@ -81,7 +82,7 @@ class Sample:
 
     ``kept_mass`` is the probability mass that a sparse teacher keeps; ``None`` if it keeps all. ``config`` is the
     distillation with qualified names, all settings, and expanded layer maps. ``pulls`` maps each term's name to its
-    value and gradient norm.
+    value and gradient norm. ``review`` are the task's warnings about a trained teacher, each with a setting.
     """
 
     recipe: Recipe
@@ -97,6 +98,7 @@ class Sample:
     total: Tensor
     kept_mass: KeptMass | None = None
     pulls: dict[str, Pull] = field(default_factory=dict)
+    review: list[tuple[str, str]] = field(default_factory=list)
 
     def weights(self, term: Term) -> list[float]:
         """The weight of a term at 101 points from the run's start to its end."""
@@ -116,8 +118,13 @@ class _Models:
     def outputs(self, parts: Parts) -> tuple[Outputs, Outputs]:
         """The outputs of the student, with gradient, and of the teacher for a batch."""
         with self.accelerator.autocast():
-            read = self.teacher(parts.teacher, {}, parts.cache)
-            return Outputs.read(self.pair.outputs(parts.student, {}), "student"), Outputs.read(read, "teacher")
+            teacher = self.of_teacher(parts)
+            return Outputs.read(self.pair.outputs(parts.student, {}), "student"), teacher
+
+    def of_teacher(self, parts: Parts) -> Outputs:
+        """The teacher's outputs for a batch."""
+        with self.accelerator.autocast():
+            return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
     def loss(self, student: Outputs, teacher: Outputs, progress: float) -> LossReport:
         """The loss of these outputs at ``progress`` of the run."""
@@ -156,6 +163,10 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
             parts = [_on_device(batch, accelerator.device) for batch in batches]
             sample = _first(recipe, models, parts[0])
             sample.pulls = _pulls(models, parts, sample)
+            if isinstance(runner.task, ReviewsTeacher) and runner.fit() is None:
+                with torch.no_grad():
+                    rest = map(models.of_teacher, parts[1:])
+                    sample.review = list(runner.task.review_teacher(chain([sample.of_teacher], rest)))
     return sample
 
 

@@ -49,7 +49,10 @@ CASES = {
     "empty file": ({"data": {"distillation": "empty.csv"}}, r"task\.data\.distillation: .*it has no rows"),
     "not UTF-8": ({"data": {"test": "latin.csv"}}, r"task\.data\.test: .*line 2 contains the byte 0xe9"),
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
-    "no dataset": ({"data": {"train": None, "dataset": "nothing/here"}}, r"task\.data\.dataset: datasets cannot load"),
+    "no dataset": (
+        {"data": {"train": None, "dataset": "nothing/here"}},
+        r"task\.data\.dataset: 'nothing/here' is no folder here, and is not in the local cache of the hub",
+    ),
     "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has a different vocabulary"),
     "another vocabulary than the teacher's": (
         {"tokenizer": "other"},

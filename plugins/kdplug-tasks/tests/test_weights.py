@@ -241,6 +241,8 @@ def test_a_name_on_the_hub_without_safetensors(folder, monkeypatch):
     made = family(folder)
     made.teacher_config  # noqa: B018  it is read from the folder
     made.teacher = TeacherSettings(path="org/model")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    (folder / "models--org--model").mkdir()
     monkeypatch.setattr(modeling, "cached_file", lambda *_, **__: None)
     monkeypatch.setattr(modeling, "is_offline_mode", lambda: False)
     monkeypatch.setattr(modeling, "auto_conversion", convert)

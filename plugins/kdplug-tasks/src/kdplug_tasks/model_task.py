@@ -17,7 +17,7 @@ from kdplug_tasks.data.source import Source, read_source
 from kdplug_tasks.fingerprint import Identified, fingerprint_of
 from kdplug_tasks.models.card import model_card
 from kdplug_tasks.models.family import Family, Side
-from kdplug_tasks.problem import Adapt, Problem, Reviewing, Sampling, Spanning
+from kdplug_tasks.problem import Adapt, Problem, Reviewing, ReviewingData, Sampling, Spanning
 from kdplug_tasks.text.tokenizer import difference
 
 Part = Literal["teacher", "distillation", "baseline", "test"]
@@ -141,9 +141,13 @@ class ModelTask:
         """Return the problem's metrics."""
         return self.problem.evaluate(model, batches)
 
-    def review_teacher(self, outputs: kdplug.Outputs) -> Iterable[tuple[str, str]]:
-        """Yield a setting and a warning about it, from a trained teacher's outputs on a batch."""
+    def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:
+        """Yield a setting and a warning about it, from a trained teacher's outputs on the first batches."""
         return self.problem.review_teacher(outputs) if isinstance(self.problem, Reviewing) else ()
+
+    def review_data(self) -> Iterable[tuple[str, str]]:
+        """Yield a setting and a warning about it, for data that are probably unintended."""
+        return self.problem.review_data(self._source) if isinstance(self.problem, ReviewingData) else ()
 
     @property
     def prepares_batches(self) -> bool:

@@ -100,8 +100,17 @@ class Sampling(Protocol):
 class Reviewing(Protocol):
     """A problem that can detect data that a trained teacher was not made for."""
 
-    def review_teacher(self, outputs: kdplug.Outputs) -> Iterable[tuple[str, str]]:
-        """Yield a setting and a warning about it, from the teacher's outputs on a batch."""
+    def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:
+        """Yield a setting and a warning about it, from the teacher's outputs on the first batches."""
+        ...
+
+
+@runtime_checkable
+class ReviewingData(Protocol):
+    """A problem that can detect what is valid in its data but probably unintended."""
+
+    def review_data(self, source: Source) -> Iterable[tuple[str, str]]:
+        """Yield a setting and a warning about it. Used after ``settle``."""
         ...
 
 

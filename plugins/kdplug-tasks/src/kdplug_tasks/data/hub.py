@@ -1,9 +1,11 @@
-"""Read rows with ``datasets``."""
+"""Read rows with ``datasets``, and check that the hub can be reached before a library retries for long."""
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import kdplug
 from kdplug_tasks.data.setting import DataSettings
@@ -29,6 +31,8 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
         _check_regular(settings.dataset)
         found = _on_disk(settings.dataset, split, field)
         if found is None:
+            if _is_on_hub(settings.dataset):
+                check_hub(settings.dataset, "data.dataset", "dataset")
             found = _loaded(settings, split)
         found = _encoded(found)
     except kdplug.ConfigError:
@@ -44,6 +48,57 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     if not len(table):
         raise without_rows(table)
     return table
+
+
+_SECONDS = 5.0
+"""Time in which the hub must answer."""
+
+
+def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
+    """Check that a hub name is in the local cache of the hub, or that the hub can be reached.
+
+    Without this check, the hub's libraries retry each file for about 24 seconds.
+
+    Raises: ``ConfigError``.
+    """
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE, f"{kind}s--{name.replace('/', '--')}")
+    if os.path.isdir(cached):  # noqa: PTH112 - False if the name is too long
+        return
+    if constants.is_offline_mode():
+        reason = "is not in the local cache of the hub, and HF_HUB_OFFLINE is set"
+    elif not _is_reachable(constants.ENDPOINT):
+        reason = f"the hub cannot be reached ({constants.ENDPOINT})"
+    else:
+        return
+    raise kdplug.ConfigError(f"{name[:200]!r} is no folder here, and {reason}", field=field)
+
+
+def _is_reachable(endpoint: str) -> bool:
+    try:
+        _ask(endpoint)
+    except Exception:  # of the HTTP client: name resolution, connection, proxy, certificate, timeout
+        return False
+    return True
+
+
+@cache
+def _ask(endpoint: str) -> None:
+    """Request the hub's address; any answer will do. Only an answer is cached."""
+    from huggingface_hub import get_session
+
+    get_session().head(endpoint, timeout=_SECONDS)
+
+
+def _is_on_hub(name: str) -> bool:
+    """Return whether ``datasets`` would look for ``name`` on the hub."""
+    from datasets import config, packaged_modules
+
+    if name in packaged_modules._PACKAGED_DATASETS_MODULES:  # noqa: SLF001 - no public list
+        return False
+    places = (Path(name).expanduser(), Path(config.HF_DATASETS_CACHE, name.replace("/", "___")))
+    return not any(map(os.path.exists, places))
 
 
 def _check_regular(name: str) -> None:

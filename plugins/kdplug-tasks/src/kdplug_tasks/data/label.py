@@ -45,6 +45,8 @@ class Labels:
 
     ``are_placeholders``: the names are ``LABEL_0``, ``LABEL_1``…; ``by_number``: the data use class numbers, counted
     from 0, instead of names; ``untrained``: classes that occur in the test part but not in the training part;
+    ``single``: classes with one row of the training data; ``like_missing``: classes found in the data whose name is that of
+    a missing value in some program;
     ``origin``: a sentence for errors about where the names are from, and how to have others.
     """
 
@@ -52,6 +54,8 @@ class Labels:
     are_placeholders: bool = False
     by_number: bool = False
     untrained: tuple[str, ...] = ()
+    single: tuple[str, ...] = ()
+    like_missing: tuple[str, ...] = ()
     origin: str = field(default="", compare=False)
     _places: Mapping[str, int] = field(init=False, repr=False, compare=False)
 
@@ -129,6 +133,21 @@ class Labels:
             return ""
         shown = ", ".join(self.untrained[:_SHOWN]) + (", …" if len(self.untrained) > _SHOWN else "")
         return f" {len(self.untrained)} of them occur in data.test but not in data.train: {shown}."
+
+    def review(self, train: Table) -> Iterator[tuple[str, str]]:
+        """Yield a setting and a warning about it, for classes that are probably unintended."""
+        if self.single:
+            message = (
+                f"only one row of the training data in {train.origin} has the class {_listed(self.single)}. Add rows, or correct it if "
+                "it is a misspelling"
+            )
+            yield train.field, message
+        if self.like_missing:
+            message = (
+                f"{train.origin} has the class {_listed(self.like_missing)}, which is how some programs write a missing value. Leave "
+                "such cells empty; if it is a class, write labels: all names, in output order"
+            )
+            yield train.field, message
 
     @property
     def _has_numbers(self) -> bool:
@@ -215,7 +234,7 @@ def find_labels(
     names and numbers, or write one class in two ways.
     """
     cells = cells or (lambda table: enumerate(table.columns.get(column, ())))
-    parts = [_seen(table, column, cells) for table in source.tables]
+    parts, repeated = zip(*(_seen(table, column, cells) for table in source.tables), strict=True)
     labels = _named(given, teacher, source.train.classes.get(column), parts[0])
     if len(set(map(str.strip, labels.names))) < len(labels):
         raise kdplug.ConfigError(
@@ -229,17 +248,35 @@ def find_labels(
     train, test = (
         {labels.index(one) for one in part.values() if not (may_lack and labels.says_none(one))} for part in parts[:2]
     )
-    return replace(labels, untrained=tuple(labels.names[place] for place in sorted(test - train)))
+    is_named = given is not None or teacher is not None or source.train.classes.get(column) is not None
+    once = (one for text, one in parts[0].items() if text not in repeated[0])
+    single = {labels.index(one) for one in once if not (may_lack and labels.says_none(one))}
+    return replace(
+        labels,
+        untrained=tuple(labels.names[place] for place in sorted(test - train)),
+        single=tuple(labels.names[place] for place in sorted(single)),
+        like_missing=() if is_named else tuple(name for name in labels.names if name.casefold() in _LIKE_MISSING),
+    )
 
 
-def _seen(table: Table, column: str, cells: Cells) -> dict[str, Written]:
-    """Return the first occurrence of each label in a table."""
+_LIKE_MISSING = ("nan", "none", "na", "n/a", "<na>", "null")
+
+
+def _seen(table: Table, column: str, cells: Cells) -> tuple[dict[str, Written], set[str]]:
+    """Return the first occurrence of each label in a table, and the labels that occur in more than one row."""
     found: dict[str, Written] = {}
+    repeated: set[str] = set()
     for row, value in cells(table):
         if not is_missing(value):
             one = written(value, table, column, row)
-            found.setdefault(one.text, one)
-    return found
+            if found.setdefault(one.text, one).row != row:
+                repeated.add(one.text)
+    return found, repeated
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def _named(

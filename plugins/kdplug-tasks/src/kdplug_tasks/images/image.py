@@ -21,7 +21,7 @@ from kdplug_tasks.images.processor import ImageProcessor, reads_as_saved, size_o
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
-from kdplug_tasks.targets.category import Category
+from kdplug_tasks.targets.category import Category, review_accuracy
 
 
 class Pictures(Dataset[Any]):
@@ -136,6 +136,14 @@ class Images:
             logits.append(model(**batch).logits.float().cpu())
             targets.append(batch.targets["target"].cpu())
         return self.target.figures(torch.cat(logits), torch.cat(targets))
+
+    def review_data(self, source: Source) -> Iterable[tuple[str, str]]:
+        """Yield warnings of the classes."""
+        return self.target.review(source.train)
+
+    def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:
+        """Yield a warning if the teacher predicts the classes no better than by chance."""
+        return review_accuracy(outputs)
 
     def about(self) -> str:
         """Describe the classes."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
+from kdplug_tasks.data.hub import check_hub
 from kdplug_tasks.data.table import did_you_mean
 from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
@@ -33,7 +34,10 @@ def load_config(path: str, field: str) -> Any:
 
 
 def check_path(path: str, field: str) -> None:
-    """Reject a path that can only be a folder and does not exist, before the hub is queried. Raises: ``ConfigError``."""
+    """Reject a path that is no folder and no name that transformers can find on the hub or in its cache.
+
+    Raises: ``ConfigError``.
+    """
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():
@@ -47,6 +51,7 @@ def check_path(path: str, field: str) -> None:
         parent = folder.parent
         near = did_you_mean(folder.name, [one.name for one in parent.iterdir()] if parent.is_dir() else [])
         raise kdplug.ConfigError(f"there is no folder {path!r}.{near}", field=field)
+    check_hub(path, field, "model")
 
 
 def not_loaded(path: str, field: str, error: Exception, part: str = "") -> kdplug.ConfigError:
@@ -124,6 +129,36 @@ def check_problem(teacher: Any, wanted: str) -> None:
         raise kdplug.ConfigError(
             f"was trained for {found!r} (problem_type in its config.json), but the task is {wanted!r}. Use the task of the teacher, "
             "or write train: true to train it for this one",
+            field="teacher.path",
+        )
+
+
+_HEADS = tuple(
+    f"For{kind}"
+    for kind in (
+        "SequenceClassification",
+        "TokenClassification",
+        "QuestionAnswering",
+        "ImageClassification",
+        "MultipleChoice",
+    )
+)
+
+
+def check_head_class(teacher: Any, auto: str) -> None:
+    """Check the ``architectures`` of a trained teacher's config against ``auto``, the auto class of the task.
+
+    The weights of heads for texts and for tokens have the same names and shapes, so one would load as the other.
+
+    Raises: ``ConfigError`` if they name a head of another task.
+    """
+    names = [str(one) for one in getattr(teacher, "architectures", None) or ()]
+    wanted = auto.removeprefix("AutoModel")
+    others = [name for name in names if any(head in name for head in _HEADS)]
+    if others and not any(wanted in name for name in names):
+        raise kdplug.ConfigError(
+            f"was trained as {others[0]} (architectures in its config.json), but the task uses {auto}. Use the task of the "
+            "teacher, or write train: true to train it for this one",
             field="teacher.path",
         )
 

@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 import kdplug
-from kdplug_tasks.models.config import changed_config, check_path, load_config, make_config, not_loaded
+from kdplug_tasks.models.config import (
+    changed_config,
+    check_head_class,
+    check_path,
+    load_config,
+    make_config,
+    not_loaded,
+)
 from kdplug_tasks.models.factored import Heads, check_head
 from kdplug_tasks.models.setting import StudentSettings, TeacherSettings
 from kdplug_tasks.models.start import check_layers, start_from_teacher
@@ -78,8 +85,11 @@ class Family:
 
     @property
     def trained(self) -> Any:
-        """The config of a teacher with a trained head, else ``None``."""
-        return None if self.teacher.train else self.loaded
+        """The config of a teacher with a trained head, else ``None``. Raises: ``ConfigError`` for a head of another task."""
+        if self.teacher.train:
+            return None
+        check_head_class(self.loaded, self.auto)
+        return self.loaded
 
     @cached_property
     def teacher_config(self) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import sqrt
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug import LossSum
+from kdplug import LossSum, Outputs
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
@@ -53,6 +54,10 @@ class Category:
         macro = f1_score(true, predicted, average="macro", zero_division=0)
         return {"accuracy": float(accuracy_score(true, predicted)), "macro_f1": float(macro)}
 
+    def review(self, train: Table) -> Iterator[tuple[str, str]]:
+        """Yield warnings of the classes."""
+        return self.labels.review(train)
+
     def about(self) -> str:
         """Describe the classes."""
         shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else "")
@@ -72,3 +77,36 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
     flat, chosen = at_least_float32(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     total = functional.cross_entropy(flat, chosen, reduction="sum", ignore_index=NO_LABEL)
     return LossSum(total, (chosen != NO_LABEL).sum())
+
+
+_WITHIN, _DISTINCT = 2.0, 6.0
+"""Standard deviations: an accuracy this near to chance is noise; a perfect teacher must be this far from it to judge."""
+
+
+def review_accuracy(outputs: Iterable[Outputs]) -> Iterator[tuple[str, str]]:
+    """Yield a warning if a trained teacher is right no more often than the most frequent class occurs, up to noise.
+
+    Yield nothing if there are too few labels to tell, or outputs without class labels.
+    """
+    found, true = [], []
+    for one in outputs:
+        logits, labels = (one.logits or (None,))[0], (one.labels or (None,))[0]
+        if not isinstance(logits, Tensor) or labels is None:
+            return
+        counts = labels != NO_LABEL
+        found.append(logits.argmax(dim=-1)[counts].cpu())
+        true.append(labels[counts].cpu())
+    classes = torch.cat(true)
+    count = len(classes)
+    if not count:
+        return
+    accuracy = float((torch.cat(found) == classes).double().mean())
+    most = int(classes.bincount().max()) / count
+    noise = sqrt(most * (1 - most) / count)
+    if noise and 1 - most >= _DISTINCT * noise and accuracy <= most + _WITHIN * noise:
+        message = (
+            f"the teacher is right on {accuracy:.1%} of the {count} labelled items in the first batches, no better than chance: the "
+            f"most frequent class has {most:.1%}. Check that it was trained for these classes, in this order; write train: true "
+            "to train it first"
+        )
+        yield "teacher.path", message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -80,6 +80,10 @@ class Score:
         found = logits.squeeze(-1).double()
         error = (found - targets.double()).square().mean().sqrt()
         return {"pearson": pearson(found, targets), "spearman": spearman(found, targets), "rmse": float(error)}
+
+    def review(self, train: Table) -> Iterable[tuple[str, str]]:  # noqa: ARG002
+        """Return no warnings: numbers have no classes."""
+        return ()
 
     def about(self) -> str:
         """Return an empty string: there are no classes to describe."""

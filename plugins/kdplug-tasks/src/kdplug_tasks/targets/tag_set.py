@@ -76,6 +76,10 @@ class TagSet:
         }
         return {**scores, "exact_match": float((predicted == targets).all(dim=-1).double().mean())}
 
+    def review(self, train: Table) -> Iterator[tuple[str, str]]:
+        """Yield warnings of the classes."""
+        return self.labels.review(train)
+
     def about(self) -> str:
         """Describe the classes."""
         return f"{len(self.labels)} classes{self.labels.about}, any number per row.{self.labels.about_untrained}"

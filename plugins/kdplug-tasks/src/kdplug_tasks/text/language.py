@@ -218,15 +218,15 @@ class Language:
 
         return adapt
 
-    def review_teacher(self, outputs: kdplug.Outputs) -> Iterator[tuple[str, str]]:
+    def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterator[tuple[str, str]]:
         """Yield a warning if the teacher does not expect the text that follows an end token inside an example."""
-        frame = self.frame_of("teacher")
-        logits = (outputs.logits or (None,))[0]
-        if not self.form.is_packed or not frame.end or outputs.labels is None:
+        frame, one = self.frame_of("teacher"), next(iter(outputs))
+        logits = (one.logits or (None,))[0]
+        if not self.form.is_packed or not frame.end or one.labels is None:
             return
         if not isinstance(logits, Tensor | kdplug.FactoredLogits):
             return
-        mean, first, count = after_end(logits, outputs.labels[0], frame.end[-1], len(frame.begin))
+        mean, first, count = after_end(logits, one.labels[0], frame.end[-1], len(frame.begin))
         if first - mean < _UNEXPECTED:
             return
         token = self.processor.tokenizer.decode(frame.end[-1:])

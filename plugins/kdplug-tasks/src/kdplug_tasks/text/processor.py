@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from kdplug_tasks.text.tokenizer import (
     load_tokenizer,
     make_tokenizer,
 )
+
+_CHECKED = 2000
+"""Rows whose length is checked for a warning."""
 
 
 class TextProcessor:
@@ -132,6 +135,21 @@ class TextProcessor:
         found = self.tokenizer(*given, truncation=True, max_length=self.max_length)
         names = [name for name in self.tokenizer.model_input_names if name in found]
         return [{name: found[name][row] for name in names} for row in range(len(texts))]
+
+    def review_length(self, *texts: Sequence[Any], is_split: bool = False) -> Iterator[tuple[str, str]]:
+        """Yield a warning if rows are longer than ``max_length``, judged by at most about 2,000 of them, evenly spaced."""
+        step = max(1, len(texts[0]) // _CHECKED)
+        given = [list(column[::step]) for column in texts]
+        found = self.tokenizer(*given, is_split_into_words=is_split, truncation=False, verbose=False)["input_ids"]
+        lengths = [len(ids) for ids in found]
+        cut = sum(length > self.max_length for length in lengths)
+        if cut:
+            of = "" if step == 1 else f" (of {len(lengths)} that were checked)"
+            message = (
+                f"{cut / len(lengths):.1%} of the rows{of} are longer than max_length, {self.max_length} tokens, and are cut; the longest "
+                f"has {max(lengths)} tokens"
+            )
+            yield "max_length", message
 
     def pad(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         """Return the inputs of a batch, padded on the right. Shapes: ``[batch, length]`` each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -10,11 +10,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+import kdplug
 from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Adapt
+from kdplug_tasks.targets.category import review_accuracy
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.setting import TokenizerSettings
 
@@ -46,6 +48,10 @@ class Target(Protocol):
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
         """Return the metrics of the logits."""
+        ...
+
+    def review(self, train: Table) -> Iterable[tuple[str, str]]:
+        """Yield a setting and a warning about it, for targets that are probably unintended."""
         ...
 
     def about(self) -> str:
@@ -128,6 +134,22 @@ class Sequences:
             logits.append(model(**batch).logits.float().cpu())
             targets.append(batch.targets["target"].cpu())
         return self.target.figures(torch.cat(logits), torch.cat(targets))
+
+    def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
+        """Yield warnings of the target, of empty texts, and of texts that are cut."""
+        yield from self.target.review(source.train)
+        for table in source.tables:
+            for name in self.columns.inputs:
+                empty = [row for row, text in enumerate(texts_of(table, name)) if not text.strip()]
+                if empty:
+                    message = f"{len(empty)} of {len(table)} rows have an empty {name}, first {table.place(empty[0])}. Remove them"
+                    yield table.field, message
+        columns = [[text for table in source.tables for text in texts_of(table, name)] for name in self.inputs]
+        yield from self.processor.review_length(*columns)
+
+    def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterator[tuple[str, str]]:
+        """Yield a warning if the teacher predicts the classes no better than by chance."""
+        return review_accuracy(outputs)
 
     def about(self) -> str:
         """Describe the classes."""

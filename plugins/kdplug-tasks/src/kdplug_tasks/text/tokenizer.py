@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,7 +60,8 @@ def has_tokenizer(path: str) -> bool:
     """Return whether a folder has a tokenizer; a hub name is assumed to have one."""
     folder = Path(path).expanduser()
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
-    return not folder.is_dir() or any((folder / name).is_file() for name in names)
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 - False if the name is too long
+    return not is_folder or any((folder / name).is_file() for name in names)
 
 
 def make_tokenizer(

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+import kdplug
 from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import cross_entropy_sum
+from kdplug_tasks.targets.category import cross_entropy_sum, review_accuracy
 from kdplug_tasks.text.processor import TextProcessor, padded
 from kdplug_tasks.text.setting import TokenizerSettings
 
@@ -188,6 +189,17 @@ class Words:
         )
         accuracy = {"accuracy": float(right.double().mean())}
         return {**span_scores(true, found), **accuracy} if self.metric == "f1" else accuracy
+
+    def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
+        """Yield warnings of the tags, and of sentences that are cut."""
+        yield from self.labels.review(source.train)
+        yield from self.processor.review_length(
+            [words for table in source.tables for words in _words(table)], is_split=True
+        )
+
+    def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterator[tuple[str, str]]:
+        """Yield a warning if the teacher predicts the tags no better than by chance."""
+        return review_accuracy(outputs)
 
     def about(self) -> str:
         """Describe the tags, and how many words were dropped."""

@@ -1,0 +1,138 @@
+"""Warnings of what a task finds in its data and of a teacher that does not fit them."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from task_scene import BERT, TRAINED, recipe, reviews, save_model, task_of, tokenizer, write_csv
+
+import kdplug
+from kdplug.recipes.preview.plan import plan_recipe
+from kdplug.recipes.run import run_recipe
+from kdplug_tasks.targets.category import review_accuracy
+
+LONG = {"text": "film " * 40, "label": "pos"}
+UNTRAINED = {
+    "teacher": {"config": BERT, **TRAINED},
+    "tokenizer": "bytes",
+    "student": {"config": {"num_hidden_layers": 1}},
+    "max_length": 24,
+}
+
+
+def _task(folder, rows, name="text-classification", **more):
+    data = {"train": write_csv(folder / "rows.csv", rows), "test": write_csv(folder / "test.csv", reviews(4))}
+    if name == "multi-label":
+        data["columns"] = {"labels": "label"}
+    return {"name": name, **UNTRAINED, "data": data, **more}
+
+
+def _found(folder, rows, name="text-classification", **more):
+    task = task_of(**_task(folder, rows, name, **more))
+    task.check()
+    return list(task.review_data())
+
+
+def _short(count):
+    return [{"text": f"a {row['label']}", "label": row["label"]} for row in reviews(count)]
+
+
+@pytest.mark.parametrize("name", ["text-classification", "multi-label"])
+def test_a_class_with_one_row_is_named(tmp_path, name):
+    ((setting, message),) = _found(tmp_path, [*_short(8), {"text": "x", "label": "poss"}], name, max_length=40)
+    assert setting == "data.train"
+    assert message.startswith("only one row of the training data in")
+    assert "has the class 'poss'." in message
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "None", "NA", "null"])
+def test_a_class_with_the_name_of_a_missing_value_is_named(tmp_path, label):
+    rows = [*_short(8), *[{"text": "x", "label": label}] * 2]
+    ((setting, message),) = _found(tmp_path, rows, max_length=40)
+    assert setting == "data.train"
+    assert f"has the class '{label}', which is how some programs write a missing value" in message
+    assert not _found(tmp_path, rows, max_length=40, labels=["neg", "pos", label])
+
+
+def test_empty_texts_are_counted(tmp_path):
+    ((setting, message),) = _found(tmp_path, [*_short(8), *[{"text": " ", "label": "pos"}] * 2], max_length=40)
+    assert setting == "data.train"
+    assert message.startswith("2 of 10 rows have an empty text, first row 9 of ")
+
+
+@pytest.mark.parametrize("name", ["text-classification", "multi-label"])
+def test_the_share_of_rows_that_are_cut_is_shown(tmp_path, name):
+    ((setting, message),) = _found(tmp_path, [*_short(12), *[LONG] * 4], name, max_length=40)
+    assert setting == "max_length"
+    assert message == (
+        "20.0% of the rows are longer than max_length, 40 tokens, and are cut; the longest has 202 tokens"
+    )
+
+
+def test_rows_of_a_regression_that_are_cut_are_counted(tmp_path):
+    rows = [{"text": "film " * 40, "label": place} for place in range(4)]
+    data = dict.fromkeys(("train", "test"), write_csv(tmp_path / "numbers.csv", rows))
+    ((setting, message),) = _found(tmp_path, rows, "regression", data=data)
+    assert setting == "max_length"
+    assert message.startswith("100.0% of the rows")
+
+
+def test_sentences_and_tags_are_reviewed(tmp_path):
+    rows = [
+        {"tokens": "a film", "tags": "D N"},
+        {"tokens": "the plot " * 8, "tags": "D N " * 8},
+        {"tokens": "so", "tags": "nan"},
+    ]
+    data = dict.fromkeys(("train", "test"), write_csv(tmp_path / "tags.csv", rows))
+    single, missing, cut = _found(tmp_path, rows, "token-classification", data=data)
+    assert "has the class 'nan'. Add rows" in single[1]
+    assert "has the class 'nan', which is how" in missing[1]
+    assert cut[0] == "max_length"
+    assert cut[1].startswith("33.3% of the rows are longer")
+
+
+def test_sound_data_are_not_warned_of(tmp_path):
+    assert not _found(tmp_path, _short(8), max_length=40)
+
+
+def test_plan_and_run_show_the_warnings(tmp_path):
+    task = _task(tmp_path, [*reviews(8), *[LONG] * 4])
+    (found,) = [one for one in plan_recipe(recipe(task, tmp_path / "out")).warnings if one.check == "unexpected_data"]
+    assert found.field == "task.max_length"
+    console = Console(file=io.StringIO(), width=300)
+    run_recipe(recipe(task, tmp_path / "out"), console=console)
+    assert console.file.getvalue().count(f"Warning: task.max_length: {found.message}") == 1
+
+
+def _outputs(logits, labels):
+    return kdplug.Outputs.read({"logits": logits, "labels": labels}, "teacher")
+
+
+@pytest.mark.parametrize(("share", "is_warned_of"), [(0.5, True), (0.9, False)])
+def test_a_teacher_at_chance_is_warned_of(share, is_warned_of):
+    labels = torch.arange(64) % 2
+    right = torch.arange(64) // 2 < share * 32
+    chosen = torch.where(right, labels, 1 - labels)
+    logits = torch.nn.functional.one_hot(chosen, 2).float()
+    found = list(review_accuracy([_outputs(logits[:32], labels[:32]), _outputs(logits[32:], labels[32:])]))
+    assert [setting for setting, _ in found] == ["teacher.path"] * is_warned_of
+
+
+@pytest.mark.parametrize("labels", [torch.arange(8) % 2, torch.zeros(64).long(), torch.full((64,), -100)])
+def test_too_few_labels_or_classes_are_no_evidence(labels):
+    assert not list(review_accuracy([_outputs(torch.zeros(len(labels), 2), labels)]))
+
+
+def test_a_plan_warns_of_a_random_head(tmp_path):
+    brings = tokenizer()
+    names = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
+    auto = "AutoModelForSequenceClassification"
+    path = save_model(tmp_path / "teacher", auto, BERT, brings=brings, vocab_size=len(brings), pad_token_id=0, **names)
+    task = _task(tmp_path, reviews(64), teacher=path, max_length=40)
+    task.pop("tokenizer")
+    warnings = [one for one in plan_recipe(recipe(task, tmp_path / "out")).warnings if one.check == "unexpected_data"]
+    assert [one.field for one in warnings] == ["task.teacher.path"]
+    assert "labelled items in the first batches, no better than chance" in warnings[0].message
