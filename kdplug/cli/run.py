@@ -34,6 +34,9 @@ def run(
     resume_changed: Annotated[
         bool, typer.Option("--resume-changed", help="Resume even if the recipe or a version changed.")
     ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the results of an earlier run in the same folder.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Train a teacher, distil it into a student, and compare with a student trained without distillation."""
@@ -50,4 +53,11 @@ def run(
         short = [f"output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
         short += [f"seed={seed}"] if seed is not None else []
         changed = chosen.with_overrides([*(changes or []), *short])
-        run_recipe(changed, console=console(), locked=locked, resume=resume, resume_changed=resume_changed)
+        run_recipe(
+            changed,
+            console=console(),
+            locked=locked,
+            resume=resume,
+            resume_changed=resume_changed,
+            overwrite=overwrite,
+        )

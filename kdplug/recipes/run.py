@@ -20,11 +20,11 @@ from kdplug.config.key import not_identity
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import Directed, Part, StartsStudent, Task
 from kdplug.engine.checkpoint.archive import SUMS
-from kdplug.engine.checkpoint.checkpoint import STUDENT
+from kdplug.engine.checkpoint.checkpoint import STUDENT, steps
 from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
 from kdplug.engine.checkpoint.identity import check_identity, model_identity
 from kdplug.engine.checkpoint.in_use import in_use
-from kdplug.errors import RunError
+from kdplug.errors import ConfigError, RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
 from kdplug.host.manifest import header_line
@@ -33,9 +33,9 @@ from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_p
 from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
-from kdplug.recipes.saved_student import forget_student, forget_temporary, save_student
+from kdplug.recipes.saved_student import MODEL, forget_student, forget_temporary, save_student
 from kdplug.recipes.task import review_data
-from kdplug.recipes.training import forget_checkpoints
+from kdplug.recipes.training import Stage, forget_checkpoints
 from kdplug.report.curve import draw_curves
 from kdplug.report.file import write_json
 from kdplug.report.record import RECORD, run_record
@@ -73,7 +73,7 @@ def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: b
         saved = read_json(file)
         before = _identity(saved)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{file} is damaged: {error}. Run without --resume to start over") from error
+        raise RunError(f"{file} is damaged: {error}. Start over with --overwrite instead of --resume") from error
     if not changed_is_meant:
         check_identity(before, _identity(record), file)
     return True
@@ -105,18 +105,21 @@ def run_recipe(
     locked: Path | None = None,
     resume: bool = False,
     resume_changed: bool = False,
+    overwrite: bool = False,
 ) -> RecipeResult:
     """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` to the
-    recipe's ``output_dir``, replacing those of an earlier run. Checkpoints and logs of the three training runs go to
+    recipe's ``output_dir``. Checkpoints and logs of the three training runs go to the
     folders ``teacher``, ``student`` and ``baseline`` there. A task that saves students itself writes a folder ``model``
     instead of ``student.safetensors``. ``console`` receives messages and tables; by default nothing is printed.
     A file of one of these names that no run wrote is an error.
     ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
     ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
-    there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed.
+    there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed. ``overwrite``
+    deletes the results and checkpoints of an earlier run in ``output_dir``; without it, or ``resume``, they are an
+    error.
 
     Raises: ``KdplugError`` if the recipe names an unusable entry or file, or the run cannot start or resume.
     """
@@ -125,9 +128,14 @@ def run_recipe(
     def say(text: str) -> None:
         console.print(Text(printable(text)), soft_wrap=True)
 
+    resumes = resume or resume_changed
+    if resumes and overwrite:
+        raise ConfigError("cannot be combined with resume: a resumed run keeps what is there", field="overwrite")
     _check_alone()
     component, task, (distillation, terms, _) = check_recipe(recipe)
     _check_own(Path(recipe.output_dir))
+    if not overwrite:
+        _check_unused(recipe, resumes=resumes)
     record = run_record(recipe, component.qualified_spec(), distillation)
     if locked is not None:
         check_locked(locked, record)
@@ -135,7 +143,7 @@ def run_recipe(
     runner.check_cache()
     record |= fingerprints(recipe, task)
     output_dir = Path(recipe.output_dir)
-    resuming = (resume or resume_changed) and is_begun(output_dir, record, changed_is_meant=resume_changed)
+    resuming = resumes and is_begun(output_dir, record, changed_is_meant=resume_changed)
     runner = replace(runner, resume=resuming, resume_changed=resume_changed)
     with in_use(output_dir):
         return _run(recipe, runner, record, (distillation, terms), console, resuming=resuming)
@@ -246,6 +254,23 @@ def _check_own(output_dir: Path) -> None:
                 "Choose another output_dir, or move the file",
                 field="output_dir",
             )
+
+
+def _check_unused(recipe: Recipe, *, resumes: bool) -> None:
+    """Raises: ``RunError`` if ``output_dir`` holds results or checkpoints of an earlier run, unless they can be resumed."""
+    output_dir = Path(recipe.output_dir)
+    if resumes and (output_dir / RECORD).is_file():
+        return
+    files = [file for name in (*FILES, f"{MODEL}/{RECORD}") if (file := output_dir / name).is_file()]
+    found = [*files, *(folder for stage in Stage for _, folder in steps(stage.folder(recipe)))]
+    if found:
+        missing = f" but no {RECORD} to resume from" if resumes else ""
+        way = "" if resumes or found[0].name != RECORD else "resume that run with --resume, "
+        raise RunError(
+            f"{recipe.output_dir!r} holds {str(found[0].relative_to(output_dir))!r} of an earlier run{missing}. Either "
+            f"{way}choose another folder with --output-dir, or replace the earlier results with --overwrite",
+            field="output_dir",
+        )
 
 
 def _empty(recipe: Recipe, *, resuming: bool) -> None:

@@ -156,10 +156,10 @@ def _check_folder(place: Path, given: str, field: str) -> None:
 
 
 def forget_checkpoints(recipe: Recipe) -> None:
-    """Mark the stage folders as new, so that nothing resumes from an earlier run; old checkpoints are not deleted."""
+    """Delete the checkpoints of an earlier run, and mark the stage folders as new."""
     for stage in Stage:
         if stage.folder(recipe).is_dir():
-            begin(stage.folder(recipe), is_main=True)
+            begin(stage.folder(recipe), is_main=True, overwrite=True)
 
 
 def train_on_labels(

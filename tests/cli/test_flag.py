@@ -24,6 +24,7 @@ def test_the_commands_and_flags_are_these():
             "--debug",
             "--locked",
             "--output-dir",
+            "--overwrite",
             "--resume",
             "--resume-changed",
             "--seed",

@@ -62,7 +62,7 @@ def test_a_run_from_a_cache_needs_no_teacher_and_gives_the_same_figures(signs, r
     plain = run_recipe(signs())
     cache_recipe(recipe(), out)
     no_teacher(monkeypatch)
-    assert figures(run_recipe(recipe())) == figures(plain)
+    assert figures(run_recipe(recipe(), overwrite=True)) == figures(plain)
 
 
 def test_the_teachers_figures_are_those_of_when_it_was_asked(recipe, out, monkeypatch):
@@ -109,7 +109,7 @@ def test_a_cache_that_a_run_filled_itself_says_nothing_of_the_teacher(recipe, ou
     run_recipe(recipe())
     assert (out / "manifest.json").is_file()
     assert not (out / "origin.json").exists()
-    assert run_recipe(recipe()).teacher.metrics == {"accuracy": 1.0}
+    assert run_recipe(recipe(), overwrite=True).teacher.metrics == {"accuracy": 1.0}
 
 
 def test_a_second_call_asks_nothing(recipe, out):
@@ -153,7 +153,7 @@ def test_what_a_task_says_of_itself_has_to_be_the_same_and_its_other_settings_do
     run_recipe(recipe("task={name: signs, width: 2}"))
     offer(monkeypatch, 101)
     with pytest.raises(RunError, match=r"the tokenizer: vocabulary 100 -> 101"):
-        run_recipe(recipe())
+        run_recipe(recipe(), overwrite=True)
 
 
 class Fitted:
@@ -203,16 +203,16 @@ def test_a_student_never_starts_from_another_teacher_than_that_of_the_cache(reci
     before = load_file(file)
     save_file({name: 2 * tensor for name, tensor in before.items()}, file)
     with pytest.raises(RunError, match=r"student\.safetensors does not match its checksum"):
-        run_recipe(recipe())
+        run_recipe(recipe(), overwrite=True)
     listed = [part for part in file.parent.iterdir() if part.name != CHECKSUMS]
     write_checksums(file.parent, listed)
     with pytest.raises(
         RunError, match=r"(?s)^training\.teacher_cache: .* is not the one .*weights: teacher\.weight, teacher\.bias"
     ):
-        run_recipe(recipe())
+        run_recipe(recipe(), overwrite=True)
     save_file(before, file)
     write_checksums(file.parent, listed)
-    run_recipe(recipe())
+    run_recipe(recipe(), overwrite=True)
 
 
 def test_figures_of_another_cache_are_refused(recipe, out, monkeypatch, tmp_path):
@@ -223,7 +223,7 @@ def test_figures_of_another_cache_are_refused(recipe, out, monkeypatch, tmp_path
     with pytest.raises(
         RunError, match=r"^training\.teacher_cache: .*origin\.json belongs to another cache than the manifest\.json"
     ):
-        run_recipe(recipe())
+        run_recipe(recipe(), overwrite=True)
 
 
 def test_several_processes_do_not_fit_a_teacher(recipe, out, monkeypatch):
@@ -238,7 +238,7 @@ def test_other_data_are_found_when_they_are_used(recipe, out, monkeypatch):
     no_teacher(monkeypatch)
     more_data(monkeypatch)
     with pytest.raises(RunError, match="the data that the teacher receives: examples 0 to 15"):
-        run_recipe(recipe())
+        run_recipe(recipe(), overwrite=True)
 
 
 def more_data(monkeypatch):
@@ -264,7 +264,7 @@ def test_a_folder_that_is_no_cache_is_refused_before_any_model_is_built(recipe, 
     (out / "thesis.txt").touch()
     no_teacher(monkeypatch)
     with pytest.raises(RunError, match=r"holds 'thesis\.txt' and no manifest\.json"):
-        run_recipe(recipe())
+        run_recipe(recipe(), overwrite=True)
 
 
 def near(student_features, teacher_features):

@@ -187,7 +187,7 @@ def test_a_rehearsal_leaves_the_result_as_it_is(tmp_path, monkeypatch):
             monkeypatch.setattr("kdplug.recipes.run.rehearse", lambda runner: None)
         with isolated(scan()):
             kdplug.tasks.register("scene")(Scene)
-            run_recipe(Recipe.from_dict(data))
+            run_recipe(Recipe.from_dict(data), overwrite=not rehearses)
         weights.append((tmp_path / "out" / "student.safetensors").read_bytes())
     assert weights[0] == weights[1]
 

@@ -115,7 +115,7 @@ def test_a_recipe_that_is_done_is_not_trained_again(signs, monkeypatch):
 
 
 def test_resuming_where_nothing_was_begun_starts(signs):
-    assert run_recipe(signs(), resume=True).steps == run_recipe(signs()).steps
+    assert run_recipe(signs(), resume=True).steps == run_recipe(signs(), overwrite=True).steps
 
 
 def test_without_resume_nothing_is_gone_on_with(signs, monkeypatch):
@@ -123,7 +123,7 @@ def test_without_resume_nothing_is_gone_on_with(signs, monkeypatch):
     steps = []
     monkeypatch.setattr("kdplug.engine.loop.Loop._step", lambda loop, window: steps.append(loop.run.step))
     monkeypatch.setattr("kdplug.recipes.run.draw_curves", lambda *_: None)
-    run_recipe(signs())
+    run_recipe(signs(), overwrite=True)
     assert set(steps) == {0}
 
 
@@ -132,9 +132,9 @@ def test_a_fresh_start_that_dies_early_leaves_nothing_to_go_on_with(signs, monke
     with monkeypatch.context() as patch:
         patch.setattr(RecipeRunner, "distilled", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run_recipe(signs("seed=1"))
+            run_recipe(signs("seed=1"), overwrite=True)
     fresh = run_recipe(signs("seed=1"), resume=True)
-    assert fresh.distilled.metrics == run_recipe(signs("seed=1")).distilled.metrics
+    assert fresh.distilled.metrics == run_recipe(signs("seed=1"), overwrite=True).distilled.metrics
 
 
 def test_a_changed_recipe_is_refused_with_what_differs(signs):
@@ -242,5 +242,5 @@ def test_a_history_is_read_up_to_the_first_line_that_is_none(tmp_path, line):
 def test_a_damaged_record_is_one_error(tmp_path, record):
     whole = {"kdplug": "", "torch": "", "entries": [], "plugins": [], "recipe": {"training": {}}}
     (tmp_path / RECORD).write_text(json.dumps({**whole, **record}))
-    with pytest.raises(RunError, match=r"kdplug-run.json is damaged: .*Run without --resume"):
+    with pytest.raises(RunError, match=r"kdplug-run.json is damaged: .*Start over with --overwrite"):
         is_begun(tmp_path, whole)

@@ -42,7 +42,7 @@ def test_the_baseline_shows_its_progress_like_the_distillation(signs, capsys):
 
 
 def test_the_same_seed_gives_the_same_figures(signs):
-    assert _metrics(run_recipe(signs("seed=5"))) == _metrics(run_recipe(signs("seed=5")))
+    assert _metrics(run_recipe(signs("seed=5"))) == _metrics(run_recipe(signs("seed=5"), overwrite=True))
 
 
 def test_a_run_leaves_the_students_of_other_seeds_different(signs):
@@ -109,7 +109,7 @@ def test_a_run_replaces_the_files_of_an_earlier_one(signs):
     recipe = signs()
     folder = Path(recipe.output_dir)
     run_recipe(recipe)
-    run_recipe(signs("seed=1"))
+    run_recipe(signs("seed=1"), overwrite=True)
     assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, LIST, "student", "baseline"])
     assert json.loads((folder / "kdplug-run.json").read_text())["seed"] == 1
 
@@ -119,7 +119,7 @@ def test_a_run_that_fails_leaves_no_results_of_an_earlier_one(signs, monkeypatch
     run_recipe(recipe)
     monkeypatch.setattr(RecipeRunner, "baseline", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run_recipe(recipe)
+        run_recipe(recipe, overwrite=True)
     assert {path.name for path in Path(recipe.output_dir).iterdir() if path.is_file()} == {"kdplug-run.json", LIST}
 
 
@@ -190,7 +190,7 @@ def test_what_a_killed_run_left_is_removed_and_files_of_the_user_are_not(signs):
     for name in left + kept:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("text", encoding="utf-8")
-    run_recipe(signs())
+    run_recipe(signs(), overwrite=True)
     assert [name for name in left + kept if (folder / name).exists()] == kept
     assert not (folder / ".model-abcd1234").exists()
 
@@ -199,5 +199,27 @@ def test_a_folder_in_use_is_refused_before_anything_is_deleted(signs):
     result = run_recipe(signs())
     before = (result.output_dir / "metrics.json").read_bytes()
     with in_use(result.output_dir), pytest.raises(RunError, match="in use by another run"):
-        run_recipe(signs())
+        run_recipe(signs(), overwrite=True)
     assert (result.output_dir / "metrics.json").read_bytes() == before
+
+
+def test_results_of_an_earlier_run_are_replaced_only_if_asked(signs):
+    folder = run_recipe(signs()).output_dir
+    mine = folder / "student" / "step-1" / "notes"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    before = (folder / "metrics.json").read_bytes()
+    with pytest.raises(RunError, match=r"output_dir: .*kdplug-run\.json' of an earlier run.*--resume.*--overwrite"):
+        run_recipe(signs("seed=1"))
+    assert (folder / "metrics.json").read_bytes() == before
+    (folder / "kdplug-run.json").unlink()
+    with pytest.raises(RunError, match=r"metrics\.json' of an earlier run but no kdplug-run\.json to resume from"):
+        run_recipe(signs("seed=1"), resume=True)
+    run_recipe(signs("seed=1", "training.num_epochs=1"), overwrite=True)
+    assert sorted(path.name for path in (folder / "student").glob("step-*")) == ["step-1", "step-3"]
+    assert mine.read_text() == "mine"
+
+
+def test_a_run_does_not_both_resume_and_overwrite(signs):
+    with pytest.raises(ConfigError, match="overwrite: cannot be combined with resume"):
+        run_recipe(signs(), resume=True, overwrite=True)

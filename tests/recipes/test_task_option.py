@@ -116,7 +116,9 @@ def test_a_folder_that_no_run_saved_is_not_replaced(offering, tmp_path):
 
 def test_a_run_replaces_the_student_of_an_earlier_one(offering, tmp_path):
     for seed in (1, 2):
-        run_recipe(offering(f"seed={seed}", save_student=lambda self, student, folder, record: None))
+        run_recipe(
+            offering(f"seed={seed}", save_student=lambda self, student, folder, record: None), overwrite=seed == 2
+        )
         record = json.loads((tmp_path / "out" / "model" / "kdplug-run.json").read_text())
         assert record["seed"] == seed
 

@@ -113,10 +113,10 @@ def _unwritten(target: Path, error: Exception) -> RunError:
     return RunError(f"cannot write the checkpoint {target}: {reason}. {last}; make room and resume", field="output_dir")
 
 
-def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
+def begin(output_dir: Path, *, is_main: bool, name: str = "", overwrite: bool = False) -> str:
     """Mark ``output_dir`` with the name of a run, a new one if ``name`` is empty, and return the name.
 
-    Incomplete checkpoints of a killed run are deleted.
+    Incomplete checkpoints of a killed run are deleted; with ``overwrite``, so are all complete ones.
 
     Raises: ``RunError`` if the folder cannot be written.
     """
@@ -131,6 +131,9 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "") -> str:
             temporary.write_text(_marker(name), encoding="utf-8")
             _flush(temporary)
             temporary.replace(output_dir / _MARK)
+            for _, folder in steps(output_dir) if overwrite else ():
+                if (folder / f"{_RUN}.json").is_file():  # a folder of the user may have such a name
+                    _delete(folder)
         except OSError as error:
             raise RunError(f"cannot write to {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
     return name
