@@ -257,7 +257,7 @@ def _check_own(output_dir: Path) -> None:
 
 
 def _check_unused(recipe: Recipe, *, resumes: bool) -> None:
-    """Raises: ``RunError`` if ``output_dir`` holds results or checkpoints of an earlier run, unless they can be resumed."""
+    """Raise ``RunError`` if ``output_dir`` holds results or checkpoints of an earlier run, unless they can be resumed."""
     output_dir = Path(recipe.output_dir)
     if resumes and (output_dir / RECORD).is_file():
         return

@@ -89,7 +89,7 @@ def test_a_float_that_is_almost_whole_adds_no_step():
 
 @pytest.mark.parametrize("given", [{}, {"num_epochs": 1, "num_steps": 1}])
 def test_epochs_or_steps_must_be_given_and_not_both(given):
-    with pytest.raises(ConfigError, match="either num_epochs or num_steps"):
+    with pytest.raises(ConfigError, match="pass num_epochs or num_steps"):
         make_plan([1], TrainingConfig(), **given)
 
 

@@ -209,6 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(t
     assert [entry.name for entry in tmp_path.glob("step-*")] == ["step-1"]
 
 
+@pytest.mark.filterwarnings("ignore:4 of the student's 4 trained parameters got no gradient")
 def test_a_parameter_of_the_users_own_in_the_optimizer_is_trained_with_a_fresh_gradient_each_step(tmp_path):
     student, scale = make_student(), torch.nn.Parameter(torch.ones(()).double())
     distiller = make_distiller(

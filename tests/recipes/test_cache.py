@@ -221,7 +221,7 @@ def test_figures_of_another_cache_are_refused(recipe, out, monkeypatch, tmp_path
     cache_recipe(recipe("seed=1"), tmp_path / "other")
     shutil.copy(tmp_path / "other" / "origin.json", out / "origin.json")
     with pytest.raises(
-        RunError, match=r"^training\.teacher_cache: .*origin\.json belongs to another cache than the manifest\.json"
+        RunError, match=r"^training\.teacher_cache: .*origin\.json belongs to a different cache from the manifest\.json"
     ):
         run_recipe(recipe(), overwrite=True)
 

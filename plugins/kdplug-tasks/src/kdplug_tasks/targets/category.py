@@ -86,7 +86,7 @@ _WITHIN, _DISTINCT = 2.0, 6.0
 def review_accuracy(outputs: Iterable[Outputs]) -> Iterator[tuple[str, str]]:
     """Yield a warning if a trained teacher is right no more often than the most frequent class occurs, up to noise.
 
-    Yield nothing if there are too few labels to tell, or outputs without class labels.
+    Yield nothing if there are too few labels to judge, or outputs without class labels.
     """
     found, true = [], []
     for one in outputs:
