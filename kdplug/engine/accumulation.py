@@ -12,7 +12,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from kdplug.contracts.outputs import Tagged
-from kdplug.contracts.tree import leaves
+from kdplug.contracts.tree import leaves, tensors
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import ForwardState, preserve_forward_state
 from kdplug.engine.run import Run
@@ -26,6 +26,15 @@ Counts = dict[str, tuple[Tensor | float, ...]]
 
 TermLayout = tuple[tuple[str, int], ...]
 """The terms of a step: name and number of parts."""
+
+
+def _check_unchanged(kept: list[list[tuple[Tensor, int]]]) -> None:
+    """Raise ``RunError`` if a tensor was written to after its version was noted: a model may reuse its outputs' memory."""
+    if any(one._version != version for micro_batch in kept for one, version in micro_batch):  # noqa: SLF001
+        raise RunError(
+            "the teacher wrote the outputs of a micro-batch over those of an earlier one of the same step. Return copies "
+            "(.clone()) from its forward or its adaptor"
+        )
 
 
 class Processes(Protocol):
@@ -306,12 +315,14 @@ class Accumulation:
 
     def _counted_first(self, window: list[Any], step: int) -> LossReport:
         """Run a step whose counts depend on the data: count in a first pass without gradient, then divide each term."""
-        teachers, counted = [], []
+        teachers, counted, kept = [], [], []
         with preserve_forward_state(self.pair), torch.no_grad():
             for number, batch in enumerate(window):
                 parts = self._parts(batch)
                 teachers.append(self._ask(parts))
+                kept.append([(one, one._version) for one in tensors(teachers[-1]) if not one.is_inference()])  # noqa: SLF001
                 counted.append(counts_of(self.pair(self._micro(parts, teachers[-1], number))[-1]))
+        _check_unchanged(kept)
         normalization = Normalization.pooled(counted, self.accelerator, self._agreed)
         reports = []
         for number, (batch, synchronized) in enumerate(self._micro_batches(window)):

@@ -41,6 +41,7 @@ def _no_state_is_left():
 
 
 @pytest.mark.attack("labels spread unevenly over the micro-batches of a step")
+@pytest.mark.filterwarnings("ignore:2 of the student's 6 trained parameters got no gradient")  # its other head
 @pytest.mark.parametrize("form", FORMS)
 def test_no_division_of_a_batch_changes_the_student(tmp_path, attempts, form):
     draw = random.Random(form)

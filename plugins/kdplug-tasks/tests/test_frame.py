@@ -224,7 +224,7 @@ def test_a_cache_of_texts_with_a_begin_is_none_of_texts_without(folder, tmp_path
     change = [f"training.teacher_cache={tmp_path / 'cache'}"]
     run_recipe(cached.with_overrides(change))
     with pytest.raises(RunError, match=r"frame: begin \[2\] -> \[\]"):
-        run_recipe(cached.with_overrides([*change, "task.add_bos_token=false"]))
+        run_recipe(cached.with_overrides([*change, "task.add_bos_token=false"]), overwrite=True)
 
 
 DOCUMENTS = st.lists(st.lists(st.integers(10, 20), max_size=9), min_size=1, max_size=6)

@@ -192,7 +192,7 @@ def test_tensors_larger_than_the_file_are_an_error(folder):
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00000.json"])
 def test_a_huge_json_file_is_not_read(folder, name):
     os.truncate(folder.path / name, 1 << 33)
-    with pytest.raises(RunError, match=f"{name} was not written by kdplug: it has 8589934592 bytes"):
+    with pytest.raises(RunError, match=f"{name} was not written by kdplug: its size is 8589934592 bytes"):
         _ = folder.manifest() and folder.read(0, 0)
 
 
