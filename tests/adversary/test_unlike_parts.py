@@ -66,9 +66,12 @@ def found(tmp_path_factory):
 
 
 LINES = {
-    "heads": ["rank 0: hard_label_loss (1), kd_loss (1)", "rank 1: hard_label_loss (1), kd_loss (2)"],
-    "losses": ["rank 0: hard_label_loss (1), kd_loss (1)", "rank 1: hard_label_loss (2), kd_loss (1)"],
-    "swapped": ["rank 0: hard_label_loss (2), kd_loss (1)", "rank 1: hard_label_loss (1), kd_loss (2)"],
+    "heads": ["rank 1: student.logits: 2 tensors, on rank 0 1 tensor"],
+    "losses": ["rank 1: student.losses: 2 tensors, on rank 0 1 tensor"],
+    "swapped": [
+        "rank 1: student.logits: 2 tensors, on rank 0 1 tensor",
+        "rank 1: student.losses: 1 tensor, on rank 0 2 tensors",
+    ],
 }
 
 

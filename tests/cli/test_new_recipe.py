@@ -140,7 +140,8 @@ def test_settings_come_with_docs_bounds_and_defaults_and_the_missing_ones_are_re
     assert "Fill in task.path\n" in done.stdout
 
 
-def test_no_plugin_is_imported_but_the_task(site, tmp_path):
+def test_no_plugin_is_imported_but_the_task(fake_site, tmp_path):
+    fake_site.add("kdplug-toy", tasks={"toy": "kdplug_toy:Toy"}, files={"kdplug_toy.py": TASK})
     code = f"""
         import sys
         from kdplug.cli.app import app
@@ -148,7 +149,7 @@ def test_no_plugin_is_imported_but_the_task(site, tmp_path):
         assert "kdplug_toy" in sys.modules
         assert not {{"torch", "kdplug_presets", "kdplug_tasks"}} & set(sys.modules)
     """
-    assert "Run it:" in site.prints(code)
+    assert "Run it:" in fake_site.prints(code)
 
 
 def test_a_task_that_cannot_be_imported_is_an_error(kdplug, fake_site, tmp_path):

@@ -16,6 +16,10 @@ from small_run import make_batches, make_distiller, make_student, sgd, weights
 
 from kdplug.errors import RunError
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:2 of the student's 6 trained parameters got no gradient"
+)  # its other head
+
 TESTS = Path(__file__).parents[1]
 ALL = list(range(12))
 CUTS = {

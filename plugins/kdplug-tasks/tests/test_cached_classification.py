@@ -131,7 +131,7 @@ def test_a_few_numbers_for_each_text_are_enough(folder, tmp_path, monkeypatch, c
     cache_recipe(made, tmp_path / "cache")
     without_models(monkeypatch, "teacher")
     run_recipe(made)
-    run_recipe(made.with_overrides(["task.student={config: {hidden_size: 8}}"]))
+    run_recipe(made.with_overrides(["task.student={config: {hidden_size: 8}}"]), overwrite=True)
 
 
 def test_a_loss_that_needs_more_than_probabilities_is_refused_before_the_teacher_runs(folder, tmp_path):

@@ -144,7 +144,7 @@ def test_a_student_learns_from_hidden_states_in_a_cache(folder, tmp_path, monkey
     plain = run_recipe(made())
     cache_recipe(made(*cache), tmp_path / "cache")
     monkeypatch.setattr(ModelTask, "build_teacher", lambda _self: pytest.fail("a teacher was built"))
-    cached = run_recipe(made(*cache, "distillation.is_caching_logits=true"))
+    cached = run_recipe(made(*cache, "distillation.is_caching_logits=true"), overwrite=True)
     assert cached.distilled.metrics == pytest.approx(plain.distilled.metrics, rel=1e-5)
 
 

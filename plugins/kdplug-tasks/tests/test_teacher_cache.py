@@ -54,7 +54,7 @@ def test_a_language_model_learns_from_a_cache_without_a_teacher(folder, codec, m
     plain = run_recipe(make(folder, codec=None))
     cache_recipe(make(folder, codec=codec), folder / "cache")
     without_teacher(monkeypatch)
-    cached = run_recipe(make(folder, codec=codec))
+    cached = run_recipe(make(folder, codec=codec), overwrite=True)
     assert cached.teacher.metrics == plain.teacher.metrics
     assert cached.baseline.metrics == plain.baseline.metrics
     assert cached.distilled.metrics["loss"] == pytest.approx(plain.distilled.metrics["loss"], abs=0.02)
