@@ -307,6 +307,12 @@ def _process(index: int) -> str:
     return f"process-{index}"
 
 
+def _uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` wrapped, whose weights have the user's own names."""
+    inner = getattr(module, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else module
+
+
 def _save(module: nn.Module, file: Path, owner: str) -> None:
     for name, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):
@@ -320,7 +326,7 @@ def save_weights(module: nn.Module, file: Path) -> None:
     """Write a state dict of tensors. Tied tensors are stored once; others that share memory as separate copies."""
     stored: dict[str, torch.Tensor] = {}
     memories: set[int] = set()
-    for name, value in _untied(module.state_dict()).items():
+    for name, value in _untied(_uncompiled(module).state_dict()).items():
         tensor = value.detach().contiguous()
         memory = tensor.untyped_storage().data_ptr()
         stored[name] = tensor.clone() if memory in memories else tensor
@@ -343,6 +349,7 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
 
 
 def _load(module: nn.Module, file: Path, owner: str) -> None:
+    module = _uncompiled(module)
     try:
         stored = load_file(file)
         own = module.state_dict()

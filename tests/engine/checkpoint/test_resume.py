@@ -9,7 +9,8 @@ import numpy
 import pytest
 import torch
 from killer import Killed, Killer
-from small_run import AUTO, PROJECTED, make_distiller, make_student, weights
+from safetensors.torch import load_file
+from small_run import AUTO, PROJECTED, make_batches, make_distiller, make_student, sgd, weights
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -216,3 +217,16 @@ def test_a_resumed_run_says_from_which_step_and_a_finished_one_does_not(tmp_path
     assert "Resuming" not in resumed(None)
     assert f"Resuming from step 4 of 6 ({tmp_path / 'step-4'})\n" in resumed(tmp_path / "step-4")
     assert "Resuming" not in resumed("auto")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_checkpoint_of_a_compiled_student_has_the_students_own_names(tmp_path):
+    student = make_student()
+    compiled = torch.compile(student, backend="eager")
+    make_distiller(tmp_path, compiled).train(sgd(compiled), make_batches(2), num_epochs=1)
+    other = make_student()
+    other.load_state_dict(load_file(tmp_path / "step-2" / "student.safetensors"))
+    assert torch.equal(weights(other), weights(student))
+    resumed = torch.compile(make_student(), backend="eager")
+    make_distiller(tmp_path, resumed).train(sgd(resumed), make_batches(2), num_epochs=1, resume="auto")
+    assert torch.equal(weights(resumed), weights(student))
