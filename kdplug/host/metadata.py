@@ -138,7 +138,7 @@ def scan(path: list[str] | None = None) -> list[Distribution]:
         else:
             seen.setdefault(fold_distribution(dist.name), []).append(dist)
     others = {
-        name: [(one.version, one.files) for one in dists if _differs(dists[0], one)] for name, dists in seen.items()
+        name: [(one.version, one.files) for one in dists[1:] if _differs(dists[0], one)] for name, dists in seen.items()
     }
     for found in without_entries:
         name = _folder_name(found)
