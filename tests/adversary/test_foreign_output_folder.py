@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from small_run import make_batches, make_distiller, make_student, sgd
 
-from kdplug.engine.checkpoint.in_use import LOCK
+from kdplug.engine.checkpoint.in_use import LOCK, in_use
 from kdplug.errors import RunError
 
 
@@ -78,32 +79,83 @@ def test_the_first_one_does_not_overwrite_the_second(tmp_path):
     assert other[0].is_file()
 
 
-def gone():
-    """The id of a process that has ended."""
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    return process.pid
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from kdplug.engine.checkpoint.in_use import in_use
+with in_use(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the lock of ``tmp_path``."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
 
 
 @pytest.mark.attack("the lock of a killed run")
-@pytest.mark.parametrize("kind", ["ended", "reused", "own", "damaged", "empty"])
-def test_a_lock_of_a_process_that_is_gone_is_replaced(tmp_path, kind):
-    lock = {"host": socket.gethostname(), "pid": gone(), "started": "1"}
-    lock |= {"reused": {"pid": os.getppid()}, "own": {"pid": os.getpid()}}.get(kind, {})
-    text = {"damaged": "{", "empty": ""}.get(kind, json.dumps(lock))
-    (tmp_path / LOCK).write_text(text, encoding="utf-8")
+def test_a_killed_process_leaves_no_lock(tmp_path, holder):
+    with pytest.raises(RunError, match=f"output_dir: .* is in use by another run: process {holder.pid} on host"):
+        train(tmp_path)
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / LOCK).is_file()
     assert train(tmp_path).step == 4
     assert not (tmp_path / LOCK).exists()
 
 
-@pytest.mark.attack("a lock of a run at work")
-@pytest.mark.parametrize("lock", [{"host": "another"}, {"pid": os.getppid(), "started": None}], ids=["host", "process"])
-def test_a_lock_of_another_process_or_host_is_kept(tmp_path, lock):
-    text = json.dumps({"host": socket.gethostname(), "pid": 1, "started": None, **lock})
+@pytest.mark.attack("the lock of a killed run")
+@pytest.mark.parametrize("text", ["", "{", '{"host": "another", "pid": 1}'])
+def test_what_is_in_the_file_of_a_killed_run_does_not_matter(tmp_path, text):
     (tmp_path / LOCK).write_text(text, encoding="utf-8")
-    with pytest.raises(RunError, match=r"output_dir: .* is in use by another run.*delete"):
+    assert train(tmp_path).step == 4
+
+
+@pytest.mark.attack("a lock of a run at work")
+def test_a_file_that_its_holder_damaged_is_still_locked(tmp_path, holder):
+    (tmp_path / LOCK).write_text("[]", encoding="utf-8")
+    with pytest.raises(RunError, match="is in use by another run: its process is unknown"):
         train(tmp_path)
-    assert (tmp_path / LOCK).read_text(encoding="utf-8") == text
+    assert holder.poll() is None
+
+
+@pytest.mark.attack("a lock of a run at work")
+def test_a_refused_run_in_the_same_process_does_not_release_the_lock(tmp_path):
+    with in_use(tmp_path):
+        with pytest.raises(RunError, match=f"is in use by another run: process {os.getpid()} on host"):
+            train(tmp_path)
+        other = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "is in use by another run" in other.stderr
+
+
+@pytest.mark.attack("a lock of a run at work")
+def test_a_process_that_a_run_forks_does_not_keep_its_lock(tmp_path):
+    with in_use(tmp_path):
+        child = os.fork()
+        if not child:
+            time.sleep(20)
+            os._exit(0)
+    try:
+        assert train(tmp_path).step == 4
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.attack("links and files in the place of checkpoint folders")
+@pytest.mark.parametrize("make", [lambda lock, other: lock.symlink_to(other), lambda lock, _: lock.mkdir()])
+def test_a_link_or_a_folder_in_the_place_of_the_lock_is_an_error(tmp_path, make):
+    other = tmp_path / "other"
+    other.write_text("kept", encoding="utf-8")
+    make(tmp_path / LOCK, other)
+    with pytest.raises(RunError, match="output_dir: cannot write to"):
+        train(tmp_path)
+    assert other.read_text(encoding="utf-8") == "kept"
 
 
 @pytest.mark.attack("files of the user with names like those of checkpoints")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -9,115 +11,99 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from kdplug.errors import RunError
-from kdplug.host.bounded_json import read_json
 
 LOCK = ".lock"
-"""The file that names the run at work in its folder."""
+"""The locked file, which names the host and the process of the run."""
 
+_NOT_SUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_SHOWN = 200
 _logger = logging.getLogger("kdplug")
-_HELD: set[Path] = set()
-"""The locks that this process holds."""
+_HELD: set[tuple[int, int]] = set()
+"""Device and inode of the lock files of this process, which the system lets lock a file twice."""
 
 
 @contextmanager
 def in_use(folder: Path, *, is_main: bool = True) -> Iterator[None]:
-    """Inside the block, ``folder`` holds a lock file with the host and the process of this run.
+    """Inside the block, the process holds a lock on a file in ``folder``. Only the main process locks.
 
-    A lock whose process no longer exists on this host is replaced. Only the main process locks.
+    The system releases the lock when the process ends, however it ends, so a killed run leaves no lock behind.
 
-    Raises: ``RunError`` that names the host and the process of a run that is at work in ``folder``, or if the folder
-    cannot be written.
+    Raises: ``RunError`` that names the host and the process of another run in ``folder``, or if the folder cannot be
+    written.
     """
     if not is_main:
         yield
         return
     lock = folder.absolute() / LOCK
-    _take(lock)
-    _HELD.add(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = _take(lock)
+    except OSError as error:
+        raise RunError(f"cannot write to {str(lock.parent)!r}: {error.strerror}", field="output_dir") from error
+    key = _key(os.fstat(handle))
+    _HELD.add(key)
     try:
         yield
     finally:
-        _HELD.discard(lock)
-        if _read(lock) == _own():
-            lock.unlink(missing_ok=True)
+        _HELD.discard(key)
+        if _is_at(lock, handle):
+            lock.unlink()
+        os.close(handle)
 
 
-def _take(lock: Path) -> None:
+def _take(lock: Path) -> int:
+    """Return the descriptor of the file at ``lock``, locked, with this process written to it."""
+    if os.path.lexists(lock) and _key(lock.lstat()) in _HELD:  # opening and closing it here would release the lock
+        raise _busy(lock, f"process {os.getpid()} on host {socket.gethostname()!r}")
+    while True:
+        handle = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        try:
+            _acquire(lock, handle)
+            if _is_at(lock, handle):  # not deleted meanwhile by the run that held it
+                os.ftruncate(handle, 0)
+                os.write(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _acquire(lock: Path, handle: int) -> None:
+    """Lock the file for this process; unlike those of ``flock``, such a lock is not inherited by processes it forks."""
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        if os.path.lexists(lock):
-            _check_stale(lock)
-            lock.unlink(missing_ok=True)
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except FileExistsError as error:
-        if not lock.parent.is_dir():
-            raise _cannot_write(lock, error) from error
-        raise _busy(lock, _read(lock)) from error
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise _busy(lock, _holder(handle)) from error
     except OSError as error:
-        raise _cannot_write(lock, error) from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(_own(), file)
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+        _logger.warning("the file system of %s has no locks: two runs in it at once are not noticed", lock.parent)
 
 
-def _check_stale(lock: Path) -> None:
-    """Raise ``RunError`` unless the process that wrote the lock is known to have ended."""
-    found = _read(lock)
-    pid = found.get("pid")
-    if not isinstance(pid, int) or pid <= 0:
-        _logger.warning("replacing %s, which names no process", lock)
-        return
-    if found.get("host") != socket.gethostname():
-        raise _busy(lock, found)
-    if pid == os.getpid():
-        if lock in _HELD:
-            raise _busy(lock, found)
-    elif _exists(pid) and found.get("started") in (None, _started(pid)):
-        raise _busy(lock, found)
-    _logger.warning("replacing %s of process %d, which no longer runs on this host", lock, pid)
-
-
-def _busy(lock: Path, found: dict[str, Any]) -> RunError:
+def _busy(lock: Path, holder: str) -> RunError:
     return RunError(
-        f"{str(lock.parent)!r} is in use by another run: process {found.get('pid', '?')} on host "
-        f"{found.get('host', '?')!r}. Choose another folder, or wait for that run to end. If it no longer runs, delete "
-        f"{str(lock)!r}",
+        f"{str(lock.parent)!r} is in use by another run: {holder}. Choose another folder, or wait for that run to end",
         field="output_dir",
     )
 
 
-def _cannot_write(lock: Path, error: OSError) -> RunError:
-    return RunError(f"cannot write to {str(lock.parent)!r}: {error.strerror}", field="output_dir")
-
-
-def _own() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
-
-
-def _read(lock: Path) -> dict[str, Any]:
-    """Return the content of a lock file, or nothing if it is missing or damaged."""
+def _holder(handle: int) -> str:
     try:
-        found = read_json(lock) if lock.is_file() else None
-    except (ValueError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(os.pread(handle, _SHOWN, 0))
+        return f"process {int(found['pid'])} on host {str(found['host'])!r}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "its process is unknown"
 
 
-def _exists(pid: int) -> bool:
+def _is_at(lock: Path, handle: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return _key(lock.lstat()) == _key(os.fstat(handle))
+    except FileNotFoundError:
         return False
-    except (OSError, OverflowError):
-        return True  # of another user
-    return True
 
 
-def _started(pid: int) -> str | None:
-    """Return when a process started, in clock ticks since boot, or ``None`` if unknown; process ids are reused."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+def _key(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
