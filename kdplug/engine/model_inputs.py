@@ -131,6 +131,14 @@ class Forward:
             inputs = f"{len(taken)} input{'' if len(taken) == 1 else 's'}"
             text = f"takes {inputs}, and the batch holds {len(batch)}: {_shown(batch)}"
             raise self._unclear(text, list(taken) or ["x"], batch)
+        last = batch[-1]
+        if not (isinstance(last, Tensor) and last.dim() == 1 and is_class(last)):
+            _logger.warning(
+                "%s does not take the last item of the batch, %s: not passed to the model, and no class label; only "
+                "adaptors see it",
+                self.shown,
+                _shown([last]),
+            )
         return len(taken)
 
     def _name_optional(self, batch: Sequence[Any], taken: tuple[str, ...]) -> None:

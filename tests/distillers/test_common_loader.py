@@ -152,6 +152,18 @@ def test_a_tensor_that_is_not_passed_and_is_no_label_is_named_once_per_model(tmp
     assert "Net.forward(x)" in said[0]
 
 
+@pytest.mark.parametrize("last", [torch.ones(12), torch.ones(12, 4, dtype=torch.int64)], ids=["weights", "mask"])
+def test_a_last_item_that_is_neither_passed_nor_a_class_label_is_named_once_per_model(tmp_path, caplog, last):
+    train(tmp_path, DataLoader(TensorDataset(X, last), batch_size=4))
+    named = [one.getMessage() for one in caplog.records if "does not take the last item" in one.getMessage()]
+    assert len(named) == 2  # one for each model
+
+
+def test_a_last_item_with_class_labels_is_no_warning(tmp_path, caplog):
+    train(tmp_path, PAIRS)
+    assert not [one for one in caplog.records if "the last item" in one.getMessage() and one.levelno >= logging.WARNING]
+
+
 def test_a_key_like_a_parameter_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(RunError, match=r"'scal'.*did you mean 'scale'.*\n.*batch_postprocessor"):
         train(tmp_path, dicts(scal=torch.ones(4, 1)), models=TwoInputs)

@@ -91,7 +91,7 @@ def described(error: BaseException) -> str:
         text = str(error)
     except (Exception, SystemExit, GeneratorExit):
         text = "(its message cannot be read)"
-    return printable(f"{type(error).__name__}: {text}")
+    return printable(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
 def is_first_process() -> bool:

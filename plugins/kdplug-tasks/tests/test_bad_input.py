@@ -99,7 +99,7 @@ CASES = {
             "teacher": {"config": BERT, **TRAINED},
             "tokenizer": "bytes",
         },
-        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. So is 'f'\. .* of data\.train",
+        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. The same is wrong with 'f'\. .* of data\.train",
     ),
     "more labels than a teacher without a head": (
         {"data": {"train": "three.csv", "test": "three.csv"}, "teacher": "encoder"},

@@ -21,7 +21,7 @@ EXAMPLE: dict[str, Any] = {
 """Settings that a new recipe shows and the user fills in."""
 
 _ROWS = 2000
-"""Rows that are looked at."""
+"""Rows from which the task is inferred."""
 _HELD_OUT = 0.2
 _MOST_CLASSES = 20
 """More distinct whole numbers than this are a quantity, not classes."""

@@ -163,8 +163,10 @@ class Labels:
         if one.is_number and self._has_numbers:
             message = (
                 f"unknown label {one.text!r}. The labels are {self._shown}. Since some class names are numbers, a number is read as a class "
-                "name, not as an output index. Write labels: the names as they appear in the data, in output order"
+                "name, not as an output index"
             )
+            if not self.origin:
+                message += ". Write labels: the names as they appear in the data, in output order"
         elif one.is_number and named is not None:
             message = (
                 f"the label {one.text!r} is a number, but {named.table.place(named.row)} has the name {named.text!r}. A column must use "
@@ -182,7 +184,7 @@ class Labels:
             message = f"unknown label {one.text!r}.{near} The labels are {self._shown}"
         if others:
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-            message += f". So {'is' if len(others) == 1 else 'are'} {', '.join(map(repr, others[:_SHOWN]))}{more}"
+            message += f". The same is wrong with {', '.join(map(repr, others[:_SHOWN]))}{more}"
         return one.table.error(message + self.origin, one.row)
 
 
