@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, Protocol
 
-import psutil
 import torch
 from torch import Tensor
 
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.host.memory import available_memory
 from kdplug.objective.numerics import is_half
 
 ChunkSetting = int | Literal["auto", "whole"]
@@ -50,30 +49,7 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    if device.type != "cpu":
-        return None
-    own = container_memory()
-    available = int(psutil.virtual_memory().available)
-    return available if own is None else min(available, own)
-
-
-_MEMORY_LIMITS = (
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
-"""Files of control groups, version 2 and 1: the limit, the use, and the key for cached files, which count as free."""
-
-
-def container_memory(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes that the memory limit of the container leaves, or ``None`` without a limit."""
-    for limit, used, stat, cached in _MEMORY_LIMITS:
-        try:
-            left = int((root / limit).read_text()) - int((root / used).read_text())
-            counts = dict(line.split() for line in (root / stat).read_text().splitlines())
-        except (OSError, ValueError):  # the other version, or "max"
-            continue
-        return max(0, left + int(counts.get(cached, 0)))
-    return None
+    return available_memory() if device.type == "cpu" else None
 
 
 def chunks(items: int, length: int) -> Iterator[slice]:

@@ -1,12 +1,11 @@
-"""The free memory that a computation on the CPU may use."""
+"""The memory that a process may still use."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from kdplug.objective.chunked import chunk_source
-from kdplug.objective.chunked.chunk_source import container_memory, free_memory
+from kdplug.host import memory
+from kdplug.host.memory import available_memory, container_memory
 
 GIB = 2**30
 V1 = ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file")
@@ -31,11 +30,11 @@ def test_without_a_limit_the_memory_is_the_hosts(tmp_path, monkeypatch):
     assert container_memory(tmp_path) is None
     write(tmp_path, V2, "max", GIB)
     assert container_memory(tmp_path) is None
-    monkeypatch.setattr(chunk_source, "container_memory", lambda: None)
-    assert free_memory(torch.device("cpu")) > 0
+    monkeypatch.setattr(memory, "container_memory", lambda: None)
+    assert available_memory() > 0
 
 
 def test_the_smaller_of_host_and_container_counts(monkeypatch):
     for left, holds in ((1, lambda free: free == 1), (2**62, lambda free: free < 2**62)):
-        monkeypatch.setattr(chunk_source, "container_memory", lambda left=left: left)
-        assert holds(free_memory(torch.device("cpu")))
+        monkeypatch.setattr(memory, "container_memory", lambda left=left: left)
+        assert holds(available_memory())
