@@ -35,7 +35,7 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
     """Print kdplug errors and plugin warnings without a traceback.
 
     ``SystemExit`` counts as an error, since only plugin code raises it (a loss that calls ``exit``, for example),
-    unless a signal ended the run.
+    unless a signal ended the run or the reader of the output closed it (``kdplug plan … | head``).
 
     Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``, or of an ``OSError`` of a full or read-only
     disk; the error itself if ``debug`` is true.
@@ -63,7 +63,7 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
             _say("error", f"cannot write {error.filename or 'a file'}: {error.strerror}", "bold red")
             raise typer.Exit(exit_code) from error
         except SystemExit as wanted:
-            if isinstance(wanted.code, int) and wanted.code > _SIGNALLED:
+            if _ends_normally(wanted):
                 raise
             place = traceback.extract_tb(wanted.__traceback__)[-1]
             exits = RunError(f"{place.filename}:{place.lineno} called exit({wanted.code!r})")
@@ -71,6 +71,12 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
                 raise exits from wanted
             _say("error", str(exits), "bold red")
             raise typer.Exit(exit_code) from wanted
+
+
+def _ends_normally(wanted: SystemExit) -> bool:
+    """Return whether a signal or, by way of rich, a closed pipe caused the exit."""
+    is_signal = isinstance(wanted.code, int) and wanted.code > _SIGNALLED
+    return is_signal or isinstance(wanted.__context__, BrokenPipeError)
 
 
 def _say(word: str, message: str, style: str) -> None:

@@ -67,7 +67,7 @@ def check_tensors(outputs: Outputs, owner: str) -> None:
 
 
 def _is_odd(tensor: Tensor) -> bool:
-    return tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta
+    return tensor.layout is not torch.strided or tensor.is_nested
 
 
 def _is_float(tensor: Tensor) -> bool:
@@ -75,8 +75,6 @@ def _is_float(tensor: Tensor) -> bool:
 
 
 def _kind(tensor: Tensor) -> str:
-    if tensor.is_meta:
-        return "a tensor on the meta device, which has no values"
     return f"a nested tensor of {tensor.dtype}" if tensor.is_nested else f"{tensor.layout}, {tensor.dtype}"
 
 

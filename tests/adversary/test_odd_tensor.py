@@ -17,7 +17,6 @@ ODD = {
     "int64": torch.Tensor.long,
     "int8": lambda tensor: tensor.to(torch.int8),
     "bool": torch.Tensor.bool,
-    "meta": lambda tensor: tensor.to("meta"),
     "nested": lambda tensor: torch.nested.nested_tensor(list(tensor), layout=torch.jagged),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,11 @@ def test_an_error_is_one_message_and_exit_code_1(kdplug, change, message, more):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stdout == ""
+
+
+def test_a_reader_that_closes_the_output_is_no_error(tmp_path):
+    (tmp_path / "digits.yaml").write_text("{task: digits, distillation: {kd_loss_type: kl}, training: {num_epochs: 1}}")
+    command = [sys.executable, "-m", "kdplug", "plan", "digits.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as plan:
+        plan.stdout.close()
+        assert "called exit" not in plan.stderr.read()
