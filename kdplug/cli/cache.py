@@ -97,11 +97,13 @@ def make(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Cache folder to write.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.batch_size=64. May be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override one value, such as training.batch_size=64. May be repeated."
+        ),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Run the teacher on the distillation data and store its outputs. Run it again to resume after an interruption."""
+    """Run the teacher on the distillation data and store its outputs. After an interruption, run the command again."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe

@@ -137,7 +137,9 @@ def plan(
     *,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.num_epochs=3. May be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override one value, such as training.num_epochs=3. May be repeated."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,

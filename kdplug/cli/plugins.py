@@ -106,7 +106,7 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 def check(
-    dist: Annotated[str | None, typer.Argument(help="Check this distribution only.")] = None,
+    dist: Annotated[str | None, typer.Argument(help="Check only this distribution.")] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -165,7 +165,7 @@ _COLOURS = {
 }
 
 KindOption = Annotated[
-    str | None, typer.Option("--kind", metavar="K", help="Show this kind only: loss, projection, task, …")
+    str | None, typer.Option("--kind", metavar="K", help="Show only this kind: loss, projection, task, …")
 ]
 
 

@@ -16,7 +16,9 @@ def run(
     *,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override one value: training.num_epochs=3. May be repeated."),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override one value, such as training.num_epochs=3. May be repeated."
+        ),
     ] = None,
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", metavar="D", help="Override the recipe's output_dir.")
@@ -39,7 +41,7 @@ def run(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train a teacher, distil it into a student, and compare with a student trained without distillation."""
+    """Train a teacher, distil it into a student, and compare it with a student trained without distillation."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe

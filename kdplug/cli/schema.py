@@ -30,7 +30,7 @@ def schema(
         ),
     ] = Part.RECIPE,
     names: Annotated[
-        bool, typer.Option("--names", help="Import no plugins. The schema then checks names but not settings.")
+        bool, typer.Option("--names", help="Do not import plugins. The schema then checks names but not settings.")
     ] = False,
 ) -> None:
     """Print the JSON Schema (draft-07) of a recipe, with the settings of every installed plugin."""

@@ -30,7 +30,7 @@ def words():
 
 
 def test_every_word_of_a_finding_is_in_the_table():
-    table = PAGE.read_text(encoding="utf-8").split("## What `kdplug plugins check` finds")[1].split("\n## ")[0]
+    table = PAGE.read_text(encoding="utf-8").split("## Findings of `kdplug plugins check`")[1].split("\n## ")[0]
     rows = re.findall(r"(?m)^\| `([a-z-]+)` \|", table)
     assert rows == sorted(rows)
     assert len(rows) > 20
