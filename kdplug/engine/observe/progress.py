@@ -14,13 +14,13 @@ from rich.text import Text
 _LINES = 10
 _REFRESH_SECONDS = 0.5
 _SILENCE_SECONDS = 10.0
-"""Something that takes longer prints a line this often."""
+"""Interval between the lines that a longer operation prints."""
 
 T = TypeVar("T")
 
 
 class Display(Protocol):
-    """Displays a run. ``step`` is called after every optimizer step and must cost next to nothing."""
+    """Displays a run. ``step`` is called after every optimizer step and must be cheap."""
 
     def note(self, text: str) -> None: ...
 

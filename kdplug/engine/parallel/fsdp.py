@@ -106,7 +106,7 @@ def _like(parameter: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def called_alone(student: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Inside the block a sharded student may be called outside its ``TrainingModule``; afterwards it is resharded."""
+    """Allow calls of a sharded student outside its ``TrainingModule`` within the block; reshard it afterwards."""
     try:
         yield
     finally:
@@ -168,7 +168,7 @@ _CHANGED = ("mixed_precision_policy", "cpu_ram_efficient_loading", "auto_wrap_po
 
 @contextmanager
 def _settings(plugin: Any, student: nn.Module) -> Iterator[None]:
-    """Inside the block, the FSDP plugin has the settings that sharding needs."""
+    """Set the FSDP plugin to the settings that sharding needs, within the block."""
     before = {name: getattr(plugin, name) for name in _CHANGED}
     plugin.mixed_precision_policy = None
     plugin.cpu_ram_efficient_loading = False
