@@ -201,7 +201,7 @@ def test_sparse_teachers_are_not_combined(scene, offer):
 
     offer(lambda teacher_logits_list: teacher_logits_list[0], "teacher_combiners", "first")
     objective = Objective(DistillationConfig(kd_loss_type="ce", teacher_combiner="first"), teachers=2)
-    with pytest.raises(OutputsError, match=r"^teacher_combiner: local:first needs each teacher's whole logits"):
+    with pytest.raises(OutputsError, match=r"^teacher_combiner: local:first needs the full logits of each teacher"):
         objective(scene.logits("student", factored=False), [{"logits": top(scene, 3)}] * 2)
 
 

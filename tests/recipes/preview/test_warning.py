@@ -259,7 +259,7 @@ def test_a_match_of_weight_0_is_reported(scene):
 
 def test_a_teacher_that_no_term_reads_is_reported(scene):
     plan = scene(kd_loss_weight=0, hard_label_weight=1)
-    assert "nothing is learned from the teacher" in plan.warnings[0].message
+    assert "the student learns nothing from the teacher" in plan.warnings[0].message
 
 
 def test_checkpoints_that_will_not_be_written_are_reported_as_the_run_reports_them(scene):
