@@ -69,7 +69,7 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
 def check_range(table: Table) -> None:
     """Raise ``ConfigError`` if all images of a column are integers of at most 1.
 
-    Integers are read in the range 0 to 255, so these images would all be black.
+    Integers have the range 0 to 255, so these images would all be nearly black.
     """
     cells = table.columns["image"]
     if all(isinstance(cell, (list, numpy.ndarray)) and _is_binary(cell) for cell in cells):
