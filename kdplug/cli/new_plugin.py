@@ -148,7 +148,7 @@ def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
     return {
         "epochs": "60" if is_task else "5",
         "lr": "2.0e-2" if is_task else "5.0e-3",
-        "how_to_use": "Once installed, its hooks are called in every run, whatever the recipe:" if is_hooks else how,
+        "how_to_use": "Once installed, its hooks are called in every run of any recipe:" if is_hooks else how,
         "after": "\n".join(after),
     }
 

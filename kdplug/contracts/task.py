@@ -45,7 +45,7 @@ class Task(Protocol):
         ...
 
     def about(self) -> str:
-        """One or two sentences printed at the start of a run: the data, and what the student may see of it."""
+        """One or two sentences printed at the start of a run: the data, and the part of it that the student gets."""
         ...
 
     def build_teacher(self) -> Module:

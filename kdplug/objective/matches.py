@@ -88,7 +88,7 @@ class WaitingMap:
     def matches(self) -> tuple[IntermediateMatch, ...]:
         """Return the matches that the map generates.
 
-        Raises: ``ConfigError`` if it does not match the layers, and errors of ``LayerMap.matches``.
+        Raises: ``ConfigError`` if it does not match the layers, and the errors of ``LayerMap.matches``.
         """
         student, teacher = self._layers["student"], self._layers["teacher"]
         assert student is not None

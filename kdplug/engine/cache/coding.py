@@ -87,7 +87,7 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
 
 
 def shared_by(coding: Coding, name: str, logits: Any, mask: Tensor | None) -> dict[str, Tensor]:
-    """Return the tensors that the codec stores once per cache, by column name. The codec sees the unmasked items.
+    """Return the tensors that the codec stores once per cache, by column name. The codec gets the unmasked items.
 
     Shapes: as in ``encode``.
     """

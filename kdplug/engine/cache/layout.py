@@ -107,7 +107,7 @@ class Layout:
         return tuple(dict.fromkeys(path for length in self.lengths.values() for path in length.paths))
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the teacher's dtype, whatever the storage dtype."""
+        """Return the teacher's dtype, regardless of the storage dtype."""
         found: torch.dtype = getattr(torch, self.dtypes[name])
         return found
 

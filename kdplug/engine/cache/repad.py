@@ -38,7 +38,7 @@ def padding_signature(rows: Tensor) -> Tensor:
 
 
 def rows_of(rows: Tensor) -> Array:
-    """Return the rows as int64, whatever their integer type."""
+    """Return the rows as int64, regardless of their integer type."""
     found: Array = rows.detach().to("cpu", torch.int64).numpy()
     return found
 

@@ -235,7 +235,7 @@ def _content(dataset: Any, loader: DataLoader[Any] | None = None) -> Any:
                     found[str(read)] = f"{mark:08x}"
                 if is_late:
                     break
-    except Exception:  # datasets without integer keys raise anything
+    except Exception:  # datasets without integer keys may raise any exception
         return UNKNOWN
     return found
 
@@ -252,8 +252,8 @@ def _groups(count: int) -> Iterator[list[int]]:
 def _read(dataset: Any, groups: Iterable[list[int]], loader: DataLoader[Any] | None) -> Iterator[list[int]]:
     """Yield the digests of the examples of each group.
 
-    A dataset that is meant for workers is read in one, so that files that it opens are not inherited by the workers of
-    the run.
+    A dataset that is read by workers is also read in a worker here, so that files that it opens are not inherited by
+    the workers of the run.
     """
     if loader is None or not loader.num_workers:
         return map(_Marks(dataset).__getitem__, groups)

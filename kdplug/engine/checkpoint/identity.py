@@ -91,7 +91,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def _architecture(model: nn.Module) -> str:
-    """Return a digest of the model's repr, which includes dropout and the like, and of the shapes in it."""
+    """Return a digest of the model's repr, which includes settings such as dropout, and of the shapes in it."""
     return text_digest([printed(model), _shapes(model)])
 
 

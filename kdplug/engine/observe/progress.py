@@ -169,7 +169,7 @@ def duration(seconds: float) -> str:
 
 
 class Heartbeat:
-    """Reports the progress of a cache or an evaluation with ``say``, once in ten seconds, with the time left."""
+    """Reports the progress of a cache or an evaluation with ``say``, every ten seconds, with the time left."""
 
     def __init__(self, doing: str, say: Callable[[str], None], total: int | None, unit: str) -> None:
         self._doing, self._say, self._total, self._unit = doing, say, total, unit
@@ -194,7 +194,7 @@ class Heartbeat:
 def heartbeat(
     items: Iterable[T], doing: str, say: Callable[[str], None], *, total: int | None = None, unit: str = "batches"
 ) -> Iterator[T]:
-    """Yield ``items`` and report those that are finished with ``say``, once in ten seconds."""
+    """Yield ``items`` and report those that are finished with ``say``, every ten seconds."""
     beat = Heartbeat(doing, say, total, unit)
     for item in items:
         yield item

@@ -46,7 +46,7 @@ def whole(value: Any, *, keep: bool = True) -> Any:
         if not is_sharded(leaf):
             return leaf
         full = leaf.full_tensor()
-        return full.to("cpu", copy=True) if keep else None  # a copy: shards of unequal size leave it a view
+        return full.to("cpu", copy=True) if keep else None  # copied, since with shards of unequal size it is a view
 
     return map_leaves(gather, value)
 

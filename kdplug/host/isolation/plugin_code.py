@@ -66,7 +66,7 @@ def run_plugin_code(
     with _signals(changes, restores=not is_run) as from_signals, _named_when_slow(doing, dist, scope):
         try:
             done.value = call()
-        except BaseException as error:  # whatever a plugin raises must affect that plugin only
+        except BaseException as error:  # an exception of any kind must affect that plugin only
             done.error = error
     _running.reset(outer)
     before.restore(changes)

@@ -35,7 +35,7 @@ _GUARDS: list[Any] = []
 """Inference modes entered to restore the mode; torch exits a mode when its object is deleted."""
 
 _WORDS = 624
-"""State size of the Mersenne Twister in words; all words are replaced when the last one was drawn."""
+"""State size of the Mersenne Twister in words; all words are replaced after the last one is drawn."""
 
 _BLOCKS = 8
 """Maximum number of blocks of words that an import may draw. Drawing more counts as seeding."""

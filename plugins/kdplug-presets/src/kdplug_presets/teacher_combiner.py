@@ -38,7 +38,7 @@ def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check_classes(owner: str, logits: Tensor) -> None:
-    """Raise ``OutputsError`` for a single class: its softmax is 1 whatever its logit is."""
+    """Raise ``OutputsError`` for a single class, whose softmax is always 1."""
     if logits.shape[-1] == 1:
         raise OutputsError(
             f"{owner}: compares the teachers' probabilities, and logits with one class have none. Use mean_logits or weighted"

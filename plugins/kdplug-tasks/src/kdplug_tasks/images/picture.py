@@ -14,7 +14,7 @@ from kdplug_tasks.data.table import Table
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats to open, whatever the extension: PIL passes PostScript, which is a program, to Ghostscript."""
+"""Formats to open, regardless of the extension: PIL passes PostScript, which is a program, to Ghostscript."""
 
 
 def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndarray:

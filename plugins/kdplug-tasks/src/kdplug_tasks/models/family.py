@@ -241,7 +241,7 @@ class Family:
         """Configure a model to return what the objective reads and to ignore inputs that it does not accept."""
         self._sides[model] = side
         for config in {id(one.config): one.config for one in model.modules() if hasattr(one, "config")}.values():
-            config.return_dict = True  # adaptors read outputs by name, whatever the saved config has
+            config.return_dict = True  # adaptors read outputs by name, regardless of the saved config
         model.config.output_hidden_states = "hidden" in self.reads
         model.config.output_attentions = "attention" in self.reads
         if hasattr(model.config, "use_cache"):
