@@ -42,7 +42,7 @@ class Blind(Net):
             return super().forward(x, scale)
 
 
-NO_GRADIENT = r"^2 of the student's 4 trained parameters got no gradient in the first {} step.*nothing trains them: inner.weight, inner.bias"
+NO_GRADIENT = r"^2 of the student's 4 trained parameters got no gradient in the first {} step.*so they do not train: inner.weight, inner.bias"
 
 
 @pytest.mark.attack("a student that computes a part without a gradient")

@@ -161,7 +161,7 @@ def test_a_process_whose_peer_fails_ends_with_the_cause(launch):
 @pytest.mark.attack("one process is killed")
 def test_a_process_whose_peer_is_killed_says_so(launch):
     mine, theirs = launch("killed")
-    assert mine["killed"].startswith("RunError: the connection to rank 1 was lost, and that process gave no error")
+    assert mine["killed"].startswith("RunError: the connection to rank 1 was lost, and that process reported no error")
     assert theirs is None
     assert mine["killed seconds"] < 60
 
