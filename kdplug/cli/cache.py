@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def cache_lines(report: CacheReport) -> Iterator[RenderableType]:
-    """Lines and tables to print, in order."""
-    state = "complete" if report.is_complete else f"not complete: {report.written} of {report.shards} shards"
+    """Return the lines and tables to print, in order."""
+    state = "complete" if report.is_complete else f"incomplete: {report.written} of {report.shards} shards"
     yield Text(f"{report.path}: {state}")
     yield _table("kept", _kept(report))
     yield _table("of", {name: _short(value) for name, value in report.fingerprint.items()})
@@ -59,7 +59,7 @@ def _table(title: str, rows: Mapping[str, str]) -> Table:
 
 
 def _short(value: Any) -> str:
-    """Plain data on one line; a long mapping of digests as their count."""
+    """Format plain data on one line; a long mapping of digests is shown as their number."""
     if isinstance(value, Mapping):
         inner = {key: _short(one) for key, one in value.items()}
         if len(inner) > _SHOWN:

@@ -75,12 +75,12 @@ def new(
 
 
 def _task_of(task: str | None, data: Path | None, teacher: str | None) -> tuple[Entry, RecipeGuess | None]:
-    """Return the task that the options name or that reads ``data``, and what it infers from ``data``."""
+    """Return the task that the options name or that can read ``data``, and the settings inferred from ``data``."""
     from kdplug.host.registry import tasks
 
     if data is None:
         if task is None:
-            raise ConfigError("give --task NAME, or --from DATA to infer the task. To list tasks: kdplug plugins list")
+            raise ConfigError("pass --task NAME, or --from DATA to infer the task. To list tasks: kdplug plugins list")
         if teacher is not None:
             raise ConfigError("--teacher has no effect without --from")
     try:
@@ -100,7 +100,7 @@ def _task_of(task: str | None, data: Path | None, teacher: str | None) -> tuple[
     if not found:
         raise ConfigError(f"no installed task recognizes {str(data)!r}. Name a task with --task").at("--from")
     names = ", ".join(sorted(one.name for one in found))
-    raise ConfigError(f"{str(data)!r} fits several tasks: {names}. Choose one with --task").at("--from")
+    raise ConfigError(f"{str(data)!r} matches several tasks: {names}. Choose one with --task").at("--from")
 
 
 def _entries() -> Iterator[Entry]:
@@ -133,7 +133,7 @@ def _check_free(recipe: Path, *, force: bool) -> None:
 def recipe_text(file: str, name: str, task: Entry, guess: RecipeGuess | None = None) -> tuple[str, list[str]]:
     """Return a recipe that names ``task`` as ``name``, and the settings of the task to fill in. Imports the task.
 
-    Settings that ``guess`` holds are not to be filled in.
+    Settings in ``guess`` need not be filled in.
     """
     from kdplug.config.distillation import DistillationConfig
     from kdplug.config.recipe import Recipe, RecipeTraining
@@ -154,7 +154,7 @@ def recipe_text(file: str, name: str, task: Entry, guess: RecipeGuess | None = N
 
 
 def _chosen(task: Entry, block: str, keys: Iterable[str]) -> dict[str, Any]:
-    """Values that replace the defaults in a block of the recipe, which has these ``keys``.
+    """Return the values that replace the defaults in a block of the recipe, which has these ``keys``.
 
     Raises: ``SignatureError`` if the task names a key that the block does not have.
     """
@@ -220,7 +220,7 @@ def _comment(text: str) -> str:
 
 
 def _default(field: FieldInfo) -> Any:
-    """Return the default of a field as a config writes it."""
+    """Return the default of a field as it is written in a config."""
     from pydantic import BaseModel
 
     from kdplug.config.key import written_default

@@ -58,7 +58,7 @@ def read_license(name: str) -> str:
 def names_of(dist: str) -> tuple[str, str]:
     """Return the module and entry name of a distribution: ``kdplug_my_loss`` and ``my_loss`` for ``kdplug-my-loss``.
 
-    Raises: ``ConfigError`` if ``dist`` is no valid distribution name or yields no valid module or entry name.
+    Raises: ``ConfigError`` if ``dist`` is not a valid distribution name or yields no valid module or entry name.
     """
     if not _DISTRIBUTION.fullmatch(dist):
         raise ConfigError(
@@ -79,7 +79,7 @@ def names_of(dist: str) -> tuple[str, str]:
 def make_project(dist: str, scaffold: Scaffold, license_name: str, config_name: str | None = None) -> Project:
     """Render the files of a project. ``config_name`` is the name for configs if the bare entry name is taken.
 
-    Raises: ``ConfigError`` if ``dist`` is no valid distribution name.
+    Raises: ``ConfigError`` if ``dist`` is not a valid distribution name.
     """
     module, entry = names_of(dist)
     values = {
@@ -109,7 +109,7 @@ def make_project(dist: str, scaffold: Scaffold, license_name: str, config_name: 
 
 
 def _callable_names(scaffold: Scaffold, module: str, entry: str) -> dict[str, str]:
-    """Names for the function or class: the entry's, unless it clashes with a name in the templates or in Python."""
+    """Return names for the function or class: the entry's, unless it clashes with a name in the templates or Python."""
     text = _template(f"{scaffold.folder}/module.py") + _template(f"{scaffold.folder}/test.py")
     taken = {*re.findall(r"\w+", text), *keyword.kwlist, *keyword.softkwlist, *dir(builtins), module}
     function, cls = entry, _camel(entry)
@@ -126,7 +126,7 @@ def _camel(name: str) -> str:
 
 
 def _file_values(scaffold: Scaffold, license_name: str) -> dict[str, str]:
-    """Values of pyproject.toml for the license and the optional files."""
+    """Return the values in pyproject.toml for the license and the optional files."""
     more = [*(["/recipe.yaml"] if scaffold.has_recipe else []), *(["/LICENSE"] if license_name != "none" else [])]
     lines = f'license = "{license_name}"\nlicense-files = ["LICENSE"]\n' if license_name != "none" else ""
     return {"license_lines": lines, "more_files": "".join(f', "{file}"' for file in more)}
@@ -142,13 +142,13 @@ def _use_values(scaffold: Scaffold, config_name: str) -> dict[str, str]:
             if scaffold.has_recipe
             else []
         ),
-        *([f"`kdplug plugins show {config_name}` shows what it does and its settings."] if not is_hooks else []),
+        *([f"`kdplug plugins show {config_name}` shows its documentation and settings."] if not is_hooks else []),
     ]
     how = f"Once installed, any config or recipe can use the {scaffold.noun} by name:"
     return {
         "epochs": "60" if is_task else "5",
         "lr": "2.0e-2" if is_task else "5.0e-3",
-        "how_to_use": "Once installed, its hooks are called in every run, whatever the recipe:" if is_hooks else how,
+        "how_to_use": "Once installed, its hooks are called in every run of any recipe:" if is_hooks else how,
         "after": "\n".join(after),
     }
 

@@ -30,7 +30,7 @@ _STAGES = {
 
 
 def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
-    """Lines and tables to print, in order."""
+    """Return the lines and tables to print, in order."""
     from kdplug.report.table import temperature_line, terms_table
 
     yield Text(f"{plan.task} on {plan.device}, {plan.precision}, batches of {plan.batch_size}")
@@ -40,7 +40,7 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
     if plan.steps["teacher"]:
-        yield Text("The teacher is still untrained here, so terms that read it will have other values in the run.")
+        yield Text("The teacher is still untrained here, so terms that use it will have different values in the run.")
     if plan.matches:
         yield _matches(plan.matches)
     yield _models(plan)
@@ -120,7 +120,7 @@ def _warnings(plan: RunPlan) -> Iterator[Text]:
 
 
 def _table(headings: Iterable[str], rows: Iterable[Iterable[str]], *, right: int = 0) -> Table:
-    """A table whose last ``right`` columns are right-aligned."""
+    """Return a table whose last ``right`` columns are right-aligned."""
     table, columns = Table(header_style="bold"), list(headings)
     for place, heading in enumerate(columns):
         table.add_column(heading, justify="right" if place >= len(columns) - right else "left", overflow="fold")

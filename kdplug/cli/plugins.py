@@ -53,7 +53,10 @@ def read_kind(name: str) -> Kind:
 
 
 def rows(kind: Kind | None = None, *, load: bool = False) -> list[Row]:
-    """Entries of one kind or of all, sorted by kind, package and name. ``load`` imports each entry and hook plugin."""
+    """Return the entries of one kind or all kinds, sorted by kind, package and name.
+
+    ``load`` imports each entry and hook plugin.
+    """
     if load:
         active().load_hooks()
     kinds = [kind] if kind is not None else list(KINDS.values())

@@ -103,7 +103,7 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
 
 
 def read_scaffold(kind: str, on: str | None = None) -> Scaffold:
-    """Return the scaffold for ``--kind`` and ``--on``. ``losses`` means ``loss``; ``-`` and ``_`` are equal.
+    """Return the scaffold for ``--kind`` and ``--on``. ``losses`` means ``loss``; ``-`` and ``_`` are equivalent.
 
     Raises: ``ConfigError`` that suggests the nearest kind.
     """

@@ -36,7 +36,7 @@ _BOUNDS = (
 
 
 def setting_table(model: type[BaseModel], heading: str = "setting") -> Table:
-    """Table of each field's name, type, default and bounds, and of its description if any field has one."""
+    """Return a table of each field's name, type, default and bounds, with descriptions if any field has one."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     meanings = ["meaning"] if any(field.description for field in model.model_fields.values()) else []
     for column in (heading, "type", "default", "bounds", *meanings):
@@ -50,7 +50,7 @@ def setting_table(model: type[BaseModel], heading: str = "setting") -> Table:
 
 
 def groups_of(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """Nested settings models (written as mappings in a config), without duplicates."""
+    """Return the nested settings models (written as mappings in a config), without duplicates."""
     return list(dict.fromkeys(group for field in model.model_fields.values() for group in _in(field.annotation)))
 
 
@@ -93,7 +93,7 @@ def _number(bound: float) -> str:
 def print_sheets(name: str, kind: Kind | None, console: Console) -> None:
     """Print a sheet for each entry of that name, bare or qualified.
 
-    Raises: ``EntryError`` if there is none or one cannot be imported; ``SignatureError``.
+    Raises: ``EntryError`` if there is none or one cannot be imported; ``SignatureError`` if one has invalid parameters.
     """
     registries = [REGISTRIES[kind.plural]] if kind is not None else list(REGISTRIES.values())
     for place, (registry, entry) in enumerate(_found(name, registries)):
@@ -166,5 +166,5 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
 
 
 def declarations(loss: Callable[..., Any]) -> list[str]:
-    """Names of the properties that a loss declares."""
+    """Return the names of the properties that a loss declares."""
     return [name for name in DECLARATIONS if declares(loss, name)]

@@ -20,7 +20,7 @@ _WIDE = 200
 
 
 def console() -> Console:
-    """A console on standard output, wide enough for every table if it is not a terminal."""
+    """Return a console on standard output; if that is not a terminal, the console is wide enough for every table."""
     found = Console()
     return found if found.is_terminal else Console(width=_WIDE)
 
@@ -37,8 +37,8 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
     ``SystemExit`` counts as an error, since only plugin code raises it (a loss that calls ``exit``, for example),
     unless a signal ended the run or the reader of the output closed it (``kdplug plan … | head``).
 
-    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``, or of an ``OSError`` of a full or read-only
-    disk; the error itself if ``debug`` is true.
+    Raises: ``typer.Exit`` with ``exit_code`` in place of a ``KdplugError``, or of an ``OSError`` from a full or
+    read-only disk; the error itself if ``debug`` is true.
     """
     with warnings.catch_warnings():
         usual = warnings.showwarning
@@ -74,7 +74,7 @@ def report_errors(*, debug: bool = False, exit_code: int = EXIT_CODE) -> Iterato
 
 
 def _ends_normally(wanted: SystemExit) -> bool:
-    """Return whether a signal or, by way of rich, a closed pipe caused the exit."""
+    """Return whether the exit was caused by a signal, or by rich on a closed pipe."""
     is_signal = isinstance(wanted.code, int) and wanted.code > _SIGNALLED
     return is_signal or isinstance(wanted.__context__, BrokenPipeError)
 

@@ -57,15 +57,15 @@ Chunk = Annotated[
 
 
 _HIGHEST = 1e15
-"""The highest temperature: losses multiply by its square, which has to fit into float32."""
+"""The highest temperature: losses multiply by its square, which must be finite in float32."""
 
 
 class DistillationConfig(ConfigModel):
-    """Config of a distillation: TextBrewer's keys and defaults, with every component in three spellings.
+    """Config of a distillation: TextBrewer's keys and defaults; each component may be a name, a list or a mapping.
 
-    Construction looks names up and imports nothing; ``resolved()`` imports the named entries and validates their settings.
-    With a scheduler but no weight, the base weight is 1. A default kd loss of weight 0 is not looked up, and neither is a
-    default teacher combiner, which acts on several teachers only.
+    Construction looks names up and imports nothing; ``resolved()`` imports the named entries and validates their
+    settings. With a scheduler but no weight, the base weight is 1. A default kd loss of weight 0 is not looked up, and
+    neither is a default teacher combiner, which acts on several teachers only.
 
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
@@ -221,7 +221,7 @@ class DistillationConfig(ConfigModel):
         return ("layer_map",) if len(self.layer_map) == 1 else ("layer_map", place)
 
     def written_out(self) -> Self:
-        """Return the config with layer maps replaced by their matches, if the config gives the numbers of layers.
+        """Return the config with layer maps replaced by their matches, if the config specifies the numbers of layers.
 
         Raises: ``ConfigError``, ``EntryError``, ``SignatureError`` with the path of a map that fails.
         """

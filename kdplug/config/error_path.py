@@ -30,10 +30,10 @@ R = TypeVar("R")
 
 
 def qualify_errors(carry_out: Callable[Concatenate[Recipe, P], R]) -> Callable[Concatenate[Recipe, P], R]:
-    """Make each error of ``carry_out(recipe, …)`` name its field by the path in the recipe.
+    """Decorate ``carry_out(recipe, …)`` so that its errors name each field by its path in the recipe.
 
-    The objective names ``kd_loss_type``, the engine ``precision``, a task ``data.train``. In a recipe these are
-    ``distillation.kd_loss_type``, ``training.precision`` and ``task.data.train``.
+    Errors of the objective name ``kd_loss_type``, those of the engine ``precision``, those of a task ``data.train``. In
+    a recipe these are ``distillation.kd_loss_type``, ``training.precision`` and ``task.data.train``.
     """
 
     @wraps(carry_out)
@@ -48,7 +48,7 @@ def qualify_errors(carry_out: Callable[Concatenate[Recipe, P], R]) -> Callable[C
 
 
 def _above(error: KdplugError, recipe: Recipe) -> str | None:
-    """Return the recipe key that holds the field; ``None`` if the path is complete or not that of a recipe."""
+    """Return the recipe key that holds the field; ``None`` if the path is complete or not part of a recipe."""
     key = error.field.partition(".")[0]
     if not key or key in Recipe.model_fields:
         return None

@@ -1,4 +1,4 @@
-"""Facts about a config key that its type, bounds and description leave open, declared at its pydantic field.
+"""Facts about a config key that its type, bounds and description do not express, declared at its pydantic field.
 
 ``Annotated[Device, KeyFacts(identity=False)]`` marks a field. Readers compute their lists of keys from the fields.
 """
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class KeyFacts:
-    """Mark of a field.
+    """Marker for a field.
 
-    ``identity``: the key decides what is learned, so that resuming compares it. ``needs``: the key without which it has no
-    effect.
+    ``identity``: the key affects the result of training, so it is compared on resume. ``needs``: another key, without
+    which this one has no effect.
     """
 
     identity: bool = True
@@ -34,7 +34,7 @@ class KeyFacts:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Mark of a field that holds a component of the kind ``plural``; ``none`` is a value if ``optional``."""
+    """Marker for a field that holds a component of the kind ``plural``; ``none`` is allowed if ``optional``."""
 
     plural: str
     slot: str | None = None
@@ -48,7 +48,7 @@ class Place:
 
 
 def not_identity(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the keys that do not decide what is learned: a run may be resumed with other values."""
+    """Return the keys that do not affect the result of training: a run may be resumed with different values."""
     return tuple(key for key, facts in _marked(model, KeyFacts) if not facts.identity)
 
 
@@ -63,7 +63,7 @@ def places(model: type[BaseModel]) -> dict[str, Place]:
 
 
 def written_default(field: FieldInfo) -> Any:
-    """Return the default of a field as a config writes it."""
+    """Return the default of a field as it is written in a config."""
     value = field.get_default()
     writers = [mark.func for mark in field.metadata if isinstance(mark, PlainSerializer)]
     return cast("Callable[[Any], Any]", writers[0])(value) if writers else value

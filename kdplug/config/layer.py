@@ -113,7 +113,7 @@ def in_list(layers: Layers) -> tuple[Layer, ...]:
 
 
 def plain(layers: Layers) -> Any:
-    """Return the layers as a config writes them."""
+    """Return the layers as they are written in a config."""
     return list(layers) if isinstance(layers, tuple) else layers
 
 

@@ -1,4 +1,4 @@
-"""Layer maps: a rule that pairs layers, in place of hand-written matches."""
+"""Layer maps: rules that pair layers, in place of hand-written matches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Side = Literal["S", "T"]
 
 
 class LayerMap(ConfigModel):
-    """Matches by rule: ``{name: uniform, feature: hidden, loss: hidden_mse, proj: [linear, auto, auto]}``.
+    """A rule that creates matches: ``{name: uniform, feature: hidden, loss: hidden_mse, proj: [linear, auto, auto]}``.
 
     Keys shared with ``IntermediateMatch`` apply to each match of the map.
     """

@@ -160,7 +160,10 @@ def _options(value: object, place: int | str) -> Mapping[str, Any]:
 
 
 def _check_option(key: str, value: object) -> None:
-    """Check one option of a parameter group. Options that the optimizer lacks are found when it is built."""
+    """Check one option of a parameter group.
+
+    Options that the optimizer does not support are detected when it is built.
+    """
     if key in OPTIONS_REFUSED:
         raise ConfigError(OPTIONS_REFUSED[key]).at(key)
     if isinstance(value, Mapping):
@@ -264,8 +267,8 @@ class IntermediateMatch(ConfigModel):
     """A loss between the outputs of the teacher's layer ``layer_T`` and the student's layer ``layer_S``.
 
     A layer is an index into the list ``feature`` of the adaptor (negative ones count from the end), or the path of a
-    module, whose output is captured: ``encoder.layer.3``, ``encoder.layer.3:output[1]``, ``encoder.layer.3:input[0]``. Both
-    sides are lists for a loss that takes several features at once; in a list, a glob means all modules it matches.
+    module, whose output is captured: ``encoder.layer.3``, ``encoder.layer.3:output[1]``, ``encoder.layer.3:input[0]``.
+    Both sides are lists for a loss that takes several features at once; in a list, a glob means all modules it matches.
     """
 
     layer_T: LayerField = Field(  # noqa: N815  TextBrewer's key

@@ -33,7 +33,7 @@ from kdplug.host.registry import REGISTRIES
 from kdplug.host.spec import ComponentSpec, parse_spec
 
 _MOST_SHOWN = 10
-"""Most problems of a config that one error lists."""
+"""Maximum number of problems that one error about a config lists."""
 
 
 class ConfigModel(BaseModel):
@@ -116,13 +116,13 @@ class ConfigModel(BaseModel):
         return write_yaml(self.to_dict())
 
     def with_defaults(self, **values: Any) -> Self:
-        """Return a copy with values for absent keys, which still count as not given."""
+        """Return a copy with values for absent keys, which still count as unset."""
         copied = self.model_copy()
         copied.__dict__.update(values)
         return copied
 
     def _fill(self, **values: Any) -> None:
-        """Set values for absent keys, which still count as not given."""
+        """Set values for absent keys, which still count as unset."""
         self.__dict__.update(values)
 
     @classmethod
@@ -202,11 +202,11 @@ Processes = Annotated[int, Strict(), Field(ge=0, le=1024), AfterValidator(int)]
 
 Switch = Annotated[bool, Strict()]
 Text = Annotated[str, Strict(), Field(min_length=1, max_length=4096), AfterValidator(str)]
-"""Text with at most as many characters as a path."""
+"""Text of at most 4,096 characters, the longest path on Linux."""
 
 
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
-"""Range of 64-bit integers, signed or unsigned. No size, count or seed is outside of it."""
+"""Range of 64-bit integers, signed or unsigned. No size, count or seed is outside it."""
 
 
 class FrozenDict(dict[str, Any]):
@@ -231,8 +231,8 @@ class FrozenDict(dict[str, Any]):
 def freeze(value: object) -> Any:
     """Return ``value`` with tuples for lists, ``FrozenDict`` for mappings, and plain Python scalars.
 
-    Raises: ``ConfigError`` with the path of the value, for anything that YAML and JSON cannot both represent, for too many values
-    or levels, and for an integer of more than 64 bits.
+    Raises: ``ConfigError`` with the path of the value, for anything that YAML and JSON cannot both represent, for too
+    many values or levels, and for an integer of more than 64 bits.
     """
     check_bounds(value, CONFIG)
     return _freeze(value)
@@ -310,7 +310,7 @@ def read_component(data: object) -> ComponentSpec:
 
 
 def _fitting(spec: ComponentSpec) -> ComponentSpec:
-    """Return ``spec`` in a form that can express its settings. A spec made in Python may have another one."""
+    """Return ``spec`` in a form that can express its settings. A spec made in Python may have a form that cannot."""
     if spec.args:
         return replace(spec, form="list")
     return replace(spec, form="mapping") if spec.settings and spec.form == "name" else spec

@@ -50,7 +50,7 @@ def _split(override: str) -> tuple[list[str], Any]:
     if not equals or not path.strip():
         raise ConfigError(f"{shown(override)} is not an override. Write path=value, such as training.lr=1e-3")
     if len(path) > _LONGEST_PATH:
-        raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; it may have {_LONGEST_PATH:,}")
+        raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; the limit is {_LONGEST_PATH:,}")
     parts = path.strip().split(".")
     return parts, yaml_value(text, f"the value in {shown(override)}")
 
@@ -71,7 +71,7 @@ def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any
 
 
 def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
-    """Return the key or index that ``part`` means in ``node``."""
+    """Return the key or index of ``node`` that ``part`` denotes."""
     where = ".".join(above)
     if isinstance(node, dict):
         # The recipe holds only those settings of its task that it names; the task checks the others when it is built.
@@ -106,7 +106,7 @@ LrSchedule = Annotated[
 
 
 class RecipeTraining(LoopConfig):
-    """``training:`` of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be given."""
+    """``training:`` of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be set."""
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
@@ -202,7 +202,7 @@ class Recipe(ConfigModel):
 
     @model_validator(mode="after")
     def _a_cache_is_for_caching(self) -> Self:
-        """Turn caching on if there is a folder for it."""
+        """Enable caching if the recipe sets a cache folder."""
         if self.training.teacher_cache is not None and "is_caching_logits" not in self.distillation.model_fields_set:
             self._fill(distillation=self.distillation.with_defaults(is_caching_logits=True))
         return self

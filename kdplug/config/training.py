@@ -37,27 +37,27 @@ def _expand(path: str) -> str:
     Raises: ``ConfigError`` for a variable, or for the ``~`` of an unknown user.
     """
     if re.search(r"\$\{|(^|/)\$\w", path):
-        raise ConfigError(f"must be a folder, got {shown(path)}: variables are not expanded. Write the folder out")
+        raise ConfigError(f"must be a folder, got {shown(path)}: variables are not expanded. Write the full path")
     found = os.path.expanduser(path)  # noqa: PTH111  Path drops a leading ./ from other paths
     if found.startswith("~"):
         raise ConfigError(
-            f"must be a folder, got {shown(path)}: there is no such user. Write the folder out, or start with ./"
+            f"must be a folder, got {shown(path)}: there is no such user. Write the full path, or start with ./"
         )
     return found
 
 
 Folder = Annotated[Text, AfterValidator(_expand)]
-"""The path of a folder. A leading ``~`` means the home folder; variables are an error."""
+"""The path of a folder. A leading ``~`` means the home folder; variables raise an error."""
 
 
 _FREE = KeyFacts(identity=False)
-"""A run may be resumed with another value."""
+"""Marker of keys with which a run may be resumed at a different value."""
 
 _CACHED = KeyFacts(needs="is_caching_logits")
 
 
 def _fp16_too(schema: dict[str, Any]) -> None:
-    """Add the key that ``_fp16_is_a_precision`` reads."""
+    """Add the key ``fp16``, which ``_fp16_is_a_precision`` reads."""
     schema["properties"]["fp16"] = {"type": "boolean", "description": "TextBrewer's spelling of `precision: fp16`"}
 
 
@@ -158,7 +158,7 @@ class LoopConfig(ConfigModel):
         rest = {key: value for key, value in data.items() if key != "fp16"}
         precision = rest.setdefault("precision", "fp16") if fp16 else rest.get("precision")
         if fp16 != (precision == "fp16"):
-            raise ConfigError(f"is {str(fp16).lower()}, but precision is {shown(precision)}. Write precision alone").at(
+            raise ConfigError(f"is {str(fp16).lower()}, but precision is {shown(precision)}. Set only precision").at(
                 "fp16"
             )
         return rest

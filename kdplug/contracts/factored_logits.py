@@ -18,8 +18,8 @@ class FactoredLogits:
     """``softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap)``, stored as its factors.
 
     Accepted wherever logits are. A loss on logits is then computed in chunks of items, and ``[*items, classes]`` is
-    never held. ``scale`` and ``softcap`` are optional. Their order is that of Cohere's ``logit_scale``, Granite's ``1 /
-    logits_scaling`` and Gemma's ``final_logit_softcapping``, all applied to the head's output.
+    never materialized. ``scale`` and ``softcap`` are optional. Their order is that of Cohere's ``logit_scale``,
+    Granite's ``1 / logits_scaling`` and Gemma's ``final_logit_softcapping``, all applied to the head's output.
 
     Shapes: ``hidden`` ``[*items, width]``, ``weight`` ``[classes, width]``, ``bias`` ``[classes]``; scale and softcap
     numbers.
@@ -63,7 +63,7 @@ class FactoredLogits:
         return (self.hidden, self.weight) if self.bias is None else (self.hidden, self.weight, self.bias)
 
     def dense(self) -> Tensor:
-        """Return the logits ``[*items, classes]``, in the precision that a linear layer would give here."""
+        """Return the logits ``[*items, classes]``. Their dtype is that of a linear layer, so it depends on autocast."""
         from torch.nn.functional import linear
 
         logits = linear(self.hidden, self.weight, self.bias)
@@ -77,7 +77,7 @@ class FactoredLogits:
         return replace(self, hidden=self.hidden.detach(), weight=self.weight.detach(), bias=bias)
 
     def at(self, items: Tensor) -> FactoredLogits:
-        """Select items: ``[n, classes]``.
+        """Return the selected items, ``[n, classes]``.
 
         Shapes: ``items`` is a bool mask ``[*items]`` or int64 indices ``[n]`` into the flattened items.
         Raises: ``ShapeError`` for a mask of another shape.
@@ -85,7 +85,7 @@ class FactoredLogits:
         return replace(self, hidden=keep(self.hidden, rows_of(items, self.hidden.shape[:-1]), 1))
 
     def first(self, classes: int) -> FactoredLogits:
-        """Select the first ``classes`` classes: the head without its padding rows.
+        """Return the logits of the first ``classes`` classes: the head without its padding rows.
 
         Raises: ``ShapeError`` if there are fewer.
         """

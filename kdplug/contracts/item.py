@@ -30,7 +30,7 @@ def rows_of(items: Tensor, shape: torch.Size) -> Tensor:
 
 
 def keep(tensor: Tensor, rows: Tensor, trailing: int) -> Tensor:
-    """Select rows of ``tensor`` whose last ``trailing`` axes belong to an item: ``[n, …]``."""
+    """Return the selected rows of ``tensor``, whose last ``trailing`` axes belong to an item: ``[n, …]``."""
     return tensor.reshape(-1, *tensor.shape[tensor.dim() - trailing :]).index_select(0, rows)
 
 

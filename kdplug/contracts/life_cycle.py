@@ -32,7 +32,7 @@ class ReportView(Protocol):
 
 
 class RunView(Protocol):
-    """A run as observers see it.
+    """The attributes of a run that observers may read.
 
     ``progress`` is the fraction done, in [0, 1]. ``output_dir`` is the results directory. ``is_main`` is true on the
     one process that writes and prints.

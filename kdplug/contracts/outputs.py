@@ -36,9 +36,9 @@ _MODEL_OUTPUT_KEYS = {"loss": "losses", "logits": "logits", "hidden_states": "hi
 class Outputs:
     """An adaptor's result for one model and one batch. Every field is optional.
 
-    A bare tensor means a list of one; fields that may hold several tensors are always tuples. An empty list equals a
-    missing key, except that an empty ``hidden`` or ``attention`` means that the model returned none on request.
-    ``captured`` is not an adaptor key: it holds tensors captured inside the model, by the config's path.
+    A bare tensor means a list of one; fields that may hold several tensors are always tuples. An empty list is
+    equivalent to a missing key, except that an empty ``hidden`` or ``attention`` means that the model returned none on
+    request. ``captured`` is not an adaptor key: it holds tensors captured inside the model, by the config's path.
 
     For large vocabularies, a head's logits may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
 
@@ -47,7 +47,7 @@ class Outputs:
 
     Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
     any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer.
-    Raises: ``OutputsError``, with the key as its field, for a value that is not made of tensors, or an invalid
+    Raises: ``OutputsError``, with the key as its field, for a value that does not consist of tensors, or an invalid
     ``LossSum``.
     """
 
@@ -212,7 +212,7 @@ def _logits(value: object) -> Any:
     if isinstance(value, (_tensor_type(), *_COMPACT)):
         return value
     raise OutputsError(
-        f"cannot read {_kind(value)}. An adaptor returns a dict with some of {', '.join(ADAPTOR_KEYS)}, "
+        f"cannot read {_kind(value)}. An adaptor must return a dict with keys from {', '.join(ADAPTOR_KEYS)}, "
         "or the logits as one tensor"
     )
 

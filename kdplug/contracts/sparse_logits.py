@@ -20,8 +20,8 @@ class SparseLogits:
 
     ``log_probs`` are natural logarithms of probabilities over all classes. There are three forms:
 
-    * with ``tail``, the log of the total mass of all other classes: a top-k and tail cache. The K classes of an item are
-      distinct. Losses that declare ``coarsens`` are computed over K + 1 categories.
+    * with ``tail``, the log of the total mass of all other classes: a top-k and tail cache. The K classes of an item
+      are distinct. Losses that declare ``coarsens`` are computed over K + 1 categories.
     * with ``weights`` instead, a sample: Σ weight · f(class) over the K is an unbiased estimate of the teacher's
       mean of f. A class may repeat; unused slots have weight 0. ``log_probs`` may be ``None``.
     * with neither, the other classes are unknown.
@@ -58,7 +58,8 @@ class SparseLogits:
     def top(cls, logits: Tensor, k: int, temperature: float = 1.0) -> SparseLogits:
         """Keep the ``k`` largest of ``logits`` ``[*items, classes]``, or all if there are fewer, and compute the tail.
 
-        The tail is summed over the other classes, not computed as 1 minus the top k, so a small tail keeps its precision.
+        The tail is summed over the other classes, not computed as 1 minus the top k, so a small tail keeps its
+        precision.
         """
         import torch
 
@@ -86,7 +87,7 @@ class SparseLogits:
         return self
 
     def at(self, items: Tensor) -> SparseLogits:
-        """Select items: ``[n, classes]``.
+        """Return the selected items, ``[n, classes]``.
 
         Shapes: ``items`` is a bool mask ``[*items]`` or int64 indices ``[n]`` into the flattened items.
         Raises: ``ShapeError`` for a mask of another shape.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 Part = Literal["teacher", "distillation", "baseline", "test"]
-"""A part of a task's data: for fitting the teacher, for distillation, for training a student without a teacher (the
+"""A part of a task's data: for training the teacher, for distillation, for training a student without a teacher (the
 baseline), and for evaluation."""
 
 
@@ -41,11 +41,11 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """Name of the ``evaluate`` figure shown in the final table. Higher is better unless the task is ``Directed``."""
+        """Name of the ``evaluate`` metric in the final table. Higher is better unless the task is ``Directed``."""
         ...
 
     def about(self) -> str:
-        """One or two sentences printed at the start of a run: the data, and what the student may see of it."""
+        """One or two sentences printed at the start of a run: the data, and the part of it that the student gets."""
         ...
 
     def build_teacher(self) -> Module:
@@ -53,7 +53,7 @@ class Task(Protocol):
         ...
 
     def teacher_fit(self) -> TeacherFit | None:
-        """Return how to fit the teacher on ``data("teacher")``, or ``None`` if ``build_teacher`` returns it trained."""
+        """Return settings to train the teacher on ``data("teacher")``, or ``None`` if it needs no training."""
         ...
 
     def build_student(self) -> Module:
@@ -61,7 +61,7 @@ class Task(Protocol):
         ...
 
     def data(self, part: Part) -> Dataset[Any]:
-        """The examples of one part, in a fixed order."""
+        """Return the examples of one part, in a fixed order."""
         ...
 
     def collate(self, examples: list[Any]) -> Any:
@@ -77,7 +77,10 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: Module, batches: Iterable[Any]) -> Mapping[str, float]:
-        """Return a model's figures over batches, by name. ``model`` is in eval mode, gradients are off, devices match."""
+        """Return a model's metrics over batches, by name.
+
+        ``model`` is in eval mode and on the device of the batches, and gradients are disabled.
+        """
         ...
 
 
@@ -86,7 +89,7 @@ class ReadsAware(Protocol):
     """A task that needs the keys that the objective reads, because its models return some outputs only on request."""
 
     def expect(self, reads: frozenset[str]) -> None:
-        """Receive, once and before data is read or a model is built, the ``kdplug.ADAPTOR_KEYS`` that are read.
+        """Receive the ``kdplug.ADAPTOR_KEYS`` that are read. Called once, before data is read or a model is built.
 
         ``hidden`` is omitted if every match of it uses module paths. ``attention`` is not: a module that computes
         attention may need a setting to return it.
@@ -96,27 +99,30 @@ class ReadsAware(Protocol):
 
 @runtime_checkable
 class SelfChecking(Protocol):
-    """A task that can detect, before training, what would fail later in the run."""
+    """A task that can detect, before training, problems that would make the run fail later."""
 
     def check(self) -> None:
-        """Raise ``KdplugError`` whose field is the setting, for unreadable data or incompatible models."""
+        """Raise a ``KdplugError`` whose field is the setting, for unreadable data or incompatible models."""
         ...
 
 
 @runtime_checkable
 class StartsStudent(Protocol):
-    """A task whose student may start from the weights of the fitted teacher."""
+    """A task whose student may start from the weights of the trained teacher."""
 
     @property
     def starts_student(self) -> bool:
-        """Return whether the settings request it. If not, the teacher is not built when a cache of its outputs exists."""
+        """Return whether the settings request this.
+
+        If not, the teacher is not built when a cache of its outputs exists.
+        """
         ...
 
     def start_student(self, student: Module, teacher: Module) -> None:
         """Initialise a new student from ``build_student``. ``teacher`` is trained and must not change.
 
-        The recipe plan, which trains nothing, passes the teacher from ``build_teacher``, and so does a run that tries its
-        first batch before it fits the teacher.
+        The recipe plan, which trains nothing, passes the teacher from ``build_teacher``, and so does a run that tries
+        its first batch before it trains the teacher.
         """
         ...
 
@@ -160,7 +166,7 @@ class CountsUnits(Protocol):
 
 @runtime_checkable
 class AnswersWhole(Protocol):
-    """A task whose models skip some output during training and evaluation. Throughput is measured with full output."""
+    """A task whose models omit some outputs during training and evaluation. Throughput is measured with full output."""
 
     def answer(self, model: Module, batch: Any) -> Any:
         """Run ``model``, in eval mode and without gradient, as its users do after training."""
@@ -173,7 +179,7 @@ class PreparesBatches(Protocol):
 
     @property
     def prepares_batches(self) -> bool:
-        """Return whether the settings request it. Incompatible with a teacher cache, which needs all batches up front."""
+        """Return whether the settings request this. It excludes a teacher cache, which needs all batches up front."""
         ...
 
     def prepare_batch(self, batch: Any, student: Module) -> Any:
@@ -182,28 +188,32 @@ class PreparesBatches(Protocol):
         Called once per batch, for all batches of an optimizer step before the step trains on the first. The student is
         in eval mode, on its device, and gradients are off. Draw random numbers from torch's global generators:
         checkpoints store their states, so a resumed run generates the same batches. A new batch without labels should
-        have the attribute ``is_generated``, set to true: its hard label loss may then count no item without a warning.
+        have the attribute ``is_generated``, set to true: its hard label loss may then have no items, without a warning.
         """
         ...
 
 
 @runtime_checkable
 class SpansVocabularies(Protocol):
-    """A task whose sides may have different vocabularies. Its batches are then ``{"teacher": …, "student": …}``."""
+    """A task whose teacher and student may have different vocabularies.
+
+    Its batches are then ``{"teacher": …, "student": …}``.
+    """
 
     @property
     def vocabulary_difference(self) -> str:
         """Describe how the student's vocabulary differs from the teacher's, in this order; empty if they are the same.
 
-        If they differ, class ``i`` of one side is not class ``i`` of the other, whatever their number. Read after
-        ``check``. A recipe then accepts only losses and matches that need no common classes or positions.
+        If they differ, class ``i`` of one side is not class ``i`` of the other, even if both have the same number of
+        classes. The engine reads this after ``check``. A recipe then accepts only losses and matches that need no
+        common classes or positions.
         """
         ...
 
 
 @runtime_checkable
 class ReviewsTeacher(Protocol):
-    """A task that can detect, from a teacher's outputs, data that the teacher was not trained for."""
+    """A task that can detect, from a teacher's outputs, data unlike those that the teacher was trained on."""
 
     def review_teacher(self, outputs: Iterable[Outputs]) -> Iterable[tuple[str, str]]:
         """Yield a setting of the task and a warning about it, for ``kdplug plan``.
@@ -216,19 +226,19 @@ class ReviewsTeacher(Protocol):
 
 @runtime_checkable
 class ReviewsData(Protocol):
-    """A task that can detect, from its data alone, what is valid but probably unintended."""
+    """A task that can detect, from its data alone, properties that are valid but probably unintended."""
 
     def review_data(self) -> Iterable[tuple[str, str]]:
         """Yield a setting of the task and a warning about it, for ``kdplug plan`` and the log of ``kdplug run``.
 
-        Examples: a class with one row, texts that are cut. Called once, after ``check``.
+        Examples: a class with one row, texts that are truncated. Called once, after ``check``.
         """
         ...
 
 
 @runtime_checkable
 class FingerprintedTask(Protocol):
-    """A task that lists what its teacher's outputs depend on. Without it, all settings of the task count."""
+    """A task that lists what its teacher's outputs depend on. By default they depend on all settings of the task."""
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Return plain data, by name, that must be equal for a teacher cache to be valid.
@@ -296,8 +306,8 @@ def new_recipe(
     """Declare what ``kdplug new`` writes for a task: keys of ``task:``, ``distillation:`` and ``training:``.
 
     Only ``kdplug new`` uses them. Keys left out of a recipe keep kdplug's own defaults. Values of ``task`` for settings
-    without a default are examples, which the new recipe marks as to be filled in. ``guess`` infers them from the user's
-    data. ::
+    without a default are examples, which the new recipe marks for the user to fill in. ``guess`` infers them from the
+    user's data. ::
 
         @new_recipe(task={"path": "train.csv"}, training={"lr": 2e-4, "num_epochs": 3})
         def reviews(*, path: str): ...

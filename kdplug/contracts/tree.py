@@ -1,8 +1,8 @@
 """Nested containers of tensors, such as batches, model outputs and optimizer states, as pytrees of torch.
 
-Torch's pytree opens plain dicts, lists and tuples. It takes other mappings (transformers' ``BatchEncoding``), subclasses
-and dataclasses for leaves unless their class is registered, so a walk would skip the tensors inside. The functions here
-open those too, and ignore what is registered.
+Torch's pytree opens plain dicts, lists and tuples. It treats other mappings (transformers' ``BatchEncoding``),
+subclasses and dataclasses as leaves unless their class is registered, so a walk would skip the tensors inside. The
+functions here open those too, whether their class is registered or not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def opened(value: Any) -> dict[Any, Any] | list[Any] | None:
 
 
 def leaves(tree: Any, is_leaf: IsLeaf | None = None) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield path and value of each leaf, in the order of the containers. ``is_leaf`` keeps a container closed."""
+    """Yield path and value of each leaf, in the order of the containers.
+
+    A container for which ``is_leaf`` is true is a leaf.
+    """
     for path, leaf in tree_leaves_with_path(tree, _closed(is_leaf)):
         items = None if is_leaf is not None and is_leaf(leaf) else opened(leaf)
         if items is None:

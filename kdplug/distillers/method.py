@@ -142,30 +142,31 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     """Train the student for ``num_epochs`` passes over the loader (may be fractional) or ``num_steps`` optimizer steps.
 
     A batch that is a mapping is passed to the models by keyword, a list or tuple by position, anything else as one
-    argument. Labels that a model's ``forward`` does not take (``labels``, ``label``, ``targets``, ``target`` or ``y``, or
-    one last item) are not passed; any other such item is logged once. Adaptors get the whole batch. A student without
-    an adaptor that returns ``[batch, classes]`` logits gets these labels, one class index per example, and their
-    cross-entropy as its own loss if the config has a ``hard_label_weight``. A batch ``{"teacher": …, "student": …}`` gives each side its own part; a third key ``teacher_cache``
-    replaces the teacher's outputs. ``model_args`` are passed to every model.
+    argument. Labels that a model's ``forward`` does not take (``labels``, ``label``, ``targets``, ``target`` or ``y``,
+    or one last item) are not passed; any other such item is logged once. Adaptors get the whole batch. A student
+    without an adaptor that returns ``[batch, classes]`` logits gets these labels, one class index per example, and
+    their cross-entropy as its own loss if the config has a ``hard_label_weight``. Each side gets its own part of a
+    batch ``{"teacher": …, "student": …}``; a third key ``teacher_cache`` replaces the teacher's outputs. ``model_args``
+    are passed to every model.
 
     * ``optimizer`` holds the student's parameters; those of the objective (projections) are added as further groups.
     * ``dataloader`` is any iterable of batches; under ``accelerate launch`` a ``DataLoader``, which is divided.
     * ``scheduler_class`` is called as ``scheduler_class(optimizer=optimizer, **scheduler_args)`` and stepped once per
       optimizer step. ``scheduler`` is an existing scheduler, as an alternative.
-    * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 is off.
+    * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 disables clipping.
     * ``callback`` is called as ``callback(model=student, step=step)`` after each checkpoint, on every process. An
       exception in it ends the run.
     * ``batch_postprocessor`` maps each batch before it moves to the device.
     * ``evaluation`` sets what is evaluated during the run, which checkpoint is the best and when to stop early.
-    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, bit by bit like an uninterrupted run, or
+    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, bit-identical to an uninterrupted run, or
       starts a new run if there is none; a checkpoint folder resumes from that one. A different config, plugin version,
-      teacher, dataset, adaptor or optimizer is an error that lists the differences, unless ``resume_changed``. A damaged
-      checkpoint is skipped with a warning.
-      Between checkpoints, SIGTERM and SIGINT save a checkpoint and end the run.
+      teacher, dataset, adaptor or optimizer raises an error that lists the differences, unless ``resume_changed``. A
+      damaged checkpoint is skipped with a warning. Between checkpoints, SIGTERM and SIGINT save a checkpoint and end
+      the run.
 
     Raises: ``ConfigError`` for conflicting arguments; ``RunError`` if the run cannot start (an optimizer without the
-    student's parameters, an empty loader, a batch that does not fit ``forward``, …) or continue (a loss that is not finite); ``OutputsError`` if a model does
-    not return what a term needs.
+    student's parameters, an empty loader, a batch that does not match the signature of ``forward``, …) or continue (a
+    loss that is not finite); ``OutputsError`` if a model does not return what a term needs.
     """
     sides = self._sides()
     warn_misspelt(self.train, model_args, sides.pair.student)
@@ -189,7 +190,7 @@ def train(  # noqa: PLR0917  TextBrewer's signature
 
 
 def warn_misspelt(train: Callable[..., Any], model_args: Iterable[str], model: nn.Module) -> None:
-    """Warn about an argument for the models that their ``forward`` does not name and that resembles one of ours."""
+    """Warn about a model argument that no ``forward`` names and that resembles an argument of ``train``."""
     own = [name for name in signature(train).parameters if name != "model_args"]
     named = signature(model.forward).parameters
     for name in model_args:

@@ -182,7 +182,7 @@ def _tasks(models: Any) -> tuple[str, ...]:
 
 
 def _by_task(field: str, values: Mapping[str, T] | None, tasks: tuple[str, ...], **default: T) -> dict[str, T]:
-    """Return one value for each task, in their order. ``default`` is the value of tasks that have none.
+    """Return one value for each task, in the order of the tasks. ``default`` is the value of tasks that have none.
 
     Raises: ``ConfigError`` for an unknown task, or one without a value.
     """

@@ -135,7 +135,7 @@ class Session:
         self._entered: list[ExitStack] = []
 
     def enter(self, sides: Sides) -> None:
-        """Put the models into the modes of a run until ``leave``."""
+        """Set the train and eval modes of a run, until ``leave``."""
         teacher = None if sides.teacher is None else sides.teacher.model
         stack = ExitStack()
         stack.enter_context(modes(training=sides.pair.student, evaluating=teacher))

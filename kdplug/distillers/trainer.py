@@ -53,7 +53,7 @@ class BasicTrainer:
     items. Without an adaptor the model's own outputs are read (a transformers ``ModelOutput`` with its ``loss``). For
     ``observers``, ``strict`` and ``show_progress`` see ``GeneralDistiller``.
 
-    It logs ``total_loss``; the only term, ``hard_label_loss``, is the same number. In the documentation of ``train``,
+    It logs ``total_loss``, which equals the only term, ``hard_label_loss``. In the documentation of ``train``,
     the student is ``model``.
     """
 

@@ -29,10 +29,10 @@ TermLayout = tuple[tuple[str, int], ...]
 
 
 def _check_unchanged(kept: list[list[tuple[Tensor, int]]]) -> None:
-    """Raise ``RunError`` if a tensor was written to after its version was noted: a model may reuse its outputs' memory."""
+    """Raise ``RunError`` if a tensor changed after its version was recorded: a model may reuse its outputs' memory."""
     if any(one._version != version for micro_batch in kept for one, version in micro_batch):  # noqa: SLF001
         raise RunError(
-            "the teacher wrote the outputs of a micro-batch over those of an earlier one of the same step. Return copies "
+            "the teacher overwrote the outputs of an earlier micro-batch of the same step. Return copies "
             "(.clone()) from its forward or its adaptor"
         )
 
@@ -178,8 +178,8 @@ def _check_processes(layout: TermLayout, num_processes: int, agreed: set[TermLay
             "the processes do not have the same terms with the same number of heads or losses in a step, so their "
             "counts cannot be added. Terms, and the number of heads or losses of each:\n    "
             + "\n    ".join(lines)
-            + "\nThe adaptor must return the same number on every process; return an empty tensor for one without "
-            "items"
+            + "\nThe adaptor must return the same number on every process; return an empty tensor for a head "
+            "without items"
         )
     agreed.add(layout)
 
@@ -356,7 +356,7 @@ class Accumulation:
         if not any(_is_live(term) for term in report.terms.values()):
             return RunError(
                 f"the loss of step {step} has no gradient: the weight of every term ({', '.join(report.terms)}) is 0. "
-                "Give one a weight, or a scheduler that does not start at 0"
+                "Set a weight for one of them, or a scheduler that does not start at 0"
             )
         return RunError(
             f"the loss of step {step} has no gradient, so it cannot train the student. Does the student's forward(), or "

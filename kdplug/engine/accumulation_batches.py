@@ -97,7 +97,7 @@ class AccumulationBatches:
     def seek(self, position: dict[str, Any]) -> None:
         """Move to the ``position`` saved by another stream over the same data, and restore the random state.
 
-        The pass is started again from the saved random state, and the batches already taken are read and dropped.
+        The pass is started again from the saved random state, and the batches already taken are read and discarded.
         Shuffling, workers and random augmentation therefore yield exactly the same batches from there on. Only the random
         state of persistent workers after their first pass cannot be restored; the order of the examples can.
 
@@ -120,7 +120,7 @@ class AccumulationBatches:
             if taken < position["batches"]:
                 raise RunError(
                     f"the checkpoint was written after {position['batches']} batches of pass {self.epoch + 1}, but the "
-                    f"dataloader has {taken}: the data changed"
+                    f"dataloader has only {taken}: the data changed"
                 )
             if position["exhausted"]:
                 next(batches, None)
@@ -150,7 +150,7 @@ class AccumulationBatches:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Call ``set_epoch`` on the loader's samplers and dataset, if they have it."""
+    """Call ``set_epoch`` on the loader's samplers and dataset, if they have such a method."""
     owners = (*_samplers(loader), getattr(loader, "dataset", None))
     for owner in _distinct(owners):
         method = getattr(owner, "set_epoch", None)

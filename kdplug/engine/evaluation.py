@@ -36,13 +36,13 @@ class Evaluation:
     """Evaluation settings of a run: what to measure, how often, and how to act on the result.
 
     Pass ``dataloader`` and ``metrics``, a mapping of names to torchmetrics metrics, which receive the student's logits
-    and the labels from its adaptor (first head); or give ``function``, called as ``function(model)`` in eval mode,
-    which returns numbers by name. ``every`` counts optimizer steps; ``None`` evaluates at each checkpoint of the
+    and the labels from its adaptor (first head); or pass ``function``, called as ``function(model)`` in eval mode,
+    which returns metrics by name. ``every`` counts optimizer steps; ``None`` evaluates at each checkpoint of the
     config.
 
-    ``best`` names the number that ranks checkpoints (``mode``: ``max`` or ``min``). A new best is saved as a
+    ``best`` names the metric that ranks checkpoints (``mode``: ``max`` or ``min``). A new best is saved as a
     checkpoint, which is never pruned. The run ends after ``patience`` evaluations without a new best. Every process
-    evaluates all the data; with several processes the main one's value of ``best`` counts.
+    evaluates all the data; with several processes the value of ``best`` in the main process is used.
 
     Raises: ``ConfigError`` for conflicting arguments.
     """
@@ -79,7 +79,7 @@ class Evaluation:
     ) -> dict[str, float]:
         """Evaluate the student. Random state and buffers are unchanged afterwards.
 
-        ``watched`` yields the batches of a loader and may report on them.
+        ``watched`` yields the batches of a loader and may report progress.
 
         Raises: ``ConfigError`` if ``best`` is not among the results; ``OutputsError`` if logits or labels are missing.
         """

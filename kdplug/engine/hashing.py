@@ -49,12 +49,12 @@ def text_digest(value: object) -> str:
 
 
 def code_digest(function: object, known: nn.Module | None = None, *, with_state: bool = True) -> str:
-    """Return a digest of what a callable does: bytecode, constants, defaults, closure and, for an object, its state.
+    """Return a digest of the behaviour of a callable: code, constants, defaults, closure and, for an object, its state.
 
     Global variables that it reads are included if they hold plain data or tensors, and functions that it calls if they
     are in its module or in no installed package. Variables that it assigns are not. Functions of installed packages and
-    objects in global variables count by name only, and modules of the model ``known`` by path. ``with_state=False``
-    leaves out attributes of objects and weights of modules.
+    objects in global variables are represented by name only, and modules of the model ``known`` by path.
+    ``with_state=False`` leaves out attributes of objects and weights of modules.
     """
     return text_digest(_Code(known, with_state=with_state).of(function, 0))
 
@@ -106,7 +106,7 @@ def _feed_pickled(update: _Update, value: object) -> None:
 
 
 class _Code:
-    """Converts a callable to plain data that changes with its behaviour. A shared object is read once."""
+    """Converts a callable to plain data that changes with its behaviour. A shared object is converted once."""
 
     def __init__(self, model: nn.Module | None, *, with_state: bool) -> None:
         self._with_state = with_state
@@ -170,7 +170,7 @@ class _Code:
 
 
 def _variables(function: FunctionType) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a function's closure, and the globals it reads that are plain data or of its module and not assigned."""
+    """Return a function's closure, and globals that it reads but does not assign, if plain data or of its module."""
     read, written = set[str](), set[str]()
     codes = [function.__code__]
     while codes:
@@ -196,7 +196,7 @@ def _is_followed(value: object, function: FunctionType) -> bool:
 
 
 def _is_users(function: FunctionType) -> bool:
-    """Return whether the function is from a file that belongs to no installed package, the stdlib or kdplug."""
+    """Return whether the file of the function belongs to no installed package, nor to the stdlib or kdplug."""
     path = Path(function.__code__.co_filename)
     is_installed = {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, _INSTALLED))
     return path.is_absolute() and not is_installed

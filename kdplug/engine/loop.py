@@ -177,7 +177,7 @@ class Loop:
         return best
 
     def note_stop(self, evaluation: Evaluation) -> None:
-        """Display why the run ends before its last step: the metric, its best value, and the step of that."""
+        """Display why the run ends before its last step: the metric, its best value, and the step of that value."""
         standing, step, total = self.standing, self.run.step, self.plan.total_steps
         if step >= total:
             return
@@ -201,7 +201,7 @@ class Loop:
         self._clear_gradients()
 
     def _check_constant_rate(self) -> None:
-        """Warn of a run without a scheduler whose optimizer has a learning rate of 0."""
+        """Warn about a run without a scheduler whose optimizer has a learning rate of 0."""
         groups = self.run.optimizer.param_groups
         if self.scheduler is None and groups and not any(group.get("lr", 1) for group in groups):
             warnings.warn(
@@ -213,7 +213,7 @@ class Loop:
     def _change_rate(self, scheduler: Any, step: int) -> None:
         """Step the learning-rate scheduler after optimizer step ``step``; warn once if the rate stays 0.
 
-        Raises: ``RunError`` if the scheduler was built for fewer steps and refuses another.
+        Raises: ``RunError`` if the scheduler was built for fewer steps and does not support more.
         """
         total = self.plan.total_steps
         try:
@@ -230,8 +230,8 @@ class Loop:
         self.idle += 1
         if self.idle == _IDLE and step < total:
             warnings.warn(
-                f"the learning rate is 0 since step {step + 2 - _IDLE} of {total}, so these steps train nothing. Was "
-                f"the {type(scheduler).__name__} built for fewer than {total} optimizer steps?",
+                f"the learning rate has been 0 since step {step + 2 - _IDLE} of {total}, so these steps train nothing. Was the "
+                f"{type(scheduler).__name__} built for fewer than {total} optimizer steps?",
                 stacklevel=2,
             )
 

@@ -43,9 +43,9 @@ class Forward:
     _is_label_logged: bool = False
 
     def by_keyword(self, batch: Mapping[Any, Any], model_args: Mapping[str, Any]) -> Mapping[Any, Any]:
-        """Return the items of ``batch`` that ``forward`` takes; each other one is a label, or logged once.
+        """Return the items of ``batch`` that ``forward`` takes; every other item is a label, or is logged once.
 
-        Raises: ``RunError`` if an input is missing, or an item resembles one that is not given.
+        Raises: ``RunError`` if an input is missing, or an item resembles an input that is missing.
         """
         if self.names is None and not self.required and not model_args:
             return batch
@@ -92,7 +92,7 @@ class Forward:
     def _assign(self, batch: Mapping[Any, Any], model_args: Mapping[str, Any]) -> tuple[tuple[Any, ...], Any]:
         """Return the keys to pass, and the key of the only label that is not passed."""
         if twice := [key for key in batch if key in model_args]:
-            raise RunError(f"{twice[0]!r} is in the batch and in the arguments of train for the models; give it once")
+            raise RunError(f"{twice[0]!r} is in the batch and in the model arguments of train(); pass it only once")
         missing = [name for name in self.required if name not in batch and name not in model_args]
         if missing:
             held = f"has the keys {', '.join(map(str, batch))}" if batch else "is empty"
@@ -112,7 +112,7 @@ class Forward:
         labels = [key for key in rest if key in _LABELS]
         if unused := [str(key) for key in rest if key not in _LABELS]:
             _logger.warning(
-                "%s does not take %s: not passed to the model, and no label; only adaptors see it",
+                "%s does not take %s: it is not passed to the model and is not a label; only adaptors receive it",
                 self.shown,
                 ", ".join(map(repr, unused)),
             )
@@ -134,8 +134,8 @@ class Forward:
         last = batch[-1]
         if not (isinstance(last, Tensor) and last.dim() == 1 and is_class(last)):
             _logger.warning(
-                "%s does not take the last item of the batch, %s: not passed to the model, and no class label; only "
-                "adaptors see it",
+                "%s does not take the last item of the batch, %s: it is not passed to the model and is not a class "
+                "label; only adaptors receive it",
                 self.shown,
                 _shown([last]),
             )
@@ -159,7 +159,7 @@ class Forward:
             )
 
     def _unclear(self, text: str, inputs: Sequence[Any], batch: Sequence[Any]) -> RunError:
-        """Return an error with the two lines that assign the items of a batch by hand."""
+        """Return an error that shows the code for two ways to assign the items of a batch by hand."""
         by_key = any(isinstance(item, str) for item in batch)
         places: list[Any] = [key for key in batch if key not in _LABELS] if by_key else [*range(len(batch))]
         places = (places + ["…"] * len(inputs))[: len(inputs)]
@@ -177,7 +177,7 @@ class Forward:
 
 
 def forward_of(model: Callable[..., Any]) -> Forward:
-    """Return what ``model`` takes; a model's signature is read once."""
+    """Return the inputs that ``model`` takes; the signature of each model is read once."""
     if not isinstance(model, nn.Module):
         return _read(model, getattr(model, "__name__", type(model).__name__))
     found = _OF_MODELS.get(model)
@@ -250,9 +250,9 @@ def with_labels(
 ) -> Any:
     """Add the labels that ``forward`` does not take to the ``outputs`` of a student without adaptor.
 
-    Only one class index per example, for logits ``[batch, classes]``: anything else may be aligned in another way and
+    Only one class index per example, for logits ``[batch, classes]``: anything else may be aligned differently and
     needs an adaptor. If ``needs_loss`` and the model returned no losses, their cross-entropy is added; examples with
-    the label -100 do not count.
+    the label -100 are ignored.
     """
     batch = batch.value if isinstance(batch, Tagged) else batch
     forward = forward_of(model)

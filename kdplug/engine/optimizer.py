@@ -1,4 +1,4 @@
-"""Checks and extends the user's optimizer and learning-rate scheduler."""
+"""Check and extend the user's optimizer and learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
 
 
 class GradientWatch:
-    """Warns once of trained parameters of the student that get no gradient in the first steps.
+    """Warns once about trained parameters of the student that get no gradient in the first steps.
 
-    A student trained on features only leaves its head without one, by design: a loss of its logits must have a weight.
-    It reads no tensor values, so it needs no device synchronization.
+    There is no warning if no loss on logits has a weight: training on features alone gives the head no gradient, by
+    design. The check reads no tensor values, so it needs no device synchronization.
     """
 
     def __init__(self, optimizer: Optimizer, student: nn.Module) -> None:
@@ -83,7 +83,7 @@ class GradientWatch:
         self._reads_logits = False
 
     def see(self, report: LossReport, *, ends: bool) -> None:
-        """Look at the gradients of an optimizer step; ``ends``: it is the last one."""
+        """Check the gradients of an optimizer step; ``ends`` is true for the last step."""
         if not self._without:
             return
         self._steps += 1
@@ -99,8 +99,8 @@ class GradientWatch:
         names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
         warnings.warn(
             f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
-            f"{self._steps} step(s), so nothing trains them: {names}. Does forward() or an adaptor use torch.no_grad() or "
-            "detach()? Ignore this if no loss uses them, as with a pooler, or only later batches do",
+            f"{self._steps} step(s), so they do not train: {names}. Does forward() or an adaptor use "
+            "torch.no_grad() or detach()? Ignore this if no loss uses them, as with a pooler, or only later batches do",
             stacklevel=2,
         )
 

@@ -21,7 +21,7 @@ from kdplug.objective.report import LossReport
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """The state of a run that observers see. Only ``step`` changes.
+    """The state of a run that observers can read. Only ``step`` changes.
 
     ``step`` counts the completed optimizer steps out of ``total_steps``. ``model`` is the user's student, without
     wrappers.
@@ -148,14 +148,14 @@ Callback = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The arguments of one training run, as given by the user.
+    """The arguments of one training run, as passed by the user.
 
-    ``num_epochs`` may be fractional; ``num_steps`` counts optimizer steps. Clipping is off if ``max_grad_norm`` is
+    ``num_epochs`` may be fractional; ``num_steps`` counts optimizer steps. Clipping is disabled if ``max_grad_norm`` is
     ``None`` or at most 0. ``batch_postprocessor`` maps each batch before it is moved to the device. ``model_args`` are
     passed to teacher and student. ``evaluation`` configures evaluation during the run. ``resume`` is ``"auto"`` or a
     checkpoint folder. ``identity`` is plain data that must match the checkpoint's, unless ``resume_changed``.
 
-    Raises: ``ConfigError`` for arguments that would otherwise fail during the run or be misread.
+    Raises: ``ConfigError`` for arguments that would otherwise cause an error during the run or be misinterpreted.
     """
 
     optimizer: Optimizer

@@ -30,9 +30,9 @@ Span = tuple[int, int, str]
 def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) -> None:
     """Check that nothing that is trained shares memory with a teacher, also through views and other parameter objects.
 
-    Trained are the parameters of student and objective that require a gradient, and the running statistics of their
-    batch norms. Sharing a base model is allowed if its parameters are frozen. Modules that are the teacher's own
-    objects stay in eval mode, so their statistics are not trained either.
+    Student and objective train their parameters that require a gradient, and the running statistics of their batch
+    norms. Sharing a base model is allowed if its parameters are frozen. Modules that are the teacher's own objects stay
+    in eval mode, so their statistics are not trained either.
 
     Raises: ``RunError`` that names the shared tensors.
     """
@@ -205,7 +205,7 @@ class Teacher:
 
     @contextmanager
     def frozen(self, student: nn.Module | None = None) -> Iterator[None]:
-        """Inside the block, the teacher's parameters require no gradient, and its passes are checked.
+        """Freeze the teacher's parameters within the block, and check its passes.
 
         Memory shared with ``student`` must not be written to at all.
         """
@@ -226,7 +226,10 @@ class AbsentModel(nn.Module):
 
 
 class CacheOnlyTeacher:
-    """Placeholder for a teacher known only from its cache. The adaptor is known: the cache holds its outputs."""
+    """Placeholder for a teacher known only from its cache.
+
+    Its adaptor is known: the cache holds the outputs of that adaptor.
+    """
 
     def __init__(self, adaptor: Adaptor | None = None) -> None:
         self.model: nn.Module = AbsentModel()

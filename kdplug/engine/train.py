@@ -56,8 +56,8 @@ def train(
     """Train ``pair.student`` and the trainable parts of the objective according to ``request``.
 
     During the run the student is in train mode, and the teacher is in eval mode and frozen; afterwards both are
-    restored. The progress display names what the run is ``doing``. ``observers`` are notified of the run; an exception in one ends the run only if ``strict``. With
-    ``caches``, the teacher runs once on every example, before the first step.
+    restored. The progress display shows the text ``doing``. ``observers`` are notified of the run; an exception in one
+    ends the run only if ``strict``. With ``caches``, the teacher runs once on every example, before the first step.
 
     Raises: ``ConfigError`` for an invalid request; ``RunError`` if the run cannot start or continue.
     """
@@ -225,7 +225,7 @@ def _shards_teacher(config: TrainingConfig, accelerator: Accelerator, caches: Ca
             "shard_teacher needs FSDP2, which accelerate is not configured for: set use_fsdp and fsdp_version: 2"
         )
     if config.shard_teacher and caches:
-        raise RunError("shard_teacher and is_caching_logits cannot be combined: a cache needs the teacher only once")
+        raise RunError("shard_teacher and is_caching_logits cannot be combined: a cache runs the teacher only once")
     return config.shard_teacher
 
 

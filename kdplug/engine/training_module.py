@@ -55,7 +55,7 @@ def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -
     Only what ``forward`` takes is passed; the rest are labels, or logged once. A ``PackedSequence`` is one argument,
     although it is a tuple. Tags are removed before the call.
 
-    Raises: ``RunError`` if the signature of ``forward`` leaves open which items are its inputs.
+    Raises: ``RunError`` if the signature of ``forward`` does not determine which items are its inputs.
     """
     if type(batch) in _SEQUENCES:
         return model(*forward_of(model).by_position(batch, model_args), **model_args)
@@ -72,7 +72,8 @@ def to_device(value: Any, device: torch.device) -> Any:
     """Return ``value`` with every tensor in it on ``device``; containers keep their types.
 
     Objects with a ``to`` method move themselves: tensors, ``PackedSequence``, transformers' ``BatchEncoding``. Named
-    tuples, mappings (``ModelOutput``, ``defaultdict``, …) and dataclasses keep their types; other objects pass through.
+    tuples, mappings (``ModelOutput``, ``defaultdict``, …) and dataclasses keep their types; other objects are returned
+    unchanged.
     """
 
     def move(leaf: Any) -> Any:
@@ -94,7 +95,8 @@ Adaptor = Callable[[Any, Any], Any]
 def owned(outputs: Any) -> Any:
     """Return a copy of an adaptor's dict and of the lists in it; anything else is returned unchanged.
 
-    An adaptor may fill the same dict for each model and batch, and the teacher's outputs are read after the student ran.
+    An adaptor may fill the same dict for each model and batch, and the teacher's outputs are used after the student has
+    run.
     """
     if type(outputs) is dict:
         return {key: list(value) if type(value) is list else value for key, value in outputs.items()}
@@ -106,7 +108,7 @@ def owned(outputs: Any) -> Any:
 def captured(
     capture: Capture | None, model: nn.Module, adaptor: Adaptor | None, batch: Any, model_args: Mapping[str, Any]
 ) -> Any:
-    """Return the model's outputs for ``batch`` after its adaptor, with those of captured modules if there are any."""
+    """Return the result of the model's adaptor for ``batch``, with the outputs of captured modules, if any."""
     if capture is None or not capture.paths:
         outputs = call(model, batch, model_args)
         return owned(outputs if adaptor is None else adaptor(batch, outputs))
@@ -129,7 +131,7 @@ def student_outputs(  # noqa: PLR0917  what a forward pass needs
 ) -> Any:
     """Return ``captured(…)``; without an adaptor, with the class labels that ``forward`` does not take.
 
-    For a tagged batch, the adaptor and the objective of its task decide. Errors are prefixed with the task.
+    For a tagged batch, the adaptor and the objective of its task are used. Errors are prefixed with the task.
     """
     found = captured(capture, student, adaptor, batch, model_args)
     if isinstance(found, Tagged):
@@ -205,7 +207,7 @@ class TrainingModule(nn.Module):
             self.capture = None
 
     def outputs(self, batch: Any, model_args: Mapping[str, Any]) -> Any:
-        """Return the student's outputs for ``batch`` after its adaptor, with captured outputs inside ``hooked()``."""
+        """Return the result of the student's adaptor for ``batch``, with captured outputs inside ``hooked()``."""
         return student_outputs(self.capture, self.student, self.adaptor, self.objective, batch, model_args)
 
     def forward(self, micro: Micro) -> tuple[Tensor, tuple[Tensor, ...], LossReport]:

@@ -50,7 +50,7 @@ class _Run:
 
 
 class _Term:
-    """View of a term for hooks. Its tensor is a copy, since the run still has to log the original."""
+    """View of a term for hooks. Its tensor is a copy, since the run has yet to log the original."""
 
     def __init__(self, term: TermView) -> None:
         self.__term = term
@@ -134,7 +134,7 @@ class LifeCycle:
 
 
 def _turn(implementation: HookImpl) -> tuple[bool, bool, str]:
-    """Sort key of hook calls: ``tryfirst`` ones first, ``trylast`` ones last, by plugin name within each group."""
+    """Return the sort key of a hook call: ``tryfirst`` first, ``trylast`` last, by plugin name within each group."""
     return not implementation.tryfirst, implementation.trylast, implementation.plugin_name
 
 

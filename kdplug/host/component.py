@@ -76,7 +76,10 @@ def _settings(entry: Entry, spec: ComponentSpec) -> tuple[dict[str, Any], dict[s
 
 
 def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
-    """Build a callable of a TextBrewer-style map. Given arguments, a temperature scheduler is a factory, called first."""
+    """Build a callable of a TextBrewer-style map.
+
+    A temperature scheduler with arguments is a factory, which is called first.
+    """
     function, inputs = entry.load(), entry.inputs
     if entry.kind.plural == "temperature_schedulers" and (spec.args or spec.settings):
         try:

@@ -1,4 +1,4 @@
-"""Entries of first-party packages, to name a missing package in errors. A test compares them with the metadata."""
+"""Entries of first-party packages, from which errors name a missing package. A test compares them with the metadata."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class Host:
         A callable registered by plugin code belongs to that plugin, so that importing a plugin never changes the
         meaning of a name.
 
-        Raises: ``PluginError`` if ``name`` is no valid entry name or ``target`` is not callable.
+        Raises: ``PluginError`` if ``name`` is not a valid entry name or ``target`` is not callable.
         """
         if not isinstance(name, str) or not is_entry_name(name):
             raise PluginError(f"{name!r} is not a valid {kind.noun} name: use letters, digits, '_', '-' and '.'")

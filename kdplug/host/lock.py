@@ -30,7 +30,7 @@ _NOTHING = object()
 def check_environment(path: Path) -> None:
     """Check that the installed versions and plugins match the record in ``path``. Nothing is imported.
 
-    Raises: as ``check_locked``.
+    Raises: ``RunError`` and ``ConfigError`` as ``check_locked``.
     """
     _refuse(path, _environment(read_lock(path), environment_record()))
 
@@ -69,8 +69,8 @@ def read_lock(path: Path) -> Record:
 def differences(locked: Record, now: Record) -> list[str]:
     """Return one line per difference between two records.
 
-    A plugin that is only in ``now`` counts if it has hooks; without hooks it cannot affect the recipe. The commit of a
-    plugin counts only if its content has no hash.
+    A plugin that is only in ``now`` is a difference if it has hooks; without hooks it cannot affect the recipe. The
+    commit of a plugin is compared only if its content has no hash.
     """
     now = json.loads(json.dumps(now))
     changed = list(_values(locked["recipe"], now["recipe"], ""))

@@ -21,7 +21,7 @@ _ENTRY_POINTS = "entry_points.txt"
 
 
 def content_hash(dist: Distribution) -> str | None:
-    """SHA-256 over the paths and hashes of a plugin's own files; ``None`` if they are not listed or not readable.
+    """Return the SHA-256 of the paths and hashes of a plugin's own files; ``None`` if not listed or not readable.
 
     ``RECORD`` lists these files. Its machine-dependent lines (installer, source folder, compiled files, scripts) are
     ignored. An editable install lists none of its source, so the packages named by its entry points are read instead.
@@ -91,7 +91,7 @@ def header_line() -> str:
 
 
 def environment_record() -> dict[str, Any]:
-    """Versions of kdplug, Python and torch, and every plugin, enabled or not. Nothing is imported."""
+    """Return the versions of kdplug, Python and torch, and every plugin, enabled or not. Nothing is imported."""
     return {
         "kdplug": installed_version("kdplug"),
         "plugin_api": PLUGIN_API,
@@ -103,13 +103,13 @@ def environment_record() -> dict[str, Any]:
 
 
 def plugin_records() -> list[dict[str, Any]]:
-    """Enabled plugins: distribution, version, editable, VCS commit, SHA-256 of the content, hook plugins."""
+    """Return the enabled plugins: distribution, version, editable, VCS commit, SHA-256 of the content, hook plugins."""
     host = active()
     return [_record(dist) for dist in host.dists if dist not in host.left_out]
 
 
 def ignored_records() -> list[dict[str, str]]:
-    """Disabled or incompatible plugins and failed hook plugins, with the reason."""
+    """Return the disabled or incompatible plugins and failed hook plugins, with the reason."""
     host = active()
     left_out = [
         {"dist": dist.name, "version": dist.version, "reason": host.reason(dist)}

@@ -18,11 +18,11 @@ _MEMORY_LIMITS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
-"""Files of control groups, version 2 and 1: the limit, the use, and the key for cached files, which count as free."""
+"""Files of control groups, version 2 and 1: limit, usage, and the key for cached files, which count as free memory."""
 
 
 def container_memory(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes that the memory limit of the container leaves, or ``None`` without a limit."""
+    """Return the bytes left below the memory limit of the container, or ``None`` if it has no limit."""
     for limit, used, stat, cached in _MEMORY_LIMITS:
         try:
             left = int((root / limit).read_text()) - int((root / used).read_text())

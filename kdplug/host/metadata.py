@@ -172,7 +172,7 @@ def _readable(read: Callable[[Any], T], found: Any) -> T | None:
 
 
 def _folder_name(found: Any) -> str:
-    """Return the name given by the folder; ``found.name`` would read the metadata of every installed distribution."""
+    """Return the name in the name of the folder; ``found.name`` would read the metadata of every distribution."""
     folder = getattr(found, "_path", None)
     return "" if folder is None else fold_distribution(folder.stem.partition("-")[0])
 

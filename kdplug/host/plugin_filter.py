@@ -55,7 +55,7 @@ class PluginFilter:
         """Return a message for each name in the filter that matches no installed plugin."""
         names = {fold_distribution(name): name for name in installed}
         return [
-            f"KDPLUG_PLUGINS names {name!r} but no such plugin is installed.{did_you_mean(name, names.values())}"
+            f"KDPLUG_PLUGINS names {name!r}, but no such plugin is installed.{did_you_mean(name, names.values())}"
             for name in sorted((self.only or frozenset()) | self.without)
             if name not in names
         ]

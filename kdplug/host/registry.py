@@ -106,7 +106,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return build_component(self._settled(parsed.name, slot), parsed, slot)
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Decorator that registers a callable in this process as ``local:name``. The star rule applies.
+        """Return a decorator that registers a callable in this process as ``local:name``. The star rule applies.
 
         Raises: ``PluginError`` if ``name`` is not a valid entry name.
         """
@@ -118,7 +118,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
         return put
 
     def status(self, entry: Entry) -> Status:
-        """Return ``ok`` if the bare name means this entry, ``shadowed`` if it means another one, else ``ambiguous``."""
+        """Return ``ok`` if the bare name means this entry, ``shadowed`` if it means another, else ``ambiguous``."""
         peers = [e for e in self._candidates(entry.name, None) if e.slot in (None, entry.slot)]
         ranks = [_rank(peer, entry.slot) for peer in peers]
         if _rank(entry, entry.slot) > min(ranks) or (

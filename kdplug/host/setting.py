@@ -99,7 +99,7 @@ def _in_words(
 
 
 def _path(location: tuple[int | str, ...], given: Any) -> list[str]:
-    """Path of an error in the given settings, without the labels that pydantic adds for union branches."""
+    """Return the path of an error in the given settings, without the labels that pydantic adds for union branches."""
     path: list[str] = []
     for part in location:
         held = (
@@ -112,7 +112,7 @@ def _path(location: tuple[int | str, ...], given: Any) -> list[str]:
 
 
 def _names_at(model: type[BaseModel], path: list[str]) -> set[str]:
-    """Valid keys of the nested models at ``path``."""
+    """Return the valid keys of the nested models at ``path``."""
     models = [model]
     for part in path:
         fields = [field for one in models for name, field in one.model_fields.items() if part in (name, field.alias)]

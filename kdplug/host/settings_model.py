@@ -24,7 +24,8 @@ _MODEL = ConfigDict(
 def settings_model(entry: EntryInfo, target: Any, signature: Signature) -> type[BaseModel]:
     """Return the pydantic model of an entry's settings.
 
-    Raises: ``SignatureError`` if the settings make no valid model, or a setting cannot be written in a config.
+    Raises: ``SignatureError`` if no valid model can be made from the settings, or a setting cannot be written in a
+    config.
     """
     own = getattr(target, "Settings", None)
     if inspect.isclass(own) and issubclass(own, BaseModel):
@@ -45,7 +46,7 @@ def settings_model(entry: EntryInfo, target: Any, signature: Signature) -> type[
 
 
 def _strict(own: type[BaseModel]) -> type[BaseModel]:
-    """Subclass of ``own`` that forbids unknown settings."""
+    """Return a subclass of ``own`` that forbids unknown settings."""
     return cast("type[BaseModel]", new_class(own.__name__, (own,), {"extra": "forbid"}))
 
 

@@ -1,4 +1,4 @@
-"""A component as a config writes it: a name and settings, in one of three spellings."""
+"""A component as written in a config: a name and settings, in one of three spellings."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class ProjectionMaker(TextBrewerCallable):
 
 
 class WeightSchedule(TextBrewerCallable):
-    """``(x)``, where ``x`` is the completed share of the run."""
+    """``(x)``, where ``x`` is the completed fraction of the run."""
 
     def __call__(self, x: float) -> Any:
         return self._call(progress=x)

@@ -21,7 +21,7 @@ Teachers = nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module]
 
 
 def make_teachers(teacher: Teachers, adaptors: Any) -> Ensemble:
-    """One or several teachers, each with its adaptor.
+    """Return the teacher side: one or several teachers, each with its adaptor.
 
     Raises: ``ConfigError`` if a teacher is not a model, or the adaptors do not match the teachers.
     """
@@ -52,7 +52,7 @@ def make_objective(
     if len(models) == 1:
         warn_unused_combiner(config)
     elif matches:
-        raise ConfigError(f"need exactly one teacher, got {len(models)}", field="custom_matches")
+        raise ConfigError(f"requires exactly one teacher, got {len(models)}", field="custom_matches")
     first = next(iter(models.values()))
     terms = [match.term(place, first, student) for place, match in enumerate(matches)]
     objective = Objective(config, tuple(models), custom_matches=terms)
@@ -64,5 +64,5 @@ def make_objective(
 def identity_of(
     config: DistillationConfig, student: nn.Module, adaptor: Any, objective: Objective, teachers: Ensemble
 ) -> dict[str, Any]:
-    """Identity of a run, as plain data: it must match when resuming, and across processes."""
+    """Return the identity of a run, as plain data: it must match when resuming, and across processes."""
     return {**config_identity({"": config}), **sides_identity(student, adaptor, objective, teachers)}

@@ -102,7 +102,8 @@ def check_mask(mask: Tensor, owner: str, *, field: str = "") -> None:
 def doubt(mask: Tensor, owner: str) -> Tensor | None:
     """Run ``check_mask`` without waiting for an accelerator: return a device scalar that is true if the mask is wrong.
 
-    Return ``None`` if nothing is left to check. Pass the scalar to ``nan_if``. Compiled code gets one on a CPU too.
+    Return ``None`` if nothing remains to be checked. Pass the scalar to ``nan_if``. Compiled code gets such a scalar on
+    a CPU too.
     """
     if mask.dtype is torch.bool:
         return None
@@ -120,7 +121,7 @@ def nan_if(value: Tensor, doubts: Sequence[Tensor]) -> Tensor:
 
 
 def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
-    """The error for a mask with values other than 0 and 1, including how to convert it."""
+    """Return the error for a mask with values other than 0 and 1, including how to convert it."""
     wrong = mask.detach()[wrong_values(mask)]
     if (wrong < 0).all():
         cut = ("[:, 0, 0]" if mask.shape[2] == 1 else "[:, 0, -1]") if mask.dim() == 4 else ""
@@ -136,7 +137,7 @@ def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
 
 
 def extended_hint(*masks: Tensor | None) -> str:
-    """A hint for shape errors if one of ``masks`` has the four axes of a model's extended mask; otherwise empty."""
+    """Return a hint for shape errors if a mask has four axes, as a model's extended mask has, else an empty string."""
     found = next((mask for mask in masks if mask is not None and mask.dim() == 4), None)
     if found is None:
         return ""
@@ -152,7 +153,7 @@ def places_that_count(mask: Tensor, *, field: str) -> Tensor:
     Finding the indices waits for the device. To detect values other than 0 and 1 in the same wait, more indices than
     items are appended in that case.
 
-    Raises: ``OutputsError`` as ``check_mask`` does.
+    Raises: ``OutputsError`` if it holds a value other than 0 and 1.
     """
     items = mask.reshape(-1)
     counts = items.bool()
@@ -189,12 +190,12 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 class Batch:
-    """All models' outputs and the progress of the run. Each input mask is read once, on first use.
+    """All models' outputs and the progress of the run. Each input mask is converted once, on first use.
 
     ``draws`` supplies seeds to losses that use random numbers. ``teacher`` is the first of ``teachers``; ``of_teacher``
-    returns the same batch with another one there. With ``looks``, mask values are checked on every device, which waits
-    for it; otherwise they are checked on CPU only, and elsewhere ``certain`` turns a term that used an invalid mask
-    into ``nan``.
+    returns the same batch with another teacher as ``teacher``. With ``looks``, mask values are checked on every device,
+    which waits for it; otherwise they are checked on CPU only, and elsewhere ``certain`` turns a term that used an
+    invalid mask into ``nan``.
     """
 
     __slots__ = (
@@ -239,7 +240,7 @@ class Batch:
         self._views: dict[int, Batch] = {}
 
     def of_teacher(self, place: int) -> Batch:
-        """Return the batch as seen by a match that reads one of the teachers; the same object each time."""
+        """Return the batch for a match that reads one of the teachers; the same object each time."""
         if place == 0:
             return self
         if place not in self._views:
@@ -263,7 +264,7 @@ class Batch:
 
     @property
     def match_mask(self) -> Tensor | None:
-        """Bool, ``True`` where both models see an input; ``None`` if neither adaptor returned ``inputs_mask``.
+        """Bool, ``True`` where an input counts for both models; ``None`` if neither adaptor returned ``inputs_mask``.
 
         Raises: ``ShapeError`` if the two masks differ in shape; ``OutputsError`` for an invalid mask.
         """
@@ -273,12 +274,12 @@ class Batch:
 
     @property
     def student_mask(self) -> Tensor | None:
-        """Bool, ``True`` where the student sees an input. Raises: ``OutputsError`` for an invalid mask."""
+        """Bool, ``True`` where an input counts for the student. Raises: ``OutputsError`` for an invalid mask."""
         return self._read("student", self.student.inputs_mask)
 
     @property
     def teacher_mask(self) -> Tensor | None:
-        """Bool, ``True`` where the teacher sees an input. Raises: ``OutputsError`` for an invalid mask."""
+        """Bool, ``True`` where an input counts for the teacher. Raises: ``OutputsError`` for an invalid mask."""
         return self._read("teacher", self.teacher.inputs_mask)
 
     def certain(self, value: TermValue) -> TermValue:

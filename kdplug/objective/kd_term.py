@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 class Vocabulary:
     """Reconciles logits with different numbers of classes if ``padded_vocabulary`` declares the surplus to be padding.
 
-    Classes that only one side has are dropped, as if it ruled them out. Models of one family pad one tokenizer's
-    vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding represents no token. A loss that
-    ``is_across`` receives the logits unchanged unless padding is declared.
+    Classes that only one side has are dropped, as if that side gave them probability 0. Models of one family pad one
+    tokenizer's vocabulary to different lengths (151,936 and 152,064 classes, say), and the padding represents no token.
+    A loss that ``is_across`` receives the logits unchanged unless padding is declared.
     """
 
     def __init__(self, padding: Literal["refuse", "drop"], *, is_across: bool = False) -> None:
@@ -232,7 +232,7 @@ class KdTerm(nn.Module):
             self._has_warned = True
             warnings.warn(
                 f"logits_mask {list(mask.shape)} has no effect: the logits {list(logits.shape)} have one row per "
-                "example not one per position",
+                "example, not one per position",
                 stacklevel=2,
             )
         return None
@@ -267,6 +267,6 @@ class KdTerm(nn.Module):
 
 
 def _tensors(logits: Logits) -> tuple[Tensor, ...]:
-    """The tensors of a student's logits that carry gradient."""
+    """Return the tensors of a student's logits that carry gradient."""
     assert not isinstance(logits, SparseLogits)
     return (logits,) if isinstance(logits, Tensor) else logits.tensors

@@ -91,14 +91,14 @@ class LogitLoss:
         if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
             raise OutputsError(
                 f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-                "their tail cannot be softened again. Change the temperature, or rebuild the SparseLogits",
+                "a tail cannot be converted to another one. Change the temperature, or rebuild the SparseLogits",
                 field="temperature",
             )
 
     def _check_coarse(self, teacher: SparseLogits) -> None:
         if teacher.tail is None or teacher.log_probs is None:
             raise OutputsError(
-                f"{self.owner} needs the whole distribution, but the teacher's SparseLogits have no tail. Add one, or "
+                f"{self.owner} needs the full distribution, but the teacher's SparseLogits have no tail. Add one, or "
                 "use a loss that requests teacher_sparse",
                 field="teacher.logits",
             )
@@ -126,7 +126,7 @@ class LogitLoss:
                 )
 
     def check_number(self, side: str) -> None:
-        """Check a pair of which ``side`` has a single class.
+        """Check a pair in which ``side`` has a single class.
 
         Raises: ``OutputsError`` unless the loss declares ``takes_numbers`` and no temperature scheduler reads the logits.
         """
@@ -151,7 +151,7 @@ class LogitLoss:
         return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
 
     def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The teacher's logits, after ``probability_shift`` if it is on."""
+        """Return the teacher's logits, after ``probability_shift`` if it is enabled."""
         return shift(teacher, labels) if self.shifts and labels is not None else teacher
 
     def __call__(
@@ -166,7 +166,7 @@ class LogitLoss:
 
         ``temperature`` replaces the scheduled one.
 
-        Raises: errors of the loss, with the path of its key.
+        Raises: the errors of the loss, with the path of its key.
         """
         sparse: SparseLogits | None = None
         dense: Tensor | None = None
@@ -187,7 +187,8 @@ class LogitLoss:
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
         """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and write the gradient over ``student``.
 
-        Raises: errors of the closed form, with the path of the loss; ``SignatureError`` for values that are not ``[n]``.
+        Raises: the errors of the closed form, with the path of the loss; ``SignatureError`` for values that are not
+        ``[n]``.
         """
         assert self.rows is not None
         temperature = self.temperature.base
@@ -235,7 +236,7 @@ def _temperature(compared: LogitInputs) -> float | Tensor:
 
 
 def _no_mask(_: LogitInputs) -> None:
-    """Masked items have already been removed."""
+    """Return ``None``: masked items have already been removed."""
 
 
 _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {

@@ -69,8 +69,8 @@ def _captured(outputs: Outputs, path: str, side: str) -> Tensor:
     if outputs.captured is not None:
         raise OutputsError(f"the {side}'s forward pass did not call {path!r}", field=field)
     raise OutputsError(
-        f"nothing was captured at {path!r} in the {side}. A distiller captures while the model runs, which "
-        "it does not for a batch with teacher_cache. In your own loop use objective.capture(student, teacher)",
+        f"nothing was captured at {path!r} in the {side}. A distiller captures features while it runs a model, "
+        "and it runs no teacher for a batch with teacher_cache. In your own loop use objective.capture(student, teacher)",
         field=field,
     )
 
@@ -78,7 +78,7 @@ def _captured(outputs: Outputs, path: str, side: str) -> Tensor:
 def _missing(outputs: Outputs, feature: str, side: str, *, empty: bool) -> OutputsError:
     if empty:
         reason = (
-            '. Attention kernels such as sdpa return none: load the model with attn_implementation="eager"'
+            '. Attention kernels such as sdpa do not return attention: load the model with attn_implementation="eager"'
             if feature == "attention"
             else f". {_HOW[feature]}"
         )
@@ -217,7 +217,7 @@ class MatchTerm(nn.Module):
         return tuple([project(projection, feature) for feature in features])
 
     def _mask(self, batch: Batch) -> Tensor | None:
-        """The mask that the loss requests, which may be the student's alone."""
+        """Return the mask that the loss requests, which may be the student's alone."""
         if "mask" in self.inputs:
             return batch.match_mask
         return batch.student_mask if "student_mask" in self.inputs else None

@@ -44,7 +44,7 @@ def _joined(layers: Layers) -> str:
 
 
 class WaitingMap:
-    """The layer map at config path ``path``, with the layers of each side as far as they are known."""
+    """The layer map at the config path ``path``, with the layers of each side if they are known."""
 
     def __init__(self, layer_map: LayerMap, path: Path) -> None:
         self.layer_map = layer_map
@@ -88,7 +88,7 @@ class WaitingMap:
     def matches(self) -> tuple[IntermediateMatch, ...]:
         """Return the matches that the map generates.
 
-        Raises: ``ConfigError`` if it does not match the layers, and errors of ``LayerMap.matches``.
+        Raises: ``ConfigError`` if it does not match the layers, and the errors of ``LayerMap.matches``.
         """
         student, teacher = self._layers["student"], self._layers["teacher"]
         assert student is not None
@@ -96,7 +96,7 @@ class WaitingMap:
         return self.layer_map.matches(student, teacher)
 
     def paths(self, side: Side) -> tuple[str, ...]:
-        """The paths that may have to be captured on a side."""
+        """Return the paths that may have to be captured on a side."""
         return tuple(layer for layer in self._layers[side] or () if isinstance(layer, str))
 
     def _counted(self, outputs: Outputs, side: Side) -> tuple[int, ...]:
@@ -169,7 +169,7 @@ class Matches(nn.ModuleDict):
             raise not_counted(self._waiting[0].path)
 
     def paths(self, side: Side, place: int) -> list[str]:
-        """The paths to capture in the student, or in the teacher at ``place``."""
+        """Return the paths to capture in the student, or in the teacher at ``place``."""
         found: list[Layer] = []
         for match, _, teacher in self.terms():
             if side == "student" or teacher == place:

@@ -1,4 +1,4 @@
-"""Gradient flow and precision: none to the teacher, some to every parameter of a term."""
+"""Gradient flow and precision: the teacher gets no gradient, and each parameter of a term gets one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_autocast_on(device_type: str) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context that turns autocast off on ``device``."""
+    """Return a context that disables autocast on ``device``."""
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
@@ -44,7 +44,7 @@ def frozen(tensor: Tensor) -> Tensor:
 
 
 def target(tensor: Tensor) -> Tensor:
-    """A teacher tensor as a loss gets it: detached, in float32 or wider."""
+    """Return a teacher tensor in the form that a loss receives: detached, in float32 or wider."""
     if tensor.dtype is torch.float32 and not tensor.requires_grad and not tensor.is_inference():
         return tensor
     return full(frozen(tensor))

@@ -83,7 +83,7 @@ class Objective(nn.Module):
         return self.matches.needs_materialize
 
     def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
-        """The paths to capture in the student, or in the teacher at ``place``, without duplicates."""
+        """Return the paths to capture in the student, or in the teacher at ``place``, without duplicates."""
         custom = [cast("CustomTerm", term) for term in self.custom_matches]
         found = [term.layer_student if side == "student" else term.layer_teacher for term in custom]
         return tuple(
@@ -136,7 +136,7 @@ class Objective(nn.Module):
         self._write_down()
 
     def _write_down(self) -> None:
-        """Cache the terms and their paths, so that a call need not search for them. The modules own the terms."""
+        """Cache the terms and their paths, so that a call need not search for them. The modules hold the terms."""
         self._in_order = _in_order(self)
         _check_shapes(self._in_order)
         self._is_counted = not self.matches.waiting
@@ -206,7 +206,7 @@ class Objective(nn.Module):
         return report
 
     def record_counts(self, later: LaterBatches | None) -> None:
-        """Record the counts of each batch in ``later``, which also gets warnings of terms without items."""
+        """Record the counts of each batch in ``later``, which also gets the warnings about terms without items."""
         self._first.later = later
         if later is not None:
             later.terms += [f"{self._prefix}{term.name}" for term in self.terms]
@@ -250,7 +250,7 @@ def mark_trained(objective: nn.Module) -> None:
 
 @contextmanager
 def without_labels(objective: nn.Module) -> Iterator[None]:
-    """Inside the block, hard label terms in ``objective`` may count no item: the batch is generated, without labels."""
+    """Allow hard label terms in ``objective`` to count no items in the block, since its batch is generated."""
     found = [module for module in objective.modules() if isinstance(module, Objective)]
     for module in found:
         module.has_labels = False
@@ -263,7 +263,7 @@ def without_labels(objective: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def counts_recorded(objective: nn.Module, *, withholds: bool) -> Iterator[LaterBatches]:
-    """Inside the block, record the counts of every batch, and with ``withholds`` warnings of terms without items too.
+    """Record the counts of every batch in the block; with ``withholds``, also the warnings about terms without items.
 
     Enter it after ``connect`` and ``materialize``.
     """
@@ -279,7 +279,7 @@ def counts_recorded(objective: nn.Module, *, withholds: bool) -> Iterator[LaterB
 
 
 def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
-    """Each term with its config path and the index of the teacher it reads (0 if it reads all or none)."""
+    """Return each term with its config path and the index of the teacher it reads (0 if it reads all or none)."""
     found: list[tuple[Term, Path, int]] = []
     if objective.kd_loss is not None:
         found.append((objective.kd_loss, (), 0))
@@ -294,7 +294,7 @@ def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
 def _check_shapes(terms: Sequence[tuple[Term, Path, int]]) -> None:
     """Raise ``SignatureError`` for parameters or buffers whose shape the first forward pass sets.
 
-    They would be trained, but a resumed run has to load them before that pass.
+    They would be trained, but a resumed run must load them before that pass.
     """
     for term, path, _ in terms:
         module = cast("nn.Module", term)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ProjectionPlan:
-    """Arguments of a projection's constructor. A width is ``None`` if taken from a batch. ``options`` are its optimizer's."""
+    """Arguments of a projection's constructor.
+
+    A width is ``None`` if taken from a batch. ``options`` are those of its optimizer group.
+    """
 
     make: Callable[..., Any]
     inputs: tuple[str, ...]
@@ -48,7 +51,8 @@ class ProjectionPlan:
 
         It is created on the student feature's device, in its dtype, or in float32 for a half-precision feature.
 
-        Raises: ``ShapeError`` if the listed layers differ in width; ``SignatureError`` if the entry returns no module.
+        Raises: ``ShapeError`` if the listed layers differ in width; ``SignatureError`` if the entry does not return a
+        module.
         """
         in_dim = self.in_dim if self.in_dim is not None else _width(student, "student")
         out_dim = self.out_dim if self.out_dim is not None else _width(teacher, "teacher")
@@ -86,10 +90,10 @@ def project(module: nn.Module, feature: Tensor) -> Tensor:
 
 
 def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
-    """Set non-finite values of the feature to 0 where the mask is False.
+    """Return the feature with its non-finite values set to 0 where the mask is False.
 
     The loss ignores those positions, but the gradient of a projection's weight would still multiply them, and 0 times
-    ``nan`` is ``nan``. Finite values stay, since a loss may read a position whatever the mask.
+    ``nan`` is ``nan``. Finite values are kept, since a loss may read a position regardless of the mask.
 
     Shapes: feature ``[*items, width]``, mask ``[*items]``; if they do not match, the feature is returned unchanged.
     """

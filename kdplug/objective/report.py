@@ -14,9 +14,9 @@ from kdplug.contracts.loss import LossSum
 class TermValue:
     """One term of the objective in one call.
 
-    ``total / count`` is the unweighted value: a loss that is a mean over items keeps its number of items, any other has
-    count 1. If a term is the sum of several means, one per head, ``heads`` holds them, ``total`` is their sum and
-    ``count`` is 1. A scheduled term whose weight is 0 in this call is not computed and has count 0.
+    ``total / count`` is the unweighted value: a loss that is a mean over items keeps its number of items, any other
+    loss has count 1. If a term is the sum of several means, one per head, ``heads`` holds them, ``total`` is their sum
+    and ``count`` is 1. A scheduled term whose weight is 0 in this call is not computed and has count 0.
     """
 
     total: Tensor
@@ -73,7 +73,7 @@ def weighted_sum(values: Sequence[TermValue]) -> Tensor:
 
 
 def _added(total: Tensor | None, value: TermValue) -> Tensor:
-    """``total`` plus the weighted value, in one operation if the count is a number."""
+    """Return ``total`` plus the weighted value, in one operation if the count is a number."""
     count = value.count
     if isinstance(count, Tensor):
         return value.weighted if total is None else total.add(value.value, alpha=value.weight)

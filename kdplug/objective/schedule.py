@@ -66,16 +66,19 @@ def checked_progress(progress: float) -> float:
 
 
 MINIMUM = 1e-2
-"""Lower bound of scheduled temperatures. 0 would divide by zero, and a negative one inverts the distribution."""
+"""Lower bound of scheduled temperatures.
+
+A temperature of 0 would divide by zero, and a negative one inverts the distribution.
+"""
 
 HIGH = 1e3
-"""From here on, float32 lacks the precision for a divergence times the squared temperature."""
+"""At this temperature and above, float32 lacks the precision for a divergence times the squared temperature."""
 
 
 class Temperature(nn.Module):
     """A fixed temperature, or a scheduled one: a number, or one per item if the scheduler reads the logits.
 
-    A module, because a scheduler may be a module with buffers that must move and be saved with the objective.
+    This is a module, because a scheduler may be a module with buffers that must be moved and saved with the objective.
     """
 
     def __init__(self, base: float, spec: ComponentSpec | None) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class HeadLogits(NamedTuple):
     """One head's logits, student and teacher, with their labels.
 
-    ``temperature`` is the one to compare them at if the teacher's logits were made for it, otherwise ``None``.
+    ``temperature`` is the temperature for the comparison if the teacher's logits were made for it, otherwise ``None``.
     """
 
     student: Logits
@@ -102,7 +102,7 @@ def select_several(
     teacher_masks: Sequence[Tensor | None],
     names: Names,
 ) -> MultiTeacherLogits:
-    """Keep the items whose masks are 1, as ``select`` does: each teacher by its own mask, or else by the student's.
+    """Keep the items whose masks are 1, as ``select`` does; the student's mask applies to teachers without one.
 
     If only teachers have masks, they must all be equal, and the mask applies to all sides.
 
@@ -170,7 +170,7 @@ def _check_labels(pair: HeadLogits) -> None:
 
 
 def _rows(mask: Tensor | None, logits: Logits, side: str, giver: str) -> Tensor:
-    """Return the indices of the selected items. ``giver`` is the side whose mask is applied to this one."""
+    """Return the indices of the selected items. ``giver`` is the side whose mask is applied here."""
     assert mask is not None
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(

@@ -42,7 +42,7 @@ class TaskObjective(nn.Module):
         return any(self.of(task).needs_materialize for task in self.tasks)
 
     def paths(self, side: Side) -> tuple[str, ...]:
-        """The paths to capture for any task."""
+        """Return the paths to capture for any task."""
         return tuple(dict.fromkeys(path for task in self.tasks for path in self.of(task).paths(side)))
 
     def connect(self, student: nn.Module) -> None:
@@ -70,7 +70,7 @@ class TaskObjective(nn.Module):
     ) -> LossReport:
         """Return the loss of one batch of one task. Its terms are named ``task/term``.
 
-        Raises: errors of ``Objective``, with the task in front of the path.
+        Raises: the errors of ``Objective``, with the task prepended to the path.
         """
         try:
             report: LossReport = self.of(student.task)(

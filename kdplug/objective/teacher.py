@@ -45,11 +45,11 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 class FixedTeacher:
     """Checks the forward passes of a model that is never trained. Call ``before`` and ``after`` around each pass.
 
-    After each pass every module must be in eval mode. The first pass, and any training until the third, must leave
-    parameters and persistent buffers unchanged. (The first pass may only determine widths, before any training.) A
-    buffer registered with ``persistent=False`` is working memory (a KV cache, a counter) and may change, unless it
-    shares memory with ``student``, where each model would see the other's writes. Values are summed on their device,
-    and only these passes wait for the result.
+    After each pass every module must be in eval mode. The first pass, and any training up to the third pass, must leave
+    parameters and persistent buffers unchanged. (The first pass may serve only to determine widths, before any
+    training.) A buffer registered with ``persistent=False`` is working memory (a KV cache, a counter) and may change,
+    unless it shares memory with ``student``, since each model would then read the values written by the other. Values
+    are summed on their device, and only these passes wait for the result.
     """
 
     def __init__(self, model: nn.Module, name: str = "teacher", student: nn.Module | None = None) -> None:
@@ -119,9 +119,9 @@ class FixedTeacher:
         where = f"{name} ({type(module).__name__})" if name else type(module).__name__
         number = "is" if len(found) == 1 else f"and {len(found) - 1} more module(s) are"
         return RunError(
-            f"after a forward pass of the {self._name}, {where} {number} in train mode, so dropout is on and batch "
-            "norm learns from the batch. A run puts its teachers in eval mode; remove the call to train(), perhaps in "
-            "the model's forward"
+            f"after a forward pass of the {self._name}, {where} {number} in train mode, so dropout is active and batch norm "
+            "updates its statistics. A run puts its teachers in eval mode; remove the call to train(), perhaps in the "
+            "model's forward"
         )
 
 
@@ -130,7 +130,7 @@ def checked(model: nn.Module, name: str, student: nn.Module) -> FixedTeacher | N
     if not any(module.training for module in model.modules()):
         return FixedTeacher(model, name, student)
     warnings.warn(
-        f"the {name} is in train mode, so dropout is on and batch norm learns from its batches. Call teacher.eval() "
+        f"the {name} is in train mode, so dropout is active and batch norm updates its statistics. Call teacher.eval() "
         "first",
         stacklevel=5,
     )
@@ -166,7 +166,7 @@ def _buffers(model: nn.Module, *, persistent: bool) -> Iterator[tuple[str, Tenso
 
 
 def _shared_memory(model: nn.Module, student: nn.Module) -> dict[str, Tensor]:
-    """The non-persistent buffers of ``model`` that share memory with ``student``.
+    """Return the non-persistent buffers of ``model`` that share memory with ``student``.
 
     Only current tensors count: a buffer that is replaced later, such as a growing cache, is no longer shared.
     """

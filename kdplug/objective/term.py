@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 
 _PATIENCE = 3
-"""Number of consecutive batches that may count nothing. With gradient accumulation the first may be computed twice."""
+"""Number of consecutive batches that may count no items. With gradient accumulation the first may be computed twice."""
 
 
 class Term(Protocol):
-    """One summand of the objective. Each is an ``nn.Module`` too, so that its parameters are trained and saved."""
+    """One summand of the objective.
+
+    Each term is also an ``nn.Module``, so that its parameters are trained and saved.
+    """
 
     name: str
     schedule: Schedule
@@ -42,7 +45,7 @@ class Term(Protocol):
         """Compute the term for one batch, with its current weight."""
 
     def student_tensors(self, batch: Batch) -> Iterable[Tensor]:
-        """The student tensors that the term reads."""
+        """Return the student tensors that the term reads."""
 
     def skipped(self, batch: Batch) -> Tensor:
         """Return a 0 that is connected to the student tensors and the parameters that ``value`` would use.
@@ -57,10 +60,10 @@ _COUNTS = 100
 
 
 class LaterBatches:
-    """The counts of the ``terms`` since they were last cleared, for a training loop that reads them now and then.
+    """The counts of the ``terms`` since they were last cleared, for a training loop that reads them occasionally.
 
-    With ``withholds``, ``withheld`` gets the warnings of terms without an item in their first batches: in a run with
-    several processes, another one may have counted some.
+    With ``withholds``, ``withheld`` gets the warnings about terms without items in their first batches: in a run with
+    several processes, another process may have counted some.
     """
 
     def __init__(self, *, withholds: bool) -> None:
@@ -95,8 +98,8 @@ class FirstBatches:
     """Checks the first batches of each term, and warns once about a term that trains nothing.
 
     Such a term counts no item in ``_PATIENCE`` batches, or reads student tensors without gradient while the student is
-    trained. After its first batch with items a term costs nothing more; until then its count is read, which waits for
-    the device. A training loop may set ``later`` to decide itself about terms without items.
+    trained. After its first batch with items a term is not checked again; until then its count is read, which waits for
+    the device. A training loop may set ``later`` to handle terms without items itself.
     """
 
     def __init__(self, terms: Iterable[Term], prefix: str = "") -> None:
@@ -127,7 +130,7 @@ class FirstBatches:
             return
         del self._uncounted[term.name]
         message = (
-            f"{self._prefix}{term.name} has counted no item in its first {_PATIENCE} batches, so it trained nothing. "
+            f"{self._prefix}{term.name} has counted no items in its first {_PATIENCE} batches, so it trained nothing. "
             + _why_nothing_counts(side, term.mask_key)
         )
         if self.later is None or not self.later.withholds:
@@ -138,7 +141,7 @@ class FirstBatches:
     def look_at_gradients(self, live: Iterable[tuple[Term, Batch]], *, is_expected: bool) -> None:
         """Check that each term of a differentiable total has a gradient in the student.
 
-        If no term has one and none ``is_expected``, the student may have run under ``no_grad`` on purpose.
+        If no term has one and none ``is_expected``, the student may have been run under ``no_grad`` intentionally.
         """
         found = [
             (term, any(one.requires_grad for one in term.student_tensors(batch)))
@@ -151,8 +154,8 @@ class FirstBatches:
             self.ungraded.discard(term.name)
             if not has_gradient:
                 warnings.warn(
-                    f"{self._prefix}{term.name} trains nothing in the student: the student tensors it reads carry no "
-                    "gradient. Look for detach() or torch.no_grad() in the student's adaptor and forward, and for "
+                    f"{self._prefix}{term.name} does not train the student: the student tensors that it reads carry "
+                    "no gradient. Look for detach() or torch.no_grad() in the student's adaptor and forward, and for "
                     "frozen layers below the tensors that the term reads. If intended, set its weight to 0",
                     stacklevel=3,
                 )
@@ -225,7 +228,7 @@ class HardLabelTerm(nn.Module):
 
     A ``LossSum`` is divided by its count and a tensor by its number of elements, so an empty one is 0. A scalar has no
     count and counts as one item. A loop sets ``pools`` if it divides a term by its count over several micro-batches or
-    processes and this makes a difference; a scalar then causes a warning, once.
+    processes, which gives a different result; a scalar then causes one warning.
     """
 
     name = "hard_label_loss"

@@ -71,6 +71,6 @@ def _check_fit(*, fits: bool) -> None:
     processes = os.environ.get("WORLD_SIZE", "1")
     if fits and processes not in ("", "1"):
         raise RunError(
-            f"{processes} processes were launched, but the recipe's teacher must be fitted first, in a single process. "
-            "Run kdplug cache without a launcher"
+            f"{processes} processes were launched, but the recipe's teacher must be trained first, in a single "
+            "process. Run kdplug cache without a launcher"
         )

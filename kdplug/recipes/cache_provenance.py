@@ -31,7 +31,7 @@ class CacheProvenance:
     test: Mapping[str, Any] | None = None
 
     def is_measured_on(self, test: Mapping[str, Any], metric: str) -> bool:
-        """Return whether the figures have this metric and were measured on the test part with this fingerprint."""
+        """Return whether this is the metric, and the fingerprint is that of the test part on which it was measured."""
         return metric in self.teacher.metrics and not any(differences(self.test, json.loads(json.dumps(test))))
 
     def write(self, folder: Path) -> None:
@@ -44,7 +44,7 @@ class CacheProvenance:
 
 
 def read_provenance(recipe: Recipe) -> CacheProvenance | None:
-    """The provenance of the recipe's teacher cache; ``None`` if ``kdplug cache`` did not write one.
+    """Return the provenance of the recipe's teacher cache; ``None`` if ``kdplug cache`` did not write one.
 
     Raises: ``RunError`` if it is damaged or belongs to another cache.
     """
@@ -65,10 +65,10 @@ def read_provenance(recipe: Recipe) -> CacheProvenance | None:
 
 
 def fingerprint(recipe: Recipe, task: Task) -> Mapping[str, Any]:
-    """Settings of a recipe that determine its teacher's outputs, in addition to the teacher's weights and the data.
+    """Return the settings that determine the teacher's outputs, in addition to the teacher's weights and the data.
 
-    This is the task's own ``fingerprint``, or else all of its settings. For a teacher that the recipe fits, it includes
-    the fit's settings and the seed.
+    This is the task's own ``fingerprint``, or else all of its settings. For a teacher that the recipe trains, it
+    includes the settings of that training and the seed.
     """
     if isinstance(task, FingerprintedTask):
         found = dict(task.fingerprint())

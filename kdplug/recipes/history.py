@@ -113,7 +113,7 @@ def _text(line: Mapping[str, Any]) -> str:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a history, up to the first truncated or invalid one."""
+    """Yield the lines of a history, up to the first truncated or invalid one."""
     for text in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else ():
         try:
             line = json_value(text)

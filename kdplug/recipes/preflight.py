@@ -40,7 +40,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
 
     Nothing is written and no model is built.
 
-    Raises: ``KdplugError`` for the first thing that a run could not use.
+    Raises: ``KdplugError`` for the first problem that would make the run fail.
     """
     check_matplotlib()
     check_device(recipe.training.device)
@@ -57,9 +57,10 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
 
 
 def rehearse(runner: RecipeRunner) -> None:
-    """Run the first batch of the distillation through untrained models, if the recipe fits its teacher.
+    """Run the first batch of the distillation through untrained models, if the recipe trains its teacher.
 
-    So an error of the first step does not wait until the teacher is fitted. The run itself raises the same warnings.
+    An error in the first step is therefore raised before the teacher is trained. Warnings are hidden here, since the
+    run itself raises them.
 
     Raises: ``KdplugError``.
     """

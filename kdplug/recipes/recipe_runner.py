@@ -45,7 +45,7 @@ from kdplug.recipes.training import Budget, Stage, make_optimizer, make_schedule
 def training_loader(
     task: Task, part: Part, *, batch_size: int, seed: int, like: Part, workers: int = 0
 ) -> DataLoader[Any]:
-    """Shuffled batches of one part; one pass yields as many examples as the part ``like`` has.
+    """Return shuffled batches of one part; one pass yields as many examples as the part ``like`` has.
 
     A smaller ``part`` is repeated within the pass, each time in a new order, so two loaders ``like`` the same part
     yield the same number of batches of the same sizes.
@@ -83,8 +83,8 @@ def _sized(task: Task, part: Part) -> Any:
 class RecipeRunner:
     """Builds and trains each model of a recipe, from the recipe's seed.
 
-    ``say`` is called with one sentence before each training. With ``resume``, each training resumes from its last
-    checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version.
+    ``say`` is called with one sentence before each training run. With ``resume``, each training run resumes from its
+    last checkpoint, so a completed one is not repeated; ``resume_changed`` allows a changed recipe or version.
     """
 
     recipe: Recipe
@@ -107,7 +107,7 @@ class RecipeRunner:
             precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
-        """Build the teacher, and fit it if the task defines a fit; its checkpoints go to ``folder`` if given."""
+        """Build the teacher, and train it if the task defines a training; checkpoints go to ``folder`` if given."""
         model, training = self.built_teacher(), self.fit()
         if training is not None:
             loader = self.loader("teacher", training.batch_size)
@@ -117,13 +117,13 @@ class RecipeRunner:
         return model
 
     def built_teacher(self) -> nn.Module:
-        """The teacher as the task builds it, seeded."""
+        """Return the teacher as the task builds it, seeded."""
         set_seed(self.recipe.seed)
         with prefixed("task"):
             return self.task.build_teacher()
 
     def fit(self) -> RecipeTraining | None:
-        """The training settings of the teacher; ``None`` if the task builds a trained one."""
+        """Return the training settings of the teacher; ``None`` if the task builds a trained one."""
         with prefixed("task"):
             fit = teacher_fit(self.task)
         if fit is None:
@@ -165,7 +165,7 @@ class RecipeRunner:
     def distiller(
         self, teacher: nn.Module | None, student: nn.Module, observers: Iterable[RunObserver] = ()
     ) -> GeneralDistiller:
-        """The distiller from ``teacher``, or from its cached outputs, to ``student``."""
+        """Return the distiller from ``teacher``, or from its cached outputs, to ``student``."""
         made = GeneralDistiller(
             Stage.STUDENT.config(self.recipe),
             self.recipe.distillation,
@@ -195,7 +195,7 @@ class RecipeRunner:
         return student, done.step
 
     def measured(self, *models: nn.Module) -> list[Figures]:
-        """Metrics, speed and size of each model on the test part."""
+        """Return the metrics, speed and size of each model on the test part."""
         test = self._test(*models)
         speeds = measure_speed(self.task, models, test)
         return [
@@ -210,7 +210,7 @@ class RecipeRunner:
         ]
 
     def student(self, teacher: nn.Module | None) -> nn.Module:
-        """The untrained student, seeded; initialized from ``teacher`` if the task does that.
+        """Return the untrained student, seeded; initialized from ``teacher`` if the task requests it.
 
         With cached teacher outputs, the teacher is built only for the initialization.
         """
@@ -224,7 +224,7 @@ class RecipeRunner:
         return student
 
     def cached_teacher(self) -> nn.Module:
-        """Build the teacher of the cache, from its checkpoint if the recipe fits it.
+        """Build the teacher of the cache, from its checkpoint if the recipe trains it.
 
         Raises: ``RunError`` if the cache was built from another teacher.
         """
@@ -235,7 +235,7 @@ class RecipeRunner:
         return teacher
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
-        """Shuffled batches of one part of the data, seeded."""
+        """Return shuffled batches of one part of the data, seeded."""
         return training_loader(
             self.task,
             part,
@@ -250,7 +250,7 @@ class RecipeRunner:
         return AUTO if self.resume else None
 
     def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
-        """Announce a training, and how much of it an earlier run completed."""
+        """Announce a training run, and the steps that an earlier run completed."""
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
         before, total = 0 if folder is None else step_of(folder), budget.total_steps
         if before >= total:
@@ -281,11 +281,11 @@ class RecipeRunner:
         return evaluate(self.task, model, test, self.say)
 
     def _test(self, *models: nn.Module) -> DataLoader[Any]:
-        """The test part in batches whose outputs fit the budget for each of ``models``."""
+        """Return the test part in batches whose outputs fit the budget for each of ``models``."""
         return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size or self.eval_batch(*models)[0])
 
     def eval_batch(self, *models: nn.Module) -> tuple[int, int]:
-        """Examples per batch of an evaluation of ``models``, and the bytes of outputs for one such batch.
+        """Return the batch size for evaluations of ``models``, and the bytes of outputs for one such batch.
 
         Raises: ``RunError`` if the test part is empty.
         """

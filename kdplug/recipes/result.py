@@ -33,7 +33,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate ``model`` with the task, in eval mode and without gradient. Train and eval modes are restored.
 
-    A slow one reports its progress with ``say``.
+    A slow evaluation reports its progress with ``say``.
 
     Raises: ``RunError`` if the task's own metric is missing, or a value is not finite.
     """
@@ -53,7 +53,7 @@ _TRIED = 64
 
 
 def eval_bytes(task: Task, model: nn.Module) -> int:
-    """Bytes of a model's full outputs for one test example: the longest of the first 64, measured."""
+    """Measure the bytes of a model's full outputs for one test example, the longest of the first 64."""
     data: Any = task.data("test")
     batches = [task.collate([data[place]]) for place in range(min(_TRIED, len(data)))]
     longest = max(batches, key=lambda batch: sum(tensor.nbytes for tensor in tensors(batch)))
@@ -63,25 +63,25 @@ def eval_bytes(task: Task, model: nn.Module) -> int:
 
 
 def eval_batch_size(example_bytes: int) -> int:
-    """The default number of examples per batch: the largest power of two up to 256 whose outputs fit ``EVAL_BYTES``."""
+    """Return the default batch size: the largest power of two up to 256 whose outputs fit in ``EVAL_BYTES``."""
     fitting = max(1, min(_MOST_EXAMPLES, EVAL_BYTES // max(1, example_bytes)))
     return 1 << (fitting.bit_length() - 1)
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of parameters, frozen ones included; a shared parameter counts once."""
+    """Return the number of parameters, frozen ones included; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def size_on_disk(model: nn.Module) -> int:
-    """Bytes of the model's weights and buffers in safetensors, without the header; shared memory counts once."""
+    """Return the bytes of the model's weights and buffers in safetensors, without header; shared memory counts once."""
     tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
 
 
 def unit_of(task: Task) -> str:
-    """The unit of a task's throughput."""
+    """Return the unit of a task's throughput."""
     return task.unit if isinstance(task, CountsUnits) else "examples"
 
 
@@ -117,12 +117,12 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
 
 
 def rounds_for(seconds: float) -> int:
-    """The number of rounds to measure if one takes ``seconds``; fewer if they are slow."""
+    """Return the number of rounds to measure if one takes ``seconds``; fewer if they are slow."""
     return max(_FEWEST_ROUNDS, min(_ROUNDS, int(_LONGEST_SECONDS / seconds)))
 
 
 def _asker(task: Task) -> Callable[[nn.Module, Any], Any]:
-    """The function that runs a model with full outputs."""
+    """Return the function that runs a model with full outputs."""
     return task.answer if isinstance(task, AnswersWhole) else _ask
 
 
@@ -158,7 +158,7 @@ class Figures:
     units_per_second: float
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for ``metrics.json``."""
+        """Return plain data for ``metrics.json``."""
         return {
             **self.metrics,
             "parameters": self.parameters,
@@ -188,7 +188,7 @@ class RecipeResult:
     made: OnPolicyCounts | None = None
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for ``metrics.json``."""
+        """Return plain data for ``metrics.json``."""
         return {
             "metric": self.metric,
             "is_lower_better": self.is_lower_better,
@@ -201,7 +201,7 @@ class RecipeResult:
         }
 
     def lines(self) -> list[Line]:
-        """The rows of the final table."""
+        """Return the rows of the final table."""
         named = {
             "teacher": self.teacher,
             DISTILLED: self.distilled,
@@ -225,5 +225,5 @@ class RecipeResult:
         return f"{self.metric} (lower is better)" if self.is_lower_better else self.metric
 
     def levels(self) -> dict[str, float]:
-        """The metric of the teacher and the baseline."""
+        """Return the metric of the teacher and the baseline."""
         return {line.model: line.metric for line in self.lines() if line.model != DISTILLED}

@@ -43,9 +43,9 @@ from kdplug.report.table import comparison, temperature_line, terms_table
 
 
 def fingerprints(recipe: Recipe, task: Task) -> dict[str, Any]:
-    """Fingerprints of each part of the data, the teacher, and the untrained student, as plain data for the record.
+    """Return fingerprints of each data part, the teacher and the untrained student, as plain data for the record.
 
-    The teacher is not built. A student initialized from the teacher is left out, because the teacher determines it.
+    The teacher is not built. A student initialized from the teacher is omitted, because the teacher determines it.
     """
     parts: tuple[Part, ...] = ("distillation", "baseline", "test")
     with prefixed("task"):
@@ -80,7 +80,7 @@ def is_begun(output_dir: Path, record: Mapping[str, Any], *, changed_is_meant: b
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin that it uses."""
+    """Return the recipe, its data, teacher and student, and the versions of kdplug, torch and each plugin in use."""
     named = {split_qualified(entry["name"])[0] for entry in record["entries"]}
     free = not_identity(RecipeTraining)
     training = {key: value for key, value in record["recipe"]["training"].items() if key not in free}
@@ -107,19 +107,19 @@ def run_recipe(
     resume_changed: bool = False,
     overwrite: bool = False,
 ) -> RecipeResult:
-    """Fit the teacher, distil it into the student, train the same student without it, and compare the three.
+    """Train the teacher, distil it into the student, train the same student without it, and compare the three.
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` to the
     recipe's ``output_dir``. Checkpoints and logs of the three training runs go to the
     folders ``teacher``, ``student`` and ``baseline`` there. A task that saves students itself writes a folder ``model``
     instead of ``student.safetensors``. ``console`` receives messages and tables; by default nothing is printed.
-    A file of one of these names that no run wrote is an error.
+    A file of one of these names that was not written by a run raises an error.
     ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
     ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
     there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed. ``overwrite``
-    deletes the results and checkpoints of an earlier run in ``output_dir``; without it, or ``resume``, they are an
-    error.
+    deletes the results and checkpoints of an earlier run in ``output_dir``; without ``overwrite`` or ``resume`` they
+    raise an error.
 
     Raises: ``KdplugError`` if the recipe names an unusable entry or file, or the run cannot start or resume.
     """
@@ -130,7 +130,7 @@ def run_recipe(
 
     resumes = resume or resume_changed
     if resumes and overwrite:
-        raise ConfigError("cannot be combined with resume: a resumed run keeps what is there", field="overwrite")
+        raise ConfigError("cannot be combined with resume: a resumed run keeps the earlier results", field="overwrite")
     _check_alone()
     component, task, (distillation, terms, _) = check_recipe(recipe)
     _check_own(Path(recipe.output_dir))
@@ -193,7 +193,7 @@ def _run(
         written = save_student(task, student, output_dir, {**record, "results": result.to_data()})
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"cannot write the student into {str(output_dir)!r}: {error}. Make room, then run again with --resume",
+            f"cannot write the student to {str(output_dir)!r}: {error}. Free space, then run again with --resume",
             field="output_dir",
         ) from error
     write_json(output_dir / METRICS, result.to_data())
@@ -209,14 +209,14 @@ def _run(
 
 
 def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, test: Mapping[str, Any]) -> nn.Module | None:
-    """The fitted teacher; ``None`` if there are cached outputs, and its metrics on this test part."""
+    """Return the trained teacher, or ``None`` if its outputs and its metrics on this test part are cached."""
     if origin is None:
         return runner.teacher()
     cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
     if origin.is_measured_on(test, runner.task.metric):
         runner.say(f"{cached}; teacher metrics date from when it was built.")
         return None
-    runner.say(f"{cached}. Its teacher metrics are of another test part, so the teacher is evaluated again.")
+    runner.say(f"{cached}. Its teacher metrics are from a different test part, so the teacher is evaluated again.")
     return runner.cached_teacher()
 
 
@@ -230,11 +230,11 @@ def _check_alone() -> None:
 
 
 LIST = ".kdplug-files"
-"""The list of the files that runs wrote into ``output_dir``, without the folders of their stages."""
+"""The list of the files that runs wrote to ``output_dir``, without the folders of their stages."""
 
 
 def _own_files(output_dir: Path) -> tuple[str, ...]:
-    """Return the names of the files that runs wrote; all of them if a record shows a run that kept no list."""
+    """Return the names of the files that runs wrote; all of them if the record is from a run that kept no list."""
     try:
         listed = read_json(output_dir / LIST)
     except (OSError, ValueError):
@@ -245,7 +245,7 @@ def _own_files(output_dir: Path) -> tuple[str, ...]:
 
 
 def _check_own(output_dir: Path) -> None:
-    """Raise ``RunError`` for a file that no run wrote and that this one would replace."""
+    """Raise ``RunError`` for a file that no run wrote and that this run would replace."""
     own = _own_files(output_dir)
     for name in FILES:
         if name not in own and os.path.lexists(output_dir / name):
@@ -274,7 +274,7 @@ def _check_unused(recipe: Recipe, *, resumes: bool) -> None:
 
 
 def _empty(recipe: Recipe, *, resuming: bool) -> None:
-    """Remove the files of an earlier run that this one writes; forget its checkpoints unless ``resuming``.
+    """Remove the files of an earlier run that this one writes; delete its checkpoints unless ``resuming``.
 
     The record is deleted first: without it nothing in the folder can be resumed. Temporary files of a killed run are
     removed too.

@@ -54,7 +54,7 @@ def _write_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def forget_student(output_dir: Path) -> None:
-    """Remove a student's folder if an earlier run saved it; a record in the folder shows that."""
+    """Remove a student's folder if an earlier run saved it, that is, if it contains a record."""
     if (output_dir / MODEL / RECORD).is_file():
         shutil.rmtree(output_dir / MODEL)
 
@@ -89,7 +89,7 @@ def check_apart(recipe: Recipe, task: Task) -> None:
         found = Path(os.path.realpath(text))
         if folder.exists() and (found == folder or folder in found.parents):
             raise ConfigError(
-                f"{text!r} is where this run writes its student. Choose another output_dir",
+                f"{text!r} is the folder to which this run writes its student. Choose another output_dir",
                 field=f"task.{dotted(path)}",
             )
     if isinstance(task, SavesStudent) and folder.exists() and not (folder / RECORD).is_file():

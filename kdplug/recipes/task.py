@@ -53,7 +53,7 @@ class Preparation:
         self._batches = 0
 
     def __call__(self, batch: Any) -> Any:
-        """The batch for both models."""
+        """Return the batch for both models."""
         with modes(evaluating=self._student), torch.no_grad():
             found = self._task.prepare_batch(batch, self._student)
         self._batches += 1
@@ -61,14 +61,14 @@ class Preparation:
         return found
 
     def counted(self) -> OnPolicyCounts:
-        """The counts since the last call."""
+        """Return the counts since the last call."""
         found = OnPolicyCounts(self._generated, self._batches)
         self._generated = self._batches = 0
         return found
 
 
 def preparation(task: Task, student: nn.Module) -> Preparation | None:
-    """The batch preparation of a task; ``None`` if the task leaves batches unchanged."""
+    """Return the batch preparation of a task; ``None`` if the task leaves batches unchanged."""
     return Preparation(task, student) if isinstance(task, PreparesBatches) and task.prepares_batches else None
 
 
@@ -77,7 +77,7 @@ def check_uncached(recipe: Recipe, task: Task) -> None:
     if isinstance(task, PreparesBatches) and task.prepares_batches and recipe.distillation.is_caching_logits:
         raise ConfigError(
             f"task {recipe.task.name!r} generates batches with the student during training, so teacher outputs cannot "
-            "be cached. Turn off the cache, or the task's setting that generates batches",
+            "be cached. Disable the cache, or the task's setting that generates batches",
             field="distillation.is_caching_logits",
         )
 
@@ -86,7 +86,7 @@ _MASKS = {"mask", "student_mask", "teacher_mask"}
 
 
 def required_keys(objective: Objective) -> frozenset[str]:
-    """The adaptor keys that the terms read; see ``ReadsAware.expect`` for features captured by module path.
+    """Return the adaptor keys that the terms read; see ``ReadsAware.expect`` for features captured by module path.
 
     A layer map whose layers are not known yet counts as reading a mask, because its loss is not built yet.
     """
@@ -118,7 +118,7 @@ def _by_index(layers: Layers) -> bool:
 
 
 def build_task(recipe: Recipe) -> tuple[Component, Task]:
-    """The component that the recipe's ``task`` names, and the task itself.
+    """Return the component that the recipe's ``task`` names, and the task itself.
 
     Raises: ``EntryError``, ``SettingError`` for a wrong name or setting; ``ConfigError`` if the task lacks a method.
     """
@@ -132,7 +132,7 @@ def build_task(recipe: Recipe) -> tuple[Component, Task]:
 
 
 def teacher_fit(task: Task) -> TeacherFit | None:
-    """Return the settings of the teacher's fit; ``None`` if the task builds a trained teacher.
+    """Return the settings of the teacher's training; ``None`` if the task builds a trained teacher.
 
     Raises: ``ConfigError`` if a key is missing.
     """
@@ -179,7 +179,7 @@ def prepare(task: Task, reads: frozenset[str]) -> None:
 def check_vocabularies(recipe: Recipe, task: Task) -> None:
     """Check that no setting compares classes or positions of two different vocabularies. Call ``prepare`` first.
 
-    If both vocabularies have the same size, training would run without an error and learn nonsense.
+    If both vocabularies have the same size, training would run without an error, but its result would be meaningless.
 
     Raises: ``ConfigError`` for the first such setting.
     """
@@ -220,7 +220,7 @@ def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
 
 
 def review_data(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield the path in the recipe, and a warning, for what the task finds in its data."""
+    """Yield a path in the recipe and a warning for each problem that the task finds in its data."""
     with prefixed("task"):
         for setting, message in task.review_data() if isinstance(task, ReviewsData) else ():
             yield f"task.{setting}", message

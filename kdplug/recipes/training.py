@@ -31,14 +31,14 @@ from kdplug.errors import ConfigError, RunError, did_you_mean
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Length of a training in optimizer steps, and in passes over the loader (may be a fraction)."""
+    """Length of a training run in optimizer steps, and in passes over the loader (may be a fraction)."""
 
     total_steps: int
     epochs: float
 
     @classmethod
     def of(cls, training: RecipeTraining, loader: DataLoader[Any]) -> Budget:
-        """The budget of a recipe over ``loader``; accumulated batches count as one step."""
+        """Return the budget of a recipe over ``loader``; accumulated batches count as one step."""
         steps = math.ceil(len(loader) / training.gradient_accumulation_steps)
         if training.num_steps is not None:
             return cls(training.num_steps, training.num_steps / steps)
@@ -47,7 +47,7 @@ class Budget:
 
 
 def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """An optimizer of the class in ``torch.optim`` that the recipe names.
+    """Return an optimizer of the class in ``torch.optim`` that the recipe names.
 
     Raises: ``ConfigError`` if there is no such class, or it does not take ``lr`` and ``weight_decay``.
     """
@@ -67,7 +67,7 @@ def make_optimizer(training: RecipeTraining, parameters: Iterable[nn.Parameter])
 
 
 def make_schedule(training: RecipeTraining, total_steps: int) -> dict[str, Any]:
-    """The arguments ``scheduler_class`` and ``scheduler_args`` of ``train``; empty for a constant learning rate."""
+    """Return ``scheduler_class`` and ``scheduler_args`` for ``train``; empty for a constant learning rate."""
     if training.lr_schedule == "none" and training.warmup == 0:
         return {}
     rule = partial(factor, schedule=training.lr_schedule, warmup=training.warmup, total_steps=total_steps)
@@ -75,7 +75,7 @@ def make_schedule(training: RecipeTraining, total_steps: int) -> dict[str, Any]:
 
 
 def factor(step: int, *, schedule: str, warmup: float, total_steps: int) -> float:
-    """Multiplier of the learning rate after ``step`` optimizer steps.
+    """Return the multiplier of the learning rate after ``step`` optimizer steps.
 
     It rises linearly to 1 over the fraction ``warmup`` of the steps. Then it stays at 1 (``none``), or decays to 0 at
     ``total_steps`` linearly (``linear``) or along half a cosine (``cosine``).
@@ -101,15 +101,15 @@ class Stage(StrEnum):
     BASELINE = "baseline"
 
     def folder(self, recipe: Recipe) -> Path:
-        """The folder of its checkpoints and log."""
+        """Return the folder of its checkpoints and log."""
         return Path(recipe.output_dir) / self.value
 
     def config(self, recipe: Recipe, folder: Path | None = None) -> TrainingConfig:
-        """The training config of this stage, in the recipe's ``output_dir`` or in ``folder``.
+        """Return the training config of this stage, in the recipe's ``output_dir`` or in ``folder``.
 
         Each stage ends with a checkpoint, so a resumed recipe does not repeat it; with ``ckpt_frequency: 0`` that is
-        the only one. The teacher's and the baseline's checkpoints serve only for resuming, so only the last is kept.
-        The teacher is fitted without gradient accumulation.
+        the only one. The checkpoints of the teacher and the baseline serve only for resuming, so only the last one is
+        kept. The teacher is trained without gradient accumulation.
         """
         place = self.folder(recipe) if folder is None else folder / self.value
         config = recipe.training_config(str(place))
@@ -175,7 +175,7 @@ def train_on_labels(
 ) -> RunResult:
     """Train ``model`` as ``BasicTrainer`` does, but call no plugin hooks.
 
-    Raises: ``OutputsError`` if the adaptor returns no ``losses``; ``RunError``.
+    Raises: ``OutputsError`` if the adaptor returns no ``losses``; ``RunError`` if the run cannot start or continue.
     """
     request = Request(
         optimizer=make_optimizer(training, model.parameters()),

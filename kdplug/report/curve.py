@@ -24,7 +24,7 @@ def draw_curves(
 ) -> None:
     """Write ``path``: each unweighted term over the steps, and below it the student's metric.
 
-    ``lines`` are metrics of other models, drawn as horizontal lines. The axis of the terms is logarithmic, without the
+    ``lines`` are metrics of other models, drawn as horizontal lines. The axis of the terms is logarithmic, and omits
     points at 0, unless a term is negative.
 
     Raises: ``RunError`` if matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Write ``kdplug-run.json``: everything needed to identify and repeat a run."""
+"""Write ``kdplug-run.json``: all data needed to identify and repeat a run."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ CODEC = "teacher_cache_codec"
 
 
 def run_record(recipe: Recipe, task: Mapping[str, Any], distillation: DistillationConfig) -> dict[str, Any]:
-    """Return versions, plugins, used entries, and the recipe with every component's qualified name and every setting.
+    """Return versions, plugins, used entries, and the recipe with all qualified names of components and all settings.
 
     ``task`` and ``distillation`` are those of the recipe in resolved form. ``output_dir``, which has no effect on
-    results, is left out. ``config_sha256`` is the hash of the recipe in this form. Hook plugins are imported, so that an
+    results, is omitted. ``config_sha256`` is the hash of the recipe in this form. Hook plugins are imported, so that an
     error names the failing one.
     """
     active().load_hooks()

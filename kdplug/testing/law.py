@@ -90,7 +90,7 @@ class Laws:
 
     @classmethod
     def kind_of(cls) -> str:
-        """Plural of the entry's kind. Each kind's laws define it."""
+        """Return the plural of the entry's kind. Each kind's laws define it."""
         raise PluginError(
             f"{cls.__name__} has no kind. Derive it from the laws of a kind, such as LossLaws or TaskLaws"
         )
@@ -150,7 +150,7 @@ class Laws:
                 raise error
 
     def _refusal(self, settings: Mapping[str, Any]) -> ConfigError | None:
-        """The error that the settings raise, if any."""
+        """Return the error that the settings raise, if any."""
         try:
             build_component(self._found, ComponentSpec("", (), dict(settings), "mapping"))
         except ConfigError as error:

@@ -56,7 +56,7 @@ class Sample:
     draw_seed: int = 0
 
     def values(self) -> dict[str, Any]:
-        """Every input by name."""
+        """Return every input by name."""
         return {
             f"student_{self.layout.word}": self._as_given(self.student),
             f"teacher_{self.layout.word}": self._as_given(self.teacher),
@@ -126,7 +126,10 @@ def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, cl
 
 
 def _padding(shape: tuple[int, ...]) -> Tensor:
-    """Row ``i`` keeps all but its last ``i`` tokens, at least one. A mask without token axes excludes the last example."""
+    """Return a mask whose row ``i`` excludes its last ``i`` tokens, but keeps at least one.
+
+    A mask without token axes excludes the last example.
+    """
     if len(shape) == 1:
         return torch.arange(shape[0]) < max(1, shape[0] - 1)
     kept = (shape[1] - torch.arange(shape[0]) % shape[1]).clamp_min(1)

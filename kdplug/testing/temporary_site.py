@@ -41,7 +41,7 @@ class PluginSite:
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment with the folder first on ``PYTHONPATH``, so that a subprocess sees the plugin."""
+        """This process's environment with the folder first on ``PYTHONPATH``, so that a subprocess finds the plugin."""
         rest = os.environ.get("PYTHONPATH")
         return {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.path), *([rest] if rest else [])])}
 
@@ -79,7 +79,7 @@ def plugin_site(
     entry_points: EntryPoints | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Iterator[PluginSite]:
-    """Install a plugin for the length of a ``with`` block: on ``sys.path`` and in the registries.
+    """Install a plugin within a ``with`` block: on ``sys.path`` and in the registries.
 
     The registries list it in addition to the installed plugins, or alone under ``isolated_plugins``. It hides an
     installed plugin of the same name. Afterwards its modules are unloaded and its folder is deleted. Entries registered

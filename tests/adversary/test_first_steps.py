@@ -22,7 +22,7 @@ def test_a_constant_learning_rate_of_0_is_warned_of(tmp_path, rate):
 def test_a_scheduler_that_keeps_the_rate_at_0_is_warned_of(tmp_path):
     student = make_student()
     options = {"scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 1}}
-    with pytest.warns(UserWarning, match=r"learning rate is 0 since step"):
+    with pytest.warns(UserWarning, match=r"learning rate has been 0 since step"):
         make_distiller(tmp_path, student).train(sgd(student, lr=0.0), make_batches(4), num_epochs=1, **options)
 
 
@@ -42,7 +42,7 @@ class Blind(Net):
             return super().forward(x, scale)
 
 
-NO_GRADIENT = r"^2 of the student's 4 trained parameters got no gradient in the first {} step.*nothing trains them: inner.weight, inner.bias"
+NO_GRADIENT = r"^2 of the student's 4 trained parameters got no gradient in the first {} step.*so they do not train: inner.weight, inner.bias"
 
 
 @pytest.mark.attack("a student that computes a part without a gradient")

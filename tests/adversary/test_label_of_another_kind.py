@@ -86,7 +86,7 @@ ALIKE = [
 @pytest.mark.attack("one class written in two ways")
 @pytest.mark.parametrize(("one", "two"), ALIKE)
 def test_one_class_in_two_spellings_is_an_error(one: Any, two: Any) -> None:
-    with pytest.raises(kdplug.ConfigError, match=r"row 2 of rows\.jsonl: the label .* is .* written another way"):
+    with pytest.raises(kdplug.ConfigError, match=r"row 2 of rows\.jsonl: the label .* is .* written differently"):
         find_labels(None, None, source("label", one, two, "other"), "label")
 
 

@@ -17,7 +17,9 @@ def train(folder, build, steps=6):
 
 @pytest.mark.attack("a learning-rate scheduler that was built for fewer steps")
 def test_a_rate_that_stays_0_is_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match=r"the learning rate is 0 since step 4 of 6.*LambdaLR built for fewer than 6"):
+    with pytest.warns(
+        UserWarning, match=r"the learning rate has been 0 since step 4 of 6.*LambdaLR built for fewer than 6"
+    ):
         train(tmp_path, lambda optimizer: lr.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / 3)))
 
 

@@ -20,7 +20,7 @@ from kdplug.recipes.run import run_recipe
 
 pytestmark = [
     pytest.mark.attack("kdplug run --resume over edited files"),
-    pytest.mark.filterwarnings("ignore:hard_label_loss has counted no item"),  # the distillation data have no labels
+    pytest.mark.filterwarnings("ignore:hard_label_loss has counted no items"),  # the distillation data have no labels
 ]
 
 

@@ -144,7 +144,7 @@ def test_no_run_counts_nothing_in_silence(tmp_path, accumulation):
     distiller = make_distiller(
         tmp_path, student, adaptors=(None, with_additive_masks), training={"gradient_accumulation_steps": accumulation}
     )
-    with pytest.warns(UserWarning, match=r"^kd_loss has counted no item .* The student's logits_mask is 0 everywhere"):
+    with pytest.warns(UserWarning, match=r"^kd_loss has counted no items .* The student's logits_mask is 0 everywhere"):
         distiller.train(sgd(student), make_batches(6), num_epochs=1)
 
 
@@ -172,7 +172,7 @@ def test_a_term_that_stops_counting_is_warned_of_once(tmp_path, accumulation):
         hard_label_weight=1,
         training={"gradient_accumulation_steps": accumulation},
     )
-    with pytest.warns(UserWarning, match=r"^hard_label_loss has counted no item in its last \d+ batches") as caught:
+    with pytest.warns(UserWarning, match=r"^hard_label_loss has counted no items in its last \d+ batches") as caught:
         distiller.train(sgd(student), make_batches(4), num_steps=300)
     assert len(caught) == 1
 
@@ -187,7 +187,7 @@ def test_a_term_that_counts_items_now_and_then_is_no_warning(tmp_path, recwarn):
 
     distiller = make_distiller(tmp_path, student, adaptors=(None, adaptor), hard_label_weight=1)
     distiller.train(sgd(student), make_batches(4), num_steps=200)
-    assert not [one for one in recwarn if "counted no item" in str(one.message)]
+    assert not [one for one in recwarn if "counted no items" in str(one.message)]
 
 
 @pytest.mark.attack("a student whose adaptor detaches what a term reads")
@@ -200,7 +200,9 @@ def test_no_run_trains_a_projection_alone_in_silence(tmp_path):
         adaptors=(None, lambda batch, outputs: {"hidden": [one.detach() for one in outputs["hidden"]]}),
         kd_loss_weight=0,
     )
-    with pytest.warns(UserWarning, match=r"trains nothing in the student: the student tensors it reads carry no grad"):
+    with pytest.warns(
+        UserWarning, match=r"does not train the student: the student tensors that it reads carry no grad"
+    ):
         distiller.train(sgd(student), make_batches(2), num_epochs=1)
 
 
@@ -214,7 +216,7 @@ def test_no_lightning_module_counts_nothing_in_silence(tmp_path):
     module = DistillationModule(
         student, teacher, DistillationConfig(), lambda groups: torch.optim.SGD(groups, lr=0.1), adaptor_S=additive
     )
-    with pytest.warns(UserWarning, match=r"^kd_loss has counted no item .* The student's logits_mask is 0 everywhere"):
+    with pytest.warns(UserWarning, match=r"^kd_loss has counted no items .* The student's logits_mask is 0 everywhere"):
         lightning_trainer(tmp_path, max_epochs=1).fit(module, DataLoader(examples(16), batch_size=4))
 
 

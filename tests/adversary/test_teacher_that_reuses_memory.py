@@ -42,5 +42,5 @@ def test_it_is_read_before_it_is_overwritten(tmp_path):
 @attack
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_it_is_an_error_where_several_outputs_are_kept(tmp_path, accumulation):
-    with pytest.raises(RunError, match="wrote the outputs of a micro-batch over those of an earlier one"):
+    with pytest.raises(RunError, match="overwrote the outputs of an earlier micro-batch"):
         trained(tmp_path, Reusing(), accumulation)

@@ -47,7 +47,7 @@ def train(name, student=None, teacher=None, loader=None, num_steps=4, epochs=Non
         except (RuntimeError, ValueError) as error:
             found[name] = f"{type(error).__name__}: {error}"
     found[name + " seconds"] = time.monotonic() - start
-    found[name + " warnings"] = [str(one.message) for one in caught if "counted no item" in str(one.message)]
+    found[name + " warnings"] = [str(one.message) for one in caught if "counted no items" in str(one.message)]
 
 def given(key, value, everywhere=False):
     return lambda batch, outputs: {**outputs, key: value} if everywhere or other else outputs
@@ -145,7 +145,7 @@ def test_a_process_without_items_does_not_warn_if_another_has_some(found, what):
 @pytest.mark.attack("no process counts an item")
 def test_the_main_process_warns_if_no_process_counts_an_item(found):
     (message,) = found[0]["none counts warnings"]
-    assert message.startswith("hard_label_loss has counted no item in its first 3 batches")
+    assert message.startswith("hard_label_loss has counted no items in its first 3 batches")
     assert found[1]["none counts warnings"] == []
 
 
@@ -161,7 +161,7 @@ def test_a_process_whose_peer_fails_ends_with_the_cause(launch):
 @pytest.mark.attack("one process is killed")
 def test_a_process_whose_peer_is_killed_says_so(launch):
     mine, theirs = launch("killed")
-    assert mine["killed"].startswith("RunError: the connection to rank 1 was lost, and that process gave no error")
+    assert mine["killed"].startswith("RunError: the connection to rank 1 was lost, and that process reported no error")
     assert theirs is None
     assert mine["killed seconds"] < 60
 

@@ -225,7 +225,7 @@ def test_data_that_several_tasks_read_need_a_name(kdplug, fake_site, tmp_path):
     with fake_site.host():
         several = kdplug("new", tmp_path / "a.yaml", "--from", tmp_path)
         one = kdplug("new", tmp_path / "a.yaml", "--from", tmp_path, "--task", "one")
-    assert "fits several tasks: one, two. Choose one with --task" in " ".join(several.stderr.split())
+    assert "matches several tasks: one, two. Choose one with --task" in " ".join(several.stderr.split())
     assert "skipping kdplug-toy:gone" in several.stderr
     assert "its name" in one.stdout
     assert "Fill in" not in one.stdout

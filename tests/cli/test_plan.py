@@ -52,7 +52,7 @@ def test_a_size_is_never_printed_with_an_exponent(count, shown):
 def test_a_warning_leaves_the_exit_status_at_0(kdplug):
     done = kdplug("plan", DIGITS, "--set", "distillation.kd_loss_type=ce")
     assert done.exit_code == 0
-    assert "warning: distillation.kd_loss_type: kdplug-presets:ce leaves out the factor T²" in done.stdout
+    assert "warning: distillation.kd_loss_type: kdplug-presets:ce omits the factor T²" in done.stdout
     assert "1 warning\n" in done.stdout
 
 

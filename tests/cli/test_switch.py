@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-TOLD = "KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed. Did you mean 'kdplug-myloss'?"
+TOLD = "KDPLUG_PLUGINS names 'kdplug-mylos', but no such plugin is installed. Did you mean 'kdplug-myloss'?"
 
 
 def _stderr(fake_site, *words, **environment):

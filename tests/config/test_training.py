@@ -89,7 +89,7 @@ def test_fp16_is_a_precision(given, precision):
 
 @pytest.mark.parametrize("given", [{"fp16": True, "precision": "bf16"}, {"fp16": False, "precision": "fp16"}])
 def test_fp16_that_contradicts_the_precision_is_refused(given):
-    says = f"fp16: is {str(given['fp16']).lower()}, but precision is {given['precision']!r}. Write precision alone"
+    says = f"fp16: is {str(given['fp16']).lower()}, but precision is {given['precision']!r}. Set only precision"
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         TrainingConfig(**given)
 
@@ -142,9 +142,9 @@ def test_a_leading_tilde_is_the_home_folder(key, monkeypatch):
 @pytest.mark.parametrize(
     ("folder", "says"),
     [
-        ("${HOME}/x", "variables are not expanded. Write the folder out"),
-        ("runs/$USER", "variables are not expanded. Write the folder out"),
-        ("~nobody-of-this-name/x", "there is no such user. Write the folder out, or start with ./"),
+        ("${HOME}/x", "variables are not expanded. Write the full path"),
+        ("runs/$USER", "variables are not expanded. Write the full path"),
+        ("~nobody-of-this-name/x", "there is no such user. Write the full path, or start with ./"),
     ],
 )
 def test_a_folder_that_would_be_taken_literally_is_an_error(key, folder, says):

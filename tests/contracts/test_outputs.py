@@ -146,7 +146,7 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
         ({"hidden": [LAYER, "x"]}, r"^student\.hidden\.1: must be a tensor, got str 'x'"),
         ({"hidden": [LAYER, None]}, r"^student\.hidden\.1: must be a tensor, got NoneType"),
         ({"inputs_mask": [ONE]}, r"^student\.inputs_mask: must be a tensor, got list"),
-        ((ONE, ONE), r"^student: cannot read tuple\. An adaptor returns a dict with some of logits"),
+        ((ONE, ONE), r"^student: cannot read tuple\. An adaptor must return a dict with keys from logits"),
         (None, r"^student: cannot read NoneType None"),
     ],
 )

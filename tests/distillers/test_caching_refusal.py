@@ -57,7 +57,7 @@ def test_an_example_that_changed_where_nobody_looked_is_found_when_it_is_used(tm
     folder, examples = {"teacher_cache": str(tmp_path / "cache")}, data(60)
     run(tmp_path, teacher, DataLoader(examples, batch_size=4), caching=True, training=folder)
     examples.tensors[0][13, 0] += 1e-12
-    with pytest.raises(RunError, match="example 13 differs from the one the teacher saw"):
+    with pytest.raises(RunError, match="example 13 differs from the one the teacher ran on"):
         run(tmp_path, teacher, DataLoader(examples, batch_size=4), caching=True, training=folder)
 
 

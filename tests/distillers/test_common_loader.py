@@ -197,7 +197,7 @@ def test_a_batch_that_cannot_be_assigned_is_an_error_with_the_lines_that_mend_it
 
 
 def test_an_argument_that_the_batch_holds_too_is_an_error(tmp_path):
-    with pytest.raises(RunError, match="'scale' is in the batch and in the arguments of train"):
+    with pytest.raises(RunError, match="'scale' is in the batch and in the model arguments of train"):
         train(tmp_path, dicts(scale=torch.ones(4, 1)), models=TwoInputs, train={"scale": 2.0})
 
 

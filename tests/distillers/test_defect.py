@@ -221,7 +221,9 @@ def test_2_2_18_a_hard_label_loss_of_weight_0_may_be_nan(tmp_path):
 def test_2_2_20_an_adaptor_that_returns_nothing_useful_is_an_error_that_names_what_to_return(tmp_path, nothing):
     student = make_student()
     distiller = make_distiller(tmp_path, student, adaptors=(None, lambda batch, outputs: nothing))
-    with pytest.raises(OutputsError, match=r"^student: cannot read .*An adaptor returns a dict with some of logits"):
+    with pytest.raises(
+        OutputsError, match=r"^student: cannot read .*An adaptor must return a dict with keys from logits"
+    ):
         distiller.train(sgd(student), make_batches(1), num_epochs=1)
 
 

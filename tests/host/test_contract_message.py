@@ -77,7 +77,7 @@ def test_a_switch_that_names_nobody(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-myloss", losses={"m": "m:f"})
     done = fake_site.python("import kdplug; len(kdplug.losses)", KDPLUG_PLUGINS="kdplug-mylos")
     assert (
-        "KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed. Did you mean 'kdplug-myloss'?"
+        "KDPLUG_PLUGINS names 'kdplug-mylos', but no such plugin is installed. Did you mean 'kdplug-myloss'?"
         in done.stderr
     )
     assert done.returncode == 0

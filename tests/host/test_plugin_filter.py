@@ -62,7 +62,7 @@ def test_plugins_to_keep_and_plugins_to_leave_out_do_not_mix(monkeypatch: pytest
 
 @pytest.mark.parametrize("plugins", ["kdplug-mylos", "-kdplug-mylos"])
 def test_an_unknown_name_is_reported(monkeypatch: pytest.MonkeyPatch, plugins: str) -> None:
-    told = "KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed. Did you mean 'kdplug-myloss'?"
+    told = "KDPLUG_PLUGINS names 'kdplug-mylos', but no such plugin is installed. Did you mean 'kdplug-myloss'?"
     with pytest.warns(PluginWarning, match=f"^{re.escape(told)}$"):  # noqa: SIM117
         with isolated([distribution("kdplug-myloss", losses={"m": "m:f"})], switch(monkeypatch, plugins)) as host:
             assert host.problems == [told]
@@ -128,7 +128,7 @@ def test_the_switches_are_read_before_anything_is_registered(fake_site: FakeSite
 
 
 def test_the_first_look_up_warns_of_an_unknown_name_once(fake_site: FakeSite) -> None:
-    told = "PluginWarning: KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed."
+    told = "PluginWarning: KDPLUG_PLUGINS names 'kdplug-mylos', but no such plugin is installed."
     imported = fake_site.python("import kdplug", KDPLUG_PLUGINS="kdplug-mylos")
     used = fake_site.python("import kdplug; len(kdplug.losses); len(kdplug.tasks)", KDPLUG_PLUGINS="kdplug-mylos")
     assert imported.stderr == ""
@@ -138,4 +138,4 @@ def test_the_first_look_up_warns_of_an_unknown_name_once(fake_site: FakeSite) ->
 def test_a_strict_first_look_up_with_an_unknown_name_fails(fake_site: FakeSite) -> None:
     done = fake_site.python("import kdplug; len(kdplug.losses)", KDPLUG_PLUGINS="kdplug-mylos", KDPLUG_STRICT="1")
     assert done.returncode == 1
-    assert "PluginError: KDPLUG_PLUGINS names 'kdplug-mylos' but no such plugin is installed." in done.stderr
+    assert "PluginError: KDPLUG_PLUGINS names 'kdplug-mylos', but no such plugin is installed." in done.stderr

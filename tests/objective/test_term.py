@@ -26,7 +26,7 @@ def test_a_kd_loss_that_counts_nothing_is_warned_of_once(build, student, teacher
     {"student": student, "teacher": teacher}[side]["logits_mask"] = ZEROS
     assert calls(objective, student, teacher, 2) == [0, 0]
     with pytest.warns(
-        UserWarning, match=rf"^kd_loss has counted no item in its first 3 batches.*{side}'s logits_mask {ADDITIVE}"
+        UserWarning, match=rf"^kd_loss has counted no items in its first 3 batches.*{side}'s logits_mask {ADDITIVE}"
     ):
         objective(student, teacher)
     assert calls(objective, student, teacher, 2) == [0, 0]
@@ -37,7 +37,7 @@ def test_a_match_that_counts_nothing_is_warned_of_once(build, match, student, te
     student["inputs_mask"] = ZEROS
     calls(objective, student, teacher, 2)
     with pytest.warns(
-        UserWarning, match=rf"^mine has counted no item in its first 3 batches.*student's inputs_mask {ADDITIVE}"
+        UserWarning, match=rf"^mine has counted no items in its first 3 batches.*student's inputs_mask {ADDITIVE}"
     ):
         objective(student, teacher)
     calls(objective, student, teacher, 2)
@@ -52,7 +52,7 @@ def test_a_match_that_returns_a_scalar_of_nothing_is_warned_of(build, match, mat
     student["inputs_mask"] = ZEROS
     calls(objective, student, teacher, 2)
     with pytest.warns(
-        UserWarning, match=rf"^hidden_offered_0_0 has counted no item .*student's inputs_mask {ADDITIVE}"
+        UserWarning, match=rf"^hidden_offered_0_0 has counted no items .*student's inputs_mask {ADDITIVE}"
     ):
         objective(student, teacher)
 
@@ -71,7 +71,7 @@ def test_labels_that_are_all_ignored_are_warned_of(build, student, teacher):
     objective = build(hard_label_weight=1)
     student["losses"] = LossSum(student["logits"].sum() * 0, torch.tensor(0))
     calls(objective, student, teacher, 2)
-    with pytest.warns(UserWarning, match=r"^hard_label_loss has counted no item .* Are all labels ignored \(-100\)"):
+    with pytest.warns(UserWarning, match=r"^hard_label_loss has counted no items .* Are all labels ignored \(-100\)"):
         objective(student, teacher)
 
 
@@ -90,7 +90,7 @@ def test_a_term_whose_weight_is_0_for_now_is_not_looked_at(build, match, student
         objective(student, teacher, progress=0.0)
     for _ in range(2):
         objective(student, teacher, progress=0.5)
-    with pytest.warns(UserWarning, match="has counted no item in its first 3 batches"):
+    with pytest.warns(UserWarning, match="has counted no items in its first 3 batches"):
         objective(student, teacher, progress=0.5)
 
 
@@ -142,7 +142,9 @@ def detached(student):
     return {**student, "hidden": [one.detach() for one in student["hidden"]]}
 
 
-DETACHED = r"^mine trains nothing in the student: the student tensors it reads carry no gradient\. Look for detach\(\)"
+DETACHED = (
+    r"^mine does not train the student: the student tensors that it reads carry no gradient\. Look for detach\(\)"
+)
 
 
 def test_a_term_that_reads_detached_tensors_is_warned_of_once(build, match, student, teacher):
@@ -154,7 +156,7 @@ def test_a_term_that_reads_detached_tensors_is_warned_of_once(build, match, stud
 
 def test_detached_logits_are_warned_of(build, match, student, teacher):
     student["logits"] = student["logits"].detach()
-    with pytest.warns(UserWarning, match=r"^kd_loss trains nothing in the student"):
+    with pytest.warns(UserWarning, match=r"^kd_loss does not train the student"):
         build(intermediate_matches=[match()])(student, teacher)
 
 

@@ -229,7 +229,7 @@ def test_figures_of_another_cache_are_refused(recipe, out, monkeypatch, tmp_path
 def test_several_processes_do_not_fit_a_teacher(recipe, out, monkeypatch):
     fit(monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RunError, match="2 processes were launched, but the recipe's teacher must be fitted first"):
+    with pytest.raises(RunError, match="2 processes were launched, but the recipe's teacher must be trained first"):
         cache_recipe(recipe(), out)
 
 

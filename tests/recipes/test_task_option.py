@@ -129,7 +129,7 @@ def test_a_task_may_not_read_from_the_folder_of_its_own_student(offering, tmp_pa
 
     teacher = tmp_path / "out" / "model"
     teacher.mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"task\.teacher: .* is where this run writes its student"):
+    with pytest.raises(ConfigError, match=r"task\.teacher: .* is the folder to which this run writes its student"):
         run_recipe(offering(f"task={{name: signs, teacher: {teacher}}}", __init__=init))
     assert teacher.exists()
 

@@ -22,7 +22,7 @@ def growth_for_decay(progress):
     return progress
 
 
-@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, but is declared to at 0")
+@mutant(FallingLaws, "test_the_weight_starts_and_ends_as_declared", "ends at 0.05, but is declared to do so at 0")
 def off_by_one_step(progress, total_steps):
     return 1 - progress * (total_steps - 1) / total_steps
 

@@ -39,7 +39,7 @@ class WithoutABaseline(Sums):
         return super().data(part)[: 0 if part == "baseline" else 6]
 
 
-@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "returns other examples, or another order")
+@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "returns different examples, or a different order")
 class OrderByChance(Sums):
     def __init__(self) -> None:
         self.order = torch.randperm(6)
@@ -52,7 +52,7 @@ class Beside(dict):
     """Inputs, and labels beside them that no model is called with."""
 
 
-@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "returns other examples, or another order")
+@mutant(SumsLaws, "test_examples_are_the_same_in_every_run", "returns different examples, or a different order")
 class LabelsByChance(Sums):
     def collate(self, examples):
         batch = Beside(input=torch.stack(examples))

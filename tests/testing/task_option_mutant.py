@@ -20,7 +20,7 @@ class NeverContent(Generous):
         raise ConfigError("there is no teacher yet", field="teacher")
 
 
-@mutant(SumsLaws, "test_it_finds_nothing_wrong_with_good_settings", "returns other examples after check()")
+@mutant(SumsLaws, "test_it_finds_nothing_wrong_with_good_settings", "returns different examples after check()")
 class CheckedAwayTheFirst(Generous):
     first = 0
 

@@ -50,7 +50,7 @@ class Catalogue:
         return reference(place.definition)
 
     def _entries(self, place: Place) -> list[EntrySchema]:
-        """Return the entries that a place accepts. A loss with unknown inputs is accepted in both of its places."""
+        """Return the entries that a place accepts. A loss with unknown inputs is accepted in both places for losses."""
         if place.plural not in self._known:
             known = [entry_schema(entry, load=self.load(entry)) for entry in REGISTRIES[place.plural].entries()]
             self._known[place.plural] = known

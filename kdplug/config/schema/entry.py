@@ -22,8 +22,8 @@ NO_SETTING: JsonSchema = {"type": "object", "maxProperties": 0}
 class EntrySchema:
     """An entry and its schema.
 
-    ``spellings`` are the names that mean it; ``settings`` is the schema of its settings as a mapping, ``None`` if it was
-    not imported, in which case ``inputs`` are unknown too. ``error`` is the reason why it cannot be used.
+    ``spellings`` are the names that mean it; ``settings`` is the schema of its settings as a mapping, ``None`` if it
+    was not imported, in which case ``inputs`` are unknown too. ``error`` is the reason why it cannot be used.
     """
 
     entry: Entry
@@ -177,12 +177,12 @@ def first_paragraph(documented: object) -> str:
 
 
 def setting_docs(documented: object, names: Iterable[str]) -> dict[str, str]:
-    """Return the text on each setting in the paragraph ``Settings:`` of a docstring.
+    """Return the description of each setting in the paragraph ``Settings:`` of a docstring.
 
-    A text begins with the name of its setting, or with several names.
+    A description begins with the name of its setting, or with several names.
 
-    ``Settings: ``alpha``, weight of the first part; ``beta`` and ``gamma``, of the others.`` gives ``{"alpha": "weight of the
-    first part", "beta": "of the others", "gamma": "of the others"}``.
+    ``Settings: ``alpha``, weight of the first part; ``beta`` and ``gamma``, of the others.`` gives ``{"alpha": "weight
+    of the first part", "beta": "of the others", "gamma": "of the others"}``.
     """
     doc = inspect.getdoc(documented) or ""
     found = re.search(r"^Settings:\s*(.*?)(?:\n\n|\n(?=[A-Z]\w+: )|\Z)", doc, re.DOTALL | re.MULTILINE)

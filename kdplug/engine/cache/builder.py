@@ -134,7 +134,7 @@ class CacheBuilder:
     def shard(self, start: int, answers: Sequence[TeacherBatch], layout: Layout) -> Shard:
         """Build a shard from the teacher outputs for consecutive batches.
 
-        Raises: ``RunError`` if they have different outputs, or do not fit the storage dtype.
+        Raises: ``RunError`` if they have different outputs, or values outside the range of the storage dtype.
         """
         columns: dict[str, list[Tensor]] = {}
         self._error = 0.0
@@ -209,8 +209,8 @@ def _check_kind(answer: TeacherBatch, layout: Layout) -> None:
             str(list(layout.counts)),
         ]
         raise RunError(
-            f"the teacher returned different outputs for example {answer.keyed.keys[0]} than for the first ones: "
-            f"{', '.join(differing)}"
+            f"the teacher returned different outputs for example {answer.keyed.keys[0]} from those for the first "
+            f"ones: {', '.join(differing)}"
         )
 
 

@@ -16,7 +16,7 @@ class TeacherCache:
     """The cache that a distiller keeps between runs: the outputs themselves, or the folder ``path`` that holds them.
 
     ``dtype`` is the storage dtype if it is narrower than the teacher's. ``coding`` encodes logits; ``None`` stores them
-    whole. ``about`` is other plain data, by name, that must match. ``summary`` describes the last run.
+    unencoded. ``about`` is other plain data, by name, that must match. ``summary`` describes the last run.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ name of a ragged part, for the rows of each item. A part's name follows a single
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """A codec, its name and settings as plain data, and the temperature at which it reads logits."""
+    """A codec, its name and settings as plain data, and the temperature at which it encodes logits."""
 
     codec: CacheCodec
     spec: Any
@@ -42,7 +42,7 @@ class Coding:
 
 @dataclass(frozen=True, slots=True)
 class CodedHead:
-    """One head: its number of classes, whether a mask left items out, and whether each part is ragged."""
+    """One head: its number of classes, whether a mask excluded items, and whether each part is ragged."""
 
     classes: int
     masked: bool
@@ -87,7 +87,7 @@ def encode(coding: Coding, name: str, logits: Any, mask: Tensor | None, seed: in
 
 
 def shared_by(coding: Coding, name: str, logits: Any, mask: Tensor | None) -> dict[str, Tensor]:
-    """Return the tensors that the codec stores once per cache, by column name. The codec sees the unmasked items.
+    """Return the tensors that the codec stores once per cache, by column name. The codec gets the unmasked items.
 
     Shapes: as in ``encode``.
     """
@@ -104,19 +104,19 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """Return the bool ``[count]`` that ``pack`` was given."""
+    """Return the bool ``[count]`` that was passed to ``pack``."""
     bits = packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)
     return (bits & 1).reshape(-1)[:count].bool()
 
 
 def _counting(logits: Any, mask: Tensor | None) -> Tensor:
-    """Return a mask of the items that count, bool ``[examples, items]``."""
+    """Return a mask of the unmasked items, bool ``[examples, items]``."""
     counts = torch.ones(logits.shape[:-1], dtype=torch.bool) if mask is None else mask.detach().cpu().bool()
     return counts.reshape(logits.shape[0], -1)
 
 
 def _encoded(coding: Coding, items: Any, name: str, seed: int) -> Encoded:
-    """Encode in chunks if logits must be computed from factors. Without items, encode a blank one and drop it."""
+    """Encode in chunks if logits must be computed from factors. Without items, encode a blank item and discard it."""
     count = items.shape[0]
     if not count:
         one = coding.codec.encode(_blank(coding, items), temperature=coding.temperature, seed=seed)
@@ -298,7 +298,7 @@ def _gathered(part: Any, places: Tensor | None, shape: torch.Size) -> Any:
 
 
 _LEAST = 0.9
-"""Below this mean, most of what a high temperature should reveal is in the discarded classes."""
+"""Below this mean kept mass, most of the information that a high temperature adds is in the discarded classes."""
 
 _CLASSES = 3
 

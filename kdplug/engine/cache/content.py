@@ -33,7 +33,7 @@ class RequiredOutputs:
 
     @classmethod
     def of(cls, objective: Objective, place: int = 0) -> RequiredOutputs:
-        """Return what ``objective`` reads of the teacher at ``place``, with its layer maps resolved."""
+        """Return what ``objective`` reads from the teacher at ``place``, with its layer maps resolved."""
         matches = [term for term, _, teacher in objective.matches.terms() if teacher == place]
         layers: dict[str, set[int]] = {key: set() for key in _LAYERED}
         for term in matches:

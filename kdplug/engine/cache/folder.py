@@ -132,7 +132,7 @@ class CacheFolder:
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest, whose digest every later file records.
 
-        Raises: ``RunError`` if the folder cannot be written, or holds something else.
+        Raises: ``RunError`` if the folder cannot be written, or holds other files.
         """
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)

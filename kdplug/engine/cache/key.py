@@ -20,7 +20,7 @@ _BATCH = 32
 class Keyed(NamedTuple):
     """A batch with the index and digest of each of its examples, in row order.
 
-    If batches are not made of separate examples, the whole batch is the one example.
+    If batches do not consist of separate examples, the whole batch counts as one example.
     """
 
     keys: tuple[int, ...]

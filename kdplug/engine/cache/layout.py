@@ -34,7 +34,7 @@ class ShardPlan:
 
     @classmethod
     def of(cls, count: int, batch: int, batch_bytes: int) -> Self:
-        """``batch_bytes`` is the stored size of one forward pass."""
+        """Return the plan for ``count`` examples; ``batch_bytes`` is the stored size of one forward pass."""
         return cls(count, batch, max(1, min(SHARD_BATCHES, SHARD_BYTES // max(1, batch_bytes))))
 
     @property
@@ -85,7 +85,7 @@ class Layout:
         inputs: Any,
         coded: Mapping[str, Coded] = MappingProxyType({}),
     ) -> Layout:
-        """``tensors`` are those of one batch by name, such as ``0/logits/0``; ``inputs`` is the teacher's input."""
+        """Return the layout of a batch: ``tensors`` by name, such as ``0/logits/0``, and the teacher's ``inputs``."""
         found = padding_signatures(inputs)
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         shapes |= {name: one.shape for name, one in coded.items()}
@@ -107,7 +107,7 @@ class Layout:
         return tuple(dict.fromkeys(path for length in self.lengths.values() for path in length.paths))
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return the teacher's dtype, whatever the storage dtype."""
+        """Return the teacher's dtype, regardless of the storage dtype."""
         found: torch.dtype = getattr(torch, self.dtypes[name])
         return found
 

@@ -26,7 +26,7 @@ class Padding(Enum):
 
 
 def padding_signature(rows: Tensor) -> Tensor:
-    """Return a signature of each row that identifies it however it is padded.
+    """Return a signature of each row that identifies it regardless of its padding.
 
     It holds the length and, for each end, the length without the trailing run of one value, that value, and a digest of
     the rest.
@@ -38,7 +38,7 @@ def padding_signature(rows: Tensor) -> Tensor:
 
 
 def rows_of(rows: Tensor) -> Array:
-    """Return the rows as int64, whatever their integer type."""
+    """Return the rows as int64, regardless of their integer type."""
     found: Array = rows.detach().to("cpu", torch.int64).numpy()
     return found
 
@@ -119,7 +119,7 @@ class Repadding:
     def fitted(self, name: str, rows: Sequence[Tensor]) -> list[Tensor]:
         """Return the rows in the layout of the batch.
 
-        Raises: ``RunError`` if rows change and no mask marks the positions that count.
+        Raises: ``RunError`` if rows change and no mask marks the padding.
         """
         length = self.layout.lengths[name]
         ends = [

@@ -37,7 +37,7 @@ from kdplug.objective.objective import Objective
 class OpenCache:
     """A teacher cache opened for one run.
 
-    Raises: ``RunError`` for data without examples, and for a damaged manifest.
+    Raises: ``RunError`` for an empty dataset, and for a damaged manifest.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class OpenCache:
         written = len(self._folder.written(shards))
         return RunError(
             f"there is no teacher, and the cache {self._cache.path} is incomplete: it holds {written} of {shards} "
-            "shards. Run the command that started it again",
+            "shards. To complete it, rerun the command that started it",
             field="teacher_cache",
         )
 
@@ -217,7 +217,10 @@ class OpenCache:
         )
 
     def _identify(self, batch: int) -> dict[str, Any]:
-        """Return the fingerprint of the outputs. Data are sampled: the teacher's inputs at both ends and the middle."""
+        """Return the fingerprint of the outputs.
+
+        Of the data, the teacher's inputs at both ends and in the middle are sampled.
+        """
         count = self._source.count
         starts = sorted({0, count // 2 // batch * batch, (count - 1) // batch * batch})
         groups = [list(range(start, min(start + batch, count))) for start in starts]

@@ -16,7 +16,7 @@ from kdplug.errors import RunError
 
 @dataclass(frozen=True, slots=True)
 class CodingStats:
-    """``items`` of ``positions`` are stored; those that a logits mask leaves out are not.
+    """``items`` of ``positions`` are stored; those that a logits mask excludes are not.
 
     ``mass`` is the sum over items of the teacher's probability on the stored classes, and ``lowest`` their minimum.
     ``error`` is the largest rounding error.
@@ -53,7 +53,7 @@ class CodingStats:
 
 
 NOTHING = CodingStats()
-"""The statistics of no outputs."""
+"""The statistics before any output is stored."""
 
 
 _SHAPES = "#shapes"
@@ -112,7 +112,7 @@ class MappedFile:
         return cls(path, found.st_ino, found.st_size, found.st_mtime_ns)
 
     def check(self) -> None:
-        """Raise ``RunError`` if the file was written to since.
+        """Raise ``RunError`` if the file was written to since it was verified.
 
         After the file is deleted or replaced by another of the same name, the mapping still shows the verified content.
         """

@@ -55,8 +55,8 @@ class Store:
     def recall(self, keyed: Keyed, inputs: Any, device: torch.device = _CPU) -> list[Outputs]:
         """Return each teacher's outputs for a batch with teacher part ``inputs``; coded heads decoded on ``device``.
 
-        Raises: ``RunError`` for an example that differs from the one the teacher saw or is arranged differently in its
-        batch, and for tensors in a folder that do not match the manifest.
+        Raises: ``RunError`` for an example that differs from the one the teacher ran on or is arranged differently in
+        its batch, and for tensors in a folder that do not match the manifest.
         """
         places = [self._find(key, mark) for key, mark in zip(keyed.keys, keyed.digests, strict=True)]
         used = (self.shared.source, *(shard.source for shard, _ in places))
@@ -81,7 +81,7 @@ class Store:
         shard = self.shards[place]
         if shard.digests[row] != mark:
             raise RunError(
-                f"{'batch' if self.is_whole else 'example'} {key} differs from the one the teacher saw. If the data "
+                f"{'batch' if self.is_whole else 'example'} {key} differs from the one the teacher ran on. If the data "
                 "changed, build the cache again. If they are random (augmentation), the teacher must run every time: "
                 "is_caching_logits: false",
                 field="is_caching_logits",

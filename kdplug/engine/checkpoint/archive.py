@@ -130,7 +130,7 @@ def write_archive(folder: Path, name: str, data: Any) -> None:
 
 
 def read_archive(folder: Path, name: str) -> Any:
-    """Return the data passed to ``write_archive``, bit by bit equal, with tensors on the CPU.
+    """Return the data passed to ``write_archive``, bit-identical, with tensors on the CPU.
 
     Raises: ``RunError`` if a file is missing or damaged.
     """

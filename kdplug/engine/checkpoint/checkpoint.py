@@ -110,7 +110,9 @@ def _unwritten(target: Path, error: Exception) -> RunError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     earlier = [str(folder) for _, folder in steps(target.parent) if folder != target]
     last = f"The last checkpoint is {earlier[-1]}" if earlier else "There is no checkpoint yet"
-    return RunError(f"cannot write the checkpoint {target}: {reason}. {last}; make room and resume", field="output_dir")
+    return RunError(
+        f"cannot write the checkpoint {target}: {reason}. {last}; free space and resume", field="output_dir"
+    )
 
 
 def begin(output_dir: Path, *, is_main: bool, name: str = "", overwrite: bool = False) -> str:
@@ -182,7 +184,7 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
 
 
 def check_whole(folder: Path) -> None:
-    """Raise a ``RunError`` that names checkpoints nearby if ``folder`` is missing, is not a checkpoint, or is damaged."""
+    """Raise a ``RunError`` that names other checkpoints if ``folder`` is missing, not a checkpoint, or damaged."""
     if not folder.is_dir():
         there = ", ".join(path.name for _, path in steps(folder.parent)) or "none"
         raise RunError(
@@ -379,7 +381,7 @@ def _rename(temporary: Path, target: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a folder, a file or a link, if it exists; what a link points to stays."""
+    """Delete a folder, a file or a link, if it exists; the target of a link is kept."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

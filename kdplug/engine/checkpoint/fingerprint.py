@@ -1,4 +1,7 @@
-"""Fingerprints of a run's data, so that no run is resumed with other data. Cheap even for millions of examples."""
+"""Fingerprints of a run's data, so that no run is resumed with different data.
+
+They are cheap even for millions of examples.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ CONTENT = "content"
 """The key for the examples read: a digest, or digests by the number of examples covered."""
 
 SHOWN_AS = "shown_as"
-"""The key for where data come from, such as a file. It is not compared: errors show it."""
+"""The key for the origin of the data, such as a file. It is not compared, but errors show it."""
 
 HELD = "held_values"
 """The key for a digest of the values that a callable depends on. They may differ between the processes of a run."""
@@ -71,7 +74,7 @@ def data_fingerprint(loader: Iterable[Any]) -> dict[str, Any]:
 
 
 def _workers(loader: DataLoader[Any]) -> dict[str, Any]:
-    """Return what decides when the loader draws random numbers, and which worker draws them for an example.
+    """Return settings that determine when the loader draws random numbers, and which worker draws them for an example.
 
     Workers take indices ahead of the training, so a generator of the loader also depends on how many they take.
     """
@@ -232,7 +235,7 @@ def _content(dataset: Any, loader: DataLoader[Any] | None = None) -> Any:
                     found[str(read)] = f"{mark:08x}"
                 if is_late:
                     break
-    except Exception:  # datasets without integer keys raise anything
+    except Exception:  # datasets without integer keys may raise any exception
         return UNKNOWN
     return found
 
@@ -249,8 +252,8 @@ def _groups(count: int) -> Iterator[list[int]]:
 def _read(dataset: Any, groups: Iterable[list[int]], loader: DataLoader[Any] | None) -> Iterator[list[int]]:
     """Yield the digests of the examples of each group.
 
-    A dataset that is meant for workers is read in one, so that files it opens are not inherited by the workers of the
-    run.
+    A dataset that is read by workers is also read in a worker here, so that files that it opens are not inherited by
+    the workers of the run.
     """
     if loader is None or not loader.num_workers:
         return map(_Marks(dataset).__getitem__, groups)

@@ -42,7 +42,7 @@ FINGERPRINTS = ("data", "teacher", "teacher_cache", "student")
 
 
 def run_identity(pair: TrainingModule, teacher: Any, request: Request) -> dict[str, Any]:
-    """Return ``request.identity`` and fingerprints of everything else that affects what a run learns, as plain data.
+    """Return ``request.identity`` and fingerprints of everything else that affects the result of a run, as plain data.
 
     Call it before anything is wrapped or sharded, and before cached teachers and data replace the originals.
     """
@@ -73,7 +73,7 @@ def sides_identity(student: nn.Module, adaptor: Any, objective: nn.Module, teach
 
 
 def teacher_identity(side: Any) -> dict[str, Any]:
-    """Return weights, architecture and adaptor of a teacher, or of each of several by key or task."""
+    """Return fingerprints of weights, architecture and adaptor of a teacher, or of several by key or task."""
     if isinstance(side, (Ensemble, TaskTeachers)):
         return {key: teacher_identity(one) for key, one in side.teachers.items()}
     if isinstance(side, CacheOnlyTeacher):
@@ -91,7 +91,7 @@ def model_identity(model: nn.Module) -> dict[str, Any]:
 
 
 def _architecture(model: nn.Module) -> str:
-    """Return a digest of the model's repr, which includes dropout and the like, and of the shapes in it."""
+    """Return a digest of the model's repr, which includes settings such as dropout, and of the shapes in it."""
     return text_digest([printed(model), _shapes(model)])
 
 
@@ -163,8 +163,8 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
 def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, Any]:
     """Compare the identities of all processes and return that of rank 0. Every process must call it.
 
-    It takes one collective, none in a single process. Values that callables hold are not compared: a function may
-    depend on its rank.
+    It needs one collective operation, or none in a single process. Values that callables hold are not compared: a
+    function may depend on its rank.
 
     Raises: on every process the same ``RunError``, which names the rank, the field and both values.
     """
@@ -247,7 +247,7 @@ def _custom_matches(objective: Any) -> list[dict[str, Any]]:
 
 
 def _optimizer(request: Request, student: nn.Module, objective: nn.Module) -> dict[str, Any]:
-    """Return classes and settings of optimizer, schedule and clipping. Its config determines the objective's groups."""
+    """Return classes and settings of optimizer, schedule and clipping; the objective's config determines its groups."""
     optimizer, own = unwrap(request.optimizer), {id(parameter) for parameter in objective.parameters()}
     names = {id(parameter): name for name, parameter in student.named_parameters()}
     groups = []

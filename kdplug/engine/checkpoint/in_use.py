@@ -1,4 +1,4 @@
-"""Lock a folder while a run writes into it."""
+"""Lock a folder while a run writes to it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _NOT_SUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _SHOWN = 200
 _logger = logging.getLogger("kdplug")
 _HELD: set[tuple[int, int]] = set()
-"""Device and inode of the lock files of this process, which the system lets lock a file twice."""
+"""Device and inode of the files that this process has locked, since the system lets a process lock a file twice."""
 
 
 @contextmanager
 def in_use(folder: Path, *, is_main: bool = True) -> Iterator[None]:
-    """Inside the block, the process holds a lock on a file in ``folder``. Only the main process locks.
+    """Hold a lock on a file in ``folder`` inside the block. Only the main process takes the lock.
 
     The system releases the lock when the process ends, however it ends, so a killed run leaves no lock behind.
 
@@ -80,7 +80,7 @@ def _acquire(lock: Path, handle: int) -> None:
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
-        _logger.warning("the file system of %s has no locks: two runs in it at once are not noticed", lock.parent)
+        _logger.warning("the file system of %s has no locks: two simultaneous runs in it are not detected", lock.parent)
 
 
 def _busy(lock: Path, holder: str) -> RunError:

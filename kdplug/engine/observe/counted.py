@@ -1,4 +1,4 @@
-"""Warnings of terms that count no item in a run, from the counts of all processes."""
+"""Warn about terms that count no items in a run, according to the counts of all processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from kdplug.objective.term import LaterBatches
 
 _FIRST = 3
-"""Steps before the first check, at which withheld warnings are due."""
+"""Steps before the first check, at which withheld warnings are logged."""
 
 _BATCHES = 50
 """Steps between two checks, and consecutive batches of a term that may count no item."""
@@ -22,7 +22,7 @@ _BATCHES = 50
 class CountWatch:
     """Reads the counts of a run's terms after some of the steps that are logged, when the device is idle.
 
-    Every process reads them after the same steps. Each term is warned of once, in the main process.
+    Every process reads them after the same steps. The main process logs one warning per term.
     """
 
     later: LaterBatches
@@ -43,7 +43,7 @@ class CountWatch:
             if batches >= _BATCHES and not count:
                 self._warn(
                     name,
-                    f"{name} has counted no item in its last {batches} batches before step {step}, so it trained "
+                    f"{name} has counted no items in its last {batches} batches before step {step}, so it trained "
                     "nothing in them. Are labels or masks missing in part of the data?",
                     accelerator,
                 )

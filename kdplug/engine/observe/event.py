@@ -17,7 +17,7 @@ class RunObserver(Protocol):
     """An observer of runs. Return values are ignored."""
 
     def run_start(self, run: Run) -> None:
-        """Called when everything is built and nothing is trained yet."""
+        """Called after the run is set up and before the first step."""
 
     def step_end(self, run: Run, step: int, report: LossReport) -> None:
         """Called after ``step`` optimizer steps; ``report`` is the loss of the last one."""
@@ -27,9 +27,9 @@ class RunObserver(Protocol):
 
 
 class Callbacks:
-    """Calls every observer. An exception in one is reported once per event, and does not end the run.
+    """Calls every observer. An exception in one is reported once per event.
 
-    It does if ``strict``. A ``PluginError`` always does: the host raises it only in strict mode.
+    It ends the run only if ``strict``. A ``PluginError`` always does: the host raises it only in strict mode.
     """
 
     def __init__(self, observers: Iterable[RunObserver] = (), *, strict: bool = False) -> None:

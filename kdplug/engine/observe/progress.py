@@ -14,13 +14,13 @@ from rich.text import Text
 _LINES = 10
 _REFRESH_SECONDS = 0.5
 _SILENCE_SECONDS = 10.0
-"""Something that takes longer prints a line this often."""
+"""Interval between the lines that a longer operation prints."""
 
 T = TypeVar("T")
 
 
 class Display(Protocol):
-    """Displays a run. ``step`` is called after every optimizer step and must cost next to nothing."""
+    """Displays a run. ``step`` is called after every optimizer step and must be cheap."""
 
     def note(self, text: str) -> None: ...
 
@@ -169,7 +169,7 @@ def duration(seconds: float) -> str:
 
 
 class Heartbeat:
-    """Reports the progress of a cache or an evaluation with ``say``, once in ten seconds, with the time left."""
+    """Reports the progress of a cache or an evaluation with ``say``, every ten seconds, with the time left."""
 
     def __init__(self, doing: str, say: Callable[[str], None], total: int | None, unit: str) -> None:
         self._doing, self._say, self._total, self._unit = doing, say, total, unit
@@ -194,7 +194,7 @@ class Heartbeat:
 def heartbeat(
     items: Iterable[T], doing: str, say: Callable[[str], None], *, total: int | None = None, unit: str = "batches"
 ) -> Iterator[T]:
-    """Yield ``items`` and report those that are finished with ``say``, once in ten seconds."""
+    """Yield ``items`` and report those that are finished with ``say``, every ten seconds."""
     beat = Heartbeat(doing, say, total, unit)
     for item in items:
         yield item

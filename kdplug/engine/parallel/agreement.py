@@ -1,4 +1,4 @@
-"""Comparison of the outputs that the first batches of all processes have."""
+"""Compare the model outputs for the first batch between processes."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def whole(value: Any, *, keep: bool = True) -> Any:
         if not is_sharded(leaf):
             return leaf
         full = leaf.full_tensor()
-        return full.to("cpu", copy=True) if keep else None  # a copy: shards of unequal size leave it a view
+        return full.to("cpu", copy=True) if keep else None  # copied, since with shards of unequal size it is a view
 
     return map_leaves(gather, value)
 
@@ -106,7 +106,7 @@ def _like(parameter: Any, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def called_alone(student: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Inside the block a sharded student may be called outside its ``TrainingModule``; afterwards it is resharded."""
+    """Allow calls of a sharded student outside its ``TrainingModule`` within the block; reshard it afterwards."""
     try:
         yield
     finally:
@@ -168,7 +168,7 @@ _CHANGED = ("mixed_precision_policy", "cpu_ram_efficient_loading", "auto_wrap_po
 
 @contextmanager
 def _settings(plugin: Any, student: nn.Module) -> Iterator[None]:
-    """Inside the block, the FSDP plugin has the settings that sharding needs."""
+    """Set the FSDP plugin to the settings that sharding needs, within the block."""
     before = {name: getattr(plugin, name) for name in _CHANGED}
     plugin.mixed_precision_policy = None
     plugin.cpu_ram_efficient_loading = False

@@ -32,13 +32,13 @@ _ONE_REPLICA_EACH = frozenset(
 
 @contextmanager
 def process(device: str, precision: str | None) -> Iterator[Accelerator]:
-    """Yield an ``Accelerator`` for the length of a run; accelerate's global state is restored afterwards.
+    """Yield an ``Accelerator`` for one run; accelerate's global state is restored afterwards.
 
     ``device`` is ``"auto"``, ``"cpu"``, ``"mps"``, ``"cuda"`` or ``"cuda:1"``. ``precision`` is ``"fp32"``, ``"bf16"``,
     ``"fp16"``, or ``None`` for the setting of ``accelerate launch``.
 
-    Raises: ``RunError`` if accelerate's processes, device or precision are not the requested ones; in the block, on
-    every other process if one fails, with its error.
+    Raises: ``RunError`` if accelerate's processes, device or precision are not the requested ones; and, if a process
+    fails in the block, on every other process, with the error of the one that failed.
     """
     with _state_restored(), ExitStack() as stack:
         accelerator = _make(device, precision)
@@ -112,7 +112,7 @@ _stores: list[PrefixStore] = []
 def _cause_shared(accelerator: Accelerator) -> Iterator[None]:
     """Inside the block, publish an error of this process, or replace a lost connection by the other's error.
 
-    A connection is lost when the other process exits, so it has published its error before.
+    A connection is lost when the other process exits, so that process has already published its error.
     """
     _stores.append(PrefixStore(f"kdplug/{next(_runs)}", torch.distributed.distributed_c10d._get_default_store()))  # noqa: SLF001  the only store that all processes already share
     try:
@@ -140,7 +140,7 @@ def _publish(store: PrefixStore, cause: str) -> None:
 
 
 def _cause(store: PrefixStore, accelerator: Accelerator) -> str:
-    """Return the published error of another process, or that there is none."""
+    """Return the published error of another process, or a message that there is none."""
     try:
         if store.check([_FAILED]):
             return store.get(_FAILED).decode()
@@ -149,8 +149,8 @@ def _cause(store: PrefixStore, accelerator: Accelerator) -> str:
     others = [str(rank) for rank in range(accelerator.num_processes) if rank != accelerator.process_index]
     one = f"rank {others[0]}" if len(others) == 1 else f"one of ranks {', '.join(others)}"
     return (
-        f"the connection to {one} was lost, and that process gave no error: it was probably killed (out of memory?) or "
-        "hangs. See its output. Resume from the last checkpoint with resume='auto' (--resume)"
+        f"the connection to {one} was lost, and that process reported no error: it was probably killed (out of memory?) "
+        "or hangs. See its output. Resume from the last checkpoint with resume='auto' (--resume)"
     )
 
 
@@ -170,7 +170,7 @@ def check_all_ended(accelerator: Accelerator, step: int, total_steps: int) -> No
     except RuntimeError as error:
         raise RunError(
             f"rank {accelerator.process_index} has no batch left after step {step} of {total_steps}, and another process "
-            "still trains: each process has to get the same number of batches. Does the dataset's length differ from "
+            "still trains: each process must get the same number of batches. Does the dataset's length differ from "
             "the number of examples that it yields?"
         ) from error
 

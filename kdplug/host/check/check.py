@@ -89,7 +89,7 @@ def check_plugins(only: str | None = None) -> list[Finding]:
 
 def _check_dist(dist: Distribution) -> Iterator[Finding]:
     """Yield the findings of one distribution, loaded alone."""
-    with isolated([replace(dist, others=())]) as host:  # other versions are found by the checks of installations
+    with isolated([replace(dist, others=())]) as host:  # other versions are reported by the checks of installations
         yield from check_hooks(host)
         offered = [entry for names in host.entries.values() for peers in names.values() for entry in peers]
         for entry in sorted((e for e in offered if e.origin != "local"), key=lambda e: (e.kind.plural, e.name)):

@@ -42,7 +42,7 @@ def check_entry(entry: Entry) -> Iterator[Finding]:
 
 
 def nowhere(entry: Entry, where: str) -> Iterator[Finding]:
-    """A loss that takes both logits and features fits in no place of a config."""
+    """Yield a finding for a loss whose inputs are not available together anywhere in a config."""
     if not any(set(entry.inputs) <= set(known) for known in entry.kind.slots.values()):
         places = "; ".join(f"{name}: {', '.join(known)}" for name, known in entry.kind.slots.items())
         inputs = ", ".join(entry.inputs)
@@ -58,7 +58,11 @@ def nowhere(entry: Entry, where: str) -> Iterator[Finding]:
 
 
 def bad_defaults(entry: Entry, where: str) -> Iterator[Finding]:
-    """A default outside its own bounds. It fails only when a resolved config, which contains every default, is read."""
+    """Yield a finding for each default outside its own bounds.
+
+    It would fail only when a resolved config, which contains every default, is read.
+
+    """
     fields = {field.alias or name: field for name, field in entry.settings.model_fields.items()}
     given = {name: field.default for name, field in fields.items() if field.default is not PydanticUndefined}
     try:
@@ -72,7 +76,10 @@ def bad_defaults(entry: Entry, where: str) -> Iterator[Finding]:
 
 
 def unbuildable(entry: Entry, where: str) -> Iterator[Finding]:
-    """A class that cannot be built from its defaults, for example because it does not call ``super().__init__()``."""
+    """Yield a finding for a class that cannot be built from its defaults.
+
+    For example, it does not call ``super().__init__()``.
+    """
     model = entry.settings
     if not entry.signature.makes or any(field.is_required() for field in model.model_fields.values()):
         return
@@ -101,7 +108,7 @@ def _incomplete(entry: Entry, built: Any, where: str) -> Iterator[Finding]:
 
 
 def undocumented(entry: Entry, where: str) -> Iterator[Finding]:
-    """An entry without a docstring, which ``kdplug plugins show`` would display."""
+    """Yield a finding for an entry without a docstring, which ``kdplug plugins show`` would display."""
     target: Any = entry.load()
     while isinstance(target, functools.partial):
         target = target.func

@@ -32,29 +32,32 @@ def check_installations(found: Iterable[Installation]) -> Iterator[Finding]:
 
 
 def unreadable(one: Installation) -> Iterator[Finding]:
-    """Unreadable metadata, which hides every entry."""
+    """Yield a finding for unreadable metadata, which hides every entry."""
     if one.error is not None:
-        what = f"its metadata cannot be read, so none of its entries is found: {one.error}"
+        what = f"its metadata cannot be read, so none of its entries can be used: {one.error}"
         yield Finding(one.dist, "unreadable", "error", what, str(one.folder), _again(one))
 
 
 def nameless(one: Installation) -> Iterator[Finding]:
-    """``dist-info`` without a valid name, left by an interrupted installation or a broken tool."""
+    """Yield a finding for ``dist-info`` without a valid name, left by an interrupted installation or a broken tool."""
     if one.error is None and not is_distribution_name(one.name) and one.entry_points:
         problem = f"has the invalid name {one.name!r}" if one.name else "has no name"
-        what = f"its metadata {problem}, so none of its {len(one.entry_points)} entries is found"
+        what = f"its metadata {problem}, so none of its {len(one.entry_points)} entries can be used"
         yield Finding(one.dist, "nameless", "error", what, str(one.folder), _again(one))
 
 
 def leftover(one: Installation) -> Iterator[Finding]:
-    """An empty ``dist-info`` of an interrupted uninstall. kdplug ignores it; the standard library does not."""
+    """Yield a finding for an empty ``dist-info`` of an interrupted uninstall.
+
+    kdplug ignores it; the standard library does not.
+    """
     if one.error is None and not one.has_metadata and not one.entry_points:
-        what = "a leftover of an earlier installation, without metadata; some tools mistake it for the real one"
+        what = "it is a leftover of an earlier installation and has no metadata; some tools mistake it for the real one"
         yield Finding(one.dist, "leftover", "warning", what, str(one.folder), f"rm -r {one.folder}")
 
 
 def odd_lines(one: Installation) -> Iterator[Finding]:
-    """A line of ``entry_points.txt`` that is not ``name = value``, which is ignored."""
+    """Yield a finding for each line of ``entry_points.txt`` that is not ``name = value``, which is ignored."""
     for line in one.odd_lines:
         what = f"the line {line!r} is not 'name = module:attribute' and is ignored"
         where = str(one.folder / "entry_points.txt")
@@ -62,7 +65,7 @@ def odd_lines(one: Installation) -> Iterator[Finding]:
 
 
 def unknown_groups(one: Installation) -> Iterator[Finding]:
-    """An entry-point group that kdplug does not read, such as ``kdplug.loss``."""
+    """Yield a finding for each entry-point group that kdplug does not read, such as ``kdplug.loss``."""
     for group in dict.fromkeys(point.group for point in one.entry_points):
         near = did_you_mean(group, GROUPS)
         if group in GROUPS or not (near or group.startswith("kdplug.")):
@@ -76,7 +79,10 @@ def unknown_groups(one: Installation) -> Iterator[Finding]:
 
 
 def drifted(one: Installation) -> Iterator[Finding]:
-    """An editable project whose entry points changed since it was installed: its metadata is not updated."""
+    """Yield a finding for an editable project whose entry points changed since it was installed.
+
+    Its metadata is not updated.
+    """
     if one.project is None:
         return
     if not one.project.is_dir():
@@ -111,7 +117,7 @@ def drifted(one: Installation) -> Iterator[Finding]:
 
 
 def duplicates(copies: list[Installation]) -> Iterator[Finding]:
-    """Several installations of one name: the first on the path is used and hides the others."""
+    """Yield a finding for each installation that another one of the same name precedes on the path and hides."""
     first, *rest = copies
     for other in rest:
         lost = sorted({point.name for point in other.entry_points} - {point.name for point in first.entry_points})
@@ -139,7 +145,10 @@ def _is_copy(first: Installation, other: Installation) -> bool:
 
 
 def passed_over(every: list[Installation]) -> Iterator[Finding]:
-    """Metadata without kdplug entry points that precedes the plugin's own. kdplug ignores it; other tools do not."""
+    """Yield a finding for metadata without kdplug entry points that precedes the plugin's own.
+
+    kdplug ignores it; other tools do not.
+    """
     for place, one in enumerate(every):
         hidden = [other for other in every[place + 1 :] if other.entry_points and _same(one, other)]
         before = [other for other in every[:place] if other.entry_points and _same(one, other)]

@@ -27,7 +27,7 @@ _FOLDER = re.compile(r"(?P<name>.+?)(?:-(?P<version>[^-]+)(?:-py[\d.]+)?)?\.(?:d
 
 @dataclass(frozen=True)
 class Installation:
-    """Content of a ``dist-info`` or ``egg-info``, with the error of an unreadable file.
+    """Content of a ``dist-info`` or ``egg-info``, and the error if a file is unreadable.
 
     ``entry_points`` are those of groups that begin with ``kdplug``, known or not; ``odd_lines`` are lines of such
     groups that are not ``name = value``.
@@ -52,7 +52,7 @@ class Installation:
 
     @property
     def dist(self) -> str:
-        """Its name in the metadata, else in the folder name."""
+        """Its name in the metadata, or else in the folder name."""
         return self.name or _named(self.folder)[0]
 
     @cached_property

@@ -25,7 +25,7 @@ Report = Callable[[str, str, str], None]
 """Callback with a distribution, the action of its code, and the global state that it changed."""
 
 SLOW_SECONDS = 10.0
-"""A longer import is reported while it runs."""
+"""Seconds after which an import is reported while it runs."""
 
 _running: ContextVar[str | None] = ContextVar("running", default=None)
 
@@ -52,9 +52,9 @@ def run_plugin_code(
     """Call ``call``, which runs code of ``dist``, and restore the process state that it changed.
 
     ``doing`` describes the action in messages. The scopes ``import`` and ``read`` (of a signature, for example) restore
-    all state, and ``import`` also detects replaced functions. ``hook`` restores the state that affects results. So does
-    ``build``, except that random generators keep advancing, since a loss may draw its parameters; they are restored if
-    the code seeds torch.
+    all state, and ``import`` also detects replaced functions. ``hook`` restores the state that affects results, and so
+    does ``build``, except that random generators keep advancing, since a loss may draw its parameters; they are
+    restored if the code seeds torch.
 
     Exceptions of signal handlers, such as ``KeyboardInterrupt`` at Ctrl-C, are re-raised even if the code caught them.
     All other exceptions are returned.
@@ -66,7 +66,7 @@ def run_plugin_code(
     with _signals(changes, restores=not is_run) as from_signals, _named_when_slow(doing, dist, scope):
         try:
             done.value = call()
-        except BaseException as error:  # whatever a plugin raises must affect that plugin only
+        except BaseException as error:  # an exception of any kind must affect that plugin only
             done.error = error
     _running.reset(outer)
     before.restore(changes)
@@ -107,7 +107,7 @@ def _tell(changes: Changes, doing: str, dist: str, report: Report) -> None:
 
 
 def _warn(dist: str, doing: str, changed: str) -> None:
-    """Report a side effect where no host is active."""
+    """Report a side effect if no host is active."""
     warnings.warn(f"{doing} changed global state: {changed} ({dist})", stacklevel=2)
 
 
@@ -163,7 +163,7 @@ def _signals(changes: Changes, *, restores: bool) -> Iterator[list[BaseException
 
 @contextmanager
 def _named_when_slow(doing: str, dist: str, scope: Scope) -> Iterator[None]:
-    """Report a slow import on standard error while it runs, with the way to disable the plugin."""
+    """Report a slow import on standard error while it runs, with the command that disables the plugin."""
     if scope in ("hook", "build") or not is_first_process():
         yield
         return

@@ -41,7 +41,7 @@ class Part:
     """One value of a module's global state.
 
     ``read`` takes the module, ``write`` the module and a value; a part without ``write`` is only reported. ``fresh`` is
-    the value in a newly imported module. A ``silent`` part is restored but not reported, since another part reports the
+    the value of a newly imported module. A ``silent`` part is restored but not reported, since another part reports the
     change. For random generators, ``renew`` reseeds a newly imported one, and ``drew`` takes the module, the state
     before and the state now and returns whether numbers were drawn without setting a seed.
     """
@@ -113,7 +113,7 @@ class Snapshot:
             (changes.restored if part.is_at(module, value) else changes.left).append(part.name)
 
     def _wanted(self) -> Iterator[tuple[Part, Any, Any]]:
-        """Yield each part, its module and its saved value, or the default if the module was imported since."""
+        """Yield each part, its module and its saved value, or its default if the module is new."""
         for name, module, part, value in self._before:
             if module is not None and value is not UNKNOWN:
                 yield part, module, value
@@ -135,7 +135,7 @@ class Functions:
         self._before = [(path, owner, dict(vars(owner))) for path, owner in _owners()]
 
     def replaced(self) -> list[str]:
-        """Return the paths of those that were replaced."""
+        """Return the paths of the functions and classes that were replaced."""
         return [
             f"{path}.{name}"
             for path, owner, before in self._before
@@ -270,4 +270,4 @@ PROCESS: tuple[Table, ...] = (
         ),
     ),
 )
-"""State that does not affect arithmetic. A hook may change it on purpose, an import may not."""
+"""State that does not affect arithmetic. A hook may change it intentionally, an import may not."""

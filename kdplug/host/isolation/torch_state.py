@@ -29,13 +29,13 @@ _FLAGS: dict[str, Any] = {
     "backends.cuda.matmul.allow_fp16_reduced_precision_reduction": True,
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction": True,
 }
-"""Attributes of torch that select algorithms or precision, with their defaults; environment variables may override some."""
+"""Attributes of torch that select algorithms or precision, and their defaults without environment variables."""
 
 _GUARDS: list[Any] = []
 """Inference modes entered to restore the mode; torch exits a mode when its object is deleted."""
 
 _WORDS = 624
-"""State size of the Mersenne Twister in words; all words are replaced when the last one was drawn."""
+"""State size of the Mersenne Twister in words; all words are replaced after the last one is drawn."""
 
 _BLOCKS = 8
 """Maximum number of blocks of words that an import may draw. Drawing more counts as seeding."""
@@ -79,7 +79,7 @@ def _autocast_depth(torch: Any) -> int:
 
 
 def _autocast(torch: Any) -> tuple[Any, ...]:
-    """Return the number of open blocks, the cache flag and each device's state. An open block keeps stale casts."""
+    """Return the number of open blocks, the cache flag and each device's state. An open block keeps outdated casts."""
     devices = [(torch.is_autocast_enabled(one), str(torch.get_autocast_dtype(one)).split(".")[1]) for one in _AUTOCAST]
     return _autocast_depth(torch), torch.is_autocast_cache_enabled(), *devices
 

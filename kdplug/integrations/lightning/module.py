@@ -239,7 +239,7 @@ class DistillationModule(LightningModule):
         return report.total
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:  # noqa: ARG002
-        """The student's outputs for the batch."""
+        """Return the student's outputs for the batch."""
         return call(self.student, split(batch).student, {})
 
     def configure_optimizers(self) -> Any:
@@ -271,7 +271,7 @@ class DistillationModule(LightningModule):
         return report
 
     def _steps(self) -> tuple[int, int]:
-        """Completed and total optimizer steps; 0 outside of ``fit``."""
+        """Return the completed and total optimizer steps; 0 outside ``fit``."""
         if self.trainer.state.fn != "fit":
             return 0, 0
         if self._total_steps is None:
@@ -285,7 +285,7 @@ class DistillationModule(LightningModule):
         return self.trainer.global_step, self._total_steps
 
     def _pooled(self, report: LossReport) -> Tensor:
-        """The loss divided by the counts of all processes, scaled so Lightning's mean over processes is correct."""
+        """Return the loss divided by the counts of all processes, scaled for Lightning's mean over processes."""
         if self.trainer.world_size == 1:
             return report.total
         return Normalization.pooled([counts_of(report)], LightningProcesses(self), self._agreed).loss(report)

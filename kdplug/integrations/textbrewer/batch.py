@@ -1,4 +1,4 @@
-"""Run both models on a batch, and call the adaptors."""
+"""Run both models on a batch and call the adaptors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BasicAdaptor:
 
 
 def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
-    """The same mapping, with a single tensor or ``LossSum`` wrapped in a list.
+    """Return the same mapping, with a single tensor or ``LossSum`` wrapped in a list.
 
     This applies to ``logits``, ``logits_mask``, ``losses`` and ``labels``.
 
@@ -66,7 +66,7 @@ __all__ = ["auto_forward", "get_outputs_from_batch", "move_to_device"]
 
 
 def move_to_device(batch: Any, device: Any) -> Any:
-    """The batch with every tensor on ``device``; lists become tuples, and mappings become dicts.
+    """Return the batch with every tensor on ``device``; lists become tuples, and mappings become dicts.
 
     Named tuples and ``PackedSequence`` keep their type.
     """
@@ -86,7 +86,7 @@ def _moves_itself(batch: Any) -> bool:
 
 
 def auto_forward(model: Any, batch: Any, args: Mapping[str, Any]) -> Any:
-    """The outputs of a model, or of each model in a list or dict."""
+    """Return the outputs of a model, or of each model in a list or dict."""
     if isinstance(model, (list, tuple, torch.nn.ModuleList)):
         return [_forward(one, batch, args) for one in model]
     if isinstance(model, (dict, torch.nn.ModuleDict)):
@@ -99,7 +99,7 @@ def _forward(model: Any, batch: Any, args: Mapping[str, Any]) -> Any:
 
 
 def teacher_part(batch: Any) -> Any:
-    """The teacher's part of a batch."""
+    """Return the teacher's part of a batch."""
     return batch["teacher"] if is_two_sided(batch) else batch
 
 
@@ -133,7 +133,7 @@ def get_outputs_from_batch(
 
 
 def core_of(model: nn.Module) -> nn.Module:
-    """The model without its ``DataParallel`` or ``DistributedDataParallel`` wrapper."""
+    """Return the model without its ``DataParallel`` or ``DistributedDataParallel`` wrapper."""
     return model.module if isinstance(model, (DataParallel, DistributedDataParallel)) else model
 
 

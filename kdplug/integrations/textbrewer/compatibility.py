@@ -10,5 +10,5 @@ mask_dtype = torch.bool
 
 
 def is_apex_available() -> bool:
-    """Always false: half precision uses torch, not apex."""
+    """Return false: half precision uses torch, not apex."""
     return False

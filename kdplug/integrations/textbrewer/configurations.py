@@ -56,7 +56,7 @@ class IntermediateMatch:
 
     @classmethod
     def read(cls, match: Mapping[str, Any], place: int) -> Self:
-        """The match at index ``place`` in a config. Raises: ``ConfigError`` with the path of the wrong field."""
+        """Return the match at index ``place`` in a config. Raises: ``ConfigError`` with the path of the wrong field."""
         try:
             return cls.from_dict(match)
         except KdplugError as error:

@@ -16,12 +16,12 @@ _SWAPS = ((0, 1, 2), (1, 0), (2, 1, 0), (2, 0, 1), (1, 2, 0))
 
 
 def masking(tokens: Sequence[Token], p: float = 0.1, mask: Token = "[MASK]") -> list[Token]:  # type: ignore[assignment]
-    """A new list in which each token is ``mask`` with probability ``p``."""
+    """Return a new list in which each token is ``mask`` with probability ``p``."""
     return [mask if np.random.rand() < p else token for token in tokens]
 
 
 def deleting(tokens: Sequence[Token], p: float = 0.1) -> list[Token]:
-    """A new list in which each token is deleted with probability ``p``."""
+    """Return a new list in which each token is deleted with probability ``p``."""
     kept = np.random.binomial(1, 1 - p, len(tokens))
     return [token for token, keep in zip(tokens, kept, strict=True) if keep]
 
@@ -29,14 +29,14 @@ def deleting(tokens: Sequence[Token], p: float = 0.1) -> list[Token]:
 def n_gram_sampling(
     tokens: Sequence[Token], p_ng: Sequence[float] = (0.2,) * 5, l_ng: Sequence[int] = (1, 2, 3, 4, 5)
 ) -> Sequence[Token]:
-    """A random span whose length is drawn from ``l_ng`` with probabilities ``p_ng``, and capped at the whole list."""
+    """Return a random span whose length is drawn from ``l_ng`` with probabilities ``p_ng``, at most the whole list."""
     length = min(int(np.random.choice(l_ng, p=p_ng)), len(tokens))
     start = int(np.random.randint(0, len(tokens) - length + 1))
     return tokens[start : start + length]
 
 
 def short_disorder(tokens: Sequence[Token], p: Sequence[float] = (0.9, 0.1, 0, 0, 0)) -> list[Token]:
-    """A new list with neighbours reordered: at each position three tokens abc stay, or become bac, cba, cab or bca.
+    """Return a new list with neighbours reordered: at each position tokens abc stay, or become bac, cba, cab or bca.
 
     ``p`` holds the five probabilities. The last two tokens can only be swapped.
     """
@@ -53,7 +53,7 @@ def short_disorder(tokens: Sequence[Token], p: Sequence[float] = (0.9, 0.1, 0, 0
 
 
 def long_disorder(tokens: Sequence[Token], p: float = 0.1, length: float = 20) -> list[Token]:
-    """A new list in which each possible span has its halves swapped with probability ``p``.
+    """Return a new list in which each possible span has its halves swapped with probability ``p``.
 
     ``length`` is the span's length, rounded up to an even number; below 2 it is a fraction of the list's length.
 

@@ -78,7 +78,7 @@ class BasicDistiller(AbstractDistiller):
     """One teacher, one task: the kd loss and the hard-label loss."""
 
     def trained_model(self) -> nn.Module:
-        """The student."""
+        """Return the student."""
         student: nn.Module = self.model_S
         return student
 
@@ -184,7 +184,7 @@ class BasicDistiller(AbstractDistiller):
             self.d_config.kd_loss_weight, self.d_config.hard_label_weight = weights
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch, and its terms by their names in the log."""
+        """Return the loss of a batch, and its terms by their names in the log."""
         if self.is_caching:
             batch, cached = batch
         (batch_T, outputs_T), (batch_S, outputs_S) = get_outputs_from_batch(
@@ -198,11 +198,11 @@ class BasicDistiller(AbstractDistiller):
         return self.compute_loss(adapted(self.adaptor_S, batch_S, outputs_S, "adaptor_S"), results_T)
 
     def teacher_results(self, batch: Any, outputs: Any) -> Any:
-        """The result of the teacher's adaptor."""
+        """Return the result of the teacher's adaptor."""
         return adapted(self.adaptor_T, batch, outputs, "adaptor_T")
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss and its terms, from the adaptors' results. Raises: ``OutputsError`` if logits are missing."""
+        """Return the loss and its terms, from the adaptors' results. Raises: ``OutputsError`` if logits are missing."""
         term = kd_loss(self.d_config, self.kd_loss, results_S, [results_T], self.progress)
         total, terms = weighted(0, term, self.d_config.kd_loss_weight), {"unweighted_kd_loss": term}
         return self.add_hard_label_loss(total, terms, results_S)

@@ -37,7 +37,7 @@ class CustomMatches:
             self.teacher = Capture(teacher, (term.layer_teacher for term in self.terms), "teacher")
 
     def trained_modules(self) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-        """The projections that are modules, each with the options of its optimizer group."""
+        """Return the projections that are modules, each with the options of its optimizer group."""
         return ((term.projection, term.options) for term in self.terms if isinstance(term.projection, nn.Module))
 
     @contextmanager
@@ -115,13 +115,13 @@ class GeneralDistiller(BasicDistiller):
             yield
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch, and its terms by their names in the log."""
+        """Return the loss of a batch, and its terms by their names in the log."""
         with ExitStack() as stack:
             self.custom_matches.read_into(stack)
             return super().train_on_batch(batch, args)
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss and its terms: kd loss if both adaptors returned logits, matches, hard-label loss."""
+        """Return the loss and its terms: kd loss if both adaptors returned logits, matches, hard-label loss."""
         total: Any = 0
         terms: dict[str, Any] = {}
         if "logits" in results_S and "logits" in results_T:

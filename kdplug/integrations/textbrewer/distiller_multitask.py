@@ -54,7 +54,7 @@ class MultiTaskDistiller(GeneralDistiller):
         batch_postprocessors: Mapping[str, Any] | None = None,
         **args: Any,
     ) -> None:
-        """Train the student for ``num_steps`` optimizer steps; the task is drawn again for each batch.
+        """Train the student for ``num_steps`` optimizer steps; a task is drawn for each batch.
 
         A task's probability is proportional to its number of batches to the power of ``tau``, or uniform if a loader
         has no length. Draws use NumPy's global generator.
@@ -84,7 +84,7 @@ class MultiTaskDistiller(GeneralDistiller):
         logger.info("Training finished")
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss of a batch and its terms. ``batch`` is ``(the batch, its task)``."""
+        """Return the loss of a batch and its terms. ``batch`` is ``(the batch, its task)``."""
         batch, task = batch
         (batch_T, outputs_T), (batch_S, outputs_S) = get_outputs_from_batch(
             batch, self.t_config.device, self.model_T[task], self.model_S, args
@@ -95,7 +95,7 @@ class MultiTaskDistiller(GeneralDistiller):
 
 
 def _chances(dataloaders: Mapping[str, Any], tau: float) -> list[float] | None:
-    """The probability of each task; ``None`` if a loader has no length."""
+    """Return the probability of each task; ``None`` if a loader has no length."""
     try:
         sizes = [pow(len(loader), tau) for loader in dataloaders.values()]
     except TypeError:

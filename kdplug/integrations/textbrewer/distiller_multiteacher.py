@@ -41,18 +41,18 @@ class MultiTeacherDistiller(BasicDistiller):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Wrap a run; warn of matches, which have no effect."""
+        """Wrap a run; warn about matches, which have no effect."""
         if self.d_config.intermediate_matches:
             warn_once("intermediate_matches have no effect: MultiTeacherDistiller matches only logits")
         with super().running():
             yield
 
     def teacher_results(self, batch: Any, outputs: Any) -> list[dict[str, Any]]:
-        """The adaptors' results for each teacher."""
+        """Return the adaptors' results for each teacher."""
         return [adapted(adaptor, batch, one, "adaptor_T") for adaptor, one in zip(self._adaptors, outputs, strict=True)]
 
     def compute_loss(self, results_S: Any, results_T: Any) -> tuple[torch.Tensor, dict[str, Any]]:
-        """The loss and its terms. The first teacher's mask applies to all teachers."""
+        """Return the loss and its terms. The first teacher's mask applies to all teachers."""
         term = kd_loss(self.d_config, self.kd_loss, results_S, results_T, self.progress)
         total, terms = weighted(0, term, self.d_config.kd_loss_weight), {"unweighted_kd_loss": term}
         return self.add_hard_label_loss(total, terms, results_S)

@@ -64,7 +64,7 @@ class BasicTrainer:
             run_epochs(loop, dataloader, num_epochs, batch_postprocessor)
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> torch.Tensor:
-        """The loss of a batch. Raises: ``OutputsError`` if the adaptor returns no losses."""
+        """Return the loss of a batch. Raises: ``OutputsError`` if the adaptor returns no losses."""
         batch = move_to_device(batch, self.t_config.device)
         results = adapted(self.adaptor, batch, auto_forward(self.model, batch, args), "the adaptor")
         if "losses" not in results:
@@ -73,7 +73,7 @@ class BasicTrainer:
         return loss
 
     def trained_model(self) -> nn.Module:
-        """The model."""
+        """Return the model."""
         return self.model
 
     def write_loss(self, total_loss: torch.Tensor, writer_step: int, losses_dict: Any = None) -> None:

@@ -31,7 +31,7 @@ class no_op:  # noqa: N801  TextBrewer's name
 
 
 def make_writer(config: TrainingConfig) -> Writer:
-    """A TensorBoard writer if ``log_dir`` is set and this is the first process; otherwise ``no_op``.
+    """Return a TensorBoard writer if ``log_dir`` is set and this is the first process; otherwise ``no_op``.
 
     Raises: ``RunError`` if TensorBoard is not installed.
     """

@@ -31,7 +31,7 @@ class Precision:
         self._scaler = torch.amp.GradScaler(self._device, enabled=self.enabled)
 
     def forward(self) -> AbstractContextManager[Any]:
-        """The autocast context for a forward pass and its losses."""
+        """Return the autocast context for a forward pass and its losses."""
         return torch.autocast(self._device, dtype=torch.float16) if self.enabled else nullcontext()
 
     def backward(self, loss: Tensor) -> None:
@@ -65,7 +65,7 @@ def save(config: TrainingConfig, model: nn.Module, step: int) -> None:
 
 
 def steps_in_epoch(steps: int, frequency: int) -> frozenset[int]:
-    """The steps of an epoch of ``steps`` after which a checkpoint is due; 0 means the epoch's end."""
+    """Return the steps of an epoch of ``steps`` after which a checkpoint is due; 0 means the epoch's end."""
     return frozenset(int(steps * place / frequency) for place in range(frequency))
 
 
@@ -79,7 +79,7 @@ class Owner(Protocol):
     print_freq: int
 
     def trained_model(self) -> nn.Module:
-        """The model whose gradients are clipped."""
+        """Return the model whose gradients are clipped."""
 
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> Any:
         """Return the loss of a batch, or the loss and the terms to log."""
@@ -97,8 +97,8 @@ class Owner(Protocol):
 class Loop:
     """The state of one ``train()`` call: counts batches and steps, and runs each step in TextBrewer's order.
 
-    Divide the loss by ``gradient_accumulation_steps`` and run backward; after that many batches, clip the gradients of
-    the trained model only, step the optimizer, step the learning rate, and zero the gradients.
+    It divides the loss by ``gradient_accumulation_steps`` and runs backward; after that many batches, it clips the
+    gradients of the trained model only, steps the optimizer and the learning-rate scheduler, and zeroes the gradients.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Loop:
         self.total: float = 0
 
     def bar(self, items: Iterable[Any]) -> Iterable[Any]:
-        """The items, with a progress bar in the first process if it runs in a terminal."""
+        """Return the items, with a progress bar in the first process if it runs in a terminal."""
         shown: Iterable[Any] = tqdm(items, disable=True if self.owner.t_config.rank else None)
         return shown
 
@@ -197,7 +197,7 @@ def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Calla
 
 
 def step_plan(loop: Loop, num_steps: float) -> tuple[int, int]:
-    """The last step, and the steps between checkpoints; ``ckpt_steps`` of ``None`` means only one at the end.
+    """Return the last step, and the steps between checkpoints; ``None`` as ``ckpt_steps`` means only one at the end.
 
     Raises: ``ConfigError``.
     """
@@ -273,7 +273,7 @@ def run_epochs(
 
 
 def _rarely(steps: int, loop: Loop) -> int:
-    """The steps between log lines: ``print_freq`` lines per ``steps`` steps, but at least one."""
+    """Return the steps between log lines: ``print_freq`` lines per ``steps`` steps, but at least one."""
     return steps // loop.owner.print_freq or steps
 
 

@@ -17,7 +17,7 @@ from kdplug.objective.term import unique
 
 
 def make_projections(matches: Sequence[IntermediateMatch], device: Any) -> tuple[list[Any], list[Any]]:
-    """The projection of each match and the options of its optimizer group; ``None`` for a match without projection."""
+    """Return the projection of each match, or ``None``, and the options of its optimizer group."""
     projections: list[Any] = []
     options: list[Any] = []
     for match in matches:
@@ -32,7 +32,7 @@ def make_projections(matches: Sequence[IntermediateMatch], device: Any) -> tuple
 
 
 def find_losses(matches: Sequence[IntermediateMatch]) -> list[Any]:
-    """The loss of each match. Raises: ``EntryError``, ``ConfigError`` with the path of the name."""
+    """Return the loss of each match. Raises: ``EntryError``, ``ConfigError`` with the path of the name."""
     found = []
     for place, match in enumerate(matches):
         try:
@@ -43,7 +43,10 @@ def find_losses(matches: Sequence[IntermediateMatch]) -> list[Any]:
 
 
 def log_names(matches: Sequence[IntermediateMatch]) -> list[str]:
-    """The name of each match in the log, such as ``unweighted_hidden_mmd_3-3_12-12``. A repeated name gets ``_2``."""
+    """Return the name of each match in the log, such as ``unweighted_hidden_mmd_3-3_12-12``.
+
+    A repeated name gets ``_2``.
+    """
     return unique(
         (
             f"unweighted_{match.feature}_{parse_spec(match.loss).name}_{_joined(match.layer_S)}_{_joined(match.layer_T)}"
@@ -65,7 +68,7 @@ def match_value(
     teacher: Mapping[str, Any],
     progress: Progress,
 ) -> Any:
-    """The unweighted loss of one match. The mask is the student's ``inputs_mask``, as in TextBrewer.
+    """Return the unweighted loss of one match. The mask is the student's ``inputs_mask``, as in TextBrewer.
 
     Raises: ``OutputsError`` for a layer that an adaptor did not return, and for an invalid mask.
     """

@@ -21,7 +21,7 @@ act_dict: dict[str, type[nn.Module]] = {
 
 
 def linear_projection(dim_in: int, dim_out: int) -> nn.Module:
-    """The projection ``linear``."""
+    """Return the projection ``linear``."""
     layer: nn.Module = PROJ_MAP["linear"](dim_in, dim_out)
     return layer
 
@@ -29,7 +29,7 @@ def linear_projection(dim_in: int, dim_out: int) -> nn.Module:
 def projection_with_activation(
     act_fn: str | nn.Module | Callable[[], nn.Module],
 ) -> Callable[[int, int], nn.Sequential]:
-    """A builder of linear layers followed by an activation.
+    """Return a builder of linear layers followed by an activation.
 
     ``act_fn`` is the name of a torch activation, a class, or a module, which is copied: projections never share it.
 

@@ -18,17 +18,17 @@ __all__ = [
 
 
 def linear_growth_weight_scheduler(x: float) -> Any:
-    """The weight scheduler ``linear_growth``; ``x`` is the completed fraction of the run."""
+    """Return the weight scheduler ``linear_growth``; ``x`` is the completed fraction of the run."""
     return WEIGHT_SCHEDULER["linear_growth"](x)
 
 
 def linear_decay_weight_scheduler(x: float) -> Any:
-    """The weight scheduler ``linear_decay``; ``x`` is the completed fraction of the run."""
+    """Return the weight scheduler ``linear_decay``; ``x`` is the completed fraction of the run."""
     return WEIGHT_SCHEDULER["linear_decay"](x)
 
 
 def constant_temperature_scheduler(logits_S: Tensor, logits_T: Tensor, base_temperature: float) -> Any:
-    """The temperature scheduler ``constant``."""
+    """Return the temperature scheduler ``constant``."""
     return TEMPERATURE_SCHEDULER["constant"](logits_S, logits_T, base_temperature)
 
 

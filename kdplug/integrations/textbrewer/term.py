@@ -47,7 +47,7 @@ def _kept(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def select_labels(labels: Tensor, logits: Tensor, mask: Tensor | None) -> Tensor:
-    """The labels of one head's selected logits: ``[n]`` if a mask was applied, otherwise one per item."""
+    """Return the labels of one head's selected logits: ``[n]`` if a mask was applied, otherwise one per item."""
     items = logits.shape[:-1]
     if mask is not None and labels.numel() == mask.numel() != items.numel():
         return labels.reshape(mask.shape)[mask != 0]
@@ -76,7 +76,7 @@ def probability_shift_(tensor: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of the run and the seeds of its current step, for losses that take them."""
+    """Progress of the run and seeds of its current step, for losses that take them."""
 
     progress: float = 0.0
     step: int = 0
@@ -84,20 +84,20 @@ class Progress:
     draws: Draws = field(default_factory=Draws)
 
     def inputs(self) -> dict[str, float]:
-        """The loss arguments by name, with the seed of the next draw."""
+        """Return the loss arguments by name, with the seed of the next draw."""
         found = {"progress": self.progress, "step": self.step, "total_steps": self.total_steps}
         return {**found, "draw_seed": self.draws.next()}
 
 
 def weighted(total: Any, term: Any, weight: Any) -> Any:
-    """``total + term * weight``; a non-finite term of weight 0 is skipped, because 0 times ``nan`` is ``nan``."""
+    """Return ``total + term * weight``; a non-finite term of weight 0 is skipped, since 0 times ``nan`` is ``nan``."""
     if not weight and isinstance(term, Tensor) and not torch.isfinite(term).all():
         return total
     return total + term * weight
 
 
 def hard_label_loss(losses: Iterable[Tensor | LossSum]) -> Any:
-    """The sum of the losses' means; with ``DataParallel`` each loss holds one value per device."""
+    """Return the sum of the losses' means; with ``DataParallel`` each loss holds one value per device."""
     total: Any = 0
     for loss in losses:
         total = total + (loss.value if isinstance(loss, LossSum) else loss.mean())
@@ -111,7 +111,7 @@ def kd_loss(
     teachers: Sequence[Mapping[str, Any]],
     progress: Progress,
 ) -> Any:
-    """The kd loss summed over the heads; the target is the mean of the teachers' logits.
+    """Return the kd loss summed over the heads; the target is the mean of the teachers' logits.
 
     Each side uses its own mask, or the other side's if it has none; several teachers use the first one's.
 
@@ -150,7 +150,7 @@ def _asks_for_labels(config: DistillationConfig, loss: Any) -> bool:
 
 
 def _labels(student: Mapping[str, Any], logits: Sequence[Tensor], mask: Sequence[Tensor] | None) -> list[Any]:
-    """The labels of each head, selected like its logits."""
+    """Return the labels of each head, selected like its logits."""
     if "labels" not in student:
         raise OutputsError(
             "missing from adaptor_S's result: probability_shift or the kd loss needs them", field="labels"
@@ -160,7 +160,7 @@ def _labels(student: Mapping[str, Any], logits: Sequence[Tensor], mask: Sequence
 
 
 def modules_of(losses: Iterable[Any]) -> list[nn.Module]:
-    """The losses that are modules, which are trained with the student."""
+    """Return the losses that are modules, which are trained with the student."""
     return [
         loss.component.target
         for loss in losses

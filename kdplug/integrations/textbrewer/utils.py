@@ -33,7 +33,7 @@ class LayerNode:
         return self.children_name[key]
 
     def child(self, key: str) -> LayerNode:
-        """The child ``key``; created if missing."""
+        """Return the child ``key``; created if missing."""
         if key not in self:
             fullname = key if self.parent is None else f"{self.fullname}.{key}"
             self.children_name[key] = LayerNode(key, self, fullname)
@@ -47,7 +47,10 @@ class LayerNode:
             node = node.parent
 
     def format(self, max_level: int | None = None) -> str:
-        """The table, down to ``max_level`` levels. A node with a single child shows no numbers; the child does."""
+        """Return the table, down to ``max_level`` levels.
+
+        A node with a single child has no numbers, because the child has the same.
+        """
         rows = list(self.rows(0, max_level))
         width = max(len(indent) + len(node.name) for indent, node, _ in rows) + 1
         total = self.value[0] or 1
@@ -119,7 +122,10 @@ def cycle(iterable: Iterable[Item]) -> Iterator[Item]:
 
 
 def initializer_builder(std: float) -> Callable[[nn.Module], None]:
-    """A function for ``module.apply``: draws linear and embedding weights from N(0, ``std``²), sets biases to 0."""
+    """Return a function for ``module.apply`` that draws linear and embedding weights from N(0, ``std``²).
+
+    It sets biases to 0.
+    """
 
     def init_weights(module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):

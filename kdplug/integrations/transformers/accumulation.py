@@ -75,7 +75,7 @@ IGNORED = -100
 
 
 class Forward(Protocol):
-    """``forward(batch, place, teacher)``: the student's outputs, the loss report, and the teachers' outputs.
+    """``forward(batch, place, teacher)`` returns the student's outputs, the loss report and the teachers' outputs.
 
     ``place`` is the micro-batch's index in its step. The teachers run if ``teacher`` is ``None``.
     """
@@ -91,7 +91,7 @@ class Window:
     change the loss. If counts depend on data, as with masks, an extra pass without gradient computes them first.
     Without masks they follow from the shapes. ``counts_are_data`` skips the attempt to use shapes if an earlier window
     needed the extra pass. With ``over="micro_batch"``, each micro-batch divides by its own counts, and the means are
-    averaged. ``agreed`` is shared by the windows of a run, see ``Normalization.pooled``.
+    averaged. ``agreed`` is shared by the windows of a run; see ``Normalization.pooled``.
     """
 
     batches: Sequence[Any]
@@ -111,7 +111,7 @@ class Window:
     def next(
         self, model: nn.Module, batch: Any, forward: Forward, prepare: Callable[[Any], Any]
     ) -> tuple[Any, LossReport, Normalization | None]:
-        """Run the next micro-batch, already prepared: the student's outputs, the report, and the normalization, if any.
+        """Run the next prepared micro-batch; return the student's outputs, the report and the normalization, if any.
 
         Raises: ``RunError`` if counts that are numbers differ between batches of equal shapes.
         """
@@ -135,7 +135,7 @@ class Window:
         return outputs, report, self._normalization
 
     def loss(self, report: LossReport, normalization: Normalization | None) -> Tensor:
-        """The micro-batch's share of the step's loss, scaled for DDP, which averages gradients over processes."""
+        """Return the share of a micro-batch in the step's loss, scaled for DDP, which averages over processes."""
         if normalization is None:
             return report.total / len(self)
         whole = len(self) == 1 and self.accelerator.num_processes == 1
@@ -170,7 +170,7 @@ class Window:
 
 
 def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
-    """The number of labels other than -100 in each batch; for a ``shifted`` causal loss, from the second token on.
+    """Return the number of labels other than -100 in each batch; a ``shifted`` causal loss omits the first token.
 
     Synchronizes with the device once.
     """
@@ -181,7 +181,7 @@ def count_items(batches: Sequence[Any], *, shifted: bool) -> list[int | None]:
 
 
 def as_sums(losses: Sequence[Loss], items: int | None) -> tuple[Loss, ...]:
-    """The losses with their counts. ``items`` is the number of items in a scalar mean; ``None`` if unknown.
+    """Return the losses with their counts. ``items`` is the number of items in a scalar mean; ``None`` if unknown.
 
     The count of per-item losses depends on data, because an adaptor may have selected the items by their labels.
     """

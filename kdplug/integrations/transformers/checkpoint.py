@@ -73,8 +73,8 @@ def check_undamaged(folder: Path) -> None:
 def read_objective(objective: Objective, folder: Path) -> None:
     """Load the objective's state into ``objective``.
 
-    Raises: ``RunError`` if the folder has none, or it belongs to another config.
+    Raises: ``RunError`` if the folder contains no such state, or the state belongs to another config.
     """
     if not (folder / WEIGHTS).is_file():
-        raise RunError(f"{folder} holds no {WEIGHTS}: DistillationTrainer did not write it")
+        raise RunError(f"{folder} contains no {WEIGHTS}: DistillationTrainer did not write this checkpoint")
     load_objective(objective, folder)

@@ -25,13 +25,15 @@ from kdplug.objective.capture.path import Side
 
 
 def adapt(batch: Mapping[str, Any], outputs: Any, *, shifted: bool = False) -> Outputs:
-    """Default adaptor: the model's outputs and labels; ``attention_mask`` masks features and per-token logits.
+    """Return the model's outputs and labels: the default adaptor.
+
+    ``attention_mask`` masks features and per-token logits.
 
     Set ``shifted`` for a causal model, whose logits at a position predict the next label: each label moves to the
     logits that predict it, and the last position gets none.
 
-    Labels of -100 do not mask distillation terms; only the student's own loss ignores them. Write an adaptor to change
-    that.
+    Labels of -100 do not mask distillation terms; only the student's own loss ignores them. To change this, write an
+    adaptor.
     """
     read = Outputs.read(outputs, "outputs")
     mask, labels = batch.get("attention_mask"), _labels(batch, shifted=shifted)
@@ -46,7 +48,7 @@ def adapt(batch: Mapping[str, Any], outputs: Any, *, shifted: bool = False) -> O
 
 
 def _labels(batch: Mapping[str, Any], *, shifted: bool) -> Any:
-    """The labels, aligned with the logits that predict them. A collator may have shifted them already."""
+    """Return the labels, aligned with the logits that predict them. A collator may have shifted them already."""
     labels = batch.get("labels")
     if not shifted:
         return labels
@@ -61,7 +63,7 @@ TEACHER = "teacher"
 
 
 def columns(model: nn.Module) -> frozenset[str] | None:
-    """The named arguments of a model's forward; ``None`` if it only takes ``*args`` or ``**kwargs``."""
+    """Return the named arguments of a model's forward; ``None`` if it only takes ``*args`` or ``**kwargs``."""
     core = getattr(model, "get_base_model", lambda: model)()
     kinds = inspect.Parameter
     found = inspect.signature(core.forward).parameters.values()
@@ -103,7 +105,7 @@ class Columns:
 
     @staticmethod
     def seen(batch: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns that a teacher's adaptor gets: the teacher's part of the batch, with labels."""
+        """Return the columns that a teacher's adaptor gets: the teacher's part of the batch, with labels."""
         own = batch.get(TEACHER)
         found = own if isinstance(own, Mapping) else batch
         return {name: value for name, value in found.items() if name != TEACHER}
@@ -159,7 +161,7 @@ class Features:
         return dict.fromkeys(self._asked, True)
 
     def without(self, outputs: Any) -> Any:
-        """The model's outputs without the features that only the objective needs."""
+        """Return the model's outputs without the features that only the objective needs."""
         extra = {*self._asked.values()}
         if not extra or not isinstance(outputs, Mapping):
             return outputs
@@ -189,7 +191,7 @@ def _check_attention(model: PreTrainedModel, side: Side, field: str) -> None:
 
 
 def _pretrained(model: nn.Module) -> PreTrainedModel | None:
-    """The transformers model, unwrapped from an adapter library's model (PEFT); ``None`` for other models."""
+    """Return the transformers model, unwrapped from an adapter library's model (PEFT); ``None`` for other models."""
     if isinstance(model, PreTrainedModel):
         return model
     within = getattr(model, "get_base_model", None)
@@ -201,7 +203,7 @@ _EXAMPLES = 2
 
 
 def first_batch(trainer: Trainer, device: torch.device) -> dict[str, Any] | None:
-    """The collated first examples of the training data, or of the evaluation data if there is no training data.
+    """Return the collated first examples of the training data, or of the evaluation data if there is no training data.
 
     No sampler is used, and the random state is restored.
     """

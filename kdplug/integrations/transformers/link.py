@@ -26,7 +26,7 @@ class OwnLoss:
         self._smoother = smoother
 
     def of(self, student: nn.Module, batch: Mapping[str, Any], items: int | None) -> Callable[[Any], Tensor] | None:
-        """A function from the student's outputs to their mean loss; ``None`` if the model computes it."""
+        """Return a function from the student's outputs to their mean loss; ``None`` if the model computes it."""
         labels = batch.get("labels")
         function, smoother = self._function, self._smoother
         if function is not None:
@@ -38,7 +38,7 @@ class OwnLoss:
 
     @staticmethod
     def unlabelled(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The student's arguments if its loss is computed outside the model: all but the labels."""
+        """Return the student's arguments if its loss is computed outside the model: all but the labels."""
         return {key: value for key, value in inputs.items() if key != "labels"}
 
     @staticmethod
@@ -87,7 +87,7 @@ class Link:
     def joined(self, *, is_sharded: bool = False) -> Iterator[None]:
         """Add the objective to the student for the block, and install the hook that computes it.
 
-        The student's state dict leaves the objective out, unless ``is_sharded``: then FSDP or DeepSpeed save both
+        The student's state dict omits the objective, unless ``is_sharded``: then FSDP or DeepSpeed save both
         together, and the objective stays a submodule after the block, because the wrapper stays too.
         """
         self.objective.connect(student=self.student)
@@ -120,7 +120,7 @@ class Link:
                 self.student.add_module(NAME, self.objective)
 
     def ask(self, model: nn.Module, inputs: dict[str, Any], request: ForwardRequest) -> tuple[Any, LossReport]:
-        """The student's outputs for ``inputs``, and the loss report. ``model`` is the wrapped student."""
+        """Return the student's outputs for ``inputs``, and the loss report. ``model`` is the wrapped student."""
         assert self._capture is not None
         self._request = request
         try:

@@ -41,7 +41,10 @@ class Teaching:
     def _asked(
         self, key: str, teacher: Teacher, batch: Mapping[str, Any], precision: AbstractContextManager[Any]
     ) -> Any:
-        """Run a teacher. Your own adaptor gets its part of the batch with labels, the default only what the model gets."""
+        """Run a teacher.
+
+        A custom adaptor gets its part of the batch with labels, the default one only what the model gets.
+        """
         own = teacher.adaptor
         adaptor = None if own is None or own is adapt else lambda _, outputs: self._columns.adapted(own, batch, outputs)
         given = self._columns.teacher(key, batch)

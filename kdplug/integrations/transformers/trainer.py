@@ -160,7 +160,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,  # noqa: ARG002
     ) -> Any:
-        """The objective's loss; with ``return_outputs``, also the student's outputs."""
+        """Return the objective's loss; with ``return_outputs``, also the student's outputs."""
         with self._open():
             if model.training:
                 loss, outputs = self._train_on(model, inputs)
@@ -172,14 +172,14 @@ class DistillationTrainer(Trainer):
         return (loss, self._features.without(outputs)) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with the objective's parameter groups added."""
+        """Return the Trainer's optimizer, with the objective's parameter groups added."""
         with self._link.apart():
             optimizer = super().create_optimizer(model)
         add_objective(self, self.objective, optimizer)
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """The micro-batches of a step, also stored, because each term is divided by its count over all of them."""
+        """Return and store the micro-batches of a step, because each term is divided by its count over all of them."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window = self._new_window(batches)
         return batches, items
@@ -187,13 +187,13 @@ class DistillationTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """As in ``Trainer``; without labels only the student runs, and there is no loss."""
+        """Predict as ``Trainer`` does; without labels only the student runs, and there is no loss."""
         if not (all(inputs.get(name) is not None for name in self.label_names) and self.label_names):
             inputs = self._columns.student(inputs)
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As in ``Trainer``, plus the mean of each term in the metrics."""
+        """Evaluate as ``Trainer`` does, and add the mean of each term to the metrics."""
         self._ready()
         self._evaluated = TermLog()
         with self._open():
@@ -204,7 +204,7 @@ class DistillationTrainer(Trainer):
         return output._replace(metrics=metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the unweighted mean of each term next to the training loss."""
+        """Log as ``Trainer`` does, and add the unweighted mean of each term to the training loss."""
         if "loss" in logs:
             logs = {**logs, **self._logged.means(self.accelerator)}
         super().log(logs, start_time)
@@ -267,7 +267,7 @@ class DistillationTrainer(Trainer):
             write_objective(folder, objective, self.objective.config, self._identity)
 
     def _identified(self) -> dict[str, Any]:
-        """The identity of the run that is about to start. Collective: every process must call it.
+        """Return the identity of the run that is about to start. Collective: every process must call it.
 
         Raises: ``RunError`` if the processes differ.
         """
@@ -321,7 +321,7 @@ class DistillationTrainer(Trainer):
             self.objective.materialize(student=read, teacher=teacher)
 
     def _adapted(self, batch: dict[str, Any], outputs: Any) -> Any:
-        """The student's outputs as the objective reads them."""
+        """Return the student's outputs as the objective reads them."""
         if self._adaptor is not None:
             return self._adaptor(batch, outputs)
         return adapt(batch, outputs, shifted=self._own_loss.shifts(self._student))
@@ -364,7 +364,7 @@ class DistillationTrainer(Trainer):
     def _forward(
         self, model: nn.Module, batch: dict[str, Any], items: int | None, teacher: Any = None, place: int = 0
     ) -> tuple[Any, LossReport, Any]:
-        """The student's outputs, the loss report, and the teachers' outputs, for micro-batch ``place`` of the step."""
+        """Return the student's outputs, the loss report and the teachers' outputs for micro-batch ``place``."""
         if teacher is None:
             teacher = self._teaching.ask(batch, self.accelerator.autocast)
         own = self._own_loss.of(self._student, batch, items) if self.objective.hard_label_loss is not None else None

@@ -109,10 +109,10 @@ class Capture:
     def join(self, outputs: object) -> Outputs:
         """Return ``outputs``, in any form that an objective accepts, with the tensors captured in the last forward pass.
 
-        Modules that were not called are omitted. The tensors are then dropped.
+        Modules that were not called are omitted. Afterwards the captured tensors are dropped.
 
-        Raises: ``OutputsError`` if a module was called more than once; ``RunError`` if its tensor was overwritten
-        since, or carries no gradient although the student's forward pass does.
+        Raises: ``OutputsError`` if a module was called more than once; ``RunError`` if its tensor was overwritten after
+        that, or carries no gradient although the student's forward pass does.
         """
         read = Outputs.read(outputs, self.side)
         if not self.paths:
@@ -151,12 +151,12 @@ class Capture:
     def _check(self, text: str, call: _Call) -> None:
         if call.version is not None and call.version != call.tensor._version:  # noqa: SLF001  no public name exists
             raise RunError(
-                f"{text!r} was overwritten after it was read: an operation in place, such as ReLU(inplace=True), "
+                f"{text!r} was overwritten after it was read: an in-place operation, such as ReLU(inplace=True), "
                 "follows the module. Capture the next module instead, or set inplace=False"
             )
         if self.side == "student" and self._had_grad and not call.has_grad:
             raise RunError(
-                f"{text!r} was computed without gradient, so its match would train nothing. Under gradient "
+                f"{text!r} was computed without gradient, so its match would not train the student. Under gradient "
                 "checkpointing use use_reentrant=False; otherwise look for a torch.no_grad() around the module"
             )
 

@@ -20,7 +20,7 @@ _SHOWN = 8
 class Modules:
     """The modules of a model, each under every path it has; paths omit the names of torch's own wrappers.
 
-    The path of a wrapped module means the wrapper, which is what the model calls.
+    The path of a wrapped module means the wrapper, which the model calls.
     """
 
     def __init__(self, model: nn.Module, side: Side) -> None:
@@ -63,7 +63,7 @@ class Modules:
         if len(found) > 1:
             raise ConfigError(
                 f"{layers!r} matches {len(found)} modules of the {self.side}: {_some(found)}. A match of single layers "
-                "takes one. Name a single module, use lists for a loss that takes several, or a layer_map for one "
+                "needs a single module. Name one, use lists for a loss that takes several, or a layer_map for one "
                 "match per module"
             )
         return found[0]
@@ -95,7 +95,7 @@ class Modules:
         raise ConfigError(f"no module {wanted!r} in the {self.side}.{means}{index}")
 
     def _near(self, wanted: str) -> list[str]:
-        """Return paths that end like ``wanted``, or else look like it."""
+        """Return paths with the same ending as ``wanted``, or else paths similar to it."""
         ends = [name for name in self._found if name.endswith(f".{wanted}")]
         return ends[:3] or get_close_matches(wanted, self._found, n=2, cutoff=0.75)
 

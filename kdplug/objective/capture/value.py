@@ -1,4 +1,4 @@
-"""Select the tensor that a path means from a module's inputs and outputs."""
+"""Select the tensor that a path denotes from a module's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _step(path: LayerPath, value: Any, step: int | str) -> Any:
 
 
 _NO_ATTENTION = (
-    'If these are attentions: kernels such as sdpa return none; load the model with attn_implementation="eager"'
+    'If these are attentions: kernels such as sdpa do not return them; load the model with attn_implementation="eager"'
 )
 
 

@@ -18,7 +18,7 @@ ChunkSetting = int | Literal["auto", "whole"]
 
 _MOST = {"cpu": 512}
 _MOST_ELSEWHERE = 4096
-"""Items per chunk beyond which its matrix products get no faster."""
+"""Items per chunk; longer chunks do not make the matrix products faster."""
 
 _BUDGET = {"cpu": 768 << 20}
 _BUDGET_ELSEWHERE = 4 << 30
@@ -64,11 +64,11 @@ def blocks(items: int, classes: int, device: torch.device) -> Iterator[slice]:
 
 
 _PANEL = 4096
-"""Classes whose part of a weight's gradient is computed in half precision before it is accumulated in float32."""
+"""Classes per panel of a weight's gradient, which is computed in half precision and accumulated in float32."""
 
 
 class StudentChunks(Protocol):
-    """Logits read in blocks of rows of a chunk, and updated from the gradient that replaces them.
+    """Logits of a chunk, read in blocks of rows, each of which is then replaced by its gradient.
 
     ``inputs`` are the tensors that ``gradients`` belong to, in order, after the backward step of every chunk.
     """

@@ -46,7 +46,7 @@ def compared(
     A loss with a closed form uses it. A loss that returns ``LossSum`` or declares its reduction is computed in chunks.
     Any other loss gets all logits at once.
 
-    Raises: ``ConfigError`` for a temperature scheduler that needs all items; ``OutputsError`` if all logits do not fit
+    Raises: ``ConfigError`` for a temperature scheduler that needs all items; ``OutputsError`` if the logits do not fit
     into memory; ``SignatureError`` for an invalid return value of the loss.
     """
     student, teacher = pair.student, _frozen(pair.teacher)
@@ -70,9 +70,11 @@ def compared(
 def combined(
     group: MultiTeacherLogits, combiner: Combiner, loss: LogitLoss, batch: Batch, chunk: ChunkSetting
 ) -> HeadLogits:
-    """Combine several teachers' logits and pair them with the student's. A combiner needs all items, as tensors.
+    """Combine several teachers' logits and pair them with the student's.
 
-    A combiner that requests a scheduled temperature gets that of ``loss``, which the pair then holds.
+    A combiner needs the logits of all items as tensors.
+
+    A combiner that requests a scheduled temperature gets the temperature of ``loss``, which the pair then stores.
 
     Raises: ``OutputsError`` for a sparse teacher, and for logits that are too large to multiply out.
     """
@@ -82,7 +84,7 @@ def combined(
     for one in dense:
         if isinstance(one, SparseLogits):
             raise OutputsError(
-                f"{combiner.owner} needs each teacher's whole logits, but one returned SparseLogits",
+                f"{combiner.owner} needs the full logits of each teacher, but one returned SparseLogits",
                 field="teacher_combiner",
             )
     items = student.shape[:-1].numel()
@@ -234,7 +236,7 @@ def _teacher_side(teacher: Logits, batch: Batch, length: int, working: torch.dty
 
 
 def _precision(logits: Tensor | FactoredLogits, batch: Batch) -> torch.dtype:
-    """Precision of the matrix products, as in a linear layer here: autocast leaves float64 alone."""
+    """Return the precision of the matrix products, as in a linear layer: autocast does not change float64."""
     if isinstance(logits, Tensor):
         return logits.dtype
     dtype = reduce(torch.promote_types, (factor.dtype for factor in logits.tensors))

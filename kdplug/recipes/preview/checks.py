@@ -37,7 +37,7 @@ class PlanWarning:
 
 
 Check = Callable[["Sample"], Iterator[PlanWarning]]
-"""A check: takes the models' outputs on the first batches and yields warnings."""
+"""A function that takes the models' outputs on the first batches and yields warnings."""
 
 
 def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
@@ -48,7 +48,7 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
             message = f"{term.name} has no effect: its schedule keeps its weight at 0 from start to end"
             yield PlanWarning("dead_term", "distillation", message)
         elif not math.isfinite(pull.norm) or not math.isfinite(pull.value):
-            message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm {pull.norm:g}"
+            message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm is {pull.norm:g}"
             yield PlanWarning("not_finite", "distillation", message)
         elif not pull.is_alive:
             yield PlanWarning(
@@ -59,7 +59,7 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
 def _why(sample: Sample, name: str) -> str:
     if not sample.pulls[name].is_counted:
         return (
-            f"there was nothing to count in {BATCHES} batches. Check for labels that are all ignored, and for an "
+            f"it counted no items in {BATCHES} batches. Check for labels that are all ignored, and for an "
             "additive mask (0 = keep), which must be converted: (mask == 0)"
         )
     return (
@@ -99,7 +99,7 @@ def _takers(sample: Sample) -> Iterator[str]:
 
 
 def _same_inputs(sample: Sample) -> str:
-    """The name of an input that equals the labels; empty if there is none."""
+    """Return the name of an input that equals the labels; empty if there is none."""
     for labels in sample.of_student.labels or ():
         if labels.dim() != 2 or labels.shape[1] < 2:
             continue
@@ -135,7 +135,7 @@ def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
     """Warn about an unread ``inputs_mask``, a ``logits_mask`` without kd loss, and padding in the kd loss.
 
     Without kd loss, an unread ``logits_mask`` is fine if matches have an ``inputs_mask`` and the student's own losses
-    ignore the masked positions themselves. The objective itself warns of a mask on 2-D logits.
+    ignore the masked positions themselves. The objective itself warns about a mask on 2-D logits.
     """
     given = set(sample.of_student.given) | set(sample.of_teacher.given)
     terms = [term for term, _, _ in sample.objective.matches.terms()]
@@ -179,7 +179,10 @@ def _losses_need_mask(sample: Sample) -> bool:
 
 
 def _slopes(losses: tuple[Loss, ...], logits: list[Tensor]) -> list[Tensor | None]:
-    """The gradient of the losses with respect to each head's logits; ``None`` for unused logits. The graph is kept."""
+    """Return the gradient of the losses with respect to each head's logits; ``None`` for unused logits.
+
+    The graph is kept.
+    """
     totals = [loss.total if isinstance(loss, LossSum) else loss.sum() for loss in losses]
     total = torch.stack(totals).sum()
     if not total.requires_grad or not all(one.requires_grad for one in logits):
@@ -205,7 +208,7 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
             if field in given.model_fields_set and getattr(given, field):
                 yield PlanWarning(_CHECK, f"distillation.{field}", message)
         if not terms:
-            message = "nothing is learned from the teacher: the kd loss is disabled, and there is no match"
+            message = "the student learns nothing from the teacher: the kd loss is disabled, and there is no match"
             yield PlanWarning(_CHECK, "distillation", message)
     for place, match in enumerate(given.intermediate_matches):
         if not match.weight:
@@ -228,7 +231,7 @@ def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterato
 
 
 def unexpected_data(task: Task, sample: Sample) -> Iterator[PlanWarning]:
-    """Warn about what the task finds in its data, and about data that the trained teacher was not made for."""
+    """Warn about problems that the task finds in its data, and about data unlike the training data of the teacher."""
     for field, message in review_data(task):
         yield PlanWarning("unexpected_data", field, message)
     for setting, message in sample.review:
@@ -280,7 +283,7 @@ def is_probability(tensor: Tensor) -> bool:
 
 
 def _settings(sample: Sample) -> list[object]:
-    """The setting ``inputs`` of each match's loss, in the order of the objective's matches."""
+    """Return the setting ``inputs`` of each match's loss, in the order of the objective's matches."""
     return [match.loss.settings.get("inputs") for match in sample.config.intermediate_matches if match.weight]
 
 
@@ -292,7 +295,7 @@ def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
     if config.kd_loss_type.settings.get("t2") is False:
         squared = config.temperature**2
         message = (
-            f"{config.kd_loss_type.name} leaves out the factor T², so at temperature {config.temperature:g} the "
+            f"{config.kd_loss_type.name} omits the factor T², so at temperature {config.temperature:g} the "
             f"gradient of the kd loss is about 1/{squared:g} of that at temperature 1, and labels outweigh the teacher "
             f"accordingly. Set t2: true, or raise kd_loss_weight to about {squared * config.kd_loss_weight:g}"
         )
@@ -312,7 +315,7 @@ def large_students(sample: Sample) -> Iterator[PlanWarning]:
 
 
 def _depth(model: nn.Module) -> int | None:
-    """The number of layers that a model's config declares, if it has one."""
+    """Return the number of layers that a model's config declares, if it has one."""
     found = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     return found if isinstance(found, int) else None
 
@@ -329,6 +332,6 @@ def high_temperature(sample: Sample) -> Iterator[PlanWarning]:
         return
     message = (
         f"temperature {config.temperature:g} over {classes:,} classes gives most of the probability to classes that the "
-        "teacher rules out. Language models are usually distilled at temperature 1"
+        "teacher considers very unlikely. Language models are usually distilled at temperature 1"
     )
     yield PlanWarning("high_temperature", "distillation.temperature", message)

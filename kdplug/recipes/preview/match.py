@@ -38,7 +38,7 @@ class PlannedMatch:
 
 
 def planned_matches(sample: Sample) -> list[PlannedMatch]:
-    """The layers and shapes that each match reads from the first batch, in the order of the terms."""
+    """Return the layers and shapes that each match reads from the first batch, in the order of the terms."""
     return [_planned(term, sample) for term, _, _ in sample.objective.matches.terms()]
 
 

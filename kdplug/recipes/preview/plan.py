@@ -96,7 +96,7 @@ def memory(sample: Sample) -> list[MemoryItem]:
 
 
 def size(found: Iterable[Tensor], apart: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors' storages, each counted once, without those of ``apart``."""
+    """Return the bytes of the tensors' storages, each counted once, without those of ``apart``."""
     storages = [tensor.untyped_storage() for tensor in found]
     others = {tensor.untyped_storage().data_ptr() for tensor in apart}
     return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in others}.values())
@@ -107,10 +107,10 @@ def _held(module: nn.Module) -> Iterator[Tensor]:
 
 
 def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -> KeptMass | None:
-    """The probability mass that the kd loss reads, from the cache if there is one, otherwise from the first batch.
+    """Return the probability mass that the kd loss reads, from the cache if it exists, else from the first batch.
 
-    ``None`` if all classes are kept, or if the teacher is not trained yet, because its distribution is meaningless
-    then.
+    It is ``None`` if all classes are kept, or if the teacher is not trained yet, because its distribution is then
+    meaningless.
     """
     teacher = sample.of_teacher
     if sample.objective.kd_loss is None:
@@ -168,11 +168,11 @@ _FIELDS = ("task", "about", "device", "precision", "batch_size", "eval_batch_siz
 class RunPlan:
     """Preview of a run. ``config`` is the distillation with all settings and expanded layer maps.
 
-    ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is needed
-    when no batch is trained on, so it is not an item of ``memory``.
-    ``parameters`` counts the parameters of teacher, student and projections; ``steps`` the optimizer steps of each
-    training, 0 for a teacher that is already trained. ``kept_mass`` is the teacher's probability mass in a sparse
-    teacher cache; ``None`` if all of it is kept, or the teacher is not trained yet.
+    ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is not
+    needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
+    the parameters of teacher, student and projections; ``steps`` the optimizer steps of each training run, 0 for a
+    teacher that is already trained. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
+    if all of it is kept, or the teacher is not trained yet.
     """
 
     task: str
@@ -192,7 +192,7 @@ class RunPlan:
     warnings: list[PlanWarning]
 
     def to_data(self) -> dict[str, Any]:
-        """Plain data for JSON. Non-finite numbers become strings."""
+        """Return plain data for JSON. Non-finite numbers become strings."""
         data = {key: getattr(self, key) for key in _FIELDS}
         lists = {key: [asdict(one) for one in getattr(self, key)] for key in ("terms", "matches", "memory", "warnings")}
         found = {
@@ -277,7 +277,7 @@ def _steps(runner: RecipeRunner, total_steps: int) -> dict[str, int]:
 
 
 def _python_warnings(caught: Iterable[warnings.WarningMessage]) -> list[PlanWarning]:
-    """Caught warnings without duplicates; a run would raise the same."""
+    """Return the caught warnings without duplicates; a run would raise the same ones."""
     messages = dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning))
     return [PlanWarning("said_by_the_run", "", message) for message in messages]
 

@@ -55,7 +55,7 @@ def gradients(terms: Mapping[str, TermValue], student: nn.Module) -> dict[str, P
 
 
 def _norm(loss: Tensor, parameters: list[nn.Parameter]) -> float:
-    """The gradient norm; 0 if the loss does not depend on the parameters."""
+    """Return the gradient norm; 0 if the loss does not depend on the parameters."""
     if not loss.requires_grad or not parameters:
         return 0.0
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -101,7 +101,7 @@ class Sample:
     review: list[tuple[str, str]] = field(default_factory=list)
 
     def weights(self, term: Term) -> list[float]:
-        """The weight of a term at 101 points from the run's start to its end."""
+        """Return the weight of a term at 101 points from the run's start to its end."""
         return [term.schedule.at(at / 100, round(at / 100 * self.total_steps), self.total_steps) for at in range(101)]
 
 
@@ -116,18 +116,18 @@ class _Models:
     total_steps: int
 
     def outputs(self, parts: Parts) -> tuple[Outputs, Outputs]:
-        """The outputs of the student, with gradient, and of the teacher for a batch."""
+        """Return the outputs of the student, with gradient, and of the teacher for a batch."""
         with self.accelerator.autocast():
             teacher = self.of_teacher(parts)
             return Outputs.read(self.pair.outputs(parts.student, {}), "student"), teacher
 
     def of_teacher(self, parts: Parts) -> Outputs:
-        """The teacher's outputs for a batch."""
+        """Return the teacher's outputs for a batch."""
         with self.accelerator.autocast():
             return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
     def loss(self, student: Outputs, teacher: Outputs, progress: float) -> LossReport:
-        """The loss of these outputs at ``progress`` of the run."""
+        """Return the loss of these outputs at ``progress`` of the run."""
         step = min(round(progress * self.total_steps), self.total_steps - 1)
         with self.accelerator.autocast():
             report: LossReport = self.objective(
@@ -177,7 +177,7 @@ def _hooked(pair: TrainingModule, teacher: Teacher, objective: Objective) -> Ite
 
 
 def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
-    """Run the first batch as at the start of the run, and measure the bytes that its backward pass needs."""
+    """Run the first batch as at the start of a run, and measure the bytes that its backward pass needs."""
     with saved_bytes(models.pair) as saved:
         student, teacher = models.outputs(parts)
         report = models.loss(student, teacher, 0.0)
@@ -198,7 +198,7 @@ def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
 
 
 def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, Pull]:
-    """Value and gradient norm of each term, at the first batch and progress where its gradient is not 0."""
+    """Return value and gradient norm of each term, at the first batch and progress where its gradient is not 0."""
     found: dict[str, Pull] = {}
     waiting = {term.name for term in models.objective.terms if any(sample.weights(term))}
     for place, parts in enumerate(batches):
@@ -234,7 +234,7 @@ def saved_bytes(module: nn.Module) -> Iterator[Mapping[int, int]]:
 
 
 def given(outputs: Outputs) -> list[Any]:
-    """The values that an adaptor returned."""
+    """Return the values that an adaptor returned."""
     return [getattr(outputs, key) for key in outputs.given]
 
 

@@ -68,7 +68,7 @@ class CodecCase(Laws):
         return self._back(codec, given, self.keep(codec, given, temperature, seed), temperature)
 
     def trip_or_refusal(self, codec: Any, given: Any, what: str) -> Trip | None:
-        """Encode and decode, or return ``None`` if the codec rejects ``what`` is given with a kdplug error."""
+        """Encode and decode, or return ``None`` if the codec rejects the logits (``what``) with a kdplug error."""
         try:
             try:
                 kept = self.keep(codec, given)

@@ -50,7 +50,7 @@ def distance(found: Any, given: Any, temperature: float) -> float:
 
 
 def slack(given: Any, temperature: float) -> float:
-    """Tolerance for float32 rounding, or for half precision if factors in half precision are multiplied out."""
+    """Return the tolerance for float32 rounding, or for half precision if half-precision factors are multiplied out."""
     true = exact(given)
     reach = _largest(true.masked_fill(~true.isfinite(), 0.0))
     precision = torch.finfo(given.hidden.dtype).eps if isinstance(given, FactoredLogits) else 0.0

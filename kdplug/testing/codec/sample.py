@@ -72,7 +72,7 @@ def exact(logits: Any) -> Tensor:
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
-    """Every tensor in logits, in their parts, or in a mapping, by name."""
+    """Return every tensor in logits, in their parts, or in a mapping, by name."""
     inside = value.parts if isinstance(value, Encoded) else value
     return {dotted(path) or "logits": leaf for path, leaf in leaves(inside) if isinstance(leaf, Tensor)}
 

@@ -99,7 +99,7 @@ class LayerMapLaws(Laws):
                     broken(f"{_depths(student, teacher)}: {after} comes after {before}")
 
     def test_no_pair_comes_twice(self) -> None:
-        """Catches a match that counts twice, where rounding makes two pairs equal."""
+        """Catches a match that counts twice, because rounding makes two pairs equal."""
         for student, teacher, pairs in self.every():
             twice = [pair for pair in pairs if pairs.count(pair) > 1]
             if twice:

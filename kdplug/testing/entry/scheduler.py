@@ -47,7 +47,7 @@ class SchedulerLaws(Laws):
     """Declares, for a weight, its value at the end of a run."""
 
     direction: ClassVar[Literal["falling", "rising"] | None] = None
-    """Declares, for a weight, that it never moves the other way."""
+    """Declares, for a weight, that it never moves in the opposite direction."""
 
     keeps_the_mean: ClassVar[bool] = False
     """Declares, for a temperature, that the mean over items is the configured one, unless clamped."""
@@ -112,7 +112,7 @@ class SchedulerLaws(Laws):
         """Catches a schedule that is off by one and never reaches its end."""
         for what, progress, expected in (("starts", 0.0, self.at_start), ("ends", 1.0, self.at_end)):
             if expected is not None and not math.isclose(self.weight(progress), expected, abs_tol=1e-9):
-                broken(f"{what} at {self.weight(progress):.6g}, but is declared to at {expected:.6g}")
+                broken(f"{what} at {self.weight(progress):.6g}, but is declared to do so at {expected:.6g}")
 
     @where(lambda laws: _weighs(laws) and laws.direction is not None)
     def test_the_weight_moves_one_way(self) -> None:
@@ -164,7 +164,7 @@ class SchedulerLaws(Laws):
 
     @where(_warms)
     def test_logits_are_not_modified(self) -> None:
-        """Catches an in-place normalization, after which the loss sees other logits."""
+        """Catches an in-place normalization, after which the loss reads other logits."""
         student, teacher = draw((6, 5), 1), draw((6, 5), 2)
         self.temperature(student, teacher)
         if not torch.equal(student, draw((6, 5), 1)) or not torch.equal(teacher, draw((6, 5), 2)):

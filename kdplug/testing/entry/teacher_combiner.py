@@ -17,7 +17,7 @@ TEMPERATURE = 2.0
 
 
 def softened(logits: Tensor) -> Tensor:
-    """The distribution at the temperature that the laws configure."""
+    """Return the distribution at the temperature that the laws configure."""
     return (logits / TEMPERATURE).softmax(-1)
 
 
@@ -31,7 +31,7 @@ class TeacherSample:
     temperature: Tensor | float = TEMPERATURE
 
     def values(self) -> dict[str, Any]:
-        """Every input by name."""
+        """Return every input by name."""
         return {
             "teacher_logits_list": self.teachers,
             "student_logits": self.student,
@@ -43,7 +43,7 @@ class TeacherSample:
         }
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The teachers' logits, the student's, the labels."""
+        """Return the teachers' logits, the student's, the labels."""
         return (*self.teachers, self.student, self.labels)
 
     def but(self, **changes: Any) -> TeacherSample:
@@ -116,7 +116,7 @@ class CombinerCase(Laws):
 
     @staticmethod
     def tolerance(found: Tensor) -> float:
-        """Allowed rounding error: a combiner may compute in float32."""
+        """Return the allowed rounding error: a combiner may compute in float32."""
         return 1e-9 if found.dtype is torch.float64 else 1e-4
 
 
@@ -165,7 +165,7 @@ class TeacherCombinerLaws(CombinerCase):
             broken(f"parameter {', '.join(waiting)} would never be trained: make it a setting or a buffer")
 
     def test_its_inputs_are_not_modified(self) -> None:
-        """Catches a sum accumulated in the first teacher's logits, which every later term then sees."""
+        """Catches a sum accumulated in the first teacher's logits, which every later term then reads."""
         given, before = self.sample(), self.sample()
         self.combine(given)
         names = [*(f"teacher_logits_list[{place}]" for place in range(self.teachers)), "student_logits", "labels"]
@@ -259,8 +259,8 @@ class TeacherCombinerLaws(CombinerCase):
             )
             if same.shape != sample.student.shape or not is_close(same, self.combine(sample), self.tolerance(same)):
                 broken(
-                    f"a temperature of {TEMPERATURE:g} for each of the items {list(sample.labels.shape)} gives other "
-                    "logits than one for all"
+                    f"a temperature of {TEMPERATURE:g} for each of the items {list(sample.labels.shape)} gives "
+                    "different logits from one temperature for all"
                 )
 
     @where(lambda laws: laws.asks_for("labels"))

@@ -20,7 +20,7 @@ def _declares_reduction(laws: type[LossCase]) -> bool:
 
 
 class BatchLaws(LossCase):
-    """Splitting, order and grouping of items."""
+    """Laws on splitting, order and grouping of items."""
 
     @where(lambda laws: laws.returns_sum())
     def test_any_split_of_the_batch_gives_the_whole(self) -> None:
@@ -64,7 +64,7 @@ class BatchLaws(LossCase):
         reduction = reduction_of(self._found.load())
         flat = _in_a_row(self.sample(masked=False))
         items = list(range(flat.student[0].shape[0]))
-        if self.asks_for("labels"):  # a mean over the labelled items is no mean over items
+        if self.asks_for("labels"):  # a mean over the labelled items is not a mean over items
             flat = flat.but(labels=flat.labels.masked_fill(torch.tensor(items) % 3 == 1, -100))
         whole, (expected,) = self.gradients(flat)
         if whole.is_sum:
@@ -84,7 +84,7 @@ class BatchLaws(LossCase):
                 )
 
     def _summed(self, pieces: list[Sample]) -> tuple[Tensor, list[Tensor]]:
-        """Sum of totals over sum of counts, and its gradient for each student layer, over all rows."""
+        """Return the sum of totals over the sum of counts, and its gradient for each student layer, over all rows."""
         leaves = [tuple(tensor.clone().requires_grad_() for tensor in piece.student) for piece in pieces]
         outcomes = [self.evaluate(piece.but(student=own)) for piece, own in zip(pieces, leaves, strict=True)]
         count = sum(number(outcome.count) for outcome in outcomes)
@@ -136,6 +136,6 @@ def _in_a_row(sample: Sample) -> Sample:
 
 
 def _orders(size: int) -> list[list[int]]:
-    """Two non-cyclic reorderings: a cyclic one would not reveal a cyclic shift."""
+    """Return two non-cyclic reorderings: a cyclic one would not reveal a cyclic shift."""
     order = list(range(size))
     return [order[::-1], [*order[1::-1], *order[2:]]]

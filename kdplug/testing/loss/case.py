@@ -16,7 +16,7 @@ from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, seed
 
 _SHAPES = {"logits": (3, 4, 5), "hidden": (3, 4, 6), "attention": (3, 2, 4, 4)}
 _MANY = 150_000
-"""More than float16's 65504, even with a third masked out."""
+"""A number of items above float16's maximum, 65504, even with a third masked out."""
 
 
 class Outcome(NamedTuple):
@@ -52,7 +52,7 @@ class LossCase(Laws):
     of three, the last two of attention, otherwise none."""
 
     layers: ClassVar[int] = 1
-    """Number of layers it compares: from 2 on it gets tuples of tensors."""
+    """Number of layers that it compares; with 2 or more it gets tuples of tensors."""
 
     may_differ: ClassVar[tuple[int, ...]] = ()
     """Axes along which student and teacher may differ in size."""
@@ -61,7 +61,7 @@ class LossCase(Laws):
     """Its inputs: any numbers, positive ones, or probabilities over the last axis."""
 
     sums: ClassVar[bool | None] = None
-    """Return type is ``LossSum``; ``None`` infers that from the return annotation."""
+    """Declares whether it returns a ``LossSum``; ``None`` infers that from the return annotation."""
 
     non_negative: ClassVar[bool] = False
     """Declares that it is never negative."""
@@ -79,7 +79,7 @@ class LossCase(Laws):
     """Declares that classes of probability 0 on both sides change nothing: it sums over classes and does not average."""
 
     corrects_confident_mistakes: ClassVar[bool] = False
-    """Declares that a confident wrong student gets at least the gradient of a slightly wrong one."""
+    """Declares that a confidently wrong student gets at least the gradient of a slightly wrong one."""
 
     trains: ClassVar[tuple[str, ...]] = ()
     """Declares, for a class, the names of its trained parameters."""
@@ -123,7 +123,7 @@ class LossCase(Laws):
         return make_sample(layout, seed, masked=masked, classes=classes)
 
     def samples(self) -> list[Sample]:
-        """A sample without a mask, and one with a mask if the loss requests it."""
+        """Return a sample without a mask, and one with a mask if the loss requests it."""
         return [self.sample(masked=False), *([self.sample(masked=True)] if self.asks_for("mask") else [])]
 
     def build_in(self, dtype: torch.dtype, seed: int = 0) -> Component:

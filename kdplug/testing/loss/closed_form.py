@@ -65,7 +65,7 @@ class ClosedFormLaws(LossCase):
 
     @where(_declares)
     def test_its_closed_form_stays_finite_where_the_loss_does(self) -> None:
-        """Catches probabilities that underflow to 0before a logarithm."""
+        """Catches probabilities that underflow to 0 before a logarithm."""
         sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
         outcome, gradients = self.gradients(sample)
         if are_finite([outcome.value]) and are_finite(gradients):
@@ -119,13 +119,13 @@ class ClosedFormLaws(LossCase):
 
 
 def _in_a_row(sample: Sample) -> Sample:
-    """Flatten the items, as a closed form gets them."""
+    """Flatten the items, as a closed form requires."""
     flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
     return flat.but(labels=sample.labels.reshape(-1))
 
 
 def _moved(sample: Sample, own: float, theirs: float) -> Sample:
-    """The sample in float32, with a number added to each side."""
+    """Return the sample in float32, with a number added to each side."""
     student = tuple((tensor + own).float() for tensor in sample.student)
     return sample.but(student=student, teacher=tuple((tensor + theirs).float() for tensor in sample.teacher))
 

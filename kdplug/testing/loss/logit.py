@@ -26,7 +26,7 @@ def _takes_numbers(laws: type[LossCase]) -> bool:
 
 
 class LogitLaws(LossCase):
-    """Extreme logits, and the effect of temperature."""
+    """Laws on extreme logits and on the effect of temperature."""
 
     @where(on_logits)
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
@@ -139,7 +139,7 @@ def _flat(sample: Sample) -> Sample:
 
 
 def _square(sample: Sample) -> Sample:
-    """As many tokens as examples, so that a wrong axis would fit."""
+    """Return a sample with as many tokens as examples, for which a wrong axis raises no error."""
     size = min(sample.layout.mask)
     return sample.rows(list(range(size))).tokens(list(range(size))) if len(sample.layout.mask) > 1 else sample
 

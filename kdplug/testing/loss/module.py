@@ -18,7 +18,7 @@ def is_class(laws: type[LossCase]) -> bool:
 
 
 class ModuleLaws(LossCase):
-    """Uses of a loss other than calling it."""
+    """Laws on uses of a loss other than calling it."""
 
     @where(is_class)
     def test_it_is_a_module_whose_tensors_are_registered(self) -> None:
@@ -75,7 +75,7 @@ class ModuleLaws(LossCase):
             if not are_finite([gradient]):
                 broken(f"gradient of parameter {name} is not finite")
             if not bool(gradient.any()):
-                broken(f"gradient does not reach parameter {name}: so it would never be trained")
+                broken(f"gradient does not reach parameter {name}, so it would never be trained")
 
     def test_torch_compile_traces_it_whole(self) -> None:
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""

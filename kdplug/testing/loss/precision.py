@@ -10,7 +10,7 @@ from kdplug.testing.sample import Sample, make_sample
 
 
 class PrecisionLaws(LossCase):
-    """Half-precision inputs, float32 arithmetic."""
+    """Half-precision inputs are computed in float32 arithmetic."""
 
     def test_bfloat16_autocast_agrees_with_float32(self) -> None:
         """Catches a sum or a softmax in bfloat16, which has three decimal digits."""

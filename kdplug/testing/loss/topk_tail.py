@@ -18,7 +18,7 @@ _ITEMS, _CLASSES, _KNOWN, _TEMPERATURE = 16, 20, 5, 2.0
 """A cache of 5 of 20 classes, which hold three quarters of the teacher's probability."""
 
 _ALIGNED = 0.85
-"""Least cosine between the gradients on categories and on classes. Divergences reach 0.93; rank comparisons 0.75."""
+"""Minimum cosine between the gradients on categories and on classes. Divergences reach 0.93; rank comparisons 0.75."""
 
 
 def _declares(laws: type[LossCase]) -> bool:
@@ -95,7 +95,7 @@ class CoarseLaws(LossCase):
 
 
 def _sides() -> tuple[Tensor, Tensor]:
-    """Logits of a fairly confident teacher, and of a student approaching it."""
+    """Return logits of a fairly confident teacher, and of a student approaching it."""
     teacher = 3 * draw((_ITEMS, _CLASSES), 1)
     return teacher + 1.5 * draw((_ITEMS, _CLASSES), 2), teacher
 

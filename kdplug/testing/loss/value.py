@@ -15,7 +15,7 @@ from kdplug.testing.sample import Sample, seeded
 
 
 class ValueLaws(LossCase):
-    """The return value of a loss, and its side effects on inputs."""
+    """Laws on the return value of a loss, and its side effects on inputs."""
 
     def test_it_returns_a_finite_scalar(self) -> None:
         """Catches a value per item, a Python number without gradient, a mean without its count."""
@@ -66,7 +66,7 @@ class ValueLaws(LossCase):
                 broken(f"is {number(found):.9g}, but its oracle gives {number(expected):.9g}")
 
     def test_its_inputs_are_not_modified(self) -> None:
-        """Catches an in-place edit of the teacher's logits or of a mask, which every later term then sees."""
+        """Catches an in-place edit of the teacher's logits or of a mask, which every later term then reads."""
         for sample in self.samples():
             given = sample.both(torch.clone).but(labels=sample.labels.clone())
             given = given.but(mask=None if sample.mask is None else sample.mask.clone())

@@ -1,4 +1,4 @@
-"""A task under test: its data and models, as the laws need them."""
+"""A task under test: its data and models, in the form that the laws need."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TaskCase(Laws):
     def outputs(self, task: Task, part: Part) -> Iterator[tuple[str, nn.Module, Outputs]]:
         """Yield each side's name, model and outputs for a batch of a part, in eval mode.
 
-        If the sides have different vocabularies, the teacher-fitting data are for the teacher only.
+        If the sides have different vocabularies, the data for training the teacher are for the teacher only.
         """
         batch = split(self.batch(task, part))
         for side in ("teacher",) if part == "teacher" and spans(task) else ("teacher", "student"):

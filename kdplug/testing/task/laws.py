@@ -70,11 +70,11 @@ class TaskLaws(TaskOptionLaws):
                 broken(f"data({part!r}) must have a length above 0")
 
     def test_examples_are_the_same_in_every_run(self) -> None:
-        """Catches a split or order drawn from the global generator: a resumed run then sees other data."""
+        """Catches a split or order drawn from the global generator: a resumed run then uses different data."""
         one, two = self.task(1), self.task(2)
         for part in PARTS:
             if not same_content(self.batch(one, part, 1), self.batch(two, part, 2)):
-                broken(f"data({part!r}) returns other examples, or another order, when the task is built again")
+                broken(f"data({part!r}) returns different examples, or a different order, when the task is built again")
 
     def test_adaptors_give_what_an_objective_reads(self) -> None:
         """Catches a key with a typo; logits that are not finite; teacher and student that differ in classes or length."""
@@ -195,14 +195,14 @@ def _shapes(outputs: Outputs) -> list[Any]:
 
 
 def _items(outputs: Outputs) -> list[Any]:
-    """Number of compared items of each head: classes, and item positions, may differ between the sides."""
+    """Return the number of compared items of each head: classes, and item positions, may differ between the sides."""
     masks = outputs.logits_mask or ()
     counts = [int(mask.sum()) for mask in masks] or [head.shape[:-1].numel() for head in outputs.logits or ()]
     return [f"{count} items" for count in counts]
 
 
 def _tensors(head: Logits) -> tuple[Tensor, ...]:
-    """The tensors that must be finite: logits, or their factors. ``-inf`` is a probability of 0."""
+    """Return the tensors that must be finite: logits, or their factors. ``-inf`` is a probability of 0."""
     if isinstance(head, SparseLogits):
         return () if head.weights is None else (head.weights,)
     return (head,) if isinstance(head, Tensor) else head.tensors

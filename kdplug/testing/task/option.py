@@ -41,7 +41,7 @@ class TaskOptionLaws(TaskCase):
         except KdplugError as error:
             broken(f"check() rejects the settings of these laws: {error}")
         if not same_content(self.batch(task, "distillation"), self.batch(unchecked, "distillation")):
-            broken("data('distillation') returns other examples after check()")
+            broken("data('distillation') returns different examples after check()")
 
     def test_what_an_objective_reads_does_not_change_the_rest(self) -> None:
         """Catches models that return other logits, or no losses, after ``expect`` is called with hidden states."""
@@ -149,7 +149,7 @@ class TaskOptionLaws(TaskCase):
                 )
 
     def test_its_fingerprint_is_plain_data_and_the_same_in_every_run(self) -> None:
-        """Catches an object's address or a timestamp, with which no cache is ever found again."""
+        """Catches an object's address or a timestamp, with which a cache is never reused."""
         one, two = self.task(1), self.task(2)
         if not _offers(one, FingerprintedTask):
             return

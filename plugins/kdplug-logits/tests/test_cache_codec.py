@@ -273,7 +273,7 @@ def test_hidden_states_give_the_gradient_of_the_whole_teacher():
 
 def test_a_sample_needs_the_loss_that_is_made_for_it():
     sample = there_and_back(Sampled(), logits_of(4, 9))
-    with pytest.raises(kdplug.OutputsError, match="needs the whole distribution"):
+    with pytest.raises(kdplug.OutputsError, match="needs the full distribution"):
         gradient("kl", sample, logits_of(4, 9))
     with pytest.raises(kdplug.OutputsError, match="have no weights, so they are not a sample"):
         gradient("sampled", there_and_back(TopkTail(k=3), logits_of(4, 9)), logits_of(4, 9))

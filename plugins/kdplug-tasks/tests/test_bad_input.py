@@ -51,7 +51,7 @@ CASES = {
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": (
         {"data": {"train": None, "dataset": "nothing/here"}},
-        r"task\.data\.dataset: 'nothing/here' is no folder here, and is not in the local cache of the hub",
+        r"task\.data\.dataset: 'nothing/here' is not a folder here, and is not in the local cache of the hub",
     ),
     "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has a different vocabulary"),
     "another vocabulary than the teacher's": (
@@ -99,7 +99,7 @@ CASES = {
             "teacher": {"config": BERT, **TRAINED},
             "tokenizer": "bytes",
         },
-        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. The same is wrong with 'f'\. .* of data\.train",
+        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. The same applies to 'f'\. .* of data\.train",
     ),
     "more labels than a teacher without a head": (
         {"data": {"train": "three.csv", "test": "three.csv"}, "teacher": "encoder"},

@@ -106,7 +106,7 @@ def test_a_running_text_that_is_too_short_to_divide_is_an_error(folder, tmp_path
 @pytest.mark.parametrize("documents", ["whole", "blank_line"])
 def test_a_plan_shows_a_decoded_stretch_of_the_training_data(folder, tmp_path, documents):
     about = plan_recipe(recipe(_settings(folder, documents=documents), tmp_path)).about
-    shown = about.split("A stretch of the training data: ")[1]
+    shown = about.split("An excerpt of the training data: ")[1]
     assert ("</s>" in shown) is (documents != "whole")
     assert (r"and another.\n\n\nA second  paragraph\n" in shown) is (documents == "whole")
 

@@ -158,7 +158,7 @@ def test_prompts_begin_with_it_too_and_completions_alone_count(folder):
 
 def test_without_it_everything_is_as_it_was(folder):
     task = _checked(_settings(folder, add_bos_token=False))
-    assert "The saved tokenizer puts '<s>' before a text, unlike this task (add_bos_token)" in task.about()
+    assert "The saved tokenizer adds '<s>' before a text, unlike this task (add_bos_token)" in task.about()
     made = task.problem.processor.tokenizer
     texts = task._source.distillation.columns["text"]
     whole = [

@@ -118,7 +118,7 @@ def test_a_hub_name_is_not_read(new: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give --task NAME, or --from DATA"),
+        ((), "pass --task NAME, or --from DATA"),
         (("--task", "digits", "--teacher", "bert"), "--teacher has no effect without --from"),
         (("--task", "digits", "--from", "train.csv"), "--from: kdplug-tasks:digits cannot infer its settings from 'train.csv'"),
         (("--from", "train.cvs"), "--from: there is no file 'train.cvs'. Did you mean 'train.csv'?"),

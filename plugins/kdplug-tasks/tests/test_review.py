@@ -68,7 +68,7 @@ def test_the_share_of_rows_that_are_cut_is_shown(tmp_path, name):
     ((setting, message),) = _found(tmp_path, [*_short(12), *[LONG] * 4], name, max_length=40)
     assert setting == "max_length"
     assert message == (
-        "20.0% of the rows are longer than max_length, 40 tokens, and are cut; the longest has 202 tokens"
+        "20.0% of the rows are longer than max_length, 40 tokens, and are truncated; the longest has 202 tokens"
     )
 
 

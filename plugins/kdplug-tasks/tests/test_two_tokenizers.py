@@ -88,7 +88,7 @@ def test_a_run_says_how_many_tokens_are_compared(folder):
     compared = sum(int(one["counts"].sum()) for one in batches)
     predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)
     assert 0 < compared < predicted
-    assert f"read the same characters: {compared:,} of {predicted:,} predictions" in task.about()
+    assert f"end at the same character: {compared:,} of {predicted:,} predictions" in task.about()
 
 
 def test_only_completions_are_compared(folder):

@@ -65,7 +65,7 @@ def test_a_switch_that_names_nobody_is_found(fake_site: FakeSite) -> None:
     add(fake_site, GOOD)
     with fake_site.host(without=frozenset({"kdplug-aa"})):
         (finding,) = [finding for finding in check_plugins() if finding.check == "switch"]
-    assert "names 'kdplug-aa' but no such plugin is installed. Did you mean 'kdplug-a'?" in finding.what
+    assert "names 'kdplug-aa', but no such plugin is installed. Did you mean 'kdplug-a'?" in finding.what
 
 
 def test_a_plugin_that_is_left_out_is_not_imported(fake_site: FakeSite) -> None:

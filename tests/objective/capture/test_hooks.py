@@ -226,7 +226,7 @@ def test_a_call_that_did_not_happen_is_an_error(net, x):
 
 
 def test_what_an_operation_in_place_overwrites_is_an_error(net, x):
-    with pytest.raises(RunError, match="'before' was overwritten after it was read: an operation in place"):
+    with pytest.raises(RunError, match="'before' was overwritten after it was read: an in-place operation"):
         captured(net, x, "before")
 
 
@@ -324,7 +324,7 @@ def test_a_compiled_model_is_read_again_and_again(net, x):
         ),
         (
             "layers.*",
-            "'layers.*' matches 2 modules of the teacher: layers.0, layers.1. A match of single layers takes one",
+            "'layers.*' matches 2 modules of the teacher: layers.0, layers.1. A match of single layers needs a single module",
         ),
         ("layers.*.outer", "no module 'layers.*.outer' in the teacher."),
     ],

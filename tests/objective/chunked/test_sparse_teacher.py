@@ -152,7 +152,7 @@ HALVES = torch.full((3, 4, 2), 0.5)
 @pytest.mark.parametrize(
     ("teacher", "keys", "message"),
     [
-        (1.0, {}, r"^temperature: is 4, but the teacher's SparseLogits were taken at 1: their tail"),
+        (1.0, {}, r"^temperature: is 4, but the teacher's SparseLogits were taken at 1: a tail"),
         (4.0, {"temperature_scheduler": "spread"}, r"^temperature_scheduler: computes one temperature per item"),
         (
             4.0,
@@ -167,7 +167,7 @@ HALVES = torch.full((3, 4, 2), 0.5)
         (
             SparseLogits(IDS + 1, HALVES, CLASSES, temperature=4.0),
             {},
-            r"^teacher\.logits: local:kl needs the whole distribution",
+            r"^teacher\.logits: local:kl needs the full distribution",
         ),
         (
             SparseLogits(IDS, HALVES.log(), CLASSES, HALVES[..., 0].log(), temperature=4.0),
@@ -201,7 +201,7 @@ def test_sparse_teachers_are_not_combined(scene, offer):
 
     offer(lambda teacher_logits_list: teacher_logits_list[0], "teacher_combiners", "first")
     objective = Objective(DistillationConfig(kd_loss_type="ce", teacher_combiner="first"), teachers=2)
-    with pytest.raises(OutputsError, match=r"^teacher_combiner: local:first needs each teacher's whole logits"):
+    with pytest.raises(OutputsError, match=r"^teacher_combiner: local:first needs the full logits of each teacher"):
         objective(scene.logits("student", factored=False), [{"logits": top(scene, 3)}] * 2)
 
 

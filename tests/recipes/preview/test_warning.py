@@ -75,7 +75,7 @@ def test_a_term_whose_weight_stays_0_is_dead(scene):
 def test_a_term_that_counts_nothing_is_dead(scene):
     plan = scene(hard_label_weight=1, **_both(_masks("logits_mask", 0, 1, 2, 3, 4)), t2=True)
     assert _checks(plan) == ["dead_term", "said_by_the_run"]
-    assert "nothing to count" in plan.warnings[0].message
+    assert "it counted no items" in plan.warnings[0].message
 
 
 def test_a_term_that_counts_something_in_a_later_batch_is_not_dead(scene):
@@ -259,7 +259,7 @@ def test_a_match_of_weight_0_is_reported(scene):
 
 def test_a_teacher_that_no_term_reads_is_reported(scene):
     plan = scene(kd_loss_weight=0, hard_label_weight=1)
-    assert "nothing is learned from the teacher" in plan.warnings[0].message
+    assert "the student learns nothing from the teacher" in plan.warnings[0].message
 
 
 def test_checkpoints_that_will_not_be_written_are_reported_as_the_run_reports_them(scene):

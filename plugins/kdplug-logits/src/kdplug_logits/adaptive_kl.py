@@ -18,7 +18,7 @@ from kdplug_logits.kl import kl_terms, reverse_kl_terms
 def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
     """Return the share of ``Σ |p − q|`` outside the head, within [0, 1]; one half if there is no difference.
 
-    The head contains the teacher's most likely class, and the next ones as long as their probabilities sum to at most
+    The head contains the teacher's most likely class, and the next ones while their probabilities sum to at most
     ``mass``.
 
     Shapes: log-probabilities ``[*items, classes]`` to ``[*items]``.
@@ -32,7 +32,7 @@ def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
 
 
 def adaptive_kl_terms(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
-    """The terms of ``w KL(p‖q) + (1 − w) KL(q‖p)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``w KL(p‖q) + (1 − w) KL(q‖p)``, of log-probabilities ``[*items, classes]``."""
     tail = tail_share(student, teacher, mass).unsqueeze(-1)
     forward = torch.where(tail < 1, kl_terms(student, teacher) * (1 - tail), 0.0)
     return forward + torch.where(tail > 0, reverse_kl_terms(student, teacher) * tail, 0.0)

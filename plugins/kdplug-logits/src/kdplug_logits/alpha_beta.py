@@ -26,13 +26,13 @@ Power = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_zero_
 
 
 def _limit(first: Tensor, second: Tensor, power: float) -> Tensor:
-    """``[f log(f / s) − f + s] / power²`` with ``f = e^(power · first)`` and ``s = e^(power · second)``."""
+    """Return ``[f log(f / s) − f + s] / power²`` with ``f = e^(power · first)`` and ``s = e^(power · second)``."""
     first, second = first * power, second * power
     return (relative_entropy(first, second) + second.exp() - first.exp()) / power**2
 
 
 def alpha_beta_terms(student: Tensor, teacher: Tensor, alpha: float, beta: float) -> Tensor:
-    """The terms of the divergence, of log-probabilities ``[*items, classes]``; one of alpha and beta may be 0."""
+    """Return the terms of the divergence of log-probabilities ``[*items, classes]``; one of alpha and beta may be 0."""
     if beta == 0:
         return _limit(teacher, student, alpha)
     if alpha == 0:
@@ -57,8 +57,8 @@ def alpha_beta(
     ``−T² / (αβ) Σ [p^α q^β − α/(α+β) p^(α+β) − β/(α+β) q^(α+β)]``, or its limit if α or β is 0. A larger α weights
     classes that the teacher rates above the student, a larger β those of which the student itself is confident.
 
-    If both are above 0 it is finite whatever either side rules out (``-inf``). At α = 0 a class that the teacher rules
-    out is removed from the student too, as in ``reverse_kl``.
+    If both are above 0 it is finite even if either side rules out a class (``-inf``). At α = 0 a class that the teacher
+    rules out is removed from the student too, as in ``reverse_kl``.
 
     Settings: ``alpha`` and ``beta``, each 0 or at least 0.01, and not both 0; ``t2`` multiplies by the squared
     temperature.

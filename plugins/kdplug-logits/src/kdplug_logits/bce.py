@@ -11,7 +11,7 @@ from kdplug_logits.divergence import tempered, total
 
 
 def bce_terms(student: Tensor, teacher: Tensor) -> Tensor:
-    """``−[σ(t) log σ(s) + σ(−t) log σ(−s)]`` of logits ``[*items, classes]``, class by class."""
+    """Return ``−[σ(t) log σ(s) + σ(−t) log σ(−s)]`` of logits ``[*items, classes]``, class by class."""
     yes, no = teacher.sigmoid(), (-teacher).sigmoid()
     agreed = yes * torch.where(yes > 0, logsigmoid(student), 0.0)
     denied = no * torch.where(no > 0, logsigmoid(-student), 0.0)

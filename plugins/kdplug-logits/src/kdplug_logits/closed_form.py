@@ -30,9 +30,9 @@ def closed(
     """Return values ``[n]`` and write their gradient over ``student``, using a formula for rows over the temperature.
 
     ``finite`` does not handle classes that one side rules out (``-inf``); if its values are not finite, ``general``
-    runs. Off a CPU ``general`` runs at once, since checking values would wait for the device. The largest logit of each
-    row is subtracted before ``finite``, which takes differences of logits: float32 loses precision on large logits. The
-    formula's gradient is ``1 / factor`` of the true one.
+    runs. On devices other than a CPU ``general`` runs directly, since checking values would wait for the device. The
+    largest logit of each row is subtracted before ``finite``, which takes differences of logits: float32 loses
+    precision on large logits. The formula's gradient is ``1 / factor`` of the true one.
     """
     values: Tensor | None = None
     if student.device.type == "cpu":
@@ -70,7 +70,7 @@ def temper_(temperature: Tensor | float, *logits: Tensor) -> None:
 def softmax_of(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the softmax of rows whose largest logit is 0, and the logarithm of their sum of exponentials, ``[n, 1]``.
 
-    Takes little more than half the time of ``softmax``, which searches for the largest logit itself.
+    This takes little more than half the time of ``softmax``, which also searches for the largest logit.
     """
     probs = logits.exp()
     sums = probs.sum(dim=-1, keepdim=True)
@@ -89,7 +89,7 @@ def entropy_of(probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def from_slope_(student: Tensor, probs: Tensor, slope: Tensor) -> None:
-    """Overwrite the student's tempered logits with a divergence's gradient, given its derivative by probability.
+    """Overwrite the student's tempered logits with a divergence's gradient, given the derivative by probability.
 
     ``slope`` may be off by a constant per row, which the softmax cancels; it is overwritten.
     """
@@ -97,12 +97,12 @@ def from_slope_(student: Tensor, probs: Tensor, slope: Tensor) -> None:
 
 
 def kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = True) -> Tensor:
-    """Closed form of ``kl``: the gradient is ``T (q − p)``, with ``t2``."""
+    """Evaluate the closed form of ``kl``: the gradient is ``T (q − p)``, with ``t2``."""
     return closed(_kl, _kl_general, student, teacher, temperature, t2=t2)
 
 
 def reverse_kl_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = True) -> Tensor:
-    """Closed form of ``reverse_kl``: the gradient is ``T q (log(q / p) − KL(q‖p))``, with ``t2``."""
+    """Evaluate the closed form of ``reverse_kl``: the gradient is ``T q (log(q / p) − KL(q‖p))``, with ``t2``."""
     return closed(_reverse_kl, _reverse_kl_general, student, teacher, temperature, t2=t2)
 
 
@@ -152,7 +152,7 @@ def jsd_rows(
     normalize: bool = False,
     t2: bool = True,
 ) -> Tensor:
-    """Closed form of ``jsd``: by the student's probability the derivative is ``(1 − β) log(q / m)``."""
+    """Evaluate the closed form of ``jsd``: the derivative by the student's probability is ``(1 − β) log(q / m)``."""
     if beta == 0:
         return kl_rows(student, teacher, temperature, t2=t2)
     if beta == 1:
@@ -165,7 +165,7 @@ def jsd_rows(
 def skew_kl_rows(
     student: Tensor, teacher: Tensor, temperature: Tensor | float, *, skew: float = 0.1, t2: bool = True
 ) -> Tensor:
-    """Closed form of ``skew_kl``: by the student's probability the derivative is ``−(1 − λ) p / m``."""
+    """Evaluate the closed form of ``skew_kl``: the derivative by the student's probability is ``−(1 − λ) p / m``."""
     if skew == 0:
         return kl_rows(student, teacher, temperature, t2=t2)
     fast, general = partial(_skew_kl, skew=skew), partial(_skew_kl_general, skew=skew)
@@ -175,7 +175,10 @@ def skew_kl_rows(
 def skew_reverse_kl_rows(
     student: Tensor, teacher: Tensor, temperature: Tensor | float, *, skew: float = 0.1, t2: bool = True
 ) -> Tensor:
-    """Closed form of ``skew_reverse_kl``: by the student's probability the derivative is ``log(q / m) − λ q / m``."""
+    """Evaluate the closed form of ``skew_reverse_kl``.
+
+    The derivative by the student's probability is ``log(q / m) − λ q / m``.
+    """
     if skew == 0:
         return reverse_kl_rows(student, teacher, temperature, t2=t2)
     fast, general = partial(_skew_reverse_kl, skew=skew), partial(_skew_reverse_kl_general, skew=skew)

@@ -40,16 +40,16 @@ def dist(
     classes, and each class's ranking of the items. Shifted or scaled probabilities count as equal.
 
     **The second part compares the items of one call**, so it is not a sum over items, and the loss is a scalar: the
-    mean of one call. Micro-batches and processes correlate within themselves and get equal weight, whatever their
-    number of items. Logits multiplied out in chunks (``FactoredLogits``) are rejected. At ``gamma: 0`` only the first
-    part remains, a sum over items that may be split anywhere. It needs three classes: two are always correlated by 1 or
-    -1, whatever the student is. A call with one item has no correlation over items, and adds the constant γ without a
-    gradient. So does a class to which one side gives the same probability everywhere, such as one it rules out
-    (``-inf``).
+    mean of one call. Correlations are computed within each micro-batch of each process, and these get equal weight
+    regardless of their number of items. Logits multiplied out in chunks (``FactoredLogits``) are rejected. At ``gamma:
+    0`` only the first part remains, a sum over items that may be split anywhere. It needs three classes: two classes
+    always have a correlation of 1 or -1, whatever the student predicts. A call with one item has no correlation over
+    items, and adds the constant γ without a gradient. So does a class to which one side gives the same probability
+    everywhere, such as one it rules out (``-inf``).
 
     Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the lower bound of the product of lengths
     that ρ is divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).
-    Relations: none to the divergences: it is 0 for many students.
+    Relations: none to the divergences; it is 0 for many distributions of the student.
 
     Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if shapes differ, or there are fewer than three classes at ``gamma: 0``; ``SettingError`` if
@@ -59,7 +59,9 @@ def dist(
     """
     student, teacher, temperature = tempered("dist", student_logits, teacher_logits, temperature)
     if not gamma:
-        require_three_classes("dist", student, "two probabilities correlate by 1 or -1. Set gamma above 0, or use kl")
+        require_three_classes(
+            "dist", student, "two probabilities always correlate by 1 or -1. Set gamma above 0, or use kl"
+        )
     student, teacher = student.softmax(dim=-1), teacher.softmax(dim=-1)
     values = (1 - pearson(student, teacher, -1, eps)) * beta
     if gamma:

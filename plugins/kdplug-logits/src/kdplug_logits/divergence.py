@@ -92,7 +92,7 @@ def log_mixture(first: Tensor, second: Tensor, share: float) -> Tensor:
 
 
 def log_total(log_probs: Tensor) -> Tensor:
-    """``logsumexp`` over the last axis: ``-inf``, with a gradient of 0, if every class has probability 0."""
+    """Return ``logsumexp`` over the last axis: ``-inf``, with a gradient of 0, if every class has probability 0."""
     total = floored(log_probs).logsumexp(dim=-1)
     return total.masked_fill(total < floor_of(total.dtype) / 2, -torch.inf)
 
@@ -151,7 +151,8 @@ def divergence(
 def total(terms: Tensor, temperature: Tensor | float, *, t2: bool) -> Tensor:
     """Return the sum of ``terms`` ``[*items, classes]``, times the squared temperature with ``t2``.
 
-    Uses one sum if the temperature is one number: on small logits launching a second one costs more than running it.
+    This needs one sum if the temperature is a number: on small logits, launching a second sum costs more than computing
+    it.
     """
     if not t2:
         return terms.sum()

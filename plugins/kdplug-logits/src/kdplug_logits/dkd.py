@@ -45,9 +45,9 @@ def dkd(
 ) -> LossSum:
     """Decoupled distillation ``T² (α TCKD + β NCKD)`` of softened teacher and student, in nats, mean over labelled items.
 
-    TCKD is the KL divergence of the label against all other classes as one, NCKD that among the others, given that it
-    is one of them. ``kl`` weights the second by the teacher's probability of the others, which suppresses it if the
-    teacher is confident.
+    TCKD is the KL divergence of the label against all other classes combined, NCKD that among the other classes, given
+    that the class is one of them. ``kl`` weights NCKD by the teacher's probability of the others, which suppresses NCKD
+    if the teacher is confident.
 
     An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds
     nothing.

@@ -17,7 +17,7 @@ Beta = Annotated[float, Field(ge=0, le=1)]
 
 
 def jsd_terms(student: Tensor, teacher: Tensor, beta: float, *, normalize: bool = False) -> Tensor:
-    """The terms of ``β KL(p‖m) + (1 − β) KL(q‖m)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``β KL(p‖m) + (1 − β) KL(q‖m)``, of log-probabilities ``[*items, classes]``."""
     if beta == 0:
         return kl_terms(student, teacher)
     if beta == 1:
@@ -42,13 +42,13 @@ def jsd(
 ) -> LossSum:
     """Generalised Jensen–Shannon divergence of softened teacher p and student q, in nats, mean over items.
 
-    ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. Finite if only one side
-    rules out a class (``-inf``); at 0.5 symmetric. For β between 0 and 1 it is at most ``T²`` times the entropy of (β,
-    1 − β), which is ``log 2`` at 0.5.
+    ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. It is finite if only one
+    side rules out a class (``-inf``), and symmetric at 0.5. For β between 0 and 1 it is at most ``T²`` times the
+    entropy of (β, 1 − β), which is ``log 2`` at 0.5.
 
     At β = 0 and β = 1 it *is* ``kl`` and ``reverse_kl``, as in GKD, although the formula goes to 0 there: near these
-    ends it is small. ``normalize`` divides it, and its bound, by ``min(β, 1 − β)``: this makes
-    it continuous and puts all β on the same scale.
+    ends the loss is small. ``normalize`` divides it, and its bound, by ``min(β, 1 − β)``: this makes it continuous and
+    puts all β on the same scale.
 
     Settings: ``beta``, the teacher's share of the mixture; ``normalize``, divide the value by the smaller share; ``t2``
     multiplies by the squared temperature.

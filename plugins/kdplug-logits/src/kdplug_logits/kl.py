@@ -11,7 +11,9 @@ from kdplug_logits.divergence import divergence
 
 
 def relative_entropy(first: Tensor, second: Tensor) -> Tensor:
-    """``e^first (first − second)``: summed over classes, the information lost by using ``second`` for ``first``, in nats.
+    """Return ``e^first (first − second)``, in nats.
+
+    Its sum over classes is the information lost by using ``second`` for ``first``.
 
     A class of probability 0 in ``first`` adds nothing, whatever ``second`` gives it. A class of probability 0 only in
     ``second`` makes the value infinite, with a finite gradient.
@@ -23,12 +25,12 @@ def relative_entropy(first: Tensor, second: Tensor) -> Tensor:
 
 
 def kl_terms(student: Tensor, teacher: Tensor) -> Tensor:
-    """The terms of ``KL(teacher‖student)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``KL(teacher‖student)``, of log-probabilities ``[*items, classes]``."""
     return relative_entropy(teacher, student)
 
 
 def reverse_kl_terms(student: Tensor, teacher: Tensor) -> Tensor:
-    """The terms of ``KL(student‖teacher)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``KL(student‖teacher)``, of log-probabilities ``[*items, classes]``."""
     return relative_entropy(student, teacher)
 
 

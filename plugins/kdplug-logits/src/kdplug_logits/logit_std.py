@@ -44,8 +44,9 @@ def logit_std(
     ``z ← (z − mean) / (deviation + eps)`` per item, then softened and compared as in ``kl``: the student need not match
     the teacher's logits in scale, only in order and proportion. Shifting or scaling either side changes nothing.
 
-    A class that is ruled out (``-inf``) is excluded from mean and deviation; otherwise as in ``kl``. Two logits always
-    become the same two numbers, so three classes are needed, and an item with two possible ones gets no gradient.
+    A class that is ruled out (``-inf``) is excluded from mean and deviation, and otherwise treated as in ``kl``. Two
+    logits always become the same two numbers, so three classes are needed, and an item with two allowed classes gets no
+    gradient.
 
     Settings: ``eps`` is added to the deviation; ``t2`` multiplies by the squared temperature. The authors use
     temperature 2 and a weight of 9.

@@ -14,13 +14,16 @@ from kdplug_logits.label import Labelled, conditional, cross_entropy_per_item, l
 
 
 def label_per_item(items: Labelled) -> Tensor:
-    """``−p_y log q_y`` at temperature 1, in nats, ``[*items]``."""
+    """Return ``−p_y log q_y`` at temperature 1, in nats, ``[*items]``."""
     probs = items.of_label(items.teacher.log_softmax(dim=-1)).exp()
     return -probs * torch.where(probs > 0, items.of_label(items.student.log_softmax(dim=-1)), 0.0)
 
 
 def others_per_item(items: Labelled, temperature: Tensor | float) -> Tensor:
-    """``−Σ p̂ log q̂`` over the classes other than the label, softened, in nats, ``[*items]``; 0 if there are none."""
+    """Return ``−Σ p̂ log q̂`` over the classes other than the label, softened, in nats, ``[*items]``.
+
+    It is 0 if there are none.
+    """
     theirs, some = conditional(items.others(over_temperature(items.teacher, temperature)))
     own, _ = conditional(items.others(over_temperature(items.student, temperature)))
     return torch.where(some, cross_entropy_per_item(own, theirs), 0.0)
@@ -38,8 +41,8 @@ def nkd(
     """Normalized distillation: cross-entropy at the label and over the other classes, in nats, mean over labelled items.
 
     ``−p_y log q_y − γ T² Σ_{v≠y} p̂_v log q̂_v``: p̂ and q̂ are softened and sum to 1 without the label; p_y and q_y
-    are always at temperature 1. The minimum is neither 0 nor at the teacher: the first part alone favours a higher
-    label probability than the teacher's.
+    are always at temperature 1. The minimum is not 0, and not at the teacher's distribution: the first part alone
+    favours a higher label probability than the teacher's.
 
     An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds
     nothing.

@@ -15,7 +15,7 @@ from kdplug_logits.shape import require_logits
 
 
 def teacher_ordered(teacher: Tensor) -> Tensor:
-    """Return the pairs of candidates i, j that the teacher scores in the order i above j, neither ruled out (``-inf``).
+    """Return the pairs of candidates i, j of which the teacher scores i above j and rules out neither (``-inf``).
 
     Shapes: ``[*items, candidates]`` to bool ``[*items, i, j]``.
     """
@@ -36,8 +36,8 @@ def ranking(
     not the difference; a tie is not a pair. A candidate that the teacher rules out (``-inf``), such as padding of a
     list, is in no pair.
 
-    Every pair of the batch weighs the same, so a list of n candidates weighs about n². All pairs are held at once:
-    ``[*items, candidates, candidates]``.
+    Every pair of the batch has the same weight, so a list of n candidates has a weight of about n². All pairs are in
+    memory at once: ``[*items, candidates, candidates]``.
 
     Settings: ``form``, ``logistic`` or ``hinge``; ``margin`` of the hinge, which the logistic form ignores.
     Relations: none to the divergences: any student with the teacher's order and large enough differences is at the
@@ -46,7 +46,8 @@ def ranking(
     Shapes: scores ``[*items, candidates]``.
     Raises: ``ShapeError`` if shapes differ.
     Source: Burges et al. 2005 (RankNet), doi:10.1145/1102351.1102363, with certain targets; Joachims 2002,
-    doi:10.1145/775047.775067, for the hinge; the teacher in place of people as in Tang and Wang 2018, arXiv:1809.07428.
+    doi:10.1145/775047.775067, for the hinge; the teacher in place of human judgements as in Tang and Wang 2018,
+    arXiv:1809.07428.
     """
     require_logits("ranking", student_logits, teacher_logits)
     student, teacher = promoted(student_logits, teacher_logits)

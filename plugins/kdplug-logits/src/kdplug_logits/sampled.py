@@ -36,7 +36,10 @@ def draw(teacher: Tensor, draws: int, sharpness: float, seed: int) -> tuple[Tens
 
 
 def sampled_per_item(student: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-    """``−Σ weight · log q(class)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``; weight 0 adds nothing."""
+    """Return ``−Σ weight · log q(class)`` of log-probabilities ``[*items, classes]``, in nats, ``[*items]``.
+
+    A class of weight 0 adds nothing.
+    """
     return -(weights * torch.where(weights == 0, 0.0, student.gather(-1, ids))).sum(dim=-1)
 
 

@@ -13,7 +13,7 @@ _AXES = {1: ("classes",), 2: ("batch", "classes"), 3: ("batch", "length", "class
 
 
 def written(tensor: Tensor) -> str:
-    """The shape as ``[2, 4, 8]``."""
+    """Return the shape as ``[2, 4, 8]``."""
     return str(list(tensor.shape))
 
 

@@ -17,7 +17,7 @@ Skew = Annotated[float, Field(ge=0, lt=1)]
 
 
 def skewed(first: Tensor, second: Tensor, skew: float) -> Tensor:
-    """The terms of ``KL(first ‖ λ first + (1 − λ) second)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``KL(first ‖ λ first + (1 − λ) second)``, of log-probabilities ``[*items, classes]``."""
     if skew == 0:
         return relative_entropy(first, second)
     first = floored(first)
@@ -25,12 +25,12 @@ def skewed(first: Tensor, second: Tensor, skew: float) -> Tensor:
 
 
 def skew_kl_terms(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
-    """The terms of ``KL(p ‖ λ p + (1 − λ) q)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``KL(p ‖ λ p + (1 − λ) q)``, of log-probabilities ``[*items, classes]``."""
     return skewed(teacher, student, skew)
 
 
 def skew_reverse_kl_terms(student: Tensor, teacher: Tensor, skew: float) -> Tensor:
-    """The terms of ``KL(q ‖ (1 − λ) p + λ q)``, of log-probabilities ``[*items, classes]``."""
+    """Return the terms of ``KL(q ‖ (1 − λ) p + λ q)``, of log-probabilities ``[*items, classes]``."""
     return skewed(student, teacher, skew)
 
 
@@ -46,11 +46,11 @@ def skew_kl(
 ) -> LossSum:
     """Skew KL divergence ``T² KL(p ‖ λ p + (1 − λ) q)`` of softened teacher p, student q, in nats, mean over items.
 
-    At most ``−T² log λ`` per item, even if the student rules out (``-inf``) a likely class of the teacher; gradients are
-    bounded too.
+    It is at most ``−T² log λ`` per item, even if the student rules out (``-inf``) a likely class of the teacher;
+    gradients are bounded too.
 
     Settings: ``skew``, λ, the teacher's share of the mixture; ``t2`` multiplies by the squared temperature.
-    Relations: ``kl`` at ``skew: 0``, and towards 0 as λ goes to 1.
+    Relations: ``kl`` at ``skew: 0``, and it approaches 0 as λ approaches 1.
 
     Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
@@ -72,11 +72,11 @@ def skew_reverse_kl(
 ) -> LossSum:
     """Skew reverse KL divergence ``T² KL(q ‖ (1 − λ) p + λ q)`` of softened teacher p, student q, in nats, mean over items.
 
-    At most ``−T² log λ`` per item, even if the teacher rules out (``-inf``) a class to which the student gives
+    It is at most ``−T² log λ`` per item, even if the teacher rules out (``-inf``) a class to which the student gives
     probability; such a class repels the student with a bounded gradient, whereas ``reverse_kl`` excludes it.
 
     Settings: ``skew``, λ, the student's share of the mixture; ``t2`` multiplies by the squared temperature.
-    Relations: ``reverse_kl`` at ``skew: 0``, and towards 0 as λ goes to 1.
+    Relations: ``reverse_kl`` at ``skew: 0``, and it approaches 0 as λ approaches 1.
 
     Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.

@@ -37,14 +37,14 @@ def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature
         given = f"{float(temperature):g}" if single else "one per item"
         raise SettingError(
             f"{owner}: temperature is {given}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-            "they cannot be softened again"
+            "they cannot be converted to another temperature"
         )
     logits = student.to(working_type(student))
     return (logits if teacher.temperature == 1 else logits / teacher.temperature).log_softmax(dim=-1)
 
 
 def likeliest(owner: str, teacher: SparseLogits, k: int, dtype: torch.dtype, *, with_rest: bool) -> Known:
-    """Return at most ``k`` of the known classes, the most likely ones; the others join the rest.
+    """Return at most ``k`` of the known classes, the most likely ones; the others are added to the rest.
 
     Raises: ``OutputsError`` for a sample, for a repeated class, and if the rest is needed but unknown.
     """
@@ -66,7 +66,7 @@ def likeliest(owner: str, teacher: SparseLogits, k: int, dtype: torch.dtype, *, 
 
 
 def _check_distinct(owner: str, ids: Tensor) -> None:
-    """Check on a CPU only: elsewhere it would wait for the device."""
+    """Raise ``OutputsError`` for a repeated class, on a CPU only: on other devices the check would wait."""
     if ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
     ordered = ids.sort(dim=-1).values

@@ -18,7 +18,7 @@ from kdplug_logits.sparse import likeliest, read_student
 _GROUP = 32
 """Number of neighbours that share one maximum."""
 _WORTH = 8
-"""With fewer groups than this per requested number, a full search is as fast."""
+"""With fewer groups per requested number than this, a full search is as fast."""
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,10 @@ def topk_rows(
     rest: str = "tail",
     t2: bool = True,
 ) -> Tensor:
-    """Closed form of ``topk``: ``Σ p · q − p`` at the k classes; the others share ``−p_rest`` by the student's rest."""
+    """Evaluate the closed form of ``topk``:
+
+    ``Σ p · q − p`` at the k classes; the others share ``−p_rest`` by the student's rest.
+    """
     if isinstance(teacher, SparseLogits):
         return _finite_from_sparse(student, teacher, k, rest, t2=t2)
     if k >= teacher.shape[-1]:
@@ -74,7 +77,7 @@ def topk_rows(
 
 
 def _with_tail(student: Tensor, teacher: Tensor, k: int) -> Tensor | None:
-    """Compute both rests as sums over the other classes; return ``None`` if one is too small for its precision."""
+    """Compute both rests as sums over the other classes; return ``None`` if one of them is too small for float32."""
     logits, ids = largest(teacher, k)
     (own, own_sums), (theirs, _) = softmax_of(student), softmax_of(teacher)
     known, own_known = theirs.gather(-1, ids), own.gather(-1, ids)
@@ -128,7 +131,7 @@ def rest_of(log_probs: Tensor, ids: Tensor) -> Tensor:
 
 
 def sparse_terms(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tensor | None, rest: Rest) -> Tensor:
-    """The terms, from log-probabilities at K classes, ``[*items, K]``, and of all others combined, ``[*items]``."""
+    """Return the terms from log-probabilities of K classes, ``[*items, K]``, and of the rest combined, ``[*items]``."""
     if rest == "tail" and their_rest is not None:
         theirs = torch.cat([theirs, their_rest.unsqueeze(-1)], dim=-1)
         own = torch.cat([own, own_rest.unsqueeze(-1)], dim=-1)
@@ -138,7 +141,7 @@ def sparse_terms(own: Tensor, theirs: Tensor, own_rest: Tensor, their_rest: Tens
 
 
 def topk_terms(student: Tensor, teacher: Tensor, k: int, rest: Rest) -> Tensor:
-    """The terms over the teacher's ``k`` most likely classes, of log-probabilities ``[*items, classes]``."""
+    """Return the terms over the teacher's ``k`` most likely classes, of log-probabilities ``[*items, classes]``."""
     if k >= teacher.shape[-1]:
         return kl_terms(student, teacher)
     theirs, ids = largest(teacher, k)
@@ -172,13 +175,14 @@ def topk(
 ) -> LossSum:
     """KL divergence over the ``k`` most likely classes of the softened teacher p, in nats, mean over items.
 
-    ``T² Σ_k p log(p / q)``, with q the student over all classes, and for the rest:
+    ``T² Σ_k p log(p / q)``, with q the student over all classes. ``rest`` sets the treatment of the other classes:
 
-    * ``tail``: plus ``p_rest log(p_rest / q_rest)``, all other classes as one. A divergence: 0 if both agree on the k
-      and on the rest.
-    * ``zero``: nothing. Not a divergence: it may be negative, and is least if the student gives the rest nothing.
-    * ``renorm_teacher``: the teacher's k are normalized to sum to 1, the student's are not. Least if the student gives the rest
-      nothing.
+    * ``tail`` adds ``p_rest log(p_rest / q_rest)``, with all other classes combined. This is a divergence: 0 if both
+      sides agree on the k classes and on the rest.
+    * ``zero`` adds nothing. This is not a divergence: it may be negative, and is smallest if the student gives the rest
+      no probability.
+    * ``renorm_teacher`` normalizes the teacher's k probabilities to sum to 1, but not the student's. The loss is
+      smallest if the student gives the rest no probability.
 
     A class that the teacher rules out (``-inf``) adds nothing; one that only the student rules out makes the value
     infinite.
@@ -186,9 +190,9 @@ def topk(
     If the teacher is a top-k cache, its most likely ``k`` classes are used. ``tail`` needs a cache with a tail, and the
     temperature must be that of the cache.
 
-    Settings: ``k``, the number of classes; ``rest``, the treatment of all others; ``t2`` multiplies by the squared
-    temperature.
-    Relations: ``kl`` with ``k`` at least the number of classes, for any ``rest``; with ``tail`` never above it.
+    Settings: ``k``, the number of classes; ``rest``, the treatment of all other classes; ``t2`` multiplies by the
+    squared temperature.
+    Relations: ``kl`` with ``k`` at least the number of classes, for any ``rest``; with ``tail`` it is never above ``kl``.
 
     Shapes: logits ``[*items, classes]``; temperature a number, a one-element tensor, ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive or not that of the

@@ -11,7 +11,7 @@ from kdplug_logits.divergence import divergence
 
 
 def tvd_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = True) -> Tensor:
-    """Closed form of ``tvd``: by the student's probability the derivative is ``½ sign(q − p)``."""
+    """Evaluate the closed form of ``tvd``: the derivative by the student's probability is ``½ sign(q − p)``."""
     temper_(temperature, student, teacher)
     own = student.softmax(dim=-1)
     gap = torch.sub(own, teacher.softmax(dim=-1), out=teacher)
@@ -21,7 +21,7 @@ def tvd_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t
 
 
 def tvd_terms(student: Tensor, teacher: Tensor) -> Tensor:
-    """``½ |p − q|`` of log-probabilities ``[*items, classes]``, class by class."""
+    """Return ``½ |p − q|`` of log-probabilities ``[*items, classes]``, class by class."""
     return (student.exp() - teacher.exp()).abs() / 2
 
 
@@ -32,8 +32,8 @@ def tvd(
 ) -> LossSum:
     """Total variation distance ``T² ½ Σ |p − q|`` of softened teacher p and student q, mean over items.
 
-    Without ``t2`` within [0, 1], symmetric, and finite whatever either side rules out (``-inf``). A student that is
-    confident of a mistake gets almost no gradient from it.
+    It is symmetric, finite even if either side rules out a class (``-inf``), and without ``t2`` within [0, 1]. A
+    confidently wrong student gets almost no gradient from it.
 
     Settings: ``t2`` multiplies by the squared temperature.
     Relations: half of ``uld`` if both sides rank the classes equally; at most ``√(kl / 2)`` (Pinsker) at temperature 1.

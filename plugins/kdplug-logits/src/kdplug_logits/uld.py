@@ -11,7 +11,10 @@ from kdplug_logits.shape import require_logits
 
 
 def uld_per_item(student: Tensor, teacher: Tensor) -> Tensor:
-    """``Σ |sorted p − sorted q|`` of probabilities ``[*items, classes]``, which may differ in classes, ``[*items]``."""
+    """Return ``Σ |sorted p − sorted q|``, ``[*items]``.
+
+    Shapes: probabilities ``[*items, classes]``, where the classes may differ in number.
+    """
     own, theirs = (side.sort(dim=-1, descending=True).values for side in (student, teacher))
     missing = own.shape[-1] - theirs.shape[-1]
     if missing > 0:
@@ -28,12 +31,13 @@ def uld(
     """Universal logit distance ``T² Σ |sorted p − sorted q|`` of softened teacher p and student q, mean over items.
 
     Both sides are sorted by size and the shorter one is padded with 0: class identity does not matter, so vocabularies
-    may differ. It also means that a student that is confident of another token has no distance.
+    may differ. A student that gives the same probabilities to different tokens therefore has a distance of 0.
 
-    Symmetric; finite whatever either side rules out (``-inf``). Items must be aligned already: the same piece of text.
+    It is symmetric, and finite even if either side rules out a class (``-inf``). Items must already be aligned to the
+    same piece of text.
 
-    Settings: ``t2`` multiplies by the squared temperature. The authors weight it by 1.5 next to the cross-entropy, at
-    temperature 1.
+    Settings: ``t2`` multiplies by the squared temperature. The authors add it with a weight of 1.5 to the
+    cross-entropy, at temperature 1.
     Relations: at most twice ``tvd``, and equal to that if both sides rank the classes equally.
 
     Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, one element,
@@ -41,7 +45,7 @@ def uld(
     Raises: ``ShapeError`` if items differ; ``SettingError`` if the temperature is not positive.
     Source: Boizard et al. 2024, arXiv:2402.12030; without T² the distance of TRL's GOLD trainer for a piece of text that is
     one token on each side. For a piece of several tokens GOLD, by default (``uld_token_merge_strategy: observed``), first
-    multiplies the distribution of the first token by the probabilities of the others; here none is changed.
+    multiplies the distribution of the first token by the probabilities of the others; here no distribution is changed.
     """
     require_logits("uld", student_logits, teacher_logits, classes=False)
     temperature = read_temperature("uld", temperature, student_logits)

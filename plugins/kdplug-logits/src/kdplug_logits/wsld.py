@@ -35,8 +35,8 @@ def wsld(
     """Weighted soft labels: cross-entropy of softened student under teacher, weighted by item, in nats, mean over items.
 
     ``T² w · (−Σ p log q)`` with ``w = 1 − exp(−CE(q, y) / CE(p, y))`` at temperature 1: an item on which the student is
-    already as good as the teacher counts at most ``1 − 1/e``, one on which it is better less. No gradient runs through w.
-    Its minimum for fixed w is the teacher's entropy, not 0.
+    as good as the teacher has a weight of at most ``1 − 1/e``, and less if the student is better. No gradient flows
+    through w. Its minimum for fixed w is the teacher's entropy, not 0.
 
     An item without a label (negative) is excluded and not counted. A class that the teacher rules out (``-inf``) adds
     nothing.

@@ -52,7 +52,7 @@ def attention_mse(
     """Mean squared error between attention maps over all valid pairs of tokens of every head.
 
     Without a mask, an entry at or below ``pad_below`` counts as padding and is set to 0 on its own side (TextBrewer's
-    rule; ``None`` turns it off). With a mask the rule is not applied.
+    rule; ``None`` disables it). With a mask the rule is not applied.
 
     Settings: ``pad_below``, threshold at or below which an entry is padding if there is no mask; ``null`` disables it.
 
@@ -137,7 +137,7 @@ def attention_ce(
 
     The mask selects rows (queries) and, within a row, keys; the softmax runs over all keys, including padded ones, unless
     they hold ``-inf`` or ``nan``. Without a mask, a key whose teacher value is at or below ``pad_below`` is excluded
-    (TextBrewer's rule; ``None`` turns it off). With a mask the rule is not applied.
+    (TextBrewer's rule; ``None`` disables it). With a mask the rule is not applied.
 
     Settings: ``inputs``, ``scores`` or ``probs``; ``pad_below``, threshold at or below which a teacher's value is
     padding if there is no mask; ``null`` disables it.

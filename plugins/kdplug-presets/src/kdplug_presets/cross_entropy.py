@@ -66,7 +66,7 @@ def _selected_entropies(
     *,
     pad_below: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Like ``_entropies``, excluding padded keys that are not finite.
+    """Compute the same as ``_entropies``, excluding padded keys that are not finite.
 
     On a CPU this runs only if the first result is not finite: the check costs one sum instead of two passes.
     """
@@ -120,7 +120,7 @@ def cross_entropy(
     below ``pad_below`` is excluded. A class that the teacher rules out (``-inf``) adds nothing, whatever the student's
     value.
 
-    Needs at least two axes: the first is processed in blocks.
+    At least two axes are needed: the first is processed in blocks.
     """
     rows, keys = selection or (None, None)
     with without_autocast(student):

@@ -70,7 +70,7 @@ class _Direct(torch.autograd.Function):
 
 
 def _products(over: Over, features: Tensor, difference: Tensor, scale: Tensor, token_bits: Tensor | None) -> Tensor:
-    """Valid tokens of ``features``, times ``difference`` over the axis that the loss does not sum over."""
+    """Return the valid tokens of ``features``, times ``difference`` over the axis that the loss does not sum over."""
     width = difference.shape[2] if over == "length" else features.shape[2]
     result = features.new_empty((*features.shape[:2], width))
     for block in cached_blocks(features):

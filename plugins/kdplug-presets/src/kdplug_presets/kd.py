@@ -13,7 +13,7 @@ from kdplug_presets.squared_distance import squared_distance
 
 
 def ce_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = False) -> Tensor:
-    """Closed form of ``ce``: the gradient is ``(q − p) / T``, times T² with ``t2``."""
+    """Evaluate the closed form of ``ce``: the gradient is ``(q − p) / T``, times T² with ``t2``."""
     _over(temperature, student, teacher)
     target = teacher.softmax(dim=-1)
     log_probs = student.log_softmax(dim=-1).clamp_(min=torch.finfo(student.dtype).min)
@@ -27,7 +27,7 @@ def ce_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2
 
 
 def mse_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float) -> Tensor:
-    """Closed form of ``mse``: the gradient is ``2 (s − t) / T²``, over the number of classes."""
+    """Evaluate the closed form of ``mse``: the gradient is ``2 (s − t) / T²``, over the number of classes."""
     difference = student.sub_(teacher)
     _over(temperature, difference)
     values: Tensor = torch.linalg.vector_norm(difference, dim=-1).square_() / student.shape[-1]

@@ -13,10 +13,10 @@ Pairs = list[tuple[int, int]]
 def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = False, round: bool = False) -> Pairs:  # noqa: A002
     """Student layer ``m`` of ``M`` learns from teacher layer ``m · N / M`` of ``N``: evenly spaced, last from last.
 
-    Settings: ``embeddings``, also match the embeddings' output; ``round``, use the nearest layer (the lower of two)
-    if ``N`` is not a multiple of ``M``.
-    Raises: ``ConfigError`` if the student has more layers, or ``N`` is not a multiple of ``M`` and ``round`` is off.
-    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351: every third of 12 layers for 4; as in
+    Settings: ``embeddings``, also match the embeddings' output; ``round``, use the nearest layer (the lower one of two
+    equally near) if ``N`` is not a multiple of ``M``.
+    Raises: ``ConfigError`` if the student has more layers, or ``N`` is not a multiple of ``M`` and ``round`` is false.
+    Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351: every third of 12 layers for 4 student layers; as in
     huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py, which matches hidden states with ``embeddings`` and
     requires ``N`` to be a multiple.
     """
@@ -30,10 +30,10 @@ def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: 
     The last layers are excluded because the logits, computed from them, are compared already: 6 of 12 layers learn from
     2, 4, 6, 8 and 10.
 
-    Settings: ``top``, match the last layers as well; ``round``, use the nearest layer (the lower of two) if ``N`` is
-    not a multiple of ``M``.
-    Raises: ``ConfigError`` if the student has more layers, ``N`` is not a multiple of ``M`` and ``round`` is off, or no
-    pair is left.
+    Settings: ``top``, match the last layers as well; ``round``, use the nearest layer (the lower one of two equally
+    near) if ``N`` is not a multiple of ``M``.
+    Raises: ``ConfigError`` if the student has more layers, ``N`` is not a multiple of ``M`` and ``round`` is false, or
+    no pair remains.
     Source: Sun et al. 2019 (PKD), arXiv:1908.09355; 6 of 12 as in intersun/PKD-for-BERT-Model-Compression,
     src/argument_parser.py, which counts layers from 0.
     """
@@ -46,7 +46,7 @@ def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pair
     6 of 12 layers learn from 7, 8, 9, 10 and 11.
 
     Settings: ``top``, match the last layers as well.
-    Raises: ``ConfigError`` if the student has more layers, or no pair is left.
+    Raises: ``ConfigError`` if the student has more layers, or no pair remains.
     Source: Sun et al. 2019 (PKD), arXiv:1908.09355.
     """
     _check_depths("last", student_layers, teacher_layers)
@@ -91,5 +91,5 @@ def _check_depths(owner: str, student_layers: int, teacher_layers: int) -> None:
 
 
 def _nearest(numerator: int, denominator: int) -> int:
-    """Round the fraction to the nearest integer, the lower of two, in integer arithmetic."""
+    """Round the fraction to the nearest integer, the lower one of two equally near, in integer arithmetic."""
     return -((denominator - 2 * numerator) // (2 * denominator))

@@ -20,7 +20,7 @@ _SINGLE = {torch.float32}
 def working_type(*tensors: Tensor) -> torch.dtype:
     """Return the floating-point type that holds all inputs, at least 32 bits.
 
-    Half precision cannot hold a count of elements above 65504, nor many sums.
+    Half precision cannot represent a count above 65504, nor many sums.
     """
     if {tensor.dtype for tensor in tensors} == _SINGLE:
         return torch.float32
@@ -47,7 +47,7 @@ def promoted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context in which ``torch.autocast`` does not affect the device of ``tensor``."""
+    """Return a context in which ``torch.autocast`` does not affect the device of ``tensor``."""
     device = tensor.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
@@ -67,7 +67,7 @@ def eager_on_cpu(tensor: Tensor) -> bool:
 
 
 def sparing_blocks(tensor: Tensor) -> Iterator[slice]:
-    """Yield slices of the first axis that cover it, small enough for temporary results not to matter."""
+    """Yield slices of the first axis that cover it, so small that temporary results need little memory."""
     return _slices(tensor, _SPARING)
 
 

@@ -13,7 +13,7 @@ Std = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 def linear(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Linear:
-    """A linear layer; weights drawn from N(0, ``std``²), bias 0.
+    """Build a linear layer with weights drawn from N(0, ``std``²) and bias 0.
 
     Settings: ``bias``, add a bias, initially 0; ``std`` of the normal distribution of the initial weights.
 
@@ -32,7 +32,7 @@ def linear(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> 
 
 
 def relu(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Sequential:
-    """A linear layer as in ``linear``, followed by a ReLU.
+    """Build a linear layer as in ``linear``, followed by a ReLU.
 
     Settings: ``bias``, add a bias, initially 0; ``std`` of the normal distribution of the initial weights.
 
@@ -44,7 +44,7 @@ def relu(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn
 
 
 def tanh(in_dim: int, out_dim: int, *, bias: bool = True, std: Std = 0.02) -> nn.Sequential:
-    """A linear layer as in ``linear``, followed by a hyperbolic tangent.
+    """Build a linear layer as in ``linear``, followed by a hyperbolic tangent.
 
     Settings: ``bias``, add a bias, initially 0; ``std`` of the normal distribution of the initial weights.
 

@@ -13,7 +13,7 @@ from kdplug_presets.shape import LOGITS, require_same
 
 
 def linear_decay(progress: float) -> float:
-    """1 at the start of the run, 0 at its end, linear in between. ``progress`` is clamped to [0, 1].
+    """Decay linearly from 1 at the start of the run to 0 at its end. ``progress`` is clamped to [0, 1].
 
     Source: TextBrewer ``linear_decay_weight_scheduler``, arXiv:2002.12620.
     """
@@ -21,7 +21,7 @@ def linear_decay(progress: float) -> float:
 
 
 def linear_growth(progress: float) -> float:
-    """0 at the start of the run, 1 at its end, linear in between. ``progress`` is clamped to [0, 1].
+    """Grow linearly from 0 at the start of the run to 1 at its end. ``progress`` is clamped to [0, 1].
 
     Source: TextBrewer ``linear_growth_weight_scheduler``, arXiv:2002.12620.
     """
@@ -29,7 +29,7 @@ def linear_growth(progress: float) -> float:
 
 
 def linear_warmup(progress: float, *, share: Annotated[float, Field(gt=0, le=1)]) -> float:
-    """0 at the start of the run, 1 from the fraction ``share`` of it on, linear in between.
+    """Grow linearly from 0 at the start of the run to 1 at the fraction ``share`` of it, then stay at 1.
 
     Settings: ``share``, the fraction of the run after which the weight is full: 20 of 240 epochs are 0.0833.
     Relations: ``linear_growth`` at ``share: 1``.

@@ -17,14 +17,14 @@ Axes = dict[int, tuple[str, ...]]
 
 
 def written(tensor: Tensor) -> str:
-    """The shape as ``[2, 4, 8]``."""
+    """Return the shape as ``[2, 4, 8]``."""
     return str(list(tensor.shape))
 
 
 def require_tensor(owner: str, side: str, value: object) -> Tensor:
     """Return ``value`` as one tensor.
 
-    Raises: ``ShapeError`` for a tuple, which a list of layers gives.
+    Raises: ``ShapeError`` for a tuple, which results from a list of layers.
     """
     if isinstance(value, Tensor):
         return value

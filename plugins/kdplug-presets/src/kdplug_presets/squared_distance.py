@@ -63,7 +63,7 @@ def squared_distance(
     """Return the sum over all elements of ``(student - teacher)²``, a scalar of at least 32 bits.
 
     ``value_bits`` (see ``shape.bits``; the student's first axis, the others broadcast) select elements; an element at or
-    below ``pad_below`` is set to 0 on its own side. Needs at least one axis.
+    below ``pad_below`` is set to 0 on its own side. At least one axis is needed.
     """
     with without_autocast(student):
         result: Tensor = _SquaredDistance.apply(student, teacher.detach(), value_bits, pad_below)  # type: ignore[no-untyped-call]

@@ -38,7 +38,7 @@ def _read(owner: str, teacher_logits_list: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check_classes(owner: str, logits: Tensor) -> None:
-    """Raise ``OutputsError`` for a single class: its softmax is 1 whatever its logit is."""
+    """Raise ``OutputsError`` for a single class, whose softmax is always 1."""
     if logits.shape[-1] == 1:
         raise OutputsError(
             f"{owner}: compares the teachers' probabilities, and logits with one class have none. Use mean_logits or weighted"
@@ -46,7 +46,7 @@ def _check_classes(owner: str, logits: Tensor) -> None:
 
 
 def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
-    """The mean of the logits, whose softmax is the normalized geometric mean of the teachers' distributions.
+    """Return the mean of the logits, whose softmax is the normalized geometric mean of the teachers' distributions.
 
     A teacher with large logits dominates. A class that any teacher rules out (``-inf``) is ruled out.
 
@@ -63,7 +63,7 @@ def mean_logits(teacher_logits_list: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | float = 1.0) -> Tensor:
-    """Logits whose softmax at the temperature is the mean of the teachers' softened distributions.
+    """Return logits whose softmax at the temperature is the mean of the teachers' softened distributions.
 
     That is ``temperature · log(mean softmax(logits / temperature))``: divided by the same temperature and softmaxed they
     give the arithmetic mean. Each teacher has equal influence, regardless of the size of its logits; a class is ruled
@@ -84,9 +84,9 @@ def mean_probs(teacher_logits_list: Sequence[Tensor], temperature: Tensor | floa
 
 
 def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tensor:
-    """The weighted mean of the logits. The weights are divided by their sum.
+    """Return the weighted mean of the logits. The weights are divided by their sum.
 
-    A teacher of weight 0 is not read, whatever its logits hold.
+    A teacher of weight 0 is not read, so its logits may hold any values.
 
     Settings: ``weights``, one per teacher, in the order of the teachers.
 
@@ -108,7 +108,7 @@ def entropy_gate(
     *,
     gate_temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0,
 ) -> Tensor:
-    """A mean of the logits, weighted item by item: more confident teachers count more.
+    """Return a mean of the logits, weighted per item: more confident teachers get more weight.
 
     The weights of an item are ``softmax(-entropy / gate_temperature)`` over the teachers, with the entropy of each
     teacher's ``softmax(logits)`` in nats. A high ``gate_temperature`` approaches ``mean_logits``, a low one selects the
@@ -134,17 +134,17 @@ def select(
     *,
     index: Annotated[int, Field(ge=0)] | None = None,
 ) -> Tensor:
-    """The logits of one teacher: always the same one, or per item the one most confident in the label.
+    """Return the logits of one teacher: always the same one, or per item the one most confident in the label.
 
     Without ``index`` that is the teacher whose ``softmax(logits)`` is highest at the label or, for an item without a
     label (negative), at any class. Ties go to the first teacher. Teachers that are not selected do not affect the
-    result, whatever their logits hold.
+    result, even if their logits are not finite.
 
     Settings: ``index``, the teacher for every item, from 0; without it, the label decides.
 
     Shapes: logits ``[*items, classes]`` each, labels ``[*items]``; the result has the shape of the logits.
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if there is no such teacher; ``OutputsError`` if there are
-    no labels, or only one class, to decide by.
+    no labels to decide by, or only one class.
     Source: definition; weighting teachers by their confidence in the label: Zhang et al. 2022, arXiv:2201.00007.
     """
     teachers = _read("select", teacher_logits_list)

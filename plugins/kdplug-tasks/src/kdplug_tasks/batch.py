@@ -32,7 +32,7 @@ class Examples(Dataset[Any]):
 
 
 def features(outputs: Any) -> dict[str, Any]:
-    """``hidden`` and ``attention``, if the model returned them.
+    """Return ``hidden`` and ``attention``, if the model returned them.
 
     A feature map ``[batch, channels, height, width]`` becomes a sequence of positions ``[batch, positions, channels]``.
     """
@@ -51,8 +51,8 @@ class Batch(Mapping[str, Tensor]):
 
     ``is_generated`` is true for a batch that the student generated, which has no labels.
 
-    Given labels, transformers models compute a loss themselves, and for most of them it is undefined for a batch
-    without labels. So adaptors compute the losses.
+    Given labels, transformers models compute a loss themselves, which for most models is undefined for a batch without
+    labels. Therefore adaptors compute the losses.
     """
 
     def __init__(

@@ -52,8 +52,8 @@ def causal_lm(
     one that continues a document. ``kdplug plan`` shows the tokens of one document.
 
     The student may have a different vocabulary, from the tokenizer in its folder or from ``student_tokenizer``. Teacher
-    and student then tokenize the same texts separately, and logits are compared at the positions where both have read the
-    same characters. This needs a loss that is declared ``across_vocabularies``, and excludes matches. Perplexities
+    and student then tokenize the same texts separately, and logits are compared at the positions up to which both cover
+    the same characters. This needs a loss that is declared ``across_vocabularies``, and excludes matches. Perplexities
     over different vocabularies are not comparable, so the metric is bits per byte of text.
 
     Settings: ``data``, the files or dataset with the texts; ``teacher``, the teacher model; ``student``, the student model;
@@ -62,14 +62,14 @@ def causal_lm(
     ``max_length``, maximum tokens in an example; ``prompts``, whether rows have a prompt and a completion, in which
     case only the completion counts; ``packing``, whether rows are concatenated and cut into examples of full length, by
     default true unless there are prompts; ``add_bos_token``, whether each document begins with the tokens that the
-    tokenizer puts before a text, or with its BOS if it puts none, by default whatever the tokenizer does; ``factored``,
+    tokenizer adds before a text, or with its BOS if it adds none, by default as the tokenizer does; ``factored``,
     whether models return the factors of their logits instead of the logits, so that the logits of a training or test
     batch are never held in memory at once; ``generate``, the share of batches that the student generates itself,
     ``{fraction: 0.5, max_new_tokens: 64}``; ``documents``, how plain text files are divided: ``whole`` (a file is one
     running text, blank lines included, without end tokens), ``blank_line`` (blank lines separate documents), ``line``
     (each line is a document), or any other text, which is then the separator. The text of a document is kept as it is.
-    The default is ``whole``, as in the examples of transformers and the usual perplexity of a text file, and
-    because an end token between paragraphs is wrong for most teachers: that of a chat model ends a turn, and no text
+    The default is ``whole``, as in the examples of transformers and the usual perplexity of a text file, and because an
+    end token between paragraphs is wrong for most teachers: the end token of a chat model ends a turn, and no text
     follows it.
     """
     is_packed = not prompts if packing is None else packing

@@ -100,7 +100,7 @@ class Identified(Dataset[Any]):
 
 
 def _column(column: Sequence[Any]) -> str:
-    """Return a checksum of text, numbers, bytes or arrays; for other objects, such as decoded images, their count."""
+    """Return a checksum of text, numbers, bytes or arrays; for other objects, such as images, their number."""
     if isinstance(column, numpy.ndarray):
         return f"{_marked(column, 0):08x}"
     if len(column) and not isinstance(column[0], _PLAIN):

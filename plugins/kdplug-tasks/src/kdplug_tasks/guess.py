@@ -92,7 +92,7 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
 
 
 def _parts(data: Path) -> tuple[Path, str | float, str]:
-    """Return the training data, the test data, and where the latter come from."""
+    """Return the training data, the test data, and the origin of the test data."""
     if data.is_dir():
         inside = sorted(one for one in data.iterdir() if one.stem == "train")
         if len(inside) > 1:
@@ -112,7 +112,7 @@ def _recognized(file: Path, changed: int) -> Recognized | None:  # noqa: ARG001 
 
 
 def recognized(table: Table) -> Recognized | None:
-    """Return the task whose columns a table has; ``None`` if it is no task of this plugin."""
+    """Return the task whose columns a table has; ``None`` if no task of this plugin matches."""
     columns = {name: list(islice(column, _ROWS)) for name, column in table.columns.items()}
     if "image" in columns and "label" in columns:
         return Recognized("image-classification", {}, ["columns image and label: one class for each image"], {})
@@ -146,7 +146,7 @@ def _texts(columns: Mapping[str, list[Any]]) -> Recognized | None:
 
 
 def _kind(values: list[Any], *, is_pair: bool) -> tuple[str, str]:
-    """Return the task for the values of a target column, and what they are."""
+    """Return the task for the values of a target column, and a description of the values."""
     given = [value for value in values if value not in (None, "")]
     if any(isinstance(value, (list, tuple)) for value in given):
         return "multi-label", "holds lists of labels"
@@ -177,7 +177,7 @@ def _mean_words(values: list[Any]) -> float:
 
 
 def _numbers(values: list[str]) -> list[float]:
-    """Return the values as numbers; empty if one of them is no number."""
+    """Return the values as numbers; empty if one of them is not a number."""
     try:
         return [float(value) for value in values]
     except ValueError:
@@ -200,7 +200,7 @@ def _models(teacher: str, task: str, max_length: int | None) -> tuple[dict[str, 
         limit = positions(text_part(config, "--teacher"))
         if limit is not None and limit < max_length:
             settings["max_length"] = limit
-            reasons.append(f"max_length: {limit}, the most that the teacher takes")
+            reasons.append(f"max_length: {limit}, the maximum of the teacher")
     built = (getattr(config, "architectures", None) or [""])[0]
     if config is not None and not built.endswith(_ARCHITECTURES[task]):
         found["train"] = True

@@ -62,7 +62,7 @@ class ModelTask:
         self.family.reads = reads
 
     def check(self) -> None:
-        """Read all data, build both configs and check that they fit together. Raises: ``ConfigError``."""
+        """Read all data, build both configs and check that they are compatible. Raises: ``ConfigError``."""
         self._source  # noqa: B018  reads the data
         self.family.check()
         for part in ("distillation", "baseline", "test"):
@@ -130,7 +130,7 @@ class ModelTask:
 
     @property
     def vocabulary_difference(self) -> str:
-        """Describes how the student's vocabulary differs from the teacher's; empty if they share one."""
+        """Description of how the student's vocabulary differs from the teacher's; empty if they share one."""
         self._source  # noqa: B018  determines the tokenizers
         if not isinstance(self.problem, Spanning) or not self.problem.spans_vocabularies:
             return ""
@@ -146,7 +146,7 @@ class ModelTask:
         return self.problem.review_teacher(outputs) if isinstance(self.problem, Reviewing) else ()
 
     def review_data(self) -> Iterable[tuple[str, str]]:
-        """Yield a setting and a warning about it, for data that are probably unintended."""
+        """Yield a setting and a warning about it, for probably unintended properties of the data."""
         return self.problem.review_data(self._source) if isinstance(self.problem, ReviewingData) else ()
 
     @property

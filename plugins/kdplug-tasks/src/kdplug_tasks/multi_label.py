@@ -34,7 +34,7 @@ def multi_label(
     """Predict any number of classes for each text: keywords, emotions, kinds of abuse.
 
     Columns: ``text`` and ``labels``, a list, or text split at ``separator``; empty text means no class. Metrics: micro
-    F1, macro F1, and the share of rows with every class right. A class is predicted if its logit is above 0. Classes
+    F1, macro F1, and the share of rows with all classes correct. A class is predicted if its logit is above 0. Classes
     are not exclusive, so the kd loss should not take a softmax over them.
 
     Settings: ``data``, the files or dataset with the rows; ``teacher``, the teacher model; ``student``, the student

@@ -44,7 +44,7 @@ class Problem(Protocol):
     def settle(self, source: Source, family: Family) -> None:
         """Determine classes and tokenizer from the data and a trained teacher.
 
-        Sets ``family.changes`` and ``family.from_scratch``, and checks that the models fit.
+        Sets ``family.changes`` and ``family.from_scratch``, and checks that the models match the data.
 
         Raises: ``ConfigError``.
         """
@@ -74,7 +74,7 @@ class Problem(Protocol):
         ...
 
     def about(self) -> str:
-        """Describe the classes, or how texts are cut."""
+        """Describe the classes, or how texts are divided."""
         ...
 
     def save(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ class Sampling(Protocol):
 
 @runtime_checkable
 class Reviewing(Protocol):
-    """A problem that can detect data that a trained teacher was not made for."""
+    """A problem that can detect data unlike those that a trained teacher was trained on."""
 
     def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:
         """Yield a setting and a warning about it, from the teacher's outputs on the first batches."""
@@ -107,7 +107,7 @@ class Reviewing(Protocol):
 
 @runtime_checkable
 class ReviewingData(Protocol):
-    """A problem that can detect what is valid in its data but probably unintended."""
+    """A problem that can detect valid but probably unintended properties of its data."""
 
     def review_data(self, source: Source) -> Iterable[tuple[str, str]]:
         """Yield a setting and a warning about it. Used after ``settle``."""

@@ -33,7 +33,7 @@ def token_classification(
 
     Columns: ``tokens`` and ``tags``, lists, or text split at whitespace. In a CoNLL-U file these are FORM and UPOS
     unless ``data.columns`` names others. In other CoNLL files they are the first and last column unless
-    ``data.columns`` gives column numbers. The prediction for a word is that for its first sub-word; losses on logits
+    ``data.columns`` gives column numbers. The prediction for a word is the one for its first sub-word; losses on logits
     use only first sub-words. Metrics: accuracy over words and, if tags are in IOB1, IOB2, BIOES or BILOU, entity F1,
     precision and recall.
 

@@ -1,4 +1,4 @@
-"""Teacher logits stored whole, in fewer bits."""
+"""Teacher logits stored in full, in fewer bits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Dense:
         self.dtype = dtype
 
     def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  no shared data
-        """Nothing."""
+        """Return no tensors."""
         return {}
 
     def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  neither is used

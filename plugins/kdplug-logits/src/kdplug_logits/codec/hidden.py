@@ -13,7 +13,7 @@ from kdplug_logits.codec.packing import dtype_of, largest_error, part_of
 
 
 class Hidden:
-    """Stores the last hidden state of each valid item, and the teacher's head once: the whole distribution, exactly.
+    """Stores the last hidden state of each valid item, and the teacher's head once: the full distribution.
 
     The teacher's adaptor must return ``kdplug.FactoredLogits(hidden, head.weight, head.bias)`` as ``logits``. At width
     4096 and bfloat16 an item takes 8,192 bytes, where 152,000 logits take 304,000. Decoding returns ``FactoredLogits``,

@@ -62,9 +62,9 @@ _RULED_OUT = 255
 def quantize(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """Return codes, and the highest and lowest finite value of each row, between which the codes interpolate.
 
-    The steps are those of the square root of the distance from the highest value: the more likely a class, the finer.
-    With R the distance between the two, a value is off by at most ``R · u / 254 + R / 508²``, where u is the square
-    root of its share of that distance: ``R / 253`` at the least likely class and next to nothing at the most likely.
+    The steps are those of the square root of the distance from the highest value: the more likely a class, the smaller
+    the step. With R the distance between the two, a value is off by at most ``R · u / 254 + R / 508²``, where u is the
+    square root of its share of that distance: ``R / 253`` at the least likely class and almost 0 at the most likely.
     Rounding the two bounds to float16 adds to that.
 
     Shapes: ``[n, K]`` to uint8 ``[n, K]`` and float16 ``[n, 2]``. Code 255 is ``-inf``.

@@ -39,14 +39,14 @@ class Sampled:
         self.seed = seed
 
     def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  no shared data
-        """Nothing."""
+        """Return no tensors."""
         return {}
 
     def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:
         """Return the drawn classes, each once, with their counts.
 
         Shapes: ``[n, classes]``.
-        Raises: ``SettingError`` for logits that hold nan or +inf, or nothing finite.
+        Raises: ``SettingError`` for logits with nan or +inf, or without any finite value.
         """
         require_known(logits)
         classes = logits.shape[-1]

@@ -34,14 +34,14 @@ class TopkTail:
         self.bits = bits
 
     def shared(self, logits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002  no shared data
-        """Nothing."""
+        """Return no tensors."""
         return {}
 
     def encode(self, logits: Tensor, *, temperature: float, seed: int) -> Encoded:  # noqa: ARG002  no draws
         """Return ids, log-probabilities and tail.
 
         Shapes: ``[n, classes]``.
-        Raises: ``SettingError`` for logits that hold nan or +inf, or nothing finite.
+        Raises: ``SettingError`` for logits with nan or +inf, or without any finite value.
         """
         require_known(logits)
         top = SparseLogits.top(logits, self.k, temperature)

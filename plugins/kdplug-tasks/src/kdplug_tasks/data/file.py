@@ -186,7 +186,7 @@ def _separated(  # noqa: PLR0917  the settings of one file
 
 
 def _check_delimiter(name: str, table: Table) -> None:
-    """Raise ``ConfigError`` for the name of a single column that holds another separator than the one in use."""
+    """Raise ``ConfigError`` for the name of a single column that contains a separator other than the one in use."""
     found = next((mark for mark in (";", "\t", "|", ",") if mark in name), None)
     if found is not None:
         shown = json.dumps(found)

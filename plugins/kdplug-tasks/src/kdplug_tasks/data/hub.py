@@ -51,7 +51,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
 
 
 _SECONDS = 5.0
-"""Time in which the hub must answer."""
+"""Seconds in which the hub must respond."""
 
 
 def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
@@ -72,7 +72,7 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
         reason = f"the hub cannot be reached ({constants.ENDPOINT})"
     else:
         return
-    raise kdplug.ConfigError(f"{name[:200]!r} is no folder here, and {reason}", field=field)
+    raise kdplug.ConfigError(f"{name[:200]!r} is not a folder here, and {reason}", field=field)
 
 
 def _is_reachable(endpoint: str) -> bool:
@@ -85,7 +85,7 @@ def _is_reachable(endpoint: str) -> bool:
 
 @cache
 def _ask(endpoint: str) -> None:
-    """Request the hub's address; any answer will do. Only an answer is cached."""
+    """Request the hub's address; any response is sufficient. Only a response is cached."""
     from huggingface_hub import get_session
 
     get_session().head(endpoint, timeout=_SECONDS)
@@ -133,7 +133,7 @@ def _loaded(settings: DataSettings, split: str) -> Any:
 
 
 def _encoded(found: Any) -> Any:
-    """Return the rows with images as bytes or paths: decoding would choose the format by content, whatever it is."""
+    """Return the rows with images as bytes or paths: decoding would accept every format, detected from the content."""
     from datasets import Image
 
     for name, feature in found.features.items():

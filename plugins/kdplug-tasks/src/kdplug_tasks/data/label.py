@@ -47,7 +47,7 @@ class Labels:
     from 0, instead of names; ``untrained``: classes that occur in the test part but not in the training part;
     ``single``: classes with one row of the training data; ``like_missing``: classes found in the data whose name is that of
     a missing value in some program;
-    ``origin``: a sentence for errors about where the names are from, and how to have others.
+    ``origin``: a sentence for errors about the origin of the names, and how to change them.
     """
 
     names: tuple[str, ...]
@@ -101,7 +101,8 @@ class Labels:
     def settled(self, seen: Sequence[Written]) -> Labels:
         """Return the same classes with ``by_number`` set from the labels ``seen``: all are names, or all are numbers.
 
-        So no two labels can mean the same class. Labels are read as class numbers only if no class name is a number.
+        Therefore no two labels can mean the same class. Labels are read as class numbers only if no class name is a
+        number.
 
         Raises: ``ConfigError`` for the first label that is neither.
         """
@@ -184,7 +185,7 @@ class Labels:
             message = f"unknown label {one.text!r}.{near} The labels are {self._shown}"
         if others:
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-            message += f". The same is wrong with {', '.join(map(repr, others[:_SHOWN]))}{more}"
+            message += f". The same applies to {', '.join(map(repr, others[:_SHOWN]))}{more}"
         return one.table.error(message + self.origin, one.row)
 
 
@@ -301,7 +302,7 @@ def _named(
 
 
 def _about_head(teacher: Any) -> str:
-    """Return a sentence about the head of a teacher whose outputs do not fit the data."""
+    """Return a sentence about the head of a teacher whose outputs do not match the data."""
     classes = [str(one) for one in getattr(teacher, "architectures", None) or ()]
     fix = "Write teacher: {path: …, train: true} to train one for these labels"
     if classes and not any("Classification" in name for name in classes):
@@ -310,13 +311,14 @@ def _about_head(teacher: Any) -> str:
 
 
 def _check_spellings(train: Mapping[str, Written]) -> None:
-    """Raise ``ConfigError`` if two labels are one number or truth value, or look the same, but are written differently."""
+    """Raise ``ConfigError`` if two labels are equal as numbers or truth values, or look equal, but differ as text."""
     found: dict[str, str] = {}
     for text, one in train.items():
         other = found.setdefault(_meaning(text), text)
         if other != text:
             raise one.table.error(
-                f"the label {text!r} is {other!r} written another way, and would become a separate class. Write both in the same way",
+                f"the label {text!r} is {other!r} written differently, and would become a separate class. "
+                "Write both in the same way",
                 one.row,
             )
 

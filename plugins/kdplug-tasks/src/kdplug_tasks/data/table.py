@@ -42,7 +42,7 @@ class Table:
 
     ``classes`` are the names of integer labels by column, if the source has them; ``rows`` are the row numbers in the
     origin, ``None`` if all its rows are here; ``documents`` is how a plain text file was divided into rows, ``None`` if
-    the origin is no such file; ``lines`` are the lines on which the rows of the origin begin, empty if unknown.
+    the origin is not such a file; ``lines`` are the lines on which the rows of the origin begin, empty if unknown.
     """
 
     origin: str
@@ -55,7 +55,7 @@ class Table:
 
     @property
     def is_running(self) -> bool:
-        """True if the rows are stretches of one running text, after which nothing ends."""
+        """True if the rows are parts of one running text, which have no end tokens."""
         return self.documents == WHOLE
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ class Table:
         return kdplug.ConfigError(f"{where}: {message}", field=self.field)
 
     def place(self, row: int) -> str:
-        """Return ``row 3 of train.csv (line 4)``, counted from 1 in the origin; the line only if it differs."""
+        """Return ``row 3 of train.csv (line 4)``, counted from 1 in the origin; the line only if it is different."""
         own = row if self.rows is None else self.rows[row]
         line = self.lines[own] if self.lines else own + 1
         return f"row {own + 1} of {self.origin}{'' if line == own + 1 else f' (line {line})'}"

@@ -98,7 +98,10 @@ class Images:
                 )
 
     def examples(self, table: Table, *, optional: bool) -> Pictures:
-        """Return images and classes. Checks that all files exist; their content is checked when they are read."""
+        """Return images and classes.
+
+        All files are checked to exist; their content is checked when they are read.
+        """
         for row, cell in enumerate(table.columns["image"]) if _holds_paths(table) else ():
             if not isinstance(cell, str):
                 raise table.error(f"the image must be a path, as in row 1, got {type(cell).__name__}", row)
@@ -138,7 +141,7 @@ class Images:
         return self.target.figures(torch.cat(logits), torch.cat(targets))
 
     def review_data(self, source: Source) -> Iterable[tuple[str, str]]:
-        """Yield warnings of the classes."""
+        """Yield warnings about the classes."""
         return self.target.review(source.train)
 
     def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:

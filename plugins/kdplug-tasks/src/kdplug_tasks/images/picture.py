@@ -14,7 +14,7 @@ from kdplug_tasks.data.table import Table
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-"""Formats to open, whatever the extension: PIL passes PostScript, which is a program, to Ghostscript."""
+"""Formats to open, regardless of the extension: PIL passes PostScript, which is a program, to Ghostscript."""
 
 
 def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndarray:
@@ -69,7 +69,7 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
 def check_range(table: Table) -> None:
     """Raise ``ConfigError`` if all images of a column are integers of at most 1.
 
-    Integers are read in the range 0 to 255, so these images would all be black.
+    Integers have the range 0 to 255, so these images would all be nearly black.
     """
     cells = table.columns["image"]
     if all(isinstance(cell, (list, numpy.ndarray)) and _is_binary(cell) for cell in cells):

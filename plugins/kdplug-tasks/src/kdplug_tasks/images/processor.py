@@ -25,9 +25,9 @@ class ImageProcessor:
 
     @classmethod
     def find(cls, family: Family, channels: int, size: int | None) -> ImageProcessor:
-        """Load the teacher's, or return one that resizes to ``size`` (default 224) and scales pixels to [-1, 1].
+        """Load the teacher's processor, or make one that resizes to ``size`` (default 224) and scales to [-1, 1].
 
-        Raises: ``ConfigError`` if the teacher's cannot be loaded.
+        Raises: ``ConfigError`` if the teacher's processor cannot be loaded.
         """
         from transformers import ViTImageProcessorPil
 
@@ -67,7 +67,7 @@ def reads_as_saved(path: str) -> bool:
 
 
 def size_of(config: Any) -> int | None:
-    """Return the height and width of a model's input, ``None`` if its config does not fix it, as a ResNet's."""
+    """Return the height and width of a model's input, ``None`` if its config does not set it, as for a ResNet."""
     size = getattr(config, "image_size", None)
     found = size[0] if isinstance(size, (list, tuple)) else size
     return int(found) if found else None

@@ -61,14 +61,14 @@ def _results(results: Mapping[str, Any]) -> str:
 
 
 def _code(text: str) -> str:
-    """Return ``text`` on one line as code that a backtick in it does not end."""
+    """Return ``text`` on one line as inline code, even if it contains backticks."""
     line = " ".join(text.split())
     ticks = _ticks(line, fewest=1)
     return f"{ticks}{line}{ticks}" if len(ticks) == 1 else f"{ticks} {line} {ticks}"
 
 
 def _ticks(text: str, *, fewest: int) -> str:
-    """Return more backticks than ``text`` holds in a row."""
+    """Return more backticks than any sequence of backticks in ``text`` has."""
     return "`" * max([fewest, *(len(run) + 1 for run in re.findall("`+", text))])
 
 

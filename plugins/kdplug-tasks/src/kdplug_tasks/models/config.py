@@ -34,7 +34,7 @@ def load_config(path: str, field: str) -> Any:
 
 
 def check_path(path: str, field: str) -> None:
-    """Reject a path that is no folder and no name that transformers can find on the hub or in its cache.
+    """Reject a path that is neither a folder nor a name that transformers can find on the hub or in its cache.
 
     Raises: ``ConfigError``.
     """
@@ -122,7 +122,7 @@ def _made(kind: Any, kept: Mapping[str, Any], given: Mapping[str, Any], field: s
 def check_problem(teacher: Any, wanted: str) -> None:
     """Check a trained teacher's config (``None`` if its head is not trained) against a transformers ``problem_type``.
 
-    Raises: ``ConfigError`` if the head was trained for another problem, so that its outputs have another meaning.
+    Raises: ``ConfigError`` if the head was trained for another problem, so that its outputs have a different meaning.
     """
     found = getattr(teacher, "problem_type", None)
     if found is not None and found != wanted:

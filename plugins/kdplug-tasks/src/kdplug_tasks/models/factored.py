@@ -24,7 +24,7 @@ class Heads:
 
     @contextmanager
     def multiplied_out(self) -> Iterator[None]:
-        """Inside the block, models return ordinary logits."""
+        """Make models return ordinary logits within the block."""
         before, self.are_left_out = self.are_left_out, False
         try:
             yield

@@ -34,8 +34,8 @@ from kdplug_tasks.models.weights import check_size, check_sums, check_weights, u
 def quiet() -> Iterator[None]:
     """Disable transformers' progress bars and warnings inside the block.
 
-    A run shows its own progress. The report of weights that were not loaded lists a head that is new on purpose;
-    ``check_weights`` raises an error for any other.
+    A run shows its own progress. The report of weights that were not loaded lists a head that is intentionally new;
+    ``check_weights`` raises an error for any other new weight.
     """
     from transformers.utils import logging
 
@@ -93,7 +93,7 @@ class Family:
 
     @cached_property
     def teacher_config(self) -> Any:
-        """The teacher's config, changed to fit the data if the teacher is trained on them.
+        """The teacher's config, adapted to the data if the teacher is trained on them.
 
         Raises: ``ConfigError``.
         """
@@ -233,7 +233,7 @@ class Family:
 
     @contextmanager
     def multiplied_out(self) -> Iterator[None]:
-        """Inside the block, both models return ordinary logits."""
+        """Make both models return ordinary logits within the block."""
         with nullcontext() if self.heads is None else self.heads.multiplied_out():
             yield
 
@@ -241,7 +241,7 @@ class Family:
         """Configure a model to return what the objective reads and to ignore inputs that it does not accept."""
         self._sides[model] = side
         for config in {id(one.config): one.config for one in model.modules() if hasattr(one, "config")}.values():
-            config.return_dict = True  # adaptors read outputs by name, whatever the saved config has
+            config.return_dict = True  # adaptors read outputs by name, regardless of the saved config
         model.config.output_hidden_states = "hidden" in self.reads
         model.config.output_attentions = "attention" in self.reads
         if hasattr(model.config, "use_cache"):
@@ -266,7 +266,7 @@ class Family:
 
 @contextmanager
 def _below(*path: str) -> Iterator[None]:
-    """Prefix the setting that an error inside the block names with ``path``."""
+    """Prepend ``path`` to the setting that an error in the block names."""
     try:
         yield
     except kdplug.ConfigError as error:
@@ -274,7 +274,7 @@ def _below(*path: str) -> Iterator[None]:
 
 
 _SWITCHES = {"output_hidden_states": False, "output_attentions": False, "use_cache": True}
-"""Config keys that a run sets, and the values they are saved with."""
+"""Config keys that a run sets, and the values with which they are saved."""
 
 
 def _without_token_types(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:  # noqa: ARG001

@@ -32,7 +32,7 @@ def layers_path(model: nn.Module) -> str:
 
 
 def embeddings_path(model: nn.Module) -> str:
-    """Return the path of the embedding module, with position embeddings and the like: ``bert.embeddings``.
+    """Return the path of the embedding module, which also holds position embeddings: ``bert.embeddings``.
 
     This is the parent of the input embeddings, or the input embeddings alone if their parent also holds the layers.
     """

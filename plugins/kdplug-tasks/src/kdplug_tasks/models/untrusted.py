@@ -132,7 +132,10 @@ def check_tokenizer_class(path: str, field: str) -> None:
 
 
 def check_image_processor_class(path: str, field: str) -> None:
-    """Raise ``ConfigError`` if a folder's ``image_processor_type`` is not one: transformers loads any class."""
+    """Raise ``ConfigError`` if a folder's ``image_processor_type`` is not an image processor.
+
+    Transformers would load any class.
+    """
     from transformers.models.auto.image_processing_auto import get_image_processor_config
 
     settings = get_image_processor_config(path)

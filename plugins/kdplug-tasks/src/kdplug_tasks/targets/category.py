@@ -21,7 +21,7 @@ _PROBLEM = "single_label_classification"
 
 
 class Category:
-    """A class for each row. ``names``, if given, are the classes in output order."""
+    """A class for each row. ``names``, if given, are the classes in the order of the outputs."""
 
     columns: tuple[str, ...] = ("label",)
     metric = "accuracy"
@@ -55,7 +55,7 @@ class Category:
         return {"accuracy": float(accuracy_score(true, predicted)), "macro_f1": float(macro)}
 
     def review(self, train: Table) -> Iterator[tuple[str, str]]:
-        """Yield warnings of the classes."""
+        """Yield warnings about the classes."""
         return self.labels.review(train)
 
     def about(self) -> str:
@@ -80,11 +80,11 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor) -> LossSum:
 
 
 _WITHIN, _DISTINCT = 2.0, 6.0
-"""Standard deviations: an accuracy this near to chance is noise; a perfect teacher must be this far from it to judge."""
+"""Standard deviations from chance: an accuracy within the first is noise; a perfect teacher must reach the second."""
 
 
 def review_accuracy(outputs: Iterable[Outputs]) -> Iterator[tuple[str, str]]:
-    """Yield a warning if a trained teacher is right no more often than the most frequent class occurs, up to noise.
+    """Yield a warning if a trained teacher predicts no better than the most frequent class, up to noise.
 
     Yield nothing if there are too few labels to judge, or outputs without class labels.
     """

@@ -45,7 +45,7 @@ _PROBLEM = "regression"
 
 
 class Score:
-    """A number for each row, fitted by a model's single output with squared error."""
+    """A number for each row, predicted by a model's single output with squared error."""
 
     columns: tuple[str, ...] = ("label",)
     metric = "pearson"

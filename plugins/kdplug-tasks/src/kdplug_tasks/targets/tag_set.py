@@ -68,7 +68,7 @@ class TagSet:
         return {"losses": LossSum(loss.where(given, 0.0).sum(), given.sum())}
 
     def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return micro F1, macro F1, and the share of rows with every class right."""
+        """Return micro F1, macro F1, and the share of rows with all classes correct."""
         predicted = (logits > 0).long()
         scores = {
             f"{kind}_f1": float(f1_score(targets.numpy(), predicted.numpy(), average=kind, zero_division=0))
@@ -77,7 +77,7 @@ class TagSet:
         return {**scores, "exact_match": float((predicted == targets).all(dim=-1).double().mean())}
 
     def review(self, train: Table) -> Iterator[tuple[str, str]]:
-        """Yield warnings of the classes."""
+        """Yield warnings about the classes."""
         return self.labels.review(train)
 
     def about(self) -> str:

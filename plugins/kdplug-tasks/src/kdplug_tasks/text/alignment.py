@@ -27,7 +27,7 @@ def boundaries(spans: Sequence[Span], length: int) -> dict[int, int]:
 
 
 def cuts(student: Sequence[Span], teacher: Sequence[Span], length: int) -> list[Cut]:
-    """Return all positions at which both sides have read the same characters, in order, up to the end of the text.
+    """Return all positions up to which both sides cover the same characters, in order, up to the end of the text.
 
     Equal spans give only ``(i, i)``. The start of the text is not included.
     """

@@ -37,7 +37,7 @@ def divided(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ())
 
 
 def shortened(documents: Iterable[Tokens], length: int) -> list[Tokens]:
-    """Return the first ``length`` tokens of each document, dropping documents in which no token then counts."""
+    """Return the first ``length`` tokens of each document, dropping documents in which no remaining token counts."""
     found = (Tokens(document.ids[:length], document.counts[:length]) for document in documents)
     return [document for document in found if document.is_something]
 

@@ -25,14 +25,14 @@ SIDES: tuple[Side, Side] = ("student", "teacher")
 class DualTokenReader:
     """One tokenizer per side. An example is a ``DualTokens``, or the ``SideTokens`` of the teacher only.
 
-    Each side gets the whole text and predicts all of it. Predictions are compared at the positions where both sides
-    have read up to the same character. ``compared`` and ``predicted`` count the student's tokens in all examples so
+    Each side gets the whole text and predicts all of it. Predictions are compared at the positions where the tokens of
+    both sides end at the same character. ``compared`` and ``predicted`` count the student's tokens in all examples so
     far: those that are compared, and all that it predicts.
 
     Source: Boizard et al. 2024, arXiv:2402.12030, compare token by token and truncate the longer side; the pieces of
-    equal text are those of TRL's GOLD trainer, which also multiplies in the probabilities of a piece's other tokens.
+    equal text are those of TRL's GOLD trainer, which also multiplies by the probabilities of a piece's other tokens.
 
-    Raises: ``ConfigError`` for a tokenizer without character offsets, and if only one of the two has an end token.
+    Raises: ``ConfigError`` for a tokenizer without character offsets, or if only one of the two has an end token.
     """
 
     def __init__(self, student: TextProcessor, teacher: TextProcessor, form: Form) -> None:

@@ -35,7 +35,10 @@ class SideTokens(NamedTuple):
 
 
 class DualTokens(NamedTuple):
-    """The same text for both sides. ``cuts`` are the positions where both have read the same text; the last is the end."""
+    """The same text for both sides.
+
+    ``cuts`` are the positions up to which both cover the same text; the last is the end.
+    """
 
     student: SideTokens
     teacher: SideTokens

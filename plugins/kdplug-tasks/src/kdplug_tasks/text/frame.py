@@ -75,14 +75,14 @@ def _added(tokenizer: Any) -> Frame | None:
 
 
 def departure(tokenizer: Any, frame: Frame) -> str:
-    """Return a warning, for users of a saved student, if documents begin differently from what ``tokenizer`` does."""
+    """Return a warning, for users of a saved student, if documents begin differently from texts of ``tokenizer``."""
     own = (_added(tokenizer) or Frame([], [])).begin
     if own == frame.begin:
         return ""
     text = tokenizer.decode(own or frame.begin)
     return (
-        f" The saved tokenizer {'puts' if own else 'does not put'} {text!r} before a text, unlike this task (add_bos_token). Account "
-        "for this when you use the student."
+        f" The saved tokenizer {'adds' if own else 'does not add'} {text!r} before a text, unlike this task (add_bos_token). "
+        "Account for this when you use the student."
     )
 
 
@@ -99,14 +99,14 @@ def sketch(tokenizer: Any, ids: Sequence[int], counts: Sequence[bool]) -> str:
 
 
 def stretch(tokenizer: Any, examples: Sequence[Sequence[int]], end: Sequence[int]) -> str:
-    """Return decoded tokens of an example: around the first end of a document inside one, else those of the first."""
+    """Return decoded tokens of an example: around the first end of a document inside one, else of the first example."""
     shown, start = examples[0], 0
     if end:
         places = ((ids, ids.index(end[-1])) for ids in examples if end[-1] in ids)
         shown, place = next(((ids, place) for ids, place in places if place < len(ids) - 1), (shown, 0))
         start = max(0, min(place - _STRETCH // 2, len(shown) - _STRETCH))
     text = tokenizer.decode(shown[start : start + _STRETCH])
-    return f" A stretch of the training data: {text!r}."
+    return f" An excerpt of the training data: {text!r}."
 
 
 def _words(tokenizer: Any, ids: Sequence[int], entering: Sequence[bool]) -> str:

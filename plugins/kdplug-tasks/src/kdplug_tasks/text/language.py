@@ -28,7 +28,10 @@ from kdplug_tasks.text.setting import TokenizerSettings
 from kdplug_tasks.text.tokenizer import classes_of
 
 _UNEXPECTED = 5.0
-"""Nats above the mean. A new paragraph costs a language model about 3, the first token after a chat turn about 10."""
+"""Nats above the mean loss from which a warning is logged.
+
+A new paragraph costs a language model about 3, the first token after a chat turn about 10.
+"""
 
 
 def check_direction(config: Any, side: str) -> None:
@@ -165,8 +168,8 @@ class Language:
         """Raise ``ConfigError`` for settings that require both sides to have the same tokens."""
         if family.student.from_teacher is not None:
             raise kdplug.ConfigError(
-                "copies embeddings and head of the teacher, but the student's tokenizer has another vocabulary, so the rows would "
-                "belong to other tokens. Give the student a config",
+                "copies embeddings and head of the teacher, but the student's tokenizer has a different vocabulary, so the "
+                "rows would belong to other tokens. Give the student a config",
                 field="student.from_teacher",
             )
         if self.sampler is not None:
@@ -286,8 +289,9 @@ class Language:
         own, theirs = self.read["student"].size, self.read["teacher"].size
         if isinstance(self.reader, DualTokenReader):
             return (
-                f" The student has its own tokenizer, with {own} tokens (teacher: {theirs}). Predictions are compared where both have "
-                f"read the same characters: {self.reader.compared:,} of {self.reader.predicted:,} predictions of the student."
+                f" The student has its own tokenizer, with {own} tokens (teacher: {theirs}). Predictions are compared where "
+                f"the tokens of both end at the same character: {self.reader.compared:,} of {self.reader.predicted:,} "
+                "predictions of the student."
             )
         if own:
             return f" The models differ in vocabulary size; only the outputs of the tokenizer's {own} tokens are read."

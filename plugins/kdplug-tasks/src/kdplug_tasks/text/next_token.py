@@ -63,7 +63,7 @@ def loss_sum(logits: Logits, labels: Tensor) -> LossSum:
 
 
 def figures(logits: Logits, labels: Tensor) -> tuple[float, int, int]:
-    """Return the summed cross-entropy of items with a label, the number predicted right, and the number of items."""
+    """Return the summed cross-entropy of items with a label, how many are predicted correctly, and their number."""
     total, right, count = 0.0, 0, 0
     for rows, chosen in pieces(logits, labels):
         held = _dense(rows)

@@ -146,8 +146,8 @@ class TextProcessor:
         if cut:
             of = "" if step == 1 else f" (of {len(lengths)} that were checked)"
             message = (
-                f"{cut / len(lengths):.1%} of the rows{of} are longer than max_length, {self.max_length} tokens, and are cut; the longest "
-                f"has {max(lengths)} tokens"
+                f"{cut / len(lengths):.1%} of the rows{of} are longer than max_length, {self.max_length} tokens, and "
+                f"are truncated; the longest has {max(lengths)} tokens"
             )
             yield "max_length", message
 

@@ -27,12 +27,15 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(found: str, answers: Sequence[str]) -> float:
-    """Return 1 if the normalized answer is among the right ones, else 0. If there are none, the empty answer is right."""
+    """Return 1 if the normalized answer is among the correct ones, else 0.
+
+    If there are none, the empty answer is right.
+    """
     return float(any(normalised(found) == normalised(answer) for answer in answers or ("",)))
 
 
 def overlap(found: str, answers: Sequence[str]) -> float:
-    """Return the best word F1 of an answer over the right ones.
+    """Return the best word F1 of an answer over the correct ones.
 
     Source: Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1; 2018, arXiv:1806.03822, for questions without an
     answer.
@@ -64,7 +67,10 @@ class Question(NamedTuple):
 
 
 class Questions:
-    """Two heads predict the first and last token of the answer. Windows without the answer point to their first token."""
+    """Two heads predict the first and last token of the answer.
+
+    Windows without the answer have their first token as the target.
+    """
 
     auto = "AutoModelForQuestionAnswering"
     metric = "f1"

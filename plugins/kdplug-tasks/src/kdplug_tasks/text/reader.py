@@ -77,7 +77,7 @@ class OneReader:
 
     @property
     def sketch(self) -> str:
-        """Describes the first document, and shows a stretch of the training data."""
+        """Describes the first document, and shows an excerpt of the training data."""
         if self._first is None:
             return ""
         tokenizer = self.processor.tokenizer

@@ -136,7 +136,7 @@ class Sequences:
         return self.target.figures(torch.cat(logits), torch.cat(targets))
 
     def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
-        """Yield warnings of the target, of empty texts, and of texts that are cut."""
+        """Yield warnings about the target, empty texts, and texts that are truncated."""
         yield from self.target.review(source.train)
         for table in source.tables:
             for name in self.columns.inputs:

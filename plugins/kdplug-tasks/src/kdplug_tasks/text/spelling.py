@@ -73,8 +73,8 @@ def flaw(text: str, spans: Sequence[Span]) -> str | None:
 
 def _dropped(lost: str) -> str:
     return (
-        f"has no token for {lost[:20]!r} (U+{ord(lost[0]):04X}), so the two models would not read the same text. Remove it from "
-        "the text, or use a tokenizer that drops no characters"
+        f"has no token for {lost[:20]!r} (U+{ord(lost[0]):04X}), so the two models would not get the same text. Remove it "
+        "from the text, or use a tokenizer that drops no characters"
     )
 
 

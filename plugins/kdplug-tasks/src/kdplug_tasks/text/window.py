@@ -10,7 +10,7 @@ from kdplug_tasks.data.table import Table
 
 
 class Answer(NamedTuple):
-    """A right answer and its character offset in the context."""
+    """A correct answer and its character offset in the context."""
 
     text: str
     start: int
@@ -32,7 +32,7 @@ class Window(NamedTuple):
 
 
 def answers_of(table: Table, contexts: Sequence[str], *, optional: bool) -> list[list[Answer] | None]:
-    """Return the right answers of each row; ``None`` if the row has no such cell, an empty list if there is no answer.
+    """Return the correct answers of each row; ``None`` if it has no such cell, an empty list if there is no answer.
 
     They are in ``answers``, as ``{"text": […], "answer_start": […]}``, or in ``answer`` and ``answer_start``.
 

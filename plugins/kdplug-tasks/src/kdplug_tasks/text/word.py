@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
-    """Return the spans encoded by tags in IOB1, IOB2, BIOES or BILOU, as the CoNLL-2000 evaluation reads them.
+    """Return the spans encoded by tags in IOB1, IOB2, BIOES or BILOU, as the CoNLL-2000 evaluation interprets them.
 
     An invalid continuation begins a new span: ``I-PER`` after ``O`` or after ``I-LOC``.
 
@@ -88,7 +88,7 @@ class Sentence(NamedTuple):
 
 
 class Words:
-    """The prediction for a word is that for its first sub-word."""
+    """The prediction for a word is the one for its first sub-word."""
 
     auto = "AutoModelForTokenClassification"
     is_lower_better = False
@@ -191,7 +191,7 @@ class Words:
         return {**span_scores(true, found), **accuracy} if self.metric == "f1" else accuracy
 
     def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
-        """Yield warnings of the tags, and of sentences that are cut."""
+        """Yield warnings about the tags, and about sentences that are truncated."""
         yield from self.labels.review(source.train)
         yield from self.processor.review_length(
             [words for table in source.tables for words in _words(table)], is_split=True
