@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
@@ -67,43 +67,90 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
         )
 
 
+def check_constant_rate(optimizer: Optimizer) -> None:
+    """Warn if the learning rate is 0. Call it for a run without a learning-rate scheduler."""
+    groups = optimizer.param_groups
+    if groups and not any(group.get("lr", 1) for group in groups):
+        warnings.warn(
+            f"the learning rate of the {type(optimizer).__name__} is 0 and there is no scheduler, so the run trains nothing. "
+            "Set lr",
+            stacklevel=2,
+        )
+
+
+class RateWatch:
+    """Warns once of optimizer steps in a row at a learning rate of 0, which a scheduler set."""
+
+    def __init__(self) -> None:
+        self._idle = 0
+
+    def see(self, optimizer: Optimizer, scheduler: Any, step: int, total: int) -> None:
+        """Look at the learning rate of optimizer step ``step``, counted from 1. A tensor is not read from its device."""
+        if step > total:
+            return
+        rates = [group.get("lr", 1) for group in optimizer.param_groups]
+        if any(isinstance(rate, Tensor) or rate for rate in rates):
+            self._idle = 0
+            return
+        self._idle += 1
+        if self._idle == _IDLE:
+            warnings.warn(
+                f"the learning rate is 0 since step {step + 1 - _IDLE} of {total}, so these steps train nothing. Is lr 0, or "
+                f"was the {type(scheduler).__name__} built for fewer than {total} optimizer steps?",
+                stacklevel=2,
+            )
+
+
+_IDLE = 2
+"""Number of steps in a row at a learning rate of 0 that cause a warning; a warm-up or a cosine may have a single one."""
+
+
 class GradientWatch:
     """Warns once of trained parameters of the student that get no gradient in the first steps.
 
-    A student trained on features only leaves its head without one, by design: a loss of its logits must have a weight.
     It reads no tensor values, so it needs no device synchronization.
     """
 
-    def __init__(self, optimizer: Optimizer, student: nn.Module) -> None:
+    def __init__(self, optimizer: Optimizer, student: Iterable[tuple[str, nn.Parameter]]) -> None:
         held = {id(parameter) for parameter in parameters(optimizer)}
-        trained = {name: one for name, one in student.named_parameters() if one.requires_grad and id(one) in held}
+        trained = {name: one for name, one in student if one.requires_grad and id(one) in held}
         self._total = len(trained)
         self._without = trained
         self._steps = 0
         self._reads_logits = False
 
-    def see(self, report: LossReport, *, ends: bool) -> None:
+    def read(self, report: LossReport) -> None:
+        """Note whether a term with a weight reads the student's logits."""
+        if self._without and not self._reads_logits:
+            self._reads_logits = any(
+                term.weight != 0 and name.rpartition("/")[2] in _OF_LOGITS for name, term in report.terms.items()
+            )
+
+    def see(self, *, ends: bool) -> None:
         """Look at the gradients of an optimizer step; ``ends``: it is the last one."""
         if not self._without:
             return
         self._steps += 1
-        self._reads_logits |= any(
-            term.weight != 0 and name.rpartition("/")[2] in _OF_LOGITS for name, term in report.terms.items()
-        )
         self._without = {name: one for name, one in self._without.items() if one.grad is None}
         if not self._without or (self._steps < _FIRST_STEPS and not ends):
             return
         without, self._without = self._without, {}
-        if not self._reads_logits:
-            return
         names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
         warnings.warn(
             f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
-            f"{self._steps} step(s), so nothing trains them: {names}. Does forward() or an adaptor use torch.no_grad() or "
-            "detach()? Ignore this if no loss uses them, as with a pooler, or only later batches do",
+            f"{self._steps} step(s), so nothing trains them: {names}. {_OF_CUT if self._reads_logits else _OF_FEATURES}",
             stacklevel=2,
         )
 
+
+_OF_CUT = (
+    "Does forward() or an adaptor use torch.no_grad() or detach()? Ignore this if no loss uses them, as with a pooler, or "
+    "only later batches do"
+)
+_OF_FEATURES = (
+    "No loss of the student's logits has a weight, so only what computes the matched features is trained. Set "
+    "kd_loss_weight or hard_label_weight, match a later layer, or ignore this if a later run trains the rest"
+)
 
 _OF_LOGITS = frozenset(("kd_loss", "hard_label_loss"))
 
