@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import keyword
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from kdplug.cli.terminal import report_errors
 from kdplug.errors import AmbiguousEntryError, ConfigError, EntryError, NotInstalledError, did_you_mean
 from kdplug.host.kind import HOOK_GROUP, KINDS
 from kdplug.host.metadata import installed_version
-from kdplug.host.name import fold_distribution, is_entry_name
+from kdplug.host.name import fold_distribution, is_entry_name, printable
 from kdplug.host.registry import REGISTRIES
 
 _DISTRIBUTION = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?", re.IGNORECASE | re.ASCII)
@@ -199,10 +200,11 @@ def new_plugin(
         notice, config_name = _clash(scaffold, name, entry)
         project = make_project(name, scaffold, chosen, config_name)
         written = write_project(project, folder)
-    typer.echo(f"Created {written}: {', '.join(project.texts)}")
+    place = printable(str(written))
+    typer.echo(f"Created {place}: {', '.join(project.texts)}")
     if notice:
         typer.echo(f"Note: {notice}")
-    typer.echo(f"\nNext:\n  cd {written}\n  pip install -e '.[test]'\n  pytest")
+    typer.echo(f"\nNext:\n  cd {place}\n  pip install -e '.[test]'\n  pytest")
     if scaffold.has_recipe:
         typer.echo("  kdplug run recipe.yaml")
 
@@ -218,9 +220,11 @@ def write_project(project: Project, folder: Path) -> Path:
         for path, text in project.texts.items():
             (place / path).parent.mkdir(exist_ok=True)
             (place / path).write_text(text, encoding="utf-8", newline="\n")
-    except FileExistsError as error:
-        raise ConfigError(f"{place} already exists. Nothing was written", field="NAME") from error
     except OSError as error:
+        if isinstance(error, FileExistsError) and os.path.lexists(
+            place
+        ):  # not a file in the place of a folder above it
+            raise ConfigError(f"{place} already exists. Nothing was written", field="NAME") from error
         raise ConfigError(f"cannot write to {place}: {error.strerror}", field="--dir") from error
     return place
 

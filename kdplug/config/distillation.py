@@ -11,16 +11,17 @@ from kdplug.config.key import places
 from kdplug.config.layer_map import LayerMap, LayerMaps
 from kdplug.config.match import IntermediateMatch, ProjectionSpec, no_effect
 from kdplug.config.model import (
+    HIGHEST,
     LARGEST,
     NONE_SCHEMA,
     ConfigModel,
     Count,
     KdLoss,
-    NonNegative,
     Positive,
     Switch,
     TeacherCombiner,
     TemperatureScheduler,
+    Weight,
     WeightScheduler,
     resolve,
     write_component,
@@ -56,10 +57,6 @@ Chunk = Annotated[
 ]
 
 
-_HIGHEST = 1e15
-"""The highest temperature: losses multiply by its square, which must be finite in float32."""
-
-
 class DistillationConfig(ConfigModel):
     """Config of a distillation: TextBrewer's keys and defaults; each component may be a name, a list or a mapping.
 
@@ -70,7 +67,7 @@ class DistillationConfig(ConfigModel):
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    temperature: Annotated[Positive, Field(le=_HIGHEST)] = Field(
+    temperature: Annotated[Positive, Field(le=HIGHEST)] = Field(
         default=4.0, description="softmax temperature: the kd loss divides the logits of student and teacher by it"
     )
     temperature_scheduler: TemperatureScheduler = Field(
@@ -79,7 +76,7 @@ class DistillationConfig(ConfigModel):
         "`temperature` for all items",
     )
     kd_loss_type: KdLoss = Field(default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
-    kd_loss_weight: NonNegative = Field(
+    kd_loss_weight: Weight = Field(
         default=1.0,
         description=(
             "weight of the kd loss in the total; with a scheduler, the base weight. Without t2, the loss's gradient shrinks "
@@ -87,7 +84,7 @@ class DistillationConfig(ConfigModel):
         ),
     )
     kd_loss_weight_scheduler: WeightScheduler = None
-    hard_label_weight: NonNegative = Field(
+    hard_label_weight: Weight = Field(
         default=0.0,
         description=(
             "weight of the losses that the student's adaptor returns, such as the cross-entropy with the true labels; 0 disables "

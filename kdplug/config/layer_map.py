@@ -17,8 +17,8 @@ from kdplug.config.model import (
     Count,
     LayerMapComponent,
     MatchLoss,
-    NonNegative,
     Switch,
+    Weight,
     WeightScheduler,
     is_none,
 )
@@ -41,7 +41,7 @@ class LayerMap(ConfigModel):
         default="hidden",
         description="feature to compare: `hidden` or `attention`; not needed if both sides are module paths",
     )
-    weight: NonNegative = Field(default=1.0, description="weight of each match; with a scheduler, the base weight")
+    weight: Weight = Field(default=1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
     proj: Projection = Field(
         default=None, description="projection of each match, from the student's feature to the teacher's width"

@@ -16,8 +16,8 @@ from kdplug.config.model import (
     ConfigModel,
     FrozenDict,
     MatchLoss,
-    NonNegative,
     Text,
+    Weight,
     WeightScheduler,
     freeze,
     is_none,
@@ -280,7 +280,7 @@ class IntermediateMatch(ConfigModel):
         description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
     )
     loss: MatchLoss = Field(description="loss between the two features")
-    weight: NonNegative = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
+    weight: Weight = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     name: Annotated[Text | None, AfterValidator(_read_name)] = Field(

@@ -189,6 +189,9 @@ def _one_error(problems: list[KdplugError], count: int) -> KdplugError:
 
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), AfterValidator(float)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), AfterValidator(float)]
+HIGHEST = 1e15
+"""The highest temperature or weight: losses multiply by the square of a temperature, which has to fit into float32."""
+Weight = Annotated[NonNegative, Field(le=HIGHEST)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(float)]
 """A fraction in [0, 1)."""
 

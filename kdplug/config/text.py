@@ -166,7 +166,8 @@ def read_text(path: str | Path) -> str:
     except ConfigError:  # is a ValueError too
         raise
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(f"cannot read {str(path)!r}: {reason}") from error
 
 
 def _neighbours(path: Path) -> list[str]:
@@ -228,7 +229,7 @@ def yaml_value(text: str, source: str = "YAML") -> Any:
         raise ConfigError(f"{source}{where}: {error.problem or error.context}") from error
     except (YAMLError, RecursionError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         # The parser also leaks errors of its constructors: for a date that does not exist, or a list as a key.
-        raise ConfigError(f"{source} cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from error
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ _BOUNDS = {
     "less_than": ("lt", "<"),
 }
 
+_LARGEST = 2**53
+"""Largest number that a hint writes as an integer: a float holds no larger one exactly."""
+
 _TRUTH_WORDS = ("yes", "no", "on", "off", "true", "false", "y", "n")
 
 
@@ -39,7 +42,8 @@ def in_words(error: Mapping[str, Any]) -> str:
         return f"must be text of at most {context['max_length']} characters, got {len(value)}: {shown(value)}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, got {shown(value)}{_hint(kind, value)}"
-    text = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should ")
+    text = str(error["msg"]).removeprefix("Value error, ")
+    text = text.replace("Input should ", "must ", 1) if text.startswith("Input should ") else text
     return f"{text[:1].lower()}{text[1:]}, got {shown(value)}"
 
 
@@ -71,7 +75,7 @@ def _hint(kind: str, value: object) -> str:
         if isinstance(value, bool):
             return ". A boolean is not a number"
         number = _number(value)
-        if number is not None and (kind == "float_type" or number.is_integer()):
+        if number is not None and (kind == "float_type" or (number.is_integer() and abs(number) <= _LARGEST)):
             quotes = " without quotes" if isinstance(value, str) else ""
             return f". Write it{quotes}: {int(number) if kind == 'int_type' else f'{number:g}'}"
     if kind == "bool_type" and isinstance(value, str) and value.casefold() in _TRUTH_WORDS:

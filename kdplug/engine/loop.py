@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,12 @@ from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks
 from kdplug.engine.observe.progress import Display, heartbeat
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
-from kdplug.engine.optimizer import GradientWatch
+from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
 from kdplug.engine.parallel.process import check_all_ended, on_main
 from kdplug.engine.run import Callback, Plan, Run, length
 from kdplug.errors import RunError
 from kdplug.objective.report import LossReport
-
-_IDLE = 2
-"""Number of steps in a row at a learning rate of 0 that cause a warning; a warm-up or a cosine may have a single one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +62,7 @@ class Loop:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     skipped: int = 0
     stopped_early: bool = False
-    idle: int = 0
+    rates: RateWatch = field(default_factory=RateWatch)
     written: list[Path] = field(default_factory=list)
     report: LossReport | None = None
     gradients: GradientWatch | None = None
@@ -76,9 +72,10 @@ class Loop:
         self._clear_gradients()
         if self.run.step >= self.plan.total_steps or self.stopped_early:
             return
-        self._check_constant_rate()
+        if self.scheduler is None:
+            check_constant_rate(self.run.optimizer)
         if self.run.is_main:
-            self.gradients = GradientWatch(self.run.optimizer, self.run.model)
+            self.gradients = GradientWatch(self.run.optimizer, self.run.model.named_parameters())
         for window in self.windows:
             self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
@@ -121,7 +118,7 @@ class Loop:
         try:
             report = self.accumulation.gradient(window, step)
             if self.gradients is not None:
-                self.gradients.see(report, ends=step == self.plan.total_steps)
+                self.gradients.see(ends=step == self.plan.total_steps)
             if self.on_nonfinite == "skip":
                 return self._learn_or_skip(report, step)
             if settles:
@@ -200,16 +197,6 @@ class Loop:
             self._change_rate(self.scheduler, step)
         self._clear_gradients()
 
-    def _check_constant_rate(self) -> None:
-        """Warn about a run without a scheduler whose optimizer has a learning rate of 0."""
-        groups = self.run.optimizer.param_groups
-        if self.scheduler is None and groups and not any(group.get("lr", 1) for group in groups):
-            warnings.warn(
-                f"the learning rate of the {type(self.run.optimizer).__name__} is 0 and there is no scheduler, so the run "
-                "trains nothing. Set lr",
-                stacklevel=2,
-            )
-
     def _change_rate(self, scheduler: Any, step: int) -> None:
         """Step the learning-rate scheduler after optimizer step ``step``; warn once if the rate stays 0.
 
@@ -223,17 +210,7 @@ class Loop:
                 f"the {type(scheduler).__name__} failed after step {step} of {total}: {error}. Build it for {total} "
                 "optimizer steps"
             ) from error
-        rates = [group["lr"] for group in self.run.optimizer.param_groups]
-        if any(isinstance(rate, torch.Tensor) or rate for rate in rates):
-            self.idle = 0
-            return
-        self.idle += 1
-        if self.idle == _IDLE and step < total:
-            warnings.warn(
-                f"the learning rate has been 0 since step {step + 2 - _IDLE} of {total}, so these steps train nothing. Was the "
-                f"{type(scheduler).__name__} built for fewer than {total} optimizer steps?",
-                stacklevel=2,
-            )
+        self.rates.see(self.run.optimizer, scheduler, step + 1, total)
 
     def _clear_gradients(self) -> None:
         for parameter in self.parameters:

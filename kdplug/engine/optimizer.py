@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from kdplug.errors import ConfigError, RunError
-from kdplug.objective.report import LossReport
 
 
 def unwrap(optimizer: Optimizer) -> Optimizer:
@@ -67,45 +66,76 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
         )
 
 
-class GradientWatch:
-    """Warns once about trained parameters of the student that get no gradient in the first steps.
-
-    There is no warning if no loss on logits has a weight: training on features alone gives the head no gradient, by
-    design. The check reads no tensor values, so it needs no device synchronization.
-    """
-
-    def __init__(self, optimizer: Optimizer, student: nn.Module) -> None:
-        held = {id(parameter) for parameter in parameters(optimizer)}
-        trained = {name: one for name, one in student.named_parameters() if one.requires_grad and id(one) in held}
-        self._total = len(trained)
-        self._without = trained
-        self._steps = 0
-        self._reads_logits = False
-
-    def see(self, report: LossReport, *, ends: bool) -> None:
-        """Check the gradients of an optimizer step; ``ends`` is true for the last step."""
-        if not self._without:
-            return
-        self._steps += 1
-        self._reads_logits |= any(
-            term.weight != 0 and name.rpartition("/")[2] in _OF_LOGITS for name, term in report.terms.items()
-        )
-        self._without = {name: one for name, one in self._without.items() if one.grad is None}
-        if not self._without or (self._steps < _FIRST_STEPS and not ends):
-            return
-        without, self._without = self._without, {}
-        if not self._reads_logits:
-            return
-        names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
+def check_constant_rate(optimizer: Optimizer) -> None:
+    """Warn if the learning rate is 0. Call it for a run without a learning-rate scheduler."""
+    groups = optimizer.param_groups
+    if groups and not any(group.get("lr", 1) for group in groups):
         warnings.warn(
-            f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
-            f"{self._steps} step(s), so they do not train: {names}. Does forward() or an adaptor use "
-            "torch.no_grad() or detach()? Ignore this if no loss uses them, as with a pooler, or only later batches do",
+            f"the learning rate of the {type(optimizer).__name__} is 0 and there is no scheduler, so the run trains nothing. "
+            "Set lr",
             stacklevel=2,
         )
 
 
-_OF_LOGITS = frozenset(("kd_loss", "hard_label_loss"))
+class RateWatch:
+    """Warns once about optimizer steps in a row at a learning rate of 0, which a scheduler set."""
+
+    def __init__(self) -> None:
+        self._idle = 0
+
+    def see(self, optimizer: Optimizer, scheduler: Any, step: int, total: int) -> None:
+        """Check the learning rate of optimizer step ``step``, counted from 1. A tensor is not read from its device."""
+        if step > total:
+            return
+        rates = [group.get("lr", 1) for group in optimizer.param_groups]
+        if any(isinstance(rate, Tensor) or rate for rate in rates):
+            self._idle = 0
+            return
+        self._idle += 1
+        if self._idle == _IDLE:
+            warnings.warn(
+                f"the learning rate has been 0 since step {step + 1 - _IDLE} of {total}, so these steps train nothing. Is lr 0, or "
+                f"was the {type(scheduler).__name__} built for fewer than {total} optimizer steps?",
+                stacklevel=2,
+            )
+
+
+_IDLE = 2
+"""Number of steps in a row at a learning rate of 0 that cause a warning; a warm-up or a cosine may have a single one."""
+
+
+class GradientWatch:
+    """Warns once about trained parameters of the student that get no gradient in the first steps.
+
+    The check reads no tensor values, so it needs no device synchronization.
+    """
+
+    def __init__(self, optimizer: Optimizer, student: Iterable[tuple[str, nn.Parameter]]) -> None:
+        held = {id(parameter) for parameter in parameters(optimizer)}
+        trained = {name: one for name, one in student if one.requires_grad and id(one) in held}
+        self._total = len(trained)
+        self._without = trained
+        self._steps = 0
+
+    def see(self, *, ends: bool) -> None:
+        """Check the gradients of an optimizer step; ``ends`` is true for the last step."""
+        if not self._without:
+            return
+        self._steps += 1
+        self._without = {name: one for name, one in self._without.items() if one.grad is None}
+        if not self._without or (self._steps < _FIRST_STEPS and not ends):
+            return
+        without, self._without = self._without, {}
+        names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
+        warnings.warn(
+            f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
+            f"{self._steps} step(s), so they do not train: {names}. Does forward() or an adaptor use "
+            "torch.no_grad() or detach()? A loss on features trains only the layers that compute them: the rest needs a loss on "
+            "logits, or a match of a later layer. Ignore this if no loss uses them on purpose, as with a pooler, or only later "
+            "batches do",
+            stacklevel=2,
+        )
+
 
 _FIRST_STEPS = 10
 """Number of steps in which a parameter must get a gradient; the batches of several tasks come in any order."""

@@ -59,7 +59,8 @@ def read_lock(path: Path) -> Record:
     except FileNotFoundError:
         raise ConfigError(f"there is no file {str(path)!r}", field="--locked") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {str(path)!r}: {error}", field="--locked") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(f"cannot read {str(path)!r}: {reason}", field="--locked") from error
     wrong = _wrong(data)
     if wrong:
         raise ConfigError(f"{str(path)!r} is not a run record: {wrong}", field="--locked")

@@ -20,6 +20,7 @@ from kdplug.recipes.cache_provenance import CacheProvenance
 from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
+from kdplug.recipes.training import check_cache_folder
 
 
 @qualify_errors
@@ -40,6 +41,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     )
     _, task = build_task(recipe)
     check_uncached(recipe, task)
+    check_cache_folder(recipe)
     prepare(task, resolve_distillation(recipe).reads)
     check_vocabularies(recipe, task)
     _check_fit(fits=task.teacher_fit() is not None)

@@ -86,7 +86,7 @@ def check_apart(recipe: Recipe, task: Task) -> None:
     for path, text in leaves(recipe.task.settings):
         if not isinstance(text, str) or "\0" in text:
             continue
-        found = Path(os.path.realpath(text))
+        found = Path(os.path.realpath(os.path.expanduser(text)))  # noqa: PTH111  Path raises for an unknown user
         if folder.exists() and (found == folder or folder in found.parents):
             raise ConfigError(
                 f"{text!r} is the folder to which this run writes its student. Choose another output_dir",

@@ -125,7 +125,7 @@ class Stage(StrEnum):
 
 
 def check_writable(recipe: Recipe) -> None:
-    """Raise ``RunError`` if a run could not create its folders: ``output_dir``, those of the stages, and ``log_dir``.
+    """Raise ``RunError`` if a run could not create its folders: ``output_dir``, those of the stages, ``log_dir``, and the cache.
 
     Nothing is written.
     """
@@ -134,6 +134,14 @@ def check_writable(recipe: Recipe) -> None:
         _check_folder(place, recipe.output_dir, "output_dir")
     if log_dir is not None:
         _check_folder(Path(log_dir), log_dir, "log_dir")
+    check_cache_folder(recipe)
+
+
+def check_cache_folder(recipe: Recipe) -> None:
+    """Raise ``RunError`` if the folder of the teacher cache could not be created. One that exists may be read only."""
+    cache = recipe.training.teacher_cache
+    if cache is not None and not os.path.isdir(cache):  # noqa: PTH112  False if the name is too long
+        _check_folder(Path(cache), cache, "teacher_cache")
 
 
 def _check_folder(place: Path, given: str, field: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_run import Net, make_batches, make_distiller, make_student, sgd
+from torch import nn
 
 from kdplug.errors import RunError
 
@@ -34,6 +35,35 @@ class HalfBlind(Net):
             hidden = torch.tanh(self.inner(x * scale))
         logits = self.head(hidden)
         return {"logits": logits, "hidden": [hidden], "losses": logits.square().mean()}
+
+
+class Deep(Net):
+    """Returns its hidden layer, and a second one between that and the logits."""
+
+    def __init__(self, width, seed):
+        super().__init__(width, seed=seed)
+        self.middle = nn.Linear(width, width, dtype=self.inner.weight.dtype)
+
+    def forward(self, x, scale=1.0):
+        hidden = torch.tanh(self.inner(x * scale))
+        logits = self.head(torch.tanh(self.middle(hidden)))
+        return {"logits": logits, "hidden": [hidden], "losses": logits.square().mean()}
+
+
+CUT_OFF = (
+    r"^4 of the student's 6 trained parameters got no gradient in the first 8 step.*they do not train: head.weight, "
+    r"head.bias, middle.weight, …\. .*loss on logits, or a match of a later layer"
+)
+FEATURES = {"layer_T": 0, "layer_S": 0, "feature": "hidden", "loss": "hidden_mse", "proj": ["linear", "auto", "auto"]}
+
+
+@pytest.mark.attack("features of an early layer that are all that is matched")
+def test_what_lies_above_the_last_matched_layer_is_warned_of(tmp_path):
+    student = Deep(3, seed=1)
+    distiller = make_distiller(tmp_path, student, matches=[FEATURES], kd_loss_weight=0)
+    with pytest.warns(UserWarning, match=CUT_OFF) as caught:
+        distiller.train(sgd(student), make_batches(4), num_epochs=2)
+    assert len(caught) == 1
 
 
 class Blind(Net):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import re
 import resource
 import signal
 from contextlib import contextmanager
 
 import pytest
 import typer
+from error_scene import ErrorScene
 from small_run import make_batches, make_distiller, make_student, sgd
 
+from kdplug import Recipe
 from kdplug.cli.terminal import report_errors
 from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.errors import RunError
+from kdplug.recipes.run import run_recipe
 
 
 @contextmanager
@@ -57,6 +63,28 @@ def test_a_command_names_the_file_that_it_cannot_write(capsys, number):
     with pytest.raises(typer.Exit), report_errors():
         raise OSError(number, "is full", "runs/metrics.json")
     assert capsys.readouterr().err.strip() == "error: cannot write runs/metrics.json: is full"
+
+
+@pytest.mark.attack("a disk that is full when a command writes")
+@pytest.mark.parametrize("size", [10, 400, 3000, 20_000])
+def test_a_run_whose_files_do_not_fit_ends_with_one_line(tmp_path, capsys, size):
+    scene = ErrorScene(tmp_path)
+    training = {
+        "num_epochs": 1,
+        "batch_size": 8,
+        "device": "cpu",
+        "ckpt_frequency": 1,
+        "teacher_cache": str(tmp_path / "cache"),
+    }
+    file = scene.file("recipe.json", json.dumps(scene.recipe(training=training)))
+    scene.accepted(training=training)
+    with largest_file(size), pytest.raises(typer.Exit), report_errors():
+        run_recipe(Recipe.from_file(file))
+    printed = capsys.readouterr().err.strip()
+    assert "Traceback" not in printed
+    line = printed.splitlines()[-1]  # after the progress of the run
+    assert line.startswith("error: ")
+    assert re.search(f"cannot write .*: {os.strerror(errno.EFBIG)}", line)
 
 
 @pytest.mark.attack("a disk that is full when a command writes")

@@ -24,6 +24,7 @@ def close(one, other):
     torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:. of the student's 6 trained parameters got no gradient")  # no loss reads its heads
 @pytest.mark.parametrize("cut", CUTS, ids=["halves", "unequal", "single"])
 @pytest.mark.parametrize("loss", TOKEN_MEANS + OTHER_MEANS)
 def test_cutting_a_batch_leaves_the_gradient_of_a_match_unchanged(tmp_path, loss, cut):

@@ -179,3 +179,81 @@ class AFingerprintByChance(Generous):
 
     def fingerprint(self):
         return {"teacher": self.mark}
+
+
+REVIEWS = "test_its_reviews_are_warnings_and_change_nothing"
+
+
+@mutant(SumsLaws, REVIEWS, "review_data must yield pairs of a setting and a warning, got 'six rows'")
+class AWarningWithoutItsSetting(Generous):
+    def review_data(self):
+        return ["six rows"]
+
+
+@mutant(SumsLaws, REVIEWS, "review_data must yield pairs of a setting and a warning, got ('data.train', '')")
+class AWarningThatSaysNothing(Generous):
+    def review_data(self):
+        return [("data.train", "")]
+
+
+@mutant(
+    SumsLaws, REVIEWS, "review_teacher must yield the path of a setting, such as data.train, and a warning of one line"
+)
+class ASentenceInThePlaceOfASetting(Generous):
+    def review_teacher(self, outputs):
+        yield "the teacher", "is odd"
+
+
+@mutant(SumsLaws, REVIEWS, "when the task is built again")
+class AReviewByChance(Generous):
+    def __init__(self):
+        self.row = int(torch.randint(10**9, ()))
+
+    def review_data(self):
+        yield "data.train", f"row {self.row} is odd"
+
+
+@mutant(SumsLaws, REVIEWS, "review_data draws from a global generator")
+class AReviewOfDrawnRows(Generous):
+    def review_data(self):
+        rows = torch.randperm(6)[:0]
+        yield "data.train", f"{len(rows)} of the drawn rows are odd"
+
+
+@mutant(SumsLaws, REVIEWS, "review_teacher draws from a global generator")
+class AReviewWithNoise(Generous):
+    def review_teacher(self, outputs):
+        return [("teacher", "is odd") for one in outputs if float(torch.rand_like(one.logits[0]).sum()) < 0]
+
+
+@mutant(SumsLaws, REVIEWS, "data() returns other examples after review_data()")
+class AReviewThatSorts(Generous):
+    is_sorted = False
+
+    def data(self, part):
+        found = super().data(part)
+        return found.sort(0).values if self.is_sorted else found
+
+    def review_data(self):
+        self.is_sorted = True
+        return []
+
+
+@mutant(SumsLaws, REVIEWS, "review_teacher changes the outputs that it gets")
+class AReviewInPlace(Generous):
+    def review_teacher(self, outputs):
+        for one in outputs:
+            one.logits[0].exp_()
+        return []
+
+
+@mutant(SumsLaws, REVIEWS, "review_teacher changes weight of the teacher")
+class AReviewThatTrainsTheTeacher(Generous):
+    def build_teacher(self):
+        self.teacher = super().build_teacher()
+        return self.teacher
+
+    def review_teacher(self, outputs):
+        list(outputs)
+        self.teacher.weight.data.mul_(0.9)
+        return []

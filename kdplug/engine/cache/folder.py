@@ -109,8 +109,12 @@ class CacheFolder:
 
     def check_free(self) -> None:
         """Raise ``RunError`` if the path cannot be made a folder, or holds other files and no manifest."""
+        if "\0" in str(self.path):
+            raise RunError(f"{str(self.path)!r} is not a valid folder name: it contains NUL. Choose another folder")
         with _reading(self.path):
-            there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+            there = next(
+                path for path in (self.path, *self.path.absolute().parents) if path.exists() or path.is_symlink()
+            )
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
                 raise RunError(
                     f"{there} is not a writable folder, so the teacher cache cannot be written there. Choose another "
@@ -135,8 +139,8 @@ class CacheFolder:
         Raises: ``RunError`` if the folder cannot be written, or holds other files.
         """
         with _writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
             self.check_free()
+            self.path.mkdir(parents=True, exist_ok=True)
             for leftover in self.path.glob(".*.tmp"):
                 leftover.unlink()
             content = _sealed({"format": _FORMAT, **asdict(manifest)})

@@ -40,8 +40,9 @@ def in_use(folder: Path, *, is_main: bool = True) -> Iterator[None]:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         handle = _take(lock)
-    except OSError as error:
-        raise RunError(f"cannot write to {str(lock.parent)!r}: {error.strerror}", field="output_dir") from error
+    except (OSError, ValueError) as error:  # ValueError: the name contains NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"cannot write to {str(lock.parent)!r}: {reason}", field="output_dir") from error
     key = _key(os.fstat(handle))
     _HELD.add(key)
     try:

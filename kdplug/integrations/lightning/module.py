@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
@@ -15,6 +16,7 @@ from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.accumulation import Normalization, TermLayout, counts_of
 from kdplug.engine.checkpoint.identity import check_identity, check_ranks
 from kdplug.engine.forward_state import modes
+from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor, call, split, student_outputs
 from kdplug.errors import ConfigError, RunError
@@ -131,6 +133,8 @@ class DistillationModule(LightningModule):
         self._equal = EqualCounts()
         self._agreed: set[TermLayout] = set()
         self._total_steps: int | None = None
+        self._rates = RateWatch()
+        self._gradients: GradientWatch | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the student."""
@@ -213,6 +217,27 @@ class DistillationModule(LightningModule):
                 f"still divides by accumulate_grad_batches={size}. Set "
                 f"limit_train_batches={int(batches - batches % size)}, or normalization='micro_batch' to accept that"
             )
+
+        self._watch()
+
+    def _watch(self) -> None:
+        """Start to watch learning rate and gradients, which strategies that shard the model hold elsewhere."""
+        self._rates, self._gradients = RateWatch(), None
+        if self.trainer.global_rank or not self.trainer.optimizers:
+            return
+        optimizer = self.trainer.optimizers[0]
+        if not self.trainer.lr_scheduler_configs:
+            check_constant_rate(optimizer)
+        if type(self.trainer.strategy) in (SingleDeviceStrategy, DDPStrategy):
+            self._gradients = GradientWatch(optimizer, self.student.named_parameters())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Warn about parameters of the student without a gradient, and about a learning rate that stays 0."""
+        step, total = self._steps()
+        if self.trainer.lr_scheduler_configs and not self.trainer.global_rank:
+            self._rates.see(optimizer, self.trainer.lr_scheduler_configs[0].scheduler, step + 1, total)
+        if self._gradients is not None:
+            self._gradients.see(ends=step + 1 == total)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss; Lightning averages it over processes and micro-batches."""

@@ -1,4 +1,4 @@
-"""Normalize each term over the micro-batches of an optimizer step."""
+"""Normalize each term over the micro-batches of an optimizer step, and watch the step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,46 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerState
 
 from kdplug.contracts.loss import LossSum
 from kdplug.engine.accumulation import Counts, Normalization, TermLayout, are_numbers, counts_of, same_shapes
 from kdplug.engine.forward_state import ForwardState, preserve_forward_state
+from kdplug.engine.optimizer import GradientWatch, RateWatch, unwrap
 from kdplug.errors import RunError
 from kdplug.objective.numerics import full
 from kdplug.objective.report import LossReport
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Loss
+
+
+class StepWatch(TrainerCallback):
+    """Warns about parameters of the student that get no gradient, and of a learning rate that stays 0."""
+
+    def __init__(self) -> None:
+        self._student: list[tuple[str, nn.Parameter]] = []
+        self._gradients: GradientWatch | None = None
+        self._rates = RateWatch()
+
+    def begin(self, student: nn.Module, *, is_sharded: bool) -> None:
+        """Start to watch a run. Gradients are not checked under FSDP and DeepSpeed, which hold them elsewhere."""
+        self._student = [] if is_sharded else list(student.named_parameters())
+        self._gradients, self._rates = None, RateWatch()
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Find the student's parameters that the optimizer holds."""
+        if state.is_world_process_zero:
+            self._gradients = GradientWatch(unwrap(given["optimizer"]), self._student)
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Check the gradients and the learning rate of a step."""
+        if self._gradients is None:
+            return
+        step, scheduler = state.global_step + 1, given["lr_scheduler"]
+        if scheduler is not None:
+            self._rates.see(unwrap(given["optimizer"]), scheduler, step, state.max_steps)
+        self._gradients.see(ends=step == state.max_steps)
 
 
 class TermLog:

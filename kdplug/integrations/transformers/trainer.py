@@ -26,7 +26,7 @@ from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import ConfigError, RunError
 from kdplug.integrations.sides import Teachers, identity_of, make_objective, make_teachers
-from kdplug.integrations.transformers.accumulation import TermLog, Window, as_sums, count_items
+from kdplug.integrations.transformers.accumulation import StepWatch, TermLog, Window, as_sums, count_items
 from kdplug.integrations.transformers.checkpoint import (
     check_resumed,
     check_undamaged,
@@ -151,6 +151,8 @@ class DistillationTrainer(Trainer):
         self._window: Window | None = None
         self._counts_are_data = self._is_open = False
         self._logged, self._evaluated = TermLog(), TermLog()
+        self._step_watch = StepWatch()
+        self.add_callback(self._step_watch)
         self._link_student()
 
     def compute_loss(
@@ -225,6 +227,7 @@ class DistillationTrainer(Trainer):
         self._identity = self._identity or self._identified()
         self._logged, self._counts_are_data = TermLog(), False
         self._agreed: set[TermLayout] = set()
+        self._step_watch.begin(self._student, is_sharded=self._is_sharded)
         try:
             with self._open():
                 return super()._inner_training_loop(

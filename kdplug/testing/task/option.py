@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -17,15 +20,18 @@ from kdplug.contracts.task import (
     FingerprintedTask,
     PreparesBatches,
     ReadsAware,
+    ReviewsData,
+    ReviewsTeacher,
     SelfChecking,
     SpansVocabularies,
     StartsStudent,
 )
+from kdplug.contracts.tree import tensors
 from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.testing.law import broken
 from kdplug.testing.sample import seeded
-from kdplug.testing.task.case import TaskCase, same_content
+from kdplug.testing.task.case import PARTS, TaskCase, same_content
 
 
 class TaskOptionLaws(TaskCase):
@@ -160,6 +166,72 @@ class TaskOptionLaws(TaskCase):
             broken(f"fingerprint() must return plain data: {error}")
         if not plain or json.dumps(found) != json.dumps(again):
             broken(f"fingerprint() is {found}, but {again} when the task is built again")
+
+    def test_its_reviews_are_warnings_and_change_nothing(self) -> None:
+        """Catches a warning without its setting; one that differs in the next run; a review that draws random numbers, so
+        that a run with another review trains another student; one that changes the data, the models or their outputs.
+        """
+        for option, review, name in (
+            (ReviewsData, self._review_data, "review_data"),
+            (ReviewsTeacher, self._review_teacher, "review_teacher"),
+        ):
+            if not _offers(self.task(), option):
+                continue
+            found, again = review(self.task(1)), review(self.task(2))
+            if found != again:
+                broken(f"{name} yields {found}, but {again} when the task is built again")
+
+    def _review_data(self, task: Any) -> list[tuple[str, str]]:
+        if _offers(task, SelfChecking):
+            with suppress(KdplugError):
+                task.check()
+        before = [self.batch(task, part) for part in PARTS]
+        found = _warnings(task.review_data, "review_data")
+        if not same_content(before, [self.batch(task, part) for part in PARTS]):
+            broken("data() returns other examples after review_data()")
+        return found
+
+    def _review_teacher(self, task: Any) -> list[tuple[str, str]]:
+        if _offers(task, SelfChecking):
+            with suppress(KdplugError):
+                task.check()
+        with torch.no_grad():
+            _, teacher, outputs = next(self.outputs(task, "distillation"))
+        teacher.requires_grad_(False)  # as a run does, before factors of its logits are read
+        held = [one.clone() for one in tensors(outputs)]
+        with _untouched(teacher, "review_teacher changes {} of the teacher"):
+            found = _warnings(lambda: task.review_teacher(iter((outputs,))), "review_teacher")
+        if not same_content(held, list(tensors(outputs))):
+            broken("review_teacher changes the outputs that it gets")
+        return found
+
+
+def _warnings(review: Callable[[], Any], name: str) -> list[tuple[str, str]]:
+    """Return what a review yields, after checking its form, and that no global generator was used."""
+    states = _generators()
+    found = list(review())
+    if _generators() != states:
+        broken(f"{name} draws from a global generator, so the run after it draws other numbers")
+    for one in found:
+        if (
+            not isinstance(one, tuple)
+            or len(one) != 2
+            or not all(isinstance(part, str) and part.strip() for part in one)
+        ):
+            broken(f"{name} must yield pairs of a setting and a warning, got {one!r}")
+        if any("\n" in part for part in one) or not _SETTING.fullmatch(one[0]):
+            broken(
+                f"{name} must yield the path of a setting, such as data.train, and a warning of one line, got {one!r}"
+            )
+    return found
+
+
+_SETTING = re.compile(r"\w+(\.\w+)*")
+
+
+def _generators() -> tuple[Any, ...]:
+    of_numpy: Any = numpy.random.get_state()  # noqa: NPY002  what other code may draw from
+    return torch.get_rng_state().tolist(), random.getstate(), of_numpy[1].tolist(), of_numpy[2]
 
 
 def _offers(task: Any, option: type) -> bool:

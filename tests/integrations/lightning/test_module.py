@@ -201,3 +201,26 @@ def test_validation_and_prediction_work_without_a_fit(tmp_path):
     (metrics,) = trainer.validate(module, loader(), verbose=False)
     assert metrics["val_loss"] > metrics["val_kd_loss"] > 0
     assert trainer.predict(module, loader(4))[0].logits.shape == (4, 3)
+
+
+def test_parameters_that_no_loss_trains_are_warned_of_once(tmp_path):
+    module = make_module(distill_config=config(kd_loss_weight=0, hard_label_weight=0))
+    with pytest.warns(UserWarning, match=r"^4 of .* no gradient in the first 3 step.* classifier.weight") as caught:
+        fitted(tmp_path, module)
+    assert len([one for one in caught if "no gradient" in str(one.message)]) == 1
+
+
+def test_a_learning_rate_of_0_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="learning rate of the SGD is 0 and there is no scheduler"):
+        fitted(tmp_path, make_module(optimizer=partial(torch.optim.SGD, lr=0.0), distill_config=config(None)))
+
+
+def test_a_scheduler_that_keeps_the_learning_rate_at_0_is_warned_of(tmp_path):
+    def make(groups):
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        return [optimizer], [
+            {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.0), "interval": "step"}
+        ]
+
+    with pytest.warns(UserWarning, match="learning rate has been 0 since step 1 of 3.* LambdaLR"):
+        fitted(tmp_path, make_module(optimizer=make))

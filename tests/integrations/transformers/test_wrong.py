@@ -120,3 +120,17 @@ def test_an_adaptor_that_reads_labels_that_the_teachers_part_of_the_batch_lacks(
     trainer = make_trainer(tmp_path, distill_config=config(None), kd=options)
     with pytest.raises(RunError, match=r"adaptor_T: it reads 'labels', and the mapping under 'teacher'.*collator add"):
         trainer.train()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_parameters_that_no_loss_trains_are_warned_of_once(tmp_path, accumulation):
+    chosen = config(kd_loss_weight=0, hard_label_weight=0)
+    trainer = make_trainer(tmp_path, distill_config=chosen, gradient_accumulation_steps=accumulation)
+    with pytest.warns(UserWarning, match=r"^4 of .* no gradient in the first 3 step.*classifier.weight") as caught:
+        trainer.train()
+    assert len([one for one in caught if "no gradient" in str(one.message)]) == 1
+
+
+def test_a_learning_rate_that_stays_0_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="learning rate has been 0 since step 1 of 3.* Is lr 0, or was the LambdaLR"):
+        make_trainer(tmp_path, distill_config=config(None), learning_rate=0.0).train()

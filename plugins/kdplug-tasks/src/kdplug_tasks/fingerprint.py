@@ -119,7 +119,7 @@ def _sizes(table: Table) -> str:
 
 
 def _files(path: str | None) -> dict[str, str]:
-    folder = None if path is None else Path(path).expanduser()
+    folder = None if path is None else Path(path)
     if folder is None or not folder.is_dir():
         return {}
     return {file.name: _ends(file) for file in sorted(folder.iterdir()) if file.is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 import kdplug
 from kdplug_tasks.data.file import read_file
 from kdplug_tasks.data.table import Table
+from kdplug_tasks.setting import at_home
 
 EXAMPLE: dict[str, Any] = {
     "data": {"train": "train.csv", "test": "test.csv"},
@@ -72,8 +74,8 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
     """
 
     def guess(data: Path, teacher: str | None) -> kdplug.RecipeGuess | None:
-        train, test, where = _parts(data)
-        found = _recognized(train, train.stat().st_mtime_ns if train.exists() else 0)
+        train, test, where = _parts(Path(at_home(str(data))))
+        found = _recognized(train, train.stat().st_mtime_ns if _exists(train) else 0)
         if found is None or found.task != task:
             return None
         columns = {name: own for name, own in found.columns.items() if name != own}
@@ -83,7 +85,7 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
         }
         reasons = [*found.reasons, f"data.test: {where}"]
         if teacher is not None:
-            models, more = _models(teacher, task, max_length)
+            models, more = _models(at_home(teacher), task, max_length)
             settings |= models
             reasons += more
         return kdplug.RecipeGuess(settings, reasons)
@@ -93,7 +95,7 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
 
 def _parts(data: Path) -> tuple[Path, str | float, str]:
     """Return the training data, the test data, and the origin of the test data."""
-    if data.is_dir():
+    if _exists(data) and data.is_dir():
         inside = sorted(one for one in data.iterdir() if one.stem == "train")
         if len(inside) > 1:
             names = ", ".join(one.name for one in inside)
@@ -101,9 +103,13 @@ def _parts(data: Path) -> tuple[Path, str | float, str]:
         data = inside[0] if inside else data
     for name in ("test", "validation", "valid", "dev"):
         other = data.with_name(data.name.replace("train", name, 1))
-        if other != data and other.exists():
+        if other != data and _exists(other):
             return data, str(other), f"{other.name}, which is next to {data.name}"
     return data, _HELD_OUT, f"{_HELD_OUT:.0%} of the rows, since there is no test file next to {data.name}"
+
+
+def _exists(file: Path) -> bool:
+    return os.path.exists(file)  # noqa: PTH110 - False if the name is too long
 
 
 @lru_cache(maxsize=1)
@@ -186,14 +192,14 @@ def _numbers(values: list[str]) -> list[float]:
 
 def _models(teacher: str, task: str, max_length: int | None) -> tuple[dict[str, Any], list[str]]:
     """Return the settings that depend on the teacher, and what they were inferred from."""
-    from kdplug_tasks.models.config import is_hub_name, load_config, positions, text_part
+    from kdplug_tasks.models.config import is_folder, load_config, positions, text_part
 
-    if is_hub_name(teacher):
-        config = None
-        reasons = [f"teacher: {teacher} is not a folder here, so neither its head nor its layers were read"]
-    else:
+    if is_folder(teacher, "--teacher"):
         config = load_config(teacher, "--teacher")
         reasons = []
+    else:
+        config = None
+        reasons = [f"teacher: {teacher} is not a folder here, so neither its head nor its layers were read"]
     found: dict[str, Any] = {"path": teacher}
     settings: dict[str, Any] = {"teacher": found}
     if config is not None and max_length is not None:

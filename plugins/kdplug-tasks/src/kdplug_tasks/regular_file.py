@@ -1,7 +1,8 @@
-"""Detect pipes, sockets and devices, which are not read."""
+"""Detect what is in the place of a file or folder and cannot be read."""
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -15,3 +16,8 @@ def is_special(path: Path) -> bool:
     except (OSError, ValueError):  # no such file, or not a valid name
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def is_broken_link(path: Path) -> bool:
+    """Return whether ``path`` is a link to nothing, or a loop of links."""
+    return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114  Path raises for a name too long

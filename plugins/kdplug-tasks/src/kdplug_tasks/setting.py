@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 LARGEST = 2**31 - 1
 """The largest count or seed, as for the core's keys."""
 
 Count = Annotated[int, Field(ge=1, le=LARGEST)]
 WholeNumber = Annotated[int, Field(ge=0, le=LARGEST)]
+
+
+def at_home(path: str) -> str:
+    """Return ``path`` with the home folder for a leading ``~``; that of an unknown user is left as it is."""
+    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises for an unknown user
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(at_home)]
+"""A file, a folder, or a name on the hub."""
 
 
 class Settings(BaseModel):

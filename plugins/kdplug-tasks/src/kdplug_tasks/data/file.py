@@ -14,7 +14,7 @@ from typing import Any
 import kdplug
 from kdplug_tasks.data.conll import conll_columns, conllu_columns, with_line_feeds
 from kdplug_tasks.data.table import BLANK_LINE, LINE, WHOLE, Table, did_you_mean, without_rows
-from kdplug_tasks.regular_file import NOT_REGULAR, is_special
+from kdplug_tasks.regular_file import NOT_REGULAR, is_broken_link, is_special
 
 _PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -26,7 +26,7 @@ def read_folder(folder: Path, table: Table) -> Table:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.casefold() in _PICTURE_ENDINGS)
     if not files:
-        raise without_rows(table)
+        raise table.error("it is a folder without images. To read rows, name a file in it")
     columns: dict[str, list[Any]] = {"image": [str(file) for file in files]}
     labels = [None if file.parent == folder else file.relative_to(folder).parts[0] for file in files]
     if any(labels):
@@ -92,7 +92,7 @@ def read_file(
     Raises: ``ConfigError`` if the file does not exist, its format is unknown, or it is malformed, not UTF-8 or empty, or
     a text file lacks the separator of its documents.
     """
-    file = Path(path).expanduser()
+    file = Path(path)
     try:
         if file.is_dir() and file_format in (None, "pictures"):
             return read_folder(file, Table(path, field, {}))
@@ -138,6 +138,10 @@ def _format(file: Path, file_format: str | None, field: str, of_columns: Mapping
 def _no_file(file: Path, field: str) -> kdplug.ConfigError:
     if is_special(file):
         return kdplug.ConfigError(f"{str(file)!r} {NOT_REGULAR}", field=field)
+    if file.is_dir():
+        return kdplug.ConfigError(f"{str(file)!r} is a folder. Name a file in it", field=field)
+    if is_broken_link(file):
+        return kdplug.ConfigError(f"{str(file)!r} is a broken link", field=field)
     folder = file.parent
     near = did_you_mean(file.name, [one.name for one in folder.iterdir()] if folder.is_dir() else [])
     there = "" if folder.is_dir() else f" There is no folder {str(folder)!r} either."

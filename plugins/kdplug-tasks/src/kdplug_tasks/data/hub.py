@@ -40,7 +40,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     except Exception as error:  # datasets and its dependencies raise many types of exceptions
         first = str(error).strip().splitlines()[:1] or [""]
         raise kdplug.ConfigError(
-            f"datasets cannot load split {split!r} of {settings.dataset!r}: {type(error).__name__}: {first[0]}",
+            f"datasets cannot load split {split!r} of {settings.dataset[:_SHOWN]!r}: {type(error).__name__}: {first[0][:_SHOWN]}",
             field="data.dataset",
         ) from error
     columns = {name: found[name] for name in found.column_names}
@@ -49,6 +49,9 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
         raise without_rows(table)
     return table
 
+
+_SHOWN = 200
+"""Characters of a name or message that an error repeats."""
 
 _SECONDS = 5.0
 """Seconds in which the hub must respond."""
@@ -72,7 +75,7 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
         reason = f"the hub cannot be reached ({constants.ENDPOINT})"
     else:
         return
-    raise kdplug.ConfigError(f"{name[:200]!r} is not a folder here, and {reason}", field=field)
+    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a folder here, and {reason}", field=field)
 
 
 def _is_reachable(endpoint: str) -> bool:
@@ -97,12 +100,12 @@ def _is_on_hub(name: str) -> bool:
 
     if name in packaged_modules._PACKAGED_DATASETS_MODULES:  # noqa: SLF001 - no public list
         return False
-    places = (Path(name).expanduser(), Path(config.HF_DATASETS_CACHE, name.replace("/", "___")))
+    places = (Path(name), Path(config.HF_DATASETS_CACHE, name.replace("/", "___")))
     return not any(map(os.path.exists, places))
 
 
 def _check_regular(name: str) -> None:
-    folder = Path(name).expanduser()
+    folder = Path(name)
     for file in (folder, *(folder.rglob("*") if folder.is_dir() else ())):
         if is_special(file):
             raise kdplug.ConfigError(f"{str(file)!r} {NOT_REGULAR}", field="data.dataset")
@@ -110,7 +113,7 @@ def _check_regular(name: str) -> None:
 
 def _on_disk(name: str, split: str, field: str) -> Any:
     """Return a split of a folder that ``save_to_disk`` wrote; ``None`` if ``name`` is not such a folder."""
-    folder = Path(name).expanduser()
+    folder = Path(name)
     if not any((folder / file).is_file() for file in ("dataset_dict.json", "state.json")):
         return None
     from datasets import DatasetDict, load_from_disk

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, Strict, model_validator
 
 import kdplug
-from kdplug_tasks.setting import LARGEST, Settings, WholeNumber
+from kdplug_tasks.setting import LARGEST, Place, Settings, WholeNumber
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "conll", "conllu", "text", "npz", "pictures"]
 Split = Annotated[float, Field(gt=0, lt=1)]
@@ -17,13 +17,13 @@ Name = Annotated[str, Field(min_length=1)]
 class DataSettings(Settings):
     """Location of the examples: files, folders of images, or splits of a ``dataset``."""
 
-    train: Name | None = None
+    train: Place | None = None
     """Training data: a file, a folder of images, or a split of ``dataset``."""
-    distillation: Name | None = None
+    distillation: Place | None = None
     """Data for distillation, in the same forms; rows may lack labels. Default: ``train``."""
-    test: Split | Name
+    test: Split | Place
     """Test data, in the same forms, or the fraction of ``train`` to hold out: rows, or the end of a running text."""
-    dataset: Name | None = None
+    dataset: Place | None = None
     """A dataset for ``datasets`` to load: a name on the hub, or a folder that ``save_to_disk`` wrote."""
     config: Name | None = None
     """Configuration of ``dataset``."""

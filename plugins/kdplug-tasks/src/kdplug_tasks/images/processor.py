@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def _load(path: str) -> Any:
 
 def reads_as_saved(path: str) -> bool:
     """Return whether a folder has an image processor; a hub name is assumed to have one."""
-    return not Path(path).is_dir() or (Path(path) / "preprocessor_config.json").is_file()
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - False if the name is too long
+    return not is_folder or (Path(path) / "preprocessor_config.json").is_file()
 
 
 def size_of(config: Any) -> int | None:

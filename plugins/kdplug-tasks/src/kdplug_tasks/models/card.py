@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kdplug
-from kdplug_tasks.models.config import is_hub_name
 
 if TYPE_CHECKING:
     from kdplug_tasks.models.family import Family
@@ -28,7 +28,7 @@ def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> s
     """
     teacher = family.teacher.path
     front = {"library_name": "transformers", "tags": "[kdplug, knowledge-distillation]"}
-    if teacher is not None and is_hub_name(teacher):
+    if teacher is not None and not Path(teacher).is_dir():
         front["base_model"] = json.dumps(teacher, ensure_ascii=False)
     origin = _code(teacher) if teacher is not None else f"a {family.teacher_config.model_type} model built from scratch"
     fitted = ", which was trained on the training data first" if family.teacher.train else ""

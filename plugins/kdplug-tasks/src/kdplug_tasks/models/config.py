@@ -10,7 +10,7 @@ import kdplug
 from kdplug_tasks.data.hub import check_hub
 from kdplug_tasks.data.table import did_you_mean
 from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
-from kdplug_tasks.regular_file import NOT_REGULAR, is_special
+from kdplug_tasks.regular_file import NOT_REGULAR, is_broken_link, is_special
 
 _ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id"}
 
@@ -38,20 +38,47 @@ def check_path(path: str, field: str) -> None:
 
     Raises: ``ConfigError``.
     """
-    folder = Path(path).expanduser()
+    if not is_folder(path, field):
+        check_hub(path, field, "model")
+
+
+def is_folder(path: str, field: str) -> bool:
+    """Return whether a model is in a folder; if not, it may have this name on the hub.
+
+    Raises: ``ConfigError`` for the path of a folder that does not exist, or that holds what cannot be read.
+    """
+    folder = Path(path)
     try:
         if folder.is_dir():
-            special = next(filter(is_special, sorted(folder.iterdir())), None)
-            if special is not None:
-                raise kdplug.ConfigError(f"{path!r}: its {special.name} {NOT_REGULAR}", field=field)
-            return
-    except OSError as error:  # name too long
-        raise kdplug.ConfigError(f"there is no folder {path[:200]!r}: {error.strerror}", field=field) from error
+            _check_readable(folder, field)
+            return True
+        there = folder.exists()
+        near = did_you_mean(
+            folder.name, [one.name for one in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        )
+    except OSError as error:  # name too long, no permission
+        raise kdplug.ConfigError(f"there is no folder {path[:_SHOWN]!r}: {error.strerror}", field=field) from error
+    if is_broken_link(folder):
+        raise kdplug.ConfigError(f"{path!r} is a broken link, not the folder of a model", field=field)
+    if there:
+        raise kdplug.ConfigError(f"{path!r} is not a folder. Name the folder with the model's config.json", field=field)
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
-        parent = folder.parent
-        near = did_you_mean(folder.name, [one.name for one in parent.iterdir()] if parent.is_dir() else [])
         raise kdplug.ConfigError(f"there is no folder {path!r}.{near}", field=field)
-    check_hub(path, field, "model")
+    return False
+
+
+def _check_readable(folder: Path, field: str) -> None:
+    for file in sorted(folder.iterdir()):
+        if is_special(file):
+            raise kdplug.ConfigError(f"{str(folder)!r}: its {file.name} {NOT_REGULAR}", field=field)
+        if file.suffix in _READ and is_broken_link(file):
+            raise kdplug.ConfigError(f"{str(folder)!r}: its {file.name} is a broken link", field=field)
+
+
+_READ = (".json", ".safetensors", ".txt", ".model", ".jinja")
+"""Endings of the files that transformers reads from a folder."""
+
+_SHOWN = 200
 
 
 def not_loaded(path: str, field: str, error: Exception, part: str = "") -> kdplug.ConfigError:
@@ -65,8 +92,17 @@ def not_loaded(path: str, field: str, error: Exception, part: str = "") -> kdplu
             "transformers, or load this one in your own program and pass it to a distiller",
             field=field,
         )
-    first = (str(error).strip().splitlines() or [""])[0]
-    return kdplug.ConfigError(f"transformers cannot load {part}{path!r}: {first}", field=field)
+    return kdplug.ConfigError(f"transformers cannot load {part}{path!r}: {_first_sentence(error)}", field=field)
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return the first line of a message, and those that it announces with a colon."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines)[:_LONGEST] if lines[0].endswith(":") else lines[0]
+
+
+_LONGEST = 300
+"""Characters of a message of several lines that an error repeats."""
 
 
 def make_config(settings: Mapping[str, Any], field: str) -> Any:
@@ -193,8 +229,3 @@ def positions(text: Any) -> int | None:
 
 _PAST_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "roberta-prelayernorm", "xmod")
 """Model types whose position ids start after the padding id."""
-
-
-def is_hub_name(path: str) -> bool:
-    """Return whether a model is on the hub and not in a folder."""
-    return not Path(path).expanduser().is_dir()

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 import kdplug
-from kdplug_tasks.setting import Count, Settings, or_text
-
-Path = Annotated[str, Field(min_length=1)]
+from kdplug_tasks.setting import Count, Place, Settings, or_text
 
 
 class TeacherSettings(Settings):
@@ -21,7 +19,7 @@ class TeacherSettings(Settings):
 
     model_config = ConfigDict(json_schema_extra=or_text)
 
-    path: Path | None = None
+    path: Place | None = None
     """A folder or hub name."""
     config: dict[str, Any] | None = None
     """Config of a model from scratch: ``{model_type: bert, hidden_size: 128, …}``."""
@@ -81,7 +79,7 @@ class StudentSettings(Settings):
 
     model_config = ConfigDict(json_schema_extra=or_text)
 
-    path: Path | None = None
+    path: Place | None = None
     """A folder or hub name."""
     config: dict[str, Any] | None = None
     """Config of a new model, with ``model_type``; or the values that differ from the teacher's config."""

@@ -63,7 +63,7 @@ def check_sums(path: str, field: str) -> None:
 
     Raises: ``ConfigError`` that names the file that changed.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     sums = folder / "SHA256SUMS"
     if not sums.is_file():
         return
@@ -94,7 +94,7 @@ def check_size(model: nn.Module, path: str, field: str) -> None:
 
     Raises: ``ConfigError`` if the files of a folder have far fewer numbers than the model.
     """
-    folder = Path(path).expanduser()
+    folder = Path(path)
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
     wanted = sum(parameter.numel() for parameter in model.parameters())
     if held and wanted > held + _NEW:  # a number takes at least one byte
@@ -107,7 +107,7 @@ def check_size(model: nn.Module, path: str, field: str) -> None:
 
 def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.ConfigError | None:
     """Return an error that explains how to convert pickled weights; ``None`` if ``error`` has another cause."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     if folder.is_dir():
         pickles = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
         found, target, also = pickles[0] if pickles else "", path, ""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 import kdplug
-from kdplug_tasks.setting import Settings, or_text
+from kdplug_tasks.setting import Place, Settings, or_text
 
 
 class TokenizerSettings(Settings):
@@ -18,7 +18,7 @@ class TokenizerSettings(Settings):
 
     model_config = ConfigDict(json_schema_extra=or_text)
 
-    path: Annotated[str, Field(min_length=1)] | None = None
+    path: Place | None = None
     """A folder or hub name."""
     train: Literal["bytes-bpe", "bytes"] | None = None
     """Train a byte-level tokenizer: ``bytes-bpe`` learns merges from the training data, ``bytes`` has none."""

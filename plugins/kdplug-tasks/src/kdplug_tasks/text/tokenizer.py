@@ -58,7 +58,7 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
 
 def has_tokenizer(path: str) -> bool:
     """Return whether a folder has a tokenizer; a hub name is assumed to have one."""
-    folder = Path(path).expanduser()
+    folder = Path(path)
     names = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
     is_folder = os.path.isdir(folder)  # noqa: PTH112 - False if the name is too long
     return not is_folder or any((folder / name).is_file() for name in names)
