@@ -30,6 +30,7 @@ from kdplug.host.registry import (
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig, IntermediateMatch
     from kdplug.config.recipe import Recipe
+    from kdplug.config.term import TermConfig
     from kdplug.config.training import TrainingConfig
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.factored_logits import FactoredLogits
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         ClosedForm,
         LossSum,
         across_vocabularies,
+        any_layers,
         closed_form,
         coarsens,
         mean_over_items,
@@ -115,8 +117,10 @@ __all__ = [
     "SignatureError",
     "SparseLogits",
     "Task",
+    "TermConfig",
     "TrainingConfig",
     "across_vocabularies",
+    "any_layers",
     "cache_codecs",
     "closed_form",
     "coarsens",
@@ -140,11 +144,13 @@ _ROOMS = {
         "IntermediateMatch",
     ),
     "config.recipe": ("Recipe",),
+    "config.term": ("TermConfig",),
     "config.training": ("TrainingConfig",),
     "contracts.loss": (
         "ClosedForm",
         "LossSum",
         "across_vocabularies",
+        "any_layers",
         "closed_form",
         "coarsens",
         "mean_over_items",

@@ -33,6 +33,7 @@ SPANS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "DistillationConfig": partial(keys_of, "distillation", "DistillationConfig"),
     "IntermediateMatch": partial(keys_of, "match", "IntermediateMatch"),
+    "TermConfig": partial(keys_of, "term", "TermConfig"),
     "LayerMap": partial(keys_of, "layer_map", "LayerMap"),
     "TrainingConfig": partial(keys_of, "training", "TrainingConfig"),
     "Recipe": partial(keys_of, "recipe", "Recipe"),

@@ -6,8 +6,8 @@ from kdplug.contracts.vocabulary import ADAPTOR_KEYS, ALIASES, INPUTS
 from kdplug.host.kind import KINDS
 
 _SITES = {
-    "kd": "kd loss (`kd_loss_type`)",
-    "match": "match loss (`intermediate_matches`)",
+    "kd": "loss on logits (`kd_loss_type`, a term without layers)",
+    "match": "loss on features (`intermediate_matches`, a term with layers)",
 }
 
 

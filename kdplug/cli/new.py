@@ -26,7 +26,10 @@ _CHOSEN: Mapping[str, Mapping[str, Any]] = {
 }
 """Values of a new recipe that differ from the defaults; a task may override them."""
 
-_MATCH = "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_mse, proj: linear}]"
+_EXAMPLES = {
+    "terms": "for example [{loss: kl, weight: 0.9}, {loss: [dist, 1, 1], temperature: 1}], without the keys of the kd loss",
+    "intermediate_matches": "for example [{layer_T: 2, layer_S: 1, feature: hidden, loss: hidden_mse, proj: linear}]",
+}
 
 
 def new(
@@ -174,8 +177,8 @@ def _keys(model: type[ConfigModel], chosen: Mapping[str, Any]) -> Iterator[str]:
     for key, field in model.model_fields.items():
         choices = ", ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
         yield f"  # {_comment(field.description or '')}{f' ({choices})' if choices else ''}"
-        if key == "intermediate_matches":
-            yield f"  # {_MATCH}"
+        if key in _EXAMPLES:
+            yield f"  # {_EXAMPLES[key]}"
         yield f"  {key}: {_yaml(chosen.get(key, _default(field)))}"
 
 

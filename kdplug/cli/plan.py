@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,11 +84,15 @@ def _terms(plan: RunPlan) -> Table:
 def _matches(matches: Iterable[PlannedMatch]) -> Table:
     rows = []
     for match in matches:
-        pairs = zip(match.student, match.teacher, strict=False)
-        for place, ((student, of_student), (teacher, of_teacher)) in enumerate(pairs):
+        pairs = zip_longest(_layers(match.student), _layers(match.teacher), fillvalue="")
+        for place, (student, teacher) in enumerate(pairs):
             head = [match.term, _projection(match)] if place == 0 else ["", ""]
-            rows.append([head[0], f"{student} {of_student}", f"{teacher} {of_teacher}", head[1]])
+            rows.append([head[0], student, teacher, head[1]])
     return _table(("match", "student", "teacher", "projection"), rows)
+
+
+def _layers(found: Iterable[tuple[str, list[int]]]) -> list[str]:
+    return [f"{layer} {shape}" for layer, shape in found]
 
 
 def _projection(match: PlannedMatch) -> str:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, PlainValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from kdplug.config.key import places
+from kdplug.config.key import KeyFacts, keys_replaced_by, places
 from kdplug.config.layer_map import LayerMap, LayerMaps
 from kdplug.config.match import IntermediateMatch, ProjectionSpec, no_effect
 from kdplug.config.model import (
-    HIGHEST,
     LARGEST,
     NONE_SCHEMA,
     ConfigModel,
     Count,
     KdLoss,
-    Positive,
     Switch,
     TeacherCombiner,
+    Temperature,
     TemperatureScheduler,
     Weight,
     WeightScheduler,
+    is_none,
     resolve,
     write_component,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
+from kdplug.config.term import KD_LOSS, KD_PLACE, NO_SCHEDULER, TermConfig, TermPlace, WrittenTerm, named_terms
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.registry import losses, teacher_combiners
@@ -57,6 +67,31 @@ Chunk = Annotated[
 ]
 
 
+def _read_terms(data: object, handler: Any) -> tuple[TermConfig, ...] | None:
+    if is_none(data):
+        return None
+    found: tuple[TermConfig, ...] = handler(data)
+    if not found:
+        raise ConfigError("the list is empty: name at least one loss, such as {loss: kl}")
+    return found
+
+
+Terms = Annotated[
+    tuple[TermConfig, ...] | None,
+    WrapValidator(_read_terms),
+]
+
+
+_REPLACED = KeyFacts(replaced_by="terms")
+
+
+class TermTemperature(NamedTuple):
+    """Temperature of a term, and its scheduler."""
+
+    base: float
+    scheduler: ComponentSpec | None
+
+
 class DistillationConfig(ConfigModel):
     """Config of a distillation: TextBrewer's keys and defaults; each component may be a name, a list or a mapping.
 
@@ -67,7 +102,7 @@ class DistillationConfig(ConfigModel):
     Raises: ``ConfigError`` or ``EntryError`` with the path of each wrong value.
     """
 
-    temperature: Annotated[Positive, Field(le=HIGHEST)] = Field(
+    temperature: Temperature = Field(
         default=4.0, description="softmax temperature: the kd loss divides the logits of student and teacher by it"
     )
     temperature_scheduler: TemperatureScheduler = Field(
@@ -75,15 +110,17 @@ class DistillationConfig(ConfigModel):
         description="scheduler that computes the temperature of each item from `temperature` and the logits; none uses "
         "`temperature` for all items",
     )
-    kd_loss_type: KdLoss = Field(default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher")
-    kd_loss_weight: Weight = Field(
+    kd_loss_type: Annotated[KdLoss, _REPLACED] = Field(
+        default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher"
+    )
+    kd_loss_weight: Annotated[Weight, _REPLACED] = Field(
         default=1.0,
         description=(
             "weight of the kd loss in the total; with a scheduler, the base weight. Without t2, the loss's gradient shrinks "
             "with the square of the temperature, so 1 is a small weight"
         ),
     )
-    kd_loss_weight_scheduler: WeightScheduler = None
+    kd_loss_weight_scheduler: Annotated[WeightScheduler, _REPLACED] = None
     hard_label_weight: Weight = Field(
         default=0.0,
         description=(
@@ -110,6 +147,11 @@ class DistillationConfig(ConfigModel):
         default=False,
         description="where the teacher's prediction is wrong, swap its highest logit with the logit of the true label",
     )
+    terms: Terms = Field(
+        default=None,
+        description="the losses of the distillation as one list, in place of `kd_loss_type` and `kd_loss_weight`: each has a "
+        "weight, and may have its own temperature, heads or layers",
+    )
     is_caching_logits: Switch = Field(
         default=False,
         description="run the teacher once on every example and reuse its logits and matched features in all epochs",
@@ -129,9 +171,7 @@ class DistillationConfig(ConfigModel):
     @field_validator("intermediate_matches", mode="before")
     @classmethod
     def _none_is_no_match(cls, data: object) -> object:
-        if data is None or (isinstance(data, str) and data.casefold() == "none"):
-            return ()
-        return data
+        return () if is_none(data) else data
 
     @field_validator("kd_loss_type")
     @classmethod
@@ -160,21 +200,36 @@ class DistillationConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _something_is_on(self) -> Self:
-        if not (
-            self.kd_loss_weight
-            or self.hard_label_weight
-            or any(match.weight for match in self.intermediate_matches)
-            or any(layer_map.weight for layer_map in self.layer_map)
-        ):
+        weights = [self.hard_label_weight, *(one.weight for one in self.intermediate_matches)]
+        weights += [one.weight for one in self.layer_map]
+        if any(weights) or any(self._kd_weights):
+            return self
+        on_logits = "kd_loss_weight" if self.terms is None else "the weight of each term"
+        raise ConfigError(
+            f"every term is disabled: {on_logits} and hard_label_weight are 0 and no intermediate match has a weight. Give "
+            "one of them a weight above 0"
+        )
+
+    @property
+    def _kd_weights(self) -> tuple[float, ...]:
+        """The weights of ``terms``, or of the kd loss without them."""
+        return (self.kd_loss_weight,) if self.terms is None else tuple(term.weight for term in self.terms)
+
+    @model_validator(mode="after")
+    def _terms_replace_the_kd_loss(self) -> Self:
+        given = [key for key in keys_replaced_by(type(self), "terms") if key in self.model_fields_set]
+        if self.terms is not None and given:
             raise ConfigError(
-                "every term is disabled: kd_loss_weight and hard_label_weight are 0 and no intermediate match has a "
-                "weight. Give one of them a weight above 0"
-            )
+                f"cannot be combined with {' and '.join(given)}. Write the kd loss as one of the terms, such as "
+                "{loss: kl, weight: 1}"
+            ).at("terms")
+        if self.terms is not None:
+            self._fill(kd_loss_weight=0.0)
         return self
 
     @model_validator(mode="after")
     def _default_loss_is_installed(self) -> Self:
-        if self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
+        if self.terms is None and self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
             try:
                 losses.check(self.kd_loss_type, slot="kd")
             except KdplugError as error:
@@ -183,35 +238,74 @@ class DistillationConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        seen: dict[str, int] = {}
-        for place, match in enumerate(self.intermediate_matches):
-            if match.name is not None and match.name in seen:
-                message = f"{match.name!r} is already the name of intermediate_matches.{seen[match.name]}"
-                raise ConfigError(message).at("intermediate_matches", place, "name")
-            if match.name is not None:
-                seen[match.name] = place
+        seen: dict[str, str] = {}
+        for key in ("terms", "intermediate_matches"):
+            for place, one in enumerate(getattr(self, key) or ()):
+                if one.name is not None and one.name in seen:
+                    raise ConfigError(f"{one.name!r} is already the name of {seen[one.name]}").at(key, place, "name")
+                if one.name is not None:
+                    seen[one.name] = f"{key}.{place}"
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_spelling(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write ``terms`` or the keys that they replace, not both."""
+        unused = ("terms",) if self.terms is None else keys_replaced_by(type(self), "terms")
+        return {key: value for key, value in write(self).items() if key not in unused}
+
+    def written_terms(self) -> tuple[WrittenTerm, ...]:
+        """Return the kd loss or ``terms``, then the intermediate matches, as terms in the order of their sum."""
+        found: list[tuple[TermConfig, TermPlace]] = []
+        if self.terms is not None:
+            found += [(term, TermPlace(("terms", place), own=term.own_keys)) for place, term in enumerate(self.terms)]
+        elif self.kd_loss_weight:
+            found.append((self._kd_term(), KD_PLACE))
+        for place, match in enumerate(self.intermediate_matches):
+            found.append((TermConfig.of_match(match), TermPlace(("intermediate_matches", place))))
+        return named_terms(found)
+
+    def _kd_term(self) -> TermConfig:
+        return TermConfig(
+            name=KD_LOSS,
+            loss=self.kd_loss_type,
+            weight=self.kd_loss_weight,
+            weight_scheduler=self.kd_loss_weight_scheduler,
+        )
 
     def resolved(self) -> Self:
         """Return the config with qualified names and every setting of every component. Imports the entries it names.
 
         Raises: ``EntryError``, ``SettingError`` or ``SignatureError`` with the path of the component or its setting.
         """
-        data = self.to_dict()
         unused = set()
-        if not self.kd_loss_weight and self.kd_loss_type == _DEFAULT_KD_LOSS:
+        if self.kd_loss_weight or self.kd_loss_type == _DEFAULT_KD_LOSS:
             unused.add("kd_loss_type")
         if self.teacher_combiner == DEFAULT_COMBINER:
             unused.add("teacher_combiner")
-        data |= _resolved(self, (), unused)
-        data["intermediate_matches"] = [
-            {**match.to_dict(), **_resolved(match, ("intermediate_matches", place))}
-            for place, match in enumerate(self.intermediate_matches)
-        ]
+        data = self.to_dict() | _resolved(self, TermPlace(), unused)
         data["layer_map"] = [
-            {**one.to_dict(), **_resolved(one, self.path_of_map(place))} for place, one in enumerate(self.layer_map)
+            {**one.to_dict(), **_resolved(one, TermPlace(self.path_of_map(place)))}
+            for place, one in enumerate(self.layer_map)
         ]
-        return type(self).from_dict(data).written_out()
+        found = type(self).from_dict(data).written_out()
+        names = [written.name for written in self.written_out().written_terms()]
+        terms = [
+            _resolved_term(found, written, name) for written, name in zip(found.written_terms(), names, strict=True)
+        ]
+        if not terms:
+            return found
+        data = found.to_dict() | {"terms": terms, "intermediate_matches": []}
+        return type(self).from_dict(
+            {key: value for key, value in data.items() if key not in keys_replaced_by(type(self), "terms")}
+        )
+
+    def temperature_of(self, term: TermConfig) -> TermTemperature:
+        """Return the temperature of a term and its scheduler, which default to those of the config."""
+        scheduler = self.temperature_scheduler if term.temperature_scheduler is None else term.temperature_scheduler
+        return TermTemperature(
+            self.temperature if term.temperature is None else term.temperature,
+            None if scheduler == NO_SCHEDULER else scheduler,
+        )
 
     def path_of_map(self, place: int) -> tuple[object, ...]:
         """Return the path of a layer map in the config, for messages."""
@@ -239,7 +333,24 @@ class DistillationConfig(ConfigModel):
         return self.model_copy(update={"intermediate_matches": tuple(matches), "layer_map": tuple(layer_map)})
 
 
-def _resolved(model: ConfigModel, path: tuple[object, ...], unused: Iterable[str] = ()) -> dict[str, Any]:
+def _resolved_term(config: DistillationConfig, written: WrittenTerm, name: str) -> dict[str, Any]:
+    """Return a term as plain data, with every setting and its own name and temperature."""
+    temperature = config.temperature_of(written.config)
+    scheduler = temperature.scheduler
+    try:
+        found = None if scheduler is None else resolve(scheduler, "temperature_schedulers")
+    except KdplugError as error:
+        raise written.place.locate(error.at("temperature_scheduler")) from error.__cause__
+    return {
+        **written.config.to_dict(),
+        **_resolved(written.config, written.place, ("temperature_scheduler",)),
+        "name": name,
+        "temperature": temperature.base,
+        "temperature_scheduler": write_component(found),
+    }
+
+
+def _resolved(model: ConfigModel, where: TermPlace, unused: Iterable[str] = ()) -> dict[str, Any]:
     """Return each component of a model with its qualified name and every setting, as plain data."""
     data: dict[str, Any] = {}
     for key, place in places(type(model)).items():
@@ -250,7 +361,8 @@ def _resolved(model: ConfigModel, path: tuple[object, ...], unused: Iterable[str
             if isinstance(spec, ProjectionSpec):
                 data[key] = spec.resolved().to_data()
             else:
-                data[key] = write_component(resolve(spec, place.plural, place.slot))
+                slot = model.slot if isinstance(model, TermConfig) and key == "loss" else place.slot
+                data[key] = write_component(resolve(spec, place.plural, slot))
         except KdplugError as error:
-            raise error.at(*path, key) from error.__cause__
+            raise where.locate(error.at(key)) from error.__cause__
     return data

@@ -25,11 +25,12 @@ class KeyFacts:
     """Marker for a field.
 
     ``identity``: the key affects the result of training, so it is compared on resume. ``needs``: another key, without
-    which this one has no effect.
+    which this one has no effect. ``replaced_by``: another key that sets the same, so that the two cannot be combined.
     """
 
     identity: bool = True
     needs: str = ""
+    replaced_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,11 @@ def not_identity(model: type[BaseModel]) -> tuple[str, ...]:
 def keys_that_need(model: type[BaseModel], other: str) -> tuple[str, ...]:
     """Return the keys that have no effect without ``other``."""
     return tuple(key for key, facts in _marked(model, KeyFacts) if facts.needs == other)
+
+
+def keys_replaced_by(model: type[BaseModel], other: str) -> tuple[str, ...]:
+    """Return the keys that ``other`` replaces."""
+    return tuple(key for key, facts in _marked(model, KeyFacts) if facts.replaced_by == other)
 
 
 def places(model: type[BaseModel]) -> dict[str, Place]:

@@ -122,14 +122,14 @@ def is_listed(layers: Layers, others: Layers) -> bool:
     return isinstance(layers, tuple) or isinstance(others, tuple)
 
 
-def check_pair(teacher: Layers, student: Layers) -> None:
-    """Raise ``ConfigError`` if the sides of a match cannot have the same number of layers. A glob may match any number."""
+def check_pair(teacher: Layers, student: Layers, *, equal: bool = True) -> None:
+    """Raise ``ConfigError`` if the sides cannot both be single layers or lists, of ``equal`` length. A glob may match any."""
     lists = isinstance(teacher, tuple), isinstance(student, tuple)
     either = f"got {plain(teacher)} and {plain(student)}"
     if any(lists) and not all(lists) and not is_glob(student if lists[0] else teacher):
         raise ConfigError(f"layer_T and layer_S must both be single layers or both be lists, {either}")
     counts = len(in_list(teacher)), len(in_list(student))
-    if counts[0] != counts[1] and not (is_glob(teacher) or is_glob(student)):
+    if equal and counts[0] != counts[1] and not (is_glob(teacher) or is_glob(student)):
         raise ConfigError(f"layer_T and layer_S must have the same length, {either}")
 
 
@@ -194,6 +194,14 @@ LayerField = Annotated[
     WithJsonSchema(_LAYERS),
 ]
 """A layer or a list of layers."""
+
+OptionalLayers = Annotated[
+    Layers | None,
+    PlainValidator(lambda data: None if data is None else _read_layers(data)),
+    PlainSerializer(lambda layers: None if layers is None else plain(layers)),
+    WithJsonSchema({**_LAYERS, "type": ["null", *_LAYERS["type"]]}),
+]
+"""A layer, a list of layers, or none."""
 
 PatternField = Annotated[
     tuple[str, ...] | None,

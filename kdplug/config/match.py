@@ -146,16 +146,18 @@ def _width(value: object, side: str, place: int | str) -> Width:
 
 
 def _options(value: object, place: int | str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"must be a mapping of optimizer options, such as {{lr: 1.0e-3}}, got {shown(value)}").at(
-            place
-        )
     try:
-        options: Mapping[str, Any] = freeze(value)
-        for key, option in options.items():
-            _check_option(key, option)
+        return _checked_options(value)
     except ConfigError as error:
         raise error.at(place) from None
+
+
+def _checked_options(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"must be a mapping of optimizer options, such as {{lr: 1.0e-3}}, got {shown(value)}")
+    options: Mapping[str, Any] = freeze(value)
+    for key, option in options.items():
+        _check_option(key, option)
     return options
 
 
@@ -174,6 +176,24 @@ def _check_option(key: str, value: object) -> None:
         raise ConfigError(f"must be a number, got {shown(value)}").at(key)
     if value < 0:
         raise ConfigError(f"must be >= 0, got {shown(value)}").at(key)
+
+
+OptimizerOptions = Annotated[
+    Mapping[str, Any] | None,
+    PlainValidator(lambda data: None if data is None else _checked_options(data)),
+    PlainSerializer(thaw),
+    WithJsonSchema(
+        {
+            "type": ["null", "object"],
+            "properties": {
+                **{name: {"not": {}} for name in OPTIONS_REFUSED},
+                **{name: {"type": "number", "minimum": 0} for name in OPTIONS_AT_LEAST_0},
+            },
+            "additionalProperties": {"not": {"type": "object"}},
+        }
+    ),
+]
+"""Options of a parameter group of the optimizer, or none."""
 
 
 def _read_or_none(data: object) -> ProjectionSpec | None:

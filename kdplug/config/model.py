@@ -191,6 +191,7 @@ Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False), AfterVal
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), AfterValidator(float)]
 HIGHEST = 1e15
 """The highest temperature or weight: losses multiply by the square of a temperature, which has to fit into float32."""
+Temperature = Annotated[Positive, Field(le=HIGHEST)]
 Weight = Annotated[NonNegative, Field(le=HIGHEST)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(float)]
 """A fraction in [0, 1)."""

@@ -74,11 +74,12 @@ def closed_form(rows: ClosedForm) -> Callable[[_Loss], _Loss]:
 
 
 ACROSS_VOCABULARIES = "across_vocabularies"
+ANY_LAYERS = "any_layers"
 COARSENS = "coarsens"
 MEAN_OVER_ITEMS = "mean_over_items"
 SUM_OVER_ITEMS = "sum_over_items"
 TAKES_NUMBERS = "takes_numbers"
-DECLARATIONS = (ACROSS_VOCABULARIES, CLOSED_FORM, COARSENS, MEAN_OVER_ITEMS, SUM_OVER_ITEMS, TAKES_NUMBERS)
+DECLARATIONS = (ACROSS_VOCABULARIES, ANY_LAYERS, CLOSED_FORM, COARSENS, MEAN_OVER_ITEMS, SUM_OVER_ITEMS, TAKES_NUMBERS)
 """Attributes that a loss function or class can set to declare its properties."""
 
 
@@ -125,6 +126,18 @@ def across_vocabularies(loss: _Loss) -> _Loss:
         def sorted_distance(student_logits, teacher_logits): ...
     """
     setattr(loss, ACROSS_VOCABULARIES, loss)
+    return loss
+
+
+def any_layers(loss: _Loss) -> _Loss:
+    """Declare that the loss takes lists of features that differ in length between student and teacher.
+
+    Without the declaration, ``layer_S`` and ``layer_T`` must have the same length. A class may set ``any_layers = True``.
+
+        @any_layers
+        def nearest_layer(student_features, teacher_features): ...
+    """
+    setattr(loss, ANY_LAYERS, loss)
     return loss
 
 

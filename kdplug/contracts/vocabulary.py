@@ -21,7 +21,7 @@ INPUTS = MappingProxyType(
         "mask": "bool over items or tokens, True = counts; None if nothing is masked",
         "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
         "teacher_mask": "like mask, for the teacher's inputs only",
-        "labels": "integer class indices, -100 = none",
+        "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]",
         "temperature": "float, or a tensor over items when scheduled",
         "progress": "fraction of the run done, in [0, 1]",
         "step": "optimizer steps done",

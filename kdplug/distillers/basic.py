@@ -50,6 +50,13 @@ class BasicDistiller:
                 f"{len(distill_config.intermediate_matches)}. Use GeneralDistiller, which takes the same arguments",
                 field="intermediate_matches",
             )
+        for term, _, place in distill_config.written_terms():
+            if term.layer_S is not None:
+                raise ConfigError(
+                    "BasicDistiller compares logits only, and the term has layers. Use GeneralDistiller, which takes the same "
+                    "arguments",
+                    field=".".join(map(str, place.path)),
+                )
         if distill_config.layer_map:
             raise ConfigError(
                 "BasicDistiller does not support intermediate matches, and a layer map creates some. Use "

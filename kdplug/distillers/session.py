@@ -15,6 +15,7 @@ from torch import nn
 import kdplug
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.key import keys_that_need, not_identity
+from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits
@@ -61,29 +62,36 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         raise ConfigError(
             f"{component.entry.qualified} is not a cache codec: it lacks {', '.join(lacking)}", field=_FIELD
         )
-    if codec.uses_temperature and distillation.temperature_scheduler is not None:
+    on_logits = [term for term, _, _ in distillation.written_terms() if term.weight and term.slot == "kd"]
+    temperatures = list(map(distillation.temperature_of, on_logits))
+    bases = sorted({temperature.base for temperature in temperatures})
+    if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
             "item its own temperature. Remove one of them, or store all logits: dense or hidden",
             field=_FIELD,
         )
-    found = Coding(codec, component.qualified_spec(), float(distillation.temperature))
-    _check_loss(found, component.entry.qualified, distillation)
+    if codec.uses_temperature and len(bases) > 1:
+        raise ConfigError(
+            f"{component.entry.name} stores teacher outputs at one temperature, and the terms use "
+            f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, or store all logits: dense or hidden",
+            field=_FIELD,
+        )
+    found = Coding(codec, component.qualified_spec(), float(bases[0] if bases else distillation.temperature))
+    logits = decoded(found)
+    if isinstance(logits, SparseLogits):
+        for term in on_logits:
+            _check_loss(term, logits, component.entry.qualified, distillation)
     return found
 
 
-def _check_loss(coding: Coding, codec: str, distillation: DistillationConfig) -> None:
-    """Check, before the teacher runs, that the kd loss can be computed from the decoded logits."""
-    if not distillation.kd_loss_weight:
-        return
-    logits = decoded(coding)
-    if not isinstance(logits, SparseLogits):
-        return
+def _check_loss(term: TermConfig, logits: SparseLogits, codec: str, distillation: DistillationConfig) -> None:
+    """Check, before the teacher runs, that a loss can be computed from the decoded logits."""
     try:
-        component = losses.build(distillation.kd_loss_type, slot="kd")
+        component = losses.build(term.loss, slot="kd")
     except KdplugError:
         return  # the objective reports this error
-    temperature = Temperature(distillation.temperature, None)
+    temperature = Temperature(distillation.temperature_of(term).base, None)
     loss = LogitLoss(component, temperature, shifts=distillation.probability_shift)
     try:
         loss.check(logits, torch.zeros(1, dtype=torch.int64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,8 @@ class Component:
     """An entry with its settings bound.
 
     ``target`` is called by position with the values of ``inputs``, in that order. If the entry is a class, ``target``
-    is an instance of it; a task or cache codec has no inputs, and its ``target`` is the task or codec itself.
+    is an instance of it; a task or cache codec has no inputs, and its ``target`` is the task or codec itself. A loss class
+    that takes ``widths`` is built by ``with_widths``; until then its ``target`` is the class with its settings bound.
     """
 
     entry: Entry
@@ -28,6 +29,13 @@ class Component:
     target: Callable[..., Any]
     inputs: tuple[str, ...]
     args: tuple[Any, ...] = ()
+    widths: tuple[str, ...] = ()
+
+    def with_widths(self, **widths: Any) -> Component:
+        """Return the component with its target built for these widths: numbers, or lists for lists of layers."""
+        make = partial(self.target, *map(widths.__getitem__, self.widths))
+        built = _built(self.entry, f"widths {', '.join(f'{name}={widths[name]}' for name in self.widths)}", make)
+        return replace(self, target=built, widths=())
 
     def qualified_spec(self) -> Any:
         """Return the component as plain data, with its qualified name and every setting."""
@@ -50,12 +58,14 @@ def build_component(entry: Entry, spec: ComponentSpec, slot: str | None = None) 
     _check_slot(entry, slot)
     target, signature = entry.load(), entry.signature
     settings, dumped = _settings(entry, spec)
+    if signature.widths:
+        return Component(entry, dumped, partial(target, **settings), signature.inputs, widths=signature.widths)
     if signature.makes:
         return Component(entry, dumped, _built(entry, spec, partial(target, **settings)), signature.inputs)
     return Component(entry, dumped, partial(target, **settings) if settings else target, signature.inputs)
 
 
-def _built(entry: Entry, spec: ComponentSpec, make: Callable[[], Any]) -> Any:
+def _built(entry: Entry, spec: object, make: Callable[[], Any]) -> Any:
     done = run_plugin_code(make, f"building {entry.qualified!r} from {spec}", entry.dist, "build")
     if isinstance(done.error, Exception):
         done.error.add_note(f"while building {entry.qualified} from {spec}")
@@ -92,24 +102,26 @@ def _build_positional(entry: Entry, spec: ComponentSpec) -> Component:
 
 
 def _check_slot(entry: Entry, slot: str | None) -> None:
-    if slot is None or slot not in entry.kind.slots:
+    if slot is None or slot not in entry.kind.slots or entry.kind.fits(entry.inputs, slot):
         return
     slots = entry.kind.slots
-    for name in entry.inputs:
-        if name not in slots[slot]:
-            fits = next((other for other in slots if set(entry.inputs) <= set(slots[other])), None)
-            raise SignatureError(
-                f"{entry.qualified} requests input {name!r}, which is not available in a {_place(slot)}. "
-                + (
-                    f"Use it in a {_place(fits)}"
-                    if fits
-                    else "Its inputs are not available together anywhere in a config"
-                )
-            )
+    unknown = next((name for name in entry.inputs if name not in slots[slot]), None)
+    what = (
+        f"requests no feature, so it cannot be used in a {_place(slot)}"
+        if unknown is None
+        else f"requests input {unknown!r}, which is not available in a {_place(slot)}"
+    )
+    fits = next((other for other in slots if entry.kind.fits(entry.inputs, other)), None)
+    remedy = f"Use it in a {_place(fits)}" if fits else "Its inputs are not available together anywhere in a config"
+    raise SignatureError(f"{entry.qualified} {what}. {remedy}")
 
 
 def _place(slot: str) -> str:
-    return {"kd": "kd loss (kd_loss_type)", "match": "match (intermediate_matches)"}.get(slot, slot)
+    places = {
+        "kd": "kd loss (kd_loss_type, or a term without layers)",
+        "match": "match (intermediate_matches, or a term with layers)",
+    }
+    return places.get(slot, slot)
 
 
 def closed_form_of(component: Component) -> Any:

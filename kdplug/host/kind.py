@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
@@ -40,6 +40,12 @@ class Kind:
     def inputs(self) -> frozenset[str]:
         return frozenset(name for names in self.slots.values() for name in names)
 
+    def fits(self, inputs: Iterable[str], slot: str) -> bool:
+        """Return whether an entry that requests ``inputs`` can be used in ``slot``: a match has to read a feature."""
+        requested = set(inputs)
+        reads_a_feature = slot != "match" or bool(requested & set(_FEATURES)) or not requested
+        return reads_a_feature and requested <= set(self.slots[slot])
+
 
 _NONE: dict[str, tuple[str, ...]] = {"": ()}
 
@@ -54,6 +60,7 @@ def _object(plural: str, noun: str) -> Kind:
 
 _KD = ("student_logits", "teacher_logits", "temperature")
 _MATCH = ("student_features", "teacher_features", "mask")
+_FEATURES = ("student_features", "teacher_features")
 _MASKS = ("student_mask", "teacher_mask")
 _COUNTS = ("student_layers", "teacher_layers")
 
@@ -66,7 +73,16 @@ KINDS = MappingProxyType(
                 "loss",
                 {
                     "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "draw_seed"),
-                    "match": (*_MATCH, *_MASKS, "labels", "temperature", *_PROGRESS, "draw_seed"),
+                    "match": (
+                        *_MATCH,
+                        *_MASKS,
+                        "student_logits",
+                        "teacher_logits",
+                        "labels",
+                        "temperature",
+                        *_PROGRESS,
+                        "draw_seed",
+                    ),
                 },
                 {"kd": _KD, "match": _MATCH},
             ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import Parameter
 from types import SimpleNamespace
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kdplug.host.kind import EntryInfo
 
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+_WIDTHS = ("in_dim", "out_dim")
 
 _TAKEN = ("name",)
 _TAKEN_BY_PROJECTIONS = ("in_dim", "out_dim", "options")
@@ -42,11 +44,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs and settings of a callable. ``makes`` is true for a class or factory, which builds the object to use."""
+    """Inputs and settings of a callable. ``makes`` is true for a class or factory, which builds the object to use.
+
+    ``widths`` are the parameters of a loss class's ``__init__`` that get the widths of the features.
+    """
 
     inputs: tuple[str, ...]
     settings: Mapping[str, Setting]
     makes: bool
+    widths: tuple[str, ...] = ()
 
 
 def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
@@ -63,13 +69,26 @@ def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
             settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
         else:
             inputs = _forward_inputs(entry, target)
-            settings = parameters
-        return _checked(entry, inputs, settings, init, makes=entry.kind.plural != "projections")
+            widths = _widths(entry, parameters)
+            settings = [parameter for parameter in parameters if parameter.name not in widths]
+            return replace(_checked(entry, inputs, settings, init, makes=True), widths=widths)
+        return _checked(entry, inputs, settings, init, makes=False)
     parameters = _parameters(entry, target, skip_self=False)
     settings = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
     if entry.kind.is_object:
         return _checked(entry, [], parameters, target, makes=True)
     return _checked(entry, _positional(parameters), settings, target, makes=False)
+
+
+def _widths(entry: EntryInfo, parameters: list[Parameter]) -> tuple[str, ...]:
+    """Return the parameters by which a loss class takes the widths of the features: positional, without a default."""
+    if entry.kind.plural != "losses":
+        return ()
+    return tuple(
+        parameter.name
+        for parameter in _positional(parameters)
+        if parameter.name in _WIDTHS and parameter.default is Parameter.empty
+    )
 
 
 def _init_of(cls: type) -> Callable[..., Any] | None:

@@ -86,7 +86,7 @@ class TextBrewerMap(MutableMapping[str, Callable[..., Any]]):
             return True
         if entry.slot is not None:
             return entry.slot == self._site
-        return set(entry.inputs) <= set(entry.kind.slots[self._site])
+        return entry.kind.fits(entry.inputs, self._site)
 
 
 class TextBrewerCallable:

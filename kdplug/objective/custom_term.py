@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdplug.errors import ConfigError, KdplugError
 from kdplug.objective.batch import Batch
-from kdplug.objective.match_term import layers
+from kdplug.objective.feature_comparison import layers
 from kdplug.objective.numerics import connected_zero, frozen, full
 from kdplug.objective.projection import project
 from kdplug.objective.report import TermValue

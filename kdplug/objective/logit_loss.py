@@ -182,7 +182,7 @@ class LogitLoss:
         try:
             return self.target(*values)
         except KdplugError as error:
-            raise error.at("kd_loss_type") from error.__cause__
+            raise error.at("loss") from error.__cause__
 
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
         """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and write the gradient over ``student``.
@@ -200,7 +200,7 @@ class LogitLoss:
             coarse, parts = topk_tail_rows(student, teacher.ids, temperature)
             values = self._checked(self.rows(coarse, topk_tail_teacher(teacher).to(coarse.dtype), temperature), student)
         except KdplugError as error:
-            raise error.at("kd_loss_type") from error.__cause__
+            raise error.at("loss") from error.__cause__
         expand_rows_(student, parts, coarse, teacher.ids)
         return values
 

@@ -11,16 +11,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from kdplug.config.error_path import Path
+from kdplug.config.term import TermPlace
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.objective.batch import Batch, Draws, check_tensors
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.capture.teachers import Models, teacher_models, teacher_modules
+from kdplug.objective.configured import ConfiguredTerms
 from kdplug.objective.custom_term import CustomTerm
-from kdplug.objective.kd_term import KdTerm
-from kdplug.objective.matches import Matches
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
 from kdplug.objective.teacher import Names, checked, read_teachers, side, teacher_names
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module):
-    """The weighted sum of the kd loss, the intermediate matches and the student's own losses.
+    """The weighted sum of the config's terms and the student's own losses.
 
     A pure function of both models' outputs and the progress of the run, plus the parameters of its projections and
     losses. Terms of weight 0 are not built. Entries are looked up once, at construction.
@@ -51,8 +50,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.teachers: Names = teacher_names(teachers)
-        self.kd_loss = KdTerm(config, self.teachers) if config.kd_loss_weight else None
-        self.matches = Matches(config, self.teachers)
+        self.configured = ConfiguredTerms(config, self.teachers)
         self.custom_matches = nn.ModuleList(term for term in custom_matches if term.weight)
         self.hard_label_loss = HardLabelTerm(config) if config.hard_label_weight else None
         self.expects_gradient = False
@@ -70,7 +68,7 @@ class Objective(nn.Module):
     @property
     def config(self) -> DistillationConfig:
         """The config; each layer map is replaced by its matches once its layers are counted."""
-        return self.matches.config
+        return self.configured.config
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -80,14 +78,14 @@ class Objective(nn.Module):
     @property
     def needs_materialize(self) -> bool:
         """Return whether a projection's width or a layer map's number of layers is still unknown."""
-        return self.matches.needs_materialize
+        return self.configured.needs_materialize
 
     def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
         """Return the paths to capture in the student, or in the teacher at ``place``, without duplicates."""
         custom = [cast("CustomTerm", term) for term in self.custom_matches]
         found = [term.layer_student if side == "student" else term.layer_teacher for term in custom]
         return tuple(
-            dict.fromkeys([*self.matches.paths(side, place), *(found if side == "student" or not place else [])])
+            dict.fromkeys([*self.configured.paths(side, place), *(found if side == "student" or not place else [])])
         )
 
     def connect(self, student: nn.Module | None = None, teacher: Models = None) -> None:
@@ -97,10 +95,10 @@ class Objective(nn.Module):
 
         Raises: ``ConfigError`` with the path of the field, and the nearest real module paths, if there is no such module.
         """
-        if not self.matches.names_modules:
+        if not self.configured.names_modules:
             return
         ours = None if student is None else Modules(student, "student")
-        self.matches.connect(ours, teacher_modules(teacher, self.teachers))
+        self.configured.connect(ours, teacher_modules(teacher, self.teachers))
         self._write_down()
 
     @contextmanager
@@ -132,14 +130,14 @@ class Objective(nn.Module):
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
         batch = Batch(Outputs.read(student, "student"), read_teachers(teacher, self.teachers), 0.0, 0, 0)
-        self.matches.materialize(batch)
+        self.configured.materialize(batch)
         self._write_down()
 
     def _write_down(self) -> None:
         """Cache the terms and their paths, so that a call need not search for them. The modules hold the terms."""
         self._in_order = _in_order(self)
         _check_shapes(self._in_order)
-        self._is_counted = not self.matches.waiting
+        self._is_counted = not self.configured.waiting
         self._first = FirstBatches(self.terms, self._prefix)
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
 
@@ -171,7 +169,7 @@ class Objective(nn.Module):
         if not 0.0 <= progress <= 1.0:
             checked_progress(progress)
         if not self._is_counted:
-            self.matches.check_counted()
+            self.configured.check_counted()
         teachers = read_teachers(teacher, self.teachers)
         outputs = Outputs.read(student, "student")
         if not self._has_looked and not torch.compiler.is_compiling():
@@ -189,7 +187,7 @@ class Objective(nn.Module):
         )
         self._has_looked = True
         terms: dict[str, TermValue] = {}
-        for term, path, place in self._in_order:
+        for term, where, place in self._in_order:
             try:
                 schedule = term.schedule
                 weight = schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
@@ -198,7 +196,7 @@ class Objective(nn.Module):
                 if self.has_labels or term is not self.hard_label_loss:
                     self._first.look_at_count(term, value, seen)
             except KdplugError as error:
-                raise error.at(*path) from error.__cause__
+                raise where.locate(error) from error.__cause__
         report = LossReport(weighted_sum(list(terms.values())), terms)
         if self._first.ungraded and self.training and torch.is_grad_enabled() and report.total.requires_grad:
             live = [(term, batch.of_teacher(place)) for term, _, place in self._in_order if terms[term.name].weight]
@@ -221,7 +219,7 @@ class Objective(nn.Module):
         return calls
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return optimizer groups: one for each projection with its own options, and one for the losses' parameters.
+        """Return optimizer groups: one for each projection and each loss with its own options, and one for the rest.
 
         Raises: ``RunError`` if ``materialize`` must be called first.
         """
@@ -229,7 +227,7 @@ class Objective(nn.Module):
         taken: set[int] = set()
         custom = [cast("CustomTerm", term) for term in self.custom_matches]
         own = [(term.projection, term.options) for term in custom if isinstance(term.projection, nn.Module)]
-        for projection, options in [*self.matches.projections(), *own]:
+        for projection, options in [*self.configured.groups(), *own]:
             parameters = [p for p in projection.parameters() if p.requires_grad and id(p) not in taken]
             taken.update(map(id, parameters))
             if parameters:
@@ -278,34 +276,34 @@ def counts_recorded(objective: nn.Module, *, withholds: bool) -> Iterator[LaterB
             module.record_counts(None)
 
 
-def _in_order(objective: Objective) -> tuple[tuple[Term, Path, int], ...]:
-    """Return each term with its config path and the index of the teacher it reads (0 if it reads all or none)."""
-    found: list[tuple[Term, Path, int]] = []
-    if objective.kd_loss is not None:
-        found.append((objective.kd_loss, (), 0))
-    found += objective.matches.terms()
+def _in_order(objective: Objective) -> tuple[tuple[Term, TermPlace, int], ...]:
+    """Return each term with its place in the config and the index of the teacher it reads (0 if it reads all or none)."""
+    found: list[tuple[Term, TermPlace, int]] = [
+        (term, term.place, term.teacher or 0) for term in objective.configured.terms()
+    ]
     for place, term in enumerate(objective.custom_matches):
-        found.append((cast("CustomTerm", term), ("custom_matches", place), 0))
+        found.append((cast("CustomTerm", term), TermPlace(("custom_matches", place)), 0))
     if objective.hard_label_loss is not None:
-        found.append((objective.hard_label_loss, (), 0))
+        found.append((objective.hard_label_loss, TermPlace(), 0))
     return tuple(found)
 
 
-def _check_shapes(terms: Sequence[tuple[Term, Path, int]]) -> None:
+def _check_shapes(terms: Sequence[tuple[Term, TermPlace, int]]) -> None:
     """Raise ``SignatureError`` for parameters or buffers whose shape the first forward pass sets.
 
     They would be trained, but a resumed run must load them before that pass.
     """
-    for term, path, _ in terms:
+    for term, where, _ in terms:
         module = cast("nn.Module", term)
         for name, tensor in chain(module.named_parameters(), module.named_buffers()):
             if is_lazy(tensor):
-                raise SignatureError(
+                error = SignatureError(
                     f"{term.name}: {getattr(term, 'owner', type(term).__name__)} has the lazy parameter {name!r}, whose shape is "
                     "known only after a forward pass, so a checkpoint of it could not be resumed. Give its module the width, for "
                     "example as a setting (nn.Linear instead of nn.LazyLinear), or use a projection with width 'auto'",
-                    field=".".join(map(str, path)) or "kd_loss_type",
+                    field="loss" if getattr(term, "logits", None) is not None else "",
                 )
+                raise where.locate(error)
 
 
 def _check_names(terms: Sequence[Term]) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class ProjectionPlan:
     """Arguments of a projection's constructor.
 
-    A width is ``None`` if taken from a batch. ``options`` are those of its optimizer group.
+    A width is ``None`` if taken from a batch. ``options`` are those of its optimizer group. ``axis`` is the axis of a
+    feature that the projection maps.
     """
 
     make: Callable[..., Any]
@@ -30,6 +31,7 @@ class ProjectionPlan:
     in_dim: int | None
     out_dim: int | None
     options: Mapping[str, Any]
+    axis: int = -1
 
     @classmethod
     def from_spec(cls, spec: ProjectionSpec) -> ProjectionPlan:
@@ -40,7 +42,8 @@ class ProjectionPlan:
             raise error.at("proj") from error.__cause__
         in_dim = None if spec.in_dim == "auto" else spec.in_dim
         out_dim = None if spec.out_dim == "auto" else spec.out_dim
-        return cls(component.target, component.inputs, component.entry.qualified, in_dim, out_dim, dict(spec.options))
+        owner, axis = component.entry.qualified, declared_axis(component.entry.load(), component.entry.qualified)
+        return cls(component.target, component.inputs, owner, in_dim, out_dim, dict(spec.options), axis)
 
     @property
     def is_complete(self) -> bool:
@@ -54,8 +57,8 @@ class ProjectionPlan:
         Raises: ``ShapeError`` if the listed layers differ in width; ``SignatureError`` if the entry does not return a
         module.
         """
-        in_dim = self.in_dim if self.in_dim is not None else _width(student, "student")
-        out_dim = self.out_dim if self.out_dim is not None else _width(teacher, "teacher")
+        in_dim = self.in_dim if self.in_dim is not None else self._shared_width(student, "student")
+        out_dim = self.out_dim if self.out_dim is not None else self._shared_width(teacher, "teacher")
         values = {"in_dim": in_dim, "out_dim": out_dim}
         module = self.make(*map(values.__getitem__, self.inputs))
         if not isinstance(module, nn.Module):
@@ -64,18 +67,56 @@ class ProjectionPlan:
 
     def check(self, student: Tensor) -> None:
         """Raise ``ShapeError`` if the student feature's width differs from the configured one."""
-        if self.in_dim is not None and student.shape[-1] != self.in_dim:
+        if self.in_dim is not None and (width := self.width(student)) != self.in_dim:
             raise ShapeError(
-                f"the student feature is {student.shape[-1]} wide {list(student.shape)}, "
+                f"the student feature is {width} wide {list(student.shape)}, "
                 f"but the projection takes {self.in_dim} (the student's width comes first)",
                 field="proj",
             )
 
+    def width(self, feature: Tensor) -> int:
+        """Return the size of the axis that the projection maps.
+
+        Raises: ``ShapeError`` if the feature has no such axis.
+        """
+        return width_along(feature, self.axis, self.owner)
+
+    def width_after(self, teacher: tuple[Tensor, ...]) -> int:
+        """Return the width of the projection's output."""
+        return self.out_dim if self.out_dim is not None else self._shared_width(teacher, "teacher")
+
+    def _shared_width(self, features: tuple[Tensor, ...], side: str) -> int:
+        widths = sorted({self.width(feature) for feature in features})
+        if len(widths) != 1:
+            raise ShapeError(f"the {side}'s layers are {widths} wide, but they share one projection", field="proj")
+        return widths[0]
+
     def explain(self, teacher: Tensor) -> str:
         """Explain a width mismatch between the projection's output and the teacher, for a loss that raised."""
-        if self.out_dim is None or teacher.shape[-1] == self.out_dim:
+        if self.out_dim is None or (width := self.width(teacher)) == self.out_dim:
             return ""
-        return f" (the projection's output is {self.out_dim} wide, but the teacher feature is {teacher.shape[-1]} wide)"
+        return f" (the projection's output is {self.out_dim} wide, but the teacher feature is {width} wide)"
+
+
+def declared_axis(entry: Any, owner: str) -> int:
+    """Return the axis that a projection or loss declares as ``axis``; by default the last.
+
+    Raises: ``SignatureError`` unless it is a whole number.
+    """
+    axis = getattr(entry, "axis", -1)
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise SignatureError(f"{owner} declares axis = {axis!r}: it must be a whole number, such as 1 for [B, C, H, W]")
+    return axis
+
+
+def width_along(feature: Tensor, axis: int, owner: str) -> int:
+    """Return the size of ``axis``.
+
+    Raises: ``ShapeError`` if the feature has no such axis.
+    """
+    if not -feature.dim() <= axis < feature.dim():
+        raise ShapeError(f"{owner} maps axis {axis}, but a feature is {list(feature.shape)}", field="proj")
+    return feature.shape[axis]
 
 
 def project(module: nn.Module, feature: Tensor) -> Tensor:
@@ -102,20 +143,17 @@ def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
     return feature.masked_fill(~(mask.unsqueeze(-1) | feature.isfinite()), 0)
 
 
-def not_built() -> RunError:
+def not_built(owner: str = "") -> RunError:
+    """The error for a projection, or the loss ``owner``, whose widths are not known yet."""
+    what = (
+        f"{owner} takes the widths of the features, which are" if owner else "a projection has width 'auto', which is"
+    )
     return RunError(
-        "a projection has width 'auto', which is not known yet. Call objective.materialize(student=…, teacher=…) "
+        f"{what} not known yet. Call objective.materialize(student=…, teacher=…) "
         "with the outputs for one batch before creating the optimizer",
-        field="proj",
+        field="loss" if owner else "proj",
     )
 
 
 def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)
-
-
-def _width(features: tuple[Tensor, ...], side: str) -> int:
-    widths = sorted({feature.shape[-1] for feature in features})
-    if len(widths) != 1:
-        raise ShapeError(f"the {side}'s layers are {widths} wide, but they share one projection", field="proj")
-    return widths[0]

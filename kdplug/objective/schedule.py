@@ -52,6 +52,12 @@ def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Sch
         component = registry.weight_schedulers.build(spec)
     except KdplugError as error:
         raise error.at(field) from error.__cause__
+    if isinstance(component.target, nn.Module) and component.target.state_dict():
+        raise SignatureError(
+            f"{component.entry.qualified} is a module with parameters or buffers, but a weight scheduler is a function of "
+            "progress: it is neither trained nor saved. Compute the factor from progress alone",
+            field=field,
+        )
     return Schedule(float(weight), component.target, component.inputs, component.entry.qualified)
 
 
@@ -78,7 +84,8 @@ HIGH = 1e3
 class Temperature(nn.Module):
     """A fixed temperature, or a scheduled one: a number, or one per item if the scheduler reads the logits.
 
-    This is a module, because a scheduler may be a module with buffers that must be moved and saved with the objective.
+    This is a module, because a scheduler may be a module: its parameters are trained, and its buffers are moved and saved
+    with the objective.
     """
 
     def __init__(self, base: float, spec: ComponentSpec | None) -> None:
@@ -100,7 +107,9 @@ class Temperature(nn.Module):
         self.owner = component.entry.qualified
 
     def of(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> float | Tensor:
-        """Return the temperature of a pair of logits, at least ``MINIMUM`` and without gradient.
+        """Return the temperature of a pair of logits, at least ``MINIMUM``.
+
+        It has a gradient if the scheduler computed it from its own parameters; the logits are detached.
 
         Shapes: logits ``[*items, classes]`` to a number or ``[*items]``.
         Raises: ``ShapeError``, ``SignatureError`` for an invalid return value of the scheduler.
@@ -114,12 +123,12 @@ class Temperature(nn.Module):
         """Return the temperature of a term without logits, such as a match, after ``check_reads_no_logits``."""
         return self.base if self.scheduler is None else self._scheduled(self.scheduler, {}, torch.Size(), batch)
 
-    def check_reads_no_logits(self, name: str, owner: str) -> None:
-        """Raise ``ConfigError`` if the scheduler reads logits, which term ``name`` (loss ``owner``) does not have."""
+    def check_reads_no_logits(self, owner: str) -> None:
+        """Raise ``ConfigError`` if the scheduler reads logits, which a term with the loss ``owner`` does not have."""
         if read := [one for one in self.inputs if one in ("student_logits", "teacher_logits")]:
             raise ConfigError(
-                f"{self.owner} computes temperatures from {' and '.join(read)}, but the match {name!r} has no logits "
-                f"and its loss {owner} requests temperature. Use a scheduler that requests only temperature, "
+                f"{self.owner} computes temperatures from {' and '.join(read)}, but {owner} compares features "
+                "without logits, and requests temperature. Use a scheduler that requests only temperature, "
                 "progress, step and total_steps, no scheduler, or a match loss that does not request temperature",
                 field="temperature_scheduler",
             )
@@ -134,11 +143,10 @@ class Temperature(nn.Module):
             "step": batch.step,
             "total_steps": batch.total_steps,
         }
-        with torch.no_grad():
-            found = self._checked(scheduler(*map(values.__getitem__, self.inputs)), items)
-            if not self._has_warned:
-                self._look_at(found, waits=batch.looks)
-            return found
+        found = self._checked(scheduler(*map(values.__getitem__, self.inputs)), items)
+        if not self._has_warned:
+            self._look_at(found, waits=batch.looks)
+        return found
 
     def warn_if_high(self, highest: float) -> None:
         """Warn once about a temperature too high for float32."""
@@ -158,7 +166,7 @@ class Temperature(nn.Module):
         if not isinstance(found, Tensor):
             self.warn_if_high(found)
         elif (found.is_cpu or waits) and found.numel() and not found.is_meta and not torch.compiler.is_compiling():
-            self.warn_if_high(found.max().item())
+            self.warn_if_high(found.detach().max().item())
 
     def _checked(self, found: Any, items: torch.Size) -> float | Tensor:
         if isinstance(found, Tensor):
@@ -167,7 +175,7 @@ class Temperature(nn.Module):
                     f"{self.owner} returned temperatures {list(found.shape)} for items {list(items)}",
                     field="temperature_scheduler",
                 )
-            return found.detach().clamp(min=MINIMUM)
+            return found.clamp(min=MINIMUM)
         if isinstance(found, (int, float)) and not math.isnan(found):
             return max(float(found), MINIMUM)
         raise SignatureError(

@@ -76,7 +76,7 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
     return HeadLogits(
         _keep(student, student_rows),
         _keep(teacher, teacher_rows),
-        None if labels is None else keep(labels, student_rows, 0),
+        None if labels is None else keep(labels, student_rows, int(labels.is_floating_point())),
     )
 
 
@@ -162,7 +162,17 @@ def is_ignored(mask: Tensor, logits: Logits) -> bool:
 
 
 def _check_labels(pair: HeadLogits) -> None:
-    if pair.labels is not None and pair.labels.shape != pair.student.shape[:-1]:
+    """Check that there is one class index per item, or one probability per item and class."""
+    if pair.labels is None:
+        return
+    if pair.labels.is_floating_point():
+        if pair.labels.shape != pair.student.shape:
+            raise ShapeError(
+                f"{list(pair.labels.shape)} do not match logits {list(pair.student.shape)}: floating-point labels are "
+                "probabilities, one per class. Class indices are integers",
+                field="student.labels",
+            )
+    elif pair.labels.shape != pair.student.shape[:-1]:
         raise ShapeError(
             f"{list(pair.labels.shape)} do not match logits {list(pair.student.shape)}: one label per item",
             field="student.labels",

@@ -207,6 +207,9 @@ def _checksum(tensor: Tensor) -> int:
 
 Names = tuple[str, ...]
 
+_STUDENT = "student"
+"""No key of a teacher: a term may name the student by it."""
+
 _KEYS = frozenset(ADAPTOR_KEYS)
 
 
@@ -219,6 +222,8 @@ def teacher_names(teachers: int | Sequence[str]) -> Names:
         return tuple(map(str, range(teachers)))
     if isinstance(teachers, (int, str)) or not teachers or not all(isinstance(key, str) and key for key in teachers):
         raise ConfigError(f"must be a number above 0 or a list of keys, got {teachers!r}", field="teachers")
+    if _STUDENT in teachers:
+        raise ConfigError(f"{_STUDENT!r} cannot be the key of a teacher", field="teachers")
     if len(set(teachers)) < len(teachers):
         raise ConfigError(f"each teacher needs a unique key, got {list(teachers)}", field="teachers")
     return tuple(teachers)
@@ -309,7 +314,7 @@ def _shown(name: str) -> str:
 class Combiner(nn.Module):
     """Calls the configured teacher combiner. It is part of the teacher side: nothing in it is trained."""
 
-    def __init__(self, config: DistillationConfig, names: Names) -> None:
+    def __init__(self, config: DistillationConfig, names: Names, temperature: float) -> None:
         super().__init__()
         try:
             component = registry.teacher_combiners.build(config.teacher_combiner)
@@ -319,7 +324,7 @@ class Combiner(nn.Module):
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.names = names
-        self.temperature = float(config.temperature)
+        self.temperature = temperature
         self.wants_temperature = "temperature" in self.inputs
         self.wants_labels = "labels" in self.inputs
         self.requires_grad_(False)

@@ -34,8 +34,10 @@ class Term(Protocol):
 
     name: str
     schedule: Schedule
-    mask_key: str
-    """The adaptor key of the mask that selects items, empty if none does."""
+
+    @property
+    def mask_key(self) -> str:
+        """The adaptor key of the mask that selects items, empty if none does."""
 
     @property
     def weight(self) -> float:
@@ -207,20 +209,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     return f"{type(value).__name__} {value!r}" if isinstance(value, (int, float, str)) else type(value).__name__
-
-
-def unique(names: Iterable[str], reserved: Iterable[str]) -> list[str]:
-    """Return the names in order, with ``_2``, ``_3``… appended to names that are reserved or already used."""
-    taken = set(reserved)
-    found = []
-    for name in names:
-        free, number = name, 1
-        while free in taken:
-            number += 1
-            free = f"{name}_{number}"
-        taken.add(free)
-        found.append(free)
-    return found
 
 
 class HardLabelTerm(nn.Module):

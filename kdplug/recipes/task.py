@@ -10,8 +10,8 @@ from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed
-from kdplug.config.layer import Layers, in_list
 from kdplug.config.recipe import Recipe
+from kdplug.config.term import WrittenTerm
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.loss import ACROSS_VOCABULARIES, declares
 from kdplug.contracts.task import (
@@ -28,7 +28,6 @@ from kdplug.errors import ConfigError
 from kdplug.host.component import Component
 from kdplug.host.name import shown
 from kdplug.host.registry import cache_codecs, losses, tasks
-from kdplug.objective.match_term import MatchTerm
 from kdplug.objective.objective import Objective
 
 
@@ -82,39 +81,35 @@ def check_uncached(recipe: Recipe, task: Task) -> None:
         )
 
 
-_MASKS = {"mask", "student_mask", "teacher_mask"}
-
-
 def required_keys(objective: Objective) -> frozenset[str]:
     """Return the adaptor keys that the terms read; see ``ReadsAware.expect`` for features captured by module path.
 
     A layer map whose layers are not known yet counts as reading a mask, because its loss is not built yet.
     """
     found: set[str] = set()
-    if objective.kd_loss is not None:
-        found |= {"logits", "logits_mask"} | ({"labels"} if objective.kd_loss.wants_labels else set())
+    for term in objective.configured.terms():
+        found |= term.reads
     if objective.hard_label_loss is not None:
         found.add("losses")
-    for term, _, _ in objective.matches.terms():
-        found |= set(_of_match(term))
-    for waiting in objective.matches.waiting:
+    for waiting in objective.configured.waiting:
         found.add("inputs_mask")
         if waiting.feature == "attention" or None in (waiting.layer_S, waiting.layer_T):
             found.add(waiting.feature)
     return frozenset(found)
 
 
-def _of_match(term: MatchTerm) -> Iterator[str]:
-    if term.feature == "attention" or _by_index(term.layer_student) or _by_index(term.layer_teacher):
-        yield term.feature
-    if _MASKS & set(term.inputs):
-        yield "inputs_mask"
-    if term.wants_labels:
-        yield "labels"
-
-
-def _by_index(layers: Layers) -> bool:
-    return any(isinstance(layer, int) for layer in in_list(layers))
+def _mistaken_term(written: WrittenTerm) -> Iterator[tuple[str, str, str]]:
+    term, _, place = written
+    if term.slot == "match":
+        yield ".".join(map(str, ("distillation", *place.path))), "compares features token by token", "Remove it"
+        return
+    entry = losses.build(term.loss, slot="kd").entry
+    if not declares(entry.load(), ACROSS_VOCABULARIES):
+        field = ".".join(map(str, ("distillation", *place.path, place.key("loss"))))
+        yield field, f"{entry.qualified} compares class by class", "Use a loss that is declared across_vocabularies"
+    if "temperature_scheduler" in place.own:
+        field = ".".join(map(str, ("distillation", *place.path, "temperature_scheduler")))
+        yield field, "may compare logits class by class", "Remove it"
 
 
 def build_task(recipe: Recipe) -> tuple[Component, Task]:
@@ -194,14 +189,11 @@ def check_vocabularies(recipe: Recipe, task: Task) -> None:
 def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Yield the field of each wrong setting, the reason, and the remedy."""
     distillation, remove = recipe.distillation, "Remove it"
-    if distillation.intermediate_matches:
-        yield "distillation.intermediate_matches", "compare features token by token", "Remove them"
-    if not distillation.kd_loss_weight and distillation.kd_loss_weight_scheduler is None:
+    terms = [written for written in distillation.written_terms() if written.config.weight]
+    for written in terms:
+        yield from _mistaken_term(written)
+    if not any(term.slot == "kd" for term, _, _ in terms):
         return
-    entry = losses.build(distillation.kd_loss_type, slot="kd").entry
-    if not declares(entry.load(), ACROSS_VOCABULARIES):
-        why = f"{entry.qualified} compares class by class"
-        yield "distillation.kd_loss_type", why, "Use a loss that is declared across_vocabularies"
     if distillation.probability_shift:
         yield "distillation.probability_shift", "needs the teacher's logit at the student's label", remove
     if distillation.temperature_scheduler is not None:

@@ -12,6 +12,7 @@ from kdplug.config.key import not_identity, places
 from kdplug.config.match import ProjectionSpec
 from kdplug.config.model import ConfigModel, resolve, thaw, write_component
 from kdplug.config.recipe import Recipe
+from kdplug.config.term import NO_SCHEDULER
 from kdplug.errors import KdplugError
 from kdplug.host.active import active
 from kdplug.host.manifest import environment_record
@@ -28,7 +29,7 @@ def used_entries(config: DistillationConfig) -> list[dict[str, Any]]:
             "settings": thaw(spec.settings),
         }
         for path, spec in _named(config)
-        if spec is not None
+        if spec is not None and spec != NO_SCHEDULER
     ]
 
 
@@ -37,8 +38,8 @@ def _named(config: DistillationConfig) -> Iterator[tuple[str, ComponentSpec | No
         unused = key == "kd_loss_type" and not config.kd_loss_weight
         if not unused and (key != "teacher_combiner" or spec != DEFAULT_COMBINER):
             yield key, spec
-    for place, match in enumerate(config.intermediate_matches):
-        yield from _components(match, "intermediate_matches", place)
+    for place, term in enumerate(config.terms or ()):
+        yield from _components(term, "terms", place)
     for place, layer_map in enumerate(config.layer_map):  # maps that are resolved on the first batch
         yield from _components(layer_map, *config.path_of_map(place))
 

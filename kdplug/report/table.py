@@ -12,7 +12,7 @@ from rich.text import Text
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.layer import Layers, in_list
 from kdplug.config.layer_map import LayerMap
-from kdplug.config.match import IntermediateMatch
+from kdplug.config.term import TermConfig
 from kdplug.host.spec import ComponentSpec
 
 
@@ -80,9 +80,12 @@ def terms_table(config: DistillationConfig, names: Iterable[str]) -> Table:
 
 def temperature_line(config: DistillationConfig) -> str:
     """Format the temperature as ``temperature 4, scheduled by kdplug-presets:flsw(beta=1)``."""
-    scheduler = config.temperature_scheduler
+    return _temperature(config.temperature, config.temperature_scheduler)
+
+
+def _temperature(base: float, scheduler: ComponentSpec | None) -> str:
     scheduled = f", scheduled by {component_text(scheduler)}" if scheduler is not None else ""
-    return f"temperature {config.temperature:g}{scheduled}"
+    return f"temperature {base:g}{scheduled}"
 
 
 def component_text(spec: ComponentSpec | None) -> str:
@@ -94,14 +97,10 @@ def component_text(spec: ComponentSpec | None) -> str:
 
 
 def _rows(config: DistillationConfig) -> list[tuple[str, str, str]]:
-    rows = []
-    if config.kd_loss_weight:
-        kd = component_text(config.kd_loss_type)
-        rows.append((kd, f"{config.kd_loss_weight:g}", component_text(config.kd_loss_weight_scheduler)))
-    rows += [
-        (_match(match), f"{match.weight:g}", component_text(match.weight_scheduler))
-        for match in config.intermediate_matches
-        if match.weight
+    rows = [
+        (_term(term, config), f"{term.weight:g}", component_text(term.weight_scheduler))
+        for term, _, _ in config.written_terms()
+        if term.weight
     ]
     if config.hard_label_weight:
         schedule = component_text(config.hard_label_weight_scheduler)
@@ -109,8 +108,15 @@ def _rows(config: DistillationConfig) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _match(match: IntermediateMatch) -> str:
-    return _projected(match, f"{match.feature} {_layers(match.layer_S)} → {_layers(match.layer_T)}")
+def _term(term: TermConfig, config: DistillationConfig) -> str:
+    """Format a term as its loss, what it compares, and its temperature where that differs from the distillation's."""
+    temperature = config.temperature_of(term)
+    is_own = temperature != (config.temperature, config.temperature_scheduler)
+    own = f", {_temperature(*temperature)}" if is_own else ""
+    if term.layer_S is not None and term.layer_T is not None:
+        return _projected(term, f"{term.feature} {_layers(term.layer_S)} → {_layers(term.layer_T)}") + own
+    heads = f" on head {term.head_S or 0} → {term.head_T or 0}" if (term.head_S, term.head_T) != (None, None) else ""
+    return component_text(term.loss) + heads + own
 
 
 def _layer_map(layer_map: LayerMap) -> tuple[str, str, str]:
@@ -119,7 +125,7 @@ def _layer_map(layer_map: LayerMap) -> tuple[str, str, str]:
     return loss, f"{layer_map.weight:g} each", component_text(layer_map.weight_scheduler)
 
 
-def _projected(match: IntermediateMatch | LayerMap, what: str) -> str:
+def _projected(match: TermConfig | LayerMap, what: str) -> str:
     text = f"{component_text(match.loss)} on {what}"
     if match.proj is None:
         return text

@@ -40,8 +40,9 @@ def test_the_record_names_every_used_entry_with_all_of_its_settings(folder):
     entries = json.loads((folder / "first" / "kdplug-run.json").read_text())["entries"]
     assert {entry["path"]: entry["name"] for entry in entries} == {
         "task": "kdplug-tasks:digits",
-        "distillation.kd_loss_type": "kdplug-presets:ce",
         "distillation.temperature_scheduler": "kdplug-presets:flsw",
+        "distillation.terms.0.loss": "kdplug-presets:ce",
+        "distillation.terms.0.temperature_scheduler": "kdplug-presets:flsw",
     }
     assert set(entries[1]["settings"]) == {"beta", "gamma", "eps", "min_temperature"}
 
@@ -60,7 +61,7 @@ def test_the_same_run_runs_again_into_another_folder(again, tmp_path):
             "distillation.temperature_scheduler.1=2",
             "distillation.temperature_scheduler.beta: 1.0 in the lock, 2.0 here",
         ),
-        ("distillation.kd_loss_type=mse", "kd_loss_type.name: kdplug-presets:ce in the lock, kdplug-presets:mse here"),
+        ("distillation.kd_loss_type=mse", "terms.0.loss.name: kdplug-presets:ce in the lock, kdplug-presets:mse here"),
     ],
 )
 def test_another_recipe_is_refused_with_what_differs_and_leaves_no_folder(again, tmp_path, change, told):

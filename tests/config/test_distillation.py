@@ -127,7 +127,7 @@ def test_the_default_loss_is_not_looked_up_where_it_is_off():
 def test_a_loss_of_this_process_works_without_any_plugin():
     with isolated():
         losses.register("mine")(lambda student_logits, teacher_logits: None)
-        assert DistillationConfig(kd_loss_type="mine").resolved().kd_loss_type.name == "local:mine"
+        assert DistillationConfig(kd_loss_type="mine").resolved().terms[0].loss.name == "local:mine"
 
 
 def test_two_matches_of_one_name_are_refused(match):

@@ -14,10 +14,20 @@ from kdplug.config.layer_map import LayerMap
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.requirement import PluginsConfig
 from kdplug.config.schema.build import no_entry, schema_of
+from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 
 ROOT = Path(__file__).parents[2]
-MODELS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, IntermediateMatch, LayerMap, PluginsConfig)
+MODELS = (
+    Recipe,
+    RecipeTraining,
+    TrainingConfig,
+    DistillationConfig,
+    TermConfig,
+    IntermediateMatch,
+    LayerMap,
+    PluginsConfig,
+)
 FIELDS = [(model, key, field) for model in MODELS for key, field in model.model_fields.items()]
 NAMES = [f"{model.__name__}.{key}" for model, key, _ in FIELDS]
 

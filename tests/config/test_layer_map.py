@@ -29,7 +29,7 @@ def mapped():
 
     def pairs(**keys):
         keys = {"name": "each", "feature": "hidden", "loss": "hidden_mse", "layers_S": 2, "layers_T": 4, **keys}
-        matches = DistillationConfig(layer_map=keys).resolved().intermediate_matches
+        matches = DistillationConfig(kd_loss_weight=0, layer_map=keys).resolved().terms
         return [(match.layer_S, match.layer_T) for match in matches]
 
     return pairs
@@ -66,7 +66,7 @@ def test_the_pairs_carry_all_that_the_map_says(match):
 def test_maps_come_after_the_matches_that_are_written_by_hand(match):
     keys = {"name": "each", "feature": "hidden", "loss": "hidden_mse", "layers_S": 1, "layers_T": 1}
     config = DistillationConfig(intermediate_matches=[match], layer_map=[keys, {**keys, "feature": "attention"}])
-    layers = [(m.layer_S, m.feature) for m in config.resolved().intermediate_matches]
+    layers = [(m.layer_S, m.feature) for m in config.resolved().terms[1:]]
     assert layers == [(3, "hidden"), (1, "hidden"), (0, "attention")]
 
 

@@ -23,9 +23,12 @@ def resolved(match):
 def test_it_holds_qualified_names_and_every_default(resolved, match):
     data = resolved.to_dict()
     assert data["temperature_scheduler"] == {"name": "kdplug-presets:flsw", "beta": 1, "gamma": 2, "eps": 1e-4}
-    assert data["kd_loss_type"] == {"name": "kdplug-presets:blend", "alpha": 1, "beta": 2}
-    assert data["kd_loss_weight_scheduler"] == {"name": "kdplug-presets:linear_decay", "power": 1}
-    found = data["intermediate_matches"][0]
+    kd, found = data["terms"]
+    assert (kd["name"], kd["temperature"]) == ("kd_loss", 4)
+    assert kd["loss"] == {"name": "kdplug-presets:blend", "alpha": 1, "beta": 2}
+    assert kd["weight_scheduler"] == {"name": "kdplug-presets:linear_decay", "power": 1}
+    assert kd["temperature_scheduler"] == data["temperature_scheduler"]
+    assert not {"kd_loss_type", "kd_loss_weight", "kd_loss_weight_scheduler"} & data.keys()
     assert found["loss"] == {"name": "kdplug-presets:hidden_mse"}
     assert found["weight_scheduler"] == {"name": "kdplug-presets:linear_growth", "power": 2}
     assert found["proj"] == [{"name": "kdplug-presets:linear", "bias": True}, 3, 5, {"lr": 0.1}]
@@ -43,11 +46,7 @@ def test_a_resolved_config_round_trips(resolved):
 def test_nothing_else_changes(match):
     config = DistillationConfig(temperature=2, intermediate_matches=[{**match, "name": "first", "weight": 3}])
     found = config.resolved()
-    assert (found.temperature, found.intermediate_matches[0].name, found.intermediate_matches[0].weight) == (
-        2,
-        "first",
-        3,
-    )
+    assert (found.temperature, found.terms[1].name, found.terms[1].weight) == (2, "first", 3)
 
 
 def test_a_setting_out_of_bounds_is_named_with_its_path_and_place():

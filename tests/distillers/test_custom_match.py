@@ -34,7 +34,7 @@ def test_a_custom_match_is_the_match_that_a_config_would_write(tmp_path):
     """Defect 2.1.1: CustomMatch raised in its first step."""
     student, proj = make_student(), projection()
     distiller = make_distiller(tmp_path, make_student(), matches=[{**MATCH, "proj": ["linear", 3, 5, {"lr": 0.05}]}])
-    distiller.objective.matches["0"].projection.load_state_dict(proj.state_dict())
+    next(distiller.objective.configured.groups())[0].load_state_dict(proj.state_dict())
     distiller.train(sgd(distiller.model_S), make_batches(3), num_epochs=2)
     make_distiller(tmp_path, student, **custom(proj_func=proj, proj_group={"lr": 0.05})).train(
         sgd(student), make_batches(3), num_epochs=2

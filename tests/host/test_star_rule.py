@@ -201,23 +201,27 @@ def test_what_has_no_signature_is_refused() -> None:
         (
             "student_features",
             "kd",
-            "is not available in a kd loss (kd_loss_type). Use it in a match (intermediate_matches)",
+            (
+                "requests input 'student_features', which is not available in a kd loss (kd_loss_type, or a term without "
+                "layers). Use it in a match (intermediate_matches, or a term with layers)"
+            ),
         ),
         (
             "student_logits",
             "match",
-            "is not available in a match (intermediate_matches). Use it in a kd loss (kd_loss_type)",
+            (
+                "requests no feature, so it cannot be used in a match (intermediate_matches, or a term with layers). Use it in "
+                "a kd loss (kd_loss_type, or a term without layers)"
+            ),
         ),
     ],
 )
 def test_a_loss_at_the_wrong_place_is_an_error_that_names_the_right_place(parameter: str, slot: str, told: str) -> None:
-    assert (
-        refusal(eval(f"lambda {parameter}: 0"), slot=slot) == f"local:mine requests input {parameter!r}, which {told}"
-    )
+    assert refusal(eval(f"lambda {parameter}: 0"), slot=slot) == f"local:mine {told}"
 
 
 def test_a_loss_that_fits_no_place_is_an_error() -> None:
-    assert refusal(lambda student_logits, student_features: 0, slot="kd").endswith(
+    assert refusal(lambda teacher_sparse, student_features: 0, slot="kd").endswith(
         "Its inputs are not available together anywhere in a config"
     )
 

@@ -131,10 +131,11 @@ def squared(student: Tensor, teacher: Tensor, mask: Tensor | None) -> float:
 
 def total(case: Case, objective) -> float:
     value = case.config["kd_loss_weight"] * kd(case)
-    for place, match in enumerate(case.config["intermediate_matches"]):
+    projections = iter([read.projection for _, read in objective.configured.on_features()])
+    for match in case.config["intermediate_matches"]:
         if match["weight"] == 0:
             continue
-        project = objective.matches[str(place)].projection or (lambda feature: feature)
+        project = next(projections) or (lambda feature: feature)
         student, teacher = case.student["hidden"], case.teacher["hidden"]
         if match["loss"] == "pair_mse":
             pairs = zip(match["layer_S"], match["layer_T"], strict=True)

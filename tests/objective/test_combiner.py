@@ -165,8 +165,8 @@ def test_nothing_of_a_combiner_is_trained(several, student, teachers, offer):
     objective = several(teacher_combiner="offered")
     total(objective, student, teachers).backward()
     assert objective.param_groups() == []
-    assert [name for name, _ in objective.named_parameters()] == ["kd_loss.combiner.combine.share"]
-    assert objective.kd_loss.combiner.combine.share.grad is None
+    assert [name for name, _ in objective.named_parameters()] == ["configured.0.logits.combiner.combine.share"]
+    assert objective.configured["0"].logits.combiner.combine.share.grad is None
 
 
 def test_autocast_does_not_reach_a_combiner(several, student, teachers, offer):

@@ -19,7 +19,12 @@ def objective(build, match):
 
 
 def test_the_state_is_keyed_by_the_place_in_the_config(objective):
-    keys = ["matches.1.projection.weight", "matches.1.projection.bias", "matches.2.loss.scale", "matches.2.loss.calls"]
+    keys = [
+        "configured.2.features.projection.weight",
+        "configured.2.features.projection.bias",
+        "configured.3.loss.scale",
+        "configured.3.loss.calls",
+    ]
     assert list(objective.state_dict()) == keys
 
 
@@ -78,7 +83,7 @@ def test_it_shows_its_terms(objective):
     [
         ({"kd_loss_type": "match_only"}, r"^kd_loss_type: .*requests input 'student_features'"),
         ({"kd_loss_type": ["ce", 1]}, r"^kd_loss_type: "),
-        ({"intermediate_matches": [{"loss": "ce"}]}, r"^intermediate_matches\.0\.loss: .*'student_logits'"),
+        ({"intermediate_matches": [{"loss": "ce"}]}, r"^intermediate_matches\.0\.loss: .* requests no feature"),
         ({"intermediate_matches": [{"loss": ["scaled", "x"]}]}, r"^intermediate_matches\.0\.loss\.start: "),
         (
             {"intermediate_matches": [{"weight_scheduler": ["growth", 1]}]},

@@ -55,7 +55,9 @@ def test_autocast_is_off_inside_a_loss_and_on_again_outside(build, match, seen, 
 def test_a_projection_runs_under_the_ambient_autocast(build, match, seen, student, teacher, dtype):
     objective = build(kd_loss_weight=0, intermediate_matches=[match(loss="offered", proj=["linear", 6, 6])])
     kinds = []
-    objective.matches["0"].projection.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    next(objective.configured.groups())[0].register_forward_hook(
+        lambda module, inputs, output: kinds.append(output.dtype)
+    )
     with torch.autocast("cpu", dtype=dtype):
         objective(cast(student, torch.float32), cast(teacher, torch.float32))
     assert (kinds, seen[0][0]) == ([dtype], torch.float32)

@@ -17,23 +17,27 @@ def projected(build, match):
     ).double()
 
 
+def projections(objective):
+    return [module for module, _ in objective.configured.groups()]
+
+
 def test_the_students_side_is_projected(projected, student, teacher):
     objective = projected(["linear", 6, 8])
-    expected = F.mse_loss(objective.matches["0"].projection(student["hidden"][0]), teacher["hidden"][3])
+    expected = F.mse_loss(next(objective.configured.groups())[0](student["hidden"][0]), teacher["hidden"][3])
     assert objective(student, teacher).total == expected
 
 
 def test_one_projection_serves_every_listed_layer(build, match, student, teacher):
     lists = match(loss="pair_mse", layer_S=[0, 1], layer_T=[1, 2], proj=["linear", 6, 6])
     objective = build(kd_loss_weight=0, intermediate_matches=[lists]).double()
-    project = objective.matches["0"].projection
+    project = next(objective.configured.groups())[0]
     expected = sum(F.mse_loss(project(student["hidden"][i]), teacher["hidden"][i + 1]) for i in (0, 1))
     torch.testing.assert_close(objective(student, teacher).total, expected, rtol=1e-13, atol=0)
 
 
 def test_every_match_has_a_projection_of_its_own(projected):
     objective = projected(["linear", 6, 8], ["linear", 6, 8])
-    assert objective.matches["0"].projection is not objective.matches["1"].projection
+    assert projections(objective)[0] is not projections(objective)[1]
     assert len(list(objective.parameters())) == 4
 
 
@@ -70,17 +74,17 @@ def test_padding_that_holds_nan_does_not_reach_the_weights(projected, student, t
     objective = projected(["linear", 6, 8], loss="masked_mse")
     student["inputs_mask"] = mask
     objective(student, teacher).total.backward()
-    expected = objective.matches["0"].projection.weight.grad.clone()
+    expected = next(objective.configured.groups())[0].weight.grad.clone()
     student["hidden"][0].data[mask == 0] = float("nan")
     objective.zero_grad()
     objective(student, teacher).total.backward()
-    torch.testing.assert_close(objective.matches["0"].projection.weight.grad, expected)
+    torch.testing.assert_close(next(objective.configured.groups())[0].weight.grad, expected)
 
 
 def test_finite_values_in_padding_are_projected_like_any_other(projected, offer, student, teacher, mask):
     student["inputs_mask"] = mask
     first = projected(["linear", 6, 8], loss=offer(lambda student_features, mask: student_features[..., 3, 0].sum()))
-    expected = first.matches["0"].projection(student["hidden"][0])[..., 3, 0].sum()
+    expected = projections(first)[0](student["hidden"][0])[..., 3, 0].sum()
     assert first(student, teacher).total == expected
 
 
@@ -92,7 +96,7 @@ def test_automatic_widths_come_from_one_batch(projected, student, teacher, proj)
     objective = projected(proj)
     assert objective.needs_materialize
     objective.materialize(student=student, teacher=teacher)
-    projection = objective.matches["0"].projection
+    projection = next(objective.configured.groups())[0]
     assert not objective.needs_materialize
     assert (projection.in_features, projection.out_features) == (6, 8)
     assert objective(student, teacher).total.isfinite()
@@ -108,9 +112,9 @@ def test_before_that_neither_a_loss_nor_groups_can_be_had(projected, student, te
 def test_a_projection_that_exists_is_not_made_again(projected, student, teacher):
     objective = projected(["linear", 6, 8], ["linear", "auto", "auto"])
     objective.materialize(student, teacher)
-    before = [match.projection for match in objective.matches.values()]
+    before = projections(objective)
     objective.materialize(student, teacher)
-    assert [match.projection for match in objective.matches.values()] == before
+    assert projections(objective) == before
 
 
 @pytest.mark.parametrize(
@@ -170,3 +174,51 @@ def test_an_entry_that_makes_no_module_is_named(build, match, offer):
         SignatureError, match=r"^intermediate_matches\.0\.proj: local:offered must return an nn\.Module"
     ):
         build(intermediate_matches=[match(proj=[name, 6, 8])])
+
+
+# Feature maps
+
+
+class OneByOne(torch.nn.Conv2d):
+    """A 1×1 convolution, which maps the channels of ``[B, C, H, W]``."""
+
+    axis = 1
+
+    def __init__(self, in_dim, out_dim) -> None:
+        super().__init__(in_dim, out_dim, 1)
+
+
+def maps(random):
+    student = {"hidden": [random(2, 3, 4, 5, requires_grad=True)]}
+    return student, {"hidden": [random(2, 7, 4, 5)]}
+
+
+def test_a_projection_maps_the_axis_that_it_declares(build, match, offer, random):
+    student, teacher = maps(random)
+    proj = offer(OneByOne, "projections", "one_by_one")
+    objective = build(kd_loss_weight=0, intermediate_matches=[match(proj=proj)])
+    objective.materialize(student, teacher)
+    (module,) = projections(objective)
+    assert (module.in_channels, module.out_channels) == (3, 7)
+    value = objective.double()(student, teacher).total
+    assert value == F.mse_loss(module(student["hidden"][0]), teacher["hidden"][0])
+
+
+def test_a_wrong_number_of_channels_is_an_error(build, match, offer, random):
+    offer(OneByOne, "projections", "one_by_one")
+    objective = build(kd_loss_weight=0, intermediate_matches=[match(proj=["one_by_one", 5, 7])])
+    with pytest.raises(
+        ShapeError, match=r"^intermediate_matches\.0\.proj: the student feature is 3 wide \[2, 3, 4, 5\]"
+    ):
+        objective(*maps(random))
+
+
+@pytest.mark.parametrize(("axis", "error"), [(4, ShapeError), ("1", SignatureError)])
+def test_an_axis_that_is_none_is_an_error(build, match, offer, random, axis, error):
+    class Odd(OneByOne):
+        pass
+
+    Odd.axis = axis
+    offer(Odd, "projections", "odd")
+    with pytest.raises(error, match="axis"):
+        build(kd_loss_weight=0, intermediate_matches=[match(proj="odd")]).materialize(*maps(random))

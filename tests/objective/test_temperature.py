@@ -98,7 +98,7 @@ def test_a_match_has_no_logits_to_schedule_a_temperature_by(build, offer, match)
     by_item = offer(lambda student_logits, temperature: student_logits[..., 0], "temperature_schedulers")
     with pytest.raises(
         ConfigError,
-        match=r"^temperature_scheduler: local:offered computes temperatures from student_logits, but the match 'm",
+        match=r"^temperature_scheduler: local:offered computes temperatures from student_logits, but local:matched compares features",
     ):
         build(temperature_scheduler=by_item, intermediate_matches=[match(loss=matched, name="mine")])
     build(temperature_scheduler=by_item, intermediate_matches=[match()])
@@ -137,5 +137,5 @@ def test_a_scheduler_with_a_buffer_is_saved_with_the_objective(build, offer, stu
             return self.mean
 
     objective = build(temperature_scheduler=offer(Tracking, "temperature_schedulers"))
-    assert list(objective.state_dict()) == ["kd_loss.temperature.scheduler.mean"]
+    assert list(objective.state_dict()) == ["configured.0.temperature.scheduler.mean"]
     assert objective(student, teacher).total == build(temperature=5)(student, teacher).total

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdplug import ConfigError, LossReport, OutputsError
+from kdplug import ConfigError, DistillationConfig, LossReport, Objective, OutputsError
 from kdplug.objective.report import TermValue
 
 MATCHES = [
@@ -135,11 +135,7 @@ def test_an_adaptors_unknown_key_names_the_side(build, student, teacher):
 
 
 def test_nothing_to_train_is_an_error():
-    from types import SimpleNamespace
-
-    from kdplug import Objective
-
-    nothing = SimpleNamespace(kd_loss_weight=0, hard_label_weight=0, intermediate_matches=(), layer_map=())
+    nothing = DistillationConfig(kd_loss_weight=1).model_copy(update={"kd_loss_weight": 0.0})
     with pytest.raises(ConfigError, match="every weight is 0"):
         Objective(nothing)
 

@@ -36,11 +36,9 @@ MATCH = {"feature": "hidden", "loss": "on_features", "weight_scheduler": "fallin
 
 def test_each_component_of_a_config_is_named_with_its_place_and_every_setting() -> None:
     found = paths(intermediate_matches=[{"layer_T": 0, "layer_S": 0, **MATCH}])
-    assert found["kd_loss_type"] == {"path": "kd_loss_type", "name": "local:on_logits", "settings": {"alpha": 0.5}}
-    assert found["intermediate_matches.0.proj"]["settings"] == {"bias": True}
-    assert set(found) == {"kd_loss_type"} | {
-        f"intermediate_matches.0.{key}" for key in ("loss", "weight_scheduler", "proj")
-    }
+    assert found["terms.0.loss"] == {"path": "terms.0.loss", "name": "local:on_logits", "settings": {"alpha": 0.5}}
+    assert found["terms.1.proj"]["settings"] == {"bias": True}
+    assert set(found) == {"terms.0.loss"} | {f"terms.1.{key}" for key in ("loss", "weight_scheduler", "proj")}
 
 
 def test_a_layer_map_whose_layers_are_not_counted_yet_is_named_too() -> None:
@@ -55,4 +53,5 @@ def test_a_layer_map_whose_layers_are_not_counted_yet_is_named_too() -> None:
 
 def test_a_kd_loss_of_weight_0_is_not_used() -> None:
     found = paths(kd_loss_weight=0, intermediate_matches=[{"layer_T": 0, "layer_S": 0, **MATCH}])
+    assert found["terms.0.loss"]["name"] == "local:on_features"
     assert "kd_loss_type" not in found

@@ -9,13 +9,14 @@ from typing import Literal
 from pydantic.fields import FieldInfo
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.config.key import Place, places, written_default
+from kdplug.config.key import Place, keys_replaced_by, places, written_default
 from kdplug.config.layer_map import LayerMap
 from kdplug.config.match import IntermediateMatch
 from kdplug.config.model import NONE_SCHEMA, ConfigModel
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.config.schema.component import Catalogue
 from kdplug.config.schema.draft import JsonSchema, model_schema
+from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.host.active import active
 from kdplug.host.entry import Entry
@@ -37,9 +38,17 @@ _A_WEIGHT: JsonSchema = {
     "not": {"required": ["weight"], "properties": {"weight": {"const": 0}}},
 }
 _A_WEIGHT_IN_LIST: JsonSchema = {"type": "array", "contains": _A_WEIGHT}
+_TERMS: JsonSchema = {"required": ["terms"], "properties": {"terms": {"type": "array"}}}
+_TERMS_REPLACE_THE_KD_LOSS: JsonSchema = {
+    "$comment": "terms cannot be combined with the keys of the kd loss",
+    "if": _TERMS,
+    "then": {"properties": {key: {"not": {}} for key in keys_replaced_by(DistillationConfig, "terms")}},
+}
 _SOMETHING_IS_ON: JsonSchema = {
     "$comment": "not every term may have the weight 0",
-    "if": {"required": ["kd_loss_weight"], "properties": {"kd_loss_weight": {"const": 0}}},
+    "if": {
+        "anyOf": [{"required": ["kd_loss_weight"], "properties": {"kd_loss_weight": {"const": 0}}}, _TERMS],
+    },
     "then": {
         "anyOf": [
             {"required": ["hard_label_weight"], "properties": {"hard_label_weight": _ABOVE_0}},
@@ -47,6 +56,7 @@ _SOMETHING_IS_ON: JsonSchema = {
                 "required": ["hard_label_weight_scheduler"],
                 "properties": {"hard_label_weight_scheduler": _GIVEN},
             },
+            {"required": ["terms"], "properties": {"terms": _A_WEIGHT_IN_LIST}},
             {"required": ["intermediate_matches"], "properties": {"intermediate_matches": _A_WEIGHT_IN_LIST}},
             {"required": ["layer_map"], "properties": {"layer_map": {"anyOf": [_A_WEIGHT_IN_LIST, _A_WEIGHT]}}},
         ]
@@ -70,6 +80,23 @@ _INDICES_NEED_A_FEATURE: JsonSchema = {
 _COUNTS_NEED_A_FEATURE: JsonSchema = {
     "if": {"anyOf": [{"properties": {side: {"type": "null"}}} for side in ("layer_T", "layer_S")]},
     "then": {"required": ["feature"]},
+}
+
+
+_WITH_LAYERS: JsonSchema = {
+    "anyOf": [{"required": [side], "properties": {side: {"not": {"type": "null"}}}} for side in ("layer_T", "layer_S")]
+}
+_LAYERS_OF_BOTH: JsonSchema = {
+    "if": _WITH_LAYERS,
+    "then": {
+        "required": ["layer_T", "layer_S"],
+        "properties": {side: {"not": {"type": "null"}} for side in ("layer_T", "layer_S")},
+        "allOf": [_BOTH_OR_NEITHER, _INDICES_NEED_A_FEATURE],
+    },
+}
+_FEATURE_NEEDS_LAYERS: JsonSchema = {
+    "if": {"not": _WITH_LAYERS},
+    "then": {"properties": {"feature": {"not": {}}, "proj": {"type": "null"}}},
 }
 
 
@@ -102,7 +129,9 @@ RULES: dict[str, list[JsonSchema]] = {
         _scheduled("kd_loss_weight", "kd_loss_weight_scheduler"),
         _scheduled("hard_label_weight", "hard_label_weight_scheduler"),
         _SOMETHING_IS_ON,
+        _TERMS_REPLACE_THE_KD_LOSS,
     ],
+    "TermConfig": [_scheduled("weight", "weight_scheduler"), _LAYERS_OF_BOTH, _FEATURE_NEEDS_LAYERS],
     "IntermediateMatch": [_scheduled("weight", "weight_scheduler"), _BOTH_OR_NEITHER, _INDICES_NEED_A_FEATURE],
     "LayerMap": [
         _scheduled("weight", "weight_scheduler"),
@@ -123,7 +152,7 @@ MODELS: dict[Part, type[ConfigModel]] = {
     "training": TrainingConfig,
 }
 
-_WITH_COMPONENTS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, IntermediateMatch, LayerMap)
+_WITH_COMPONENTS = (Recipe, RecipeTraining, TrainingConfig, DistillationConfig, TermConfig, IntermediateMatch, LayerMap)
 _BY_NAME = {model.__name__: model for model in _WITH_COMPONENTS}
 
 

@@ -61,7 +61,7 @@ class Catalogue:
             one
             for one in self._known[place.plural]
             if place.slot is None
-            or (one.inputs <= set(one.entry.kind.slots[place.slot]) and one.entry.slot in (None, place.slot))
+            or (one.entry.kind.fits(one.inputs, place.slot) and one.entry.slot in (None, place.slot))
         ]
 
     def _component(self, name: str, entries: list[EntrySchema], *, optional: bool) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kdplug.config.layer import in_list
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import OutputsError
@@ -34,15 +33,13 @@ class RequiredOutputs:
     @classmethod
     def of(cls, objective: Objective, place: int = 0) -> RequiredOutputs:
         """Return what ``objective`` reads from the teacher at ``place``, with its layer maps resolved."""
-        matches = [term for term, _, teacher in objective.matches.terms() if teacher == place]
+        terms = [term for term in objective.configured.terms() if term.teacher in (None, place)]
         layers: dict[str, set[int]] = {key: set() for key in _LAYERED}
-        for term in matches:
-            layers[term.feature or "hidden"].update(
-                layer for layer in in_list(term.layer_teacher) if isinstance(layer, int)
-            )
+        for term in terms:
+            layers[term.config.feature].update(layer for layer in term.layers("teacher") if isinstance(layer, int))
         return cls(
-            logits=objective.kd_loss is not None,
-            inputs_mask=bool(matches) or bool(len(objective.custom_matches)),
+            logits=any(term.reads_logits for term in terms),
+            inputs_mask=any(term.features is not None for term in terms) or bool(len(objective.custom_matches)),
             layers={key: frozenset(found) for key, found in layers.items()},
             captured=objective.paths("teacher", place),
         )

@@ -109,7 +109,7 @@ class CacheSession:
             opened.fill(own, say)
             cache, named = self._cached[task][0], f"{task}: " if task else ""
             assert cache.summary is not None
-            mass = None if own.kd_loss is None else KeptMass.of_cache(cache.coding, cache.summary.tally)
+            mass = None if not any(own.configured.on_logits()) else KeptMass.of_cache(cache.coding, cache.summary.tally)
             if shown:
                 kept = "" if mass is None else f"; {mass}"
                 Console(stderr=True).print(f"{named}{cache.summary}{kept}", highlight=False, soft_wrap=True)

@@ -43,7 +43,7 @@ def check_entry(entry: Entry) -> Iterator[Finding]:
 
 def nowhere(entry: Entry, where: str) -> Iterator[Finding]:
     """Yield a finding for a loss whose inputs are not available together anywhere in a config."""
-    if not any(set(entry.inputs) <= set(known) for known in entry.kind.slots.values()):
+    if not any(entry.kind.fits(entry.inputs, slot) for slot in entry.kind.slots):
         places = "; ".join(f"{name}: {', '.join(known)}" for name, known in entry.kind.slots.items())
         inputs = ", ".join(entry.inputs)
         what = f"{entry.name} requests {inputs}, which are not available together anywhere in a config ({places})"

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdplug.config.term import unique
 from kdplug.errors import KdplugError, OutputsError
 from kdplug.host.spec import parse_spec
 from kdplug.host.textbrewer_maps import MATCH_LOSS_MAP, PROJ_MAP, MatchLoss
 from kdplug.integrations.textbrewer.configurations import IntermediateMatch
 from kdplug.integrations.textbrewer.term import Progress
 from kdplug.objective.batch import doubt, nan_if
-from kdplug.objective.term import unique
 
 
 def make_projections(matches: Sequence[IntermediateMatch], device: Any) -> tuple[list[Any], list[Any]]:

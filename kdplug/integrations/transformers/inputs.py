@@ -170,11 +170,11 @@ class Features:
 
 
 def _by_index(config: DistillationConfig, side: Side) -> Iterator[tuple[str, str]]:
-    """Yield each feature that a match or layer map with a weight reads by index, and the config field."""
-    for place, match in enumerate(config.intermediate_matches):
-        layers = in_list(match.layer_S if side == "student" else match.layer_T)
-        if match.weight and any(isinstance(layer, int) for layer in layers):
-            yield match.feature, f"intermediate_matches.{place}.feature"
+    """Yield each feature that a term or layer map with a weight reads by index, and the config field."""
+    for term, _, where in config.written_terms():
+        layers = term.layer_S if side == "student" else term.layer_T
+        if term.weight and layers is not None and any(isinstance(layer, int) for layer in in_list(layers)):
+            yield term.feature, ".".join(map(str, (*where.path, "feature")))
     for place, layer_map in enumerate(config.layer_map):
         if layer_map.weight and (layer_map.layer_S if side == "student" else layer_map.layer_T) is None:
             yield layer_map.feature, ".".join(map(str, (*config.path_of_map(place), "feature")))

@@ -130,7 +130,7 @@ def chunk_length_of(student: Logits, teacher: Logits, batch: Batch, chunk: Chunk
 
 
 def _closed(pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss) -> LossSum:
-    labels = None if pair.labels is None else pair.labels.reshape(-1)
+    labels = None if pair.labels is None else pair.labels.reshape(_flat(pair.labels))
 
     def rows(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> Tensor:
         return loss.write_gradient(student, teacher, None if labels is None else labels[at])
@@ -142,11 +142,11 @@ def _closed(pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss) -> LossSum:
 def _in_chunks(
     pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss, batch: Batch, parameters: Sequence[Tensor]
 ) -> LossSum | Tensor:
-    labels = None if pair.labels is None else pair.labels.reshape(-1)
+    labels = None if pair.labels is None else pair.labels.reshape(_flat(pair.labels))
 
     def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
         found = loss(student, teacher, None if labels is None else labels[at], batch)
-        with prefixed("kd_loss_type"):
+        with prefixed("loss"):
             term_value(found, 1.0, loss.owner)
             if isinstance(found, LossSum):
                 if loss.reduction != "LossSum":
@@ -197,13 +197,11 @@ def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: Chunk
         raise OutputsError(
             f"{loss.owner} declares no reduction, so it needs {size}, but only {free / 2**30:.3g} GiB are free. "
             f"{remedy}",
-            field="kd_loss_type",
+            field="loss",
         )
     first, loss.largest = not loss.largest, needed
     if first:
-        warnings.warn(
-            f"kd_loss_type: {loss.owner} declares no reduction, so it is computed on {size}. {remedy}", stacklevel=2
-        )
+        warnings.warn(f"{loss.owner} declares no reduction, so it is computed on {size}. {remedy}", stacklevel=2)
 
 
 def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> ChunkedLoss:
@@ -251,6 +249,11 @@ def _frozen(teacher: Logits) -> Logits:
         bias = None if teacher.bias is None else frozen(teacher.bias)
         return replace(teacher, hidden=frozen(teacher.hidden), weight=frozen(teacher.weight), bias=bias)
     return teacher
+
+
+def _flat(labels: Tensor) -> tuple[int, ...]:
+    """The shape of the labels of all items in one axis: class indices, or probabilities with the classes last."""
+    return (-1, labels.shape[-1]) if labels.is_floating_point() else (-1,)
 
 
 def _check_schedule(loss: LogitLoss, length: int, items: int) -> None:

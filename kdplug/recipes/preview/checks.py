@@ -21,7 +21,10 @@ from kdplug.recipes.result import count_parameters
 from kdplug.recipes.task import review_data
 
 if TYPE_CHECKING:
+    from kdplug.config.distillation import DistillationConfig
     from kdplug.contracts.outputs import Loss
+    from kdplug.objective.configured import ConfiguredTerms
+    from kdplug.objective.loss_term import LossTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +93,9 @@ def unshifted_labels(sample: Sample) -> Iterator[PlanWarning]:
 
 
 def _takers(sample: Sample) -> Iterator[str]:
-    kd = sample.objective.kd_loss
-    if kd is not None and kd.shifts:
+    if any(logits.logit_loss.shifts for _, logits in sample.objective.configured.on_logits()):
         yield "probability_shift"
-    if kd is not None and "labels" in kd.inputs:
-        yield kd.owner
-    yield from (term.owner for term, _, _ in sample.objective.matches.terms() if term.wants_labels)
+    yield from dict.fromkeys(term.owner for term in sample.objective.configured.terms() if "labels" in term.inputs)
 
 
 def _same_inputs(sample: Sample) -> str:
@@ -132,25 +132,28 @@ _MASKS = {"mask", "student_mask", "teacher_mask"}
 
 
 def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn about an unread ``inputs_mask``, a ``logits_mask`` without kd loss, and padding in the kd loss.
+    """Warn about an unread ``inputs_mask``, a ``logits_mask`` without a loss on logits, and padding in such a loss.
 
-    Without kd loss, an unread ``logits_mask`` is fine if matches have an ``inputs_mask`` and the student's own losses
+    Without a loss on logits, an unread ``logits_mask`` is fine if matches have an ``inputs_mask`` and the student's own losses
     ignore the masked positions themselves. The objective itself warns about a mask on 2-D logits.
     """
     given = set(sample.of_student.given) | set(sample.of_teacher.given)
-    terms = [term for term, _, _ in sample.objective.matches.terms()]
+    terms = [term for term, _ in sample.objective.configured.on_features()]
     takers = [term for term in terms if _MASKS & set(term.inputs)]
     if "inputs_mask" in given and terms and not takers:
         message = f"no term reads inputs_mask: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask"
-        yield PlanWarning("unused_mask", "distillation.intermediate_matches", message)
-    kd = sample.objective.kd_loss
+        field = "terms" if sample.recipe.distillation.terms is not None else "intermediate_matches"
+        yield PlanWarning("unused_mask", f"distillation.{field}", message)
+    has_logits = any(sample.objective.configured.on_logits())
     is_missed = (bool(takers) and "inputs_mask" not in given) or _losses_need_mask(sample)
-    if "logits_mask" in given and kd is None and is_missed:
-        message = "no term reads logits_mask: the kd loss is disabled"
-        yield PlanWarning("unused_mask", "distillation.kd_loss_weight", message)
-    if kd is not None and "logits_mask" not in given and _counts_padding(sample):
+    if "logits_mask" in given and not has_logits and is_missed:
+        message = "no term reads logits_mask: no loss compares logits"
+        field = "terms" if sample.recipe.distillation.terms is not None else "kd_loss_weight"
+        yield PlanWarning("unused_mask", f"distillation.{field}", message)
+    if has_logits and "logits_mask" not in given and _counts_padding(sample):
         message = (
-            "inputs_mask masks positions, but the kd loss counts them: it reads logits_mask, which no adaptor returned"
+            "inputs_mask masks positions, but the losses on logits count them: they read logits_mask, which no adaptor "
+            "returned"
         )
         yield PlanWarning("padding_counts", "", message)
 
@@ -197,26 +200,46 @@ _LARGE_RATE = 10.0
 
 
 def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn about settings of a disabled kd loss, matches of weight 0, and a teacher that no term reads."""
-    given, terms = sample.recipe.distillation, [term for term, _, _ in sample.objective.matches.terms()]
-    if not given.kd_loss_weight:
-        unused = dict.fromkeys(_KD_ONLY, "has no effect: kd_loss_weight is 0")
-        if not any("temperature" in term.inputs for term in terms):
-            message = "has no effect: kd_loss_weight is 0, and no match's loss takes a temperature"
-            unused |= dict.fromkeys(_TEMPERATURE, message)
-        for field, message in unused.items():
-            if field in given.model_fields_set and getattr(given, field):
-                yield PlanWarning(_CHECK, f"distillation.{field}", message)
-        if not terms:
-            message = "the student learns nothing from the teacher: the kd loss is disabled, and there is no match"
-            yield PlanWarning(_CHECK, "distillation", message)
-    for place, match in enumerate(given.intermediate_matches):
-        if not match.weight:
-            yield PlanWarning(_CHECK, f"distillation.intermediate_matches.{place}", "has no effect: its weight is 0")
+    """Warn about settings that no term uses, terms of weight 0, and a teacher that no term reads."""
+    given, configured = sample.recipe.distillation, sample.objective.configured
+    for field, message in _unused(given, configured):
+        if field in given.model_fields_set and getattr(given, field):
+            yield PlanWarning(_CHECK, f"distillation.{field}", f"has no effect: {message}")
+    if not configured.terms():
+        message = "the student learns nothing from the teacher: the kd loss is disabled, and there is no match"
+        yield PlanWarning(_CHECK, "distillation", message)
+    for written in given.written_terms():
+        if not written.config.weight:
+            path = ".".join(map(str, ("distillation", *written.place.path)))
+            yield PlanWarning(_CHECK, path, "has no effect: its weight is 0")
+    for built, _ in configured.on_features():
+        for key in sorted(built.place.own) if "temperature" not in built.inputs else ():
+            message = f"has no effect: {built.owner} does not request temperature"
+            yield PlanWarning(_CHECK, _field(built, key), message)
     for place, one in enumerate(given.layer_map):
         if not one.weight:
             path = ".".join(map(str, ("distillation", *given.path_of_map(place))))
             yield PlanWarning(_CHECK, path, "has no effect: its weight is 0")
+
+
+def _unused(given: DistillationConfig, configured: ConfiguredTerms) -> Iterator[tuple[str, str]]:
+    """Yield each key of the distillation that no term uses, and the reason."""
+    on_logits = "kd_loss_weight is 0" if given.terms is None else "no term compares logits"
+    if not any(configured.on_logits()):
+        yield from ((field, on_logits) for field in _KD_ONLY)
+    takers = [term for term in configured.terms() if term.logits is not None or "temperature" in term.inputs]
+    for field in _TEMPERATURE:
+        if not takers:
+            yield field, f"{on_logits}, and no loss on features takes a temperature"
+        elif all(field in term.place.own for term in takers):
+            yield field, "each term sets its own"
+
+
+def _field(term: LossTerm, key: str) -> str:
+    """The path of a term's key in the recipe."""
+    is_shared = key in _TEMPERATURE and key not in term.place.own
+    path = (key,) if is_shared else (*term.place.path, term.place.key(key))
+    return ".".join(map(str, ("distillation", *path)))
 
 
 def large_rates(training: RecipeTraining, fit: RecipeTraining | None) -> Iterator[PlanWarning]:
@@ -247,11 +270,11 @@ def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
 
     A loss's setting ``inputs`` declares which of the two it takes: ``scores`` or ``probs``.
     """
-    matches = zip(sample.objective.matches.terms(), _settings(sample), strict=True)
-    for (term, path, _), takes in matches:
-        field = ".".join(map(str, ("distillation", *path, "loss")))
+    settings = {term.name: term.loss.settings.get("inputs") for term in sample.config.terms or ()}
+    for term, read in sample.objective.configured.on_features():
+        takes, field = settings.get(term.name), _field(term, "loss")
         for side in ("student", "teacher"):
-            tensors = [tensor for of, tensor in features(term, sample) if of == side]
+            tensors = [tensor for of, tensor in features(read, sample) if of == side]
             if takes == "scores" and any(map(is_probability, tensors)):
                 message = (
                     f"{term.name}: the {side}'s rows are probabilities (they sum to 1), but {term.owner} takes scores "
@@ -264,12 +287,15 @@ def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
                     "do not sum to 1). Set inputs: scores"
                 )
                 yield PlanWarning("missing_softmax", field, message)
-    if sample.objective.kd_loss is None:
+    first = next(sample.objective.configured.on_logits(), None)
+    if first is None:
         return
     for side, outputs in (("student", sample.of_student), ("teacher", sample.of_teacher)):
         if any(isinstance(logits, Tensor) and is_probability(logits) for logits in outputs.logits or ()):
-            message = f"the {side}'s logits are probabilities (they sum to 1), but the kd loss applies a second softmax"
-            yield PlanWarning("doubled_softmax", "distillation.kd_loss_type", message)
+            message = (
+                f"the {side}'s logits are probabilities (they sum to 1), but {first[0].owner} applies a second softmax"
+            )
+            yield PlanWarning("doubled_softmax", _field(first[0], "loss"), message)
 
 
 def is_probability(tensor: Tensor) -> bool:
@@ -282,24 +308,20 @@ def is_probability(tensor: Tensor) -> bool:
     return bool((rows >= 0).all() and is_one.any() and torch.logical_or(is_one, is_empty).all())
 
 
-def _settings(sample: Sample) -> list[object]:
-    """Return the setting ``inputs`` of each match's loss, in the order of the objective's matches."""
-    return [match.loss.settings.get("inputs") for match in sample.config.intermediate_matches if match.weight]
-
-
 def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
-    """Warn about a kd loss without the factor T² combined with a loss on labels."""
-    config = sample.config
-    if not (config.kd_loss_weight and config.hard_label_weight) or config.temperature <= 1:
-        return
-    if config.kd_loss_type.settings.get("t2") is False:
-        squared = config.temperature**2
+    """Warn about a loss on logits without the factor T² combined with a loss on labels."""
+    settings = {term.name: term.loss.settings for term in sample.config.terms or ()}
+    for term, _ in sample.objective.configured.on_logits():
+        temperature = term.temperature.base
+        if temperature <= 1 or sample.objective.hard_label_loss is None or settings[term.name].get("t2") is not False:
+            continue
+        squared = temperature**2
         message = (
-            f"{config.kd_loss_type.name} omits the factor T², so at temperature {config.temperature:g} the "
-            f"gradient of the kd loss is about 1/{squared:g} of that at temperature 1, and labels outweigh the teacher "
-            f"accordingly. Set t2: true, or raise kd_loss_weight to about {squared * config.kd_loss_weight:g}"
+            f"{term.owner} omits the factor T², so at temperature {temperature:g} its gradient is about "
+            f"1/{squared:g} of that at temperature 1, and labels outweigh the teacher accordingly. Set t2: true, or raise "
+            f"{term.place.key('weight')} to about {squared * term.weight:g}"
         )
-        yield PlanWarning("temperature", "distillation.kd_loss_type", message)
+        yield PlanWarning("temperature", _field(term, "loss"), message)
 
 
 def large_students(sample: Sample) -> Iterator[PlanWarning]:
@@ -326,12 +348,13 @@ _HIGH_TEMPERATURE = 2.0
 
 def high_temperature(sample: Sample) -> Iterator[PlanWarning]:
     """Warn about a temperature above 2 over more than 1,000 classes, such as the tokens of a language model."""
-    config = sample.config
     classes = max((one.shape[-1] for one in sample.of_teacher.logits or ()), default=0)
-    if sample.objective.kd_loss is None or config.temperature <= _HIGH_TEMPERATURE or classes <= _MANY_CLASSES:
-        return
-    message = (
-        f"temperature {config.temperature:g} over {classes:,} classes gives most of the probability to classes that the "
-        "teacher considers very unlikely. Language models are usually distilled at temperature 1"
-    )
-    yield PlanWarning("high_temperature", "distillation.temperature", message)
+    for term, _ in sample.objective.configured.on_logits():
+        temperature = term.temperature.base
+        if temperature <= _HIGH_TEMPERATURE or classes <= _MANY_CLASSES:
+            continue
+        message = (
+            f"temperature {temperature:g} over {classes:,} classes gives most of the probability to classes that the "
+            "teacher considers very unlikely. Language models are usually distilled at temperature 1"
+        )
+        yield PlanWarning("high_temperature", _field(term, "temperature"), message)

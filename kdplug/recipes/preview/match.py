@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kdplug.config.layer import in_list
-from kdplug.objective.match_term import MatchTerm, layers
+from kdplug.objective.feature_comparison import FeatureComparison, layers
+from kdplug.objective.loss_term import LossTerm
 from kdplug.recipes.preview.sample import Sample
 from kdplug.recipes.result import count_parameters
 
@@ -39,27 +39,27 @@ class PlannedMatch:
 
 def planned_matches(sample: Sample) -> list[PlannedMatch]:
     """Return the layers and shapes that each match reads from the first batch, in the order of the terms."""
-    return [_planned(term, sample) for term, _, _ in sample.objective.matches.terms()]
+    return [_planned(term, read, sample) for term, read in sample.objective.configured.on_features()]
 
 
-def features(term: MatchTerm, sample: Sample) -> Iterator[tuple[str, Tensor]]:
-    """Yield the side and the tensor of each feature that a match reads."""
-    for tensor in layers(sample.of_student, term.feature, term.layer_student, "student"):
+def features(read: FeatureComparison, sample: Sample) -> Iterator[tuple[str, Tensor]]:
+    """Yield the side and the tensor of each feature that a loss on features reads."""
+    for tensor in layers(sample.of_student, read.feature, read.layer_student, "student"):
         yield "student", tensor
-    for tensor in layers(sample.of_teacher, term.feature, term.layer_teacher, "teacher"):
+    for tensor in layers(sample.of_teacher, read.feature, read.layer_teacher, "teacher"):
         yield "teacher", tensor
 
 
-def _planned(term: MatchTerm, sample: Sample) -> PlannedMatch:
-    found = list(features(term, sample))
+def _planned(term: LossTerm, read: FeatureComparison, sample: Sample) -> PlannedMatch:
+    found = list(features(read, sample))
     student = [tensor for side, tensor in found if side == "student"]
     teacher = [tensor for side, tensor in found if side == "teacher"]
     return PlannedMatch(
         term=term.name,
-        feature=term.feature,
-        student=_shapes(list(map(str, in_list(term.layer_student))), student),
-        teacher=_shapes(list(map(str, in_list(term.layer_teacher))), teacher),
-        projection=_projection(term, student[0], teacher[0]),
+        feature=read.feature,
+        student=_shapes(list(map(str, term.layers("student"))), student),
+        teacher=_shapes(list(map(str, term.layers("teacher"))), teacher),
+        projection=_projection(read, student[0], teacher[0]),
     )
 
 
@@ -67,10 +67,10 @@ def _shapes(names: list[str], tensors: list[Tensor]) -> list[tuple[str, list[int
     return [(name, list(tensor.shape)) for name, tensor in zip(names, tensors, strict=True)]
 
 
-def _projection(term: MatchTerm, student: Tensor, teacher: Tensor) -> PlannedProjection | None:
-    plan, module = term.plan, term.projection
+def _projection(read: FeatureComparison, student: Tensor, teacher: Tensor) -> PlannedProjection | None:
+    plan, module = read.plan, read.projection
     if plan is None or module is None:
         return None
-    in_dim = student.shape[-1] if plan.in_dim is None else plan.in_dim
-    out_dim = teacher.shape[-1] if plan.out_dim is None else plan.out_dim
+    in_dim = plan.width(student) if plan.in_dim is None else plan.in_dim
+    out_dim = plan.width(teacher) if plan.out_dim is None else plan.out_dim
     return PlannedProjection(plan.owner, in_dim, out_dim, count_parameters(module))

@@ -107,13 +107,13 @@ def _held(module: nn.Module) -> Iterator[Tensor]:
 
 
 def kept_mass(cache: TeacherCache | None, sample: Sample, *, is_trained: bool) -> KeptMass | None:
-    """Return the probability mass that the kd loss reads, from the cache if it exists, else from the first batch.
+    """Return the probability mass that the losses on logits read, from the cache if it exists, else from the first batch.
 
     It is ``None`` if all classes are kept, or if the teacher is not trained yet, because its distribution is then
     meaningless.
     """
     teacher = sample.of_teacher
-    if sample.objective.kd_loss is None:
+    if not any(sample.objective.configured.on_logits()):
         return None
     if cache is None or cache.coding is None:
         return KeptMass.of_heads(teacher.logits or ())

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
+from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, are_finite, broken, is_close, where
 from kdplug.testing.sample import draw, seeded
+
+_AXIS = (
+    "It maps the last axis unless it declares another: a projection of feature maps [B, C, H, W] sets axis = 1 in the class, "
+    "or as an attribute of the function"
+)
 
 
 class ProjectionLaws(Laws):
@@ -27,10 +33,10 @@ class ProjectionLaws(Laws):
     """Pairs of student and teacher width to try."""
 
     leading: ClassVar[tuple[tuple[int, ...], ...]] = ((2,), (2, 4))
-    """Leading axes to try before the width in the shape of a feature."""
+    """Leading axes to try before the width in the shape of a feature; unused if the projection declares ``axis = 1``."""
 
-    trailing: ClassVar[tuple[int, ...]] = ()
-    """Axes after the width: ``(6, 6)`` with ``leading = ((2,),)`` for feature maps ``[batch, channels, 6, 6]``."""
+    trailing: ClassVar[tuple[int, ...]] = (4, 3)
+    """Axes after the width of a projection with ``axis = 1``, which maps ``[batch, channels, *trailing]``."""
 
     tokenwise: ClassVar[bool] = True
     """Declares that each token is projected on its own, so that padding cannot affect other tokens."""
@@ -38,6 +44,20 @@ class ProjectionLaws(Laws):
     @classmethod
     def kind_of(cls) -> str:
         return "projections"
+
+    @property
+    def axis(self) -> int:
+        """The axis that the projection declares: the last one, or 1 for feature maps."""
+        return declared_axis(self._found.load(), self._found.qualified)
+
+    def shapes(self, width: int) -> list[tuple[int, ...]]:
+        """Return the shapes of features to try.
+
+        An axis from the front comes after as many others, and before ``trailing``.
+        """
+        if self.axis < 0:
+            return [(*leading, width, *self.trailing[: -self.axis - 1]) for leading in self.leading]
+        return [(*(2, 3, 5, 4)[: self.axis], width, *self.trailing)]
 
     def module(self, in_dim: int, out_dim: int, seed: int = 0) -> nn.Module:
         """Build a float64 projection whose parameters are drawn from ``seed``."""
@@ -47,20 +67,22 @@ class ProjectionLaws(Laws):
             broken(f"returned a {type(made).__name__}: a projection must be an nn.Module")
         return made.double()
 
-    def feature(self, width: int, leading: tuple[int, ...] | None = None) -> Tensor:
+    def feature(self, width: int) -> Tensor:
         """Return a float64 student feature."""
-        return draw((*(leading or self.leading[-1]), width, *self.trailing), 3)
+        return draw(self.shapes(width)[-1], 3)
 
     def test_it_brings_the_students_width_to_the_teachers(self) -> None:
         """Catches the two widths swapped, and a layer that accepts no batch axes, or only some."""
         for in_dim, out_dim in self.widths:
-            for leading in self.leading:
-                found = self.module(in_dim, out_dim)(self.feature(in_dim, leading))
-                if tuple(found.shape) != (*leading, out_dim, *self.trailing):
-                    given = [*leading, in_dim, *self.trailing]
+            for given, expected in zip(self.shapes(in_dim), self.shapes(out_dim), strict=True):
+                try:
+                    found = self.module(in_dim, out_dim)(draw(given, 3))
+                except RuntimeError as error:
+                    broken(f"from {in_dim} to {out_dim} wide fails on {list(given)}: {error}. {_AXIS}")
+                if tuple(found.shape) != expected:
                     broken(
-                        f"from {in_dim} to {out_dim} wide maps {given} to {list(found.shape)} (the student's width "
-                        "comes first)"
+                        f"from {in_dim} to {out_dim} wide maps {list(given)} to {list(found.shape)} (the student's width "
+                        f"comes first). {_AXIS}"
                     )
                 if not are_finite([found]):
                     broken("its output is not finite")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdplug.contracts.loss import LossSum, reduction_of
 from kdplug.host.component import Component
+from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken
 from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, seeded
 
@@ -125,6 +126,17 @@ class LossCase(Laws):
     def samples(self) -> list[Sample]:
         """Return a sample without a mask, and one with a mask if the loss requests it."""
         return [self.sample(masked=False), *([self.sample(masked=True)] if self.asks_for("mask") else [])]
+
+    def build(self) -> Component:
+        """Build a fresh component with ``settings``, for the widths of the samples."""
+        component = super().build()
+        if not component.widths:
+            return component
+        layout, axis = self.layout_of(), declared_axis(component.entry.load(), component.entry.qualified)
+        in_dim, out_dim = layout.student[axis], layout.teacher[axis]
+        if self.layers == 1:
+            return component.with_widths(in_dim=in_dim, out_dim=out_dim)
+        return component.with_widths(in_dim=[in_dim] * self.layers, out_dim=[out_dim] * self.layers)
 
     def build_in(self, dtype: torch.dtype, seed: int = 0) -> Component:
         """Build a fresh component with parameters of ``dtype``, drawn from ``seed``."""

@@ -60,7 +60,7 @@ def test_a_misspelt_input_is_found_with_its_place(fake_site: FakeSite) -> None:
 
 
 def test_inputs_that_no_place_gets_together_are_found(fake_site: FakeSite) -> None:
-    add(fake_site, "def f(student_logits, student_features):\n    'A loss.'")
+    add(fake_site, "def f(teacher_sparse, student_features):\n    'A loss.'")
     finding = one(fake_site)
     assert finding.check == "inputs"
     assert "not available together" in finding.what

@@ -84,7 +84,7 @@ def test_a_run_that_is_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     rest = make_module()
     with torch.no_grad():
-        rest.objective.matches["0"].projection.weight.zero_()
+        next(rest.objective.configured.groups())[0].weight.zero_()
     fitted(tmp_path, rest, max_epochs=2, ckpt_path=tmp_path / "half.ckpt")
     assert torch.equal(weights(rest.student), weights(whole.student))
     assert torch.equal(weights(rest.objective), weights(whole.objective))
@@ -142,7 +142,7 @@ def test_widths_that_are_auto_are_made_before_fit(tmp_path):
         fitted(tmp_path, module)
     module.materialize(next(iter(loader())))
     fitted(tmp_path, module)
-    assert module.objective.matches["0"].projection.weight.shape == (6, 4)
+    assert next(module.objective.configured.groups())[0].weight.shape == (6, 4)
 
 
 def test_accumulation_that_would_average_unequal_means_is_refused(tmp_path):

@@ -77,7 +77,7 @@ def test_the_objective_is_next_to_the_student_with_its_config(tmp_path):
     from kdplug.integrations.transformers.checkpoint import read_objective
 
     with torch.no_grad():
-        other.objective.matches["0"].projection.weight.zero_()
+        next(other.objective.configured.groups())[0].weight.zero_()
     read_objective(other.objective, tmp_path / "out")
     assert torch.equal(weights(other.objective), weights(trainer.objective))
     assert DistillationConfig.from_json((tmp_path / "out/distillation.json").read_text()) == config()
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_plain_trainer_is_refused(tmp_path):
     folder = saved(tmp_path)
     for name in ("objective.safetensors", "checksums.json", "kdplug-identity.json", "distillation.json"):
         (folder / name).unlink()
-    with pytest.raises(RunError, match=r"holds no objective\.safetensors"):
+    with pytest.raises(RunError, match=r"contains no objective\.safetensors"):
         make_trainer(tmp_path, max_steps=6).train(resume_from_checkpoint=True)
 
 
@@ -123,7 +123,7 @@ CHANGES = {
     r"changed since: data\..*data\.content \(24 examples compared\): changed": lambda: {"rows": other_rows()},
     r"distillation\.temperature: 2\.0 -> 4\.0": lambda: {"distill_config": config(temperature=4)},
     r"student\.adaptor: ": lambda: {"kd": {"adaptor_S": lambda batch, outputs: {"logits": -outputs.logits}}},
-    r"distillation\.intermediate_matches": lambda: {
+    r"distillation\.terms": lambda: {
         "distill_config": config({**MATCH, "proj": ["linear_relu", 4, 6]}, intermediate_matches=[])
     },
 }

@@ -147,7 +147,7 @@ def test_widths_that_are_auto_are_made_before_the_optimizer_and_draw_nothing_fro
             tmp_path, student, distill_config=config({**MATCH, "proj": ["linear", *widths]}), **order
         )
         trainer.train()
-        assert trainer.objective.matches["0"].projection.weight.shape == (6, 4)
+        assert next(trainer.objective.configured.groups())[0].weight.shape == (6, 4)
         seen.append(torch.stack(ids))
     assert torch.equal(*seen)
 

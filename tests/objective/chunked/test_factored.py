@@ -105,7 +105,7 @@ def test_a_loss_that_learns_gets_its_own_gradient(offer):
         objective = Objective(DistillationConfig(kd_loss_type=offer(Learned), logit_chunk=5))
         sides = [scene.logits(side, factored=side in factored) for side in ("student", "teacher")]
         objective(*sides).total.backward()
-        found.append(objective.kd_loss.loss.power.grad)
+        found.append(objective.configured["0"].loss.power.grad)
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=0)
 
 

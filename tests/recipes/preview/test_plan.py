@@ -38,8 +38,8 @@ def test_the_terms_are_listed_with_their_weights_over_the_run(scene):
 
 
 def test_the_config_has_every_setting_and_qualified_names(scene):
-    spec = scene(kd_loss_type="mse").config.kd_loss_type
-    assert spec.name == "kdplug-presets:mse"
+    (term,) = scene(kd_loss_type="mse").config.terms
+    assert term.loss.name == "kdplug-presets:mse"
 
 
 @pytest.mark.parametrize(("match", "layer"), [(MATCH, "0"), (PATHS, "inner")])

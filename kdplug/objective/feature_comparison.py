@@ -1,4 +1,4 @@
-"""Intermediate matches: a loss on a pair of features."""
+"""Compare the features of two layers."""
 
 from __future__ import annotations
 
@@ -10,20 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list, is_glob, is_listed, is_path
+from kdplug.contracts.factored_logits import FactoredLogits
+from kdplug.contracts.loss import ANY_LAYERS, declares
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import ConfigError, KdplugError, OutputsError, ShapeError
-from kdplug.host import registry
-from kdplug.objective.batch import Batch, extended_hint
-from kdplug.objective.capture.path import Modules
-from kdplug.objective.numerics import connected_zero, full, target
-from kdplug.objective.projection import ProjectionPlan, not_built, project, without_garbage
+from kdplug.objective.batch import Batch, extended_hint, gathered
+from kdplug.objective.capture.path import Modules, Side
+from kdplug.objective.numerics import full, target
+from kdplug.objective.projection import (
+    ProjectionPlan,
+    not_built,
+    project,
+    width_along,
+    without_garbage,
+)
 from kdplug.objective.report import TermValue
-from kdplug.objective.schedule import Schedule, Temperature, build_schedule
+from kdplug.objective.schedule import Temperature
 from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
-    from kdplug.config.distillation import IntermediateMatch
-    from kdplug.host.spec import ComponentSpec
+    from kdplug.config.term import TermConfig
+    from kdplug.host.component import Component
 
 
 _HOW = {
@@ -97,54 +105,53 @@ def _out_of_range(count: int, feature: str, index: int | tuple[int, ...], side: 
     )
 
 
+_LOGITS = frozenset({"student_logits", "teacher_logits"})
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
 
 
-class MatchTerm(nn.Module):
-    """One intermediate match: a loss, the features it compares, and the projection of the student's side.
+class FeatureLoss:
+    """A loss on features, its requested inputs and its temperature."""
+
+    def __init__(self, component: Component, temperature: Temperature) -> None:
+        self.target: Any = component.target
+        self.temperature = temperature
+        self.getters = tuple(_GETTERS[name] for name in component.inputs)
+
+    def inputs(self, compared: FeatureInputs) -> list[Any]:
+        """Return the values of the requested inputs."""
+        return [get(compared) for get in self.getters]
+
+
+class FeatureComparison(nn.Module):
+    """Computes a loss on the features of two layers, or of two lists, after the projection of the student's.
 
     With ``waits``, the projection is built by ``materialize`` even if its widths are known, so that it matches the
-    features' device and precision. A loss that requests ``temperature`` gets that of ``use_temperature``.
+    features' device and precision. A loss that requests logits gets those of one head.
     """
 
-    mask_key = "inputs_mask"
-
-    def __init__(self, match: IntermediateMatch, name: str, *, waits: bool = False) -> None:
+    def __init__(
+        self, term: TermConfig, component: Component, temperature: Temperature, *, waits: bool = False
+    ) -> None:
         super().__init__()
-        try:
-            component = registry.losses.build(match.loss, slot="match")
-        except KdplugError as error:
-            raise error.at("loss") from error.__cause__
-        self.name = name
-        self.teacher = match.teacher
-        self.schedule: Schedule = build_schedule(match.weight, match.weight_scheduler, "weight_scheduler")
-        self.loss: Any = component.target
+        assert term.layer_S is not None
+        assert term.layer_T is not None
+        self.term = term
+        self.loss = FeatureLoss(component, temperature)
         self.inputs = component.inputs
         self.owner = component.entry.qualified
-        self.feature = match.feature
-        self.match = match
-        self.is_single = not is_listed(match.layer_S, match.layer_T)
+        self.feature = term.feature
+        self.written: dict[Side, Layers] = {"student": term.layer_S, "teacher": term.layer_T}
+        self.is_single = not is_listed(term.layer_S, term.layer_T)
         self.layer_student, self.layer_teacher = (
-            (match.layer_S, match.layer_T) if self.is_single else (in_list(match.layer_S), in_list(match.layer_T))
+            (term.layer_S, term.layer_T) if self.is_single else (in_list(term.layer_S), in_list(term.layer_T))
         )
-        self.temperature: Temperature | None = None
-        self.getters = tuple(_GETTERS[name] for name in self.inputs)
-        self.wants_labels = "labels" in self.inputs
-        self.plan = None if match.proj is None else ProjectionPlan.from_spec(match.proj)
+        self.takes_any_layers = declares(component.entry.load(), ANY_LAYERS)
+        self._check_counts()
+        self.wants_logits = bool(_LOGITS & set(self.inputs))
+        self.plan = None if term.proj is None else ProjectionPlan.from_spec(term.proj)
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
-
-    @property
-    def weight(self) -> float:
-        return self.schedule.base
-
-    def use_temperature(self, base: float, scheduler: ComponentSpec | None) -> None:
-        """Set the temperature for the loss, if it requests one.
-
-        Raises: ``ConfigError`` for a scheduler that reads logits, which a match does not have.
-        """
-        if "temperature" in self.inputs:
-            self.temperature = Temperature(base, scheduler)
-            self.temperature.check_reads_no_logits(self.name, self.owner)
+        if "temperature" in self.inputs and not self.wants_logits:
+            temperature.check_reads_no_logits(self.owner)
 
     @property
     def needs_materialize(self) -> bool:
@@ -157,14 +164,19 @@ class MatchTerm(nn.Module):
         Raises: ``ConfigError`` with the side as its field.
         """
         if student is not None:
-            self.layer_student = self._expanded(student, self.match.layer_S, "layer_S")
+            self.layer_student = self._expanded(student, self.written["student"], "layer_S")
         if teacher is not None:
-            self.layer_teacher = self._expanded(teacher, self.match.layer_T, "layer_T")
+            self.layer_teacher = self._expanded(teacher, self.written["teacher"], "layer_T")
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        """Raise ``ConfigError`` for lists of different lengths, unless the loss declares ``any_layers``."""
         ours, theirs = in_list(self.layer_student), in_list(self.layer_teacher)
-        if len(ours) != len(theirs) and not (is_glob(ours) or is_glob(theirs)):
+        if len(ours) != len(theirs) and not (self.takes_any_layers or is_glob(ours) or is_glob(theirs)):
             raise ConfigError(
                 f"layer_S is {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
-                f"({', '.join(map(str, theirs))}). Their numbers must be equal"
+                f"({', '.join(map(str, theirs))}). Their numbers must be equal, since {self.owner} does not declare "
+                "any_layers"
             )
 
     def _expanded(self, modules: Modules, layers: Layers, field: str) -> Layers:
@@ -177,6 +189,26 @@ class MatchTerm(nn.Module):
         """Build the projection from the widths of one batch, unless it exists."""
         if self.plan is not None and self.projection is None:
             self.projection = self.plan.build(self._student(batch), self._teacher(batch))
+
+    def widths(self, batch: Batch, axis: int) -> dict[str, int | list[int]]:
+        """Return ``in_dim``, of the student's features after the projection, and ``out_dim``: lists for lists of layers.
+
+        Raises: ``ShapeError`` for a feature without this axis.
+        """
+        student, teacher = self._student(batch), self._teacher(batch)
+        in_dim = [width_along(feature, axis, self.owner) for feature in student]
+        if self.plan is not None and self.plan.axis == axis:
+            in_dim = [self.plan.width_after(teacher)] * len(student)
+        out_dim = [width_along(feature, axis, self.owner) for feature in teacher]
+        return {
+            "in_dim": in_dim[0] if self.is_single else in_dim,
+            "out_dim": out_dim[0] if self.is_single else out_dim,
+        }
+
+    def device_and_dtype(self, batch: Batch) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the precision of a module for the student's features: at least float32."""
+        student = self._student(batch)[0]
+        return student.device, full(student).dtype
 
     def value(self, batch: Batch, weight: float) -> TermValue:
         """Compute the loss of the two features.
@@ -193,11 +225,11 @@ class MatchTerm(nn.Module):
         with torch.autocast(student[0].device.type, enabled=False):
             return self._compared(student, teacher, batch, weight)
 
-    def student_tensors(self, batch: Batch) -> tuple[Tensor, ...]:
-        return self._student(batch)
-
-    def skipped(self, batch: Batch) -> Tensor:
-        return connected_zero([*self._student(batch), *self.parameters()])
+    def read(self, batch: Batch) -> list[Tensor]:
+        """Return the student tensors that ``value`` reads. Raises: ``OutputsError`` if there are none."""
+        logits = self._head(batch.student, 0) if self.wants_logits else None
+        tensors = () if logits is None else (logits,) if isinstance(logits, Tensor) else logits.tensors
+        return [*self._student(batch), *tensors]
 
     def _student(self, batch: Batch) -> tuple[Tensor, ...]:
         return layers(batch.student, self.feature, self.layer_student, "student")
@@ -216,6 +248,49 @@ class MatchTerm(nn.Module):
             features = tuple([without_garbage(feature, mask) for feature in features])
         return tuple([project(projection, feature) for feature in features])
 
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits of one head, whole and in float32 or wider: the student's, and the teacher's detached.
+
+        Raises: ``OutputsError`` if a side returned none, or SparseLogits.
+        """
+        student, teacher = self._head(batch.student, 0), self._head(batch.teacher, 1)
+        return full(_dense(student)), target(_dense(teacher))
+
+    def _head(self, outputs: Outputs, place: int) -> Tensor | FactoredLogits:
+        side, key = ("student", "head_S") if place == 0 else ("teacher", "head_T")
+        head = (self.term.head_S, self.term.head_T)[place] or 0
+        if outputs.logits is None:
+            given = ", ".join(outputs.given) or "nothing"
+            raise OutputsError(
+                f"{self.owner} requests {side}_logits, but the {side} returned no logits, only {given}. Return them from "
+                "its adaptor",
+                field="loss",
+            )
+        if head >= len(outputs.logits):
+            raise OutputsError(f"there is no head {head}: the {side} returned {len(outputs.logits)}", field=key)
+        logits = outputs.logits[head]
+        if isinstance(logits, SparseLogits):
+            raise OutputsError(
+                f"{self.owner} requests {side}_logits together with features, but they are SparseLogits. Return or store "
+                "dense logits",
+                field=f"{side}.logits",
+            )
+        found = gathered(logits)
+        assert not isinstance(found, SparseLogits)
+        return found
+
+    def labels(self, batch: Batch) -> Tensor | None:
+        """Return the student's labels of ``head_S``, or its only ones.
+
+        Raises: ``OutputsError`` if there are several and no head is selected.
+        """
+        labels, head = batch.student.labels, self.term.head_S
+        if labels is None or head is None:
+            return batch.match_labels
+        if head >= len(labels):
+            raise OutputsError(f"there is no head {head}: the student returned {len(labels)} labels", field="head_S")
+        return labels[head]
+
     def _mask(self, batch: Batch) -> Tensor | None:
         """Return the mask that the loss requests, which may be the student's alone."""
         if "mask" in self.inputs:
@@ -225,10 +300,10 @@ class MatchTerm(nn.Module):
     def _compared(
         self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch, weight: float
     ) -> TermValue:
-        compared = MatchInputs(self, student, teacher, batch)
-        values = [get(compared) for get in self.getters]
+        compared = FeatureInputs(self, student, teacher, batch)
+        values = self.loss.inputs(compared)
         try:
-            return batch.certain(term_value(self.loss(*values), weight, self.owner))
+            return batch.certain(term_value(self.loss.target(*values), weight, self.owner))
         except KdplugError as error:
             error.message += self._hint(student, teacher, batch)
             raise error.at("loss") from error.__cause__
@@ -249,41 +324,65 @@ class MatchTerm(nn.Module):
         return lacks + extended_hint(*masks)
 
 
-class MatchInputs(NamedTuple):
+def _dense(logits: Tensor | FactoredLogits) -> Tensor:
+    return logits if isinstance(logits, Tensor) else logits.dense()
+
+
+class FeatureInputs(NamedTuple):
     """Source of a loss's inputs."""
 
-    term: MatchTerm
+    comparison: FeatureComparison
     student: tuple[Tensor, ...]
     teacher: tuple[Tensor, ...]
     batch: Batch
 
 
-def _student_features(compared: MatchInputs) -> Tensor | tuple[Tensor, ...]:
+def _student_features(compared: FeatureInputs) -> Tensor | tuple[Tensor, ...]:
     features = compared.student
-    return full(features[0]) if compared.term.is_single else tuple(map(full, features))
+    return full(features[0]) if compared.comparison.is_single else tuple(map(full, features))
 
 
-def _teacher_features(compared: MatchInputs) -> Tensor | tuple[Tensor, ...]:
+def _teacher_features(compared: FeatureInputs) -> Tensor | tuple[Tensor, ...]:
     features = compared.teacher
-    return target(features[0]) if compared.term.is_single else tuple(map(target, features))
+    return target(features[0]) if compared.comparison.is_single else tuple(map(target, features))
 
 
-def _temperature(compared: MatchInputs) -> float | Tensor:
-    assert compared.term.temperature is not None
-    return compared.term.temperature.of_batch(compared.batch)
+def _student_logits(compared: FeatureInputs) -> Tensor:
+    return compared.comparison.logits(compared.batch)[0]
 
 
-_GETTERS: Mapping[str, Callable[[MatchInputs], Any]] = {
+def _teacher_logits(compared: FeatureInputs) -> Tensor:
+    return compared.comparison.logits(compared.batch)[1]
+
+
+def _labels(compared: FeatureInputs) -> Tensor | None:
+    return compared.comparison.labels(compared.batch)
+
+
+def _draw_seed(compared: FeatureInputs) -> int:
+    return compared.batch.draws.next()
+
+
+def _temperature(compared: FeatureInputs) -> float | Tensor:
+    comparison, batch, temperature = compared.comparison, compared.batch, compared.comparison.loss.temperature
+    if temperature.scheduler is None or not comparison.wants_logits:
+        return temperature.of_batch(batch)
+    return temperature.of(*comparison.logits(batch), batch)
+
+
+_GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "student_features": _student_features,
     "teacher_features": _teacher_features,
+    "student_logits": _student_logits,
+    "teacher_logits": _teacher_logits,
     "mask": attrgetter("batch.match_mask"),
     "student_mask": attrgetter("batch.student_mask"),
     "teacher_mask": attrgetter("batch.teacher_mask"),
-    "labels": attrgetter("batch.match_labels"),
+    "labels": _labels,
     "temperature": _temperature,
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
-    "draw_seed": lambda compared: compared.batch.draws.next(),
+    "draw_seed": _draw_seed,
 }
-"""The inputs available to a match. Only requested inputs are computed."""
+"""The inputs available to a loss on features. Only requested inputs are computed."""

@@ -1,33 +1,38 @@
-"""The distillation loss on logits."""
+"""Compare student and teacher logits, head by head."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdplug.config.error_path import prefixed
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, ShapeError
-from kdplug.host import registry
 from kdplug.objective.batch import Batch, gathered
 from kdplug.objective.chunked.factored_kd import combined, compared
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.numerics import connected_zero, full, target
 from kdplug.objective.report import TermValue, over_heads
-from kdplug.objective.schedule import Schedule, Temperature, build_schedule
 from kdplug.objective.selection import HeadLogits, check_pair, head_masks, is_ignored, select, select_several
-from kdplug.objective.teacher import Combiner, Names, side
+from kdplug.objective.teacher import Combiner, Names, place_of, side
 from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
+    from kdplug.config.term import TermConfig, TermPlace
     from kdplug.contracts.outputs import Logits
+
+
+Trained = Callable[[], Iterable[Tensor]]
+"""Returns the trainable parameters of a term."""
+
+_HEADS = ("head_S", "head_T")
 
 
 class Vocabulary:
@@ -91,74 +96,74 @@ def _first(logits: Logits, classes: int) -> Logits:
         ) from None
 
 
-class KdTerm(nn.Module):
-    """The loss between student and teacher logits, summed over heads. Several teachers' logits are combined first."""
+class LogitComparison(nn.Module):
+    """Computes a loss on the logits of each head, or of one. Several teachers' logits are combined first.
 
-    name = "kd_loss"
-    mask_key = "logits_mask"
+    With ``teacher``, only that teacher is read: the one that the batch holds first.
+    """
 
-    def __init__(self, config: DistillationConfig, teachers: Names) -> None:
+    def __init__(
+        self, term: TermConfig, loss: LogitLoss, config: DistillationConfig, teachers: Names, names: TermPlace
+    ) -> None:
         super().__init__()
-        try:
-            component = registry.losses.build(config.kd_loss_type, slot="kd")
-        except KdplugError as error:
-            raise error.at("kd_loss_type") from error.__cause__
-        self.schedule: Schedule = build_schedule(
-            config.kd_loss_weight, config.kd_loss_weight_scheduler, "kd_loss_weight_scheduler"
-        )
-        self.loss: Any = component.target  # a module if the entry is a class: trained and saved with this one
-        self.inputs = component.inputs
-        self.owner = component.entry.qualified
-        self.temperature = Temperature(config.temperature, config.temperature_scheduler)
-        self.shifts = config.probability_shift
-        with prefixed("kd_loss_type"):
-            self.logit_loss = LogitLoss(component, self.temperature, shifts=self.shifts)
-        self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=self.logit_loss.is_across)
+        self.logit_loss = loss
+        self.owner = loss.owner
+        self.heads = (term.head_S, term.head_T)
+        self.weight, self.weight_key = term.weight, names.key("weight")
+        self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=loss.is_across)
         self.chunk = config.logit_chunk
         self.teachers = teachers
-        self.sides = tuple(side(teachers, place) for place in range(len(teachers)))
-        self.combiner = Combiner(config, teachers) if len(teachers) > 1 else None
+        self.sides = (
+            tuple(side(teachers, place) for place in range(len(teachers)))
+            if term.teacher is None
+            else (side(teachers, place_of(term.teacher, teachers)),)
+        )
+        self.combiner = Combiner(config, teachers, loss.temperature.base) if len(self.sides) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
-        self.wants_labels = self.shifts or "labels" in self.inputs or combines_by_label
+        self.wants_labels = loss.shifts or "labels" in loss.inputs or combines_by_label
         self._has_warned = False
 
-    @property
-    def weight(self) -> float:
-        return self.schedule.base
-
-    def value(self, batch: Batch, weight: float) -> TermValue:
-        """Return the loss, summed over heads.
+    def value(self, batch: Batch, weight: float, trained: Trained) -> TermValue:
+        """Return the loss, summed over heads. ``trained`` returns the parameters of the loss that are trained.
 
         Raises: ``OutputsError`` if logits, labels or masks are missing or differ in number; ``ShapeError``.
         """
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
-            return self._compared(pairs[0], batch, weight)
-        return over_heads([self._compared(pair, batch, weight) for pair in pairs])
+            return self._compared(pairs[0], batch, weight, trained)
+        return over_heads([self._compared(pair, batch, weight, trained) for pair in pairs])
 
     def student_tensors(self, batch: Batch) -> list[Tensor]:
-        return [tensor for head in batch.student.logits or () for tensor in _tensors(head)]
+        """Return the student's logits that the loss reads."""
+        heads = batch.student.logits or ()
+        chosen = self.heads[0]
+        if chosen is not None and chosen < len(heads):
+            heads = (heads[chosen],)
+        return [tensor for head in heads for tensor in _tensors(head)]
 
-    def skipped(self, batch: Batch) -> Tensor:
-        logits, _ = self._student(batch)
-        return connected_zero([*(tensor for head in logits for tensor in _tensors(head)), *self.parameters()])
+    def read(self, batch: Batch) -> list[Tensor]:
+        """Return the student tensors that ``value`` would read. Raises: ``OutputsError`` if there are none."""
+        logits, _, _ = self._student(batch)
+        return [tensor for head in logits for tensor in _tensors(head)]
 
     def _pairs(self, batch: Batch) -> list[HeadLogits]:
         """Return the selected items of each head."""
-        student, labels = self._student(batch)
-        pairs = list(map(HeadLogits, student, self._teacher(batch, 0, len(student)), labels))
-        if batch.student.logits_mask is not None or batch.teacher.logits_mask is not None:
-            pairs = self._selected(pairs, batch)
-        return pairs
+        student, labels, mine = self._student(batch)
+        teacher, theirs = self._teacher(batch, 0, len(student))
+        pairs = map(HeadLogits, student, teacher, labels)
+        if batch.student.logits_mask is None and batch.teacher.logits_mask is None:
+            return list(pairs)
+        return [
+            select(pair, self._effective(own, pair.student), self._effective(other, pair.teacher))
+            for pair, own, other in zip(pairs, mine, theirs, strict=True)
+        ]
 
     def _combined(self, batch: Batch, combiner: Combiner) -> list[HeadLogits]:
         """Return the selected items of each head, each teacher with its own mask, with the teachers' logits combined."""
-        student, labels = self._student(batch)
-        heads = len(student)
-        places = range(len(batch.teachers))
-        teachers = zip(*(self._teacher(batch, place, heads) for place in places), strict=True)
-        masks = zip(*(head_masks(one, heads, self.sides[p]) for p, one in enumerate(batch.teachers)), strict=True)
-        mine = head_masks(batch.student, heads, "student")
+        student, labels, mine = self._student(batch)
+        read = [self._teacher(batch, place, len(student)) for place in range(len(batch.teachers))]
+        teachers = zip(*(logits for logits, _ in read), strict=True)
+        masks = zip(*(masks for _, masks in read), strict=True)
         found = []
         for own, theirs, label, mask, their_masks in zip(student, teachers, labels, mine, masks, strict=True):
             effective = [self._effective(one, logits) for one, logits in zip(their_masks, theirs, strict=True)]
@@ -177,22 +182,47 @@ class KdTerm(nn.Module):
             )
         return found
 
-    def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...]]:
+    def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Return logits, labels and masks of the heads that are compared."""
         logits = self._logits(batch.student, "student")
         if any(isinstance(head, SparseLogits) for head in logits):
             raise OutputsError("are SparseLogits, which only a teacher may return", field="student.logits")
-        logits = tuple(map(gathered, logits))
-        return logits, self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
+        labels = self._labels(batch.student, len(logits)) if self.wants_labels else (None,) * len(logits)
+        masks = head_masks(batch.student, len(logits), "student")
+        chosen = self._chosen(0, len(logits), "student")
+        return tuple(map(gathered, logits[chosen])), labels[chosen], masks[chosen]
 
-    def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[Logits, ...]:
+    def _teacher(self, batch: Batch, place: int, heads: int) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...]]:
+        """Return logits and masks of the heads that are compared."""
         name = self.sides[place]
         logits = self._logits(batch.teachers[place], name)
-        if heads != len(logits):
+        masks = head_masks(batch.teachers[place], len(logits), name)
+        chosen = self._chosen(1, len(logits), name)
+        if heads != len(logits[chosen]):
             raise OutputsError(
-                f"the student returned logits of {heads} heads, the {name} of {len(logits)}: heads are compared one by one",
-                field="kd_loss_type",
+                f"the student returned logits of {heads} heads, the {name} of {len(logits)}: heads are compared one by one. "
+                "Select one of each with head_S and head_T",
+                field="loss",
             )
-        return tuple(map(gathered, logits))
+        return tuple(map(gathered, logits[chosen])), masks[chosen]
+
+    def _chosen(self, place: int, count: int, name: str) -> slice:
+        """Return the heads of one side to compare: one if ``head_S`` or ``head_T`` is set, otherwise all.
+
+        Raises: ``OutputsError`` for a head that does not exist, and for several without a choice.
+        """
+        if self.heads == (None, None):
+            return slice(None)
+        head = self.heads[place]
+        if head is None and count == 1:
+            return slice(1)
+        key = _HEADS[place]
+        valid = f"the {name} returned logits of {count} head{'s' if count > 1 else ''}, 0 to {count - 1}"
+        if head is None:
+            raise OutputsError(f"must select a head, as {_HEADS[1 - place]} does: {valid}", field=key)
+        if head >= count:
+            raise OutputsError(f"there is no head {head}: {valid}", field=key)
+        return slice(head, head + 1)
 
     def _logits(self, outputs: Outputs, side: str) -> tuple[Logits, ...]:
         if outputs.logits is not None:
@@ -200,14 +230,14 @@ class KdTerm(nn.Module):
         given = ", ".join(outputs.given) or "nothing"
         raise OutputsError(
             f"is {self.weight:g}, but the {side} returned no logits, only {given}. Return them from its adaptor, "
-            "or set kd_loss_weight: 0",
-            field="kd_loss_weight",
+            f"or set {self.weight_key}: 0",
+            field="weight",
         )
 
     def _labels(self, student: Outputs, heads: int) -> tuple[Tensor | None, ...]:
         labels = student.labels
         if labels is None:
-            if self.shifts:
+            if self.logit_loss.shifts:
                 raise OutputsError("needs labels, but the student returned none", field="probability_shift")
             return (None,) * heads
         if len(labels) != heads:
@@ -216,14 +246,6 @@ class KdTerm(nn.Module):
                 field="student.labels",
             )
         return labels
-
-    def _selected(self, pairs: list[HeadLogits], batch: Batch) -> list[HeadLogits]:
-        student = head_masks(batch.student, len(pairs), "student")
-        teacher = head_masks(batch.teacher, len(pairs), "teacher")
-        return [
-            select(pair, self._effective(mine, pair.student), self._effective(theirs, pair.teacher))
-            for pair, mine, theirs in zip(pairs, student, teacher, strict=True)
-        ]
 
     def _effective(self, mask: Tensor | None, logits: Logits) -> Tensor | None:
         if mask is None or not is_ignored(mask, logits):
@@ -237,7 +259,7 @@ class KdTerm(nn.Module):
             )
         return None
 
-    def _compared(self, pair: HeadLogits, batch: Batch, weight: float) -> TermValue:
+    def _compared(self, pair: HeadLogits, batch: Batch, weight: float, trained: Trained) -> TermValue:
         differs = pair.student.shape != pair.teacher.shape
         if differs:
             pair = self.vocabulary(pair)
@@ -246,13 +268,12 @@ class KdTerm(nn.Module):
             self.logit_loss.check_classes(pair)
         student, teacher, labels, _ = pair
         if not student.shape.numel():
-            return TermValue(connected_zero([*_tensors(student), *self.parameters()]), 0, weight)
+            return TermValue(connected_zero([*_tensors(student), *trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)
         if 1 in (student.shape[-1], teacher.shape[-1]):
             self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
-            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-            return self._valued(compared(pair, self.logit_loss, batch, self.chunk, trained), weight)
+            return self._valued(compared(pair, self.logit_loss, batch, self.chunk, list(trained())), weight)
         dense = pair._replace(student=full(student), teacher=target(teacher))
         if not batch.autocast(student):
             return self._valued(self.logit_loss.of(dense, batch), weight)
@@ -263,7 +284,7 @@ class KdTerm(nn.Module):
         try:
             return term_value(result, weight, self.owner)
         except KdplugError as error:
-            raise error.at("kd_loss_type") from error.__cause__
+            raise error.at("loss") from error.__cause__
 
 
 def _tensors(logits: Logits) -> tuple[Tensor, ...]:

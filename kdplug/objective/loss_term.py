@@ -1,0 +1,201 @@
+"""A term of the config: a loss with its weight, on logits, on features, or on both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from kdplug.config.layer import Layers, in_list
+from kdplug.errors import ConfigError, KdplugError, SignatureError
+from kdplug.host import registry
+from kdplug.objective.batch import Batch
+from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
+from kdplug.objective.logit_comparison import LogitComparison
+from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.numerics import connected_zero
+from kdplug.objective.projection import declared_axis, not_built
+from kdplug.objective.report import TermValue
+from kdplug.objective.schedule import Schedule, Temperature, build_schedule
+from kdplug.objective.teacher import Names, place_of
+
+if TYPE_CHECKING:
+    from kdplug.config.distillation import DistillationConfig
+    from kdplug.config.term import WrittenTerm
+    from kdplug.host.component import Component
+
+_MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
+
+
+def _check_needs_no_width(component: Component) -> None:
+    if component.widths:
+        raise SignatureError(
+            f"{component.entry.qualified} takes {' and '.join(component.widths)}, the widths of features. Give the term layer_S "
+            "and layer_T",
+            field="loss",
+        )
+
+
+class LossTerm(nn.Module):
+    """A loss of the config, its weight, and what it compares: ``logits`` or ``features``, of which one is ``None``.
+
+    ``place`` is where the config writes the term. ``teacher`` is the index of the teacher that the term reads, or ``None``
+    if it reads all of them, combined. Errors name keys of the term; the caller completes them with ``place``.
+    """
+
+    def __init__(
+        self, written: WrittenTerm, config: DistillationConfig, teachers: Names, *, waits: bool = False
+    ) -> None:
+        super().__init__()
+        term = written.config
+        self.config, self.name, self.place = term, written.name, written.place
+        component = self._component()
+        self.schedule: Schedule = build_schedule(term.weight, term.weight_scheduler, "weight_scheduler")
+        # a module if the entry is a class, trained and saved with this one; ``materialize`` builds one that takes widths
+        self.loss: Any = None if component.widths else component.target
+        self.inputs = component.inputs
+        self.owner = component.entry.qualified
+        base, scheduler = config.temperature_of(term)
+        is_used = term.slot == "kd" or "temperature" in self.inputs
+        self.temperature = Temperature(base, scheduler if is_used else None)
+        self.logits: LogitComparison | None = None
+        self.features: FeatureComparison | None = None
+        self.teacher: int | None = None
+        if term.slot == "match":
+            self.teacher = place_of(term.teacher, teachers)
+            self.features = FeatureComparison(term, component, self.temperature, waits=waits)
+        else:
+            _check_needs_no_width(component)
+            self.teacher = None if term.teacher is None and len(teachers) > 1 else place_of(term.teacher, teachers)
+            try:
+                loss = LogitLoss(component, self.temperature, shifts=config.probability_shift)
+            except KdplugError as error:
+                raise error.at("loss") from error.__cause__
+            self.logits = LogitComparison(term, loss, config, teachers, self.place)
+        self._check_options(component)
+
+    @property
+    def weight(self) -> float:
+        return self.schedule.base
+
+    @property
+    def mask_key(self) -> str:
+        return "inputs_mask" if self.logits is None else "logits_mask"
+
+    @property
+    def wants_labels(self) -> bool:
+        """Return whether the term reads the student's labels."""
+        return "labels" in self.inputs or (self.logits is not None and self.logits.wants_labels)
+
+    @property
+    def reads_logits(self) -> bool:
+        """Return whether the term reads logits."""
+        return self.logits is not None or (self.features is not None and self.features.wants_logits)
+
+    def _check_options(self, component: Component) -> None:
+        """Raise ``ConfigError`` for options of a loss without parameters."""
+        trained = component.widths or (isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters()))
+        if self.config.loss_options and not trained:
+            raise ConfigError(f"has no effect: {self.owner} has no parameters to train", field="loss_options")
+
+    @property
+    def needs_materialize(self) -> bool:
+        """Return whether a width of the projection or of the loss is still unknown."""
+        return self.features is not None and (self.features.needs_materialize or self.loss is None)
+
+    def materialize(self, batch: Batch) -> None:
+        """Build the projection and the loss from the widths of one batch, unless they exist."""
+        if self.features is not None:
+            self.features.materialize(batch)
+            if self.loss is None:
+                self._build_loss(self.features, batch)
+
+    def _build_loss(self, features: FeatureComparison, batch: Batch) -> None:
+        component = self._component()
+        axis = declared_axis(component.entry.load(), self.owner)
+        try:
+            built = component.with_widths(**features.widths(batch, axis))
+        except KdplugError as error:
+            raise error.at("loss") from error.__cause__
+        self.loss = built.target
+        if isinstance(self.loss, nn.Module):
+            device, dtype = features.device_and_dtype(batch)
+            self.loss.to(device, dtype)
+        features.loss = FeatureLoss(built, self.temperature)
+
+    def _component(self) -> Component:
+        """Look up the entry of the loss and bind its settings."""
+        try:
+            return registry.losses.build(self.config.loss, slot=self.config.slot)
+        except KdplugError as error:
+            raise error.at("loss") from error.__cause__
+
+    def groups(self) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
+        """Yield each module with its own optimizer options: the projection, and a loss with ``loss_options``.
+
+        Raises: ``RunError`` if one is not built yet.
+        """
+        if self.needs_materialize:
+            raise not_built(self.owner if self.loss is None else "")
+        if self.features is not None and self.features.plan is not None and self.features.projection is not None:
+            yield self.features.projection, self.features.plan.options
+        if self.config.loss_options:
+            yield self.loss, self.config.loss_options
+
+    def layers(self, side: str) -> tuple[Any, ...]:
+        """Return the layers that the term reads of ``student`` or ``teacher``, as indices or module paths."""
+        if self.features is None:
+            return ()
+        found: Layers = self.features.layer_student if side == "student" else self.features.layer_teacher
+        return in_list(found)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The adaptor keys that the term reads. A feature that is captured by module path needs none."""
+        return frozenset(self._reads())
+
+    def _reads(self) -> Iterator[str]:
+        if self.reads_logits:
+            yield "logits"
+        if self.logits is not None:
+            yield "logits_mask"
+        if self.wants_labels:
+            yield "labels"
+        if self.features is None:
+            return
+        if self.features.feature == "attention" or any(
+            isinstance(layer, int) for layer in (*self.layers("student"), *self.layers("teacher"))
+        ):
+            yield self.features.feature
+        if _MASKS & set(self.inputs):
+            yield "inputs_mask"
+
+    def value(self, batch: Batch, weight: float) -> TermValue:
+        """Compute the term for one batch, with its current weight.
+
+        Raises: ``OutputsError``, ``ShapeError``, ``ConfigError`` for outputs that it cannot read; ``RunError`` before
+        ``materialize``.
+        """
+        if self.logits is not None:
+            return self.logits.value(batch, weight, self._trained)
+        assert self.features is not None
+        if self.loss is None:
+            raise not_built(self.owner)
+        return self.features.value(batch, weight)
+
+    def student_tensors(self, batch: Batch) -> list[Tensor]:
+        """Return the student tensors that the term reads."""
+        if self.logits is not None:
+            return self.logits.student_tensors(batch)
+        assert self.features is not None
+        return self.features.read(batch)
+
+    def skipped(self, batch: Batch) -> Tensor:
+        """Return a 0 that is connected to the student tensors and the parameters that ``value`` would use."""
+        comparison = self.features if self.logits is None else self.logits
+        assert comparison is not None
+        return connected_zero([*comparison.read(batch), *self.parameters()])
+
+    def _trained(self) -> Iterator[nn.Parameter]:
+        return (parameter for parameter in self.parameters() if parameter.requires_grad)
