@@ -141,7 +141,7 @@ class SavesTeacher(Protocol):
     def save_teacher(self, teacher: Module, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the trained teacher into the empty ``folder``. Called after ``teacher_fit``'s training, before distillation.
 
-        ``record`` is the content of ``kdplug-run.json``. It is written into the folder under that name afterwards.
+        ``record`` is the content of ``kdplug-run.json``. The folder gets it under that name afterwards.
         """
         ...
 
