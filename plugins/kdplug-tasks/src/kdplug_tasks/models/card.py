@@ -42,7 +42,7 @@ def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> s
 def teacher_card(record: Mapping[str, Any], family: Family, problem: Problem) -> str:
     """Return the model card of a teacher that the run trained. ``record`` is the content of ``kdplug-run.json``."""
     about = f"trained with kdplug {record['kdplug']} on the training data of the recipe below, from {_origin(family)}"
-    title = f"# Fine-tuned {family.teacher_config.model_type} model"
+    title = f"# Trained {family.teacher_config.model_type} model"
     return _card(record, family, problem, title, f"A teacher for {_task(record)}, {about}.")
 
 
