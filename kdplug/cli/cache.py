@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
+from kdplug.cli.recipe_file import chosen_recipe
 from kdplug.cli.terminal import report_errors
 from kdplug.host.name import printable
 
@@ -106,10 +107,10 @@ def make(
     """Run the teacher on the distillation data and store its outputs. After an interruption, run the command again."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
-        from kdplug.config.recipe import Recipe
         from kdplug.recipes.cache import cache_recipe
 
-        cache_recipe(Recipe.from_file(recipe).with_overrides(changes or []), out, console=console())
+        with chosen_recipe(recipe, changes) as chosen:
+            cache_recipe(chosen, out, console=console())
 
 
 @app.command("show")

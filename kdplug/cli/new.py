@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from kdplug.cli.terminal import report_errors
-from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError, did_you_mean
+from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -53,7 +53,7 @@ def new(
         from kdplug.report.file import replacing, write_json
 
         _check_free(recipe, force=force)
-        entry, guess = _task_of(task, data, teacher)
+        entry, guess = _task_of(recipe, task, data, teacher)
         text, missing = recipe_text(recipe.name, task or entry.name, entry, guess)
         Recipe.from_yaml(text)
         schema = schema_of("recipe", load=lambda one: one is entry)
@@ -77,13 +77,15 @@ def new(
     typer.echo(f"Run it:  kdplug run {recipe}")
 
 
-def _task_of(task: str | None, data: Path | None, teacher: str | None) -> tuple[Entry, RecipeGuess | None]:
+def _task_of(
+    recipe: Path, task: str | None, data: Path | None, teacher: str | None
+) -> tuple[Entry, RecipeGuess | None]:
     """Return the task that the options name or that can read ``data``, and the settings inferred from ``data``."""
     from kdplug.host.registry import tasks
 
     if data is None:
         if task is None:
-            raise ConfigError("pass --task NAME, or --from DATA to infer the task. To list tasks: kdplug plugins list")
+            raise ConfigError(f"pass --task NAME, or --from DATA to infer the task.{_choices(recipe)}")
         if teacher is not None:
             raise ConfigError("--teacher has no effect without --from")
     try:
@@ -126,9 +128,20 @@ def _guess(entry: Entry, data: Path, teacher: str | None) -> RecipeGuess | None:
     return guess(data, teacher) if guess is not None else None
 
 
+def _choices(recipe: Path) -> str:
+    """Name the task that the file is probably for, and all tasks."""
+    from kdplug.host.registry import tasks
+
+    names = sorted({entry.name for entry in tasks.entries()})
+    near = nearest(recipe.stem, names)
+    meant = f" Did you mean kdplug new {recipe.with_suffix('.yaml')} --task {near}?" if near else ""
+    return f"{meant} Tasks: {', '.join(names) or 'none is installed'}"
+
+
 def _check_free(recipe: Path, *, force: bool) -> None:
     if recipe.suffix.lower() not in (".yaml", ".yml"):
-        raise ConfigError(f"the name of a new recipe must end in .yaml or .yml, got {str(recipe)!r}")
+        named = f"the name of a new recipe must end in .yaml or .yml, got {str(recipe)!r}."
+        raise ConfigError(f"{named}{_choices(recipe)}")
     if recipe.exists() and not force:
         raise ConfigError(f"{str(recipe)!r} already exists. Overwrite it with --force")
 

@@ -15,6 +15,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from kdplug.cli.recipe_file import chosen_recipe
 from kdplug.cli.terminal import report_errors
 from kdplug.host.name import printable
 
@@ -41,7 +42,10 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
     yield terms_table(plan.config, [term.name for term in plan.terms])
     yield _terms(plan)
     if plan.steps["teacher"]:
-        yield Text("The teacher is still untrained here, so terms that use it will have different values in the run.")
+        yield Text(
+            "The teacher is still untrained here, so the values and gradient norms of terms that use it, and their shares, will be "
+            "different in the run."
+        )
     if plan.matches:
         yield _matches(plan.matches)
     yield _models(plan)
@@ -152,11 +156,10 @@ def plan(
     """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
     with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
-        from kdplug.config.recipe import Recipe
         from kdplug.recipes.preview.plan import plan_recipe
 
-        with redirect_stdout(sys.stderr):  # keep the output of tasks and models out of the plan
-            found = plan_recipe(Recipe.from_file(recipe).with_overrides(changes or []))
+        with redirect_stdout(sys.stderr), chosen_recipe(recipe, changes) as chosen:
+            found = plan_recipe(chosen)  # without the output of tasks and models
         if as_json:
             typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return

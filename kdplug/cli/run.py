@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from kdplug.cli.recipe_file import chosen_recipe
 from kdplug.cli.terminal import report_errors
 
 
@@ -44,22 +44,19 @@ def run(
     """Train a teacher, distil it into a student, and compare it with a student trained without distillation."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
-        from kdplug.config.recipe import Recipe
         from kdplug.host.lock import check_environment
 
         if locked is not None:
             check_environment(locked)  # before any plugin is imported
         from kdplug.recipes.run import run_recipe
 
-        chosen = Recipe.from_file(recipe)
-        short = [f"output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
-        short += [f"seed={seed}"] if seed is not None else []
-        changed = chosen.with_overrides([*(changes or []), *short])
-        run_recipe(
-            changed,
-            console=console(),
-            locked=locked,
-            resume=resume,
-            resume_changed=resume_changed,
-            overwrite=overwrite,
-        )
+        given = {"output_dir": None if output_dir is None else str(output_dir), "seed": seed}
+        with chosen_recipe(recipe, changes, **given) as chosen:
+            run_recipe(
+                chosen,
+                console=console(),
+                locked=locked,
+                resume=resume,
+                resume_changed=resume_changed,
+                overwrite=overwrite,
+            )

@@ -137,7 +137,8 @@ class ConfigModel(BaseModel):
             problems, count = _problems(cls, error), error.error_count()
         if place is not None:
             for problem in problems:
-                problem.message += f"   ({place(problem.field)})"
+                where = place(problem.field)
+                problem.message += f"   ({where})" if where else ""
         problem = _one_error(problems, count)
         raise problem from problem.__cause__
 

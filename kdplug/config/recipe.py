@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -43,6 +44,17 @@ def overridden(given: dict[str, Any], full: dict[str, Any], overrides: Iterable[
         for tree in (full, given):
             _put(tree, path, deepcopy(value), known=full)
     return given
+
+
+def source_of(field: str, overrides: Iterable[str], *, with_inner: bool = False) -> str:
+    """Return ``--set KEY`` for the override that set the field or what contains it; empty if there is none.
+
+    ``with_inner`` includes an override of a value inside the field.
+    """
+    keys = [override.partition("=")[0].strip() for override in overrides]
+    found = [key for key in keys if f"{field}.".startswith(f"{key}.")]
+    found += [key for key in keys if with_inner and key.startswith(f"{field}.")]
+    return f"--set {found[0]}" if found else ""
 
 
 def _split(override: str) -> tuple[list[str], Any]:
@@ -207,13 +219,17 @@ class Recipe(ConfigModel):
             self._fill(distillation=self.distillation.with_defaults(is_caching_logits=True))
         return self
 
-    def with_overrides(self, overrides: Iterable[str]) -> Self:
+    def with_overrides(self, overrides: Iterable[str], *, names_options: bool = False) -> Self:
         """Return the recipe with changes such as ``"training.lr=1e-3"``, as ``--set`` takes them. Values are YAML.
+
+        With ``names_options``, errors name ``--set`` and the key.
 
         Raises: ``ConfigError`` if a path does not exist or the changed recipe is invalid.
         """
-        given = self.model_dump(mode="json", exclude_unset=True)
-        return type(self).from_dict(overridden(given, self.to_dict(), overrides))
+        overrides = list(overrides)
+        given = overridden(self.model_dump(mode="json", exclude_unset=True), self.to_dict(), overrides)
+        place = partial(source_of, overrides=overrides, with_inner=True) if names_options else None
+        return self._checked(given, place=place)
 
     def training_config(self, output_dir: str | None = None) -> TrainingConfig:
         """Return the training config of a distiller; ``output_dir`` replaces the recipe's."""

@@ -233,9 +233,10 @@ def yaml_value(text: str, source: str = "YAML") -> Any:
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:
-    """Return ``data`` as YAML 1.2, keys in order, innermost lists and mappings on one line."""
+    """Return ``data`` as YAML 1.2, keys in order, in block style."""
     stream = io.StringIO()
     yaml = _yaml()
+    yaml.default_flow_style = False
     yaml.Representer = _Representer
     yaml.dump(dict(data), stream)
     return stream.getvalue()

@@ -141,6 +141,18 @@ class SavesStudent(Protocol):
 
 
 @runtime_checkable
+class SavesTeacher(Protocol):
+    """A task that saves a teacher that the run trained, so that another recipe can name it."""
+
+    def save_teacher(self, teacher: Module, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write the trained teacher into the empty ``folder``. Called after ``teacher_fit``'s training, before distillation.
+
+        ``record`` is the content of ``kdplug-run.json``. The folder gets it under that name afterwards.
+        """
+        ...
+
+
+@runtime_checkable
 class Directed(Protocol):
     """A task that declares the direction of its metric. Without it, higher is better."""
 

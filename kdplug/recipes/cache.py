@@ -19,8 +19,10 @@ from kdplug.host.name import printable
 from kdplug.recipes.cache_provenance import CacheProvenance
 from kdplug.recipes.preflight import rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
+from kdplug.recipes.saved_student import save_teacher
 from kdplug.recipes.task import build_task, check_uncached, check_vocabularies, prepare, resolve_distillation
-from kdplug.recipes.training import check_cache_folder
+from kdplug.recipes.training import Stage, check_cache_folder
+from kdplug.report.record import run_record
 
 
 @qualify_errors
@@ -28,7 +30,7 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     """Run a recipe's teacher on every distillation example, and store its outputs in ``out``.
 
     An interrupted cache in ``out`` is resumed. If the recipe trains its teacher, the teacher's checkpoints go to
-    ``out/teacher``. Under ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the
+    ``out/teacher``, and the trained teacher too if the task can save it. Under ``accelerate launch`` or ``torchrun`` the processes divide the examples. At the end the
     teacher is evaluated, so that ``run_recipe`` with this cache does not need it for the comparison.
 
     Raises: ``KdplugError`` if the recipe names an unusable entry or file, or ``out`` holds a cache built from
@@ -39,10 +41,11 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     recipe = recipe.with_overrides(
         [f"training.teacher_cache={json.dumps(str(out))}", "distillation.is_caching_logits=true"]
     )
-    _, task = build_task(recipe)
+    component, task = build_task(recipe)
     check_uncached(recipe, task)
     check_cache_folder(recipe)
-    prepare(task, resolve_distillation(recipe).reads)
+    resolved = resolve_distillation(recipe)
+    prepare(task, resolved.reads)
     check_vocabularies(recipe, task)
     _check_fit(fits=task.teacher_fit() is not None)
 
@@ -55,6 +58,10 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     for line in (header_line(), "", task.about(), ""):
         say(line)
     teacher = runner.teacher(out)
+    if runner.fit() is not None:
+        record = run_record(recipe, component.qualified_spec(), resolved.distillation)
+        if save_teacher(task, teacher, out / Stage.TEACHER, record):
+            say(f"Trained teacher saved to {out / Stage.TEACHER}")
     say(f"Running the teacher on {len(task.data('distillation')):,} examples")  # type: ignore[arg-type]
     distiller = runner.distiller(teacher, runner.student(teacher))
     summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))

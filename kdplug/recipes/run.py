@@ -11,7 +11,6 @@ from typing import Any
 from accelerate.utils import set_seed
 from rich.console import Console
 from rich.text import Text
-from safetensors import SafetensorError
 from torch import nn
 
 from kdplug.config.distillation import DistillationConfig
@@ -33,7 +32,14 @@ from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_p
 from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.result import CURVES, METRICS, RecipeResult, unit_of
-from kdplug.recipes.saved_student import MODEL, forget_student, forget_temporary, save_student
+from kdplug.recipes.saved_student import (
+    MODEL,
+    forget_student,
+    forget_teacher,
+    forget_temporary,
+    save_student,
+    save_teacher,
+)
 from kdplug.recipes.task import review_data
 from kdplug.recipes.training import Stage, forget_checkpoints
 from kdplug.report.curve import draw_curves
@@ -94,7 +100,10 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 FILES = (RECORD, METRICS, STUDENT, SUMS, CURVES)
-"""Files that a run writes, in addition to the folders of its stages; a folder ``model`` may replace the weights."""
+"""Files that a run writes, in addition to the folders of its stages; a folder ``model`` may replace the weights.
+
+A trained teacher is in the folder of its stage, if the task can save it.
+"""
 
 
 @qualify_errors
@@ -112,8 +121,9 @@ def run_recipe(
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` to the
     recipe's ``output_dir``. Checkpoints and logs of the three training runs go to the
     folders ``teacher``, ``student`` and ``baseline`` there. A task that saves students itself writes a folder ``model``
-    instead of ``student.safetensors``. ``console`` receives messages and tables; by default nothing is printed.
-    A file of one of these names that was not written by a run raises an error.
+    instead of ``student.safetensors``. A task that saves teachers writes one that it trained to ``teacher``. ``console``
+    receives messages and tables; by default nothing is printed. A file of one of these names that was not written by a run
+    raises an error.
     ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
     ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
@@ -172,7 +182,7 @@ def _run(
     for field, message in () if resuming else review_data(task):
         say(f"Warning: {field}: {message}")
 
-    teacher = _teacher(runner, origin, record["data"]["test"])
+    teacher = _teacher(runner, origin, record)
     student, history = runner.distilled(teacher)
     baseline, steps = runner.baseline(teacher)
     of_student, of_baseline, *rest = runner.measured(*filter(None, (student, baseline, teacher)))
@@ -189,13 +199,9 @@ def _run(
         made=history.made if history.made.batches else None,
     )
 
-    try:
-        written = save_student(task, student, output_dir, {**record, "results": result.to_data()})
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"cannot write the student to {str(output_dir)!r}: {error}. Free space, then run again with --resume",
-            field="output_dir",
-        ) from error
+    folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Stage.TEACHER
+    saved = {"saved_teacher": str(folder)} if (folder / RECORD).is_file() else {}
+    written = save_student(task, student, output_dir, {**record, **saved, "results": result.to_data()})
     write_json(output_dir / METRICS, result.to_data())
     draw_curves(output_dir / CURVES, history.terms, result.title, history.student, result.levels())
     console.print(comparison(result.title, result.unit, result.lines()))
@@ -204,16 +210,20 @@ def _run(
     if result.made is not None:
         say(f"During distillation the task generated {result.made} with the student.")
     student_files = (written, SUMS) if written == STUDENT else (written,)  # a folder holds its own checksums
-    say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, *student_files, CURVES))}")
+    teacher_files = (folder.name,) if saved and origin is None else ()
+    say(f"Written to {output_dir}: {', '.join((RECORD, METRICS, *student_files, *teacher_files, CURVES))}")
     return result
 
 
-def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, test: Mapping[str, Any]) -> nn.Module | None:
-    """Return the trained teacher, or ``None`` if its outputs and its metrics on this test part are cached."""
+def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, record: Mapping[str, Any]) -> nn.Module | None:
+    """Return the trained teacher, saved if the recipe trains it, or ``None`` if its outputs and metrics are cached."""
     if origin is None:
-        return runner.teacher()
+        teacher = runner.teacher()
+        if runner.fit() is not None:
+            save_teacher(runner.task, teacher, Stage.TEACHER.folder(runner.recipe), record)
+        return teacher
     cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
-    if origin.is_measured_on(test, runner.task.metric):
+    if origin.is_measured_on(record["data"]["test"], runner.task.metric):
         runner.say(f"{cached}; teacher metrics date from when it was built.")
         return None
     runner.say(f"{cached}. Its teacher metrics are from a different test part, so the teacher is evaluated again.")
@@ -261,7 +271,8 @@ def _check_unused(recipe: Recipe, *, resumes: bool) -> None:
     output_dir = Path(recipe.output_dir)
     if resumes and (output_dir / RECORD).is_file():
         return
-    files = [file for name in (*FILES, f"{MODEL}/{RECORD}") if (file := output_dir / name).is_file()]
+    names = (*FILES, *(f"{folder}/{RECORD}" for folder in (MODEL, Stage.TEACHER)))
+    files = [file for name in names if (file := output_dir / name).is_file()]
     found = [*files, *(folder for stage in Stage for _, folder in steps(stage.folder(recipe)))]
     if found:
         missing = f" but no {RECORD} to resume from" if resumes else ""
@@ -279,15 +290,16 @@ def _empty(recipe: Recipe, *, resuming: bool) -> None:
     The record is deleted first: without it nothing in the folder can be resumed. Temporary files of a killed run are
     removed too.
     """
-    output_dir = Path(recipe.output_dir)
+    output_dir, teacher = Path(recipe.output_dir), Stage.TEACHER.folder(recipe)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         if _own_files(output_dir):
-            forget_temporary(output_dir, FILES)
+            forget_temporary(output_dir, FILES, teacher)
         write_json(output_dir / LIST, FILES)
         for name in FILES[1:] if resuming else FILES:
             (output_dir / name).unlink(missing_ok=True)
         forget_student(output_dir)
+        forget_teacher(teacher)
         if not resuming:
             forget_checkpoints(recipe)
     except OSError as error:

@@ -1,22 +1,28 @@
-"""Save a recipe's distilled student."""
+"""Save a recipe's distilled student, and the teacher that it trained."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
 from kdplug.config.recipe import Recipe
-from kdplug.contracts.task import SavesStudent, Task
+from kdplug.contracts.task import SavesStudent, SavesTeacher, Task
 from kdplug.contracts.tree import dotted, leaves
 from kdplug.engine.checkpoint.archive import SUMS, sha256
-from kdplug.engine.checkpoint.checkpoint import STUDENT, save_weights
+from kdplug.engine.checkpoint.checkpoint import STUDENT, save_weights, steps
+from kdplug.engine.observe.tracking import NAME as LOG
 from kdplug.errors import ConfigError, RunError
+from kdplug.recipes.task import teacher_fit
+from kdplug.recipes.training import Stage
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD
 
@@ -29,23 +35,53 @@ def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mappi
 
     A task that saves students writes a folder, which gets ``record`` too; otherwise plain weights are written.
     Checksums are written next to the files.
+
+    Raises: ``RunError`` if it cannot be written.
     """
     if not isinstance(task, SavesStudent):
-        with replacing(output_dir / STUDENT) as temporary:
+        with _saving("student", output_dir), replacing(output_dir / STUDENT) as temporary:
             save_weights(student, temporary)
-        _write_sums(output_dir, [output_dir / STUDENT])
+        with _saving("student", output_dir):
+            _write_sums(output_dir, [output_dir / STUDENT])
         return STUDENT
-    folder = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))
-    try:
-        task.save_student(student, folder, record)
-        write_json(folder / RECORD, record)
-        _write_sums(folder, [file for file in sorted(folder.rglob("*")) if file.is_file()])
+    save = partial(task.save_student, student)
+    with _saving("student", output_dir), _saved(save, output_dir, record) as folder:
         folder.chmod(output_dir.stat().st_mode & 0o777)
         forget_student(output_dir)
         folder.rename(output_dir / MODEL)
+    return MODEL
+
+
+def save_teacher(task: Task, teacher: nn.Module, folder: Path, record: Mapping[str, Any]) -> bool:
+    """Save a trained teacher into ``folder``, which holds its checkpoints; return false if the task cannot save it.
+
+    The folder gets ``record`` and checksums too. The record is the first file there: it shows that a run wrote the others.
+
+    Raises: ``RunError`` if it cannot be written.
+    """
+    if not isinstance(task, SavesTeacher):
+        return False
+    save = partial(task.save_teacher, teacher)
+    with _saving("teacher", folder), _saved(save, folder, record) as temporary:
+        forget_teacher(folder)
+        if _of_teacher(folder):
+            raise _of_no_run("teacher", folder)
+        for file in sorted(temporary.iterdir(), key=lambda file: (file.name != RECORD, file.name)):
+            file.rename(folder / file.name)
+    return True
+
+
+@contextmanager
+def _saved(save: Callable[[Path, Mapping[str, Any]], None], place: Path, record: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield a temporary folder in ``place`` with what ``save`` writes, ``record`` and checksums."""
+    folder = Path(mkdtemp(dir=place, prefix=f".{MODEL}-"))
+    try:
+        save(folder, record)
+        write_json(folder / RECORD, record)
+        _write_sums(folder, [file for file in sorted(folder.rglob("*")) if file.is_file()])
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return MODEL
 
 
 def _write_sums(folder: Path, files: Iterable[Path]) -> None:
@@ -59,42 +95,96 @@ def forget_student(output_dir: Path) -> None:
         shutil.rmtree(output_dir / MODEL)
 
 
-def forget_temporary(output_dir: Path, names: Iterable[str]) -> None:
-    """Remove the temporary files and folders that a killed run left for the files ``names`` and for the student."""
+def forget_teacher(folder: Path) -> None:
+    """Remove a trained teacher from the folder of its checkpoints if an earlier run saved it; a record shows that.
+
+    The record is removed last.
+    """
+    if (folder / RECORD).is_file():
+        for file in (*_of_teacher(folder), folder / RECORD):
+            _remove(file)
+
+
+def _of_teacher(folder: Path) -> list[Path]:
+    """Return the files and folders of a saved teacher, without its record, and without the checkpoints and log of its training."""
+    checkpoints = {path for _, path in steps(folder)}
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [
+        file for file in files if not (file in checkpoints or file.name.startswith(".") or file.name in (RECORD, LOG))
+    ]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def forget_temporary(output_dir: Path, names: Iterable[str], teacher: Path) -> None:
+    """Remove the temporary files and folders that a killed run left for the files ``names`` and for both models."""
     patterns = [f".{Path(name).stem}-????????{Path(name).suffix}" for name in names]
-    for pattern in (*patterns, f".{MODEL}-????????"):
+    saved = f".{MODEL}-????????"
+    for pattern in (*patterns, saved):
         for leftover in output_dir.glob(pattern):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+            _remove(leftover)
+    for leftover in teacher.glob(saved):
+        _remove(leftover)
+
+
+@contextmanager
+def _saving(side: str, folder: Path) -> Iterator[None]:
+    """Raise ``RunError`` if a model cannot be written inside the block."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot write the {side} into {str(folder)!r}: {error}. Free space, then run again with --resume",
+            field="output_dir",
+        ) from error
 
 
 def check_apart(recipe: Recipe, task: Task) -> None:
-    """Check that the student's folder may be replaced.
+    """Check that the folders of the saved student and teacher may be replaced.
 
-    Raises: ``ConfigError`` if the task reads from it; ``RunError`` if no run saved it.
+    Raises: ``ConfigError`` if the task reads from one; ``RunError`` if no run saved it.
     """
+    model, teacher = (_folder(recipe, name) for name in (MODEL, Stage.TEACHER.value))
+    _check_unread(recipe, model, "this run writes its student")
+    if isinstance(task, SavesStudent) and model.exists() and not (model / RECORD).is_file():
+        raise _of_no_run("student", model)
+    if isinstance(task, SavesTeacher) and teacher_fit(task) is not None:
+        _check_unread(recipe, teacher, "this run writes its teacher")
+        if _of_teacher(teacher) and not (teacher / RECORD).is_file():
+            raise _of_no_run("teacher", teacher)
+    elif (teacher / RECORD).is_file():
+        _check_unread(recipe, teacher, "an earlier run wrote its teacher, which this run would delete")
+
+
+def _check_unread(recipe: Recipe, folder: Path, what: str) -> None:
+    for path, text in leaves(recipe.task.settings) if folder.exists() else ():
+        if not isinstance(text, str) or "\0" in text:
+            continue
+        found = Path(os.path.realpath(os.path.expanduser(text)))  # noqa: PTH111  Path.expanduser raises
+        if found == folder or folder in found.parents:
+            raise ConfigError(f"{text!r} is the folder to which {what}. Choose another output_dir", field=f"task.{dotted(path)}")
+
+
+def _of_no_run(side: str, folder: Path) -> RunError:
+    return RunError(
+        f"the {side} would be saved to {str(folder)!r}, but that folder was not written by a run. Choose another "
+        "output_dir, or move the folder",
+        field="output_dir",
+    )
+
+
+def _folder(recipe: Recipe, name: str) -> Path:
     try:
-        folder = Path(os.path.realpath(Path(recipe.output_dir) / MODEL))  # Path.resolve raises for a loop of links
+        folder = Path(os.path.realpath(Path(recipe.output_dir) / name))  # Path.resolve raises for a loop of links
         folder.exists()
     except (OSError, ValueError) as error:  # name too long, or contains NUL
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ConfigError(
             f"{recipe.output_dir[:200]!r} is not a valid folder name: {reason}", field="output_dir"
         ) from error
-    for path, text in leaves(recipe.task.settings):
-        if not isinstance(text, str) or "\0" in text:
-            continue
-        found = Path(os.path.realpath(os.path.expanduser(text)))  # noqa: PTH111  Path raises for an unknown user
-        if folder.exists() and (found == folder or folder in found.parents):
-            raise ConfigError(
-                f"{text!r} is the folder to which this run writes its student. Choose another output_dir",
-                field=f"task.{dotted(path)}",
-            )
-    if isinstance(task, SavesStudent) and folder.exists() and not (folder / RECORD).is_file():
-        raise RunError(
-            f"the student would be saved to {str(folder)!r}, but that folder was not written by a run. Choose another "
-            "output_dir, or move the folder",
-            field="output_dir",
-        )
+    return folder

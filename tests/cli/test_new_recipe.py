@@ -94,6 +94,15 @@ def test_it_runs_in_few_steps(kdplug, digits, tmp_path):
     assert kdplug("run", digits, "--output-dir", tmp_path / "out", *changes).exit_code == 0
 
 
+@pytest.mark.parametrize("file", ["digit", "digits.yaml"])
+def test_without_a_task_the_nearest_and_all_others_are_named(kdplug, tmp_path, file):
+    refused = kdplug("new", tmp_path / file)
+    said = " ".join(refused.stderr.split())
+    near = f"Did you mean kdplug new {(tmp_path / file).with_suffix('.yaml')} --task digits? Tasks: "
+    assert (refused.exit_code, near in said) == (2, True)
+    assert "causal-lm, digits, image-classification, " in said
+
+
 def test_a_file_that_exists_is_left_alone_without_force(kdplug, digits):
     digits.write_text("mine")
     refused = kdplug("new", digits, "--task", "digits")

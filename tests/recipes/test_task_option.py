@@ -85,6 +85,45 @@ def test_a_task_saves_its_student_with_what_the_run_was(offering, tmp_path):
     assert not (tmp_path / "out" / "student.safetensors").exists()
 
 
+def test_a_task_saves_the_teacher_that_the_run_trained_before_it_distils(offering, tmp_path):
+    calls = []
+    methods = {
+        "teacher_fit": lambda self: {"epochs": 1, "batch_size": 10, "learning_rate": 0.1},
+        "teacher_adaptor": kdplug.tasks.load("signs").student_adaptor,
+        "start_student": lambda self, student, teacher: calls.append("student"),
+        "starts_student": True,
+    }
+
+    def save_teacher(self, teacher, folder, record):
+        calls.append("teacher")
+        (folder / "parts").mkdir()
+        (folder / "parts" / "weights.json").write_text(json.dumps([teacher.weight.tolist(), record["seed"]]))
+
+    run_recipe(offering(**methods, save_teacher=save_teacher))
+    assert calls == ["student", "teacher", "student", "student"]  # the first one is the rehearsal's
+    folder = tmp_path / "out" / "teacher"
+    assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 0
+    (folder / "parts" / "of-an-earlier-run").touch()
+    run_recipe(offering("seed=1"), overwrite=True)
+    assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 1
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
+        "SHA256SUMS", "kdplug-run.json", "log.jsonl", "parts", "step-4",
+    ]  # fmt: skip
+    assert not (folder / "parts" / "of-an-earlier-run").exists()
+
+
+def test_a_teacher_that_cannot_be_written_is_an_error_and_leaves_no_folder(offering, tmp_path):
+    def save_teacher(self, teacher, folder, record):
+        (folder / "weights.json").touch()
+        raise OSError(28, "No space left on device")
+
+    fit = {"epochs": 1, "batch_size": 10, "learning_rate": 0.1}
+    adaptor = kdplug.tasks.load("signs").student_adaptor
+    with pytest.raises(RunError, match=r"cannot write the teacher into .*teacher': .*No space left.*--resume"):
+        run_recipe(offering(teacher_fit=lambda self: fit, teacher_adaptor=adaptor, save_teacher=save_teacher))
+    assert sorted(path.name for path in (tmp_path / "out" / "teacher").iterdir()) == [".run", "log.jsonl", "step-4"]
+
+
 def test_a_folder_of_a_student_brings_the_checksums_of_its_files(offering, tmp_path):
     def save_student(self, student, folder, record):
         (folder / "parts").mkdir()

@@ -183,13 +183,15 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
     return None
 
 
-def check_whole(folder: Path) -> None:
-    """Raise a ``RunError`` that names other checkpoints if ``folder`` is missing, not a checkpoint, or damaged."""
+def check_whole(folder: Path, output_dir: Path) -> None:
+    """Raise a ``RunError`` that names checkpoints nearby if ``folder`` is missing, is not a checkpoint, or is damaged."""
     if not folder.is_dir():
-        there = ", ".join(path.name for _, path in steps(folder.parent)) or "none"
+        near = folder.parent if steps(folder.parent) else output_dir
+        there = ", ".join(path.name for _, path in steps(near)) or "none"
         raise RunError(
-            f"there is no folder {folder} to resume from. Checkpoints in {folder.parent}: {there}. "
-            'resume="auto" resumes from the newest one in output_dir'
+            f"there is no folder {folder} to resume from. Checkpoints in {near}: {there}. "
+            'resume="auto" resumes from the newest one in output_dir',
+            field="resume",
         )
     named = _FOLDER.fullmatch(folder.name)
     if named is None and not (folder / STUDENT).is_file():

@@ -41,7 +41,7 @@ def find_checkpoint(resume: Resume, output_dir: Path) -> Path | None:
     if resume == AUTO:
         return latest(output_dir)
     folder = Path(resume)
-    check_whole(folder)
+    check_whole(folder, output_dir)
     return folder
 
 

@@ -60,3 +60,9 @@ def test_a_fence_in_the_recipe_does_not_end_its_block():
 
 def test_a_metric_name_stays_in_its_cell():
     assert "| model | a\\|b c | parameters |" in card("bert", metric="a|b\nc")
+
+
+def test_the_recipe_has_one_key_on_each_line():
+    lines = card("bert", settings={"note": {"a": [1, 2]}}).splitlines()
+    assert "{" not in "".join(lines[lines.index("## Recipe") :])
+    assert "  num_epochs: 1" in lines

@@ -115,7 +115,10 @@ def test_labels_of_rows_to_distil_on_follow_the_same_rule():
     ("value", "message"),
     [
         ("possitive", "row 2 of train.csv: unknown label 'possitive'. Did you mean 'positive'"),
-        ("", "there is no label; only rows of data.distillation may lack one"),
+        (
+            "",
+            "there is no label. Write one, remove the row, or move rows without a label to a file named in data.distillation",
+        ),
         (None, "there is no label"),
         ("²", "unknown label '²'"),
         ("9" * 5000, "unknown label '999"),

@@ -156,6 +156,9 @@ def test_a_missing_folder_is_an_error_that_names_the_checkpoints_next_to_it(tmp_
     says = r"there is no folder .*step-1000 to resume from\. Checkpoints in .*: .*step-9.*resume=\"auto\""
     with pytest.raises(RunError, match=says):
         run(tmp_path, LOADERS["in order"](), resume=tmp_path / "step-1000")
+    elsewhere = rf"^resume: there is no folder nosuch to resume from\. Checkpoints in {tmp_path}: .*step-9"
+    with pytest.raises(RunError, match=elsewhere):
+        run(tmp_path, LOADERS["in order"](), resume="nosuch")
 
 
 def test_a_changed_config_is_refused_and_named(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,6 +26,8 @@ from kdplug_tasks.text.processor import TextProcessor
 _ENDS = 1 << 16
 _ROWS = 10_000
 _EXAMPLES = 16
+_NOT_OF_A_MODEL = re.compile(r"\..*|log\.jsonl")
+"""Files that a run writes next to a teacher that it trains, and other hidden files."""
 _PLAIN = (str, bytes, int, float, bool, type(None), list, tuple, dict)
 
 
@@ -42,10 +45,10 @@ def fingerprint_of(problem: Problem, family: Family, labelled: Sized) -> dict[st
     """Return the teacher, its tokenizer or image processor, the classes and the problem as plain data.
 
     A teacher that is trained first is also identified by its training data, ``labelled``. A teacher in a folder is
-    identified by the name, size and a checksum of both ends of each file, so further training changes the fingerprint;
-    a teacher on the hub is identified by its name. A language task adds the special tokens around documents. If the
-    student has a different tokenizer, it is included too, since it determines the positions at which teacher outputs
-    are compared.
+    identified by the name, size and a checksum of both ends of each file, except hidden ones and ``log.jsonl``, so
+    further training changes the fingerprint; a teacher on the hub is identified by its name. A language task adds the special tokens
+    around documents. If the student has a different tokenizer, it is included too, since it determines the positions at
+    which teacher outputs are compared.
     """
     teacher = family.teacher.model_dump(mode="json")
     found: dict[str, Any] = {"teacher": {**teacher, "files": _files(family.teacher.path)}, "problem": problem.auto}
@@ -122,7 +125,8 @@ def _files(path: str | None) -> dict[str, str]:
     folder = None if path is None else Path(path)
     if folder is None or not folder.is_dir():
         return {}
-    return {file.name: _ends(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and not _NOT_OF_A_MODEL.fullmatch(file.name)]
+    return {file.name: _ends(file) for file in files}
 
 
 def _ends(file: Path) -> str:

@@ -15,7 +15,7 @@ from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
 from kdplug_tasks.data.source import Source, read_source
 from kdplug_tasks.fingerprint import Identified, fingerprint_of
-from kdplug_tasks.models.card import model_card
+from kdplug_tasks.models.card import model_card, teacher_card
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt, Problem, Reviewing, ReviewingData, Sampling, Spanning
 from kdplug_tasks.text.tokenizer import difference
@@ -168,9 +168,16 @@ class ModelTask:
 
     def save_student(self, student: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
         """Write a folder for ``from_pretrained``: config, weights, tokenizer or image processor, and a model card."""
-        self.family.save(student, folder)
-        self.problem.save(folder)
-        (folder / "README.md").write_text(model_card(record, self.family, self.problem), encoding="utf-8")
+        self._save(student, folder, "student", model_card(record, self.family, self.problem))
+
+    def save_teacher(self, teacher: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:
+        """Write a folder that ``teacher`` can name, as ``save_student`` does, with the teacher's own tokenizer."""
+        self._save(teacher, folder, "teacher", teacher_card(record, self.family, self.problem))
+
+    def _save(self, model: nn.Module, folder: Path, side: Side, card: str) -> None:
+        self.family.save(model, folder)
+        self.problem.save(folder, side)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class Problem(Protocol):
         """Describe the classes, or how texts are divided."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the files of a saved model other than config and weights."""
+    def save(self, folder: Path, side: Side) -> None:
+        """Write the files of one side's saved model other than config and weights."""
         ...
 
 

@@ -13,6 +13,11 @@ import kdplug
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table, did_you_mean
 
+UNLABELLED_ROW = (
+    "there is no label. Write one, remove the row, or move rows without a label to a file named in data.distillation"
+)
+"""The message of an error for a row that must have a label."""
+
 NO_LABEL = -100
 UNLABELLED = ("-1", "-100")
 """Values that mean "no label", unless a class has this name."""
@@ -91,7 +96,7 @@ class Labels:
             elif optional:
                 found.append(NO_LABEL)
             else:
-                raise table.error("there is no label; only rows of data.distillation may lack one", row)
+                raise table.error(UNLABELLED_ROW, row)
         return found
 
     def says_none(self, one: Written) -> bool:

@@ -18,7 +18,7 @@ from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.images.picture import check_range, find_picture, read_picture
 from kdplug_tasks.images.processor import ImageProcessor, reads_as_saved, size_of
-from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
 from kdplug_tasks.targets.category import Category, review_accuracy
@@ -152,8 +152,8 @@ class Images:
         """Describe the classes."""
         return self.target.about()
 
-    def save(self, folder: Path) -> None:
-        """Write the image processor."""
+    def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
+        """Write the image processor, which both sides share."""
         self.processor.save(folder)
 
 

@@ -1,4 +1,4 @@
-"""The model card of a student."""
+"""The model cards of a student, and of a teacher that the run trained."""
 
 from __future__ import annotations
 
@@ -22,28 +22,57 @@ _ROWS = {
 
 
 def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> str:
-    """Return a model card in Markdown: teacher, results, recipe and package versions.
+    """Return a student's model card in Markdown: teacher, results, recipe and package versions.
 
-    ``record`` is the content of ``kdplug-run.json`` with ``results``.
+    ``record`` is the content of ``kdplug-run.json`` with ``results``, and with ``saved_teacher`` if a trained one was saved.
     """
+    saved = f" and saved to {_code(record['saved_teacher'])}" if "saved_teacher" in record else ""
+    fitted = f", which was trained on the training data first{saved}" if family.teacher.train else ""
+    about = f"distilled with kdplug {record['kdplug']} from {_origin(family)}{fitted}"
+    return _card(
+        record,
+        family,
+        problem,
+        f"# Distilled {family.student_config.model_type} model",
+        f"A student for {_task(record)}, {about}.",
+        f"## Results\n\nOn the test part of the recipe's data.\n\n{_results(record['results'])}",
+    )
+
+
+def teacher_card(record: Mapping[str, Any], family: Family, problem: Problem) -> str:
+    """Return the model card of a teacher that the run trained. ``record`` is the content of ``kdplug-run.json``."""
+    about = f"trained with kdplug {record['kdplug']} on the training data of the recipe below, from {_origin(family)}"
+    title = f"# Trained {family.teacher_config.model_type} model"
+    return _card(record, family, problem, title, f"A teacher for {_task(record)}, {about}.")
+
+
+def _card(record: Mapping[str, Any], family: Family, problem: Problem, title: str, about: str, *results: str) -> str:
     teacher = family.teacher.path
     front = {"library_name": "transformers", "tags": "[kdplug, knowledge-distillation]"}
     if teacher is not None and not Path(teacher).is_dir():
         front["base_model"] = json.dumps(teacher, ensure_ascii=False)
-    origin = _code(teacher) if teacher is not None else f"a {family.teacher_config.model_type} model built from scratch"
-    fitted = ", which was trained on the training data first" if family.teacher.train else ""
     recipe = kdplug.Recipe.from_dict(record["recipe"]).to_yaml()
     fence = _ticks(recipe, fewest=3)
     parts = [
         f"---\n{_front(front)}\n---",
-        f"# Distilled {family.student_config.model_type} model",
-        f"A student for {_code(record['recipe']['task']['name'])}, distilled with kdplug {record['kdplug']} from {origin}{fitted}.",
+        title,
+        about,
         f'```python\nfrom transformers import {problem.auto}\n\nmodel = {problem.auto}.from_pretrained("…")\n```',
-        f"## Results\n\nOn the test part of the recipe's data.\n\n{_results(record['results'])}",
+        *results,
         f"## Made with\n\n{_versions(record)}",
         f"## Recipe\n\n{fence}yaml\n{recipe}{fence}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _origin(family: Family) -> str:
+    if family.teacher.path is not None:
+        return _code(family.teacher.path)
+    return f"a {family.teacher_config.model_type} model built from scratch"
+
+
+def _task(record: Mapping[str, Any]) -> str:
+    return _code(record["recipe"]["task"]["name"])
 
 
 def _results(results: Mapping[str, Any]) -> str:

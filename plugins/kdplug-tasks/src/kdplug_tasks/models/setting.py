@@ -24,7 +24,7 @@ class TeacherSettings(Settings):
     config: dict[str, Any] | None = None
     """Config of a model from scratch: ``{model_type: bert, hidden_size: 128, …}``."""
     train: bool = False
-    """Train the teacher on the training data first."""
+    """Train the teacher on the training data first. It is saved to ``teacher`` in the run's folder."""
     epochs: Count = 3
     """Passes over the data in the teacher's training."""
     lr: Annotated[float, Field(gt=0)] = 5e-5

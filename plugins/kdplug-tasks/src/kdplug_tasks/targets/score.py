@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import kdplug
-from kdplug_tasks.data.label import is_missing
+from kdplug_tasks.data.label import UNLABELLED_ROW, is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.config import check_problem
@@ -94,7 +94,7 @@ def _number(value: Any, table: Table, row: int, *, optional: bool) -> float:
     if is_missing(value):
         if optional:
             return _NONE
-        raise table.error("there is no label; only rows of data.distillation may lack one", row)
+        raise table.error(UNLABELLED_ROW, row)
     try:
         found = math.inf if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError, OverflowError):

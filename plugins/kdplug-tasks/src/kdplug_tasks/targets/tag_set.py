@@ -50,7 +50,8 @@ class TagSet:
         found = []
         for row, cell in enumerate(table.columns["labels"]):
             if cell is None and not optional:
-                raise table.error("there are no labels; write an empty list if no class applies", row)
+                fix = "Write an empty list if no class applies, or move rows without labels to a file named in data.distillation"
+                raise table.error(f"there are no labels. {fix}", row)
             found.append(none if cell is None else self._row(cell, table, row))
         return found
 

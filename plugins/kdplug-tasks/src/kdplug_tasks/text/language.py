@@ -297,9 +297,9 @@ class Language:
             return f" The models differ in vocabulary size; only the outputs of the tokenizer's {own} tokens are read."
         return ""
 
-    def save(self, folder: Path) -> None:
-        """Write the student's tokenizer."""
-        self.processor_of("student").save(folder)
+    def save(self, folder: Path, side: Side) -> None:
+        """Write the tokenizer of one side."""
+        self.processor_of(side).save(folder)
 
 
 def counted(batch: Batch, labels: Tensor) -> Tensor:

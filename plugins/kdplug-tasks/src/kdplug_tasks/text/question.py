@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.targets.category import cross_entropy_sum
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
@@ -173,8 +173,8 @@ class Questions:
         """Describe how contexts are split into windows."""
         return f"Contexts are split into windows of {self._max_length} tokens with an overlap of {self.stride}."
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
+    def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
+        """Write the tokenizer, which both sides share."""
         self.processor.save(folder)
 
     def _best(self, batch: Batch, outputs: Any) -> Iterable[tuple[int, float, str, float]]:

@@ -14,7 +14,7 @@ import kdplug
 from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.targets.category import review_accuracy
 from kdplug_tasks.text.processor import TextProcessor, texts_of
@@ -155,6 +155,6 @@ class Sequences:
         """Describe the classes."""
         return self.target.about()
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
+    def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
+        """Write the tokenizer, which both sides share."""
         self.processor.save(folder)

@@ -14,7 +14,7 @@ from kdplug_tasks.batch import Batch, Examples, features
 from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.models.family import Family
+from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.targets.category import cross_entropy_sum, review_accuracy
 from kdplug_tasks.text.processor import TextProcessor, padded
@@ -221,8 +221,8 @@ class Words:
         more = ", …" if len(words) > _SHOWN else ""
         return f" The first sentence is {shown}{more}: {sum(firsts)} of its {len(firsts)} sub-words count, the first of each word."
 
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer."""
+    def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
+        """Write the tokenizer, which both sides share."""
         self.processor.save(folder)
 
     def _classes(self, table: Table, words: list[list[str]], *, optional: bool) -> list[list[int]]:
