@@ -105,7 +105,10 @@ def make(
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
-        from kdplug.recipes.cache import cache_recipe
+        from kdplug.engine.observe.activity import busy
+
+        with busy("Importing torch", shown=True):
+            from kdplug.recipes.cache import cache_recipe
 
         cache_recipe(Recipe.from_file(recipe).with_overrides(changes or []), out, console=console())
 
@@ -127,9 +130,12 @@ def show(
     """
     with report_errors():
         from kdplug.cli.terminal import console
-        from kdplug.engine.cache.report import CacheReport
+        from kdplug.engine.observe.activity import busy
 
-        found = CacheReport.read(folder, checks=check)
+        with busy("Reading the teacher cache", shown=True):
+            from kdplug.engine.cache.report import CacheReport
+
+            found = CacheReport.read(folder, checks=check)
         if as_json:
             typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return

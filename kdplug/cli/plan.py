@@ -146,10 +146,15 @@ def plan(
     with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
-        from kdplug.recipes.preview.plan import plan_recipe
+        from kdplug.engine.observe.activity import busy
 
-        with redirect_stdout(sys.stderr):  # keep the output of tasks and models out of the plan
-            found = plan_recipe(Recipe.from_file(recipe).with_overrides(changes or []))
+        chosen = Recipe.from_file(recipe).with_overrides(changes or [])
+        typer.echo("Reading the data, building both models, and running their first batches …", err=True)
+        # keep the output of tasks and models out of the plan
+        with redirect_stdout(sys.stderr), busy("Planning", shown=True):
+            from kdplug.recipes.preview.plan import plan_recipe
+
+            found = plan_recipe(chosen)
         if as_json:
             typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return

@@ -43,11 +43,13 @@ def run(
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.config.recipe import Recipe
+        from kdplug.engine.observe.activity import busy
         from kdplug.host.lock import check_environment
 
         if locked is not None:
             check_environment(locked)  # before any plugin is imported
-        from kdplug.recipes.run import run_recipe
+        with busy("Importing torch", shown=True):
+            from kdplug.recipes.run import run_recipe
 
         chosen = Recipe.from_file(recipe)
         short = [f"output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
