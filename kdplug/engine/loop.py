@@ -178,11 +178,13 @@ class Loop:
         return best
 
     def note_stop(self, evaluation: Evaluation) -> None:
-        """Display why the run ends before its last step: the metric, its best value, and the step of that."""
+        """Display why the run ends before its last step: the metric, its best value, and the checkpoint of that."""
         standing, step, total = self.standing, self.run.step, self.plan.total_steps
         if step >= total:
             return
-        best = "none" if standing.value is None else f"{standing.value:.6g} at step {standing.step}"
+        best = "none"
+        if standing.value is not None:
+            best = f"{standing.value:.6g}, in {self.run.output_dir / f'step-{standing.step}'}"
         self.display.note(
             f"Stopped early at step {step} of {total}: {evaluation.best!r} did not improve in {standing.since} "
             f"evaluation{'' if standing.since == 1 else 's'}; best: {best}"
