@@ -113,7 +113,7 @@ _SECONDS = 5.0
 _AGAIN_SECONDS = 300.0
 """Time after which a hub that did not answer is asked again."""
 _asked: dict[str, tuple[bool, float]] = {}
-"""Whether each endpoint answered, and when it was asked."""
+"""The last answer of each endpoint, true if there was one, and the time of the request."""
 
 
 def _is_reachable(endpoint: str) -> bool:
