@@ -49,7 +49,9 @@ def loaders(**sizes):
 TWO = {"a": (8, 4), "b": (8, 4)}
 
 
-def make(folder, student, teachers=None, adaptor_T=None, adaptor_S=None, *, config=None, notes=(), **training):
+def make(
+    folder, student, teachers=None, adaptor_T=None, adaptor_S=None, *, config=None, notes=(), shown=False, **training
+):
     distiller = MultiTaskDistiller(
         TrainingConfig(output_dir=str(folder), device="cpu", **training),
         config or DistillationConfig(),
@@ -58,7 +60,7 @@ def make(folder, student, teachers=None, adaptor_T=None, adaptor_S=None, *, conf
         adaptor_T,
         adaptor_S,
         observers=notes,
-        show_progress=False,
+        show_progress=shown,
     )
     distiller.objective.double()
     return distiller

@@ -107,7 +107,10 @@ def make(
     """Run the teacher on the distillation data and store its outputs. After an interruption, run the command again."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
-        from kdplug.recipes.cache import cache_recipe
+        from kdplug.engine.observe.activity import busy
+
+        with busy("Importing torch", shown=True):
+            from kdplug.recipes.cache import cache_recipe
 
         with chosen_recipe(recipe, changes) as chosen:
             cache_recipe(chosen, out, console=console())
@@ -130,9 +133,12 @@ def show(
     """
     with report_errors():
         from kdplug.cli.terminal import console
-        from kdplug.engine.cache.report import CacheReport
+        from kdplug.engine.observe.activity import busy
 
-        found = CacheReport.read(folder, checks=check)
+        with busy("Reading the teacher cache", shown=True):
+            from kdplug.engine.cache.report import CacheReport
+
+            found = CacheReport.read(folder, checks=check)
         if as_json:
             typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return

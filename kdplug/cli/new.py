@@ -50,10 +50,12 @@ def new(
     with report_errors():
         from kdplug.config.recipe import Recipe
         from kdplug.config.schema.build import schema_of
+        from kdplug.engine.observe.activity import busy
         from kdplug.report.file import replacing, write_json
 
         _check_free(recipe, force=force)
-        entry, guess = _task_of(recipe, task, data, teacher)
+        with busy("Reading the data" if data is not None else "Importing the task", shown=True):
+            entry, guess = _task_of(recipe, task, data, teacher)
         text, missing = recipe_text(recipe.name, task or entry.name, entry, guess)
         Recipe.from_yaml(text)
         schema = schema_of("recipe", load=lambda one: one is entry)

@@ -156,10 +156,15 @@ def plan(
     """Preview a run without training: terms, matches, memory and warnings. Exits with status 1 on an error."""
     with report_errors(debug=debug, exit_code=EXIT_CODE):
         from kdplug.cli.terminal import console
-        from kdplug.recipes.preview.plan import plan_recipe
+        from kdplug.engine.observe.activity import busy
 
-        with redirect_stdout(sys.stderr), chosen_recipe(recipe, changes) as chosen:
-            found = plan_recipe(chosen)  # without the output of tasks and models
+        with chosen_recipe(recipe, changes) as chosen:
+            typer.echo("Reading the data, building both models, and running their first batches …", err=True)
+            # keep the output of tasks and models out of the plan
+            with redirect_stdout(sys.stderr), busy("Planning", shown=True):
+                from kdplug.recipes.preview.plan import plan_recipe
+
+                found = plan_recipe(chosen)
         if as_json:
             typer.echo(printable(json.dumps(found.to_data(), indent=2, ensure_ascii=False, allow_nan=False)))
             return

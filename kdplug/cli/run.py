@@ -44,11 +44,13 @@ def run(
     """Train a teacher, distil it into a student, and compare it with a student trained without distillation."""
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
+        from kdplug.engine.observe.activity import busy
         from kdplug.host.lock import check_environment
 
         if locked is not None:
             check_environment(locked)  # before any plugin is imported
-        from kdplug.recipes.run import run_recipe
+        with busy("Importing torch", shown=True):
+            from kdplug.recipes.run import run_recipe
 
         given = {"output_dir": None if output_dir is None else str(output_dir), "seed": seed}
         with chosen_recipe(recipe, changes, **given) as chosen:

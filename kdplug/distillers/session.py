@@ -26,6 +26,7 @@ from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described
 from kdplug.engine.checkpoint.identity import check_ranks, teacher_identity
 from kdplug.engine.forward_state import modes
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import Request, RunResult
@@ -172,12 +173,15 @@ class Session:
             config.device, config.precision if "precision" in config.model_fields_set else None
         ) as accelerator:
             if accelerator.num_processes > 1:
-                own = {
-                    **identity(config, sides.configs),
-                    "data": data_fingerprint(dataloader),
-                    "teacher": teacher_identity(sides.teacher),
-                    "model_args": described(model_args),
-                }
+                with busy(
+                    "Hashing the data and the teacher", shown=self._show_progress and accelerator.is_main_process
+                ):
+                    own = {
+                        **identity(config, sides.configs),
+                        "data": data_fingerprint(dataloader),
+                        "teacher": teacher_identity(sides.teacher),
+                        "model_args": described(model_args),
+                    }
                 check_ranks(own, accelerator.num_processes)
         return fill(
             sides.pair,

@@ -18,9 +18,10 @@ from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
+from kdplug.engine.observe.activity import busy, counted
 from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks
-from kdplug.engine.observe.progress import Display, heartbeat
+from kdplug.engine.observe.progress import Display
 from kdplug.engine.observe.tracking import Journal, Tracking, losses
 from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.parallel.fsdp import called_alone, gathered, whole
@@ -154,14 +155,14 @@ class Loop:
         if not self._evaluates(evaluation, step, saves):
             return False
         pair = self.accumulation.pair
-        with called_alone(pair.student, self.accelerator):
+        with busy("Evaluating"), called_alone(pair.student, self.accelerator):
             values = evaluation.measure(
                 pair, self.accumulation.model_args, self.accelerator.device, watched=self._watched
             )
         named = {f"eval/{name}": value for name, value in values.items()}
         self.tracking.write(named, step)
         self.journal.write(named, step)
-        self.display.losses(named)
+        self.display.losses(named, step)
         if evaluation.best is None:
             return False
         value = on_main(self.accelerator, lambda: values[evaluation.best or ""])  # all save and stop together
@@ -174,18 +175,20 @@ class Loop:
         return best
 
     def note_stop(self, evaluation: Evaluation) -> None:
-        """Display why the run ends before its last step: the metric, its best value, and the step of that value."""
+        """Display why the run ends before its last step: the metric, its best value, and the checkpoint with that value."""
         standing, step, total = self.standing, self.run.step, self.plan.total_steps
         if step >= total:
             return
-        best = "none" if standing.value is None else f"{standing.value:.6g} at step {standing.step}"
+        best = "none"
+        if standing.value is not None:
+            best = f"{standing.value:.6g}, in {self.run.output_dir / f'step-{standing.step}'}"
         self.display.note(
             f"Stopped early at step {step} of {total}: {evaluation.best!r} did not improve in {standing.since} "
             f"evaluation{'' if standing.since == 1 else 's'}; best: {best}"
         )
 
     def _watched(self, batches: Iterable[Any]) -> Iterator[Any]:
-        return heartbeat(batches, "Evaluating", self.display.note, total=length(batches))
+        return counted(batches, "Evaluating", total=length(batches))
 
     def _update(self, step: int) -> None:
         if self.max_grad_norm is not None:
@@ -220,13 +223,13 @@ class Loop:
         values = losses(self.accelerator, report)
         self.tracking.write(values, step)
         self.journal.write(values, step)
-        self.display.losses(values)
+        self.display.losses(values, step)
 
     def _save(self, step: int) -> None:
         run = self.run
         self._write(step)
         if self.callback is not None:
-            with called_alone(run.model, self.accelerator):
+            with busy("Running the callback"), called_alone(run.model, self.accelerator):
                 self.callback(model=run.model, step=step)
             run.model.train()
             if run.teacher is not None:
@@ -240,7 +243,8 @@ class Loop:
         }
         shared = {"identity": dict(self.identity), "standing": self.standing.to_data(), **self._learning()}
         own = {"position": self.windows.position()}
-        path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
+        with busy(f"Writing the checkpoint of step {step}"):
+            path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
         if run.is_main:
             self.written.append(path)
 

@@ -26,6 +26,7 @@ from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.counted import CountWatch
 from kdplug.engine.observe.event import Callbacks, RunObserver
 from kdplug.engine.observe.progress import display
@@ -66,8 +67,8 @@ def train(
     _check_sides(pair, teacher)
     check_student(optimizer, pair.student)
     with ExitStack() as stack:
-        accelerator = stack.enter_context(process(config.device, _precision(config)))
-        identity = run_identity(pair, teacher, request)
+        accelerator = _process(config, stack, doing=doing, shown=show_progress)
+        identity = _identity(pair, teacher, request)
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         _settle(pair, teacher, accelerator, stack, shards_teacher=_shards_teacher(config, accelerator, caches))
@@ -156,6 +157,18 @@ def train(
         stopped_early=loop.stopped_early,
         skipped=loop.skipped,
     )
+
+
+def _process(config: TrainingConfig, stack: ExitStack, *, doing: str, shown: bool) -> Accelerator:
+    """Set up this process; until ``stack`` closes, the main one reports what takes long if ``shown``."""
+    accelerator = stack.enter_context(process(config.device, _precision(config)))
+    stack.enter_context(busy(doing.capitalize(), shown=shown and accelerator.is_main_process))
+    return accelerator
+
+
+def _identity(pair: TrainingModule, teacher: TeacherSide | None, request: Request) -> dict[str, Any]:
+    with busy("Hashing the data and the teacher"):
+        return run_identity(pair, teacher, request)
 
 
 def _check_evaluated(request: Request, plan: Plan) -> None:

@@ -13,6 +13,7 @@ from kdplug.config.error_path import qualify_errors
 from kdplug.config.recipe import Recipe
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
+from kdplug.engine.observe.activity import busy
 from kdplug.errors import RunError
 from kdplug.host.manifest import header_line
 from kdplug.host.name import printable
@@ -41,6 +42,11 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     recipe = recipe.with_overrides(
         [f"training.teacher_cache={json.dumps(str(out))}", "distillation.is_caching_logits=true"]
     )
+    with busy("Filling the teacher cache", shown=not console.quiet):
+        return _fill(recipe, out, console, is_main=is_main)
+
+
+def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> CacheSummary:
     component, task = build_task(recipe)
     check_uncached(recipe, task)
     check_cache_folder(recipe)
@@ -67,7 +73,9 @@ def cache_recipe(recipe: Recipe, out: Path, *, console: Console | None = None) -
     summary = distiller.fill_teacher_cache(runner.loader("distillation", recipe.training.batch_size))
     if is_main:
         (figures,) = runner.measured(teacher)
-        CacheProvenance(task.metric, figures, dataset_fingerprint(task.data("test"))).write(out)
+        with busy("Hashing the data"):
+            test = dataset_fingerprint(task.data("test"))
+        CacheProvenance(task.metric, figures, test).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
         say(
             f"Written to {out}. To train without the teacher: kdplug run --set training.teacher_cache={out}, plus "

@@ -9,6 +9,7 @@ from torch import empty, nn
 
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import Task
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.tracking import check_trackers
 from kdplug.engine.parallel.process import check_device, process
 from kdplug.host.component import Component
@@ -69,6 +70,7 @@ def rehearse(runner: RecipeRunner) -> None:
     recipe, config = runner.recipe, Stage.STUDENT.config(runner.recipe)
     loader = runner.loader("distillation", recipe.training.batch_size)
     precision = config.precision if "precision" in config.model_fields_set else None
-    with warnings.catch_warnings(), process(config.device, precision) as accelerator:
+    trying = busy("Trying the first batch with untrained models")
+    with trying, warnings.catch_warnings(), process(config.device, precision) as accelerator:
         warnings.simplefilter("ignore")
         take_sample(recipe, runner, accelerator, Budget.of(recipe.training, loader).total_steps)

@@ -22,6 +22,7 @@ from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.run import check_teacher, precheck
 from kdplug.engine.checkpoint.checkpoint import latest, step_of
 from kdplug.engine.checkpoint.resume import AUTO
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
 from kdplug.engine.run import RunResult, make_plan
 from kdplug.engine.training_module import Adaptor
@@ -70,7 +71,7 @@ def test_loader(task: Task, *, batch_size: int) -> DataLoader[Any]:
 
 
 def _sized(task: Task, part: Part) -> Any:
-    with prefixed("task"):
+    with prefixed("task"), busy("Reading the data"):
         data = task.data(part)
     if not isinstance(data, Sized):
         raise RunError(f"the task's data({part!r}) must have a length, but {type(data).__name__} has none")
@@ -102,9 +103,11 @@ class RecipeRunner:
         config = Stage.STUDENT.config(self.recipe)
         cache = teacher_cache(config, self.recipe.distillation)
         if cache is not None and cache.path is not None:
-            cache.about = dict(fingerprint(self.recipe, self.task))
+            with busy("Hashing the data"):
+                cache.about = dict(fingerprint(self.recipe, self.task))
             loader = self.loader("distillation", self.recipe.training.batch_size)
-            precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
+            with busy("Checking the teacher cache"):
+                precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
         """Build the teacher, and train it if the task defines a training; checkpoints go to ``folder`` if given."""
@@ -119,7 +122,7 @@ class RecipeRunner:
     def built_teacher(self) -> nn.Module:
         """Return the teacher as the task builds it, seeded."""
         set_seed(self.recipe.seed)
-        with prefixed("task"):
+        with prefixed("task"), busy("Building the teacher"):
             return self.task.build_teacher()
 
     def fit(self) -> RecipeTraining | None:
@@ -178,7 +181,8 @@ class RecipeRunner:
             show_progress=self.show_progress,
         )
         if made.teacher_cache is not None:
-            made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
+            with busy("Hashing the data"):
+                made.teacher_cache.about = dict(fingerprint(self.recipe, self.task))
         return made
 
     def baseline(self, teacher: nn.Module | None) -> tuple[nn.Module, int]:
@@ -215,11 +219,11 @@ class RecipeRunner:
         With cached teacher outputs, the teacher is built only for the initialization.
         """
         set_seed(self.recipe.seed)
-        with prefixed("task"):
+        with prefixed("task"), busy("Building the student"):
             student = self.task.build_student()
         if isinstance(self.task, StartsStudent) and self.task.starts_student:
             source = self.cached_teacher() if teacher is None else teacher
-            with prefixed("task"):
+            with prefixed("task"), busy("Building the student"):
                 self.task.start_student(student, source)
         return student
 
@@ -231,7 +235,8 @@ class RecipeRunner:
         assert self.recipe.training.teacher_cache is not None
         folder = Path(self.recipe.training.teacher_cache)
         teacher = replace(self, resume=True).teacher(folder)
-        check_teacher(folder, teacher)
+        with busy("Checking the teacher cache"):
+            check_teacher(folder, teacher)
         return teacher
 
     def loader(self, part: Part, batch_size: int, like: Part | None = None) -> DataLoader[Any]:
@@ -278,7 +283,7 @@ class RecipeRunner:
         )
 
     def _evaluate(self, model: nn.Module, test: DataLoader[Any]) -> dict[str, float]:
-        return evaluate(self.task, model, test, self.say)
+        return evaluate(self.task, model, test)
 
     def _test(self, *models: nn.Module) -> DataLoader[Any]:
         """Return the test part in batches whose outputs fit the budget for each of ``models``."""

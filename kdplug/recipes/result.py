@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from kdplug.contracts.task import AnswersWhole, CountsUnits, Task
 from kdplug.contracts.tree import tensors
 from kdplug.engine.forward_state import modes
-from kdplug.engine.observe.progress import heartbeat
+from kdplug.engine.observe.activity import busy, counted
 from kdplug.engine.training_module import call, to_device
 from kdplug.errors import RunError
 from kdplug.recipes.task import OnPolicyCounts
@@ -28,18 +28,14 @@ _LONGEST_SECONDS = 5.0
 _ROUND_SECONDS = 0.02
 
 
-def evaluate(
-    task: Task, model: nn.Module, loader: Iterable[Any], say: Callable[[str], None] = lambda _: None
-) -> dict[str, float]:
+def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, float]:
     """Evaluate ``model`` with the task, in eval mode and without gradient. Train and eval modes are restored.
-
-    A slow evaluation reports its progress with ``say``.
 
     Raises: ``RunError`` if the task's own metric is missing, or a value is not finite.
     """
     total = len(loader) if isinstance(loader, Sized) else None
-    with modes(evaluating=model), torch.no_grad():
-        batches = heartbeat(_on_device(model, loader), "Evaluating", say, total=total)
+    with busy("Evaluating"), modes(evaluating=model), torch.no_grad():
+        batches = counted(_on_device(model, loader), "Evaluating", total=total)
         found = {name: float(value) for name, value in task.evaluate(model, batches).items()}
     if task.metric not in found or not all(map(math.isfinite, found.values())):
         raise RunError(f"the task's evaluate must return {task.metric!r}, its metric, and finite values; got {found}")
@@ -55,9 +51,9 @@ _TRIED = 64
 def eval_bytes(task: Task, model: nn.Module) -> int:
     """Measure the bytes of a model's full outputs for one test example, the longest of the first 64."""
     data: Any = task.data("test")
-    batches = [task.collate([data[place]]) for place in range(min(_TRIED, len(data)))]
-    longest = max(batches, key=lambda batch: sum(tensor.nbytes for tensor in tensors(batch)))
-    with modes(evaluating=model), torch.no_grad():
+    with busy("Measuring the size of outputs"), modes(evaluating=model), torch.no_grad():
+        batches = [task.collate([data[place]]) for place in range(min(_TRIED, len(data)))]
+        longest = max(batches, key=lambda batch: sum(tensor.nbytes for tensor in tensors(batch)))
         (batch,) = _on_device(model, [longest])
         return sum(tensor.nbytes for tensor in tensors(_asker(task)(model, batch)))
 
@@ -99,6 +95,11 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
     The models take turns, and the minimum over the rounds is reported: other load on the machine only adds time, and
     periodic load can hit the same model in each round, which biases a median.
     """
+    with busy("Measuring the speed of the models"):
+        return _measured(task, models, loader)
+
+
+def _measured(task: Task, models: Sequence[nn.Module], loader: DataLoader[Any]) -> list[Speed]:
     size = min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
     assert loader.collate_fn is not None
     batch = loader.collate_fn([loader.dataset[index] for index in range(size)])

@@ -23,6 +23,7 @@ from kdplug.engine.checkpoint.checkpoint import STUDENT, steps
 from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
 from kdplug.engine.checkpoint.identity import check_identity, model_identity
 from kdplug.engine.checkpoint.in_use import in_use
+from kdplug.engine.observe.activity import busy
 from kdplug.errors import ConfigError, RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.lock import check_locked
@@ -142,21 +143,23 @@ def run_recipe(
     if resumes and overwrite:
         raise ConfigError("cannot be combined with resume: a resumed run keeps the earlier results", field="overwrite")
     _check_alone()
-    component, task, (distillation, terms, _) = check_recipe(recipe)
-    _check_own(Path(recipe.output_dir))
-    if not overwrite:
-        _check_unused(recipe, resumes=resumes)
-    record = run_record(recipe, component.qualified_spec(), distillation)
-    if locked is not None:
-        check_locked(locked, record)
-    runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
-    runner.check_cache()
-    record |= fingerprints(recipe, task)
-    output_dir = Path(recipe.output_dir)
-    resuming = resumes and is_begun(output_dir, record, changed_is_meant=resume_changed)
-    runner = replace(runner, resume=resuming, resume_changed=resume_changed)
-    with in_use(output_dir):
-        return _run(recipe, runner, record, (distillation, terms), console, resuming=resuming)
+    with busy("Running the recipe", shown=not console.quiet):
+        component, task, (distillation, terms, _) = check_recipe(recipe)
+        _check_own(Path(recipe.output_dir))
+        if not overwrite:
+            _check_unused(recipe, resumes=resumes)
+        record = run_record(recipe, component.qualified_spec(), distillation)
+        if locked is not None:
+            check_locked(locked, record)
+        runner = RecipeRunner(recipe, task, say, show_progress=not console.quiet)
+        runner.check_cache()
+        with busy("Hashing the data"):
+            record |= fingerprints(recipe, task)
+        output_dir = Path(recipe.output_dir)
+        resuming = resumes and is_begun(output_dir, record, changed_is_meant=resume_changed)
+        runner = replace(runner, resume=resuming, resume_changed=resume_changed)
+        with in_use(output_dir):
+            return _run(recipe, runner, record, (distillation, terms), console, resuming=resuming)
 
 
 def _run(
@@ -179,8 +182,9 @@ def _run(
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
     console.print(terms_table(distillation, terms))
-    for field, message in () if resuming else review_data(task):
-        say(f"Warning: {field}: {message}")
+    with busy("Reviewing the data"):
+        for field, message in () if resuming else review_data(task):
+            say(f"Warning: {field}: {message}")
 
     teacher = _teacher(runner, origin, record)
     student, history = runner.distilled(teacher)
@@ -201,9 +205,11 @@ def _run(
 
     folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Stage.TEACHER
     saved = {"saved_teacher": str(folder)} if (folder / RECORD).is_file() else {}
-    written = save_student(task, student, output_dir, {**record, **saved, "results": result.to_data()})
+    with busy("Saving the student"):
+        written = save_student(task, student, output_dir, {**record, **saved, "results": result.to_data()})
     write_json(output_dir / METRICS, result.to_data())
-    draw_curves(output_dir / CURVES, history.terms, result.title, history.student, result.levels())
+    with busy("Drawing the curves"):
+        draw_curves(output_dir / CURVES, history.terms, result.title, history.student, result.levels())
     console.print(comparison(result.title, result.unit, result.lines()))
     batch = recipe.training.batch_size * recipe.training.gradient_accumulation_steps
     say(f"Both students started from the same initial weights and took {steps} optimizer steps on batches of {batch}.")
@@ -220,7 +226,8 @@ def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, record: Mappi
     if origin is None:
         teacher = runner.teacher()
         if runner.fit() is not None:
-            save_teacher(runner.task, teacher, Stage.TEACHER.folder(runner.recipe), record)
+            with busy("Saving the teacher"):
+                save_teacher(runner.task, teacher, Stage.TEACHER.folder(runner.recipe), record)
         return teacher
     cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
     if origin.is_measured_on(record["data"]["test"], runner.task.metric):

@@ -167,7 +167,9 @@ def _check_unread(recipe: Recipe, folder: Path, what: str) -> None:
             continue
         found = Path(os.path.realpath(os.path.expanduser(text)))  # noqa: PTH111  Path.expanduser raises
         if found == folder or folder in found.parents:
-            raise ConfigError(f"{text!r} is the folder to which {what}. Choose another output_dir", field=f"task.{dotted(path)}")
+            raise ConfigError(
+                f"{text!r} is the folder to which {what}. Choose another output_dir", field=f"task.{dotted(path)}"
+            )
 
 
 def _of_no_run(side: str, folder: Path) -> RunError:

@@ -24,6 +24,7 @@ from kdplug.contracts.task import (
     TeacherFit,
 )
 from kdplug.engine.forward_state import modes
+from kdplug.engine.observe.activity import busy
 from kdplug.errors import ConfigError
 from kdplug.host.component import Component
 from kdplug.host.name import shown
@@ -164,7 +165,7 @@ def prepare(task: Task, reads: frozenset[str]) -> None:
 
     Raises: ``KdplugError`` with the path of the task's setting.
     """
-    with prefixed("task"):
+    with prefixed("task"), busy("Reading the data"):
         if isinstance(task, ReadsAware):
             task.expect(reads)
         if isinstance(task, SelfChecking):

@@ -254,7 +254,7 @@ def test_a_teacher_where_the_run_writes_its_student_is_found_through_a_tilde(
     (scene.model("mine").parent / "runs").mkdir(exist_ok=True)
     (scene.folder / "mine").rename(scene.folder / "runs" / "model")
     line = scene.refused("plan", **{"task.teacher": "~/runs/model", "output_dir": str(scene.folder / "runs")})
-    assert line.startswith("task.teacher: '~/runs/model' is where this run writes its student")
+    assert line.startswith("task.teacher: '~/runs/model' is the folder to which this run writes its student")
 
 
 @pytest.mark.attack("a path that leads nowhere, or that no file system can hold")

@@ -67,6 +67,13 @@ def test_the_data_say_the_same(kdplug):
     assert [warning["check"] for warning in found["warnings"]] == ["temperature"]
 
 
+DOING = "Reading the data, building both models, and running their first batches …"
+
+
+def test_a_plan_prints_at_once_what_it_does(kdplug):
+    assert kdplug("plan", DIGITS, "--json").stderr.splitlines()[0] == DOING
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -79,8 +86,10 @@ def test_the_data_say_the_same(kdplug):
 def test_an_error_is_one_message_and_exit_code_1(kdplug, change, message, more):
     done = kdplug("plan", DIGITS, "--set", change, *more)
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
+    *before, error = done.stderr.splitlines()
+    assert before in ([], [DOING])
+    assert error.startswith("error: ")
+    assert message in error
     assert done.stdout == ""
 
 

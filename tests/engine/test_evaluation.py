@@ -99,7 +99,8 @@ def test_a_run_stops_when_patience_ends(tmp_path):
 
 def test_a_run_that_stops_early_prints_the_metric_its_best_value_and_the_step(tmp_path, capfd):
     evaluation = Evaluation(function=rising([1, 2.5, 0, 2, 9]), best="score", patience=2)
-    line = "Stopped early at step 16 of 36: 'score' did not improve in 2 evaluations; best: 2.5 at step 8\n"
+    best = tmp_path / "step-8"
+    line = f"Stopped early at step 16 of 36: 'score' did not improve in 2 evaluations; best: 2.5, in {best}\n"
     run(tmp_path, evaluation=evaluation, epochs=9, options={"show_progress": True})
     assert capfd.readouterr().err.count(line) == 1
     run(tmp_path, evaluation=evaluation, epochs=9, options={"show_progress": True}, resume="auto")

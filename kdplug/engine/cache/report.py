@@ -10,6 +10,7 @@ from typing import Any, Self
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.layout import Layout
 from kdplug.engine.cache.shard import CodingStats
+from kdplug.engine.observe.activity import counted
 from kdplug.errors import RunError
 
 
@@ -51,7 +52,7 @@ class CacheReport:
         notes = [folder.note(place) for place in there]
         shared = [folder.note(None)] if manifest.shared and folder.has_shared() else []
         if checks:
-            for place in there:
+            for place in counted(there, "Reading the teacher cache", total=len(there), unit="shards"):
                 folder.read(place, place * extent.shard_size)
             _ = folder.read_shared() if shared else None
         return cls(

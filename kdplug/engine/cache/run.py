@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
 from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.hashing import text_digest
-from kdplug.engine.observe.progress import Heartbeat
+from kdplug.engine.observe.activity import busy, counted
 from kdplug.engine.parallel.process import process
 from kdplug.engine.teacher import CacheOnlyTeacher, Teacher
 from kdplug.engine.training_module import Adaptor
@@ -84,10 +84,8 @@ class OpenCache:
             self._check_fingerprint(self._manifest)
             self._check_held([replace(one, captured=()) for one in self._wanted(objective)])
 
-    def fill(self, objective: Objective, say: Callable[[str], None] = lambda _: None) -> None:
+    def fill(self, objective: Objective) -> None:
         """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
-
-        A long run reports its progress with ``say``.
 
         Raises: ``RunError`` if the data cannot be cached, or the cache lacks outputs that the objective reads.
         """
@@ -95,10 +93,9 @@ class OpenCache:
         wanted = self._wanted(objective)
         self._check_held(wanted)
         builder = self._builder(wanted)
-        share = -(-self._source.count // self._accelerator.num_processes)
-        builder.finished = Heartbeat("Caching teacher outputs", say, share, "examples").add
         if self._cached.store is None:
-            with random_state_kept(), self._cached.teacher.hooked(objective):
+            teacher = self._cached.teacher
+            with busy("Caching teacher outputs"), random_state_kept(), teacher.hooked(objective):
                 self._cached.store = self._asked(builder)
         store = self._cached.store
         self._cache.summary = CacheSummary(
@@ -170,14 +167,17 @@ class OpenCache:
         skipped = first is not None and bool(places) and places[0] == 0
         reads = [group for place in places for group in groups[place]][int(skipped) :]
         batches = self._source.read(reads) if reads else iter(())
-        for place in places:
-            answers = [first] if skipped and place == 0 and first is not None else []
-            answers += [builder.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
-            yield place, builder.shard(place * extent.shard_size, answers, layout)
+        with busy("Caching teacher outputs", total=sum(map(len, reads)), unit="examples") as activity:
+            builder.finished = activity.add
+            for place in places:
+                answers = [first] if skipped and place == 0 and first is not None else []
+                answers += [builder.ask(next(batches)) for _ in range(len(groups[place]) - len(answers))]
+                yield place, builder.shard(place * extent.shard_size, answers, layout)
 
     def _load(self, folder: CacheFolder, manifest: Manifest) -> Store:
         extent = manifest.extent
-        shards = [folder.read(place, place * extent.shard_size) for place in range(extent.shards)]
+        places = counted(range(extent.shards), "Reading the teacher cache", total=extent.shards, unit="shards")
+        shards = [folder.read(place, place * extent.shard_size) for place in places]
         shared = folder.read_shared() if manifest.shared else Shared({})
         return Store(manifest.layout, shards, extent.shard_size, self._source.is_whole, self._cache.coding, shared)
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
-from rich.text import Text
 from torch.distributed.tensor import DTensor
 
 from kdplug.config.training import TrainingConfig
@@ -25,6 +24,7 @@ from kdplug.engine.checkpoint.fingerprint import UNKNOWN
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.parallel.process import process
 from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher, TeacherSide
 from kdplug.engine.training_module import TrainingModule
@@ -91,22 +91,18 @@ class CacheSession:
                     "a teacher whose weights are sharded over the processes (FSDP) cannot be cached",
                     field="is_caching_logits",
                 )
-            self._opened[task] = OpenCache(cache, cached, self._model_args, accelerator)
-            self._opened[task].find()
+            with busy("Checking the teacher cache"):
+                self._opened[task] = OpenCache(cache, cached, self._model_args, accelerator)
+                self._opened[task].find()
 
     def fill(self, objective: Objective | TaskObjective, *, shown: bool) -> None:
         """Run each teacher on the examples without stored outputs. ``shown`` prints progress and a summary to stderr.
 
         Raises: ``RunError`` for data or outputs that cannot be cached.
         """
-        console = Console(stderr=True, quiet=not shown)
-
-        def say(text: str) -> None:
-            console.print(Text(text), soft_wrap=True)
-
         for task, opened in self._opened.items():
             own = objective.of(task) if isinstance(objective, TaskObjective) else objective
-            opened.fill(own, say)
+            opened.fill(own)
             cache, named = self._cached[task][0], f"{task}: " if task else ""
             assert cache.summary is not None
             mass = None if not any(own.configured.on_logits()) else KeptMass.of_cache(cache.coding, cache.summary.tally)
@@ -138,6 +134,7 @@ def fill(
     precision = config.precision if "precision" in config.model_fields_set else None
     with ExitStack() as stack:
         accelerator = stack.enter_context(process(config.device, precision))
+        stack.enter_context(busy("Preparing the teacher cache", shown=shown and accelerator.is_main_process))
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         stack.enter_context(modes(evaluating=teacher.model))

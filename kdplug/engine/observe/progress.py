@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from kdplug.engine.observe.activity import PULSE, duration
+
 _LINES = 10
 _REFRESH_SECONDS = 0.5
-_SILENCE_SECONDS = 10.0
-"""Interval between the lines that a longer operation prints."""
-
-T = TypeVar("T")
 
 
 class Display(Protocol):
@@ -26,7 +24,7 @@ class Display(Protocol):
 
     def step(self, step: int) -> None: ...
 
-    def losses(self, values: Mapping[str, float]) -> None: ...
+    def losses(self, values: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -55,7 +53,7 @@ class Nothing:
     def step(self, step: int) -> None:
         pass
 
-    def losses(self, values: Mapping[str, float]) -> None:
+    def losses(self, values: Mapping[str, float], step: int) -> None:
         pass
 
     def close(self) -> None:
@@ -77,7 +75,12 @@ class Pace:
 
 
 class Lines:
-    """One line per tenth of the run or ten seconds, and one for the last step of a run that ends early."""
+    """One line per tenth of the run or ten seconds, and one for the last step of a run that ends early.
+
+    Losses are printed once, with their step if it is an earlier one.
+    """
+
+    is_drawn = False
 
     def __init__(self, total_steps: int, console: Console) -> None:
         self._total = total_steps
@@ -85,40 +88,67 @@ class Lines:
         self._step: int | None = None
         self._printed: int | None = None
         self._console = console
-        self._losses = ""
+        self._losses: dict[str, tuple[float, int]] = {}
         self._pace = Pace()
-        self._due = self._pace.start + _SILENCE_SECONDS
+        PULSE.start(self)
+
+    def beat(self) -> None:
+        """Print the last step, or that the next one is still running."""
+        if self._step is not None and self._step != self._printed:
+            self._print(self._step)
+            return
+        if self._step == self._total:
+            what = "finishing"
+        else:
+            next_one = "the first step" if self._step is None else f"step {self._step + 1}/{self._total}"
+            what = f"{next_one} is running"
+        self._write(f"{what}  {duration(time.monotonic() - self._pace.start)} elapsed")
 
     def note(self, text: str) -> None:
-        print(text, file=self._console.file, flush=True)
+        self._write(text)
 
     def step(self, step: int) -> None:
         self._step = step
         if self._pace.before is None:
             self._pace.before = step - 1
         part = step * _LINES // self._total
-        if part > self._shown or time.monotonic() >= self._due:
+        if part > self._shown:
             self._shown = part
             self._print(step)
 
-    def losses(self, values: Mapping[str, float]) -> None:
-        self._losses = losses_text(values)
+    def losses(self, values: Mapping[str, float], step: int) -> None:
+        with PULSE.lock:
+            self._losses |= {name: (value, step) for name, value in values.items()}
 
     def close(self) -> None:
+        PULSE.end(self)
         if self._step is not None and self._step != self._printed:
             self._print(self._step)
 
     def _print(self, step: int) -> None:
-        self._printed = step
-        rate = self._pace.rate(step)
-        self._due = self._pace.now + _SILENCE_SECONDS
-        left = duration((self._total - step) / rate)
-        line = f"step {step}/{self._total}  {rate:.3g} steps/s  {left} left  {self._losses}".rstrip()
-        print(line, file=self._console.file, flush=True)  # 100 times faster than rich for a line without colours
+        with PULSE.lock:
+            if step == self._printed:
+                return
+            self._printed = step
+            rate = self._pace.rate(step)
+            left = duration((self._total - step) / rate)
+            parts = [f"step {step}/{self._total}", f"{rate:.3g} steps/s", f"{left} left"]
+            for at in dict.fromkeys(at for _, at in self._losses.values()):
+                text = losses_text({name: value for name, (value, own) in self._losses.items() if own == at})
+                parts.append(text if at == step else f"{text} (step {at})")
+            self._losses = {}
+            self._write("  ".join(parts))
+
+    def _write(self, text: str) -> None:
+        with PULSE.lock:
+            print(text, file=self._console.file, flush=True)  # 100 times faster than rich for a line without colours
+            PULSE.printed = time.monotonic()
 
 
 class Bar:
     """A progress bar with rate and time left, redrawn at most a few times per second."""
+
+    is_drawn = True
 
     def __init__(self, total_steps: int, console: Console, doing: str = "distilling") -> None:
         self._bar = Progress(
@@ -137,6 +167,11 @@ class Bar:
         self._due = 0.0
         self._step = 0
         self._pace = Pace()
+        PULSE.start(self)
+
+    def beat(self) -> None:
+        """Redraw the elapsed time during a long step."""
+        self._draw()
 
     def note(self, text: str) -> None:
         self._bar.console.print(Text(text), soft_wrap=True)
@@ -150,55 +185,18 @@ class Bar:
             self._due = now + _REFRESH_SECONDS
             self._draw()
 
-    def losses(self, values: Mapping[str, float]) -> None:
+    def losses(self, values: Mapping[str, float], step: int) -> None:  # noqa: ARG002
         self._bar.update(self._task, losses=losses_text(values))
 
     def close(self) -> None:
+        PULSE.end(self)
         self._draw()
         self._bar.stop()
 
     def _draw(self) -> None:
+        PULSE.printed = time.monotonic()
         rate = f"{self._pace.rate(self._step):.3g} steps/s" if self._step else ""
         self._bar.update(self._task, completed=self._step, rate=rate, refresh=True)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration as hours, minutes and seconds."""
-    whole = int(seconds)
-    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-class Heartbeat:
-    """Reports the progress of a cache or an evaluation with ``say``, every ten seconds, with the time left."""
-
-    def __init__(self, doing: str, say: Callable[[str], None], total: int | None, unit: str) -> None:
-        self._doing, self._say, self._total, self._unit = doing, say, total, unit
-        self._start = time.monotonic()
-        self._due = self._start + _SILENCE_SECONDS
-        self._done = 0
-
-    def add(self, count: int) -> None:
-        """Count finished items."""
-        self._done += count
-        now = time.monotonic()
-        if now < self._due:
-            return
-        self._due = now + _SILENCE_SECONDS
-        if not self._total:
-            self._say(f"{self._doing}: {self._done} {self._unit}")
-            return
-        left = duration(max(0, self._total - self._done) * (now - self._start) / max(1, self._done))
-        self._say(f"{self._doing}: {self._done}/{self._total} {self._unit}, {left} left")
-
-
-def heartbeat(
-    items: Iterable[T], doing: str, say: Callable[[str], None], *, total: int | None = None, unit: str = "batches"
-) -> Iterator[T]:
-    """Yield ``items`` and report those that are finished with ``say``, every ten seconds."""
-    beat = Heartbeat(doing, say, total, unit)
-    for item in items:
-        yield item
-        beat.add(1)
 
 
 def losses_text(values: Mapping[str, float]) -> str:

@@ -16,6 +16,7 @@ from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.accumulation import Normalization, TermLayout, counts_of
 from kdplug.engine.checkpoint.identity import check_identity, check_ranks
 from kdplug.engine.forward_state import modes
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
 from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor, call, split, student_outputs
@@ -173,7 +174,9 @@ class DistillationModule(LightningModule):
         if stage == "fit":
             check_apart(self._teachers.model, self.student, self.objective)
             config = self.objective.config
-            self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
+            shown = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+            with busy("Hashing the teacher", shown=shown):
+                self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
             if torch.distributed.is_initialized():
                 self._identity = check_ranks(self._identity, self.trainer.world_size)
         self._total_steps, self._equal, self._agreed = None, EqualCounts(), set()

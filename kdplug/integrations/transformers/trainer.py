@@ -21,6 +21,7 @@ from kdplug.engine.accumulation import TermLayout
 from kdplug.engine.checkpoint.fingerprint import code_fingerprint, dataset_fingerprint
 from kdplug.engine.checkpoint.identity import check_ranks
 from kdplug.engine.forward_state import modes
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import add_groups, make_scheduler, unwrap
 from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor
@@ -278,10 +279,12 @@ class DistillationTrainer(Trainer):
         loader: DataLoader[Any] | None = None
         if data is not None and self.args.dataloader_num_workers:
             loader = DataLoader(data, num_workers=1)
-        own = {
-            **identity_of(self.distill_config, self._student, self._adaptor, self.objective, self._teachers),
-            "data": {**dataset_fingerprint(data, loader), "collate_fn": code_fingerprint(self.data_collator)},
-        }
+        shown = not self.args.disable_tqdm and self.is_world_process_zero()
+        with busy("Hashing the data and the teacher", shown=shown):
+            own = {
+                **identity_of(self.distill_config, self._student, self._adaptor, self.objective, self._teachers),
+                "data": {**dataset_fingerprint(data, loader), "collate_fn": code_fingerprint(self.data_collator)},
+            }
         return check_ranks(own, self.accelerator.num_processes)
 
     @property

@@ -22,6 +22,7 @@ from kdplug.engine.cache.content import RequiredOutputs, flatten
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.report import CacheReport
 from kdplug.engine.cache.shard import CodingStats
+from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import add_groups, check_student
 from kdplug.engine.parallel.process import process
 from kdplug.engine.run import make_plan
@@ -227,14 +228,17 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         precision = config.precision if "precision" in config.model_fields_set else None
         with process(config.device, precision) as accelerator:
             total_steps = Budget.of(recipe.training, loader).total_steps
-            sample = take_sample(recipe, runner, accelerator, total_steps)
+            with busy("Running the first batches"):
+                sample = take_sample(recipe, runner, accelerator, total_steps)
             cache = teacher_cache(config, recipe.distillation)
             sample.kept_mass = kept_mass(cache, sample, is_trained=runner.fit() is None)
-            found = [warning for check in CHECKS for warning in check(sample)]
-            found += large_rates(recipe.training, runner.fit())
-            found += unexpected_data(task, sample)
+            with busy("Reviewing the recipe and the data"):
+                found = [warning for check in CHECKS for warning in check(sample)]
+                found += large_rates(recipe.training, runner.fit())
+                found += unexpected_data(task, sample)
             eval_size, eval_bytes = runner.eval_batch(sample.student)
-            items = memory(sample)
+            with busy("Measuring the memory"):
+                items = memory(sample)
             device = str(accelerator.device)
     return RunPlan(
         task=component.entry.qualified,

@@ -8,18 +8,36 @@ import re
 import pytest
 from rich.console import Console
 
-from kdplug.engine.observe.progress import display, heartbeat
+from kdplug.engine.observe.activity import PULSE
+from kdplug.engine.observe.progress import display
 
 
-def shown(total, *, terminal, visible=True, losses=None, start=1, end=None):
+def shown(total, *, terminal, visible=True, losses=None, start=1, end=None, after_step=lambda: None):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=200, _environ={"TERM": "xterm"})
     with display(total, shown=visible, console=console) as view:
         for step in range(start, (end or total) + 1):
             if losses:
-                view.losses(losses)
+                view.losses(losses, step)
             view.step(step)
+            after_step()
     return stream.getvalue()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Replaces the clock; ``clock.wait`` lets seconds pass, as the thread that watches them does."""
+
+    class Clock:
+        now = 0.0
+
+        def wait(self, seconds):
+            self.now += seconds
+            PULSE.check()
+
+    clock = Clock()
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    return clock
 
 
 def test_plain_lines_come_ten_to_a_run():
@@ -76,43 +94,69 @@ def test_the_rate_and_the_time_left_are_shown(terminal):
     assert re.search(r"\d:\d\d:\d\d", text)
 
 
-def test_a_run_that_goes_on_counts_its_own_steps_alone(monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    assert "step 1000/1000  1 steps/s  00:00:00 left" in shown(1000, terminal=False, start=1000)
+def test_a_run_that_goes_on_counts_its_own_steps_alone(clock):
+    lines = shown(1000, terminal=False, start=991, after_step=lambda: clock.wait(1)).splitlines()
+    assert lines[-1].startswith("step 1000/1000  1.11 steps/s  00:00:00 left")
 
 
-def test_a_bar_of_a_run_that_goes_on_counts_its_own_steps_alone(monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    assert "0.5 steps/s" in shown(1000, terminal=True, start=1000)
+def test_a_bar_of_a_run_that_goes_on_counts_its_own_steps_alone(clock):
+    assert "0.5 steps/s" in shown(1000, terminal=True, start=1000, after_step=lambda: clock.wait(2))
 
 
-def test_days_that_are_left_are_counted_in_hours(monkeypatch):
-    clock = iter([0.0, 100_000.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    assert "step 1/4  1e-05 steps/s  83:20:00 left" in shown(4, terminal=False, end=1)
+def test_days_that_are_left_are_counted_in_hours(clock):
+    text = shown(40, terminal=False, end=1, after_step=lambda: clock.wait(10_000))
+    assert "step 1/40  0.0001 steps/s  108:20:00 left" in text
 
 
-def test_a_slow_run_shows_a_line_at_least_every_ten_seconds(monkeypatch):
-    clock = iter(range(0, 100_000, 4))
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    lines = shown(1000, terminal=False, end=30).splitlines()
-    assert len(lines) >= 5
+def test_a_slow_run_shows_its_steps_at_least_every_ten_seconds(clock):
+    lines = shown(1000, terminal=False, end=30, after_step=lambda: clock.wait(4)).splitlines()
+    assert [line.split("/")[0] for line in lines] == [f"step {step}" for step in range(3, 31, 3)]
     assert all("left" in line for line in lines)
 
 
-def test_a_slow_evaluation_or_cache_reports_every_ten_seconds_with_the_time_left(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    said = []
-    for _ in heartbeat(range(40), "Evaluating", said.append, total=40):
-        now[0] += 5
-    assert said[0] == "Evaluating: 2/40 batches, 00:03:10 left"
-    assert len(said) == 20
+def test_a_step_that_takes_minutes_is_reported_while_it_runs(clock):
+    lines = shown(1000, terminal=False, end=2, after_step=lambda: [clock.wait(9.5) for _ in range(3)]).splitlines()
+    assert lines[:3] == [
+        "step 1/1000  0.105 steps/s  02:38:10 left",
+        "step 2/1000 is running  00:00:19 elapsed",
+        "step 2/1000 is running  00:00:28 elapsed",
+    ]
 
 
-def test_a_quick_one_says_nothing():
-    said = []
-    assert list(heartbeat(range(40), "Evaluating", said.append, total=None)) == list(range(40))
-    assert not said
+def test_the_first_step_and_the_end_are_reported_too(clock):
+    stream = io.StringIO()
+    with display(1, shown=True, console=Console(file=stream)) as view:
+        clock.wait(11)
+        view.step(1)
+        clock.wait(11)
+    first, step, end = stream.getvalue().splitlines()
+    assert first == "the first step is running  00:00:11 elapsed"
+    assert step.startswith("step 1/1 ")
+    assert end == "finishing  00:00:22 elapsed"
+
+
+def test_a_bar_is_drawn_during_a_long_step(clock):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=200, _environ={"TERM": "xterm"})
+    with display(10, shown=True, console=console) as view:
+        view.step(1)
+        length = len(stream.getvalue())
+        clock.wait(1.5)
+        assert len(stream.getvalue()) > length
+
+
+def test_losses_are_printed_once_and_with_their_step_if_it_is_an_earlier_one():
+    stream = io.StringIO()
+    with display(50, shown=True, console=Console(file=stream)) as view:
+        for step in range(1, 20):
+            if step == 5:
+                view.losses({"total_loss": 3.0}, step)
+            if step == 8:
+                view.losses({"total_loss": 2.0, "eval/score": 1.0}, step)
+            if step == 9:
+                view.losses({"total_loss": 1.0}, step)
+            view.step(step)
+    at_5, at_10, at_15, last = (line.split("left")[1].strip() for line in stream.getvalue().splitlines())
+    assert at_5 == "total_loss 3"
+    assert at_10 == "total_loss 1 (step 9)  eval/score 1 (step 8)"
+    assert (at_15, last) == ("", "")

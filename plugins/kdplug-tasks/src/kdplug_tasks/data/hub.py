@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +37,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
         _check_regular(settings.dataset)
         found = _on_disk(settings.dataset, split, field)
         if found is None:
-            if _is_on_hub(settings.dataset):
+            if _is_name(settings.dataset) and not _is_cached(settings.dataset):
                 check_hub(settings.dataset, "data.dataset", "dataset")
             found = _loaded(settings, split)
         found = _encoded(found)
@@ -52,9 +58,6 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
 
 _SHOWN = 200
 """Characters of a name or message that an error repeats."""
-
-_SECONDS = 5.0
-"""Seconds in which the hub must respond."""
 
 
 def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
@@ -78,30 +81,82 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
     raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a folder here, and {reason}", field=field)
 
 
-def _is_reachable(endpoint: str) -> bool:
+@contextmanager
+def offline_if_unreachable(name: str) -> Iterator[None]:
+    """Inside the block, the hub's libraries read ``name`` from their cache, without retries, if the hub does not answer.
+
+    Nothing changes if ``name`` is a folder.
+    """
+    from huggingface_hub import constants
+
+    is_folder = os.path.isdir(name)  # noqa: PTH112 - False if the name is too long
+    if is_folder or constants.is_offline_mode() or _is_reachable(constants.ENDPOINT):
+        yield
+        return
+    from datasets import config  # before the switch is set: it is copied when datasets is imported
+
+    _log_offline(constants.ENDPOINT)
+    before = config.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
     try:
-        _ask(endpoint)
-    except Exception:  # of the HTTP client: name resolution, connection, proxy, certificate, timeout
-        return False
-    return True
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = False, before
 
 
 @cache
-def _ask(endpoint: str) -> None:
-    """Request the hub's address; any response is sufficient. Only a response is cached."""
+def _log_offline(endpoint: str) -> None:
+    """Log once that the hub cannot be reached."""
+    logging.getLogger("kdplug_tasks").warning(
+        "The hub cannot be reached (%s), so models and datasets are read from its local cache.", endpoint
+    )
+
+
+_SECONDS = 5.0
+"""Seconds in which the hub must respond."""
+_AGAIN_SECONDS = 300.0
+"""Seconds after which a hub that did not respond is tried again."""
+_asked: dict[str, tuple[bool, float]] = {}
+"""For each endpoint, whether it responded to the last request, and the time of that request."""
+
+
+def _is_reachable(endpoint: str) -> bool:
+    """Return whether the hub responds. A hub that did not respond is tried again after five minutes."""
+    is_there, when = _asked.get(endpoint, (False, -math.inf))
+    if not is_there and time.monotonic() > when + _AGAIN_SECONDS:
+        is_there = _responds(endpoint)
+        _asked[endpoint] = is_there, time.monotonic()
+    return is_there
+
+
+def _responds(endpoint: str) -> bool:
+    """Request the hub's address; any response in time is sufficient. A thread is used, since a name lookup has no timeout."""
     from huggingface_hub import get_session
 
-    get_session().head(endpoint, timeout=_SECONDS)
+    found: list[object] = []
+
+    def ask() -> None:
+        with suppress(Exception):  # of the HTTP client: name lookup, connection, proxy, certificate, timeout
+            found.append(get_session().head(endpoint, timeout=_SECONDS))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    return bool(found)
 
 
-def _is_on_hub(name: str) -> bool:
-    """Return whether ``datasets`` would look for ``name`` on the hub."""
-    from datasets import config, packaged_modules
+def _is_name(name: str) -> bool:
+    """Return whether ``datasets`` would look for ``name`` on the hub: it is no path and no format such as ``csv``."""
+    from datasets import packaged_modules
 
-    if name in packaged_modules._PACKAGED_DATASETS_MODULES:  # noqa: SLF001 - no public list
-        return False
-    places = (Path(name), Path(config.HF_DATASETS_CACHE, name.replace("/", "___")))
-    return not any(map(os.path.exists, places))
+    return name not in packaged_modules._PACKAGED_DATASETS_MODULES and not os.path.exists(name)  # noqa: PTH110, SLF001 - False if the name is too long; no public list
+
+
+def _is_cached(name: str) -> bool:
+    """Return whether ``datasets`` has prepared the dataset before."""
+    from datasets import config
+
+    return os.path.exists(Path(config.HF_DATASETS_CACHE, name.replace("/", "___")))  # noqa: PTH110 - as above
 
 
 def _check_regular(name: str) -> None:
@@ -132,7 +187,9 @@ def _on_disk(name: str, split: str, field: str) -> Any:
 def _loaded(settings: DataSettings, split: str) -> Any:
     from datasets import load_dataset
 
-    return load_dataset(settings.dataset, settings.config, split=split, revision=settings.revision)
+    assert settings.dataset is not None
+    with offline_if_unreachable(settings.dataset) if _is_name(settings.dataset) else nullcontext():
+        return load_dataset(settings.dataset, settings.config, split=split, revision=settings.revision)
 
 
 def _encoded(found: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy
 from torch import Tensor
 
 import kdplug
+from kdplug_tasks.data.hub import offline_if_unreachable
 from kdplug_tasks.models.config import not_loaded
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.models.untrusted import check_image_processor_class, data_only
@@ -53,7 +54,7 @@ def _load(path: str) -> Any:
     from transformers import AutoImageProcessor
 
     try:
-        with data_only():
+        with data_only(), offline_if_unreachable(path):
             check_image_processor_class(path, "teacher.path")
             return AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)  # type: ignore[no-untyped-call]
     except kdplug.ConfigError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
-from kdplug_tasks.data.hub import check_hub
+from kdplug_tasks.data.hub import check_hub, offline_if_unreachable
 from kdplug_tasks.data.table import did_you_mean
 from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
 from kdplug_tasks.regular_file import NOT_REGULAR, is_broken_link, is_special
@@ -24,7 +24,7 @@ def load_config(path: str, field: str) -> Any:
 
     check_path(path, field)
     try:
-        with data_only():
+        with data_only(), offline_if_unreachable(path):
             read_settings(path, field)
             return forget_code(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except kdplug.ConfigError:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import kdplug
+from kdplug_tasks.data.hub import offline_if_unreachable
 from kdplug_tasks.models.config import (
     changed_config,
     check_head_class,
@@ -218,10 +219,11 @@ class Family:
 
     def _from_folder(self, path: str, config: Any, field: str, is_trained: bool) -> Any:
         check_path(path, field)
-        check_shards(path, field)
+        with offline_if_unreachable(path):
+            check_shards(path, field)
         check_sums(path, field)
         try:
-            with quiet(), data_only():
+            with quiet(), data_only(), offline_if_unreachable(path):
                 model, info = self._class.from_pretrained(
                 path, config=deepcopy(config), trust_remote_code=False, use_safetensors=True, ignore_mismatched_sizes=True,
                 output_loading_info=True, dtype="float32", **self._attention,

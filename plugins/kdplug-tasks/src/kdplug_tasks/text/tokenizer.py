@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
+from kdplug_tasks.data.hub import offline_if_unreachable
 from kdplug_tasks.models.config import check_path, not_loaded
 from kdplug_tasks.models.untrusted import check_tokenizer_class, data_only
 from kdplug_tasks.text.setting import TokenizerSettings
@@ -31,7 +32,7 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
 
     check_path(path, field)
     try:
-        with data_only():
+        with data_only(), offline_if_unreachable(path):
             check_tokenizer_class(path, field)
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             if is_split and getattr(tokenizer, "add_prefix_space", None) is False:
