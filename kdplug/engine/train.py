@@ -22,7 +22,7 @@ from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
 from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.preemption import preemption
-from kdplug.engine.checkpoint.resume import check_places, find_checkpoint, go_on, load_weights
+from kdplug.engine.checkpoint.resume import check_places, check_unused, find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
@@ -133,7 +133,7 @@ def train(
             ),
             journal=Journal(),
             callback=request.callback,
-            checkpoints=_checkpoints(run, config, saved),
+            checkpoints=_checkpoints(run, config, saved, overwrite=request.overwrite),
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
@@ -150,7 +150,7 @@ def train(
         run.step,
         loop.report,
         run.output_dir,
-        tuple(loop.written),
+        tuple(file for file in loop.written if file.is_file()),  # the others were pruned
         time.monotonic() - start,
         best=None if loop.standing.step is None else run.output_dir / f"step-{loop.standing.step}",
         stopped_early=loop.stopped_early,
@@ -177,16 +177,18 @@ def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_
     def start() -> Path | None:
         stack.enter_context(in_use(output_dir))
         folder = find_checkpoint(request.resume, output_dir)
+        check_unused(output_dir, folder, request)
         check_places(output_dir, folder, plan, request.evaluation)
         return folder
 
     return on_main(accelerator, start)
 
 
-def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:
+def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any], *, overwrite: bool) -> Checkpoints:
     """Return the checkpoints of the resumed run, or of a new one."""
     name = saved.get("run", "")
-    return Checkpoints(run.output_dir, begin(run.output_dir, is_main=run.is_main, name=name), config.keep_last)
+    name = begin(run.output_dir, is_main=run.is_main, name=name, overwrite=overwrite)
+    return Checkpoints(run.output_dir, name, config.keep_last)
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def meanwhile(folder, first):
             other.append(None)
             first()
             torch.manual_seed(1)
-            other[0] = train(folder).checkpoints[-1]
+            other[0] = train(folder, overwrite=True).checkpoints[-1]
 
     return start_another, other
 
@@ -182,7 +182,7 @@ def test_the_second_one_is_refused_and_names_the_process_of_the_first(tmp_path):
         RunError, match=f"in use by another run: process {os.getpid()} on host '{socket.gethostname()}'"
     ):
         train(tmp_path, start_another)
-    assert train(tmp_path).step == 4
+    assert train(tmp_path, overwrite=True).step == 4
 
 
 @pytest.mark.attack("two runs in one output folder at once, after the lock was deleted")

@@ -168,7 +168,7 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
         raise RunError(
             "every checkpoint to resume from is damaged:\n    "
             + "\n    ".join(broken)
-            + "\nRestore one from a copy, or start again without resume"
+            + "\nRestore one from a copy, or start again with overwrite instead of resume"
         )
     return None
 
@@ -224,14 +224,14 @@ def _marked(output_dir: Path) -> str:
         if there := steps(output_dir):
             raise RunError(
                 f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which identifies the run of its "
-                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
+                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again with overwrite instead of resume"
             )
         return ""
     name, _, checksum = mark.read_text(encoding="utf-8", errors="replace").rpartition(" ")
     if not name or checksum != _checksum(name):
         raise RunError(
             f"{mark}, which identifies the run of the checkpoints next to it, is damaged. Name the checkpoint "
-            "(resume='…/step-N'), or start again without resume"
+            "(resume='…/step-N'), or start again with overwrite instead of resume"
         )
     return name
 
