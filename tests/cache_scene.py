@@ -49,11 +49,11 @@ class Rowwise(nn.Module):
 
 
 def run(folder, teacher, batches, *, caching, epochs=3, matches=(PROJECTED,), steps=None, **more):
-    """Train a student; its weights and those of its projections."""
+    """Train a student, in place of an earlier one unless it is resumed; its weights and those of its projections."""
     torch.manual_seed(0)
     student = make_student(dropout=0.3)
     training = {"seed": 7, **more.pop("training", {})}
-    train = more.pop("train", {})
+    train = {"overwrite": "resume" not in more.get("train", {}), **more.pop("train", {})}
     distiller = make_distiller(
         folder, student, teacher, matches=matches, training=training, is_caching_logits=caching, **more
     )

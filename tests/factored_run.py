@@ -55,7 +55,7 @@ def distill(folder, loader, make=adaptor, *, loss="factored_kl", **training):
         make(student),
         show_progress=False,
     )
-    distiller.train(sgd(student, momentum=0.9), loader, num_epochs=2, max_grad_norm=0.5)
+    distiller.train(sgd(student, momentum=0.9), loader, num_epochs=2, max_grad_norm=0.5, overwrite=True)
     return student
 
 

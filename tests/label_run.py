@@ -79,5 +79,5 @@ def train(folder, batch_sampler, form, *, accumulation, epochs=1, training=None,
         show_progress=False,
     )
     loader = DataLoader(make_data(), batch_sampler=batch_sampler)
-    result = distiller.train(torch.optim.SGD(student.parameters(), lr=0.5), loader, num_epochs=epochs)
+    result = distiller.train(torch.optim.SGD(student.parameters(), lr=0.5), loader, num_epochs=epochs, overwrite=True)
     return student, result

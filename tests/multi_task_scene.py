@@ -70,5 +70,7 @@ def drawn(folder, data, steps, seed=0, **options):
     """The tasks of so many steps."""
     student, notes = make_student(), Notes()
     teachers = {task: Net(5, seed=2) for task in data}
-    make(folder, student, teachers, notes=[notes], seed=seed).train(sgd(student), data, steps, **options)
+    make(folder, student, teachers, notes=[notes], seed=seed).train(
+        sgd(student), data, steps, overwrite=True, **options
+    )
     return notes.tasks

@@ -98,5 +98,5 @@ def trained(folder, student, teacher=None, batches=None, **options):
     """The weights of a student, and of its objective, after two epochs."""
     distiller = make_distiller(folder, student, teacher, **options)
     torch.manual_seed(0)
-    distiller.train(sgd(student), batches or make_batches(3), num_epochs=2)
+    distiller.train(sgd(student), batches or make_batches(3), num_epochs=2, overwrite=True)
     return torch.cat([weights(student), *(value.flatten() for value in distiller.objective.state_dict().values())])

@@ -66,5 +66,5 @@ def train(folder, batch_sampler, *, accumulation, lr=0.5, epochs=1, **distillati
     )
     distiller.objective.double()
     loader = DataLoader(make_data(), batch_sampler=batch_sampler)
-    result = distiller.train(torch.optim.SGD(student.parameters(), lr=lr), loader, num_epochs=epochs)
+    result = distiller.train(torch.optim.SGD(student.parameters(), lr=lr), loader, num_epochs=epochs, overwrite=True)
     return student, distiller.objective, result

@@ -95,7 +95,8 @@ class LoopConfig(ConfigModel):
         default=None, description="optimizer steps between checkpoints, for runs whose length is set by `num_steps`"
     )
     keep_last: Annotated[Count | None, _FREE] = Field(
-        default=None, description="number of most recent checkpoints to keep; none keeps all"
+        default=2,
+        description="number of most recent checkpoints to keep, in addition to the best one of an evaluation; none keeps all",
     )
     log_dir: Annotated[Folder | None, _FREE] = Field(
         default=None,

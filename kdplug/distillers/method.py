@@ -137,6 +137,7 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     evaluation: Evaluation | None = None,
     resume: Resume = None,
     resume_changed: bool = False,
+    overwrite: bool = False,
     **model_args: Any,
 ) -> RunResult:
     """Train the student for ``num_epochs`` passes over the loader (may be fractional) or ``num_steps`` optimizer steps.
@@ -163,6 +164,8 @@ def train(  # noqa: PLR0917  TextBrewer's signature
       teacher, dataset, adaptor or optimizer raises an error that lists the differences, unless ``resume_changed``. A
       damaged checkpoint is skipped with a warning. Between checkpoints, SIGTERM and SIGINT save a checkpoint and end
       the run.
+    * ``overwrite`` deletes the checkpoints of an earlier run in ``output_dir``. Without it or ``resume`` they raise an
+      error before the teacher runs. Files and folders that were not written by a run are kept.
 
     Raises: ``ConfigError`` for conflicting arguments; ``RunError`` if the run cannot start (an optimizer without the
     student's parameters, an empty loader, a batch that does not match the signature of ``forward``, …) or continue (a
@@ -185,6 +188,7 @@ def train(  # noqa: PLR0917  TextBrewer's signature
         evaluation=evaluation,
         resume=resume,
         resume_changed=resume_changed,
+        overwrite=overwrite,
     )
     return self._session.run(self.train_config, sides, request)
 

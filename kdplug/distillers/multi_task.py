@@ -110,6 +110,7 @@ class MultiTaskDistiller:
         evaluation: Evaluation | None = None,
         resume: Resume = None,
         resume_changed: bool = False,
+        overwrite: bool = False,
         **model_args: Any,
     ) -> RunResult:
         """Train the student for ``num_steps`` optimizer steps.
@@ -143,6 +144,7 @@ class MultiTaskDistiller:
             evaluation=evaluation,
             resume=resume,
             resume_changed=resume_changed,
+            overwrite=overwrite,
             identity={"shares": shares},
         )
         return self._session.run(self.train_config, self._sides(), request)

@@ -46,9 +46,9 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Result of a run: number of steps, last step's loss (detached), checkpoints written, and duration.
+    """Result of a run: number of steps, last step's loss (detached), checkpoints, and duration.
 
-    ``best`` is the folder of the checkpoint with the best evaluation. ``skipped`` counts steps with a non-finite
+    ``checkpoints`` are the weights of each checkpoint that this call wrote and that ``keep_last`` kept. ``best`` is the folder of the checkpoint with the best evaluation. ``skipped`` counts steps with a non-finite
     gradient.
     """
 
@@ -153,7 +153,7 @@ class Request:
     ``num_epochs`` may be fractional; ``num_steps`` counts optimizer steps. Clipping is disabled if ``max_grad_norm`` is
     ``None`` or at most 0. ``batch_postprocessor`` maps each batch before it is moved to the device. ``model_args`` are
     passed to teacher and student. ``evaluation`` configures evaluation during the run. ``resume`` is ``"auto"`` or a
-    checkpoint folder. ``identity`` is plain data that must match the checkpoint's, unless ``resume_changed``.
+    checkpoint folder; ``overwrite`` deletes the checkpoints of an earlier run. ``identity`` is plain data that must match the checkpoint's, unless ``resume_changed``.
 
     Raises: ``ConfigError`` for arguments that would otherwise cause an error during the run or be misinterpreted.
     """
@@ -172,6 +172,7 @@ class Request:
     evaluation: Evaluation | None = None
     resume: str | os.PathLike[str] | None = None
     resume_changed: bool = False
+    overwrite: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,7 +187,11 @@ class Request:
         _check("max_grad_norm", self.max_grad_norm, _is_limit(self.max_grad_norm), "a number, or None")
         named = _is((str, os.PathLike), self.resume)
         _check("resume", self.resume, named, "'auto', a checkpoint folder, or None")
-        _check("resume_changed", self.resume_changed, isinstance(self.resume_changed, bool), "true or false")
+        for name in ("resume_changed", "overwrite"):
+            value = getattr(self, name)
+            _check(name, value, isinstance(value, bool), "true or false")
+        if self.overwrite and self.resume is not None:
+            raise ConfigError("cannot be combined with resume: a resumed run keeps what is there", field="overwrite")
 
 
 def _check(field: str, value: object, is_fit: bool, wanted: str) -> None:

@@ -22,7 +22,7 @@ from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, read_run
 from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_identity
 from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.preemption import preemption
-from kdplug.engine.checkpoint.resume import find_checkpoint, go_on, load_weights
+from kdplug.engine.checkpoint.resume import check_places, check_unused, find_checkpoint, go_on, load_weights
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
@@ -78,10 +78,12 @@ def train(
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
         _check_evaluated(request, plan)
         identity |= {"total_steps": plan.total_steps, "processes": accelerator.num_processes}
-        own = {"output_dir": str(config.output_dir), "batches": length(loader)}
+        output_dir = Path(config.output_dir)
+        own = {"output_dir": str(output_dir), "batches": length(loader)}
         identity = check_ranks(identity | own, accelerator.num_processes)
         identity = {key: value for key, value in identity.items() if key not in own}  # a resumed run may have moved
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
+        folder = _start(stack, accelerator, request, output_dir, plan)
         caching.open(accelerator)
         if pair.objective.needs_materialize:
             with _hooked(pair, teacher):
@@ -89,11 +91,9 @@ def train(
                     materialize(pair, teacher, batch, request.model_args, accelerator.device)
         caching.fill(pair.objective, shown=show_progress and accelerator.is_main_process)
         stack.enter_context(_hooked(pair, teacher))
-        folder = on_main(accelerator, lambda: find_checkpoint(request.resume, Path(config.output_dir)))
         saved = {} if folder is None else read_run(folder)
         identity |= cache_identity(caches)
         new_groups = add_groups(optimizer, pair.objective.param_groups())
-        _lock(stack, accelerator, Path(config.output_dir))
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
         if folder is not None:
             load_weights(pair, identity, saved, folder, changed_is_meant=request.resume_changed)
@@ -134,7 +134,7 @@ def train(
             ),
             journal=Journal(),
             callback=request.callback,
-            checkpoints=_checkpoints(run, config, saved),
+            checkpoints=_checkpoints(run, config, saved, overwrite=request.overwrite),
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
@@ -151,7 +151,7 @@ def train(
         run.step,
         loop.report,
         run.output_dir,
-        tuple(loop.written),
+        tuple(file for file in loop.written if file.is_file()),  # the others were pruned
         time.monotonic() - start,
         best=None if loop.standing.step is None else run.output_dir / f"step-{loop.standing.step}",
         stopped_early=loop.stopped_early,
@@ -181,15 +181,27 @@ def _check_evaluated(request: Request, plan: Plan) -> None:
         )
 
 
-def _lock(stack: ExitStack, accelerator: Accelerator, output_dir: Path) -> None:
-    """Lock the run's folder until ``stack`` closes; an error is raised on every process."""
-    on_main(accelerator, lambda: stack.enter_context(in_use(output_dir)))
+def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_dir: Path, plan: Plan) -> Path | None:
+    """Lock the run's folder until ``stack`` closes, check it, and return the checkpoint to resume from, if any.
+
+    The main process does so; an error is raised on every process.
+    """
+
+    def start() -> Path | None:
+        stack.enter_context(in_use(output_dir))
+        folder = find_checkpoint(request.resume, output_dir)
+        check_unused(output_dir, folder, request)
+        check_places(output_dir, folder, plan, request.evaluation)
+        return folder
+
+    return on_main(accelerator, start)
 
 
-def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any]) -> Checkpoints:
+def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any], *, overwrite: bool) -> Checkpoints:
     """Return the checkpoints of the resumed run, or of a new one."""
     name = saved.get("run", "")
-    return Checkpoints(run.output_dir, begin(run.output_dir, is_main=run.is_main, name=name), config.keep_last)
+    name = begin(run.output_dir, is_main=run.is_main, name=name, overwrite=overwrite)
+    return Checkpoints(run.output_dir, name, config.keep_last)
 
 
 @contextmanager

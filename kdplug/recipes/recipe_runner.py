@@ -20,7 +20,8 @@ from kdplug.contracts.task import Part, StartsStudent, Task
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.run import check_teacher, precheck
-from kdplug.engine.checkpoint.checkpoint import latest, step_of
+from kdplug.engine.checkpoint.checkpoint import latest
+from kdplug.engine.checkpoint.folder import step_of
 from kdplug.engine.checkpoint.resume import AUTO
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
@@ -257,7 +258,7 @@ class RecipeRunner:
     def _announce(self, doing: str, ready: str, config: TrainingConfig, budget: Budget) -> None:
         """Announce a training run, and the steps that an earlier run completed."""
         folder = latest(Path(config.output_dir), warns=False) if self.resume else None
-        before, total = 0 if folder is None else step_of(folder), budget.total_steps
+        before, total = (folder and step_of(folder)) or 0, budget.total_steps
         if before >= total:
             self.say(f"{ready} ({total} optimizer steps in {config.output_dir})")
         else:

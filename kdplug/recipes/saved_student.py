@@ -90,9 +90,14 @@ def _write_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def forget_student(output_dir: Path) -> None:
-    """Remove a student's folder if an earlier run saved it, that is, if it contains a record."""
+    """Remove a student's folder if an earlier run saved it, that is, if it contains a record.
+
+    A kill leaves it complete, or under a temporary name.
+    """
     if (output_dir / MODEL / RECORD).is_file():
-        shutil.rmtree(output_dir / MODEL)
+        aside = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))
+        (output_dir / MODEL).rename(aside / MODEL)
+        shutil.rmtree(aside)
 
 
 def forget_teacher(folder: Path) -> None:

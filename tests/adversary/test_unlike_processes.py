@@ -45,6 +45,9 @@ def version(name):
 
 other = rank == 1
 train("the same")
+found["the first run"] = found["the same"]
+train("the same")
+found["used"], found["the same"] = found["the same"], found["the first run"]
 RANK = rank
 train("rank", adaptor=lambda batch, outputs: outputs if RANK >= 0 else None, steps=6, training={"ckpt_steps": 2})
 shutil.rmtree(folder / "rank" / "step-6", ignore_errors=True)
@@ -165,6 +168,11 @@ def test_other_distillers_and_the_capture_of_a_cache_compare_as_well(found, kind
 
 def test_processes_that_differ_write_no_cache(found):
     assert found[0]["cache files"] == 0
+
+
+def test_every_process_learns_of_a_folder_in_use(found):
+    assert found[0]["used"] == found[1]["used"]
+    assert "holds 'step-4' of an earlier run" in found[0]["used"]
 
 
 def test_every_process_learns_of_a_damaged_checkpoint(found):

@@ -16,7 +16,7 @@ def test_the_defaults_are_those_of_textbrewer_with_an_automatic_device():
         "ckpt_frequency": 1,
         "ckpt_epoch_frequency": 1,
         "ckpt_steps": None,
-        "keep_last": None,
+        "keep_last": 2,
         "log_dir": None,
         "trackers": None,
         "device": "auto",

@@ -50,7 +50,9 @@ def test_it_trains_exactly_as_general_distiller_does_without_matches(tmp_path, o
     ends = []
     for maker in (make, make_distiller):
         student = make_student()
-        maker(tmp_path, student, make_teacher(), **options).train(sgd(student), make_batches(4), 2, max_grad_norm=0.1)
+        maker(tmp_path, student, make_teacher(), **options).train(
+            sgd(student), make_batches(4), 2, max_grad_norm=0.1, overwrite=True
+        )
         ends.append(weights(student))
     assert torch.equal(*ends)
 

@@ -115,7 +115,7 @@ def test_a_second_run_asks_nothing_and_keeps_nothing_twice(tmp_path, teacher):
     distiller = make_distiller(tmp_path, student, teacher, is_caching_logits=True)
     sizes = []
     for _ in range(2):
-        distiller.train(sgd(student), loader(), num_epochs=2)
+        distiller.train(sgd(student), loader(), num_epochs=2, overwrite=True)
         sizes.append((teacher.calls, distiller.teacher_cache.summary.bytes))
     assert sizes[0] == sizes[1] == (6, 22 * (3 * 8 + 8))
     assert distiller.teacher_cache.summary.batches == 0
@@ -124,11 +124,11 @@ def test_a_second_run_asks_nothing_and_keeps_nothing_twice(tmp_path, teacher):
 def test_in_memory_other_data_and_another_teacher_are_asked_again(tmp_path, teacher):
     student = make_student()
     distiller = make_distiller(tmp_path, student, teacher, is_caching_logits=True)
-    distiller.train(sgd(student), loader(), num_epochs=1)
-    distiller.train(sgd(student), loader(8), num_epochs=1)
+    distiller.train(sgd(student), loader(), num_epochs=1, overwrite=True)
+    distiller.train(sgd(student), loader(8), num_epochs=1, overwrite=True)
     with torch.no_grad():
         teacher.head.mul_(2)
-    distiller.train(sgd(student), loader(8), num_epochs=1)
+    distiller.train(sgd(student), loader(8), num_epochs=1, overwrite=True)
     assert teacher.calls == 6 + 2 + 2
 
 
@@ -138,9 +138,11 @@ def test_every_distiller_caches(tmp_path, teacher):
         torch.manual_seed(0)
         student, config = make_student(), DistillationConfig(is_caching_logits=caching)
         training = TrainingConfig(output_dir=str(tmp_path / str(caching)), device="cpu", seed=7)
-        BasicDistiller(training, config, teacher, student, show_progress=False).train(sgd(student), loader(), 2)
+        BasicDistiller(training, config, teacher, student, show_progress=False).train(
+            sgd(student), loader(), 2, overwrite=True
+        )
         several = MultiTeacherDistiller(training, config, [teacher, Rowwise(4)], student, show_progress=False)
-        several.train(sgd(student), loader(), 2)
+        several.train(sgd(student), loader(), 2, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 

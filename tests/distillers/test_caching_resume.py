@@ -66,7 +66,8 @@ def several(training, config, teacher, student):
 
 def tasks(training, config, teacher, student):
     made = MultiTaskDistiller(training, config, {"a": teacher, "b": Rowwise(4)}, student, show_progress=False)
-    train, made.train = made.train, lambda optimizer, batches, _: train(optimizer, {"a": batches, "b": loader()}, 6)
+    train = made.train
+    made.train = lambda optimizer, batches, _, **options: train(optimizer, {"a": batches, "b": loader()}, 6, **options)
     return made
 
 
@@ -82,7 +83,7 @@ def test_an_interrupted_capture_of_any_distiller_goes_on(tmp_path, teacher, monk
     def train():
         student, teacher.calls = make_student(), 0
         distiller = make(training, DistillationConfig(is_caching_logits=True), teacher, student)
-        distiller.train(sgd(student), loader(), 2)
+        distiller.train(sgd(student), loader(), 2, overwrite=True)
         return weights(student)
 
     teacher.before = lambda calls: 1 / 0 if calls == 3 else None

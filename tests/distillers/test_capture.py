@@ -103,7 +103,7 @@ def test_a_second_run_reads_again(tmp_path):
     student = make_student()
     distiller = make_distiller(tmp_path, student, matches=[BY_PATH])
     for _ in range(2):
-        result = distiller.train(sgd(student), make_batches(3), num_epochs=1)
+        result = distiller.train(sgd(student), make_batches(3), num_epochs=1, overwrite=True)
     assert result.report.terms["hidden_hidden_mse_dropout_dropout"].value > 0
 
 
@@ -190,7 +190,7 @@ def test_several_teachers_are_read_by_path_each_for_its_own_matches(tmp_path):
         matches = [{**layers, "teacher": key} for key in teachers]
         distiller = several(tmp_path, MultiTeacherDistiller, teachers, student, intermediate_matches=matches)
         torch.manual_seed(0)
-        distiller.train(sgd(student), make_batches(3), num_epochs=2)
+        distiller.train(sgd(student), make_batches(3), num_epochs=2, overwrite=True)
         ends.append(torch.cat([weights(student), weights(distiller.objective)]))
     assert torch.equal(*ends)
     assert hooks(student, *teachers.values()) == 0
@@ -203,7 +203,7 @@ def test_tasks_are_read_by_path_each_in_its_own_teacher(tmp_path):
         distiller = several(tmp_path, MultiTaskDistiller, teachers, student, intermediate_matches=[layers])
         torch.manual_seed(0)
         loaders = {task: DataLoader(torch.cat(make_batches(2)), batch_size=4) for task in teachers}
-        distiller.train(sgd(student), loaders, num_steps=6)
+        distiller.train(sgd(student), loaders, num_steps=6, overwrite=True)
         ends.append(torch.cat([weights(student), weights(distiller.objective)]))
     assert torch.equal(*ends)
     assert hooks(student, *teachers.values()) == 0
@@ -234,7 +234,7 @@ match = {**MATCH, "layer_T": "dropout", "layer_S": "inner:output", "proj": ["lin
 torch.manual_seed(0)
 student = make_student()
 distiller = make_distiller(folder, student, matches=[match], training={"gradient_accumulation_steps": 2})
-distiller.train(sgd(student), DataLoader(data, batch_size=int(sys.argv[2])), num_epochs=2)
+distiller.train(sgd(student), DataLoader(data, batch_size=int(sys.argv[2])), num_epochs=2, overwrite=True)
 hooks = sum(len(module._forward_hooks) for module in student.modules())
 rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else "alone"
 torch.save([weights(student), weights(distiller.objective), hooks], f"{folder}/{rank}.pt")
@@ -280,7 +280,7 @@ def test_a_transformers_encoder_is_read_by_path_as_by_hidden_states(tmp_path):
         distiller = make_distiller(tmp_path, model, teacher, layer_map=layer_map)
         distiller.objective.float()
         extra = {} if "layer_S" in keys else {"output_hidden_states": True}
-        distiller.train(sgd(model), [batch] * 3, num_epochs=1, **extra)
+        distiller.train(sgd(model), [batch] * 3, num_epochs=1, **extra, overwrite=True)
         ends.append(weights(model))
     assert torch.equal(ends[0], ends[1])
     torch.testing.assert_close(ends[2], ends[1], rtol=0, atol=1e-6)

@@ -35,9 +35,9 @@ def test_a_custom_match_is_the_match_that_a_config_would_write(tmp_path):
     student, proj = make_student(), projection()
     distiller = make_distiller(tmp_path, make_student(), matches=[{**MATCH, "proj": ["linear", 3, 5, {"lr": 0.05}]}])
     next(distiller.objective.configured.groups())[0].load_state_dict(proj.state_dict())
-    distiller.train(sgd(distiller.model_S), make_batches(3), num_epochs=2)
+    distiller.train(sgd(distiller.model_S), make_batches(3), num_epochs=2, overwrite=True)
     make_distiller(tmp_path, student, **custom(proj_func=proj, proj_group={"lr": 0.05})).train(
-        sgd(student), make_batches(3), num_epochs=2
+        sgd(student), make_batches(3), num_epochs=2, overwrite=True
     )
     torch.testing.assert_close(weights(student), weights(distiller.model_S), rtol=0, atol=1e-12)
     torch.testing.assert_close(weights(proj), weights(distiller.objective), rtol=0, atol=1e-12)

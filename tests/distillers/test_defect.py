@@ -44,7 +44,7 @@ def test_2_1_5_a_batch_that_is_a_mapping_and_no_dict_is_passed_by_keyword_and_ca
     for kind in (dict, Encoding):
         student = make_student()
         distiller = make_distiller(tmp_path, student, is_caching_logits=caching)
-        distiller.train(sgd(student), [kind(x=batch) for batch in make_batches(3)], num_epochs=2)
+        distiller.train(sgd(student), [kind(x=batch) for batch in make_batches(3)], num_epochs=2, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -64,7 +64,7 @@ def test_2_1_9_training_twice_with_one_optimizer_and_a_projection(tmp_path, matc
     student = make_student()
     distiller, optimizer = make_distiller(tmp_path, student, matches=[match]), sgd(student)
     for _ in range(2):
-        distiller.train(optimizer, make_batches(2), num_epochs=1)
+        distiller.train(optimizer, make_batches(2), num_epochs=1, overwrite=True)
     assert len(optimizer.param_groups) == 2
 
 
@@ -79,7 +79,7 @@ def test_2_1_12_constant_may_be_in_a_list_and_a_bare_flsw_asks_for_its_settings(
     for scheduler in (None, "constant", ["constant"]):
         student = make_student()
         distiller = make_distiller(tmp_path, student, temperature_scheduler=scheduler)
-        distiller.train(sgd(student), make_batches(2), num_epochs=1)
+        distiller.train(sgd(student), make_batches(2), num_epochs=1, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
@@ -105,7 +105,7 @@ def test_2_2_7_a_stale_gradient_is_not_applied(tmp_path, length):
     for parameter in stale.parameters():
         parameter.grad = torch.full_like(parameter, 100.0)
     for student in (clean, stale):
-        make_distiller(tmp_path, student).train(sgd(student), make_batches(1), **length)
+        make_distiller(tmp_path, student).train(sgd(student), make_batches(1), **length, overwrite=True)
     assert torch.equal(weights(clean), weights(stale))
 
 
@@ -171,7 +171,9 @@ def test_2_2_10_minus_one_does_not_clip(tmp_path):
     ends = []
     for max_grad_norm in (None, -1, 0):
         student = make_student()
-        make_distiller(tmp_path, student).train(sgd(student), make_batches(2), 1, max_grad_norm=max_grad_norm)
+        make_distiller(tmp_path, student).train(
+            sgd(student), make_batches(2), 1, max_grad_norm=max_grad_norm, overwrite=True
+        )
         ends.append(weights(student))
     assert torch.equal(ends[0], ends[1])
     assert torch.equal(ends[0], ends[2])
@@ -198,7 +200,7 @@ def test_2_2_11_a_weight_schedule_begins_at_its_beginning_and_a_second_run_begin
         options={"observers": [Weights()]},
     )
     for _ in range(2):
-        distiller.train(sgd(student), make_batches(5), num_epochs=1)
+        distiller.train(sgd(student), make_batches(5), num_epochs=1, overwrite=True)
     assert seen == [[0.5, 0.4, 0.3, 0.2, 0.1]] * 2
     assert distiller.distill_config.kd_loss_weight == 0.5
 

@@ -87,7 +87,7 @@ def test_a_callback_that_evaluates_does_not_change_what_is_trained(tmp_path):
         torch.manual_seed(0)
         student = make_student(dropout=0.5)
         distiller = make_distiller(tmp_path, student, training={"ckpt_frequency": 4})
-        distiller.train(sgd(student), make_batches(4), num_epochs=1, callback=callback)
+        distiller.train(sgd(student), make_batches(4), num_epochs=1, callback=callback, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -99,7 +99,9 @@ def test_the_postprocessor_changes_what_the_models_see(tmp_path):
         ([2 * b for b in make_batches(3)], None),
     ):
         student = make_student()
-        make_distiller(tmp_path, student).train(sgd(student), batches, 1, batch_postprocessor=postprocessor)
+        make_distiller(tmp_path, student).train(
+            sgd(student), batches, 1, batch_postprocessor=postprocessor, overwrite=True
+        )
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -131,7 +133,7 @@ def test_a_cache_in_the_batch_replaces_the_teacher(tmp_path):
     cache["logits"] = cache["logits"].detach()
     ends = [student, make_student()]
     for model, data in zip(ends, (batch, {"teacher": None, "student": batch, "teacher_cache": cache}), strict=True):
-        make_distiller(tmp_path, model).train(sgd(model), [data], num_epochs=1)
+        make_distiller(tmp_path, model).train(sgd(model), [data], num_epochs=1, overwrite=True)
     assert torch.equal(*map(weights, ends))
 
 
@@ -139,8 +141,10 @@ def test_a_cache_in_the_batch_replaces_the_teacher(tmp_path):
 def test_every_form_of_a_batch_trains_the_same(tmp_path, how):
     form = {"tuple": lambda x: (x,), "list": lambda x: [x], "mapping": lambda x: {"x": x}, "tensor": lambda x: x}[how]
     student, expected = make_student(), make_student()
-    make_distiller(tmp_path, expected).train(sgd(expected), make_batches(2), num_epochs=1)
-    make_distiller(tmp_path, student).train(sgd(student), [form(x) for x in make_batches(2)], num_epochs=1)
+    make_distiller(tmp_path, expected).train(sgd(expected), make_batches(2), num_epochs=1, overwrite=True)
+    make_distiller(tmp_path, student).train(
+        sgd(student), [form(x) for x in make_batches(2)], num_epochs=1, overwrite=True
+    )
     assert torch.equal(weights(student), weights(expected))
 
 

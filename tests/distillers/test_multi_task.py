@@ -50,7 +50,9 @@ def test_one_task_trains_exactly_as_general_distiller_does(tmp_path, matches):
             show_progress=False,
         )
         distiller.objective.double()
-        distiller.train(sgd(student), **{name: wrap(DataLoader(Examples(10), 4))}, num_steps=7, max_grad_norm=0.1)
+        distiller.train(
+            sgd(student), **{name: wrap(DataLoader(Examples(10), 4))}, num_steps=7, max_grad_norm=0.1, overwrite=True
+        )
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -157,7 +159,7 @@ def test_the_first_batches_that_widths_are_read_from_are_trained_on(tmp_path):
         student = make_student()
         torch.manual_seed(0)
         config = DistillationConfig(intermediate_matches=[{**MATCH, "weight": 0, "proj": ["linear", *widths]}])
-        make(tmp_path, student, config=config).train(sgd(student), data, 4, tau=0)
+        make(tmp_path, student, config=config).train(sgd(student), data, 4, tau=0, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -174,7 +176,7 @@ def test_several_teachers_inside_a_task_are_combined(tmp_path):
         torch.manual_seed(0)
         distiller = cls(TrainingConfig(output_dir=str(tmp_path), device="cpu"), config, models, student, **options)
         distiller.objective.double()
-        distiller.train(sgd(student), data, num_steps=5)
+        distiller.train(sgd(student), data, num_steps=5, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -200,7 +202,7 @@ def test_batches_with_two_parts_and_a_cache_work_as_in_general_distiller(tmp_pat
     ]
     for data in (batches, cached):
         student = make_student()
-        make(tmp_path, student, {"a": teacher}).train(sgd(student), {"a": data}, 3, tau=0)
+        make(tmp_path, student, {"a": teacher}).train(sgd(student), {"a": data}, 3, tau=0, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -211,7 +213,7 @@ def test_postprocessors_go_by_task_and_further_arguments_to_all_models(tmp_path)
         student = make_student()
         distiller = make(tmp_path, student)
         data = {task: make_batches(2) for task in "ab"}
-        distiller.train(sgd(student), data, 6, tau=0, batch_postprocessors=processors, **scale)
+        distiller.train(sgd(student), data, 6, tau=0, batch_postprocessors=processors, **scale, overwrite=True)
         ends.append(weights(student))
     assert torch.allclose(*ends, rtol=0, atol=1e-14)
 
@@ -346,7 +348,7 @@ def run(folder, size):
     training = TrainingConfig(output_dir=folder, device="cpu", gradient_accumulation_steps=2)
     distiller = MultiTaskDistiller(training, config, teachers, student, show_progress=False)
     distiller.objective.double()
-    distiller.train(sgd(student), data, 9, max_grad_norm=0.1)
+    distiller.train(sgd(student), data, 9, max_grad_norm=0.1, overwrite=True)
     return torch.cat([weights(student), weights(distiller.objective)])
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def end_of(folder, teachers, *, adaptor=None, matches=(), batches=None, **option
     student = make_student()
     torch.manual_seed(0)
     distiller = make(folder, student, teachers, adaptor, matches=matches, **options)
-    distiller.train(sgd(student), batches or make_batches(3), 2)
+    distiller.train(sgd(student), batches or make_batches(3), 2, overwrite=True)
     return weights(student)
 
 
@@ -48,7 +48,7 @@ def general(folder, teacher, *, matches=(), batches=None, **options):
     student = make_student()
     torch.manual_seed(0)
     make_distiller(folder, student, teacher, matches=matches, **options).train(
-        sgd(student), batches or make_batches(3), 2
+        sgd(student), batches or make_batches(3), 2, overwrite=True
     )
     return weights(student)
 

@@ -123,7 +123,7 @@ def test_a_teacher_that_returns_factors_is_kept(tmp_path, codec):
         distiller = _distiller(
             tmp_path, teacher, student, adaptor(student), codec if caching else None, is_caching_logits=caching
         )
-        distiller.train(torch.optim.SGD(student.parameters(), lr=0.1), [data()], num_epochs=2)
+        distiller.train(torch.optim.SGD(student.parameters(), lr=0.1), [data()], num_epochs=2, overwrite=True)
         ends.append(torch.cat([parameter.detach().flatten() for parameter in student.parameters()]))
     torch.testing.assert_close(*ends)
 

@@ -58,7 +58,9 @@ def test_steps_train_what_as_many_epochs_do(tmp_path):
     by_epochs, by_steps = make_student(), make_student()
     training = {"gradient_accumulation_steps": 2}
     for student, length in ((by_epochs, {"num_epochs": 2}), (by_steps, {"num_steps": 6})):
-        make_distiller(tmp_path, student, training=training).train(sgd(student), make_batches(5), **length)
+        make_distiller(tmp_path, student, training=training).train(
+            sgd(student), make_batches(5), **length, overwrite=True
+        )
     assert torch.equal(weights(by_epochs), weights(by_steps))
 
 
@@ -86,7 +88,7 @@ def test_the_report_of_a_window_is_the_mean_over_its_micro_batches(tmp_path):
     batches = make_batches(2)
     for student, data in zip(students, ([batches[0]], [batches[1]], batches), strict=True):
         distiller = make_distiller(tmp_path, student, training={"gradient_accumulation_steps": len(data)})
-        totals.append(distiller.train(sgd(student), data, num_steps=1).report)
+        totals.append(distiller.train(sgd(student), data, num_steps=1, overwrite=True).report)
     assert totals[2].total.item() == pytest.approx((totals[0].total + totals[1].total).item() / 2, rel=1e-12)
     assert totals[2].terms["kd_loss"].value.item() == pytest.approx(totals[2].total.item(), rel=1e-12)
 
@@ -110,7 +112,7 @@ def test_a_seed_makes_runs_equal(tmp_path):
         torch.manual_seed(noise)
         student = make_student(dropout=0.5)
         distiller = make_distiller(tmp_path, student, training={"seed": 7})
-        distiller.train(sgd(student), make_batches(3), num_epochs=1)
+        distiller.train(sgd(student), make_batches(3), num_epochs=1, overwrite=True)
         ends.append(weights(student))
     assert torch.equal(*ends)
 
@@ -141,7 +143,7 @@ def test_finding_out_a_width_changes_no_batch_statistics_no_order_and_no_randomn
             for parameter in distiller.objective.parameters():
                 parameter.fill_(0.1)
         torch.manual_seed(2)
-        distiller.train(sgd(student), make_batches(3), num_epochs=1)
+        distiller.train(sgd(student), make_batches(3), num_epochs=1, overwrite=True)
     assert torch.equal(*map(weights, students))
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
 from kdplug.errors import RunError
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
+from kdplug.recipes.saved_student import forget_student, forget_temporary
+from kdplug.report.record import RECORD
 
 
 @pytest.mark.parametrize("carry_out", [plan_recipe, run_recipe])
@@ -38,3 +42,22 @@ def test_a_plan_writes_no_folder(signs, tmp_path):
 def test_a_learning_rate_that_destroys_the_weights_is_warned_of(signs, rate, is_warned_of):
     plan = plan_recipe(signs(f"training.lr={rate}"))
     assert [one.field for one in plan.warnings if one.check == "large_learning_rate"] == ["training.lr"] * is_warned_of
+
+
+def test_a_kill_while_an_earlier_student_is_deleted_leaves_no_part_of_it_under_its_name(tmp_path, monkeypatch):
+    """Without its record it would be taken for a folder of the user, and the next run would not start."""
+
+    def kill(path):
+        next(Path(path).rglob(RECORD)).unlink()
+        raise KeyboardInterrupt
+
+    (tmp_path / "model").mkdir()
+    for name in (RECORD, "weights"):
+        (tmp_path / "model" / name).write_text("{}", encoding="utf-8")
+    monkeypatch.setattr(shutil, "rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        forget_student(tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "model").exists()
+    forget_temporary(tmp_path, [])
+    assert list(tmp_path.iterdir()) == []

@@ -97,10 +97,11 @@ def test_the_student_is_evaluated_from_before_the_first_step_to_after_the_last(s
     assert steps == sorted(set(steps))
 
 
-def test_evaluating_during_a_run_does_not_change_it(signs, monkeypatch):
+def test_evaluating_during_a_run_does_not_change_it(signs, monkeypatch, tmp_path):
     runner = _runner(signs())
     watched, _ = runner.distilled(runner.teacher())
     monkeypatch.setattr("kdplug.recipes.history.History.step_end", lambda *_: None)
+    runner = _runner(signs(f"output_dir={tmp_path}/unwatched"))
     unwatched, _ = runner.distilled(runner.teacher())
     assert torch.equal(watched.weight, unwatched.weight)
 

@@ -20,6 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdplug.engine.checkpoint.archive import check_file, damage, read_archive, write_archive, write_checksums
+from kdplug.engine.checkpoint.folder import OBJECTIVE as _OBJECTIVE
+from kdplug.engine.checkpoint.folder import RUN as _RUN
+from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, set_aside, step_of, steps
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 
@@ -28,10 +31,7 @@ STUDENT = "student.safetensors"
 
 _logger = logging.getLogger("kdplug")
 
-_OBJECTIVE = "objective.safetensors"
-_RUN = "run"
 _MARK = ".run"
-_FOLDER = re.compile(r"step-(\d+)")
 _LEFTOVER = re.compile(r"\.step-\d+\.(tmp|old)")
 
 
@@ -74,7 +74,7 @@ class Checkpoints:
                 _save(modules["student"], temporary / STUDENT, "student")
                 _save(modules["objective"], temporary / _OBJECTIVE, "objective")
                 write_archive(temporary, _RUN, {"step": step, "run": self.run, **shared})
-                self._publish(temporary, target)
+                self._publish(temporary, target, step)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise _unwritten(target, error) from error
@@ -84,16 +84,21 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         return target / STUDENT
 
-    def _publish(self, temporary: Path, target: Path) -> None:
+    def _publish(self, temporary: Path, target: Path, step: int) -> None:
         write_checksums(temporary, sorted(temporary.iterdir()), _flush)
         _flush(temporary)
         self._check_mark()
+        check_replaceable(target)
         _rename(temporary, target)
         _flush(self.output_dir)
-        if self.keep is not None:
-            for step, folder in steps(self.output_dir)[: -self.keep]:
-                if step < step_of(target) and step != self.spare:
-                    _delete(folder)
+        self._prune(step)
+
+    def _prune(self, last: int) -> None:
+        """Delete old checkpoints after writing that of step ``last``."""
+        until = [(step, folder) for step, folder in steps(self.output_dir) if step <= last]
+        for step, folder in [] if self.keep is None else until[: -self.keep]:
+            if step != self.spare:
+                discard(folder)
 
     def _check_mark(self) -> None:
         """Raise ``RunError`` if another run has started in ``output_dir``."""
@@ -128,31 +133,16 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "", overwrite: bool = 
             output_dir.mkdir(parents=True, exist_ok=True)
             for leftover in output_dir.glob(".step-*"):
                 if _LEFTOVER.fullmatch(leftover.name):
-                    _delete(leftover)
+                    delete(leftover)
             temporary = output_dir / f"{_MARK}.tmp"
             temporary.write_text(_marker(name), encoding="utf-8")
             _flush(temporary)
             temporary.replace(output_dir / _MARK)
             for _, folder in steps(output_dir) if overwrite else ():
-                if (folder / f"{_RUN}.json").is_file():  # a folder of the user may have such a name
-                    _delete(folder)
+                discard(folder)
         except OSError as error:
             raise RunError(f"cannot write to {str(output_dir)!r}: {error.strerror}", field="output_dir") from error
     return name
-
-
-def steps(output_dir: Path) -> list[tuple[int, Path]]:
-    """Return the checkpoints in ``output_dir``, oldest step first."""
-    folders = output_dir.iterdir() if output_dir.is_dir() else ()
-    found = [
-        (int(match[1]), folder) for folder in folders if (match := _FOLDER.fullmatch(folder.name)) and folder.is_dir()
-    ]
-    return sorted(found)
-
-
-def step_of(folder: Path) -> int:
-    """Return the step of a checkpoint."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
@@ -166,7 +156,7 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
     broken: list[str] = []
     for step, folder in reversed(steps(output_dir)) if name else ():
         if not (found := damage(folder, [f"{_RUN}.json"], only=True)):
-            if _read_json(folder)["run"] != name:
+            if read_plain(folder)["run"] != name:
                 continue
             found = _damage(folder, step)
         if not found:
@@ -178,7 +168,7 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
         raise RunError(
             "every checkpoint to resume from is damaged:\n    "
             + "\n    ".join(broken)
-            + "\nRestore one from a copy, or start again without resume"
+            + "\nRestore one from a copy, or start again with overwrite instead of resume"
         )
     return None
 
@@ -193,11 +183,11 @@ def check_whole(folder: Path, output_dir: Path) -> None:
             'resume="auto" resumes from the newest one in output_dir',
             field="resume",
         )
-    named = _FOLDER.fullmatch(folder.name)
-    if named is None and not (folder / STUDENT).is_file():
+    step = step_of(folder)
+    if step is None and not (folder / STUDENT).is_file():
         there = ", ".join(path.name for _, path in steps(folder)) or "none"
         raise RunError(f"{folder} is not a checkpoint to resume from. Checkpoints in it: {there}")
-    if found := _damage(folder, int(named[1]) if named else None):
+    if found := _damage(folder, step):
         raise RunError(
             f"{folder} is damaged: {', '.join(found)}. The newest undamaged checkpoint next to it: "
             f"{_other(folder) or 'none'}"
@@ -220,7 +210,7 @@ def _damage(folder: Path, step: int | None) -> list[str]:
         *(f"{name}.{ending}" for name in (_RUN, _process(0)) for ending in ("json", "safetensors")),
     ]
     found = damage(folder, names)
-    if not found and step is not None and (written := _read_json(folder)["step"]) != step:
+    if not found and step is not None and (written := read_plain(folder)["step"]) != step:
         return [f"it was written after step {written}"]
     return found
 
@@ -236,14 +226,14 @@ def _marked(output_dir: Path) -> str:
         if there := steps(output_dir):
             raise RunError(
                 f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which identifies the run of its "
-                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again without resume"
+                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again with overwrite instead of resume"
             )
         return ""
     name, _, checksum = mark.read_text(encoding="utf-8", errors="replace").rpartition(" ")
     if not name or checksum != _checksum(name):
         raise RunError(
             f"{mark}, which identifies the run of the checkpoints next to it, is damaged. Name the checkpoint "
-            "(resume='…/step-N'), or start again without resume"
+            "(resume='…/step-N'), or start again with overwrite instead of resume"
         )
     return name
 
@@ -252,7 +242,7 @@ def _checksum(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def read_plain(folder: Path) -> dict[str, Any]:
     """Return ``run.json`` without its tensors. Its checksum has been verified."""
     found: dict[str, Any] = read_json(folder / f"{_RUN}.json")
     return found
@@ -371,23 +361,13 @@ def _rename(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.rename(target)
         return
-    aside = target.with_name(f".{target.name}.old")
-    _delete(aside)
-    target.rename(aside)
+    aside = set_aside(target)
     try:
         temporary.rename(target)
     except BaseException:
         aside.rename(target)
         raise
-    _delete(aside)
-
-
-def _delete(path: Path) -> None:
-    """Delete a folder, a file or a link, if it exists; the target of a link is kept."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    delete(aside)
 
 
 def _flush(path: Path) -> None:

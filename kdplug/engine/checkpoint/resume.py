@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.archive import damage
-from kdplug.engine.checkpoint.checkpoint import STUDENT, check_whole, latest, load_both, read_process
+from kdplug.engine.checkpoint.checkpoint import STUDENT, check_whole, latest, load_both, read_plain, read_process
+from kdplug.engine.checkpoint.folder import check_replaceable, places, steps
 from kdplug.engine.checkpoint.identity import check_identity
-from kdplug.engine.evaluation import Standing
+from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.parallel.fsdp import sharded_like
 from kdplug.engine.parallel.process import on_main
+from kdplug.engine.run import Plan, Request
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
 
@@ -43,6 +45,40 @@ def find_checkpoint(resume: Resume, output_dir: Path) -> Path | None:
     folder = Path(resume)
     check_whole(folder, output_dir)
     return folder
+
+
+def check_unused(output_dir: Path, folder: Path | None, request: Request) -> None:
+    """Check that ``output_dir`` holds no checkpoints, unless the run resumes from one of them or overwrites them.
+
+    ``folder`` is the checkpoint to resume from.
+
+    Raises: ``RunError``.
+    """
+    found = steps(output_dir)
+    resumes = folder is not None and folder.absolute().parent.resolve() == output_dir.resolve()
+    if not found or resumes or request.overwrite:
+        return
+    way = "Choose" if request.resume == AUTO else "Resume that run with resume='auto', choose"
+    instead = "" if request.resume is None else " instead of resume"
+    raise RunError(
+        f"{str(output_dir)!r} holds {found[-1][1].name!r} of an earlier run. {way} another output_dir, or delete its "
+        f"checkpoints with overwrite=True{instead}",
+        field="output_dir",
+    )
+
+
+def check_places(output_dir: Path, folder: Path | None, plan: Plan, evaluation: Evaluation | None) -> None:
+    """Check that the planned checkpoints, and those of best evaluations, replace nothing that no run wrote.
+
+    ``folder`` is the checkpoint to resume from.
+
+    Raises: ``RunError``.
+    """
+    start = 0 if folder is None else read_plain(folder)["step"]
+    every = None if evaluation is None or evaluation.best is None else evaluation.every
+    for step, path in places(output_dir):
+        if start < step <= plan.total_steps and (plan.is_save(step) or (every and step % every == 0)):
+            check_replaceable(path)
 
 
 def load_weights(

@@ -190,6 +190,13 @@ def test_only_the_last_checkpoints_stay_where_that_is_asked_for(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-10", "step-11"]
 
 
+def test_checkpoints_of_later_steps_do_not_count_among_the_last(tmp_path):
+    """They are there if a run resumes from an earlier one that the user named."""
+    for step in (10, 11, 2, 3, 4):
+        save_student(make_student(), tmp_path, step, keep=2)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-10", "step-11", "step-3", "step-4"]
+
+
 def test_the_latest_checkpoint_is_the_one_of_the_highest_step_of_this_run(tmp_path):
     for step in (9, 10):
         save_student(make_student(), tmp_path, step)

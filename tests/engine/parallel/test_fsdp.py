@@ -105,7 +105,7 @@ def distill(folder, batches, accumulation, *, seed=0, killed_at=None, student=No
     torch.manual_seed(seed)
     resume, changed, seen = options.pop("resume", None), options.pop("changed", False), []
     student, teacher = student or TokenNet(4, seed=1), TokenNet(4, seed=2)
-    options |= {"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2}
+    options |= {"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2, "keep_last": None}
     matches = [match("hidden_mse", proj=["linear", 4, 4]), match("attention_mse")]
     distiller = GeneralDistiller(
         TrainingConfig(output_dir=str(folder), device="cpu", logging_steps=1, **options),

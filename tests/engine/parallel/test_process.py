@@ -35,11 +35,12 @@ folder, data = sys.argv[1], torch.cat(make_batches(10, size=4))
 for accumulation in (1, 2):
     torch.manual_seed(0)
     student = make_student()
-    training = {"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2, "log_dir": f"{folder}/log-{accumulation}"}
+    training = {"gradient_accumulation_steps": accumulation, "ckpt_frequency": 2, "keep_last": None, "log_dir": f"{folder}/log-{accumulation}"}
     distiller = make_distiller(folder, student, matches=[PROJECTED], training=training)
     seen = []
     result = distiller.train(
-        sgd(student), DataLoader(data, batch_size=4), num_epochs=2, max_grad_norm=0.05, callback=lambda **c: seen.append(c)
+        sgd(student), DataLoader(data, batch_size=4), num_epochs=2, max_grad_norm=0.05, overwrite=True,
+        callback=lambda **c: seen.append(c),
     )
     rank = torch.distributed.get_rank()
     record = {"weights": weights(student), "objective": weights(distiller.objective), "steps": result.step,

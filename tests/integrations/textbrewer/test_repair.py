@@ -195,6 +195,15 @@ def test_a_checkpoint_is_the_students_weights(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], value) for name, value in weights.items())
 
 
+def test_all_checkpoints_are_kept_and_a_second_run_overwrites_those_of_the_same_name(tmp_path: Path) -> None:
+    """As in TextBrewer, whose scripts give the same folder to several runs."""
+    Scene(tmp_path, training={"ckpt_steps": 1}).train(num_steps=4)
+    weights = Scene(tmp_path, training={"ckpt_steps": 1}, kd_loss_type="mse").train(num_steps=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gs1.pkl", "gs2.pkl", "gs3.pkl", "gs4.pkl"]
+    read = torch.load(tmp_path / "gs2.pkl", weights_only=True)
+    assert all(torch.equal(read[name], value) for name, value in weights.items())
+
+
 def test_a_fraction_of_an_epoch_still_ends_in_a_checkpoint(tmp_path: Path) -> None:
     Scene(tmp_path, training={"ckpt_epoch_frequency": 5}).train(num_epochs=2.5)
     assert [path.name for path in tmp_path.iterdir()] == ["gs6.pkl"]

@@ -1,0 +1,70 @@
+"""Find the checkpoint folders that runs wrote in an output folder, and delete them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from kdplug.errors import RunError
+
+OBJECTIVE = "objective.safetensors"
+"""The file of a checkpoint that holds the objective's weights."""
+
+RUN = "run"
+"""The archive of a checkpoint that holds the state of the run."""
+
+_NAME = re.compile(r"step-(0|[1-9][0-9]*)")
+
+
+def steps(output_dir: Path) -> list[tuple[int, Path]]:
+    """Return the checkpoints in ``output_dir``, damaged ones too, oldest step first. What no run wrote is left out."""
+    return [(step, path) for step, path in places(output_dir) if _is_written(path)]
+
+
+def places(output_dir: Path) -> list[tuple[int, Path]]:
+    """Return everything in ``output_dir`` that has the name of a checkpoint, oldest step first."""
+    found = output_dir.iterdir() if output_dir.is_dir() else ()
+    return sorted((int(match[1]), path) for path in found if (match := _NAME.fullmatch(path.name)))
+
+
+def step_of(folder: Path) -> int | None:
+    """Return the step of a checkpoint, or ``None`` if ``folder`` does not have the name of one."""
+    match = _NAME.fullmatch(folder.name)
+    return None if match is None else int(match[1])
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise ``RunError`` if a checkpoint at ``path`` would replace something that no run wrote."""
+    if os.path.lexists(path) and not _is_written(path):
+        raise RunError(
+            f"{str(path)!r} was not written by a run, and a checkpoint would replace it. Choose another output_dir, or "
+            "move it",
+            field="output_dir",
+        )
+
+
+def _is_written(path: Path) -> bool:
+    """Return whether a run wrote ``path``; a damaged checkpoint still has one of these files."""
+    return any((path / name).is_file() for name in (OBJECTIVE, f"{RUN}.json"))
+
+
+def discard(folder: Path) -> None:
+    """Delete a checkpoint. A kill leaves it complete, or under a temporary name that the next run deletes."""
+    delete(set_aside(folder))
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint to a temporary name, and return that."""
+    aside = folder.with_name(f".{folder.name}.old")
+    delete(aside)
+    return folder.rename(aside)
+
+
+def delete(path: Path) -> None:
+    """Delete a folder, a file or a link, if it exists; the target of a link is kept."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
