@@ -56,6 +56,7 @@ FACE = [
     "coarsens",
     "hookimpl",
     "layer_maps",
+    "load_student",
     "losses",
     "mean_over_items",
     "new_recipe",

@@ -15,7 +15,7 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import SavesStudent, Task
 from kdplug.contracts.tree import dotted, leaves
 from kdplug.engine.checkpoint.archive import SUMS, sha256
-from kdplug.engine.checkpoint.checkpoint import STUDENT, save_weights
+from kdplug.engine.checkpoint.weights import STUDENT, save_weights
 from kdplug.errors import ConfigError, RunError
 from kdplug.report.file import replacing, write_json
 from kdplug.report.record import RECORD
