@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from kdplug.engine.checkpoint.archive import CHECKSUMS, check_file
 from kdplug.engine.checkpoint.fingerprint import UNKNOWN, tensor_fingerprint
@@ -59,7 +60,10 @@ def frozen_weights(student: nn.Module) -> dict[str, str]:
     frozen = {name for name, one in student.named_parameters(remove_duplicate=False) if not one.requires_grad}
     if not frozen:
         return {}
-    found = {name: _digest(value) for name, value in _untied(student.state_dict()).items() if name in frozen}
+    held = {
+        name: value for name, value in _untied(student.state_dict()).items() if name in frozen and not is_lazy(value)
+    }
+    found = {name: _digest(value) for name, value in held.items()}
     return {name: digest for name, digest in found.items() if digest != UNKNOWN}
 
 
@@ -114,7 +118,7 @@ def read_weights(module: nn.Module, file: Path, owner: str) -> dict[str, str]:
         _check_names(frozen, own)
         stored |= {name: own[name] for name in frozen}
         twins = {_memory(value): stored[name] for name, value in own.items() if name in stored}
-        tied = {name: twins.get(_memory(value)) for name, value in own.items() if name not in stored and value.numel()}
+        tied = {name: twins.get(_memory(value)) for name, value in own.items() if name not in stored and _memory(value)}
         module.load_state_dict(stored | {name: value for name, value in tied.items() if value is not None})
     except RuntimeError as error:
         raise RunError(f"{file} does not match the {owner}: {error}") from error
@@ -179,5 +183,5 @@ def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _memory(tensor: Tensor) -> tuple[Any, ...] | None:
     """Return a key that is equal only for identical tensors; ``None`` for a tensor without memory."""
-    pointer = tensor.data_ptr()
+    pointer = 0 if is_lazy(tensor) else tensor.data_ptr()
     return (pointer, tensor.device, tensor.dtype, tensor.shape, tensor.stride()) if pointer else None

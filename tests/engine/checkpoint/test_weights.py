@@ -245,6 +245,18 @@ def test_tied_weights_that_are_no_longer_tied_are_an_error(tmp_path):
         kdplug.load_student(Student(), tmp_path / "step-6")
 
 
+def test_a_student_with_weights_that_have_no_shape_at_the_start_ends_in_the_same_bits(tmp_path):
+    def lazy():
+        student = Student()
+        student.head = nn.LazyLinear(3, dtype=torch.float64)
+        return student
+
+    whole = weights(run(tmp_path / "whole", student=lazy()))
+    assert stored(tmp_path / "whole", 6) == ALWAYS
+    kill(tmp_path / "run", 4, student=lazy())
+    assert torch.equal(weights(run(tmp_path / "run", student=lazy())), whole)
+
+
 def test_a_compiled_student_has_the_names_of_the_one_inside(tmp_path):
     student = Student()
     assert frozen_weights(torch.compile(student, backend="eager")) == frozen_weights(student)
