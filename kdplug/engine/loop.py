@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdplug.engine.accumulation import Accumulation
@@ -96,6 +97,8 @@ class Loop:
         report = self._learn(window, step, settles=logs or looks, looks=looks)
         run.step = step
         self.events.step_end(run, step, report)
+        if looks:
+            self._check_unfrozen()
         if logs:
             self.report = report.detach()
             self._log(step, report)
@@ -275,6 +278,17 @@ class Loop:
         path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
         if run.is_main:
             self.written.append(path)
+
+    def _check_unfrozen(self) -> None:
+        """Raise ``RunError`` if DDP leaves out gradients because their parameters were frozen when it was set up."""
+        unfrozen = [name for name, value in self._changed_requirements().items() if value]
+        if unfrozen and isinstance(self.accumulation.model, DistributedDataParallel):
+            more = f" (and {len(unfrozen) - 1} more)" if len(unfrozen) > 1 else ""
+            raise RunError(
+                f"the student's {unfrozen[0]!r}{more} was unfrozen during the run. DDP does not average gradients of "
+                "parameters that were frozen at its start, so the processes train different weights. Unfreeze it before "
+                "the run, or use FSDP2"
+            )
 
     def _check_requirements(self, before: Mapping[str, bool], step: int) -> None:
         """Warn that the callback changed ``requires_grad``, which the checkpoint before it does not hold."""
