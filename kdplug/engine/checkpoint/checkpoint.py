@@ -53,8 +53,8 @@ class Checkpoints:
 
         ``modules`` holds the ``student`` and the ``objective``. ``shared`` and ``own`` are archives of the run and of
         this process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` restore them.
-        Weights that are views of the same memory are stored separately, and only ``load_student`` can load them. So it
-        is with a file without the ``frozen`` weights that have not changed.
+        Weights that are views of the same memory are stored separately, and ``frozen`` ones that have not changed are
+        left out; only ``load_student`` can load these files.
 
         Raises: ``RunError`` for data that a checkpoint cannot hold, if the folder cannot be written, or if another run
         has started in ``output_dir``.
