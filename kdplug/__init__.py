@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from kdplug.distillers.multi_task import MultiTaskDistiller
     from kdplug.distillers.multi_teacher import MultiTeacherDistiller
     from kdplug.distillers.trainer import BasicTrainer
+    from kdplug.engine.checkpoint.weights import load_student
     from kdplug.engine.evaluation import Evaluation
     from kdplug.errors import (
         ConfigError,
@@ -126,6 +127,7 @@ __all__ = [
     "coarsens",
     "hookimpl",
     "layer_maps",
+    "load_student",
     "losses",
     "mean_over_items",
     "new_recipe",
@@ -176,6 +178,7 @@ _ROOMS = {
     "distillers.multi_task": ("MultiTaskDistiller",),
     "distillers.multi_teacher": ("MultiTeacherDistiller",),
     "distillers.trainer": ("BasicTrainer",),
+    "engine.checkpoint.weights": ("load_student",),
     "engine.evaluation": ("Evaluation",),
     "errors": (
         "ConfigError",

@@ -58,6 +58,7 @@ FACE = [
     "coarsens",
     "hookimpl",
     "layer_maps",
+    "load_student",
     "losses",
     "mean_over_items",
     "new_recipe",

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
+from kdplug.engine.checkpoint.weights import gradients_required
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
 from kdplug.engine.observe.activity import busy, counted
@@ -36,7 +38,7 @@ class Loop:
     """The built objects of a run, and its steps.
 
     ``parameters`` are those whose gradients are cleared and clipped: the student's, the objective's and the
-    optimizer's.
+    optimizer's. ``required`` is ``requires_grad`` of the student's at the start of the run, before any resume.
     """
 
     run: Run
@@ -58,6 +60,7 @@ class Loop:
     identity: Mapping[str, Any]
     preemption: Preemption
     windows: AccumulationBatches
+    required: Mapping[str, bool]
     evaluation: Evaluation | None = None
     standing: Standing = field(default_factory=Standing)
     on_nonfinite: Literal["stop", "skip"] = "stop"
@@ -92,6 +95,8 @@ class Loop:
         report = self._learn(window, step, settles=logs or looks, looks=looks)
         run.step = step
         self.events.step_end(run, step, report)
+        if looks:
+            self._check_unfrozen()
         if logs:
             self.report = report.detach()
             self._log(step, report)
@@ -229,8 +234,10 @@ class Loop:
         run = self.run
         self._write(step)
         if self.callback is not None:
+            before = gradients_required(run.model)
             with busy("Running the callback"), called_alone(run.model, self.accelerator):
                 self.callback(model=run.model, step=step)
+            self._check_requirements(before, step)
             run.model.train()
             if run.teacher is not None:
                 run.teacher.eval()  # it may contain some of the student's modules
@@ -241,12 +248,46 @@ class Loop:
             "student": gathered(run.model, keep=run.is_main),
             "objective": gathered(run.objective, keep=run.is_main),
         }
-        shared = {"identity": dict(self.identity), "standing": self.standing.to_data(), **self._learning()}
+        shared = {
+            "identity": dict(self.identity),
+            "standing": self.standing.to_data(),
+            "requires_grad": self._changed_requirements(),
+            **self._learning(),
+        }
         own = {"position": self.windows.position()}
         with busy(f"Writing the checkpoint of step {step}"):
             path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
         if run.is_main:
             self.written.append(path)
+
+    def _check_unfrozen(self) -> None:
+        """Raise ``RunError`` if DDP leaves out gradients because their parameters were frozen when it was set up."""
+        unfrozen = [name for name, value in self._changed_requirements().items() if value]
+        if unfrozen and isinstance(self.accumulation.model, DistributedDataParallel):
+            more = f" (and {len(unfrozen) - 1} more)" if len(unfrozen) > 1 else ""
+            raise RunError(
+                f"the student's {unfrozen[0]!r}{more} was unfrozen during the run. DDP does not average gradients of "
+                "parameters that were frozen at its start, so the processes train different weights. Unfreeze it before "
+                "the run, or use FSDP2"
+            )
+
+    def _check_requirements(self, before: Mapping[str, bool], step: int) -> None:
+        """Warn that the callback changed ``requires_grad``, which the checkpoint before it does not hold."""
+        now = gradients_required(self.run.model)
+        changed = [name for name, value in before.items() if now.get(name, value) != value]
+        if changed and self.run.is_main and step < self.plan.total_steps:
+            more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+            warnings.warn(
+                f"the callback changed requires_grad of {changed[0]!r}{more} after the checkpoint of step {step} was written, "
+                "so a run resumed from that checkpoint trains without the change. Change it in step_end of an "
+                "observer, which runs before the checkpoint is written",
+                stacklevel=2,
+            )
+
+    def _changed_requirements(self) -> dict[str, bool]:
+        """Return ``requires_grad`` of the student's parameters by name, where it has changed since the start."""
+        now = gradients_required(self.run.model)
+        return {name: value for name, value in now.items() if value != self.required.get(name)}
 
     def _learning(self) -> dict[str, Any]:
         """Return the state of the optimizer, the learning-rate scheduler and the loss scaler."""

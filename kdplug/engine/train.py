@@ -23,6 +23,7 @@ from kdplug.engine.checkpoint.identity import FINGERPRINTS, check_ranks, run_ide
 from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.engine.checkpoint.resume import check_places, check_unused, find_checkpoint, go_on, load_weights
+from kdplug.engine.checkpoint.weights import frozen_weights, gradients_required
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
@@ -95,8 +96,11 @@ def train(
         identity |= cache_identity(caches)
         new_groups = add_groups(optimizer, pair.objective.param_groups())
         run = _run(pair, teacher, optimizer, plan=plan, config=config, accelerator=accelerator)
-        if folder is not None:
-            load_weights(pair, identity, saved, folder, changed_is_meant=request.resume_changed)
+        frozen = (
+            frozen_weights(pair.student)
+            if folder is None
+            else load_weights(pair, identity, saved, folder, accelerator, changed_is_meant=request.resume_changed)
+        )
         scheduler = _scheduler(optimizer, new_groups, request)
         model, prepared = _prepared(accelerator, pair, optimizer)
         several = config.gradient_accumulation_steps > 1 or run.num_processes > 1
@@ -134,10 +138,11 @@ def train(
             ),
             journal=Journal(),
             callback=request.callback,
-            checkpoints=_checkpoints(run, config, saved, overwrite=request.overwrite),
+            checkpoints=_checkpoints(run, config, saved, frozen, overwrite=request.overwrite),
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
+            required=gradients_required(pair.student),
             evaluation=request.evaluation,
             on_nonfinite=config.on_nonfinite,
         )
@@ -197,11 +202,13 @@ def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_
     return on_main(accelerator, start)
 
 
-def _checkpoints(run: Run, config: TrainingConfig, saved: Mapping[str, Any], *, overwrite: bool) -> Checkpoints:
+def _checkpoints(
+    run: Run, config: TrainingConfig, saved: Mapping[str, Any], frozen: Mapping[str, str], *, overwrite: bool
+) -> Checkpoints:
     """Return the checkpoints of the resumed run, or of a new one."""
     name = saved.get("run", "")
     name = begin(run.output_dir, is_main=run.is_main, name=name, overwrite=overwrite)
-    return Checkpoints(run.output_dir, name, config.keep_last)
+    return Checkpoints(run.output_dir, name, config.keep_last, frozen=frozen)
 
 
 @contextmanager

@@ -19,11 +19,11 @@ from kdplug.config.key import not_identity
 from kdplug.config.recipe import Recipe, RecipeTraining
 from kdplug.contracts.task import Directed, Part, StartsStudent, Task
 from kdplug.engine.checkpoint.archive import SUMS
-from kdplug.engine.checkpoint.checkpoint import STUDENT
 from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
 from kdplug.engine.checkpoint.folder import steps
 from kdplug.engine.checkpoint.identity import check_identity, model_identity
 from kdplug.engine.checkpoint.in_use import in_use
+from kdplug.engine.checkpoint.weights import STUDENT
 from kdplug.engine.observe.activity import busy
 from kdplug.errors import ConfigError, RunError
 from kdplug.host.bounded_json import read_json

@@ -18,7 +18,8 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import SavesStudent, SavesTeacher, Task
 from kdplug.contracts.tree import dotted, leaves
 from kdplug.engine.checkpoint.archive import SUMS, sha256
-from kdplug.engine.checkpoint.checkpoint import STUDENT, save_weights, steps
+from kdplug.engine.checkpoint.folder import steps
+from kdplug.engine.checkpoint.weights import STUDENT, save_weights
 from kdplug.engine.observe.tracking import NAME as LOG
 from kdplug.errors import ConfigError, RunError
 from kdplug.recipes.task import teacher_fit

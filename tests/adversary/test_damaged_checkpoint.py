@@ -15,7 +15,8 @@ from small_run import PROJECTED, make_distiller, make_student, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdplug.engine.checkpoint.checkpoint import begin, latest, load_student
+from kdplug.engine.checkpoint.checkpoint import begin, latest
+from kdplug.engine.checkpoint.weights import load_student
 from kdplug.engine.evaluation import Evaluation
 from kdplug.errors import RunError
 

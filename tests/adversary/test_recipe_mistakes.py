@@ -12,7 +12,7 @@ from error_scene import EXIT_CODES, ErrorScene, refusal
 from small_run import make_student
 
 from kdplug import ConfigError, DistillationConfig, KdplugError, Recipe, RunError, losses, tasks
-from kdplug.engine.checkpoint.checkpoint import load_student
+from kdplug.engine.checkpoint.weights import load_student
 
 COMMANDS = pytest.mark.parametrize("command", EXIT_CODES)
 DEEP = 100_000

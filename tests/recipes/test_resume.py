@@ -114,6 +114,22 @@ def test_a_recipe_that_is_done_is_not_trained_again(signs, monkeypatch):
     assert again.steps == done.steps
 
 
+def test_a_student_with_frozen_weights_is_resumed_and_saved_whole(signs, monkeypatch):
+    def half_frozen(_):
+        student = torch.nn.Linear(4, 2)
+        student.bias.requires_grad_(False)
+        return student
+
+    monkeypatch.setattr(kdplug.tasks.load("signs"), "build_student", half_frozen)
+    folder = run_recipe(signs()).output_dir
+    (checkpoint,) = (folder / "student").glob("step-*")
+    assert load_file(checkpoint / "student_trainable.safetensors").keys() == {"weight"}
+    whole = load_file(folder / "student.safetensors")
+    assert whole.keys() == {"weight", "bias"}
+    run_recipe(signs(), resume=True)
+    torch.testing.assert_close(load_file(folder / "student.safetensors"), whole, rtol=0, atol=0)
+
+
 def test_resuming_where_nothing_was_begun_starts(signs):
     assert run_recipe(signs(), resume=True).steps == run_recipe(signs(), overwrite=True).steps
 

@@ -9,25 +9,21 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdplug.engine.checkpoint.archive import check_file, damage, read_archive, write_archive, write_checksums
 from kdplug.engine.checkpoint.folder import OBJECTIVE as _OBJECTIVE
 from kdplug.engine.checkpoint.folder import RUN as _RUN
 from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, set_aside, step_of, steps
+from kdplug.engine.checkpoint.weights import read_weights, save_weights, student_file, write_student
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
-
-STUDENT = "student.safetensors"
-"""The file that holds the student's weights."""
 
 _logger = logging.getLogger("kdplug")
 
@@ -41,13 +37,14 @@ class Checkpoints:
 
     A folder is complete or absent: it is written under a temporary name, with a checksum for each file, flushed to
     disk, then renamed. ``run`` distinguishes the checkpoints of this run from those of an earlier run in the same
-    folder.
+    folder. ``frozen`` holds digests of the student's weights that were frozen at the start of the run.
     """
 
     output_dir: Path
     run: str
     keep: int | None = None
     spare: int | None = None
+    frozen: Mapping[str, str] = field(default_factory=dict)
 
     def write(
         self, step: int, modules: Mapping[str, nn.Module], shared: Any, own: Any, accelerator: Accelerator
@@ -56,7 +53,8 @@ class Checkpoints:
 
         ``modules`` holds the ``student`` and the ``objective``. ``shared`` and ``own`` are archives of the run and of
         this process. Tied weights are stored once; ``load_student`` and ``safetensors.torch.load_model`` restore them.
-        Weights that are views of the same memory are stored separately, and only ``load_student`` can load them.
+        Weights that are views of the same memory are stored separately, and ``frozen`` ones that have not changed are
+        left out; only ``load_student`` can load these files.
 
         Raises: ``RunError`` for data that a checkpoint cannot hold, if the folder cannot be written, or if another run
         has started in ``output_dir``.
@@ -71,8 +69,8 @@ class Checkpoints:
             write_archive(temporary, _process(accelerator.process_index), own)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                _save(modules["student"], temporary / STUDENT, "student")
-                _save(modules["objective"], temporary / _OBJECTIVE, "objective")
+                write_student(modules["student"], temporary, self.frozen)
+                save_weights(modules["objective"], temporary / _OBJECTIVE, "objective")
                 write_archive(temporary, _RUN, {"step": step, "run": self.run, **shared})
                 self._publish(temporary, target, step)
         except (OSError, SafetensorError) as error:
@@ -82,7 +80,7 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         accelerator.wait_for_everyone()
-        return target / STUDENT
+        return student_file(target)
 
     def _publish(self, temporary: Path, target: Path, step: int) -> None:
         write_checksums(temporary, sorted(temporary.iterdir()), _flush)
@@ -184,7 +182,7 @@ def check_whole(folder: Path, output_dir: Path) -> None:
             field="resume",
         )
     step = step_of(folder)
-    if step is None and not (folder / STUDENT).is_file():
+    if step is None and not student_file(folder).is_file():
         there = ", ".join(path.name for _, path in steps(folder)) or "none"
         raise RunError(f"{folder} is not a checkpoint to resume from. Checkpoints in it: {there}")
     if found := _damage(folder, step):
@@ -205,7 +203,7 @@ def _other(folder: Path) -> str:
 def _damage(folder: Path, step: int | None) -> list[str]:
     """Return a phrase for each damage of a checkpoint; ``step`` is the one in its folder name, if any."""
     names = [
-        STUDENT,
+        student_file(folder).name,
         _OBJECTIVE,
         *(f"{name}.{ending}" for name in (_RUN, _process(0)) for ending in ("json", "safetensors")),
     ]
@@ -268,92 +266,28 @@ def read_process(folder: Path, index: int) -> dict[str, Any]:
     return found
 
 
-def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load the weights of a checkpoint, given its folder or file, into ``student``.
-
-    Raises: ``RunError`` if they are incompatible, or if the file does not match its checksum.
-    """
-    file = Path(path)
-    file = file / STUDENT if file.is_dir() else file
-    check_file(file)
-    _load(student, file, "student")
-
-
 def load_objective(objective: nn.Module, folder: Path) -> None:
     """Load the weights of projections and losses into ``objective``.
 
     Raises: ``RunError`` if they are incompatible, or if the file does not match its checksum.
     """
     check_file(folder / _OBJECTIVE)
-    _load(objective, folder / _OBJECTIVE, "objective")
+    read_weights(objective, folder / _OBJECTIVE, "objective")
 
 
-def load_both(student: nn.Module, objective: nn.Module, folder: Path) -> None:
+def load_both(student: nn.Module, objective: nn.Module, folder: Path) -> dict[str, str]:
     """Load the weights of a verified checkpoint into ``student`` and ``objective``.
+
+    Returns digests of the student's frozen weights, which the checkpoint does not hold, for ``check_frozen``.
 
     Raises: ``RunError`` if they are incompatible.
     """
-    _load(student, folder / STUDENT, "student")
-    _load(objective, folder / _OBJECTIVE, "objective")
+    read_weights(objective, folder / _OBJECTIVE, "objective")
+    return read_weights(student, student_file(folder), "student")
 
 
 def _process(index: int) -> str:
     return f"process-{index}"
-
-
-def _uncompiled(module: nn.Module) -> nn.Module:
-    """Return the module that ``torch.compile`` wrapped, whose weights have the user's own names."""
-    inner = getattr(module, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else module
-
-
-def _save(module: nn.Module, file: Path, owner: str) -> None:
-    for name, value in module.state_dict().items():
-        if not isinstance(value, torch.Tensor):
-            raise RunError(
-                f"the {owner}'s state dict holds {name!r}, a {type(value).__name__}; only tensors can be saved"
-            )
-    save_weights(module, file)
-
-
-def save_weights(module: nn.Module, file: Path) -> None:
-    """Write a state dict of tensors. Tied tensors are stored once; others that share memory as separate copies."""
-    stored: dict[str, torch.Tensor] = {}
-    memories: set[int] = set()
-    for name, value in _untied(_uncompiled(module).state_dict()).items():
-        tensor = value.detach().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        stored[name] = tensor.clone() if memory in memories else tensor
-        memories.add(memory)
-    save_file(stored, file)
-
-
-def _untied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors without those that are identical to one with an earlier name."""
-    found: dict[Any, str] = {}
-    for name in sorted(tensors):
-        found.setdefault(_memory(tensors[name]) or name, name)
-    return {name: tensors[name] for name in found.values()}
-
-
-def _memory(tensor: torch.Tensor) -> tuple[Any, ...] | None:
-    """Return a key that is equal only for identical tensors; ``None`` for a tensor without memory."""
-    pointer = tensor.data_ptr()
-    return (pointer, tensor.device, tensor.dtype, tensor.shape, tensor.stride()) if pointer else None
-
-
-def _load(module: nn.Module, file: Path, owner: str) -> None:
-    module = _uncompiled(module)
-    try:
-        stored = load_file(file)
-        own = module.state_dict()
-        twins = {_memory(value): stored[name] for name, value in own.items() if name in stored}
-        tied = {name: twins.get(_memory(value)) for name, value in own.items() if name not in stored and value.numel()}
-        module.load_state_dict(stored | {name: value for name, value in tied.items() if value is not None})
-    except RuntimeError as error:
-        raise RunError(f"{file} does not match the {owner}: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"cannot read {file}: {error}") from error
 
 
 def _rename(temporary: Path, target: Path) -> None:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
+from torch import nn
+
 from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.archive import damage
-from kdplug.engine.checkpoint.checkpoint import STUDENT, check_whole, latest, load_both, read_plain, read_process
+from kdplug.engine.checkpoint.checkpoint import check_whole, latest, load_both, read_plain, read_process
 from kdplug.engine.checkpoint.folder import check_replaceable, places, steps
 from kdplug.engine.checkpoint.identity import check_identity
+from kdplug.engine.checkpoint.weights import check_frozen, frozen_weights, student_file, uncompiled
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.parallel.fsdp import sharded_like
 from kdplug.engine.parallel.process import on_main
@@ -86,20 +90,33 @@ def load_weights(
     identity: Mapping[str, Any],
     saved: Mapping[str, Any],
     folder: Path,
+    accelerator: Accelerator,
     *,
     changed_is_meant: bool = False,
-) -> None:
+) -> dict[str, str]:
     """Load the weights in ``folder``, whose ``run.json`` is ``saved``, before student and objective are wrapped.
 
+    Returns digests of the student's frozen weights, which are not in the checkpoint. They are compared with the
+    weights of the main process, which all processes will use.
+
     Raises: ``RunError`` that lists the differences between ``identity`` and that of the run that wrote the checkpoint,
-    unless ``changed_is_meant``; ``RunError`` for incompatible weights.
+    or names a frozen weight that differs, unless ``changed_is_meant``; ``RunError`` for incompatible weights.
     """
     written = saved["identity"]
     if not changed_is_meant:
         check_identity(written, dict(identity), folder)
     elif written.get("processes") != identity.get("processes"):
         warnings.warn("the number of processes changed: the run resumes, but with different batches", stacklevel=2)
-    load_both(pair.student, pair.objective, folder)
+    frozen = load_both(pair.student, pair.objective, folder)
+    try:
+        on_main(accelerator, lambda: check_frozen(pair.student, frozen, student_file(folder)))
+    except RunError as error:
+        if not changed_is_meant:
+            error.message += ". resume_changed=True (--resume-changed) resumes with the weights of this student"
+            raise
+        warnings.warn(f"the run resumes with other weights than it started with: {error}", stacklevel=2)
+        return {name: digest for name, digest in frozen_weights(pair.student).items() if name in frozen}
+    return frozen
 
 
 def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
@@ -108,6 +125,7 @@ def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     Raises: ``RunError`` for an incompatible checkpoint.
     """
     _load_learning(loop, saved, folder)
+    _set_required(uncompiled(loop.run.model), saved.get("requires_grad", {}), folder)
     loop.run.step = saved["step"]
     loop.standing = _undamaged(Standing(**saved["standing"]), loop)
     loop.checkpoints.spare = loop.standing.step
@@ -125,7 +143,8 @@ def _undamaged(standing: Standing, loop: Loop) -> Standing:
 
     def found() -> list[str]:
         assert standing.step is not None
-        return damage(loop.run.output_dir / f"step-{standing.step}", [STUDENT], only=True)
+        best = loop.run.output_dir / f"step-{standing.step}"
+        return damage(best, [student_file(best).name], only=True)
 
     if standing.step is None or not (phrases := on_main(loop.accelerator, found)):
         return standing
@@ -147,6 +166,15 @@ def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
             loop.accelerator.scaler.load_state_dict(saved["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
         raise RunError(f"{folder} does not match the optimizer: {error}") from error
+
+
+def _set_required(student: nn.Module, changed: Mapping[str, bool], folder: Path) -> None:
+    """Set ``requires_grad`` where it had changed since the start of the run."""
+    own = dict(student.named_parameters())
+    for name, value in changed.items():
+        if name not in own:
+            raise RunError(f"{folder} does not match the student: it has no parameter {name!r}")
+        own[name].requires_grad_(value)
 
 
 def _process(loop: Loop, saved: Mapping[str, Any]) -> int:

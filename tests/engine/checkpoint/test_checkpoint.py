@@ -13,7 +13,8 @@ from small_run import make_student, weights
 from torch import nn
 
 from kdplug.engine.checkpoint import checkpoint
-from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, latest, load_student
+from kdplug.engine.checkpoint.checkpoint import Checkpoints, begin, latest
+from kdplug.engine.checkpoint.weights import load_student
 from kdplug.errors import RunError
 
 ALONE = SimpleNamespace(is_main_process=True, process_index=0, wait_for_everyone=lambda: None)
@@ -129,7 +130,7 @@ def test_a_checkpoint_that_is_there_already_is_replaced(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-1"]
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_flush", "_rename"])
+@pytest.mark.parametrize("moment", ["write_student", "_flush", "_rename"])
 def test_a_write_that_fails_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch, moment):
     student = make_student()
     before = weights(student)

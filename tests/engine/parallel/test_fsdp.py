@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
+from kdplug.engine.checkpoint.weights import load_student
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.parallel.fsdp import blocks
 from kdplug.engine.parallel.process import process
@@ -40,7 +41,7 @@ from leave_group import leave_group
 from safetensors.torch import save_model
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from test_fsdp import Killed, distill, in_bfloat16, tied
+from test_fsdp import Killed, distill, half_frozen, in_bfloat16, tied
 from kdplug.engine.finite import spoiled
 from kdplug.engine.parallel.fsdp import gathered
 from kdplug.errors import RunError
@@ -59,6 +60,14 @@ for accumulation in (1, 3):
     except Killed:
         distill(folder / f"{accumulation}-killed", batches, accumulation, seed=rank, resume="auto")
     torch.save(record, folder / f"{accumulation}-{rank}.pt")
+try:  # rank 1 has other frozen weights, which are replaced by those of rank 0
+    distill(folder / "frozen", batches, 1, student=half_frozen(1 + rank), killed_at=4)
+except Killed:
+    distill(folder / "frozen", batches, 1, student=half_frozen(1 + rank), resume="auto")
+try:
+    distill(folder / "frozen", batches, 1, student=half_frozen(2), resume="auto")
+except RunError as error:
+    other = str(error)
 try:
     distill(folder / "again", batches, 1, student=models[0])
 except RunError as error:
@@ -72,7 +81,7 @@ for value in (1.0, float("nan")):
             parameter.to_local().fill_(value)
     if rank == 0:  # the loss of one process may be the only bad one
         said.append(spoiled(model.parameters()))
-torch.save({"said": said, "again": again, "bfloat16": gathered(in_bfloat16(folder / "bf16", 2)).state_dict()}, folder / f"more-{rank}.pt")
+torch.save({"said": said, "again": again, "other": other, "bfloat16": gathered(in_bfloat16(folder / "bf16", 2)).state_dict()}, folder / f"more-{rank}.pt")
 leave_group()
 """
 
@@ -90,6 +99,14 @@ def tied():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     return model
+
+
+def half_frozen(seed):
+    """A student of which every other parameter is frozen."""
+    student = TokenNet(4, seed=seed)
+    for parameter in list(student.parameters())[::2]:
+        parameter.requires_grad_(False)
+    return student
 
 
 def in_bfloat16(folder, size):
@@ -227,6 +244,20 @@ def test_a_run_in_one_process_goes_on_from_a_sharded_one(sharded, tmp_path):
     torch.testing.assert_close(
         dict(student.state_dict()), load_file(sharded / "1" / "step-8" / "student.safetensors"), rtol=0, atol=1e-10
     )
+
+
+def test_checkpoints_of_a_sharded_run_hold_no_frozen_weights(sharded, tmp_path):
+    whole, _, _ = distill(tmp_path / "whole", JOINED, 1, student=half_frozen(1))
+    trained = {name for name, parameter in half_frozen(1).named_parameters() if parameter.requires_grad}
+    folder, student = sharded / "frozen" / "step-8", half_frozen(1)
+    assert set(load_file(folder / "student_trainable.safetensors")) == trained
+    load_student(student, folder)
+    torch.testing.assert_close(dict(student.state_dict()), dict(whole[0].state_dict()), rtol=0, atol=1e-10)
+
+
+def test_a_sharded_run_with_other_frozen_weights_is_an_error_on_every_process(sharded):
+    for rank in (0, 1):
+        assert "the student's frozen weight" in torch.load(sharded / f"more-{rank}.pt")["other"]
 
 
 def test_tied_weights_are_stored_once(sharded):

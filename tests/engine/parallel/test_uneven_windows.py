@@ -1,4 +1,4 @@
-"""Two processes whose steps have different numbers of micro-batches, or whose evaluations differ."""
+"""Two processes whose steps have different numbers of micro-batches, whose evaluations differ, or that unfreeze a layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from small_run import *
 from leave_group import leave_group
-from kdplug import Evaluation
+from kdplug import Evaluation, RunError
 
 class Divided:
     \"\"\"A stream without a length that is already divided: three batches for one process and four for the other.\"\"\"
@@ -43,6 +43,29 @@ evaluation = Evaluation(function=lambda model: {"score": values.pop(-1 if rank e
 distiller = make_distiller(folder / "early", student, training={"ckpt_steps": 100})
 result = distiller.train(sgd(student), Divided(), num_steps=4, evaluation=evaluation)
 found["early"] = (result.step, result.stopped_early, result.best)
+class Changes:
+    def __init__(self, value):
+        self.value = value
+
+    def run_start(self, run):
+        pass
+
+    def step_end(self, run, step, report):
+        if step == 1:
+            run.model.inner.requires_grad_(self.value)
+
+    def run_end(self, run, error):
+        pass
+
+for value in (True, False):
+    student = make_student()
+    student.inner.requires_grad_(not value)
+    distiller = make_distiller(folder / f"{value}", student, options={"observers": [Changes(value)]})
+    try:
+        distiller.train(sgd(student), Divided(), num_steps=3)
+        found[value] = weights(student)
+    except RunError as error:
+        found[value] = str(error)
 torch.save(found, folder / f"{rank}.pt")
 leave_group()
 """
@@ -80,3 +103,14 @@ def test_the_main_process_decides_when_all_stop_and_which_student_is_the_best(fo
     assert found[0]["early"] == found[1]["early"]
     step, stopped_early, best = found[0]["early"]
     assert (step, stopped_early, best.name) == (4, False, "step-4")
+
+
+def test_unfreezing_during_a_run_is_an_error_on_each_process_since_ddp_would_train_different_weights(found):
+    assert found[0][True] == found[1][True]
+    assert found[0][True].startswith(
+        "the student's 'inner.weight' (and 1 more) was unfrozen during the run. DDP does not"
+    )
+
+
+def test_freezing_during_a_run_trains_the_same_weights_on_each_process(found):
+    assert torch.equal(found[0][False], found[1][False])
