@@ -84,7 +84,7 @@ class ErrorScene:
         """Assert that the plan of a changed recipe raises nothing."""
         file = self.file("recipe.json", json.dumps(self.recipe(**changes)))
         done = CliRunner().invoke(app, ["plan", file])
-        assert (done.exit_code, done.stderr) == (0, "")
+        assert (done.exit_code, _without_announcement(done.stderr)) == (0, [])
 
     def refused(self, command: str, *, longest: int = LONGEST, **changes: Any) -> str:
         """Return the one line that ``kdplug plan`` or ``kdplug run`` prints for a changed recipe."""
@@ -93,11 +93,16 @@ class ErrorScene:
         return refusal(command, file, longest=longest)
 
 
+def _without_announcement(stderr: str) -> list[str]:
+    """Return the lines after the one in which ``kdplug plan`` prints what it does."""
+    return [line for line in stderr.splitlines() if not line.endswith("…")]
+
+
 def refusal(command: str, *words: str, code: int | None = None, longest: int = LONGEST) -> str:
     """Return the one line that a command prints before it exits with its code for errors."""
     done = CliRunner().invoke(app, [*command.split(), *words])
     assert isinstance(done.exception, SystemExit), f"{done.exception!r} with {words}"
-    lines = done.stderr.splitlines()
+    lines = _without_announcement(done.stderr)
     assert done.exit_code == (EXIT_CODES.get(command, 2) if code is None else code), done.stderr
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: "), lines
