@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +52,32 @@ def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Sch
         component = registry.weight_schedulers.build(spec)
     except KdplugError as error:
         raise error.at(field) from error.__cause__
-    if isinstance(component.target, nn.Module) and component.target.state_dict():
+    target = component.target
+    is_module = isinstance(target, nn.Module)
+    if _loose_tensors(target) or (is_module and target.state_dict()):
         raise SignatureError(
-            f"{component.entry.qualified} is a module with parameters or buffers, but a weight scheduler is a function of "
-            "progress: it is neither trained nor saved. Compute the factor from progress alone",
+            f"{component.entry.qualified} {'is a module with' if is_module else 'has'} parameters or buffers, but a weight "
+            "scheduler is a function of progress: it is neither trained nor saved. Compute the factor from progress alone",
             field=field,
         )
-    return Schedule(float(weight), component.target, component.inputs, component.entry.qualified)
+    return Schedule(float(weight), target, component.inputs, component.entry.qualified)
+
+
+def _loose_tensors(target: Any) -> list[str]:
+    """Return attributes with trainable tensors that no module registers: they would be neither trained nor saved."""
+    parts = target.named_modules() if isinstance(target, nn.Module) else [("", target)]
+    return [
+        ".".join(filter(None, (path, name)))
+        for path, part in parts
+        for name, value in getattr(part, "__dict__", {}).items()
+        if any(one.requires_grad for one in _tensors(value))
+    ]
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, nn.Module):
+        return value.parameters()
+    return [value] if isinstance(value, Tensor) else []
 
 
 def checked_progress(progress: float) -> float:
@@ -105,6 +124,29 @@ class Temperature(nn.Module):
             raise error.at("temperature_scheduler") from error.__cause__
         self.scheduler, self.inputs = component.target, component.inputs
         self.owner = component.entry.qualified
+        if loose := _loose_tensors(component.target):
+            raise SignatureError(
+                f"{self.owner} keeps {', '.join(loose)} in a plain attribute, so it would be neither trained nor saved. Derive "
+                "its class from torch.nn.Module, and make the tensor an nn.Parameter",
+                field="temperature_scheduler",
+            )
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters of the scheduler, by name."""
+        return {name.removeprefix("scheduler."): one for name, one in self.named_parameters() if one.requires_grad}
+
+    def unreached(self, value: Tensor) -> list[str]:
+        """Return the names of trainable parameters that get no gradient from ``value``. The graph is walked, not run."""
+        names = {id(one): name for name, one in self.trained().items()}
+        waiting, seen = [value.grad_fn], set()
+        while waiting and names:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)  # holds the node, without which another one could get its identity
+            names.pop(id(getattr(node, "variable", None)), None)
+            waiting += [following for following, _ in node.next_functions]
+        return list(names.values())
 
     def of(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> float | Tensor:
         """Return the temperature of a pair of logits, at least ``MINIMUM``.
