@@ -53,10 +53,10 @@ def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Sch
     except KdplugError as error:
         raise error.at(field) from error.__cause__
     target = component.target
-    is_module = isinstance(target, nn.Module)
-    if _loose_tensors(target) or (is_module and target.state_dict()):
+    has_state = isinstance(target, nn.Module) and bool(target.state_dict())
+    if has_state or _loose_tensors(target):
         raise SignatureError(
-            f"{component.entry.qualified} {'is a module with' if is_module else 'has'} parameters or buffers, but a weight "
+            f"{component.entry.qualified} {'is a module with' if has_state else 'has'} parameters or buffers, but a weight "
             "scheduler is a function of progress: it is neither trained nor saved. Compute the factor from progress alone",
             field=field,
         )

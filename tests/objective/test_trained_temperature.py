@@ -150,7 +150,7 @@ def test_a_sparse_teacher_refuses_it(of, student, teacher):
 
 def test_a_combiner_at_the_temperature_refuses_it_and_another_does_not(offer, student, teacher, random):
     offer(lambda teacher_logits_list, temperature: sum(teacher_logits_list) / temperature, "teacher_combiners", "warm")
-    offer(lambda teacher_logits_list: sum(teacher_logits_list), "teacher_combiners", "cold")
+    offer(lambda teacher_logits_list: sum(teacher_logits_list) / 2, "teacher_combiners", "cold")
     keys = {"kd_loss_type": "ce", "temperature_scheduler": "learned"}
     teachers = [teacher, {"logits": random(3, 4, 5)}]
     objective = Objective(DistillationConfig(teacher_combiner="warm", **keys), teachers=2)
