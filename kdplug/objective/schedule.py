@@ -212,12 +212,15 @@ class Temperature(nn.Module):
 
     def _checked(self, found: Any, items: torch.Size) -> float | Tensor:
         if isinstance(found, Tensor):
-            if found.dim() and found.shape != items:
+            values: Tensor = found
+            if values.dim() and values.shape != items and values.numel() == 1:
+                values = values.reshape(())  # such as a parameter of shape (1,), the least that FSDP shards
+            if values.dim() and values.shape != items:
                 raise ShapeError(
                     f"{self.owner} returned temperatures {list(found.shape)} for items {list(items)}",
                     field="temperature_scheduler",
                 )
-            return found.clamp(min=MINIMUM)
+            return values.clamp(min=MINIMUM)
         if isinstance(found, (int, float)) and not math.isnan(found):
             return max(float(found), MINIMUM)
         raise SignatureError(

@@ -93,6 +93,21 @@ def test_it_is_in_the_optimizers_groups_and_in_the_state(of):
     assert [name.rpartition(".")[2] for name in objective.state_dict()] == ["log_factor", "calls"]
 
 
+def test_a_parameter_of_one_element_is_one_temperature(of, offer, student, teacher):
+    class One(Learned):
+        def __init__(self):
+            super().__init__()
+            self.log_factor = nn.Parameter(torch.zeros(1))
+
+    offer(One, "temperature_schedulers", "one")
+    found = []
+    for name in ("one", "learned"):
+        objective = of({"loss": "ce"}, temperature=2, temperature_scheduler=name)
+        objective(student, teacher).total.backward()
+        found.append(scheduled(objective)[0].log_factor.grad.sum())
+    assert torch.equal(*found)
+
+
 def test_terms_have_a_scheduler_each(of, student, teacher):
     objective = of(
         {"loss": "ce", "temperature": 1},

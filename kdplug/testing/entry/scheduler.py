@@ -103,6 +103,7 @@ class SchedulerLaws(Laws):
     def temperatures(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Tensor:
         """Return the scheduled temperature of each item."""
         found = torch.as_tensor(self.temperature(student, teacher, base), dtype=torch.float64).detach()
+        found = found.reshape(()) if found.numel() == 1 else found
         if found.dim() and found.shape != student.shape[:-1]:
             broken(f"returned temperatures of shape {list(found.shape)} for items {list(student.shape[:-1])}")
         return found.expand(student.shape[:-1])
