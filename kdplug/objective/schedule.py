@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdplug.errors import ConfigError, KdplugError, ShapeError, SignatureError
 from kdplug.host import registry
+from kdplug.host.component import Component
 from kdplug.host.spec import ComponentSpec
 from kdplug.objective.batch import Batch
 
@@ -52,15 +53,22 @@ def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Sch
         component = registry.weight_schedulers.build(spec)
     except KdplugError as error:
         raise error.at(field) from error.__cause__
+    try:
+        check_stateless(component)
+    except SignatureError as error:
+        raise error.at(field) from None
+    return Schedule(float(weight), component.target, component.inputs, component.entry.qualified)
+
+
+def check_stateless(component: Component) -> None:
+    """Raise ``SignatureError`` for a weight scheduler with parameters or buffers."""
     target = component.target
     has_state = isinstance(target, nn.Module) and bool(target.state_dict())
     if has_state or _loose_tensors(target):
         raise SignatureError(
             f"{component.entry.qualified} {'is a module with' if has_state else 'has'} parameters or buffers, but a weight "
-            "scheduler is a function of progress: it is neither trained nor saved. Compute the factor from progress alone",
-            field=field,
+            "scheduler is a function of progress: it is neither trained nor saved. Compute the factor from progress alone"
         )
-    return Schedule(float(weight), target, component.inputs, component.entry.qualified)
 
 
 def _loose_tensors(target: Any) -> list[str]:
