@@ -139,6 +139,7 @@ class Objective(nn.Module):
         _check_shapes(self._in_order)
         self._is_counted = not self.configured.waiting
         self._first = FirstBatches(self.terms, self._prefix)
+        self._first.untempered = {term.name for term in self.configured.terms() if term.temperature.trained()}
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
 
     def name_task(self, task: str) -> None:
@@ -201,6 +202,8 @@ class Objective(nn.Module):
         if self._first.ungraded and self.training and torch.is_grad_enabled() and report.total.requires_grad:
             live = [(term, batch.of_teacher(place)) for term, _, place in self._in_order if terms[term.name].weight]
             self._first.look_at_gradients(live, is_expected=self.expects_gradient)
+        if self._first.untempered and self.training and torch.is_grad_enabled():
+            self._first.look_at_temperatures(self.configured.terms(), terms)
         return report
 
     def record_counts(self, later: LaterBatches | None) -> None:

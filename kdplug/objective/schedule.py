@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdplug.errors import ConfigError, KdplugError, ShapeError, SignatureError
 from kdplug.host import registry
+from kdplug.host.component import Component
 from kdplug.host.spec import ComponentSpec
 from kdplug.objective.batch import Batch
 
@@ -52,13 +53,39 @@ def build_schedule(weight: float, spec: ComponentSpec | None, field: str) -> Sch
         component = registry.weight_schedulers.build(spec)
     except KdplugError as error:
         raise error.at(field) from error.__cause__
-    if isinstance(component.target, nn.Module) and component.target.state_dict():
-        raise SignatureError(
-            f"{component.entry.qualified} is a module with parameters or buffers, but a weight scheduler is a function of "
-            "progress: it is neither trained nor saved. Compute the factor from progress alone",
-            field=field,
-        )
+    try:
+        check_stateless(component)
+    except SignatureError as error:
+        raise error.at(field) from None
     return Schedule(float(weight), component.target, component.inputs, component.entry.qualified)
+
+
+def check_stateless(component: Component) -> None:
+    """Raise ``SignatureError`` for a weight scheduler with parameters or buffers."""
+    target = component.target
+    has_state = isinstance(target, nn.Module) and bool(target.state_dict())
+    if has_state or _loose_tensors(target):
+        raise SignatureError(
+            f"{component.entry.qualified} {'is a module with' if has_state else 'has'} parameters or buffers, but a weight "
+            "scheduler is a function of progress: it is neither trained nor saved. Compute the factor from progress alone"
+        )
+
+
+def _loose_tensors(target: Any) -> list[str]:
+    """Return attributes with trainable tensors that no module registers: they would be neither trained nor saved."""
+    parts = target.named_modules() if isinstance(target, nn.Module) else [("", target)]
+    return [
+        ".".join(filter(None, (path, name)))
+        for path, part in parts
+        for name, value in getattr(part, "__dict__", {}).items()
+        if any(one.requires_grad for one in _tensors(value))
+    ]
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, nn.Module):
+        return value.parameters()
+    return [value] if isinstance(value, Tensor) else []
 
 
 def checked_progress(progress: float) -> float:
@@ -105,6 +132,29 @@ class Temperature(nn.Module):
             raise error.at("temperature_scheduler") from error.__cause__
         self.scheduler, self.inputs = component.target, component.inputs
         self.owner = component.entry.qualified
+        if loose := _loose_tensors(component.target):
+            raise SignatureError(
+                f"{self.owner} keeps {', '.join(loose)} in a plain attribute, so it would be neither trained nor saved. Derive "
+                "its class from torch.nn.Module, and make the tensor an nn.Parameter",
+                field="temperature_scheduler",
+            )
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters of the scheduler, by name."""
+        return {name.removeprefix("scheduler."): one for name, one in self.named_parameters() if one.requires_grad}
+
+    def unreached(self, value: Tensor) -> list[str]:
+        """Return the names of trainable parameters that get no gradient from ``value``. The graph is walked, not run."""
+        names = {id(one): name for name, one in self.trained().items()}
+        waiting, seen = [value.grad_fn], set()
+        while waiting and names:
+            node = waiting.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)  # holds the node, without which another one could get its identity
+            names.pop(id(getattr(node, "variable", None)), None)
+            waiting += [following for following, _ in node.next_functions]
+        return list(names.values())
 
     def of(self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch) -> float | Tensor:
         """Return the temperature of a pair of logits, at least ``MINIMUM``.
@@ -170,12 +220,15 @@ class Temperature(nn.Module):
 
     def _checked(self, found: Any, items: torch.Size) -> float | Tensor:
         if isinstance(found, Tensor):
-            if found.dim() and found.shape != items:
+            values: Tensor = found
+            if values.dim() and values.shape != items and values.numel() == 1:
+                values = values.reshape(())  # such as a parameter of shape (1,), the least that FSDP shards
+            if values.dim() and values.shape != items:
                 raise ShapeError(
                     f"{self.owner} returned temperatures {list(found.shape)} for items {list(items)}",
                     field="temperature_scheduler",
                 )
-            return found.clamp(min=MINIMUM)
+            return values.clamp(min=MINIMUM)
         if isinstance(found, (int, float)) and not math.isnan(found):
             return max(float(found), MINIMUM)
         raise SignatureError(

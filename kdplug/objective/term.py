@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,6 +20,7 @@ from kdplug.objective.schedule import Schedule, build_schedule
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
     from kdplug.contracts.outputs import Loss
+    from kdplug.objective.loss_term import LossTerm
 
 
 _PATIENCE = 3
@@ -108,6 +109,8 @@ class FirstBatches:
         self._prefix = prefix
         self._uncounted = {term.name: 0 for term in terms}
         self.ungraded = set(self._uncounted)
+        self.untempered: set[str] = set()
+        """Names of terms whose trained temperature scheduler was not looked at yet."""
         self.later: LaterBatches | None = None
 
     def look_at_count(self, term: Term, value: TermValue, batch: Batch) -> None:
@@ -159,6 +162,30 @@ class FirstBatches:
                     f"{self._prefix}{term.name} does not train the student: the student tensors that it reads carry "
                     "no gradient. Look for detach() or torch.no_grad() in the student's adaptor and forward, and for "
                     "frozen layers below the tensors that the term reads. If intended, set its weight to 0",
+                    stacklevel=3,
+                )
+
+    def look_at_temperatures(self, terms: Iterable[LossTerm], values: Mapping[str, TermValue]) -> None:
+        """Check that each trained temperature scheduler gets a gradient from its term, once the term counted an item."""
+        if torch.compiler.is_compiling():
+            return
+        for term in terms:
+            value = values[term.name]
+            if term.name not in self.untempered or not value.weight or value.total.is_meta:
+                continue
+            if not any(part.count > 0 for part in value.parts):
+                continue
+            self.untempered.discard(term.name)
+            if names := term.temperature.unreached(value.total):
+                why = (
+                    f"Look for detach(), item() and torch.no_grad() in the scheduler and in {term.owner}. The laws of "
+                    "kdplug.testing find a loss that drops the gradient"
+                    if "temperature" in term.inputs
+                    else f"{term.owner} does not request temperature. Set temperature_scheduler: none for this term"
+                )
+                warnings.warn(
+                    f"{self._prefix}{term.name}: its temperature scheduler {term.temperature.owner} has trainable parameters "
+                    f"without a gradient, so nothing trains them: {', '.join(names)}. {why}",
                     stacklevel=3,
                 )
 

@@ -235,3 +235,19 @@ def labelled_mean_declared_a_mean(student_logits, teacher_logits, labels):
     count = labels >= 0
     gap = (student_logits - teacher_logits.detach()).square().mean(-1)
     return (gap * count).sum() / count.sum().clamp(min=1)
+
+
+@mutant(KlLaws, "test_a_trained_temperature_gets_its_gradient", "one temperature: its gradient is lost")
+def temperature_detached(student_logits, teacher_logits, temperature, mask):
+    temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    return kl(student_logits, teacher_logits, temperature, mask)
+
+
+@mutant(KlLaws, "test_a_trained_temperature_gets_its_gradient", "but finite differences give")
+def teacher_detached_after_the_division(student_logits, teacher_logits, temperature, mask):
+    check(student_logits, teacher_logits, mask)
+    sides = student_logits, teacher_logits
+    if mask is not None:
+        sides = tuple(side.masked_fill(~mask[..., None], 0.0) for side in sides)
+    log_q, log_p = (tempered(side, temperature).log_softmax(-1) for side in sides)
+    return counted(divergence(log_q, log_p.detach()) * temperature**2, mask)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from testing.mutant import mutant
-from testing.specimen import FallingLaws, WarmthLaws, by_entropy
+from testing.specimen import FallingLaws, LearnedLaws, LearnedTemperature, WarmthLaws, by_entropy
+from torch import Tensor
 
 
 @mutant(FallingLaws, "test_the_weight_depends_on_progress_alone", "on a second call")
@@ -86,3 +87,41 @@ def temperature_of_its_own(student_logits, teacher_logits, temperature):
 def norm_of_minus_infinity(student_logits, teacher_logits, temperature):
     teacher = teacher_logits.detach() / teacher_logits.detach().norm(dim=-1, keepdim=True).clamp_min(1e-3)
     return by_entropy(student_logits, teacher_logits, temperature) + 0 * teacher.sum(-1)
+
+
+@mutant(LearnedLaws, "test_its_parameters_are_trained", "gradient does not reach parameter inner.weight")
+class FactorDetached(LearnedTemperature):
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        return super().forward(student_logits, teacher_logits, temperature).detach()
+
+
+@mutant(LearnedLaws, "test_its_parameters_are_trained", "a parameter does not require gradient")
+class FactorFrozen(LearnedTemperature):
+    def __init__(self, *, classes: int = 4) -> None:
+        super().__init__(classes=classes)
+        self.inner.bias.requires_grad_(False)
+
+
+@mutant(
+    LearnedLaws, "test_its_parameters_are_trained", "factor is a plain tensor: derive the class from torch.nn.Module"
+)
+class FactorOfNoModule:
+    def __init__(self) -> None:
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def __call__(self, temperature: float) -> Tensor:
+        return temperature * self.factor
+
+
+@mutant(LearnedLaws, "test_a_loaded_state_gives_the_same_temperature", "keep its state in buffers")
+class MeanThatIsNotSaved(LearnedTemperature):
+    def __init__(self, *, classes: int = 4) -> None:
+        super().__init__(classes=classes)
+        self.register_buffer("mean", torch.ones(()), persistent=False)
+
+
+@mutant(LearnedLaws, "test_the_temperature_carries_no_gradient", "carries gradient of the student's logits")
+class LogitsNotDetached(LearnedTemperature):
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        factor = super().forward(student_logits, teacher_logits, temperature)
+        return factor + student_logits.softmax(-1).amax(-1)

@@ -183,3 +183,24 @@ class NearestLaws(LayerMapLaws):
 def laws_of(base: type[Laws], entry: Any, **declared: Any) -> type[Laws]:
     """The laws of ``base`` about another callable."""
     return type(f"{base.__name__}Of{getattr(entry, '__name__', 'It').title()}", (base,), {"entry": entry, **declared})
+
+
+class LearnedTemperature(nn.Module):
+    """The configured temperature times a learned factor for each item, with a running mean of it in a buffer."""
+
+    mean: Tensor
+
+    def __init__(self, *, classes: int = 4) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2 * classes, 1)
+        self.register_buffer("mean", torch.ones(()))
+
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+        inner = torch.cat([side.detach().softmax(-1) for side in (student_logits, teacher_logits)], -1)
+        factor = 0.5 + self.inner(inner).squeeze(-1).sigmoid()
+        self.mean.lerp_(factor.detach().mean(), 0.1)
+        return temperature * (factor + self.mean.clone())
+
+
+class LearnedLaws(SchedulerLaws):
+    classes = 4

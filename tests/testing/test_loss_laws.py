@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from testing.specimen import at_least_float32, check, correlation, laws_of
+from testing.specimen import at_least_float32, check, correlation, divergence, laws_of, tempered
 from torch import Tensor
 from torch.nn import functional
 
+import kdplug
 from kdplug import LossSum
 from kdplug.testing import LossLaws, broken_laws, law_names
 
@@ -85,3 +86,67 @@ def test_logits_without_a_length_have_no_laws_on_tokens() -> None:
     laws = laws_of(LossLaws, correlation, shape=(6, 5))
     assert broken_laws(laws) == {}
     assert "test_the_order_of_tokens_does_not_matter" not in law_names(laws)
+
+
+TRAINED = "test_a_trained_temperature_gets_its_gradient"
+
+
+def softened_kl(student: Tensor, teacher: Tensor, temperature: Tensor | float) -> LossSum:
+    log_q, log_p = (tempered(side, temperature).log_softmax(-1) for side in (student, teacher))
+    value = divergence(log_q, log_p) * temperature**2
+    return LossSum(value.sum(), value.numel())
+
+
+def late(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> LossSum:
+    """Detaches the teacher too late."""
+    log_q, log_p = (tempered(side, temperature).log_softmax(-1) for side in (student_logits, teacher_logits))
+    value = divergence(log_q, log_p.detach()) * temperature**2
+    return LossSum(value.sum(), value.numel())
+
+
+def early(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> LossSum:
+    """Detaches the teacher before the division."""
+    return softened_kl(student_logits, teacher_logits.detach(), temperature)
+
+
+def refusing(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> LossSum:
+    """Refuses a temperature with gradient."""
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise kdplug.SettingError("refusing: a temperature with gradient is not supported")
+    return late(student_logits, teacher_logits, temperature)
+
+
+def in_place(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float) -> LossSum:
+    """Changes the temperature in place."""
+    if isinstance(temperature, Tensor):
+        temperature.clamp_(min=0.1)
+    return early(student_logits, teacher_logits, temperature)
+
+
+def drawing(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float, draw_seed: int = 0) -> LossSum:
+    """Ignores the gradient, and draws."""
+    temperature = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    return early(student_logits, teacher_logits, temperature)
+
+
+def test_a_loss_with_half_the_gradient_of_a_temperature_is_caught_and_the_advice_mends_it() -> None:
+    caught = broken_laws(laws_of(LossLaws, late), only=[TRAINED])[TRAINED]
+    assert "Detach the teacher's logits before they are divided by the temperature" in caught
+    assert "raise kdplug.SettingError with a message that names temperature" in caught
+    assert broken_laws(laws_of(LossLaws, early), only=[TRAINED]) == {}
+    assert broken_laws(laws_of(LossLaws, refusing), only=[TRAINED]) == {}
+
+
+def test_another_error_for_a_temperature_with_gradient_is_caught() -> None:
+    caught = broken_laws(laws_of(LossLaws, in_place), only=[TRAINED])[TRAINED]
+    assert caught.startswith("one temperature with gradient raises RuntimeError: a leaf Variable that requires grad")
+
+
+def test_a_loss_that_draws_has_to_keep_the_gradient_too() -> None:
+    caught = broken_laws(laws_of(LossLaws, drawing), only=[TRAINED])[TRAINED]
+    assert caught.startswith("one temperature: its gradient is lost, but finite differences give")
+
+
+def test_the_law_on_temperatures_is_there_only_for_losses_on_logits_that_request_one() -> None:
+    assert TRAINED in law_names(laws_of(LossLaws, early))
+    assert TRAINED not in law_names(laws_of(LossLaws, correlation))

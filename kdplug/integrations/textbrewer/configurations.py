@@ -15,7 +15,14 @@ from kdplug.errors import ConfigError, KdplugError, UnknownKeyError, did_you_mea
 from kdplug.host.bounded_json import CONFIG, read_json
 from kdplug.host.registry import temperature_schedulers
 from kdplug.host.spec import parse_spec
-from kdplug.host.textbrewer_maps import PROJ_MAP, TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER, TextBrewerMap
+from kdplug.host.textbrewer_maps import (
+    PROJ_MAP,
+    TEMPERATURE_SCHEDULER,
+    WEIGHT_SCHEDULER,
+    TextBrewerCallable,
+    TextBrewerMap,
+)
+from kdplug.objective.schedule import check_stateless
 
 _KEYS = ("layer_T", "layer_S", "weight", "loss", "feature", "proj")
 
@@ -239,6 +246,9 @@ def _scheduler(known: TextBrewerMap, spec: Any, field: str) -> Callable[..., Any
     try:
         if known is TEMPERATURE_SCHEDULER and not temperature_schedulers.entry(parse_spec(spec).name).positional:
             temperature_schedulers.build(spec)  # raises if settings are missing; the map would return a builder
-        return known[spec]
+        found: Callable[..., Any] = known[spec]
+        if known is WEIGHT_SCHEDULER and isinstance(found, TextBrewerCallable):
+            check_stateless(found.component)
     except KdplugError as error:
         raise error.at(field) from error.__cause__
+    return found

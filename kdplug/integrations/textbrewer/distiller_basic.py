@@ -70,7 +70,7 @@ class AbstractDistiller(DistillationContext):
         self.projs: list[Any] = []
         self.projs_group: list[Any] = []
         self.progress = Progress(draws=Draws(0, self.rank))
-        for module in modules_of([self.kd_loss]):
+        for module in modules_of([self.kd_loss, distill_config.temperature_scheduler]):
             module.to(train_config.device)
 
 
@@ -90,7 +90,7 @@ class BasicDistiller(AbstractDistiller):
     def trained_modules(self) -> Iterator[tuple[Any, Mapping[str, Any]]]:
         """Yield each module trained with the student, and the options of its optimizer group."""
         yield from zip(self.projs, self.projs_group, strict=True)
-        yield from ((module, {}) for module in modules_of([self.kd_loss]))
+        yield from ((module, {}) for module in modules_of([self.kd_loss, self.d_config.temperature_scheduler]))
 
     def save_and_callback(self, global_step: int, step: int, epoch: int, callback: Callback) -> None:
         """Write ``gs{global_step}.pkl``, call ``callback(model=…, step=…)``, and set the student to train mode
@@ -120,13 +120,13 @@ class BasicDistiller(AbstractDistiller):
     ) -> tuple[Optimizer, Any, bool | None]:
         """Add optimizer groups and wrap the models; return optimizer, scheduler, and tqdm's ``disable``.
 
-        Raises: ``RunError`` if ``local_rank`` is set but a loss or custom match has parameters, which would not be
+        Raises: ``RunError`` if ``local_rank`` is set but a loss, temperature scheduler or custom match has parameters, which would not be
         synchronized.
         """
         trained = [(module, options) for module, options in self.trained_modules() if module is not None]
         if self.local_rank != -1 and any(has_parameters(module) for module, _ in trained if module not in self.projs):
             raise RunError(
-                "local_rank cannot be set if a loss or a custom match has parameters. Use kdplug.GeneralDistiller"
+                "local_rank cannot be set if a loss, a temperature scheduler or a custom match has parameters. Use kdplug.GeneralDistiller"
             )
         groups = [{"params": list(module.parameters()), **options} for module, options in trained]
         scheduler = prepare(optimizer, groups, scheduler_class, scheduler_args, scheduler)

@@ -106,7 +106,10 @@ class GeneralDistiller(BasicDistiller):
         """Yield each module trained with the student, and the options of its optimizer group."""
         yield from zip(self.projs, self.projs_group, strict=True)
         yield from self.custom_matches.trained_modules()
-        yield from ((module, {}) for module in modules_of([self.kd_loss, *self.match_losses]))
+        yield from ((module, {}) for module in modules_of(self._trained_entries()))
+
+    def _trained_entries(self) -> list[Any]:
+        return [self.kd_loss, self.d_config.temperature_scheduler, *self.match_losses]
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -159,10 +159,10 @@ def _labels(student: Mapping[str, Any], logits: Sequence[Tensor], mask: Sequence
     return [select_labels(label, one, kept) for label, one, kept in zip(student["labels"], logits, masks, strict=False)]
 
 
-def modules_of(losses: Iterable[Any]) -> list[nn.Module]:
-    """Return the losses that are modules, which are trained with the student."""
+def modules_of(entries: Iterable[Any]) -> list[nn.Module]:
+    """Return the losses and temperature schedulers that are modules, which are trained with the student."""
     return [
-        loss.component.target
-        for loss in losses
-        if isinstance(loss, TextBrewerCallable) and isinstance(loss.component.target, nn.Module)
+        one.component.target
+        for one in entries
+        if isinstance(one, TextBrewerCallable) and isinstance(one.component.target, nn.Module)
     ]

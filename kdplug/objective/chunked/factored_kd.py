@@ -106,6 +106,8 @@ def _scheduled(
     """Return the scheduled temperature of combined logits that depend on it, otherwise ``None``.
 
     A scheduler that reads the teacher gets the logits combined at the configured temperature.
+
+    Raises: ``ConfigError`` for a temperature with gradient, which the combiner would drop for the teacher's side.
     """
     if loss.temperature.scheduler is None or not combiner.wants_temperature:
         return None
@@ -113,7 +115,15 @@ def _scheduled(
     reads_teacher = "teacher_logits" in loss.temperature.inputs
     teacher = combiner(teachers, student, labels, batch) if reads_teacher else full(frozen(teachers[0]))
     with without_autocast(student.device):
-        return loss.temperature.of(full(student), loss.shifted(teacher, labels), batch)
+        found = loss.temperature.of(full(student), loss.shifted(teacher, labels), batch)
+    if isinstance(found, Tensor) and found.requires_grad:
+        raise ConfigError(
+            f"{loss.temperature.owner} computes a temperature with gradient, but {combiner.owner} combines the teachers' "
+            "logits at that temperature without one. Use a teacher_combiner that does not request temperature, such as "
+            "mean_logits, or a scheduler without parameters",
+            field="temperature_scheduler",
+        )
+    return found
 
 
 def multiplied_out(logits: Tensor | FactoredLogits) -> Tensor:

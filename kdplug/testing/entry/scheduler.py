@@ -7,14 +7,15 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdplug.host.component import Component
 from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
 from kdplug.host.signature import read_signature
 from kdplug.testing.law import Laws, broken, is_close, where
-from kdplug.testing.sample import draw
+from kdplug.testing.sample import draw, seeded
 
 _GRID = tuple(step / 20 for step in range(21))
 
@@ -25,6 +26,10 @@ def _weighs(laws: type[SchedulerLaws]) -> bool:
 
 def _warms(laws: type[SchedulerLaws]) -> bool:
     return laws.kind_of() == "temperature_schedulers"
+
+
+def _warms_as_a_class(laws: type[SchedulerLaws]) -> bool:
+    return _warms(laws) and laws._found.signature.makes  # noqa: SLF001  own attribute
 
 
 class SchedulerLaws(Laws):
@@ -52,6 +57,9 @@ class SchedulerLaws(Laws):
     keeps_the_mean: ClassVar[bool] = False
     """Declares, for a temperature, that the mean over items is the configured one, unless clamped."""
 
+    classes: ClassVar[int | None] = None
+    """Declares, for a temperature, the only number of classes that it takes, such as the width of its layers."""
+
     @classmethod
     def kind_of(cls) -> str:
         if cls.kind is not None:
@@ -72,12 +80,30 @@ class SchedulerLaws(Laws):
 
     def temperature(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Any:
         """Return the scheduled temperature for ``base``, in the middle of a run."""
+        return self._call(self._seeded(student.dtype), student, teacher, base)
+
+    def _call(self, scheduler: Any, student: Tensor, teacher: Tensor, base: float = 4.0) -> Any:
         values = {"student_logits": student, "teacher_logits": teacher, "temperature": base}
-        return self.build()(**values, progress=0.5, step=10, total_steps=20)
+        with seeded(1):
+            return scheduler(**values, progress=0.5, step=10, total_steps=20)
+
+    def _seeded(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Component:
+        """Build the scheduler with parameters of ``dtype``, drawn from ``seed``."""
+        with seeded(seed):
+            component = self.build()
+        if isinstance(component.target, nn.Module):
+            component.target.to(dtype)
+        return component
+
+    def _logits(self, *items: int, classes: int = 5) -> tuple[Tensor, Tensor]:
+        """Return logits of both sides, of the declared number of classes if there is one."""
+        shape = (*items, self.classes or classes)
+        return draw(shape, 1), draw(shape, 2)
 
     def temperatures(self, student: Tensor, teacher: Tensor, base: float = 4.0) -> Tensor:
         """Return the scheduled temperature of each item."""
-        found = torch.as_tensor(self.temperature(student, teacher, base), dtype=torch.float64)
+        found = torch.as_tensor(self.temperature(student, teacher, base), dtype=torch.float64).detach()
+        found = found.reshape(()) if found.numel() == 1 else found
         if found.dim() and found.shape != student.shape[:-1]:
             broken(f"returned temperatures of shape {list(found.shape)} for items {list(student.shape[:-1])}")
         return found.expand(student.shape[:-1])
@@ -127,15 +153,15 @@ class SchedulerLaws(Laws):
     @where(_warms)
     def test_each_item_gets_a_positive_temperature(self) -> None:
         """Catches a negative temperature, which inverts the distribution; ``nan`` if student equals teacher."""
-        student, teacher = draw((3, 4, 5), 1), draw((3, 4, 5), 2)
-        many = draw((6, 1000), 3), draw((6, 1000), 4)
+        student, teacher = self._logits(3, 4)
+        many = self._logits(6, classes=1000)
         many[0][0, 0] = 50.0
         cases = {
             "ordinary logits": (student, teacher),
             "logits [items, classes]": (student[0], teacher[0]),
             "student equal to teacher": (student, student.clone()),
             "opposite logits": (student, -student),
-            "1000 classes": many,
+            f"{self.classes or 1000} classes": many,
             "logits of 1e4": (student * 1e4, teacher * 1e4),
             "logits of 0": (torch.zeros_like(student), torch.zeros_like(student)),
         }
@@ -148,39 +174,95 @@ class SchedulerLaws(Laws):
     @where(_warms)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
         """Catches a norm of ``-inf``, which makes every temperature ``nan``."""
-        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
-        teacher[:, 2] = -math.inf
+        student, teacher = self._logits(6)
+        teacher[:, 1] = -math.inf
         found = self.temperatures(student, teacher)
         if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
             broken("a class with teacher logit -inf gives a temperature that is not positive and finite")
 
     @where(_warms)
     def test_the_temperature_carries_no_gradient(self) -> None:
-        """Catches a student that learns to raise its own temperature."""
-        student, teacher = (draw((6, 5), seed).requires_grad_() for seed in (1, 2))
+        """Catches a student that learns to raise its own temperature. Gradient of the scheduler's parameters is allowed."""
+        student, teacher = (side.requires_grad_() for side in self._logits(6))
         found = self.temperature(student, teacher)
+        if not isinstance(found, Tensor) or not found.requires_grad:
+            return
+        gradients = torch.autograd.grad(found.sum(), (student, teacher), allow_unused=True)
+        for side, gradient in zip(("student", "teacher"), gradients, strict=True):
+            if gradient is not None:
+                broken(
+                    f"the temperature carries gradient of the {side}'s logits: detach them, or compute it under "
+                    "torch.no_grad() if the scheduler has no parameters"
+                )
+
+    @where(_warms_as_a_class)
+    def test_its_parameters_are_trained(self) -> None:
+        """Catches a parameter that is detached, frozen, or in a plain attribute: it would never change."""
+        component = self._seeded()
+        target: Any = component.target
+        parts = list(target.modules()) if isinstance(target, nn.Module) else [target]
+        loose = [name for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)]
+        if loose:
+            broken(
+                f"{', '.join(loose)} is a plain tensor: derive the class from torch.nn.Module, and register it as an "
+                "nn.Parameter or a buffer"
+            )
+        parameters = dict(target.named_parameters()) if isinstance(target, nn.Module) else {}
+        if not parameters:
+            return
+        found = self._call(component, *self._logits(6))
+        gradients: Any = [None] * len(parameters)
+        trained = [one for one in parameters.values() if one.requires_grad]
+        if len(trained) < len(parameters):
+            broken("a parameter does not require gradient: make it a buffer if it should not be trained")
         if isinstance(found, Tensor) and found.requires_grad:
-            broken("the temperature carries gradient: compute it under torch.no_grad()")
+            gradients = torch.autograd.grad(found.sum(), trained, allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is None:
+                broken(
+                    f"gradient does not reach parameter {name}, so nothing would train it: remove detach(), item() and "
+                    "torch.no_grad() between it and the temperature"
+                )
+
+    @where(_warms_as_a_class)
+    def test_a_loaded_state_gives_the_same_temperature(self) -> None:
+        """Catches state that is missing from checkpoints, so that a resumed run differs."""
+        original, loaded = self._seeded(), self._seeded(seed=7)
+        if not isinstance(original.target, nn.Module) or not isinstance(loaded.target, nn.Module):
+            return
+        student, teacher = self._logits(6)
+        for _ in range(2):
+            self._call(original, student, teacher)
+        with torch.no_grad():
+            for parameter in original.target.parameters():
+                parameter.add_(0.1)
+        loaded.target.load_state_dict(original.target.state_dict(), strict=True)
+        found, expected = (
+            torch.as_tensor(self._call(one, student, teacher), dtype=torch.float64).detach()
+            for one in (loaded, original)
+        )
+        if not is_close(found, expected):
+            broken("gives another temperature after loading the state_dict of a used one: keep its state in buffers")
 
     @where(_warms)
     def test_logits_are_not_modified(self) -> None:
         """Catches an in-place normalization, after which the loss reads other logits."""
-        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        student, teacher = self._logits(6)
         self.temperature(student, teacher)
-        if not torch.equal(student, draw((6, 5), 1)) or not torch.equal(teacher, draw((6, 5), 2)):
+        if not all(map(torch.equal, (student, teacher), self._logits(6))):
             broken("modified the logits in place")
 
     @where(_warms)
     def test_the_configured_temperature_is_used(self) -> None:
         """Catches a scheduler that ignores the configured temperature."""
-        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        student, teacher = self._logits(6)
         if is_close(self.temperatures(student, teacher, 4.0), self.temperatures(student, teacher, 8.0)):
             broken("gives the same result for configured temperatures of 4 and 8")
 
     @where(_warms)
     def test_temperatures_follow_their_items(self) -> None:
         """Catches a temperature assigned to another item."""
-        student, teacher = draw((6, 5), 1), draw((6, 5), 2)
+        student, teacher = self._logits(6)
         order = torch.tensor([5, 0, 1, 4, 3, 2])
         if not is_close(self.temperatures(student[order], teacher[order]), self.temperatures(student, teacher)[order]):
             broken("reordered items do not get their temperatures in the same order")
@@ -188,6 +270,6 @@ class SchedulerLaws(Laws):
     @where(lambda laws: _warms(laws) and laws.keeps_the_mean)
     def test_the_mean_temperature_is_the_configured_one(self) -> None:
         """Catches a flipped sign, a correction that is not centred."""
-        mean = float(self.temperatures(draw((3, 4, 5), 1), draw((3, 4, 5), 2), 8.0).mean())
+        mean = float(self.temperatures(*self._logits(3, 4), 8.0).mean())
         if not math.isclose(mean, 8.0, rel_tol=1e-9):
             broken(f"the mean over items is {mean:.6g} for a configured temperature of 8")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from kdplug.contracts.loss import TAKES_NUMBERS, declares
+from kdplug.errors import KdplugError
 from kdplug.testing.law import are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase
-from kdplug.testing.sample import Sample
+from kdplug.testing.sample import Sample, draw
 
 
 def on_logits(laws: type[LossCase]) -> bool:
@@ -130,6 +131,59 @@ class LogitLaws(LossCase):
         expected = torch.stack([one.total for one in singles]).sum() / sum(number(one.count) for one in singles)
         if not is_close(whole.value, expected):
             broken(f"is {number(whole.value):.6g} with a temperature per item, but {number(expected):.6g} item by item")
+
+    @where(_tempered)
+    def test_a_trained_temperature_gets_its_gradient(self) -> None:
+        """Catches a temperature that is detached, on one side or in its square, or that a written backward leaves out.
+
+        A scheduler with parameters would be trained on a part of the gradient, or never. An error that names temperature
+        is accepted. For random draws the gradient only has to be there: that of the mean is not that of one draw.
+        """
+        sample = _flat(self.sample(masked=False))
+        items = sample.student[0].shape[:-1]
+        for what, at, direction in (
+            ("one temperature", torch.tensor(2.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)),
+            ("a temperature per item", torch.linspace(1.5, 3.0, items.numel(), dtype=torch.float64), draw(items, 3)),
+        ):
+            try:
+                found = self._slope(sample, at, direction)
+            except Exception as error:
+                if isinstance(error, (KdplugError, ValueError, NotImplementedError)) and "temperature" in str(error):
+                    return
+                broken(f"{what} with gradient raises {type(error).__name__}: {error}. {_WITH_GRADIENT}")
+            expected = self._difference(sample, at, direction)
+            if found is None:
+                broken(f"{what}: its gradient is lost, but finite differences give {expected:.6g}. {_WITH_GRADIENT}")
+            if self.asks_for("draw_seed"):
+                continue
+            if not math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-6):
+                broken(
+                    f"{what}: its gradient is {found:.6g}, but finite differences give {expected:.6g}. {_WITH_GRADIENT}"
+                )
+
+    def _slope(self, sample: Sample, at: Tensor, direction: Tensor) -> float | None:
+        """Return the derivative along ``direction`` by autograd, ``None`` if the temperature gets no gradient."""
+        temperature = at.clone().requires_grad_()
+        student = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
+        value = self.evaluate(sample.but(student=student, temperature=temperature)).value
+        if not value.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(value, (temperature,), allow_unused=True)
+        return None if gradient is None else float((gradient * direction).sum())
+
+    def _difference(self, sample: Sample, at: Tensor, direction: Tensor) -> float:
+        """Return the derivative along ``direction`` by a central difference."""
+        above, below = (self.evaluate(sample.but(temperature=at + step * direction)).value for step in (_STEP, -_STEP))
+        return number(above - below) / (2 * _STEP)
+
+
+_STEP = 1e-5
+
+_WITH_GRADIENT = (
+    "Detach the teacher's logits before they are divided by the temperature, not after, and detach the temperature "
+    "nowhere. If temperature.requires_grad, compute the plain formula in place of a torch.autograd.Function that returns "
+    "no gradient for it, or raise kdplug.SettingError with a message that names temperature"
+)
 
 
 def _flat(sample: Sample) -> Sample:

@@ -48,3 +48,15 @@ def test_a_setting_gives_the_divisor_of_the_release(name: str) -> None:
     torch.testing.assert_close(found, expected)
     usual = dropin.presets.MATCH_LOSS_MAP[name](student, teacher, mask=mask)
     assert abs(usual - expected) > 0.1 * expected
+
+
+@pytest.mark.parametrize("name", ["kd_ce_loss", "kd_mse_loss"])
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_the_gradient_of_a_temperature_is_that_of_textbrewer(name: str, shape: tuple[int, ...]) -> None:
+    import textbrewer.losses
+
+    student, teacher = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    temperature = (1 + torch.rand(shape, dtype=torch.float64)).requires_grad_()
+    values = [getattr(library, name)(student, teacher, temperature) for library in (dropin.losses, textbrewer.losses)]
+    gradients = [torch.autograd.grad(value, temperature)[0] for value in values]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-14)

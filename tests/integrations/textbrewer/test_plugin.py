@@ -14,6 +14,7 @@ from textbrewer_twin import TinyEncoder, adaptor, make_examples
 from torch.utils.data import DataLoader
 
 import kdplug.integrations.textbrewer as textbrewer
+from kdplug import SignatureError
 
 SOURCE = """
     import torch
@@ -43,6 +44,25 @@ SOURCE = """
 
     def half(progress):
         return 0.5
+
+    def warm(student_logits, teacher_logits, temperature):
+        return ((student_logits - teacher_logits.detach()) / temperature).square().mean()
+
+    class Warmth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(1))
+
+        def forward(self, temperature):
+            return temperature * self.factor
+
+    class Weight(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(1))
+
+        def forward(self, progress):
+            return self.factor.item()
 """
 MATCH = {"layer_T": 1, "layer_S": 1, "feature": "hidden", "loss": ["learned", 2.0], "weight": 1, "proj": ["wide", 6, 8]}
 
@@ -56,9 +76,11 @@ def plugin(fake_site: FakeSite) -> Iterator[Any]:
             "labelled": "kdplug_mine:labelled",
             "learned": "kdplug_mine:Learned",
             "drawn": "kdplug_mine:drawn",
+            "warm": "kdplug_mine:warm",
         },
         projections={"wide": "kdplug_mine:wide"},
-        weight_schedulers={"half": "kdplug_mine:half"},
+        weight_schedulers={"half": "kdplug_mine:half", "weight": "kdplug_mine:Weight"},
+        temperature_schedulers={"warmth": "kdplug_mine:Warmth"},
     )
     with fake_site.host():
         import kdplug_mine
@@ -112,3 +134,23 @@ def test_a_loss_that_draws_gets_a_seed_of_its_own_in_each_batch(plugin: Any, tmp
     train(made, steps=4)
     assert len(set(plugin.seen)) == len(plugin.seen) == 4
     assert textbrewer.KD_LOSS_MAP["drawn"](torch.ones(2, 3), torch.zeros(2, 3)) == 1
+
+
+@pytest.mark.parametrize("basic", [False, True])
+def test_a_temperature_scheduler_with_a_parameter_is_trained(plugin: Any, tmp_path: Path, basic: bool) -> None:
+    made = distiller(tmp_path, "token", kd_loss_type="warm", temperature_scheduler="warmth")
+    if basic:
+        made = textbrewer.BasicDistiller(
+            made.t_config, made.d_config, made.model_T, made.model_S, made.adaptor_T, made.adaptor_S
+        )
+    scheduler = made.d_config.temperature_scheduler.component.target
+    optimizer = train(made)
+    assert scheduler.factor.item() != 1.0
+    assert any(scheduler.factor is one for group in optimizer.param_groups for one in group["params"])
+
+
+def test_a_weight_scheduler_with_a_parameter_is_refused(plugin: Any) -> None:
+    with pytest.raises(
+        SignatureError, match=r"^kd_loss_weight_scheduler: kdplug-mine:weight is a module with parameters"
+    ):
+        textbrewer.DistillationConfig(kd_loss_weight_scheduler="weight")

@@ -10,11 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kdplug import LossSum, coarsens
-from kdplug_logits.divergence import divergence
+from kdplug_logits.divergence import divergence, tempered, within_support
 from kdplug_logits.kl import kl_terms, reverse_kl_terms
 
 
-@torch.no_grad()
 def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
     """Return the share of ``Σ |p − q|`` outside the head, within [0, 1]; one half if there is no difference.
 
@@ -28,12 +27,15 @@ def tail_share(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
     in_tail = theirs.cumsum(dim=-1) > mass
     in_tail[..., 0] = False
     total, tail = gap.sum(dim=-1), torch.where(in_tail, gap, 0.0).sum(dim=-1)
-    return torch.where(total > 0, tail / total, 0.5)
+    return torch.where(total > 0, tail / total.masked_fill(total == 0, 1.0), 0.5)
 
 
-def adaptive_kl_terms(student: Tensor, teacher: Tensor, mass: float) -> Tensor:
-    """Return the terms of ``w KL(p‖q) + (1 − w) KL(q‖p)``, of log-probabilities ``[*items, classes]``."""
-    tail = tail_share(student, teacher, mass).unsqueeze(-1)
+def adaptive_kl_terms(student: Tensor, teacher: Tensor, mass: float, tail: Tensor | None = None) -> Tensor:
+    """Return the terms of ``w KL(p‖q) + (1 − w) KL(q‖p)``, of log-probabilities ``[*items, classes]``.
+
+    ``tail`` is ``1 − w``, ``[*items]``; without it, it is computed without gradient.
+    """
+    tail = (tail_share(student.detach(), teacher.detach(), mass) if tail is None else tail).unsqueeze(-1)
     forward = torch.where(tail < 1, kl_terms(student, teacher) * (1 - tail), 0.0)
     return forward + torch.where(tail > 0, reverse_kl_terms(student, teacher) * tail, 0.0)
 
@@ -50,8 +52,8 @@ def adaptive_kl(
     """Adaptive KL divergence ``T² [w KL(p‖q) + (1 − w) KL(q‖p)]`` of softened teacher p, student q, in nats, mean over items.
 
     ``w`` is the share of ``Σ |p − q|`` at the teacher's most likely classes, its head: forward KL if the head differs,
-    reverse KL if the tail does. It is one number per item, without gradient. Below ``mass: 1`` a class that the teacher
-    rules out (``-inf``) is removed from the student too, as in ``reverse_kl``.
+    reverse KL if the tail does. It is one number per item, without gradient for the student. Below ``mass: 1`` a class
+    that the teacher rules out (``-inf``) is removed from the student too, as in ``reverse_kl``.
 
     Settings: ``mass``, μ, the teacher's probability that the head may contain (its first class always belongs to it);
     ``t2`` multiplies by the squared temperature.
@@ -64,5 +66,9 @@ def adaptive_kl(
     """
     if mass == 1:
         return divergence("adaptive_kl", student_logits, teacher_logits, temperature, kl_terms, t2=t2)
-    terms = partial(adaptive_kl_terms, mass=mass)
+    tail: Tensor | None = None
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        own, theirs, _ = tempered("adaptive_kl", student_logits.detach(), teacher_logits, temperature)
+        tail = tail_share(within_support(own, theirs).log_softmax(dim=-1), theirs.log_softmax(dim=-1), mass)
+    terms = partial(adaptive_kl_terms, mass=mass, tail=tail)
     return divergence("adaptive_kl", student_logits, teacher_logits, temperature, terms, t2=t2, supported=True)

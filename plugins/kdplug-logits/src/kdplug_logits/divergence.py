@@ -36,7 +36,7 @@ def floor_of(dtype: torch.dtype) -> float:
 
 
 def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) -> Tensor | float:
-    """Return a number, or a detached tensor that broadcasts to ``logits`` with 1 on the class axis.
+    """Return a number, or a tensor that broadcasts to ``logits`` with 1 on the class axis and keeps its gradient.
 
     A tensor has one element, or is ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
     ``[batch]`` with logits ``[batch, length, classes]`` would be broadcast along the length.
@@ -47,7 +47,7 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
         if not 0.0 < temperature < math.inf:
             raise SettingError(f"{owner}: temperature must be a positive number, got {temperature!r}")
         return temperature
-    values = temperature.detach().to(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+    values = temperature.to(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
     if values.numel() == 1 and logits.dim() >= values.dim() - 1:
         return values.reshape(())
     if values.dim() == logits.dim() - 1:
@@ -64,8 +64,16 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
 
 
 def over_temperature(logits: Tensor, temperature: Tensor | float) -> Tensor:
-    """Return ``logits / temperature``, or ``logits`` itself if the temperature is the number 1."""
-    return logits if not isinstance(temperature, Tensor) and temperature == 1 else logits / temperature
+    """Return ``logits / temperature``, or ``logits`` itself if the temperature is the number 1.
+
+    A class that is ruled out (``-inf``) gives a trained temperature no gradient, where a plain division gives ``nan``.
+    """
+    if not isinstance(temperature, Tensor):
+        return logits if temperature == 1 else logits / temperature
+    if not temperature.requires_grad:
+        return logits / temperature
+    ruled_out = logits == -torch.inf
+    return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -torch.inf)
 
 
 def times_squared(values: Tensor, temperature: Tensor | float) -> Tensor:

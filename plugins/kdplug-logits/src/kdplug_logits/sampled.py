@@ -18,20 +18,22 @@ def seed_of(seed: int, draw_seed: int) -> int:
     return (seed * 0x9E3779B97F4A7C15 + draw_seed) % 2**63
 
 
-@torch.no_grad()
 def draw(teacher: Tensor, draws: int, sharpness: float, seed: int) -> tuple[Tensor, Tensor]:
     """Draw classes from ``r ∝ p^sharpness``; return them with their weights ``p / (r · draws)``.
 
-    ``Σ weight · f(class)`` is then an unbiased estimate of ``Σ p f``. Global generators are not used.
+    ``Σ weight · f(class)`` is then an unbiased estimate of ``Σ p f``. So is its gradient, for which ``r`` is a constant.
+    Global generators are not used.
 
     Shapes: log-probabilities ``[*items, classes]`` to ``[*items, draws]`` each.
     """
     rows = teacher.reshape(-1, teacher.shape[-1])
-    proposal = rows if sharpness == 1 else (rows * sharpness).log_softmax(dim=-1)
-    generator = torch.Generator(device=rows.device).manual_seed(seed)
-    chances = proposal.exp().nan_to_num_(nan=1.0)  # an item without any class keeps nan weights
-    ids = torch.multinomial(chances, draws, replacement=True, generator=generator)
-    weights = (rows.gather(-1, ids) - proposal.gather(-1, ids)).exp() / draws
+    with torch.no_grad():
+        proposal = rows if sharpness == 1 else (rows * sharpness).log_softmax(dim=-1)
+        generator = torch.Generator(device=rows.device).manual_seed(seed)
+        chances = proposal.exp().nan_to_num_(nan=1.0)  # an item without any class keeps nan weights
+        ids = torch.multinomial(chances, draws, replacement=True, generator=generator)
+        chosen = proposal.gather(-1, ids)
+    weights = (rows.gather(-1, ids) - chosen).exp() / draws
     return ids.view(*teacher.shape[:-1], draws), weights.view(*teacher.shape[:-1], draws)
 
 
@@ -69,7 +71,8 @@ def sampled(
 
     Each item's ``draws`` classes are drawn, with replacement, from ``r ∝ p^sharpness``, and weighted by ``p / r``:
     value and gradient are, on average, those of the cross-entropy under the whole teacher, whereas using only the
-    largest classes would be biased. A class that the teacher rules out (``-inf``) is never drawn.
+    largest classes would be biased. That holds for the gradient of a trained temperature too, which therefore differs
+    from the finite difference of one draw. A class that the teacher rules out (``-inf``) is never drawn.
 
     If the teacher is a cache of samples, its draws and weights are used: ``draws``, ``sharpness`` and ``seed`` are then
     ignored, and the temperature must be that of the cache.

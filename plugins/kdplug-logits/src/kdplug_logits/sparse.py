@@ -24,13 +24,19 @@ class Known(NamedTuple):
 def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature: Tensor | float) -> Tensor:
     """Return the student's softened log-probabilities over all classes, in float32 or wider.
 
-    Raises: ``ShapeError`` if items or classes differ; ``SettingError`` for any temperature but the teacher's.
+    Raises: ``ShapeError`` if items or classes differ; ``SettingError`` for any temperature but the teacher's, and for one
+    with gradient.
     """
     if not isinstance(student, Tensor) or student.shape != teacher.shape:
         own = written(student) if isinstance(student, Tensor) else type(student).__name__
         raise ShapeError(
             f"{owner}: student_logits {own} do not match the teacher's SparseLogits, which represent "
             f"{list(teacher.shape)}"
+        )
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise SettingError(
+            f"{owner}: temperature has a gradient, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
+            "they cannot be softened again. Use dense logits, or a temperature without gradient"
         )
     single = not isinstance(temperature, Tensor) or temperature.numel() == 1
     if not single or not math.isclose(float(temperature), teacher.temperature, rel_tol=1e-6):

@@ -41,6 +41,14 @@ def _over(temperature: Tensor | float, *logits: Tensor) -> None:
             one.div_(temperature)
 
 
+def _divided(logits: Tensor, temperature: Tensor | float) -> Tensor:
+    """Return ``logits / temperature``. A class that is ruled out (``-inf``) gives a trained temperature no gradient."""
+    if not isinstance(temperature, Tensor) or not temperature.requires_grad:
+        return logits / temperature
+    ruled_out = logits == -torch.inf
+    return (logits.masked_fill(ruled_out, 0.0) / temperature).masked_fill(ruled_out, -torch.inf)
+
+
 def _softened(
     owner: str, student: Tensor, teacher: Tensor, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -51,11 +59,21 @@ def _softened(
     temperature = read_temperature(owner, temperature, student)
     student, teacher = promoted(student, teacher)
     if isinstance(temperature, Tensor) or temperature != 1:
-        student, teacher = student / temperature, teacher / temperature
+        student, teacher = _divided(student, temperature), _divided(teacher, temperature)
     if student.dim() == 2:
         return student, teacher, temperature
     rows = student.shape[:-1].numel(), student.shape[-1]
     return student.reshape(rows), teacher.reshape(rows), temperature
+
+
+def _cross_entropy(student: Tensor, teacher: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return ``cross_entropy``, through autograd if the teacher's side has the gradient of a trained temperature."""
+    if not teacher.requires_grad:
+        return cross_entropy(student, teacher, weight=weight)
+    target = teacher.softmax(dim=-1)
+    log_probs = student.log_softmax(dim=-1).clamp(min=torch.finfo(student.dtype).min)
+    rows = -(target * torch.where(target > 0, log_probs, 0.0)).sum(dim=-1, keepdim=True)
+    return (rows if weight is None else rows * weight).sum()
 
 
 @closed_form(ce_rows)
@@ -77,11 +95,11 @@ def ce(
     """
     student, teacher, temperature = _softened("ce", student_logits, teacher_logits, temperature)
     if not t2:
-        return LossSum(cross_entropy(student, teacher), len(student))
+        return LossSum(_cross_entropy(student, teacher), len(student))
     if not isinstance(temperature, Tensor) or temperature.dim() == 0:
-        return LossSum(cross_entropy(student, teacher) * temperature**2, len(student))
+        return LossSum(_cross_entropy(student, teacher) * temperature**2, len(student))
     weight = temperature.square().expand(*student_logits.shape[:-1], 1).reshape(-1, 1)
-    return LossSum(cross_entropy(student, teacher, weight=weight), len(student))
+    return LossSum(_cross_entropy(student, teacher, weight), len(student))
 
 
 @closed_form(mse_rows)
@@ -94,4 +112,6 @@ def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | fl
     Source: TextBrewer ``kd_mse_loss``, arXiv:2002.12620.
     """
     student, teacher, _ = _softened("mse", student_logits, teacher_logits, temperature)
+    if teacher.requires_grad:  # the gradient of a trained temperature
+        return LossSum((student - teacher).square().sum(), student.numel())
     return LossSum(squared_distance(student, teacher), student.numel())

@@ -108,7 +108,7 @@ def recall(ctx: Any, factor: Tensor, again: Callable[..., Tensor]) -> Tensor:
 
 
 def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) -> Tensor | float:
-    """Return a number, or a detached tensor that broadcasts to ``logits`` with 1 on the class axis.
+    """Return a number, or a tensor that broadcasts to ``logits`` with 1 on the class axis and keeps its gradient.
 
     A tensor has one element, or is ``[*items]`` or ``[*items, 1]``, where any axis may be 1. Fewer axes are ambiguous:
     ``[batch]`` with logits ``[batch, length, classes]`` would be broadcast along the length.
@@ -119,7 +119,7 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
         if not 0.0 < temperature < math.inf:
             raise SettingError(f"{owner}: temperature must be a positive number, got {temperature!r}")
         return temperature
-    values = temperature.detach().to(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+    values = temperature.to(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
     if values.numel() == 1 and logits.dim() >= values.dim() - 1:
         return values.reshape(())
     if values.dim() == logits.dim() - 1:
