@@ -281,7 +281,8 @@ def test_labels_of_a_smaller_integer_type_will_do(random):
     [
         (None, r"^probability_shift: needs labels, but the student returned none"),
         (torch.zeros(3, dtype=torch.int64), r"^student\.labels: \[3\] do not match logits \[3, 4, 5\]"),
-        (torch.zeros(3, 4), r"^student\.labels: must contain integer class indices, got torch\.float32"),
+        (torch.zeros(3, 4), r"^student\.labels: \[3, 4\] do not match logits .* Class indices are integers"),
+        (torch.zeros(3, 4, 5), r"^student\.labels: must contain integer class indices, got torch\.float32"),
         ([torch.zeros(3, 4, dtype=torch.int64)] * 2, r"^student\.labels: the student returned 2 labels for 1 logits"),
     ],
 )
