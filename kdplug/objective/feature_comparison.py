@@ -310,7 +310,7 @@ class FeatureComparison(nn.Module):
         except RuntimeError as error:
             if not (hint := self._hint(student, teacher, batch)):
                 raise
-            raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
+            raise ShapeError(f"{self.owner} failed: {error}{hint}", field="loss") from error
 
     def _hint(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch) -> str:
         """Suggest a cause for an error in the loss: the projection's width or a lack of one, or the shape of a mask."""

@@ -84,8 +84,8 @@ class LogitLoss:
     def _check_sparse(self, teacher: SparseLogits) -> None:
         if self.temperature.scheduler is not None:
             raise OutputsError(
-                "computes one temperature per item, but SparseLogits were taken at temperature "
-                f"{teacher.temperature:g}",
+                "computes a temperature per item, but the teacher's SparseLogits are for the single temperature "
+                f"{teacher.temperature:g}. Remove temperature_scheduler, or return or store dense logits",
                 field="temperature_scheduler",
             )
         if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
