@@ -69,7 +69,9 @@ class LogitLoss:
         if not isinstance(teacher, SparseLogits):
             if not self.takes_dense:
                 raise OutputsError(
-                    f"{self.owner} requests teacher_sparse, but the teacher's logits are dense", field="teacher.logits"
+                    f"{self.owner} requests teacher_sparse, but the teacher's logits are dense. Return or store "
+                    "SparseLogits, or use a loss on dense logits",
+                    field="teacher.logits",
                 )
             return
         self._check_sparse(teacher)
@@ -122,7 +124,8 @@ class LogitLoss:
             ordered = ids.sort(dim=-1).values
             if (ordered[..., 1:] == ordered[..., :-1]).any():
                 raise OutputsError(
-                    "hold a class twice for one item, which a tail does not allow", field="teacher.logits"
+                    "hold a class twice for one item, which a tail does not allow. Return each class once",
+                    field="teacher.logits",
                 )
 
     def check_number(self, side: str) -> None:

@@ -77,4 +77,6 @@ def _check_distinct(owner: str, ids: Tensor) -> None:
         return
     ordered = ids.sort(dim=-1).values
     if (ordered[..., 1:] == ordered[..., :-1]).any():
-        raise OutputsError(f"{owner}: the teacher's SparseLogits hold a class twice for one item")
+        raise OutputsError(
+            f"{owner}: the teacher's SparseLogits hold a class twice for one item. Return each class once"
+        )
