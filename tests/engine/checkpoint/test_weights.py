@@ -68,7 +68,9 @@ def run(folder, *, student=None, killed_at=None, observers=(), resume="auto", **
     torch.manual_seed(0)
     student = student or Student()
     observers = [*observers, *([] if killed_at is None else [Killer(killed_at)])]
-    distiller = make_distiller(folder, student, training={"ckpt_steps": 1, "seed": 7, "keep_last": None}, options={"observers": observers})
+    distiller = make_distiller(
+        folder, student, training={"ckpt_steps": 1, "seed": 7, "keep_last": None}, options={"observers": observers}
+    )
     data = torch.randn(24, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     loader = DataLoader(TensorDataset(data), batch_size=4, shuffle=True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
