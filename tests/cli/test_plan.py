@@ -32,7 +32,7 @@ def test_a_plan_is_printed_and_nothing_is_written(kdplug, tmp_path, monkeypatch)
 
 def test_the_plan_says_that_its_values_are_those_of_a_teacher_that_is_not_trained_yet(kdplug):
     said = " ".join(kdplug("plan", DIGITS).stdout.split())
-    assert "The teacher is still untrained here, so values and gradient norms of terms that read it" in said
+    assert "The teacher is still untrained here, so the values and gradient norms of terms that use it" in said
 
 
 @pytest.mark.parametrize(

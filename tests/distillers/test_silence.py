@@ -108,7 +108,7 @@ def test_a_distillation_that_caches_its_teacher_is_never_silent(tmp_path, listen
         distiller = make_distiller(
             tmp_path, student, slow_teacher(listener), training=training, is_caching_logits=True, options=SHOWN
         )
-        distiller.train(sgd(student), loader, num_epochs=1)
+        distiller.train(sgd(student), loader, num_epochs=1, overwrite=True)
 
 
 def test_filling_a_cache_is_never_silent(tmp_path, listener):

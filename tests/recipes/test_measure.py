@@ -85,7 +85,7 @@ def _sizes(recipe, monkeypatch):
     runner = RecipeRunner(recipe, kdplug.tasks.build(recipe.task).target, lambda _: None, show_progress=False)
     sizes = []
     monkeypatch.setattr(
-        "kdplug.recipes.recipe_runner.evaluate", lambda _task, _model, loader, _say: sizes.append(loader.batch_size)
+        "kdplug.recipes.recipe_runner.evaluate", lambda _task, _model, loader: sizes.append(loader.batch_size)
     )
     monkeypatch.setattr("kdplug.recipes.recipe_runner.Figures", lambda *_: None)
     runner.measured(nn.Linear(4, 2))

@@ -59,5 +59,5 @@ def test_a_kill_while_an_earlier_student_is_deleted_leaves_no_part_of_it_under_i
         forget_student(tmp_path)
     monkeypatch.undo()
     assert not (tmp_path / "model").exists()
-    forget_temporary(tmp_path, [])
+    forget_temporary(tmp_path, [], tmp_path / "teacher")
     assert list(tmp_path.iterdir()) == []

@@ -139,7 +139,7 @@ def test_another_size_than_a_model_takes_is_refused(folder):
 def test_a_size_in_addition_to_an_image_processor_is_rejected(folder, tmp_path):
     task = task_of(**_settings(folder / "train.npz"))
     task.family.save(task.build_student(), tmp_path)
-    task.problem.save(tmp_path)
+    task.problem.save(tmp_path, "student")
     with pytest.raises(ConfigError, match=r"image_size: has no effect: the image processor in .* sets the size"):
         task_of(**_settings(folder / "train.npz", teacher={"path": str(tmp_path)}, image_size=8)).check()
 
@@ -164,5 +164,5 @@ def test_a_picture_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_an_empty_folder_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="it has no rows"):
+    with pytest.raises(ConfigError, match="it is a folder without images"):
         task_of(**_settings(tmp_path)).check()

@@ -156,7 +156,9 @@ def test_a_run_does_not_read_the_teacher_that_it_would_delete(folder, tmp_path, 
     run_recipe(recipe(given, out))
     monkeypatch.setenv("HOME", str(tmp_path))
     for path in (str(out / "teacher"), "~/out/teacher"):
-        with pytest.raises(ConfigError, match=r"^task\.teacher.*is where an earlier run wrote its teacher"):
+        with pytest.raises(
+            ConfigError, match=r"^task\.teacher.*is the folder to which an earlier run wrote its teacher"
+        ):
             run_recipe(recipe(named(given, path), out), overwrite=True)
     assert (out / "teacher" / "model.safetensors").is_file()
 

@@ -36,7 +36,7 @@ MATCH = "[{layer_T: 1, layer_S: 1, feature: hidden, loss: hidden_mse}]"
     [
         (
             f"distillation.intermediate_matches={MATCH}",
-            r"^distillation\.intermediate_matches: compare features token by",
+            r"^distillation\.intermediate_matches\.0: compares features token by",
         ),
         ("distillation.probability_shift=true", r"^distillation\.probability_shift: needs the teacher's logit"),
         (

@@ -68,7 +68,9 @@ def run(folder, *, student=None, killed_at=None, observers=(), resume="auto", **
     torch.manual_seed(0)
     student = student or Student()
     observers = [*observers, *([] if killed_at is None else [Killer(killed_at)])]
-    distiller = make_distiller(folder, student, training={"ckpt_steps": 1, "seed": 7}, options={"observers": observers})
+    distiller = make_distiller(
+        folder, student, training={"ckpt_steps": 1, "seed": 7, "keep_last": None}, options={"observers": observers}
+    )
     data = torch.randn(24, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     loader = DataLoader(TensorDataset(data), batch_size=4, shuffle=True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.02)
@@ -311,7 +313,7 @@ def adapted():
 def distil_adapted(folder, killed_at=None):
     student = adapted()
     teacher = adapted()
-    config = kdplug.TrainingConfig(output_dir=str(folder), device="cpu", ckpt_steps=1, seed=7)
+    config = kdplug.TrainingConfig(output_dir=str(folder), device="cpu", ckpt_steps=1, keep_last=None, seed=7)
     observers = [] if killed_at is None else [Killer(killed_at)]
     distiller = kdplug.GeneralDistiller(
         config, kdplug.DistillationConfig(), teacher, student, observers=observers, show_progress=False
