@@ -31,7 +31,12 @@ def run(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume an interrupted run in the same folder, with identical results.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume an interrupted run in the same folder. On a CPU the results are identical to those of an "
+            "uninterrupted run.",
+        ),
     ] = False,
     resume_changed: Annotated[
         bool, typer.Option("--resume-changed", help="Resume even if the recipe or a version changed.")

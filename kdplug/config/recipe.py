@@ -118,7 +118,7 @@ LrSchedule = Annotated[
 
 
 class RecipeTraining(LoopConfig):
-    """``training:`` of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be set."""
+    """The ``training`` section of a recipe. Exactly one of ``num_epochs`` and ``num_steps`` must be set."""
 
     retired: ClassVar[Mapping[str, str]] = MappingProxyType(
         {

@@ -60,7 +60,7 @@ def _command(wanted: Requirement) -> str:
 
 
 class PluginsConfig(ConfigModel):
-    """``plugins:`` of a config or a recipe."""
+    """The ``plugins`` section of a config or a recipe."""
 
     require: tuple[Annotated[Text, AfterValidator(check_requirement)], ...] = Field(
         default=(),

@@ -18,7 +18,7 @@ class LossSum(NamedTuple):
     """A sum over items and the number of items.
 
     A loss that is a mean over items (tokens, examples, pairs) returns this instead of the mean, and so does an adaptor
-    under ``losses``. The division happens once, by the count of the whole batch, however the batch was split.
+    under ``losses``. The division happens once, by the number of items in the whole batch, however the batch was split.
 
     Shapes: ``total`` is a scalar tensor with gradient; ``count`` a number or a scalar tensor without one.
     """

@@ -159,10 +159,10 @@ def train(  # noqa: PLR0917  TextBrewer's signature
       exception in it ends the run.
     * ``batch_postprocessor`` maps each batch before it moves to the device.
     * ``evaluation`` sets what is evaluated during the run, which checkpoint is the best and when to stop early.
-    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, bit-identical to an uninterrupted run, or
-      starts a new run if there is none; a checkpoint folder resumes from that one. A different config, plugin version,
-      teacher, dataset, adaptor or optimizer raises an error that lists the differences, unless ``resume_changed``. A
-      damaged checkpoint is skipped with a warning. Between checkpoints, SIGTERM and SIGINT save a checkpoint and end
+    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, on a CPU bit-identical to an uninterrupted
+      run, or starts a new run if there is none; a checkpoint folder resumes from that one. A different config, plugin
+      version, teacher, dataset, adaptor or optimizer raises an error that lists the differences, unless
+      ``resume_changed``. A damaged checkpoint is skipped with a warning. Between checkpoints, SIGTERM and SIGINT save a checkpoint and end
       the run.
     * ``overwrite`` deletes the checkpoints of an earlier run in ``output_dir``. Without it or ``resume`` they raise an
       error before the teacher runs. Files and folders that were not written by a run are kept.

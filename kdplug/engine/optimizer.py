@@ -185,7 +185,10 @@ def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
     """Extend the scheduler's per-group lists by the groups that were added after it was built."""
     _without_metric(scheduler)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise RunError("the scheduler was built for a different optimizer from the one passed to train()")
+        raise RunError(
+            "the scheduler was built for a different optimizer from the one passed to train(). Build it for that one, or "
+            "pass scheduler_class instead"
+        )
     if not new_groups:
         return scheduler
     groups = optimizer.param_groups

@@ -267,7 +267,10 @@ class FeatureComparison(nn.Module):
                 field="loss",
             )
         if head >= len(outputs.logits):
-            raise OutputsError(f"there is no head {head}: the {side} returned {len(outputs.logits)}", field=key)
+            raise OutputsError(
+                f"there is no head {head}: the {side} returned logits of {len(outputs.logits)} head(s), counted from 0",
+                field=key,
+            )
         logits = outputs.logits[head]
         if isinstance(logits, SparseLogits):
             raise OutputsError(
@@ -288,7 +291,10 @@ class FeatureComparison(nn.Module):
         if labels is None or head is None:
             return batch.match_labels
         if head >= len(labels):
-            raise OutputsError(f"there is no head {head}: the student returned {len(labels)} labels", field="head_S")
+            raise OutputsError(
+                f"there is no head {head}: the student returned labels of {len(labels)} head(s), counted from 0",
+                field="head_S",
+            )
         return labels[head]
 
     def _mask(self, batch: Batch) -> Tensor | None:
@@ -310,7 +316,7 @@ class FeatureComparison(nn.Module):
         except RuntimeError as error:
             if not (hint := self._hint(student, teacher, batch)):
                 raise
-            raise ShapeError(f"{self.owner} failed{hint}: {error}", field="loss") from error
+            raise ShapeError(f"{self.owner} failed: {error}{hint}", field="loss") from error
 
     def _hint(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch) -> str:
         """Suggest a cause for an error in the loss: the projection's width or a lack of one, or the shape of a mask."""

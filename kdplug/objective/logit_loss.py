@@ -69,7 +69,9 @@ class LogitLoss:
         if not isinstance(teacher, SparseLogits):
             if not self.takes_dense:
                 raise OutputsError(
-                    f"{self.owner} requests teacher_sparse, but the teacher's logits are dense", field="teacher.logits"
+                    f"{self.owner} requests teacher_sparse, but the teacher's logits are dense. Return or store "
+                    "SparseLogits, or use a loss on dense logits",
+                    field="teacher.logits",
                 )
             return
         self._check_sparse(teacher)
@@ -84,8 +86,8 @@ class LogitLoss:
     def _check_sparse(self, teacher: SparseLogits) -> None:
         if self.temperature.scheduler is not None:
             raise OutputsError(
-                "computes one temperature per item, but SparseLogits were taken at temperature "
-                f"{teacher.temperature:g}",
+                "computes a temperature per item, but the teacher's SparseLogits are for the single temperature "
+                f"{teacher.temperature:g}. Remove temperature_scheduler, or return or store dense logits",
                 field="temperature_scheduler",
             )
         if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
@@ -122,7 +124,8 @@ class LogitLoss:
             ordered = ids.sort(dim=-1).values
             if (ordered[..., 1:] == ordered[..., :-1]).any():
                 raise OutputsError(
-                    "hold a class twice for one item, which a tail does not allow", field="teacher.logits"
+                    "hold a class twice for one item, which a tail does not allow. Return each class once",
+                    field="teacher.logits",
                 )
 
     def check_number(self, side: str) -> None:

@@ -69,8 +69,8 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
     )
     if len(student_rows) != len(teacher_rows):
         raise ShapeError(
-            f"the student's mask keeps {len(student_rows)} items and the teacher's {len(teacher_rows)}: "
-            "both must keep the same number",
+            f"the student's mask keeps {len(student_rows)} items, but the teacher's keeps {len(teacher_rows)}: "
+            "both masks must keep the same number",
             field="logits_mask",
         )
     return HeadLogits(
@@ -121,8 +121,8 @@ def select_several(
         rows = _rows(mine if mask is None else mask, logits, name, giver if mask is None else name)
         if len(rows) != own.student.shape[0]:
             raise ShapeError(
-                f"the student's mask keeps {own.student.shape[0]} items and the mask of {name} {len(rows)}: "
-                "all must keep the same number",
+                f"the student's mask keeps {own.student.shape[0]} items, but the mask of {name} keeps {len(rows)}: "
+                "all masks must keep the same number",
                 field="logits_mask",
             )
         found.append(_keep(logits, rows))

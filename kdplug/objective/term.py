@@ -101,8 +101,8 @@ class FirstBatches:
     """Checks the first batches of each term, and warns once about a term that trains nothing.
 
     Such a term counts no item in ``_PATIENCE`` batches, or reads student tensors without gradient while the student is
-    trained. After its first batch with items a term is not checked again; until then its count is read, which waits for
-    the device. A training loop may set ``later`` to handle terms without items itself.
+    trained. After its first batch with items a term is not checked again; until then its item count is read, which waits
+    for the device. A training loop may set ``later`` to handle terms without items itself.
     """
 
     def __init__(self, terms: Iterable[Term], prefix: str = "") -> None:
@@ -242,8 +242,8 @@ class HardLabelTerm(nn.Module):
     """The sum of the losses that the student's adaptor returned, each a mean over its items.
 
     A ``LossSum`` is divided by its count and a tensor by its number of elements, so an empty one is 0. A scalar has no
-    count and counts as one item. A loop sets ``pools`` if it divides a term by its count over several micro-batches or
-    processes, which gives a different result; a scalar then causes one warning.
+    count and counts as one item. A loop sets ``pools`` if it divides a term by the number of its items in several
+    micro-batches or processes, which gives a different result; a scalar then causes one warning.
     """
 
     name = "hard_label_loss"

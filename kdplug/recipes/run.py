@@ -128,8 +128,8 @@ def run_recipe(
     raises an error.
     ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
-    ``resume`` continues an interrupted run in ``output_dir`` and gives the same results as an uninterrupted run; if
-    there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed. ``overwrite``
+    ``resume`` continues an interrupted run in ``output_dir`` and, on a CPU, gives the same results as an uninterrupted
+    run; if there is none, it starts one. ``resume_changed`` resumes even if the recipe or a version changed. ``overwrite``
     deletes the results and checkpoints of an earlier run in ``output_dir``; without ``overwrite`` or ``resume`` they
     raise an error.
 

@@ -142,7 +142,7 @@ def test_a_term_without_items_or_weight_keeps_it_in_the_graph(of, build, offer, 
 # Where the gradient would be lost
 
 CHUNKED = r"^temperature_scheduler: local:learned reads the logits of all 12 items at once, but FactoredLogits are"
-SPARSE = r"^temperature_scheduler: computes one temperature per item, but SparseLogits were taken at"
+SPARSE = r"^temperature_scheduler: computes a temperature per item, but the teacher's SparseLogits are for"
 
 
 def test_logits_in_chunks_refuse_it(offer):

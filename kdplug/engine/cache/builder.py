@@ -210,7 +210,7 @@ def _check_kind(answer: TeacherBatch, layout: Layout) -> None:
         ]
         raise RunError(
             f"the teacher returned different outputs for example {answer.keyed.keys[0]} from those for the first "
-            f"ones: {', '.join(differing)}"
+            f"ones: {', '.join(differing)}. Its adaptor must return the same outputs for every batch"
         )
 
 

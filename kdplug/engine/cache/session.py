@@ -88,7 +88,8 @@ class CacheSession:
         for task, (cache, cached) in self._cached.items():
             if any(isinstance(parameter, DTensor) for parameter in cached.model.parameters()):
                 raise RunError(
-                    "a teacher whose weights are sharded over the processes (FSDP) cannot be cached",
+                    "a teacher whose weights are sharded over the processes (FSDP) cannot be cached. Pass a teacher that "
+                    "is not sharded, or set is_caching_logits: false",
                     field="is_caching_logits",
                 )
             with busy("Checking the teacher cache"):

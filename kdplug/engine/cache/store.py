@@ -77,7 +77,10 @@ class Store:
     def _find(self, key: int, mark: int) -> tuple[Shard, int]:
         place, row = divmod(key, self.shard_size)
         if place >= len(self.shards) or row >= len(self.shards[place].digests):
-            raise RunError(f"the cache has no example {key}: the dataset has grown", field="is_caching_logits")
+            raise RunError(
+                f"the cache has no example {key}: the dataset has grown. Build the cache again",
+                field="is_caching_logits",
+            )
         shard = self.shards[place]
         if shard.digests[row] != mark:
             raise RunError(

@@ -81,7 +81,10 @@ def _acquire(lock: Path, handle: int) -> None:
     except OSError as error:
         if error.errno not in _NOT_SUPPORTED:
             raise
-        _logger.warning("the file system of %s has no locks: two simultaneous runs in it are not detected", lock.parent)
+        _logger.warning(
+            "the file system of %s does not support file locks, so a second run in this folder would not be detected",
+            lock.parent,
+        )
 
 
 def _busy(lock: Path, holder: str) -> RunError:

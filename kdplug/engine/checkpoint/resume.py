@@ -158,14 +158,20 @@ def _undamaged(standing: Standing, loop: Loop) -> Standing:
 
 
 def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
+    owner = "optimizer"
     try:
         loop.run.optimizer.load_state_dict(sharded_like(loop.run.optimizer, saved["optimizer"]))
+        owner = "learning-rate scheduler"
         if loop.scheduler is not None and saved["scheduler"] is not None:
             loop.scheduler.load_state_dict(saved["scheduler"])
+        owner = "gradient scaler"
         if loop.accelerator.scaler is not None and saved["scaler"]:
             loop.accelerator.scaler.load_state_dict(saved["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
-        raise RunError(f"{folder} does not match the optimizer: {error}") from error
+        raise RunError(
+            f"{folder} does not match the {owner} of this run: {error}. Construct it as in the run that saved the "
+            "checkpoint, or start a new run in another output_dir"
+        ) from error
 
 
 def _set_required(student: nn.Module, changed: Mapping[str, bool], folder: Path) -> None:
@@ -173,7 +179,10 @@ def _set_required(student: nn.Module, changed: Mapping[str, bool], folder: Path)
     own = dict(student.named_parameters())
     for name, value in changed.items():
         if name not in own:
-            raise RunError(f"{folder} does not match the student: it has no parameter {name!r}")
+            raise RunError(
+                f"{folder} does not match the student: it has no parameter {name!r}. Construct it as in the run that "
+                "saved the checkpoint"
+            )
         own[name].requires_grad_(value)
 
 

@@ -121,7 +121,10 @@ def read_weights(module: nn.Module, file: Path, owner: str) -> dict[str, str]:
         tied = {name: twins.get(_memory(value)) for name, value in own.items() if name not in stored and _memory(value)}
         module.load_state_dict(stored | {name: value for name, value in tied.items() if value is not None})
     except RuntimeError as error:
-        raise RunError(f"{file} does not match the {owner}: {error}") from error
+        reason = str(error).rstrip(".")
+        raise RunError(
+            f"{file} does not match the {owner}: {reason}. Construct the {owner} as in the run that wrote the file"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise RunError(f"cannot read {file}: {error}") from error
     return frozen

@@ -159,7 +159,8 @@ def _check(pair: TrainingModule, optimizer: Optimizer) -> None:
     others = sum(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
     if others:
         raise RunError(
-            f"the optimizer holds {others} parameter(s) of neither student nor objective, which FSDP cannot train"
+            f"the optimizer holds {others} parameter(s) of neither student nor objective, which FSDP cannot train. Build "
+            "it from student.parameters()"
         )
 
 

@@ -261,18 +261,23 @@ def _check(accelerator: Accelerator, device: str) -> None:
     elif kind not in _ONE_REPLICA_EACH:
         raise RunError(f"accelerate is configured for {kind.value}; runs support a single process, DDP and FSDP2")
     elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise RunError(f"FSDP was requested, but accelerate uses {kind.value}: it shards on accelerators only")
+        raise RunError(
+            f"FSDP was requested, but accelerate ignores it on {accelerator.device.type} (distributed type {kind.value}). "
+            "Start the run on GPUs or other accelerators with accelerate launch, or remove FSDP from accelerate's config"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise RunError(
             f"{launched} processes were launched, but accelerate uses {accelerator.num_processes}: each would train "
-            "alone"
+            "alone. Start them with torchrun or accelerate launch, or unset WORLD_SIZE for a single process"
         )
     if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
         raise RunError(f"precision fp16 has no effect on {accelerator.device.type}; set precision: bf16")
     wanted = device.partition(":")[0]
     if wanted not in ("auto", accelerator.device.type):
-        raise RunError(f"device {device!r} was requested, but accelerate uses {accelerator.device.type!r}")
+        raise RunError(
+            f"device {device!r} was requested, but accelerate uses {accelerator.device.type!r}. Set device: auto"
+        )
 
 
 def _check_fsdp(accelerator: Accelerator) -> None:

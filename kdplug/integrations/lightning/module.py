@@ -86,7 +86,8 @@ class DistillationModule(LightningModule):
     * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads, as for
       ``GeneralDistiller``. Batches are split and passed to the models as in ``GeneralDistiller``.
     * ``custom_matches`` are ``kdplug.CustomMatch``; they need exactly one teacher.
-    * ``normalization`` is ``"global"``: each term is divided once, by its count over the batches of all processes.
+    * ``normalization`` is ``"global"``: each term is divided once, by the number of its items in the batches of all
+      processes.
       Lightning passes the micro-batches of ``accumulate_grad_batches`` one at a time and averages them, so a term whose
       count differs between them raises an error. ``"micro_batch"`` averages the means.
     * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` resume even if the config, a plugin version, the teacher or the

@@ -117,8 +117,8 @@ class Forward(Protocol):
 class Window:
     """The micro-batches of one optimizer step. ``items`` holds the number of counted labels of each, or ``None``.
 
-    Each term is divided by its count over the whole window, on all processes, so the split into micro-batches does not
-    change the loss. If counts depend on data, as with masks, an extra pass without gradient computes them first.
+    Each term is divided by the number of its items in the whole window, on all processes, so the split into
+    micro-batches does not change the loss. If counts depend on data, as with masks, an extra pass without gradient computes them first.
     Without masks they follow from the shapes. ``counts_are_data`` skips the attempt to use shapes if an earlier window
     needed the extra pass. With ``over="micro_batch"``, each micro-batch divides by its own counts, and the means are
     averaged. ``agreed`` is shared by the windows of a run; see ``Normalization.pooled``.

@@ -108,8 +108,8 @@ class DistillationTrainer(Trainer):
     * ``adaptor_T(batch, model_outputs)`` and ``adaptor_S`` return what the objective reads. The default reads a
       transformers output, with ``attention_mask`` as the mask of features and of per-token logits.
     * ``custom_matches`` are ``kdplug.CustomMatch``; they need exactly one teacher.
-    * ``normalization`` is ``"global"``: each term is divided once, by its count over all micro-batches and processes of
-      a step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass if masks differ.
+    * ``normalization`` is ``"global"``: each term is divided once, by the number of its items in all micro-batches and
+      processes of a step; or ``"micro_batch"``: the mean of the micro-batches' means, which saves a forward pass if masks differ.
     * ``resume_changed`` lets ``resume_from_checkpoint`` resume even if the config, a plugin version, the teacher, the
       data or the student's shapes changed since the checkpoint; otherwise the error lists the differences.
 
@@ -182,7 +182,7 @@ class DistillationTrainer(Trainer):
         return optimizer
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """Return and store the micro-batches of a step, because each term is divided by its count over all of them."""
+        """Return and store the micro-batches of a step, because each term is divided by the number of its items in all."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._window = self._new_window(batches)
         return batches, items

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from task_scene import BERT, GPT2
@@ -114,8 +116,15 @@ def test_a_model_that_shares_one_layer_is_refused():
     sizes = {**SIZES, "embedding_size": 8, "vocab_size": 40}
     teacher = TeacherSettings(config={"model_type": "albert", **sizes}, train=True)
     family = Family("AutoModelForSequenceClassification", teacher, StudentSettings(from_teacher={"layers": [0]}))
-    with pytest.raises(ConfigError, match="AlbertForSequenceClassification has no list of"):
+    with pytest.raises(ConfigError, match=r"AlbertForSequenceClassification has no list of 3 .* Use student: {"):
         _started(family)
+
+
+def test_a_model_whose_config_counts_no_layers_is_refused():
+    model = torch.nn.Linear(2, 2)
+    model.config = SimpleNamespace()
+    with pytest.raises(ConfigError, match=r"the config of Linear has no num_hidden_layers, .* without from_teacher$"):
+        layers_path(model)
 
 
 @pytest.mark.parametrize(

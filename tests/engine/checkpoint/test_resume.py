@@ -110,6 +110,25 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_bits(tmp_path):
     assert is_bit_identical(run(tmp_path / "run", LOADERS["random data"](), resume="auto", match=AUTO), whole)
 
 
+@pytest.mark.parametrize(
+    ("split", "scheduler", "owner"),
+    [(True, None, "optimizer"), (False, torch.optim.lr_scheduler.LambdaLR, "learning-rate scheduler")],
+)
+def test_an_error_names_what_does_not_match_the_checkpoint(tmp_path, split, scheduler, owner):
+    with pytest.raises(Killed):
+        run(tmp_path, LOADERS["in order"](), killed_at=5)
+    student = make_student(dropout=0.3)
+    own = list(student.parameters())
+    groups = [{"params": own[:1]}, {"params": own[1:]}] if split else own
+    distiller = make_distiller(tmp_path, student, matches=[PROJECTED], kd_loss_weight_scheduler="linear_decay")
+    given = {} if scheduler is None else {"scheduler_class": scheduler, "scheduler_args": {"lr_lambda": lambda _: 1.0}}
+    message = rf"step-\d+ does not match the {owner} of this run: .*\. Construct it as in the run that saved"
+    with pytest.raises(RunError, match=message):
+        distiller.train(
+            torch.optim.AdamW(groups), LOADERS["in order"](), num_epochs=3, resume="auto", resume_changed=True, **given
+        )
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     whole = run(tmp_path, LOADERS["shuffled"]())
     assert is_bit_identical(run(tmp_path, LOADERS["shuffled"](), resume="auto"), whole)

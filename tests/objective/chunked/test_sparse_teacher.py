@@ -153,7 +153,11 @@ HALVES = torch.full((3, 4, 2), 0.5)
     ("teacher", "keys", "message"),
     [
         (1.0, {}, r"^temperature: is 4, but the teacher's SparseLogits were taken at 1: a tail"),
-        (4.0, {"temperature_scheduler": "spread"}, r"^temperature_scheduler: computes one temperature per item"),
+        (
+            4.0,
+            {"temperature_scheduler": "spread"},
+            r"^temperature_scheduler: computes a temperature per item, .* Remove temperature_scheduler",
+        ),
         (
             4.0,
             {"probability_shift": True, "outputs": LABELS},

@@ -43,7 +43,7 @@ def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature
         given = f"{float(temperature):g}" if single else "one per item"
         raise SettingError(
             f"{owner}: temperature is {given}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-            "they cannot be converted to another temperature"
+            "they cannot be converted to another temperature. Use that temperature, or dense logits"
         )
     logits = student.to(working_type(student))
     return (logits if teacher.temperature == 1 else logits / teacher.temperature).log_softmax(dim=-1)
@@ -77,4 +77,6 @@ def _check_distinct(owner: str, ids: Tensor) -> None:
         return
     ordered = ids.sort(dim=-1).values
     if (ordered[..., 1:] == ordered[..., :-1]).any():
-        raise OutputsError(f"{owner}: the teacher's SparseLogits hold a class twice for one item")
+        raise OutputsError(
+            f"{owner}: the teacher's SparseLogits hold a class twice for one item. Return each class once"
+        )

@@ -1,4 +1,4 @@
-"""``data:`` of a task."""
+"""The ``data`` setting of a task."""
 
 from __future__ import annotations
 

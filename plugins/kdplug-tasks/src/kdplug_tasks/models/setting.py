@@ -1,4 +1,4 @@
-"""``teacher:`` and ``student:`` of a task."""
+"""The ``teacher`` and ``student`` settings of a task."""
 
 from __future__ import annotations
 

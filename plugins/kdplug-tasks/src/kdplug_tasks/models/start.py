@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import kdplug
 from kdplug_tasks.models.setting import FromTeacher
 
+_ALTERNATIVE = "student: {config: …} without from_teacher"
+
 
 def layers_path(model: nn.Module) -> str:
     """Return the path of the module list that holds a transformers model's layers.
@@ -23,10 +25,10 @@ def layers_path(model: nn.Module) -> str:
     ]
     outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if len(outer) != 1:
-        what = f"{len(outer)} lists of {count} layers ({', '.join(outer)})" if outer else f"no list of {count} layers"
-        raise kdplug.ConfigError(
-            f"{type(model).__name__} has {what}, so its layers cannot be identified", field="layers"
-        )
+        lists = f"{len(outer)} lists of {count} layers ({', '.join(outer)})" if outer else f"no list of {count} layers"
+        name = type(model).__name__
+        what = f"the config of {name} has no num_hidden_layers" if count is None else f"{name} has {lists}"
+        raise kdplug.ConfigError(f"{what}, so its layers cannot be identified. Use {_ALTERNATIVE}", field="layers")
     path: str = outer[0]
     return path
 
@@ -52,7 +54,8 @@ def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
     for side, config in (("teacher", teacher), ("student", student)) if settings.layers else ():
         if not isinstance(getattr(config, "num_hidden_layers", None), int):
             raise kdplug.ConfigError(
-                f"the {side}'s {type(config).__name__} has no num_hidden_layers, so its layers cannot be selected",
+                f"the {side}'s {type(config).__name__} has no num_hidden_layers, so its layers cannot be selected. Use "
+                f"{_ALTERNATIVE}",
                 field="layers",
             )
     for place, layer in enumerate(settings.layers):

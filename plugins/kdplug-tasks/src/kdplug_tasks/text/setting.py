@@ -1,4 +1,4 @@
-"""``tokenizer:`` of a task."""
+"""The ``tokenizer`` setting of a task."""
 
 from __future__ import annotations
 

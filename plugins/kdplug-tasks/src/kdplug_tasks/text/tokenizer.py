@@ -52,7 +52,10 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
     if tokenizer.pad_token is None:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:
-            raise kdplug.ConfigError(f"{path!r} has neither a padding token nor an end token", field=field)
+            raise kdplug.ConfigError(
+                f"{path!r} has neither a padding token nor an end token. Set pad_token in its tokenizer_config.json",
+                field=field,
+            )
         tokenizer.pad_token = spare
     return tokenizer
 
@@ -143,5 +146,7 @@ def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
     """Raise ``ConfigError`` if the tokenizer has ids for which the model has no embedding."""
     if size < (needed := classes_of(tokenizer)):
         raise kdplug.ConfigError(
-            f"the model has {size} embeddings, but the tokenizer has {needed} tokens", field=f"{field}.vocab_size"
+            f"the model has {size} embeddings, but the tokenizer has {needed} tokens. Use the model's own tokenizer, or a "
+            f"model with at least {needed} embeddings",
+            field=f"{field}.vocab_size",
         )
