@@ -92,7 +92,7 @@ def test_a_config_names_it_and_the_objective_computes_it(site: Path) -> None:
         log_student, log_teacher = (torch.log_softmax(logits / 2, -1) for logits in (student, teacher))
         expected = 4 * torch.nn.functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
         torch.testing.assert_close(report.total, expected)
-        print(config.resolved().to_dict()["kd_loss_type"], bool(student.grad.abs().sum() > 0))
+        print(config.resolved().to_dict()["terms"][0]["loss"], bool(student.grad.abs().sum() > 0))
     """
     assert prints(site, code) == "{'name': 'kdplug-myloss:confident_kl', 'power': 0.0} True"
 
