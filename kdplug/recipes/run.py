@@ -205,7 +205,7 @@ def _run(
     )
 
     folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Stage.TEACHER
-    saved = {"saved_teacher": str(folder)} if (folder / RECORD).is_file() else {}
+    saved = {"saved_teacher": str(folder)} if (folder / SUMS).is_file() else {}
     with busy("Saving the student"):
         written = save_student(task, student, output_dir, {**record, **saved, "results": result.to_data()})
     write_json(output_dir / METRICS, result.to_data())
