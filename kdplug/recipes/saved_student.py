@@ -69,10 +69,14 @@ def save_teacher(task: Task, teacher: nn.Module, folder: Path, record: Mapping[s
 def _replace(side: str, temporary: Path, folder: Path) -> None:
     """Replace the model that an earlier run saved to ``folder`` by the one in ``temporary``; other files there are kept.
 
+    If both are the same, nothing is replaced, so a kill cannot lose files of a finished run that is resumed.
     The record and the checksums are moved first: they show that a run wrote the others.
 
     Raises: ``RunError`` if that would replace a file that no run wrote.
     """
+    sums = read_sums(temporary)
+    if read_sums(folder) == sums and all(_has(folder / name, digest) for name, digest in sums.items()):
+        return
     files = [file.relative_to(temporary) for file in sorted(temporary.rglob("*")) if not file.is_dir()]
     own = set(_own(folder))
     for file in files:
@@ -82,6 +86,10 @@ def _replace(side: str, temporary: Path, folder: Path) -> None:
     for file in sorted(files, key=lambda file: (file != Path(RECORD), file != Path(SUMS))):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (temporary / file).rename(folder / file)
+
+
+def _has(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256(file) == digest
 
 
 def _own(folder: Path) -> list[Path]:
