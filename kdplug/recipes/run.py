@@ -176,6 +176,7 @@ def _run(
     task, say, output_dir = runner.task, runner.say, Path(recipe.output_dir)
     distillation, terms = shown
     origin = read_provenance(recipe)
+    runner.check_places()
     if origin is None and not resuming:
         rehearse(runner)
     saves_teacher = origin is None and isinstance(task, SavesTeacher) and runner.fit() is not None

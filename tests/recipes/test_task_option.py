@@ -176,6 +176,22 @@ def test_a_saved_model_replaces_no_file_of_the_user(offering, tmp_path, name, si
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+@pytest.mark.parametrize("place", ["student/step-6", "baseline/step-6", "teacher/step-4"])
+def test_a_folder_of_the_user_in_the_place_of_a_checkpoint_is_an_error_before_the_teacher_is_trained(
+    offering, tmp_path, place, how
+):
+    methods = _saving("weights.json")
+    del methods["save_teacher"]
+    mine = tmp_path / "out" / place / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(RunError, match=rf"^output_dir: .*{place}' was not written by a run"):
+        run_recipe(offering(**methods), **{how: True})
+    assert mine.exists()
+    assert not (tmp_path / "out" / "teacher" / "log.jsonl").exists()
+
+
 def test_names_in_checksums_that_lead_out_of_the_folder_delete_nothing(offering, tmp_path):
     made, out = offering(**_saving("weights.json")), tmp_path / "out"
     run_recipe(made)
