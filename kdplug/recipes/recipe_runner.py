@@ -22,10 +22,10 @@ from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.run import check_teacher, precheck
 from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.engine.checkpoint.folder import step_of
-from kdplug.engine.checkpoint.resume import AUTO
+from kdplug.engine.checkpoint.resume import AUTO, check_places
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.observe.event import RunObserver
-from kdplug.engine.run import RunResult, make_plan
+from kdplug.engine.run import Plan, RunResult, make_plan
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
@@ -81,6 +81,12 @@ def _sized(task: Task, part: Part) -> Any:
     return data
 
 
+def _plan(training: RecipeTraining, loader: DataLoader[Any], config: TrainingConfig) -> Plan:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run itself raises the same warnings
+        return make_plan(loader, config, num_epochs=training.num_epochs, num_steps=training.num_steps)
+
+
 @dataclass(frozen=True, slots=True)
 class RecipeRunner:
     """Builds and trains each model of a recipe, from the recipe's seed.
@@ -109,6 +115,24 @@ class RecipeRunner:
             loader = self.loader("distillation", self.recipe.training.batch_size)
             with busy("Checking the teacher cache"):
                 precheck(cache, self.task.teacher_adaptor, Objective(self.recipe.distillation), loader, config)
+
+    def check_places(self) -> None:
+        """Check that no checkpoint of the training runs replaces a folder that no run wrote, before the first one starts.
+
+        Raises: ``RunError``.
+        """
+        training, batch = self.recipe.training, self.recipe.training.batch_size
+        runs = [
+            (Stage.STUDENT, training, self.loader("distillation", batch)),
+            (Stage.BASELINE, training, self.loader("baseline", batch, like="distillation")),
+        ]
+        if training.teacher_cache is None and (fit := self.fit()) is not None:
+            runs.append((Stage.TEACHER, fit, self.loader("teacher", fit.batch_size)))
+        for stage, length, loader in runs:
+            config = stage.config(self.recipe)
+            folder = Path(config.output_dir)
+            before = latest(folder, warns=False) if self.resume else None
+            check_places(folder, before, _plan(length, loader, config), None)
 
     def teacher(self, folder: Path | None = None) -> nn.Module:
         """Build the teacher, and train it if the task defines a training; checkpoints go to ``folder`` if given."""
@@ -144,10 +168,7 @@ class RecipeRunner:
         budget = Budget.of(training, loader)
         config = Stage.STUDENT.config(self.recipe)
         self._announce("Distilling the student", "Student already distilled", config, budget)
-        length: dict[str, Any] = {"num_epochs": training.num_epochs, "num_steps": training.num_steps}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run itself raises the same warnings
-            plan = make_plan(loader, config, **length)
+        plan = _plan(training, loader, config)
         prepared = preparation(self.task, student)
         history = History(
             lambda model: self._evaluate(model, self._test(model))[self.task.metric],
@@ -157,7 +178,8 @@ class RecipeRunner:
         self.distiller(teacher, student, [history]).train(
             make_optimizer(training, student.parameters()),
             loader,
-            **length,
+            num_epochs=training.num_epochs,
+            num_steps=training.num_steps,
             max_grad_norm=training.max_grad_norm,
             batch_postprocessor=prepared,
             resume=self._resume,

@@ -17,7 +17,7 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed, qualify_errors
 from kdplug.config.key import not_identity
 from kdplug.config.recipe import Recipe, RecipeTraining
-from kdplug.contracts.task import Directed, Part, StartsStudent, Task
+from kdplug.contracts.task import Directed, Part, SavesTeacher, StartsStudent, Task
 from kdplug.engine.checkpoint.archive import SUMS
 from kdplug.engine.checkpoint.fingerprint import dataset_fingerprint
 from kdplug.engine.checkpoint.folder import steps
@@ -176,9 +176,11 @@ def _run(
     task, say, output_dir = runner.task, runner.say, Path(recipe.output_dir)
     distillation, terms = shown
     origin = read_provenance(recipe)
+    runner.check_places()
     if origin is None and not resuming:
         rehearse(runner)
-    _empty(recipe, resuming=resuming)
+    saves_teacher = origin is None and isinstance(task, SavesTeacher) and runner.fit() is not None
+    _empty(recipe, resuming=resuming, saves_teacher=saves_teacher)
     write_json(output_dir / RECORD, record)
     for line in (header_line(), "", task.about(), "", temperature_line(distillation)):
         say(line)
@@ -205,7 +207,7 @@ def _run(
     )
 
     folder = Path(output_dir if origin is None else recipe.training.teacher_cache or "") / Stage.TEACHER
-    saved = {"saved_teacher": str(folder)} if (folder / RECORD).is_file() else {}
+    saved = {"saved_teacher": str(folder)} if (folder / SUMS).is_file() else {}
     with busy("Saving the student"):
         written = save_student(task, student, output_dir, {**record, **saved, "results": result.to_data()})
     write_json(output_dir / METRICS, result.to_data())
@@ -292,9 +294,10 @@ def _check_unused(recipe: Recipe, *, resumes: bool) -> None:
         )
 
 
-def _empty(recipe: Recipe, *, resuming: bool) -> None:
+def _empty(recipe: Recipe, *, resuming: bool, saves_teacher: bool) -> None:
     """Remove the files of an earlier run that this one writes; delete its checkpoints unless ``resuming``.
 
+    A resumed run that ``saves_teacher`` keeps the saved one until then, because it is usually the same.
     The record is deleted first: without it nothing in the folder can be resumed. Temporary files of a killed run are
     removed too.
     """
@@ -307,7 +310,8 @@ def _empty(recipe: Recipe, *, resuming: bool) -> None:
         for name in FILES[1:] if resuming else FILES:
             (output_dir / name).unlink(missing_ok=True)
         forget_student(output_dir)
-        forget_teacher(teacher)
+        if not (resuming and saves_teacher):
+            forget_teacher(teacher)
         if not resuming:
             forget_checkpoints(recipe)
     except OSError as error:

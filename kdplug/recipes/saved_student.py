@@ -17,7 +17,7 @@ from torch import nn
 from kdplug.config.recipe import Recipe
 from kdplug.contracts.task import SavesStudent, SavesTeacher, Task
 from kdplug.contracts.tree import dotted, leaves
-from kdplug.engine.checkpoint.archive import SUMS, sha256
+from kdplug.engine.checkpoint.archive import SUMS, read_sums, sha256
 from kdplug.engine.checkpoint.folder import steps
 from kdplug.engine.checkpoint.weights import STUDENT, save_weights
 from kdplug.engine.observe.tracking import NAME as LOG
@@ -46,17 +46,15 @@ def save_student(task: Task, student: nn.Module, output_dir: Path, record: Mappi
             _write_sums(output_dir, [output_dir / STUDENT])
         return STUDENT
     save = partial(task.save_student, student)
-    with _saving("student", output_dir), _saved(save, output_dir, record) as folder:
-        folder.chmod(output_dir.stat().st_mode & 0o777)
-        forget_student(output_dir)
-        folder.rename(output_dir / MODEL)
+    with _saving("student", output_dir), _saved(save, output_dir, record) as temporary:
+        _replace("student", temporary, output_dir / MODEL)
     return MODEL
 
 
 def save_teacher(task: Task, teacher: nn.Module, folder: Path, record: Mapping[str, Any]) -> bool:
     """Save a trained teacher into ``folder``, which holds its checkpoints; return false if the task cannot save it.
 
-    The folder gets ``record`` and checksums too. The record is the first file there: it shows that a run wrote the others.
+    The folder gets ``record`` and checksums too.
 
     Raises: ``RunError`` if it cannot be written.
     """
@@ -64,12 +62,69 @@ def save_teacher(task: Task, teacher: nn.Module, folder: Path, record: Mapping[s
         return False
     save = partial(task.save_teacher, teacher)
     with _saving("teacher", folder), _saved(save, folder, record) as temporary:
-        forget_teacher(folder)
-        if _of_teacher(folder):
-            raise _of_no_run("teacher", folder)
-        for file in sorted(temporary.iterdir(), key=lambda file: (file.name != RECORD, file.name)):
-            file.rename(folder / file.name)
+        _replace("teacher", temporary, folder)
     return True
+
+
+def _replace(side: str, temporary: Path, folder: Path) -> None:
+    """Replace the model that an earlier run saved to ``folder`` by the one in ``temporary``; other files there are kept.
+
+    If both are the same, nothing is replaced, so a kill cannot lose files of a finished run that is resumed.
+    The record and the checksums are moved first: they show that a run wrote the others.
+
+    Raises: ``RunError`` if that would replace a file that no run wrote.
+    """
+    sums = read_sums(temporary)
+    if read_sums(folder) == sums and all(_has(folder / name, digest) for name, digest in sums.items()):
+        return
+    files = [file.relative_to(temporary) for file in sorted(temporary.rglob("*")) if not file.is_dir()]
+    own = set(_own(folder))
+    for file in files:
+        if os.path.lexists(folder / file) and folder / file not in own:
+            raise _of_no_run(side, folder / file, kind="file")
+    _forget(folder)
+    for file in sorted(files, key=lambda file: (file != Path(RECORD), file != Path(SUMS))):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (temporary / file).rename(folder / file)
+
+
+def _has(file: Path, digest: str) -> bool:
+    return file.is_file() and sha256(file) == digest
+
+
+def _own(folder: Path) -> list[Path]:
+    """Return the files that a run wrote to the folder of a saved model, the record last; none without a record.
+
+    Those are the files that its checksums list, except a listed name that leads out of the folder.
+    """
+    if not (folder / RECORD).is_file():
+        return []
+    root = folder.resolve()
+    listed = [folder / name for name in read_sums(folder) if name not in (RECORD, SUMS) and "\0" not in name]
+    inside = [file for file in listed if ".." not in file.parts and root in (file.parent.resolve() / "_").parents]
+    written = [file for file in (*inside, folder / SUMS) if file.is_symlink() or file.is_file()]
+    return [*written, folder / RECORD]
+
+
+def _forget(folder: Path) -> None:
+    """Delete the files of a saved model, then the folders that are empty without them.
+
+    The record is deleted last, and only if no other file remains: without it, ``check_apart`` would refuse the folder.
+    """
+    for file in _own(folder):
+        if file != folder / RECORD or not _others(folder):
+            file.unlink()
+        for above in file.parents:
+            if folder not in above.parents or above.is_symlink() or any(above.iterdir()):
+                break
+            above.rmdir()
+
+
+def _others(folder: Path) -> list[Path]:
+    """Return the files and folders next to a record that are neither checkpoints nor the log of a training run."""
+    known = {folder / RECORD, folder / LOG, *(path for _, path in steps(folder))}
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in files if file not in known and not file.name.startswith(".")]
 
 
 @contextmanager
@@ -91,33 +146,16 @@ def _write_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def forget_student(output_dir: Path) -> None:
-    """Remove a student's folder if an earlier run saved it, that is, if it contains a record.
-
-    A kill leaves it complete, or under a temporary name.
-    """
-    if (output_dir / MODEL / RECORD).is_file():
-        aside = Path(mkdtemp(dir=output_dir, prefix=f".{MODEL}-"))
-        (output_dir / MODEL).rename(aside / MODEL)
-        shutil.rmtree(aside)
+    """Delete a student's files if an earlier run saved it, and its folder if nothing else is in it."""
+    folder = output_dir / MODEL
+    _forget(folder)
+    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def forget_teacher(folder: Path) -> None:
-    """Remove a trained teacher from the folder of its checkpoints if an earlier run saved it; a record shows that.
-
-    The record is removed last.
-    """
-    if (folder / RECORD).is_file():
-        for file in (*_of_teacher(folder), folder / RECORD):
-            _remove(file)
-
-
-def _of_teacher(folder: Path) -> list[Path]:
-    """Return the files and folders of a saved teacher, without its record, and without the checkpoints and log of its training."""
-    checkpoints = {path for _, path in steps(folder)}
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [
-        file for file in files if not (file in checkpoints or file.name.startswith(".") or file.name in (RECORD, LOG))
-    ]
+    """Delete the files of a trained teacher from the folder of its checkpoints if an earlier run saved it."""
+    _forget(folder)
 
 
 def _remove(path: Path) -> None:
@@ -157,11 +195,12 @@ def check_apart(recipe: Recipe, task: Task) -> None:
     """
     model, teacher = (_folder(recipe, name) for name in (MODEL, Stage.TEACHER.value))
     _check_unread(recipe, model, "this run writes its student")
-    if isinstance(task, SavesStudent) and model.exists() and not (model / RECORD).is_file():
+    is_file = model.exists() and not model.is_dir()
+    if isinstance(task, SavesStudent) and (is_file or (_others(model) and not (model / RECORD).is_file())):
         raise _of_no_run("student", model)
     if isinstance(task, SavesTeacher) and teacher_fit(task) is not None:
         _check_unread(recipe, teacher, "this run writes its teacher")
-        if _of_teacher(teacher) and not (teacher / RECORD).is_file():
+        if _others(teacher) and not (teacher / RECORD).is_file():
             raise _of_no_run("teacher", teacher)
     elif (teacher / RECORD).is_file():
         _check_unread(recipe, teacher, "an earlier run wrote its teacher, which this run would delete")
@@ -178,10 +217,10 @@ def _check_unread(recipe: Recipe, folder: Path, what: str) -> None:
             )
 
 
-def _of_no_run(side: str, folder: Path) -> RunError:
+def _of_no_run(side: str, place: Path, kind: str = "folder") -> RunError:
     return RunError(
-        f"the {side} would be saved to {str(folder)!r}, but that folder was not written by a run. Choose another "
-        "output_dir, or move the folder",
+        f"the {side} would be saved to {str(place)!r}, but that {kind} was not written by a run. Choose another "
+        f"output_dir, or move the {kind}",
         field="output_dir",
     )
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
+from kdplug.engine.checkpoint.archive import SUMS
 from kdplug.errors import RunError
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
-from kdplug.recipes.saved_student import forget_student, forget_temporary
+from kdplug.recipes.saved_student import forget_student
 from kdplug.report.record import RECORD
 
 
@@ -44,20 +44,25 @@ def test_a_learning_rate_that_destroys_the_weights_is_warned_of(signs, rate, is_
     assert [one.field for one in plan.warnings if one.check == "large_learning_rate"] == ["training.lr"] * is_warned_of
 
 
-def test_a_kill_while_an_earlier_student_is_deleted_leaves_no_part_of_it_under_its_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize("deleted", range(4))
+def test_a_kill_while_an_earlier_student_is_deleted_leaves_its_record(tmp_path, monkeypatch, deleted):
     """Without its record it would be taken for a folder of the user, and the next run would not start."""
+    (tmp_path / "model").mkdir()
+    names = ("more", "weights", SUMS, RECORD)
+    for name in names:
+        (tmp_path / "model" / name).touch()
+    (tmp_path / "model" / SUMS).write_text("".join(f"{'0' * 64}  {name}\n" for name in names if name != SUMS))
+    left, unlink = iter(range(deleted)), Path.unlink
 
     def kill(path):
-        next(Path(path).rglob(RECORD)).unlink()
-        raise KeyboardInterrupt
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        unlink(path)
 
-    (tmp_path / "model").mkdir()
-    for name in (RECORD, "weights"):
-        (tmp_path / "model" / name).write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(shutil, "rmtree", kill)
+    monkeypatch.setattr(Path, "unlink", kill)
     with pytest.raises(KeyboardInterrupt):
         forget_student(tmp_path)
     monkeypatch.undo()
-    assert not (tmp_path / "model").exists()
-    forget_temporary(tmp_path, [], tmp_path / "teacher")
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == sorted(names[deleted:])
+    forget_student(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import torch
 import kdplug
 from kdplug.errors import ConfigError, RunError
 from kdplug.recipes.preview.plan import plan_recipe
+from kdplug.recipes.recipe_runner import RecipeRunner
 from kdplug.recipes.run import run_recipe
 
 
@@ -103,13 +104,105 @@ def test_a_task_saves_the_teacher_that_the_run_trained_before_it_distils(offerin
     assert calls == ["student", "teacher", "student", "student"]  # the first one is the rehearsal's
     folder = tmp_path / "out" / "teacher"
     assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 0
-    (folder / "parts" / "of-an-earlier-run").touch()
+    (folder / "parts" / "of-the-user").touch()
     run_recipe(offering("seed=1"), overwrite=True)
     assert json.loads((folder / "parts" / "weights.json").read_text())[1] == 1
     assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
         "SHA256SUMS", "kdplug-run.json", "log.jsonl", "parts", "step-4",
     ]  # fmt: skip
-    assert not (folder / "parts" / "of-an-earlier-run").exists()
+    assert (folder / "parts" / "of-the-user").exists()
+
+
+def _saves(name):
+    """A method that saves a model as one file ``name``."""
+
+    def save(self, model, folder, record):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps([model.weight.tolist(), record["seed"]]))
+
+    return save
+
+
+def _saving(name):
+    """Methods of a task that trains its teacher, and saves both models as one file ``name``."""
+    return {
+        "teacher_fit": lambda self: {"epochs": 1, "batch_size": 10, "learning_rate": 0.1},
+        "teacher_adaptor": kdplug.tasks.load("signs").student_adaptor,
+        "save_teacher": _saves(name),
+        "save_student": _saves(name),
+    }
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_files_of_the_user_in_the_folders_of_both_models_are_kept(offering, tmp_path, how):
+    made, out = offering(**_saving("parts/weights.json")), tmp_path / "out"
+    run_recipe(made)
+    places = ("teacher", "teacher/step-3", "teacher/parts", "model", "model/parts", "model/mine")
+    mine = [out / place / "notes.txt" for place in places]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    for _ in range(2):
+        run_recipe(made, **{how: True})
+        assert [file.read_text() for file in mine] == ["mine"] * len(mine)
+        assert all((out / name / "parts" / "weights.json").is_file() for name in ("teacher", "model"))
+
+
+def test_a_run_that_is_killed_before_it_saves_resumes_with_files_of_the_user_in_the_folders(
+    offering, tmp_path, monkeypatch
+):
+    made, out = offering(**_saving("weights.json")), tmp_path / "out"
+    run_recipe(made)
+    for name in ("teacher", "model"):
+        (out / name / "notes.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeRunner, "teacher", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_recipe(made, overwrite=True)
+    assert not (out / "model" / "weights.json").exists()
+    run_recipe(made, resume=True)
+    for name in ("teacher", "model"):
+        assert (out / name / "notes.txt").exists()
+        assert (out / name / "weights.json").exists()
+
+
+@pytest.mark.parametrize(("name", "side"), [("teacher", "teacher"), ("model", "student")])
+def test_a_saved_model_replaces_no_file_of_the_user(offering, tmp_path, name, side):
+    run_recipe(offering(**_saving("weights.json")))
+    mine = tmp_path / "out" / name / "other.json"
+    mine.write_text("mine")
+    with pytest.raises(RunError, match=rf"^output_dir: the {side} would be saved to .*other\.json', but that file"):
+        run_recipe(offering(**_saving("other.json")), overwrite=True)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+@pytest.mark.parametrize("place", ["student/step-6", "baseline/step-6", "teacher/step-4"])
+def test_a_folder_of_the_user_in_the_place_of_a_checkpoint_is_an_error_before_the_teacher_is_trained(
+    offering, tmp_path, place, how
+):
+    methods = _saving("weights.json")
+    del methods["save_teacher"]
+    mine = tmp_path / "out" / place / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(RunError, match=rf"^output_dir: .*{place}' was not written by a run"):
+        run_recipe(offering(**methods), **{how: True})
+    assert mine.exists()
+    assert not (tmp_path / "out" / "teacher" / "log.jsonl").exists()
+
+
+def test_names_in_checksums_that_lead_out_of_the_folder_delete_nothing(offering, tmp_path):
+    made, out = offering(**_saving("weights.json")), tmp_path / "out"
+    run_recipe(made)
+    (tmp_path / "mine").mkdir()
+    mine = tmp_path / "mine" / "notes.txt"
+    mine.touch()
+    (out / "model" / "link").symlink_to(mine.parent)
+    with (out / "model" / "SHA256SUMS").open("a") as sums:
+        sums.writelines(f"{'0' * 64}  {name}\n" for name in (mine, "../../mine/notes.txt", "link/notes.txt", "a\0b"))
+    run_recipe(made, overwrite=True)
+    assert mine.exists()
 
 
 def test_a_teacher_that_cannot_be_written_is_an_error_and_leaves_no_folder(offering, tmp_path):

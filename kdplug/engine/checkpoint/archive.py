@@ -69,14 +69,21 @@ def check_file(file: Path) -> None:
     if (file.parent / CHECKSUMS).is_file() and (found := damage(file.parent, [file.name], only=True)):
         raise RunError(f"{file.parent} is damaged: {found[0]}. Use another checkpoint or an undamaged copy")
     sums = file.parent / SUMS
-    if not sums.is_file() or not file.is_file():
+    if not file.is_file():
         return
-    written = {match[2]: match[1] for line in _lines(sums) if (match := _SUM.fullmatch(line))}
+    written = read_sums(file.parent)
     if file.name in written and sha256(file) != written[file.name]:
         raise RunError(
             f"{file} is damaged: its SHA-256 differs from the one in {sums}. Use an undamaged copy; if you changed the "
             f"file, delete {SUMS}"
         )
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return the names and digests that the ``SHA256SUMS`` of a folder lists; without that file, none."""
+    if not (folder / SUMS).is_file():
+        return {}
+    return {match[2]: match[1] for line in _lines(folder / SUMS) if (match := _SUM.fullmatch(line))}
 
 
 def sha256(file: Path) -> str:

@@ -135,6 +135,31 @@ def test_a_killed_run_resumes_to_the_same_teacher_which_was_there_before_the_dis
     assert not (saved / ".model-abcdefgh").exists()
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_teacher_even_if_it_is_killed(folder, tmp_path, monkeypatch):
+    given, saved = settings(folder, "text-classification"), tmp_path / "teacher"
+    run_recipe(recipe(given, tmp_path))
+    files = [file for file in saved.iterdir() if file.is_file() and file.name not in (".run", "log.jsonl")]
+    before = {file: (file.read_bytes(), file.stat().st_ino) for file in files}
+    with monkeypatch.context() as patch:
+        patch.setattr(RecipeRunner, "teacher", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_recipe(recipe(given, tmp_path), resume=True)
+    assert {file: (file.read_bytes(), file.stat().st_ino) for file in files} == before
+    run_recipe(recipe(given, tmp_path), resume=True)
+    assert {file: (file.read_bytes(), file.stat().st_ino) for file in files} == before
+
+
+@pytest.mark.parametrize("name", ["text-classification", "token-classification"])
+def test_the_tokenizer_of_a_saved_model_is_the_same_after_a_resume(folder, tmp_path, name):
+    run_recipe(recipe(settings(folder, name), tmp_path))
+    saved = [tmp_path / place / "tokenizer.json" for place in ("teacher", "model")]
+    before = [file.read_bytes() for file in saved]
+    assert {json.loads(content)["truncation"] for content in before} == {None}
+    (saved[0].parent / "config.json").unlink()  # so the teacher is saved again
+    run_recipe(recipe(settings(folder, name), tmp_path), resume=True)
+    assert [file.read_bytes() for file in saved] == before
+
+
 def test_an_overwritten_run_replaces_the_teacher_and_one_that_trains_none_removes_it(folder, tmp_path):
     given, out = settings(folder, "text-classification"), tmp_path / "out"
     run_recipe(recipe(given, out))
