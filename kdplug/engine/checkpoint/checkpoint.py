@@ -20,7 +20,7 @@ from torch import nn
 from kdplug.engine.checkpoint.archive import check_file, damage, read_archive, write_archive, write_checksums
 from kdplug.engine.checkpoint.folder import OBJECTIVE as _OBJECTIVE
 from kdplug.engine.checkpoint.folder import RUN as _RUN
-from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, set_aside, step_of, steps
+from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, run_of, set_aside, step_of, steps
 from kdplug.engine.checkpoint.weights import read_weights, save_weights, student_file, write_student
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
@@ -92,9 +92,12 @@ class Checkpoints:
         self._prune(step)
 
     def _prune(self, last: int) -> None:
-        """Delete old checkpoints after writing that of step ``last``."""
+        """Delete old checkpoints of this run after writing that of step ``last``."""
+        if self.keep is None:
+            return
         until = [(step, folder) for step, folder in steps(self.output_dir) if step <= last]
-        for step, folder in [] if self.keep is None else until[: -self.keep]:
+        own = [(step, folder) for step, folder in until if run_of(folder) == self.run]
+        for step, folder in own[: -self.keep]:
             if step != self.spare:
                 discard(folder)
 
