@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy
 import pytest
@@ -14,6 +15,7 @@ from small_run import AUTO, PROJECTED, make_batches, make_distiller, make_studen
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.errors import RunError
 
 
@@ -168,6 +170,71 @@ def test_the_same_objects_go_on_after_an_interruption(tmp_path):
 def test_a_checkpoint_can_be_named(tmp_path):
     whole = run(tmp_path, LOADERS["shuffled"]())
     assert torch.equal(run(tmp_path, LOADERS["shuffled"](), resume=tmp_path / "step-9")[0], whole[0])
+
+
+def branch(folder, temperature, *, killed_at=None, keep_last=None, **train):
+    """Train 6 steps with a checkpoint after each; the weights."""
+    torch.manual_seed(0)
+    student = make_student()
+    training = {"ckpt_steps": 1, "seed": 7, "keep_last": keep_last}
+    options = {"observers": [] if killed_at is None else [Killer(killed_at)]}
+    distiller = make_distiller(folder, student, training=training, options=options, temperature=temperature)
+    distiller.train(sgd(student), make_batches(6), num_steps=6, **train)
+    return weights(student)
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 6])
+def test_a_killed_run_from_an_earlier_checkpoint_does_not_resume_from_the_later_ones(tmp_path, killed_at):
+    old = branch(tmp_path / "whole", 2)
+    folder = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    whole = branch(tmp_path / "whole", 4, resume=tmp_path / "whole" / "step-2", resume_changed=True)
+    assert not torch.equal(whole, old)
+    later = {file: file.read_bytes() for file in folder.glob("step-6/*")}
+    with pytest.raises(Killed):
+        branch(folder, 4, resume=folder / "step-2", resume_changed=True, killed_at=killed_at)
+    assert {file: file.read_bytes() for file in folder.glob("step-6/*")} == later
+    assert latest(folder) == folder / f"step-{killed_at - 1}"
+    assert torch.equal(branch(folder, 4, resume="auto", resume_changed=True), whole)
+    assert latest(folder) == folder / "step-6"
+
+
+def test_a_run_that_branched_twice_has_the_checkpoints_before_each_branch(tmp_path):
+    branch(tmp_path, 2)
+    for step, temperature in ((4, 3), (2, 4)):
+        with pytest.raises(Killed):
+            branch(tmp_path, temperature, resume=tmp_path / f"step-{step}", resume_changed=True, killed_at=step + 2)
+    assert latest(tmp_path) == tmp_path / "step-3"
+    for step in (3, 2):
+        shutil.rmtree(tmp_path / f"step-{step}")
+    assert latest(tmp_path) == tmp_path / "step-1"
+    shutil.rmtree(tmp_path / "step-1")
+    assert latest(tmp_path) is None
+
+
+def test_the_later_checkpoints_can_still_be_named(tmp_path):
+    old = branch(tmp_path, 2)
+    with pytest.raises(Killed):
+        branch(tmp_path, 4, resume=tmp_path / "step-2", resume_changed=True, killed_at=4)
+    assert torch.equal(branch(tmp_path, 2, resume=tmp_path / "step-6"), old)
+    assert latest(tmp_path) == tmp_path / "step-6"
+
+
+def test_a_run_that_cannot_start_from_an_earlier_checkpoint_changes_nothing(tmp_path):
+    branch(tmp_path, 2)
+    student = make_student()
+    optimizer = torch.optim.SGD([{"params": [one]} for one in student.parameters()], lr=0.1)
+    with pytest.raises(RunError, match="does not match the optimizer"):
+        make_distiller(tmp_path, student, training={"ckpt_steps": 1, "seed": 7}).train(
+            optimizer, make_batches(6), num_steps=6, resume=tmp_path / "step-2", resume_changed=True
+        )
+    assert latest(tmp_path) == tmp_path / "step-6"
+
+
+def test_a_run_from_an_earlier_checkpoint_keeps_the_last_ones_up_to_its_step(tmp_path):
+    branch(tmp_path, 2)
+    with pytest.raises(Killed):
+        branch(tmp_path, 4, resume=tmp_path / "step-2", resume_changed=True, killed_at=4, keep_last=2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-2", "step-3", "step-4", "step-5", "step-6"]
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_path):
