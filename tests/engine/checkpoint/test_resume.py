@@ -237,6 +237,66 @@ def test_a_run_from_an_earlier_checkpoint_keeps_the_last_ones_up_to_its_step(tmp
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-2", "step-3", "step-4", "step-5", "step-6"]
 
 
+def resumed(folder, made, *, killed_at=None, callback=None, match=PROJECTED, **train):
+    """Train 4 steps with the optimizer ``made`` returns for a student; the weights, and the optimizer."""
+    torch.manual_seed(0)
+    student = make_student()
+    options = {"observers": [] if killed_at is None else [Killer(killed_at)]}
+    distiller = make_distiller(folder, student, matches=[match], training={"ckpt_steps": 1, "seed": 7}, options=options)
+    optimizer = made(student)
+    distiller.train(optimizer, make_batches(4), num_steps=4, callback=callback, **train)
+    return torch.cat([weights(student), weights(distiller.objective)]), optimizer
+
+
+def adam(**settings):
+    return lambda student: torch.optim.AdamW(student.parameters(), **settings)
+
+
+@pytest.mark.parametrize(("match", "own"), [(AUTO, 1.0), (PROJECTED, 0.05)])
+def test_a_changed_setting_of_the_optimizer_is_that_of_the_resumed_run(tmp_path, match, own):
+    """The others are as the run left them, such as one that its callback set."""
+
+    def adjust(model, step):
+        for group in held[0].param_groups:
+            group["eps"] = 0.5
+
+    held = []
+
+    def first(student):
+        held[:] = [adam(lr=0.01, weight_decay=0.1)(student)]
+        return held[0]
+
+    with pytest.raises(Killed):
+        resumed(tmp_path, first, callback=adjust, killed_at=4, match=match)
+    made = adam(lr=1.0, weight_decay=0.1, betas=(0.5, 0.6))
+    with pytest.raises(RunError, match=r"optimizer\.groups\.0\.lr: 0\.01 -> 1\.0"):
+        resumed(tmp_path, made, resume="auto", match=match)
+    _, optimizer = resumed(tmp_path, made, resume="auto", resume_changed=True, match=match)
+    found = [[group[name] for name in ("lr", "betas", "weight_decay", "eps")] for group in optimizer.param_groups]
+    assert found == [[rate, (0.5, 0.6), 0.1, 0.5] for rate in (1.0, own)]  # of the student and of the projection
+    assert all(state["step"] == 4 for state in optimizer.state.values())
+
+
+def test_a_changed_learning_rate_of_a_run_with_a_schedule_is_warned_of(tmp_path):
+    schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 2, "gamma": 0.5}}
+    with pytest.raises(Killed):
+        resumed(tmp_path, adam(lr=0.01), killed_at=4, **schedule)
+    says = r"optimizer\.groups\.0\.lr: 0\.01 -> 1\.0.*: the learning-rate scheduler resumes with its settings .* The learning rate is 0\.005, 0\.025\."
+    with pytest.warns(UserWarning, match=says):
+        _, optimizer = resumed(tmp_path, adam(lr=1.0, eps=0.25), resume="auto", resume_changed=True, **schedule)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0025, 0.0125]
+    assert [group["eps"] for group in optimizer.param_groups] == [0.25] * 2
+
+
+def test_changed_settings_of_a_schedule_are_warned_of(tmp_path):
+    schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR}
+    with pytest.raises(Killed):
+        resumed(tmp_path, adam(lr=0.01), killed_at=4, scheduler_args={"step_size": 2, "gamma": 0.5}, **schedule)
+    changed = {"resume": "auto", "resume_changed": True, "scheduler_args": {"step_size": 2, "gamma": 0.1}}
+    with pytest.warns(UserWarning, match=r"optimizer\.scheduler_args\.gamma: 0\.5 -> 0\.1"):
+        resumed(tmp_path, adam(lr=0.01), **changed, **schedule)
+
+
 def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_path):
     with pytest.raises(RunError, match=r"is not a checkpoint to resume from\. Checkpoints in it: none"):
         run(tmp_path, LOADERS["in order"](), resume=tmp_path)
