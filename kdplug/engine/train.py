@@ -138,7 +138,7 @@ def train(
             ),
             journal=Journal(),
             callback=request.callback,
-            checkpoints=_checkpoints(run, config, saved, frozen, overwrite=request.overwrite),
+            checkpoints=Checkpoints(run.output_dir, saved.get("run", ""), config.keep_last, frozen=frozen),
             identity=identity,
             preemption=stack.enter_context(preemption()),
             windows=windows,
@@ -148,6 +148,13 @@ def train(
         )
         if folder is not None:
             go_on(loop, saved, folder)
+        loop.checkpoints.run = begin(
+            run.output_dir,
+            is_main=run.is_main,
+            name=saved.get("run", ""),
+            step=saved.get("step"),
+            overwrite=request.overwrite,
+        )
         stack.enter_context(outputs_compared(pair.objective, accelerator))
         loop.journal = stack.enter_context(journal(run.output_dir, is_main=run.is_main, after=run.step))
         with _observed(loop):
@@ -200,15 +207,6 @@ def _start(stack: ExitStack, accelerator: Accelerator, request: Request, output_
         return folder
 
     return on_main(accelerator, start)
-
-
-def _checkpoints(
-    run: Run, config: TrainingConfig, saved: Mapping[str, Any], frozen: Mapping[str, str], *, overwrite: bool
-) -> Checkpoints:
-    """Return the checkpoints of the resumed run, or of a new one."""
-    name = saved.get("run", "")
-    name = begin(run.output_dir, is_main=run.is_main, name=name, overwrite=overwrite)
-    return Checkpoints(run.output_dir, name, config.keep_last, frozen=frozen)
 
 
 @contextmanager

@@ -137,6 +137,41 @@ def test_one_at_a_step_before_the_checkpoint_to_resume_from_survives(folder):
     assert [path.name for path in (folder / "step-1").iterdir()] == ["precious"]
 
 
+@pytest.mark.attack("a folder of the user with a file named as one of a checkpoint")
+@pytest.mark.parametrize("name", ["run.json", "objective.safetensors", "checksums.json"])
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"run": "mine", "step": 2}', '{"run.json": {}}'])
+@pytest.mark.parametrize("step", ["step-2", "step-9"])
+def test_overwrite_deletes_no_folder_that_only_resembles_a_checkpoint(folder, name, content, step):
+    (folder / step).mkdir()
+    (folder / step / name).write_text(content, encoding="utf-8")
+    (folder / step / "data.csv").write_text("kept", encoding="utf-8")
+    before = everything(folder)
+    if step == "step-2":
+        with pytest.raises(RunError, match=r"step-2' was not written by a run"):
+            train(folder, overwrite=True)
+        assert everything(folder) == before
+    else:
+        assert train(folder, overwrite=True).step == 4
+        assert before.items() <= everything(folder).items()
+
+
+@pytest.mark.attack("a checkpoint of another run in the folder of a run")
+def test_a_resumed_run_deletes_only_its_own_checkpoints(folder):
+    train(folder.parent / "other")
+
+    def kill(model, step):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(folder, kill)
+    shutil.copytree(folder.parent / "other" / "step-4", folder / "step-1")
+    before = everything(folder / "step-1")
+    assert train(folder, resume="auto").step == 4
+    assert everything(folder / "step-1") == before
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-1", "step-4"]
+
+
 @pytest.mark.attack("a kill during the deletion of an old checkpoint")
 def test_it_leaves_no_part_of_it_under_its_name(folder, monkeypatch):
     def kill(path, **_):

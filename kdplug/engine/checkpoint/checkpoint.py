@@ -20,7 +20,7 @@ from torch import nn
 from kdplug.engine.checkpoint.archive import check_file, damage, read_archive, write_archive, write_checksums
 from kdplug.engine.checkpoint.folder import OBJECTIVE as _OBJECTIVE
 from kdplug.engine.checkpoint.folder import RUN as _RUN
-from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, set_aside, step_of, steps
+from kdplug.engine.checkpoint.folder import check_replaceable, delete, discard, run_of, set_aside, step_of, steps
 from kdplug.engine.checkpoint.weights import read_weights, save_weights, student_file, write_student
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
@@ -29,6 +29,7 @@ _logger = logging.getLogger("kdplug")
 
 _MARK = ".run"
 _LEFTOVER = re.compile(r"\.step-\d+\.(tmp|old)")
+_BRANCH = re.compile(r"(.+)@([0-9]+)/[0-9a-f]{32}")
 
 
 @dataclass(slots=True, eq=False)
@@ -92,9 +93,12 @@ class Checkpoints:
         self._prune(step)
 
     def _prune(self, last: int) -> None:
-        """Delete old checkpoints after writing that of step ``last``."""
+        """Delete old checkpoints of this run after writing that of step ``last``."""
+        if self.keep is None:
+            return
         until = [(step, folder) for step, folder in steps(self.output_dir) if step <= last]
-        for step, folder in [] if self.keep is None else until[: -self.keep]:
+        own = [(step, folder) for step, folder in until if _belongs(run_of(folder), step, self.run)]
+        for step, folder in own[: -self.keep]:
             if step != self.spare:
                 discard(folder)
 
@@ -118,8 +122,12 @@ def _unwritten(target: Path, error: Exception) -> RunError:
     )
 
 
-def begin(output_dir: Path, *, is_main: bool, name: str = "", overwrite: bool = False) -> str:
+def begin(output_dir: Path, *, is_main: bool, name: str = "", step: int | None = None, overwrite: bool = False) -> str:
     """Mark ``output_dir`` with the name of a run, a new one if ``name`` is empty, and return the name.
+
+    If the run resumes from ``step`` and has later checkpoints, its name becomes that of a branch, which only has the
+    checkpoints up to ``step``. The later ones stay, until the branch reaches their steps. The name that the main
+    process returns counts.
 
     Incomplete checkpoints of a killed run are deleted; with ``overwrite``, so are all complete ones.
 
@@ -132,6 +140,8 @@ def begin(output_dir: Path, *, is_main: bool, name: str = "", overwrite: bool = 
             for leftover in output_dir.glob(".step-*"):
                 if _LEFTOVER.fullmatch(leftover.name):
                     delete(leftover)
+            if step is not None and any(other > step and run_of(path) == name for other, path in steps(output_dir)):
+                name = f"{name}@{step}/{uuid.uuid4().hex}"
             temporary = output_dir / f"{_MARK}.tmp"
             temporary.write_text(_marker(name), encoding="utf-8")
             _flush(temporary)
@@ -154,7 +164,7 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
     broken: list[str] = []
     for step, folder in reversed(steps(output_dir)) if name else ():
         if not (found := damage(folder, [f"{_RUN}.json"], only=True)):
-            if read_plain(folder)["run"] != name:
+            if not _belongs(read_plain(folder)["run"], step, name):
                 continue
             found = _damage(folder, step)
         if not found:
@@ -169,6 +179,16 @@ def latest(output_dir: Path, *, warns: bool = True) -> Path | None:
             + "\nRestore one from a copy, or start again with overwrite instead of resume"
         )
     return None
+
+
+def _belongs(run: str | None, step: int, name: str) -> bool:
+    """Return whether the run ``name`` has the checkpoint of ``run`` at ``step``: its own, or one before it branched."""
+    while run != name:
+        branch = _BRANCH.fullmatch(name)
+        if branch is None or step > int(branch[2]):
+            return False
+        name = branch[1]
+    return True
 
 
 def check_whole(folder: Path, output_dir: Path) -> None:

@@ -6,8 +6,11 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
+from kdplug.engine.checkpoint.archive import CHECKSUMS
 from kdplug.errors import RunError
+from kdplug.host.bounded_json import read_json
 
 OBJECTIVE = "objective.safetensors"
 """The file of a checkpoint that holds the objective's weights."""
@@ -45,9 +48,28 @@ def check_replaceable(path: Path) -> None:
         )
 
 
+def run_of(path: Path) -> str | None:
+    """Return the name of the run that wrote a checkpoint, or ``None`` if its ``run.json`` does not hold one."""
+    found = _content(path / f"{RUN}.json")
+    name, step = found.get("run"), found.get("step")
+    return name if isinstance(name, str) and isinstance(step, int) else None
+
+
 def _is_written(path: Path) -> bool:
-    """Return whether a run wrote ``path``; a damaged checkpoint still has one of these files."""
-    return any((path / name).is_file() for name in (OBJECTIVE, f"{RUN}.json"))
+    """Return whether a run wrote ``path``; a damaged checkpoint still has its checksums or both files of ``RUN``."""
+    listed = _content(path / CHECKSUMS)
+    if OBJECTIVE in listed and f"{RUN}.json" in listed:
+        return True
+    return (path / f"{RUN}.safetensors").is_file() and run_of(path) is not None
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """Return the mapping in a JSON file, empty if it holds none."""
+    try:
+        found = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def discard(folder: Path) -> None:

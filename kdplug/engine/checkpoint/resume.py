@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 
 from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.archive import damage
 from kdplug.engine.checkpoint.checkpoint import check_whole, latest, load_both, read_plain, read_process
 from kdplug.engine.checkpoint.folder import check_replaceable, places, steps
-from kdplug.engine.checkpoint.identity import check_identity
+from kdplug.engine.checkpoint.identity import Difference, check_identity, differences
 from kdplug.engine.checkpoint.weights import check_frozen, frozen_weights, student_file, uncompiled
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.parallel.fsdp import sharded_like
@@ -158,11 +159,17 @@ def _undamaged(standing: Standing, loop: Loop) -> Standing:
 
 
 def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
-    owner = "optimizer"
+    optimizer, owner = loop.run.optimizer, "optimizer"
+    is_scheduled = loop.scheduler is not None and saved["scheduler"] is not None
+    changed = list(differences(saved["identity"].get("optimizer", {}), loop.identity.get("optimizer", {})))
+    names = {name for one in changed if (name := _setting(one.path)) and not (is_scheduled and name == "lr")}
+    settings = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
     try:
-        loop.run.optimizer.load_state_dict(sharded_like(loop.run.optimizer, saved["optimizer"]))
+        optimizer.load_state_dict(sharded_like(optimizer, saved["optimizer"]))
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
         owner = "learning-rate scheduler"
-        if loop.scheduler is not None and saved["scheduler"] is not None:
+        if is_scheduled:
             loop.scheduler.load_state_dict(saved["scheduler"])
         owner = "gradient scaler"
         if loop.accelerator.scaler is not None and saved["scaler"]:
@@ -172,6 +179,28 @@ def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
             f"{folder} does not match the {owner} of this run: {error}. Construct it as in the run that saved the "
             "checkpoint, or start a new run in another output_dir"
         ) from error
+    if is_scheduled:
+        _warn_schedule([one for one in changed if not one.is_digest], optimizer)
+
+
+def _setting(path: str) -> str:
+    """Return the setting of a parameter group that a path in the optimizer's identity names, or an empty string."""
+    parts = path.split(".")
+    is_setting = parts[0] == "groups" and len(parts) > 2 and parts[2] not in ("parameters", "names")
+    return parts[2] if is_setting else ""
+
+
+def _warn_schedule(changed: Iterable[Difference], optimizer: Optimizer) -> None:
+    """Warn of changes of the learning rate and its schedule, which the state of the scheduler replaces."""
+    own = [one for one in changed if _setting(one.path) == "lr" or one.path.startswith("scheduler_args")]
+    if own:
+        lines = ", ".join(f"optimizer.{one.path}: {one.first!r} -> {one.second!r}" for one in own)
+        rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in optimizer.param_groups))
+        warnings.warn(
+            f"{lines}: the learning-rate scheduler resumes with its settings in the checkpoint, so this change may have "
+            f"no effect. The learning rate is {rates}. To train with another schedule, start a new run",
+            stacklevel=2,
+        )
 
 
 def _set_required(student: nn.Module, changed: Mapping[str, bool], folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy
 import pytest
@@ -14,6 +15,7 @@ from small_run import AUTO, PROJECTED, make_batches, make_distiller, make_studen
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from kdplug.engine.checkpoint.checkpoint import latest
 from kdplug.errors import RunError
 
 
@@ -168,6 +170,131 @@ def test_the_same_objects_go_on_after_an_interruption(tmp_path):
 def test_a_checkpoint_can_be_named(tmp_path):
     whole = run(tmp_path, LOADERS["shuffled"]())
     assert torch.equal(run(tmp_path, LOADERS["shuffled"](), resume=tmp_path / "step-9")[0], whole[0])
+
+
+def branch(folder, temperature, *, killed_at=None, keep_last=None, **train):
+    """Train 6 steps with a checkpoint after each; the weights."""
+    torch.manual_seed(0)
+    student = make_student()
+    training = {"ckpt_steps": 1, "seed": 7, "keep_last": keep_last}
+    options = {"observers": [] if killed_at is None else [Killer(killed_at)]}
+    distiller = make_distiller(folder, student, training=training, options=options, temperature=temperature)
+    distiller.train(sgd(student), make_batches(6), num_steps=6, **train)
+    return weights(student)
+
+
+@pytest.mark.parametrize("killed_at", [3, 4, 6])
+def test_a_killed_run_from_an_earlier_checkpoint_does_not_resume_from_the_later_ones(tmp_path, killed_at):
+    old = branch(tmp_path / "whole", 2)
+    folder = shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    whole = branch(tmp_path / "whole", 4, resume=tmp_path / "whole" / "step-2", resume_changed=True)
+    assert not torch.equal(whole, old)
+    later = {file: file.read_bytes() for file in folder.glob("step-6/*")}
+    with pytest.raises(Killed):
+        branch(folder, 4, resume=folder / "step-2", resume_changed=True, killed_at=killed_at)
+    assert {file: file.read_bytes() for file in folder.glob("step-6/*")} == later
+    assert latest(folder) == folder / f"step-{killed_at - 1}"
+    assert torch.equal(branch(folder, 4, resume="auto", resume_changed=True), whole)
+    assert latest(folder) == folder / "step-6"
+
+
+def test_a_run_that_branched_twice_has_the_checkpoints_before_each_branch(tmp_path):
+    branch(tmp_path, 2)
+    for step, temperature in ((4, 3), (2, 4)):
+        with pytest.raises(Killed):
+            branch(tmp_path, temperature, resume=tmp_path / f"step-{step}", resume_changed=True, killed_at=step + 2)
+    assert latest(tmp_path) == tmp_path / "step-3"
+    for step in (3, 2):
+        shutil.rmtree(tmp_path / f"step-{step}")
+    assert latest(tmp_path) == tmp_path / "step-1"
+    shutil.rmtree(tmp_path / "step-1")
+    assert latest(tmp_path) is None
+
+
+def test_the_later_checkpoints_can_still_be_named(tmp_path):
+    old = branch(tmp_path, 2)
+    with pytest.raises(Killed):
+        branch(tmp_path, 4, resume=tmp_path / "step-2", resume_changed=True, killed_at=4)
+    assert torch.equal(branch(tmp_path, 2, resume=tmp_path / "step-6"), old)
+    assert latest(tmp_path) == tmp_path / "step-6"
+
+
+def test_a_run_that_cannot_start_from_an_earlier_checkpoint_changes_nothing(tmp_path):
+    branch(tmp_path, 2)
+    student = make_student()
+    optimizer = torch.optim.SGD([{"params": [one]} for one in student.parameters()], lr=0.1)
+    with pytest.raises(RunError, match="does not match the optimizer"):
+        make_distiller(tmp_path, student, training={"ckpt_steps": 1, "seed": 7}).train(
+            optimizer, make_batches(6), num_steps=6, resume=tmp_path / "step-2", resume_changed=True
+        )
+    assert latest(tmp_path) == tmp_path / "step-6"
+
+
+def test_a_run_from_an_earlier_checkpoint_keeps_the_last_ones_up_to_its_step(tmp_path):
+    branch(tmp_path, 2)
+    with pytest.raises(Killed):
+        branch(tmp_path, 4, resume=tmp_path / "step-2", resume_changed=True, killed_at=4, keep_last=2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-2", "step-3", "step-4", "step-5", "step-6"]
+
+
+def resumed(folder, made, *, killed_at=None, callback=None, match=PROJECTED, **train):
+    """Train 4 steps with the optimizer ``made`` returns for a student; the weights, and the optimizer."""
+    torch.manual_seed(0)
+    student = make_student()
+    options = {"observers": [] if killed_at is None else [Killer(killed_at)]}
+    distiller = make_distiller(folder, student, matches=[match], training={"ckpt_steps": 1, "seed": 7}, options=options)
+    optimizer = made(student)
+    distiller.train(optimizer, make_batches(4), num_steps=4, callback=callback, **train)
+    return torch.cat([weights(student), weights(distiller.objective)]), optimizer
+
+
+def adam(**settings):
+    return lambda student: torch.optim.AdamW(student.parameters(), **settings)
+
+
+@pytest.mark.parametrize(("match", "own"), [(AUTO, 1.0), (PROJECTED, 0.05)])
+def test_a_changed_setting_of_the_optimizer_is_that_of_the_resumed_run(tmp_path, match, own):
+    """The others are as the run left them, such as one that its callback set."""
+
+    def adjust(model, step):
+        for group in held[0].param_groups:
+            group["eps"] = 0.5
+
+    held = []
+
+    def first(student):
+        held[:] = [adam(lr=0.01, weight_decay=0.1)(student)]
+        return held[0]
+
+    with pytest.raises(Killed):
+        resumed(tmp_path, first, callback=adjust, killed_at=4, match=match)
+    made = adam(lr=1.0, weight_decay=0.1, betas=(0.5, 0.6))
+    with pytest.raises(RunError, match=r"optimizer\.groups\.0\.lr: 0\.01 -> 1\.0"):
+        resumed(tmp_path, made, resume="auto", match=match)
+    _, optimizer = resumed(tmp_path, made, resume="auto", resume_changed=True, match=match)
+    found = [[group[name] for name in ("lr", "betas", "weight_decay", "eps")] for group in optimizer.param_groups]
+    assert found == [[rate, (0.5, 0.6), 0.1, 0.5] for rate in (1.0, own)]  # of the student and of the projection
+    assert all(state["step"] == 4 for state in optimizer.state.values())
+
+
+def test_a_changed_learning_rate_of_a_run_with_a_schedule_is_warned_of(tmp_path):
+    schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 2, "gamma": 0.5}}
+    with pytest.raises(Killed):
+        resumed(tmp_path, adam(lr=0.01), killed_at=4, **schedule)
+    says = r"optimizer\.groups\.0\.lr: 0\.01 -> 1\.0.*: the learning-rate scheduler resumes with its settings .* The learning rate is 0\.005, 0\.025\."
+    with pytest.warns(UserWarning, match=says):
+        _, optimizer = resumed(tmp_path, adam(lr=1.0, eps=0.25), resume="auto", resume_changed=True, **schedule)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0025, 0.0125]
+    assert [group["eps"] for group in optimizer.param_groups] == [0.25] * 2
+
+
+def test_changed_settings_of_a_schedule_are_warned_of(tmp_path):
+    schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR}
+    with pytest.raises(Killed):
+        resumed(tmp_path, adam(lr=0.01), killed_at=4, scheduler_args={"step_size": 2, "gamma": 0.5}, **schedule)
+    changed = {"resume": "auto", "resume_changed": True, "scheduler_args": {"step_size": 2, "gamma": 0.1}}
+    with pytest.warns(UserWarning, match=r"optimizer\.scheduler_args\.gamma: 0\.5 -> 0\.1"):
+        resumed(tmp_path, adam(lr=0.01), **changed, **schedule)
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_path):
