@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 
 import pytest
 from rich.console import Console
@@ -48,6 +49,14 @@ def settings(folder, name, **changes):
         "max_length": 24,
         **changes,
     }
+
+
+@pytest.fixture(scope="module")
+def saved_once(folder, tmp_path_factory):
+    """The settings of a recipe, and the teacher that it saved."""
+    given, out = settings(folder, "text-classification"), tmp_path_factory.mktemp("saved")
+    run_recipe(recipe(given, out))
+    return given, out / "teacher"
 
 
 def kd(name):
@@ -158,6 +167,15 @@ def test_the_tokenizer_of_a_saved_model_is_the_same_after_a_resume(folder, tmp_p
     (saved[0].parent / "config.json").unlink()  # so the teacher is saved again
     run_recipe(recipe(settings(folder, name), tmp_path), resume=True)
     assert [file.read_bytes() for file in saved] == before
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_saved_teacher_without_one_of_its_files_is_an_error_that_names_it(saved_once, tmp_path, missing):
+    given, saved = saved_once
+    shutil.copytree(saved, tmp_path / "copy")
+    (tmp_path / "copy" / missing).unlink()
+    with pytest.raises(ConfigError, match=rf"^task\.teacher.* is incomplete: .*{missing}"):
+        plan_recipe(recipe(named(given, str(tmp_path / "copy")), tmp_path / "two"))
 
 
 def test_an_overwritten_run_replaces_the_teacher_and_one_that_trains_none_removes_it(folder, tmp_path):

@@ -10,6 +10,7 @@ import kdplug
 from kdplug_tasks.data.hub import check_hub, offline_if_unreachable
 from kdplug_tasks.data.table import did_you_mean
 from kdplug_tasks.models.untrusted import check_settings, data_only, forget_code, read_settings
+from kdplug_tasks.models.weights import check_complete
 from kdplug_tasks.regular_file import NOT_REGULAR, is_broken_link, is_special
 
 _ALWAYS = {"num_labels", "id2label", "label2id", "problem_type", "pad_token_id", "bos_token_id", "eos_token_id"}
@@ -34,11 +35,13 @@ def load_config(path: str, field: str) -> Any:
 
 
 def check_path(path: str, field: str) -> None:
-    """Reject a path that is neither a folder nor a name that transformers can find on the hub or in its cache.
+    """Reject an incomplete folder, and a path that is neither a folder nor a name that transformers can find.
 
     Raises: ``ConfigError``.
     """
-    if not is_folder(path, field):
+    if is_folder(path, field):
+        check_complete(path, field)
+    else:
         check_hub(path, field, "model")
 
 

@@ -87,6 +87,28 @@ def check_sums(path: str, field: str) -> None:
                 )
 
 
+def check_complete(path: str, field: str) -> None:
+    """Check that a folder that a recipe wrote has the files of its ``SHA256SUMS``, since its save may have been killed.
+
+    In other folders, and for a model card, a missing file does not matter.
+
+    Raises: ``ConfigError`` that names the missing file.
+    """
+    folder = Path(path)
+    sums = folder / "SHA256SUMS"
+    if not sums.is_file() or not (folder / "kdplug-run.json").is_file():
+        return
+    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+        found = _SUM.fullmatch(line)
+        if found is None or ".." in (file := folder / found[2]).parts or file.suffix == ".md" or file.is_file():
+            continue
+        raise kdplug.ConfigError(
+            f"{path!r} is incomplete: SHA256SUMS lists {found[2]}, which is missing. Resume the recipe that writes this "
+            "folder, or use a complete copy",
+            field=field,
+        )
+
+
 def check_size(model: nn.Module, path: str, field: str) -> None:
     """Compare the size of a model without weights with that of its weight files, before its memory is allocated.
 
