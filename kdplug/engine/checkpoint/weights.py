@@ -42,7 +42,9 @@ def load_student(student: nn.Module, path: str | os.PathLike[str]) -> None:
     file = Path(path)
     file = student_file(file) if file.is_dir() else file
     check_file(file)
-    check_frozen(student, read_weights(student, file, "student"), file)
+    check_frozen(student, _digests(file), file)
+    frozen = read_weights(student, file, "student")
+    check_frozen(student, frozen, file)  # a stored weight overwrites frozen ones that share its memory
 
 
 def student_file(folder: Path) -> Path:
@@ -134,6 +136,13 @@ def uncompiled(module: nn.Module) -> nn.Module:
     """Return the module that ``torch.compile`` wrapped, whose weights have the user's own names."""
     inner = getattr(module, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else module
+
+
+def _digests(file: Path) -> dict[str, str]:
+    try:
+        return _read_frozen(file)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"cannot read {file}: {error}") from error
 
 
 def _digest(value: Tensor) -> str:

@@ -200,8 +200,11 @@ def test_a_checkpoint_is_loaded_into_a_student_of_the_same_base(tmp_path, what):
     kdplug.load_student(student, folder / TRAINABLE if what == "file" else folder)
     assert torch.equal(weights(student), weights(trained))
     assert student.again.weight is student.middle.weight
+    other = other_base()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
     with pytest.raises(RunError, match=r"frozen weight 'middle\.bias'"):
-        kdplug.load_student(other_base(), folder)
+        kdplug.load_student(other, folder)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
 def test_a_part_is_not_mistaken_for_a_whole_student(tmp_path):
