@@ -88,6 +88,16 @@ def test_a_recipe_from_data_and_a_teacher_needs_no_filling_in(new: Any, tmp_path
     assert "Fill in" not in done.stdout
 
 
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_the_delimiter_of_a_spreadsheet_is_recognized(new: Any, tmp_path: Path, mark: str) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text(file.read_text().replace(",", mark))
+    done, task = new("--from", "train.csv")
+    assert task["data"]["delimiter"] == mark
+    assert task["data"]["columns"] == {"text": "review", "label": "mood"}
+    assert f"columns are separated by {mark!r}" in done.stdout
+
+
 def test_a_teacher_without_a_head_for_the_task_is_trained_first(new: Any, tmp_path: Path) -> None:
     config(tmp_path / "bert", **BERT, architectures=["BertForMaskedLM"])
     done, task = new("--from", "train.csv", "--teacher", "bert")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import kdplug
-from kdplug_tasks.data.file import read_file
+from kdplug_tasks.data.file import delimiter_of, read_file
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.setting import at_home
 
@@ -75,15 +75,22 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
 
     def guess(data: Path, teacher: str | None) -> kdplug.RecipeGuess | None:
         train, test, where = _parts(Path(at_home(str(data))))
-        found = _recognized(train, train.stat().st_mtime_ns if _exists(train) else 0)
+        delimiter = delimiter_of(train) if _exists(train) else None
+        found = _recognized(train, train.stat().st_mtime_ns if _exists(train) else 0, delimiter)
         if found is None or found.task != task:
             return None
         columns = {name: own for name, own in found.columns.items() if name != own}
         settings: dict[str, Any] = {
-            "data": {"train": str(train), "test": test, **({"columns": columns} if columns else {})},
+            "data": {
+                "train": str(train),
+                "test": test,
+                **({"delimiter": delimiter} if delimiter else {}),
+                **({"columns": columns} if columns else {}),
+            },
             **found.settings,
         }
         reasons = [*found.reasons, f"data.test: {where}"]
+        reasons += [f"columns are separated by {delimiter!r}"] if delimiter else []
         if teacher is not None:
             models, more = _models(at_home(teacher), task, max_length)
             settings |= models
@@ -113,8 +120,8 @@ def _exists(file: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _recognized(file: Path, changed: int) -> Recognized | None:  # noqa: ARG001 - every task asks; a file is read once
-    return recognized(read_file(str(file), None, "--from"))
+def _recognized(file: Path, changed: int, delimiter: str | None) -> Recognized | None:  # noqa: ARG001 - every task asks; a file is read once
+    return recognized(read_file(str(file), None, "--from", delimiter=delimiter))
 
 
 def recognized(table: Table) -> Recognized | None:

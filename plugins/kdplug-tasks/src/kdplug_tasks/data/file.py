@@ -189,9 +189,30 @@ def _separated(  # noqa: PLR0917  the settings of one file
     return {name: [row[place] for row in found] for place, name in enumerate(names)}
 
 
+def delimiter_of(file: Path) -> str | None:
+    """Return the delimiter of a CSV file whose first line is a single column that contains another one than the comma."""
+    if file.suffix.casefold() != ".csv" or not file.is_file():
+        return None
+    with file.open(encoding="utf-8", errors="replace", newline="") as text:
+        line = text.readline(_FIRST_LINE)
+    try:
+        names = next(csv.reader([line]), [])
+    except csv.Error:
+        return None
+    return _delimiter_in(names[0]) if len(names) == 1 else None
+
+
+_FIRST_LINE = 10_000
+"""Characters of a first line that are read to find the delimiter."""
+
+
+def _delimiter_in(name: str) -> str | None:
+    return next((mark for mark in (";", "\t", "|", ",") if mark in name), None)
+
+
 def _check_delimiter(name: str, table: Table) -> None:
     """Raise ``ConfigError`` for the name of a single column that contains a separator other than the one in use."""
-    found = next((mark for mark in (";", "\t", "|", ",") if mark in name), None)
+    found = _delimiter_in(name)
     if found is not None:
         shown = json.dumps(found)
         raise table.error(
