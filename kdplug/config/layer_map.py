@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema
 
 from kdplug.config.layer import Layer, PatternField
-from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, no_effect
+from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, scales_something
 from kdplug.config.model import (
     NONE_SCHEMA,
     ConfigModel,
@@ -73,11 +73,7 @@ class LayerMap(ConfigModel):
             raise ConfigError("is required").at("feature")
         return self
 
-    @model_validator(mode="after")
-    def _schedule_scales_something(self) -> Self:
-        if self.weight_scheduler is not None and self.weight == 0:
-            raise ConfigError(no_effect("weight", "weight_scheduler")).at("weight")
-        return self
+    _scales = model_validator(mode="after")(scales_something)
 
     def has_embeddings(self, side: Side) -> bool:
         """Return whether the first layer of a side is the output of its embeddings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema, model_validator
 
@@ -283,6 +283,22 @@ TeacherField = Annotated[
 ]
 
 
+def no_effect(weight: str, scheduler: str) -> str:
+    """Return the message for a scheduler whose base weight is 0."""
+    return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or drop {scheduler}"
+
+
+_Scheduled = TypeVar("_Scheduled", bound=ConfigModel)
+
+
+def scales_something(model: _Scheduled) -> _Scheduled:
+    """Return a model with a weight, and raise ``ConfigError`` for a scheduler of a weight of 0."""
+    data: Any = model
+    if data.weight_scheduler is not None and data.weight == 0:
+        raise ConfigError(no_effect("weight", "weight_scheduler")).at("weight")
+    return model
+
+
 class IntermediateMatch(ConfigModel):
     """A loss between the outputs of the teacher's layer ``layer_T`` and the student's layer ``layer_S``.
 
@@ -322,13 +338,4 @@ class IntermediateMatch(ConfigModel):
             raise ConfigError("is required").at("feature")
         return self
 
-    @model_validator(mode="after")
-    def _schedule_scales_something(self) -> Self:
-        if self.weight_scheduler is not None and self.weight == 0:
-            raise ConfigError(no_effect("weight", "weight_scheduler")).at("weight")
-        return self
-
-
-def no_effect(weight: str, scheduler: str) -> str:
-    """Return the message for a scheduler whose base weight is 0."""
-    return f"is 0, so {scheduler} has no effect. Leave {weight} out for a base weight of 1, or drop {scheduler}"
+    _scales = model_validator(mode="after")(scales_something)

@@ -20,7 +20,7 @@ from pydantic import (
 
 from kdplug.config.key import Place
 from kdplug.config.layer import Layers, OptionalLayers, check_pair, in_list, is_path
-from kdplug.config.match import Feature, IntermediateMatch, OptimizerOptions, Projection, TeacherField, no_effect
+from kdplug.config.match import Feature, IntermediateMatch, OptimizerOptions, Projection, TeacherField, scales_something
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
     ConfigModel,
@@ -160,11 +160,7 @@ class TermConfig(ConfigModel):
             raise ConfigError("is required").at("feature")
         return self
 
-    @model_validator(mode="after")
-    def _schedule_scales_something(self) -> Self:
-        if self.weight_scheduler is not None and self.weight == 0:
-            raise ConfigError(no_effect("weight", "weight_scheduler")).at("weight")
-        return self
+    _scales = model_validator(mode="after")(scales_something)
 
     @model_validator(mode="after")
     def _loss_exists(self) -> Self:

@@ -136,7 +136,7 @@ class FeatureComparison(nn.Module):
         assert term.layer_S is not None
         assert term.layer_T is not None
         self.term = term
-        self.loss = FeatureLoss(component, temperature)
+        self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.feature = term.feature
@@ -306,10 +306,13 @@ class FeatureComparison(nn.Module):
     def _compared(
         self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch, weight: float
     ) -> TermValue:
-        compared = FeatureInputs(self, student, teacher, batch)
-        values = self.loss.inputs(compared)
+        loss = self.loss
+        if loss is None:
+            raise not_built(self.owner)
+        compared = FeatureInputs(self, loss.temperature, student, teacher, batch)
+        values = loss.inputs(compared)
         try:
-            return batch.certain(term_value(self.loss.target(*values), weight, self.owner))
+            return batch.certain(term_value(loss.target(*values), weight, self.owner))
         except KdplugError as error:
             error.message += self._hint(student, teacher, batch)
             raise error.at("loss") from error.__cause__
@@ -338,6 +341,7 @@ class FeatureInputs(NamedTuple):
     """Source of a loss's inputs."""
 
     comparison: FeatureComparison
+    temperature: Temperature
     student: tuple[Tensor, ...]
     teacher: tuple[Tensor, ...]
     batch: Batch
@@ -370,7 +374,7 @@ def _draw_seed(compared: FeatureInputs) -> int:
 
 
 def _temperature(compared: FeatureInputs) -> float | Tensor:
-    comparison, batch, temperature = compared.comparison, compared.batch, compared.comparison.loss.temperature
+    comparison, batch, temperature = compared.comparison, compared.batch, compared.temperature
     if temperature.scheduler is None or not comparison.wants_logits:
         return temperature.of_batch(batch)
     return temperature.of(*comparison.logits(batch), batch)

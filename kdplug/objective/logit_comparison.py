@@ -25,7 +25,7 @@ from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
-    from kdplug.config.term import TermConfig, TermPlace
+    from kdplug.config.term import WrittenTerm
     from kdplug.contracts.outputs import Logits
 
 
@@ -103,13 +103,15 @@ class LogitComparison(nn.Module):
     """
 
     def __init__(
-        self, term: TermConfig, loss: LogitLoss, config: DistillationConfig, teachers: Names, names: TermPlace
+        self, written: WrittenTerm, loss: LogitLoss, config: DistillationConfig, teachers: Names, trained: Trained
     ) -> None:
         super().__init__()
+        term = written.config
         self.logit_loss = loss
+        self._trained = trained
         self.owner = loss.owner
         self.heads = (term.head_S, term.head_T)
-        self.weight, self.weight_key = term.weight, names.key("weight")
+        self.weight, self.weight_key = term.weight, written.place.key("weight")
         self.vocabulary = Vocabulary(config.padded_vocabulary, is_across=loss.is_across)
         self.chunk = config.logit_chunk
         self.teachers = teachers
@@ -123,15 +125,15 @@ class LogitComparison(nn.Module):
         self.wants_labels = loss.shifts or "labels" in loss.inputs or combines_by_label
         self._has_warned = False
 
-    def value(self, batch: Batch, weight: float, trained: Trained) -> TermValue:
-        """Return the loss, summed over heads. ``trained`` returns the parameters of the loss that are trained.
+    def value(self, batch: Batch, weight: float) -> TermValue:
+        """Return the loss, summed over heads.
 
         Raises: ``OutputsError`` if logits, labels or masks are missing or differ in number; ``ShapeError``.
         """
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
-            return self._compared(pairs[0], batch, weight, trained)
-        return over_heads([self._compared(pair, batch, weight, trained) for pair in pairs])
+            return self._compared(pairs[0], batch, weight)
+        return over_heads([self._compared(pair, batch, weight) for pair in pairs])
 
     def student_tensors(self, batch: Batch) -> list[Tensor]:
         """Return the student's logits that the loss reads."""
@@ -259,7 +261,7 @@ class LogitComparison(nn.Module):
             )
         return None
 
-    def _compared(self, pair: HeadLogits, batch: Batch, weight: float, trained: Trained) -> TermValue:
+    def _compared(self, pair: HeadLogits, batch: Batch, weight: float) -> TermValue:
         differs = pair.student.shape != pair.teacher.shape
         if differs:
             pair = self.vocabulary(pair)
@@ -268,12 +270,12 @@ class LogitComparison(nn.Module):
             self.logit_loss.check_classes(pair)
         student, teacher, labels, _ = pair
         if not student.shape.numel():
-            return TermValue(connected_zero([*_tensors(student), *trained()]), 0, weight)
+            return TermValue(connected_zero([*_tensors(student), *self._trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)
         if 1 in (student.shape[-1], teacher.shape[-1]):
             self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
-            return self._valued(compared(pair, self.logit_loss, batch, self.chunk, list(trained())), weight)
+            return self._valued(compared(pair, self.logit_loss, batch, self.chunk, list(self._trained())), weight)
         dense = pair._replace(student=full(student), teacher=target(teacher))
         if not batch.autocast(student):
             return self._valued(self.logit_loss.of(dense, batch), weight)

@@ -65,6 +65,7 @@ class LossTerm(nn.Module):
         if term.slot == "match":
             self.teacher = place_of(term.teacher, teachers)
             self.features = FeatureComparison(term, component, self.temperature, waits=waits)
+            self._compare = self.features.value
         else:
             _check_needs_no_width(component)
             self.teacher = None if term.teacher is None and len(teachers) > 1 else place_of(term.teacher, teachers)
@@ -72,7 +73,8 @@ class LossTerm(nn.Module):
                 loss = LogitLoss(component, self.temperature, shifts=config.probability_shift)
             except KdplugError as error:
                 raise error.at("loss") from error.__cause__
-            self.logits = LogitComparison(term, loss, config, teachers, self.place)
+            self.logits = LogitComparison(written, loss, config, teachers, self._trained)
+            self._compare = self.logits.value
         self._check_options(component)
 
     @property
@@ -177,12 +179,7 @@ class LossTerm(nn.Module):
         Raises: ``OutputsError``, ``ShapeError``, ``ConfigError`` for outputs that it cannot read; ``RunError`` before
         ``materialize``.
         """
-        if self.logits is not None:
-            return self.logits.value(batch, weight, self._trained)
-        assert self.features is not None
-        if self.loss is None:
-            raise not_built(self.owner)
-        return self.features.value(batch, weight)
+        return self._compare(batch, weight)
 
     def student_tensors(self, batch: Batch) -> list[Tensor]:
         """Return the student tensors that the term reads."""

@@ -110,7 +110,7 @@ class FirstBatches:
         self._uncounted = {term.name: 0 for term in terms}
         self.ungraded = set(self._uncounted)
         self.untempered: set[str] = set()
-        """Names of terms whose trained temperature scheduler was not looked at yet."""
+        """Names of terms whose trained temperature scheduler is not checked yet."""
         self.later: LaterBatches | None = None
 
     def look_at_count(self, term: Term, value: TermValue, batch: Batch) -> None:
