@@ -81,6 +81,12 @@ def build() -> Callable[..., Objective]:
 
 
 @pytest.fixture
+def of() -> Callable[..., Objective]:
+    """An objective from terms, and other keys of a config."""
+    return lambda *terms, teachers=1, **keys: Objective(DistillationConfig(terms=list(terms), **keys), teachers)
+
+
+@pytest.fixture
 def offer() -> Callable[..., str]:
     """Registers a callable as an entry and returns its name."""
 

@@ -18,22 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 from kdplug.engine.observe.activity import PULSE, busy, counted
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    """Replaces the clock; ``clock.wait`` lets seconds pass, as the thread that watches them does."""
-
-    class Clock:
-        now = 0.0
-
-        def wait(self, seconds):
-            self.now += seconds
-            PULSE.check()
-
-    clock = Clock()
-    monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    return clock
-
-
 def threads():
     return [thread for thread in threading.enumerate() if thread.name == "kdplug-progress"]
 

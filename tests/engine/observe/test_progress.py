@@ -8,7 +8,6 @@ import re
 import pytest
 from rich.console import Console
 
-from kdplug.engine.observe.activity import PULSE
 from kdplug.engine.observe.progress import display
 
 
@@ -22,22 +21,6 @@ def shown(total, *, terminal, visible=True, losses=None, start=1, end=None, afte
             view.step(step)
             after_step()
     return stream.getvalue()
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Replaces the clock; ``clock.wait`` lets seconds pass, as the thread that watches them does."""
-
-    class Clock:
-        now = 0.0
-
-        def wait(self, seconds):
-            self.now += seconds
-            PULSE.check()
-
-    clock = Clock()
-    monkeypatch.setattr("time.monotonic", lambda: clock.now)
-    return clock
 
 
 def test_plain_lines_come_ten_to_a_run():
