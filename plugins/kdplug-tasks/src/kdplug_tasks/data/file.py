@@ -158,7 +158,7 @@ def _text(file: Path, table: Table) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise table.error(
-            f"it is not UTF-8: line {line} contains the byte 0x{raw[error.start]:02x}. Convert it, for example with iconv -t UTF-8"
+            f"it is not UTF-8: line {line} contains the byte 0x{raw[error.start]:02x}. Convert it, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
 
 
