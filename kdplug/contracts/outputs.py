@@ -155,7 +155,9 @@ def _loss_sum(field: str, loss: LossSum) -> LossSum:
     if not isinstance(total, tensor) or total.dim():
         raise OutputsError(f"the total of a LossSum must be a scalar tensor, got {_shown(total)}", field=field)
     if isinstance(count, tensor) and count.dim():
-        raise OutputsError(f"the count of a LossSum must be a number or a scalar, got {_shown(count)}", field=field)
+        raise OutputsError(
+            f"the count of a LossSum must be a number or a scalar tensor, got {_shown(count)}", field=field
+        )
     if not isinstance(count, (int, float, tensor)) or not is_valid_count(count):
         raise OutputsError(f"the count of a LossSum must be a finite number >= 0, got {_shown(count)}", field=field)
     return loss

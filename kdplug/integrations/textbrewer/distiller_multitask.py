@@ -59,7 +59,8 @@ class MultiTaskDistiller(GeneralDistiller):
         A task's probability is proportional to its number of batches to the power of ``tau``, or uniform if a loader
         has no length. Draws use NumPy's global generator.
 
-        Raises: ``ConfigError`` for a loader without a teacher; ``RunError`` if a loader yields no more batches.
+        Raises: ``ConfigError`` for a loader without a teacher; ``RunError`` if a pass over a loader yields no
+        batch.
         """
         if missing := sorted(set(dataloaders) - set(self.model_T)):
             raise ConfigError(f"tasks without a teacher: {missing}", field="dataloaders")

@@ -180,7 +180,7 @@ def prepare(
 def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Callable[[Any], Any] | None) -> None:
     """Train for ``num_steps`` optimizer steps, and repeat the loader as needed.
 
-    Raises: ``ConfigError`` if ``num_steps`` is below 1; ``RunError`` if the loader yields no more batches.
+    Raises: ``ConfigError`` if ``num_steps`` is below 1; ``RunError`` if a pass over the loader yields no batch.
     """
     last, every = step_plan(loop, num_steps)
     for place, batch in enumerate(loop.bar(endless(loader))):

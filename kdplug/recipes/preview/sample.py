@@ -177,7 +177,7 @@ def _hooked(pair: TrainingModule, teacher: Teacher, objective: Objective) -> Ite
 
 
 def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
-    """Run the first batch as at the start of a run, and measure the bytes that its backward pass needs."""
+    """Run the first batch as at the start of a run, and measure how many bytes its backward pass needs."""
     with saved_bytes(models.pair) as saved:
         student, teacher = models.outputs(parts)
         report = models.loss(student, teacher, 0.0)
