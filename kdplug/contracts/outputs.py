@@ -221,10 +221,11 @@ def _logits(value: object) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A batch or model outputs, with the task they belong to."""
+    """A batch or model outputs, with the task they belong to; a batch with the epoch of the task's own data."""
 
     task: str
     value: Any
+    epoch: int = 0
 
 
 def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:

@@ -72,7 +72,7 @@ KINDS = MappingProxyType(
                 "losses",
                 "loss",
                 {
-                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "draw_seed"),
+                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "epoch", "draw_seed"),
                     "match": (
                         *_MATCH,
                         *_MASKS,
@@ -81,6 +81,7 @@ KINDS = MappingProxyType(
                         "labels",
                         "temperature",
                         *_PROGRESS,
+                        "epoch",
                         "draw_seed",
                     ),
                 },

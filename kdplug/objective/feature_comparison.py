@@ -393,6 +393,7 @@ _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "epoch": attrgetter("batch.epoch"),
     "draw_seed": _draw_seed,
 }
 """The inputs available to a loss on features. Only requested inputs are computed."""

@@ -253,6 +253,7 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "epoch": attrgetter("batch.epoch"),
     "draw_seed": attrgetter("draw_seed"),
 }
 """The inputs available to the kd loss. Only requested inputs are computed."""
