@@ -5,6 +5,12 @@ from __future__ import annotations
 from types import MappingProxyType
 
 ADAPTOR_KEYS = ("logits", "logits_mask", "losses", "inputs_mask", "labels", "hidden", "attention")
+"""TextBrewer's keys of an adaptor's result."""
+
+EXTRAS = "extras"
+"""Key of an adaptor's result, and of a batch, for a mapping of further tensors by name. No model gets it."""
+
+OUTPUT_KEYS = (*ADAPTOR_KEYS, EXTRAS)
 """The keys that an adaptor may return."""
 
 FEATURES = ("hidden", "attention")
