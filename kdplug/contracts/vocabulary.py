@@ -12,13 +12,14 @@ FEATURES = ("hidden", "attention")
 
 INPUTS = MappingProxyType(
     {
-        "student_logits": "student logits, [*items, classes], one head per call",
-        "teacher_logits": "teacher logits, [*items, classes], one head per call",
+        "student_logits": "student logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
+        "teacher_logits": "teacher logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
         "teacher_sparse": "SparseLogits; None if the teacher's logits are dense",
         "teacher_logits_list": "logits of several teachers: a tuple of [*items, classes], one head per call",
         "student_features": "the matched student feature after its projection, or a tuple of them",
         "teacher_features": "the matched teacher feature, or a tuple of them",
-        "mask": "bool over items or tokens, True = counts; None if nothing is masked",
+        "mask": "bool over items or tokens, True = counts; None if nothing is masked, and for a loss on logits unless it "
+        "declares whole_sequences",
         "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
         "teacher_mask": "like mask, for the teacher's inputs only",
         "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]",
