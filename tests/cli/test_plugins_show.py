@@ -163,6 +163,7 @@ import kdplug
 def rows(student, teacher, temperature):
     pass
 
+@kdplug.whole_sequences
 @kdplug.closed_form(rows)
 @kdplug.takes_numbers
 @kdplug.sum_over_items
