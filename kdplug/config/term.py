@@ -20,7 +20,15 @@ from pydantic import (
 
 from kdplug.config.key import Place
 from kdplug.config.layer import Layers, OptionalLayers, check_pair, in_list, is_path
-from kdplug.config.match import Feature, IntermediateMatch, OptimizerOptions, Projection, TeacherField, scales_something
+from kdplug.config.match import (
+    FEATURE_REQUIRED,
+    Feature,
+    IntermediateMatch,
+    OptimizerOptions,
+    Projection,
+    TeacherField,
+    scales_something,
+)
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
     ConfigModel,
@@ -80,7 +88,7 @@ TermScheduler = Annotated[
 
 def _read_name(data: str | None) -> str | None:
     if data == HARD_LABEL_LOSS:
-        raise ConfigError(f"{data!r} is the name of another term")
+        raise ConfigError(f"{data!r} is the name of a built-in term. Choose another name")
     if data is not None and not data.strip():
         raise ConfigError("must not be blank")
     return data
@@ -107,7 +115,8 @@ class TermConfig(ConfigModel):
     )
     temperature_scheduler: TermScheduler = Field(
         default=None,
-        description="temperature scheduler of this term: by default that of the distillation; `none` switches it off",
+        description="temperature scheduler of this term. If the key is left out, that of the distillation applies; if it is "
+        "`none`, this term has no scheduler",
     )
     head_S: WholeNumber | None = Field(default=None, description="head of the student whose logits are read, from 0")  # noqa: N815
     head_T: WholeNumber | None = Field(default=None, description="head of the teacher whose logits are read, from 0")  # noqa: N815
@@ -144,8 +153,8 @@ class TermConfig(ConfigModel):
     @model_validator(mode="after")
     def _layers_pair_up(self) -> Self:
         if (self.layer_S is None) is not (self.layer_T is None):
-            missing = "layer_S" if self.layer_S is None else "layer_T"
-            raise ConfigError("is required next to the other layer; a loss on logits takes neither").at(missing)
+            missing, given = ("layer_S", "layer_T") if self.layer_S is None else ("layer_T", "layer_S")
+            raise ConfigError(f"is required, since {given} is set; for a loss on logits set neither").at(missing)
         if self.layer_S is None or self.layer_T is None:
             for key in _ONLY_ON_FEATURES:
                 if key in self.model_fields_set and getattr(self, key) is not None:
@@ -157,7 +166,7 @@ class TermConfig(ConfigModel):
         if "feature" not in self.model_fields_set and not all(
             map(is_path, (*in_list(self.layer_T), *in_list(self.layer_S)))
         ):
-            raise ConfigError("is required").at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)
