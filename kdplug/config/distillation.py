@@ -242,7 +242,9 @@ class DistillationConfig(ConfigModel):
         for key in ("terms", "intermediate_matches"):
             for place, one in enumerate(getattr(self, key) or ()):
                 if one.name is not None and one.name in seen:
-                    raise ConfigError(f"{one.name!r} is already the name of {seen[one.name]}").at(key, place, "name")
+                    raise ConfigError(f"{one.name!r} is already the name of {seen[one.name]}. Choose another name").at(
+                        key, place, "name"
+                    )
                 if one.name is not None:
                     seen[one.name] = f"{key}.{place}"
         return self

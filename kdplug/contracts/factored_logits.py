@@ -1,4 +1,4 @@
-"""Logits that have not been multiplied out."""
+"""Logits stored as factors, hidden states and the weight of a head, without their product."""
 
 from __future__ import annotations
 

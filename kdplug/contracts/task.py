@@ -191,7 +191,7 @@ class PreparesBatches(Protocol):
 
     @property
     def prepares_batches(self) -> bool:
-        """Return whether the settings request this. It excludes a teacher cache, which needs all batches up front."""
+        """Return whether the settings request this. If so, no teacher cache can be used: it needs all batches up front."""
         ...
 
     def prepare_batch(self, batch: Any, student: Module) -> Any:

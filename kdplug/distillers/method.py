@@ -37,8 +37,8 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
     if isinstance(adaptors, Mapping):
         if missing := by_key.keys() ^ adaptors.keys():
             raise ConfigError(
-                f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}: "
-                f"{', '.join(map(repr, sorted(map(str, missing))))} is only in one of them",
+                f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}. Only in "
+                f"one of them: {', '.join(map(repr, sorted(map(str, missing))))}",
                 field="adaptor_T",
             )
         return {key: Teacher(model, adaptors[key], names[key]) for key, model in by_key.items()}

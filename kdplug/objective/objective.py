@@ -63,7 +63,7 @@ class Objective(nn.Module):
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
-            raise ConfigError("every weight is 0: nothing to train")
+            raise ConfigError("every weight is 0, so there is nothing to train. Set one above 0")
 
     @property
     def config(self) -> DistillationConfig:
@@ -318,4 +318,6 @@ def _check_names(terms: Sequence[Term]) -> None:
     names = [term.name for term in terms]
     for term in terms:
         if isinstance(term, CustomTerm) and names.count(term.name) > 1:
-            raise ConfigError(f"{term.name!r} is already the name of another term", field="custom_matches")
+            raise ConfigError(
+                f"{term.name!r} is already the name of another term. Choose another name", field="custom_matches"
+            )
