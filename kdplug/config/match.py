@@ -313,7 +313,7 @@ class IntermediateMatch(ConfigModel):
     layer_S: LayerField = Field(description="layer of the student, in the same forms")  # noqa: N815  TextBrewer's key
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
     )
     loss: MatchLoss = Field(description="loss between the two features")
     weight: Weight = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
