@@ -147,7 +147,7 @@ class TermConfig(ConfigModel):
     layer_S: OptionalLayers = Field(default=None, description="layer of the student, in the same forms")  # noqa: N815
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required with layers, unless both are module paths",
     )
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     extras: Names = Field(
