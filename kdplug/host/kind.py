@@ -72,13 +72,14 @@ KINDS = MappingProxyType(
                 "losses",
                 "loss",
                 {
-                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "epoch", "draw_seed"),
+                    "kd": (*_KD, "teacher_sparse", "mask", "labels", "example_ids", *_PROGRESS, "epoch", "draw_seed"),
                     "match": (
                         *_MATCH,
                         *_MASKS,
                         "student_logits",
                         "teacher_logits",
                         "labels",
+                        "example_ids",
                         "temperature",
                         *_PROGRESS,
                         "epoch",

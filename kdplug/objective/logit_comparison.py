@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from kdplug.objective.batch import Batch, gathered
 from kdplug.objective.chunked.factored_kd import combined, compared
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.numerics import connected_zero, full, target
+from kdplug.objective.projection import not_built
 from kdplug.objective.report import TermValue, over_heads
 from kdplug.objective.selection import HeadLogits, check_pair, head_masks, is_ignored, select, select_several
 from kdplug.objective.teacher import Combiner, Names, place_of, side
@@ -67,7 +69,7 @@ class Vocabulary:
             )
         classes = min(ours[-1], theirs[-1])
         self._tell(ours[-1], theirs[-1])
-        return HeadLogits(_first(pair.student, classes), _first(pair.teacher, classes), pair.labels)
+        return pair._replace(student=_first(pair.student, classes), teacher=_first(pair.teacher, classes))
 
     def _tell(self, ours: int, theirs: int) -> None:
         if (ours, theirs) not in self._told:
@@ -123,6 +125,7 @@ class LogitComparison(nn.Module):
         self.combiner = Combiner(config, teachers, loss.temperature.base) if len(self.sides) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = loss.shifts or "labels" in loss.inputs or combines_by_label
+        self.wants_ids = "example_ids" in loss.inputs
         self._has_warned = False
 
     def value(self, batch: Batch, weight: float) -> TermValue:
@@ -130,6 +133,8 @@ class LogitComparison(nn.Module):
 
         Raises: ``OutputsError`` if logits, labels or masks are missing or differ in number; ``ShapeError``.
         """
+        if not self.logit_loss.is_built:
+            raise not_built(self.owner, self.logit_loss.widths)
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
@@ -153,6 +158,8 @@ class LogitComparison(nn.Module):
         student, labels, mine = self._student(batch)
         teacher, theirs = self._teacher(batch, 0, len(student))
         pairs = map(HeadLogits, student, teacher, labels)
+        if self.wants_ids:
+            pairs = map(partial(self._identified, batch), pairs)
         if batch.student.logits_mask is None and batch.teacher.logits_mask is None:
             return list(pairs)
         return [
@@ -176,6 +183,7 @@ class LogitComparison(nn.Module):
                 student_mask=self._effective(mask, own),
                 teacher_masks=effective,
                 names=self.teachers,
+                ids=self._ids(own, batch) if self.wants_ids else None,
             )
             found.append(
                 combined(chosen, combiner, self.logit_loss, batch, self.chunk)
@@ -183,6 +191,14 @@ class LogitComparison(nn.Module):
                 else chosen.first
             )
         return found
+
+    def _identified(self, batch: Batch, pair: HeadLogits) -> HeadLogits:
+        return pair._replace(ids=self._ids(pair.student, batch))
+
+    def _ids(self, student: Logits, batch: Batch) -> Tensor:
+        """Return the id of the example of each item, ``[*items]``."""
+        ids, items = batch.ids_of(student, self.owner, "logits"), student.shape[:-1]
+        return ids.view(-1, *[1] * (len(items) - 1)).expand(items)
 
     def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """Return logits, labels and masks of the heads that are compared."""
@@ -268,7 +284,7 @@ class LogitComparison(nn.Module):
         check_pair(pair, is_across=self.logit_loss.is_across)
         if differs:
             self.logit_loss.check_classes(pair)
-        student, teacher, labels, _ = pair
+        student, teacher, labels, *_ = pair
         if not student.shape.numel():
             return TermValue(connected_zero([*_tensors(student), *self._trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)

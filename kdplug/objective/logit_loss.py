@@ -28,7 +28,7 @@ class LogitLoss:
     """
 
     def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
-        self.target: Any = component.target
+        self.build(component)
         self.inputs = component.inputs
         steady: dict[str, Callable[[LogitInputs], Any]] = {"temperature": attrgetter("loss.temperature.base")}
         getters = {**_GETTERS, **(steady if temperature.scheduler is None else {})}
@@ -41,13 +41,19 @@ class LogitLoss:
         self.takes_sparse = "teacher_sparse" in self.inputs
         self.draws = "draw_seed" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
-        self.rows = closed_form_of(component)
         declared = component.entry.load()
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)
         self.largest = 0
         self.reduction = reduction_of(declared)
+
+    def build(self, component: Component) -> None:
+        """Set the loss to call. One that takes ``num_examples`` is built later, when that is known."""
+        self.target: Any = component.target
+        self.widths = component.widths
+        self.is_built = not component.widths
+        self.rows = closed_form_of(component) if self.is_built else None
 
     def check_classes(self, pair: HeadLogits) -> None:
         """Raise ``OutputsError`` if classes must match on both sides but differ in number."""
@@ -151,7 +157,7 @@ class LogitLoss:
         """Call the loss on a pair of tensors, at the temperature of the pair if it has one."""
         assert isinstance(pair.student, Tensor)
         assert isinstance(pair.teacher, Tensor)
-        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
+        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature, ids=pair.ids)
 
     def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's logits, after ``probability_shift`` if it is enabled."""
@@ -164,10 +170,12 @@ class LogitLoss:
         labels: Tensor | None,
         batch: Batch,
         temperature: Tensor | float | None = None,
+        *,
+        ids: Tensor | None = None,
     ) -> Any:
         """Call the loss on logits in float32 or wider, outside autocast.
 
-        ``temperature`` replaces the scheduled one.
+        ``temperature`` replaces the scheduled one. ``ids`` are the examples' ids, one for each item.
 
         Raises: the errors of the loss, with the path of its key.
         """
@@ -180,7 +188,7 @@ class LogitLoss:
         else:
             student, dense = topk_tail_student(student, teacher), topk_tail_teacher(teacher)
         draw_seed = batch.draws.next() if self.draws else 0
-        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature)
+        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature, ids)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -227,6 +235,7 @@ class LogitInputs(NamedTuple):
     batch: Batch
     draw_seed: int = 0
     temperature: Tensor | float | None = None
+    ids: Tensor | None = None
 
 
 def _temperature(compared: LogitInputs) -> float | Tensor:
@@ -249,6 +258,7 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "temperature": _temperature,
     "mask": _no_mask,
     "labels": attrgetter("labels"),
+    "example_ids": attrgetter("ids"),
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),

@@ -64,7 +64,7 @@ def compared(
                 return _in_chunks(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
     with without_autocast(student.device):
-        return loss(*whole, pair.labels, batch)
+        return loss(*whole, pair.labels, batch, ids=pair.ids)
 
 
 def combined(
@@ -78,7 +78,7 @@ def combined(
 
     Raises: ``OutputsError`` for a sparse teacher, and for logits that are too large to multiply out.
     """
-    student, teachers, labels = group
+    student, teachers, labels, ids = group
     assert not isinstance(student, SparseLogits)
     dense = [student, *teachers]
     for one in dense:
@@ -97,7 +97,7 @@ def combined(
         )
     whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
     temperature = _scheduled(whole, labels, combiner, loss, batch)
-    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature)
+    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature, ids)
 
 
 def _scheduled(
@@ -153,9 +153,11 @@ def _in_chunks(
     pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss, batch: Batch, parameters: Sequence[Tensor]
 ) -> LossSum | Tensor:
     labels = None if pair.labels is None else pair.labels.reshape(_flat(pair.labels))
+    ids = None if pair.ids is None else pair.ids.reshape(-1)
 
     def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
-        found = loss(student, teacher, None if labels is None else labels[at], batch)
+        own = None if labels is None else labels[at]
+        found = loss(student, teacher, own, batch, ids=None if ids is None else ids[at])
         with prefixed("loss"):
             term_value(found, 1.0, loss.owner)
             if isinstance(found, LossSum):
