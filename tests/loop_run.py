@@ -122,12 +122,13 @@ class RecordingModule(DistillationModule):
         return loss
 
 
-def make_module(cls=DistillationModule, optimizer=None, distill_config=None, **options):
+def make_module(cls=DistillationModule, optimizer=None, distill_config=None, start=True, **options):
     student, teacher = models()
     optimizer = optimizer or partial(torch.optim.SGD, lr=RATE)
     chosen = distill_config or config()
     module = cls(student, teacher, chosen, optimizer, adaptor_T=adaptor, adaptor_S=adaptor, **options)
-    started(module.objective)
+    if start:
+        started(module.objective)
     return module
 
 

@@ -149,6 +149,7 @@ class FeatureComparison(nn.Module):
         self.named = named
         self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
+        self.loss_widths = component.widths
         self.owner = component.entry.qualified
         self.feature = term.feature
         self.written: dict[Side, Layers] = {"student": layer_student, "teacher": layer_teacher}
@@ -215,11 +216,6 @@ class FeatureComparison(nn.Module):
             "in_dim": in_dim[0] if self.is_single else in_dim,
             "out_dim": out_dim[0] if self.is_single else out_dim,
         }
-
-    def device_and_dtype(self, batch: Batch) -> tuple[torch.device, torch.dtype]:
-        """Return the device and the precision of a module for the student's features: at least float32."""
-        student = self._student(batch)[0]
-        return student.device, full(student).dtype
 
     def value(self, batch: Batch, weight: float) -> TermValue:
         """Compute the loss of the two features.
@@ -320,7 +316,7 @@ class FeatureComparison(nn.Module):
     ) -> TermValue:
         loss = self.loss
         if loss is None:
-            raise not_built(self.owner)
+            raise not_built(self.owner, self.loss_widths)
         compared = FeatureInputs(self, loss.temperature, student, teacher, batch)
         values = loss.inputs(compared)
         try:
@@ -383,6 +379,10 @@ def _labels(compared: FeatureInputs) -> Tensor | None:
     return compared.comparison.labels(compared.batch)
 
 
+def _example_ids(compared: FeatureInputs) -> Tensor:
+    return compared.batch.ids_of(compared.student[0], compared.comparison.owner, "features")
+
+
 def _draw_seed(compared: FeatureInputs) -> int:
     return compared.batch.draws.next()
 
@@ -411,6 +411,7 @@ _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "student_mask": attrgetter("batch.student_mask"),
     "teacher_mask": attrgetter("batch.teacher_mask"),
     "labels": _labels,
+    "example_ids": _example_ids,
     "temperature": _temperature,
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),

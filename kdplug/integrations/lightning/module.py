@@ -93,6 +93,9 @@ class DistillationModule(LightningModule):
     * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` resume even if the config, a plugin version, the teacher or the
       student's shapes changed since the checkpoint; otherwise the error lists the differences. Data are not compared.
 
+    A loss that requests ``example_ids`` gets the batch key of that name, one integer per example of the training data; it
+    is left out of validation and test.
+
     ``materialize(batch)`` builds projections with ``auto`` widths; call it before ``fit``. The loss and each term are
     logged as ``train_…``, ``val_…`` and ``test_…``.
 
@@ -142,8 +145,10 @@ class DistillationModule(LightningModule):
         """Run the student."""
         return self.student(*args, **kwargs)
 
-    def materialize(self, batch: Any) -> None:
+    def materialize(self, batch: Any, *, num_examples: int | None = None) -> None:
         """Build projections with ``auto`` widths, and count the layers for layer maps, from one batch.
+
+        ``num_examples`` is the number of examples in the training data, for losses that take it.
 
         Runs both models once, in eval mode and without gradient.
         """
@@ -157,7 +162,7 @@ class DistillationModule(LightningModule):
             self._teachers.to(device)
             teacher = self._teachers(parts.teacher, {}, parts.cache)
             student = student_outputs(self._capture, self.student, self._adaptor, self.objective, parts.student, {})
-            self.objective.materialize(student=student, teacher=teacher)
+            self.objective.materialize(student=student, teacher=teacher, num_examples=num_examples)
         self.objective.to(device)
 
     def setup(self, stage: str) -> None:
@@ -245,7 +250,7 @@ class DistillationModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss; Lightning averages it over processes and micro-batches."""
-        report = self._report(batch, batch_idx)
+        report = self._report(batch, batch_idx, trains=True)
         if self._over == "micro_batch":
             loss = report.total
         else:
@@ -284,7 +289,7 @@ class DistillationModule(LightningModule):
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
         stack.enter_context(self._capture.hooked())
 
-    def _report(self, batch: Any, place: int) -> LossReport:
+    def _report(self, batch: Any, place: int, *, trains: bool = False) -> LossReport:
         parts = split(batch)
         teacher = self._teachers(parts.teacher, {}, parts.cache)
         student = student_outputs(self._capture, self.student, self._adaptor, self.objective, parts.student, {})
@@ -296,6 +301,7 @@ class DistillationModule(LightningModule):
             step=min(step, total),
             total_steps=total,
             epoch=self.trainer.current_epoch,
+            example_ids=parts.ids if trains else None,  # other data have no place in the training data
             micro_batch=place * self.trainer.world_size + self.trainer.global_rank,
         )
         return report

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.accumulation import TermLayout
 from kdplug.engine.checkpoint.fingerprint import code_fingerprint, dataset_fingerprint
@@ -240,7 +241,7 @@ class DistillationTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        known += sorted(self._columns.of_teachers.difference(known))
+        known += sorted(self._columns.of_teachers.union({EXAMPLE_IDS}).difference(known))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         identity = self._identity or self._identified()
@@ -324,7 +325,8 @@ class DistillationTrainer(Trainer):
             teacher = self._teaching.ask(self._prepare_inputs(batch), self.accelerator.autocast)
             inputs = {**self._columns.student(batch), **self._features.arguments}
             read = self._link.read(inputs, lambda outputs: self._adapted(batch, outputs))
-            self.objective.materialize(student=read, teacher=teacher)
+            count = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+            self.objective.materialize(student=read, teacher=teacher, num_examples=count)
 
     def _adapted(self, batch: dict[str, Any], outputs: Any) -> Any:
         """Return the student's outputs as the objective reads them."""
@@ -389,7 +391,8 @@ class DistillationTrainer(Trainer):
         step = min(self.state.global_step, total)
         micro_batch = place * self.accelerator.num_processes + self.accelerator.process_index
         progress, epoch = step / total if total else 0.0, self._step_watch.epoch
-        request = ForwardRequest(read, teacher, progress, step, total, epoch, micro_batch)
+        ids = batch.get(EXAMPLE_IDS) if model.training else None  # other data have no place in the training data
+        request = ForwardRequest(read, teacher, progress, step, total, epoch, ids, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, request)
         return outputs, report, teacher

@@ -68,7 +68,7 @@ def compared(
                 return _in_chunks(pair, chunked, loss, batch, parameters=parameters, places=[one for _, one in parts])
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
     with without_autocast(student.device):
-        return loss(*whole, pair.labels, batch, sequences=pair.sequences)
+        return loss(*whole, pair.labels, batch, sequences=pair.sequences, ids=pair.ids)
 
 
 def _parts(pair: HeadLogits, length: int) -> list[tuple[slice, Sequences | None]]:
@@ -89,7 +89,7 @@ def combined(
 
     Raises: ``OutputsError`` for a sparse teacher, and for logits that are too large to multiply out.
     """
-    student, teachers, labels = group
+    student, teachers, labels, ids = group
     assert not isinstance(student, SparseLogits)
     dense = [student, *teachers]
     for one in dense:
@@ -108,7 +108,7 @@ def combined(
         )
     whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
     temperature = _scheduled(whole, labels, combiner, loss, batch)
-    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature)
+    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature, ids=ids)
 
 
 def _scheduled(
@@ -173,10 +173,12 @@ def _in_chunks(
     places: Sequence[Sequences | None],
 ) -> LossSum | Tensor:
     labels = None if pair.labels is None else pair.labels.reshape(_flat(pair.labels))
+    ids = None if pair.ids is None else pair.ids.reshape(-1)
 
     def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, number: int) -> LossSum:
         at, sequences = chunked.chunks[number], places[number]
-        found = loss(student, teacher, None if labels is None else labels[at], batch, sequences=sequences)
+        own, of_items = None if labels is None else labels[at], None if ids is None else ids[at]
+        found = loss(student, teacher, own, batch, sequences=sequences, ids=of_items)
         with prefixed("loss"):
             term_value(found, 1.0, loss.owner)
             if isinstance(found, LossSum):

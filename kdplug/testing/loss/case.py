@@ -13,7 +13,7 @@ from kdplug.contracts.loss import WHOLE_SEQUENCES, LossSum, declares, reduction_
 from kdplug.host.component import Component
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken
-from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, seeded
+from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, num_examples, seeded
 
 _SHAPES = {"logits": (3, 4, 5), "hidden": (3, 4, 6), "attention": (3, 2, 4, 4)}
 _MANY = 150_000
@@ -132,15 +132,15 @@ class LossCase(Laws):
         return [self.sample(masked=False), *([self.sample(masked=True)] if self.asks_for("mask") else [])]
 
     def build(self) -> Component:
-        """Build a fresh component with ``settings``, for the widths of the samples."""
+        """Build a fresh component with ``settings``, for the widths and the number of examples of the samples."""
         component = super().build()
         if not component.widths:
             return component
         layout, axis = self.layout_of(), declared_axis(component.entry.load(), component.entry.qualified)
-        in_dim, out_dim = layout.student[axis], layout.teacher[axis]
-        if self.layers == 1:
-            return component.with_widths(in_dim=in_dim, out_dim=out_dim)
-        return component.with_widths(in_dim=[in_dim] * self.layers, out_dim=[out_dim] * self.layers)
+        widths: dict[str, Any] = {"in_dim": layout.student[axis], "out_dim": layout.teacher[axis]}
+        if self.layers > 1:
+            widths = {name: [width] * self.layers for name, width in widths.items()}
+        return component.with_widths(**widths, num_examples=num_examples(self.layout_of(large=True)))
 
     def build_in(self, dtype: torch.dtype, seed: int = 0) -> Component:
         """Build a fresh component with parameters of ``dtype``, drawn from ``seed``."""
