@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader
 
 from kdplug import ConfigError, DistillationConfig, MultiTeacherDistiller, OutputsError, RunError, TrainingConfig
 from kdplug.engine.cache import layout
+from kdplug.engine.parallel.agreement import _described
+from kdplug.objective.objective import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:2 of the student's 4 trained parameters got no gradient")  # its head
 
@@ -210,6 +212,18 @@ def test_a_teacher_that_nobody_has_and_no_cache_holds_is_refused(tmp_path):
 
 
 # Processes
+
+
+def test_processes_compare_extras_by_name():
+    one = torch.zeros(2, 3)
+    objective = Objective(DistillationConfig())
+    found = _described(
+        objective, {"logits": one, "extras": {"a": one, "b": one}}, {"logits": one, "extras": {"b": one}}
+    )
+    assert found == dict.fromkeys(
+        ["student.logits", "student.extras.a", "student.extras.b", "teacher.logits", "teacher.extras.b"], 1
+    )
+
 
 SCRIPT = """
 import sys
