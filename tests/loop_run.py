@@ -52,6 +52,7 @@ def raw_loop(folder, cut=1):
     """Each batch whole, whatever the ``cut``: what the others have to agree with."""
     student, teacher = models()
     objective = started(Objective(config()))
+    objective.connect(student, teacher)
     optimizer = torch.optim.SGD([{"params": student.parameters()}, *objective.param_groups()], lr=RATE)
     losses = []
     for step, batch in enumerate(DataLoader(data()[0], batch_size=BATCH)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from kdplug.config.term import TermPlace
 from kdplug.contracts.outputs import Outputs
-from kdplug.errors import ConfigError, KdplugError, SignatureError
+from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError
 from kdplug.objective.batch import Batch, Draws, check_tensors, read_example_ids
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
@@ -104,6 +104,10 @@ class Objective(nn.Module):
         ours = None if student is None else Modules(student, "student")
         self.configured.connect(ours, teacher_modules(teacher, self.teachers))
         self._write_down()
+
+    def connect_stored(self, place: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let terms read the parameters of the teacher at ``place`` from ``tensors``, by path, as a teacher cache holds them."""
+        self.configured.connect_stored(place, tensors)
 
     @contextmanager
     def capture(self, student: nn.Module, teacher: Models = None) -> Iterator[Captures]:
@@ -282,6 +286,24 @@ def mark_trained(objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, Objective):
             module.expects_gradient = True
+
+
+def check_unsharded(objective: nn.Module) -> None:
+    """Check that no loss in ``objective`` reads parameters of the student, before FSDP shards them.
+
+    Raises: ``RunError`` that names the term's path.
+    """
+    for module in objective.modules():
+        if isinstance(module, Objective):
+            for term in module.configured.terms():
+                if term.named.paths["student"]:
+                    raise term.place.locate(
+                        RunError(
+                            f"{term.owner} reads parameters of the student, which FSDP shards over the processes. Use DDP, or "
+                            "another loss",
+                            field="reads_S",
+                        )
+                    )
 
 
 @contextmanager
