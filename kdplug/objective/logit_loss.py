@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -105,10 +104,12 @@ class LogitLoss:
                 f"{teacher.temperature:g}. Remove temperature_scheduler, or return or store dense logits",
                 field="temperature_scheduler",
             )
-        if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
+        if not teacher.is_known_at(self.temperature.base):
+            known = " and ".join(f"{one:g}" for one in teacher.temperatures)
             raise OutputsError(
-                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-                "a tail cannot be converted to another one. Change the temperature, or rebuild the SparseLogits",
+                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {known}: "
+                "a tail cannot be converted to another one. Change the temperature, or rebuild the SparseLogits with "
+                "every temperature that a term uses",
                 field="temperature",
             )
 
