@@ -111,7 +111,7 @@ class SparseLogits:
     def at_temperature(self, temperature: float) -> SparseLogits:
         """Return the distribution at one of ``temperatures``.
 
-        The K classes keep their proportions, ``p_T(i)`` being proportional to ``p(i)^(1/T)``; the tail at T determines how much
+        The K classes keep their order: ``p_T(i)`` is proportional to ``p(i)^(temperature / T)``, and the tail at T determines how much
         probability they share.
 
         Raises: ``OutputsError`` for another temperature.

@@ -60,7 +60,7 @@ class LogitLoss:
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)
-        self.largest = 0
+        self.largest = 0  # bytes for all factored logits at once, in the batches so far
         self.reduction = reduction_of(declared)
 
     def check_classes(self, pair: HeadLogits) -> None:
