@@ -325,6 +325,9 @@ class LogitComparison(nn.Module):
             read = [] if named is None else named.student_tensors(batch)
             return TermValue(connected_zero([*_tensors(student), *read, *self._trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)
+        if isinstance(teacher, SparseLogits):
+            teacher = teacher.at_temperature(self.logit_loss.temperature.base)
+            pair = pair._replace(teacher=teacher)
         if 1 in (student.shape[-1], teacher.shape[-1]):
             self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -73,7 +72,7 @@ class LogitLoss:
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)
-        self.largest = 0
+        self.largest = 0  # bytes for all factored logits at once, in the batches so far
         self.reduction = reduction_of(declared)
 
     def build(self, component: Component) -> None:
@@ -126,10 +125,12 @@ class LogitLoss:
                 f"{teacher.temperature:g}. Remove temperature_scheduler, or return or store dense logits",
                 field="temperature_scheduler",
             )
-        if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
+        if not teacher.is_known_at(self.temperature.base):
+            known = " and ".join(f"{one:g}" for one in teacher.temperatures)
             raise OutputsError(
-                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-                "a tail cannot be converted to another temperature. Use that temperature, or rebuild the SparseLogits",
+                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {known}: "
+                "a tail cannot be converted to another temperature. Use one of these temperatures, or rebuild the SparseLogits "
+                "with every temperature that a term uses",
                 field="temperature",
             )
 

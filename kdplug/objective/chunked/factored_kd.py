@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,11 +57,13 @@ def compared(
     if isinstance(student, FactoredLogits) or isinstance(teacher, FactoredLogits):
         parts = _parts(pair, chunk_length_of(student, teacher, batch, chunk, pair.sequences))
         slices = tuple(items for items, _ in parts)
+        if chunk == "whole":
+            _check_room(loss, pair)
         if loss.rows is not None and not scheduled:
             return _closed(pair, _sides(student, teacher, batch, slices), loss)
         if len(slices) > 1:
             if loss.reduction is None or loss.reads_whole_batch:
-                _check_whole(loss, student, chunk)
+                _check_whole(loss, pair, chunk)
             else:
                 _check_schedule(loss, slices)
                 chunked = _sides(student, teacher, batch, slices)
@@ -203,39 +205,82 @@ def _in_chunks(
     return summed.value if loss.reduction == "mean" else summed.total  # a scalar, like the loss's own result
 
 
-_COPIES = 4
-"""Logit-sized tensors that a loss on all logits holds: both sides, a softmax and a gradient."""
+class _Price(NamedTuple):
+    """Memory of a loss on all logits at once: ``needed`` bytes, of which ``least`` are those of multiplied-out logits."""
+
+    needed: int
+    least: int
+    text: str
+
+    @classmethod
+    def of(cls, pair: HeadLogits) -> _Price:
+        items = pair.student.shape[:-1].numel() if pair.sequences is None else pair.sequences.mask.numel()
+        sides = {"student": pair.student, "teacher": pair.teacher}
+        known = {side: one for side, one in sides.items() if not isinstance(one, SparseLogits)}
+        dtypes = (factor.dtype for one in known.values() for factor in _tensors(one))
+        width = reduce(torch.promote_types, dtypes, torch.float32).itemsize
+        each = {side: items * one.shape[-1] * width for side, one in known.items()}
+        factored = [side for side, one in known.items() if isinstance(one, FactoredLogits)]
+        needed = sum(each.values()) + 2 * each["student"]
+        tensors = " + ".join([*known, "softmax", "gradient"])
+        text = (
+            f"the logits of all {items:,} items at once, about {needed / 2**30:.3g} GiB ({tensors}: {items:,} × "
+            f"{pair.student.shape[-1]:,} × {width} bytes each)"
+        )
+        return cls(needed, sum(each[side] for side in factored), text)
 
 
-def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: ChunkSetting) -> None:
-    """Warn once about the cost of a loss without a declared reduction.
+def _tensors(logits: Tensor | FactoredLogits) -> tuple[Tensor, ...]:
+    return (logits,) if isinstance(logits, Tensor) else logits.tensors
+
+
+_REMEDY = (
+    "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
+    "@kdplug.sum_over_items"
+)
+
+
+def _check_whole(loss: LogitLoss, pair: HeadLogits, chunk: ChunkSetting) -> None:
+    """Warn once about the cost of a loss without a declared reduction, and record it.
 
     Raises: ``OutputsError`` if ``logit_chunk`` is a number, or all logits exceed the free memory.
     """
-    *items, classes = student.shape
-    number = torch.Size(items).numel()
-    needed = _COPIES * number * classes * 4
-    size = f"the logits of all {number} items at once, about {needed / 2**30:.3g} GiB"
-    why = "declares no reduction"
-    remedy = (
-        "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
-        "@kdplug.sum_over_items"
-    )
+    price = _Price.of(pair)
+    why, remedy = "declares no reduction", _REMEDY
     if loss.reads_whole_batch:
         why, remedy = "reads extras or parameters, which cannot be divided into chunks", "Use smaller batches"
     if chunk != "auto":
-        raise OutputsError(f"is {chunk}, but {loss.owner} {why}, so it needs {size}. {remedy}", field="logit_chunk")
-    if needed <= loss.largest:
-        return
-    free = free_memory(student.device)
-    if free is not None and needed > free:
         raise OutputsError(
-            f"{loss.owner} {why}, so it needs {size}, but only {free / 2**30:.3g} GiB are free. {remedy}",
+            f"is {chunk}, but {loss.owner} {why}, so it needs {price.text}. {remedy}", field="logit_chunk"
+        )
+    if price.needed <= loss.largest:
+        return
+    free = free_memory(pair.student.device)
+    if free is not None and price.needed > free:
+        raise OutputsError(
+            f"{loss.owner} {why}, so it needs {price.text}, but only {free / 2**30:.3g} GiB are free. {remedy}",
             field="loss",
         )
-    first, loss.largest = not loss.largest, needed
+    first, loss.largest = not loss.largest, price.needed
     if first:
-        warnings.warn(f"{loss.owner} {why}, so it is computed on {size}. {remedy}", stacklevel=2)
+        warnings.warn(f"{loss.owner} {why}, so it is computed on {price.text}. {remedy}", stacklevel=2)
+
+
+def _check_room(loss: LogitLoss, pair: HeadLogits) -> None:
+    """Record the cost of ``logit_chunk: whole``.
+
+    Raises: ``OutputsError`` if the logits alone, without softmax and gradient, exceed the free memory.
+    """
+    price = _Price.of(pair)
+    if price.needed <= loss.largest:
+        return
+    free = free_memory(pair.student.device)
+    if free is not None and price.least > free:
+        raise OutputsError(
+            f"is whole, so {loss.owner} needs {price.text}, but only {free / 2**30:.3g} GiB are free. Use logit_chunk: auto",
+            field="logit_chunk",
+        )
+    loss.largest = price.needed
 
 
 def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, slices: tuple[slice, ...]) -> ChunkedLoss:
