@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 from all_recipes import RECIPES
@@ -12,7 +13,8 @@ from recipe import KILLED, train
 
 
 def main(folder: Path, step: int) -> None:
-    """Start a copy of this process for each recipe, so that torch is imported once."""
+    """Start a copy of this process for each recipe. A first run imports what a run needs, once for all copies."""
+    train(replace(next(iter(RECIPES.values())), epochs=1), folder / "imports")
     for name, recipe in RECIPES.items():
         process = os.fork()
         if process == 0:
