@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -93,6 +94,26 @@ def on(part: str, loss, **keys) -> Recipe:
     return Recipe({"terms": [term]}, partial(student, ("stage1", "stage2")), teacher, images, features_apart(part))
 
 
+def on_stages(loss, **keys) -> Recipe:
+    """Return a recipe with one term on both stages."""
+    return replace(
+        on("stage2", loss), distillation={"terms": [{"loss": loss, "layer_S": STAGES, "layer_T": STAGES, **keys}]}
+    )
+
+
+STAGES = ["stage1", "stage2"]
+CTKD = {
+    "terms": [{"loss": {"name": "dkd", "alpha": 1, "beta": 2}}],
+    "temperature_scheduler": {"name": "ctkd", "ramp": 0.5},
+}
 RECIPES = {
-    "fitnet": on("stage2", "fitnet", loss_options={"lr": 0.02}),
+    "attention_transfer": on_stages("attention_transfer", weight=1000),
+    "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
+    "fitnet": on("stage2", "fitnet", weight=100, loss_options={"lr": 0.02}),
+    "mgd": on("stage2", {"name": "mgd", "masked": 0.15}, weight=7e-5),
+    "pkt": on("pool", "pkt", weight=30_000),
+    "reviewkd": on_stages("reviewkd", weight=5),
+    "rkd": on("pool", "rkd"),
+    "sp": on("stage2", "sp", weight=3000),
+    "vid": on("stage2", "vid"),
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug import LossSum, OutputsError, any_layers
-from kdplug_papers.maps import check_at_least, check_equal, listed
+from kdplug_papers.maps import check_equal, check_setting, listed
 from kdplug_papers.tinybert import scores, shared_width
 from kdplug_papers.tokens import check_tokens, counted
 from kdplug_papers.transport import cheapest_plan
@@ -75,8 +75,8 @@ class BertEmd(nn.Module):
         smooth: bool = True,
     ) -> None:
         super().__init__()
-        check_at_least("bert_emd", 1, heads=heads)
-        check_at_least("bert_emd", 0, exclusive=True, weight_temperature=weight_temperature)
+        check_setting("heads", heads, least=1)
+        check_setting("weight_temperature", weight_temperature, above=0)
         student, teacher = _layers("student", in_dim), _layers("teacher", out_dim)
         self.heads, self.weight_temperature, self.separate, self.smooth = heads, weight_temperature, separate, smooth
         self.fit = nn.Linear(shared_width("student", in_dim[2::3]), shared_width("teacher", out_dim[2::3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from torch import Tensor
@@ -34,11 +35,16 @@ def check_equal(owner: str, student: Tensor, teacher: Tensor, what: str = "shape
         )
 
 
-def check_at_least(owner: str, minimum: float, *, exclusive: bool = False, **settings: float) -> None:
-    """Raise ``SettingError`` for a setting below ``minimum``, or equal to it if that is exclusive."""
-    for name, value in settings.items():
-        if value < minimum or (exclusive and value == minimum):
-            raise SettingError(f"{owner}: must be {'>' if exclusive else '>='} {minimum:g}, got {value!r}", field=name)
+def check_setting(
+    name: str, value: float, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> None:
+    """Raise ``SettingError`` for a setting that is less than ``least``, or not between ``above`` and ``below``."""
+    if value < least:
+        raise SettingError(f"must be >= {least:g}, got {value!r}", field=name)
+    if value <= above:
+        raise SettingError(f"must be > {above:g}, got {value!r}", field=name)
+    if value >= below:
+        raise SettingError(f"must be < {below:g}, got {value!r}", field=name)
 
 
 def to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kdplug import LossSum
-from kdplug_papers.maps import check_at_least, listed
+from kdplug_papers.maps import check_setting, listed
 from kdplug_papers.tokens import check_count, check_tokens, counted, in_heads
 
 
@@ -33,7 +33,7 @@ def minilmv2(
     Source: Wang et al. 2021, arXiv:2012.15828, equations 5 to 8; length per example as in bloomberg/minilmv2.bb,
     minilmv2/minilmv2.py.
     """
-    check_at_least("minilmv2", 1, relation_heads=relation_heads)
+    check_setting("relation_heads", relation_heads, least=1)
     student, teacher = listed(student_features), listed(teacher_features)
     check_count("minilmv2", student, teacher)
     check_tokens("minilmv2", *student, *teacher)

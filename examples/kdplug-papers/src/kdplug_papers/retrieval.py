@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdplug import LossSum, ShapeError
-from kdplug_papers.maps import check_at_least, check_equal
+from kdplug_papers.maps import check_equal, check_setting
 from kdplug_papers.tokens import per_item
 
 
@@ -47,7 +47,7 @@ def score_kl(
     """
     _check("score_kl", student_logits, teacher_logits)
     if teacher_temperature is not None:
-        check_at_least("score_kl", 0, exclusive=True, teacher_temperature=teacher_temperature)
+        check_setting("teacher_temperature", teacher_temperature, above=0)
     degree = per_item(temperature)
     missing = teacher_logits == float("-inf")
     log_q = (student_logits / degree).masked_fill(missing, float("-inf")).log_softmax(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdplug import LossSum, OutputsError, ShapeError
-from kdplug_papers.maps import check_at_least, check_equal, listed
+from kdplug_papers.maps import check_equal, check_setting, listed
 from kdplug_papers.tokens import check_count, check_tokens, counted, in_heads, softened
 
 
@@ -58,7 +58,7 @@ def tinybert_query_key(
     Raises: ``ShapeError``; ``OutputsError`` for lists of different or odd lengths; ``SettingError``.
     Source: Jiao et al. 2020, arXiv:1909.10351, equation 7.
     """
-    check_at_least("tinybert_query_key", 1, heads=heads)
+    check_setting("heads", heads, least=1)
     check_count("tinybert_query_key", student_features, teacher_features)
     check_tokens("tinybert_query_key", *student_features, *teacher_features)
     if len(student_features) % 2:
