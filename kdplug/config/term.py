@@ -19,7 +19,16 @@ from pydantic import (
 )
 
 from kdplug.config.key import Place
-from kdplug.config.layer import Layers, OptionalLayers, check_pair, in_list, is_path
+from kdplug.config.layer import (
+    Layers,
+    OptionalLayers,
+    TensorPaths,
+    check_pair,
+    in_list,
+    is_path,
+    names_schema,
+    read_names,
+)
 from kdplug.config.match import Feature, IntermediateMatch, OptimizerOptions, Projection, TeacherField, scales_something
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
@@ -78,6 +87,15 @@ TermScheduler = Annotated[
 ]
 
 
+Names = Annotated[
+    tuple[str, ...] | None,
+    PlainValidator(lambda data: read_names(data, "values")),
+    PlainSerializer(lambda names: names and list(names)),
+    WithJsonSchema(names_schema(r"\S")),
+]
+"""Different names, or none."""
+
+
 def _read_name(data: str | None) -> str | None:
     if data == HARD_LABEL_LOSS:
         raise ConfigError(f"{data!r} is the name of another term")
@@ -96,7 +114,8 @@ class TermConfig(ConfigModel):
 
     Without layers the loss compares the logits, head by head; ``head_S`` and ``head_T`` select one head of each model. With
     ``layer_S`` and ``layer_T``, written as in an intermediate match, it compares features; a loss that also requests logits
-    gets those of one head: head 0, unless ``head_S`` and ``head_T`` select another.
+    gets those of one head: head 0, unless ``head_S`` and ``head_T`` select another. A loss that requests extras or
+    parameters reads those that ``extras``, ``reads_S`` and ``reads_T`` name; it may read nothing else.
     """
 
     loss: TermLoss = Field(description="loss between the logits, or between the features if layers are given")
@@ -122,6 +141,19 @@ class TermConfig(ConfigModel):
         description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
     )
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
+    extras: Names = Field(
+        default=None,
+        description="names of the tensors, among the `extras` that the adaptors return, that a loss reads which requests "
+        "`student_extras` or `teacher_extras`",
+    )
+    reads_S: TensorPaths = Field(  # noqa: N815
+        default=None,
+        description="parameters and buffers of the student, such as `fc:parameter.weight` or `bn:buffer.running_var`, for a "
+        "loss that requests `student_parameters`",
+    )
+    reads_T: TensorPaths = Field(  # noqa: N815
+        default=None, description="parameters and buffers of the teacher, for a loss that requests `teacher_parameters`"
+    )
     loss_options: OptimizerOptions = Field(
         default=None,
         description="options of the loss's own parameter group in the optimizer, such as `{lr: 1.0e-3}`, if it has parameters",
@@ -233,6 +265,9 @@ class TermPlace:
         except KdplugError as error:
             raise self.locate(error) from error.__cause__
 
+
+WRITTEN_AS_TERM = ("terms",)
+"""Start of the path of a term that is written as one, not by a shorter spelling."""
 
 KD_PLACE = TermPlace(
     renamed={"loss": "kd_loss_type", "weight": "kd_loss_weight", "weight_scheduler": "kd_loss_weight_scheduler"}

@@ -52,7 +52,7 @@ def split(batch: Any) -> Parts:
 def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -> Any:
     """Call ``model`` with ``batch``: a mapping by keyword, a list or tuple by position, anything else as one argument.
 
-    Only what ``forward`` takes is passed; the rest are labels, or logged once. A ``PackedSequence`` is one argument,
+    Only what ``forward`` takes is passed; the rest are labels, or logged once. The key ``extras`` is for adaptors only. A ``PackedSequence`` is one argument,
     although it is a tuple. Tags are removed before the call.
 
     Raises: ``RunError`` if the signature of ``forward`` does not determine which items are its inputs.
@@ -88,18 +88,21 @@ def _moves_itself(value: Any) -> bool:
     return callable(getattr(value, "to", None)) and not isinstance(value, (type, torch.nn.Module))
 
 
+_REUSED = (list, dict)
+"""Containers that an adaptor may fill again for the next batch."""
+
 Adaptor = Callable[[Any, Any], Any]
 """``adaptor(batch, model_outputs)`` returns the outputs that the objective reads."""
 
 
 def owned(outputs: Any) -> Any:
-    """Return a copy of an adaptor's dict and of the lists in it; anything else is returned unchanged.
+    """Return a copy of an adaptor's dict and of the lists and dicts in it; anything else is returned unchanged.
 
     An adaptor may fill the same dict for each model and batch, and the teacher's outputs are used after the student has
     run.
     """
     if type(outputs) is dict:
-        return {key: list(value) if type(value) is list else value for key, value in outputs.items()}
+        return {key: type(value)(value) if type(value) in _REUSED else value for key, value in outputs.items()}
     if isinstance(outputs, Tagged):
         return Tagged(outputs.task, owned(outputs.value))
     return outputs

@@ -270,7 +270,9 @@ class LogitComparison(nn.Module):
             self.logit_loss.check_classes(pair)
         student, teacher, labels, _ = pair
         if not student.shape.numel():
-            return TermValue(connected_zero([*_tensors(student), *self._trained()]), 0, weight)
+            named = self.logit_loss.named
+            read = [] if named is None else named.student_tensors(batch)
+            return TermValue(connected_zero([*_tensors(student), *read, *self._trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)
         if 1 in (student.shape[-1], teacher.shape[-1]):
             self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")

@@ -89,11 +89,12 @@ class Objective(nn.Module):
         )
 
     def connect(self, student: nn.Module | None = None, teacher: Models = None) -> None:
-        """Resolve every module path of the config in the models; expand globs, and layer maps that use paths.
+        """Resolve every path of the config in the models; expand globs, and layer maps that use paths.
 
-        ``teacher`` is the teacher, or several as a list or by key. The paths of an omitted side stay unchanged.
+        Terms then read parameters and buffers of these models. ``teacher`` is the teacher, or several as a list or by key. The paths of an omitted side stay unchanged.
 
-        Raises: ``ConfigError`` with the path of the field, and the nearest real module paths, if there is no such module.
+        Raises: ``ConfigError`` with the path of the field, and the nearest real paths, if there is no such module,
+        parameter or buffer.
         """
         if not self.configured.names_modules:
             return

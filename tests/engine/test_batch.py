@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from kdplug.engine.training_module import call, split, to_device
+from kdplug.errors import RunError
 
 META = torch.device("meta")
 
@@ -33,6 +34,26 @@ def echo(*args, **kwargs):
 
 def test_a_mapping_is_passed_by_keyword():
     assert call(echo, {"x": 1}, {"y": 2}) == ((), {"x": 1, "y": 2})
+
+
+def test_extras_of_a_batch_reach_no_model(caplog):
+    def narrow(x):
+        return x
+
+    batch = {"x": 1, "extras": {"weight": 2}}
+    assert call(echo, batch, {}) == ((), {"x": 1})
+    assert call(echo, batch, {"y": 2}) == ((), {"x": 1, "y": 2})
+    assert call(narrow, batch, {}) == 1
+    assert not caplog.records
+    assert batch == {"x": 1, "extras": {"weight": 2}}
+
+
+def test_a_model_that_takes_extras_is_an_error():
+    def takes(x, extras):
+        return x, extras
+
+    with pytest.raises(RunError, match=r"'extras', but that key of a batch is for adaptors and is passed to no model"):
+        call(takes, {"x": 1, "extras": {}}, {})
 
 
 @pytest.mark.parametrize("batch", [(1, 2), [1, 2], Point(1, 2)], ids=["tuple", "list", "namedtuple"])

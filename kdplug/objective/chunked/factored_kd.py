@@ -57,7 +57,7 @@ def compared(
         if loss.rows is not None and not scheduled:
             return _closed(pair, _sides(student, teacher, batch, length), loss)
         if length < items:
-            if loss.reduction is None:
+            if loss.reduction is None or loss.reads_whole_batch:
                 _check_whole(loss, student, chunk)
             else:
                 _check_schedule(loss, length, items)
@@ -192,26 +192,26 @@ def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: Chunk
     number = torch.Size(items).numel()
     needed = _COPIES * number * classes * 4
     size = f"the logits of all {number} items at once, about {needed / 2**30:.3g} GiB"
+    why = "declares no reduction"
     remedy = (
         "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
         "@kdplug.sum_over_items"
     )
+    if loss.reads_whole_batch:
+        why, remedy = "reads extras or parameters, which cannot be divided into chunks", "Use smaller batches"
     if chunk != "auto":
-        raise OutputsError(
-            f"is {chunk}, but {loss.owner} declares no reduction, so it needs {size}. {remedy}", field="logit_chunk"
-        )
+        raise OutputsError(f"is {chunk}, but {loss.owner} {why}, so it needs {size}. {remedy}", field="logit_chunk")
     if needed <= loss.largest:
         return
     free = free_memory(student.device)
     if free is not None and needed > free:
         raise OutputsError(
-            f"{loss.owner} declares no reduction, so it needs {size}, but only {free / 2**30:.3g} GiB are free. "
-            f"{remedy}",
+            f"{loss.owner} {why}, so it needs {size}, but only {free / 2**30:.3g} GiB are free. {remedy}",
             field="loss",
         )
     first, loss.largest = not loss.largest, needed
     if first:
-        warnings.warn(f"{loss.owner} declares no reduction, so it is computed on {size}. {remedy}", stacklevel=2)
+        warnings.warn(f"{loss.owner} {why}, so it is computed on {size}. {remedy}", stacklevel=2)
 
 
 def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> ChunkedLoss:
