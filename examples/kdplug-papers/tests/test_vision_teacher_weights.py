@@ -10,6 +10,7 @@ import pytest
 import torch
 from by_element import close, convolved, draw, standardised
 from kdplug_papers.teacher_weights import OFD, SRRL
+from paper_laws import PaperLaws
 
 import kdplug
 
@@ -87,5 +88,47 @@ def test_parameters_that_are_not_those_of_the_method_are_an_error(parameters):
     maps = draw(6, 3, 2, 2), draw(6, 4, 2, 2, seed=1)
     with pytest.raises(kdplug.ShapeError, match=r"^srrl needs the weight .* reads_T; got"):
         SRRL(3, 4).double()(*maps, draw(6, 5), parameters)
-    with pytest.raises(kdplug.ShapeError, match=r"^ofd needs weight and bias .* reads_T; got"):
+    with pytest.raises(kdplug.ShapeError, match=r"^ofd needs weight, then bias, of .* reads_T; got"):
         OFD(3, 4).double()(*maps, parameters)
+
+
+class WithClassifier(SRRL):
+    """``SRRL`` for the laws: the teacher's logits are those of a fixed classifier."""
+
+    def forward(self, student_features, teacher_features):
+        parameters = {name: value[..., :2] if value.dim() == 2 else value for name, value in CLASSIFIER.items()}
+        parameters = {name: value.to(teacher_features.dtype) for name, value in parameters.items()}
+        logits = torch.nn.functional.linear(teacher_features.mean((2, 3)), *parameters.values())
+        return super().forward(student_features, teacher_features, logits, parameters)
+
+
+class TestSRRL(PaperLaws):
+    entry = WithClassifier
+    shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
+    token_axes = ()
+    may_differ = (2, 3)
+    non_negative = True
+    trains = ("connector.0.weight", "connector.1.bias")
+
+
+class WithBatchNorms(OFD):
+    """``OFD`` for the laws, with fixed batch norms."""
+
+    def forward(self, student_features, teacher_features):
+        parameters = {name: value[:2].to(torch.float64) for name, value in BATCH_NORMS.items()}
+        return super().forward(student_features, teacher_features, parameters)
+
+
+class TestOFD(PaperLaws):
+    entry = WithBatchNorms
+    shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
+    token_axes = ()
+    layers = 2
+    non_negative = True
+    trains = ("connectors.0.0.weight", "connectors.1.1.bias")
+
+
+def test_ofd_refuses_a_bias_before_its_weight():
+    swapped = dict(zip(["bn:parameter.bias", "bn:parameter.weight"], [draw(4), draw(4)], strict=True))
+    with pytest.raises(kdplug.ShapeError, match=r"got bn:parameter\.bias \[4\], bn:parameter\.weight \[4\]"):
+        OFD(3, 4).double()(draw(6, 3, 2, 2), draw(6, 4, 2, 2), swapped)

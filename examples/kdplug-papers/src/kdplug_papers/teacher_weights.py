@@ -119,9 +119,10 @@ def _as_map(features: Tensor) -> Tensor:
 def _batch_norms(parameters: Mapping[str, Tensor], teachers: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return weight and bias of the batch norm of each stage. Raises: ``ShapeError`` for others."""
     found = list(parameters.values())
-    if [one.shape for one in found] != [(one.shape[1],) for one in teachers for _ in range(2)]:
+    in_order = all(path.endswith((".weight", ".bias")[place % 2]) for place, path in enumerate(parameters))
+    if not in_order or [one.shape for one in found] != [(one.shape[1],) for one in teachers for _ in range(2)]:
         raise ShapeError(
-            f"ofd needs weight and bias of the batch norm of each of the {len(teachers)} stages as reads_T; got "
+            f"ofd needs weight, then bias, of the batch norm of each of the {len(teachers)} stages as reads_T; got "
             f"{_shapes(parameters)}"
         )
     return list(zip(found[::2], found[1::2], strict=True))
