@@ -18,8 +18,8 @@ FEATURES = ("hidden", "attention")
 
 INPUTS = MappingProxyType(
     {
-        "student_logits": "student logits, [*items, classes], one head per call",
-        "teacher_logits": "teacher logits, [*items, classes], one head per call",
+        "student_logits": "student logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
+        "teacher_logits": "teacher logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
         "teacher_sparse": "SparseLogits; None if the teacher's logits are dense",
         "teacher_logits_list": "logits of several teachers: a tuple of [*items, classes], one head per call",
         "student_features": "the matched student feature after its projection, or a tuple of them",
@@ -28,7 +28,8 @@ INPUTS = MappingProxyType(
         "teacher_extras": "the same extras of the teacher, detached",
         "student_parameters": "the student's parameters and buffers that the term names, by path, with gradient",
         "teacher_parameters": "the teacher's parameters and buffers that the term names, by path, detached",
-        "mask": "bool over items or tokens, True = counts; None if nothing is masked",
+        "mask": "bool over items or tokens, True = counts; None if nothing is masked, and for a loss on logits unless it "
+        "declares whole_sequences",
         "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
         "teacher_mask": "like mask, for the teacher's inputs only",
         "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]",

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kdplug.contracts.loss import ACROSS_VOCABULARIES, COARSENS, TAKES_NUMBERS, declares, reduction_of
+from kdplug.contracts.loss import (
+    ACROSS_VOCABULARIES,
+    COARSENS,
+    TAKES_NUMBERS,
+    WHOLE_SEQUENCES,
+    declares,
+    reduction_of,
+)
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
@@ -18,6 +25,7 @@ from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, top
 from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import HeadLogits, shift
+from kdplug.objective.sequences import Sequences
 
 
 class LogitLoss:
@@ -35,7 +43,10 @@ class LogitLoss:
         self.target: Any = component.target
         self.inputs = component.inputs
         steady: dict[str, Callable[[LogitInputs], Any]] = {"temperature": attrgetter("loss.temperature.base")}
-        getters = {**_GETTERS, **(steady if temperature.scheduler is None else {})}
+        declared = component.entry.load()
+        self.takes_sequences = declares(declared, WHOLE_SEQUENCES)
+        of_kind = _OF_SEQUENCES if self.takes_sequences else {}
+        getters = {**_GETTERS, **of_kind, **(steady if temperature.scheduler is None else {})}
         self.getters = tuple(getters[name] for name in self.inputs)
         self.owner = component.entry.qualified
         self.temperature = temperature
@@ -53,7 +64,11 @@ class LogitLoss:
                 f"{self.owner} requests {', '.join(sorted(NAMED_INPUTS.intersection(self.inputs)))} and declares a closed form, "
                 "which gets neither extras nor parameters. Remove the declaration"
             )
-        declared = component.entry.load()
+        if self.takes_sequences and self.rows is not None:
+            raise SignatureError(
+                f"{self.owner} declares whole_sequences and closed_form, but a closed form computes each item by itself. "
+                "Remove one of the declarations"
+            )
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)
@@ -162,7 +177,14 @@ class LogitLoss:
         """Call the loss on a pair of tensors, at the temperature of the pair if it has one."""
         assert isinstance(pair.student, Tensor)
         assert isinstance(pair.teacher, Tensor)
-        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
+        return self(
+            pair.student,
+            pair.teacher,
+            pair.labels,
+            batch,
+            temperature=pair.temperature,
+            sequences=pair.sequences,
+        )
 
     def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's logits, after ``probability_shift`` if it is enabled."""
@@ -174,11 +196,14 @@ class LogitLoss:
         teacher: Tensor | SparseLogits,
         labels: Tensor | None,
         batch: Batch,
+        *,
         temperature: Tensor | float | None = None,
+        sequences: Sequences | None = None,
     ) -> Any:
         """Call the loss on logits in float32 or wider, outside autocast.
 
-        ``temperature`` replaces the scheduled one.
+        ``temperature`` replaces the scheduled one. A loss that declares ``whole_sequences`` needs ``sequences``, the
+        places of the items.
 
         Raises: the errors of the loss, with the path of its key.
         """
@@ -191,7 +216,7 @@ class LogitLoss:
         else:
             student, dense = topk_tail_student(student, teacher), topk_tail_teacher(teacher)
         draw_seed = batch.draws.next() if self.draws else 0
-        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature)
+        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature, sequences)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -238,6 +263,7 @@ class LogitInputs(NamedTuple):
     batch: Batch
     draw_seed: int = 0
     temperature: Tensor | float | None = None
+    sequences: Sequences | None = None
 
 
 def _temperature(compared: LogitInputs) -> float | Tensor:
@@ -275,3 +301,43 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     **{name: _named(name) for name in NAMED_INPUTS},
 }
 """The inputs available to the kd loss. Only requested inputs are computed."""
+
+
+def _sequences(compared: LogitInputs) -> Sequences:
+    assert compared.sequences is not None
+    return compared.sequences
+
+
+def _student_in_sequences(compared: LogitInputs) -> Tensor:
+    return _sequences(compared).padded(compared.student, 0.0)
+
+
+def _teacher_in_sequences(compared: LogitInputs) -> Tensor | None:
+    return None if compared.teacher is None else _sequences(compared).padded(compared.teacher, 0.0)
+
+
+def _sparse_in_sequences(compared: LogitInputs) -> SparseLogits | None:
+    return None if compared.sparse is None else _sequences(compared).padded_sparse(compared.sparse)
+
+
+def _labels_in_sequences(compared: LogitInputs) -> Tensor | None:
+    return None if compared.labels is None else _sequences(compared).padded_labels(compared.labels)
+
+
+def _temperature_in_sequences(compared: LogitInputs) -> float | Tensor:
+    """Return the temperature, scheduled on the selected items; other places hold the base temperature."""
+    found = _temperature(compared)
+    if not isinstance(found, Tensor) or not found.dim():
+        return found
+    return _sequences(compared).padded(found, compared.loss.temperature.base)
+
+
+_OF_SEQUENCES: Mapping[str, Callable[[LogitInputs], Any]] = {
+    "student_logits": _student_in_sequences,
+    "teacher_logits": _teacher_in_sequences,
+    "teacher_sparse": _sparse_in_sequences,
+    "temperature": _temperature_in_sequences,
+    "mask": attrgetter("sequences.mask"),
+    "labels": _labels_in_sequences,
+}
+"""Inputs of a loss that declares ``whole_sequences``, which replace those above."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
+from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host import registry
@@ -36,6 +37,15 @@ def _check_needs_no_width(component: Component) -> None:
         raise SignatureError(
             f"{component.entry.qualified} takes {' and '.join(component.widths)}, the widths of features. Give the term layer_S "
             "and layer_T",
+            field="loss",
+        )
+
+
+def _check_on_features(component: Component) -> None:
+    if declares(component.entry.load(), WHOLE_SEQUENCES):
+        raise SignatureError(
+            f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. In a term with layers, "
+            "logits are whole in any case, and no place is filled with 0: remove the declaration, or the layers",
             field="loss",
         )
 
@@ -71,6 +81,8 @@ class LossTerm(nn.Module):
         self.teacher: int | None = None
         if term.slot == "kd":
             _check_needs_no_width(component)
+        else:
+            _check_on_features(component)
         if not on_logits:
             self.teacher = place_of(term.teacher, teachers)
             self.features = FeatureComparison(term, component, self.temperature, self.named, waits=waits)
