@@ -17,8 +17,8 @@ import kdplug
 KILLED = 9
 """Exit status of a process that a recipe ends."""
 
-EVERY = 12
-"""Steps between checkpoints, at the end of an epoch or within one."""
+EVERY = 8
+"""Steps between checkpoints; an epoch has 3 steps, so that a run resumes within one."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder in which every method was killed two steps after its first checkpoint."""
+    """The folder in which every method was killed one step after its first checkpoint."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(FOLDER / "killed_runs.py"), str(folder), str(EVERY + 2)]
+    command = [sys.executable, str(FOLDER / "killed_runs.py"), str(folder), str(EVERY + 1)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
