@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from kdplug_papers.draft import eagle_draft
+from paper_laws import PaperLaws
 
 import kdplug
 
@@ -74,3 +75,17 @@ def test_a_head_of_another_width_is_named():
         eagle_draft(features, features, {WEIGHT: draw(7, 6)})
     with pytest.raises(kdplug.OutputsError, match="a head's weight and its bias, got a, b, c"):
         eagle_draft(features, features, dict.fromkeys("abc", draw(7, 5)))
+
+
+HEAD = draw(7, 6, seed=2)
+
+
+def with_a_head(student_features, teacher_features, mask=None) -> kdplug.LossSum:
+    """The loss for the laws, with a fixed head."""
+    return eagle_draft(student_features, teacher_features, {WEIGHT: HEAD}, mask)
+
+
+class TestEagleDraft(PaperLaws):
+    entry = with_a_head
+    shape = (4, 5, 6)
+    non_negative = True

@@ -102,7 +102,7 @@ class BertEmd(nn.Module):
 
     def _attention(self, student: tuple[Tensor, ...], teacher: list[Tensor], counts: Tensor) -> Tensor:
         own, other = (
-            scores([one for place, one in enumerate(side) if place % 3 < 2], counts, self.heads)
+            scores("bert_emd", [one for place, one in enumerate(side) if place % 3 < 2], counts, self.heads)
             for side in (student, teacher)
         )
         pairs = counts.sum(dim=1).square().sum() * self.heads

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -66,21 +67,19 @@ def tinybert_query_key(
             f"tinybert_query_key reads a query and a key per layer, got {len(student_features)} features"
         )
     counts = counted("tinybert_query_key", mask, student_features[0])
-    own, other = (
-        scores(student_features, counts, heads),
-        scores([one.detach() for one in teacher_features], counts, heads),
-    )
+    theirs = [feature.detach() for feature in teacher_features]
+    own, other = (scores("tinybert_query_key", side, counts, heads) for side in (student_features, theirs))
     total = torch.stack([(one - two).square().sum() for one, two in zip(own, other, strict=True)]).sum()
     return LossSum(total, counts.sum(dim=1).square().sum() * heads)
 
 
-def scores(features: tuple[Tensor, ...] | list[Tensor], counts: Tensor, heads: int) -> list[Tensor]:
+def scores(owner: str, features: Sequence[Tensor], counts: Tensor, heads: int) -> list[Tensor]:
     """Return the attention scores of each query and key, 0 where one of them does not count.
 
     Shapes: features ``[batch, length, width]``, queries at even places and keys at odd ones; ``counts``
     ``[batch, length]``; the result ``[batch, heads, length, length]``.
     """
-    parts = [in_heads("scores", one.masked_fill(~counts.unsqueeze(-1), 0.0), heads) for one in features]
+    parts = [in_heads(owner, one.masked_fill(~counts.unsqueeze(-1), 0.0), heads) for one in features]
     return [
         query @ key.transpose(-1, -2) / math.sqrt(key.shape[-1])
         for query, key in zip(parts[::2], parts[1::2], strict=True)
