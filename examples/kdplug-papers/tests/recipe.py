@@ -23,7 +23,10 @@ EVERY = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """``distance`` of the trained student from the teacher, independent of the loss: lower is closer."""
+    """``distance`` of the trained student from the teacher, independent of the loss: lower is closer.
+
+    ``generates`` makes a function that lets the student rewrite a batch.
+    """
 
     distillation: Mapping[str, Any]
     student: Callable[[], nn.Module]
@@ -34,6 +37,7 @@ class Recipe:
     lr: float = 0.02
     epochs: int = 12
     training: Mapping[str, Any] = field(default_factory=dict)
+    generates: Callable[[nn.Module], Callable[[Any], Any]] | None = None
 
 
 class Losses:
@@ -84,7 +88,13 @@ def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume:
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.lr)
     before = recipe.distance(student, teacher)
     loader = DataLoader(recipe.data(), batch_size=8, shuffle=True)
-    distiller.train(optimizer, loader, num_steps=recipe.epochs * len(loader), resume=resume)
+    distiller.train(
+        optimizer,
+        loader,
+        num_steps=recipe.epochs * len(loader),
+        resume=resume,
+        batch_postprocessor=recipe.generates and recipe.generates(student),
+    )
     state = {f"student.{name}": value for name, value in student.state_dict().items()}
     state |= {f"objective.{name}": value for name, value in distiller.objective.state_dict().items()}
     for place, values in optimizer.state_dict()["state"].items():
