@@ -218,6 +218,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# An invalid KDPLUG_PLUGINS is raised by the first look-up instead, where the command line prints it as one line.
+# The error of an invalid KDPLUG_PLUGINS is raised by the first look-up instead, where the command line reports it.
 with suppress(PluginError):
     _read_installed()

@@ -114,7 +114,8 @@ class LayerMap(ConfigModel):
                 if offset and 0 in numbers:
                     raise ConfigError(
                         f"{component.entry.qualified} matches layer 0, the output of the embeddings, but the {side}'s layers "
-                        "are assumed to start at layer 1. If they start with the embeddings, write embeddings: true"
+                        "are assumed to start at layer 1. If they start with the embeddings, set embeddings: true in "
+                        "the layer map, next to feature; otherwise choose a map without layer 0"
                     )
         except KdplugError as error:
             if isinstance(error, ConfigError) and not error.field:
@@ -129,7 +130,7 @@ class LayerMap(ConfigModel):
             return f"   ({student} student layers, {teacher} teacher layers)"
         return (
             f"   ({student} student layers and {teacher} teacher layers after the embeddings, which are assumed to be "
-            "the first hidden state; if they are not, write embeddings: false)"
+            "the first hidden state; if they are not, set embeddings: false in the layer map)"
         )
 
 

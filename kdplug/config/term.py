@@ -29,7 +29,15 @@ from kdplug.config.layer import (
     names_schema,
     read_names,
 )
-from kdplug.config.match import Feature, IntermediateMatch, OptimizerOptions, Projection, TeacherField, scales_something
+from kdplug.config.match import (
+    NO_FEATURE,
+    Feature,
+    IntermediateMatch,
+    OptimizerOptions,
+    Projection,
+    TeacherField,
+    scales_something,
+)
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
     ConfigModel,
@@ -138,7 +146,7 @@ class TermConfig(ConfigModel):
     layer_S: OptionalLayers = Field(default=None, description="layer of the student, in the same forms")  # noqa: N815
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
     )
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     extras: Names = Field(
@@ -174,6 +182,14 @@ class TermConfig(ConfigModel):
         return "kd" if self.layer_S is None else "match"
 
     @model_validator(mode="after")
+    def _loss_exists(self) -> Self:
+        try:
+            losses.check(self.loss, slot=self.slot)
+        except KdplugError as error:
+            raise error.at("loss") from None
+        return self
+
+    @model_validator(mode="after")
     def _layers_pair_up(self) -> Self:
         if (self.layer_S is None) is not (self.layer_T is None):
             missing = "layer_S" if self.layer_S is None else "layer_T"
@@ -189,18 +205,10 @@ class TermConfig(ConfigModel):
         if "feature" not in self.model_fields_set and not all(
             map(is_path, (*in_list(self.layer_T), *in_list(self.layer_S)))
         ):
-            raise ConfigError("is required").at("feature")
+            raise ConfigError(NO_FEATURE).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)
-
-    @model_validator(mode="after")
-    def _loss_exists(self) -> Self:
-        try:
-            losses.check(self.loss, slot=self.slot)
-        except KdplugError as error:
-            raise error.at("loss") from None
-        return self
 
     @model_serializer(mode="wrap")
     def _without_empty_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -170,7 +170,9 @@ def _loss_sum(field: str, loss: LossSum) -> LossSum:
     if not isinstance(total, tensor) or total.dim():
         raise OutputsError(f"the total of a LossSum must be a scalar tensor, got {_shown(total)}", field=field)
     if isinstance(count, tensor) and count.dim():
-        raise OutputsError(f"the count of a LossSum must be a number or a scalar, got {_shown(count)}", field=field)
+        raise OutputsError(
+            f"the count of a LossSum must be a number or a scalar tensor, got {_shown(count)}", field=field
+        )
     if not isinstance(count, (int, float, tensor)) or not is_valid_count(count):
         raise OutputsError(f"the count of a LossSum must be a finite number >= 0, got {_shown(count)}", field=field)
     return loss
@@ -234,10 +236,11 @@ def _logits(value: object) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A batch or model outputs, with the task they belong to."""
+    """A batch or model outputs, with the task they belong to; a batch with the epoch of the task's own data."""
 
     task: str
     value: Any
+    epoch: int = 0
 
 
 def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:

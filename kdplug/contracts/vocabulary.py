@@ -37,6 +37,7 @@ INPUTS = MappingProxyType(
         "progress": "fraction of the run done, in [0, 1]",
         "step": "optimizer steps done",
         "total_steps": "optimizer steps of the whole run",
+        "epoch": "int, passes over the data done: 0 in the first",
         "draw_seed": "int, random seed, different for each step, micro-batch, head, chunk and process",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",

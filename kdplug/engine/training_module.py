@@ -27,11 +27,15 @@ _SEQUENCES = (tuple, list)
 
 
 class Parts(NamedTuple):
-    """The part of a batch for each side; ``cache``, if the batch has one, replaces the teacher's outputs."""
+    """The part of a batch for each side; ``cache``, if the batch has one, replaces the teacher's outputs.
+
+    ``epoch`` is that of the task's own data, if there are several tasks.
+    """
 
     teacher: Any
     student: Any
     cache: Any = None
+    epoch: int | None = None
 
 
 def split(batch: Any) -> Parts:
@@ -42,8 +46,9 @@ def split(batch: Any) -> Parts:
     if type(batch) in _SEQUENCES:
         return Parts(batch, batch)
     if isinstance(batch, Tagged):
-        teacher, student, cache = split(batch.value)
-        return Parts(Tagged(batch.task, teacher), Tagged(batch.task, student), cache)
+        parts = split(batch.value)
+        teacher, student = Tagged(batch.task, parts.teacher), Tagged(batch.task, parts.student)
+        return parts._replace(teacher=teacher, student=student, epoch=batch.epoch)
     if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
         return Parts(batch["teacher"], batch["student"], batch.get("teacher_cache"))
     return Parts(batch, batch)
@@ -159,7 +164,7 @@ class Micro:
     It is deliberately a plain object: DDP copies and rebuilds containers in its arguments, but passes this through.
     """
 
-    __slots__ = ("batch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
+    __slots__ = ("batch", "epoch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
 
     def __init__(
         self,
@@ -170,6 +175,7 @@ class Micro:
         progress: float,
         step: int,
         total_steps: int,
+        epoch: int = 0,
         micro_batch: int = 0,
     ) -> None:
         self.batch = batch
@@ -178,6 +184,7 @@ class Micro:
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
+        self.epoch = epoch
         self.micro_batch = micro_batch
 
 
@@ -236,6 +243,7 @@ class TrainingModule(nn.Module):
             progress=micro.progress,
             step=micro.step,
             total_steps=micro.total_steps,
+            epoch=micro.epoch,
             micro_batch=micro.micro_batch,
         )
         return report

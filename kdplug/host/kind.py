@@ -73,7 +73,7 @@ KINDS = MappingProxyType(
                 "losses",
                 "loss",
                 {
-                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "draw_seed", *_NAMED),
+                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "epoch", "draw_seed", *_NAMED),
                     "match": (
                         *_MATCH,
                         *_MASKS,
@@ -82,6 +82,7 @@ KINDS = MappingProxyType(
                         "labels",
                         "temperature",
                         *_PROGRESS,
+                        "epoch",
                         "draw_seed",
                         *_NAMED,
                     ),

@@ -213,6 +213,7 @@ class Batch:
         "_masks",
         "_views",
         "draws",
+        "epoch",
         "looks",
         "progress",
         "step",
@@ -230,6 +231,7 @@ class Batch:
         step: int,
         total_steps: int,
         *,
+        epoch: int = 0,
         draws: Draws | None = None,
         looks: bool = True,
     ) -> None:
@@ -239,6 +241,7 @@ class Batch:
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
+        self.epoch = epoch
         self.draws = Draws(step) if draws is None else draws
         self.looks = looks
         self._mask: Tensor | None = None
@@ -259,6 +262,7 @@ class Batch:
                 self.progress,
                 self.step,
                 self.total_steps,
+                epoch=self.epoch,
                 draws=self.draws,
                 looks=self.looks,
             )

@@ -415,6 +415,7 @@ _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "epoch": attrgetter("batch.epoch"),
     "draw_seed": _draw_seed,
     **{name: _named(name) for name in NAMED_INPUTS},
 }

@@ -103,7 +103,8 @@ class LogitLoss:
         self._check_sparse(teacher)
         if self.shifts and labels is not None:
             raise OutputsError(
-                "needs the teacher's logit at each label, but SparseLogits may not contain it",
+                "needs the teacher's logit at each label, which SparseLogits do not always contain. Set it to false, or "
+                "return or store dense logits",
                 field="probability_shift",
             )
         if not self.takes_sparse:
@@ -119,7 +120,7 @@ class LogitLoss:
         if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
             raise OutputsError(
                 f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-                "a tail cannot be converted to another one. Change the temperature, or rebuild the SparseLogits",
+                "a tail cannot be converted to another temperature. Use that temperature, or rebuild the SparseLogits",
                 field="temperature",
             )
 
@@ -224,7 +225,7 @@ class LogitLoss:
             raise error.at("loss") from error.__cause__
 
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
-        """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and write the gradient over ``student``.
+        """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and overwrite ``student`` with the gradient.
 
         Raises: the errors of the closed form, with the path of the loss; ``SignatureError`` for values that are not
         ``[n]``.
@@ -297,6 +298,7 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "epoch": attrgetter("batch.epoch"),
     "draw_seed": attrgetter("draw_seed"),
     **{name: _named(name) for name in NAMED_INPUTS},
 }

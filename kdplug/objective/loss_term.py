@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
+from kdplug.config.term import NO_SCHEDULER
 from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
@@ -81,9 +82,8 @@ class LossTerm(nn.Module):
         self.teacher: int | None = None
         if term.slot == "kd":
             _check_needs_no_width(component)
-        else:
-            _check_on_features(component)
         if not on_logits:
+            _check_on_features(component)
             self.teacher = place_of(term.teacher, teachers)
             self.features = FeatureComparison(term, component, self.temperature, self.named, waits=waits)
             self._compare = self.features.value
@@ -96,7 +96,7 @@ class LossTerm(nn.Module):
                 raise error.at("loss") from error.__cause__
             self.logits = LogitComparison(written, loss, config, teachers, self._trained)
             self._compare = self.logits.value
-        self._check_options(component)
+        self._check_effect(component)
         if self.teacher is not None:
             self.named.name_teacher(self.teacher, teachers)
 
@@ -118,8 +118,16 @@ class LossTerm(nn.Module):
         """Return whether the term reads logits."""
         return self.logits is not None or (self.features is not None and self.features.wants_logits)
 
-    def _check_options(self, component: Component) -> None:
-        """Raise ``ConfigError`` for options of a loss without parameters."""
+    def _check_effect(self, component: Component) -> None:
+        """Raise ``ConfigError`` for a key of the term that its loss does not use."""
+        unread: dict[str, str] = {}
+        if self.features is not None and "temperature" not in self.inputs:
+            unread |= dict.fromkeys(("temperature", "temperature_scheduler"), "temperature")
+        if not self.reads_logits:
+            unread |= dict.fromkeys(("head_S", "head_T"), "logits")
+        for key, name in unread.items():
+            if getattr(self.config, key) not in (None, NO_SCHEDULER):
+                raise ConfigError(f"has no effect: {self.owner} does not request {name}", field=key)
         trained = component.widths or (isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters()))
         if self.config.loss_options and not trained:
             raise ConfigError(f"has no effect: {self.owner} has no parameters to train", field="loss_options")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class HeadLogits(NamedTuple):
     """One head's logits, student and teacher, with their labels.
 
-    ``temperature`` is the temperature for the comparison if the teacher's logits were made for it, otherwise ``None``.
-    ``sequences`` are the places of the items, for a loss that declares ``whole_sequences``.
+    ``temperature`` is the one at which several teachers' logits were combined, which the loss must use too; ``None`` if the
+    loss determines it. ``sequences`` are the places of the items, for a loss that declares ``whole_sequences``.
     """
 
     student: Logits
@@ -160,7 +160,7 @@ def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
 
 
 def is_ignored(mask: Tensor, logits: Logits) -> bool:
-    """Return whether this is TextBrewer's case of a ``[batch, length]`` mask with ``[batch, classes]`` logits."""
+    """Return whether the mask has no effect, as in TextBrewer: a ``[batch, length]`` mask with ``[batch, classes]`` logits."""
     return mask.dim() == 2 and len(logits.shape) == 2 and mask.shape[0] == logits.shape[0]
 
 

@@ -17,7 +17,7 @@ def test_a_match_needs_four_keys_and_weighs_1(match):
 @pytest.mark.parametrize("key", ["layer_T", "layer_S", "feature", "loss"])
 def test_each_of_the_four_is_required(match, key):
     del match[key]
-    with pytest.raises(ConfigError, match=f"^{key}: is required$"):
+    with pytest.raises(ConfigError, match=f"^{key}: is required"):
         IntermediateMatch(**match)
 
 

@@ -119,7 +119,7 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
         ),
         (
             {"losses": [LossSum(ONE.sum(), ONE)]},
-            r"^student\.losses\.0: the count of a LossSum must be a number or a scal",
+            r"^student\.losses\.0: the count of a LossSum must be a number or a scalar tensor",
         ),
         (
             {"losses": LossSum(ONE.sum(), -1)},

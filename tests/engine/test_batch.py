@@ -75,13 +75,13 @@ def test_a_packed_sequence_is_one_argument():
 
 
 def test_a_batch_with_two_sides_is_divided():
-    assert split({"teacher": 1, "student": 2}) == (1, 2, None)
-    assert split({"teacher": 1, "student": 2, "teacher_cache": 3}) == (1, 2, 3)
+    assert split({"teacher": 1, "student": 2})[:3] == (1, 2, None)
+    assert split({"teacher": 1, "student": 2, "teacher_cache": 3})[:3] == (1, 2, 3)
 
 
 @pytest.mark.parametrize("batch", [{"teacher": 1}, (1, 2), "ab"])
 def test_any_other_batch_goes_to_both_sides(batch):
-    assert split(batch) == (batch, batch, None)
+    assert split(batch)[:3] == (batch, batch, None)
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,12 @@ class Trained(NamedTuple):
 
 
 def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume: str | None = None) -> Trained:
-    """Train the student of ``recipe`` with a checkpoint every ``EVERY`` steps, until step ``killed_at``."""
+    """Train the student of ``recipe``; or until step ``killed_at``, with a checkpoint every ``EVERY`` steps."""
     torch.manual_seed(0)
     student, teacher, losses = recipe.student(), recipe.teacher(), Losses(killed_at)
+    saves = {"ckpt_frequency": 0} if killed_at is None else {"ckpt_steps": EVERY}
     distiller = kdplug.GeneralDistiller(
-        kdplug.TrainingConfig(output_dir=str(folder), device="cpu", ckpt_steps=EVERY, seed=5, **recipe.training),
+        kdplug.TrainingConfig(output_dir=str(folder), device="cpu", seed=5, **saves, **recipe.training),
         kdplug.DistillationConfig(**recipe.distillation),
         teacher,
         student,

@@ -32,7 +32,7 @@ _CACHED_ELSEWHERE = 1 << 26
 def chunk_length(setting: ChunkSetting, items: int, classes: int, itemsize: int, device: torch.device) -> int:
     """Return the number of items per chunk: ``logit_chunk``, or what a memory budget allows (at least 16).
 
-    ``itemsize`` is the bytes of one logit in a buffer. Chunks have about equal length, none longer than the setting.
+    ``itemsize`` is the size in bytes of one logit in a buffer. Chunks have about equal length, none longer than the setting.
     """
     if setting == "whole":
         return max(items, 1)

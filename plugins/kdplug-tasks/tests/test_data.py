@@ -57,7 +57,7 @@ def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
         ("header.csv", b"text,label\n", "it has no rows"),
         ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 contains the byte 0xe9"),
         ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, expected 2: text, label"),
-        ("twice.csv", b"text,text\na,b\n", "two columns have the same name"),
+        ("twice.csv", b"text,text\na,b\n", "several columns have the same name: 'text'"),
         ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
         ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
         ("deep.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "line 1 is nested too deeply"),

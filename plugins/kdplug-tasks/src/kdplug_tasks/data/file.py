@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -145,6 +146,8 @@ def _no_file(file: Path, field: str) -> kdplug.ConfigError:
     folder = file.parent
     near = did_you_mean(file.name, [one.name for one in folder.iterdir()] if folder.is_dir() else [])
     there = "" if folder.is_dir() else f" There is no folder {str(folder)!r} either."
+    if not file.is_absolute():
+        there += f" Relative paths start in the current folder, {str(Path.cwd())!r}."
     return kdplug.ConfigError(f"there is no file {str(file)!r}.{near}{there}", field=field)
 
 
@@ -172,8 +175,10 @@ def _separated(  # noqa: PLR0917  the settings of one file
         names = list(header) if header is not None else next(rows, [])
         if file_format == "csv" and header is None and len(names) == 1:
             _check_delimiter(names[0], table)
-        if len(set(names)) < len(names):
-            raise table.error(f"two columns have the same name: {', '.join(names)}")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise table.error(
+                f"several columns have the same name: {', '.join(map(repr, repeated))}. Rename all but one of each"
+            )
         found, line = [], rows.line_num + 1
         for row in rows:
             if len(row) != len(names) and row:

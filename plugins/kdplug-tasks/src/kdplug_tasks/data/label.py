@@ -348,10 +348,11 @@ def _check_order(given: Sequence[str], teacher: Any) -> None:
     names = _names_of(teacher)
     places = {name.strip().casefold(): place for place, name in enumerate(names)}
     for place, name in enumerate(given):
-        if places.get(name.strip().casefold(), place) != place and name.strip() != names[place].strip():
+        output = places.get(name.strip().casefold(), place)
+        if output != place and name.strip() != names[place].strip():
             raise kdplug.ConfigError(
-                f"is not in the order of the teacher's outputs, {', '.join(names)}: {name!r} is at position {place}. Remove labels, "
-                "or write them in the teacher's order",
+                f"is not in the order of the teacher's outputs: {', '.join(names)}. labels[{place}] is {name!r}, "
+                f"which is output {output}. Remove labels, or write them in the teacher's order",
                 field="labels",
             )
 

@@ -54,7 +54,10 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
         begin = []
     elif add_bos_token and not begin:
         if tokenizer.bos_token_id is None:
-            raise kdplug.ConfigError("is true, but the tokenizer has no bos_token", field="add_bos_token")
+            raise kdplug.ConfigError(
+                "is true, but the tokenizer has no bos_token. Set it to false, or use a tokenizer that has one",
+                field="add_bos_token",
+            )
         begin = [tokenizer.bos_token_id]
     if not end and tokenizer.eos_token_id is not None:
         end = [tokenizer.eos_token_id]

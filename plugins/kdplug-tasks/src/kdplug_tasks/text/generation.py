@@ -132,7 +132,7 @@ def check_generation(
 
 
 def _on_the_right(rows: list[list[int]], length: int, value: int | None) -> Tensor:
-    """Return rows padded on the left with ``value``; without a value, the mask of that."""
+    """Return rows padded on the left with ``value``, or their attention mask if ``value`` is ``None``."""
     found = torch.full((len(rows), length), 0 if value is None else value, dtype=torch.long)
     for place, row in enumerate(rows):
         found[place, length - len(row) :] = 1 if value is None else torch.tensor(row, dtype=torch.long)

@@ -95,7 +95,7 @@ class Sequences:
         return self._processor
 
     def settle(self, source: Source, family: Family) -> None:
-        """Determine the classes and the tokenizer."""
+        """Determine the tokenizer, and what the target takes from the data and the teacher, such as classes."""
         family.changes = self.target.settle(source, family.trained)
         self.inputs += tuple(name for name in self.columns.optional if name in source.train.columns)
         texts = (text for name in self.inputs for text in texts_of(source.train, name))
@@ -152,7 +152,7 @@ class Sequences:
         return review_accuracy(outputs)
 
     def about(self) -> str:
-        """Describe the classes."""
+        """Describe the target."""
         return self.target.about()
 
     def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
