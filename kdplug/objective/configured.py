@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdplug.config.error_path import Path, prefixed
 from kdplug.config.layer import Layer, in_list, is_path
@@ -182,6 +182,12 @@ class ConfiguredTerms(nn.ModuleDict):
             with prefixed(*waiting.path):
                 waiting.connect(student, teachers[self._place(waiting)])
         self._write_out()
+
+    def connect_stored(self, place: int, tensors: Mapping[str, Tensor]) -> None:
+        """Read the parameters of one teacher from stored tensors; see ``Objective.connect_stored``."""
+        for term in self.terms():
+            if term.named.paths["teacher"] and term.teacher == place:
+                term.named.connect_stored(tensors)
 
     def materialize(self, batch: Batch) -> None:
         """Count layers and build pending projections from a batch; see ``Objective.materialize``."""

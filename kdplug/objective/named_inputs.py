@@ -44,13 +44,13 @@ def read_extras(outputs: Outputs, names: tuple[str, ...], owner: str) -> dict[st
     Raises: ``OutputsError`` for a name that its adaptor did not return.
     """
     given = outputs.extras or {}
-    for place, name in enumerate(names):
+    for name in names:
         if name not in given:
             there = f"only {', '.join(given)}" if given else "and no extras at all"
             raise OutputsError(
                 f"the {owner} returned no extra {name!r}, {there}.{did_you_mean(name, given)} Return it from its adaptor, "
                 f"under extras: {{'extras': {{{name!r}: …}}}}",
-                field=f"{EXTRAS}.{place}",
+                field=EXTRAS,
             )
     return {name: given[name] for name in names}
 

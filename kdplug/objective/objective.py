@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdplug.config.term import TermPlace
 from kdplug.contracts.outputs import Outputs
-from kdplug.errors import ConfigError, KdplugError, SignatureError
+from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError
 from kdplug.objective.batch import Batch, Draws, check_tensors
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
@@ -101,6 +101,10 @@ class Objective(nn.Module):
         ours = None if student is None else Modules(student, "student")
         self.configured.connect(ours, teacher_modules(teacher, self.teachers))
         self._write_down()
+
+    def connect_stored(self, place: int, tensors: Mapping[str, Tensor]) -> None:
+        """Let terms read the parameters of the teacher at ``place`` from ``tensors``, by path, as a teacher cache holds them."""
+        self.configured.connect_stored(place, tensors)
 
     @contextmanager
     def capture(self, student: nn.Module, teacher: Models = None) -> Iterator[Captures]:
@@ -251,6 +255,24 @@ def mark_trained(objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, Objective):
             module.expects_gradient = True
+
+
+def check_unsharded(objective: nn.Module) -> None:
+    """Check that no loss in ``objective`` reads parameters of the student, before FSDP shards them.
+
+    Raises: ``RunError`` that names the term's path.
+    """
+    for module in objective.modules():
+        if isinstance(module, Objective):
+            for term in module.configured.terms():
+                if term.named.paths["student"]:
+                    raise term.place.locate(
+                        RunError(
+                            f"{term.owner} reads parameters of the student, which FSDP shards over the processes. Use DDP, or "
+                            "another loss",
+                            field="reads_S",
+                        )
+                    )
 
 
 @contextmanager

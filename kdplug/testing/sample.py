@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -45,7 +45,11 @@ def draw(shape: tuple[int, ...], seed: int, draws: Draws = "normal") -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The inputs of one call. ``student`` and ``teacher`` hold one tensor per layer."""
+    """The inputs of one call. ``student`` and ``teacher`` hold one tensor per layer.
+
+    ``of_extras`` names the layers if they are extras. ``named`` holds other extras and parameters: the input, the name in
+    it, and the tensor.
+    """
 
     layout: SampleLayout
     student: tuple[Tensor, ...]
@@ -54,12 +58,14 @@ class Sample:
     labels: Tensor
     temperature: float | Tensor = 2.0
     draw_seed: int = 0
+    of_extras: tuple[str, ...] = ()
+    named: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Return every input by name."""
         return {
-            f"student_{self.layout.word}": self._as_given(self.student),
-            f"teacher_{self.layout.word}": self._as_given(self.teacher),
+            **self._of_side("student", self.student),
+            **self._of_side("teacher", self.teacher),
             "teacher_sparse": None,
             "mask": self.mask,
             "student_mask": self.mask,
@@ -71,7 +77,13 @@ class Sample:
             "total_steps": 10,
             "epoch": 1,
             "draw_seed": self.draw_seed,
+            **self.named,
         }
+
+    def _of_side(self, side: str, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+        if self.of_extras:
+            return {f"{side}_extras": dict(zip(self.of_extras, tensors, strict=True))}
+        return {f"{side}_{self.layout.word}": self._as_given(tensors)}
 
     def _as_given(self, tensors: tuple[Tensor, ...]) -> Any:
         return tensors[0] if self.layout.layers == 1 else tensors
@@ -81,15 +93,24 @@ class Sample:
         return replace(self, **changes)
 
     def both(self, change: Change) -> Sample:
-        """Return a copy with ``change`` applied to every tensor of both sides."""
-        return self.but(student=tuple(map(change, self.student)), teacher=tuple(map(change, self.teacher)))
+        """Return a copy with ``change`` applied to every tensor of both sides; ``named`` ones follow its dtype only."""
+        student, teacher = (tuple(map(change, side)) for side in (self.student, self.teacher))
+        return self.but(student=student, teacher=teacher, named=self._each_named(lambda one: one.to(student[0].dtype)))
+
+    def _each_named(self, change: Change, *kinds: str) -> dict[str, dict[str, Tensor]]:
+        """Return ``named`` with ``change`` applied to the tensors of some kinds, by default of all."""
+        return {
+            name: {key: change(one) if name.endswith(kinds or ("s",)) else one for key, one in tensors.items()}
+            for name, tensors in self.named.items()
+        }
 
     def rows(self, index: list[int]) -> Sample:
         """Select examples of the batch, in the order of ``index``."""
         found = self.both(lambda tensor: tensor[index])
         temperature = self.temperature[index] if isinstance(self.temperature, Tensor) else self.temperature
         mask = None if self.mask is None else self.mask[index]
-        return found.but(mask=mask, labels=self.labels[index], temperature=temperature)
+        named = found._each_named(lambda tensor: tensor[index], "_extras")  # noqa: SLF001  the same class
+        return found.but(mask=mask, labels=self.labels[index], temperature=temperature, named=named)
 
     def tokens(self, index: list[int]) -> Sample:
         """Select tokens of each example, in the order of ``index``."""

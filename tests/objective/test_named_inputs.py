@@ -154,11 +154,11 @@ def test_an_extra_that_an_adaptor_did_not_return_is_named_with_its_side(of, offe
     student, teacher = extras
     objective = of({"loss": offer(value_relation), "extras": ["values"]})
     with pytest.raises(
-        OutputsError, match=r"^terms\.0\.extras\.0: the teacher returned no extra 'values', only value\. Did you"
+        OutputsError, match=r"^terms\.0\.extras: the teacher returned no extra 'values', only value\. Did you"
     ):
         objective(student, {"extras": {"value": torch.zeros(1)}})
     with pytest.raises(
-        OutputsError, match=r"^terms\.0\.extras\.0: the student returned no extra 'values', and no extras at all"
+        OutputsError, match=r"^terms\.0\.extras: the student returned no extra 'values', and no extras at all"
     ):
         objective({"logits": student["logits"]}, teacher)
 
@@ -171,7 +171,7 @@ def test_a_term_reads_the_extras_of_its_teacher(of, offer, extras):
     other = {**teacher, "extras": {"values": teacher["extras"]["values"] * 3}}
     objective = of({"loss": offer(value_relation), "extras": ["values"], "teacher": "b"}, **TWO)
     assert objective(student, [teacher, other]).total == value_relation(student["extras"], other["extras"])
-    with pytest.raises(OutputsError, match=r"^terms\.0\.extras\.0: the teacher 'b' returned no extra 'values'"):
+    with pytest.raises(OutputsError, match=r"^terms\.0\.extras: the teacher 'b' returned no extra 'values'"):
         objective(student, [teacher, {"logits": teacher["logits"]}])
 
 

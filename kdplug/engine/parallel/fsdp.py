@@ -20,6 +20,7 @@ from kdplug.contracts.tree import map_leaves
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
+from kdplug.objective.objective import check_unsharded
 
 _SHARDED = "full_tensor"
 """An attribute that only a DTensor has; looking it up is cheaper than importing FSDP."""
@@ -124,9 +125,11 @@ def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimi
     called alone; its blocks follow the FSDP plugin. Precision is autocast's, as without FSDP: parameters are gathered
     in their own dtype.
 
-    Raises: ``RunError`` if another run has sharded the student, or the optimizer holds other parameters.
+    Raises: ``RunError`` if another run has sharded the student, the optimizer holds other parameters, or a loss reads
+    parameters of the student.
     """
     _check(pair, optimizer)
+    check_unsharded(pair.objective)
     for tensor in [*pair.parameters(), *pair.buffers()]:
         _broadcast(tensor)
     with _settings(accelerator.state.fsdp_plugin, pair.student):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kdplug.objective.capture.hooks import Capture
-from kdplug.objective.objective import Objective
+from kdplug.objective.objective import Objective, check_unsharded
 from kdplug.objective.report import LossReport
 
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -91,6 +91,8 @@ class Link:
         The student's state dict omits the objective, unless ``is_sharded``: then FSDP or DeepSpeed save both
         together, and the objective stays a submodule after the block, because the wrapper stays too.
         """
+        if is_sharded:
+            check_unsharded(self.objective)
         self.objective.connect(student=self.student)
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
         self.student.add_module(NAME, self.objective)

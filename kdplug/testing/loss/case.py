@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kdplug.contracts.loss import LossSum, reduction_of
+from kdplug.errors import PluginError
 from kdplug.host.component import Component
+from kdplug.objective.named_inputs import NAMED_INPUTS
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken
-from kdplug.testing.sample import Draws, Sample, SampleLayout, make_sample, seeded
+from kdplug.testing.sample import Draws, Sample, SampleLayout, draw, make_sample, seeded
 
 _SHAPES = {"logits": (3, 4, 5), "hidden": (3, 4, 6), "attention": (3, 2, 4, 4)}
+_SIDES = ("student", "teacher")
+_WORDS = ("logits", "features")
+
 _MANY = 150_000
 """A number of items above float16's maximum, 65504, even with a third masked out."""
 
@@ -54,6 +59,19 @@ class LossCase(Laws):
 
     layers: ClassVar[int] = 1
     """Number of layers that it compares; with 2 or more it gets tuples of tensors."""
+
+    student_extras: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the student's extras by name, examples first. If it requests neither logits nor features, they take the
+    place of ``shape`` and have the same shape."""
+
+    teacher_extras: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the teacher's extras by name. Default: the student's."""
+
+    student_parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the student's parameters and buffers by path."""
+
+    teacher_parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the teacher's parameters and buffers by path."""
 
     may_differ: ClassVar[tuple[int, ...]] = ()
     """Axes along which student and teacher may differ in size."""
@@ -97,6 +115,21 @@ class LossCase(Laws):
         return cls.asks_for("student_logits") or cls.asks_for("teacher_logits")
 
     @classmethod
+    def on_extras(cls) -> bool:
+        """Return whether it compares extras, and neither logits nor features."""
+        inputs = set(cls._found.inputs)
+        return "student_extras" in inputs and not inputs & {f"{side}_{word}" for side in _SIDES for word in _WORDS}
+
+    @classmethod
+    def shapes_of(cls, name: str) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of one of the inputs whose content a term names, by name."""
+        declared = getattr(cls, name) or (cls.student_extras if name == "teacher_extras" else {})
+        if not declared:
+            raise PluginError(f"{cls.__name__} must declare {name}: the shapes of what the loss reads, by name")
+        shapes: Mapping[str, tuple[int, ...]] = declared
+        return shapes
+
+    @classmethod
     def is_class(cls) -> bool:
         return cls._found.signature.makes
 
@@ -112,16 +145,37 @@ class LossCase(Laws):
         shape = cls.shape or _SHAPES[what]
         axes = _token_axes(what, len(shape)) if cls.token_axes is None else cls.token_axes
         teacher = cls.teacher_shape or shape
+        layers = cls.layers
+        if cls.on_extras():
+            shape, teacher = (_only(cls.__name__, cls.shapes_of(f"{side}_extras")) for side in _SIDES)
+            layers = len(cls.student_extras)
+            axes = _token_axes(what, len(shape)) if cls.token_axes is None else cls.token_axes
         if large:
             shape = teacher = cls.large_shape or _grown(shape, what, axes)
-        return SampleLayout("logits" if cls.on_logits() else "features", shape, teacher, axes, cls.layers, cls.draws)
+        return SampleLayout("logits" if cls.on_logits() else "features", shape, teacher, axes, layers, cls.draws)
 
     def sample(self, seed: int = 0, *, masked: bool | None = None) -> Sample:
         """Make a small float64 sample; ``masked`` defaults to whether the loss requests a mask."""
         layout = self.layout_of()
         classes = layout.student[-1] if self.on_logits() else 5
         masked = self.asks_for("mask") if masked is None else masked
-        return make_sample(layout, seed, masked=masked, classes=classes)
+        return self.named(make_sample(layout, seed, masked=masked, classes=classes), seed)
+
+    def named(self, sample: Sample, seed: int = 0) -> Sample:
+        """Return the sample with extras and parameters of the declared shapes, if the loss requests them."""
+        of_extras = tuple(self.student_extras) if self.on_extras() else ()
+        names = [name for name in sorted(NAMED_INPUTS) if self.asks_for(name)]
+        named = {
+            name: {
+                key: draw(
+                    (len(sample.student[0]), *shape[1:]) if name.endswith("extras") else shape, seed * 100 + place
+                )
+                for place, (key, shape) in enumerate(self.shapes_of(name).items(), 70 + 7 * number)
+            }
+            for number, name in enumerate(names)
+            if not (of_extras and name.endswith("extras"))
+        }
+        return sample.but(of_extras=of_extras, named=named)
 
     def samples(self) -> list[Sample]:
         """Return a sample without a mask, and one with a mask if the loss requests it."""
@@ -159,6 +213,15 @@ class LossCase(Laws):
         if not outcome.value.requires_grad:
             broken("gradient does not reach the student: the value is detached (detach, no_grad or .item())")
         return outcome._replace(total=outcome.total.detach()), gradients_of(outcome.value, leaves)
+
+
+def _only(owner: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    found = set(shapes.values())
+    if len(found) > 1:
+        raise PluginError(
+            f"{owner}: the extras of one side must have the same shape, got {', '.join(map(str, sorted(found)))}"
+        )
+    return found.pop()
 
 
 def gradients_of(value: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:

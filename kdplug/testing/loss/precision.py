@@ -24,7 +24,9 @@ class PrecisionLaws(LossCase):
         """Catches a count in the dtype of the features: above 65504 it is infinite, and the loss exactly 0."""
         layout = self.layout_of(large=True)
         masked = self.asks_for("mask")
-        self._check_half(make_sample(layout, masked=masked, classes=layout.student[-1]), torch.float16, "a large batch")
+        self._check_half(
+            self.named(make_sample(layout, masked=masked, classes=layout.student[-1])), torch.float16, "a large batch"
+        )
 
     def _compare_halves(self, dtype: torch.dtype) -> None:
         scales = (1.0,) if self.draws == "probabilities" else (1.0, 300.0)
