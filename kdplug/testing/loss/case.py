@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss import LossSum, reduction_of
+from kdplug.contracts.loss import WHOLE_SEQUENCES, LossSum, declares, reduction_of
 from kdplug.errors import PluginError
 from kdplug.host.component import Component
 from kdplug.objective.named_inputs import NAMED_INPUTS
@@ -128,6 +128,10 @@ class LossCase(Laws):
             raise PluginError(f"{cls.__name__} must declare {name}: the shapes of what the loss reads, by name")
         shapes: Mapping[str, tuple[int, ...]] = declared
         return shapes
+
+    @classmethod
+    def takes_sequences(cls) -> bool:
+        return declares(cls._found.load(), WHOLE_SEQUENCES)
 
     @classmethod
     def is_class(cls) -> bool:
