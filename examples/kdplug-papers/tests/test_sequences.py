@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from kdplug_papers.sequences import distillm2, minillm
+from paper_laws import PaperLaws
 
 import kdplug
 
@@ -72,9 +74,11 @@ def test_distillm2_names_what_is_missing():
     with pytest.raises(kdplug.OutputsError, match=r"extras: \[from_student\] in the term, got author"):
         distillm2(logits, logits, {"author": torch.ones(2)}, mask)
     with pytest.raises(kdplug.ShapeError, match=r"from_student must be \[2\], one per text, got \[2, 3\]"):
-        distillm2(logits, logits, {"from_student": torch.ones(2, 3)}, mask)
+        distillm2(logits, logits, {"from_student": torch.ones(2, 3, dtype=torch.int64)}, mask)
+    with pytest.raises(kdplug.OutputsError, match=r"from_student must be bool, or integers 0 and 1, got torch.float32"):
+        distillm2(logits, logits, {"from_student": torch.tensor([0.5, 1.0])}, mask)
     with pytest.raises(kdplug.SettingError, match="must be < 1, got 1"):
-        distillm2(logits, logits, {"from_student": torch.ones(2)}, mask, skew=1.0)
+        distillm2(logits, logits, {"from_student": torch.tensor([1, 0])}, mask, skew=1.0)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -131,3 +135,30 @@ def test_minillm_stays_finite_if_the_teacher_rules_out_what_the_student_wrote():
     (gradient,) = torch.autograd.grad(value, student)
     assert value.isfinite()
     assert gradient.isfinite().all()
+
+
+@kdplug.whole_sequences
+def by_sign(student_logits, teacher_logits, student_extras, mask) -> kdplug.LossSum:
+    """``distillm2`` for the laws, whose extras are any numbers."""
+    return distillm2(student_logits, teacher_logits, {name: one > 0 for name, one in student_extras.items()}, mask)
+
+
+class TestDistillm2(PaperLaws):
+    entry = by_sign
+    shape = (4, 5, 6)
+    student_extras: ClassVar = {"from_student": (4,)}
+    non_negative = zero_at_equality = ignores_impossible_classes = reaches_teacher = True
+
+    def test_the_laws_have_texts_of_both_writers(self) -> None:
+        signs = self.sample().values()["student_extras"]["from_student"] > 0
+        assert 0 < signs.sum() < len(signs)
+
+
+class TestMiniLLM(PaperLaws):
+    entry = minillm
+    shape = (4, 5, 6)
+    non_negative = zero_at_equality = ignores_impossible_classes = True
+    except_for: ClassVar = {
+        **PaperLaws.except_for,
+        "test_gradient_agrees_with_finite_differences": "its gradient is that of the divergence of whole texts",
+    }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdplug import LossSum, OutputsError, ShapeError, whole_sequences
 from kdplug_papers.maps import check_setting
-from kdplug_papers.tokens import softened
+from kdplug_papers.tokens import counted, softened
 
 _LEAST = -87.0
 """About the logarithm of the smallest float32: the teacher's log-probability of a token that it rules out."""
@@ -46,6 +46,7 @@ def distillm2(
     own, other = (side.clamp(min=torch.finfo(side.dtype).min / 8) for side in (log_q, log_p))
     forward, reverse = _skewed(other, own, skew), _skewed(own, other, skew)
     tokens = torch.where(written[:, None], 2 * student_weight * reverse, 2 * (1 - student_weight) * forward)
+    mask = counted("distillm2", mask, log_q)
     lengths = mask.sum(dim=1)
     texts = tokens.masked_fill(~mask, 0.0).sum(dim=1) / lengths.clamp(min=1)
     return LossSum(texts.sum(), (lengths > 0).sum())
@@ -57,6 +58,8 @@ def _by_student(extras: Mapping[str, Tensor], logits: Tensor) -> Tensor:
         given = ", ".join(extras) or "nothing"
         raise OutputsError(f"distillm2 reads who wrote a text: write extras: [from_student] in the term, got {given}")
     written = extras["from_student"]
+    if written.is_floating_point():
+        raise OutputsError(f"distillm2: from_student must be bool, or integers 0 and 1, got {written.dtype}")
     if written.shape != logits.shape[:1]:
         raise ShapeError(
             f"distillm2: from_student must be [{logits.shape[0]}], one per text, got {list(written.shape)}"
@@ -89,6 +92,7 @@ def minillm(
     authors' code, microsoft/LMOps, includes token t in R, normalizes R over the batch and clips ratios as PPO does.
     """
     log_q, log_p = softened("minillm", student_logits, teacher_logits, 1.0)
+    mask = counted("minillm", mask, log_q)
     log_p = log_p.clamp(min=_LEAST)
     divergence = (log_q.exp() * (log_q - log_p).masked_fill(log_q == float("-inf"), 0.0)).sum(-1)
     chosen = labels.clamp(min=0).unsqueeze(-1)
@@ -98,7 +102,7 @@ def minillm(
     if normalize_length:
         later = later / following.clamp(min=1)
     policy = -later * own
-    return LossSum((divergence + policy - policy.detach()).masked_fill(~mask, 0.0).sum(), mask.sum())
+    return LossSum((divergence + (policy - policy.detach())).masked_fill(~mask, 0.0).sum(), mask.sum())
 
 
 def _later(values: Tensor) -> Tensor:
