@@ -71,11 +71,11 @@ def test_distillm2_stays_finite_if_a_side_rules_a_token_out():
 
 def test_distillm2_names_what_is_missing():
     logits, mask = draw(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(kdplug.OutputsError, match=r"extras: \[from_student\] in the term, got author"):
+    with pytest.raises(kdplug.OutputsError, match=r"distillm2 needs extras: \[from_student\] in its term, got author"):
         distillm2(logits, logits, {"author": torch.ones(2)}, mask)
-    with pytest.raises(kdplug.ShapeError, match=r"from_student must be \[2\], one per text, got \[2, 3\]"):
+    with pytest.raises(kdplug.ShapeError, match=r"from_student must be \[2\], got \[2, 3\]"):
         distillm2(logits, logits, {"from_student": torch.ones(2, 3, dtype=torch.int64)}, mask)
-    with pytest.raises(kdplug.OutputsError, match=r"from_student must be bool, or integers 0 and 1, got torch.float32"):
+    with pytest.raises(kdplug.OutputsError, match=r"from_student must be bool or integers, got torch\.float32"):
         distillm2(logits, logits, {"from_student": torch.tensor([0.5, 1.0])}, mask)
     with pytest.raises(kdplug.SettingError, match="must be < 1, got 1"):
         distillm2(logits, logits, {"from_student": torch.tensor([1, 0])}, mask, skew=1.0)
@@ -98,7 +98,7 @@ def test_minillm_has_the_value_of_the_divergence_and_the_gradient_of_later_rewar
             for word, (a, b) in enumerate(zip(q[token], p[token], strict=True)):
                 of_policy = -mean * ((word == chosen[token]) - a)
                 gradient[text, token, word] = a * (math.log(a / b) - exact) + of_policy
-    found = minillm(student, teacher, labels, masked(), normalize_length=normalize)
+    found = minillm(student, teacher, {"sampled": labels}, masked(), normalize_length=normalize)
     torch.testing.assert_close(found.value.item(), value / sum(LENGTHS), **EXACT)
     torch.testing.assert_close(torch.autograd.grad(found.total, student)[0], gradient, **EXACT)
     assert found.count == sum(LENGTHS)
@@ -123,15 +123,28 @@ def test_the_gradient_of_minillm_is_that_of_the_divergence_of_whole_texts():
     for text, share in zip(texts, log_q.detach().exp(), strict=True):
         one = text[None]
         mask = torch.ones_like(one, dtype=torch.bool)
-        loss = minillm(logits(student, one), logits(teacher, one), one, mask, normalize_length=False)
+        loss = minillm(logits(student, one), logits(teacher, one), {"sampled": one}, mask, normalize_length=False)
         found += share * torch.autograd.grad(loss.total, student)[0]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_minillm_counts_only_tokens_that_the_student_sampled():
+    student, teacher = draw(2, 4, 5), draw(2, 4, 5, seed=1)
+    sampled, mask = torch.tensor([[1, 0, 3, 2], [4, 2, 0, 1]]), torch.ones(2, 4, dtype=torch.bool)
+    expected = minillm(student[:, 2:], teacher[:, 2:], {"sampled": sampled[:, 2:]}, mask[:, 2:])
+    sampled[:, :2] = -100
+    found = minillm(student, teacher, {"sampled": sampled}, mask)
+    torch.testing.assert_close(found.value, expected.value)
+    assert found.count == 4
+    with pytest.raises(kdplug.OutputsError, match=r"minillm needs extras: \[sampled\] in its term, got nothing"):
+        minillm(student, teacher, {}, mask)
 
 
 def test_minillm_stays_finite_if_the_teacher_rules_out_what_the_student_wrote():
     student, teacher = draw(2, 3, 5).requires_grad_(), draw(2, 3, 5, seed=1)
     teacher[..., 1] = -math.inf
-    value = minillm(student, teacher, torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)).value
+    sampled = {"sampled": torch.ones(2, 3, dtype=torch.long)}
+    value = minillm(student, teacher, sampled, torch.ones(2, 3, dtype=torch.bool)).value
     (gradient,) = torch.autograd.grad(value, student)
     assert value.isfinite()
     assert gradient.isfinite().all()
@@ -154,8 +167,14 @@ class TestDistillm2(PaperLaws):
         assert 0 < signs.sum() < len(signs)
 
 
+@kdplug.whole_sequences
+def of_labels(student_logits, teacher_logits, labels, mask) -> kdplug.LossSum:
+    """``minillm`` for the laws, whose labels are tokens."""
+    return minillm(student_logits, teacher_logits, {"sampled": labels}, mask)
+
+
 class TestMiniLLM(PaperLaws):
-    entry = minillm
+    entry = of_labels
     shape = (4, 5, 6)
     non_negative = zero_at_equality = ignores_impossible_classes = True
     except_for: ClassVar = {
