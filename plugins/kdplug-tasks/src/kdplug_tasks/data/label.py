@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -244,9 +245,9 @@ def find_labels(
     cells = cells or (lambda table: enumerate(table.columns.get(column, ())))
     parts, repeated = zip(*(_seen(table, column, cells) for table in source.tables), strict=True)
     labels = _named(given, teacher, source.train.classes.get(column), parts[0])
-    if len(set(map(str.strip, labels.names))) < len(labels):
+    if twice := [name for name, count in Counter(map(str.strip, labels.names)).items() if count > 1]:
         raise kdplug.ConfigError(
-            f"two classes have the same name: {', '.join(labels.names)}. Write labels: distinct names, in output order",
+            f"several classes have the same name: {', '.join(map(repr, twice))}. Write labels: distinct names, in output order",
             field="labels",
         )
     seen: dict[str, Written] = {}
