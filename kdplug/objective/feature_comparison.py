@@ -174,7 +174,7 @@ class FeatureComparison(nn.Module):
         ours, theirs = in_list(self.layer_student), in_list(self.layer_teacher)
         if len(ours) != len(theirs) and not (self.takes_any_layers or is_glob(ours) or is_glob(theirs)):
             raise ConfigError(
-                f"layer_S is {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
+                f"layer_S names {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
                 f"({', '.join(map(str, theirs))}). Their numbers must be equal, since {self.owner} does not declare "
                 "any_layers"
             )
