@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         mean_over_items,
         sum_over_items,
         takes_numbers,
+        whole_sequences,
     )
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
@@ -138,6 +139,7 @@ __all__ = [
     "teacher_combiners",
     "temperature_schedulers",
     "weight_schedulers",
+    "whole_sequences",
 ]
 
 _ROOMS = {
@@ -158,6 +160,7 @@ _ROOMS = {
         "mean_over_items",
         "sum_over_items",
         "takes_numbers",
+        "whole_sequences",
     ),
     "contracts.cache_codec": (
         "CacheCodec",

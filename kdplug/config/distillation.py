@@ -336,20 +336,22 @@ class DistillationConfig(ConfigModel):
 
 
 def _resolved_term(config: DistillationConfig, written: WrittenTerm, name: str) -> dict[str, Any]:
-    """Return a term as plain data, with every setting and its own name and temperature."""
-    temperature = config.temperature_of(written.config)
+    """Return a term as plain data, with every setting, its own name and the temperature that its loss requests."""
+    data = {
+        **written.config.to_dict(),
+        **_resolved(written.config, written.place, ("temperature_scheduler",)),
+        "name": name,
+    }
+    term = written.config
+    if term.slot == "match" and "temperature" not in losses.entry(term.loss.name, term.slot).inputs:
+        return data
+    temperature = config.temperature_of(term)
     scheduler = temperature.scheduler
     try:
         found = None if scheduler is None else resolve(scheduler, "temperature_schedulers")
     except KdplugError as error:
         raise written.place.locate(error.at("temperature_scheduler")) from error.__cause__
-    return {
-        **written.config.to_dict(),
-        **_resolved(written.config, written.place, ("temperature_scheduler",)),
-        "name": name,
-        "temperature": temperature.base,
-        "temperature_scheduler": write_component(found),
-    }
+    return data | {"temperature": temperature.base, "temperature_scheduler": write_component(found)}
 
 
 def _resolved(model: ConfigModel, where: TermPlace, unused: Iterable[str] = ()) -> dict[str, Any]:

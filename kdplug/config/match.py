@@ -266,7 +266,7 @@ def _read_teacher(data: object) -> int | str | None:
     return int(data)
 
 
-FEATURE_REQUIRED = f"is required unless layer_S and layer_T are module paths: {' or '.join(FEATURES)}"
+NO_FEATURE = f"is required for a layer index: {' or '.join(FEATURES)}"
 Feature = Annotated[str, PlainValidator(_read_feature), WithJsonSchema({"type": "string", "enum": list(FEATURES)})]
 TeacherField = Annotated[
     int | str | None,
@@ -314,7 +314,7 @@ class IntermediateMatch(ConfigModel):
     layer_S: LayerField = Field(description="layer of the student, in the same forms")  # noqa: N815  TextBrewer's key
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
     )
     loss: MatchLoss = Field(description="loss between the two features")
     weight: Weight = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
@@ -336,7 +336,7 @@ class IntermediateMatch(ConfigModel):
     def _indices_need_a_feature(self) -> Self:
         layers = (*in_list(self.layer_T), *in_list(self.layer_S))
         if "feature" not in self.model_fields_set and not all(map(is_path, layers)):
-            raise ConfigError(FEATURE_REQUIRED).at("feature")
+            raise ConfigError(NO_FEATURE).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)

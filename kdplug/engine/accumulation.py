@@ -380,6 +380,7 @@ class Accumulation:
             progress=run.progress,
             step=run.step,
             total_steps=run.total_steps,
+            epoch=run.epoch if parts.epoch is None else parts.epoch,
             micro_batch=number * run.num_processes + self.accelerator.process_index,
         )
 
@@ -391,7 +392,7 @@ class Accumulation:
         device = self.device
         student = to_device(parts.student, device)
         teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
-        return Parts(teacher, student, to_device(parts.cache, device))
+        return parts._replace(teacher=teacher, student=student, cache=to_device(parts.cache, device))
 
     def _take_back(self, before: ForwardState) -> None:
         before.restore()

@@ -82,6 +82,7 @@ class Loop:
         if self.run.is_main:
             self.gradients = GradientWatch(self.run.optimizer, self.run.model.named_parameters())
         for window in self.windows:
+            self.run.epoch = self.windows.epoch
             self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
                 return

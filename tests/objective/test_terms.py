@@ -318,3 +318,21 @@ def test_probability_shift_needs_class_indices(of, student, teacher, random):
     student["labels"] = random(3, 4, 5).softmax(-1)
     with pytest.raises(OutputsError, match=r"student\.labels: must contain integer class indices"):
         of({"loss": "ce"}, probability_shift=True)(student, teacher)
+
+
+HIDDEN = {"loss": "plain_mse", "feature": "hidden", "layer_S": 0, "layer_T": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("temperature", 3, "temperature"),
+        ("temperature_scheduler", "local:warm", "temperature"),
+        ("head_S", 0, "logits"),
+        ("head_T", 0, "logits"),
+    ],
+)
+def test_a_key_that_a_loss_on_features_does_not_use_is_an_error(of, offer, key, value, name):
+    offer(lambda temperature, progress: temperature * (1 + progress), "temperature_schedulers", "warm")
+    with pytest.raises(ConfigError, match=rf"^terms\.1\.{key}: has no effect: .* does not request {name}"):
+        of({"loss": "ce"}, {**HIDDEN, key: value})

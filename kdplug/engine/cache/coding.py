@@ -278,18 +278,13 @@ class Reader:
 
 def _laid_out(found: Any, places: Tensor | None, shape: torch.Size) -> Any:
     if isinstance(found, SparseLogits):
-        of: dict[str, Any] = {
-            key: _gathered(getattr(found, key), places, shape) for key in ("ids", "log_probs", "tail", "weights")
-        }
-        return replace(found, **of)
+        return found.map_parts(lambda part: _gathered(part, places, shape))
     if isinstance(found, FactoredLogits):
         return replace(found, hidden=_gathered(found.hidden, places, shape))
     return _gathered(found, places, shape)
 
 
-def _gathered(part: Any, places: Tensor | None, shape: torch.Size) -> Any:
-    if part is None:
-        return None
+def _gathered(part: Tensor, places: Tensor | None, shape: torch.Size) -> Tensor:
     if places is None:
         return part.view(*shape, *part.shape[1:])
     if not len(part):  # no item of this batch is stored

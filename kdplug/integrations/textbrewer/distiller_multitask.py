@@ -73,10 +73,10 @@ class MultiTaskDistiller(GeneralDistiller):
             while loop.steps < last:
                 for _ in range(loop.accumulation):
                     task = tasks[int(np.random.choice(len(tasks), p=chances))]  # same draws as existing scripts
-                    batch = next(batches[task])
+                    epoch, batch = next(batches[task])
                     if batch_postprocessors is not None:
                         batch = batch_postprocessors[task](batch)
-                    loop.backward((batch, task))
+                    loop.backward((batch, task), epoch)
                 loop.step()
                 if loop.steps % (every // self.print_freq or every) == 0:
                     logger.info("Global step: %s/%s", loop.steps, last)

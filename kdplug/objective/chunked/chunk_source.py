@@ -115,7 +115,8 @@ class FactoredChunks:
         self._weight = logits.weight.detach().to(precision)
         self._bias = None if logits.bias is None else logits.bias.detach().to(precision)
         self._working = working
-        self._buffer = self._hidden.new_empty(longest, logits.classes)
+        self._space = self._hidden.new_empty(longest, logits.classes)
+        self._buffer = self._space
         self._piece = slice(0, 0)
         self._slope: Tensor | None = None
         self._learns = learns
@@ -136,7 +137,7 @@ class FactoredChunks:
     def load(self, chunk: slice) -> None:
         self._piece = chunk
         part = self._hidden[chunk]
-        self._buffer = self._buffer[: len(part)] if len(part) < len(self._buffer) else self._buffer
+        self._buffer = self._space[: len(part)]
         if self._bias is None:
             torch.mm(part, self._weight.t(), out=self._buffer)
         else:

@@ -74,7 +74,7 @@ def test_the_share_of_rows_that_are_cut_is_shown(tmp_path, name):
 
 def test_rows_of_a_regression_that_are_cut_are_counted(tmp_path):
     rows = [{"text": "film " * 40, "label": place} for place in range(4)]
-    data = dict.fromkeys(("train", "test"), write_csv(tmp_path / "numbers.csv", rows))
+    data = {part: write_csv(tmp_path / f"{part}_numbers.csv", rows) for part in ("train", "test")}
     ((setting, message),) = _found(tmp_path, rows, "regression", data=data)
     assert setting == "max_length"
     assert message.startswith("100.0% of the rows")
@@ -86,7 +86,7 @@ def test_sentences_and_tags_are_reviewed(tmp_path):
         {"tokens": "the plot " * 8, "tags": "D N " * 8},
         {"tokens": "so", "tags": "nan"},
     ]
-    data = dict.fromkeys(("train", "test"), write_csv(tmp_path / "tags.csv", rows))
+    data = {part: write_csv(tmp_path / f"{part}_tags.csv", rows) for part in ("train", "test")}
     single, missing, cut = _found(tmp_path, rows, "token-classification", data=data)
     assert "has the class 'nan'. Add rows" in single[1]
     assert "has the class 'nan', which is how" in missing[1]
@@ -136,3 +136,15 @@ def test_a_plan_warns_of_a_random_head(tmp_path):
     warnings = [one for one in plan_recipe(recipe(task, tmp_path / "out")).warnings if one.check == "unexpected_data"]
     assert [one.field for one in warnings] == ["task.teacher.path"]
     assert "labelled items in the first batches, no better than chance" in warnings[0].message
+
+
+def test_a_test_file_that_is_the_training_file_is_named(tmp_path):
+    rows = write_csv(tmp_path / "rows.csv", _short(8))
+    (tmp_path / "link.csv").symlink_to(rows)
+    for test in (rows, str(tmp_path / "link.csv")):
+        task = task_of(name="text-classification", **UNTRAINED, data={"train": rows, "test": test})
+        ((setting, message),) = task.review_data()
+        assert setting == "data.test"
+        assert message.startswith(f"the test data and the training data are both {test!r}")
+    held_out = task_of(name="text-classification", **UNTRAINED, data={"train": rows, "test": 0.25})
+    assert not list(held_out.review_data())

@@ -146,6 +146,8 @@ def _no_file(file: Path, field: str) -> kdplug.ConfigError:
     folder = file.parent
     near = did_you_mean(file.name, [one.name for one in folder.iterdir()] if folder.is_dir() else [])
     there = "" if folder.is_dir() else f" There is no folder {str(folder)!r} either."
+    if not file.is_absolute():
+        there += f" Relative paths start in the current folder, {str(Path.cwd())!r}."
     return kdplug.ConfigError(f"there is no file {str(file)!r}.{near}{there}", field=field)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -45,6 +46,20 @@ class Source:
         """All distinct tables."""
         rest = () if self.distillation is self.train else (self.distillation,)
         return (self.train, self.test, *rest)
+
+
+def tests_on_training_data(settings: DataSettings) -> Iterator[tuple[str, str]]:
+    """Warn if ``data.test`` is the file or split of ``data.train``."""
+    train, test = settings.train or "train", settings.test
+    if not isinstance(test, str):
+        return
+    same = train == test if settings.dataset is not None else Path(train).resolve() == Path(test).resolve()
+    if same:
+        message = (
+            f"the test data and the training data are both {test!r}: the metrics are measured on examples that the models "
+            "were trained on. Use other data, or a fraction such as test: 0.2 to hold out rows"
+        )
+        yield "data.test", message
 
 
 def read_source(settings: DataSettings, columns: Columns) -> Source:
