@@ -152,8 +152,8 @@ class TermConfig(ConfigModel):
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     extras: Names = Field(
         default=None,
-        description="names of the tensors, among the `extras` that the adaptors return, that a loss reads which requests "
-        "`student_extras` or `teacher_extras`",
+        description="names of tensors that the adaptors return under `extras`, for a loss that requests `student_extras` or "
+        "`teacher_extras`",
     )
     reads_S: TensorPaths = Field(  # noqa: N815
         default=None,
