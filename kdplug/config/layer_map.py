@@ -40,7 +40,7 @@ class LayerMap(ConfigModel):
     loss: MatchLoss = Field(description="loss of each match")
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both sides are module paths",
+        description="feature to compare: `hidden` or `attention`; required unless both sides are module paths",
     )
     weight: Weight = Field(default=1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
@@ -49,7 +49,7 @@ class LayerMap(ConfigModel):
     )
     layers_T: Count | None = Field(  # noqa: N815  the sides are called T and S throughout
         default=None,
-        description="number of the teacher's layers; by default read from `layer_T` or from the first batch",
+        description="number of the teacher's layers; by default counted in `layer_T` or in the first batch",
     )
     layers_S: Count | None = Field(default=None, description="number of the student's layers; see `layers_T`")  # noqa: N815
     layer_T: PatternField = Field(  # noqa: N815

@@ -30,7 +30,7 @@ from kdplug.config.layer import (
     read_names,
 )
 from kdplug.config.match import (
-    NO_FEATURE,
+    FEATURE_REQUIRED,
     Feature,
     IntermediateMatch,
     OptimizerOptions,
@@ -147,7 +147,7 @@ class TermConfig(ConfigModel):
     layer_S: OptionalLayers = Field(default=None, description="layer of the student, in the same forms")  # noqa: N815
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required with layers, unless both are module paths",
     )
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     extras: Names = Field(
@@ -204,7 +204,7 @@ class TermConfig(ConfigModel):
         if "feature" not in self.model_fields_set and not all(
             map(is_path, (*in_list(self.layer_T), *in_list(self.layer_S)))
         ):
-            raise ConfigError(NO_FEATURE).at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)

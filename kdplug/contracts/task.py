@@ -41,7 +41,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """Name of the ``evaluate`` metric in the final table. Higher is better unless the task is ``Directed``."""
+        """Name of the ``evaluate`` metric in the final table. Higher is better unless ``is_lower_better`` is true."""
         ...
 
     def about(self) -> str:

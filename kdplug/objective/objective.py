@@ -77,7 +77,7 @@ class Objective(nn.Module):
 
     @property
     def needs_materialize(self) -> bool:
-        """Return whether a projection's width or a layer map's number of layers is still unknown."""
+        """True if a width of a projection or loss, or a layer map's number of layers, is still unknown."""
         return self.configured.needs_materialize
 
     def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
@@ -125,8 +125,8 @@ class Objective(nn.Module):
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:
-        """Build projections whose widths are ``auto`` from the outputs for one batch, and count layers for unexpanded
-        layer maps. Existing projections are kept.
+        """Build projections whose widths are ``auto`` and losses that take widths from the outputs for one batch, and count
+        layers for unexpanded layer maps. Existing modules are kept.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """

@@ -18,12 +18,14 @@ from testing import (
     module_mutant,
     projection_mutant,
     scheduler_mutant,
+    sequence_mutant,
     task_mutant,
     task_option_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
 from testing.codec_model import Drawn, DrawnLaws, Factors, FactorsLaws, Likely, LikelyLaws, Rounded, RoundedLaws
 from testing.mutant import MUTANTS
+from testing.sequence_mutant import SequenceLaws, mean_slopes, running_kl, slopes
 from testing.specimen import (
     AffineLaws,
     Bank,
@@ -79,6 +81,7 @@ PLANTED_IN = (
     module_mutant,
     projection_mutant,
     scheduler_mutant,
+    sequence_mutant,
     task_mutant,
     task_option_mutant,
 )
@@ -86,6 +89,9 @@ BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskL
 
 RIGHT = {
     "plain_divergence": (CoarseLaws, plain_divergence),
+    "slopes": (SequenceLaws, slopes),
+    "mean_slopes": (SequenceLaws, mean_slopes),
+    "running_kl": (SequenceLaws, running_kl),
     "kl": (KlLaws, kl),
     "hidden_mse": (HiddenLaws, hidden_mse),
     "correlation": (CorrelationLaws, correlation),

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss import LossSum, reduction_of
+from kdplug.contracts.loss import WHOLE_SEQUENCES, LossSum, declares, reduction_of
 from kdplug.host.component import Component
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken
@@ -95,6 +95,10 @@ class LossCase(Laws):
     @classmethod
     def on_logits(cls) -> bool:
         return cls.asks_for("student_logits") or cls.asks_for("teacher_logits")
+
+    @classmethod
+    def takes_sequences(cls) -> bool:
+        return declares(cls._found.load(), WHOLE_SEQUENCES)
 
     @classmethod
     def is_class(cls) -> bool:

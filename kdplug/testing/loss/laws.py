@@ -9,12 +9,22 @@ from kdplug.testing.loss.logit import LogitLaws
 from kdplug.testing.loss.mask import MaskLaws
 from kdplug.testing.loss.module import ModuleLaws
 from kdplug.testing.loss.precision import PrecisionLaws
+from kdplug.testing.loss.sequences import SequenceLaws
 from kdplug.testing.loss.topk_tail import CoarseLaws
 from kdplug.testing.loss.value import ValueLaws
 
 
 class LossLaws(
-    ValueLaws, GradientLaws, MaskLaws, BatchLaws, LogitLaws, ClosedFormLaws, CoarseLaws, PrecisionLaws, ModuleLaws
+    SequenceLaws,
+    ValueLaws,
+    GradientLaws,
+    MaskLaws,
+    BatchLaws,
+    LogitLaws,
+    ClosedFormLaws,
+    CoarseLaws,
+    PrecisionLaws,
+    ModuleLaws,
 ):
     """Laws for a loss, as pytest tests.
 
@@ -27,5 +37,6 @@ class LossLaws(
             zero_at_equality = True
 
     Laws that do not apply (on masks, if it requests no mask) are not collected. Name laws that cannot hold by definition
-    in ``except_for``, with the reason.
+    in ``except_for``, with the reason. A loss that declares ``whole_sequences`` gets logits of sequences with a mask, as in
+    a run, and laws on sequences replace those on a list of items.
     """
