@@ -244,7 +244,9 @@ def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) ->
     """Warn about storage options in the training config if teacher outputs are not cached."""
     for key in keys_that_need(TrainingConfig, "is_caching_logits"):
         if getattr(training, key) is not None and not any(caches):
-            warnings.warn(f"{key} has no effect: is_caching_logits is false", stacklevel=3)
+            warnings.warn(
+                f"{key} has no effect: is_caching_logits is false. Set it to true to use the cache", stacklevel=3
+            )
 
 
 def warn_unused_combiner(config: DistillationConfig) -> None:

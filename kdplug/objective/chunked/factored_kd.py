@@ -97,7 +97,7 @@ def combined(
     for one in dense:
         if isinstance(one, SparseLogits):
             raise OutputsError(
-                f"{combiner.owner} needs the full logits of each teacher, but one returned SparseLogits",
+                f"{combiner.owner} needs the full logits of each teacher, but one returned SparseLogits. Return dense logits",
                 field="teacher_combiner",
             )
     items = student.shape[:-1].numel()
@@ -186,7 +186,8 @@ def _in_chunks(
             if isinstance(found, LossSum):
                 if loss.reduction != "LossSum":
                     raise SignatureError(
-                        f"{loss.owner} declares {loss.reduction}_over_items, and returned a LossSum. Remove the declaration"
+                        f"{loss.owner} declares {loss.reduction}_over_items, and returned a LossSum. Remove the "
+                        "declaration, and annotate the return type as LossSum"
                     )
                 return found
             if loss.reduction == "LossSum":
