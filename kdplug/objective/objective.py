@@ -124,8 +124,8 @@ class Objective(nn.Module):
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:
-        """Build projections whose widths are ``auto`` and losses that take widths from the outputs for one batch, and count
-        layers for unexpanded layer maps. Existing modules are kept.
+        """Build projections whose widths are ``auto`` from the outputs for one batch, and count layers for unexpanded
+        layer maps. Losses that take widths are built likewise. Existing modules are kept.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
