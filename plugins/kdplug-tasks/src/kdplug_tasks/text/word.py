@@ -238,7 +238,9 @@ class Words:
                 continue
             tags = _list(cell, table, row, "tags")
             if len(tags) != len(sentence):
-                raise table.error(f"there are {len(sentence)} tokens and {len(tags)} tags. Each token needs one", row)
+                raise table.error(
+                    f"tokens and tags differ in length, {len(sentence)} and {len(tags)}. Each token needs one tag", row
+                )
             found.append([self.labels.index(written(tag, table, "tags", row)) for tag in tags])
         return found
 
