@@ -259,11 +259,17 @@ def _is_first(places: Sequence[int | None], place: int) -> bool:
 def _words(table: Table) -> list[list[str]]:
     found = []
     for row, cell in enumerate(table.columns["tokens"]):
-        words = [str(word) for word in _list(cell, table, row, "tokens")]
+        words = [_word(word, table, row) for word in _list(cell, table, row, "tokens")]
         if not words:
             raise table.error("there are no tokens. Remove the row", row)
         found.append(words)
     return found
+
+
+def _word(word: Any, table: Table, row: int) -> str:
+    if not isinstance(word, str) and (is_missing(word) or not isinstance(word, (int, float))):
+        raise table.error(f"each token must be text, got {word!r}", row)
+    return str(word)
 
 
 def _list(cell: Any, table: Table, row: int, column: str) -> list[Any]:
