@@ -205,16 +205,18 @@ def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
 def keep_buffers_apart(wrapped: nn.Module, objective: nn.Module) -> None:
     """Make DDP around ``wrapped`` leave the buffers of ``objective`` alone: each process has its own memory banks.
 
-    ``objective`` is part of ``wrapped``. Call it before DDP wraps the module. All processes start with the buffers of the
-    main process.
+    ``objective`` is part of ``wrapped``. Call it before DDP wraps the module, and ``equalize_buffers`` for a common start.
     """
     own = {id(buffer) for buffer in objective.buffers()}
     names = [name for name, buffer in wrapped.named_buffers() if id(buffer) in own]
     ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001  torch's only way
     ignore(wrapped, names)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for buffer in objective.buffers():
-            broadcast(buffer)
+
+
+def equalize_buffers(objective: nn.Module) -> None:
+    """Give each process the main process's buffers of ``objective``."""
+    for buffer in objective.buffers():
+        broadcast(buffer)
 
 
 def broadcast(tensor: Tensor) -> None:
