@@ -35,7 +35,7 @@ from kdplug.engine.observe.progress import display
 from kdplug.engine.observe.tracking import Journal, journal, tracking
 from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
 from kdplug.engine.parallel.agreement import outputs_compared
-from kdplug.engine.parallel.process import on_main, process, shard
+from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart, on_main, process, shard
 from kdplug.engine.run import Plan, Request, Run, RunResult, length, make_plan
 from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import TrainingModule
@@ -328,6 +328,9 @@ def _prepared(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimiz
 
         model, prepared = pair, shard_pair(accelerator, pair, optimizer)
     else:
+        if accelerator.num_processes > 1:
+            keep_buffers_apart(pair, pair.objective)
+            equalize_buffers(pair.objective)
         model = accelerator.prepare_model(pair)
         prepared = optimizer if accelerator.device.type == "cpu" else accelerator.prepare_optimizer(optimizer)
     return model, optimizer if accelerator.scaler is None else prepared

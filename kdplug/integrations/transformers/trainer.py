@@ -24,6 +24,7 @@ from kdplug.engine.checkpoint.identity import check_ranks
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import add_groups, make_scheduler, unwrap
+from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart
 from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import ConfigError, RunError
@@ -34,7 +35,9 @@ from kdplug.integrations.transformers.checkpoint import (
     check_undamaged,
     divide,
     read_objective,
+    read_own_buffers,
     write_objective,
+    write_own_buffers,
 )
 from kdplug.integrations.transformers.inputs import Columns, Features, adapt, first_batch
 from kdplug.integrations.transformers.link import ForwardRequest, Link, OwnLoss
@@ -232,11 +235,25 @@ class DistillationTrainer(Trainer):
         self._step_watch.begin(self._student, is_sharded=self._is_sharded)
         try:
             with self._open():
+                self._keep_buffers(resume_from_checkpoint)
                 return super()._inner_training_loop(
                     batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
                 )
         finally:
             self._window = self._identity = None
+
+    def _keep_buffers(self, resumed: str | None) -> None:
+        """Leave each process its own buffers of the objective, those of the checkpoint ``resumed`` if there is one."""
+        if self.args.world_size > 1 and not self._is_sharded:
+            keep_buffers_apart(self._student, self.objective)
+            equalize_buffers(self.objective)
+            if resumed:
+                read_own_buffers(Path(resumed), self.objective, self.args.process_index)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.process_index and not self._is_sharded:
+            write_own_buffers(Path(output_dir), self.objective, self.args.process_index)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
