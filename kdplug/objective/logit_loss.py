@@ -15,7 +15,7 @@ from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
-from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
+from kdplug.objective.named_inputs import NamedInputs, named_getters
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import HeadLogits, shift
 
@@ -48,9 +48,9 @@ class LogitLoss:
         self.rows = closed_form_of(component)
         self.reads_whole_batch = named is not None and bool(named.inputs)
         """True if the loss reads tensors that cannot be divided among chunks of items."""
-        if self.rows is not None and self.reads_whole_batch:
+        if self.rows is not None and named is not None and named.inputs:
             raise SignatureError(
-                f"{self.owner} requests {', '.join(sorted(NAMED_INPUTS.intersection(self.inputs)))} and declares a closed form, "
+                f"{self.owner} requests {', '.join(named.inputs)} and declares a closed form, "
                 "which gets neither extras nor parameters. Remove the declaration"
             )
         declared = component.entry.load()
@@ -249,14 +249,6 @@ def _temperature(compared: LogitInputs) -> float | Tensor:
     return temperature.of(compared.student, compared.teacher, compared.batch)
 
 
-def _named(name: str) -> Callable[[LogitInputs], Any]:
-    def read(compared: LogitInputs) -> dict[str, Tensor]:
-        assert compared.loss.named is not None
-        return compared.loss.named.read(name, compared.batch)
-
-    return read
-
-
 def _no_mask(_: LogitInputs) -> None:
     """Return ``None``: masked items have already been removed."""
 
@@ -272,6 +264,6 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
     "draw_seed": attrgetter("draw_seed"),
-    **{name: _named(name) for name in NAMED_INPUTS},
+    **named_getters("loss"),
 }
 """The inputs available to the kd loss. Only requested inputs are computed."""
