@@ -22,7 +22,7 @@ from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
-from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
+from kdplug.objective.named_inputs import NamedInputs, named_getters
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import HeadLogits, shift
 from kdplug.objective.sequences import Sequences
@@ -59,9 +59,9 @@ class LogitLoss:
         self.reads_whole_batch = named is not None and bool(named.inputs)
         """True if the loss reads tensors that cannot be divided among chunks of items."""
         has_closed_form = declares(declared, CLOSED_FORM)
-        if has_closed_form and self.reads_whole_batch:
+        if has_closed_form and named is not None and named.inputs:
             raise SignatureError(
-                f"{self.owner} requests {', '.join(sorted(NAMED_INPUTS.intersection(self.inputs)))} and declares a closed form, "
+                f"{self.owner} requests {', '.join(named.inputs)} and declares a closed form, "
                 "which gets neither extras nor parameters. Remove the declaration"
             )
         if has_closed_form and self.takes_sequences:
@@ -289,14 +289,6 @@ def _temperature(compared: LogitInputs) -> float | Tensor:
     return temperature.of(compared.student, compared.teacher, compared.batch)
 
 
-def _named(name: str) -> Callable[[LogitInputs], Any]:
-    def read(compared: LogitInputs) -> dict[str, Tensor]:
-        assert compared.loss.named is not None
-        return compared.loss.named.read(name, compared.batch)
-
-    return read
-
-
 def _no_mask(_: LogitInputs) -> None:
     """Return ``None``: masked items have already been removed."""
 
@@ -314,7 +306,7 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "total_steps": attrgetter("batch.total_steps"),
     "epoch": attrgetter("batch.epoch"),
     "draw_seed": attrgetter("draw_seed"),
-    **{name: _named(name) for name in NAMED_INPUTS},
+    **named_getters("loss"),
 }
 """The inputs available to the kd loss. Only requested inputs are computed."""
 
