@@ -120,5 +120,5 @@ def read_scaffold(kind: str, on: str | None = None) -> Scaffold:
     if on is not None and on not in ("logits", "features"):
         raise ConfigError(f"must be 'logits' or 'features', got {on!r}", field="--on")
     if on is not None and word != "loss":
-        raise ConfigError(f"applies to losses only, but --kind is {word.replace('_', '-')}", field="--on")
+        raise ConfigError(f"applies to losses only, but --kind is {word.replace('_', '-')}. Leave it out", field="--on")
     return SCAFFOLDS["loss on features" if on == "features" else word]

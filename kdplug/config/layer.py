@@ -1,4 +1,4 @@
-"""Config fields that name the layers of a model to read."""
+"""Config fields that name the layers whose features are compared."""
 
 from __future__ import annotations
 

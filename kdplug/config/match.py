@@ -250,7 +250,7 @@ def _read_feature(data: object) -> str:
 
 def _read_name(data: str | None) -> str | None:
     if data in TERM_NAMES:
-        raise ConfigError(f"{data!r} is the name of another term")
+        raise ConfigError(f"{data!r} is the name of a built-in term. Choose another name")
     if data is not None and not data.strip():
         raise ConfigError("must not be blank")
     return data
@@ -266,7 +266,7 @@ def _read_teacher(data: object) -> int | str | None:
     return int(data)
 
 
-NO_FEATURE = f"is required for a layer index: {' or '.join(FEATURES)}"
+FEATURE_REQUIRED = f"is required unless layer_S and layer_T are module paths: {' or '.join(FEATURES)}"
 Feature = Annotated[str, PlainValidator(_read_feature), WithJsonSchema({"type": "string", "enum": list(FEATURES)})]
 TeacherField = Annotated[
     int | str | None,
@@ -336,7 +336,7 @@ class IntermediateMatch(ConfigModel):
     def _indices_need_a_feature(self) -> Self:
         layers = (*in_list(self.layer_T), *in_list(self.layer_S))
         if "feature" not in self.model_fields_set and not all(map(is_path, layers)):
-            raise ConfigError(NO_FEATURE).at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)

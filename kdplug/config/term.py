@@ -30,7 +30,7 @@ from kdplug.config.layer import (
     read_names,
 )
 from kdplug.config.match import (
-    NO_FEATURE,
+    FEATURE_REQUIRED,
     Feature,
     IntermediateMatch,
     OptimizerOptions,
@@ -106,7 +106,7 @@ Names = Annotated[
 
 def _read_name(data: str | None) -> str | None:
     if data == HARD_LABEL_LOSS:
-        raise ConfigError(f"{data!r} is the name of another term")
+        raise ConfigError(f"{data!r} is the name of a built-in term. Choose another name")
     if data is not None and not data.strip():
         raise ConfigError("must not be blank")
     return data
@@ -134,7 +134,8 @@ class TermConfig(ConfigModel):
     )
     temperature_scheduler: TermScheduler = Field(
         default=None,
-        description="temperature scheduler of this term: by default that of the distillation; `none` switches it off",
+        description="temperature scheduler of this term. If the key is left out, that of the distillation applies; if it is "
+        "`none`, this term has no scheduler",
     )
     head_S: WholeNumber | None = Field(default=None, description="head of the student whose logits are read, from 0")  # noqa: N815
     head_T: WholeNumber | None = Field(default=None, description="head of the teacher whose logits are read, from 0")  # noqa: N815
@@ -146,7 +147,7 @@ class TermConfig(ConfigModel):
     layer_S: OptionalLayers = Field(default=None, description="layer of the student, in the same forms")  # noqa: N815
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required with layers, unless both are module paths",
     )
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     extras: Names = Field(
@@ -192,8 +193,8 @@ class TermConfig(ConfigModel):
     @model_validator(mode="after")
     def _layers_pair_up(self) -> Self:
         if (self.layer_S is None) is not (self.layer_T is None):
-            missing = "layer_S" if self.layer_S is None else "layer_T"
-            raise ConfigError("is required next to the other layer; a loss on logits takes neither").at(missing)
+            missing, given = ("layer_S", "layer_T") if self.layer_S is None else ("layer_T", "layer_S")
+            raise ConfigError(f"is required, since {given} is set; for a loss on logits set neither").at(missing)
         if self.layer_S is None or self.layer_T is None:
             for key in _ONLY_ON_FEATURES:
                 if key in self.model_fields_set and getattr(self, key) is not None:
@@ -205,7 +206,7 @@ class TermConfig(ConfigModel):
         if "feature" not in self.model_fields_set and not all(
             map(is_path, (*in_list(self.layer_T), *in_list(self.layer_S)))
         ):
-            raise ConfigError(NO_FEATURE).at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)

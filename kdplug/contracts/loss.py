@@ -156,8 +156,8 @@ def coarsens(loss: _Loss) -> _Loss:
 
     ``SparseLogits`` with a tail hold K known classes and the sum of all others: K + 1 categories, which differ between
     items. A divergence of two distributions remains a divergence there. A loss that compares ranks, deviations or items
-    does not, and is rejected without the declaration. A class may set ``coarsens = True``. ``LossLaws`` test the
-    declaration.
+    changes its meaning. Without the declaration ``SparseLogits`` with a tail raise an error. A class may set ``coarsens
+    = True``. ``LossLaws`` test the declaration.
 
         @coarsens
         def squared_distance(student_logits, teacher_logits, temperature): ...
@@ -181,7 +181,9 @@ def mean_over_items(loss: _Loss) -> _Loss:
 
 
 def sum_over_items(loss: _Loss) -> _Loss:
-    """Declare that the scalar is a sum over items; see ``mean_over_items``.
+    """Declare that the scalar is a sum over items, so it can be computed in chunks and added; see ``mean_over_items``.
+
+    A class may set ``sum_over_items = True``.
 
     @sum_over_items
     def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().sum()

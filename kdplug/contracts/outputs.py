@@ -47,8 +47,9 @@ class Outputs:
     Each of ``losses`` is a ``LossSum``, a tensor with one loss per item, or a scalar, which counts as a mean over one
     item.
 
-    Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
-    any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer; ``extras`` any.
+    Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head, ``labels``
+    also ``[*items, classes]`` if they are probabilities; ``losses`` any; ``inputs_mask`` ``[batch, length]``; ``hidden``
+    and ``attention`` one tensor per layer; ``extras`` any.
     Raises: ``OutputsError``, with the key as its field, for a value that does not consist of tensors, or an invalid
     ``LossSum``.
     """

@@ -47,7 +47,7 @@ class SparseLogits:
         for name, shape in (("log_probs", self.ids.shape), ("weights", self.ids.shape), ("tail", self.ids.shape[:-1])):
             _check_part(name, getattr(self, name), shape)
         if self.log_probs is None and self.weights is None:
-            raise OutputsError("must be given, unless weights are", field="log_probs")
+            raise OutputsError("is required unless weights are given", field="log_probs")
         if self.tail is not None and self.weights is not None:
             raise OutputsError(
                 "cannot be combined with weights: a sample has weights, whereas a top-k cache has a tail", field="tail"

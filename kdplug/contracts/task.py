@@ -41,7 +41,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """Name of the ``evaluate`` metric in the final table. Higher is better unless the task is ``Directed``."""
+        """Name of the ``evaluate`` metric in the final table. Higher is better unless ``is_lower_better`` is true."""
         ...
 
     def about(self) -> str:
@@ -191,7 +191,7 @@ class PreparesBatches(Protocol):
 
     @property
     def prepares_batches(self) -> bool:
-        """Return whether the settings request this. It excludes a teacher cache, which needs all batches up front."""
+        """Return whether the settings request this. If so, no teacher cache can be used: it needs all batches up front."""
         ...
 
     def prepare_batch(self, batch: Any, student: Module) -> Any:

@@ -264,7 +264,7 @@ class Accumulation:
         return report
 
     def gradient(self, window: list[Any], step: int) -> LossReport:
-        """Accumulate the gradient of the window's loss; processes synchronize once, at the last micro-batch."""
+        """Accumulate the gradient of the step's micro-batches; processes synchronize once, at the last one."""
         alone = self.run.num_processes == 1
         if len(window) == 1 and (alone or (self.over == "micro_batch" and not self.uneven)):
             return self._backward(self._forward(window[0], step))

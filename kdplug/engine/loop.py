@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step per window of micro-batches."""
+"""The training loop: one optimizer step per list of micro-batches."""
 
 from __future__ import annotations
 

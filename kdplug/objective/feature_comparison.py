@@ -185,9 +185,9 @@ class FeatureComparison(nn.Module):
         ours, theirs = in_list(self.layer_student), in_list(self.layer_teacher)
         if len(ours) != len(theirs) and not (self.takes_any_layers or is_glob(ours) or is_glob(theirs)):
             raise ConfigError(
-                f"layer_S is {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
-                f"({', '.join(map(str, theirs))}). Their numbers must be equal, since {self.owner} does not declare "
-                "any_layers"
+                f"the number of layers in layer_S, {len(ours)} ({', '.join(map(str, ours))}), differs from that in layer_T, "
+                f"{len(theirs)} ({', '.join(map(str, theirs))}). List as many on both sides, or use a loss that takes lists of "
+                f"different lengths: it declares any_layers, which {self.owner} does not"
             )
 
     def _expanded(self, modules: Modules, layers: Layers, field: str) -> Layers:
@@ -207,10 +207,10 @@ class FeatureComparison(nn.Module):
         Raises: ``ShapeError`` for a feature without this axis.
         """
         student, teacher = self._student(batch), self._teacher(batch)
-        in_dim = [width_along(feature, axis, self.owner) for feature in student]
+        in_dim = [width_along(feature, axis, self.owner, field="") for feature in student]
         if self.plan is not None and self.plan.axis == axis:
             in_dim = [self.plan.width_after(teacher)] * len(student)
-        out_dim = [width_along(feature, axis, self.owner) for feature in teacher]
+        out_dim = [width_along(feature, axis, self.owner, field="") for feature in teacher]
         return {
             "in_dim": in_dim[0] if self.is_single else in_dim,
             "out_dim": out_dim[0] if self.is_single else out_dim,

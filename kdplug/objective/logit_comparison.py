@@ -274,7 +274,10 @@ class LogitComparison(nn.Module):
         labels = student.labels
         if labels is None:
             if self.logit_loss.shifts:
-                raise OutputsError("needs labels, but the student returned none", field="probability_shift")
+                raise OutputsError(
+                    "needs labels, but the student returned none. Set it to false, or return them",
+                    field="probability_shift",
+                )
             return (None,) * heads
         if len(labels) != heads:
             raise OutputsError(

@@ -87,7 +87,8 @@ class LogitLoss:
             )
         if self.shifts and pair.labels is not None:
             raise OutputsError(
-                f"needs the teacher's logit at the student's label, but {sizes}", field="probability_shift"
+                f"needs the teacher's logit at the student's label, but {sizes}. Set it to false",
+                field="probability_shift",
             )
 
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:

@@ -121,7 +121,7 @@ class LossTerm(nn.Module):
     def _check_effect(self, component: Component) -> None:
         """Raise ``ConfigError`` for a key of the term that its loss does not use."""
         unread: dict[str, str] = {}
-        if self.features is not None and "temperature" not in self.inputs:
+        if self.config.slot == "match" and "temperature" not in self.inputs:
             unread |= dict.fromkeys(("temperature", "temperature_scheduler"), "temperature")
         if not self.reads_logits:
             unread |= dict.fromkeys(("head_S", "head_T"), "logits")

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
-            raise ConfigError("every weight is 0: nothing to train")
+            raise ConfigError("every weight is 0, so there is nothing to train. Set one above 0")
 
     @property
     def config(self) -> DistillationConfig:
@@ -77,7 +77,7 @@ class Objective(nn.Module):
 
     @property
     def needs_materialize(self) -> bool:
-        """Return whether a projection's width or a layer map's number of layers is still unknown."""
+        """True if a width of a projection or loss, or a layer map's number of layers, is still unknown."""
         return self.configured.needs_materialize
 
     def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
@@ -129,8 +129,8 @@ class Objective(nn.Module):
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:
-        """Build projections whose widths are ``auto`` from the outputs for one batch, and count layers for unexpanded
-        layer maps. Existing projections are kept.
+        """Build projections whose widths are ``auto`` and losses that take widths from the outputs for one batch, and count
+        layers for unexpanded layer maps. Existing modules are kept.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
@@ -340,4 +340,6 @@ def _check_names(terms: Sequence[Term]) -> None:
     names = [term.name for term in terms]
     for term in terms:
         if isinstance(term, CustomTerm) and names.count(term.name) > 1:
-            raise ConfigError(f"{term.name!r} is already the name of another term", field="custom_matches")
+            raise ConfigError(
+                f"{term.name!r} is already the name of another term. Choose another name", field="custom_matches"
+            )

@@ -1,4 +1,4 @@
-"""Builds and trains the three models of a recipe: teacher, distilled student, and student without distillation."""
+"""Build and train the three models of a recipe: teacher, distilled student, and student without distillation."""
 
 from __future__ import annotations
 

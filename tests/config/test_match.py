@@ -82,8 +82,8 @@ def test_a_scheduler_of_weight_0_is_refused(match):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("kd_loss", "'kd_loss' is the name of another term"),
-        ("hard_label_loss", "'hard_label_loss' is the name of another term"),
+        ("kd_loss", "'kd_loss' is the name of a built-in term. Choose another name"),
+        ("hard_label_loss", "'hard_label_loss' is the name of a built-in term. Choose another name"),
         ("", "must be text that is not empty, got ''"),
         (" ", "must not be blank"),
         (3, "must be text, got 3"),

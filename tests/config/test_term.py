@@ -110,7 +110,10 @@ def test_a_term_writes_only_keys_that_have_a_value():
         ([{"loss": "ce", "head_S": -1}], r"^terms\.0\.head_S: must be >= 0"),
         ([{"loss": "ce", "temperature": 0}], r"^terms\.0\.temperature: must be > 0"),
         ([{"loss": "ce", "temperatur": 1}], r"^terms\.0\.temperatur: unknown key\. Did you mean 'temperature'"),
-        ([{"loss": "ce", "name": "hard_label_loss"}], r"^terms\.0\.name: 'hard_label_loss' is the name of another"),
+        (
+            [{"loss": "ce", "name": "hard_label_loss"}],
+            r"^terms\.0\.name: 'hard_label_loss' is the name of a built-in term",
+        ),
         ([{"loss": "ce", "extras": "values"}], r"^terms\.0\.extras: must be a list, such as \[values\], got 'values'"),
         ([{"loss": "ce", "extras": []}], r"^terms\.0\.extras: the list is empty"),
         ([{"loss": "ce", "extras": ["a", " "]}], r"^terms\.0\.extras\.1: must be a name, such as values, got ' '"),

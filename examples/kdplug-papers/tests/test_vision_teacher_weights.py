@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -111,16 +112,9 @@ class TestSRRL(PaperLaws):
     trains = ("connector.0.weight", "connector.1.bias")
 
 
-class WithBatchNorms(OFD):
-    """``OFD`` for the laws, with fixed batch norms."""
-
-    def forward(self, student_features, teacher_features):
-        parameters = {name: value[:2].to(torch.float64) for name, value in BATCH_NORMS.items()}
-        return super().forward(student_features, teacher_features, parameters)
-
-
 class TestOFD(PaperLaws):
-    entry = WithBatchNorms
+    entry = "kdplug-papers:ofd"
+    teacher_parameters: ClassVar = dict.fromkeys(BATCH_NORMS, (2,))
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
     token_axes = ()
     layers = 2

@@ -250,7 +250,7 @@ class Reader:
         count = sum(map(self.count, rows))
         if tuple(found.shape) != (count, classes):
             raise RunError(
-                f"returned logits {list(found.shape)} for {count} items of {classes} classes",
+                f"the codec returned logits {list(found.shape)} for {count} items of {classes} classes",
                 field="teacher_cache_codec",
             )
         places = (numbers - 1).clamp_min(0).reshape(-1)
@@ -330,7 +330,7 @@ class KeptMass:
         return (
             f"the stored classes hold {self.mean:.3f} of the teacher's probability at temperature "
             f"{self.temperature:g}; the student learns only the total probability of the others. Keep more classes, "
-            "lower the temperature, or keep all of them (dense, hidden)"
+            "lower the temperature, or use the codec dense or hidden, which keep all classes"
         )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Normalize each term over the micro-batches of an optimizer step, and watch the step."""
+"""Normalize each term over the micro-batches of an optimizer step, and warn about steps that train nothing."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def _evenly(owner: str, student_layers: int, teacher_layers: int, *, nearest: bo
     _check_depths(owner, student_layers, teacher_layers)
     if teacher_layers % student_layers and not nearest:
         raise ConfigError(
-            f"{owner}: {teacher_layers} teacher layers are not a multiple of {student_layers} student layers; "
-            f"name: {{name: {owner}, round: true}} uses the nearest layer"
+            f"{owner}: the teacher's {teacher_layers} layers are not a multiple of the student's {student_layers}. To use the nearest "
+            f"layers, set name: {{name: {owner}, round: true}}"
         )
     return [(m, _nearest(m * teacher_layers, student_layers)) for m in range(1, student_layers + 1)]
 
@@ -86,7 +86,7 @@ def _check_depths(owner: str, student_layers: int, teacher_layers: int) -> None:
     if student_layers > teacher_layers:
         raise ConfigError(
             f"{owner}: the student has {student_layers} layers and the teacher {teacher_layers}; the student must not "
-            "have more"
+            "have more. Use another map, or intermediate_matches"
         )
 
 

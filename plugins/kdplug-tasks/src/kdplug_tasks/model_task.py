@@ -206,7 +206,9 @@ class ModelTask:
             return self.data("baseline")
         found = self.problem.examples(source.distillation, optional=True)
         if not len(found):
-            raise kdplug.ConfigError("it yields no examples", field="data.distillation")
+            raise kdplug.ConfigError(
+                "yields no examples. Add rows, or remove it to distil on data.train", field="data.distillation"
+            )
         return Identified(found, source.distillation)
 
 

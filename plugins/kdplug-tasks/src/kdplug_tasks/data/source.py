@@ -114,7 +114,9 @@ def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
     """Split off the fraction ``share`` of the rows, selected by ``seed``; return the rest and this part, in order."""
     size = max(1, round(share * len(table)))
     if size >= len(table):
-        raise table.error(f"{len(table)} rows are too few to hold out a fraction of {share:g} for testing")
+        raise table.error(
+            f"{len(table)} rows are too few to hold out a fraction of {share:g} for testing. Add rows, or set data.test to a file"
+        )
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: Sequence[int] = sorted(order[:size])
     return table.take(sorted(order[size:])), table.take(chosen)
@@ -132,6 +134,8 @@ def _parted(table: Table, share: float, seed: int) -> tuple[Table, Table]:  # no
     place = place if line_break < 0 else line_break + 1
     parts = text[:place], text[place:]
     if not all(part.strip() for part in parts):
-        raise table.error(f"{len(text)} characters are too few to hold out a fraction of {share:g} for testing")
+        raise table.error(
+            f"{len(text)} characters are too few to hold out a fraction of {share:g} for testing. Add text, or set data.test to a file"
+        )
     train, test = (replace(table, columns={name: [part]}) for part in parts)
     return train, test
