@@ -56,6 +56,7 @@ FACE = [
     "cache_codecs",
     "closed_form",
     "coarsens",
+    "facts",
     "hookimpl",
     "layer_maps",
     "load_student",

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from kdplug.contracts.loss import TAKES_NUMBERS, declares
+from kdplug.contracts.loss import COMPARES_ITEMS, OWN_PARAMETERS, RANDOM, TAKES_NUMBERS, TAKES_SCORES, declares
 from kdplug.errors import KdplugError
-from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.law import are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample, draw
 
@@ -32,9 +32,9 @@ class LogitLaws(LossCase):
     @where(on_logits)
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
         """Catches ``log(softmax(x))``, ``exp(x)``, a class masked with -1000 instead of ``-inf``."""
-        sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
+        sample = self.sample(masked=False).rescaled(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
         outcome, gradients = self.gradients(sample)
-        exact = self.evaluate(sample.both(lambda tensor: tensor.double())).value
+        exact = self.evaluate(sample.rescaled(torch.Tensor.double)).value
         if not are_finite([outcome.value]):
             broken(f"logits of 1e4 give the value {number(outcome.value)}")
         if not are_finite(gradients):
@@ -42,6 +42,7 @@ class LogitLaws(LossCase):
         if not is_close(outcome.value, exact, 1e-3):
             broken(f"logits of 1e4 give {number(outcome.value):.6g} in float32 but {number(exact):.6g} in float64")
 
+    @unless(TAKES_SCORES)
     @where(on_logits)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
         """Catches ``0 * log(0)``. A teacher rules classes out with ``-inf``: padded vocabularies, constrained decoding."""
@@ -64,6 +65,7 @@ class LogitLaws(LossCase):
         if not are_finite(gradients) or not any(bool(gradient.any()) for gradient in gradients):
             broken("declares takes_numbers, but logits with one class get no gradient. Remove the declaration")
 
+    @unless(OWN_PARAMETERS)
     @where(lambda laws: laws.ignores_impossible_classes)
     def test_impossible_classes_change_nothing(self) -> None:
         """Catches a mean over classes, which makes the loss depend on the vocabulary size."""
@@ -118,6 +120,7 @@ class LogitLaws(LossCase):
                     "temperature of 3"
                 )
 
+    @unless(COMPARES_ITEMS, RANDOM)
     @where(lambda laws: _tempered(laws) and laws.returns_sum())
     def test_each_item_gets_its_own_temperature(self) -> None:
         """Catches temperatures per item averaged, or used for another item."""
