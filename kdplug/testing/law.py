@@ -19,6 +19,7 @@ from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
 from kdplug.host.spec import ComponentSpec
+from kdplug.testing.sample import seeded
 
 
 def is_close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:
@@ -61,6 +62,16 @@ def unless(*facts: str) -> Callable[[Law], Law]:
 
     def mark(law: Law) -> Law:
         law.__dict__["unless"] = facts
+        return law
+
+    return mark
+
+
+def advise(advice: str) -> Callable[[Law], Law]:
+    """Decorate a law with what to change if it is broken. Its failures end with this sentence."""
+
+    def mark(law: Law) -> Law:
+        law.__dict__["advice"] = advice
         return law
 
     return mark
@@ -121,6 +132,7 @@ class Laws:
         stated = cls.stated() if cls._trouble is None else {}
         for name, law in laws.items():
             if name == _BUILD_LAW:
+                setattr(cls, name, _seeded(law))
                 continue
             applies = cls._trouble is None and name not in cls.except_for
             if not applies or not law.__dict__.get("applies", _always)(cls):
@@ -130,7 +142,7 @@ class Laws:
                 excluded[name] = reasons[0]
                 setattr(cls, name, _skipped(law, reasons[0]))
             else:
-                setattr(cls, name, law)
+                setattr(cls, name, _seeded(law))
         cls._left_out, cls._excluded = frozenset(left_out), excluded
 
     @classmethod
@@ -212,12 +224,44 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
         except pytest.skip.Exception:
             continue
         except (Exception, pytest.fail.Exception) as error:
-            found[name] = str(error) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
+            found[name] = str(error) if isinstance(error, pytest.fail.Exception) else _described(error)
     return found
+
+
+def _described(error: BaseException) -> str:
+    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
 def _always(_: object) -> bool:
     return True
+
+
+def _seeded(law: Callable[..., None]) -> Callable[..., None]:
+    """Return the law with torch's global generator seeded, and restored afterwards: an entry may draw from it.
+
+    Its advice is added to a failure.
+    """
+    advice = law.__dict__.get("advice")
+
+    @functools.wraps(law)
+    def run(self: Laws) -> None:
+        try:
+            with seeded(0):
+                law(self)
+        except pytest.fail.Exception as failure:
+            if advice is None:
+                raise
+            message = str(failure)
+        except Exception as error:
+            if advice is not None:
+                error.add_note(advice)
+            raise
+        else:
+            return
+        broken(f"{message.rstrip('.')}. {advice}")
+
+    run.__dict__["law"] = law
+    return run
 
 
 def _skipped(law: Callable[..., None], reason: str) -> Callable[..., None]:
@@ -240,7 +284,7 @@ def _definitions(cls: type[Laws]) -> dict[str, Callable[..., None]]:
         for name, law in vars(owner).items():
             if name.startswith("test_") and name not in machine:
                 found.setdefault(name, law)
-    return {name: law for name, law in found.items() if callable(law)}
+    return {name: getattr(law, "law", law) for name, law in found.items() if callable(law)}
 
 
 def _entry(plural: str, given: str | Callable[..., Any]) -> Entry:

@@ -43,9 +43,10 @@ def first_stage_alone(student_features: Any, teacher_features: Any) -> LossSum:
 def test_layers_of_different_shapes_are_put_under_the_laws() -> None:
     assert broken_laws(laws_of(StageLaws, stages)) == {}
     found = broken_laws(laws_of(StageLaws, first_stage_alone))
-    assert found == {
-        "test_gradient_reaches_the_student": "gradient does not reach the student layer 1: it is 0 everywhere"
-    }
+    assert list(found) == ["test_gradient_reaches_the_student"]
+    assert found["test_gradient_reaches_the_student"].startswith(
+        "gradient does not reach the student layer 1: it is 0 everywhere"
+    )
 
 
 @kdplug.any_layers

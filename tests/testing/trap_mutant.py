@@ -134,6 +134,12 @@ def target_without_temperature(student_logits, teacher_logits, labels, temperatu
     return _targets(student_logits, teacher_logits, labels, temperature, 1.0)
 
 
+@mutant(TargetLaws, "test_items_without_a_label_stay_finite", "items without a label (-100) give the value nan")
+def divided_by_no_labels(student_logits, teacher_logits, labels, temperature) -> LossSum:
+    total, count = targets(student_logits, teacher_logits, labels, temperature)
+    return LossSum(total / count, 1)
+
+
 class LayerLaws(LossLaws):
     layers = 2
     sums = non_negative = zero_at_equality = True

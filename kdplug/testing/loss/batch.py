@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from kdplug.contracts.loss import COMPARES_ITEMS, RANDOM, reduction_of
-from kdplug.testing.law import apart, broken, is_close, number, unless, where
+from kdplug.testing.law import advise, apart, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
 
@@ -93,6 +93,7 @@ class BatchLaws(LossCase):
                     f"{number(value):.9g} instead of {number(whole.value.detach()):.9g}. Remove the declaration"
                 )
 
+    @advise("Compare each example with the same one of the teacher")
     @unless(RANDOM)
     def test_the_order_of_examples_does_not_matter(self) -> None:
         """Catches positions shifted by one along the batch; an example compared with another one's teacher."""
@@ -100,6 +101,7 @@ class BatchLaws(LossCase):
             for order in _orders(sample.layout.student[0]):
                 self._expect_same(sample, sample.rows(order), "examples")
 
+    @advise("Compare each token with the same one of the teacher, and shift labels in the adaptor")
     @unless(RANDOM)
     @where(_on_sequences)
     def test_the_order_of_tokens_does_not_matter(self) -> None:
@@ -116,6 +118,7 @@ class BatchLaws(LossCase):
                 "were reordered in the same way. Does it shift or drop a position?"
             )
 
+    @advise("Divide by the number of items, values.numel(), in place of the batch size")
     @where(lambda laws: laws.on_logits())
     def test_the_grouping_of_items_does_not_matter(self) -> None:
         """Catches a sum over tokens divided by the number of sequences (``batchmean``)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 from kdplug.contracts.loss import INTEGER_INPUTS
-from kdplug.testing.law import are_finite, broken, unless, where
+from kdplug.testing.law import advise, are_finite, broken, unless, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
 
@@ -22,6 +22,7 @@ _DIFFERENTIATE = (
 class GradientLaws(LossCase):
     """The student gets the right gradient, and the teacher gets none."""
 
+    @advise("Read each student tensor that is requested, without detach()")
     def test_gradient_reaches_the_student(self) -> None:
         """Catches a detached student, swapped arguments, a layer that is never read."""
         for sample in self.samples():
@@ -64,6 +65,7 @@ class GradientLaws(LossCase):
     def _value_of_student(self, sample: Sample, *student: Tensor) -> Tensor:
         return self.evaluate(sample.but(student=student)).value
 
+    @advise("Take log_softmax of logits once, and weight the student's logarithms by the teacher's probabilities")
     @where(lambda laws: laws.corrects_confident_mistakes)
     def test_a_confident_mistake_is_corrected(self) -> None:
         """Catches a softmax taken twice, which leaves a confidently wrong student without gradient."""
@@ -82,6 +84,7 @@ class GradientLaws(LossCase):
         _, gradients = self.gradients(sample.but(student=(student,), teacher=(teacher,)))
         return float(gradients[0].norm())
 
+    @advise("Take log_softmax of logits once on each side, or do not declare reaches_teacher")
     @where(lambda laws: laws.reaches_teacher)
     def test_training_on_it_reaches_the_teacher(self) -> None:
         """Catches a loss whose minimum is elsewhere: a softmax taken twice on one side, positions shifted by one."""

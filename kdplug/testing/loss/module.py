@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from kdplug.contracts.loss import RANDOM
-from kdplug.testing.law import are_finite, broken, is_close, number, unless, where
+from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, gradients_of, read_outcome
+from kdplug.testing.sample import seeded
 
 _OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 
@@ -82,6 +83,7 @@ class ModuleLaws(LossCase):
         if any(id(leaf) not in registered for leaf in _leaves(outcome.value)):
             broken(f"its value has a gradient for a tensor that is none of its parameters. {_REGISTER} of a class")
 
+    @advise("Keep all state in buffers that are saved: no persistent=False, no number or list of Python")
     @where(is_class)
     def test_a_copy_and_a_loaded_state_go_on_alike(self) -> None:
         """Catches state missing from checkpoints, so that a resumed run differs."""
@@ -101,8 +103,10 @@ class ModuleLaws(LossCase):
 
     def _value_of(self, module: Any) -> Tensor:
         values = self.sample().values()
-        return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
+        with seeded(1):
+            return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
 
+    @advise("Create each one in __init__ as an nn.Parameter, and use it in forward without detach()")
     @where(is_class)
     def test_every_parameter_is_trained(self) -> None:
         """Catches a learned variance that is never trained because it is a buffer, detached, or unused."""
@@ -125,6 +129,7 @@ class ModuleLaws(LossCase):
             if not bool(gradient.any()):
                 broken(f"gradient does not reach parameter {name}, so it would never be trained")
 
+    @advise("Compute with tensors, as torch.where does, without .item(), float() and branches on values")
     @unless(RANDOM)
     def test_torch_compile_traces_it_whole(self) -> None:
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""

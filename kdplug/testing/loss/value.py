@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdplug.contracts.loss import INTEGER_INPUTS, OWN_PARAMETERS, RANDOM, READS_TEACHER
-from kdplug.testing.law import are_finite, broken, is_close, number, unless, where
+from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, read_outcome
 from kdplug.testing.sample import Sample, Shape, seeded
 
@@ -35,6 +35,7 @@ class ValueLaws(LossCase):
             if self.returns_sum() and not outcome.is_sum:
                 broken("is declared to return a LossSum, but returned a scalar")
 
+    @advise("Correct the sign or the constant, or do not declare non_negative")
     @where(lambda laws: laws.non_negative)
     def test_it_is_never_negative(self) -> None:
         """Catches a flipped sign; a formula that is not a divergence."""
@@ -43,6 +44,10 @@ class ValueLaws(LossCase):
             if value < -1e-12:
                 broken(f"is declared non-negative, but is {value:.3g}")
 
+    @advise(
+        "Subtract the value at equality, such as the teacher's entropy, and treat both sides in the same way; or do not "
+        "declare zero_at_equality"
+    )
     @where(lambda laws: laws.zero_at_equality)
     def test_it_is_zero_where_student_equals_teacher(self) -> None:
         """Catches a cross-entropy named KL (its value at equality is the teacher's entropy); positions shifted by one."""
@@ -51,6 +56,10 @@ class ValueLaws(LossCase):
             if abs(value) > 1e-9:
                 broken(f"is declared 0 if the student equals the teacher, but is {value:.3g}")
 
+    @advise(
+        "Correct the sign. If parameters, labels or draws move its minimum by definition, state that, or name "
+        "the law in except_for"
+    )
     @unless(RANDOM, OWN_PARAMETERS, READS_TEACHER, INTEGER_INPUTS)
     @where(lambda laws: laws.asks_for_teacher() and laws.layout_of().are_alike)
     def test_no_student_is_better_than_the_teacher_itself(self) -> None:
@@ -61,6 +70,7 @@ class ValueLaws(LossCase):
                 if there > here + 1e-9:
                     broken(f"is {there:.6g} if the student equals the teacher, but less ({here:.6g}) if it does not")
 
+    @advise("Use x - y in place of x.sub_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches an in-place edit of the teacher's logits or of a mask, which every later term then reads."""
         for sample in self.samples():
@@ -76,6 +86,7 @@ class ValueLaws(LossCase):
                 if any(not torch.equal(one, two) for one, two in zip(after, before, strict=True)):
                     broken(f"modified its input in place: {side}")
 
+    @advise("Use reshape or flatten in place of view")
     def test_it_takes_tensors_that_are_not_contiguous(self) -> None:
         """Catches ``view`` on a transposed feature, which raises during a run."""
         for sample in self.samples():
@@ -83,6 +94,7 @@ class ValueLaws(LossCase):
             if not is_close(found, self.evaluate(sample).value):
                 broken("depends on the memory layout of its inputs")
 
+    @advise("Draw each call from a new torch.Generator(device).manual_seed(draw_seed)")
     @where(lambda laws: laws.asks_for("draw_seed"))
     def test_its_draws_follow_the_draw_seed(self) -> None:
         """Catches draws from the global generator, or from one with the same seed for each batch, whose noise adds up."""
