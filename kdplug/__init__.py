@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         mean_over_items,
         sum_over_items,
         takes_numbers,
+        whole_sequences,
     )
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
@@ -140,6 +141,7 @@ __all__ = [
     "teacher_combiners",
     "temperature_schedulers",
     "weight_schedulers",
+    "whole_sequences",
 ]
 
 _ROOMS = {
@@ -161,6 +163,7 @@ _ROOMS = {
         "mean_over_items",
         "sum_over_items",
         "takes_numbers",
+        "whole_sequences",
     ),
     "contracts.cache_codec": (
         "CacheCodec",
@@ -218,6 +221,6 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# An invalid KDPLUG_PLUGINS is raised by the first look-up instead, where the command line prints it as one line.
+# The error of an invalid KDPLUG_PLUGINS is raised by the first look-up instead, where the command line reports it.
 with suppress(PluginError):
     _read_installed()

@@ -70,6 +70,7 @@ FACE = [
     "teacher_combiners",
     "temperature_schedulers",
     "weight_schedulers",
+    "whole_sequences",
 ]
 
 

@@ -33,7 +33,7 @@ def type_text(annotation: Any) -> str:
     if origin is Annotated:
         return f"{type_text(arguments[0])} {_bounds(arguments[1:])}".strip()
     if origin is Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
+        return ", ".join(f"`{value}`".replace("\t", r"\t") for value in arguments)
     if origin in (tuple, list):
         return f"list of {type_text(arguments[0])}".replace("integer", "integers")
     name = getattr(annotation, "__name__", str(annotation))

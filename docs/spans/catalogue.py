@@ -28,10 +28,10 @@ def _is_at(entry: Entry, site: str) -> bool:
 def _section(entries: list[Entry]) -> str:
     entry = entries[0]
     names = " = ".join(f"`{one.name}`" for one in entries)
-    asks = f" Asks for {', '.join(f'`{name}`' for name in entry.inputs)}." if entry.inputs else ""
+    inputs = f" Inputs: {', '.join(f'`{name}`' for name in entry.inputs)}." if entry.inputs else ""
     found = declarations(entry.load()) if entry.kind.plural == "losses" else []
     declares = f" Declares {', '.join(f'`{name}`' for name in found)}." if found else ""
-    parts = [f"### {names}", f"*{entry.dist}*.{asks}{declares}", prose(entry.load()), _settings(entry)]
+    parts = [f"### {names}", f"*{entry.dist}*.{inputs}{declares}", prose(entry.load()), _settings(entry)]
     return "\n\n".join(part for part in parts if part)
 
 

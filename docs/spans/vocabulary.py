@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdplug.contracts.vocabulary import ADAPTOR_KEYS, ALIASES, INPUTS
+from kdplug.contracts.vocabulary import ALIASES, INPUTS, OUTPUT_KEYS
 from kdplug.host.kind import KINDS
 
 _SITES = {
@@ -33,4 +33,4 @@ def aliases() -> str:
 
 def adaptor_keys() -> str:
     """Return the keys that an adaptor may return."""
-    return ", ".join(f"`{key}`" for key in ADAPTOR_KEYS)
+    return ", ".join(f"`{key}`" for key in OUTPUT_KEYS)

@@ -86,7 +86,8 @@ class RecipeFirst(TyperGroup):
 
 app = typer.Typer(
     cls=RecipeFirst,
-    help="Precompute a recipe's teacher outputs (kdplug cache RECIPE --out DIR), or inspect a cache.",
+    help="Precompute a recipe's teacher outputs (kdplug cache RECIPE --out DIR, short for kdplug cache make), or inspect a "
+    "cache.",
     no_args_is_help=True,
 )
 

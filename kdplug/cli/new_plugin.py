@@ -228,10 +228,9 @@ def write_project(project: Project, folder: Path) -> Path:
             (place / path).parent.mkdir(exist_ok=True)
             (place / path).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        if isinstance(error, FileExistsError) and os.path.lexists(
-            place
-        ):  # not a file in the place of a folder above it
-            raise ConfigError(f"{place} already exists. Nothing was written", field="NAME") from error
+        # FileExistsError is also raised if a parent of place is a file.
+        if isinstance(error, FileExistsError) and os.path.lexists(place):
+            raise ConfigError(f"{place} already exists. Choose another name or another --dir", field="NAME") from error
         raise ConfigError(f"cannot write to {place}: {error.strerror}", field="--dir") from error
     return place
 

@@ -13,7 +13,7 @@ from kdplug.cli.terminal import report_errors
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.active import active
 from kdplug.host.entry import Entry
-from kdplug.host.isolation.plugin_code import described
+from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.kind import KINDS, Kind
 from kdplug.host.registry import REGISTRIES
 
@@ -29,7 +29,10 @@ HOOKS = "hooks"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of ``kdplug plugins list``; ``error`` is the reason why the entry is broken or disabled."""
+    """One row of ``kdplug plugins list``; ``error`` is the reason why the entry is broken or disabled.
+
+    ``declares`` holds the declarations of a loss that was imported, otherwise ``None``.
+    """
 
     name: str
     kind: str
@@ -37,6 +40,7 @@ class Row:
     version: str
     status: Status
     error: str | None = None
+    declares: tuple[str, ...] | None = None
 
 
 def read_kind(name: str) -> Kind:
@@ -79,7 +83,18 @@ def _offered(kind: Kind, *, load: bool) -> Iterator[Row]:
     for entry in registry.entries():
         error = failure(entry) if load else None
         status: Status = "broken" if error else registry.status(entry)
-        yield Row(entry.name, kind.noun, entry.dist, entry.version, status, error)
+        declared = _declared(entry) if load and not error else None
+        yield Row(entry.name, kind.noun, entry.dist, entry.version, status, error, declared)
+
+
+def _declared(entry: Entry) -> tuple[str, ...] | None:
+    """Return the declarations of a loss, whose attributes are plugin code."""
+    from kdplug.cli.sheet import declarations
+
+    if entry.kind.plural != "losses":
+        return None
+    read = run_plugin_code(lambda: declarations(entry.load()), f"describing {entry.qualified!r}", entry.dist, "read")
+    return None if read.value is None else tuple(read.value)
 
 
 def _left_out(kind: Kind) -> Iterable[Row]:
@@ -176,7 +191,9 @@ KindOption = Annotated[
 def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     kind: KindOption = None,
-    load: Annotated[bool, typer.Option("--load", help="Import every entry and report failures.")] = False,
+    load: Annotated[
+        bool, typer.Option("--load", help="Import every entry, report failures, and list what losses declare.")
+    ] = False,
 ) -> None:
     """List installed entries: losses, projections, schedulers, tasks and other kinds."""
     with report_errors():
@@ -194,7 +211,7 @@ def show_plugin(
     ],
     kind: KindOption = None,
 ) -> None:
-    """Show the documentation, settings, inputs and source location of an entry."""
+    """Show the documentation, inputs, declarations, settings and source location of an entry."""
     from kdplug.cli.sheet import print_sheets
     from kdplug.cli.terminal import console
 
@@ -222,11 +239,13 @@ def _print_table(found: list[Row]) -> None:
         out.print("No plugin is installed: pip install kdplug-presets", highlight=False)
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("name", "kind", "package", "version", "status"):
+    shown = any(row.declares is not None for row in found)
+    for column in ("name", "kind", "package", "version", "status", *(["declares"] if shown else [])):
         table.add_column(column, overflow="fold")
     for row in found:
         status = Text(row.status, style=_COLOURS[row.status])
-        table.add_row(*map(escape, (row.name, row.kind, row.package, row.version)), status)
+        declared = [", ".join(row.declares or ())] if shown else []
+        table.add_row(*map(escape, (row.name, row.kind, row.package, row.version)), status, *declared)
     out.print(table)
     for row in found:
         if row.status == "broken" and row.kind != HOOKS:  # a broken hook plugin was already reported by a warning

@@ -1,4 +1,4 @@
-"""The recipe of a command: its file, with the values that options set."""
+"""Read the recipe file of a command and apply the values that its options override."""
 
 from __future__ import annotations
 

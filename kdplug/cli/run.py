@@ -27,7 +27,9 @@ def run(
     locked: Annotated[
         Path | None,
         typer.Option(
-            "--locked", metavar="RECORD", help="Fail if a version, plugin or setting differs from this kdplug-run.json."
+            "--locked",
+            metavar="RECORD",
+            help="The kdplug-run.json of an earlier run. Fail if a version, plugin or setting differs from it.",
         ),
     ] = None,
     resume: Annotated[
@@ -46,7 +48,10 @@ def run(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Train a teacher, distil it into a student, and compare it with a student trained without distillation."""
+    """Run a recipe: train the teacher if necessary, distil it into a student, and compare the results.
+
+    The comparison includes the teacher and the same student trained without distillation.
+    """
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console
         from kdplug.engine.observe.activity import busy

@@ -176,7 +176,9 @@ def read_scaffold(kind: str, form: str | None = None) -> Scaffold:
     if form is None:
         return SCAFFOLDS[word]
     if word not in FORMS:
-        raise ConfigError(f"a project of --kind {word.replace('_', '-')} has one form only", field="--form")
+        raise ConfigError(
+            f"a project of --kind {word.replace('_', '-')} has one form only. Leave it out", field="--form"
+        )
     forms = FORMS[word]
     chosen = form.casefold().replace("_", "-")
     if chosen not in forms:

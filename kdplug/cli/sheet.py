@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -14,7 +15,7 @@ from rich.text import Text
 from kdplug.contracts.loss import DECLARATIONS, declares, stated_facts
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
-from kdplug.host.isolation.plugin_code import run_plugin_code
+from kdplug.host.isolation.plugin_code import described, run_plugin_code
 from kdplug.host.kind import Kind
 from kdplug.host.name import place_of, printable
 from kdplug.host.registry import REGISTRIES, Registry
@@ -137,21 +138,15 @@ def _missing(name: str, registries: list[Registry], errors: list[EntryError]) ->
 
 def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     target = entry.load()
-    about = run_plugin_code(
-        lambda: (inspect.getdoc(target), place_of(target), declarations(target)),
-        f"describing {entry.qualified!r}",
-        entry.dist,
-        "read",
-    )
-    doc, place, declared = about.value or (None, None, [])
+    _ = entry.signature  # an invalid one raises here
+    doc = _read(entry, lambda: inspect.getdoc(target) or "No documentation.")
     console.print(Text.assemble((entry.qualified, "bold"), f"   {entry.kind.noun} · {entry.owner} · {status}"))
     console.print()
-    console.print(Text(printable(doc or "No documentation.")))
+    console.print(Text(printable(doc or "")))
     console.print()
-    console.print(Text.assemble(("inputs    ", "bold"), ", ".join(entry.inputs) or "none"), soft_wrap=True)
-    if entry.kind is REGISTRIES["losses"].kind:
-        console.print(Text.assemble(("declares  ", "bold"), ", ".join(declared) or "nothing"), soft_wrap=True)
-    console.print(Text.assemble(("defined   ", "bold"), place or "in no source file"), soft_wrap=True)
+    for label, fact in FACTS:
+        if (shown := _read(entry, partial(fact, entry, target))) is not None:
+            console.print(Text.assemble((f"{label:<8}  ", "bold"), printable(shown)), soft_wrap=True)
     fields = entry.settings.model_fields
     if not fields:
         console.print(Text.assemble(("settings  ", "bold"), "none"))
@@ -165,7 +160,45 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
         console.print(setting_table(group, "key"))
 
 
+def _read(entry: Entry, read: Callable[[], str | None]) -> str | None:
+    """Return what ``read`` returns; it runs plugin code, which may fail."""
+    done = run_plugin_code(read, f"describing {entry.qualified!r}", entry.dist, "read")
+    return done.value if done.error is None else f"cannot be read: {described(done.error)}"
+
+
 def declarations(loss: Callable[..., Any]) -> list[str]:
     """Return the names of the properties that a loss declares, and the facts that it states."""
     facts = [name if value is True else f"{name} = {value!r}" for name, value in stated_facts(loss).items()]
     return [name for name in DECLARATIONS if declares(loss, name)] + facts
+
+
+def _inputs(entry: Entry, _: Any) -> str | None:
+    return ", ".join(entry.inputs) or "none"
+
+
+def _init_inputs(entry: Entry, _: Any) -> str | None:
+    return ", ".join(entry.signature.widths) or None
+
+
+def _axis(entry: Entry, target: Any) -> str | None:
+    """Return the axis that an entry declares, and that of a projection in any case."""
+    is_shown = entry.kind.plural == "projections" or (entry.kind.plural == "losses" and hasattr(target, "axis"))
+    return str(getattr(target, "axis", -1)) if is_shown else None
+
+
+def _declares(entry: Entry, target: Any) -> str | None:
+    return (", ".join(declarations(target)) or "nothing") if entry.kind.plural == "losses" else None
+
+
+def _defined(_: Entry, target: Any) -> str | None:
+    return place_of(target) or "in no source file"
+
+
+FACTS: tuple[tuple[str, Callable[[Entry, Any], str | None]], ...] = (
+    ("inputs", _inputs),
+    ("__init__", _init_inputs),
+    ("axis", _axis),
+    ("declares", _declares),
+    ("defined", _defined),
+)
+"""Lines of a sheet: the label, and what to print for an entry and its loaded target; ``None`` leaves the line out."""

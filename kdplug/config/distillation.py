@@ -107,8 +107,8 @@ class DistillationConfig(ConfigModel):
     )
     temperature_scheduler: TemperatureScheduler = Field(
         default=None,
-        description="scheduler that computes the temperature of each item from `temperature` and the logits; none uses "
-        "`temperature` for all items",
+        description="scheduler that computes the temperature, one for all items or one for each; none uses `temperature` "
+        "for all items",
     )
     kd_loss_type: Annotated[KdLoss, _REPLACED] = Field(
         default=_DEFAULT_KD_LOSS, description="loss between the logits of student and teacher"
@@ -242,7 +242,9 @@ class DistillationConfig(ConfigModel):
         for key in ("terms", "intermediate_matches"):
             for place, one in enumerate(getattr(self, key) or ()):
                 if one.name is not None and one.name in seen:
-                    raise ConfigError(f"{one.name!r} is already the name of {seen[one.name]}").at(key, place, "name")
+                    raise ConfigError(f"{one.name!r} is already the name of {seen[one.name]}. Choose another name").at(
+                        key, place, "name"
+                    )
                 if one.name is not None:
                     seen[one.name] = f"{key}.{place}"
         return self
@@ -254,7 +256,7 @@ class DistillationConfig(ConfigModel):
         return {key: value for key, value in write(self).items() if key not in unused}
 
     def written_terms(self) -> tuple[WrittenTerm, ...]:
-        """Return the kd loss or ``terms``, then the intermediate matches, as terms in the order of their sum."""
+        """Return the kd loss or ``terms``, then the intermediate matches, as terms in the order in which they are summed."""
         found: list[tuple[TermConfig, TermPlace]] = []
         if self.terms is not None:
             found += [(term, TermPlace(("terms", place), own=term.own_keys)) for place, term in enumerate(self.terms)]
@@ -334,20 +336,22 @@ class DistillationConfig(ConfigModel):
 
 
 def _resolved_term(config: DistillationConfig, written: WrittenTerm, name: str) -> dict[str, Any]:
-    """Return a term as plain data, with every setting and its own name and temperature."""
-    temperature = config.temperature_of(written.config)
+    """Return a term as plain data, with every setting, its own name and the temperature that its loss requests."""
+    data = {
+        **written.config.to_dict(),
+        **_resolved(written.config, written.place, ("temperature_scheduler",)),
+        "name": name,
+    }
+    term = written.config
+    if term.slot == "match" and "temperature" not in losses.entry(term.loss.name, term.slot).inputs:
+        return data
+    temperature = config.temperature_of(term)
     scheduler = temperature.scheduler
     try:
         found = None if scheduler is None else resolve(scheduler, "temperature_schedulers")
     except KdplugError as error:
         raise written.place.locate(error.at("temperature_scheduler")) from error.__cause__
-    return {
-        **written.config.to_dict(),
-        **_resolved(written.config, written.place, ("temperature_scheduler",)),
-        "name": name,
-        "temperature": temperature.base,
-        "temperature_scheduler": write_component(found),
-    }
+    return data | {"temperature": temperature.base, "temperature_scheduler": write_component(found)}
 
 
 def _resolved(model: ConfigModel, where: TermPlace, unused: Iterable[str] = ()) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Paths of fields in errors: each caller adds its part, up to the path in the recipe."""
+"""Field paths in errors: each caller prepends its part, so that the error names the full path in the recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Config fields that name the layers of a model to read."""
+"""Config fields that name the layers whose features are compared."""
 
 from __future__ import annotations
 
@@ -75,6 +75,49 @@ def read_path(text: str) -> LayerPath:
     call = None if found["call"] is None else int(found["call"])
     taken = tuple(int(number) if number else name for number, name in _STEP.findall(steps))
     return LayerPath(found["modules"], call, "input" if source == "input" else "output", taken)
+
+
+TensorKind = Literal["parameter", "buffer"]
+
+_TENSOR = re.compile(r"(?P<module>[^:@\s]*):(?P<kind>\w*)\.(?P<name>[^\s.:]+)")
+_TENSOR_EXAMPLE = "fc:parameter.weight, bn3:buffer.running_var, or :parameter.scale for one of the model itself"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPath:
+    """A parsed path such as ``fc:parameter.weight``. An empty ``module`` is the model itself."""
+
+    module: str
+    kind: TensorKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.kind}.{self.name}"
+
+
+def read_tensor_path(text: str) -> TensorPath:
+    """Parse the path of a parameter or buffer. Whether a model has it is not checked here.
+
+    Raises: ``ConfigError``.
+    """
+    found = _TENSOR.fullmatch(text)
+    if found is None or (found["module"] and "" in found["module"].split(".")):
+        module, _, name = text.rpartition(".")
+        near = (
+            f" Did you mean {shown(f'{module}:parameter.{name}')}?" if name.isidentifier() and ":" not in text else ""
+        )
+        raise ConfigError(
+            f"cannot read {shown(text)} as the path of a parameter or buffer.{near} Examples: {_TENSOR_EXAMPLE}"
+        )
+    kind = found["kind"]
+    if kind not in ("parameter", "buffer"):
+        near = did_you_mean(kind, ["parameter", "buffer"])
+        raise ConfigError(
+            f"{shown(text)}: ':' must be followed by parameter or buffer, got {shown(kind)}.{near}".rstrip(".")
+        )
+    if any(sign in found["module"] for sign in "*?["):
+        raise ConfigError(f"{shown(text)}: a glob may match several modules. Write one path for each parameter")
+    return TensorPath(found["module"], "buffer" if kind == "buffer" else "parameter", found["name"])
 
 
 def _matches(pattern: list[str], name: list[str]) -> bool:
@@ -210,3 +253,49 @@ PatternField = Annotated[
     WithJsonSchema(_PATHS),
 ]
 """Module paths and globs that together name the layers, or none."""
+
+_TENSOR_PATTERN = r"^([^:@\s.*?\[]+(\.[^:@\s.*?\[]+)*)?:(parameter|buffer)\.[^\s.:]+$"
+
+
+def _read_tensor_paths(data: object) -> tuple[str, ...] | None:
+    found = read_names(data, "fc:parameter.weight")
+    for place, text in enumerate(found or ()):
+        try:
+            read_tensor_path(text)
+        except ConfigError as error:
+            raise error.at(place) from None
+    return found
+
+
+def read_names(data: object, example: str) -> tuple[str, ...] | None:
+    """Read a list of different names, or ``None``.
+
+    Raises: ``ConfigError`` for anything else.
+    """
+    if data is None:
+        return None
+    if not isinstance(data, (list, tuple)):
+        raise ConfigError(f"must be a list, such as [{example}], got {shown(data)}")
+    if not data:
+        raise ConfigError("the list is empty: name at least one, or leave the key out")
+    for place, name in enumerate(data):
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"must be a name, such as {example}, got {shown(name)}").at(place)
+        if name in data[:place]:
+            raise ConfigError(f"{shown(name)} is in the list twice").at(place)
+    return tuple(str.__str__(name) for name in data)
+
+
+def names_schema(pattern: str) -> dict[str, Any]:
+    """Return the JSON Schema of a list of different names, or null."""
+    items = {"type": "string", "pattern": pattern}
+    return {"type": ["null", "array"], "minItems": 1, "uniqueItems": True, "items": items}
+
+
+TensorPaths = Annotated[
+    tuple[str, ...] | None,
+    PlainValidator(_read_tensor_paths),
+    PlainSerializer(lambda paths: paths and list(paths)),
+    WithJsonSchema(names_schema(_TENSOR_PATTERN)),
+]
+"""Paths of parameters and buffers, or none."""

@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema
 
 from kdplug.config.layer import Layer, PatternField
-from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, scales_something
+from kdplug.config.match import FEATURE_REQUIRED, Feature, IntermediateMatch, Projection, TeacherField, scales_something
 from kdplug.config.model import (
     NONE_SCHEMA,
     ConfigModel,
@@ -39,7 +39,7 @@ class LayerMap(ConfigModel):
     loss: MatchLoss = Field(description="loss of each match")
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both sides are module paths",
+        description="feature to compare: `hidden` or `attention`; required unless both sides are module paths",
     )
     weight: Weight = Field(default=1.0, description="weight of each match; with a scheduler, the base weight")
     weight_scheduler: WeightScheduler = None
@@ -48,7 +48,7 @@ class LayerMap(ConfigModel):
     )
     layers_T: Count | None = Field(  # noqa: N815  the sides are called T and S throughout
         default=None,
-        description="number of the teacher's layers; by default read from `layer_T` or from the first batch",
+        description="number of the teacher's layers; by default counted in `layer_T` or in the first batch",
     )
     layers_S: Count | None = Field(default=None, description="number of the student's layers; see `layers_T`")  # noqa: N815
     layer_T: PatternField = Field(  # noqa: N815
@@ -70,7 +70,7 @@ class LayerMap(ConfigModel):
                     f"layers_{side}"
                 )
         if "feature" not in self.model_fields_set and (self.layer_S is None or self.layer_T is None):
-            raise ConfigError("is required").at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)
@@ -114,7 +114,8 @@ class LayerMap(ConfigModel):
                 if offset and 0 in numbers:
                     raise ConfigError(
                         f"{component.entry.qualified} matches layer 0, the output of the embeddings, but the {side}'s layers "
-                        "are assumed to start at layer 1. If they start with the embeddings, write embeddings: true"
+                        "are assumed to start at layer 1. If they start with the embeddings, set embeddings: true in "
+                        "the layer map, next to feature; otherwise choose a map without layer 0"
                     )
         except KdplugError as error:
             if isinstance(error, ConfigError) and not error.field:
@@ -129,7 +130,7 @@ class LayerMap(ConfigModel):
             return f"   ({student} student layers, {teacher} teacher layers)"
         return (
             f"   ({student} student layers and {teacher} teacher layers after the embeddings, which are assumed to be "
-            "the first hidden state; if they are not, write embeddings: false)"
+            "the first hidden state; if they are not, set embeddings: false in the layer map)"
         )
 
 

@@ -250,7 +250,7 @@ def _read_feature(data: object) -> str:
 
 def _read_name(data: str | None) -> str | None:
     if data in TERM_NAMES:
-        raise ConfigError(f"{data!r} is the name of another term")
+        raise ConfigError(f"{data!r} is the name of a built-in term. Choose another name")
     if data is not None and not data.strip():
         raise ConfigError("must not be blank")
     return data
@@ -266,6 +266,7 @@ def _read_teacher(data: object) -> int | str | None:
     return int(data)
 
 
+FEATURE_REQUIRED = f"is required unless layer_S and layer_T are module paths: {' or '.join(FEATURES)}"
 Feature = Annotated[str, PlainValidator(_read_feature), WithJsonSchema({"type": "string", "enum": list(FEATURES)})]
 TeacherField = Annotated[
     int | str | None,
@@ -313,7 +314,7 @@ class IntermediateMatch(ConfigModel):
     layer_S: LayerField = Field(description="layer of the student, in the same forms")  # noqa: N815  TextBrewer's key
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required unless both layers are module paths",
     )
     loss: MatchLoss = Field(description="loss between the two features")
     weight: Weight = Field(default=1.0, description="weight of the match; with a scheduler, the base weight")
@@ -335,7 +336,7 @@ class IntermediateMatch(ConfigModel):
     def _indices_need_a_feature(self) -> Self:
         layers = (*in_list(self.layer_T), *in_list(self.layer_S))
         if "feature" not in self.model_fields_set and not all(map(is_path, layers)):
-            raise ConfigError("is required").at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)

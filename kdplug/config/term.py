@@ -19,8 +19,25 @@ from pydantic import (
 )
 
 from kdplug.config.key import Place
-from kdplug.config.layer import Layers, OptionalLayers, check_pair, in_list, is_path
-from kdplug.config.match import Feature, IntermediateMatch, OptimizerOptions, Projection, TeacherField, scales_something
+from kdplug.config.layer import (
+    Layers,
+    OptionalLayers,
+    TensorPaths,
+    check_pair,
+    in_list,
+    is_path,
+    names_schema,
+    read_names,
+)
+from kdplug.config.match import (
+    FEATURE_REQUIRED,
+    Feature,
+    IntermediateMatch,
+    OptimizerOptions,
+    Projection,
+    TeacherField,
+    scales_something,
+)
 from kdplug.config.model import (
     COMPONENT_SCHEMA,
     ConfigModel,
@@ -78,9 +95,18 @@ TermScheduler = Annotated[
 ]
 
 
+Names = Annotated[
+    tuple[str, ...] | None,
+    PlainValidator(lambda data: read_names(data, "values")),
+    PlainSerializer(lambda names: names and list(names)),
+    WithJsonSchema(names_schema(r"\S")),
+]
+"""Different names, or none."""
+
+
 def _read_name(data: str | None) -> str | None:
     if data == HARD_LABEL_LOSS:
-        raise ConfigError(f"{data!r} is the name of another term")
+        raise ConfigError(f"{data!r} is the name of a built-in term. Choose another name")
     if data is not None and not data.strip():
         raise ConfigError("must not be blank")
     return data
@@ -96,7 +122,8 @@ class TermConfig(ConfigModel):
 
     Without layers the loss compares the logits, head by head; ``head_S`` and ``head_T`` select one head of each model. With
     ``layer_S`` and ``layer_T``, written as in an intermediate match, it compares features; a loss that also requests logits
-    gets those of one head: head 0, unless ``head_S`` and ``head_T`` select another.
+    gets those of one head: head 0, unless ``head_S`` and ``head_T`` select another. A loss that requests extras or
+    parameters reads those that ``extras``, ``reads_S`` and ``reads_T`` name; it may read nothing else.
     """
 
     loss: TermLoss = Field(description="loss between the logits, or between the features if layers are given")
@@ -107,7 +134,8 @@ class TermConfig(ConfigModel):
     )
     temperature_scheduler: TermScheduler = Field(
         default=None,
-        description="temperature scheduler of this term: by default that of the distillation; `none` switches it off",
+        description="temperature scheduler of this term. If the key is left out, that of the distillation applies; if it is "
+        "`none`, this term has no scheduler",
     )
     head_S: WholeNumber | None = Field(default=None, description="head of the student whose logits are read, from 0")  # noqa: N815
     head_T: WholeNumber | None = Field(default=None, description="head of the teacher whose logits are read, from 0")  # noqa: N815
@@ -119,9 +147,22 @@ class TermConfig(ConfigModel):
     layer_S: OptionalLayers = Field(default=None, description="layer of the student, in the same forms")  # noqa: N815
     feature: Feature = Field(
         default="hidden",
-        description="feature to compare: `hidden` or `attention`; not needed if both layers are module paths",
+        description="feature to compare: `hidden` or `attention`; required with layers, unless both are module paths",
     )
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
+    extras: Names = Field(
+        default=None,
+        description="names of the tensors, among the `extras` that the adaptors return, that a loss reads which requests "
+        "`student_extras` or `teacher_extras`",
+    )
+    reads_S: TensorPaths = Field(  # noqa: N815
+        default=None,
+        description="parameters and buffers of the student, such as `fc:parameter.weight` or `bn:buffer.running_var`, for a "
+        "loss that requests `student_parameters`",
+    )
+    reads_T: TensorPaths = Field(  # noqa: N815
+        default=None, description="parameters and buffers of the teacher, for a loss that requests `teacher_parameters`"
+    )
     loss_options: OptimizerOptions = Field(
         default=None,
         description="options of the loss's own parameter group in the optimizer, such as `{lr: 1.0e-3}`, if it has parameters",
@@ -142,10 +183,18 @@ class TermConfig(ConfigModel):
         return "kd" if self.layer_S is None else "match"
 
     @model_validator(mode="after")
+    def _loss_exists(self) -> Self:
+        try:
+            losses.check(self.loss, slot=self.slot)
+        except KdplugError as error:
+            raise error.at("loss") from None
+        return self
+
+    @model_validator(mode="after")
     def _layers_pair_up(self) -> Self:
         if (self.layer_S is None) is not (self.layer_T is None):
-            missing = "layer_S" if self.layer_S is None else "layer_T"
-            raise ConfigError("is required next to the other layer; a loss on logits takes neither").at(missing)
+            missing, given = ("layer_S", "layer_T") if self.layer_S is None else ("layer_T", "layer_S")
+            raise ConfigError(f"is required, since {given} is set; for a loss on logits set neither").at(missing)
         if self.layer_S is None or self.layer_T is None:
             for key in _ONLY_ON_FEATURES:
                 if key in self.model_fields_set and getattr(self, key) is not None:
@@ -157,18 +206,10 @@ class TermConfig(ConfigModel):
         if "feature" not in self.model_fields_set and not all(
             map(is_path, (*in_list(self.layer_T), *in_list(self.layer_S)))
         ):
-            raise ConfigError("is required").at("feature")
+            raise ConfigError(FEATURE_REQUIRED).at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)
-
-    @model_validator(mode="after")
-    def _loss_exists(self) -> Self:
-        try:
-            losses.check(self.loss, slot=self.slot)
-        except KdplugError as error:
-            raise error.at("loss") from None
-        return self
 
     @model_serializer(mode="wrap")
     def _without_empty_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -233,6 +274,9 @@ class TermPlace:
         except KdplugError as error:
             raise self.locate(error) from error.__cause__
 
+
+WRITTEN_AS_TERM = ("terms",)
+"""Start of the path of a term that is written as one, not by a shorter spelling."""
 
 KD_PLACE = TermPlace(
     renamed={"loss": "kd_loss_type", "weight": "kd_loss_weight", "weight_scheduler": "kd_loss_weight_scheduler"}

@@ -166,7 +166,7 @@ class LoopConfig(ConfigModel):
 
 
 class TrainingConfig(LoopConfig):
-    """Settings of a distiller's run: TextBrewer's keys except those of apex and ``DataParallel``.
+    """Settings of a distiller's run, among them TextBrewer's, without ``fp16_opt_level``, ``data_parallel``, ``local_rank``.
 
     Raises: ``ConfigError`` with the path of each wrong value.
     """

@@ -1,1 +1,1 @@
-"""Protocols and types that plugins use and implement. No logic lives here."""
+"""Protocols and types that plugins use and implement. Nothing here imports the rest of kdplug, except its errors."""

@@ -1,4 +1,4 @@
-"""Logits that have not been multiplied out."""
+"""Logits stored as factors, hidden states and the weight of a head, without their product."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FactoredLogits:
     """``softcap · tanh(scale · (hidden @ weightᵀ + bias) / softcap)``, stored as its factors.
 
     Accepted wherever logits are. A loss on logits is then computed in chunks of items, and ``[*items, classes]`` is
-    never materialized. ``scale`` and ``softcap`` are optional. Their order is that of Cohere's ``logit_scale``,
-    Granite's ``1 / logits_scaling`` and Gemma's ``final_logit_softcapping``, all applied to the head's output.
+    never materialized. ``scale`` is Cohere's ``logit_scale`` or Granite's ``1 / logits_scaling``, and ``softcap``
+    Gemma's ``final_logit_softcapping``; both are optional.
 
     Shapes: ``hidden`` ``[*items, width]``, ``weight`` ``[classes, width]``, ``bias`` ``[classes]``; scale and softcap
     numbers.

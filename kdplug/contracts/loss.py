@@ -80,7 +80,17 @@ COARSENS = "coarsens"
 MEAN_OVER_ITEMS = "mean_over_items"
 SUM_OVER_ITEMS = "sum_over_items"
 TAKES_NUMBERS = "takes_numbers"
-DECLARATIONS = (ACROSS_VOCABULARIES, ANY_LAYERS, CLOSED_FORM, COARSENS, MEAN_OVER_ITEMS, SUM_OVER_ITEMS, TAKES_NUMBERS)
+WHOLE_SEQUENCES = "whole_sequences"
+DECLARATIONS = (
+    ACROSS_VOCABULARIES,
+    ANY_LAYERS,
+    CLOSED_FORM,
+    COARSENS,
+    MEAN_OVER_ITEMS,
+    SUM_OVER_ITEMS,
+    TAKES_NUMBERS,
+    WHOLE_SEQUENCES,
+)
 """Attributes that a loss function or class can set to declare its properties."""
 
 
@@ -232,8 +242,8 @@ def coarsens(loss: _Loss) -> _Loss:
 
     ``SparseLogits`` with a tail hold K known classes and the sum of all others: K + 1 categories, which differ between
     items. A divergence of two distributions remains a divergence there. A loss that compares ranks, deviations or items
-    does not, and is rejected without the declaration. A class may set ``coarsens = True``. ``LossLaws`` test the
-    declaration.
+    changes its meaning. Without the declaration ``SparseLogits`` with a tail raise an error. A class may set ``coarsens
+    = True``. ``LossLaws`` test the declaration.
 
         @coarsens
         def squared_distance(student_logits, teacher_logits, temperature): ...
@@ -247,7 +257,7 @@ def mean_over_items(loss: _Loss) -> _Loss:
 
     Needed for large vocabularies (``FactoredLogits``): an undeclared scalar is computed on all logits at once. A loss
     annotated ``-> LossSum`` needs no declaration. A class may set ``mean_over_items = True``. ``LossLaws`` test the
-    declaration.
+    declaration. The items of a loss that declares ``whole_sequences`` are sequences.
 
         @mean_over_items
         def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().mean()
@@ -257,7 +267,9 @@ def mean_over_items(loss: _Loss) -> _Loss:
 
 
 def sum_over_items(loss: _Loss) -> _Loss:
-    """Declare that the scalar is a sum over items; see ``mean_over_items``.
+    """Declare that the scalar is a sum over items, so it can be computed in chunks and added; see ``mean_over_items``.
+
+    A class may set ``sum_over_items = True``.
 
     @sum_over_items
     def absolute(student_logits, teacher_logits): return (student_logits - teacher_logits).abs().sum()
@@ -276,4 +288,21 @@ def takes_numbers(loss: _Loss) -> _Loss:
         def squared(student_logits, teacher_logits): return ((student_logits - teacher_logits) ** 2).mean()
     """
     setattr(loss, TAKES_NUMBERS, loss)
+    return loss
+
+
+def whole_sequences(loss: _Loss) -> _Loss:
+    """Declare that a loss on logits compares positions of a sequence with each other.
+
+    Without the declaration a loss gets the positions that count as a list of items, ``[n, classes]``, which may be
+    divided anywhere. With it, the loss gets logits ``[batch, length, classes]`` and, as ``[batch, length]``, the mask
+    (bool, always given), the labels and a scheduled temperature. Places that do not count hold 0 in logits, -100 in
+    labels and False in the mask. The masks of student and teacher must be equal. Sequences are never divided; the items
+    of ``mean_over_items`` and ``sum_over_items`` are sequences. A class may set ``whole_sequences = True``. ``LossLaws``
+    test the declaration.
+
+        @whole_sequences
+        def slopes(student_logits, teacher_logits, mask): ...
+    """
+    setattr(loss, WHOLE_SEQUENCES, loss)
     return loss

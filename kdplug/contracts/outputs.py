@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
-from kdplug.contracts.vocabulary import ADAPTOR_KEYS
+from kdplug.contracts.vocabulary import EXTRAS, OUTPUT_KEYS
 from kdplug.errors import OutputsError, did_you_mean
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Losses = Loss | Sequence[Loss] | None
     LogitsOfHeads = Logits | Sequence[Logits] | None
 
-_KEYS = frozenset(ADAPTOR_KEYS)
+_KEYS = frozenset(OUTPUT_KEYS)
 _COMPACT = (FactoredLogits, SparseLogits)
 _MODEL_OUTPUT_KEYS = {"loss": "losses", "logits": "logits", "hidden_states": "hidden", "attentions": "attention"}
 
@@ -42,11 +42,14 @@ class Outputs:
 
     For large vocabularies, a head's logits may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
 
+    ``extras`` holds further tensors by name; a term reads those that it names. An empty mapping is a missing key.
+
     Each of ``losses`` is a ``LossSum``, a tensor with one loss per item, or a scalar, which counts as a mean over one
     item.
 
-    Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
-    any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer.
+    Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head, ``labels``
+    also ``[*items, classes]`` if they are probabilities; ``losses`` any; ``inputs_mask`` ``[batch, length]``; ``hidden``
+    and ``attention`` one tensor per layer; ``extras`` any.
     Raises: ``OutputsError``, with the key as its field, for a value that does not consist of tensors, or an invalid
     ``LossSum``.
     """
@@ -58,6 +61,7 @@ class Outputs:
     labels: tuple[Tensor, ...] | None
     hidden: tuple[Tensor, ...] | None
     attention: tuple[Tensor, ...] | None
+    extras: Mapping[str, Tensor] | None
     captured: Mapping[str, Tensor] | None
 
     def __init__(
@@ -70,6 +74,7 @@ class Outputs:
         labels: Tensors = None,
         hidden: Tensors = None,
         attention: Tensors = None,
+        extras: Mapping[str, Tensor] | None = None,
         captured: Mapping[str, Tensor] | None = None,
     ) -> None:
         put = object.__setattr__
@@ -82,13 +87,14 @@ class Outputs:
         put(self, "labels", None if labels is None else _tensors("labels", labels) or None)
         put(self, "hidden", None if hidden is None else _tensors("hidden", hidden))
         put(self, "attention", None if attention is None else _tensors("attention", attention))
+        put(self, EXTRAS, None if extras is None else _named(extras) or None)
         put(self, "captured", captured)
 
     @classmethod
     def read(cls, value: object, owner: str) -> Outputs:
         """Parse the return value of an adaptor, or of a model without one. Messages call it ``owner``.
 
-        Accepts a mapping with any of ``ADAPTOR_KEYS``, a bare logits tensor, a transformers ``ModelOutput`` and an
+        Accepts a mapping with any of ``OUTPUT_KEYS``, a bare logits tensor, a transformers ``ModelOutput`` and an
         ``Outputs``.
 
         Raises: ``OutputsError`` for an unknown key, or a value of a wrong type.
@@ -105,7 +111,7 @@ class Outputs:
     @property
     def given(self) -> tuple[str, ...]:
         """The keys that have a value."""
-        return tuple(key for key in ADAPTOR_KEYS if getattr(self, key) is not None)
+        return tuple(key for key in OUTPUT_KEYS if getattr(self, key) is not None)
 
 
 @lru_cache(maxsize=1)
@@ -136,6 +142,16 @@ def _tensors(key: str, value: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(value)
 
 
+def _named(value: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(value, Mapping):
+        raise OutputsError(f"must be a mapping from names to tensors, got {_kind(value)}", field=EXTRAS)
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not name.strip():
+            raise OutputsError(f"must have names as keys, got {_kind(name)}", field=EXTRAS)
+        _tensor(f"{EXTRAS}.{name}", tensor)
+    return dict(value)
+
+
 def _losses(value: Loss | Sequence[Loss]) -> tuple[Loss, ...]:
     if isinstance(value, LossSum):  # before lists: a named tuple is a tuple of two as well
         return (_loss_sum("losses", value),)
@@ -155,7 +171,9 @@ def _loss_sum(field: str, loss: LossSum) -> LossSum:
     if not isinstance(total, tensor) or total.dim():
         raise OutputsError(f"the total of a LossSum must be a scalar tensor, got {_shown(total)}", field=field)
     if isinstance(count, tensor) and count.dim():
-        raise OutputsError(f"the count of a LossSum must be a number or a scalar, got {_shown(count)}", field=field)
+        raise OutputsError(
+            f"the count of a LossSum must be a number or a scalar tensor, got {_shown(count)}", field=field
+        )
     if not isinstance(count, (int, float, tensor)) or not is_valid_count(count):
         raise OutputsError(f"the count of a LossSum must be a finite number >= 0, got {_shown(count)}", field=field)
     return loss
@@ -188,7 +206,7 @@ def _by_key(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key in value:
         if key not in _KEYS:
             raise OutputsError(
-                f"not an adaptor key.{did_you_mean(str(key), ADAPTOR_KEYS)} Valid keys: {', '.join(ADAPTOR_KEYS)}",
+                f"not an adaptor key.{did_you_mean(str(key), OUTPUT_KEYS)} Valid keys: {', '.join(OUTPUT_KEYS)}",
                 field=str(key),
             )
     return dict(value)
@@ -212,17 +230,18 @@ def _logits(value: object) -> Any:
     if isinstance(value, (_tensor_type(), *_COMPACT)):
         return value
     raise OutputsError(
-        f"cannot read {_kind(value)}. An adaptor must return a dict with keys from {', '.join(ADAPTOR_KEYS)}, "
+        f"cannot read {_kind(value)}. An adaptor must return a dict with keys from {', '.join(OUTPUT_KEYS)}, "
         "or the logits as one tensor"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """A batch or model outputs, with the task they belong to."""
+    """A batch or model outputs, with the task they belong to; a batch with the epoch of the task's own data."""
 
     task: str
     value: Any
+    epoch: int = 0
 
 
 def is_valid_count(count: Tensor | float, *, waits: bool = False) -> bool:

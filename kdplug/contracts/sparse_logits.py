@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ class SparseLogits:
         for name, shape in (("log_probs", self.ids.shape), ("weights", self.ids.shape), ("tail", self.ids.shape[:-1])):
             _check_part(name, getattr(self, name), shape)
         if self.log_probs is None and self.weights is None:
-            raise OutputsError("must be given, unless weights are", field="log_probs")
+            raise OutputsError("is required unless weights are given", field="log_probs")
         if self.tail is not None and self.weights is not None:
             raise OutputsError(
                 "cannot be combined with weights: a sample has weights, whereas a top-k cache has a tail", field="tail"
@@ -92,23 +93,22 @@ class SparseLogits:
         Shapes: ``items`` is a bool mask ``[*items]`` or int64 indices ``[n]`` into the flattened items.
         Raises: ``ShapeError`` for a mask of another shape.
         """
+        dims = self.ids.dim() - 1
         rows = rows_of(items, self.ids.shape[:-1])
-        return replace(
-            self,
-            ids=keep(self.ids, rows, 1),
-            log_probs=None if self.log_probs is None else keep(self.log_probs, rows, 1),
-            tail=None if self.tail is None else keep(self.tail, rows, 0),
-            weights=None if self.weights is None else keep(self.weights, rows, 1),
-        )
+        return self.map_parts(lambda part: keep(part, rows, part.dim() - dims))
 
     def to(self, device: torch.device | str) -> SparseLogits:
         """Return a copy on another device."""
+        return self.map_parts(lambda part: moved(part, device))
+
+    def map_parts(self, change: Callable[[Tensor], Tensor]) -> SparseLogits:
+        """Return a copy with ``change`` applied to every part that is given."""
         return replace(
             self,
-            ids=moved(self.ids, device),
-            log_probs=None if self.log_probs is None else moved(self.log_probs, device),
-            tail=None if self.tail is None else moved(self.tail, device),
-            weights=None if self.weights is None else moved(self.weights, device),
+            ids=change(self.ids),
+            log_probs=None if self.log_probs is None else change(self.log_probs),
+            tail=None if self.tail is None else change(self.tail),
+            weights=None if self.weights is None else change(self.weights),
         )
 
 

@@ -41,7 +41,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """Name of the ``evaluate`` metric in the final table. Higher is better unless the task is ``Directed``."""
+        """Name of the ``evaluate`` metric in the final table. Higher is better unless ``is_lower_better`` is true."""
         ...
 
     def about(self) -> str:
@@ -119,23 +119,23 @@ class StartsStudent(Protocol):
         ...
 
     def start_student(self, student: Module, teacher: Module) -> None:
-        """Initialise a new student from ``build_student``. ``teacher`` is trained and must not change.
+        """Initialise a new student from ``build_student``. Do not modify ``teacher``.
 
-        The recipe plan, which trains nothing, passes the teacher from ``build_teacher``, and so does a run that tries
-        its first batch before it trains the teacher.
+        It is the trained teacher, with two exceptions: the plan, which trains nothing, and a run that tries its first
+        batch before it trains the teacher pass the one from ``build_teacher``, untrained.
         """
         ...
 
 
 @runtime_checkable
 class SavesStudent(Protocol):
-    """A task that saves its students itself, so that they can be loaded like other such models."""
+    """A task that saves its students itself, in the format of their library, such as for ``from_pretrained``."""
 
     def save_student(self, student: Module, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the trained student into the empty ``folder``, instead of ``student.safetensors``.
 
         ``record`` is the content of ``kdplug-run.json``, with that of ``metrics.json`` under ``results``. It is written
-        into the folder under that name afterwards.
+        to the folder as ``kdplug-run.json`` afterwards.
         """
         ...
 
@@ -147,7 +147,7 @@ class SavesTeacher(Protocol):
     def save_teacher(self, teacher: Module, folder: Path, record: Mapping[str, Any]) -> None:
         """Write the trained teacher into the empty ``folder``. Called after ``teacher_fit``'s training, before distillation.
 
-        ``record`` is the content of ``kdplug-run.json``. The folder gets it under that name afterwards.
+        ``record`` is the content of ``kdplug-run.json``, which is written to the folder afterwards.
         """
         ...
 
@@ -191,7 +191,7 @@ class PreparesBatches(Protocol):
 
     @property
     def prepares_batches(self) -> bool:
-        """Return whether the settings request this. It excludes a teacher cache, which needs all batches up front."""
+        """Return whether the settings request this. If so, no teacher cache can be used: it needs all batches up front."""
         ...
 
     def prepare_batch(self, batch: Any, student: Module) -> Any:
@@ -214,7 +214,7 @@ class SpansVocabularies(Protocol):
 
     @property
     def vocabulary_difference(self) -> str:
-        """Describe how the student's vocabulary differs from the teacher's, in this order; empty if they are the same.
+        """Describe the difference between the two vocabularies, the student's first; an empty string if they are the same.
 
         If they differ, class ``i`` of one side is not class ``i`` of the other, even if both have the same number of
         classes. The engine reads this after ``check``. A recipe then accepts only losses and matches that need no
@@ -255,9 +255,10 @@ class FingerprintedTask(Protocol):
     def fingerprint(self) -> Mapping[str, Any]:
         """Return plain data, by name, that must be equal for a teacher cache to be valid.
 
-        ``teacher`` (what is loaded, and its version), ``tokenizer`` (a digest of its vocabulary and settings),
-        ``alignment`` (which token the logits at a position refer to). Leave out student-only settings, so that one
-        cache serves several students. Do not build the teacher here: the cache exists to avoid that.
+        The names may be any. Errors describe three of them in words: ``teacher`` (what is loaded, and its version),
+        ``tokenizer`` (a digest of its vocabulary and settings) and ``alignment`` (which token the logits at a position
+        refer to). Leave out student-only settings, so that one cache serves several students. Do not build the teacher
+        here: the cache exists to avoid that.
         """
         ...
 
@@ -270,10 +271,11 @@ class FingerprintedDataset(Protocol):
     """
 
     def fingerprint(self) -> Any:
-        """Return plain data that changes whenever an example changes, such as digests of columns by name.
+        """Return plain data that changes whenever an example changes, such as a digest of each column, by name.
 
-        It must be the same in every process and cheap compared with a run. With a mapping, errors name the part that
-        changed, and show its ``shown_as``, which is not compared: the file that the examples come from.
+        It must be the same in every process and cheap compared with a run. If it is a mapping, errors name the keys that
+        changed. Its optional key ``shown_as``, such as the file that the examples come from, is only shown in errors and
+        not compared.
         """
         ...
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from types import MappingProxyType
 
 ADAPTOR_KEYS = ("logits", "logits_mask", "losses", "inputs_mask", "labels", "hidden", "attention")
+"""TextBrewer's keys of an adaptor's result."""
+
+EXTRAS = "extras"
+"""Key of an adaptor's result, and of a batch, for a mapping of further tensors by name. No model gets it."""
+
+OUTPUT_KEYS = (*ADAPTOR_KEYS, EXTRAS)
 """The keys that an adaptor may return."""
 
 FEATURES = ("hidden", "attention")
@@ -12,13 +18,18 @@ FEATURES = ("hidden", "attention")
 
 INPUTS = MappingProxyType(
     {
-        "student_logits": "student logits, [*items, classes], one head per call",
-        "teacher_logits": "teacher logits, [*items, classes], one head per call",
+        "student_logits": "student logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
+        "teacher_logits": "teacher logits, [*items, classes], one head per call; [batch, length, classes] with whole_sequences",
         "teacher_sparse": "SparseLogits; None if the teacher's logits are dense",
         "teacher_logits_list": "logits of several teachers: a tuple of [*items, classes], one head per call",
         "student_features": "the matched student feature after its projection, or a tuple of them",
         "teacher_features": "the matched teacher feature, or a tuple of them",
-        "mask": "bool over items or tokens, True = counts; None if nothing is masked",
+        "student_extras": "the student's extras that the term names, by name, with gradient",
+        "teacher_extras": "the same extras of the teacher, detached",
+        "student_parameters": "the student's parameters and buffers that the term names, by path, with gradient",
+        "teacher_parameters": "the teacher's parameters and buffers that the term names, by path, detached",
+        "mask": "bool over items or tokens, True = counts; None if nothing is masked, and for a loss on logits unless it "
+        "declares whole_sequences",
         "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
         "teacher_mask": "like mask, for the teacher's inputs only",
         "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]",
@@ -26,6 +37,7 @@ INPUTS = MappingProxyType(
         "progress": "fraction of the run done, in [0, 1]",
         "step": "optimizer steps done",
         "total_steps": "optimizer steps of the whole run",
+        "epoch": "int, passes over the data done: 0 in the first",
         "draw_seed": "int, random seed, different for each step, micro-batch, head, chunk and process",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",

@@ -118,5 +118,7 @@ def _custom_terms(
 ) -> Iterator[CustomTerm]:
     for place, match in enumerate(matches or ()):
         if teacher is None:
-            raise ConfigError("a CustomMatch needs a module of model_T, but model_T is None", field="custom_matches")
+            raise ConfigError(
+                "a CustomMatch needs a module of model_T, but model_T is None. Pass the teacher", field="custom_matches"
+            )
         yield match.term(place, teacher, student)

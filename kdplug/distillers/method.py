@@ -37,8 +37,8 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
     if isinstance(adaptors, Mapping):
         if missing := by_key.keys() ^ adaptors.keys():
             raise ConfigError(
-                f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}: "
-                f"{', '.join(map(repr, sorted(map(str, missing))))} is only in one of them",
+                f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}. Only in "
+                f"one of them: {', '.join(map(repr, sorted(map(str, missing))))}",
                 field="adaptor_T",
             )
         return {key: Teacher(model, adaptors[key], names[key]) for key, model in by_key.items()}
@@ -143,15 +143,16 @@ def train(  # noqa: PLR0917  TextBrewer's signature
     """Train the student for ``num_epochs`` passes over the loader (may be fractional) or ``num_steps`` optimizer steps.
 
     A batch that is a mapping is passed to the models by keyword, a list or tuple by position, anything else as one
-    argument. Labels that a model's ``forward`` does not take (``labels``, ``label``, ``targets``, ``target`` or ``y``,
-    or one last item) are not passed; any other such item is logged once. Adaptors get the whole batch. A student
-    without an adaptor that returns ``[batch, classes]`` logits gets these labels, one class index per example, and
-    their cross-entropy as its own loss if the config has a ``hard_label_weight``. Each side gets its own part of a
-    batch ``{"teacher": …, "student": …}``; a third key ``teacher_cache`` replaces the teacher's outputs. ``model_args``
-    are passed to every model.
+    argument. Items that a model's ``forward`` does not take are not passed: labels (``labels``, ``label``, ``targets``,
+    ``target`` or ``y``, or the last item of a list or tuple), and others, which are logged once. Adaptors get the whole
+    batch. A student without an adaptor that returns ``[batch, classes]`` logits gets these labels, one class index per
+    example, and their cross-entropy as its own loss if the config has a ``hard_label_weight``. Each side gets its own
+    part of a batch ``{"teacher": …, "student": …}``; a third key ``teacher_cache`` replaces the teacher's outputs.
+    ``model_args`` are passed to every model.
 
     * ``optimizer`` holds the student's parameters; those of the objective (projections) are added as further groups.
-    * ``dataloader`` is any iterable of batches; under ``accelerate launch`` a ``DataLoader``, which is divided.
+    * ``dataloader`` is any iterable of batches; under ``accelerate launch`` a ``DataLoader``, whose batches are divided
+      among the processes.
     * ``scheduler_class`` is called as ``scheduler_class(optimizer=optimizer, **scheduler_args)`` and stepped once per
       optimizer step. ``scheduler`` is an existing scheduler, as an alternative.
     * ``max_grad_norm`` clips the norm over student and projections together; ``None`` or -1 disables clipping.
@@ -159,11 +160,11 @@ def train(  # noqa: PLR0917  TextBrewer's signature
       exception in it ends the run.
     * ``batch_postprocessor`` maps each batch before it moves to the device.
     * ``evaluation`` sets what is evaluated during the run, which checkpoint is the best and when to stop early.
-    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, on a CPU bit-identical to an uninterrupted
-      run, or starts a new run if there is none; a checkpoint folder resumes from that one. A different config, plugin
-      version, teacher, dataset, adaptor or optimizer raises an error that lists the differences, unless
-      ``resume_changed``. A damaged checkpoint is skipped with a warning. Between checkpoints, SIGTERM and SIGINT save a checkpoint and end
-      the run.
+    * ``resume="auto"`` resumes from the last checkpoint in ``output_dir``, or starts a new run if there is none; a
+      checkpoint folder resumes from that one. On a CPU the results are bit-identical to those of an uninterrupted run.
+      A different config, plugin version, teacher, dataset, adaptor or optimizer raises an error that lists the
+      differences, unless ``resume_changed``. A damaged checkpoint is skipped with a warning. SIGTERM and SIGINT end the
+      run after the current step, with a checkpoint.
     * ``overwrite`` deletes the checkpoints of an earlier run in ``output_dir``. Without it or ``resume`` they raise an
       error before the teacher runs. Files and folders that were not written by a run are kept.
 

@@ -1,4 +1,4 @@
-"""Distiller state that persists between runs: observers, the modes of a block, and teacher caches."""
+"""State of a distiller across its runs: observers, the models' train or eval modes to restore, and teacher caches."""
 
 from __future__ import annotations
 
@@ -69,13 +69,14 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
-            "item its own temperature. Remove one of them, or store all logits: dense or hidden",
+            "item its own temperature. Remove one of them, or store all logits with the codec dense or hidden",
             field=_FIELD,
         )
     if codec.uses_temperature and len(bases) > 1:
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and the terms use "
-            f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, or store all logits: dense or hidden",
+            f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, or store all "
+            "logits with the codec dense or hidden",
             field=_FIELD,
         )
     found = Coding(codec, component.qualified_spec(), float(bases[0] if bases else distillation.temperature))

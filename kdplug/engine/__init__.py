@@ -1,1 +1,1 @@
-"""Train one run on accelerate, from built objects. Nothing here resolves names."""
+"""Train with accelerate, from models, objectives and optimizers that exist. Nothing here looks up plugins by name."""

@@ -264,7 +264,7 @@ class Accumulation:
         return report
 
     def gradient(self, window: list[Any], step: int) -> LossReport:
-        """Accumulate the gradient of the window's loss; processes synchronize once, at the last micro-batch."""
+        """Accumulate the gradient of the step's micro-batches; processes synchronize once, at the last one."""
         alone = self.run.num_processes == 1
         if len(window) == 1 and (alone or (self.over == "micro_batch" and not self.uneven)):
             return self._backward(self._forward(window[0], step))
@@ -380,6 +380,7 @@ class Accumulation:
             progress=run.progress,
             step=run.step,
             total_steps=run.total_steps,
+            epoch=run.epoch if parts.epoch is None else parts.epoch,
             micro_batch=number * run.num_processes + self.accelerator.process_index,
         )
 
@@ -391,7 +392,7 @@ class Accumulation:
         device = self.device
         student = to_device(parts.student, device)
         teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
-        return Parts(teacher, student, to_device(parts.cache, device))
+        return parts._replace(teacher=teacher, student=student, cache=to_device(parts.cache, device))
 
     def _take_back(self, before: ForwardState) -> None:
         before.restore()

@@ -37,12 +37,13 @@ class Evaluation:
 
     Pass ``dataloader`` and ``metrics``, a mapping of names to torchmetrics metrics, which receive the student's logits
     and the labels from its adaptor (first head); or pass ``function``, called as ``function(model)`` in eval mode,
-    which returns metrics by name. ``every`` counts optimizer steps; ``None`` evaluates at each checkpoint of the
-    config.
+    which returns metrics by name. ``every`` counts optimizer steps; ``None`` evaluates at each regular
+    checkpoint.
 
     ``best`` names the metric that ranks checkpoints (``mode``: ``max`` or ``min``). A new best is saved as a
-    checkpoint, which is never pruned. The run ends after ``patience`` evaluations without a new best. Every process
-    evaluates all the data; with several processes the value of ``best`` in the main process is used.
+    checkpoint, which is kept until there is a better one. The run ends after ``patience`` evaluations without a new
+    best. Every process evaluates all the data; with several processes the value of ``best`` in the main process is
+    used.
 
     Raises: ``ConfigError`` for conflicting arguments.
     """

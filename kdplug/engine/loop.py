@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step per window of micro-batches."""
+"""The training loop: one optimizer step per list of micro-batches."""
 
 from __future__ import annotations
 
@@ -82,6 +82,7 @@ class Loop:
         if self.run.is_main:
             self.gradients = GradientWatch(self.run.optimizer, self.run.model.named_parameters())
         for window in self.windows:
+            self.run.epoch = self.windows.epoch
             self._step(window)
             if self.run.step >= self.plan.total_steps or self.stopped_early:
                 return

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.outputs import Outputs, Tagged
+from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import RunError
 
 _LABELS = ("labels", "label", "targets", "target", "y", "label_ids", "start_positions", "end_positions")
@@ -45,9 +46,11 @@ class Forward:
     def by_keyword(self, batch: Mapping[Any, Any], model_args: Mapping[str, Any]) -> Mapping[Any, Any]:
         """Return the items of ``batch`` that ``forward`` takes; every other item is a label, or is logged once.
 
+        The key ``extras`` is for adaptors: it is neither passed nor logged.
+
         Raises: ``RunError`` if an input is missing, or an item resembles an input that is missing.
         """
-        if self.names is None and not self.required and not model_args:
+        if self.names is None and not self.required and not model_args and EXTRAS not in batch:
             return batch
         passed, _ = self._of_keys(batch, model_args)
         return batch if len(passed) == len(batch) else {key: batch[key] for key in passed}
@@ -93,7 +96,11 @@ class Forward:
         """Return the keys to pass, and the key of the only label that is not passed."""
         if twice := [key for key in batch if key in model_args]:
             raise RunError(f"{twice[0]!r} is in the batch and in the model arguments of train(); pass it only once")
+        batch = {key: value for key, value in batch.items() if key != EXTRAS}
         missing = [name for name in self.required if name not in batch and name not in model_args]
+        if missing == [EXTRAS]:
+            text = f"takes {EXTRAS!r}, but that key of a batch is for adaptors and is passed to no model"
+            raise self._unclear(text, missing, [*batch])
         if missing:
             held = f"has the keys {', '.join(map(str, batch))}" if batch else "is empty"
             raise self._unclear(f"needs {missing[0]!r}, and the batch {held}", missing, [*batch])

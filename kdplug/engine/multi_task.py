@@ -85,7 +85,7 @@ class MultiTaskLoader:
             task = tasks[int(torch.multinomial(shares, 1, generator=self._draws))]
             with _of(task):
                 (batch,) = next(streams[task])
-            yield Tagged(task, batch)
+            yield Tagged(task, batch, self._windows[task].epoch)
 
 
 @contextmanager

@@ -131,8 +131,8 @@ class GradientWatch:
             f"{len(without)} of the student's {self._total} trained parameters got no gradient in the first "
             f"{self._steps} step(s), so they do not train: {names}. Does forward() or an adaptor use "
             "torch.no_grad() or detach()? A loss on features trains only the layers that compute them: the rest needs a loss on "
-            "logits, or a match of a later layer. Ignore this if no loss uses them on purpose, as with a pooler, or only later "
-            "batches do",
+            "logits, or a match of a later layer. Ignore this if no loss is meant to use them, as with a pooler, or if only "
+            "later batches use them",
             stacklevel=2,
         )
 

@@ -21,9 +21,9 @@ from kdplug.objective.report import LossReport
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """The state of a run that observers can read. Only ``step`` changes.
+    """The state of a run that observers can read. Only ``step`` and ``epoch`` change.
 
-    ``step`` counts the completed optimizer steps out of ``total_steps``. ``model`` is the user's student, without
+    ``step`` counts the completed optimizer steps out of ``total_steps``, ``epoch`` the completed passes over the data. ``model`` is the user's student, without
     wrappers.
     """
 
@@ -37,6 +37,7 @@ class Run:
     process_index: int
     num_processes: int
     step: int = 0
+    epoch: int = 0
 
     @property
     def progress(self) -> float:

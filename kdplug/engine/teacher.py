@@ -237,7 +237,7 @@ class CacheOnlyTeacher:
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Always raise ``RunError``."""
-        raise RunError("there is no teacher to run, and no cache holds its outputs for this batch")
+        raise RunError("there is no teacher to run, and no cache holds its outputs for this batch. Pass model_T")
 
     def to(self, device: torch.device) -> None:
         pass

@@ -252,10 +252,13 @@ def _settle(
 def _shards_teacher(config: TrainingConfig, accelerator: Accelerator, caches: Caches) -> bool:
     if config.shard_teacher and not accelerator.is_fsdp2:
         raise RunError(
-            "shard_teacher needs FSDP2, which accelerate is not configured for: set use_fsdp and fsdp_version: 2"
+            "shard_teacher needs FSDP2, for which accelerate is not configured. Set distributed_type: FSDP and fsdp_version: 2 in "
+            "its config, or remove shard_teacher"
         )
     if config.shard_teacher and caches:
-        raise RunError("shard_teacher and is_caching_logits cannot be combined: a cache runs the teacher only once")
+        raise RunError(
+            "shard_teacher and is_caching_logits cannot be combined: a cache runs the teacher only once. Remove one of them"
+        )
     return config.shard_teacher
 
 

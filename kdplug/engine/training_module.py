@@ -27,11 +27,15 @@ _SEQUENCES = (tuple, list)
 
 
 class Parts(NamedTuple):
-    """The part of a batch for each side; ``cache``, if the batch has one, replaces the teacher's outputs."""
+    """The part of a batch for each side; ``cache``, if the batch has one, replaces the teacher's outputs.
+
+    ``epoch`` is that of the task's own data, if there are several tasks.
+    """
 
     teacher: Any
     student: Any
     cache: Any = None
+    epoch: int | None = None
 
 
 def split(batch: Any) -> Parts:
@@ -42,8 +46,9 @@ def split(batch: Any) -> Parts:
     if type(batch) in _SEQUENCES:
         return Parts(batch, batch)
     if isinstance(batch, Tagged):
-        teacher, student, cache = split(batch.value)
-        return Parts(Tagged(batch.task, teacher), Tagged(batch.task, student), cache)
+        parts = split(batch.value)
+        teacher, student = Tagged(batch.task, parts.teacher), Tagged(batch.task, parts.student)
+        return parts._replace(teacher=teacher, student=student, epoch=batch.epoch)
     if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
         return Parts(batch["teacher"], batch["student"], batch.get("teacher_cache"))
     return Parts(batch, batch)
@@ -52,7 +57,7 @@ def split(batch: Any) -> Parts:
 def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -> Any:
     """Call ``model`` with ``batch``: a mapping by keyword, a list or tuple by position, anything else as one argument.
 
-    Only what ``forward`` takes is passed; the rest are labels, or logged once. A ``PackedSequence`` is one argument,
+    Only what ``forward`` takes is passed; the rest are labels, or logged once. The key ``extras`` is for adaptors only. A ``PackedSequence`` is one argument,
     although it is a tuple. Tags are removed before the call.
 
     Raises: ``RunError`` if the signature of ``forward`` does not determine which items are its inputs.
@@ -88,18 +93,21 @@ def _moves_itself(value: Any) -> bool:
     return callable(getattr(value, "to", None)) and not isinstance(value, (type, torch.nn.Module))
 
 
+_REUSED = (list, dict)
+"""Containers that an adaptor may fill again for the next batch."""
+
 Adaptor = Callable[[Any, Any], Any]
 """``adaptor(batch, model_outputs)`` returns the outputs that the objective reads."""
 
 
 def owned(outputs: Any) -> Any:
-    """Return a copy of an adaptor's dict and of the lists in it; anything else is returned unchanged.
+    """Return a copy of an adaptor's dict and of the lists and dicts in it; anything else is returned unchanged.
 
     An adaptor may fill the same dict for each model and batch, and the teacher's outputs are used after the student has
     run.
     """
     if type(outputs) is dict:
-        return {key: list(value) if type(value) is list else value for key, value in outputs.items()}
+        return {key: type(value)(value) if type(value) in _REUSED else value for key, value in outputs.items()}
     if isinstance(outputs, Tagged):
         return Tagged(outputs.task, owned(outputs.value))
     return outputs
@@ -156,7 +164,7 @@ class Micro:
     It is deliberately a plain object: DDP copies and rebuilds containers in its arguments, but passes this through.
     """
 
-    __slots__ = ("batch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
+    __slots__ = ("batch", "epoch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
 
     def __init__(
         self,
@@ -167,6 +175,7 @@ class Micro:
         progress: float,
         step: int,
         total_steps: int,
+        epoch: int = 0,
         micro_batch: int = 0,
     ) -> None:
         self.batch = batch
@@ -175,6 +184,7 @@ class Micro:
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
+        self.epoch = epoch
         self.micro_batch = micro_batch
 
 
@@ -233,6 +243,7 @@ class TrainingModule(nn.Module):
             progress=micro.progress,
             step=micro.step,
             total_steps=micro.total_steps,
+            epoch=micro.epoch,
             micro_batch=micro.micro_batch,
         )
         return report

@@ -1,4 +1,4 @@
-"""Bounded JSON: a small file cannot take minutes or gigabytes, and nested text cannot exhaust the stack."""
+"""Parse JSON within bounds: a file cannot take minutes or gigabytes, and nested text cannot exhaust the stack."""
 
 from __future__ import annotations
 

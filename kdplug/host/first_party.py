@@ -1,4 +1,4 @@
-"""Entries of first-party packages, from which errors name a missing package. A test compares them with the metadata."""
+"""Names of the entries of first-party packages, so that an error can name the package to install. A test compares them with the metadata."""
 
 from __future__ import annotations
 

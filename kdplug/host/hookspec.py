@@ -60,7 +60,8 @@ def kdplug_weight_schedulers() -> Offers:  # type: ignore[empty-body]
 
 @hookspec
 def kdplug_temperature_schedulers() -> Offers:  # type: ignore[empty-body]
-    """Temperature schedulers: ``(student_logits, teacher_logits, temperature, *, settings) -> tensor over items``.
+    """Temperature schedulers: ``(student_logits, teacher_logits, temperature, *, settings) -> temperature``, one for
+    all items or one for each.
 
     ::
 

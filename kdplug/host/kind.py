@@ -62,6 +62,7 @@ _KD = ("student_logits", "teacher_logits", "temperature")
 _MATCH = ("student_features", "teacher_features", "mask")
 _FEATURES = ("student_features", "teacher_features")
 _MASKS = ("student_mask", "teacher_mask")
+_NAMED = ("student_extras", "teacher_extras", "student_parameters", "teacher_parameters")
 _COUNTS = ("student_layers", "teacher_layers")
 
 KINDS = MappingProxyType(
@@ -72,7 +73,7 @@ KINDS = MappingProxyType(
                 "losses",
                 "loss",
                 {
-                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "draw_seed"),
+                    "kd": (*_KD, "teacher_sparse", "mask", "labels", *_PROGRESS, "epoch", "draw_seed", *_NAMED),
                     "match": (
                         *_MATCH,
                         *_MASKS,
@@ -81,7 +82,9 @@ KINDS = MappingProxyType(
                         "labels",
                         "temperature",
                         *_PROGRESS,
+                        "epoch",
                         "draw_seed",
+                        *_NAMED,
                     ),
                 },
                 {"kd": _KD, "match": _MATCH},

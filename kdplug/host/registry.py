@@ -148,7 +148,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
         if len(chosen) == 1:
             return chosen[0]
         if chosen[0].origin == "local":
-            raise AmbiguousEntryError(f"{name!r} is registered in this process both as a kd loss and as a match loss")
+            raise AmbiguousEntryError(
+                f"{name!r} is registered in this process both as a kd loss and as a match loss. Rename one"
+            )
         listed = ", ".join(f"{e.qualified} ({e.version})" for e in chosen)
         raise AmbiguousEntryError(f"{name!r} is offered by {len(chosen)} packages: {listed}. Write one of these.")
 

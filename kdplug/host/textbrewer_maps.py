@@ -23,6 +23,7 @@ _NEUTRAL: dict[str, Any] = {
     "progress": 0.0,
     "step": 0,
     "total_steps": 0,
+    "epoch": 0,
     "draw_seed": 0,
 }
 

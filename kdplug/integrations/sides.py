@@ -46,7 +46,10 @@ def make_objective(
             field="distill_config",
         )
     if config.is_caching_logits:
-        raise ConfigError("a teacher cache needs kdplug's own loop (GeneralDistiller)", field="is_caching_logits")
+        raise ConfigError(
+            "only kdplug's own loop supports a teacher cache. Set it to false, or use GeneralDistiller",
+            field="is_caching_logits",
+        )
     models = {key: one.model for key, one in teachers.teachers.items()}
     matches = tuple(custom_matches)
     if len(models) == 1:

@@ -50,8 +50,9 @@ class Draws:
 def check_tensors(outputs: Outputs, owner: str) -> None:
     """Check the types of one side's tensors. ``owner`` is ``student`` or a teacher.
 
-    Raises: ``OutputsError`` for logits or features that are not dense floating-point tensors of at least 16 bits, and
-    for a mask or labels that are sparse, nested or complex.
+    Raises: ``OutputsError`` for logits or features that are not dense floating-point tensors of at least 16 bits, for
+    extras that are neither that nor dense integers or booleans, and for a mask or labels that are sparse, nested or
+    complex.
     """
     for key in ("logits", "hidden", "attention"):
         for place, value in enumerate(getattr(outputs, key) or ()):
@@ -59,6 +60,9 @@ def check_tensors(outputs: Outputs, owner: str) -> None:
             for tensor in tensors:
                 if isinstance(tensor, Tensor) and (_is_odd(tensor) or not _is_float(tensor)):
                     raise _odd(tensor, f"{owner}.{key}.{place}")
+    for name, tensor in (outputs.extras or {}).items():
+        if _is_odd(tensor) or not (_is_float(tensor) or _is_whole(tensor)):
+            raise _odd(tensor, f"{owner}.extras.{name}")
     for key in ("logits_mask", "inputs_mask", "labels"):
         values = getattr(outputs, key)
         for tensor in (values,) if isinstance(values, Tensor) else values or ():
@@ -72,6 +76,10 @@ def _is_odd(tensor: Tensor) -> bool:
 
 def _is_float(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype.itemsize > 1
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_quantized)
 
 
 def _kind(tensor: Tensor) -> str:
@@ -205,6 +213,7 @@ class Batch:
         "_masks",
         "_views",
         "draws",
+        "epoch",
         "looks",
         "progress",
         "step",
@@ -222,6 +231,7 @@ class Batch:
         step: int,
         total_steps: int,
         *,
+        epoch: int = 0,
         draws: Draws | None = None,
         looks: bool = True,
     ) -> None:
@@ -231,6 +241,7 @@ class Batch:
         self.progress = progress
         self.step = step
         self.total_steps = total_steps
+        self.epoch = epoch
         self.draws = Draws(step) if draws is None else draws
         self.looks = looks
         self._mask: Tensor | None = None
@@ -251,6 +262,7 @@ class Batch:
                 self.progress,
                 self.step,
                 self.total_steps,
+                epoch=self.epoch,
                 draws=self.draws,
                 looks=self.looks,
             )

@@ -124,13 +124,13 @@ class ConfiguredTerms(nn.ModuleDict):
 
     @property
     def names_modules(self) -> bool:
-        """Return whether a term, or an unexpanded layer map, uses module paths."""
+        """Return whether a term, or an unexpanded layer map, uses paths of modules, parameters or buffers."""
         written = [
             layer for _, features in self.on_features() for side in features.written.values() for layer in in_list(side)
         ]
-        return any(map(is_path, written)) or any(
-            one.layer_map.layer_S is not None or one.layer_map.layer_T is not None for one in self._waiting
-        )
+        if any(map(is_path, written)) or any(any(term.named.paths.values()) for term in self.terms()):
+            return True
+        return any(one.layer_map.layer_S is not None or one.layer_map.layer_T is not None for one in self._waiting)
 
     @property
     def waiting(self) -> tuple[LayerMap, ...]:
@@ -175,6 +175,9 @@ class ConfiguredTerms(nn.ModuleDict):
             assert term.teacher is not None
             with term.place.located():
                 features.connect(student, teachers[term.teacher])
+        for term in self.terms():
+            with term.place.located():
+                term.named.connect(student, teachers[term.teacher or 0])
         for waiting in self._waiting:
             with prefixed(*waiting.path):
                 waiting.connect(student, teachers[self._place(waiting)])

@@ -17,6 +17,7 @@ from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import ConfigError, KdplugError, OutputsError, ShapeError
 from kdplug.objective.batch import Batch, extended_hint, gathered
 from kdplug.objective.capture.path import Modules, Side
+from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
 from kdplug.objective.numerics import full, target
 from kdplug.objective.projection import (
     ProjectionPlan,
@@ -51,6 +52,8 @@ def layers(outputs: Outputs, feature: str, layer: Layers, side: str) -> tuple[Te
     Raises: ``OutputsError`` if the model returned no such feature, or nothing was captured; ``ConfigError`` if an index
     is out of range.
     """
+    if layer == ():
+        return ()
     if isinstance(layer, str):
         return (_captured(outputs, layer, side),)
     if isinstance(layer, tuple) and any(map(is_path, layer)):
@@ -126,24 +129,32 @@ class FeatureComparison(nn.Module):
     """Computes a loss on the features of two layers, or of two lists, after the projection of the student's.
 
     With ``waits``, the projection is built by ``materialize`` even if its widths are known, so that it matches the
-    features' device and precision. A loss that requests logits gets those of one head.
+    features' device and precision. A loss that requests logits gets those of one head. A term without layers reads only
+    what it names (``named``).
     """
 
     def __init__(
-        self, term: TermConfig, component: Component, temperature: Temperature, *, waits: bool = False
+        self,
+        term: TermConfig,
+        component: Component,
+        temperature: Temperature,
+        named: NamedInputs | None = None,
+        *,
+        waits: bool = False,
     ) -> None:
         super().__init__()
-        assert term.layer_S is not None
-        assert term.layer_T is not None
+        layer_student: Layers = () if term.layer_S is None else term.layer_S
+        layer_teacher: Layers = () if term.layer_T is None else term.layer_T
         self.term = term
+        self.named = named
         self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         self.feature = term.feature
-        self.written: dict[Side, Layers] = {"student": term.layer_S, "teacher": term.layer_T}
-        self.is_single = not is_listed(term.layer_S, term.layer_T)
+        self.written: dict[Side, Layers] = {"student": layer_student, "teacher": layer_teacher}
+        self.is_single = not is_listed(layer_student, layer_teacher)
         self.layer_student, self.layer_teacher = (
-            (term.layer_S, term.layer_T) if self.is_single else (in_list(term.layer_S), in_list(term.layer_T))
+            (layer_student, layer_teacher) if self.is_single else (in_list(layer_student), in_list(layer_teacher))
         )
         self.takes_any_layers = declares(component.entry.load(), ANY_LAYERS)
         self._check_counts()
@@ -174,9 +185,9 @@ class FeatureComparison(nn.Module):
         ours, theirs = in_list(self.layer_student), in_list(self.layer_teacher)
         if len(ours) != len(theirs) and not (self.takes_any_layers or is_glob(ours) or is_glob(theirs)):
             raise ConfigError(
-                f"layer_S is {len(ours)} layers ({', '.join(map(str, ours))}) and layer_T {len(theirs)} "
-                f"({', '.join(map(str, theirs))}). Their numbers must be equal, since {self.owner} does not declare "
-                "any_layers"
+                f"the number of layers in layer_S, {len(ours)} ({', '.join(map(str, ours))}), differs from that in layer_T, "
+                f"{len(theirs)} ({', '.join(map(str, theirs))}). List as many on both sides, or use a loss that takes lists of "
+                f"different lengths: it declares any_layers, which {self.owner} does not"
             )
 
     def _expanded(self, modules: Modules, layers: Layers, field: str) -> Layers:
@@ -196,10 +207,10 @@ class FeatureComparison(nn.Module):
         Raises: ``ShapeError`` for a feature without this axis.
         """
         student, teacher = self._student(batch), self._teacher(batch)
-        in_dim = [width_along(feature, axis, self.owner) for feature in student]
+        in_dim = [width_along(feature, axis, self.owner, field="") for feature in student]
         if self.plan is not None and self.plan.axis == axis:
             in_dim = [self.plan.width_after(teacher)] * len(student)
-        out_dim = [width_along(feature, axis, self.owner) for feature in teacher]
+        out_dim = [width_along(feature, axis, self.owner, field="") for feature in teacher]
         return {
             "in_dim": in_dim[0] if self.is_single else in_dim,
             "out_dim": out_dim[0] if self.is_single else out_dim,
@@ -220,9 +231,10 @@ class FeatureComparison(nn.Module):
         teacher = layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
         if self.plan is not None:
             student = self._projected(student, self.plan, batch)
-        if not batch.autocast(student[0]):
+        one = student[0] if student or self.named is None else self.named.any_tensor(batch)
+        if not batch.autocast(one):
             return self._compared(student, teacher, batch, weight)
-        with torch.autocast(student[0].device.type, enabled=False):
+        with torch.autocast(one.device.type, enabled=False):
             return self._compared(student, teacher, batch, weight)
 
     def read(self, batch: Batch) -> list[Tensor]:
@@ -326,6 +338,8 @@ class FeatureComparison(nn.Module):
         masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
         if self.plan is not None:
             return self.plan.explain(teacher[0]) + extended_hint(*masks)
+        if not student:
+            return extended_hint(*masks)
         own, theirs = student[0].shape[-1:], teacher[0].shape[-1:]
         if self.feature != "hidden" or own == theirs:
             return extended_hint(*masks)
@@ -380,6 +394,14 @@ def _temperature(compared: FeatureInputs) -> float | Tensor:
     return temperature.of(*comparison.logits(batch), batch)
 
 
+def _named(name: str) -> Callable[[FeatureInputs], Any]:
+    def read(compared: FeatureInputs) -> dict[str, Tensor]:
+        assert compared.comparison.named is not None
+        return compared.comparison.named.read(name, compared.batch)
+
+    return read
+
+
 _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "student_features": _student_features,
     "teacher_features": _teacher_features,
@@ -393,6 +415,8 @@ _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "epoch": attrgetter("batch.epoch"),
     "draw_seed": _draw_seed,
+    **{name: _named(name) for name in NAMED_INPUTS},
 }
 """The inputs available to a loss on features. Only requested inputs are computed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,16 @@ from kdplug.objective.chunked.factored_kd import combined, compared
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.numerics import connected_zero, full, target
 from kdplug.objective.report import TermValue, over_heads
-from kdplug.objective.selection import HeadLogits, check_pair, head_masks, is_ignored, select, select_several
+from kdplug.objective.selection import (
+    HeadLogits,
+    MultiTeacherLogits,
+    check_pair,
+    head_masks,
+    is_ignored,
+    select,
+    select_several,
+)
+from kdplug.objective.sequences import flatten
 from kdplug.objective.teacher import Combiner, Names, place_of, side
 from kdplug.objective.term import term_value
 
@@ -67,7 +76,7 @@ class Vocabulary:
             )
         classes = min(ours[-1], theirs[-1])
         self._tell(ours[-1], theirs[-1])
-        return HeadLogits(_first(pair.student, classes), _first(pair.teacher, classes), pair.labels)
+        return pair._replace(student=_first(pair.student, classes), teacher=_first(pair.teacher, classes))
 
     def _tell(self, ours: int, theirs: int) -> None:
         if (ours, theirs) not in self._told:
@@ -130,7 +139,7 @@ class LogitComparison(nn.Module):
 
         Raises: ``OutputsError`` if logits, labels or masks are missing or differ in number; ``ShapeError``.
         """
-        pairs = self._pairs(batch) if self.combiner is None else self._combined(batch, self.combiner)
+        pairs = self._pairs(batch) if self.combiner is None else self._combined(batch)
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
         return over_heads([self._compared(pair, batch, weight) for pair in pairs])
@@ -153,6 +162,11 @@ class LogitComparison(nn.Module):
         student, labels, mine = self._student(batch)
         teacher, theirs = self._teacher(batch, 0, len(student))
         pairs = map(HeadLogits, student, teacher, labels)
+        if self.logit_loss.takes_sequences:
+            return [
+                self._in_sequences((own, other), label, masks)
+                for own, other, label, *masks in zip(student, teacher, labels, mine, theirs, strict=True)
+            ]
         if batch.student.logits_mask is None and batch.teacher.logits_mask is None:
             return list(pairs)
         return [
@@ -160,7 +174,7 @@ class LogitComparison(nn.Module):
             for pair, own, other in zip(pairs, mine, theirs, strict=True)
         ]
 
-    def _combined(self, batch: Batch, combiner: Combiner) -> list[HeadLogits]:
+    def _combined(self, batch: Batch) -> list[HeadLogits]:
         """Return the selected items of each head, each teacher with its own mask, with the teachers' logits combined."""
         student, labels, mine = self._student(batch)
         read = [self._teacher(batch, place, len(student)) for place in range(len(batch.teachers))]
@@ -168,6 +182,9 @@ class LogitComparison(nn.Module):
         masks = zip(*(masks for _, masks in read), strict=True)
         found = []
         for own, theirs, label, mask, their_masks in zip(student, teachers, labels, mine, masks, strict=True):
+            if self.logit_loss.takes_sequences:
+                found.append(self._in_sequences((own, *theirs), label, (mask, *their_masks), batch))
+                continue
             effective = [self._effective(one, logits) for one, logits in zip(their_masks, theirs, strict=True)]
             chosen = select_several(
                 own,
@@ -177,12 +194,29 @@ class LogitComparison(nn.Module):
                 teacher_masks=effective,
                 names=self.teachers,
             )
-            found.append(
-                combined(chosen, combiner, self.logit_loss, batch, self.chunk)
-                if chosen.student.shape.numel()
-                else chosen.first
-            )
+            found.append(self._combined_items(chosen, batch))
         return found
+
+    def _combined_items(self, group: MultiTeacherLogits, batch: Batch) -> HeadLogits:
+        assert self.combiner is not None
+        if not group.student.shape.numel():
+            return group.first
+        return combined(group, self.combiner, self.logit_loss, batch, self.chunk)
+
+    def _in_sequences(
+        self,
+        sides: tuple[Logits, ...],
+        labels: Tensor | None,
+        masks: Sequence[Tensor | None],
+        batch: Batch | None = None,
+    ) -> HeadLogits:
+        """Return the selected items with their places. With a ``batch``, several teachers' logits are combined."""
+        flat = flatten(sides, masks, ("student", *self.sides), labels, self.owner)
+        own, *theirs = flat.sides
+        if batch is None:
+            return HeadLogits(own, theirs[0], flat.labels, sequences=flat.sequences)
+        pair = self._combined_items(MultiTeacherLogits(own, tuple(theirs), flat.labels), batch)
+        return pair._replace(sequences=flat.sequences)
 
     def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """Return logits, labels and masks of the heads that are compared."""
@@ -240,7 +274,10 @@ class LogitComparison(nn.Module):
         labels = student.labels
         if labels is None:
             if self.logit_loss.shifts:
-                raise OutputsError("needs labels, but the student returned none", field="probability_shift")
+                raise OutputsError(
+                    "needs labels, but the student returned none. Set it to false, or return them",
+                    field="probability_shift",
+                )
             return (None,) * heads
         if len(labels) != heads:
             raise OutputsError(
@@ -268,9 +305,11 @@ class LogitComparison(nn.Module):
         check_pair(pair, is_across=self.logit_loss.is_across)
         if differs:
             self.logit_loss.check_classes(pair)
-        student, teacher, labels, _ = pair
+        student, teacher, labels, *_ = pair
         if not student.shape.numel():
-            return TermValue(connected_zero([*_tensors(student), *self._trained()]), 0, weight)
+            named = self.logit_loss.named
+            read = [] if named is None else named.student_tensors(batch)
+            return TermValue(connected_zero([*_tensors(student), *read, *self._trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)
         if 1 in (student.shape[-1], teacher.shape[-1]):
             self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")

@@ -9,14 +9,23 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kdplug.contracts.loss import ACROSS_VOCABULARIES, COARSENS, TAKES_NUMBERS, declares, reduction_of
+from kdplug.contracts.loss import (
+    ACROSS_VOCABULARIES,
+    COARSENS,
+    TAKES_NUMBERS,
+    WHOLE_SEQUENCES,
+    declares,
+    reduction_of,
+)
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
+from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import HeadLogits, shift
+from kdplug.objective.sequences import Sequences
 
 
 class LogitLoss:
@@ -27,11 +36,17 @@ class LogitLoss:
     temperature gives each side's exact probabilities of these categories.
     """
 
-    def __init__(self, component: Component, temperature: Temperature, *, shifts: bool) -> None:
+    def __init__(
+        self, component: Component, temperature: Temperature, *, shifts: bool, named: NamedInputs | None = None
+    ) -> None:
+        self.named = named
         self.target: Any = component.target
         self.inputs = component.inputs
         steady: dict[str, Callable[[LogitInputs], Any]] = {"temperature": attrgetter("loss.temperature.base")}
-        getters = {**_GETTERS, **(steady if temperature.scheduler is None else {})}
+        declared = component.entry.load()
+        self.takes_sequences = declares(declared, WHOLE_SEQUENCES)
+        of_kind = _OF_SEQUENCES if self.takes_sequences else {}
+        getters = {**_GETTERS, **of_kind, **(steady if temperature.scheduler is None else {})}
         self.getters = tuple(getters[name] for name in self.inputs)
         self.owner = component.entry.qualified
         self.temperature = temperature
@@ -42,7 +57,18 @@ class LogitLoss:
         self.draws = "draw_seed" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self.rows = closed_form_of(component)
-        declared = component.entry.load()
+        self.reads_whole_batch = named is not None and bool(named.inputs)
+        """True if the loss reads tensors that cannot be divided among chunks of items."""
+        if self.rows is not None and self.reads_whole_batch:
+            raise SignatureError(
+                f"{self.owner} requests {', '.join(sorted(NAMED_INPUTS.intersection(self.inputs)))} and declares a closed form, "
+                "which gets neither extras nor parameters. Remove the declaration"
+            )
+        if self.takes_sequences and self.rows is not None:
+            raise SignatureError(
+                f"{self.owner} declares whole_sequences and closed_form, but a closed form computes each item by itself. "
+                "Remove one of the declarations"
+            )
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)
@@ -61,7 +87,8 @@ class LogitLoss:
             )
         if self.shifts and pair.labels is not None:
             raise OutputsError(
-                f"needs the teacher's logit at the student's label, but {sizes}", field="probability_shift"
+                f"needs the teacher's logit at the student's label, but {sizes}. Set it to false",
+                field="probability_shift",
             )
 
     def check(self, teacher: Tensor | SparseLogits | Any, labels: Tensor | None) -> None:
@@ -77,7 +104,8 @@ class LogitLoss:
         self._check_sparse(teacher)
         if self.shifts and labels is not None:
             raise OutputsError(
-                "needs the teacher's logit at each label, but SparseLogits may not contain it",
+                "needs the teacher's logit at each label, which SparseLogits do not always contain. Set it to false, or "
+                "return or store dense logits",
                 field="probability_shift",
             )
         if not self.takes_sparse:
@@ -93,7 +121,7 @@ class LogitLoss:
         if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
             raise OutputsError(
                 f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-                "a tail cannot be converted to another one. Change the temperature, or rebuild the SparseLogits",
+                "a tail cannot be converted to another temperature. Use that temperature, or rebuild the SparseLogits",
                 field="temperature",
             )
 
@@ -151,7 +179,14 @@ class LogitLoss:
         """Call the loss on a pair of tensors, at the temperature of the pair if it has one."""
         assert isinstance(pair.student, Tensor)
         assert isinstance(pair.teacher, Tensor)
-        return self(pair.student, pair.teacher, pair.labels, batch, pair.temperature)
+        return self(
+            pair.student,
+            pair.teacher,
+            pair.labels,
+            batch,
+            temperature=pair.temperature,
+            sequences=pair.sequences,
+        )
 
     def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's logits, after ``probability_shift`` if it is enabled."""
@@ -163,11 +198,14 @@ class LogitLoss:
         teacher: Tensor | SparseLogits,
         labels: Tensor | None,
         batch: Batch,
+        *,
         temperature: Tensor | float | None = None,
+        sequences: Sequences | None = None,
     ) -> Any:
         """Call the loss on logits in float32 or wider, outside autocast.
 
-        ``temperature`` replaces the scheduled one.
+        ``temperature`` replaces the scheduled one. A loss that declares ``whole_sequences`` needs ``sequences``, the
+        places of the items.
 
         Raises: the errors of the loss, with the path of its key.
         """
@@ -180,7 +218,7 @@ class LogitLoss:
         else:
             student, dense = topk_tail_student(student, teacher), topk_tail_teacher(teacher)
         draw_seed = batch.draws.next() if self.draws else 0
-        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature)
+        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature, sequences)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -188,7 +226,7 @@ class LogitLoss:
             raise error.at("loss") from error.__cause__
 
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
-        """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and write the gradient over ``student``.
+        """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and overwrite ``student`` with the gradient.
 
         Raises: the errors of the closed form, with the path of the loss; ``SignatureError`` for values that are not
         ``[n]``.
@@ -227,6 +265,7 @@ class LogitInputs(NamedTuple):
     batch: Batch
     draw_seed: int = 0
     temperature: Tensor | float | None = None
+    sequences: Sequences | None = None
 
 
 def _temperature(compared: LogitInputs) -> float | Tensor:
@@ -236,6 +275,14 @@ def _temperature(compared: LogitInputs) -> float | Tensor:
     if compared.teacher is None:
         return temperature.base
     return temperature.of(compared.student, compared.teacher, compared.batch)
+
+
+def _named(name: str) -> Callable[[LogitInputs], Any]:
+    def read(compared: LogitInputs) -> dict[str, Tensor]:
+        assert compared.loss.named is not None
+        return compared.loss.named.read(name, compared.batch)
+
+    return read
 
 
 def _no_mask(_: LogitInputs) -> None:
@@ -252,6 +299,48 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
+    "epoch": attrgetter("batch.epoch"),
     "draw_seed": attrgetter("draw_seed"),
+    **{name: _named(name) for name in NAMED_INPUTS},
 }
 """The inputs available to the kd loss. Only requested inputs are computed."""
+
+
+def _sequences(compared: LogitInputs) -> Sequences:
+    assert compared.sequences is not None
+    return compared.sequences
+
+
+def _student_in_sequences(compared: LogitInputs) -> Tensor:
+    return _sequences(compared).padded(compared.student, 0.0)
+
+
+def _teacher_in_sequences(compared: LogitInputs) -> Tensor | None:
+    return None if compared.teacher is None else _sequences(compared).padded(compared.teacher, 0.0)
+
+
+def _sparse_in_sequences(compared: LogitInputs) -> SparseLogits | None:
+    return None if compared.sparse is None else _sequences(compared).padded_sparse(compared.sparse)
+
+
+def _labels_in_sequences(compared: LogitInputs) -> Tensor | None:
+    return None if compared.labels is None else _sequences(compared).padded_labels(compared.labels)
+
+
+def _temperature_in_sequences(compared: LogitInputs) -> float | Tensor:
+    """Return the temperature, scheduled on the selected items; other places hold the base temperature."""
+    found = _temperature(compared)
+    if not isinstance(found, Tensor) or not found.dim():
+        return found
+    return _sequences(compared).padded(found, compared.loss.temperature.base)
+
+
+_OF_SEQUENCES: Mapping[str, Callable[[LogitInputs], Any]] = {
+    "student_logits": _student_in_sequences,
+    "teacher_logits": _teacher_in_sequences,
+    "teacher_sparse": _sparse_in_sequences,
+    "temperature": _temperature_in_sequences,
+    "mask": attrgetter("sequences.mask"),
+    "labels": _labels_in_sequences,
+}
+"""Inputs of a loss that declares ``whole_sequences``, which replace those above."""

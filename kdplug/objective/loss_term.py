@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
+from kdplug.config.term import NO_SCHEDULER
+from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
+from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
 from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
 from kdplug.objective.logit_comparison import LogitComparison
 from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.named_inputs import NamedInputs
 from kdplug.objective.numerics import connected_zero
 from kdplug.objective.projection import declared_axis, not_built
 from kdplug.objective.report import TermValue
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from kdplug.host.component import Component
 
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
+_LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
 
 
 def _check_needs_no_width(component: Component) -> None:
@@ -37,8 +42,19 @@ def _check_needs_no_width(component: Component) -> None:
         )
 
 
+def _check_on_features(component: Component) -> None:
+    if declares(component.entry.load(), WHOLE_SEQUENCES):
+        raise SignatureError(
+            f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. In a term with layers, "
+            "logits are whole in any case, and no place is filled with 0: remove the declaration, or the layers",
+            field="loss",
+        )
+
+
 class LossTerm(nn.Module):
     """A loss of the config, its weight, and what it compares: ``logits`` or ``features``, of which one is ``None``.
+
+    A loss that requests extras or parameters and no logits has ``features``, if without layers.
 
     ``place`` is where the config writes the term. ``teacher`` is the index of the teacher that the term reads, or ``None``
     if it reads all of them, combined. Errors name keys of the term; the caller completes them with ``place``.
@@ -57,25 +73,32 @@ class LossTerm(nn.Module):
         self.inputs = component.inputs
         self.owner = component.entry.qualified
         base, scheduler = config.temperature_of(term)
-        is_used = term.slot == "kd" or "temperature" in self.inputs
+        self.named = NamedInputs(written, self.inputs, self.owner)
+        on_logits = term.slot == "kd" and not (self.named.inputs and _LOGITS.isdisjoint(self.inputs))
+        is_used = on_logits or "temperature" in self.inputs
         self.temperature = Temperature(base, scheduler if is_used else None)
         self.logits: LogitComparison | None = None
         self.features: FeatureComparison | None = None
         self.teacher: int | None = None
-        if term.slot == "match":
+        if term.slot == "kd":
+            _check_needs_no_width(component)
+        if not on_logits:
+            _check_on_features(component)
             self.teacher = place_of(term.teacher, teachers)
-            self.features = FeatureComparison(term, component, self.temperature, waits=waits)
+            self.features = FeatureComparison(term, component, self.temperature, self.named, waits=waits)
             self._compare = self.features.value
         else:
-            _check_needs_no_width(component)
-            self.teacher = None if term.teacher is None and len(teachers) > 1 else place_of(term.teacher, teachers)
+            is_combined = term.teacher is None and len(teachers) > 1 and not self.named.reads_teacher
+            self.teacher = None if is_combined else place_of(term.teacher, teachers)
             try:
-                loss = LogitLoss(component, self.temperature, shifts=config.probability_shift)
+                loss = LogitLoss(component, self.temperature, shifts=config.probability_shift, named=self.named)
             except KdplugError as error:
                 raise error.at("loss") from error.__cause__
             self.logits = LogitComparison(written, loss, config, teachers, self._trained)
             self._compare = self.logits.value
-        self._check_options(component)
+        self._check_effect(component)
+        if self.teacher is not None:
+            self.named.name_teacher(self.teacher, teachers)
 
     @property
     def weight(self) -> float:
@@ -95,8 +118,16 @@ class LossTerm(nn.Module):
         """Return whether the term reads logits."""
         return self.logits is not None or (self.features is not None and self.features.wants_logits)
 
-    def _check_options(self, component: Component) -> None:
-        """Raise ``ConfigError`` for options of a loss without parameters."""
+    def _check_effect(self, component: Component) -> None:
+        """Raise ``ConfigError`` for a key of the term that its loss does not use."""
+        unread: dict[str, str] = {}
+        if self.config.slot == "match" and "temperature" not in self.inputs:
+            unread |= dict.fromkeys(("temperature", "temperature_scheduler"), "temperature")
+        if not self.reads_logits:
+            unread |= dict.fromkeys(("head_S", "head_T"), "logits")
+        for key, name in unread.items():
+            if getattr(self.config, key) not in (None, NO_SCHEDULER):
+                raise ConfigError(f"has no effect: {self.owner} does not request {name}", field=key)
         trained = component.widths or (isinstance(self.loss, nn.Module) and any(True for _ in self.loss.parameters()))
         if self.config.loss_options and not trained:
             raise ConfigError(f"has no effect: {self.owner} has no parameters to train", field="loss_options")
@@ -164,6 +195,8 @@ class LossTerm(nn.Module):
             yield "logits_mask"
         if self.wants_labels:
             yield "labels"
+        if self.named.extras:
+            yield EXTRAS
         if self.features is None:
             return
         if self.features.feature == "attention" or any(
@@ -183,16 +216,18 @@ class LossTerm(nn.Module):
 
     def student_tensors(self, batch: Batch) -> list[Tensor]:
         """Return the student tensors that the term reads."""
+        named = self.named.student_tensors(batch)
         if self.logits is not None:
-            return self.logits.student_tensors(batch)
+            return [*self.logits.student_tensors(batch), *named]
         assert self.features is not None
-        return self.features.read(batch)
+        return [*self.features.read(batch), *named]
 
     def skipped(self, batch: Batch) -> Tensor:
         """Return a 0 that is connected to the student tensors and the parameters that ``value`` would use."""
         comparison = self.features if self.logits is None else self.logits
         assert comparison is not None
-        return connected_zero([*comparison.read(batch), *self.parameters()])
+        named = self.named.student_tensors(batch)
+        return connected_zero([*comparison.read(batch), *named, *self.parameters()])
 
     def _trained(self) -> Iterator[nn.Parameter]:
         return (parameter for parameter in self.parameters() if parameter.requires_grad)

@@ -63,7 +63,7 @@ class Objective(nn.Module):
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
-            raise ConfigError("every weight is 0: nothing to train")
+            raise ConfigError("every weight is 0, so there is nothing to train. Set one above 0")
 
     @property
     def config(self) -> DistillationConfig:
@@ -77,7 +77,7 @@ class Objective(nn.Module):
 
     @property
     def needs_materialize(self) -> bool:
-        """Return whether a projection's width or a layer map's number of layers is still unknown."""
+        """True if a width of a projection or loss, or a layer map's number of layers, is still unknown."""
         return self.configured.needs_materialize
 
     def paths(self, side: Side, place: int = 0) -> tuple[str, ...]:
@@ -89,11 +89,12 @@ class Objective(nn.Module):
         )
 
     def connect(self, student: nn.Module | None = None, teacher: Models = None) -> None:
-        """Resolve every module path of the config in the models; expand globs, and layer maps that use paths.
+        """Resolve every path of the config in the models; expand globs, and layer maps that use paths.
 
-        ``teacher`` is the teacher, or several as a list or by key. The paths of an omitted side stay unchanged.
+        Terms then read parameters and buffers of these models. ``teacher`` is the teacher, or several as a list or by key. The paths of an omitted side stay unchanged.
 
-        Raises: ``ConfigError`` with the path of the field, and the nearest real module paths, if there is no such module.
+        Raises: ``ConfigError`` with the path of the field, and the nearest real paths, if there is no such module,
+        parameter or buffer.
         """
         if not self.configured.names_modules:
             return
@@ -124,8 +125,8 @@ class Objective(nn.Module):
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
     def materialize(self, student: object, teacher: object = None) -> None:
-        """Build projections whose widths are ``auto`` from the outputs for one batch, and count layers for unexpanded
-        layer maps. Existing projections are kept.
+        """Build projections whose widths are ``auto`` and losses that take widths from the outputs for one batch, and count
+        layers for unexpanded layer maps. Existing modules are kept.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
@@ -155,12 +156,14 @@ class Objective(nn.Module):
         step: int = 0,
         total_steps: int = 0,
         *,
+        epoch: int = 0,
         micro_batch: int | None = None,
     ) -> LossReport:
         """Return the loss of one batch, and each of its terms.
 
         ``student`` and ``teacher`` are adaptor results, or anything that ``Outputs.read`` accepts; several teachers are
         a list, or a mapping by key. ``progress`` is the fraction of the run done, in [0, 1], before this step.
+        ``epoch`` is the number of passes over the data that are done.
         ``micro_batch`` numbers this batch among all batches of the step, on all processes, so that losses with random
         draws differ between them. ``None`` counts the calls of a step, which suffices in one process.
 
@@ -183,6 +186,7 @@ class Objective(nn.Module):
             progress,
             step,
             total_steps,
+            epoch=epoch,
             draws=Draws(step, self._calls_before(step) if micro_batch is None else micro_batch),
             looks=not self._has_looked,
         )
@@ -314,4 +318,6 @@ def _check_names(terms: Sequence[Term]) -> None:
     names = [term.name for term in terms]
     for term in terms:
         if isinstance(term, CustomTerm) and names.count(term.name) > 1:
-            raise ConfigError(f"{term.name!r} is already the name of another term", field="custom_matches")
+            raise ConfigError(
+                f"{term.name!r} is already the name of another term. Choose another name", field="custom_matches"
+            )

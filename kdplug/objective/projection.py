@@ -109,13 +109,17 @@ def declared_axis(entry: Any, owner: str) -> int:
     return axis
 
 
-def width_along(feature: Tensor, axis: int, owner: str) -> int:
+def width_along(feature: Tensor, axis: int, owner: str, *, field: str = "proj") -> int:
     """Return the size of ``axis``.
 
-    Raises: ``ShapeError`` if the feature has no such axis.
+    Raises: ``ShapeError`` if the feature has no such axis, with the key that names the owner as its field.
     """
     if not -feature.dim() <= axis < feature.dim():
-        raise ShapeError(f"{owner} maps axis {axis}, but a feature is {list(feature.shape)}", field="proj")
+        raise ShapeError(
+            f"{owner} declares axis {axis}, but a feature of shape {list(feature.shape)} has no such axis. Choose layers whose "
+            "features have it",
+            field=field,
+        )
     return feature.shape[axis]
 
 

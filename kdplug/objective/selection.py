@@ -12,6 +12,7 @@ from kdplug.contracts.item import keep
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.objective.batch import extended_hint, places_that_count
+from kdplug.objective.sequences import Sequences
 from kdplug.objective.teacher import Names, side
 
 if TYPE_CHECKING:
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 class HeadLogits(NamedTuple):
     """One head's logits, student and teacher, with their labels.
 
-    ``temperature`` is the temperature for the comparison if the teacher's logits were made for it, otherwise ``None``.
+    ``temperature`` is the one at which several teachers' logits were combined, which the loss must use too; ``None`` if the
+    loss determines it. ``sequences`` are the places of the items, for a loss that declares ``whole_sequences``.
     """
 
     student: Logits
     teacher: Logits
     labels: Tensor | None
     temperature: Tensor | float | None = None
+    sequences: Sequences | None = None
 
 
 def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, ...]:
@@ -56,7 +59,7 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
     Raises: ``ShapeError``; ``OutputsError`` for a mask that holds a value other than 0 and 1.
     """
-    student, teacher, labels, _ = pair
+    student, teacher, labels, *_ = pair
     if student_mask is None and teacher_mask is None:
         return pair
     _check_labels(pair)
@@ -144,7 +147,7 @@ def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
 
     ``is_across`` allows different numbers of classes.
     """
-    student, teacher, labels, _ = pair
+    student, teacher, labels, *_ = pair
     is_free = is_across and len(teacher.shape) > 0 and student.shape[:-1] == teacher.shape[:-1]
     if (student.shape != teacher.shape and not is_free) or not student.shape:
         raise ShapeError(
@@ -157,7 +160,7 @@ def check_pair(pair: HeadLogits, *, is_across: bool = False) -> None:
 
 
 def is_ignored(mask: Tensor, logits: Logits) -> bool:
-    """Return whether this is TextBrewer's case of a ``[batch, length]`` mask with ``[batch, classes]`` logits."""
+    """Return whether the mask has no effect, as in TextBrewer: a ``[batch, length]`` mask with ``[batch, classes]`` logits."""
     return mask.dim() == 2 and len(logits.shape) == 2 and mask.shape[0] == logits.shape[0]
 
 

@@ -66,6 +66,7 @@ class TaskObjective(nn.Module):
         step: int = 0,
         total_steps: int = 0,
         *,
+        epoch: int = 0,
         micro_batch: int | None = None,
     ) -> LossReport:
         """Return the loss of one batch of one task. Its terms are named ``task/term``.
@@ -79,6 +80,7 @@ class TaskObjective(nn.Module):
                 progress=progress,
                 step=step,
                 total_steps=total_steps,
+                epoch=epoch,
                 micro_batch=micro_batch,
             )
         except KdplugError as error:

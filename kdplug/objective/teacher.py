@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kdplug.contracts.outputs import Outputs
-from kdplug.contracts.vocabulary import ADAPTOR_KEYS
+from kdplug.contracts.vocabulary import OUTPUT_KEYS
 from kdplug.errors import ConfigError, KdplugError, OutputsError, RunError, ShapeError, SignatureError, did_you_mean
 from kdplug.host import registry
 from kdplug.objective.batch import Batch
@@ -210,7 +210,7 @@ Names = tuple[str, ...]
 _STUDENT = "student"
 """No key of a teacher: a term may name the student by it."""
 
-_KEYS = frozenset(ADAPTOR_KEYS)
+_KEYS = frozenset(OUTPUT_KEYS)
 
 
 def teacher_names(teachers: int | Sequence[str]) -> Names:

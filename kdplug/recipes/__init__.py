@@ -1,1 +1,1 @@
-"""Run a recipe: train a teacher, distil it, compare with the same student without distillation."""
+"""Run a recipe: train the teacher if necessary, distil it, and compare with the same student without distillation."""

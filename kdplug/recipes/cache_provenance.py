@@ -1,4 +1,4 @@
-"""Provenance of a recipe's teacher cache: the teacher's metrics, their test part, and the fingerprint of its settings."""
+"""Provenance of a recipe's teacher cache: the teacher's metrics, the test data they were measured on, and its settings."""
 
 from __future__ import annotations
 

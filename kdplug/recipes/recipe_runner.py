@@ -1,4 +1,4 @@
-"""Builds and trains the three models of a recipe: teacher, distilled student, and student without distillation."""
+"""Build and train the three models of a recipe: teacher, distilled student, and student without distillation."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ class RecipeRunner:
         return test_loader(self.task, batch_size=self.recipe.training.eval_batch_size or self.eval_batch(*models)[0])
 
     def eval_batch(self, *models: nn.Module) -> tuple[int, int]:
-        """Return the batch size for evaluations of ``models``, and the bytes of outputs for one such batch.
+        """Return the batch size for evaluations of ``models``, and the size in bytes of the outputs for one such batch.
 
         Raises: ``RunError`` if the test part is empty.
         """

@@ -49,7 +49,7 @@ _TRIED = 64
 
 
 def eval_bytes(task: Task, model: nn.Module) -> int:
-    """Measure the bytes of a model's full outputs for one test example, the longest of the first 64."""
+    """Measure the size in bytes of a model's full outputs for one test example, the longest of the first 64."""
     data: Any = task.data("test")
     with busy("Measuring the size of outputs"), modes(evaluating=model), torch.no_grad():
         batches = [task.collate([data[place]]) for place in range(min(_TRIED, len(data)))]
@@ -70,7 +70,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def size_on_disk(model: nn.Module) -> int:
-    """Return the bytes of the model's weights and buffers in safetensors, without header; shared memory counts once."""
+    """Return the size in bytes of the model as safetensors, without the header; shared memory counts once."""
     tensors = [value for value in model.state_dict().values() if isinstance(value, Tensor)]
     storages = [tensor.untyped_storage() for tensor in tensors]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}.values())
@@ -93,7 +93,7 @@ def measure_speed(task: Task, models: Sequence[nn.Module], loader: DataLoader[An
     """Measure each model on the first examples of the loader's dataset, one batch of them.
 
     The models take turns, and the minimum over the rounds is reported: other load on the machine only adds time, and
-    periodic load can hit the same model in each round, which biases a median.
+    load that recurs can hit the same model in most rounds, which biases the median but not the minimum.
     """
     with busy("Measuring the speed of the models"):
         return _measured(task, models, loader)

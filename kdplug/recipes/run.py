@@ -118,7 +118,7 @@ def run_recipe(
     resume_changed: bool = False,
     overwrite: bool = False,
 ) -> RecipeResult:
-    """Train the teacher, distil it into the student, train the same student without it, and compare the three.
+    """Train the teacher if necessary, distil it into a student, train the same student without it, and compare all three.
 
     Writes ``kdplug-run.json``, ``metrics.json``, ``student.safetensors``, its ``SHA256SUMS`` and ``curves.png`` to the
     recipe's ``output_dir``. Checkpoints and logs of the three training runs go to the

@@ -92,6 +92,7 @@ class Sample:
             "progress": 0.5,
             "step": 5,
             "total_steps": 10,
+            "epoch": 1,
             "draw_seed": self.draw_seed,
         }
 

@@ -45,7 +45,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 HUGE = {
     "layers": ({"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000: kdplug builds models of at most 4,096"),
     "labels": ({"id2label": None, "num_labels": 10**12}, "has num_labels 1000000000000: kdplug builds models of at most"),
-    "vocabulary": ({"vocab_size": 10**9}, r"describes a model of 16,000,\d+,\d+ parameters, but its safetensors files have"),
+    "vocabulary": ({"vocab_size": 10**9}, r"describes a model of 16,000,\d+,\d+ parameters, but its safetensors files have only"),
     "width": ({"hidden_size": 10**8, "num_attention_heads": 1}, "describes a model of"),
     "layers of a part": ({"part": {"encoder_layers": 10**8}}, "has encoder_layers 100000000: "),
     "depths": ({"depths": [1, 10**9]}, "has depths 1000000000: "),
@@ -198,7 +198,7 @@ def test_layers_cannot_be_taken_from_a_model_that_does_not_count_them(folder: Pa
     [
         (
             ["POS", "Neg"],
-            r"^task\.labels: is not in the order of the teacher's outputs, neg, pos: 'POS' is at position 0",
+            r"^task\.labels: is not in the order of the teacher's outputs: neg, pos\. labels\[0\] is 'POS', which is output 1",
         ),
         (["pos ", " neg"], r"^task\.labels: is not in the order"),
         (["pos", "negative"], r"^task\.labels: is not in the order"),

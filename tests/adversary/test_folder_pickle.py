@@ -140,5 +140,5 @@ def test_postscript_in_a_picture(pictures, interpreted, source):
     data = {"train": folder, "test": 0.5} if source == "files" else {"dataset": folder, "train": "train", "test": 0.5}
     pictures.change("config.json", id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1})
     settings = {"task": "image-classification", "student": {"config": {"depths": [1, 1]}}, "data": data}
-    pictures.refused("it cannot be read as an image", **settings)
+    pictures.refused("the image cannot be read", **settings)
     assert interpreted == []

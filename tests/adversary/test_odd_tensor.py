@@ -44,6 +44,17 @@ def test_logits_and_features_are_dense_floating_point_tensors(side, key, kind):
 
 
 @pytest.mark.attack("logits or features that are no dense floating-point tensor")
+@pytest.mark.parametrize("kind", ["complex", "float8", "sparse", "nested"])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_extras_are_dense_and_real(side, kind):
+    whole = outputs(extras={"values": torch.randn(4, 2)})
+    odd = outputs(extras={"values": ODD[kind](torch.randn(4, 2, 2))})
+    with pytest.raises(OutputsError, match=rf"^{side}\.extras\.values: must be a dense floating-point tensor"):
+        call(*((odd, whole) if side == "student" else (whole, odd)))
+    call(*((outputs(extras={"ids": torch.arange(4)}), whole) if side == "student" else (whole, outputs())))
+
+
+@pytest.mark.attack("logits or features that are no dense floating-point tensor")
 @pytest.mark.parametrize("key", ["logits_mask", "inputs_mask", "labels"])
 @pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda tensor: tensor.to(torch.complex64)])
 def test_masks_and_labels_are_dense_and_real(key, make):

@@ -116,7 +116,7 @@ def rows(first: str, *others: str) -> str:
 
 
 DATA: dict[str, tuple[str, bytes | str, str]] = {
-    "semicolons": ("a.csv", rows("text;label", "good;pos", "bad;neg"), r'holds ";"\. .* set data\.delimiter: ";"'),
+    "semicolons": ("a.csv", rows("text;label", "good;pos", "bad;neg"), r'contains ";"\. .* set data\.delimiter: ";"'),
     "semicolons and commas": (
         "a.csv",
         rows("label;text", "pos;a good, nice film", "neg;bad"),
@@ -138,9 +138,13 @@ DATA: dict[str, tuple[str, bytes | str, str]] = {
     ),
     "number of many digits": ("a.jsonl", '{"text": "a", "label": ' + "9" * DEEP + "}", "line 1 is not valid JSON"),
     "line that is cut": ("a.jsonl", '{"text": "a", "lab', "line 1 is not valid JSON"),
-    "Parquet that is cut": ("a.parquet", b"PAR1abc", "it is not a Parquet file"),
-    "archive that is cut": ("a.npz", b"PK\3\4" + bytes(50), "it is not an NPZ file"),
-    "cell that is long": ("a.csv", rows("text,label", "a" * 200_000 + ",pos"), "line 2: field larger than field limit"),
+    "Parquet that is cut": ("a.parquet", b"PAR1abc", "it cannot be read as Parquet"),
+    "archive that is cut": ("a.npz", b"PK\3\4" + bytes(50), "it cannot be read as an NPZ file"),
+    "cell that is long": (
+        "a.csv",
+        rows("text,label", "a" * 200_000 + ",pos"),
+        "line 2 cannot be parsed: field larger than field limit",
+    ),
     "quote without its end": ("a.csv", 'text,label\n"a,pos\n', "unexpected end of data"),
     "UTF-16": ("a.csv", "text,label\na,pos\n".encode("utf-16"), "it is not UTF-8: line 1 contains the byte 0xff"),
 }

@@ -28,7 +28,32 @@ def test_json_has_one_object_for_each_entry(kdplug, fake_site):
     with fake_site.host():
         rows = json.loads(kdplug("plugins", "list", "--json").stdout)
     row = {"name": "mykd", "kind": "loss", "package": "kdplug-a", "version": "1.0", "status": "ok", "error": None}
-    assert rows == [row]
+    assert rows == [{**row, "declares": None}]
+
+
+DECLARED = """
+import kdplug
+
+@kdplug.coarsens
+def declared(student_logits, teacher_logits): ...
+
+def plain(student_logits, teacher_logits): ...
+
+def weights(progress): ...
+"""
+
+
+def test_load_lists_what_each_loss_declares(kdplug, fake_site):
+    losses = {"declared": "kdplug_a:declared", "plain": "kdplug_a:plain", "bad": "kdplug_a:missing"}
+    offers = {"losses": losses, "weight_schedulers": {"weights": "kdplug_a:weights"}}
+    fake_site.add("kdplug-a", files={"kdplug_a.py": DECLARED}, **offers)
+    with fake_site.host():
+        rows = json.loads(kdplug("plugins", "list", "--json", "--load").stdout)
+        head, *lines = kdplug("plugins", "list", "--load").stdout.splitlines()
+    declared = {row["name"]: row["declares"] for row in rows}
+    assert declared == {"bad": None, "declared": ["coarsens"], "plain": [], "weights": None}
+    assert head.split()[-1] == "declares"
+    assert next(line for line in lines if line.startswith("declared")).split()[-1] == "coarsens"
 
 
 def test_two_packages_that_offer_one_name_make_it_ambiguous(kdplug, fake_site):

@@ -236,7 +236,7 @@ def test_a_folder_that_is_there_is_not_overwritten(kdplug, tmp_path):
     (tmp_path / "kdplug-mine").mkdir()
     done = kdplug("plugins", "new", "kdplug-mine", "--kind", "loss", "--dir", tmp_path)
     assert done.exit_code == 2
-    assert "already exists. Nothing was written" in done.stderr
+    assert "already exists. Choose another name" in done.stderr
     assert list((tmp_path / "kdplug-mine").iterdir()) == []
 
 

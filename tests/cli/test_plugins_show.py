@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from kdplug.contracts.loss import DECLARATIONS
+
 DKD = '''
 from typing import Annotated, Literal
 
@@ -156,3 +158,96 @@ def test_a_loss_shows_what_it_declares(kdplug, fake_site):
             ("mykd", "nothing"),
         ):
             assert f"declares  {shown}\n" in kdplug("plugins", "show", name).stdout
+
+
+EVERY = """
+import kdplug
+
+def rows(student, teacher, temperature):
+    pass
+
+@kdplug.whole_sequences
+@kdplug.closed_form(rows)
+@kdplug.takes_numbers
+@kdplug.sum_over_items
+@kdplug.mean_over_items
+@kdplug.coarsens
+@kdplug.any_layers
+@kdplug.across_vocabularies
+def every(student_logits, teacher_logits):
+    pass
+
+class Heads:
+    axis = 1
+
+    def __init__(self, in_dim, out_dim):
+        pass
+
+    def forward(self, student_features, teacher_features):
+        pass
+
+class Maps:
+    axis = 1
+
+    def __init__(self, in_dim, out_dim):
+        pass
+
+class Plain:
+    def __init__(self, in_dim, out_dim):
+        pass
+"""
+
+
+@pytest.fixture
+def every_site(fake_site):
+    losses = {"every": "kdplug_e:every", "heads": "kdplug_e:Heads"}
+    projections = {"maps": "kdplug_e:Maps", "plain": "kdplug_e:Plain"}
+    fake_site.add("kdplug-e", losses=losses, projections=projections, files={"kdplug_e.py": EVERY})
+    with fake_site.host():
+        yield fake_site
+
+
+def _facts(kdplug, name):
+    """Label to text, of the lines between the documentation and the settings."""
+    lines = kdplug("plugins", "show", name).stdout.split("\n\n")[2].splitlines()
+    return {line[:10].strip(): line[10:] for line in lines}
+
+
+def test_every_declaration_is_shown(kdplug, every_site):
+    assert _facts(kdplug, "every")["declares"].split(", ") == list(DECLARATIONS)
+
+
+def test_a_loss_shows_its_axis_and_the_widths_that_it_takes(kdplug, every_site):
+    shown = _facts(kdplug, "heads")
+    assert (shown["inputs"], shown["__init__"], shown["axis"]) == (
+        "student_features, teacher_features",
+        "in_dim, out_dim",
+        "1",
+    )
+    assert not {"axis", "__init__"} & set(_facts(kdplug, "every"))
+
+
+@pytest.mark.parametrize(("name", "axis"), [("maps", "1"), ("plain", "-1")])
+def test_a_projection_shows_its_axis(kdplug, every_site, name, axis):
+    shown = _facts(kdplug, name)
+    assert shown["axis"] == axis
+    assert "declares" not in shown
+
+
+def test_attributes_that_fail_when_they_are_read_do_not_end_the_command(kdplug, fake_site):
+    source = """
+class Odd(type):
+    @property
+    def axis(cls):
+        raise SystemExit(3)
+
+class Loss(metaclass=Odd):
+    def forward(self, student_logits, teacher_logits):
+        pass
+"""
+    fake_site.add("kdplug-o", losses={"odd": "kdplug_o:Loss"}, files={"kdplug_o.py": source})
+    with fake_site.host():
+        done = kdplug("plugins", "show", "odd")
+    assert (done.exit_code, "kdplug-o:odd" in done.stdout) == (0, True)
+    assert "inputs    student_logits, teacher_logits" in done.stdout
+    assert "axis      cannot be read: SystemExit: 3" in done.stdout

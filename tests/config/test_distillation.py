@@ -132,7 +132,9 @@ def test_a_loss_of_this_process_works_without_any_plugin():
 
 def test_two_matches_of_one_name_are_refused(match):
     matches = [{**match, "name": "first"}, {**match, "name": "second"}, {**match, "name": "first"}]
-    says = r"^intermediate_matches\.2\.name: 'first' is already the name of intermediate_matches\.0$"
+    says = (
+        r"^intermediate_matches\.2\.name: 'first' is already the name of intermediate_matches\.0\. Choose another name$"
+    )
     with pytest.raises(ConfigError, match=says):
         DistillationConfig(intermediate_matches=matches)
 

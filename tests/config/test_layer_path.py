@@ -121,5 +121,7 @@ def test_two_paths_need_no_feature(match):
 @pytest.mark.parametrize(("teacher", "student"), [(1, "b"), ("a", 1), ([1, "a"], ["a", "b"])])
 def test_an_index_on_either_side_needs_a_feature(match, teacher, student):
     del match["feature"]
-    with pytest.raises(ConfigError, match=r"^feature: is required$"):
+    with pytest.raises(
+        ConfigError, match=r"^feature: is required unless layer_S and layer_T are module paths: hidden or attention$"
+    ):
         IntermediateMatch(**{**match, "layer_T": teacher, "layer_S": student})

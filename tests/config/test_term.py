@@ -110,7 +110,25 @@ def test_a_term_writes_only_keys_that_have_a_value():
         ([{"loss": "ce", "head_S": -1}], r"^terms\.0\.head_S: must be >= 0"),
         ([{"loss": "ce", "temperature": 0}], r"^terms\.0\.temperature: must be > 0"),
         ([{"loss": "ce", "temperatur": 1}], r"^terms\.0\.temperatur: unknown key\. Did you mean 'temperature'"),
-        ([{"loss": "ce", "name": "hard_label_loss"}], r"^terms\.0\.name: 'hard_label_loss' is the name of another"),
+        (
+            [{"loss": "ce", "name": "hard_label_loss"}],
+            r"^terms\.0\.name: 'hard_label_loss' is the name of a built-in term",
+        ),
+        ([{"loss": "ce", "extras": "values"}], r"^terms\.0\.extras: must be a list, such as \[values\], got 'values'"),
+        ([{"loss": "ce", "extras": []}], r"^terms\.0\.extras: the list is empty"),
+        ([{"loss": "ce", "extras": ["a", " "]}], r"^terms\.0\.extras\.1: must be a name, such as values, got ' '"),
+        ([{"loss": "ce", "extras": ["a", "b", "a"]}], r"^terms\.0\.extras\.2: 'a' is in the list twice"),
+        (
+            [{"loss": "ce", "reads_T": ["fc.weight"]}],
+            r"^terms\.0\.reads_T\.0: cannot read 'fc\.weight' as the path .* Did you mean 'fc:parameter\.weight'\?",
+        ),
+        ([{"loss": "ce", "reads_S": ["a..b:buffer.c"]}], r"^terms\.0\.reads_S\.0: cannot read 'a\.\.b:buffer\.c'"),
+        ([{"loss": "ce", "reads_S": ["a:buffer.b.c"]}], r"^terms\.0\.reads_S\.0: cannot read"),
+        (
+            [{"loss": "ce", "reads_S": ["fc:param.w"]}],
+            r"^terms\.0\.reads_S\.0: .* got 'param'\. Did you mean 'parameter'",
+        ),
+        ([{"loss": "ce", "reads_S": ["layer.*:buffer.w"]}], r"^terms\.0\.reads_S\.0: .*: a glob may match several"),
         (
             [{"loss": "ce", "name": "a"}, {"loss": "ce", "name": "a"}],
             r"^terms\.1\.name: 'a' is already the name of terms\.0",
@@ -120,6 +138,17 @@ def test_a_term_writes_only_keys_that_have_a_value():
 def test_a_wrong_term_is_named_with_its_path(terms, message):
     with pytest.raises(KdplugError, match=message):
         DistillationConfig(terms=terms)
+
+
+def test_what_a_term_names_is_written_as_it_was_given():
+    named = {"extras": ["values"], "reads_S": ["fc:parameter.weight"], "reads_T": [":buffer.a", "b.c:buffer.d"]}
+    config = DistillationConfig(terms=[{"loss": "ce", **named}, {"loss": "ce"}])
+    data = config.to_dict()
+    assert {key: data["terms"][0][key] for key in named} == named
+    assert not named.keys() & data["terms"][1].keys()
+    assert DistillationConfig.from_dict(data) == config
+    resolved = config.resolved().to_dict()["terms"][0]
+    assert {key: resolved[key] for key in named} == named
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
         ),
         (
             {"losses": [LossSum(ONE.sum(), ONE)]},
-            r"^student\.losses\.0: the count of a LossSum must be a number or a scal",
+            r"^student\.losses\.0: the count of a LossSum must be a number or a scalar tensor",
         ),
         (
             {"losses": LossSum(ONE.sum(), -1)},
@@ -146,6 +146,10 @@ def test_an_unknown_key_without_a_likeness_lists_the_keys():
         ({"hidden": [LAYER, "x"]}, r"^student\.hidden\.1: must be a tensor, got str 'x'"),
         ({"hidden": [LAYER, None]}, r"^student\.hidden\.1: must be a tensor, got NoneType"),
         ({"inputs_mask": [ONE]}, r"^student\.inputs_mask: must be a tensor, got list"),
+        ({"extras": [ONE]}, r"^student\.extras: must be a mapping from names to tensors, got list"),
+        ({"extras": {"values": [ONE]}}, r"^student\.extras\.values: must be a tensor, got list"),
+        ({"extras": {3: ONE}}, r"^student\.extras: must have names as keys, got int 3"),
+        ({"extras": {" ": ONE}}, r"^student\.extras: must have names as keys, got str ' '"),
         ((ONE, ONE), r"^student: cannot read tuple\. An adaptor must return a dict with keys from logits"),
         (None, r"^student: cannot read NoneType None"),
     ],
@@ -180,6 +184,22 @@ def test_attentions_that_a_kernel_did_not_return_are_empty(attentions):
 
 def test_given_names_what_there_is():
     assert read({"hidden": LAYER, "logits": ONE}).given == ("logits", "hidden")
+
+
+def test_extras_are_copied_and_an_empty_mapping_is_no_key():
+    extras = {"values": ONE}
+    found = read({"logits": ONE, "extras": extras})
+    extras["values"] = LAYER
+    assert found.extras == {"values": ONE}
+    assert found.given == ("logits", "extras")
+    assert read({"logits": ONE, "extras": {}}) == Outputs(logits=(ONE,))
+
+
+def test_a_misspelt_key_of_extras_is_an_error_with_the_nearest_key():
+    with pytest.raises(
+        OutputsError, match=r"^student\.extra: .* Did you mean 'extras'\? Valid keys: .*attention, extras$"
+    ):
+        read({"logits": ONE, "extra": {"values": ONE}})
 
 
 def test_a_real_model_output_is_understood():

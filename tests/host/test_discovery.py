@@ -192,7 +192,7 @@ def test_two_installed_versions_of_one_distribution_are_reported(
     (message,) = [str(warning.message) for warning in caught]
     assert message == (
         f"{name} is installed in 2 versions: {versions[0]} in {counts.folder} is used, {versions[1]} in {other.folder} not. "
-        f"Remove the unused one: pip uninstall {name}"
+        f"Remove one of them: pip uninstall {name} removes the one that is used"
     )
 
 

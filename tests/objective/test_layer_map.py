@@ -185,7 +185,7 @@ def test_what_the_adaptor_did_not_return_is_reported_with_the_field(nets, x):
 
 def test_depths_that_do_not_fit_hint_at_the_embeddings(x):
     made, given = ({"hidden": [torch.ones(1)] * count} for count in (2, 4))
-    with pytest.raises(ConfigError, match=r"^layer_map\.name: halves: 3 is not twice 1 .*write embeddings: false"):
+    with pytest.raises(ConfigError, match=r"^layer_map\.name: halves: 3 is not twice 1 .*set embeddings: false"):
         objective().materialize(made, given)
 
 

@@ -278,7 +278,8 @@ def test_a_loss_that_declares_any_layers_takes_lists_of_different_lengths(of, of
 
 def test_lists_of_different_lengths_need_the_declaration(of, offer):
     name = offer(lambda student_features, teacher_features: None)
-    with pytest.raises(ConfigError, match=r"^terms\.0: layer_S is 2 layers \(0, 1\) and layer_T 3.* any_layers$"):
+    message = r"^terms\.0: the number of layers in layer_S, 2 \(0, 1\), differs .* any_layers, which .* does not$"
+    with pytest.raises(ConfigError, match=message):
         of({"loss": name, "feature": "hidden", "layer_S": [0, 1], "layer_T": [0, 1, 2]})
 
 
@@ -318,3 +319,21 @@ def test_probability_shift_needs_class_indices(of, student, teacher, random):
     student["labels"] = random(3, 4, 5).softmax(-1)
     with pytest.raises(OutputsError, match=r"student\.labels: must contain integer class indices"):
         of({"loss": "ce"}, probability_shift=True)(student, teacher)
+
+
+HIDDEN = {"loss": "plain_mse", "feature": "hidden", "layer_S": 0, "layer_T": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name"),
+    [
+        ("temperature", 3, "temperature"),
+        ("temperature_scheduler", "local:warm", "temperature"),
+        ("head_S", 0, "logits"),
+        ("head_T", 0, "logits"),
+    ],
+)
+def test_a_key_that_a_loss_on_features_does_not_use_is_an_error(of, offer, key, value, name):
+    offer(lambda temperature, progress: temperature * (1 + progress), "temperature_schedulers", "warm")
+    with pytest.raises(ConfigError, match=rf"^terms\.1\.{key}: has no effect: .* does not request {name}"):
+        of({"loss": "ce"}, {**HIDDEN, key: value})

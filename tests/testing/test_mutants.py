@@ -19,6 +19,7 @@ from testing import (
     module_mutant,
     projection_mutant,
     scheduler_mutant,
+    sequence_mutant,
     task_mutant,
     task_option_mutant,
     trap_mutant,
@@ -39,6 +40,7 @@ from testing.fact_mutant import (
     similarity,
 )
 from testing.mutant import MUTANTS
+from testing.sequence_mutant import SequenceLaws, mean_slopes, running_kl, slopes
 from testing.specimen import (
     AffineLaws,
     Bank,
@@ -113,6 +115,7 @@ PLANTED_IN = (
     module_mutant,
     projection_mutant,
     scheduler_mutant,
+    sequence_mutant,
     task_mutant,
     task_option_mutant,
     trap_mutant,
@@ -121,6 +124,9 @@ BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskL
 
 RIGHT = {
     "plain_divergence": (CoarseLaws, plain_divergence),
+    "slopes": (SequenceLaws, slopes),
+    "mean_slopes": (SequenceLaws, mean_slopes),
+    "running_kl": (SequenceLaws, running_kl),
     "kl": (KlLaws, kl),
     "hidden_mse": (HiddenLaws, hidden_mse),
     "correlation": (CorrelationLaws, correlation),

@@ -101,7 +101,7 @@ _FEATURE_NEEDS_LAYERS: JsonSchema = {
 
 
 def _one_source(side: str) -> JsonSchema:
-    """Reject a number of layers next to the paths of the layers."""
+    """Reject ``layers_T`` or ``layers_S`` if ``layer_T`` or ``layer_S`` already lists the layers of that side."""
     return {
         "if": {"required": [f"layer_{side}"], "properties": {f"layer_{side}": {"not": {"type": "null"}}}},
         "then": {"properties": {f"layers_{side}": {"type": "null"}}},

@@ -1,4 +1,4 @@
-"""JSON Schema of components: each place in a config with the entries that it accepts."""
+"""JSON Schema of components: for each place in a config, the entries that it accepts."""
 
 from __future__ import annotations
 

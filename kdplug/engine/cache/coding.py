@@ -250,7 +250,7 @@ class Reader:
         count = sum(map(self.count, rows))
         if tuple(found.shape) != (count, classes):
             raise RunError(
-                f"returned logits {list(found.shape)} for {count} items of {classes} classes",
+                f"the codec returned logits {list(found.shape)} for {count} items of {classes} classes",
                 field="teacher_cache_codec",
             )
         places = (numbers - 1).clamp_min(0).reshape(-1)
@@ -278,18 +278,13 @@ class Reader:
 
 def _laid_out(found: Any, places: Tensor | None, shape: torch.Size) -> Any:
     if isinstance(found, SparseLogits):
-        of: dict[str, Any] = {
-            key: _gathered(getattr(found, key), places, shape) for key in ("ids", "log_probs", "tail", "weights")
-        }
-        return replace(found, **of)
+        return found.map_parts(lambda part: _gathered(part, places, shape))
     if isinstance(found, FactoredLogits):
         return replace(found, hidden=_gathered(found.hidden, places, shape))
     return _gathered(found, places, shape)
 
 
-def _gathered(part: Any, places: Tensor | None, shape: torch.Size) -> Any:
-    if part is None:
-        return None
+def _gathered(part: Tensor, places: Tensor | None, shape: torch.Size) -> Tensor:
     if places is None:
         return part.view(*shape, *part.shape[1:])
     if not len(part):  # no item of this batch is stored
@@ -335,7 +330,7 @@ class KeptMass:
         return (
             f"the stored classes hold {self.mean:.3f} of the teacher's probability at temperature "
             f"{self.temperature:g}; the student learns only the total probability of the others. Keep more classes, "
-            "lower the temperature, or keep all of them (dense, hidden)"
+            "lower the temperature, or use the codec dense or hidden, which keep all classes"
         )
 
     def __str__(self) -> str:

@@ -83,7 +83,10 @@ def paddings(
     for path, marks in stored.items():
         current = now.get(path)
         if current is None or len(current) != len(marks):
-            raise RunError(f"the teacher's input {path or 'tensor'!r} [batch, length] is missing from this batch")
+            raise RunError(
+                f"the teacher's input {path or 'tensor'!r} [batch, length] is missing from this batch. Every batch must "
+                "contain it"
+            )
         found[path] = [
             _checked(padding_of(mark.tolist(), row), key)
             for mark, row, key in zip(marks, rows_of(current), keys, strict=True)

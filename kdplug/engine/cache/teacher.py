@@ -90,7 +90,7 @@ class CachedTeacher:
 
 
 class Recall:
-    """The teacher's outputs for one batch, looked up when needed: on the move to the device, or by the teacher."""
+    """The teacher's outputs for one batch, looked up when the batch is moved to the device, else when the teacher runs."""
 
     __slots__ = ("_inputs", "_keyed", "_teacher")
 

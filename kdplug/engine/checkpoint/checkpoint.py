@@ -1,4 +1,4 @@
-"""Write and read checkpoints, which are complete or absent."""
+"""Write checkpoints atomically, and read them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,8 @@ def _unwritten(target: Path, error: Exception) -> RunError:
     earlier = [str(folder) for _, folder in steps(target.parent) if folder != target]
     last = f"The last checkpoint is {earlier[-1]}" if earlier else "There is no checkpoint yet"
     return RunError(
-        f"cannot write the checkpoint {target}: {reason}. {last}; free space and resume", field="output_dir"
+        f"cannot write the checkpoint {target}: {reason}. {last}; correct this, such as a full disk, and resume",
+        field="output_dir",
     )
 
 
@@ -281,7 +282,7 @@ def read_process(folder: Path, index: int) -> dict[str, Any]:
     Raises: ``RunError`` if that process did not exist.
     """
     if not (folder / f"{_process(index)}.json").is_file():
-        raise RunError(f"{folder} was written by fewer processes than are running; start the same number")
+        raise RunError(f"{folder} was written by fewer processes than are running now. Resume with as many as wrote it")
     found: dict[str, Any] = read_archive(folder, _process(index))
     return found
 

@@ -115,7 +115,7 @@ def load_weights(
         if not changed_is_meant:
             error.message += ". resume_changed=True (--resume-changed) resumes with the weights of this student"
             raise
-        warnings.warn(f"the run resumes with other weights than it started with: {error}", stacklevel=2)
+        warnings.warn(f"the run resumes with weights that differ from those it started with: {error}", stacklevel=2)
         return {name: digest for name, digest in frozen_weights(pair.student).items() if name in frozen}
     return frozen
 
@@ -197,7 +197,7 @@ def _warn_schedule(changed: Iterable[Difference], optimizer: Optimizer) -> None:
         lines = ", ".join(f"optimizer.{one.path}: {one.first!r} -> {one.second!r}" for one in own)
         rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in optimizer.param_groups))
         warnings.warn(
-            f"{lines}: the learning-rate scheduler resumes with its settings in the checkpoint, so this change may have "
+            f"{lines}: the learning-rate scheduler resumes with the settings that the checkpoint holds, so this change may have "
             f"no effect. The learning rate is {rates}. To train with another schedule, start a new run",
             stacklevel=2,
         )

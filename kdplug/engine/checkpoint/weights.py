@@ -84,8 +84,8 @@ def check_frozen(student: nn.Module, frozen: Mapping[str, str], file: Path) -> N
     if other:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise RunError(
-            f"the student's frozen weight {other[0]!r}{more} differs from that of the run that wrote {file}, which does "
-            "not hold it. Build the student as for that run: from the same pretrained weights, with the same seed"
+            f"the student's frozen weight {other[0]!r}{more} differs from the one in the run that wrote {file}, which "
+            "contains only digests of frozen weights. Build the student as for that run: from the same pretrained weights, with the same seed"
         )
 
 
@@ -162,7 +162,7 @@ def _state(module: nn.Module, owner: str) -> dict[str, Tensor]:
 def _check_names(frozen: Mapping[str, str], own: Mapping[str, Tensor]) -> None:
     lacking = [name for name in frozen if name not in own]
     if lacking:
-        raise RuntimeError(f"it has no {lacking[0]!r}")
+        raise RuntimeError(f"the file names a frozen weight {lacking[0]!r} that does not exist here")
 
 
 def _read_frozen(file: Path) -> dict[str, str]:
@@ -170,7 +170,7 @@ def _read_frozen(file: Path) -> dict[str, str]:
         text = (opened.metadata() or {}).get(_FROZEN, "{}")
     found = json_value(text)
     if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
-        raise ValueError("its digests of frozen weights are no mapping of names to text")
+        raise ValueError("its digests of frozen weights are not a mapping of names to text")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Report what takes long, so that nothing is silent for more than ten seconds."""
+"""Report operations that take long, so that none is silent for more than ten seconds."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from kdplug.contracts.outputs import Outputs, Tagged
+from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import RunError
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
@@ -56,11 +57,13 @@ def _described(objective: Objective | TaskObjective, student: Any, teacher: Any)
     names = [side(objective.teachers, place) for place in range(len(objective.teachers))]
     read = read_teachers(teacher, objective.teachers)
     sides = {"student": Outputs.read(student, "student"), **dict(zip(names, read, strict=True))}
-    return {
+    found = {
         f"{name}.{key}": 1 if isinstance(value := getattr(one, key), torch.Tensor) else len(value)
         for name, one in sides.items()
         for key in one.given
+        if key != EXTRAS
     }
+    return found | {f"{name}.{EXTRAS}.{key}": 1 for name, one in sides.items() for key in one.extras or ()}
 
 
 def _check(found: Described, accelerator: Accelerator) -> None:

@@ -1,4 +1,4 @@
-"""FSDP2: shard a frozen teacher with ``fully_shard`` itself, since accelerate prepares only one model, the student."""
+"""FSDP2: shard student and objective, and the frozen teacher, which accelerate cannot prepare as a second model."""
 
 from __future__ import annotations
 

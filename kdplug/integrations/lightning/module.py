@@ -295,6 +295,7 @@ class DistillationModule(LightningModule):
             progress=min(step / total, 1.0) if total else 0.0,
             step=min(step, total),
             total_steps=total,
+            epoch=self.trainer.current_epoch,
             micro_batch=place * self.trainer.world_size + self.trainer.global_rank,
         )
         return report

@@ -14,7 +14,9 @@ _USAGE = "usage: python -m kdplug.integrations.textbrewer script.py [argument…
 def main(arguments: list[str]) -> None:
     """Run the script ``arguments[0]`` with the remaining arguments, as Python would."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"{_USAGE}\n\nRun an unmodified TextBrewer script: `import textbrewer` imports kdplug.")
+        print(
+            f"{_USAGE}\n\nRun an unmodified TextBrewer script: `import textbrewer` imports kdplug.integrations.textbrewer."
+        )
         return
     if not arguments or arguments[0].startswith("-"):
         unknown = f"unknown option {arguments[0]!r}\n" if arguments else ""

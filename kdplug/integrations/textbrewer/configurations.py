@@ -169,7 +169,7 @@ class TrainingConfig(Config):
                 raise ConfigError(f"must be a whole number of at least 1, got {number}", field=field)
         if local_rank != -1 and not (is_available() and is_initialized()):
             raise ConfigError(
-                f"{local_rank} requires distributed training, but there is no process group. Call "
+                f"is {local_rank}, which requires distributed training, but there is no process group. Call "
                 "torch.distributed.init_process_group first, or leave local_rank at -1",
                 field="local_rank",
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,11 +110,15 @@ class BasicDistiller(AbstractDistiller):
 
     def step_done(self, steps: int, total: float) -> None:
         """Update the progress, and set the weights from the weight schedulers."""
-        self.progress = Progress(steps / total, steps, total, Draws(steps, self.rank))
+        self.progress = Progress(steps / total, steps, total, self.progress.epoch, Draws(steps, self.rank))
         if self.d_config.kd_loss_weight_scheduler is not None:
             self.d_config.kd_loss_weight = self.d_config.kd_loss_weight_scheduler(steps / total)
         if self.d_config.hard_label_weight_scheduler is not None:
             self.d_config.hard_label_weight = self.d_config.hard_label_weight_scheduler(steps / total)
+
+    def batch_starts(self, epoch: int) -> None:
+        """Set the epoch that losses may read."""
+        self.progress = replace(self.progress, epoch=epoch)
 
     def initialize_training(
         self, optimizer: Optimizer, scheduler_class: Any, scheduler_args: Any, scheduler: Any
@@ -160,7 +165,7 @@ class BasicDistiller(AbstractDistiller):
         if num_epochs is None and num_steps is None:
             raise ConfigError("set num_epochs or num_steps")
         if self.is_caching and num_steps is not None:
-            raise ConfigError("True requires num_epochs, but num_steps is set", field="is_caching_logits")
+            raise ConfigError("is True, which requires num_epochs, but num_steps is set", field="is_caching_logits")
         optimizer, scheduler, _ = self.initialize_training(optimizer, scheduler_class, scheduler_args, scheduler)
         loop = Loop(self, optimizer, scheduler, max_grad_norm, callback, args)
         with self.running():

@@ -59,7 +59,8 @@ class MultiTaskDistiller(GeneralDistiller):
         A task's probability is proportional to its number of batches to the power of ``tau``, or uniform if a loader
         has no length. Draws use NumPy's global generator.
 
-        Raises: ``ConfigError`` for a loader without a teacher; ``RunError`` if a loader yields no more batches.
+        Raises: ``ConfigError`` for a loader without a teacher; ``RunError`` if a pass over a loader yields no
+        batch.
         """
         if missing := sorted(set(dataloaders) - set(self.model_T)):
             raise ConfigError(f"tasks without a teacher: {missing}", field="dataloaders")
@@ -72,10 +73,10 @@ class MultiTaskDistiller(GeneralDistiller):
             while loop.steps < last:
                 for _ in range(loop.accumulation):
                     task = tasks[int(np.random.choice(len(tasks), p=chances))]  # same draws as existing scripts
-                    batch = next(batches[task])
+                    epoch, batch = next(batches[task])
                     if batch_postprocessors is not None:
                         batch = batch_postprocessors[task](batch)
-                    loop.backward((batch, task))
+                    loop.backward((batch, task), epoch)
                 loop.step()
                 if loop.steps % (every // self.print_freq or every) == 0:
                     logger.info("Global step: %s/%s", loop.steps, last)

@@ -91,3 +91,6 @@ class BasicTrainer:
 
     def step_done(self, steps: int, total: float) -> None:
         """Do nothing: no weight or temperature changes during the run."""
+
+    def batch_starts(self, epoch: int) -> None:
+        """Do nothing: no loss reads the epoch."""

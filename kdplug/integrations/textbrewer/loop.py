@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +94,9 @@ class Owner(Protocol):
     def step_done(self, steps: int, total: float) -> None:
         """Called after each optimizer step."""
 
+    def batch_starts(self, epoch: int) -> None:
+        """Called before each batch, with the number of completed passes over its data."""
+
 
 class Loop:
     """The state of one ``train()`` call: counts batches and steps, and runs each step in TextBrewer's order.
@@ -131,8 +135,9 @@ class Loop:
         self.total = total
         self.optimizer.zero_grad()
 
-    def backward(self, batch: Any) -> None:
-        """Run one batch forward and backward. Raises: ``OutputsError`` if there is no loss."""
+    def backward(self, batch: Any, epoch: int) -> None:
+        """Run one batch of a pass forward and backward. Raises: ``OutputsError`` if there is no loss."""
+        self.owner.batch_starts(epoch)
         with self.precision.forward():
             result = self.owner.train_on_batch(batch, self.args)
         loss, terms = result if isinstance(result, tuple) else (result, None)
@@ -180,11 +185,11 @@ def prepare(
 def run_steps(loop: Loop, loader: Iterable[Any], num_steps: float, change: Callable[[Any], Any] | None) -> None:
     """Train for ``num_steps`` optimizer steps, and repeat the loader as needed.
 
-    Raises: ``ConfigError`` if ``num_steps`` is below 1; ``RunError`` if the loader yields no more batches.
+    Raises: ``ConfigError`` if ``num_steps`` is below 1; ``RunError`` if a pass over the loader yields no batch.
     """
     last, every = step_plan(loop, num_steps)
-    for place, batch in enumerate(loop.bar(endless(loader))):
-        loop.backward(batch if change is None else change(batch))
+    for place, (epoch, batch) in enumerate(loop.bar(endless(loader))):
+        loop.backward(batch if change is None else change(batch), epoch)
         if (place + 1) % loop.accumulation == 0:
             loop.step()
             if loop.steps % _rarely(every, loop) == 0:
@@ -213,12 +218,12 @@ def step_plan(loop: Loop, num_steps: float) -> tuple[int, int]:
     return last, every
 
 
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches forever. Raises: ``RunError`` if a whole pass yields none."""
-    while True:
+def endless(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """Yield the batches forever, each with its pass, from 0. Raises: ``RunError`` if a whole pass yields none."""
+    for epoch in count():
         batch = _NONE
         for batch in loader:
-            yield batch
+            yield epoch, batch
         if batch is _NONE:
             raise RunError(
                 "the dataloader yields no more batches: it is empty, or an iterator that can be read only once"
@@ -262,7 +267,7 @@ def run_epochs(
         logger.info("Length of current epoch in forward batch: %s", len(batches))
         saves = (epoch + 1) % config.ckpt_epoch_frequency == 0 or epoch + 1 == epochs
         for place, batch in enumerate(loop.bar(batches)):
-            loop.backward(batch if change is None else change(batch))
+            loop.backward(batch if change is None else change(batch), epoch)
             if (place + 1) % loop.accumulation == 0:
                 loop.step()
                 if loop.steps % _rarely(steps, loop) == 0:

@@ -81,11 +81,12 @@ class Progress:
     progress: float = 0.0
     step: int = 0
     total_steps: float = 0
+    epoch: int = 0
     draws: Draws = field(default_factory=Draws)
 
     def inputs(self) -> dict[str, float]:
         """Return the loss arguments by name, with the seed of the next draw."""
-        found = {"progress": self.progress, "step": self.step, "total_steps": self.total_steps}
+        found = {"progress": self.progress, "step": self.step, "total_steps": self.total_steps, "epoch": self.epoch}
         return {**found, "draw_seed": self.draws.next()}
 
 

@@ -1,4 +1,4 @@
-"""Normalize each term over the micro-batches of an optimizer step, and watch the step."""
+"""Normalize each term over the micro-batches of an optimizer step, and warn about steps that train nothing."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
 
 class StepWatch(TrainerCallback):
-    """Warns about parameters of the student that get no gradient, and of a learning rate that stays 0."""
+    """Warns about parameters of the student that get no gradient, and of a learning rate that stays 0.
+
+    ``epoch`` counts the completed passes over the data.
+    """
 
     def __init__(self) -> None:
+        self.epoch = 0
         self._student: list[tuple[str, nn.Parameter]] = []
         self._gradients: GradientWatch | None = None
         self._rates = RateWatch()
@@ -39,8 +43,13 @@ class StepWatch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:  # noqa: ARG002
         """Find the student's parameters that the optimizer holds."""
+        self.epoch = int(state.epoch or 0) - 1  # a resumed run begins in the epoch of its checkpoint
         if state.is_world_process_zero:
             self._gradients = GradientWatch(unwrap(given["optimizer"]), self._student)
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Count the epochs. ``state.epoch`` is updated only after the first step of an epoch."""
+        self.epoch += 1
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:  # noqa: ARG002
         """Check the gradients and the learning rate of a step."""

@@ -64,6 +64,7 @@ class ForwardRequest:
     progress: float
     step: int
     total_steps: int
+    epoch: int
     micro_batch: int
     report: LossReport | None = None
 
@@ -150,6 +151,7 @@ class Link:
             progress=request.progress,
             step=request.step,
             total_steps=request.total_steps,
+            epoch=request.epoch,
             micro_batch=request.micro_batch,
         )
         terms = request.report.terms.values()

@@ -388,7 +388,8 @@ class DistillationTrainer(Trainer):
         total = max(self.state.max_steps, 0)
         step = min(self.state.global_step, total)
         micro_batch = place * self.accelerator.num_processes + self.accelerator.process_index
-        request = ForwardRequest(read, teacher, step / total if total else 0.0, step, total, micro_batch)
+        progress, epoch = step / total if total else 0.0, self._step_watch.epoch
+        request = ForwardRequest(read, teacher, progress, step, total, epoch, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, request)
         return outputs, report, teacher

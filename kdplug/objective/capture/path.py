@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from kdplug.config.layer import Layer, LayerPath, Layers, in_list, read_path
-from kdplug.errors import ConfigError
+from kdplug.config.layer import Layer, LayerPath, Layers, TensorKind, TensorPath, in_list, read_path, read_tensor_path
+from kdplug.errors import ConfigError, RunError, did_you_mean
 
 Side = Literal["student", "teacher"]
 
@@ -25,6 +28,7 @@ class Modules:
 
     def __init__(self, model: nn.Module, side: Side) -> None:
         self.side: Side = side
+        self._model = model
         self._found: dict[str, nn.Module] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             path = ".".join(part for part in name.split(".") if part and part not in _WRAPPERS)
@@ -68,6 +72,25 @@ class Modules:
             )
         return found[0]
 
+    def tensor(self, text: str) -> HeldTensor:
+        """Return the parameter or buffer at a path.
+
+        Raises: ``ConfigError`` if there is none, with the nearest paths, or if it holds no numbers that a loss can read.
+        """
+        path = read_tensor_path(text)
+        if path.module and path.module not in self._found:
+            self._none(path.module)
+        module = _inside(self._found[path.module] if path.module else self._model)
+        found = HeldTensor(module, path.kind, path.name, f"the {self.side}'s {text}")
+        there = [str(one) for one in _tensors(path.module, module)]
+        if text not in there:
+            where = f"module {path.module!r}" if path.module else "model itself"
+            near = did_you_mean(text, there)
+            holds = f" It holds {_some(tuple(there))}." if there else " It holds none."
+            raise ConfigError(f"no {path.kind} {path.name!r} in the {self.side}'s {where}.{near or holds}")
+        found.check()
+        return found
+
     def _at(self, layers: Layers, place: int, layer: Layer) -> tuple[Layer, ...]:
         try:
             return self._named(layer)
@@ -106,6 +129,57 @@ class Modules:
             start += f"{rest.pop(0)}."
         children = dict.fromkeys(name[len(start) :].split(".")[0] for name in self._found if name.startswith(start))
         return f" {start[:-1]!r} holds {_some(tuple(children))}." if start else f" It holds {_some(tuple(children))}."
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    """Return the module inside torch's own wrappers, which hold its parameters."""
+    while (wrapped := next((one for name, one in module.named_children() if name in _WRAPPERS), None)) is not None:
+        module = wrapped
+    return module
+
+
+def _tensors(path: str, module: nn.Module) -> list[TensorPath]:
+    own = module.named_parameters(recurse=False, remove_duplicate=False)
+    buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+    return [TensorPath(path, "parameter", name) for name, _ in own] + [
+        TensorPath(path, "buffer", name) for name, _ in buffers
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldTensor:
+    """A parameter or buffer, looked up in its module at each call: a run may move or replace it."""
+
+    module: nn.Module
+    kind: TensorKind
+    name: str
+    shown: str
+
+    def __call__(self) -> Tensor:
+        """Return the tensor. Raises: ``RunError`` if the module no longer holds it whole."""
+        held = self.module._parameters if self.kind == "parameter" else self.module._buffers  # noqa: SLF001
+        found = held.get(self.name)
+        if found is None or hasattr(found, "full_tensor"):
+            raise RunError(
+                f"{self.shown} is sharded over the processes or was removed, so no loss can read it. Use DDP, or a loss that "
+                "reads features and logits"
+            )
+        return found
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` for a tensor without memory, and for numbers that a loss cannot read."""
+        found = self()
+        if is_lazy(found) or found.is_meta:
+            state = "has no shape yet: run the model once first" if is_lazy(found) else "is on the meta device"
+            raise ConfigError(f"{self.shown} {state}")
+        is_float = found.is_floating_point() and found.dtype.itemsize > 1
+        if found.layout is not torch.strided or not (
+            is_float or (self.kind == "buffer" and (not found.is_complex() and not found.is_quantized))
+        ):
+            raise ConfigError(
+                f"{self.shown} must be a dense floating-point tensor of at least 16 bits, got {found.layout}, {found.dtype}. "
+                "Load the model without quantization"
+            )
 
 
 def _some(names: tuple[object, ...]) -> str:

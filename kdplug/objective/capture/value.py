@@ -1,4 +1,4 @@
-"""Select the tensor that a path denotes from a module's inputs and outputs."""
+"""Select, from a module's inputs and outputs, the tensor that a path denotes."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ _CACHED_ELSEWHERE = 1 << 26
 def chunk_length(setting: ChunkSetting, items: int, classes: int, itemsize: int, device: torch.device) -> int:
     """Return the number of items per chunk: ``logit_chunk``, or what a memory budget allows (at least 16).
 
-    ``itemsize`` is the bytes of one logit in a buffer. Chunks have about equal length, none longer than the setting.
+    ``itemsize`` is the size in bytes of one logit in a buffer. Chunks have about equal length, none longer than the setting.
     """
     if setting == "whole":
         return max(items, 1)
@@ -115,7 +115,8 @@ class FactoredChunks:
         self._weight = logits.weight.detach().to(precision)
         self._bias = None if logits.bias is None else logits.bias.detach().to(precision)
         self._working = working
-        self._buffer = self._hidden.new_empty(longest, logits.classes)
+        self._space = self._hidden.new_empty(longest, logits.classes)
+        self._buffer = self._space
         self._piece = slice(0, 0)
         self._slope: Tensor | None = None
         self._learns = learns
@@ -136,7 +137,7 @@ class FactoredChunks:
     def load(self, chunk: slice) -> None:
         self._piece = chunk
         part = self._hidden[chunk]
-        self._buffer = self._buffer[: len(part)] if len(part) < len(self._buffer) else self._buffer
+        self._buffer = self._space[: len(part)]
         if self._bias is None:
             torch.mm(part, self._weight.t(), out=self._buffer)
         else:

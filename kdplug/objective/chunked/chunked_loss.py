@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import RunError
-from kdplug.objective.chunked.chunk_source import StudentChunks, TeacherChunks, blocks, chunks
+from kdplug.objective.chunked.chunk_source import StudentChunks, TeacherChunks, blocks
 
 
 def with_gradient(total: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Tensor:
@@ -50,27 +50,31 @@ class _PrecomputedGrad(torch.autograd.Function):
 Rows = Callable[[Tensor, Tensor | SparseLogits, slice], Tensor]
 """Values of some items; their student logits are overwritten by the gradient. The slice selects the items."""
 
-Loss = Callable[[Tensor, Tensor | SparseLogits, slice], LossSum]
-"""The loss of some items, through autograd."""
+Loss = Callable[[Tensor, Tensor | SparseLogits, int], LossSum]
+"""The loss of the items of one chunk, through autograd. The number is that of the chunk."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkedLoss:
-    """Both models' logits for ``items`` items of ``classes`` classes, in chunks of ``length``."""
+    """Both models' logits for items of ``classes`` classes, in ``chunks`` that cover them in order."""
 
     student: StudentChunks
     teacher: TeacherChunks
-    items: int
+    chunks: tuple[slice, ...]
     classes: int
-    length: int
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def items(self) -> int:
+        """The number of items of all chunks."""
+        return sum(one.stop - one.start for one in self.chunks)
 
     def closed(self, rows: Rows) -> Tensor:
         """Sum a loss that has a closed form: its gradient overwrites the logits, a few rows at a time."""
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         with torch.no_grad():
-            for chunk in chunks(self.items, self.length):
+            for chunk in self.chunks:
                 self._load(chunk)
                 for block in blocks(chunk.stop - chunk.start, self.classes, self.device):
                     student, teacher = self.student.block(block), self.teacher.block(block)
@@ -89,13 +93,13 @@ class ChunkedLoss:
         total = torch.zeros((), dtype=self.dtype, device=self.device)
         count: Any = 0
         sums: list[Tensor | None] = [None] * len(parameters)
-        for chunk in chunks(self.items, self.length):
+        for number, chunk in enumerate(self.chunks):
             whole = slice(0, chunk.stop - chunk.start)
             with torch.no_grad():
                 self._load(chunk)
                 student, teacher = self.student.block(whole), self.teacher.block(whole)
             student = student.detach().requires_grad_(learns)
-            found = loss(student, teacher, chunk)
+            found = loss(student, teacher, number)
             count = count + found.count
             with torch.no_grad():
                 total += found.total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,14 @@ from kdplug.objective.chunked.chunk_source import (
     StudentChunks,
     TeacherChunks,
     chunk_length,
+    chunks,
     free_memory,
 )
 from kdplug.objective.chunked.chunked_loss import ChunkedLoss
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.numerics import frozen, full, without_autocast
 from kdplug.objective.selection import HeadLogits, MultiTeacherLogits
+from kdplug.objective.sequences import Sequences
 from kdplug.objective.teacher import Combiner
 from kdplug.objective.term import term_value
 
@@ -51,20 +53,29 @@ def compared(
     """
     student, teacher = pair.student, _frozen(pair.teacher)
     assert not isinstance(student, SparseLogits)
-    items, length = student.shape[:-1].numel(), chunk_length_of(student, teacher, batch, chunk)
     scheduled = loss.temperature.scheduler is not None
     if isinstance(student, FactoredLogits) or isinstance(teacher, FactoredLogits):
+        parts = _parts(pair, chunk_length_of(student, teacher, batch, chunk, pair.sequences))
+        slices = tuple(items for items, _ in parts)
         if loss.rows is not None and not scheduled:
-            return _closed(pair, _sides(student, teacher, batch, length), loss)
-        if length < items:
-            if loss.reduction is None:
+            return _closed(pair, _sides(student, teacher, batch, slices), loss)
+        if len(slices) > 1:
+            if loss.reduction is None or loss.reads_whole_batch:
                 _check_whole(loss, student, chunk)
             else:
-                _check_schedule(loss, length, items)
-                return _in_chunks(pair, _sides(student, teacher, batch, length), loss, batch, parameters)
+                _check_schedule(loss, slices)
+                chunked = _sides(student, teacher, batch, slices)
+                return _in_chunks(pair, chunked, loss, batch, parameters=parameters, places=[one for _, one in parts])
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
     with without_autocast(student.device):
-        return loss(*whole, pair.labels, batch)
+        return loss(*whole, pair.labels, batch, sequences=pair.sequences)
+
+
+def _parts(pair: HeadLogits, length: int) -> list[tuple[slice, Sequences | None]]:
+    """Return the chunks of about ``length`` items, with the places of their items if they are whole sequences."""
+    if pair.sequences is not None:
+        return list(pair.sequences.parts(length))
+    return [(items, None) for items in chunks(pair.student.shape[:-1].numel(), length)]
 
 
 def combined(
@@ -131,12 +142,15 @@ def multiplied_out(logits: Tensor | FactoredLogits) -> Tensor:
     return full(logits if isinstance(logits, Tensor) else logits.dense())
 
 
-def chunk_length_of(student: Logits, teacher: Logits, batch: Batch, chunk: ChunkSetting) -> int:
-    """Return the number of items of this pair per chunk."""
+def chunk_length_of(
+    student: Logits, teacher: Logits, batch: Batch, chunk: ChunkSetting, sequences: Sequences | None = None
+) -> int:
+    """Return the number of items of this pair per chunk; of sequences, all places count."""
     sizes = [_precision(one, batch).itemsize for one in (student, teacher) if not isinstance(one, SparseLogits)]
     *items, classes = student.shape
     classes = max(classes, teacher.shape[-1])
-    return chunk_length(chunk, torch.Size(items).numel(), classes, max(sizes), student.device)
+    number = torch.Size(items).numel() if sequences is None else sequences.mask.numel()
+    return chunk_length(chunk, number, classes, max(sizes), student.device)
 
 
 def _closed(pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss) -> LossSum:
@@ -150,12 +164,19 @@ def _closed(pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss) -> LossSum:
 
 
 def _in_chunks(
-    pair: HeadLogits, chunked: ChunkedLoss, loss: LogitLoss, batch: Batch, parameters: Sequence[Tensor]
+    pair: HeadLogits,
+    chunked: ChunkedLoss,
+    loss: LogitLoss,
+    batch: Batch,
+    *,
+    parameters: Sequence[Tensor],
+    places: Sequence[Sequences | None],
 ) -> LossSum | Tensor:
     labels = None if pair.labels is None else pair.labels.reshape(_flat(pair.labels))
 
-    def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, at: slice) -> LossSum:
-        found = loss(student, teacher, None if labels is None else labels[at], batch)
+    def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, number: int) -> LossSum:
+        at, sequences = chunked.chunks[number], places[number]
+        found = loss(student, teacher, None if labels is None else labels[at], batch, sequences=sequences)
         with prefixed("loss"):
             term_value(found, 1.0, loss.owner)
             if isinstance(found, LossSum):
@@ -167,10 +188,11 @@ def _in_chunks(
             if loss.reduction == "LossSum":
                 raise SignatureError(
                     f"{loss.owner} returned a scalar, which may compare items with each other, but is computed in "
-                    f"chunks of {chunked.length} of the {chunked.items} items. Set logit_chunk: whole, which computes "
-                    "all logits at once"
+                    f"chunks of {_longest(chunked.chunks)} of the {chunked.items} items. Set logit_chunk: whole, which "
+                    "computes all logits at once"
                 )
-        return LossSum(found * len(student), len(student)) if loss.reduction == "mean" else LossSum(found, 1)
+        count = len(student) if sequences is None else len(sequences.mask)
+        return LossSum(found * count, count) if loss.reduction == "mean" else LossSum(found, 1)
 
     with without_autocast(chunked.device):
         summed = chunked.differentiated(of_chunk, parameters)
@@ -192,47 +214,45 @@ def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: Chunk
     number = torch.Size(items).numel()
     needed = _COPIES * number * classes * 4
     size = f"the logits of all {number} items at once, about {needed / 2**30:.3g} GiB"
+    why = "declares no reduction"
     remedy = (
         "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
         "@kdplug.sum_over_items"
     )
+    if loss.reads_whole_batch:
+        why, remedy = "reads extras or parameters, which cannot be divided into chunks", "Use smaller batches"
     if chunk != "auto":
-        raise OutputsError(
-            f"is {chunk}, but {loss.owner} declares no reduction, so it needs {size}. {remedy}", field="logit_chunk"
-        )
+        raise OutputsError(f"is {chunk}, but {loss.owner} {why}, so it needs {size}. {remedy}", field="logit_chunk")
     if needed <= loss.largest:
         return
     free = free_memory(student.device)
     if free is not None and needed > free:
         raise OutputsError(
-            f"{loss.owner} declares no reduction, so it needs {size}, but only {free / 2**30:.3g} GiB are free. "
-            f"{remedy}",
+            f"{loss.owner} {why}, so it needs {size}, but only {free / 2**30:.3g} GiB are free. {remedy}",
             field="loss",
         )
     first, loss.largest = not loss.largest, needed
     if first:
-        warnings.warn(f"{loss.owner} declares no reduction, so it is computed on {size}. {remedy}", stacklevel=2)
+        warnings.warn(f"{loss.owner} {why}, so it is computed on {size}. {remedy}", stacklevel=2)
 
 
-def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, length: int) -> ChunkedLoss:
+def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, slices: tuple[slice, ...]) -> ChunkedLoss:
     sides = [one for one in (student, teacher) if not isinstance(one, SparseLogits)]
     working = reduce(torch.promote_types, (_precision(one, batch) for one in sides), torch.float32)
     learns = torch.is_grad_enabled()
+    length = _longest(slices)
     ours: StudentChunks = (
         DenseChunks(student, working, learns=learns)
         if isinstance(student, Tensor)
         else FactoredChunks(student, length, _precision(student, batch), working, learns=learns)
     )
-    *items, classes = student.shape
-    return ChunkedLoss(
-        ours,
-        _teacher_side(teacher, batch, length, working),
-        torch.Size(items).numel(),
-        classes,
-        length,
-        student.device,
-        working,
-    )
+    chunked_teacher = _teacher_side(teacher, batch, length, working)
+    return ChunkedLoss(ours, chunked_teacher, slices, student.shape[-1], student.device, working)
+
+
+def _longest(slices: Iterable[slice]) -> int:
+    found: int = max(one.stop - one.start for one in slices)
+    return found
 
 
 def _teacher_side(teacher: Logits, batch: Batch, length: int, working: torch.dtype) -> TeacherChunks:
@@ -266,11 +286,11 @@ def _flat(labels: Tensor) -> tuple[int, ...]:
     return (-1, labels.shape[-1]) if labels.is_floating_point() else (-1,)
 
 
-def _check_schedule(loss: LogitLoss, length: int, items: int) -> None:
+def _check_schedule(loss: LogitLoss, slices: Sequence[slice]) -> None:
     if loss.temperature.scheduler is not None:
         raise ConfigError(
-            f"{loss.temperature.owner} reads the logits of all {items} items at once, but FactoredLogits are "
-            f"multiplied out {length} items at a time. Set temperature_scheduler: none, or logit_chunk: whole, which "
+            f"{loss.temperature.owner} reads the logits of all {slices[-1].stop} items at once, but FactoredLogits are "
+            f"multiplied out {_longest(slices)} items at a time. Set temperature_scheduler: none, or logit_chunk: whole, which "
             "holds all logits in memory",
             field="temperature_scheduler",
         )

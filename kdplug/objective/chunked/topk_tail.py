@@ -1,4 +1,4 @@
-"""Student logits on the categories of a top-k and tail cache: K classes, and the rest as one."""
+"""Student logits on the categories of SparseLogits with a tail: K classes, and all others combined."""
 
 from __future__ import annotations
 

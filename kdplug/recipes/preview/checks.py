@@ -212,10 +212,6 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
         if not written.config.weight:
             path = ".".join(map(str, ("distillation", *written.place.path)))
             yield PlanWarning(_CHECK, path, "has no effect: its weight is 0")
-    for built, _ in configured.on_features():
-        for key in sorted(built.place.own) if "temperature" not in built.inputs else ():
-            message = f"has no effect: {built.owner} does not request temperature"
-            yield PlanWarning(_CHECK, _field(built, key), message)
     for place, one in enumerate(given.layer_map):
         if not one.weight:
             path = ".".join(map(str, ("distillation", *given.path_of_map(place))))

@@ -39,7 +39,8 @@ class PlannedMatch:
 
 def planned_matches(sample: Sample) -> list[PlannedMatch]:
     """Return the layers and shapes that each match reads from the first batch, in the order of the terms."""
-    return [_planned(term, read, sample) for term, read in sample.objective.configured.on_features()]
+    read = sample.objective.configured.on_features()
+    return [_planned(term, features, sample) for term, features in read if term.layers("student")]
 
 
 def features(read: FeatureComparison, sample: Sample) -> Iterator[tuple[str, Tensor]]:

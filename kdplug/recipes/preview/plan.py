@@ -97,7 +97,7 @@ def memory(sample: Sample) -> list[MemoryItem]:
 
 
 def size(found: Iterable[Tensor], apart: Iterable[Tensor] = ()) -> int:
-    """Return the bytes of the tensors' storages, each counted once, without those of ``apart``."""
+    """Return the size in bytes of the tensors' storages, each counted once, without those of ``apart``."""
     storages = [tensor.untyped_storage() for tensor in found]
     others = {tensor.untyped_storage().data_ptr() for tensor in apart}
     return sum({one.data_ptr(): one.nbytes() for one in storages if one.data_ptr() not in others}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -114,6 +115,7 @@ class _Models:
     objective: Objective
     accelerator: Accelerator
     total_steps: int
+    epoch_steps: int
 
     def outputs(self, parts: Parts) -> tuple[Outputs, Outputs]:
         """Return the outputs of the student, with gradient, and of the teacher for a batch."""
@@ -131,7 +133,12 @@ class _Models:
         step = min(round(progress * self.total_steps), self.total_steps - 1)
         with self.accelerator.autocast():
             report: LossReport = self.objective(
-                student=student, teacher=teacher, progress=progress, step=step, total_steps=self.total_steps
+                student=student,
+                teacher=teacher,
+                progress=progress,
+                step=step,
+                total_steps=self.total_steps,
+                epoch=step // self.epoch_steps,
             )
         return report
 
@@ -149,7 +156,8 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
     check_apart(teacher, student, distiller.objective)
     pair.to(accelerator.device)
     side.to(accelerator.device)
-    batches = list(islice(runner.loader("distillation", recipe.training.batch_size), BATCHES))
+    loader = runner.loader("distillation", recipe.training.batch_size)
+    batches = list(islice(loader, BATCHES))
     objective = distiller.objective
     with modes(training=pair, evaluating=teacher), side.frozen(student):
         prepared = preparation(runner.task, student)
@@ -159,7 +167,8 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
             with _hooked(pair, side, objective):
                 materialize(pair, side, batches[0], {}, accelerator.device)
         with _hooked(pair, side, objective):
-            models = _Models(pair, side, objective, accelerator, total_steps)
+            epoch_steps = math.ceil(len(loader) / recipe.training.gradient_accumulation_steps)
+            models = _Models(pair, side, objective, accelerator, total_steps, epoch_steps)
             parts = [_on_device(batch, accelerator.device) for batch in batches]
             sample = _first(recipe, models, parts[0])
             sample.pulls = _pulls(models, parts, sample)
@@ -177,7 +186,7 @@ def _hooked(pair: TrainingModule, teacher: Teacher, objective: Objective) -> Ite
 
 
 def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
-    """Run the first batch as at the start of a run, and measure the bytes that its backward pass needs."""
+    """Run the first batch as at the start of a run, and measure how many bytes its backward pass needs."""
     with saved_bytes(models.pair) as saved:
         student, teacher = models.outputs(parts)
         report = models.loss(student, teacher, 0.0)
@@ -240,4 +249,4 @@ def given(outputs: Outputs) -> list[Any]:
 
 def _on_device(batch: Any, device: torch.device) -> Parts:
     parts = split(batch)
-    return Parts(to_device(parts.teacher, device), to_device(parts.student, device), to_device(parts.cache, device))
+    return Parts(*(to_device(one, device) for one in parts))

@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdplug.contracts.loss import INTEGER_INPUTS, READS_TEACHER, SHAPES, LossSum, reduction_of, stated_facts
+from kdplug.contracts.loss import (
+    INTEGER_INPUTS,
+    READS_TEACHER,
+    SHAPES,
+    WHOLE_SEQUENCES,
+    LossSum,
+    declares,
+    reduction_of,
+    stated_facts,
+)
 from kdplug.errors import PluginError, did_you_mean
 from kdplug.host.component import Component
 from kdplug.objective.projection import declared_axis
@@ -144,6 +153,10 @@ class LossCase(Laws):
     def reads_teacher(cls) -> bool:
         """Return whether it requests an input of the teacher, and does not state that it ignores that."""
         return cls.asks_for_teacher() and not cls.states(READS_TEACHER)
+
+    @classmethod
+    def takes_sequences(cls) -> bool:
+        return declares(cls._found.load(), WHOLE_SEQUENCES)
 
     @classmethod
     def is_class(cls) -> bool:

@@ -49,7 +49,7 @@ class FactLaws(LossCase):
     def test_a_loss_that_says_it_compares_items_does(self) -> None:
         """Catches ``compares_items = True`` on a sum or a mean over items, whose division nothing would test then."""
         sample = self.sample(masked=False)
-        if self.on_logits():
+        if self.on_logits() and not self.takes_sequences():
             flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
             sample = flat.but(labels=sample.labels.reshape(-1))
         if self._is_a_mean_or_sum(sample):

@@ -11,11 +11,13 @@ from kdplug.testing.loss.mask import MaskLaws
 from kdplug.testing.loss.module import ModuleLaws
 from kdplug.testing.loss.oracle import OracleLaws
 from kdplug.testing.loss.precision import PrecisionLaws
+from kdplug.testing.loss.sequences import SequenceLaws
 from kdplug.testing.loss.topk_tail import CoarseLaws
 from kdplug.testing.loss.value import ValueLaws
 
 
 class LossLaws(
+    SequenceLaws,
     ValueLaws,
     OracleLaws,
     GradientLaws,
@@ -40,5 +42,6 @@ class LossLaws(
 
     Laws that do not apply (on masks, if it requests no mask) are not collected. Those that a fact excludes which the loss
     states (``kdplug.facts``) are skipped with the reason. Name other laws that cannot hold by definition in
-    ``except_for``, with the reason.
+    ``except_for``, with the reason. A loss that declares ``whole_sequences`` gets logits of sequences with a mask, as in
+    a run, and laws on sequences replace those on a list of items.
     """

@@ -29,6 +29,8 @@ class OracleLaws(LossCase):
         assert oracle is not None
         for sample in self.samples():
             self._compare_with(oracle, sample)
+        if self.takes_sequences():
+            return
         other = _resized(self.layout_of())
         try:
             sample = make_sample(other, 1, classes=other.student[-1] if self.on_logits() else 5)

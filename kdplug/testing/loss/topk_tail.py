@@ -17,6 +17,9 @@ from kdplug.testing.sample import draw
 _ITEMS, _CLASSES, _KNOWN, _TEMPERATURE = 16, 20, 5, 2.0
 """A cache of 5 of 20 classes, which hold three quarters of the teacher's probability."""
 
+_SEQUENCES = 4
+"""Number of sequences in which a loss on whole sequences gets these items."""
+
 _ALIGNED = 0.85
 """Minimum cosine between the gradients on categories and on classes. Divergences reach 0.93; rank comparisons 0.75."""
 
@@ -84,10 +87,13 @@ class CoarseLaws(LossCase):
     def _on(self, student: Tensor, teacher: Tensor | SparseLogits) -> tuple[Tensor, Tensor]:
         """Return the value, and the gradient for the student's logits over all classes."""
         leaf = student.clone().requires_grad_()
-        own, theirs = leaf, teacher
         if isinstance(teacher, SparseLogits):
             own, theirs = topk_tail_student(leaf, teacher), topk_tail_teacher(teacher)
-        labels = torch.zeros(_ITEMS, dtype=torch.int64)
+        else:
+            own, theirs = leaf, teacher
+        if self.takes_sequences():
+            own, theirs = (side.reshape(_SEQUENCES, -1, side.shape[-1]) for side in (own, theirs))
+        labels = torch.zeros(own.shape[:-1], dtype=torch.int64)
         sample = self.sample(masked=False).but(
             student=(own,), teacher=(theirs,), labels=labels, temperature=_TEMPERATURE, mask=None
         )

@@ -211,7 +211,8 @@ def test_dense_logits_are_off_by_the_rounding_of_their_dtype(dtype, bound):
 
 def test_a_logit_beyond_float16_is_refused():
     with pytest.raises(
-        SettingError, match=r"^dtype: a logit is 70000, which float16 cannot represent\. Set dtype: bfloat16"
+        SettingError,
+        match=r"^dtype: a logit has the absolute value 70000, which float16 cannot represent\. Set dtype: bfloat16",
     ):
         CODECS["dense"].encode(torch.tensor([[7e4, 0.0]]), temperature=1.0, seed=0)
 

@@ -55,7 +55,10 @@ def test_emb_and_last_is_two_pairs():
 def test_layers_that_do_not_divide_are_rounded_only_when_told():
     assert uniform(5, 12, round=True) == [(1, 2), (2, 5), (3, 7), (4, 10), (5, 12)]
     for layer_map in (uniform, skip):
-        with pytest.raises(ConfigError, match=rf"^{layer_map.__name__}: 12 teacher layers are not a multiple of 5"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^{layer_map.__name__}: the teacher's 12 layers are not a multiple of the student's 5\.",
+        ):
             layer_map(5, 12)
 
 

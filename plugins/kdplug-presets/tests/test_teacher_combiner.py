@@ -225,5 +225,5 @@ def test_mean_probs_takes_the_mean_at_the_scheduled_temperature(scheduler: list[
 @pytest.mark.parametrize("combiner", [mean_probs, select])
 def test_one_class_has_no_probabilities_to_combine(combiner):
     teachers = [torch.zeros(3, 1), torch.ones(3, 1)]
-    with pytest.raises(OutputsError, match="one class"):
+    with pytest.raises(OutputsError, match="at least two classes"):
         combiner(teachers, **({"labels": torch.zeros(3, dtype=torch.long)} if combiner is select else {}))

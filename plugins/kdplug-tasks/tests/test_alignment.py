@@ -179,7 +179,7 @@ def test_a_tokenizer_that_cannot_be_copied_is_refused():
     made.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Own())
     made.decoder = ByteLevel()
     holder = type("Holder", (), {"is_fast": True, "backend_tokenizer": made})
-    with pytest.raises(kdplug.ConfigError, match=r"^tokenizer: its tokenizer cannot be copied"):
+    with pytest.raises(kdplug.ConfigError, match=r"^tokenizer: the tokenizer cannot be copied"):
         Speller(holder(), "tokenizer")
 
 

@@ -51,7 +51,7 @@ CASES = {
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": (
         {"data": {"train": None, "dataset": "nothing/here"}},
-        r"task\.data\.dataset: 'nothing/here' is not a folder here, and is not in the local cache of the hub",
+        r"task\.data\.dataset: 'nothing/here' is not a folder here, and it is not in the local cache of the hub",
     ),
     "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has a different vocabulary"),
     "another vocabulary than the teacher's": (
@@ -111,7 +111,7 @@ CASES = {
     ),
     "more labels than the teacher has outputs": (
         {"data": {"train": "three.csv", "test": "three.csv"}},
-        r"label id 2 is out of range.* If it has no trained head for these labels: write .*train: true",
+        r"label id 2 is out of range.* If the teacher has no trained head for these labels: write .*train: true",
     ),
     "names for more labels than a teacher without a head": (
         {"labels": ["neg", "pos", "odd"], "teacher": "encoder"},

@@ -57,12 +57,12 @@ def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
         ("header.csv", b"text,label\n", "it has no rows"),
         ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 contains the byte 0xe9"),
         ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, expected 2: text, label"),
-        ("twice.csv", b"text,text\na,b\n", "two columns have the same name"),
+        ("twice.csv", b"text,text\na,b\n", "several columns have the same name: 'text'"),
         ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
         ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
         ("deep.jsonl", b'{"a": ' + b"[" * 100_000 + b"\n", "line 1 is nested too deeply"),
-        ("bad.parquet", b"PAR0", "it is not a Parquet file"),
-        ("bad.npz", b"PK", "it is not an NPZ file"),
+        ("bad.parquet", b"PAR0", "it cannot be read as Parquet"),
+        ("bad.npz", b"PK", "it cannot be read as an NPZ file"),
         ("tagless.conll", b"Anna\n", "line 1 has the word 'Anna' but no tag"),
         ("rows.dat", b"x", "cannot infer the format of .* from its extension"),
     ],
@@ -193,5 +193,5 @@ def test_a_csv_with_another_separator_is_read_with_delimiter_and_named_without(t
 
 def test_a_delimiter_has_an_effect_on_csv_only(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
-    with pytest.raises(ConfigError, match=r"^data\.delimiter: has no effect on jsonl files"):
+    with pytest.raises(ConfigError, match=r"^data\.delimiter: has no effect on .*, which is read as jsonl\. Remove it"):
         read_file(str(tmp_path / "rows.jsonl"), None, "data.train", delimiter=";")

@@ -170,7 +170,8 @@ def test_without_it_everything_is_as_it_was(folder):
 
 def test_max_length_has_to_leave_room(folder):
     with pytest.raises(
-        ConfigError, match=r"^max_length: is 2, but the special tokens at the start of each example take 1 of that"
+        ConfigError,
+        match=r"^max_length: must be at least 3, got 2: each example begins with 1 special token and needs 2 more",
     ):
         task_of(**_settings(folder, max_length=2)).check()
 
@@ -214,7 +215,7 @@ def test_a_student_continues_from_the_start_token(folder, file):
 def test_an_empty_prompt_needs_a_begin(folder):
     generate = {"fraction": 1.0, "max_new_tokens": 5}
     settings = _settings(folder, "empty.csv", prompts=True, generate=generate, student={"config": {"n_layer": 1}})
-    with pytest.raises(ConfigError, match="the prompt is empty, so the student has nothing to continue"):
+    with pytest.raises(ConfigError, match="the prompt is empty, so there is nothing for the student to continue"):
         task_of(**settings, add_bos_token=False).check()
 
 

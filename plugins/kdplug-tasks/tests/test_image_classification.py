@@ -131,7 +131,7 @@ def test_a_size_that_nothing_says_is_224(folder):
 
 
 def test_another_size_than_a_model_takes_is_refused(folder):
-    message = r"image_size: is 9, but the teacher's config has 8\. Set only one of them"
+    message = r"image_size: is 9, but the teacher's config has 8\. Remove it, and set the size in the configs"
     with pytest.raises(ConfigError, match=message):
         task_of(**_settings(folder / "train.npz", image_size=9)).check()
 
@@ -153,7 +153,7 @@ def test_another_size_is_another_teacher_to_a_cache(folder):
 def test_a_file_that_is_no_picture_is_an_error(folder, tmp_path):
     (tmp_path / "x.png").write_text("no picture")
     rows = [{"image": "x.png", "label": name} for name in ("a", "b", "a", "b")]
-    with pytest.raises(ConfigError, match=r"row 2 of .*table\.csv \(line 3\): it cannot be read as an image"):
+    with pytest.raises(ConfigError, match=r"row 2 of .*table\.csv \(line 3\): the image cannot be read"):
         task_of(**_settings(write_csv(tmp_path / "table.csv", rows))).check()
 
 

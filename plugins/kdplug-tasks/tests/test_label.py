@@ -154,12 +154,16 @@ def test_minus_one_is_a_class_where_the_training_data_have_it():
 @pytest.mark.parametrize(
     ("given", "teacher", "message"),
     [
-        (["a", "a"], None, r"^labels: two classes have the same name: a, a\. Write labels"),
-        (["a", " a"], None, r"^labels: two classes have the same name"),
+        (["a", "a"], None, r"^labels: several classes have the name 'a'\. Set it to"),
+        (["a", " a"], None, r"^labels: several classes have the name 'a'"),
         (["a", "b", "c"], _teacher("x", "y"), "^labels: has 3 names, but the teacher has 2 outputs"),
-        (["y", "x"], _teacher("x", "y"), "^labels: is not in the order of the teacher's outputs, x, y"),
-        (None, _teacher("x", "x"), r"^labels: two classes have the same name: x, x"),
-        (None, None, r"^data\.train: must have at least two labels, got x"),
+        (
+            ["y", "x"],
+            _teacher("x", "y"),
+            r"^labels: is not in the order of the teacher's outputs: x, y\. labels\[0\] is 'y', which is output 1",
+        ),
+        (None, _teacher("x", "x"), r"^labels: several classes have the name 'x'"),
+        (None, None, r"^data\.train: must have at least two different labels, got x"),
     ],
 )
 def test_invalid_labels(given, teacher, message):

@@ -67,7 +67,7 @@ GENERATE = {"fraction": 1.0, "max_new_tokens": 4, "prompt_length": 2}
         ({"generate": GENERATE}, "^generate: cannot be used with two tokenizers"),
         (
             {"max_length": 3},
-            r"^data\.train: .*no common token boundary within \d+ tokens, but examples have at most 3",
+            r"^data\.train: .*: \d+ tokens lie between two common token boundaries .*\(max_length 3\)\. Increase max_length",
         ),
         ({"student_tokenizer": "bytes"}, "^student_tokenizer: has a different vocabulary from the tokenizer of "),
         (

@@ -281,7 +281,7 @@ def test_a_changed_learning_rate_of_a_run_with_a_schedule_is_warned_of(tmp_path)
     schedule = {"scheduler_class": torch.optim.lr_scheduler.StepLR, "scheduler_args": {"step_size": 2, "gamma": 0.5}}
     with pytest.raises(Killed):
         resumed(tmp_path, adam(lr=0.01), killed_at=4, **schedule)
-    says = r"optimizer\.groups\.0\.lr: 0\.01 -> 1\.0.*: the learning-rate scheduler resumes with its settings .* The learning rate is 0\.005, 0\.025\."
+    says = r"optimizer\.groups\.0\.lr: 0\.01 -> 1\.0.*: the learning-rate scheduler resumes with the settings that the checkpoint holds.* The learning rate is 0\.005, 0\.025\."
     with pytest.warns(UserWarning, match=says):
         _, optimizer = resumed(tmp_path, adam(lr=1.0, eps=0.25), resume="auto", resume_changed=True, **schedule)
     assert [group["lr"] for group in optimizer.param_groups] == [0.0025, 0.0125]

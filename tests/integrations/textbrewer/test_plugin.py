@@ -30,6 +30,10 @@ SOURCE = """
         seen.append(draw_seed)
         return (student_logits - teacher_logits).square().mean()
 
+    def epochal(student_logits, teacher_logits, epoch):
+        seen.append(epoch)
+        return (student_logits - teacher_logits).square().mean()
+
     class Learned(nn.Module):
         def __init__(self, start: float = 1.0):
             super().__init__()
@@ -76,6 +80,7 @@ def plugin(fake_site: FakeSite) -> Iterator[Any]:
             "labelled": "kdplug_mine:labelled",
             "learned": "kdplug_mine:Learned",
             "drawn": "kdplug_mine:drawn",
+            "epochal": "kdplug_mine:epochal",
             "warm": "kdplug_mine:warm",
         },
         projections={"wide": "kdplug_mine:wide"},
@@ -134,6 +139,17 @@ def test_a_loss_that_draws_gets_a_seed_of_its_own_in_each_batch(plugin: Any, tmp
     train(made, steps=4)
     assert len(set(plugin.seen)) == len(plugin.seen) == 4
     assert textbrewer.KD_LOSS_MAP["drawn"](torch.ones(2, 3), torch.zeros(2, 3)) == 1
+
+
+def test_a_loss_gets_the_epoch_by_steps_and_by_epochs(plugin: Any, tmp_path: Path) -> None:
+    made = distiller(tmp_path, "token", kd_loss_type="epochal")
+    train(made, steps=5)
+    made.train(
+        torch.optim.SGD(made.model_S.parameters(), lr=0.1),
+        DataLoader(make_examples(8, is_full=False), batch_size=4),
+        num_epochs=2,
+    )
+    assert plugin.seen == [0, 0, 1, 1, 2, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("basic", [False, True])

@@ -129,8 +129,16 @@ def test_terms_are_named_by_their_paths(build, match):
             "0.layer_S: 'layers.*' matches 2 modules of the student: layers.0, layers.1. A match of",
         ),
         (["layers.0", "x.1"], [0, 1], "0.layer_S.1: no module 'x.1' in the student."),
-        (["layers.*"], ["layers.*"], "0: layer_S is 2 layers (layers.0, layers.1) and layer_T 4 (layers.0, layers.1,"),
-        (["layers.*"], [0, 1, 2], "0: layer_S is 2 layers (layers.0, layers.1) and layer_T 3 (0, 1, 2)."),
+        (
+            ["layers.*"],
+            ["layers.*"],
+            "0: the number of layers in layer_S, 2 (layers.0, layers.1), differs from that in layer_T, 4 (layers.0,",
+        ),
+        (
+            ["layers.*"],
+            [0, 1, 2],
+            "0: the number of layers in layer_S, 2 (layers.0, layers.1), differs from that in layer_T, 3 (0, 1, 2).",
+        ),
     ],
 )
 def test_a_wrong_path_is_reported_with_the_field_that_holds_it(build, match, nets, student, teacher, says):
@@ -142,7 +150,7 @@ def test_a_wrong_path_is_reported_with_the_field_that_holds_it(build, match, net
 def test_one_objective_connects_to_one_model_after_another(build, match, run, nets):
     objective = build(**by(match, ["layers.*"], [1, 2], loss="pair_mse"))
     expected = run(build(**by(match, [0, 1], [1, 2], loss="pair_mse"))).total
-    with pytest.raises(ConfigError, match=r"layer_S is 3 layers"):
+    with pytest.raises(ConfigError, match=r"layers in layer_S, 3 "):
         objective.connect(Net(5, 3, 1), nets[1])
     assert torch.equal(run(objective).total, expected)
 

@@ -27,7 +27,7 @@ def closed(
     t2: bool,
     factor: float = 1.0,
 ) -> Tensor:
-    """Return values ``[n]`` and write their gradient over ``student``, using a formula for rows over the temperature.
+    """Return values ``[n]`` and overwrite ``student`` with their gradient. The formulas take rows divided by the temperature.
 
     ``finite`` does not handle classes that one side rules out (``-inf``); if its values are not finite, ``general``
     runs. On devices other than a CPU ``general`` runs directly, since checking values would wait for the device. The
@@ -89,9 +89,10 @@ def entropy_of(probs: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def from_slope_(student: Tensor, probs: Tensor, slope: Tensor) -> None:
-    """Overwrite the student's tempered logits with a divergence's gradient, given the derivative by probability.
+    """Overwrite the student's tempered logits with a divergence's gradient, from the derivative ``slope``.
 
-    ``slope`` may be off by a constant per row, which the softmax cancels; it is overwritten.
+    ``slope`` is the derivative with respect to the student's probabilities, up to a constant per row, which the softmax
+    cancels; it is overwritten.
     """
     torch.mul(probs, slope.sub_(mean_of(probs, slope)), out=student)
 
@@ -152,7 +153,7 @@ def jsd_rows(
     normalize: bool = False,
     t2: bool = True,
 ) -> Tensor:
-    """Evaluate the closed form of ``jsd``: the derivative by the student's probability is ``(1 − β) log(q / m)``."""
+    """Evaluate the closed form of ``jsd``: the derivative with respect to ``q`` is ``(1 − β) log(q / m)``."""
     if beta == 0:
         return kl_rows(student, teacher, temperature, t2=t2)
     if beta == 1:
@@ -165,7 +166,7 @@ def jsd_rows(
 def skew_kl_rows(
     student: Tensor, teacher: Tensor, temperature: Tensor | float, *, skew: float = 0.1, t2: bool = True
 ) -> Tensor:
-    """Evaluate the closed form of ``skew_kl``: the derivative by the student's probability is ``−(1 − λ) p / m``."""
+    """Evaluate the closed form of ``skew_kl``: the derivative with respect to ``q`` is ``−(1 − λ) p / m``."""
     if skew == 0:
         return kl_rows(student, teacher, temperature, t2=t2)
     fast, general = partial(_skew_kl, skew=skew), partial(_skew_kl_general, skew=skew)
@@ -177,7 +178,7 @@ def skew_reverse_kl_rows(
 ) -> Tensor:
     """Evaluate the closed form of ``skew_reverse_kl``.
 
-    The derivative by the student's probability is ``log(q / m) − λ q / m``.
+    The derivative with respect to ``q``, the student's probability, is ``log(q / m) − λ q / m``.
     """
     if skew == 0:
         return reverse_kl_rows(student, teacher, temperature, t2=t2)

@@ -36,16 +36,16 @@ def dist(
 ) -> LossSum | Tensor:
     """One minus the correlation of softened probabilities, over the classes and over the batch, mean over items.
 
-    ``T² [β (1 − mean_b ρ(q_b, p_b)) + γ (1 − mean_c ρ(q_:c, p_:c))]`` with Pearson's ρ: each item's ranking of the
-    classes, and each class's ranking of the items. Shifted or scaled probabilities count as equal.
+    ``T² [β (1 − mean_b ρ(q_b, p_b)) + γ (1 − mean_c ρ(q_:c, p_:c))]`` with Pearson's ρ: within each item over the
+    classes, and within each class over the items. Shifting or scaling the probabilities changes nothing.
 
-    **The second part compares the items of one call**, so it is not a sum over items, and the loss is a scalar: the
-    mean of one call. Correlations are computed within each micro-batch of each process, and these get equal weight
-    regardless of their number of items. Logits multiplied out in chunks (``FactoredLogits``) are rejected. At ``gamma:
-    0`` only the first part remains, a sum over items that may be split anywhere. It needs three classes: two classes
-    always have a correlation of 1 or -1, whatever the student predicts. A call with one item has no correlation over
-    items, and adds the constant γ without a gradient. So does a class to which one side gives the same probability
-    everywhere, such as one it rules out (``-inf``).
+    **The second part compares the items of one call**, so it is not a sum over items, and the loss returns a scalar:
+    the mean of one call. Correlations are computed within each micro-batch of each process, and these get equal weight
+    regardless of their number of items. All logits are computed at once, also from ``FactoredLogits``. At ``gamma: 0``
+    only the first part remains, a sum over items that may be split anywhere. It needs three classes: two classes always
+    have a correlation of 1 or -1, whatever the student predicts. A call with one item has no correlation over items,
+    and adds the constant γ without a gradient. So does a class to which one side gives the same probability everywhere,
+    such as one it rules out (``-inf``).
 
     Settings: ``beta`` and ``gamma``, the weights of the two parts; ``eps``, the lower bound of the product of lengths
     that ρ is divided by; ``t2`` multiplies by the squared temperature (the second part by its mean over items).

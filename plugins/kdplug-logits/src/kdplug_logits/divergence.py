@@ -14,7 +14,7 @@ from kdplug_logits.shape import require_logits, written
 
 
 def working_type(*tensors: Tensor) -> torch.dtype:
-    """Return the floating-point type that holds all inputs, at least 32 bits."""
+    """Return the floating-point type that holds all inputs, float32 or wider."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
@@ -112,7 +112,7 @@ Terms = Callable[[Tensor, Tensor], Tensor]
 def tempered(
     owner: str, student_logits: Tensor, teacher_logits: Tensor | None, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Return both sides over the temperature in float32 or wider, the teacher detached, and the parsed temperature.
+    """Return both sides divided by the temperature, in float32 or wider, the teacher detached; and the parsed temperature.
 
     Raises: ``ShapeError`` if shapes differ; ``SettingError`` if the temperature is not positive.
     """

@@ -1,4 +1,4 @@
-"""Generalised Jensen–Shannon divergence between softened distributions."""
+"""Generalized Jensen–Shannon divergence between softened distributions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def jsd(
     normalize: bool = False,
     t2: bool = True,
 ) -> LossSum:
-    """Generalised Jensen–Shannon divergence of softened teacher p and student q, in nats, mean over items.
+    """Generalized Jensen–Shannon divergence of softened teacher p and student q, in nats, mean over items.
 
     ``T² [β KL(p‖m) + (1 − β) KL(q‖m)]`` with ``m = β p + (1 − β) q``: β weights the teacher. It is finite if only one
     side rules out a class (``-inf``), and symmetric at 0.5. For β between 0 and 1 it is at most ``T²`` times the

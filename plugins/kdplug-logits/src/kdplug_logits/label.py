@@ -22,7 +22,7 @@ def cross_entropy_per_item(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class Labelled(NamedTuple):
-    """Both sides' logits, set to 0 at items without a label, and the labels' positions.
+    """Both sides' logits, set to 0 at items without a label, and the labels as class indices.
 
     Shapes: ``student`` and ``teacher`` ``[*items, classes]``; ``places`` ``[*items, 1]``, 0 without a label; ``counts``
     bool ``[*items]``.

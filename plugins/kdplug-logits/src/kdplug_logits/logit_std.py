@@ -1,4 +1,4 @@
-"""KL divergence of standardised logits."""
+"""KL divergence of standardized logits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def logit_std(
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-7,
     t2: bool = True,
 ) -> LossSum:
-    """KL divergence ``T² KL(p‖q)`` after both sides' logits were standardised, in nats, mean over items.
+    """KL divergence ``T² KL(p‖q)`` after both sides' logits were standardized, in nats, mean over items.
 
     ``z ← (z − mean) / (deviation + eps)`` per item, then softened and compared as in ``kl``: the student need not match
     the teacher's logits in scale, only in order and proportion. Shifting or scaling either side changes nothing.
@@ -60,7 +60,7 @@ def logit_std(
     """
     temperature = read_temperature("logit_std", temperature, student_logits)
     student, teacher, _ = tempered("logit_std", student_logits, teacher_logits, 1.0)
-    require_three_classes("logit_std", student, "two logits are always standardised to the same numbers. Use kl")
+    require_three_classes("logit_std", student, "two logits are always standardized to the same numbers. Use kl")
     own, theirs = (over_temperature(standardized(side, eps), temperature) for side in (student, teacher))
     terms = kl_terms(own.log_softmax(dim=-1), theirs.log_softmax(dim=-1))
     return LossSum(total(terms, temperature, t2=t2), student.shape[:-1].numel())

@@ -1,4 +1,4 @@
-"""Squared error of numeric outputs, not class scores."""
+"""Squared error of outputs that are numbers rather than class scores."""
 
 from __future__ import annotations
 

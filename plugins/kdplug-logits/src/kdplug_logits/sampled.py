@@ -1,4 +1,4 @@
-"""Cross-entropy under classes drawn from the teacher."""
+"""Cross-entropy, estimated from classes that are sampled from the teacher's distribution."""
 
 from __future__ import annotations
 

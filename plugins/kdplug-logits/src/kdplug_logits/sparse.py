@@ -1,4 +1,4 @@
-"""Read a teacher that is known at a few classes per item."""
+"""Read SparseLogits: a teacher's probabilities of a few classes per item."""
 
 from __future__ import annotations
 

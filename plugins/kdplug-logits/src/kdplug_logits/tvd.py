@@ -11,7 +11,7 @@ from kdplug_logits.divergence import divergence
 
 
 def tvd_rows(student: Tensor, teacher: Tensor, temperature: Tensor | float, *, t2: bool = True) -> Tensor:
-    """Evaluate the closed form of ``tvd``: the derivative by the student's probability is ``½ sign(q − p)``."""
+    """Evaluate the closed form of ``tvd``: the derivative with respect to ``q`` is ``½ sign(q − p)``."""
     temper_(temperature, student, teacher)
     own = student.softmax(dim=-1)
     gap = torch.sub(own, teacher.softmax(dim=-1), out=teacher)

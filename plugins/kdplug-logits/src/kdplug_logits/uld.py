@@ -1,4 +1,4 @@
-"""Distance of sorted probabilities, for a teacher with another vocabulary."""
+"""Distance of sorted probabilities, for a teacher with a different vocabulary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def uld(
     cross-entropy, at temperature 1.
     Relations: at most twice ``tvd``, and equal to that if both sides rank the classes equally.
 
-    Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, one element,
+    Shapes: logits ``[*items, classes]``, where the classes may differ in number; temperature a number, a one-element tensor,
     ``[*items]`` or ``[*items, 1]``.
     Raises: ``ShapeError`` if items differ; ``SettingError`` if the temperature is not positive.
     Source: Boizard et al. 2024, arXiv:2402.12030; without T² the distance of TRL's GOLD trainer for a piece of text that is

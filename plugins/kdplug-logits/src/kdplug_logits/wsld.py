@@ -1,4 +1,4 @@
-"""Soft labels weighted by how far the student is behind the teacher on the hard label."""
+"""Cross-entropy with the teacher, with a larger weight for items whose label the student predicts worse than the teacher."""
 
 from __future__ import annotations
 

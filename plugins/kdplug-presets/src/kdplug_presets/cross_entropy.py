@@ -113,7 +113,7 @@ def cross_entropy(
     weight: Tensor | None = None,
     pad_below: float | None = None,
 ) -> Tensor:
-    """Return ``-Σ softmax(teacher) · log_softmax(student)`` over everything, in nats, as a scalar of at least 32 bits.
+    """Return ``-Σ softmax(teacher) · log_softmax(student)`` over everything, in nats, a scalar in float32 or wider.
 
     ``selection`` selects rows and the keys within a row. The softmax still runs over all keys, except padded keys that
     hold ``nan`` or infinity. ``weight`` (with 1 on the last axis) multiplies rows. A term whose teacher score is at or

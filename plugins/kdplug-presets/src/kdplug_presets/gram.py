@@ -165,8 +165,8 @@ def gram_distance(
 ) -> Tensor:
     """Return the sum over examples of ``weight · ‖scales[0] · G(student) - scales[1] · G(teacher)‖²``, a scalar.
 
-    Shapes: features ``[batch, length, width]`` of one floating-point type of at least 32 bits, the teacher's without a
-    gradient; bits of the mask (see ``shape.bits``) ``[batch, length]``; weight a number or ``[batch]``.
+    Shapes: features ``[batch, length, width]`` of one floating-point type, float32 or wider, the teacher's without a
+    gradient; ``token_bits`` ``[batch, length]``, a mask as integers (see ``shape.bits``); weight a number or ``[batch]``.
     """
     s0, s1 = student
     t0, t1 = teacher

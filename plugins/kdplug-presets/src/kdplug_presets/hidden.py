@@ -51,9 +51,9 @@ class _DirectionDistance(torch.autograd.Function):
 
 
 def direction_distance(student: Tensor, teacher: Tensor, row_bits: Tensor | None = None) -> Tensor:
-    """Return the sum over items of ``|student / |student| - teacher / |teacher||²``, a scalar of at least 32 bits.
+    """Return the sum over items of ``‖student / ‖student‖ − teacher / ‖teacher‖‖²``, a scalar in float32 or wider.
 
-    Shapes: both ``[items, width]``, bits (see ``shape.bits``) ``[items, 1]``.
+    Shapes: both ``[items, width]``; ``row_bits`` ``[items, 1]``, a mask as integers (see ``shape.bits``).
     """
     student, teacher = promoted(student, teacher)
     with without_autocast(student):
@@ -97,9 +97,9 @@ class _CosineDistance(torch.autograd.Function):
 
 
 def cosine_distance(student: Tensor, teacher: Tensor, value_bits: Tensor | None = None) -> Tensor:
-    """Return the sum of ``1 - cos(student, teacher)`` over the items that the bits select (see ``shape.bits``), a scalar.
+    """Return the sum of ``1 - cos(student, teacher)`` over the items that ``value_bits`` selects, a scalar.
 
-    Shapes: both ``[items, width]``, bits ``[items]``.
+    Shapes: both ``[items, width]``; ``value_bits`` ``[items]``, a mask as integers (see ``shape.bits``).
     """
     student, teacher = promoted(student, teacher)
     with without_autocast(student):
@@ -110,7 +110,7 @@ def cosine_distance(student: Tensor, teacher: Tensor, value_bits: Tensor | None 
 def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> LossSum:
     """Mean squared error between hidden states: mean over valid tokens of the mean over the width.
 
-    Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the features' without the width.
+    Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the shape of the features without the width.
     Raises: ``ShapeError`` if shapes differ.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351; TextBrewer ``hid_mse_loss``.
     """
@@ -126,7 +126,7 @@ def hidden_mse(student_features: Tensor, teacher_features: Tensor, mask: Tensor 
 def cos(student_features: Tensor, teacher_features: Tensor, mask: Tensor | None = None) -> LossSum:
     """Cosine distance ``1 - cos`` between hidden states, in [0, 2], mean over valid tokens.
 
-    Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the features' without the width.
+    Shapes: features ``[batch, length, width]`` (any equal shape, width last); mask: the shape of the features without the width.
     Raises: ``ShapeError`` if shapes differ.
     Source: Sanh et al. 2019 (DistilBERT), arXiv:1910.01108; TextBrewer ``cos_loss``.
     """

@@ -52,7 +52,7 @@ def _divided(logits: Tensor, temperature: Tensor | float) -> Tensor:
 def _softened(
     owner: str, student: Tensor, teacher: Tensor, temperature: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """Return both sides over the temperature as ``[items, classes]``, and the parsed temperature."""
+    """Return both sides divided by the temperature, as ``[items, classes]``, and the parsed temperature."""
     student = require_tensor(owner, "student_logits", student)
     teacher = require_tensor(owner, "teacher_logits", teacher)
     require_same(owner, student, teacher, ("student_logits", "teacher_logits"), LOGITS)

@@ -17,25 +17,25 @@ def uniform(student_layers: int, teacher_layers: int, *, embeddings: bool = Fals
     equally near) if ``N`` is not a multiple of ``M``.
     Raises: ``ConfigError`` if the student has more layers, or ``N`` is not a multiple of ``M`` and ``round`` is false.
     Source: Jiao et al. 2020 (TinyBERT), arXiv:1909.10351: every third of 12 layers for 4 student layers; as in
-    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py, which matches hidden states with ``embeddings`` and
-    requires ``N`` to be a multiple.
+    huawei-noah/Pretrained-Language-Model, TinyBERT/task_distill.py, which also matches the embeddings' output
+    (``embeddings: true``) and requires ``N`` to be a multiple of ``M``.
     """
     pairs = _evenly("uniform", student_layers, teacher_layers, nearest=round)
     return [(0, 0), *pairs] if embeddings else pairs
 
 
 def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: bool = False) -> Pairs:  # noqa: A002
-    """PKD-Skip: student layer ``m`` learns from teacher layer ``m · N / M``, every layer but the last.
+    """PKD-Skip: each student layer ``m`` of ``M`` but the last learns from teacher layer ``m · N / M`` of ``N``.
 
-    The last layers are excluded because the logits, computed from them, are compared already: 6 of 12 layers learn from
-    2, 4, 6, 8 and 10.
+    The last layers are excluded because the logits, computed from them, are compared already. With 6 student layers and
+    12 teacher layers, student layers 1 to 5 learn from teacher layers 2, 4, 6, 8 and 10.
 
     Settings: ``top``, match the last layers as well; ``round``, use the nearest layer (the lower one of two equally
     near) if ``N`` is not a multiple of ``M``.
     Raises: ``ConfigError`` if the student has more layers, ``N`` is not a multiple of ``M`` and ``round`` is false, or
     no pair remains.
-    Source: Sun et al. 2019 (PKD), arXiv:1908.09355; 6 of 12 as in intersun/PKD-for-BERT-Model-Compression,
-    src/argument_parser.py, which counts layers from 0.
+    Source: Sun et al. 2019 (PKD), arXiv:1908.09355; the example is that of
+    intersun/PKD-for-BERT-Model-Compression, src/argument_parser.py, which counts layers from 0.
     """
     return _but_top(_evenly("skip", student_layers, teacher_layers, nearest=round), "skip", top=top)
 
@@ -43,7 +43,7 @@ def skip(student_layers: int, teacher_layers: int, *, top: bool = False, round: 
 def last(student_layers: int, teacher_layers: int, *, top: bool = False) -> Pairs:
     """PKD-Last: the student's layers learn from the same number of last teacher layers, excluding the very last.
 
-    6 of 12 layers learn from 7, 8, 9, 10 and 11.
+    With 6 student layers and 12 teacher layers, student layers 1 to 5 learn from teacher layers 7, 8, 9, 10 and 11.
 
     Settings: ``top``, match the last layers as well.
     Raises: ``ConfigError`` if the student has more layers, or no pair remains.
@@ -66,8 +66,8 @@ def _evenly(owner: str, student_layers: int, teacher_layers: int, *, nearest: bo
     _check_depths(owner, student_layers, teacher_layers)
     if teacher_layers % student_layers and not nearest:
         raise ConfigError(
-            f"{owner}: {teacher_layers} teacher layers are not a multiple of {student_layers} student layers; "
-            f"name: {{name: {owner}, round: true}} uses the nearest layer"
+            f"{owner}: the teacher's {teacher_layers} layers are not a multiple of the student's {student_layers}. To use the nearest "
+            f"layers, set name: {{name: {owner}, round: true}}"
         )
     return [(m, _nearest(m * teacher_layers, student_layers)) for m in range(1, student_layers + 1)]
 
@@ -86,7 +86,7 @@ def _check_depths(owner: str, student_layers: int, teacher_layers: int) -> None:
     if student_layers > teacher_layers:
         raise ConfigError(
             f"{owner}: the student has {student_layers} layers and the teacher {teacher_layers}; the student must not "
-            "have more"
+            "have more. Use another map, or intermediate_matches"
         )
 
 

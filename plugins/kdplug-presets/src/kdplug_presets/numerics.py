@@ -18,7 +18,7 @@ _SINGLE = {torch.float32}
 
 
 def working_type(*tensors: Tensor) -> torch.dtype:
-    """Return the floating-point type that holds all inputs, at least 32 bits.
+    """Return the floating-point type that holds all inputs, float32 or wider.
 
     Half precision cannot represent a count above 65504, nor many sums.
     """

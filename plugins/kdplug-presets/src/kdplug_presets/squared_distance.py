@@ -60,9 +60,9 @@ class _SquaredDistance(torch.autograd.Function):
 def squared_distance(
     student: Tensor, teacher: Tensor, value_bits: Tensor | None = None, pad_below: float | None = None
 ) -> Tensor:
-    """Return the sum over all elements of ``(student - teacher)²``, a scalar of at least 32 bits.
+    """Return the sum over all elements of ``(student - teacher)²``, a scalar in float32 or wider.
 
-    ``value_bits`` (see ``shape.bits``; the student's first axis, the others broadcast) select elements; an element at or
+    ``value_bits`` (a mask as integers, see ``shape.bits``; the student's first axis, the others broadcast) selects elements; an element at or
     below ``pad_below`` is set to 0 on its own side. At least one axis is needed.
     """
     with without_autocast(student):

@@ -41,7 +41,7 @@ def _check_classes(owner: str, logits: Tensor) -> None:
     """Raise ``OutputsError`` for a single class, whose softmax is always 1."""
     if logits.shape[-1] == 1:
         raise OutputsError(
-            f"{owner}: compares the teachers' probabilities, and logits with one class have none. Use mean_logits or weighted"
+            f"{owner}: needs at least two classes, since it compares the teachers' probabilities. Use mean_logits or weighted"
         )
 
 

@@ -48,8 +48,8 @@ def causal_lm(
     excludes padding and prompts. Metrics: perplexity (lower is better), loss in nats per token, accuracy.
 
     Each document gets the special tokens that the tokenizer adds to a text. If the tokenizer adds none at the end, the
-    end token (EOS) is appended. A running text gets no end token. The start tokens (BOS) do not enter the loss. Every example begins with them, including
-    one that continues a document. ``kdplug plan`` shows the tokens of one document.
+    end token (EOS) is appended. A running text gets no end token. The start tokens (BOS) do not enter the loss. Every
+    example begins with them, including one that continues a document. ``kdplug plan`` shows the tokens of one document.
 
     The student may have a different vocabulary, from the tokenizer in its folder or from ``student_tokenizer``. Teacher
     and student then tokenize the same texts separately, and logits are compared at the positions up to which both cover

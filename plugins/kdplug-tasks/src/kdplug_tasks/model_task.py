@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ from torch import nn
 import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
-from kdplug_tasks.data.source import Source, read_source
+from kdplug_tasks.data.source import Source, read_source, tests_on_training_data
 from kdplug_tasks.fingerprint import Identified, fingerprint_of
 from kdplug_tasks.models.card import model_card, teacher_card
 from kdplug_tasks.models.family import Family, Side
@@ -145,9 +145,11 @@ class ModelTask:
         """Yield a setting and a warning about it, from a trained teacher's outputs on the first batches."""
         return self.problem.review_teacher(outputs) if isinstance(self.problem, Reviewing) else ()
 
-    def review_data(self) -> Iterable[tuple[str, str]]:
+    def review_data(self) -> Iterator[tuple[str, str]]:
         """Yield a setting and a warning about it, for probably unintended properties of the data."""
-        return self.problem.review_data(self._source) if isinstance(self.problem, ReviewingData) else ()
+        yield from tests_on_training_data(self.settings)
+        if isinstance(self.problem, ReviewingData):
+            yield from self.problem.review_data(self._source)
 
     @property
     def prepares_batches(self) -> bool:
@@ -204,7 +206,9 @@ class ModelTask:
             return self.data("baseline")
         found = self.problem.examples(source.distillation, optional=True)
         if not len(found):
-            raise kdplug.ConfigError("it yields no examples", field="data.distillation")
+            raise kdplug.ConfigError(
+                "yields no examples. Add rows, or remove it to distil on data.train", field="data.distillation"
+            )
         return Identified(found, source.distillation)
 
 

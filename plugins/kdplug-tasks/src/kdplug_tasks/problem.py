@@ -74,7 +74,7 @@ class Problem(Protocol):
         ...
 
     def about(self) -> str:
-        """Describe the classes, or how texts are divided."""
+        """Describe the target, or how texts are divided."""
         ...
 
     def save(self, folder: Path, side: Side) -> None:

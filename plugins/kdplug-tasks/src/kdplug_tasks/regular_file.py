@@ -1,4 +1,4 @@
-"""Detect what is in the place of a file or folder and cannot be read."""
+"""Detect paths that cannot be read as a file or folder: pipes, sockets, devices and broken links."""
 
 from __future__ import annotations
 

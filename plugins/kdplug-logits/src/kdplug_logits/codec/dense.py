@@ -36,7 +36,7 @@ class Dense:
         kept = logits.detach().to(dtype_of(self.dtype))
         if bool((logits.isfinite() & ~kept.isfinite()).any()):
             raise SettingError(
-                f"a logit is {logits[logits.isfinite()].abs().max().item():g}, which {self.dtype} cannot represent. "
+                f"a logit has the absolute value {logits[logits.isfinite()].abs().max().item():g}, which {self.dtype} cannot represent. "
                 "Set dtype: bfloat16",
                 field="dtype",
             )

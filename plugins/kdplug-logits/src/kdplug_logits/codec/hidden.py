@@ -50,7 +50,11 @@ class Hidden:
         hidden = _factors(logits).hidden.detach()
         kept = hidden if self.dtype is None else hidden.to(dtype_of(self.dtype))
         if bool((hidden.isfinite() & ~kept.isfinite()).any()):
-            raise SettingError(f"{self.dtype} cannot represent a hidden state. Set dtype: bfloat16", field="dtype")
+            raise SettingError(
+                f"a hidden state has the absolute value {hidden[hidden.isfinite()].abs().max().item():g}, which {self.dtype} cannot "
+                "represent. Set dtype: bfloat16",
+                field="dtype",
+            )
         return Encoded({"hidden": kept}, error=largest_error(hidden, kept))
 
     def decode(

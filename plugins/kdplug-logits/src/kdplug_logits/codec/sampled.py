@@ -1,4 +1,4 @@
-"""Teacher logits stored as classes sampled from its distribution."""
+"""Teacher logits stored as classes that are sampled from the teacher's distribution."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def conllu_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[st
     for name in wanted.values():
         if name not in CONLLU:
             raise table.error(
-                f"there is no column {name!r}.{did_you_mean(name, CONLLU)} CoNLL-U has {', '.join(CONLLU)}"
+                f"there is no column {name!r}.{did_you_mean(name, CONLLU)} CoNLL-U has {', '.join(CONLLU)}. Correct data.columns"
             )
     sentences = [_words(sentence, table) for sentence in _sentences(text, "#", _by_tabs)]
     sentences = [sentence for sentence in sentences if sentence]
@@ -79,7 +79,8 @@ def _column(sentence: list[Line], name: str, table: Table) -> list[str] | None:
         return None
     line = sentence[found.index("_")]
     raise table.error(
-        f"line {line.number}: the word {line.cells[1]!r} has no {name.upper()}, but other words of its sentence have one"
+        f"line {line.number}: the word {line.cells[1]!r} has no {name.upper()}, but other words of its sentence have one. Add "
+        "it, or remove the sentence"
     )
 
 
@@ -119,7 +120,7 @@ def _check_even(sentences: list[list[Line]], table: Table) -> None:
     first: Line | None = None
     for line in (line for sentence in sentences for line in sentence):
         if len(line.cells) < 2:
-            raise table.error(f"line {line.number} has the word {line.cells[0]!r} but no tag")
+            raise table.error(f"line {line.number} has the word {line.cells[0]!r} but no tag. Add one")
         first = first or line
         if len(line.cells) != len(first.cells):
             raise table.error(
@@ -145,7 +146,8 @@ def _cell(line: Line, number: int, table: Table) -> str:
     found = line.cells[number - 1] if number <= len(line.cells) else ""
     if not found:
         raise table.error(
-            f"line {line.number}: column {number} is missing or empty; the line has {len(line.cells)} columns"
+            f"line {line.number}: column {number} is missing or empty; the line has {len(line.cells)} columns. Correct the "
+            "line, or data.columns"
         )
     return found
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -45,10 +46,10 @@ def read_arrays(file: Path, table: Table) -> dict[str, Any]:
         with file.open("rb") as stream, numpy.load(stream, allow_pickle=False) as archive:
             arrays = {name: numpy.asarray(archive[name]) for name in archive.files}
     except Exception as error:  # zipfile, zlib and the parser of array headers raise many types of exceptions
-        raise table.error(f"it is not an NPZ file of arrays: {error}") from error
+        raise table.error(f"it cannot be read as an NPZ file of arrays without pickles: {error}") from error
     for name, array in arrays.items():
         if not array.ndim:
-            raise table.error(f"its array {name!r} is a single value; a column needs one value per row")
+            raise table.error(f"its array {name!r} is a single value; a column needs one value per row. Remove it")
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise table.error(
@@ -125,13 +126,16 @@ def _format(file: Path, file_format: str | None, field: str, of_columns: Mapping
     found = file_format or _ENDINGS.get(file.suffix.casefold())
     if found is None:
         raise kdplug.ConfigError(
-            f"cannot infer the format of {str(file)!r} from its extension. Set format: one of "
+            f"cannot infer the format of {str(file)!r} from its extension. Rename it, or set data.format to one of "
             f"{', '.join(dict.fromkeys(_ENDINGS.values()))}",
             field=field,
         )
     for name, value in of_columns.items():
         if value is not None and found not in (("csv", "tsv") if name == "header" else ("csv",)):
-            raise kdplug.ConfigError(f"has no effect on {found} files", field=f"data.{name}")
+            raise kdplug.ConfigError(
+                f"has no effect on {str(file)!r}, which is read as {found}. Remove it, or set data.format",
+                field=f"data.{name}",
+            )
     return found
 
 
@@ -145,6 +149,8 @@ def _no_file(file: Path, field: str) -> kdplug.ConfigError:
     folder = file.parent
     near = did_you_mean(file.name, [one.name for one in folder.iterdir()] if folder.is_dir() else [])
     there = "" if folder.is_dir() else f" There is no folder {str(folder)!r} either."
+    if not file.is_absolute():
+        there += f" Relative paths start in the current folder, {str(Path.cwd())!r}."
     return kdplug.ConfigError(f"there is no file {str(file)!r}.{near}{there}", field=field)
 
 
@@ -172,20 +178,23 @@ def _separated(  # noqa: PLR0917  the settings of one file
         names = list(header) if header is not None else next(rows, [])
         if file_format == "csv" and header is None and len(names) == 1:
             _check_delimiter(names[0], table)
-        if len(set(names)) < len(names):
-            raise table.error(f"two columns have the same name: {', '.join(names)}")
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise table.error(
+                f"several columns have the same name: {', '.join(map(repr, repeated))}. Rename all but one of each"
+            )
         found, line = [], rows.line_num + 1
+        quoting = ". Cells that contain the delimiter must be quoted" if file_format == "csv" else ""
         for row in rows:
             if len(row) != len(names) and row:
                 raise table.error(
-                    f"line {rows.line_num} has {len(row)} columns, expected {len(names)}: {', '.join(names)}"
+                    f"line {rows.line_num} has {len(row)} columns, expected {len(names)}: {', '.join(names)}{quoting}"
                 )
             if row:
                 found.append(row)
                 lines.append(line)
             line = rows.line_num + 1
     except csv.Error as error:
-        raise table.error(f"line {rows.line_num}: {error}") from error
+        raise table.error(f"line {rows.line_num} cannot be parsed: {error}") from error
     return {name: [row[place] for row in found] for place, name in enumerate(names)}
 
 
@@ -216,8 +225,8 @@ def _check_delimiter(name: str, table: Table) -> None:
     if found is not None:
         shown = json.dumps(found)
         raise table.error(
-            f"its first line is a single column, {name[:_SHOWN]!r}, but holds {shown}. If its columns are separated by that, "
-            f"set data.delimiter: {shown}"
+            f"its first line is a single column, {name[:_SHOWN]!r}, which contains {shown}. If this separates columns, "
+            f"set data.delimiter: {shown}; otherwise rename the column"
         )
 
 
@@ -252,13 +261,19 @@ def _objects(text: str, table: Table) -> Iterator[tuple[int | None, dict[str, An
             raise table.error(f"line {place} is nested too deeply") from None
         except UnicodeEncodeError as error:
             raise table.error(
-                f"line {place} contains half of a surrogate pair, {error.object[error.start]!a}, which is not a character"
+                f"line {place} contains half of a surrogate pair, {error.object[error.start]!a}, which is not a character. Remove it"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise table.error(
+                f"line {place + error.lineno - 1} is not valid JSON: {error.msg} (column {error.colno}). The file must have one object "
+                "per line, or be a single list of objects"
             ) from error
         except ValueError as error:
             raise table.error(f"line {place} is not valid JSON: {error}") from error
         for one in value if isinstance(value, list) else [value]:
             if not isinstance(one, dict):
-                raise table.error(f"line {place} must be an object, got {line[:40]}")
+                what = "each item of the list" if isinstance(value, list) else f"line {place}"
+                raise table.error(f"{what} must be an object, got {json.dumps(one)[:40]}")
             yield None if isinstance(value, list) else place, one
 
 
@@ -286,7 +301,7 @@ def _parquet(file: Path, table: Table) -> dict[str, list[Any]]:
         ValueError,
         OverflowError,
     ) as error:  # ValueError and OverflowError for an invalid text or date
-        raise table.error(f"it is not a Parquet file: {error}") from error
+        raise table.error(f"it cannot be read as Parquet: {error}") from error
     return columns
 
 
@@ -303,7 +318,7 @@ def _documents(text: str, table: Table, documents: str) -> list[str]:
             near = did_you_mean(documents, (WHOLE, BLANK_LINE, LINE))
             raise kdplug.ConfigError(
                 f"the separator {documents!r} does not occur in {table.origin}.{near} A file with one document must end with "
-                f"the separator. Values that need no separator: {WHOLE}, {BLANK_LINE} or {LINE}",
+                f"the separator. To divide the text in another way, write {WHOLE}, {BLANK_LINE} or {LINE}",
                 field="documents",
             )
         found = text.split(separator)

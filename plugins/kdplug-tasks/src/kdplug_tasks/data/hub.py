@@ -73,9 +73,9 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
     if os.path.isdir(cached):  # noqa: PTH112 - False if the name is too long
         return
     if constants.is_offline_mode():
-        reason = "is not in the local cache of the hub, and HF_HUB_OFFLINE is set"
+        reason = "it is not in the local cache of the hub. Unset HF_HUB_OFFLINE to download it"
     elif not _is_reachable(constants.ENDPOINT):
-        reason = f"the hub cannot be reached ({constants.ENDPOINT})"
+        reason = f"the hub cannot be reached ({constants.ENDPOINT}). Correct the path, or check the connection"
     else:
         return
     raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a folder here, and {reason}", field=field)
@@ -176,7 +176,10 @@ def _on_disk(name: str, split: str, field: str) -> Any:
     found = load_from_disk(str(folder))
     if not isinstance(found, DatasetDict):
         if split != "train":
-            raise kdplug.ConfigError(f"{name!r} is a single dataset; its only split is 'train'", field=field)
+            raise kdplug.ConfigError(
+                f"{name!r} is a single dataset, whose only split is 'train'. data.test can be a fraction of it, such as 0.1",
+                field=field,
+            )
         return found
     if split not in found:
         near = did_you_mean(split, found)

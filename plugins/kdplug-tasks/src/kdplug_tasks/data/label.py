@@ -144,13 +144,13 @@ class Labels:
         """Yield a setting and a warning about it, for classes that are probably unintended."""
         if self.single:
             message = (
-                f"only one row of the training data in {train.origin} has the class {_listed(self.single)}. Add rows, or correct it if "
-                "it is a misspelling"
+                f"the {_classes(self.single)} {'occurs in only one row' if len(self.single) == 1 else 'occur in only one row each'} of "
+                f"the training data in {train.origin}. Add rows, or correct the label if it is misspelled"
             )
             yield train.field, message
         if self.like_missing:
             message = (
-                f"{train.origin} has the class {_listed(self.like_missing)}, which is how some programs write a missing value. Leave "
+                f"{train.origin} has the {_classes(self.like_missing)}, which is how some programs write a missing value. Leave "
                 "such cells empty; if it is a class, write labels: all names, in output order"
             )
             yield train.field, message
@@ -179,7 +179,10 @@ class Labels:
                 f"only names or only numbers, in every part. The labels are {self._shown}"
             )
         elif one.is_number:
-            message = f"label id {one.text} is out of range: there are {len(self.names)} classes ({self._shown})"
+            message = (
+                f"label id {one.text} is out of range: there are {len(self.names)} classes ({self._shown}), with ids 0 to "
+                f"{len(self.names) - 1}"
+            )
         elif self.are_placeholders:
             message = (
                 f"the label {one.text!r} is a name, but the teacher has no names for its {len(self.names)} classes. "
@@ -188,6 +191,8 @@ class Labels:
         else:
             near = did_you_mean(one.text, self.names)
             message = f"unknown label {one.text!r}.{near} The labels are {self._shown}"
+            if not self.origin:
+                message += ". Correct it, or write labels: all names, in output order"
         if others:
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             message += f". The same applies to {', '.join(map(repr, others[:_SHOWN]))}{more}"
@@ -219,7 +224,10 @@ def written(value: Any, table: Table, column: str, row: int) -> Written:
         return Written(text, table, row)
     if not 0 <= value < len(names):
         shown = ", ".join(names[:_SHOWN])
-        raise table.error(f"label id {value} is out of range: the dataset names {len(names)} classes ({shown})", row)
+        raise table.error(
+            f"label id {value} is out of range: the dataset names {len(names)} classes ({shown}), with ids 0 to {len(names) - 1}",
+            row,
+        )
     return Written(names[value].strip(), table, row)
 
 
@@ -244,9 +252,11 @@ def find_labels(
     cells = cells or (lambda table: enumerate(table.columns.get(column, ())))
     parts, repeated = zip(*(_seen(table, column, cells) for table in source.tables), strict=True)
     labels = _named(given, teacher, source.train.classes.get(column), parts[0])
-    if len(set(map(str.strip, labels.names))) < len(labels):
+    names = list(map(str.strip, labels.names))
+    if len(set(names)) < len(names):
+        repeated_name = next(name for name in names if names.count(name) > 1)
         raise kdplug.ConfigError(
-            f"two classes have the same name: {', '.join(labels.names)}. Write labels: distinct names, in output order",
+            f"several classes have the name {repeated_name!r}. Set it to distinct names, in output order",
             field="labels",
         )
     seen: dict[str, Written] = {}
@@ -282,9 +292,10 @@ def _seen(table: Table, column: str, cells: Cells) -> tuple[dict[str, Written], 
     return found, repeated
 
 
-def _listed(names: Sequence[str]) -> str:
+def _classes(names: Sequence[str]) -> str:
+    """Return ``class 'a'``, or ``classes 'a', 'b'``."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+    return ("class " if len(names) == 1 else "classes ") + ", ".join(map(repr, names[:_SHOWN])) + more
 
 
 def _named(
@@ -295,11 +306,13 @@ def _named(
             _check_order(given, teacher)
         return Labels(tuple(given))
     if teacher is not None:
-        return replace(_of_teacher(teacher, classes), origin=_about_head(teacher))
+        return replace(_of_teacher(teacher, classes), origin=f". They are the teacher's outputs.{_about_head(teacher)}")
     if classes is not None:
         return Labels(tuple(classes))
     if len(train) < 2:
-        raise kdplug.ConfigError(f"must have at least two labels, got {', '.join(train) or 'none'}", field="data.train")
+        raise kdplug.ConfigError(
+            f"must have at least two different labels, got {', '.join(train) or 'none'}", field="data.train"
+        )
     _check_spellings(train)
     is_number = all(one.is_number for one in train.values())
     origin = ". They are those of data.train. To allow others, write labels: all names, in output order"
@@ -307,12 +320,12 @@ def _named(
 
 
 def _about_head(teacher: Any) -> str:
-    """Return a sentence about the head of a teacher whose outputs do not match the data."""
+    """Return sentences about the head of a teacher whose outputs do not match the data, and how to train one."""
     classes = [str(one) for one in getattr(teacher, "architectures", None) or ()]
     fix = "Write teacher: {path: …, train: true} to train one for these labels"
     if classes and not any("Classification" in name for name in classes):
-        return f". The teacher has no trained head: its config.json names {', '.join(classes)}. {fix}"
-    return f". They are the teacher's outputs. If it has no trained head for these labels: {fix[0].lower()}{fix[1:]}"
+        return f" The teacher has no trained head: its config.json names {', '.join(classes)}. {fix}"
+    return f" If the teacher has no trained head for these labels: {fix[0].lower()}{fix[1:]}"
 
 
 def _check_spellings(train: Mapping[str, Written]) -> None:
@@ -342,16 +355,17 @@ def _check_order(given: Sequence[str], teacher: Any) -> None:
     """Raise ``ConfigError`` if ``labels`` and the teacher's class names differ in number, or in order ignoring case."""
     if teacher.num_labels != len(given):
         raise kdplug.ConfigError(
-            f"has {len(given)} names, but the teacher has {teacher.num_labels} outputs{_about_head(teacher)}",
+            f"has {len(given)} names, but the teacher has {teacher.num_labels} outputs.{_about_head(teacher)}",
             field="labels",
         )
     names = _names_of(teacher)
     places = {name.strip().casefold(): place for place, name in enumerate(names)}
     for place, name in enumerate(given):
-        if places.get(name.strip().casefold(), place) != place and name.strip() != names[place].strip():
+        output = places.get(name.strip().casefold(), place)
+        if output != place and name.strip() != names[place].strip():
             raise kdplug.ConfigError(
-                f"is not in the order of the teacher's outputs, {', '.join(names)}: {name!r} is at position {place}. Remove labels, "
-                "or write them in the teacher's order",
+                f"is not in the order of the teacher's outputs: {', '.join(names)}. labels[{place}] is {name!r}, "
+                f"which is output {output}. Remove labels, or write them in the teacher's order",
                 field="labels",
             )
 

@@ -45,9 +45,11 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.dataset is None and self.train is None:
-            raise kdplug.ConfigError("train is required: a file, or a split if 'dataset' is set")
+            raise kdplug.ConfigError("train is required: a file, or a split if dataset is set")
         if self.dataset is None and (self.config or self.revision):
-            raise kdplug.ConfigError("config and revision have no effect without 'dataset'")
+            raise kdplug.ConfigError("config and revision have no effect without dataset. Remove them")
         if self.dataset is not None and (self.format or self.header or self.delimiter):
-            raise kdplug.ConfigError("format, header and delimiter apply to files and have no effect with 'dataset'")
+            raise kdplug.ConfigError(
+                "format, header and delimiter apply to files and have no effect with dataset. Remove them"
+            )
         return self

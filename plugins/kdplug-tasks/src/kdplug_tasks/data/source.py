@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -45,6 +46,20 @@ class Source:
         """All distinct tables."""
         rest = () if self.distillation is self.train else (self.distillation,)
         return (self.train, self.test, *rest)
+
+
+def tests_on_training_data(settings: DataSettings) -> Iterator[tuple[str, str]]:
+    """Warn if ``data.test`` is the file or split of ``data.train``."""
+    train, test = settings.train or "train", settings.test
+    if not isinstance(test, str):
+        return
+    same = train == test if settings.dataset is not None else Path(train).resolve() == Path(test).resolve()
+    if same:
+        message = (
+            f"the test data and the training data are both {test!r}: the metrics are measured on examples that the models "
+            "were trained on. Use other data, or a fraction such as test: 0.2 to hold out rows"
+        )
+        yield "data.test", message
 
 
 def read_source(settings: DataSettings, columns: Columns) -> Source:
@@ -99,7 +114,9 @@ def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
     """Split off the fraction ``share`` of the rows, selected by ``seed``; return the rest and this part, in order."""
     size = max(1, round(share * len(table)))
     if size >= len(table):
-        raise table.error(f"{len(table)} rows are too few to hold out a fraction of {share:g} for testing")
+        raise table.error(
+            f"{len(table)} rows are too few to hold out a fraction of {share:g} for testing. Add rows, or set data.test to a file"
+        )
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: Sequence[int] = sorted(order[:size])
     return table.take(sorted(order[size:])), table.take(chosen)
@@ -117,6 +134,8 @@ def _parted(table: Table, share: float, seed: int) -> tuple[Table, Table]:  # no
     place = place if line_break < 0 else line_break + 1
     parts = text[:place], text[place:]
     if not all(part.strip() for part in parts):
-        raise table.error(f"{len(text)} characters are too few to hold out a fraction of {share:g} for testing")
+        raise table.error(
+            f"{len(text)} characters are too few to hold out a fraction of {share:g} for testing. Add text, or set data.test to a file"
+        )
     train, test = (replace(table, columns={name: [part]}) for part in parts)
     return train, test

@@ -67,7 +67,7 @@ class Images:
         teacher, student = family.teacher_config, family.student_config
         if not isinstance(getattr(teacher, "num_channels", None), int):
             raise kdplug.ConfigError(
-                f"its {type(teacher).__name__} has no num_channels, so its input format is unknown",
+                f"its {type(teacher).__name__} has no num_channels, so its input format is unknown. Use an image model whose config has it",
                 field="teacher",
             )
         self.channels = teacher.num_channels
@@ -75,7 +75,7 @@ class Images:
             mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
             if mine != theirs and None not in (mine, theirs):
                 raise kdplug.ConfigError(
-                    f"is {mine}, but the teacher's is {theirs}, and both models get the same images",
+                    f"is {mine}, but the teacher's is {theirs}, and both models get the same images. Use the teacher's",
                     field=f"student.config.{name}",
                 )
         if self.size is not None:
@@ -88,12 +88,13 @@ class Images:
         path = family.teacher.path
         if path is not None and reads_as_saved(path):
             raise kdplug.ConfigError(
-                f"has no effect: the image processor in {path!r} sets the size", field="image_size"
+                f"has no effect: the image processor in {path!r} sets the size. Remove it", field="image_size"
             )
         for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
             if size_of(config) not in (None, self.size):
                 raise kdplug.ConfigError(
-                    f"is {self.size}, but the {side}'s config has {size_of(config)}. Set only one of them",
+                    f"is {self.size}, but the {side}'s config has {size_of(config)}. Remove it, and set the size in the configs of "
+                    "teacher and student",
                     field="image_size",
                 )
 
@@ -108,7 +109,8 @@ class Images:
             if is_special(file := find_picture(cell, table)):
                 raise table.error(f"{cell!r} {NOT_REGULAR}", row)
             if not _is_file(file):
-                raise table.error(f"there is no file {cell!r}", row)
+                where = "" if Path(cell).is_absolute() else ". Paths are relative to the file that lists them"
+                raise table.error(f"there is no file {cell!r}{where}", row)
         read_picture(table.columns["image"][0], self.channels, table, 0)
         check_range(table)
         return Pictures(table, self.channels, self.target.read(table, optional=optional))

@@ -37,7 +37,9 @@ def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndar
         )
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
     if mode is None:
-        raise table.error(f"an image has 1, 3 or 4 channels, but the model takes {channels}", row)
+        raise table.error(
+            f"an image file has 1, 3 or 4 channels, but the model takes {channels}. Store the images as arrays", row
+        )
     pixels = numpy.asarray(found.convert(mode))
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
@@ -63,7 +65,7 @@ def _opened(cell: Any, table: Table, row: int) -> Any:
             image.load()
             return ImageOps.exif_transpose(image) if is_of_dataset else image  # as datasets does
     except Exception as error:  # decoders of damaged files raise many types; PIL has its own for too many pixels
-        raise table.error(f"it cannot be read as an image: {error}", row) from error
+        raise table.error(f"the image cannot be read: {error}", row) from error
 
 
 def check_range(table: Table) -> None:
@@ -100,11 +102,22 @@ def _array(found: numpy.ndarray, channels: int, table: Table, row: int) -> numpy
     if pixels.ndim == 3 and pixels.shape[-1] != channels and pixels.shape[0] == channels:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, channels):
-        raise table.error(f"an array {list(found.shape)} is not an image with {channels} channels", row)
+        raise table.error(
+            f"an array of shape {list(found.shape)} is not an image with {channels} channels: it must be [height, width], [height, "
+            f"width, {channels}] or [{channels}, height, width]",
+            row,
+        )
     if pixels.dtype.kind not in "uif" or not pixels.size:
-        raise table.error(f"an array {list(found.shape)} of {found.dtype} has no pixel values", row)
+        raise table.error(
+            f"pixel values must be integers or floats, got an array of shape {list(found.shape)} and type {found.dtype}",
+            row,
+        )
     if pixels.dtype != numpy.uint8:
         if not (pixels.min() >= 0 and pixels.max() <= (1 if pixels.dtype.kind == "f" else 255)):
-            raise table.error("pixel values must be floats in [0, 1] or integers in [0, 255]", row)
+            raise table.error(
+                "pixel values must be floats in [0, 1] or integers in [0, 255], got "
+                f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}",
+                row,
+            )
         pixels = numpy.round(pixels * 255) if pixels.dtype.kind == "f" else pixels
     return numpy.repeat(pixels, channels // pixels.shape[-1], axis=-1).astype(numpy.uint8)

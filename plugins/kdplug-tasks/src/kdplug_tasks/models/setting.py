@@ -46,7 +46,8 @@ class TeacherSettings(Settings):
         if self.config is not None and "model_type" not in self.config:
             raise kdplug.ConfigError("config needs a model_type: bert, gpt2, vit, …")
         if not self.train and (idle := list(self._idle())):
-            raise kdplug.ConfigError(f"{', '.join(idle)} has no effect without train: true")
+            verb = "has" if len(idle) == 1 else "have"
+            raise kdplug.ConfigError(f"{', '.join(idle)} {verb} no effect without train: true")
         return self
 
     def _idle(self) -> Iterator[str]:
@@ -67,7 +68,7 @@ class FromTeacher(Settings):
     @model_validator(mode="after")
     def _takes_something(self) -> Self:
         if not self.layers and self.embeddings == "fresh":
-            raise kdplug.ConfigError("copies nothing: set layers, or copy the embeddings")
+            raise kdplug.ConfigError("copies nothing: set layers, or embeddings: copied")
         return self
 
 

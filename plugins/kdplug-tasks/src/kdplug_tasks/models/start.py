@@ -66,7 +66,8 @@ def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
             )
     if settings.layers and student.num_hidden_layers != len(settings.layers):
         raise kdplug.ConfigError(
-            f"has {len(settings.layers)} entries, but the student's config has {student.num_hidden_layers} layers",
+            f"has {len(settings.layers)} entries, but the student's config has {student.num_hidden_layers} layers. Remove "
+            "the number of layers from student.config, since it follows from this list",
             field="layers",
         )
 
@@ -91,7 +92,9 @@ def start_from_teacher(settings: FromTeacher, student: nn.Module, teacher: nn.Mo
             continue
         source = names.get(name, name)
         if source not in theirs:
-            raise kdplug.ConfigError(f"the teacher has no weight {source!r} for the student's {name!r}", field="layers")
+            raise kdplug.ConfigError(
+                f"the teacher has no weight {source!r} for the student's {name!r}. Use {_ALTERNATIVE}", field="layers"
+            )
         own.copy_(_fitting(name, own, theirs[source], may_be_cut=is_embedding))
     if settings.embeddings == "frozen":
         for parameter in student.parameters():
@@ -129,8 +132,12 @@ def _fitting(name: str, own: Tensor, theirs: Tensor, *, may_be_cut: bool) -> Ten
     fits = own.dim() == theirs.dim() and all(a <= b for a, b in zip(own.shape, theirs.shape, strict=True))
     if may_be_cut and fits:
         return theirs[tuple(slice(size) for size in own.shape)]
+    fix = (
+        f"Embeddings can be truncated, but not enlarged: decrease the student's sizes, or use {_ALTERNATIVE}"
+        if may_be_cut
+        else "Layers are copied whole: keep the teacher's sizes, or remove layers and copy only the embeddings"
+    )
     raise kdplug.ConfigError(
-        f"{name!r} is {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. Layers are copied whole: keep the "
-        "teacher's sizes, or remove layers and copy only the embeddings",
-        field="layers",
+        f"{name!r} is {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. {fix}",
+        field="embeddings" if may_be_cut else "layers",
     )

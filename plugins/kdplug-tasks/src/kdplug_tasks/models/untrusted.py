@@ -111,12 +111,13 @@ def check_shards(path: str, field: str) -> None:
         names = sorted(set(json.loads(Path(file).read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise kdplug.ConfigError(
-            f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} is damaged: {error!r}", field=field
+            f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} is damaged: {error!r}. Use an undamaged copy", field=field
         ) from error
     for name in names:
         if not name.endswith(".safetensors"):
             raise kdplug.ConfigError(
-                f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} lists {name!r}, but kdplug reads weights only from safetensors",
+                f"{path!r}: its {SAFE_WEIGHTS_INDEX_NAME} lists {name!r}, but kdplug reads weights only from safetensors. Save the "
+                "model again with save_pretrained",
                 field=field,
             )
 

@@ -121,8 +121,8 @@ def check_size(model: nn.Module, path: str, field: str) -> None:
     wanted = sum(parameter.numel() for parameter in model.parameters())
     if held and wanted > held + _NEW:  # a number takes at least one byte
         raise kdplug.ConfigError(
-            f"the config.json of {path!r} describes a model of {wanted:,} parameters, but its safetensors files have {held:,} bytes. "
-            "Correct its sizes, or save both again with save_pretrained",
+            f"the config.json of {path!r} describes a model of {wanted:,} parameters, but its safetensors files have only {held:,} "
+            "bytes, less than one per parameter. Correct the sizes in config.json, or save both again with save_pretrained",
             field=field,
         )
 

@@ -1,1 +1,1 @@
-"""Targets of a head: reading, loss and metrics."""
+"""Targets of a classification or regression head: how they are read, their loss and their metrics."""

@@ -60,8 +60,8 @@ class Category:
 
     def about(self) -> str:
         """Describe the classes."""
-        shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else "")
-        return f"{len(self.labels)} classes{self.labels.about}: {shown}.{self.labels.about_untrained}"
+        shown = ", ".join(self.labels.names[:5]) + (", …" if len(self.labels) > 5 else ".")
+        return f"{len(self.labels)} classes{self.labels.about}: {shown}{self.labels.about_untrained}"
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

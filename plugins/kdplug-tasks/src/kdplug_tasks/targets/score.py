@@ -55,7 +55,9 @@ class Score:
         check_problem(teacher, _PROBLEM)
         if teacher is not None and teacher.num_labels != 1:
             raise kdplug.ConfigError(
-                f"the teacher has {teacher.num_labels} outputs, but the task needs one", field="teacher.path"
+                f"the teacher has {teacher.num_labels} outputs, but the task needs one. Use the task of the teacher, or write train: true "
+                "to train it for this one",
+                field="teacher.path",
             )
         return {"num_labels": 1, "problem_type": _PROBLEM}
 

@@ -88,7 +88,8 @@ class DualTokenReader:
         compared = sum(len(dual.compared) for dual in found)
         if not compared:
             raise table.error(
-                "the two tokenizers never end a token at the same character, so no predictions can be compared"
+                "the two tokenizers never end a token at the same character, so no predictions can be compared. Use another "
+                "tokenizer for the student"
             )
         self.compared += compared
         self.predicted += sum(sum(dual.student.counts[1:]) for dual in found)
@@ -133,8 +134,8 @@ class DualTokenReader:
             )
         except ValueError as error:
             raise table.error(
-                f"the two tokenizers have no common token boundary within {error}, but examples have at most "
-                f"{self.form.max_length} (max_length)",
+                f"{error} lie between two common token boundaries of the tokenizers, more than an example has room for after its start "
+                f"tokens (max_length {self.form.max_length}). Increase max_length",
                 None if self.form.is_packed else row,
             ) from None
 

@@ -26,9 +26,9 @@ class Frame(NamedTuple):
     def check_room(self, max_length: int) -> None:
         """Raise ``ConfigError`` if the start tokens leave room for fewer than two tokens."""
         if max_length - len(self.begin) < 2:
+            starts = "1 special token" if len(self.begin) == 1 else f"{len(self.begin)} special tokens"
             raise kdplug.ConfigError(
-                f"is {max_length}, but the special tokens at the start of each example take {len(self.begin)} of that; at least 2 must "
-                "remain",
+                f"must be at least {len(self.begin) + 2}, got {max_length}: each example begins with {starts} and needs 2 more tokens",
                 field="max_length",
             )
 
@@ -54,7 +54,10 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
         begin = []
     elif add_bos_token and not begin:
         if tokenizer.bos_token_id is None:
-            raise kdplug.ConfigError("is true, but the tokenizer has no bos_token", field="add_bos_token")
+            raise kdplug.ConfigError(
+                "is true, but the tokenizer has no bos_token. Set it to false, or use a tokenizer that has one",
+                field="add_bos_token",
+            )
         begin = [tokenizer.bos_token_id]
     if not end and tokenizer.eos_token_id is not None:
         end = [tokenizer.eos_token_id]

@@ -111,7 +111,7 @@ def check_generation(
     if settings is None:
         return None
     if has_prompts and settings.prompt_length is not None:
-        raise kdplug.ConfigError("has no effect with prompts: true", field="generate.prompt_length")
+        raise kdplug.ConfigError("has no effect with prompts: true. Remove it", field="generate.prompt_length")
     if has_prompts and is_packed:
         raise kdplug.ConfigError(
             "puts several prompts into one example, but the student can continue only one. Write packing: false",
@@ -125,14 +125,14 @@ def check_generation(
     if settings.max_new_tokens + (settings.prompt_length or 1) > max_length:
         raise kdplug.ConfigError(
             f"is {settings.max_new_tokens}; with a prompt of {settings.prompt_length or 'at least 1'} this exceeds max_length, "
-            f"{max_length}",
+            f"{max_length}. Decrease it, or increase max_length",
             field="generate.max_new_tokens",
         )
     return Sampler(settings, max_length)
 
 
 def _on_the_right(rows: list[list[int]], length: int, value: int | None) -> Tensor:
-    """Return rows padded on the left with ``value``; without a value, the mask of that."""
+    """Return rows padded on the left with ``value``, or their attention mask if ``value`` is ``None``."""
     found = torch.full((len(rows), length), 0 if value is None else value, dtype=torch.long)
     for place, row in enumerate(rows):
         found[place, length - len(row) :] = 1 if value is None else torch.tensor(row, dtype=torch.long)

@@ -43,7 +43,8 @@ def check_direction(config: Any, side: str) -> None:
         raise kdplug.ConfigError(f"transformers has no causal language model of type {config.model_type!r}", field=side)
     if kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise kdplug.ConfigError(
-            f"a {config.model_type} model attends to the tokens that it predicts, unless its config has is_decoder: true",
+            f"a {config.model_type} model attends to the tokens that it predicts, unless its config has is_decoder: true. Use a "
+            "causal language model",
             field=side,
         )
 

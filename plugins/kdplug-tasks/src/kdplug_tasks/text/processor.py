@@ -103,7 +103,7 @@ class TextProcessor:
         """Raise ``ConfigError`` if the tokenizer cannot map tokens to words or characters."""
         if not self.tokenizer.is_fast:
             raise kdplug.ConfigError(
-                f"{type(self.tokenizer).__name__} cannot map tokens to positions in the text. A fast tokenizer is required",
+                f"{type(self.tokenizer).__name__} cannot map tokens to positions in the text. Use a fast tokenizer (tokenizer.json)",
                 field="tokenizer",
             )
 
@@ -122,7 +122,8 @@ class TextProcessor:
         limit = positions(text)
         if limit is not None and self.max_length > limit:
             raise kdplug.ConfigError(
-                f"is {self.max_length}, but the {side} takes sequences of at most {limit} tokens", field="max_length"
+                f"is {self.max_length}, but the {side} takes sequences of at most {limit} tokens. Set it to {limit} or less",
+                field="max_length",
             )
         if getattr(text, "pad_token_id", None) is None:
             text.pad_token_id = self.tokenizer.pad_token_id

@@ -31,7 +31,9 @@ class Form:
 
     def nothing_left(self, table: Table) -> Exception:
         """Return the error for rows that are too short, or prompts that are too long."""
-        return table.error(f"no row has a token to predict in its first {self.max_length} tokens")
+        return table.error(
+            f"no row has a token to predict in its first {self.max_length} tokens (max_length). Increase max_length, or add longer rows"
+        )
 
 
 class Reader(Protocol):
@@ -119,7 +121,8 @@ class OneReader:
             start = [*self.frame.begin, *prompt]
             if not start and self.form.needs_prompts:
                 raise table.error(
-                    "the prompt is empty, so the student has nothing to continue, which `generate` requires", row
+                    "the prompt is empty, so there is nothing for the student to continue (generate). Write a prompt, or remove the row",
+                    row,
                 )
             answer = [*completion, *self.frame.end]
             found.append(Tokens([*start, *answer], [False] * len(start) + [True] * len(answer)))

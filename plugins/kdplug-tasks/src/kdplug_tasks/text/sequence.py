@@ -95,7 +95,7 @@ class Sequences:
         return self._processor
 
     def settle(self, source: Source, family: Family) -> None:
-        """Determine the classes and the tokenizer."""
+        """Determine the tokenizer, and what the target takes from the data and the teacher, such as classes."""
         family.changes = self.target.settle(source, family.trained)
         self.inputs += tuple(name for name in self.columns.optional if name in source.train.columns)
         texts = (text for name in self.inputs for text in texts_of(source.train, name))
@@ -142,7 +142,7 @@ class Sequences:
             for name in self.columns.inputs:
                 empty = [row for row, text in enumerate(texts_of(table, name)) if not text.strip()]
                 if empty:
-                    message = f"{len(empty)} of {len(table)} rows have an empty {name}, first {table.place(empty[0])}. Remove them"
+                    message = f"{len(empty)} of {len(table)} rows have an empty {name}; the first is {table.place(empty[0])}. Remove them"
                     yield table.field, message
         columns = [[text for table in source.tables for text in texts_of(table, name)] for name in self.inputs]
         yield from self.processor.review_length(*columns)
@@ -152,7 +152,7 @@ class Sequences:
         return review_accuracy(outputs)
 
     def about(self) -> str:
-        """Describe the classes."""
+        """Describe the target."""
         return self.target.about()
 
     def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002

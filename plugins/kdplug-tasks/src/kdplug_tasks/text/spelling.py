@@ -47,7 +47,7 @@ class Speller:
         if any(one.ids != own for one, own in zip(found, ids, strict=True)):
             raise kdplug.ConfigError(
                 f"{type(self._tokenizer).__name__} changes the ids of its fast tokenizer, so the characters of its tokens are "
-                "unknown",
+                "unknown. Use another tokenizer",
                 field=self._field,
             )
         return [Spelled(own, list(one.offsets)) for own, one in zip(ids, found, strict=True)]
@@ -63,7 +63,10 @@ def flaw(text: str, spans: Sequence[Span]) -> str | None:
     for span in spans:
         begin, end = span
         if begin < before[0] or end < before[1] or not begin <= end <= len(text):
-            return f"gives a token the characters {begin} to {end}, after a token with {before[0]} to {before[1]}"
+            return (
+                f"gives a token the characters {begin} to {end}, after a token with {before[0]} to {before[1]}, so its "
+                "tokens cannot be aligned. Use another tokenizer"
+            )
         if begin > reached and (lost := text[reached:begin].strip()):
             return _dropped(lost)
         before, reached = span, max(reached, end)
@@ -87,7 +90,9 @@ def _untrimmed(backend: Any, field: str) -> Any:
         made = Tokenizer.from_str(backend.to_str())
     except Exception as error:  # tokenizers raises plain Exception for components written in Python
         first = (str(error).strip().splitlines() or [""])[0]
-        raise kdplug.ConfigError(f"its tokenizer cannot be copied: {first}", field=field) from error
+        raise kdplug.ConfigError(
+            f"the tokenizer cannot be copied to read its offsets: {first}. Use another tokenizer", field=field
+        ) from error
     made.encode_special_tokens = backend.encode_special_tokens
     made.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
     made.no_truncation()

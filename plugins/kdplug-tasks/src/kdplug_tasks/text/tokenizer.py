@@ -53,7 +53,7 @@ def load_tokenizer(path: str, field: str, *, is_split: bool = False) -> Any:
         spare = tokenizer.eos_token or tokenizer.unk_token
         if spare is None:
             raise kdplug.ConfigError(
-                f"{path!r} has neither a padding token nor an end token. Set pad_token in its tokenizer_config.json",
+                f"{path!r} has no padding, end or unknown token. Set pad_token in its tokenizer_config.json",
                 field=field,
             )
         tokenizer.pad_token = spare
@@ -120,7 +120,7 @@ def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
     if reason := difference(tokenizer, other):
         raise kdplug.ConfigError(
             f"its tokenizer has a different vocabulary from the teacher's: {reason}. Both models get the same ids, so they need the "
-            "same vocabulary",
+            "same vocabulary. Use a student with the teacher's tokenizer",
             field=field,
         )
 
@@ -133,7 +133,7 @@ def difference(tokenizer: Any, other: Any) -> str:
     tokens = sorted(mine.keys() ^ theirs.keys()) or sorted(one for one in mine if mine[one] != theirs[one])
     token = tokens[0]
     one, two = theirs.get(token, "none"), mine.get(token, "none")
-    return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in one and {two} in the other"
+    return f"{len(theirs)} tokens and {len(mine)}; {token!r} has id {one} in the first and {two} in the second"
 
 
 def classes_of(tokenizer: Any) -> int:

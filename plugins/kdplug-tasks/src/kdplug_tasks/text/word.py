@@ -230,13 +230,15 @@ class Words:
         for row, sentence in enumerate(words):
             cell = table.columns["tags"][row] if "tags" in table.columns else None
             if is_missing(cell) and not optional:
-                raise table.error("there are no tags", row)
+                raise table.error(
+                    "there are no tags. Write them, or move rows without tags to a file named in data.distillation", row
+                )
             if is_missing(cell):
                 found.append([NO_LABEL] * len(sentence))
                 continue
             tags = _list(cell, table, row, "tags")
             if len(tags) != len(sentence):
-                raise table.error(f"there are {len(sentence)} tokens and {len(tags)} tags", row)
+                raise table.error(f"there are {len(sentence)} tokens and {len(tags)} tags. Each token needs one", row)
             found.append([self.labels.index(written(tag, table, "tags", row)) for tag in tags])
         return found
 
@@ -257,7 +259,7 @@ def _words(table: Table) -> list[list[str]]:
     for row, cell in enumerate(table.columns["tokens"]):
         words = [str(word) for word in _list(cell, table, row, "tokens")]
         if not words:
-            raise table.error("there are no tokens", row)
+            raise table.error("there are no tokens. Remove the row", row)
         found.append(words)
     return found
 
