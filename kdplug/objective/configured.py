@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdplug.config.error_path import Path, prefixed
 from kdplug.config.layer import Layer, in_list, is_path
 from kdplug.config.term import TermConfig, TermPlace, named_terms
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import RunError
+from kdplug.host.registry import losses
 from kdplug.objective.batch import Batch
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.feature_comparison import FeatureComparison, layers
@@ -141,6 +142,20 @@ class ConfiguredTerms(nn.ModuleDict):
         """The terms in the order of their sum."""
         return tuple(cast("LossTerm", term) for term in self.values())
 
+    def requesting(self, name: str) -> Iterator[tuple[str, TermPlace]]:
+        """Yield each term, or unexpanded layer map, whose loss requests the input ``name``: the loss, for errors, and the
+        place in the config.
+        """
+        for term in self.terms():
+            if name in (*term.inputs, *term.widths):
+                yield f"{term.name}: {term.owner}", term.place
+        for waiting in self._waiting:
+            place = TermPlace(waiting.path)
+            with place.located(), prefixed("loss"):
+                component = losses.build(waiting.layer_map.loss, slot="match")
+            if name in (*component.inputs, *component.widths):
+                yield component.entry.qualified, place
+
     def on_features(self) -> Iterator[tuple[LossTerm, FeatureComparison]]:
         """Yield each term that compares features, and its comparison."""
         for term in self.terms():
@@ -183,7 +198,13 @@ class ConfiguredTerms(nn.ModuleDict):
                 waiting.connect(student, teachers[self._place(waiting)])
         self._write_out()
 
-    def materialize(self, batch: Batch) -> None:
+    def connect_stored(self, place: int, tensors: Mapping[str, Tensor]) -> None:
+        """Read the parameters of one teacher from stored tensors; see ``Objective.connect_stored``."""
+        for term in self.terms():
+            if term.named.paths["teacher"] and term.teacher == place:
+                term.named.connect_stored(tensors)
+
+    def materialize(self, batch: Batch, num_examples: int | None = None) -> None:
         """Count layers and build pending projections from a batch; see ``Objective.materialize``."""
         for waiting in self._waiting:
             with prefixed(*waiting.path):
@@ -191,7 +212,7 @@ class ConfiguredTerms(nn.ModuleDict):
         self._write_out(is_late=True)
         for term in self.terms():
             with term.place.located():
-                term.materialize(batch.of_teacher(term.teacher or 0))
+                term.materialize(batch.of_teacher(term.teacher or 0), num_examples)
 
     def groups(self) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
         """Yield each projection, and each loss with options, with the options of its optimizer group.

@@ -44,15 +44,26 @@ def read_extras(outputs: Outputs, names: tuple[str, ...], owner: str) -> dict[st
     Raises: ``OutputsError`` for a name that its adaptor did not return.
     """
     given = outputs.extras or {}
-    for place, name in enumerate(names):
+    for name in names:
         if name not in given:
             there = f"only {', '.join(given)}" if given else "and no extras at all"
             raise OutputsError(
                 f"the {owner} returned no extra {name!r}, {there}.{did_you_mean(name, given)} Return it from its adaptor, "
                 f"under extras: {{'extras': {{{name!r}: …}}}}",
-                field=f"{EXTRAS}.{place}",
+                field=EXTRAS,
             )
     return {name: given[name] for name in names}
+
+
+def named_getters(holder: str) -> dict[str, Callable[[Any], dict[str, Tensor]]]:
+    """Return a function for each of ``NAMED_INPUTS`` that reads it from a source with a ``batch``, whose attribute ``holder``
+    has the ``NamedInputs``.
+    """
+
+    def getter(name: str) -> Callable[[Any], dict[str, Tensor]]:
+        return lambda source: getattr(source, holder).named.read(name, source.batch)
+
+    return {name: getter(name) for name in NAMED_INPUTS}
 
 
 class NamedInputs:

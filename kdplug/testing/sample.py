@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -68,7 +68,11 @@ def draw(shape: tuple[int, ...], seed: int, draws: Draws = "normal") -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The inputs of one call. ``student`` and ``teacher`` hold one tensor per layer."""
+    """The inputs of one call. ``student`` and ``teacher`` hold one tensor per layer.
+
+    ``of_extras`` names the layers if they are extras. ``named`` holds other extras and parameters: the input, the name in
+    it, and the tensor.
+    """
 
     layout: SampleLayout
     student: tuple[Tensor, ...]
@@ -77,6 +81,10 @@ class Sample:
     labels: Tensor
     temperature: float | Tensor = 2.0
     draw_seed: int = 0
+    places: tuple[int, ...] = ()
+    """The place of each example in the data: all are below ``NUM_EXAMPLES``."""
+    of_extras: tuple[str, ...] = ()
+    named: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Return every input by name."""
@@ -88,16 +96,30 @@ class Sample:
             "student_mask": self.mask,
             "teacher_mask": self.mask,
             "labels": self.labels,
+            "example_ids": self.example_ids,
             "temperature": self.temperature,
             "progress": 0.5,
             "step": 5,
             "total_steps": 10,
             "epoch": 1,
             "draw_seed": self.draw_seed,
+            **self.named,
         }
+
+    @property
+    def example_ids(self) -> Tensor:
+        """The ids of the examples: one per example, or one per item of logits."""
+        ids = torch.tensor(self.places, dtype=torch.int64)
+        if self.layout.word != "logits":
+            return ids
+        items = self.student[0].shape[:-1]
+        each = -(-items.numel() // max(1, len(ids)))
+        return ids.repeat_interleave(each)[: items.numel()].reshape(items)
 
     def _tensors(self, side: str, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
         """Return the features or logits of one side by name; a single one unless layers are ``listed``."""
+        if self.of_extras:
+            return {f"{side}_extras": dict(zip(self.of_extras, tensors, strict=True))}
         layout, more = self.layout, {}
         if layout.logits is not None:
             tensors, more = tensors[:-1], {f"{side}_logits": tensors[-1]}
@@ -108,8 +130,16 @@ class Sample:
         return replace(self, **changes)
 
     def both(self, change: Change) -> Sample:
-        """Return a copy with ``change`` applied to every tensor of both sides."""
-        return self.but(student=tuple(map(change, self.student)), teacher=tuple(map(change, self.teacher)))
+        """Return a copy with ``change`` applied to every tensor of both sides; ``named`` ones follow its dtype only."""
+        student, teacher = (tuple(map(change, side)) for side in (self.student, self.teacher))
+        return self.but(student=student, teacher=teacher, named=self._each_named(lambda one: one.to(student[0].dtype)))
+
+    def _each_named(self, change: Change, *kinds: str) -> dict[str, dict[str, Tensor]]:
+        """Return ``named`` with ``change`` applied to the tensors of some kinds, by default of all."""
+        return {
+            name: {key: change(one) if name.endswith(kinds or ("s",)) else one for key, one in tensors.items()}
+            for name, tensors in self.named.items()
+        }
 
     def rescaled(self, change: Change) -> Sample:
         """Return a copy with ``change`` applied to every tensor of both sides that does not hold whole numbers."""
@@ -120,7 +150,10 @@ class Sample:
         found = self.both(lambda tensor: tensor[index])
         temperature = self.temperature[index] if isinstance(self.temperature, Tensor) else self.temperature
         mask = None if self.mask is None else self.mask[index]
-        return found.but(mask=mask, labels=self.labels[index], temperature=temperature)
+        ids = self.example_ids
+        places = tuple(ids.reshape(len(ids), -1)[index, 0].tolist()) if ids.numel() else ()
+        named = found._each_named(lambda tensor: tensor[index], "_extras")  # noqa: SLF001  the same class
+        return found.but(mask=mask, labels=self.labels[index], temperature=temperature, places=places, named=named)
 
     def tokens(self, index: list[int]) -> Sample:
         """Select tokens of each example, in the order of ``index``."""
@@ -156,7 +189,24 @@ def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, cl
     student, teacher = (_drawn(layout, side, seed * 100 + first) for side, first in (("student", 0), ("teacher", 50)))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, layout.mask, generator=generator)
-    return Sample(layout, student, teacher, _padding(layout.mask) if masked else None, labels)
+    mask = _padding(layout.mask) if masked else None
+    return Sample(layout, student, teacher, mask, labels, places=_places(layout.student[0], seed))
+
+
+NUM_EXAMPLES = 16
+"""The least number of examples in the data of the samples."""
+
+
+def num_examples(layout: SampleLayout) -> int:
+    """Return the number of examples in the data that a sample is drawn from."""
+    return max(NUM_EXAMPLES, 2 * layout.student[0])
+
+
+def _places(batch: int, seed: int) -> tuple[int, ...]:
+    """Return different places in the data, in no order."""
+    count = max(NUM_EXAMPLES, 2 * batch)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return tuple(order[:batch].tolist())
 
 
 def _drawn(layout: SampleLayout, side: str, seed: int) -> tuple[Tensor, ...]:

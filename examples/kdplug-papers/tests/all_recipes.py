@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import text_recipes
 import vision_recipes
+import writing_recipes
 
-RECIPES = {**vision_recipes.RECIPES}
+RECIPES = {**vision_recipes.RECIPES, **text_recipes.RECIPES, **writing_recipes.RECIPES}

@@ -17,13 +17,16 @@ import kdplug
 KILLED = 9
 """Exit status of a process that a recipe ends."""
 
-EVERY = 12
-"""Steps between checkpoints, at the end of an epoch or within one."""
+EVERY = 8
+"""Steps between checkpoints; an epoch has 3 steps, so that a run resumes within one."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``distance`` of the trained student from the teacher, independent of the loss: lower is closer."""
+    """``distance`` of the trained student from the teacher, independent of the loss: lower is closer.
+
+    ``generates`` makes a function that lets the student rewrite a batch.
+    """
 
     distillation: Mapping[str, Any]
     student: Callable[[], nn.Module]
@@ -34,6 +37,7 @@ class Recipe:
     lr: float = 0.02
     epochs: int = 12
     training: Mapping[str, Any] = field(default_factory=dict)
+    generates: Callable[[nn.Module], Callable[[Any], Any]] | None = None
 
 
 class Losses:
@@ -66,11 +70,12 @@ class Trained(NamedTuple):
 
 
 def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume: str | None = None) -> Trained:
-    """Train the student of ``recipe`` with a checkpoint every ``EVERY`` steps, until step ``killed_at``."""
+    """Train the student of ``recipe``; or until step ``killed_at``, with a checkpoint every ``EVERY`` steps."""
     torch.manual_seed(0)
     student, teacher, losses = recipe.student(), recipe.teacher(), Losses(killed_at)
+    saves = {"ckpt_frequency": 0} if killed_at is None else {"ckpt_steps": EVERY}
     distiller = kdplug.GeneralDistiller(
-        kdplug.TrainingConfig(output_dir=str(folder), device="cpu", ckpt_steps=EVERY, seed=5, **recipe.training),
+        kdplug.TrainingConfig(output_dir=str(folder), device="cpu", seed=5, **saves, **recipe.training),
         kdplug.DistillationConfig(**recipe.distillation),
         teacher,
         student,
@@ -83,7 +88,13 @@ def train(recipe: Recipe, folder: Path, *, killed_at: int | None = None, resume:
     optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.lr)
     before = recipe.distance(student, teacher)
     loader = DataLoader(recipe.data(), batch_size=8, shuffle=True)
-    distiller.train(optimizer, loader, num_steps=recipe.epochs * len(loader), resume=resume)
+    distiller.train(
+        optimizer,
+        loader,
+        num_steps=recipe.epochs * len(loader),
+        resume=resume,
+        batch_postprocessor=recipe.generates and recipe.generates(student),
+    )
     state = {f"student.{name}": value for name, value in student.state_dict().items()}
     state |= {f"objective.{name}": value for name, value in distiller.objective.state_dict().items()}
     for place, values in optimizer.state_dict()["state"].items():

@@ -28,13 +28,22 @@ def whole(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """The folder in which every method was killed two steps after its first checkpoint."""
+@pytest.fixture(scope="module", autouse=True)
+def process(tmp_path_factory):
+    """A process that runs every method and ends each run one step after its first checkpoint; it runs next to the tests."""
     folder = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, str(FOLDER / "killed_runs.py"), str(folder), str(EVERY + 2)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    command = [sys.executable, str(FOLDER / "killed_runs.py"), str(folder), str(EVERY + 1)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as started:
+        yield started, folder
+        started.kill()
+
+
+@pytest.fixture(scope="module")
+def killed(process):
+    """The folder with the checkpoints of every killed run."""
+    started, folder = process
+    shown, _ = started.communicate(timeout=600)
+    assert started.returncode == 0, shown
     return folder
 
 

@@ -106,14 +106,28 @@ CTKD = {
     "terms": [{"loss": {"name": "dkd", "alpha": 1, "beta": 2}}],
     "temperature_scheduler": {"name": "ctkd", "ramp": 0.5},
 }
+BATCH_NORMS = ["stage1.1", "stage2.1"]
+OFD = on(
+    "stage2",
+    "ofd",
+    layer_S=BATCH_NORMS,
+    layer_T=BATCH_NORMS,
+    weight=1e-3,
+    reads_T=[f"{path}:parameter.{name}" for path in BATCH_NORMS for name in ("weight", "bias")],
+)
+SRRL = replace(
+    on("stage2", "srrl", reads_T=["fc:parameter.weight", "fc:parameter.bias"]), distance=features_apart("pool")
+)
 RECIPES = {
     "attention_transfer": on_stages("attention_transfer", weight=1000),
     "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
     "fitnet": on("stage2", "fitnet", weight=100, loss_options={"lr": 0.02}),
     "mgd": on("stage2", {"name": "mgd", "masked": 0.15}, weight=7e-5),
+    "ofd": OFD,
     "pkt": on("pool", "pkt", weight=30_000),
     "reviewkd": on_stages("reviewkd", weight=5),
     "rkd": on("pool", "rkd"),
     "sp": on("stage2", "sp", weight=3000),
+    "srrl": SRRL,
     "vid": on("stage2", "vid"),
 }

@@ -9,10 +9,11 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.engine.cache.coding import Coded, Coding, encode, shared_by
 from kdplug.engine.cache.content import Content, RequiredOutputs, flatten
 from kdplug.engine.cache.key import Keyed
@@ -24,6 +25,7 @@ from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.training_module import to_device
 from kdplug.errors import RunError
 from kdplug.objective.batch import check_mask, extended_hint
+from kdplug.objective.capture.path import Modules
 from kdplug.objective.selection import head_masks, is_ignored
 
 
@@ -63,6 +65,15 @@ def _all_of(logits: Any) -> Tensor:
     return torch.ones(logits.shape[:-1], dtype=torch.bool)
 
 
+PARAMETERS = "parameters"
+"""Part of the names of stored parameters and buffers, between the teacher's place and the path."""
+
+
+def parameter_names(wanted: Sequence[RequiredOutputs]) -> list[str]:
+    """Return the names under which the teachers' parameters and buffers are stored."""
+    return [f"{place}/{PARAMETERS}/{path}" for place, one in enumerate(wanted) for path in one.parameters]
+
+
 class TeacherBatch(NamedTuple):
     """The teachers' outputs for a batch: tensors by name with examples first, coded heads by name, number of layers by
     teacher, and the raw logits if they are still needed.
@@ -83,13 +94,14 @@ class TeacherBatch(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class CacheBuilder:
-    """Runs each teacher once per batch. ``inputs_of`` returns the teacher's part of a batch.
+    """Runs each teacher once per batch. ``inputs_of`` returns the teacher's part of a batch, ``models`` are the teachers'.
 
     ``batches`` counts the passes; ``finished`` is called with the number of examples after each. With a ``coding``, its codec stores the logits; other outputs are stored in
     ``dtype``.
     """
 
     teacher: TeacherSide
+    models: Sequence[nn.Module]
     wanted: Sequence[RequiredOutputs]
     inputs_of: Callable[[Any], Any]
     model_args: Mapping[str, Any]
@@ -103,9 +115,9 @@ class CacheBuilder:
     _error: float = field(default=0.0, init=False)
 
     def ask(self, keyed: Keyed, *, shares: bool = False) -> TeacherBatch:
-        """Return the teachers' outputs for a batch; if ``shares``, with the tensors that the codec stores once.
+        """Return the teachers' outputs for a batch; if ``shares``, with the tensors that are stored once.
 
-        Raises: ``RunError`` for outputs that cannot be divided among the examples.
+        Raises: ``ConfigError`` for a parameter that a teacher does not have; ``RunError`` for outputs that cannot be divided among the examples.
         """
         inputs = self.inputs_of(keyed.batch)
         returned = self.teacher(to_device(inputs, self.device), self.model_args, None, self.precision())
@@ -125,11 +137,46 @@ class CacheBuilder:
                     coded[whole] = encode(self.coding, whole, logits, mask, keyed.keys[0])
                     shared |= shared_by(self.coding, whole, logits, mask) if shares else {}
             tensors |= {f"{place}/{name}": self._rows(name, one, keyed) for name, one in content.tensors.items()}
-        return TeacherBatch(keyed, inputs, tensors, counts, coded, shared)
+        return TeacherBatch(keyed, inputs, tensors, counts, coded, shared | self._parameters() if shares else shared)
 
     def layout(self, answer: TeacherBatch) -> Layout:
         """Return the layout of the outputs, from those of one batch."""
-        return Layout.of(answer.counts, answer.tensors, None if self.is_whole else answer.inputs, answer.coded)
+        found = Layout.of(answer.counts, answer.tensors, None if self.is_whole else answer.inputs, answer.coded)
+        return replace(found, parameters=tuple(parameter_names(self.wanted)))
+
+    @property
+    def reads_extras(self) -> bool:
+        """Return whether extras are stored, whose first dimension only a batch of another size shows."""
+        return any(one.extras for one in self.wanted)
+
+    def check_sizes(self, whole: TeacherBatch, smaller: TeacherBatch, layout: Layout) -> None:
+        """Raise ``RunError`` for an extra whose size, apart from the input length, depends on the number of examples."""
+        for name, tensor in whole.tensors.items():
+            other = smaller.tensors.get(name)
+            key = name.split("/")[1]
+            if (
+                key == EXTRAS
+                and other is not None
+                and name not in layout.lengths
+                and tensor.shape[1:] != other.shape[1:]
+            ):
+                raise RunError(
+                    f"the teacher's {name.partition('/')[2]} is {list(tensor.shape)} for {len(whole.keyed.keys)} examples and "
+                    f"{list(other.shape)} for {len(smaller.keyed.keys)}: its rows depend on the other examples of their batch, or "
+                    "on their padding, so they cannot be moved to other batches. Change adaptor_T, pad all examples to one "
+                    "length, or set is_caching_logits to false",
+                    field="is_caching_logits",
+                )
+
+    def _parameters(self) -> dict[str, Tensor]:
+        found = {}
+        for place, (model, wanted) in enumerate(zip(self.models, self.wanted, strict=True)):
+            modules = Modules(model, "teacher") if wanted.parameters else None
+            for path in wanted.parameters:
+                assert modules is not None
+                tensor = modules.tensor(path)().detach()
+                found[f"{place}/{PARAMETERS}/{path}"] = tensor.to("cpu", copy=True).contiguous()
+        return found
 
     def shard(self, start: int, answers: Sequence[TeacherBatch], layout: Layout) -> Shard:
         """Build a shard from the teacher outputs for consecutive batches.
@@ -204,7 +251,7 @@ def _each(returned: Any, teachers: int) -> list[Outputs]:
 
 def _check_kind(answer: TeacherBatch, layout: Layout) -> None:
     if tuple(answer.counts) != layout.counts or _kinds(answer) != _kept(layout):
-        differing = sorted(_kinds(answer).keys() ^ layout.names) or [
+        differing = sorted(_kinds(answer).keys() ^ _kept(layout).keys()) or [
             str(answer.counts),
             str(list(layout.counts)),
         ]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import OutputsError
+from kdplug.objective.named_inputs import read_extras
 
 if TYPE_CHECKING:
     from kdplug.objective.objective import Objective
@@ -23,12 +25,17 @@ _HEADED = ("logits", "logits_mask")
 
 @dataclass(frozen=True, slots=True)
 class RequiredOutputs:
-    """The parts of one teacher's outputs that enter a loss. Layers are indices as written in a config."""
+    """The parts of one teacher's outputs that enter a loss. Layers are indices as written in a config.
+
+    ``parameters`` are the paths of the teacher's parameters and buffers that losses read, which are stored once.
+    """
 
     logits: bool
     inputs_mask: bool
     layers: Mapping[str, frozenset[int]]
     captured: tuple[str, ...]
+    extras: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, objective: Objective, place: int = 0) -> RequiredOutputs:
@@ -42,11 +49,13 @@ class RequiredOutputs:
             inputs_mask=any(term.features is not None for term in terms) or bool(len(objective.custom_matches)),
             layers={key: frozenset(found) for key, found in layers.items()},
             captured=objective.paths("teacher", place),
+            extras=tuple(dict.fromkeys(name for term in terms for name in term.named.extras_of("teacher"))),
+            parameters=tuple(dict.fromkeys(path for term in terms for path in term.named.paths["teacher"])),
         )
 
     def names(self, counts: Mapping[str, int]) -> set[str]:
-        """Return the layers and paths under the names that ``flatten`` uses; ``counts`` holds the number of layers."""
-        found = {f"captured/{path}" for path in self.captured}
+        """Return layers, paths and extras under the names that ``flatten`` uses; ``counts`` holds the number of layers."""
+        found = {f"captured/{path}" for path in self.captured} | {f"{EXTRAS}/{name}" for name in self.extras}
         for key, indices in self.layers.items():
             count = counts.get(key, 0)
             found |= {f"{key}/{index % count}" for index in indices if count and -count <= index < count}
@@ -62,7 +71,10 @@ class Content:
 
 
 def flatten(outputs: Outputs, wanted: RequiredOutputs) -> Content:
-    """Return the required parts of ``outputs`` under names such as ``logits/0`` and ``hidden/3``; skip absent ones."""
+    """Return the required parts of ``outputs`` under names such as ``logits/0`` and ``hidden/3``; skip absent ones.
+
+    Raises: ``OutputsError`` for a required extra that is absent.
+    """
     tensors: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     if wanted.logits:
@@ -79,6 +91,8 @@ def flatten(outputs: Outputs, wanted: RequiredOutputs) -> Content:
     if wanted.captured and outputs.captured is not None:
         counts["captured"] = len(wanted.captured)
         tensors |= {f"captured/{path}": outputs.captured[path] for path in wanted.captured if path in outputs.captured}
+    if wanted.extras:
+        tensors |= {f"{EXTRAS}/{name}": one for name, one in read_extras(outputs, wanted.extras, "teacher").items()}
     return Content(tensors, counts)
 
 
@@ -111,7 +125,9 @@ def rebuild(content: Content) -> Outputs:
         parts["captured"] = {
             name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)
         }
-    return Outputs(inputs_mask=tensors.get("inputs_mask"), **parts)
+    prefix = f"{EXTRAS}/"
+    extras = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return Outputs(extras=extras, inputs_mask=tensors.get("inputs_mask"), **parts)
 
 
 _NOT_KEPT = torch.empty(0)

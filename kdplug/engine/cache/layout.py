@@ -65,12 +65,16 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Layout of all outputs, derived from one batch: ``counts`` by teacher; dtypes, lengths and coded heads by name."""
+    """Layout of all outputs, derived from one batch: ``counts`` by teacher; dtypes, lengths and coded heads by name.
+
+    ``parameters`` are the names of the teachers' parameters and buffers, which are stored once.
+    """
 
     counts: tuple[Mapping[str, int], ...]
     dtypes: Mapping[str, str]
     lengths: Mapping[str, Length]
     heads: Mapping[str, CodedHead] = field(default_factory=dict)
+    parameters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.dtypes.values():
@@ -113,8 +117,8 @@ class Layout:
 
     @property
     def names(self) -> set[str]:
-        """The names of all stored outputs, encoded or not."""
-        return {*self.dtypes, *self.heads}
+        """The names of all stored outputs, encoded or not, and of stored parameters."""
+        return {*self.dtypes, *self.heads, *self.parameters}
 
     def check(self, name: str, shape: torch.Size, inputs: Mapping[str, Tensor]) -> None:
         """Raise ``RunError`` if a tensor's length does not follow the same input as in the first batch."""

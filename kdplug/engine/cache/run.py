@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from kdplug.config.training import TrainingConfig
-from kdplug.engine.cache.builder import CacheBuilder, TeacherBatch
+from kdplug.engine.cache.builder import PARAMETERS, CacheBuilder, TeacherBatch
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Shared
 from kdplug.engine.cache.content import RequiredOutputs
@@ -87,6 +87,8 @@ class OpenCache:
     def fill(self, objective: Objective) -> None:
         """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
 
+        Its terms then read the teachers' parameters from the cache.
+
         Raises: ``RunError`` if the data cannot be cached, or the cache lacks outputs that the objective reads.
         """
         start = time.monotonic()
@@ -98,6 +100,9 @@ class OpenCache:
             with busy("Caching teacher outputs"), random_state_kept(), teacher.hooked(objective):
                 self._cached.store = self._asked(builder)
         store = self._cached.store
+        for place, one in enumerate(wanted):
+            if one.parameters:
+                objective.connect_stored(place, store.parameters(place, self._accelerator.device))
         self._cache.summary = CacheSummary(
             self._source.count,
             store.bytes,
@@ -157,7 +162,11 @@ class OpenCache:
             min(self._source.batch_size, self._source.count) if self._manifest is None else self._manifest.extent.batch
         )
         first = builder.ask(next(self._source.read([list(range(batch))], alone=True)), shares=True)
-        return first, builder.layout(first), ShardPlan.of(self._source.count, batch, first.bytes)
+        layout = builder.layout(first)
+        if builder.reads_extras and batch > 1:
+            smaller = builder.ask(next(self._source.read([list(range(batch - 1))], alone=True)))
+            builder.check_sizes(first, smaller, layout)
+        return first, layout, ShardPlan.of(self._source.count, batch, first.bytes)
 
     def _shards(
         self, builder: CacheBuilder, extent: ShardPlan, layout: Layout, places: list[int], first: TeacherBatch | None
@@ -206,6 +215,7 @@ class OpenCache:
         process = self._accelerator
         return CacheBuilder(
             teacher=self._cached.teacher,
+            models=[teacher.model for teacher in self._cached.teachers.values()],
             wanted=wanted,
             inputs_of=self._cached.inputs_of,
             model_args=self._model_args,
@@ -260,7 +270,7 @@ def _lacking(wanted: list[RequiredOutputs], layout: Layout) -> list[str]:
             continue
         held = {name.partition("/")[2] for name in layout.names if name.startswith(f"{place}/")}
         counts = layout.counts[place]
-        names = one.names(counts)
+        names = one.names(counts) | {f"{PARAMETERS}/{path}" for path in one.parameters}
         keys = {"logits"} if one.logits and not any(name.startswith("logits/") for name in held) else set()
         keys |= {key for key, indices in one.layers.items() if indices and key not in counts}
         found += sorted({name for name in names if name not in held} | keys)

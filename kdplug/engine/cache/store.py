@@ -52,6 +52,20 @@ class Store:
     def tally(self) -> CodingStats:
         return CodingStats.sum(shard.tally for shard in self.shards)
 
+    def parameters(self, place: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the parameters and buffers of the teacher at ``place``, by path, on ``device``.
+
+        Raises: ``RunError`` if one that the manifest names is missing.
+        """
+        prefix = f"{place}/parameters/"
+        found = {}
+        for name in self.layout.parameters:
+            if name.startswith(prefix):
+                if name not in self.shared.tensors:
+                    raise RunError(f"the cache does not hold {name}, which its manifest names. Build it again")
+                found[name.removeprefix(prefix)] = self.shared.tensors[name].to(device, copy=True)
+        return found
+
     def recall(self, keyed: Keyed, inputs: Any, device: torch.device = _CPU) -> list[Outputs]:
         """Return each teacher's outputs for a batch with teacher part ``inputs``; coded heads decoded on ``device``.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kdplug.objective.capture.hooks import Capture
-from kdplug.objective.objective import Objective
+from kdplug.objective.objective import Objective, check_unsharded
 from kdplug.objective.report import LossReport
 
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -65,6 +65,7 @@ class ForwardRequest:
     step: int
     total_steps: int
     epoch: int
+    example_ids: Any
     micro_batch: int
     report: LossReport | None = None
 
@@ -91,6 +92,8 @@ class Link:
         The student's state dict omits the objective, unless ``is_sharded``: then FSDP or DeepSpeed save both
         together, and the objective stays a submodule after the block, because the wrapper stays too.
         """
+        if is_sharded:
+            check_unsharded(self.objective)
         self.objective.connect(student=self.student)
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
         self.student.add_module(NAME, self.objective)
@@ -152,6 +155,7 @@ class Link:
             step=request.step,
             total_steps=request.total_steps,
             epoch=request.epoch,
+            example_ids=request.example_ids,
             micro_batch=request.micro_batch,
         )
         terms = request.report.terms.values()

@@ -23,9 +23,10 @@ from kdplug.contracts.loss import (
 )
 from kdplug.errors import PluginError, did_you_mean
 from kdplug.host.component import Component
+from kdplug.objective.named_inputs import NAMED_INPUTS
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken, is_close, number
-from kdplug.testing.sample import Draws, Sample, SampleLayout, Shape, make_sample, seeded
+from kdplug.testing.sample import Draws, Sample, SampleLayout, Shape, draw, make_sample, num_examples, seeded
 
 USUAL_SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
@@ -44,6 +45,9 @@ _USUAL_TEACHERS: Mapping[str, Shape] = MappingProxyType({"relations": (3, 4, 9)}
 
 ShapeName = Literal["logits", "sequences", "pooled", "maps", "attention", "relations"]
 Shapes = ShapeName | Shape | list[ShapeName | Shape]
+
+_SIDES = ("student", "teacher")
+_WORDS = ("logits", "features")
 
 _MANY = 150_000
 """A number of items above float16's maximum, 65504, even with a third masked out."""
@@ -88,6 +92,19 @@ class LossCase(Laws):
 
     layers: ClassVar[int] = 1
     """Number of layers of equal shape that it compares; with 2 or more it gets tuples of tensors."""
+
+    student_extras: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the student's extras by name, examples first. If it requests neither logits nor features, they take the
+    place of ``shape`` and have the same shape."""
+
+    teacher_extras: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the teacher's extras by name. Default: the student's."""
+
+    student_parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the student's parameters and buffers by path."""
+
+    teacher_parameters: ClassVar[Mapping[str, tuple[int, ...]]] = {}
+    """Shapes of the teacher's parameters and buffers by path."""
 
     may_differ: ClassVar[tuple[int, ...]] = ()
     """Axes along which student and teacher may differ in size."""
@@ -159,6 +176,21 @@ class LossCase(Laws):
         return declares(cls._found.load(), WHOLE_SEQUENCES)
 
     @classmethod
+    def on_extras(cls) -> bool:
+        """Return whether it compares extras, and neither logits nor features."""
+        inputs = set(cls._found.inputs)
+        return "student_extras" in inputs and not inputs & {f"{side}_{word}" for side in _SIDES for word in _WORDS}
+
+    @classmethod
+    def shapes_of(cls, name: str) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of one of the inputs whose content a term names, by name."""
+        declared = getattr(cls, name) or (cls.student_extras if name == "teacher_extras" else {})
+        if not declared:
+            raise PluginError(f"{cls.__name__} must declare {name}: the shapes of what the loss reads, by name")
+        shapes: Mapping[str, tuple[int, ...]] = declared
+        return shapes
+
+    @classmethod
     def is_class(cls) -> bool:
         return cls._found.signature.makes
 
@@ -179,6 +211,9 @@ class LossCase(Laws):
             teachers = _in_full(given, _USUAL_TEACHERS) * (1 if isinstance(given, list) else cls.layers)
         else:
             teachers = _in_full(theirs, {}) * (1 if isinstance(theirs, list) else len(students))
+        if cls.on_extras():
+            sides = (_only(cls.__name__, cls.shapes_of(f"{side}_extras")) for side in _SIDES)
+            students, teachers = ((shape,) * len(cls.student_extras) for shape in sides)
         axes = _shared_axes(what, students) if cls.token_axes is None else cls.token_axes
         if large:
             grown = cls.large_shape or _grown(max(students, key=math.prod), what, axes)
@@ -203,23 +238,40 @@ class LossCase(Laws):
         layout = self.layout_of()
         classes = layout.student[-1] if self.on_logits() else 5
         masked = self.asks_for("mask") if masked is None else masked
-        return make_sample(layout, seed, masked=masked, classes=classes)
+        return self.named(make_sample(layout, seed, masked=masked, classes=classes), seed)
+
+    def named(self, sample: Sample, seed: int = 0) -> Sample:
+        """Return the sample with extras and parameters of the declared shapes, if the loss requests them."""
+        of_extras = tuple(self.student_extras) if self.on_extras() else ()
+        names = [name for name in sorted(NAMED_INPUTS) if self.asks_for(name)]
+        named = {
+            name: {
+                key: draw(
+                    (len(sample.student[0]), *shape[1:]) if name.endswith("extras") else shape, seed * 100 + place
+                )
+                for place, (key, shape) in enumerate(self.shapes_of(name).items(), 70 + 7 * number)
+            }
+            for number, name in enumerate(names)
+            if not (of_extras and name.endswith("extras"))
+        }
+        return sample.but(of_extras=of_extras, named=named)
 
     def samples(self) -> list[Sample]:
         """Return a sample without a mask, and one with a mask if the loss requests it."""
         return [self.sample(masked=False), *([self.sample(masked=True)] if self.asks_for("mask") else [])]
 
     def build(self, layout: SampleLayout | None = None) -> Component:
-        """Build a fresh component with ``settings``, for the widths of the samples."""
+        """Build a fresh component with ``settings``, for the widths and the number of examples of the samples."""
         component = super().build()
         if not component.widths:
             return component
         layout = layout or self.layout_of()
         axis = declared_axis(component.entry.load(), component.entry.qualified)
         in_dims, out_dims = ([shape[axis] for shape in side] for side in (layout.student_shapes, layout.teacher_shapes))
+        widths: dict[str, Any] = {"in_dim": in_dims, "out_dim": out_dims}
         if not layout.listed:
-            return component.with_widths(in_dim=in_dims[0], out_dim=out_dims[0])
-        return component.with_widths(in_dim=in_dims, out_dim=out_dims)
+            widths = {name: sizes[0] for name, sizes in widths.items()}
+        return component.with_widths(**widths, num_examples=num_examples(self.layout_of(large=True)))
 
     def build_in(self, dtype: torch.dtype, seed: int = 0, layout: SampleLayout | None = None) -> Component:
         """Build a fresh component with parameters of ``dtype``, drawn from ``seed``."""
@@ -259,6 +311,15 @@ class LossCase(Laws):
         halves = [sample.rows(piece) for piece in (rows[:2], rows[2:]) if piece]
         (whole, expected), (found, gradients) = self.summed([sample]), self.summed(halves)
         return is_close(found, whole) and all(map(is_close, gradients, expected))
+
+
+def _only(owner: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    found = set(shapes.values())
+    if len(found) > 1:
+        raise PluginError(
+            f"{owner}: the extras of one side must have the same shape, got {', '.join(map(str, sorted(found)))}"
+        )
+    return found.pop()
 
 
 def gradients_of(value: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor]:

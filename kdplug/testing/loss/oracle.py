@@ -33,7 +33,7 @@ class OracleLaws(LossCase):
             return
         other = _resized(self.layout_of())
         try:
-            sample = make_sample(other, 1, classes=other.student[-1] if self.on_logits() else 5)
+            sample = self.named(make_sample(other, 1, classes=other.student[-1] if self.on_logits() else 5))
             self.evaluate(sample)
         except (KdplugError, RuntimeError, ValueError, IndexError):
             return  # its settings fix the sizes

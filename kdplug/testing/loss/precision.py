@@ -34,14 +34,14 @@ class PrecisionLaws(LossCase):
     @where(_is_a_mean_or_sum)
     def test_a_batch_of_many_items_is_counted(self) -> None:
         """Catches a count or a sum in float16, which is infinite above 65504 and makes the loss exactly 0."""
-        small = make_sample(self.layout_of(), masked=False)
+        small = self.sample(masked=False)
         if self.returns_sum() and not self.adds_up(small):
             broken(
                 "returns a LossSum, but the sums of two halves of a batch are not those of the whole, so a batch of many "
                 "items was not tried. Return a scalar if it compares items with each other"
             )
         layout = self.layout_of(large=True)
-        sample = make_sample(layout, masked=self.asks_for("mask"), classes=layout.student[-1])
+        sample = self.named(make_sample(layout, masked=self.asks_for("mask"), classes=layout.student[-1]))
         self._in_both(sample, "a large batch")
 
     def _in_both(self, sample: Sample, what: str, *, saturates: bool = False) -> None:
