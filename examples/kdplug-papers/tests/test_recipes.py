@@ -42,7 +42,7 @@ def process(tmp_path_factory):
 def killed(process):
     """The folder with the checkpoints of every killed run."""
     started, folder = process
-    shown, _ = started.communicate(timeout=300)
+    shown, _ = started.communicate(timeout=600)
     assert started.returncode == 0, shown
     return folder
 
