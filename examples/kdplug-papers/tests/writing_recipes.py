@@ -158,6 +158,7 @@ RECIPES = {
         teachers,
         predictions_apart,
         generates=on_policy,
+        **SHORT,
     ),
     "eagle_draft": Recipe(
         {"terms": [EAGLE]},
