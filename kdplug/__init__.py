@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdplug.config.recipe import Recipe
     from kdplug.config.term import TermConfig
     from kdplug.config.training import TrainingConfig
+    from kdplug.contracts.all_gather import all_gather
     from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
     from kdplug.contracts.factored_logits import FactoredLogits
     from kdplug.contracts.loss import (
@@ -122,6 +123,7 @@ __all__ = [
     "TermConfig",
     "TrainingConfig",
     "across_vocabularies",
+    "all_gather",
     "any_layers",
     "cache_codecs",
     "closed_form",
@@ -150,6 +152,7 @@ _ROOMS = {
     "config.recipe": ("Recipe",),
     "config.term": ("TermConfig",),
     "config.training": ("TrainingConfig",),
+    "contracts.all_gather": ("all_gather",),
     "contracts.loss": (
         "ClosedForm",
         "LossSum",

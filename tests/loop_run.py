@@ -52,6 +52,7 @@ def raw_loop(folder, cut=1):
     """Each batch whole, whatever the ``cut``: what the others have to agree with."""
     student, teacher = models()
     objective = started(Objective(config()))
+    objective.connect(student, teacher)
     optimizer = torch.optim.SGD([{"params": student.parameters()}, *objective.param_groups()], lr=RATE)
     losses = []
     for step, batch in enumerate(DataLoader(data()[0], batch_size=BATCH)):
@@ -122,12 +123,13 @@ class RecordingModule(DistillationModule):
         return loss
 
 
-def make_module(cls=DistillationModule, optimizer=None, distill_config=None, **options):
+def make_module(cls=DistillationModule, optimizer=None, distill_config=None, start=True, **options):
     student, teacher = models()
     optimizer = optimizer or partial(torch.optim.SGD, lr=RATE)
     chosen = distill_config or config()
     module = cls(student, teacher, chosen, optimizer, adaptor_T=adaptor, adaptor_S=adaptor, **options)
-    started(module.objective)
+    if start:
+        started(module.objective)
     return module
 
 

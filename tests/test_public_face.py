@@ -52,6 +52,7 @@ FACE = [
     "TrainingConfig",
     "WEIGHT_SCHEDULER",
     "across_vocabularies",
+    "all_gather",
     "any_layers",
     "cache_codecs",
     "closed_form",

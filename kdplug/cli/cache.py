@@ -34,7 +34,8 @@ def _kept(report: CacheReport) -> dict[str, str]:
 
     tally, item = report.tally, report.bytes_per_item
     spec, temperature = report.fingerprint.get("codec"), report.fingerprint.get("temperature")
-    at = "" if temperature is None else f" at temperature {temperature:g}"
+    highest = max(temperature) if isinstance(temperature, list) else temperature
+    at = "" if highest is None else f" at temperature {highest:g}"
     rows = {
         "examples": f"{report.examples:,} of {report.count:,}",
         "outputs": ", ".join(sorted(report.layout.names)),

@@ -54,6 +54,8 @@ def plan_lines(plan: RunPlan) -> Iterator[RenderableType]:
         f"evaluation: batches of {plan.eval_batch_size}, {size(plan.evaluation.bytes)} of outputs at a time "
         f"({plan.evaluation.how})"
     )
+    for item in plan.whole_logits:
+        yield Text(f"logits of {printable(item.name)}, all at once: {size(item.bytes)} ({item.how})")
     if plan.kept_mass is not None:
         yield Text(f"teacher logits: {plan.kept_mass}")
     yield Text(_steps(plan))

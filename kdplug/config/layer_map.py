@@ -10,7 +10,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core.core_schema import CoreSchema
 
 from kdplug.config.layer import Layer, PatternField
-from kdplug.config.match import FEATURE_REQUIRED, Feature, IntermediateMatch, Projection, TeacherField, scales_something
+from kdplug.config.match import Feature, IntermediateMatch, Projection, TeacherField, scales_something
 from kdplug.config.model import (
     NONE_SCHEMA,
     ConfigModel,
@@ -23,6 +23,7 @@ from kdplug.config.model import (
     is_none,
 )
 from kdplug.config.words import shown
+from kdplug.contracts.vocabulary import FEATURES
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host.registry import layer_maps
 
@@ -70,7 +71,7 @@ class LayerMap(ConfigModel):
                     f"layers_{side}"
                 )
         if "feature" not in self.model_fields_set and (self.layer_S is None or self.layer_T is None):
-            raise ConfigError(FEATURE_REQUIRED).at("feature")
+            raise ConfigError(f"is required unless layer_S and layer_T are set: {' or '.join(FEATURES)}").at("feature")
         return self
 
     _scales = model_validator(mode="after")(scales_something)

@@ -54,7 +54,7 @@ class ConfigModel(BaseModel):
             problem = _one_error(_problems(type(self), error), error.error_count())
             raise problem from problem.__cause__
 
-    # Marks this as no custom constructor for pydantic, so that nested models report their errors to the outer one.
+    # Declares to pydantic that this is not a custom constructor, so that nested models report their errors to the outer one.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod

@@ -60,7 +60,7 @@ KD_LOSS = "kd_loss"
 HARD_LABEL_LOSS = "hard_label_loss"
 
 NO_SCHEDULER = ComponentSpec("none")
-"""Value of a term's ``temperature_scheduler`` that switches the scheduler of the config off."""
+"""Value of a term's ``temperature_scheduler`` that disables the scheduler of the config for this term."""
 
 _LOSS, _SCHEDULER = Place("losses"), Place("temperature_schedulers", optional=True)
 
@@ -152,8 +152,8 @@ class TermConfig(ConfigModel):
     proj: Projection = Field(default=None, description="projection of the student's feature to the teacher's width")
     extras: Names = Field(
         default=None,
-        description="names of the tensors, among the `extras` that the adaptors return, that a loss reads which requests "
-        "`student_extras` or `teacher_extras`",
+        description="names of tensors that the adaptors return under `extras`, for a loss that requests `student_extras` or "
+        "`teacher_extras`",
     )
     reads_S: TensorPaths = Field(  # noqa: N815
         default=None,
@@ -200,9 +200,7 @@ class TermConfig(ConfigModel):
                 if key in self.model_fields_set and getattr(self, key) is not None:
                     raise ConfigError("has no effect without layer_S and layer_T").at(key)
             return self
-        check_pair(
-            self.layer_T, self.layer_S, equal=False
-        )  # whether they may differ in length is for the loss to declare
+        check_pair(self.layer_T, self.layer_S, equal=False)  # the loss declares whether their lengths may differ
         if "feature" not in self.model_fields_set and not all(
             map(is_path, (*in_list(self.layer_T), *in_list(self.layer_S)))
         ):

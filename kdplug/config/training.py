@@ -51,7 +51,7 @@ Folder = Annotated[Text, AfterValidator(_expand)]
 
 
 _FREE = KeyFacts(identity=False)
-"""Marker of keys with which a run may be resumed at a different value."""
+"""Marker of keys whose values may differ when a run is resumed."""
 
 _CACHED = KeyFacts(needs="is_caching_logits")
 

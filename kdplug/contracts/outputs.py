@@ -40,6 +40,8 @@ class Outputs:
     equivalent to a missing key, except that an empty ``hidden`` or ``attention`` means that the model returned none on
     request. ``captured`` is not an adaptor key: it holds tensors captured inside the model, by the config's path.
 
+    Labels are class indices, or class probabilities ``[*items, classes]``.
+
     For large vocabularies, a head's logits may be ``FactoredLogits``, and a teacher's also ``SparseLogits``.
 
     ``extras`` holds further tensors by name; a term reads those that it names. An empty mapping is a missing key.
@@ -47,9 +49,8 @@ class Outputs:
     Each of ``losses`` is a ``LossSum``, a tensor with one loss per item, or a scalar, which counts as a mean over one
     item.
 
-    Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head, ``labels``
-    also ``[*items, classes]`` if they are probabilities; ``losses`` any; ``inputs_mask`` ``[batch, length]``; ``hidden``
-    and ``attention`` one tensor per layer; ``extras`` any.
+    Shapes: ``logits`` ``[*items, classes]`` per head; ``logits_mask`` and ``labels`` ``[*items]`` per head; ``losses``
+    any; ``inputs_mask`` ``[batch, length]``; ``hidden`` and ``attention`` one tensor per layer; ``extras`` any.
     Raises: ``OutputsError``, with the key as its field, for a value that does not consist of tensors, or an invalid
     ``LossSum``.
     """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kdplug.contracts.item import keep, moved, rows_of
@@ -30,7 +30,10 @@ class SparseLogits:
     The last two are for losses that request ``teacher_sparse``. ``-inf`` means probability 0, in ``tail`` too. No part
     carries a gradient.
 
-    Shapes: ``ids`` int64 ``[*items, K]``; ``log_probs`` and ``weights`` ``[*items, K]``; ``tail`` ``[*items]``.
+    With a ``tail``, ``tails`` holds the tail at other temperatures, so that losses at several temperatures can read one
+    object: ``at_temperature`` returns the distribution at one of them.
+
+    Shapes: ``ids`` int64 ``[*items, K]``; ``log_probs`` and ``weights`` ``[*items, K]``; each tail ``[*items]``.
     Raises: ``OutputsError`` for a wrong type, an inconsistent combination of parts, and a temperature or number of
     classes that is not above 0; ``ShapeError`` if the parts do not match each other.
     """
@@ -41,6 +44,7 @@ class SparseLogits:
     tail: Tensor | None = None
     weights: Tensor | None = None
     temperature: float = 1.0
+    tails: Mapping[float, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_ids(self)
@@ -54,22 +58,34 @@ class SparseLogits:
             )
         if not 0 < self.temperature < math.inf:
             raise OutputsError(f"must be above 0 and finite, got {self.temperature!r}", field="temperature")
+        if self.tails and (self.tail is None or self.log_probs is None):
+            raise OutputsError("need a tail and log_probs", field="tails")
+        for temperature, tail in self.tails.items():
+            if not 0 < temperature < math.inf or _is_same(temperature, self.temperature):
+                raise OutputsError(
+                    f"must be at temperatures above 0 other than {self.temperature:g}, got {temperature!r}",
+                    field="tails",
+                )
+            _check_part("tail", tail, self.ids.shape[:-1])
 
     @classmethod
-    def top(cls, logits: Tensor, k: int, temperature: float = 1.0) -> SparseLogits:
+    def top(cls, logits: Tensor, k: int, temperature: float | Sequence[float] = 1.0) -> SparseLogits:
         """Keep the ``k`` largest of ``logits`` ``[*items, classes]``, or all if there are fewer, and compute the tail.
 
+        Several temperatures give a tail for each; ``log_probs`` are those at the lowest.
         The tail is summed over the other classes, not computed as 1 minus the top k, so a small tail keeps its
         precision.
         """
         import torch
 
+        base, *others = sorted({temperature} if isinstance(temperature, (int, float)) else set(temperature))
         with torch.no_grad():
             wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-            log_probs = (wide / temperature).log_softmax(-1)
+            log_probs = (wide / base).log_softmax(-1)
             found, ids = log_probs.topk(min(k, logits.shape[-1]), dim=-1)
             tail = log_probs.scatter_(-1, ids, -torch.inf).logsumexp(-1)
-        return cls(ids, found, logits.shape[-1], tail, temperature=temperature)
+        tails = {other: tail_of(logits, ids, other) for other in others}
+        return cls(ids, found, logits.shape[-1], tail, temperature=base, tails=tails)
 
     @property
     def shape(self) -> torch.Size:
@@ -82,6 +98,36 @@ class SparseLogits:
     def device(self) -> torch.device:
         """Device of the parts."""
         return self.ids.device
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperatures at which the distribution is known, in rising order."""
+        return tuple(sorted((self.temperature, *self.tails)))
+
+    def is_known_at(self, temperature: float) -> bool:
+        """Return whether ``at_temperature`` can return the distribution at this temperature."""
+        return any(_is_same(temperature, one) for one in self.temperatures)
+
+    def at_temperature(self, temperature: float) -> SparseLogits:
+        """Return the distribution at one of ``temperatures``.
+
+        The K classes keep their order: ``p_T(i)`` is proportional to ``p(i)^(temperature / T)``, and the tail at T determines how much
+        probability they share.
+
+        Raises: ``OutputsError`` for another temperature.
+        """
+        if _is_same(temperature, self.temperature):
+            return self
+        tail = next((tail for one, tail in self.tails.items() if _is_same(temperature, one)), None)
+        if tail is None or self.log_probs is None:
+            known = " and ".join(f"{one:g}" for one in self.temperatures)
+            raise OutputsError(f"are not known at temperature {temperature:g}, but at {known}", field="logits")
+        import torch
+
+        wide = self.log_probs * (self.temperature / temperature)
+        kept = (-tail.expm1()).clamp_min(torch.finfo(tail.dtype).tiny).log()
+        log_probs = wide - wide.logsumexp(-1, keepdim=True) + kept.unsqueeze(-1)
+        return replace(self, log_probs=log_probs, tail=tail, temperature=temperature, tails={})
 
     def detach(self) -> SparseLogits:
         """Return self: no part carries a gradient."""
@@ -109,7 +155,29 @@ class SparseLogits:
             log_probs=None if self.log_probs is None else change(self.log_probs),
             tail=None if self.tail is None else change(self.tail),
             weights=None if self.weights is None else change(self.weights),
+            tails={temperature: change(tail) for temperature, tail in self.tails.items()},
         )
+
+
+def tail_of(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Return the log of the total probability at ``temperature`` of all classes but ``ids``.
+
+    Both a tail near 0 and one near -inf keep their precision: the smaller of the two masses is summed directly.
+
+    Shapes: logits ``[*items, classes]``, ids ``[*items, K]`` to ``[*items]``, in float32 or wider.
+    """
+    import torch
+
+    with torch.no_grad():
+        wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+        log_probs = (wide / temperature).log_softmax(-1)
+        kept = log_probs.gather(-1, ids).logsumexp(-1).exp()
+        tail = log_probs.scatter_(-1, ids, -torch.inf).logsumexp(-1)
+        return torch.where(kept < 0.5, (-kept).log1p(), tail)
+
+
+def _is_same(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6)
 
 
 def _check_ids(sparse: SparseLogits) -> None:

@@ -13,6 +13,9 @@ EXTRAS = "extras"
 OUTPUT_KEYS = (*ADAPTOR_KEYS, EXTRAS)
 """The keys that an adaptor may return."""
 
+EXAMPLE_IDS = "example_ids"
+"""The batch key of the examples' ids, which reaches adaptors but not models."""
+
 FEATURES = ("hidden", "attention")
 """The adaptor keys that an intermediate match may read."""
 
@@ -33,6 +36,7 @@ INPUTS = MappingProxyType(
         "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
         "teacher_mask": "like mask, for the teacher's inputs only",
         "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]",
+        "example_ids": "int64, the example's place in the data: [batch], or [*items] in a loss on logits, like class indices",
         "temperature": "float, or a tensor over items when scheduled",
         "progress": "fraction of the run done, in [0, 1]",
         "step": "optimizer steps done",
@@ -41,6 +45,7 @@ INPUTS = MappingProxyType(
         "draw_seed": "int, random seed, different for each step, micro-batch, head, chunk and process",
         "in_dim": "width of the student feature",
         "out_dim": "width of the teacher feature",
+        "num_examples": "number of examples in the data",
         "student_layers": "number of layers of the student, without embeddings",
         "teacher_layers": "number of layers of the teacher, without embeddings",
     }

@@ -20,7 +20,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache.cache import TeacherCache
-from kdplug.engine.cache.coding import Coding, decoded
+from kdplug.engine.cache.coding import Coding, decoded, has_tail
 from kdplug.engine.cache.session import Caches, fill
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described
@@ -46,10 +46,11 @@ _FIELD = "teacher_cache_codec"
 
 
 def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding | None:
-    """Return the codec named by ``teacher_cache_codec``, at the distillation's temperature; ``None`` if there is none.
+    """Return the codec named by ``teacher_cache_codec``, at the temperatures of the terms; ``None`` if there is none.
 
     Raises: ``EntryError``, ``SettingError`` for an invalid codec config; ``ConfigError`` if it lacks a method, if the
-    distillation has a separate temperature for each item, or if the kd loss cannot be computed from its output.
+    distillation has a separate temperature for each item, if terms use several temperatures and the codec stores no
+    tail, or if the kd loss cannot be computed from its output.
     """
     if training.teacher_cache_codec is None:
         return None
@@ -72,15 +73,16 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
             "item its own temperature. Remove one of them, or store all logits with the codec dense or hidden",
             field=_FIELD,
         )
-    if codec.uses_temperature and len(bases) > 1:
+    first, *others = map(float, bases or [distillation.temperature])
+    found = Coding(codec, component.qualified_spec(), first, tuple(others) if codec.uses_temperature else ())
+    logits = decoded(found)
+    if found.others and not (has_tail(logits) and not codec.takes_factored and not codec.shared(torch.zeros(1, 3))):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and the terms use "
-            f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, or store all "
-            "logits with the codec dense or hidden",
+            f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, use a codec whose SparseLogits have "
+            "a tail, such as topk_tail, or store all logits with the codec dense or hidden",
             field=_FIELD,
         )
-    found = Coding(codec, component.qualified_spec(), float(bases[0] if bases else distillation.temperature))
-    logits = decoded(found)
     if isinstance(logits, SparseLogits):
         for term in on_logits:
             _check_loss(term, logits, component.entry.qualified, distillation)
@@ -242,7 +244,9 @@ def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) ->
     """Warn about storage options in the training config if teacher outputs are not cached."""
     for key in keys_that_need(TrainingConfig, "is_caching_logits"):
         if getattr(training, key) is not None and not any(caches):
-            warnings.warn(f"{key} has no effect: is_caching_logits is false", stacklevel=3)
+            warnings.warn(
+                f"{key} has no effect: is_caching_logits is false. Set it to true to use the cache", stacklevel=3
+            )
 
 
 def warn_unused_combiner(config: DistillationConfig) -> None:

@@ -381,6 +381,7 @@ class Accumulation:
             step=run.step,
             total_steps=run.total_steps,
             epoch=run.epoch if parts.epoch is None else parts.epoch,
+            ids=parts.ids,
             micro_batch=number * run.num_processes + self.accelerator.process_index,
         )
 
@@ -392,7 +393,8 @@ class Accumulation:
         device = self.device
         student = to_device(parts.student, device)
         teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
-        return parts._replace(teacher=teacher, student=student, cache=to_device(parts.cache, device))
+        cache, ids = to_device(parts.cache, device), to_device(parts.ids, device)
+        return parts._replace(teacher=teacher, student=student, cache=cache, ids=ids)
 
     def _take_back(self, before: ForwardState) -> None:
         before.restore()

@@ -185,8 +185,12 @@ def _owner(loader: Any) -> Any:
 
 
 def _samplers(loader: Any) -> tuple[Any, ...]:
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    return loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)
+    """Return the loader and its samplers; accelerate wraps the batch sampler of a loader that it divides."""
+    found, batch_sampler = [loader, getattr(loader, "sampler", None)], getattr(loader, "batch_sampler", None)
+    while batch_sampler is not None:
+        found += [batch_sampler, getattr(batch_sampler, "sampler", None)]
+        batch_sampler = getattr(batch_sampler, "batch_sampler", None)
+    return tuple(found)
 
 
 def _distinct(owners: Iterable[Any]) -> list[Any]:

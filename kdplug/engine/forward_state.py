@@ -63,9 +63,17 @@ def preserve_forward_state(model: nn.Module) -> Iterator[None]:
 
 
 def materialize(
-    pair: TrainingModule, teacher: TeacherSide | None, batch: Any, model_args: Mapping[str, Any], device: torch.device
+    pair: TrainingModule,
+    teacher: TeacherSide | None,
+    batch: Any,
+    model_args: Mapping[str, Any],
+    device: torch.device,
+    *,
+    num_examples: int | None = None,
 ) -> None:
     """Materialize the objective's ``auto`` projections from the outputs of both models for ``batch``.
+
+    ``num_examples`` is the number of examples in the data, of the batch's task if there are several.
 
     Both models run once, without gradient and in eval mode. Random state and buffers are unchanged.
     """
@@ -75,7 +83,7 @@ def materialize(
         if teacher is not None:
             read = teacher(to_device(parts.teacher, device), model_args, to_device(parts.cache, device))
         outputs = pair.outputs(to_device(parts.student, device), model_args)
-    pair.objective.materialize(student=outputs, teacher=read)
+    pair.objective.materialize(student=outputs, teacher=read, num_examples=num_examples)
     pair.to(device)
 
 

@@ -18,7 +18,7 @@ from kdplug.engine.accumulation import Accumulation
 from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.checkpoint import Checkpoints
 from kdplug.engine.checkpoint.preemption import Preemption
-from kdplug.engine.checkpoint.weights import gradients_required
+from kdplug.engine.checkpoint.weights import buffers_to_save, gradients_required
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.finite import NonFiniteError, check_norm, check_weights, gradient_norm, spoiled
 from kdplug.engine.observe.activity import busy, counted
@@ -256,7 +256,9 @@ class Loop:
             "requires_grad": self._changed_requirements(),
             **self._learning(),
         }
-        own = {"position": self.windows.position()}
+        own: dict[str, Any] = {"position": self.windows.position()}
+        if not run.is_main:
+            own["buffers"] = buffers_to_save(run.objective)
         with busy(f"Writing the checkpoint of step {step}"):
             path = self.checkpoints.write(step, modules, shared, own, self.accelerator)
         if run.is_main:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.outputs import Outputs, Tagged
-from kdplug.contracts.vocabulary import EXTRAS
+from kdplug.contracts.vocabulary import EXAMPLE_IDS, EXTRAS
 from kdplug.errors import RunError
 
 _LABELS = ("labels", "label", "targets", "target", "y", "label_ids", "start_positions", "end_positions")
@@ -46,11 +46,18 @@ class Forward:
     def by_keyword(self, batch: Mapping[Any, Any], model_args: Mapping[str, Any]) -> Mapping[Any, Any]:
         """Return the items of ``batch`` that ``forward`` takes; every other item is a label, or is logged once.
 
-        The key ``extras`` is for adaptors: it is neither passed nor logged.
+        The key ``extras`` is for adaptors: it is neither passed nor logged. ``example_ids`` are passed only if ``forward``
+        names them.
 
         Raises: ``RunError`` if an input is missing, or an item resembles an input that is missing.
         """
-        if self.names is None and not self.required and not model_args and EXTRAS not in batch:
+        if (
+            self.names is None
+            and not self.required
+            and not model_args
+            and EXTRAS not in batch
+            and EXAMPLE_IDS not in batch
+        ):
             return batch
         passed, _ = self._of_keys(batch, model_args)
         return batch if len(passed) == len(batch) else {key: batch[key] for key in passed}
@@ -105,9 +112,9 @@ class Forward:
             held = f"has the keys {', '.join(map(str, batch))}" if batch else "is empty"
             raise self._unclear(f"needs {missing[0]!r}, and the batch {held}", missing, [*batch])
         if self.names is None:
-            return tuple(batch), None
+            return tuple(key for key in batch if key != EXAMPLE_IDS), None
         passed = tuple(key for key in batch if key in self.names)
-        rest = [key for key in batch if key not in self.names]
+        rest = [key for key in batch if key not in self.names and key != EXAMPLE_IDS]
         free = [name for name in self.names if name not in batch and name not in model_args]
         for key in rest:
             if near := get_close_matches(str(key), free, n=1, cutoff=0.8):

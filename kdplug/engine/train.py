@@ -24,6 +24,7 @@ from kdplug.engine.checkpoint.in_use import in_use
 from kdplug.engine.checkpoint.preemption import preemption
 from kdplug.engine.checkpoint.resume import check_places, check_unused, find_checkpoint, go_on, load_weights
 from kdplug.engine.checkpoint.weights import frozen_weights, gradients_required
+from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.finite import FiniteWatch
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.loop import Loop
@@ -34,7 +35,7 @@ from kdplug.engine.observe.progress import display
 from kdplug.engine.observe.tracking import Journal, journal, tracking
 from kdplug.engine.optimizer import add_groups, check_student, make_scheduler, parameters, unwrap
 from kdplug.engine.parallel.agreement import outputs_compared
-from kdplug.engine.parallel.process import on_main, process, shard
+from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart, on_main, process, shard
 from kdplug.engine.run import Plan, Request, Run, RunResult, length, make_plan
 from kdplug.engine.teacher import AbsentModel, TeacherSide, check_apart
 from kdplug.engine.training_module import TrainingModule
@@ -73,7 +74,15 @@ def train(
         if config.seed is not None:
             set_seed(config.seed, device_specific=True)
         _settle(pair, teacher, accelerator, stack, shards_teacher=_shards_teacher(config, accelerator, caches))
-        caching = CacheSession(caches, teacher, request.dataloader, request.batch_postprocessor, request.model_args)
+        ids = ExampleIds(pair.objective, request.dataloader, request.batch_postprocessor)
+        caching = CacheSession(
+            caches,
+            teacher,
+            request.dataloader,
+            request.batch_postprocessor,
+            request.model_args,
+            example_ids=ids,
+        )
         teacher = caching.teacher
         loader = shard(accelerator, caching.dataloader)
         plan = make_plan(loader, config, num_epochs=request.num_epochs, num_steps=request.num_steps)
@@ -86,10 +95,7 @@ def train(
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         folder = _start(stack, accelerator, request, output_dir, plan)
         caching.open(accelerator)
-        if pair.objective.needs_materialize:
-            with _hooked(pair, teacher):
-                for batch in windows.examples():
-                    materialize(pair, teacher, batch, request.model_args, accelerator.device)
+        _read_first_batches(pair, teacher, windows, ids, request=request, accelerator=accelerator)
         caching.fill(pair.objective, shown=show_progress and accelerator.is_main_process)
         stack.enter_context(_hooked(pair, teacher))
         saved = {} if folder is None else read_run(folder)
@@ -181,6 +187,26 @@ def _process(config: TrainingConfig, stack: ExitStack, *, doing: str, shown: boo
 def _identity(pair: TrainingModule, teacher: TeacherSide | None, request: Request) -> dict[str, Any]:
     with busy("Hashing the data and the teacher"):
         return run_identity(pair, teacher, request)
+
+
+def _read_first_batches(
+    pair: TrainingModule,
+    teacher: TeacherSide | None,
+    windows: AccumulationBatches,
+    ids: ExampleIds,
+    *,
+    request: Request,
+    accelerator: Accelerator,
+) -> None:
+    """Build what depends on the outputs for the first batches, and check their examples' ids; nothing is consumed."""
+    if ids.are_requested:
+        windows.examples()  # raises an error if a batch has none
+        ids.check_rows()
+    if pair.objective.needs_materialize:
+        with _hooked(pair, teacher):
+            for batch in windows.examples():
+                count = ids.count_for(batch)
+                materialize(pair, teacher, batch, request.model_args, accelerator.device, num_examples=count)
 
 
 def _check_evaluated(request: Request, plan: Plan) -> None:
@@ -302,6 +328,9 @@ def _prepared(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimiz
 
         model, prepared = pair, shard_pair(accelerator, pair, optimizer)
     else:
+        if accelerator.num_processes > 1:
+            keep_buffers_apart(pair, pair.objective)
+            equalize_buffers(pair.objective)
         model = accelerator.prepare_model(pair)
         prepared = optimizer if accelerator.device.type == "cpu" else accelerator.prepare_optimizer(optimizer)
     return model, optimizer if accelerator.scaler is None else prepared

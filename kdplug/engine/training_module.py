@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdplug.contracts.outputs import Tagged
 from kdplug.contracts.tree import map_leaves
+from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.engine.model_inputs import forward_of, is_sequence, with_labels
 from kdplug.errors import KdplugError
 from kdplug.objective.capture.hooks import Capture
@@ -29,19 +30,21 @@ _SEQUENCES = (tuple, list)
 class Parts(NamedTuple):
     """The part of a batch for each side; ``cache``, if the batch has one, replaces the teacher's outputs.
 
-    ``epoch`` is that of the task's own data, if there are several tasks.
+    ``epoch`` is that of the task's own data, if there are several tasks. ``ids`` are the examples' places in the data.
     """
 
     teacher: Any
     student: Any
     cache: Any = None
     epoch: int | None = None
+    ids: Any = None
 
 
 def split(batch: Any) -> Parts:
     """Split ``{"teacher": …, "student": …}`` batches; any other batch goes to both sides whole.
 
-    A third key ``teacher_cache`` holds the teacher's outputs. Both parts of a tagged batch are tagged.
+    A third key ``teacher_cache`` holds the teacher's outputs. A key ``example_ids``, of the batch or the student's part,
+    holds the examples' ids. Both parts of a tagged batch are tagged.
     """
     if type(batch) in _SEQUENCES:
         return Parts(batch, batch)
@@ -49,9 +52,15 @@ def split(batch: Any) -> Parts:
         parts = split(batch.value)
         teacher, student = Tagged(batch.task, parts.teacher), Tagged(batch.task, parts.student)
         return parts._replace(teacher=teacher, student=student, epoch=batch.epoch)
-    if isinstance(batch, Mapping) and "teacher" in batch and "student" in batch:
-        return Parts(batch["teacher"], batch["student"], batch.get("teacher_cache"))
-    return Parts(batch, batch)
+    if not isinstance(batch, Mapping):
+        return Parts(batch, batch)
+    ids = batch.get(EXAMPLE_IDS)
+    if "teacher" not in batch or "student" not in batch:
+        return Parts(batch, batch, ids=ids)
+    student = batch["student"]
+    if ids is None and isinstance(student, Mapping):
+        ids = student.get(EXAMPLE_IDS)
+    return Parts(batch["teacher"], student, batch.get("teacher_cache"), ids=ids)
 
 
 def call(model: Callable[..., Any], batch: Any, model_args: Mapping[str, Any]) -> Any:
@@ -164,7 +173,7 @@ class Micro:
     It is deliberately a plain object: DDP copies and rebuilds containers in its arguments, but passes this through.
     """
 
-    __slots__ = ("batch", "epoch", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
+    __slots__ = ("batch", "epoch", "ids", "micro_batch", "model_args", "progress", "step", "teacher", "total_steps")
 
     def __init__(
         self,
@@ -176,6 +185,7 @@ class Micro:
         step: int,
         total_steps: int,
         epoch: int = 0,
+        ids: Any = None,
         micro_batch: int = 0,
     ) -> None:
         self.batch = batch
@@ -185,6 +195,7 @@ class Micro:
         self.step = step
         self.total_steps = total_steps
         self.epoch = epoch
+        self.ids = ids
         self.micro_batch = micro_batch
 
 
@@ -244,6 +255,7 @@ class TrainingModule(nn.Module):
             step=micro.step,
             total_steps=micro.total_steps,
             epoch=micro.epoch,
+            example_ids=micro.ids,
             micro_batch=micro.micro_batch,
         )
         return report

@@ -21,7 +21,7 @@ class Component:
 
     ``target`` is called by position with the values of ``inputs``, in that order. If the entry is a class, ``target``
     is an instance of it; a task or cache codec has no inputs, and its ``target`` is the task or codec itself. A loss class
-    that takes ``widths`` is built by ``with_widths``; until then its ``target`` is the class with its settings bound.
+    that takes ``widths`` (or ``num_examples``) is built by ``with_widths``; until then its ``target`` is the class with its settings bound.
     """
 
     entry: Entry
@@ -34,7 +34,8 @@ class Component:
     def with_widths(self, **widths: Any) -> Component:
         """Return the component with its target built for these widths: numbers, or lists for lists of layers."""
         make = partial(self.target, *map(widths.__getitem__, self.widths))
-        built = _built(self.entry, f"widths {', '.join(f'{name}={widths[name]}' for name in self.widths)}", make)
+        given = ", ".join(f"{name}={widths[name]}" for name in self.widths)
+        built = _built(self.entry, given if self.widths == ("num_examples",) else f"widths {given}", make)
         return replace(self, target=built, widths=())
 
     def qualified_spec(self) -> Any:

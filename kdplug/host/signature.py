@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
-_WIDTHS = ("in_dim", "out_dim")
+LOSS_WIDTHS = ("in_dim", "out_dim", "num_examples")
+"""The inputs of a loss class's ``__init__``."""
 
 _TAKEN = ("name",)
 _TAKEN_BY_PROJECTIONS = ("in_dim", "out_dim", "options")
@@ -46,7 +47,8 @@ class Setting:
 class Signature:
     """Inputs and settings of a callable. ``makes`` is true for a class or factory, which builds the object to use.
 
-    ``widths`` are the parameters of a loss class's ``__init__`` that get the widths of the features.
+    ``widths`` are the parameters of a loss class's ``__init__`` that get the widths of the features or the number of
+    examples.
     """
 
     inputs: tuple[str, ...]
@@ -81,13 +83,15 @@ def read_signature(entry: EntryInfo, target: Callable[..., Any]) -> Signature:
 
 
 def _widths(entry: EntryInfo, parameters: list[Parameter]) -> tuple[str, ...]:
-    """Return the parameters by which a loss class takes the widths of the features: positional, without a default."""
+    """Return the parameters by which a loss class takes widths of features or the number of examples: positional,
+    without a default.
+    """
     if entry.kind.plural != "losses":
         return ()
     return tuple(
         parameter.name
         for parameter in _positional(parameters)
-        if parameter.name in _WIDTHS and parameter.default is Parameter.empty
+        if parameter.name in LOSS_WIDTHS and parameter.default is Parameter.empty
     )
 
 
@@ -187,6 +191,11 @@ def _input(entry: EntryInfo, name: str) -> str:
     known = ALIASES.get(name, name)
     if known in entry.kind.inputs:
         return known
+    if name in LOSS_WIDTHS and entry.kind.plural == "losses":
+        raise SignatureError(
+            f"{entry.name} ({entry.dist}) requests input {name!r}, which only __init__ of a loss class gets, positional and "
+            "without a default"
+        )
     near = did_you_mean(name, entry.kind.inputs)
     raise SignatureError(
         f"{entry.name} ({entry.dist}) requests input {name!r}, which the engine does not provide."

@@ -7,7 +7,15 @@ from typing import Any
 
 from kdplug.contracts.loss import LossSum
 from kdplug.contracts.vocabulary import INPUTS
-from kdplug.errors import ConfigError, EntryError, PluginError, SignatureError, UnknownEntryError, did_you_mean
+from kdplug.errors import (
+    ConfigError,
+    EntryError,
+    OutputsError,
+    PluginError,
+    SignatureError,
+    UnknownEntryError,
+    did_you_mean,
+)
 from kdplug.host.active import active
 from kdplug.host.component import Component
 from kdplug.host.entry import Entry
@@ -94,6 +102,11 @@ class TextBrewerCallable:
     """A component called by position, as in TextBrewer."""
 
     def __init__(self, component: Component) -> None:
+        if component.widths:
+            raise SignatureError(
+                f"{component.entry.qualified} takes {' and '.join(component.widths)} when it is built, which TextBrewer's "
+                "maps do not know. Use it in kdplug.GeneralDistiller or kdplug.Objective"
+            )
         self.component = component
         self.__name__ = component.entry.name
         self.__doc__ = component.entry.load().__doc__
@@ -105,6 +118,11 @@ class TextBrewerCallable:
         for name in values.keys() - INPUTS.keys():
             raise SignatureError(
                 f"{self!r} got {name!r}, which is not an input of plugins.{did_you_mean(name, INPUTS)}"
+            )
+        if "example_ids" in self.component.inputs and values.get("example_ids") is None:
+            raise OutputsError(
+                f"{self.component.entry.qualified} requests example_ids. Give each batch a key 'example_ids' with one integer per "
+                "example, its place in the data; in a direct call, pass example_ids="
             )
         result = self.component(**{**_NEUTRAL, **values})
         return result.value if isinstance(result, LossSum) else result

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdplug.contracts.factored_logits import FactoredLogits
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.objective.numerics import frozen, is_autocast_on
 from kdplug.objective.report import TermValue
@@ -45,6 +46,36 @@ class Draws:
         found = seed_of(self.step, self.micro_batch, self._place)
         self._place += 1
         return found
+
+
+def read_example_ids(value: Any, limit: int | None = None) -> Tensor:
+    """Return the ids of a batch's examples as an int64 tensor ``[batch]``.
+
+    Values are checked on a CPU only. ``limit`` is the number of examples in the data, if known.
+
+    Raises: ``OutputsError`` for anything but one integer per example, and for an id that is negative or not below
+    ``limit``.
+    """
+    try:
+        ids = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise OutputsError(
+            f"must be one integer per example, [batch], got {type(value).__name__}", field=EXAMPLE_IDS
+        ) from None
+    if ids.dim() != 1 or ids.dtype is torch.bool or ids.is_floating_point() or ids.is_complex():
+        kind = str(ids.dtype).removeprefix("torch.")
+        raise OutputsError(f"must be one integer per example, [batch], got {kind} {list(ids.shape)}", field=EXAMPLE_IDS)
+    ids = ids.long()
+    if ids.is_cpu and ids.numel() and not torch.compiler.is_compiling():
+        low, high = (int(one) for one in ids.aminmax())
+        if low < 0:
+            raise OutputsError(f"must be at least 0, got {low}", field=EXAMPLE_IDS)
+        if limit is not None and high >= limit:
+            raise OutputsError(
+                f"must be below num_examples, which is {limit}, got {high}. Number the examples from 0",
+                field=EXAMPLE_IDS,
+            )
+    return ids
 
 
 def check_tensors(outputs: Outputs, owner: str) -> None:
@@ -214,6 +245,7 @@ class Batch:
         "_views",
         "draws",
         "epoch",
+        "example_ids",
         "looks",
         "progress",
         "step",
@@ -232,6 +264,7 @@ class Batch:
         total_steps: int,
         *,
         epoch: int = 0,
+        example_ids: Tensor | None = None,
         draws: Draws | None = None,
         looks: bool = True,
     ) -> None:
@@ -242,6 +275,7 @@ class Batch:
         self.step = step
         self.total_steps = total_steps
         self.epoch = epoch
+        self.example_ids = example_ids
         self.draws = Draws(step) if draws is None else draws
         self.looks = looks
         self._mask: Tensor | None = None
@@ -263,10 +297,33 @@ class Batch:
                 self.step,
                 self.total_steps,
                 epoch=self.epoch,
+                example_ids=self.example_ids,
                 draws=self.draws,
                 looks=self.looks,
             )
         return self._views[place]
+
+    def ids_of(self, compared: Logits, owner: str, what: str) -> Tensor:
+        """Return the ids of the examples along the first axis of ``compared``, on its device.
+
+        ``owner`` is the loss that requests them, ``what`` the name of ``compared`` for errors.
+
+        Raises: ``OutputsError`` if the batch has none; ``ShapeError`` if there is not one for each row of the first axis.
+        """
+        ids = self.example_ids
+        if ids is None:
+            raise OutputsError(
+                f"{owner} requests example_ids, but the batch has none. Give it a key 'example_ids' with one integer per "
+                "example, its place in the data; in your own loop, pass example_ids= to the objective",
+                field="loss",
+            )
+        if not compared.shape or compared.shape[0] != len(ids):
+            raise ShapeError(
+                f"{owner} requests example_ids, of which the batch has {len(ids)}, but the student's {what} are "
+                f"{list(compared.shape)}. The first axis must be the examples of the batch, in the same order",
+                field="loss",
+            )
+        return ids.to(compared.device, non_blocking=True)
 
     def autocast(self, tensor: Logits) -> bool:
         """Return whether autocast is on for the device of ``tensor``, a student tensor. Cached after the first call."""

@@ -12,6 +12,7 @@ from kdplug.config.layer import Layer, in_list, is_path
 from kdplug.config.term import TermConfig, TermPlace, named_terms
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import RunError
+from kdplug.host.registry import losses
 from kdplug.objective.batch import Batch
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.feature_comparison import FeatureComparison, layers
@@ -141,6 +142,20 @@ class ConfiguredTerms(nn.ModuleDict):
         """The terms in the order of their sum."""
         return tuple(cast("LossTerm", term) for term in self.values())
 
+    def requesting(self, name: str) -> Iterator[tuple[str, TermPlace]]:
+        """Yield each term, or unexpanded layer map, whose loss requests the input ``name``: the loss, for errors, and the
+        place in the config.
+        """
+        for term in self.terms():
+            if name in (*term.inputs, *term.widths):
+                yield f"{term.name}: {term.owner}", term.place
+        for waiting in self._waiting:
+            place = TermPlace(waiting.path)
+            with place.located(), prefixed("loss"):
+                component = losses.build(waiting.layer_map.loss, slot="match")
+            if name in (*component.inputs, *component.widths):
+                yield component.entry.qualified, place
+
     def on_features(self) -> Iterator[tuple[LossTerm, FeatureComparison]]:
         """Yield each term that compares features, and its comparison."""
         for term in self.terms():
@@ -189,7 +204,7 @@ class ConfiguredTerms(nn.ModuleDict):
             if term.named.paths["teacher"] and term.teacher == place:
                 term.named.connect_stored(tensors)
 
-    def materialize(self, batch: Batch) -> None:
+    def materialize(self, batch: Batch, num_examples: int | None = None) -> None:
         """Count layers and build pending projections from a batch; see ``Objective.materialize``."""
         for waiting in self._waiting:
             with prefixed(*waiting.path):
@@ -197,7 +212,7 @@ class ConfiguredTerms(nn.ModuleDict):
         self._write_out(is_late=True)
         for term in self.terms():
             with term.place.located():
-                term.materialize(batch.of_teacher(term.teacher or 0))
+                term.materialize(batch.of_teacher(term.teacher or 0), num_examples)
 
     def groups(self) -> Iterator[tuple[nn.Module, Mapping[str, Any]]]:
         """Yield each projection, and each loss with options, with the options of its optimizer group.

@@ -17,7 +17,7 @@ from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import ConfigError, KdplugError, OutputsError, ShapeError
 from kdplug.objective.batch import Batch, extended_hint, gathered
 from kdplug.objective.capture.path import Modules, Side
-from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
+from kdplug.objective.named_inputs import NamedInputs, named_getters
 from kdplug.objective.numerics import full, target
 from kdplug.objective.projection import (
     ProjectionPlan,
@@ -138,24 +138,22 @@ class FeatureComparison(nn.Module):
         term: TermConfig,
         component: Component,
         temperature: Temperature,
-        named: NamedInputs | None = None,
+        named: NamedInputs,
         *,
         waits: bool = False,
     ) -> None:
         super().__init__()
-        layer_student: Layers = () if term.layer_S is None else term.layer_S
-        layer_teacher: Layers = () if term.layer_T is None else term.layer_T
+        ours, theirs = (() if layer is None else layer for layer in (term.layer_S, term.layer_T))
         self.term = term
         self.named = named
         self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
+        self.loss_widths = component.widths
         self.owner = component.entry.qualified
         self.feature = term.feature
-        self.written: dict[Side, Layers] = {"student": layer_student, "teacher": layer_teacher}
-        self.is_single = not is_listed(layer_student, layer_teacher)
-        self.layer_student, self.layer_teacher = (
-            (layer_student, layer_teacher) if self.is_single else (in_list(layer_student), in_list(layer_teacher))
-        )
+        self.written: dict[Side, Layers] = {"student": ours, "teacher": theirs}
+        self.is_single = not is_listed(ours, theirs)
+        self.layer_student, self.layer_teacher = (ours, theirs) if self.is_single else (in_list(ours), in_list(theirs))
         self.takes_any_layers = declares(component.entry.load(), ANY_LAYERS)
         self._check_counts()
         self.wants_logits = bool(_LOGITS & set(self.inputs))
@@ -216,11 +214,6 @@ class FeatureComparison(nn.Module):
             "out_dim": out_dim[0] if self.is_single else out_dim,
         }
 
-    def device_and_dtype(self, batch: Batch) -> tuple[torch.device, torch.dtype]:
-        """Return the device and the precision of a module for the student's features: at least float32."""
-        student = self._student(batch)[0]
-        return student.device, full(student).dtype
-
     def value(self, batch: Batch, weight: float) -> TermValue:
         """Compute the loss of the two features.
 
@@ -231,7 +224,7 @@ class FeatureComparison(nn.Module):
         teacher = layers(batch.teacher, self.feature, self.layer_teacher, "teacher")
         if self.plan is not None:
             student = self._projected(student, self.plan, batch)
-        one = student[0] if student or self.named is None else self.named.any_tensor(batch)
+        one = student[0] if student else self.named.any_tensor(batch)
         if not batch.autocast(one):
             return self._compared(student, teacher, batch, weight)
         with torch.autocast(one.device.type, enabled=False):
@@ -320,7 +313,7 @@ class FeatureComparison(nn.Module):
     ) -> TermValue:
         loss = self.loss
         if loss is None:
-            raise not_built(self.owner)
+            raise not_built(self.owner, self.loss_widths)
         compared = FeatureInputs(self, loss.temperature, student, teacher, batch)
         values = loss.inputs(compared)
         try:
@@ -338,11 +331,9 @@ class FeatureComparison(nn.Module):
         masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
         if self.plan is not None:
             return self.plan.explain(teacher[0]) + extended_hint(*masks)
-        if not student:
+        if not student or self.feature != "hidden" or student[0].shape[-1:] == teacher[0].shape[-1:]:
             return extended_hint(*masks)
         own, theirs = student[0].shape[-1:], teacher[0].shape[-1:]
-        if self.feature != "hidden" or own == theirs:
-            return extended_hint(*masks)
         lacks = f". The student's features are {own[0]} wide, the teacher's {theirs[0]}: add proj: linear to the match"
         return lacks + extended_hint(*masks)
 
@@ -371,16 +362,8 @@ def _teacher_features(compared: FeatureInputs) -> Tensor | tuple[Tensor, ...]:
     return target(features[0]) if compared.comparison.is_single else tuple(map(target, features))
 
 
-def _student_logits(compared: FeatureInputs) -> Tensor:
-    return compared.comparison.logits(compared.batch)[0]
-
-
-def _teacher_logits(compared: FeatureInputs) -> Tensor:
-    return compared.comparison.logits(compared.batch)[1]
-
-
-def _labels(compared: FeatureInputs) -> Tensor | None:
-    return compared.comparison.labels(compared.batch)
+def _example_ids(compared: FeatureInputs) -> Tensor:
+    return compared.batch.ids_of(compared.student[0], compared.comparison.owner, "features")
 
 
 def _draw_seed(compared: FeatureInputs) -> int:
@@ -394,29 +377,22 @@ def _temperature(compared: FeatureInputs) -> float | Tensor:
     return temperature.of(*comparison.logits(batch), batch)
 
 
-def _named(name: str) -> Callable[[FeatureInputs], Any]:
-    def read(compared: FeatureInputs) -> dict[str, Tensor]:
-        assert compared.comparison.named is not None
-        return compared.comparison.named.read(name, compared.batch)
-
-    return read
-
-
 _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "student_features": _student_features,
     "teacher_features": _teacher_features,
-    "student_logits": _student_logits,
-    "teacher_logits": _teacher_logits,
+    "student_logits": lambda compared: compared.comparison.logits(compared.batch)[0],
+    "teacher_logits": lambda compared: compared.comparison.logits(compared.batch)[1],
     "mask": attrgetter("batch.match_mask"),
     "student_mask": attrgetter("batch.student_mask"),
     "teacher_mask": attrgetter("batch.teacher_mask"),
-    "labels": _labels,
+    "labels": lambda compared: compared.comparison.labels(compared.batch),
+    "example_ids": _example_ids,
     "temperature": _temperature,
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
     "epoch": attrgetter("batch.epoch"),
     "draw_seed": _draw_seed,
-    **{name: _named(name) for name in NAMED_INPUTS},
+    **named_getters("comparison"),
 }
 """The inputs available to a loss on features. Only requested inputs are computed."""

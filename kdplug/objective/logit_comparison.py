@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from kdplug.objective.batch import Batch, gathered
 from kdplug.objective.chunked.factored_kd import combined, compared
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.numerics import connected_zero, full, target
+from kdplug.objective.projection import not_built
 from kdplug.objective.report import TermValue, over_heads
 from kdplug.objective.selection import (
     HeadLogits,
@@ -132,6 +134,7 @@ class LogitComparison(nn.Module):
         self.combiner = Combiner(config, teachers, loss.temperature.base) if len(self.sides) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = loss.shifts or "labels" in loss.inputs or combines_by_label
+        self.wants_ids = "example_ids" in loss.inputs
         self._has_warned = False
 
     def value(self, batch: Batch, weight: float) -> TermValue:
@@ -139,6 +142,8 @@ class LogitComparison(nn.Module):
 
         Raises: ``OutputsError`` if logits, labels or masks are missing or differ in number; ``ShapeError``.
         """
+        if not self.logit_loss.is_built:
+            raise not_built(self.owner, self.logit_loss.widths)
         pairs = self._pairs(batch) if self.combiner is None else self._combined(batch)
         if len(pairs) == 1:
             return self._compared(pairs[0], batch, weight)
@@ -164,9 +169,11 @@ class LogitComparison(nn.Module):
         pairs = map(HeadLogits, student, teacher, labels)
         if self.logit_loss.takes_sequences:
             return [
-                self._in_sequences((own, other), label, masks)
+                self._in_sequences((own, other), label, masks, batch)
                 for own, other, label, *masks in zip(student, teacher, labels, mine, theirs, strict=True)
             ]
+        if self.wants_ids:
+            pairs = map(partial(self._identified, batch), pairs)
         if batch.student.logits_mask is None and batch.teacher.logits_mask is None:
             return list(pairs)
         return [
@@ -193,6 +200,7 @@ class LogitComparison(nn.Module):
                 student_mask=self._effective(mask, own),
                 teacher_masks=effective,
                 names=self.teachers,
+                ids=self._ids(own, batch) if self.wants_ids else None,
             )
             found.append(self._combined_items(chosen, batch))
         return found
@@ -204,19 +212,25 @@ class LogitComparison(nn.Module):
         return combined(group, self.combiner, self.logit_loss, batch, self.chunk)
 
     def _in_sequences(
-        self,
-        sides: tuple[Logits, ...],
-        labels: Tensor | None,
-        masks: Sequence[Tensor | None],
-        batch: Batch | None = None,
+        self, sides: tuple[Logits, ...], labels: Tensor | None, masks: Sequence[Tensor | None], batch: Batch
     ) -> HeadLogits:
-        """Return the selected items with their places. With a ``batch``, several teachers' logits are combined."""
+        """Return the selected items with their places; several teachers' logits are combined."""
         flat = flatten(sides, masks, ("student", *self.sides), labels, self.owner)
         own, *theirs = flat.sides
-        if batch is None:
-            return HeadLogits(own, theirs[0], flat.labels, sequences=flat.sequences)
-        pair = self._combined_items(MultiTeacherLogits(own, tuple(theirs), flat.labels), batch)
-        return pair._replace(sequences=flat.sequences)
+        if self.combiner is None:
+            pair = HeadLogits(own, theirs[0], flat.labels)
+        else:
+            pair = self._combined_items(MultiTeacherLogits(own, tuple(theirs), flat.labels), batch)
+        ids = batch.ids_of(sides[0], self.owner, "logits") if self.wants_ids else None
+        return pair._replace(sequences=flat.sequences._replace(ids=ids))
+
+    def _identified(self, batch: Batch, pair: HeadLogits) -> HeadLogits:
+        return pair._replace(ids=self._ids(pair.student, batch))
+
+    def _ids(self, student: Logits, batch: Batch) -> Tensor:
+        """Return the id of the example of each item, ``[*items]``."""
+        ids, items = batch.ids_of(student, self.owner, "logits"), student.shape[:-1]
+        return ids.view(-1, *[1] * (len(items) - 1)).expand(items)
 
     def _student(self, batch: Batch) -> tuple[tuple[Logits, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """Return logits, labels and masks of the heads that are compared."""
@@ -311,6 +325,9 @@ class LogitComparison(nn.Module):
             read = [] if named is None else named.student_tensors(batch)
             return TermValue(connected_zero([*_tensors(student), *read, *self._trained()]), 0, weight)
         self.logit_loss.check(teacher, labels)
+        if isinstance(teacher, SparseLogits):
+            teacher = teacher.at_temperature(self.logit_loss.temperature.base)
+            pair = pair._replace(teacher=teacher)
         if 1 in (student.shape[-1], teacher.shape[-1]):
             self.logit_loss.check_number("student" if student.shape[-1] == 1 else "teacher")
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):

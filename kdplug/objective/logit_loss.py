@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from kdplug.contracts.loss import (
     ACROSS_VOCABULARIES,
+    CLOSED_FORM,
     COARSENS,
     TAKES_NUMBERS,
     WHOLE_SEQUENCES,
@@ -22,7 +22,7 @@ from kdplug.errors import KdplugError, OutputsError, SignatureError
 from kdplug.host.component import Component, closed_form_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
-from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
+from kdplug.objective.named_inputs import NamedInputs, named_getters
 from kdplug.objective.schedule import Temperature
 from kdplug.objective.selection import HeadLogits, shift
 from kdplug.objective.sequences import Sequences
@@ -40,7 +40,7 @@ class LogitLoss:
         self, component: Component, temperature: Temperature, *, shifts: bool, named: NamedInputs | None = None
     ) -> None:
         self.named = named
-        self.target: Any = component.target
+        self.build(component)
         self.inputs = component.inputs
         steady: dict[str, Callable[[LogitInputs], Any]] = {"temperature": attrgetter("loss.temperature.base")}
         declared = component.entry.load()
@@ -56,15 +56,15 @@ class LogitLoss:
         self.takes_sparse = "teacher_sparse" in self.inputs
         self.draws = "draw_seed" in self.inputs
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
-        self.rows = closed_form_of(component)
         self.reads_whole_batch = named is not None and bool(named.inputs)
         """True if the loss reads tensors that cannot be divided among chunks of items."""
-        if self.rows is not None and self.reads_whole_batch:
+        has_closed_form = declares(declared, CLOSED_FORM)
+        if has_closed_form and named is not None and named.inputs:
             raise SignatureError(
-                f"{self.owner} requests {', '.join(sorted(NAMED_INPUTS.intersection(self.inputs)))} and declares a closed form, "
+                f"{self.owner} requests {', '.join(named.inputs)} and declares a closed form, "
                 "which gets neither extras nor parameters. Remove the declaration"
             )
-        if self.takes_sequences and self.rows is not None:
+        if has_closed_form and self.takes_sequences:
             raise SignatureError(
                 f"{self.owner} declares whole_sequences and closed_form, but a closed form computes each item by itself. "
                 "Remove one of the declarations"
@@ -72,8 +72,15 @@ class LogitLoss:
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)
-        self.largest = 0
+        self.largest = 0  # bytes for all factored logits at once, in the batches so far
         self.reduction = reduction_of(declared)
+
+    def build(self, component: Component) -> None:
+        """Set the loss to call. One that takes ``num_examples`` is built later, when that is known."""
+        self.target: Any = component.target
+        self.widths = component.widths
+        self.is_built = not component.widths
+        self.rows = closed_form_of(component) if self.is_built else None
 
     def check_classes(self, pair: HeadLogits) -> None:
         """Raise ``OutputsError`` if classes must match on both sides but differ in number."""
@@ -118,10 +125,12 @@ class LogitLoss:
                 f"{teacher.temperature:g}. Remove temperature_scheduler, or return or store dense logits",
                 field="temperature_scheduler",
             )
-        if not math.isclose(teacher.temperature, self.temperature.base, rel_tol=1e-6):
+        if not teacher.is_known_at(self.temperature.base):
+            known = " and ".join(f"{one:g}" for one in teacher.temperatures)
             raise OutputsError(
-                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-                "a tail cannot be converted to another temperature. Use that temperature, or rebuild the SparseLogits",
+                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {known}: "
+                "a tail cannot be converted to another temperature. Use one of these temperatures, or rebuild the SparseLogits "
+                "with every temperature that a term uses",
                 field="temperature",
             )
 
@@ -186,6 +195,7 @@ class LogitLoss:
             batch,
             temperature=pair.temperature,
             sequences=pair.sequences,
+            ids=pair.ids,
         )
 
     def shifted(self, teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -201,11 +211,12 @@ class LogitLoss:
         *,
         temperature: Tensor | float | None = None,
         sequences: Sequences | None = None,
+        ids: Tensor | None = None,
     ) -> Any:
         """Call the loss on logits in float32 or wider, outside autocast.
 
         ``temperature`` replaces the scheduled one. A loss that declares ``whole_sequences`` needs ``sequences``, the
-        places of the items.
+        places of the items. ``ids`` are the examples' ids, one for each item.
 
         Raises: the errors of the loss, with the path of its key.
         """
@@ -218,7 +229,7 @@ class LogitLoss:
         else:
             student, dense = topk_tail_student(student, teacher), topk_tail_teacher(teacher)
         draw_seed = batch.draws.next() if self.draws else 0
-        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature, sequences)
+        compared = LogitInputs(self, student, dense, sparse, labels, batch, draw_seed, temperature, sequences, ids)
         values = [get(compared) for get in self.getters]
         try:
             return self.target(*values)
@@ -266,6 +277,7 @@ class LogitInputs(NamedTuple):
     draw_seed: int = 0
     temperature: Tensor | float | None = None
     sequences: Sequences | None = None
+    ids: Tensor | None = None
 
 
 def _temperature(compared: LogitInputs) -> float | Tensor:
@@ -275,14 +287,6 @@ def _temperature(compared: LogitInputs) -> float | Tensor:
     if compared.teacher is None:
         return temperature.base
     return temperature.of(compared.student, compared.teacher, compared.batch)
-
-
-def _named(name: str) -> Callable[[LogitInputs], Any]:
-    def read(compared: LogitInputs) -> dict[str, Tensor]:
-        assert compared.loss.named is not None
-        return compared.loss.named.read(name, compared.batch)
-
-    return read
 
 
 def _no_mask(_: LogitInputs) -> None:
@@ -296,12 +300,13 @@ _GETTERS: Mapping[str, Callable[[LogitInputs], Any]] = {
     "temperature": _temperature,
     "mask": _no_mask,
     "labels": attrgetter("labels"),
+    "example_ids": attrgetter("ids"),
     "progress": attrgetter("batch.progress"),
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
     "epoch": attrgetter("batch.epoch"),
     "draw_seed": attrgetter("draw_seed"),
-    **{name: _named(name) for name in NAMED_INPUTS},
+    **named_getters("loss"),
 }
 """The inputs available to the kd loss. Only requested inputs are computed."""
 
@@ -342,5 +347,6 @@ _OF_SEQUENCES: Mapping[str, Callable[[LogitInputs], Any]] = {
     "temperature": _temperature_in_sequences,
     "mask": attrgetter("sequences.mask"),
     "labels": _labels_in_sequences,
+    "example_ids": attrgetter("sequences.ids"),
 }
 """Inputs of a loss that declares ``whole_sequences``, which replace those above."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
@@ -18,7 +19,7 @@ from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
 from kdplug.objective.logit_comparison import LogitComparison
 from kdplug.objective.logit_loss import LogitLoss
 from kdplug.objective.named_inputs import NamedInputs
-from kdplug.objective.numerics import connected_zero
+from kdplug.objective.numerics import connected_zero, full
 from kdplug.objective.projection import declared_axis, not_built
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Schedule, Temperature, build_schedule
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
     from kdplug.config.term import WrittenTerm
     from kdplug.host.component import Component
 
+_COUNT = "num_examples"
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
 _LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
 
 
 def _check_needs_no_width(component: Component) -> None:
-    if component.widths:
+    if widths := [name for name in component.widths if name != _COUNT]:
         raise SignatureError(
-            f"{component.entry.qualified} takes {' and '.join(component.widths)}, the widths of features. Give the term layer_S "
+            f"{component.entry.qualified} takes {' and '.join(widths)}, the widths of features. Give the term layer_S "
             "and layer_T",
             field="loss",
         )
@@ -71,6 +73,7 @@ class LossTerm(nn.Module):
         # a module if the entry is a class, trained and saved with this one; ``materialize`` builds one that takes widths
         self.loss: Any = None if component.widths else component.target
         self.inputs = component.inputs
+        self.widths = component.widths
         self.owner = component.entry.qualified
         base, scheduler = config.temperature_of(term)
         self.named = NamedInputs(written, self.inputs, self.owner)
@@ -134,28 +137,56 @@ class LossTerm(nn.Module):
 
     @property
     def needs_materialize(self) -> bool:
-        """Return whether a width of the projection or of the loss is still unknown."""
-        return self.features is not None and (self.features.needs_materialize or self.loss is None)
+        """Return whether a width of the projection or of the loss, or its number of examples, is still unknown."""
+        return self.loss is None or (self.features is not None and self.features.needs_materialize)
 
-    def materialize(self, batch: Batch) -> None:
-        """Build the projection and the loss from the widths of one batch, unless they exist."""
+    def materialize(self, batch: Batch, num_examples: int | None = None) -> None:
+        """Build the projection and the loss from the widths of one batch, unless they exist.
+
+        Raises: ``ConfigError`` if the loss takes ``num_examples`` and it is not given.
+        """
         if self.features is not None:
             self.features.materialize(batch)
-            if self.loss is None:
-                self._build_loss(self.features, batch)
+        if self.loss is None:
+            self._build_loss(batch, num_examples)
 
-    def _build_loss(self, features: FeatureComparison, batch: Batch) -> None:
+    def _build_loss(self, batch: Batch, num_examples: int | None) -> None:
         component = self._component()
-        axis = declared_axis(component.entry.load(), self.owner)
+        widths: dict[str, Any] = {}
+        if _COUNT in component.widths:
+            widths[_COUNT] = self._checked_count(num_examples)
+        if self.features is not None and component.widths != (_COUNT,):
+            widths |= self.features.widths(batch, declared_axis(component.entry.load(), self.owner))
         try:
-            built = component.with_widths(**features.widths(batch, axis))
+            built = component.with_widths(**widths)
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
         self.loss = built.target
         if isinstance(self.loss, nn.Module):
-            device, dtype = features.device_and_dtype(batch)
+            device, dtype = self._device_and_dtype(batch)
             self.loss.to(device, dtype)
-        features.loss = FeatureLoss(built, self.temperature)
+        if self.features is not None:
+            self.features.loss = FeatureLoss(built, self.temperature)
+        if self.logits is not None:
+            self.logits.logit_loss.build(built)
+
+    def _checked_count(self, num_examples: int | None) -> int:
+        if num_examples is None:
+            raise ConfigError(
+                f"{self.name}: {self.owner} takes num_examples, the number of examples in the data, which is unknown. In "
+                "your own loop: objective.materialize(student=…, teacher=…, num_examples=len(dataset))",
+                field="loss",
+            )
+        if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
+            raise ConfigError(f"must be a whole number of at least 1, got {num_examples!r}", field=_COUNT)
+        return num_examples
+
+    def _device_and_dtype(self, batch: Batch) -> tuple[torch.device, torch.dtype]:
+        """Return the device and the precision of a module for the student's outputs: at least float32."""
+        comparison = self.features or self.logits
+        assert comparison is not None
+        first = comparison.read(batch)[0]
+        return first.device, full(first).dtype
 
     def _component(self) -> Component:
         """Look up the entry of the loss and bind its settings."""
@@ -170,7 +201,7 @@ class LossTerm(nn.Module):
         Raises: ``RunError`` if one is not built yet.
         """
         if self.needs_materialize:
-            raise not_built(self.owner if self.loss is None else "")
+            raise not_built(self.owner if self.loss is None else "", self.widths)
         if self.features is not None and self.features.plan is not None and self.features.projection is not None:
             yield self.features.projection, self.features.plan.options
         if self.config.loss_options:

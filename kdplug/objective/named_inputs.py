@@ -55,6 +55,17 @@ def read_extras(outputs: Outputs, names: tuple[str, ...], owner: str) -> dict[st
     return {name: given[name] for name in names}
 
 
+def named_getters(holder: str) -> dict[str, Callable[[Any], dict[str, Tensor]]]:
+    """Return a function for each of ``NAMED_INPUTS`` that reads it from a source with a ``batch``, whose attribute ``holder``
+    has the ``NamedInputs``.
+    """
+
+    def getter(name: str) -> Callable[[Any], dict[str, Tensor]]:
+        return lambda source: getattr(source, holder).named.read(name, source.batch)
+
+    return {name: getter(name) for name in NAMED_INPUTS}
+
+
 class NamedInputs:
     """Reads the extras and parameters that a term names, for the inputs that its loss requests.
 

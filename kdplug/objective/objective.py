@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from kdplug.config.term import TermPlace
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError
-from kdplug.objective.batch import Batch, Draws, check_tensors
+from kdplug.objective.batch import Batch, Draws, check_tensors, read_example_ids
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.capture.teachers import Models, teacher_models, teacher_modules
@@ -57,7 +58,9 @@ class Objective(nn.Module):
         """Set by ``mark_trained``."""
         self.has_labels = True
         """Set by ``without_labels``."""
-        self._has_looked = False
+        self.num_examples: int | None = None
+        """The number of examples that losses were built for; ``None`` if none takes it, or before ``materialize``."""
+        self._has_looked = self._has_left_out = False
         self._prefix = ""
         self._calls = (0, 0)
         self._write_down()
@@ -128,14 +131,18 @@ class Objective(nn.Module):
             ]
             yield Captures(ours, tuple([stack.enter_context(one.hooked()) for one in theirs]))
 
-    def materialize(self, student: object, teacher: object = None) -> None:
+    def materialize(self, student: object, teacher: object = None, *, num_examples: int | None = None) -> None:
         """Build projections whose widths are ``auto`` and losses that take widths from the outputs for one batch, and count
         layers for unexpanded layer maps. Existing modules are kept.
+
+        ``num_examples`` is the number of examples in the data, for losses that take it.
 
         Raises: ``OutputsError``, ``ConfigError``, ``ShapeError`` with the path of the match.
         """
         batch = Batch(Outputs.read(student, "student"), read_teachers(teacher, self.teachers), 0.0, 0, 0)
-        self.configured.materialize(batch)
+        self.configured.materialize(batch, num_examples)
+        if self.num_examples is None and any(self.configured.requesting("num_examples")):
+            self.num_examples = num_examples
         self._write_down()
 
     def _write_down(self) -> None:
@@ -145,6 +152,7 @@ class Objective(nn.Module):
         self._is_counted = not self.configured.waiting
         self._first = FirstBatches(self.terms, self._prefix)
         self._first.untempered = {term.name for term in self.configured.terms() if term.temperature.trained()}
+        self.reads_ids = any("example_ids" in getattr(term, "inputs", ()) for term in self.terms)
         self._draws = any("draw_seed" in getattr(term, "inputs", ()) for term in self.terms)
 
     def name_task(self, task: str) -> None:
@@ -161,13 +169,16 @@ class Objective(nn.Module):
         total_steps: int = 0,
         *,
         epoch: int = 0,
+        example_ids: object = None,
         micro_batch: int | None = None,
     ) -> LossReport:
         """Return the loss of one batch, and each of its terms.
 
         ``student`` and ``teacher`` are adaptor results, or anything that ``Outputs.read`` accepts; several teachers are
         a list, or a mapping by key. ``progress`` is the fraction of the run done, in [0, 1], before this step.
-        ``epoch`` is the number of passes over the data that are done.
+        ``epoch`` is the number of passes over the data that are done. ``example_ids`` are the places of the batch's
+        examples in the data, integers ``[batch]``, for losses that request them. In eval mode without ids these losses
+        are left out: other data have no place in the training data.
         ``micro_batch`` numbers this batch among all batches of the step, on all processes, so that losses with random
         draws differ between them. ``None`` counts the calls of a step, which suffices in one process.
 
@@ -191,17 +202,22 @@ class Objective(nn.Module):
             step,
             total_steps,
             epoch=epoch,
+            example_ids=self._ids(example_ids) if self.reads_ids else None,
             draws=Draws(step, self._calls_before(step) if micro_batch is None else micro_batch),
             looks=not self._has_looked,
         )
         self._has_looked = True
+        left_out = self._left_out() if self.reads_ids and not self.training and example_ids is None else ()
         terms: dict[str, TermValue] = {}
         for term, where, place in self._in_order:
             try:
                 schedule = term.schedule
                 weight = schedule.base if schedule.scheduler is None else schedule.at(progress, step, total_steps)
                 seen = batch.of_teacher(place) if place else batch
-                terms[term.name] = value = term.value(seen, weight) if weight else TermValue(term.skipped(seen), 0, 0.0)
+                is_live = weight and term.name not in left_out
+                terms[term.name] = value = (
+                    term.value(seen, weight) if is_live else TermValue(term.skipped(seen), 0, 0.0)
+                )
                 if self.has_labels or term is not self.hard_label_loss:
                     self._first.look_at_count(term, value, seen)
             except KdplugError as error:
@@ -213,6 +229,21 @@ class Objective(nn.Module):
         if self._first.untempered and self.training and torch.is_grad_enabled():
             self._first.look_at_temperatures(self.configured.terms(), terms)
         return report
+
+    def _left_out(self) -> tuple[str, ...]:
+        """Return the terms that need ids of the examples, for a batch without any in eval mode; warn of them once."""
+        names = tuple(term.name for term in self.terms if "example_ids" in getattr(term, "inputs", ()))
+        if not self._has_left_out:
+            self._has_left_out = True
+            warnings.warn(
+                f"{', '.join(f'{self._prefix}{name}' for name in names)} requests example_ids, and is left out of the loss "
+                "in eval mode, since the batch has none",
+                stacklevel=3,
+            )
+        return names
+
+    def _ids(self, example_ids: object) -> Tensor | None:
+        return None if example_ids is None else read_example_ids(example_ids, self.num_examples)
 
     def record_counts(self, later: LaterBatches | None) -> None:
         """Record the counts of each batch in ``later``, which also gets the warnings about terms without items."""

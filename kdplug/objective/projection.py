@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,13 +147,17 @@ def without_garbage(feature: Tensor, mask: Tensor) -> Tensor:
     return feature.masked_fill(~(mask.unsqueeze(-1) | feature.isfinite()), 0)
 
 
-def not_built(owner: str = "") -> RunError:
-    """The error for a projection, or the loss ``owner``, whose widths are not known yet."""
-    what = (
-        f"{owner} takes the widths of the features, which are" if owner else "a projection has width 'auto', which is"
-    )
+def not_built(owner: str = "", widths: Sequence[str] = ()) -> RunError:
+    """The error for a projection, or the loss ``owner``, whose ``widths`` are not known yet."""
+    given = "student=…, teacher=…"
+    if "num_examples" in widths:
+        what, given = f"{owner} takes num_examples, which is", f"{given}, num_examples=…"
+    elif owner:
+        what = f"{owner} takes the widths of the features, which are"
+    else:
+        what = "a projection has width 'auto', which is"
     return RunError(
-        f"{what} not known yet. Call objective.materialize(student=…, teacher=…) "
+        f"{what} not known yet. Call objective.materialize({given}) "
         "with the outputs for one batch before creating the optimizer",
         field="loss" if owner else "proj",
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class HeadLogits(NamedTuple):
-    """One head's logits, student and teacher, with their labels.
+    """One head's logits, student and teacher, with their labels and, if the loss requests them, the examples' ids.
 
     ``temperature`` is the one at which several teachers' logits were combined, which the loss must use too; ``None`` if the
     loss determines it. ``sequences`` are the places of the items, for a loss that declares ``whole_sequences``.
@@ -31,6 +31,7 @@ class HeadLogits(NamedTuple):
     labels: Tensor | None
     temperature: Tensor | float | None = None
     sequences: Sequences | None = None
+    ids: Tensor | None = None
 
 
 def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, ...]:
@@ -51,7 +52,7 @@ def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, 
 
 
 def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor | None) -> HeadLogits:
-    """Keep the items whose mask is 1; labels follow the student's items.
+    """Keep the items whose mask is 1; labels and ids follow the student's items.
 
     Each side has its own mask; if only one side has one, it applies to both. The masks may select different positions,
     but must select the same number. Without a mask the pair is returned unchanged.
@@ -59,7 +60,7 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
     Shapes: logits ``[*items, classes]``, masks ``[*items]`` to logits ``[n, classes]``.
     Raises: ``ShapeError``; ``OutputsError`` for a mask that holds a value other than 0 and 1.
     """
-    student, teacher, labels, *_ = pair
+    student, teacher, labels, *_, ids = pair
     if student_mask is None and teacher_mask is None:
         return pair
     _check_labels(pair)
@@ -80,20 +81,22 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
         _keep(student, student_rows),
         _keep(teacher, teacher_rows),
         None if labels is None else keep(labels, student_rows, int(labels.is_floating_point())),
+        ids=None if ids is None else keep(ids, student_rows, 0),
     )
 
 
 class MultiTeacherLogits(NamedTuple):
-    """One head's logits of the student and each teacher, with their labels."""
+    """One head's logits of the student and each teacher, with their labels, and the examples' ids if requested."""
 
     student: Logits
     teachers: tuple[Logits, ...]
     labels: Tensor | None
+    ids: Tensor | None = None
 
     @property
     def first(self) -> HeadLogits:
         """The student's logits with the first teacher's."""
-        return HeadLogits(self.student, self.teachers[0], self.labels)
+        return HeadLogits(self.student, self.teachers[0], self.labels, ids=self.ids)
 
 
 def select_several(
@@ -104,6 +107,7 @@ def select_several(
     student_mask: Tensor | None,
     teacher_masks: Sequence[Tensor | None],
     names: Names,
+    ids: Tensor | None = None,
 ) -> MultiTeacherLogits:
     """Keep the items whose masks are 1, as ``select`` does; the student's mask applies to teachers without one.
 
@@ -115,8 +119,8 @@ def select_several(
     """
     mine = _shared(teacher_masks) if student_mask is None else student_mask
     if mine is None:
-        return MultiTeacherLogits(student, teachers, labels)
-    own = select(HeadLogits(student, student, labels), student_mask, mine)
+        return MultiTeacherLogits(student, teachers, labels, ids)
+    own = select(HeadLogits(student, student, labels, ids=ids), student_mask, mine)
     giver = "teacher" if student_mask is None else "student"
     found = []
     for place, (logits, mask) in enumerate(zip(teachers, teacher_masks, strict=True)):
@@ -129,7 +133,7 @@ def select_several(
                 field="logits_mask",
             )
         found.append(_keep(logits, rows))
-    return MultiTeacherLogits(own.student, tuple(found), own.labels)
+    return MultiTeacherLogits(own.student, tuple(found), own.labels, own.ids)
 
 
 def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:

@@ -24,13 +24,15 @@ NO_LABEL = -100
 class Sequences(NamedTuple):
     """The places of a batch's items in their sequences.
 
-    ``mask`` is True at places that count, and ``places`` are the flat indices of these, in order.
+    ``mask`` is True at places that count, and ``places`` are the flat indices of these, in order. ``ids`` are the
+    examples' ids, if the loss requests them.
 
-    Shapes: ``mask`` bool ``[batch, length]``; ``places`` int64 ``[n]``.
+    Shapes: ``mask`` bool ``[batch, length]``; ``places`` int64 ``[n]``; ``ids`` int64 ``[batch]``.
     """
 
     mask: Tensor
     places: Tensor
+    ids: Tensor | None = None
 
     def padded(self, items: Tensor, filling: float) -> Tensor:
         """Return items ``[n, …]`` at their places, ``[batch, length, …]``; the other places hold ``filling``."""
@@ -59,7 +61,8 @@ class Sequences(NamedTuple):
         for first in range(0, rows, each):
             last = min(first + each, rows)
             items = slice(starts[first], starts[last])
-            yield items, Sequences(self.mask[first:last], self.places[items] - first * length)
+            ids = None if self.ids is None else self.ids[first:last]
+            yield items, Sequences(self.mask[first:last], self.places[items] - first * length, ids)
 
 
 class Flat(NamedTuple):

@@ -51,10 +51,11 @@ class TaskObjective(nn.Module):
             with prefixed(task):
                 self.of(task).connect(student)
 
-    def materialize(self, student: Tagged, teacher: Any) -> None:
+    def materialize(self, student: Tagged, teacher: Any, *, num_examples: int | None = None) -> None:
         """Build the projections of one task from its outputs for one batch, as ``Objective.materialize`` does."""
         try:
-            self.of(student.task).materialize(student=student.value, teacher=teacher.value)
+            own = self.of(student.task)
+            own.materialize(student=student.value, teacher=teacher.value, num_examples=num_examples)
         except KdplugError as error:
             raise error.at(student.task) from error.__cause__
 
@@ -67,6 +68,7 @@ class TaskObjective(nn.Module):
         total_steps: int = 0,
         *,
         epoch: int = 0,
+        example_ids: object = None,
         micro_batch: int | None = None,
     ) -> LossReport:
         """Return the loss of one batch of one task. Its terms are named ``task/term``.
@@ -81,6 +83,7 @@ class TaskObjective(nn.Module):
                 step=step,
                 total_steps=total_steps,
                 epoch=epoch,
+                example_ids=example_ids,
                 micro_batch=micro_batch,
             )
         except KdplugError as error:

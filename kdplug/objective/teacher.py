@@ -208,7 +208,7 @@ def _checksum(tensor: Tensor) -> int:
 Names = tuple[str, ...]
 
 _STUDENT = "student"
-"""No key of a teacher: a term may name the student by it."""
+"""Not a valid key of a teacher: it means the student."""
 
 _KEYS = frozenset(OUTPUT_KEYS)
 

@@ -225,7 +225,7 @@ def term_value(result: Any, weight: float, owner: str) -> TermValue:
         raise SignatureError(f"{owner} returned a LossSum whose total is not a scalar tensor: {_shown(total)}")
     if not isinstance(count, (int, float)) and not (isinstance(count, Tensor) and not count.dim()):
         raise SignatureError(
-            f"{owner} returned a LossSum whose count is neither a number nor a scalar: {_shown(count)}"
+            f"{owner} returned a LossSum whose count is neither a number nor a scalar tensor: {_shown(count)}"
         )
     if not is_valid_count(count):
         raise SignatureError(f"{owner} returned a LossSum whose count must be finite and >= 0, got {float(count):g}")

@@ -78,8 +78,8 @@ def _fill(recipe: Recipe, out: Path, console: Console, *, is_main: bool) -> Cach
         CacheProvenance(task.metric, figures, test).write(out)
         say(f"The teacher's {task.metric}: {figures.metrics[task.metric]:.4f}")
         say(
-            f"Written to {out}. To train without the teacher: kdplug run RECIPE --set training.teacher_cache={out}, "
-            "plus every --set used here"
+            f"Written to {out}. To train without the teacher: kdplug run RECIPE --set training.teacher_cache={out} "
+            "--set distillation.is_caching_logits=true, plus every --set used here"
         )
     return summary
 

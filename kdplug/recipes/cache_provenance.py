@@ -1,4 +1,4 @@
-"""Provenance of a recipe's teacher cache: the teacher's metrics, the test data they were measured on, and its settings."""
+"""Provenance of a recipe's teacher cache: the teacher's metrics, the test data behind them, and the settings of its outputs."""
 
 from __future__ import annotations
 

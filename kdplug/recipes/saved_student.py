@@ -183,7 +183,7 @@ def _saving(side: str, folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"cannot write the {side} to {str(folder)!r}: {error}. Correct this, such as a full disk, and run again with --resume",
+            f"cannot write the {side} to {str(folder)!r}: {error}. Fix the cause, then run again with --resume",
             field="output_dir",
         ) from error
 

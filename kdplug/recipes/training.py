@@ -146,7 +146,7 @@ def check_cache_folder(recipe: Recipe) -> None:
 
 def _check_folder(place: Path, given: str, field: str) -> None:
     if "\0" in given:
-        raise RunError(f"{given[:_SHOWN]!r} is not a valid folder name: it contains NUL", field=field)
+        raise RunError(f"{given[:_SHOWN]!r} is not a valid folder name: it contains NUL. Choose another", field=field)
     try:
         above = (place, *place.absolute().parents)
         there = next(folder for folder in above if folder.exists() or folder.is_symlink())

@@ -58,6 +58,8 @@ class Sample:
     labels: Tensor
     temperature: float | Tensor = 2.0
     draw_seed: int = 0
+    places: tuple[int, ...] = ()
+    """The place of each example in the data: all are below ``NUM_EXAMPLES``."""
     of_extras: tuple[str, ...] = ()
     named: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -71,6 +73,7 @@ class Sample:
             "student_mask": self.mask,
             "teacher_mask": self.mask,
             "labels": self.labels,
+            "example_ids": self.example_ids,
             "temperature": self.temperature,
             "progress": 0.5,
             "step": 5,
@@ -79,6 +82,16 @@ class Sample:
             "draw_seed": self.draw_seed,
             **self.named,
         }
+
+    @property
+    def example_ids(self) -> Tensor:
+        """The ids of the examples: one per example, or one per item of logits."""
+        ids = torch.tensor(self.places, dtype=torch.int64)
+        if self.layout.word != "logits":
+            return ids
+        items = self.student[0].shape[:-1]
+        each = -(-items.numel() // max(1, len(ids)))
+        return ids.repeat_interleave(each)[: items.numel()].reshape(items)
 
     def _of_side(self, side: str, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
         if self.of_extras:
@@ -109,8 +122,10 @@ class Sample:
         found = self.both(lambda tensor: tensor[index])
         temperature = self.temperature[index] if isinstance(self.temperature, Tensor) else self.temperature
         mask = None if self.mask is None else self.mask[index]
+        ids = self.example_ids
+        places = tuple(ids.reshape(len(ids), -1)[index, 0].tolist()) if ids.numel() else ()
         named = found._each_named(lambda tensor: tensor[index], "_extras")  # noqa: SLF001  the same class
-        return found.but(mask=mask, labels=self.labels[index], temperature=temperature, named=named)
+        return found.but(mask=mask, labels=self.labels[index], temperature=temperature, places=places, named=named)
 
     def tokens(self, index: list[int]) -> Sample:
         """Select tokens of each example, in the order of ``index``."""
@@ -144,7 +159,24 @@ def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, cl
     teacher = tuple(draw(layout.teacher, seed * 100 + 50 + layer, layout.draws) for layer in range(layout.layers))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, layout.mask, generator=generator)
-    return Sample(layout, student, teacher, _padding(layout.mask) if masked else None, labels)
+    mask = _padding(layout.mask) if masked else None
+    return Sample(layout, student, teacher, mask, labels, places=_places(layout.student[0], seed))
+
+
+NUM_EXAMPLES = 16
+"""The least number of examples in the data of the samples."""
+
+
+def num_examples(layout: SampleLayout) -> int:
+    """Return the number of examples in the data that a sample is drawn from."""
+    return max(NUM_EXAMPLES, 2 * layout.student[0])
+
+
+def _places(batch: int, seed: int) -> tuple[int, ...]:
+    """Return different places in the data, in no order."""
+    count = max(NUM_EXAMPLES, 2 * batch)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return tuple(order[:batch].tolist())
 
 
 def _padding(shape: tuple[int, ...]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from named_scene import RELATION, SRRL, Rowwise
 from small_run import MATCH, Net, make_batches, make_distiller, make_student, make_teacher, sgd, weights
 
 SHARED = {}
@@ -56,6 +57,35 @@ def test_an_adaptor_may_fill_one_object_for_both_sides(tmp_path, adaptor, accumu
     torch.manual_seed(0)
     found = train(tmp_path / "one", (adaptor, adaptor), matches=matches, gradient_accumulation_steps=accumulation)
     assert torch.equal(found, expected)
+
+
+EXTRAS = {}
+
+
+def with_extras(_batch, outputs):
+    return {**outputs, "extras": {"values": outputs["hidden"][0] * 2}}
+
+
+def into_one_mapping(batch, outputs):
+    EXTRAS["values"] = with_extras(batch, outputs)["extras"]["values"]
+    return {**outputs, "extras": EXTRAS}
+
+
+@pytest.mark.attack("both sides' outputs in one dict or list")
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "terms", [[RELATION, {"loss": "kl"}], [RELATION, SRRL, {"loss": "kl"}]], ids=["plain", "captures"]
+)
+def test_an_adaptor_may_fill_one_mapping_of_extras_for_both_sides(tmp_path, terms, accumulation):
+    ends = []
+    for adaptor in (with_extras, into_one_mapping):
+        torch.manual_seed(0)
+        student, training = make_student(), {"gradient_accumulation_steps": accumulation}
+        options = {"adaptors": (adaptor, adaptor), "terms": terms, "training": training}
+        distiller = make_distiller(tmp_path / adaptor.__name__, student, Rowwise(), **options)
+        distiller.train(sgd(student, lr=0.01), make_batches(4), num_epochs=1)
+        ends.append(weights(student))
+    assert torch.equal(*ends)
 
 
 @pytest.mark.attack("both sides' outputs in one dict or list")

@@ -35,6 +35,14 @@ def test_a_sheet_shows_owner_doc_inputs_and_place(kdplug, mykd_site):
     assert f"defined   {mykd_site.folder / 'kdplug_a.py'}:6" in text
 
 
+def test_extras_and_parameters_are_inputs_like_others(kdplug, fake_site):
+    code = "def head(student_extras, teacher_extras, student_parameters, teacher_parameters):\n    'Compare heads.'\n"
+    fake_site.add("kdplug-b", "1", losses={"head": "kdplug_b:head"}, files={"kdplug_b.py": code})
+    with fake_site.host():
+        text = kdplug("plugins", "show", "head").stdout
+    assert "inputs    student_extras, teacher_extras, student_parameters, teacher_parameters" in text
+
+
 def test_the_settings_are_a_table_of_name_type_default_and_bounds(kdplug, mykd_site):
     lines = kdplug("plugins", "show", "mykd").stdout.splitlines()
     start = next(place for place, line in enumerate(lines) if line.startswith("setting"))

@@ -88,3 +88,72 @@ def test_it_is_detached_by_nature():
 def test_what_cannot_be_meant_is_refused_by_name(changed, error, message):
     with pytest.raises(error, match=message):
         SparseLogits(**{"ids": IDS, "log_probs": LOGS, "classes": 6, **changed})
+
+
+TEMPERATURES = (1.0, 2.5, 4.0, 50.0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 6, 9])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_at_each_temperature_the_distribution_is_that_of_the_logits(logits, k, temperature):
+    several, alone = SparseLogits.top(logits, k, TEMPERATURES), SparseLogits.top(logits, k, temperature)
+    found = several.at_temperature(temperature)
+    assert (found.temperature, found.tails, several.temperature) == (
+        temperature,
+        {} if temperature > 1 else several.tails,
+        1.0,
+    )
+    assert torch.equal(found.ids, alone.ids)
+    for name in ("log_probs", "tail"):
+        torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=1e-12, atol=1e-14)
+    mass = found.log_probs.exp().sum(-1) + found.tail.exp()
+    torch.testing.assert_close(mass, torch.ones_like(mass), rtol=0, atol=1e-14)
+
+
+def test_a_thin_top_of_many_classes_keeps_its_digits_in_float32():
+    logits = torch.randn(4, 50_000, generator=torch.Generator().manual_seed(0))
+    found = SparseLogits.top(logits, 3, (1.0, 20.0)).at_temperature(20.0)
+    expected = (logits.double() / 20).log_softmax(-1).gather(-1, found.ids)
+    torch.testing.assert_close(found.log_probs.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_class_that_is_ruled_out_stays_so_at_each_temperature():
+    found = SparseLogits.top(torch.tensor([[1.0, -torch.inf, 0.0]]), 3, (1.0, 4.0)).at_temperature(4.0)
+    assert found.log_probs.isneginf().sum() == 1
+    assert found.tail.isneginf().all()
+    torch.testing.assert_close(found.log_probs.exp().sum(-1), torch.ones(1))
+
+
+def test_a_temperature_without_a_tail_is_an_error_that_lists_those_with_one(logits):
+    several = SparseLogits.top(logits, 2, (4, 1))
+    assert several.temperatures == (1, 4)
+    assert (several.is_known_at(4.0000001), several.is_known_at(2)) == (True, False)
+    with pytest.raises(OutputsError, match=r"^logits: are not known at temperature 2, but at 1 and 4$"):
+        several.at_temperature(2)
+
+
+def test_items_are_chosen_with_the_tail_at_each_temperature(logits):
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    chosen = SparseLogits.top(logits, 2, (1, 4)).at(mask)
+    assert torch.equal(chosen.tails[4], SparseLogits.top(logits[mask], 2, (1, 4)).tails[4])
+    assert chosen.to("cpu").tails[4].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("tails", "words"),
+    [
+        ({0.0: TAIL}, "must be at temperatures above 0 other than 1, got 0.0"),
+        ({1.0: TAIL}, "must be at temperatures above 0 other than 1, got 1.0"),
+        ({2.0: [0.1, 0.2]}, "must be a floating-point tensor, got list"),
+    ],
+)
+def test_tails_at_no_other_temperature_are_an_error(tails, words):
+    with pytest.raises(OutputsError, match=words):
+        SparseLogits(IDS, LOGS, 6, TAIL, tails=tails)
+
+
+def test_tails_of_another_shape_or_of_a_sample_are_errors():
+    with pytest.raises(ShapeError, match=r"must be \[\*items\] = \[2\]"):
+        SparseLogits(IDS, LOGS, 6, TAIL, tails={2.0: TAIL[:1]})
+    with pytest.raises(OutputsError, match="need a tail and log_probs"):
+        SparseLogits(IDS, None, 6, weights=LOGS.exp(), tails={2.0: TAIL})

@@ -335,3 +335,99 @@ def test_a_kill_during_the_capture_loses_one_shard_at_most(tmp_path):
     (tmp_path / "cache" / ".shard-00004.safetensors.tmp").write_bytes(b"half of one")
     assert filled(tmp_path, "positive").batches == 2
     assert CacheReport.read(tmp_path / "cache", checks=True).is_complete
+
+
+class Likeliest:
+    """The two likeliest classes and the rest, without rounding."""
+
+    uses_temperature = True
+    takes_factored = False
+
+    def __init__(self) -> None:
+        """Nothing to set."""
+
+    def shared(self, logits):
+        return {}
+
+    def encode(self, logits, *, temperature, seed):
+        top = kdplug.SparseLogits.top(logits, 2, temperature)
+        return kdplug.Encoded(
+            {"ids": top.ids, "log_probs": top.log_probs, "tail": top.tail}, top.log_probs.exp().sum(-1)
+        )
+
+    def decode(self, parts, shared, *, classes, temperature):
+        return kdplug.SparseLogits(parts["ids"], parts["log_probs"], classes, parts["tail"], temperature=temperature)
+
+
+AT_ONE, AT_FOUR = {"loss": "kl", "temperature": 1.0}, {"loss": "kl", "temperature": 4.0, "weight": 0.5}
+
+
+def first_step(folder, cache, *terms, teacher=True):
+    """What one step of gradient descent changes in the student, and the cache's summary."""
+    student = make_student()
+    before = weights(student)
+    config = DistillationConfig(is_caching_logits=True, terms=list(terms))
+    training = TrainingConfig(output_dir=str(folder), device="cpu", seed=7, **cache)
+    distiller = GeneralDistiller(training, config, Rowwise() if teacher else None, student, show_progress=False)
+    distiller.train(sgd(student), loader(shuffle=False), num_steps=1)
+    return weights(student) - before, distiller.teacher_cache.summary
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_terms_at_two_temperatures_read_one_cache_and_add_up(tmp_path, on_disk):
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    steps = []
+    for name, terms in (("one", [AT_ONE]), ("four", [AT_FOUR]), ("both", [AT_FOUR, AT_ONE])):
+        cache = {"teacher_cache_codec": "likeliest"}
+        cache |= {"teacher_cache": str(tmp_path / f"cache {name}")} if on_disk else {}
+        steps.append(first_step(tmp_path / name, cache, *terms)[0])
+    torch.testing.assert_close(steps[2], steps[0] + steps[1], rtol=1e-10, atol=1e-14)
+    assert steps[2].abs().max() > 1e-4
+
+
+def test_a_folder_at_two_temperatures_serves_a_run_without_a_teacher(tmp_path):
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    cache = options(tmp_path, "likeliest")
+    first, _ = first_step(tmp_path / "a", cache, AT_ONE, AT_FOUR)
+    again, summary = first_step(tmp_path / "b", cache, AT_ONE, AT_FOUR, teacher=False)
+    assert torch.equal(first, again)
+    assert summary.batches == 0
+    report = CacheReport.read(tmp_path / "cache", checks=True)
+    assert report.to_data()["temperature"] == [1.0, 4.0]
+    with pytest.raises(RunError, match=r"the temperature of stored logits: \[1\.0, 4\.0\] -> 4\.0"):
+        first_step(tmp_path / "c", cache, AT_FOUR)
+    with pytest.raises(RunError, match=r"the temperature of stored logits: \[1\.0, 4\.0\] -> \[1\.0, 2\.0\]"):
+        first_step(tmp_path / "d", cache, AT_ONE, {**AT_FOUR, "temperature": 2.0})
+
+
+def test_another_temperature_costs_one_number_per_item(tmp_path):
+    summaries = [
+        first_step(tmp_path / str(len(terms)), {"teacher_cache_codec": {"name": "topk_tail", "k": 2}}, *terms)[1]
+        for terms in ([AT_ONE], [AT_ONE, AT_FOUR])
+    ]
+    assert summaries[1].bytes_per_item - summaries[0].bytes_per_item == 8  # float64, as the teacher
+    assert summaries[1].tally.kept_mass < summaries[0].tally.kept_mass
+
+
+def test_the_kept_mass_is_that_at_the_highest_temperature(tmp_path):
+    _, both = first_step(tmp_path / "a", {"teacher_cache_codec": {"name": "topk_tail", "k": 2}}, AT_ONE, AT_FOUR)
+    _, alone = first_step(tmp_path / "b", {"teacher_cache_codec": {"name": "topk_tail", "k": 2}}, AT_FOUR)
+    assert both.tally.kept_mass == pytest.approx(alone.tally.kept_mass, abs=1e-6)
+    assert both.tally.lowest == pytest.approx(alone.tally.lowest, abs=1e-6)
+
+
+def test_a_sample_has_no_tail_so_its_terms_need_one_temperature(tmp_path):
+    term = {"loss": "sampled", "temperature": 1.0}
+    with pytest.raises(
+        ConfigError, match=r"^teacher_cache_codec: sampled stores .* terms use 1 and 4.*topk_tail, or store all"
+    ):
+        first_step(tmp_path, {"teacher_cache_codec": "sampled"}, term, {**term, "temperature": 4.0})
+
+
+def test_a_term_on_features_needs_no_temperature_of_its_own(tmp_path):
+    match = {"loss": "hidden_mse", "layer_T": 0, "layer_S": 0, "feature": "hidden", "proj": ["linear", 3, 5]}
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    config = DistillationConfig(is_caching_logits=True, terms=[AT_ONE, match], temperature=9.0)
+    training = TrainingConfig(output_dir=str(tmp_path), device="cpu", **options(tmp_path, "likeliest"))
+    distiller = GeneralDistiller(training, config, Rowwise(), make_student(), show_progress=False)
+    assert (distiller.teacher_cache.coding.temperature, distiller.teacher_cache.coding.others) == (1.0, ())

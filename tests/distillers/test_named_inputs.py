@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader
 
 from kdplug import ConfigError, DistillationConfig, MultiTeacherDistiller, OutputsError, RunError, TrainingConfig
 from kdplug.engine.cache import layout
+from kdplug.engine.cache.store import Store
+from kdplug.engine.parallel.agreement import _described
+from kdplug.objective.objective import Objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:2 of the student's 4 trained parameters got no gradient")  # its head
 
@@ -178,6 +181,25 @@ def test_a_cache_without_what_is_read_now_is_refused(tmp_path, teacher, first, s
             go(tmp_path, model, second, **cached(tmp_path))
 
 
+def test_a_parameter_that_the_manifest_names_and_no_file_holds_is_an_error():
+    store = Store(layout.Layout((), {}, {}, parameters=("0/parameters/:buffer.a",)), [], 1, is_whole=False)
+    with pytest.raises(RunError, match=r"the cache does not hold 0/parameters/:buffer\.a, which its manifest names"):
+        store.parameters(0, torch.device("cpu"))
+    assert store.parameters(1, torch.device("cpu")) == {}
+
+
+def test_outputs_that_a_batch_holds_may_have_extras(tmp_path, teacher):
+    with torch.no_grad():
+        batches = [{"student": x, "teacher": x, "teacher_cache": adapt(x, teacher(x))} for x in make_batches(3)]
+    ends = []
+    for data, of_teacher in ((make_batches(3), adapt), (batches, None)):
+        student = make_student()
+        distiller = distil(tmp_path, teacher, [RELATION, PENALTY], student, (of_teacher, adapt))
+        distiller.train(sgd(student), data, num_epochs=1, overwrite=True)
+        ends.append(weights(student))
+    assert torch.equal(*ends)
+
+
 def test_in_memory_a_cache_without_what_is_read_now_is_built_again(tmp_path, teacher):
     student = make_student()
     distiller = distil(tmp_path, teacher, [RELATION], student, (adapt, adapt), caching=True)
@@ -210,6 +232,18 @@ def test_a_teacher_that_nobody_has_and_no_cache_holds_is_refused(tmp_path):
 
 
 # Processes
+
+
+def test_processes_compare_extras_by_name():
+    one = torch.zeros(2, 3)
+    objective = Objective(DistillationConfig())
+    found = _described(
+        objective, {"logits": one, "extras": {"a": one, "b": one}}, {"logits": one, "extras": {"b": one}}
+    )
+    assert found == dict.fromkeys(
+        ["student.logits", "student.extras.a", "student.extras.b", "teacher.logits", "teacher.extras.b"], 1
+    )
+
 
 SCRIPT = """
 import sys

@@ -33,6 +33,11 @@ def test_keys_are_those_that_a_term_reads(config, keys):
     assert required_keys(Objective(DistillationConfig(kd_loss_type="soft", **config))) == keys
 
 
+def test_extras_are_a_key_of_their_own():
+    kdplug.losses.register("extra")(lambda student_extras: student_extras["a"].mean())
+    assert required_keys(Objective(DistillationConfig(terms=[{"loss": "extra", "extras": ["a"]}]))) == {"extras"}
+
+
 def test_features_by_path_are_captured_and_not_asked_for_but_attention_has_to_be_computed():
     paths = {"layer_T": "encoder.0", "layer_S": "encoder.0"}
     for feature, keys in (("hidden", set()), ("attention", {"attention"})):

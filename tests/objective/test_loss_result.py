@@ -21,7 +21,10 @@ from kdplug import LossSum, ShapeError, SignatureError
         (np.float64(0.5), r"got float64 "),
         (LossSum(torch.zeros(3), 3), r"a LossSum whose total is not a scalar tensor: a tensor of shape \[3\]"),
         (LossSum(0.5, 3), r"a LossSum whose total is not a scalar tensor: float 0\.5"),
-        (LossSum(torch.tensor(1.0), torch.ones(3)), r"whose count is neither a number nor a scalar: a tensor of shape"),
+        (
+            LossSum(torch.tensor(1.0), torch.ones(3)),
+            r"whose count is neither a number nor a scalar tensor: a tensor of shape",
+        ),
         (LossSum(torch.tensor(1.0), -2), "a LossSum whose count must be finite and >= 0, got -2"),
         (LossSum(torch.tensor(1.0), float("inf")), "a LossSum whose count must be finite and >= 0, got inf"),
         (LossSum(torch.tensor(1.0), torch.tensor(-2)), "a LossSum whose count must be finite and >= 0, got -2"),
@@ -29,7 +32,7 @@ from kdplug import LossSum, ShapeError, SignatureError
             LossSum(torch.tensor(1.0), torch.tensor(torch.nan)),
             "a LossSum whose count must be finite and >= 0, got nan",
         ),
-        (LossSum(torch.tensor(1.0), None), "whose count is neither a number nor a scalar: NoneType"),
+        (LossSum(torch.tensor(1.0), None), "whose count is neither a number nor a scalar tensor: NoneType"),
     ],
 )
 def test_anything_but_a_scalar_or_a_loss_sum_is_an_error_that_names_the_entry(

@@ -196,3 +196,29 @@ def test_a_codec_is_asked_for_what_it_gives_back_with_logits_that_any_can_keep()
         "sampled": "SparseLogits",
         "hidden": "FactoredLogits",
     }
+
+
+def at_two_temperatures(recipe, **training):
+    made = recipe(**training).to_dict()
+    terms = [{"loss": "kl", "temperature": 1.0}, {"loss": "kl", "temperature": 4.0}]
+    return Recipe.from_dict({**made, "distillation": {"terms": terms, "is_caching_logits": True}})
+
+
+def test_a_plan_of_two_temperatures_reports_the_higher_one(recipe):
+    plan = plan_recipe(at_two_temperatures(recipe))
+    assert plan.kept_mass.temperature == 4.0
+    assert plan.kept_mass.mean == pytest.approx(true_mass(4.0), abs=0.05)
+    assert len(mass_warnings(plan)) == 1
+
+
+def test_a_cache_of_two_temperatures_is_built_and_read_by_a_run(recipe, tmp_path, capsys):
+    made = at_two_temperatures(recipe, teacher_cache=str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match=WARNED):
+        cache_recipe(made, tmp_path / "cache")
+    report = CacheReport.read(tmp_path / "cache", checks=True)
+    assert report.to_data()["temperature"] == [1.0, 4.0]
+    assert report.tally.kept_mass == pytest.approx(true_mass(4.0), abs=1e-6)
+    with pytest.warns(UserWarning, match="at temperature 4;"):
+        result = run_recipe(made, console=Console(file=io.StringIO()))
+    assert "complete; teacher not run" in capsys.readouterr().err
+    assert result is not None

@@ -212,7 +212,7 @@ def test_a_teacher_that_cannot_be_written_is_an_error_and_leaves_no_folder(offer
 
     fit = {"epochs": 1, "batch_size": 10, "learning_rate": 0.1}
     adaptor = kdplug.tasks.load("signs").student_adaptor
-    with pytest.raises(RunError, match=r"cannot write the teacher into .*teacher': .*No space left.*--resume"):
+    with pytest.raises(RunError, match=r"cannot write the teacher to .*teacher': .*No space left.*--resume"):
         run_recipe(offering(teacher_fit=lambda self: fit, teacher_adaptor=adaptor, save_teacher=save_teacher))
     assert sorted(path.name for path in (tmp_path / "out" / "teacher").iterdir()) == [".run", "log.jsonl", "step-4"]
 

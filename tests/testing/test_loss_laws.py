@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from testing.specimen import at_least_float32, check, correlation, divergence, laws_of, tempered
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 import kdplug
@@ -150,3 +151,44 @@ def test_a_loss_that_draws_has_to_keep_the_gradient_too() -> None:
 def test_the_law_on_temperatures_is_there_only_for_losses_on_logits_that_request_one() -> None:
     assert TRAINED in law_names(laws_of(LossLaws, early))
     assert TRAINED not in law_names(laws_of(LossLaws, correlation))
+
+
+class ExampleBank(nn.Module):
+    """Squared distance, weighted by a number for each example that a bank keeps."""
+
+    def __init__(self, num_examples: int, *, by_row: bool = False) -> None:
+        super().__init__()
+        self.by_row = by_row
+        self.register_buffer("bank", torch.rand(num_examples) + 1)
+
+    def weights(self, example_ids: Tensor) -> Tensor:
+        rows = torch.arange(len(example_ids)).view(-1, *[1] * (example_ids.dim() - 1))
+        return self.bank[rows.expand_as(example_ids) if self.by_row else example_ids]
+
+    def forward(self, student_features: Tensor, teacher_features: Tensor, example_ids: Tensor) -> LossSum:
+        if student_features.shape != teacher_features.shape:
+            raise ValueError("shapes differ")
+        error = at_least_float32(student_features) - at_least_float32(teacher_features.detach())
+        values = error.square().mean(-1) * self.weights(example_ids)[:, None]
+        return LossSum(values.sum(), values.numel())
+
+
+class TokenBank(ExampleBank):
+    """The same for the probabilities of tokens, with one id for each."""
+
+    def forward(  # type: ignore[override]
+        self, student_logits: Tensor, teacher_logits: Tensor, example_ids: Tensor, epoch: int
+    ) -> LossSum:
+        check(student_logits, teacher_logits)
+        sides = (at_least_float32(one).softmax(-1) for one in (student_logits, teacher_logits.detach()))
+        values = torch.sub(*sides).square().sum(-1) * self.weights(example_ids) / (1 + epoch)
+        return LossSum(values.sum(), values.numel())
+
+
+@pytest.mark.parametrize("loss", [ExampleBank, TokenBank])
+def test_a_loss_with_a_bank_gets_ids_and_the_number_of_examples(loss: type) -> None:
+    keys = {"shape": (3, 4, 5)} if loss is ExampleBank else {}
+    laws = laws_of(type("BankLaws", (LossLaws,), keys), loss)
+    assert broken_laws(laws) == {}
+    wrong = laws_of(type("RowLaws", (LossLaws,), {**keys, "settings": {"by_row": True}}), loss)
+    assert "test_the_order_of_examples_does_not_matter" in broken_laws(wrong)

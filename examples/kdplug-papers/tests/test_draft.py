@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -77,15 +78,8 @@ def test_a_head_of_another_width_is_named():
         eagle_draft(features, features, dict.fromkeys("abc", draw(7, 5)))
 
 
-HEAD = draw(7, 6, seed=2)
-
-
-def with_a_head(student_features, teacher_features, mask=None) -> kdplug.LossSum:
-    """The loss for the laws, with a fixed head."""
-    return eagle_draft(student_features, teacher_features, {WEIGHT: HEAD}, mask)
-
-
 class TestEagleDraft(PaperLaws):
-    entry = with_a_head
+    entry = eagle_draft
     shape = (4, 5, 6)
+    teacher_parameters: ClassVar = {WEIGHT: (7, 6)}
     non_negative = True

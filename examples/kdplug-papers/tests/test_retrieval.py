@@ -50,14 +50,15 @@ def listwise(student_logits, teacher_logits, temperature):
     return rescaled(student_logits, teacher_logits, temperature, temperature)
 
 
-def incomplete():
-    """Scores of four queries with 3, 5, 2 and 4 candidates."""
+def incomplete(filling):
+    """Scores of four queries with 3, 5, 2 and 4 candidates; beyond them the student's scores are ``filling``."""
     student, teacher = draw(4, 5), draw(4, 5, seed=1)
     for query, candidates in enumerate((3, 5, 2, 4)):
-        student[query, candidates:] = teacher[query, candidates:] = MISSING
+        student[query, candidates:], teacher[query, candidates:] = filling, MISSING
     return student.requires_grad_(), teacher
 
 
+@pytest.mark.parametrize("filling", [MISSING, 3.0])
 @pytest.mark.parametrize(
     ("loss", "expected", "settings"),
     [
@@ -66,8 +67,8 @@ def incomplete():
         (score_kl, rescaled, {"temperature": 2.0, "teacher_temperature": 5.0}),
     ],
 )
-def test_queries_may_have_different_numbers_of_candidates(loss, expected, settings):
-    student, teacher = incomplete()
+def test_queries_may_have_different_numbers_of_candidates(loss, expected, settings, filling):
+    student, teacher = incomplete(filling)
     value = loss(student, teacher, **settings).value
     torch.testing.assert_close(value, expected(student, teacher, **settings), **EXACT)
     (gradient,) = torch.autograd.grad(value, student)

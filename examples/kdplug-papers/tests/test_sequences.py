@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from kdplug_papers.sequences import distillm2, minillm
+from paper_laws import PaperLaws
 
 import kdplug
 
@@ -69,12 +71,14 @@ def test_distillm2_stays_finite_if_a_side_rules_a_token_out():
 
 def test_distillm2_names_what_is_missing():
     logits, mask = draw(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(kdplug.OutputsError, match=r"extras: \[from_student\] in the term, got author"):
+    with pytest.raises(kdplug.OutputsError, match=r"distillm2 needs extras: \[from_student\] in its term, got author"):
         distillm2(logits, logits, {"author": torch.ones(2)}, mask)
-    with pytest.raises(kdplug.ShapeError, match=r"from_student must be \[2\], one per text, got \[2, 3\]"):
-        distillm2(logits, logits, {"from_student": torch.ones(2, 3)}, mask)
+    with pytest.raises(kdplug.ShapeError, match=r"from_student must be \[2\], got \[2, 3\]"):
+        distillm2(logits, logits, {"from_student": torch.ones(2, 3, dtype=torch.int64)}, mask)
+    with pytest.raises(kdplug.OutputsError, match=r"from_student must be bool or integers, got torch\.float32"):
+        distillm2(logits, logits, {"from_student": torch.tensor([0.5, 1.0])}, mask)
     with pytest.raises(kdplug.SettingError, match="must be < 1, got 1"):
-        distillm2(logits, logits, {"from_student": torch.ones(2)}, mask, skew=1.0)
+        distillm2(logits, logits, {"from_student": torch.tensor([1, 0])}, mask, skew=1.0)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -94,7 +98,7 @@ def test_minillm_has_the_value_of_the_divergence_and_the_gradient_of_later_rewar
             for word, (a, b) in enumerate(zip(q[token], p[token], strict=True)):
                 of_policy = -mean * ((word == chosen[token]) - a)
                 gradient[text, token, word] = a * (math.log(a / b) - exact) + of_policy
-    found = minillm(student, teacher, labels, masked(), normalize_length=normalize)
+    found = minillm(student, teacher, {"sampled": labels}, masked(), normalize_length=normalize)
     torch.testing.assert_close(found.value.item(), value / sum(LENGTHS), **EXACT)
     torch.testing.assert_close(torch.autograd.grad(found.total, student)[0], gradient, **EXACT)
     assert found.count == sum(LENGTHS)
@@ -119,15 +123,61 @@ def test_the_gradient_of_minillm_is_that_of_the_divergence_of_whole_texts():
     for text, share in zip(texts, log_q.detach().exp(), strict=True):
         one = text[None]
         mask = torch.ones_like(one, dtype=torch.bool)
-        loss = minillm(logits(student, one), logits(teacher, one), one, mask, normalize_length=False)
+        loss = minillm(logits(student, one), logits(teacher, one), {"sampled": one}, mask, normalize_length=False)
         found += share * torch.autograd.grad(loss.total, student)[0]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_minillm_counts_only_tokens_that_the_student_sampled():
+    student, teacher = draw(2, 4, 5), draw(2, 4, 5, seed=1)
+    sampled, mask = torch.tensor([[1, 0, 3, 2], [4, 2, 0, 1]]), torch.ones(2, 4, dtype=torch.bool)
+    expected = minillm(student[:, 2:], teacher[:, 2:], {"sampled": sampled[:, 2:]}, mask[:, 2:])
+    sampled[:, :2] = -100
+    found = minillm(student, teacher, {"sampled": sampled}, mask)
+    torch.testing.assert_close(found.value, expected.value)
+    assert found.count == 4
+    with pytest.raises(kdplug.OutputsError, match=r"minillm needs extras: \[sampled\] in its term, got nothing"):
+        minillm(student, teacher, {}, mask)
 
 
 def test_minillm_stays_finite_if_the_teacher_rules_out_what_the_student_wrote():
     student, teacher = draw(2, 3, 5).requires_grad_(), draw(2, 3, 5, seed=1)
     teacher[..., 1] = -math.inf
-    value = minillm(student, teacher, torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)).value
+    sampled = {"sampled": torch.ones(2, 3, dtype=torch.long)}
+    value = minillm(student, teacher, sampled, torch.ones(2, 3, dtype=torch.bool)).value
     (gradient,) = torch.autograd.grad(value, student)
     assert value.isfinite()
     assert gradient.isfinite().all()
+
+
+@kdplug.whole_sequences
+def by_sign(student_logits, teacher_logits, student_extras, mask) -> kdplug.LossSum:
+    """``distillm2`` for the laws, whose extras are any numbers."""
+    return distillm2(student_logits, teacher_logits, {name: one > 0 for name, one in student_extras.items()}, mask)
+
+
+class TestDistillm2(PaperLaws):
+    entry = by_sign
+    shape = (4, 5, 6)
+    student_extras: ClassVar = {"from_student": (4,)}
+    non_negative = zero_at_equality = ignores_impossible_classes = reaches_teacher = True
+
+    def test_the_laws_have_texts_of_both_writers(self) -> None:
+        signs = self.sample().values()["student_extras"]["from_student"] > 0
+        assert 0 < signs.sum() < len(signs)
+
+
+@kdplug.whole_sequences
+def of_labels(student_logits, teacher_logits, labels, mask) -> kdplug.LossSum:
+    """``minillm`` for the laws, whose labels are tokens."""
+    return minillm(student_logits, teacher_logits, {"sampled": labels}, mask)
+
+
+class TestMiniLLM(PaperLaws):
+    entry = of_labels
+    shape = (4, 5, 6)
+    non_negative = zero_at_equality = ignores_impossible_classes = True
+    except_for: ClassVar = {
+        **PaperLaws.except_for,
+        "test_gradient_agrees_with_finite_differences": "its gradient is that of the divergence of whole texts",
+    }

@@ -28,12 +28,11 @@ class Writer(nn.Module):
         return self.inner(self.words(ids))[0]
 
     def forward(self, ids: Tensor, mask: Tensor, by_student: Tensor) -> dict[str, Tensor | dict[str, Tensor]]:
-        """Return logits for each token but the first, the tokens, and who wrote them."""
+        """Return logits for each token but the first, who wrote a text, and the tokens that the student wrote."""
         return {
             "logits": self.lm_head(self.features(ids))[:, :-1],
             "logits_mask": mask[:, 1:],
-            "labels": ids[:, 1:],
-            "extras": {"from_student": by_student},
+            "extras": {"from_student": by_student, "sampled": ids[:, 1:].where(by_student[:, None] == 1, -100)},
         }
 
     @torch.no_grad()
@@ -152,7 +151,12 @@ RECIPES = {
         predictions_apart,
     ),
     "minillm": Recipe(
-        {"terms": [{"loss": "minillm"}]}, student, teacher, teachers, predictions_apart, generates=on_policy
+        {"terms": [{"loss": "minillm", "extras": ["sampled"]}]},
+        student,
+        teacher,
+        teachers,
+        predictions_apart,
+        generates=on_policy,
     ),
     "eagle_draft": Recipe(
         {"terms": [EAGLE]}, partial(Draft, 12, seed=1), partial(Target, 12, seed=2), with_features, drafts_apart

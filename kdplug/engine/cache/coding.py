@@ -13,10 +13,11 @@ from torch import Tensor
 
 from kdplug.contracts.cache_codec import CacheCodec, Encoded, Ragged
 from kdplug.contracts.factored_logits import FactoredLogits
-from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.contracts.sparse_logits import SparseLogits, tail_of
 from kdplug.engine.cache.shard import CodingStats, MappedFile
 from kdplug.errors import KdplugError, RunError
 from kdplug.objective.batch import seed_of
+from kdplug.objective.numerics import full
 
 _CHUNK = 1 << 24
 """Maximum number of logits computed at a time from factored logits."""
@@ -25,19 +26,35 @@ MASK, ITEMS, COUNTS = "@@mask", "@@items", "@counts"
 """Suffixes of a head's name: for the positions that are kept, for the shape of an example's items, and, after the
 name of a ragged part, for the rows of each item. A part's name follows a single ``@``, so it may be any name."""
 
+TAIL = "@tail "
+"""The start of the name of a part that holds the tail at another temperature, which follows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """A codec, its name and settings as plain data, and the temperature at which it encodes logits."""
+    """A codec, its name and settings as plain data, and the temperature at which it encodes logits.
+
+    ``others`` are higher temperatures, for each of which the tail of ``SparseLogits`` is stored too.
+    """
 
     codec: CacheCodec
     spec: Any
     temperature: float
+    others: tuple[float, ...] = ()
+
+    @property
+    def highest(self) -> float:
+        """The highest temperature, at which the stored classes hold the least probability."""
+        return max((self.temperature, *self.others))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the plain data that must match for stored logits to be readable."""
-        kept = {"temperature": self.temperature} if self.codec.uses_temperature else {}
-        return {"codec": self.spec, **kept}
+        if not self.codec.uses_temperature:
+            return {"codec": self.spec}
+        return {
+            "codec": self.spec,
+            "temperature": [self.temperature, *self.others] if self.others else self.temperature,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +136,34 @@ def _encoded(coding: Coding, items: Any, name: str, seed: int) -> Encoded:
     """Encode in chunks if logits must be computed from factors. Without items, encode a blank item and discard it."""
     count = items.shape[0]
     if not count:
-        one = coding.codec.encode(_blank(coding, items), temperature=coding.temperature, seed=seed)
+        one = _with_tails(coding, _blank(coding, items), seed)
         return Encoded({key: _none_of(part) for key, part in one.parts.items()})
     found = [
-        coding.codec.encode(chunk, temperature=coding.temperature, seed=seed_of(seed, name, place))
-        for place, chunk in enumerate(_chunks(coding, items))
+        _with_tails(coding, chunk, seed_of(seed, name, place)) for place, chunk in enumerate(_chunks(coding, items))
     ]
     masses = [one.kept_mass for one in found if one.kept_mass is not None]
     parts = {key: joined([one.parts[key] for one in found]) for key in found[0].parts}
     return Encoded(parts, torch.cat(masses) if masses else None, max(one.error for one in found))
+
+
+def _with_tails(coding: Coding, items: Any, seed: int) -> Encoded:
+    """Encode items, with a part for the tail at each other temperature. Kept mass is that at the highest."""
+    one = coding.codec.encode(items, temperature=coding.temperature, seed=seed)
+    if not coding.others:
+        return one
+    found = coding.codec.decode(one.parts, {}, classes=items.shape[-1], temperature=coding.temperature)
+    found = replace(found, tails={other: tail_of(items, found.ids, other) for other in coding.others})
+    error = max(one.error, *(_error_at(other, found, items) for other in coding.others))
+    parts = {f"{TAIL}{other!r}": tail for other, tail in found.tails.items()}
+    return Encoded({**one.parts, **parts}, -found.tails[coding.highest].expm1(), error)
+
+
+def _error_at(temperature: float, found: SparseLogits, logits: Tensor) -> float:
+    """Return the largest difference between a stored log-probability and the teacher's, at another temperature."""
+    true = (full(logits.detach()) / temperature).log_softmax(-1).gather(-1, found.ids)
+    stored = found.at_temperature(temperature).log_probs
+    assert stored is not None
+    return float((true - stored).masked_fill(true == -torch.inf, 0.0).abs().max())
 
 
 def joined(parts: list[Tensor | Ragged]) -> Tensor | Ragged:
@@ -246,6 +282,7 @@ class Reader:
         """
         parts = {part: self._part(part, rows, device, ragged=ragged) for part, ragged in self.head.parts.items()}
         shared, classes = self.shared.of(self.name, device), self.head.classes
+        tails = {float(part.removeprefix(TAIL)): parts.pop(part) for part in list(parts) if part.startswith(TAIL)}
         found = self.coding.codec.decode(parts, shared, classes=classes, temperature=self.coding.temperature)
         count = sum(map(self.count, rows))
         if tuple(found.shape) != (count, classes):
@@ -253,6 +290,7 @@ class Reader:
                 f"the codec returned logits {list(found.shape)} for {count} items of {classes} classes",
                 field="teacher_cache_codec",
             )
+        found = replace(found, tails=tails) if tails else found
         places = (numbers - 1).clamp_min(0).reshape(-1)
         same = len(places) == count and torch.equal(places, torch.arange(count))
         logits = _laid_out(found, None if same else places.to(device), numbers.shape)
@@ -300,7 +338,10 @@ _CLASSES = 3
 
 @dataclass(frozen=True, slots=True)
 class KeptMass:
-    """The teacher's probability mass at ``temperature`` on the stored classes: mean over items, and minimum."""
+    """The teacher's probability mass at ``temperature`` on the stored classes: mean over items, and minimum.
+
+    Of several temperatures it is the highest, at which the mass is smallest.
+    """
 
     temperature: float
     mean: float
@@ -311,7 +352,7 @@ class KeptMass:
         """Return the kept mass of a cache whose codec drops classes; ``None`` if it keeps all, or samples them."""
         if coding is None or tally.kept_mass is None or not leaves_out(decoded(coding)):
             return None
-        return cls(coding.temperature, tally.kept_mass, tally.lowest)
+        return cls(coding.highest, tally.kept_mass, tally.lowest)
 
     @classmethod
     def of_heads(cls, heads: Iterable[Any]) -> KeptMass | None:
@@ -319,8 +360,10 @@ class KeptMass:
         found = [head for head in heads if leaves_out(head)]
         if not found:
             return None
-        mass = torch.cat([head.log_probs.float().exp().sum(-1).flatten() for head in found])
-        return cls(found[0].temperature, float(mass.mean()), float(mass.min())) if len(mass) else None
+        highest = min(head.temperatures[-1] for head in found)
+        known = [head.at_temperature(head.temperatures[-1]).log_probs for head in found]
+        mass = torch.cat([one.float().exp().sum(-1).flatten() for one in known])
+        return cls(highest, float(mass.mean()), float(mass.min())) if len(mass) else None
 
     @property
     def warning(self) -> str | None:
@@ -344,9 +387,17 @@ def decoded(coding: Coding) -> Any:
     try:
         shared = codec.shared(logits)
         parts = codec.encode(logits, temperature=coding.temperature, seed=0).parts
-        return codec.decode(parts, shared, classes=_CLASSES, temperature=coding.temperature)
+        found = codec.decode(parts, shared, classes=_CLASSES, temperature=coding.temperature)
     except KdplugError:
         return None
+    if not has_tail(found):
+        return found
+    return replace(found, tails={other: tail_of(one, found.ids, other) for other in coding.others})
+
+
+def has_tail(logits: Any) -> bool:
+    """Return whether these are top classes with the total probability of the rest."""
+    return isinstance(logits, SparseLogits) and logits.tail is not None and logits.log_probs is not None
 
 
 def leaves_out(logits: Any) -> bool:

@@ -27,6 +27,11 @@ class Keyed(NamedTuple):
     digests: tuple[int, ...]
     batch: Any
 
+    @property
+    def ids(self) -> Tensor:
+        """The indices as a tensor, for losses that request them."""
+        return torch.tensor(self.keys, dtype=torch.int64)
+
 
 class Source(Protocol):
     """Data with indexed examples. ``is_whole`` is true if an example is a whole batch."""
@@ -92,9 +97,9 @@ class Batches:
 
 
 class Examples:
-    """A ``DataLoader`` over a dataset with indexed examples."""
+    """A ``DataLoader`` over a dataset with indexed examples. ``hashes`` computes a digest of each."""
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], *, hashes: bool = True) -> None:
         self._loader = loader
         self.is_whole = loader.batch_sampler is None
         self.batch_size = 1 if self.is_whole else _batch_size(loader)
@@ -109,7 +114,7 @@ class Examples:
                 "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, and "
                 "have __getitem__ of the dataset return one example"
             )
-        self._dataset = KeyedDataset(loader.dataset)
+        self._dataset = KeyedDataset(loader.dataset, hashes=hashes)
         self._collate = KeyedCollate(loader.collate_fn, is_whole=self.is_whole)
 
     @property
@@ -144,10 +149,14 @@ class Examples:
 
 
 class KeyedDataset(Dataset[tuple[int, int, Any]]):
-    """A dataset that returns each example with its index and digest. Everything else is delegated to the dataset."""
+    """A dataset that returns each example with its index and digest, which is 0 unless ``hashes``.
 
-    def __init__(self, dataset: Any) -> None:
+    Everything else is delegated to the dataset.
+    """
+
+    def __init__(self, dataset: Any, *, hashes: bool = True) -> None:
         self.dataset = dataset
+        self.hashes = hashes
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -169,10 +178,9 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
         try:
             key = int(place)
         except (TypeError, ValueError):
-            raise RunError(
-                f"is_caching_logits needs integer indices of examples; the sampler returned {place!r}"
-            ) from None
-        return key if key >= 0 else key + len(self.dataset), digest(item), item
+            needs = "is_caching_logits" if self.hashes else "a loss that requests example_ids"
+            raise RunError(f"{needs} needs integer indices of examples; the sampler returned {place!r}") from None
+        return key if key >= 0 else key + len(self.dataset), digest(item) if self.hashes else 0, item
 
 
 class KeyedCollate:

@@ -87,6 +87,8 @@ class OpenCache:
     def fill(self, objective: Objective) -> None:
         """Run the teacher on every example without stored outputs, and store what ``objective`` reads.
 
+        Its terms then read the teachers' parameters from the cache.
+
         Raises: ``RunError`` if the data cannot be cached, or the cache lacks outputs that the objective reads.
         """
         start = time.monotonic()
@@ -100,8 +102,7 @@ class OpenCache:
         store = self._cached.store
         for place, one in enumerate(wanted):
             if one.parameters:
-                stored = store.parameters(place, self._accelerator.device)
-                objective.connect_stored(place, stored)
+                objective.connect_stored(place, store.parameters(place, self._accelerator.device))
         self._cache.summary = CacheSummary(
             self._source.count,
             store.bytes,

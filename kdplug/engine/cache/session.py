@@ -21,6 +21,7 @@ from kdplug.engine.cache.run import OpenCache
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
 from kdplug.engine.checkpoint.fingerprint import UNKNOWN
+from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.hashing import text_digest
 from kdplug.engine.multi_task import MultiTaskLoader, TaskTeachers
@@ -37,7 +38,8 @@ Caches = TeacherCache | Mapping[str, TeacherCache] | None
 
 
 class CacheSession:
-    """Replaces each teacher that has a cache by a cached teacher, and adds keys to the examples of its loader.
+    """Replaces each teacher that has a cache by a cached teacher, and adds keys to the examples of its loader, and
+    ``example_ids`` to the batches of every loader whose losses request them.
 
     ``teacher``, ``dataloader`` and ``postprocess`` replace the arguments of the same name.
 
@@ -51,6 +53,8 @@ class CacheSession:
         dataloader: Iterable[Any],
         postprocess: Callable[[Any], Any] | None,
         model_args: Mapping[str, Any],
+        *,
+        example_ids: ExampleIds,
     ) -> None:
         self.teacher = teacher
         self.dataloader = dataloader
@@ -66,6 +70,7 @@ class CacheSession:
             self.teacher, self.dataloader, self.postprocess = cached, cached.source.loader, cached.prepared
         elif caches:
             self._by_task(caches, cast("TaskTeachers", teacher), cast("MultiTaskLoader", dataloader))
+        self.dataloader, self.postprocess = example_ids.added_to(self.dataloader, self.postprocess)
 
     def _by_task(self, caches: Mapping[str, TeacherCache], teachers: TaskTeachers, loader: MultiTaskLoader) -> None:
         sides, loaders, processors = dict(teachers.teachers), dict(loader.loaders), dict(loader.postprocessors)
@@ -141,7 +146,8 @@ def fill(
         stack.enter_context(modes(evaluating=teacher.model))
         stack.enter_context(teacher.frozen())
         teacher.to(accelerator.device)
-        session = CacheSession(cache, teacher, dataloader, postprocess, model_args)
+        example_ids = ExampleIds(pair.objective, dataloader, postprocess)
+        session = CacheSession(cache, teacher, dataloader, postprocess, model_args, example_ids=example_ids)
         session.open(accelerator)
         side, prepare = session.teacher, session.postprocess
         assert side is not None
@@ -150,7 +156,8 @@ def fill(
             pair.to(accelerator.device)
             with pair.hooked(), side.hooked(pair.objective):
                 batch = prepare(next(iter(session.dataloader)))
-                materialize(pair, side, batch, model_args, accelerator.device)
+                count = example_ids.count_for(batch)
+                materialize(pair, side, batch, model_args, accelerator.device, num_examples=count)
         session.fill(pair.objective, shown=shown and accelerator.is_main_process)
         accelerator.wait_for_everyone()
     assert cache.summary is not None

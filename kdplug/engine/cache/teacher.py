@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.engine.cache.key import Keyed, Source
 from kdplug.engine.cache.store import Store
 from kdplug.engine.teacher import CacheOnlyTeacher, Ensemble, Teacher
@@ -57,12 +58,13 @@ class CachedTeacher:
         return dict(zip(self.teachers, cache, strict=True)) if isinstance(self.teacher, Ensemble) else cache[0]
 
     def prepared(self, keyed: Keyed) -> dict[str, Any]:
-        """Return a batch of the source split by side, with a ``Recall`` for the teacher's outputs."""
+        """Return a batch of the source split by side, with a ``Recall`` for the teacher's outputs and the examples' ids."""
         parts = self._parts(keyed.batch)
         return {
             "teacher": parts.teacher,
             "student": parts.student,
             "teacher_cache": Recall(self, keyed, parts.teacher),
+            EXAMPLE_IDS: keyed.ids if parts.ids is None and not self.source.is_whole else parts.ids,
         }
 
     def inputs_of(self, batch: Any) -> Any:

@@ -118,7 +118,7 @@ def _unwritten(target: Path, error: Exception) -> RunError:
     earlier = [str(folder) for _, folder in steps(target.parent) if folder != target]
     last = f"The last checkpoint is {earlier[-1]}" if earlier else "There is no checkpoint yet"
     return RunError(
-        f"cannot write the checkpoint {target}: {reason}. {last}; correct this, such as a full disk, and resume",
+        f"cannot write the checkpoint {target}: {reason}. {last}; fix the cause and resume",
         field="output_dir",
     )
 

@@ -128,7 +128,7 @@ class Difference(NamedTuple):
 def differences(first: Any, second: Any, path: str = "") -> Iterator[Difference]:
     """Yield each difference between two trees of plain data. Values unknown in one of them are skipped.
 
-    A key ``shown_as`` is not compared: the paths next to it end with its text.
+    A key ``shown_as`` is not compared. Its text is added to the paths of differences in the same mapping.
     """
     if UNKNOWN in (first, second):
         return
@@ -153,7 +153,7 @@ def check_identity(saved: Any, now: Any, folder: object) -> None:
             for one in found
         ]
         raise RunError(
-            f"{folder} was written by another run; changed since: {parts}. Differences (checkpoint -> now):\n    "
+            f"{folder} was written by a run with different inputs; changed since: {parts}. Differences (checkpoint -> now):\n    "
             + "\n    ".join(_shortened(lines))
             + "\nUndo the change, or resume anyway with resume_changed=True (--resume-changed). What is compared: "
             + _DOCS

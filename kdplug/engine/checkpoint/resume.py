@@ -13,12 +13,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from kdplug.engine.accumulation_batches import AccumulationBatches
 from kdplug.engine.checkpoint.archive import damage
 from kdplug.engine.checkpoint.checkpoint import check_whole, latest, load_both, read_plain, read_process
 from kdplug.engine.checkpoint.folder import check_replaceable, places, steps
 from kdplug.engine.checkpoint.identity import Difference, check_identity, differences
-from kdplug.engine.checkpoint.weights import check_frozen, frozen_weights, student_file, uncompiled
+from kdplug.engine.checkpoint.weights import check_frozen, frozen_weights, load_buffers, student_file, uncompiled
 from kdplug.engine.evaluation import Evaluation, Standing
 from kdplug.engine.parallel.fsdp import sharded_like
 from kdplug.engine.parallel.process import on_main
@@ -132,7 +131,9 @@ def go_on(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
     loop.checkpoints.spare = loop.standing.step
     patience = None if loop.evaluation is None else loop.evaluation.patience
     loop.stopped_early = patience is not None and loop.standing.since >= patience
-    _seek(loop.windows, read_process(folder, _process(loop, saved)))
+    own = read_process(folder, _process(loop, saved))
+    load_buffers(loop.run.objective, own.get("buffers", {}))
+    loop.windows.seek(own["position"])
     if loop.run.step < loop.plan.total_steps:
         loop.display.note(f"Resuming from step {loop.run.step} of {loop.plan.total_steps} ({folder})")
     if loop.stopped_early and loop.evaluation is not None:
@@ -218,7 +219,3 @@ def _set_required(student: nn.Module, changed: Mapping[str, bool], folder: Path)
 def _process(loop: Loop, saved: Mapping[str, Any]) -> int:
     written = saved["identity"].get("processes", 1)
     return loop.run.process_index if loop.run.process_index < written else 0
-
-
-def _seek(windows: AccumulationBatches, own: Mapping[str, Any]) -> None:
-    windows.seek(own["position"])

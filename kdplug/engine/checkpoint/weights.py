@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -67,6 +68,20 @@ def frozen_weights(student: nn.Module) -> dict[str, str]:
     }
     found = {name: _digest(value) for name, value in held.items()}
     return {name: digest for name, digest in found.items() if digest != UNKNOWN}
+
+
+def buffers_to_save(objective: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers in the state dict of ``objective`` by name: each process has its own memory banks."""
+    saved = uncompiled(objective).state_dict()
+    return {name: buffer for name, buffer in uncompiled(objective).named_buffers() if name in saved}
+
+
+def load_buffers(objective: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    """Overwrite the buffers of ``objective`` with those that another process than the main one has saved."""
+    own = dict(uncompiled(objective).named_buffers())
+    with torch.no_grad():
+        for name, value in saved.items():
+            own[name].copy_(value)
 
 
 def gradients_required(student: nn.Module) -> dict[str, bool]:

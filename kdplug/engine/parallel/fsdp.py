@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -17,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from kdplug.contracts.tree import map_leaves
+from kdplug.engine.parallel.process import broadcast
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
@@ -131,7 +131,7 @@ def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimi
     _check(pair, optimizer)
     check_unsharded(pair.objective)
     for tensor in [*pair.parameters(), *pair.buffers()]:
-        _broadcast(tensor)
+        broadcast(tensor)
     with _settings(accelerator.state.fsdp_plugin, pair.student):
         _, prepared = accelerator.prepare(pair, optimizer)
     if isinstance(pair.student, FSDPModule):
@@ -140,14 +140,6 @@ def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimi
         _autocast(pair, accelerator)
     wrapped: Optimizer = prepared
     return wrapped
-
-
-def _broadcast(tensor: Tensor) -> None:
-    """Broadcast the main process's values as bytes: not every backend can send every dtype."""
-    held = tensor.detach().contiguous()
-    torch.distributed.broadcast(held.reshape(-1).view(torch.uint8), src=0)
-    with torch.no_grad():
-        tensor.copy_(held)
 
 
 def _check(pair: TrainingModule, optimizer: Optimizer) -> None:

@@ -16,7 +16,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend
+from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -198,6 +200,33 @@ def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
         raise outcome[1]
     found: T = outcome[0]
     return found
+
+
+def keep_buffers_apart(wrapped: nn.Module, objective: nn.Module) -> None:
+    """Make DDP around ``wrapped`` leave the buffers of ``objective`` alone: each process has its own memory banks.
+
+    ``objective`` is part of ``wrapped``. Call it before DDP wraps the module, and ``equalize_buffers`` for a common start.
+    """
+    own = {id(buffer) for buffer in objective.buffers()}
+    names = [name for name, buffer in wrapped.named_buffers() if id(buffer) in own]
+    ignore: Any = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model  # noqa: SLF001  torch's only way
+    ignore(wrapped, names)
+
+
+def equalize_buffers(objective: nn.Module) -> None:
+    """Give each process the main process's buffers of ``objective``."""
+    for buffer in objective.buffers():
+        broadcast(buffer)
+
+
+def broadcast(tensor: Tensor) -> None:
+    """Broadcast the main process's values as bytes: not every backend can send every dtype."""
+    if not tensor.numel():
+        return
+    held = tensor.detach().contiguous()
+    torch.distributed.broadcast(held.reshape(-1).view(torch.uint8), src=0)
+    with torch.no_grad():
+        tensor.copy_(held)
 
 
 def shard(accelerator: Accelerator, loader: Iterable[Any]) -> Iterable[Any]:

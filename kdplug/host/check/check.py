@@ -69,7 +69,8 @@ def check_plugins(only: str | None = None) -> list[Finding]:
         near = did_you_mean(only, [dist.name for dist in dists])
         raise PluginError(f"no distribution {only!r} is installed.{near}")
     found: list[Finding] = []
-    if undecodable():  # importing a plugin would import torch, which fails half-way, and again would crash the process
+    # Importing a plugin would import torch, which fails half-way; a second import would crash the process.
+    if undecodable():
         broken = [finding for finding in check_installations(about_plugins(traces)) if finding.check == "unreadable"]
         return [replace(one, what=f"{one.what}. No plugin was imported: torch reads this file too") for one in broken]
     with _quiet():

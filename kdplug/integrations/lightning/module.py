@@ -15,9 +15,11 @@ from kdplug.config.distillation import DistillationConfig
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.accumulation import Normalization, TermLayout, counts_of
 from kdplug.engine.checkpoint.identity import check_identity, check_ranks
+from kdplug.engine.checkpoint.weights import buffers_to_save, load_buffers
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import GradientWatch, RateWatch, check_constant_rate
+from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart
 from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor, call, split, student_outputs
 from kdplug.errors import ConfigError, RunError
@@ -73,6 +75,7 @@ class LightningProcesses:
 
 
 _IDENTITY = "kdplug_identity"
+_BUFFERS = "kdplug_buffers"
 
 
 class DistillationModule(LightningModule):
@@ -92,6 +95,9 @@ class DistillationModule(LightningModule):
       count differs between them raises an error. ``"micro_batch"`` averages the means.
     * ``resume_changed`` lets ``fit(…, ckpt_path=…)`` resume even if the config, a plugin version, the teacher or the
       student's shapes changed since the checkpoint; otherwise the error lists the differences. Data are not compared.
+
+    A loss that requests ``example_ids`` gets the batch key of that name, one integer per example of the training data; it
+    is left out of validation and test.
 
     ``materialize(batch)`` builds projections with ``auto`` widths; call it before ``fit``. The loss and each term are
     logged as ``train_…``, ``val_…`` and ``test_…``.
@@ -130,6 +136,7 @@ class DistillationModule(LightningModule):
         self._over = normalization
         self._resume_changed = resume_changed
         self._identity: dict[str, Any] | None = None
+        self._own_buffers: dict[str, Tensor] = {}
         self._hooks = ExitStack()
         self._capture: Capture | None = None
         self._equal = EqualCounts()
@@ -142,8 +149,10 @@ class DistillationModule(LightningModule):
         """Run the student."""
         return self.student(*args, **kwargs)
 
-    def materialize(self, batch: Any) -> None:
+    def materialize(self, batch: Any, *, num_examples: int | None = None) -> None:
         """Build projections with ``auto`` widths, and count the layers for layer maps, from one batch.
+
+        ``num_examples`` is the number of examples in the training data, for losses that take it.
 
         Runs both models once, in eval mode and without gradient.
         """
@@ -157,7 +166,7 @@ class DistillationModule(LightningModule):
             self._teachers.to(device)
             teacher = self._teachers(parts.teacher, {}, parts.cache)
             student = student_outputs(self._capture, self.student, self._adaptor, self.objective, parts.student, {})
-            self.objective.materialize(student=student, teacher=teacher)
+            self.objective.materialize(student=student, teacher=teacher, num_examples=num_examples)
         self.objective.to(device)
 
     def setup(self, stage: str) -> None:
@@ -180,6 +189,8 @@ class DistillationModule(LightningModule):
                 self._identity = identity_of(config, self.student, self._adaptor, self.objective, self._teachers)
             if torch.distributed.is_initialized():
                 self._identity = check_ranks(self._identity, self.trainer.world_size)
+        if stage == "fit" and self.trainer.world_size > 1:
+            keep_buffers_apart(self, self.objective)
         self._total_steps, self._equal, self._agreed = None, EqualCounts(), set()
         self._hook(self._hooks)
 
@@ -188,19 +199,30 @@ class DistillationModule(LightningModule):
         self._hooks.close()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the run's identity, to compare it when a run resumes from this checkpoint."""
+        """Store the run's identity, to compare it when a run resumes from this checkpoint, and each process's buffers."""
         if self._identity is not None:
             checkpoint[_IDENTITY] = self._identity
+        if torch.distributed.is_initialized() and self.trainer.world_size > 1:
+            every: list[Any] = [None] * self.trainer.world_size
+            own = {name: buffer.cpu() for name, buffer in buffers_to_save(self.objective).items()}
+            torch.distributed.all_gather_object(every, own)
+            checkpoint[_BUFFERS] = every
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise ``RunError`` if a fit resumes from a checkpoint of a different run, unless ``resume_changed``."""
         resumes = self._identity is not None and self.trainer.state.fn == "fit"
         if resumes and _IDENTITY in checkpoint and not self._resume_changed:
             check_identity(checkpoint[_IDENTITY], self._identity, "the checkpoint")
+        every = checkpoint.get(_BUFFERS, [])
+        self._own_buffers = every[self.trainer.global_rank] if resumes and len(every) > self.trainer.global_rank else {}
 
     def on_fit_start(self) -> None:
-        """Move the teachers to the student's device."""
+        """Move the teachers to the student's device; all processes start with equal buffers, or those of a checkpoint."""
         self._teachers.to(self.device)
+        if self.trainer.world_size > 1:
+            equalize_buffers(self.objective)
+        load_buffers(self.objective, self._own_buffers)
+        self._own_buffers = {}
 
     def on_validation_start(self) -> None:
         """Move the teachers to the student's device."""
@@ -245,7 +267,7 @@ class DistillationModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss; Lightning averages it over processes and micro-batches."""
-        report = self._report(batch, batch_idx)
+        report = self._report(batch, batch_idx, trains=True)
         if self._over == "micro_batch":
             loss = report.total
         else:
@@ -284,7 +306,7 @@ class DistillationModule(LightningModule):
         self._capture = Capture(self.student, self.objective.paths("student"), "student")
         stack.enter_context(self._capture.hooked())
 
-    def _report(self, batch: Any, place: int) -> LossReport:
+    def _report(self, batch: Any, place: int, *, trains: bool = False) -> LossReport:
         parts = split(batch)
         teacher = self._teachers(parts.teacher, {}, parts.cache)
         student = student_outputs(self._capture, self.student, self._adaptor, self.objective, parts.student, {})
@@ -296,6 +318,7 @@ class DistillationModule(LightningModule):
             step=min(step, total),
             total_steps=total,
             epoch=self.trainer.current_epoch,
+            example_ids=parts.ids if trains else None,  # other data have no place in the training data
             micro_batch=place * self.trainer.world_size + self.trainer.global_rank,
         )
         return report

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from kdplug.contracts.loss import LossSum
-from kdplug.contracts.vocabulary import ADAPTOR_KEYS
+from kdplug.contracts.vocabulary import ADAPTOR_KEYS, EXAMPLE_IDS
 from kdplug.errors import OutputsError, did_you_mean
 from kdplug.integrations.textbrewer.configurations import TrainingConfig
 from kdplug.integrations.textbrewer.log import warn_once
@@ -106,6 +106,19 @@ def teacher_part(batch: Any) -> Any:
 def is_two_sided(batch: Any) -> bool:
     """Return whether a batch holds a separate part for each model."""
     return isinstance(batch, Mapping) and "teacher" in batch and "student" in batch
+
+
+def without_ids(batch: Any) -> tuple[Any, Any]:
+    """Return the batch without its key ``example_ids``, which models do not get, and the ids; ``None`` if there are none."""
+    if not isinstance(batch, Mapping):
+        return batch, None
+    ids = batch.get(EXAMPLE_IDS)
+    rest = {key: value for key, value in batch.items() if key != EXAMPLE_IDS}
+    if is_two_sided(batch):
+        rest["teacher"], _ = without_ids(batch["teacher"])
+        rest["student"], inner = without_ids(batch["student"])
+        ids = inner if ids is None else ids
+    return rest, ids
 
 
 def get_outputs_from_batch(

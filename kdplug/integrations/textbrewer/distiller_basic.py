@@ -24,12 +24,20 @@ from kdplug.integrations.textbrewer.batch import (
     read_on_many,
     teacher_part,
     trained_on_many,
+    without_ids,
 )
 from kdplug.integrations.textbrewer.configurations import DistillationConfig, TrainingConfig
 from kdplug.integrations.textbrewer.log import logger, make_writer, warn_once, write_terms
 from kdplug.integrations.textbrewer.loop import Callback, Loop, prepare, run_epochs, run_steps, save
-from kdplug.integrations.textbrewer.term import Progress, hard_label_loss, kd_loss, modules_of, weighted
-from kdplug.objective.batch import Draws
+from kdplug.integrations.textbrewer.term import (
+    Progress,
+    hard_label_loss,
+    kd_loss,
+    modules_of,
+    requests_ids,
+    weighted,
+)
+from kdplug.objective.batch import Draws, read_example_ids
 
 __all__ = ["AbstractDistiller", "BasicDistiller"]
 
@@ -192,6 +200,7 @@ class BasicDistiller(AbstractDistiller):
         """Return the loss of a batch, and its terms by their names in the log."""
         if self.is_caching:
             batch, cached = batch
+        batch = self.take_ids(batch)
         (batch_T, outputs_T), (batch_S, outputs_S) = get_outputs_from_batch(
             batch, self.t_config.device, self.model_T, self.model_S, args, no_teacher_forward=self.is_caching
         )
@@ -201,6 +210,19 @@ class BasicDistiller(AbstractDistiller):
             else self.teacher_results(batch_T, outputs_T)
         )
         return self.compute_loss(adapted(self.adaptor_S, batch_S, outputs_S, "adaptor_S"), results_T)
+
+    def take_ids(self, batch: Any) -> Any:
+        """Return the batch without the key ``example_ids``, which losses may read from now on; unchanged if none does."""
+        if not any(map(requests_ids, self.losses())):
+            return batch
+        batch, ids = without_ids(batch)
+        ids = None if ids is None else read_example_ids(ids).to(self.t_config.device)
+        self.progress = replace(self.progress, example_ids=ids)
+        return batch
+
+    def losses(self) -> list[Any]:
+        """Return the losses of the config."""
+        return [self.kd_loss]
 
     def teacher_results(self, batch: Any, outputs: Any) -> Any:
         """Return the result of the teacher's adaptor."""
@@ -224,7 +246,7 @@ class BasicDistiller(AbstractDistiller):
     def cache_logits(self, batch: Any, args: dict[str, Any], batch_postprocessor: Callable[[Any], Any] | None) -> None:
         """Cache a batch, on its current device, and its teacher logits and their mask, in CPU memory."""
         batch = batch if batch_postprocessor is None else batch_postprocessor(batch)
-        part = move_to_device(teacher_part(batch), self.t_config.device)
+        part = move_to_device(teacher_part(self.take_ids(batch)), self.t_config.device)
         with torch.no_grad():
             results = self.teacher_results(part, auto_forward(self.model_T, part, args))
         self.logits_cache.append([batch, _on_cpu(results)])

@@ -108,8 +108,12 @@ class GeneralDistiller(BasicDistiller):
         yield from self.custom_matches.trained_modules()
         yield from ((module, {}) for module in modules_of(self._trained_entries()))
 
+    def losses(self) -> list[Any]:
+        """Return the losses of the config."""
+        return [self.kd_loss, *self.match_losses]
+
     def _trained_entries(self) -> list[Any]:
-        return [self.kd_loss, self.d_config.temperature_scheduler, *self.match_losses]
+        return [*self.losses(), self.d_config.temperature_scheduler]
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -87,6 +87,7 @@ class MultiTaskDistiller(GeneralDistiller):
     def train_on_batch(self, batch: Any, args: dict[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
         """Return the loss of a batch and its terms. ``batch`` is ``(the batch, its task)``."""
         batch, task = batch
+        batch = self.take_ids(batch)
         (batch_T, outputs_T), (batch_S, outputs_S) = get_outputs_from_batch(
             batch, self.t_config.device, self.model_T[task], self.model_S, args
         )

@@ -88,6 +88,7 @@ def match_value(
         "student_mask": _bool(mask),
         "teacher_mask": _bool(teacher_mask),
         "labels": _single(student.get("labels")),
+        "example_ids": progress.example_ids,
         **progress.inputs(),
     }
     return nan_if(loss(*_as_given(match, ours, theirs, tuple), mask=_bool(mask), **others), doubts)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdplug.contracts.item import keep
 from kdplug.contracts.loss import LossSum
+from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.errors import OutputsError, ShapeError
 from kdplug.host.textbrewer_maps import KdLoss, TextBrewerCallable
 from kdplug.integrations.textbrewer.configurations import DistillationConfig
@@ -76,13 +77,14 @@ def probability_shift_(tensor: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of the run and seeds of its current step, for losses that take them."""
+    """Progress of the run, seeds of its current step, and the ids of the batch's examples, for losses that take them."""
 
     progress: float = 0.0
     step: int = 0
     total_steps: float = 0
     epoch: int = 0
     draws: Draws = field(default_factory=Draws)
+    example_ids: Tensor | None = None
 
     def inputs(self) -> dict[str, float]:
         """Return the loss arguments by name, with the seed of the next draw."""
@@ -126,15 +128,16 @@ def kd_loss(
             f"the student has {len(ours)} heads and the teacher {len(theirs[0])}: heads without a partner are ignored"
         )
     labels = _labels(student, ours, mask_S) if _asks_for_labels(config, loss) else [None] * len(ours)
+    ids = _ids(student, progress.example_ids, mask_S) if requests_ids(loss) else [None] * len(ours)
     total: Any = 0
-    for logits_S, logits_T, label in zip(ours, zip(*theirs, strict=False), labels, strict=False):
+    for logits_S, logits_T, label, own in zip(ours, zip(*theirs, strict=False), labels, ids, strict=False):
         target = sum(logits_T[1:], start=logits_T[0]) / len(logits_T) if len(logits_T) > 1 else logits_T[0]
         if config.probability_shift:
             target = shift(target, label)
         temperature: Any = config.temperature
         if config.temperature_scheduler is not None:
             temperature = config.temperature_scheduler(logits_S, target, temperature)
-        others = {"labels": label, **progress.inputs()} if isinstance(loss, KdLoss) else {}
+        others = {"labels": label, "example_ids": own, **progress.inputs()} if isinstance(loss, KdLoss) else {}
         total = total + loss(logits_S, target, temperature, **others)
     return total
 
@@ -158,6 +161,30 @@ def _labels(student: Mapping[str, Any], logits: Sequence[Tensor], mask: Sequence
         )
     masks: Sequence[Any] = [None] * len(logits) if mask is None else spread(mask, len(logits))
     return [select_labels(label, one, kept) for label, one, kept in zip(student["labels"], logits, masks, strict=False)]
+
+
+def requests_ids(loss: Any) -> bool:
+    """Return whether a loss requests ``example_ids``."""
+    return isinstance(loss, TextBrewerCallable) and EXAMPLE_IDS in loss.component.inputs
+
+
+def _ids(student: Mapping[str, Any], ids: Tensor | None, mask: Sequence[Tensor] | None) -> list[Any]:
+    """Return, for each head, the id of each selected item's example. Raises: ``ShapeError`` unless there is one per example."""
+    heads = student["logits"]
+    if ids is None:
+        return [None] * len(heads)
+    masks: Sequence[Any] = [None] * len(heads) if mask is None else spread(mask, len(heads))
+    found = []
+    for logits, kept in zip(heads, masks, strict=True):
+        items = logits.shape[:-1]
+        if items[0] != len(ids):
+            raise ShapeError(
+                f"the batch has {len(ids)}, but the student's logits are {list(logits.shape)}", field=EXAMPLE_IDS
+            )
+        each = ids.view(-1, *[1] * (len(items) - 1)).expand(items)
+        is_masked = kept is not None and logits.dim() == 3
+        found.append(keep(each, places_that_count(kept, field="logits_mask"), 0) if is_masked else each)
+    return found
 
 
 def modules_of(entries: Iterable[Any]) -> list[nn.Module]:

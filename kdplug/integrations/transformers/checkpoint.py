@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdplug.config.distillation import DistillationConfig
-from kdplug.engine.checkpoint.archive import CHECKSUMS, damage, write_checksums
+from kdplug.engine.checkpoint.archive import CHECKSUMS, damage, read_archive, write_archive, write_checksums
 from kdplug.engine.checkpoint.checkpoint import load_objective
 from kdplug.engine.checkpoint.identity import check_identity
+from kdplug.engine.checkpoint.weights import buffers_to_save, load_buffers
 from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.integrations.transformers.link import NAME
@@ -22,6 +23,7 @@ from kdplug.objective.objective import Objective
 WEIGHTS = "objective.safetensors"
 CONFIG = "distillation.json"
 IDENTITY = "kdplug-identity.json"
+PROCESSES = "kdplug-processes"
 
 
 def divide(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -68,6 +70,19 @@ def check_undamaged(folder: Path) -> None:
     """Raise ``RunError`` if a file of the student or objective is missing or does not match its checksum."""
     if (folder / CHECKSUMS).is_file() and (found := damage(folder)):
         raise RunError(f"{folder} is damaged: {', '.join(found)}. Use an older checkpoint")
+
+
+def write_own_buffers(folder: Path, objective: nn.Module, rank: int) -> None:
+    """Write the buffers of the objective on process ``rank``: each process has its own memory banks."""
+    place = folder / PROCESSES  # not next to the other files, whose checksums the main process writes at the same time
+    place.mkdir(parents=True, exist_ok=True)
+    write_archive(place, f"process-{rank}", buffers_to_save(objective))
+
+
+def read_own_buffers(folder: Path, objective: nn.Module, rank: int) -> None:
+    """Load the buffers that process ``rank`` has written, if any, into ``objective``."""
+    if (folder / PROCESSES / f"process-{rank}.json").is_file():
+        load_buffers(objective, read_archive(folder / PROCESSES, f"process-{rank}"))
 
 
 def read_objective(objective: Objective, folder: Path) -> None:

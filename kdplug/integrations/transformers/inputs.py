@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.layer import in_list
 from kdplug.contracts.outputs import Outputs
-from kdplug.contracts.vocabulary import EXTRAS
+from kdplug.contracts.vocabulary import EXAMPLE_IDS, EXTRAS
 from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.training_module import Adaptor, to_device
 from kdplug.errors import ConfigError, RunError
@@ -93,7 +93,8 @@ class Columns:
 
     def student(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         others = self.of_teachers - self._student if self._student is not None else frozenset()
-        return {key: value for key, value in batch.items() if key not in (TEACHER, EXTRAS) and key not in others}
+        hidden = {TEACHER, EXTRAS} if EXAMPLE_IDS in (self._student or ()) else {TEACHER, EXTRAS, EXAMPLE_IDS}
+        return {key: value for key, value in batch.items() if key not in hidden and key not in others}
 
     def teacher(self, key: str, batch: Mapping[str, Any]) -> dict[str, Any]:
         hidden = frozenset() if key in self._labelled else self._labels
@@ -101,7 +102,7 @@ class Columns:
         return {
             name: value
             for name, value in self.seen(batch).items()
-            if name not in hidden and name != EXTRAS and (taken is None or name in taken)
+            if name not in hidden and name != EXTRAS and (name in taken if taken is not None else name != EXAMPLE_IDS)
         }
 
     @staticmethod

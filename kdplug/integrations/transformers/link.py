@@ -65,6 +65,7 @@ class ForwardRequest:
     step: int
     total_steps: int
     epoch: int
+    example_ids: Any
     micro_batch: int
     report: LossReport | None = None
 
@@ -154,6 +155,7 @@ class Link:
             step=request.step,
             total_steps=request.total_steps,
             epoch=request.epoch,
+            example_ids=request.example_ids,
             micro_batch=request.micro_batch,
         )
         terms = request.report.terms.values()

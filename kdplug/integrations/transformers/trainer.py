@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from kdplug.config.distillation import DistillationConfig
 from kdplug.contracts.outputs import Outputs
+from kdplug.contracts.vocabulary import EXAMPLE_IDS
 from kdplug.distillers.custom_match import CustomMatch
 from kdplug.engine.accumulation import TermLayout
 from kdplug.engine.checkpoint.fingerprint import code_fingerprint, dataset_fingerprint
@@ -23,6 +24,7 @@ from kdplug.engine.checkpoint.identity import check_ranks
 from kdplug.engine.forward_state import modes
 from kdplug.engine.observe.activity import busy
 from kdplug.engine.optimizer import add_groups, make_scheduler, unwrap
+from kdplug.engine.parallel.process import equalize_buffers, keep_buffers_apart
 from kdplug.engine.teacher import check_apart
 from kdplug.engine.training_module import Adaptor
 from kdplug.errors import ConfigError, RunError
@@ -33,7 +35,9 @@ from kdplug.integrations.transformers.checkpoint import (
     check_undamaged,
     divide,
     read_objective,
+    read_own_buffers,
     write_objective,
+    write_own_buffers,
 )
 from kdplug.integrations.transformers.inputs import Columns, Features, adapt, first_batch
 from kdplug.integrations.transformers.link import ForwardRequest, Link, OwnLoss
@@ -231,16 +235,30 @@ class DistillationTrainer(Trainer):
         self._step_watch.begin(self._student, is_sharded=self._is_sharded)
         try:
             with self._open():
+                self._keep_buffers(resume_from_checkpoint)
                 return super()._inner_training_loop(
                     batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval
                 )
         finally:
             self._window = self._identity = None
 
+    def _keep_buffers(self, resumed: str | None) -> None:
+        """Leave each process its own buffers of the objective, those of the checkpoint ``resumed`` if there is one."""
+        if self.args.world_size > 1 and not self._is_sharded:
+            keep_buffers_apart(self._student, self.objective)
+            equalize_buffers(self.objective)
+            if resumed:
+                read_own_buffers(Path(resumed), self.objective, self.args.process_index)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.process_index and not self._is_sharded:
+            write_own_buffers(Path(output_dir), self.objective, self.args.process_index)
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        known += sorted(self._columns.of_teachers.difference(known))
+        known += sorted(self._columns.of_teachers.union({EXAMPLE_IDS}).difference(known))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         identity = self._identity or self._identified()
@@ -324,7 +342,8 @@ class DistillationTrainer(Trainer):
             teacher = self._teaching.ask(self._prepare_inputs(batch), self.accelerator.autocast)
             inputs = {**self._columns.student(batch), **self._features.arguments}
             read = self._link.read(inputs, lambda outputs: self._adapted(batch, outputs))
-            self.objective.materialize(student=read, teacher=teacher)
+            count = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
+            self.objective.materialize(student=read, teacher=teacher, num_examples=count)
 
     def _adapted(self, batch: dict[str, Any], outputs: Any) -> Any:
         """Return the student's outputs as the objective reads them."""
@@ -389,7 +408,8 @@ class DistillationTrainer(Trainer):
         step = min(self.state.global_step, total)
         micro_batch = place * self.accelerator.num_processes + self.accelerator.process_index
         progress, epoch = step / total if total else 0.0, self._step_watch.epoch
-        request = ForwardRequest(read, teacher, progress, step, total, epoch, micro_batch)
+        ids = batch.get(EXAMPLE_IDS) if model.training else None  # other data have no place in the training data
+        request = ForwardRequest(read, teacher, progress, step, total, epoch, ids, micro_batch)
         given = self._columns.student(batch) if own is None else self._own_loss.unlabelled(self._columns.student(batch))
         outputs, report = self._link.ask(model, {**given, **self._features.arguments}, request)
         return outputs, report, teacher

@@ -51,7 +51,7 @@ def _of_inputs(path: LayerPath, args: tuple[Any, ...], given: dict[str, Any]) ->
     elif 0 <= first < len(given):
         return tuple(given.values())[first], rest
     raise OutputsError(
-        f"{str(path)!r}: the module was called with {len(args)} arguments by position and {_listed(given)} by name"
+        f"{str(path)!r}: there is no such input; the module was called with {len(args)} arguments by position and {_listed(given)} by name"
     )
 
 

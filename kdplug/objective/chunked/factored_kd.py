@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,18 +57,20 @@ def compared(
     if isinstance(student, FactoredLogits) or isinstance(teacher, FactoredLogits):
         parts = _parts(pair, chunk_length_of(student, teacher, batch, chunk, pair.sequences))
         slices = tuple(items for items, _ in parts)
+        if chunk == "whole":
+            _check_room(loss, pair)
         if loss.rows is not None and not scheduled:
             return _closed(pair, _sides(student, teacher, batch, slices), loss)
         if len(slices) > 1:
             if loss.reduction is None or loss.reads_whole_batch:
-                _check_whole(loss, student, chunk)
+                _check_whole(loss, pair, chunk)
             else:
                 _check_schedule(loss, slices)
                 chunked = _sides(student, teacher, batch, slices)
                 return _in_chunks(pair, chunked, loss, batch, parameters=parameters, places=[one for _, one in parts])
     whole = multiplied_out(student), teacher if isinstance(teacher, SparseLogits) else multiplied_out(teacher)
     with without_autocast(student.device):
-        return loss(*whole, pair.labels, batch, sequences=pair.sequences)
+        return loss(*whole, pair.labels, batch, sequences=pair.sequences, ids=pair.ids)
 
 
 def _parts(pair: HeadLogits, length: int) -> list[tuple[slice, Sequences | None]]:
@@ -89,13 +91,13 @@ def combined(
 
     Raises: ``OutputsError`` for a sparse teacher, and for logits that are too large to multiply out.
     """
-    student, teachers, labels = group
+    student, teachers, labels, ids = group
     assert not isinstance(student, SparseLogits)
     dense = [student, *teachers]
     for one in dense:
         if isinstance(one, SparseLogits):
             raise OutputsError(
-                f"{combiner.owner} needs the full logits of each teacher, but one returned SparseLogits",
+                f"{combiner.owner} needs the full logits of each teacher, but one returned SparseLogits. Return dense logits",
                 field="teacher_combiner",
             )
     items = student.shape[:-1].numel()
@@ -108,7 +110,7 @@ def combined(
         )
     whole = [one if isinstance(one, Tensor) else one.dense() for one in dense if not isinstance(one, SparseLogits)]
     temperature = _scheduled(whole, labels, combiner, loss, batch)
-    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature)
+    return HeadLogits(whole[0], combiner(whole[1:], whole[0], labels, batch, temperature), labels, temperature, ids=ids)
 
 
 def _scheduled(
@@ -173,16 +175,19 @@ def _in_chunks(
     places: Sequence[Sequences | None],
 ) -> LossSum | Tensor:
     labels = None if pair.labels is None else pair.labels.reshape(_flat(pair.labels))
+    ids = None if pair.ids is None else pair.ids.reshape(-1)
 
     def of_chunk(student: Tensor, teacher: Tensor | SparseLogits, number: int) -> LossSum:
         at, sequences = chunked.chunks[number], places[number]
-        found = loss(student, teacher, None if labels is None else labels[at], batch, sequences=sequences)
+        own, of_items = None if labels is None else labels[at], None if ids is None else ids[at]
+        found = loss(student, teacher, own, batch, sequences=sequences, ids=of_items)
         with prefixed("loss"):
             term_value(found, 1.0, loss.owner)
             if isinstance(found, LossSum):
                 if loss.reduction != "LossSum":
                     raise SignatureError(
-                        f"{loss.owner} declares {loss.reduction}_over_items, and returned a LossSum. Remove the declaration"
+                        f"{loss.owner} declares {loss.reduction}_over_items, and returned a LossSum. Remove the "
+                        "declaration, and annotate the return type as LossSum"
                     )
                 return found
             if loss.reduction == "LossSum":
@@ -201,39 +206,82 @@ def _in_chunks(
     return summed.value if loss.reduction == "mean" else summed.total  # a scalar, like the loss's own result
 
 
-_COPIES = 4
-"""Logit-sized tensors that a loss on all logits holds: both sides, a softmax and a gradient."""
+class _Price(NamedTuple):
+    """Memory of a loss on all logits at once: ``needed`` bytes, of which ``least`` are those of multiplied-out logits."""
+
+    needed: int
+    least: int
+    text: str
+
+    @classmethod
+    def of(cls, pair: HeadLogits) -> _Price:
+        items = pair.student.shape[:-1].numel() if pair.sequences is None else pair.sequences.mask.numel()
+        sides = {"student": pair.student, "teacher": pair.teacher}
+        known = {side: one for side, one in sides.items() if not isinstance(one, SparseLogits)}
+        dtypes = (factor.dtype for one in known.values() for factor in _tensors(one))
+        width = reduce(torch.promote_types, dtypes, torch.float32).itemsize
+        each = {side: items * one.shape[-1] * width for side, one in known.items()}
+        factored = [side for side, one in known.items() if isinstance(one, FactoredLogits)]
+        needed = sum(each.values()) + 2 * each["student"]
+        tensors = " + ".join([*known, "softmax", "gradient"])
+        text = (
+            f"the logits of all {items:,} items at once, about {needed / 2**30:.3g} GiB ({tensors}: {items:,} × "
+            f"{pair.student.shape[-1]:,} × {width} bytes each)"
+        )
+        return cls(needed, sum(each[side] for side in factored), text)
 
 
-def _check_whole(loss: LogitLoss, student: Tensor | FactoredLogits, chunk: ChunkSetting) -> None:
-    """Warn once about the cost of a loss without a declared reduction.
+def _tensors(logits: Tensor | FactoredLogits) -> tuple[Tensor, ...]:
+    return (logits,) if isinstance(logits, Tensor) else logits.tensors
+
+
+_REMEDY = (
+    "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
+    "@kdplug.sum_over_items"
+)
+
+
+def _check_whole(loss: LogitLoss, pair: HeadLogits, chunk: ChunkSetting) -> None:
+    """Warn once about the cost of a loss without a declared reduction, and record it.
 
     Raises: ``OutputsError`` if ``logit_chunk`` is a number, or all logits exceed the free memory.
     """
-    *items, classes = student.shape
-    number = torch.Size(items).numel()
-    needed = _COPIES * number * classes * 4
-    size = f"the logits of all {number} items at once, about {needed / 2**30:.3g} GiB"
-    why = "declares no reduction"
-    remedy = (
-        "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
-        "@kdplug.sum_over_items"
-    )
+    price = _Price.of(pair)
+    why, remedy = "declares no reduction", _REMEDY
     if loss.reads_whole_batch:
         why, remedy = "reads extras or parameters, which cannot be divided into chunks", "Use smaller batches"
     if chunk != "auto":
-        raise OutputsError(f"is {chunk}, but {loss.owner} {why}, so it needs {size}. {remedy}", field="logit_chunk")
-    if needed <= loss.largest:
-        return
-    free = free_memory(student.device)
-    if free is not None and needed > free:
         raise OutputsError(
-            f"{loss.owner} {why}, so it needs {size}, but only {free / 2**30:.3g} GiB are free. {remedy}",
+            f"is {chunk}, but {loss.owner} {why}, so it needs {price.text}. {remedy}", field="logit_chunk"
+        )
+    if price.needed <= loss.largest:
+        return
+    free = free_memory(pair.student.device)
+    if free is not None and price.needed > free:
+        raise OutputsError(
+            f"{loss.owner} {why}, so it needs {price.text}, but only {free / 2**30:.3g} GiB are free. {remedy}",
             field="loss",
         )
-    first, loss.largest = not loss.largest, needed
+    first, loss.largest = not loss.largest, price.needed
     if first:
-        warnings.warn(f"{loss.owner} {why}, so it is computed on {size}. {remedy}", stacklevel=2)
+        warnings.warn(f"{loss.owner} {why}, so it is computed on {price.text}. {remedy}", stacklevel=2)
+
+
+def _check_room(loss: LogitLoss, pair: HeadLogits) -> None:
+    """Record the cost of ``logit_chunk: whole``.
+
+    Raises: ``OutputsError`` if the logits alone, without softmax and gradient, exceed the free memory.
+    """
+    price = _Price.of(pair)
+    if price.needed <= loss.largest:
+        return
+    free = free_memory(pair.student.device)
+    if free is not None and price.least > free:
+        raise OutputsError(
+            f"is whole, so {loss.owner} needs {price.text}, but only {free / 2**30:.3g} GiB are free. Use logit_chunk: auto",
+            field="logit_chunk",
+        )
+    loss.largest = price.needed
 
 
 def _sides(student: Tensor | FactoredLogits, teacher: Logits, batch: Batch, slices: tuple[slice, ...]) -> ChunkedLoss:

@@ -51,7 +51,7 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
             message = f"{term.name} has no effect: its schedule keeps its weight at 0 from start to end"
             yield PlanWarning("dead_term", "distillation", message)
         elif not math.isfinite(pull.norm) or not math.isfinite(pull.value):
-            message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm is {pull.norm:g}"
+            message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm is {pull.norm:g}. Look for inf or nan in what it reads"
             yield PlanWarning("not_finite", "distillation", message)
         elif not pull.is_alive:
             yield PlanWarning(
@@ -141,19 +141,25 @@ def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
     terms = [term for term, _ in sample.objective.configured.on_features()]
     takers = [term for term in terms if _MASKS & set(term.inputs)]
     if "inputs_mask" in given and terms and not takers:
-        message = f"no term reads inputs_mask: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask"
+        message = (
+            f"no term reads inputs_mask: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask. If the data "
+            "are padded, use a loss that does"
+        )
         field = "terms" if sample.recipe.distillation.terms is not None else "intermediate_matches"
         yield PlanWarning("unused_mask", f"distillation.{field}", message)
     has_logits = any(sample.objective.configured.on_logits())
     is_missed = (bool(takers) and "inputs_mask" not in given) or _losses_need_mask(sample)
     if "logits_mask" in given and not has_logits and is_missed:
-        message = "no term reads logits_mask: no loss compares logits"
+        message = (
+            "no term reads logits_mask: no loss compares logits. Return inputs_mask for features, and losses that leave "
+            "out masked positions"
+        )
         field = "terms" if sample.recipe.distillation.terms is not None else "kd_loss_weight"
         yield PlanWarning("unused_mask", f"distillation.{field}", message)
     if has_logits and "logits_mask" not in given and _counts_padding(sample):
         message = (
             "inputs_mask masks positions, but the losses on logits count them: they read logits_mask, which no adaptor "
-            "returned"
+            "returned. Return it as well"
         )
         yield PlanWarning("padding_counts", "", message)
 
@@ -289,7 +295,8 @@ def doubled_softmax(sample: Sample) -> Iterator[PlanWarning]:
     for side, outputs in (("student", sample.of_student), ("teacher", sample.of_teacher)):
         if any(isinstance(logits, Tensor) and is_probability(logits) for logits in outputs.logits or ()):
             message = (
-                f"the {side}'s logits are probabilities (they sum to 1), but {first[0].owner} applies a second softmax"
+                f"the {side}'s logits are probabilities (they sum to 1), but {first[0].owner} applies a second softmax. "
+                "Return the logits before the softmax"
             )
             yield PlanWarning("doubled_softmax", _field(first[0], "loss"), message)
 

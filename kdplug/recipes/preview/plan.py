@@ -162,6 +162,7 @@ class PlannedTerm:
     gradient_norm: float | None
 
 
+_LISTS = ("terms", "matches", "memory", "whole_logits", "warnings")
 _FIELDS = ("task", "about", "device", "precision", "batch_size", "eval_batch_size")
 
 
@@ -172,7 +173,8 @@ class RunPlan:
     ``evaluation`` is the memory of the student's outputs for a batch of ``eval_batch_size`` test examples. It is not
     needed at the same time as the memory of a training batch, so it is not an item of ``memory``. ``parameters`` counts
     the parameters of teacher, student and projections; ``steps`` the optimizer steps of each training run, 0 for a
-    teacher that is already trained. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
+    teacher that is already trained. ``whole_logits`` prices each term that multiplies out the ``FactoredLogits`` of a batch at
+    once, in one of the first batches; a part of it is also measured as activations. ``kept_mass`` is the teacher's probability mass in a sparse teacher cache; ``None``
     if all of it is kept, or the teacher is not trained yet.
     """
 
@@ -189,13 +191,14 @@ class RunPlan:
     memory: list[MemoryItem]
     eval_batch_size: int
     evaluation: MemoryItem
+    whole_logits: list[MemoryItem]
     kept_mass: KeptMass | None
     warnings: list[PlanWarning]
 
     def to_data(self) -> dict[str, Any]:
         """Return plain data for JSON. Non-finite numbers become strings."""
         data = {key: getattr(self, key) for key in _FIELDS}
-        lists = {key: [asdict(one) for one in getattr(self, key)] for key in ("terms", "matches", "memory", "warnings")}
+        lists = {key: [asdict(one) for one in getattr(self, key)] for key in _LISTS}
         found = {
             **data,
             "distillation": self.config.to_dict(),
@@ -254,6 +257,7 @@ def plan_recipe(recipe: Recipe) -> RunPlan:
         memory=items,
         eval_batch_size=eval_size,
         evaluation=MemoryItem("evaluation", eval_bytes, f"measured for one example, times {eval_size}"),
+        whole_logits=_whole_logits(sample),
         kept_mass=sample.kept_mass,
         warnings=[*found, *_python_warnings(caught)],
     )
@@ -267,6 +271,14 @@ def _term(sample: Sample, term: Term) -> PlannedTerm:
         value=None if pull is None else pull.value,
         gradient_norm=None if pull is None else pull.norm,
     )
+
+
+def _whole_logits(sample: Sample) -> list[MemoryItem]:
+    how = "computed: both sides, a softmax and a gradient of a batch"
+    terms = sample.objective.configured.on_logits()
+    return [
+        MemoryItem(term.name, logits.logit_loss.largest, how) for term, logits in terms if logits.logit_loss.largest
+    ]
 
 
 def _parameters(sample: Sample) -> dict[str, int]:

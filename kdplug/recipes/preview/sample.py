@@ -19,6 +19,7 @@ from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.task import ReviewsTeacher
 from kdplug.contracts.tree import tensors
 from kdplug.engine.cache.coding import KeptMass
+from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.teacher import Teacher, check_apart
 from kdplug.engine.training_module import Parts, TrainingModule, split, to_device
@@ -128,7 +129,7 @@ class _Models:
         with self.accelerator.autocast():
             return Outputs.read(self.teacher(parts.teacher, {}, parts.cache), "teacher")
 
-    def loss(self, student: Outputs, teacher: Outputs, progress: float) -> LossReport:
+    def loss(self, student: Outputs, teacher: Outputs, progress: float, example_ids: Any) -> LossReport:
         """Return the loss of these outputs at ``progress`` of the run."""
         step = min(round(progress * self.total_steps), self.total_steps - 1)
         with self.accelerator.autocast():
@@ -139,6 +140,7 @@ class _Models:
                 step=step,
                 total_steps=self.total_steps,
                 epoch=step // self.epoch_steps,
+                example_ids=example_ids,
             )
         return report
 
@@ -157,15 +159,17 @@ def take_sample(recipe: Recipe, runner: RecipeRunner, accelerator: Accelerator, 
     pair.to(accelerator.device)
     side.to(accelerator.device)
     loader = runner.loader("distillation", recipe.training.batch_size)
-    batches = list(islice(loader, BATCHES))
     objective = distiller.objective
+    ids = ExampleIds(objective, loader, prepared := preparation(runner.task, student))
+    numbered, postprocess = ids.added_to(loader, prepared)
+    batches = list(islice(numbered, BATCHES))
     with modes(training=pair, evaluating=teacher), side.frozen(student):
-        prepared = preparation(runner.task, student)
-        if prepared is not None:
-            batches = list(map(prepared, batches))
+        if postprocess is not None:
+            batches = list(map(postprocess, batches))
+        ids.check_rows()
         if objective.needs_materialize:
             with _hooked(pair, side, objective):
-                materialize(pair, side, batches[0], {}, accelerator.device)
+                materialize(pair, side, batches[0], {}, accelerator.device, num_examples=ids.count_for(batches[0]))
         with _hooked(pair, side, objective):
             epoch_steps = math.ceil(len(loader) / recipe.training.gradient_accumulation_steps)
             models = _Models(pair, side, objective, accelerator, total_steps, epoch_steps)
@@ -189,7 +193,7 @@ def _first(recipe: Recipe, models: _Models, parts: Parts) -> Sample:
     """Run the first batch as at the start of a run, and measure how many bytes its backward pass needs."""
     with saved_bytes(models.pair) as saved:
         student, teacher = models.outputs(parts)
-        report = models.loss(student, teacher, 0.0)
+        report = models.loss(student, teacher, 0.0, parts.ids)
     apart = {tensor.untyped_storage().data_ptr() for tensor in tensors(given(teacher))}
     return Sample(
         recipe=recipe,
@@ -215,7 +219,7 @@ def _pulls(models: _Models, batches: list[Parts], sample: Sample) -> dict[str, P
             break
         student, teacher = models.outputs(parts) if place else (sample.of_student, sample.of_teacher)
         for moment in _MOMENTS:
-            report = models.loss(student, teacher, moment)
+            report = models.loss(student, teacher, moment, parts.ids)
             terms = {name: term for name, term in report.terms.items() if name in waiting and term.weight}
             for name, pull in gradients(terms, sample.student).items():
                 if name not in found or pull.is_alive:

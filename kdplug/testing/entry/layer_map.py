@@ -87,16 +87,20 @@ class LayerMapLaws(Laws):
         for student, teacher, pairs in self.every():
             for ours, theirs in pairs:
                 if not 0 <= ours <= student:
-                    broken(f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}")
+                    broken(
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but there are 0 to {student}"
+                    )
                 if not 0 <= theirs <= teacher:
-                    broken(f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}")
+                    broken(
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but there are 0 to {teacher}"
+                    )
 
     def test_layers_ascend_on_both_sides(self) -> None:
         """Catches student and teacher swapped; a deeper layer matched with a shallower one."""
         for student, teacher, pairs in self.every():
             for before, after in pairwise(pairs):
                 if after[0] < before[0] or after[1] < before[1]:
-                    broken(f"{_depths(student, teacher)}: {after} comes after {before}")
+                    broken(f"{_depths(student, teacher)}: pairs must ascend, but {after} comes after {before}")
 
     def test_no_pair_comes_twice(self) -> None:
         """Catches a match that counts twice, because rounding makes two pairs equal."""

@@ -132,7 +132,8 @@ def _in_a_row(sample: Sample) -> Sample:
     """Flatten the items of logits to one axis."""
     flat = sample.both(lambda tensor: tensor.reshape(-1, tensor.shape[-1]))
     mask = None if sample.mask is None else sample.mask.reshape(-1)
-    return flat.but(mask=mask, labels=sample.labels.reshape(-1))
+    places = tuple(sample.example_ids.reshape(-1).tolist())
+    return flat.but(mask=mask, labels=sample.labels.reshape(-1), places=places)
 
 
 def _orders(size: int) -> list[list[int]]:

@@ -15,7 +15,7 @@ from kdplug.host.component import Component
 from kdplug.objective.named_inputs import NAMED_INPUTS
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken
-from kdplug.testing.sample import Draws, Sample, SampleLayout, draw, make_sample, seeded
+from kdplug.testing.sample import Draws, Sample, SampleLayout, draw, make_sample, num_examples, seeded
 
 _SHAPES = {"logits": (3, 4, 5), "hidden": (3, 4, 6), "attention": (3, 2, 4, 4)}
 _SIDES = ("student", "teacher")
@@ -115,6 +115,10 @@ class LossCase(Laws):
         return cls.asks_for("student_logits") or cls.asks_for("teacher_logits")
 
     @classmethod
+    def takes_sequences(cls) -> bool:
+        return declares(cls._found.load(), WHOLE_SEQUENCES)
+
+    @classmethod
     def on_extras(cls) -> bool:
         """Return whether it compares extras, and neither logits nor features."""
         inputs = set(cls._found.inputs)
@@ -128,10 +132,6 @@ class LossCase(Laws):
             raise PluginError(f"{cls.__name__} must declare {name}: the shapes of what the loss reads, by name")
         shapes: Mapping[str, tuple[int, ...]] = declared
         return shapes
-
-    @classmethod
-    def takes_sequences(cls) -> bool:
-        return declares(cls._found.load(), WHOLE_SEQUENCES)
 
     @classmethod
     def is_class(cls) -> bool:
@@ -186,15 +186,15 @@ class LossCase(Laws):
         return [self.sample(masked=False), *([self.sample(masked=True)] if self.asks_for("mask") else [])]
 
     def build(self) -> Component:
-        """Build a fresh component with ``settings``, for the widths of the samples."""
+        """Build a fresh component with ``settings``, for the widths and the number of examples of the samples."""
         component = super().build()
         if not component.widths:
             return component
         layout, axis = self.layout_of(), declared_axis(component.entry.load(), component.entry.qualified)
-        in_dim, out_dim = layout.student[axis], layout.teacher[axis]
-        if self.layers == 1:
-            return component.with_widths(in_dim=in_dim, out_dim=out_dim)
-        return component.with_widths(in_dim=[in_dim] * self.layers, out_dim=[out_dim] * self.layers)
+        widths: dict[str, Any] = {"in_dim": layout.student[axis], "out_dim": layout.teacher[axis]}
+        if self.layers > 1:
+            widths = {name: [width] * self.layers for name, width in widths.items()}
+        return component.with_widths(**widths, num_examples=num_examples(self.layout_of(large=True)))
 
     def build_in(self, dtype: torch.dtype, seed: int = 0) -> Component:
         """Build a fresh component with parameters of ``dtype``, drawn from ``seed``."""

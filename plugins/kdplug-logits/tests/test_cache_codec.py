@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -289,3 +290,16 @@ def test_top_k_and_tail_give_the_gradient_of_the_divergence_over_one_category_mo
     p, q = (torch.cat([one.gather(1, ids), 1 - one.gather(1, ids).sum(1, keepdim=True)], 1) for one in (p, q))
     (4 * (p * (p / q).log()).sum(1).mean()).backward()
     torch.testing.assert_close(found.double(), leaf.grad, rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_with_a_tail_at_other_temperatures_a_top_k_is_as_close_there_as_at_its_own(bits):
+    logits, codec = logits_of(64, 1000, scale=4.0), TopkTail(k=32, bits=bits)
+    found, error = there_and_back(codec, logits, 1.0), codec.encode(logits, temperature=1.0, seed=0).error
+    several = replace(found, tails=SparseLogits.top(logits, 32, (1.0, 2.0, 4.0)).tails)
+    for temperature in (2.0, 4.0):
+        derived = several.at_temperature(temperature)
+        true = (logits.double() / temperature).log_softmax(-1).gather(-1, derived.ids)
+        assert (derived.log_probs - true).abs().max() <= error
+        mass = derived.log_probs.exp().sum(-1) + derived.tail.exp()
+        torch.testing.assert_close(mass, torch.ones(64), rtol=0, atol=1e-5)

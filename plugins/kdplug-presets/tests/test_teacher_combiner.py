@@ -188,7 +188,7 @@ def test_what_cannot_be_meant_is_an_error() -> None:
     teachers = drawn(2)
     with pytest.raises(SettingError, match="weights: got 3 for 2 teachers"):
         weighted(teachers, weights=[1.0, 1.0, 1.0])
-    with pytest.raises(SettingError, match="index: no teacher 2: there are 2, counted from 0"):
+    with pytest.raises(SettingError, match=r"index: there is no teacher 2\. There are 2, counted from 0"):
         select(teachers, index=2)
     with pytest.raises(OutputsError, match="needs labels"):
         select(teachers)

@@ -65,7 +65,7 @@ CASES = {
     ),
     "too few embeddings": (
         {"student": {"config": {"vocab_size": 100}}},
-        r"task\.student\.vocab_size: the model has 100 embeddings, but the tokenizer has \d+ tokens",
+        r"task\.student: the model has 100 embeddings \(vocab_size\), but the tokenizer has \d+ tokens",
     ),
     "no teacher": ({"teacher": "./taecher"}, r"task\.teacher\.path: there is no folder './taecher'"),
     "unknown key of a model": (
@@ -99,7 +99,7 @@ CASES = {
             "teacher": {"config": BERT, **TRAINED},
             "tokenizer": "bytes",
         },
-        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. The same applies to 'f'\. .* of data\.train",
+        r"task\.data\.test: row 5 of .*unknown label 'e'.* The labels are a, b, c, d\. .* of data\.train\. .* The same applies to 'f'",
     ),
     "more labels than a teacher without a head": (
         {"data": {"train": "three.csv", "test": "three.csv"}, "teacher": "encoder"},
@@ -111,7 +111,7 @@ CASES = {
     ),
     "more labels than the teacher has outputs": (
         {"data": {"train": "three.csv", "test": "three.csv"}},
-        r"label id 2 is out of range.* If the teacher has no trained head for these labels: write .*train: true",
+        r"label id 2 is out of range.* If it has no trained head for these labels, write .*train: true",
     ),
     "names for more labels than a teacher without a head": (
         {"labels": ["neg", "pos", "odd"], "teacher": "encoder"},
@@ -185,6 +185,6 @@ def test_a_tokenizer_whose_ids_have_gaps_needs_as_many_embeddings_as_its_highest
     gap = SimpleNamespace(get_vocab=lambda: {"a": 0, "b": 7})
     check_vocabulary(gap, 8, "student")
     with pytest.raises(
-        ConfigError, match=r"^student\.vocab_size: the model has 7 embeddings, but the tokenizer has 8 tokens"
+        ConfigError, match=r"^student: the model has 7 embeddings \(vocab_size\), but the tokenizer has 8 tokens"
     ):
         check_vocabulary(gap, 7, "student")

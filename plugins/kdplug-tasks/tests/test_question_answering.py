@@ -110,6 +110,38 @@ def test_an_answer_that_is_not_where_the_data_say_is_an_error(tmp_path):
         task_of(**_settings(_file(tmp_path / "wrong.jsonl", [row]))).check()
 
 
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ([{"text": "Anna Lee"}], r"answers must be .* got \{'text': 'Anna Lee'\}"),
+        ("Anna Lee", r"answers must be .* got 'Anna Lee'"),
+        ({"text": ["Anna Lee", "Anna"], "answer_start": [32]}, "answers have 2 text and 1 answer_start"),
+        ({"text": [7], "answer_start": [32]}, "the text of an answer must be text, got 7"),
+        ({"text": ["Anna Lee"], "answer_start": [32.5]}, "answer_start must be a whole number of at least 0, got 32.5"),
+        ({"text": ["Anna Lee"], "answer_start": [None]}, "answer_start must be a whole number of at least 0, got None"),
+        ({"text": ["Anna Lee"], "answer_start": [-1]}, "answer_start must be a whole number of at least 0, got -1"),
+        ({"text": ["Anna Lee"], "answer_start": [[32]]}, r"answer_start must be a whole number .* got \[32\]"),
+    ],
+)
+def test_answers_in_another_form_are_an_error(tmp_path, answers, message):
+    row = {**_row(*QUESTIONS[0]), "answers": answers}
+    with pytest.raises(ConfigError, match=rf"row 1 of .*: {message}"):
+        task_of(**_settings(_file(tmp_path / "wrong.jsonl", [row]))).check()
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": "Anna Lee", "answer_start": 32},
+        {"text": ["Anna Lee"], "answer_start": [32.0]},
+        [{"text": "Anna Lee", "answer_start": 32}],
+    ],
+)
+def test_one_answer_may_be_written_without_lists(tmp_path, answers):
+    rows = [{**_row(*QUESTIONS[0]), "answers": answers}] * 2
+    task_of(**_settings(_file(tmp_path / "right.jsonl", rows))).check()
+
+
 def test_a_question_that_leaves_no_room_is_an_error(tmp_path):
     rows = [_row("Who? " * 12, "Anna Lee")]
     with pytest.raises(ConfigError, match="leaves no room for its context"):

@@ -98,7 +98,7 @@ def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
         ),
         (
             {"from_teacher": {"layers": [0]}, "config": {"num_hidden_layers": 2}},
-            "has 1 entries, but the student's config has 2 layers",
+            "selects 1 layer, but the student's config has 2 layers",
         ),
         (
             {"from_teacher": {"layers": [0]}, "config": {"intermediate_size": 12}},

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from task_scene import BERT, TRAINED, first_batch, recipe, task_of
 
+from kdplug import ConfigError
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.text.word import Span, has_spans, span_scores, spans
 
@@ -61,6 +62,14 @@ def test_sentences_without_tags_are_distilled_on_word_by_word(folder):
     assert found["logits_mask"].sum(dim=1).tolist() == [2, 2]
     assert found["labels"].eq(NO_LABEL).all()
     assert found["losses"] == (0, 0)
+
+
+@pytest.mark.parametrize("word", ["null", "NaN", '["a"]'])
+def test_a_token_that_is_no_text_is_an_error(folder, tmp_path, word):
+    (tmp_path / "wrong.jsonl").write_text(f'{{"tokens": ["Oslo", {word}]}}\n', encoding="utf-8")
+    data = {**_settings(folder)["data"], "distillation": str(tmp_path / "wrong.jsonl")}
+    with pytest.raises(ConfigError, match=r"row 1 of .*: each token must be text, got "):
+        task_of(**_settings(folder, data=data)).check()
 
 
 def test_words_that_are_cut_are_counted(folder):

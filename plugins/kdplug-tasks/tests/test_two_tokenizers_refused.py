@@ -76,7 +76,7 @@ GENERATE = {"fraction": 1.0, "max_new_tokens": 4, "prompt_length": 2}
         ),
         (
             {"student": {"config": {"vocab_size": 100}}, "student_tokenizer": "bytes"},
-            r"^student\.vocab_size: the model has 100 embeddings, but the tokenizer has 260 tokens",
+            r"^student: the model has 100 embeddings \(vocab_size\), but the tokenizer has 260 tokens",
         ),
     ],
 )

@@ -19,13 +19,15 @@ from token_run import TokenNet, make_data, match
 from torch import nn
 from torch.utils.data import DataLoader
 
+import kdplug
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.distillers.general import GeneralDistiller
 from kdplug.engine.checkpoint.weights import load_student
 from kdplug.engine.evaluation import Evaluation
-from kdplug.engine.parallel.fsdp import blocks
+from kdplug.engine.parallel.fsdp import blocks, shard_pair
 from kdplug.engine.parallel.process import process
+from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
 
 SCRIPT = """
@@ -315,6 +317,18 @@ def enable(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:FSDP1 is deprecated")
+def test_a_loss_that_reads_the_students_parameters_is_refused(tmp_path, no_plugins):
+    kdplug.losses.register("decay")(lambda student_parameters: sum(one.sum() for one in student_parameters.values()))
+    term = {"loss": "decay", "reads_S": ["head:parameter.weight"]}
+    student = make_student()
+    distiller = make_distiller(tmp_path, student, terms=[term])
+    pair = TrainingModule(student, None, distiller.objective)
+    with pytest.raises(
+        RunError, match=r"^terms\.0\.reads_S: local:decay reads parameters of the student, which FSDP shards"
+    ):
+        shard_pair(None, pair, sgd(student))
+
+
 def test_fsdp1_is_refused(enable):
     enable(version=1)
     with (

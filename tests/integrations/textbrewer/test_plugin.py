@@ -14,7 +14,7 @@ from textbrewer_twin import TinyEncoder, adaptor, make_examples
 from torch.utils.data import DataLoader
 
 import kdplug.integrations.textbrewer as textbrewer
-from kdplug import SignatureError
+from kdplug import OutputsError, SignatureError
 
 SOURCE = """
     import torch
@@ -33,6 +33,22 @@ SOURCE = """
     def epochal(student_logits, teacher_logits, epoch):
         seen.append(epoch)
         return (student_logits - teacher_logits).square().mean()
+
+    def identified(student_logits, teacher_logits, example_ids):
+        assert example_ids.shape == student_logits.shape[:-1]
+        seen.append(example_ids.tolist())
+        return (student_logits - teacher_logits).square().mean()
+
+    def matched(student_features, teacher_features, example_ids):
+        seen.append(example_ids.tolist())
+        return student_features.mean() - teacher_features.mean()
+
+    class Sized(nn.Module):
+        def __init__(self, num_examples):
+            super().__init__()
+
+        def forward(self, student_logits, teacher_logits):
+            return student_logits.mean()
 
     class Learned(nn.Module):
         def __init__(self, start: float = 1.0):
@@ -80,6 +96,9 @@ def plugin(fake_site: FakeSite) -> Iterator[Any]:
             "labelled": "kdplug_mine:labelled",
             "learned": "kdplug_mine:Learned",
             "drawn": "kdplug_mine:drawn",
+            "identified": "kdplug_mine:identified",
+            "matched": "kdplug_mine:matched",
+            "sized": "kdplug_mine:Sized",
             "epochal": "kdplug_mine:epochal",
             "warm": "kdplug_mine:warm",
         },
@@ -150,6 +169,34 @@ def test_a_loss_gets_the_epoch_by_steps_and_by_epochs(plugin: Any, tmp_path: Pat
         num_epochs=2,
     )
     assert plugin.seen == [0, 0, 1, 1, 2, 0, 0, 1, 1]
+
+
+def with_ids() -> list[dict[str, Any]]:
+    return [{**row, "example_ids": place} for place, row in enumerate(make_examples(8, is_full=False))]
+
+
+@pytest.mark.parametrize("caching", [False, True])
+def test_a_loss_gets_the_ids_of_the_batch_one_for_each_item(plugin: Any, tmp_path: Path, caching: bool) -> None:
+    matches = [] if caching else [{**MATCH, "loss": "matched", "proj": None, "layer_T": 0, "layer_S": 0}]
+    keys = "token logits_mask hidden"
+    made = distiller(tmp_path, keys, kd_loss_type="identified", intermediate_matches=matches)
+    if caching:
+        made.d_config.is_caching_logits = True
+        made = textbrewer.BasicDistiller(
+            made.t_config, made.d_config, made.model_T, made.model_S, made.adaptor_T, made.adaptor_S
+        )
+    made.train(torch.optim.SGD(made.model_S.parameters(), lr=0.1), DataLoader(with_ids(), batch_size=4), num_epochs=1)
+    counts = [int(row["attention_mask"].sum()) for row in with_ids()]
+    items = [[place for place in rows for _ in range(counts[place])] for rows in (range(4), range(4, 8))]
+    expected = items if caching else [items[0], [0, 1, 2, 3], items[1], [4, 5, 6, 7]]
+    assert sorted(plugin.seen) == sorted(expected)
+
+
+def test_ids_and_the_number_of_examples_that_the_drop_in_does_not_know_are_errors(plugin: Any, tmp_path: Path) -> None:
+    with pytest.raises(OutputsError, match=r"kdplug-mine:identified requests example_ids\. Give each batch a key"):
+        train(distiller(tmp_path, "token", kd_loss_type="identified"))
+    with pytest.raises(SignatureError, match="kdplug-mine:sized takes num_examples when it is built"):
+        distiller(tmp_path, "token", kd_loss_type="sized")
 
 
 @pytest.mark.parametrize("basic", [False, True])

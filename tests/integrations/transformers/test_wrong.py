@@ -7,6 +7,7 @@ import torch
 from bert_run import BY_PATH, MATCH, config, make_student, make_teacher, make_trainer
 
 from kdplug.errors import ConfigError, OutputsError, RunError
+from kdplug.integrations.transformers.inputs import Columns
 
 
 def refused(error, match, folder, *args, **options):
@@ -134,3 +135,14 @@ def test_parameters_that_no_loss_trains_are_warned_of_once(tmp_path, accumulatio
 def test_a_learning_rate_that_stays_0_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match="learning rate has been 0 since step 1 of 3.* Is lr 0, or was the LambdaLR"):
         make_trainer(tmp_path, distill_config=config(None), learning_rate=0.0).train()
+
+
+def test_extras_of_a_batch_reach_adaptors_and_no_model():
+    class Takes(torch.nn.Module):
+        def forward(self, **inputs): ...
+
+    columns = Columns(Takes(), {"teacher": Takes()}, ["labels"])
+    batch = {"input_ids": 1, "extras": {"weight": 2}, "labels": 3}
+    assert columns.student(batch) == {"input_ids": 1, "labels": 3}
+    assert columns.teacher("teacher", batch) == {"input_ids": 1}
+    assert columns.seen(batch) == batch

@@ -116,8 +116,14 @@ def test_an_input_is_found_by_position_and_by_name_however_it_was_given(x):
         ("layers.0:output[2]", "there is no [2] in a tuple of 2"),
         ("layers.0:output.hidden", "there is no .hidden in a tuple of 2"),
         ("layers.0:output[1].halb", "there is no .halb in a dict with half, all"),
-        ("layers.0:input.y", "the module was called with 1 arguments by position and x by name"),
-        ("layers.0:input[1]", "the module was called with 1 arguments by position and x by name"),
+        (
+            "layers.0:input.y",
+            "there is no such input; the module was called with 1 arguments by position and x by name",
+        ),
+        (
+            "layers.0:input[1]",
+            "there is no such input; the module was called with 1 arguments by position and x by name",
+        ),
     ],
 )
 def test_what_leads_to_no_tensor_says_what_is_there(net, x, path, says):

@@ -302,3 +302,27 @@ def test_a_callable_of_textbrewers_maps_may_declare_it(scene):
     by_position.coarsens = True
     found = scene.run(factored=(), teacher=top(scene, 3), kd_loss_type="by_position")
     assert found[0] > 0
+
+
+@pytest.mark.parametrize("factored", [(), ("student",)])
+def test_terms_at_several_temperatures_read_one_teacher(scene, offer, factored):
+    offer(kl, name="kl")
+    dense = scene.logits("teacher", factored=False)
+    terms = [{"loss": "kl", "temperature": 1.0}, {"loss": "kl", "weight": 0.5, "temperature": 4.0}]
+    alone = [
+        scene.run(
+            factored=factored, teacher=SparseLogits.top(dense, 3, term["temperature"]), terms=[term], logit_chunk=5
+        )
+        for term in terms
+    ]
+    both = scene.run(factored=factored, teacher=SparseLogits.top(dense, 3, (1.0, 4.0)), terms=terms, logit_chunk=5)
+    torch.testing.assert_close(both[0], alone[0][0] + alone[1][0], rtol=1e-12, atol=0)
+    for found, *parts in zip(both[1], *(one[1] for one in alone), strict=True):
+        torch.testing.assert_close(found, sum(parts), rtol=1e-10, atol=1e-13)
+
+
+def test_a_temperature_that_no_tail_has_is_an_error_that_lists_those_there_are(scene, offer):
+    offer(kl, name="kl")
+    teacher = SparseLogits.top(scene.logits("teacher", factored=False), 3, (1.0, 4.0))
+    with pytest.raises(OutputsError, match=r"^terms\.1\.temperature: is 2, but .* were taken at 1 and 4: a tail"):
+        scene.run(factored=(), teacher=teacher, terms=[{"loss": "kl", "temperature": one} for one in (1.0, 2.0)])

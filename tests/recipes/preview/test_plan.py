@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from plan_scene import BATCH, LENGTH
+import torch
+from plan_scene import BATCH, LENGTH, Scene
 
+import kdplug
 from kdplug import Recipe
-from kdplug.errors import ConfigError, OutputsError, ShapeError
+from kdplug.errors import ConfigError, OutputsError, RunError, ShapeError
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 
@@ -130,3 +132,31 @@ def test_the_plan_of_the_example_warns_of_nothing():
     plan = plan_recipe(Recipe.from_file(Path(__file__).parents[3] / "examples" / "digits.yaml"))
     assert plan.warnings == []
     assert plan.parameters == {"teacher": 94186, "student": 3148, "projections": 20 * 128 + 128}
+
+
+class Bank(torch.nn.Module):
+    """A weight for each example."""
+
+    def __init__(self, num_examples):
+        super().__init__()
+        self.register_buffer("bank", torch.ones(num_examples))
+
+    def forward(self, student_logits, teacher_logits, example_ids, epoch):
+        assert example_ids.shape == student_logits.shape[:-1]
+        return ((student_logits - teacher_logits).square().mean(-1) * self.bank[example_ids]).mean() + epoch
+
+
+def test_a_loss_gets_the_ids_and_the_number_of_examples(scene):
+    kdplug.losses.register("bank")(Bank)
+    plan = scene(kd_loss_type="bank", training={"num_epochs": 2})
+    assert plan.warnings == []
+    assert _bytes(plan, "projections and losses") == 20 * 4
+
+
+def test_rows_that_do_not_follow_their_examples_are_an_error(scene, monkeypatch):
+    kdplug.losses.register("bank")(Bank)
+    monkeypatch.setattr(
+        Scene, "collate", lambda _, rows: {"ids": torch.stack(sorted(rows, key=lambda row: row.tolist()))}
+    )
+    with pytest.raises(RunError, match="the rows of a batch do not follow its examples"):
+        scene(kd_loss_type="bank")

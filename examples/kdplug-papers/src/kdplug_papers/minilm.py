@@ -25,7 +25,8 @@ def minilmv2(
     ``layer_S: [encoder.layer.5.attention.self.query, encoder.layer.5.attention.self.key, …value]``. The width is split
     into ``relation_heads`` heads x of width d, whatever the number of attention heads, and the rows of
     ``softmax(x xᵀ / √d)`` over the tokens that count are compared: ``KL(teacher‖student)``, mean over the layers of the
-    list (weights of ⅓ for queries, keys and values), heads, tokens of an example, and examples. Padding is cut.
+    list (weights of ⅓ for queries, keys and values), heads, tokens of an example, and examples. Padding is cut. A model
+    with one projection for all three cannot be read this way.
 
     Settings: ``relation_heads``, A_r: 48 for a teacher of base size, 64 for a large one; it divides both widths.
     Shapes: features ``[batch, length, width]``, whose widths may differ between the sides; mask ``[batch, length]``.

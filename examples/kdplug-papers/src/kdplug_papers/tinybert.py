@@ -52,7 +52,8 @@ def tinybert_query_key(
     The list holds a query and a key for each layer: ``layer_S: [encoder.layer.0.attention.self.query,
     encoder.layer.0.attention.self.key, encoder.layer.1.attention.self.query, …]``. The scores ``q kᵀ / √d`` of each head
     are compared where query and key both count, mean over these pairs and heads, sum over layers. The authors' mean
-    also counts padding: it is lower by the share of such pairs.
+    also counts padding: it is lower by the share of such pairs. Rotary positions come after the projections, so with them
+    these are scores without positions.
 
     Settings: ``heads``, the number of attention heads of both models.
     Shapes: features ``[batch, length, width]``, whose widths may differ between the sides; mask ``[batch, length]``.

@@ -35,7 +35,7 @@ def counted(owner: str, mask: Tensor | None, feature: Tensor) -> Tensor:
     if mask is None:
         return torch.ones(feature.shape[:2], dtype=torch.bool, device=feature.device)
     if mask.shape != feature.shape[:2]:
-        raise ShapeError(f"{owner}: mask {list(mask.shape)} does not match features {list(feature.shape)}")
+        raise ShapeError(f"{owner}: mask {list(mask.shape)} does not match {list(feature.shape)}")
     return mask
 
 

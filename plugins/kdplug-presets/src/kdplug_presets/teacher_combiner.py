@@ -150,7 +150,7 @@ def select(
     teachers = _read("select", teacher_logits_list)
     if index is not None:
         if index >= len(teachers):
-            raise SettingError(f"no teacher {index}: there are {len(teachers)}, counted from 0", field="index")
+            raise SettingError(f"there is no teacher {index}. There are {len(teachers)}, counted from 0", field="index")
         return teachers[index]
     if labels is None:
         raise OutputsError("select: needs labels, but the student returned none. Return them, or set index")

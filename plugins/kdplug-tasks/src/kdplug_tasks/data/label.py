@@ -168,8 +168,8 @@ class Labels:
         named = next((other for other in seen if other.text in self._places), None)
         if one.is_number and self._has_numbers:
             message = (
-                f"unknown label {one.text!r}. The labels are {self._shown}. Since some class names are numbers, a number is read as a class "
-                "name, not as an output index"
+                f"unknown label {one.text!r}. Since some class names are numbers, a number is read as a class name, not as an output "
+                f"index. The labels are {self._shown}"
             )
             if not self.origin:
                 message += ". Write labels: the names as they appear in the data, in output order"
@@ -186,17 +186,18 @@ class Labels:
         elif self.are_placeholders:
             message = (
                 f"the label {one.text!r} is a name, but the teacher has no names for its {len(self.names)} classes. "
-                "Write labels: their names, in the order of the teacher's outputs"
+                f"Write labels: their names, in the order of the teacher's outputs. Without it the labels are {self._shown}"
             )
         else:
             near = did_you_mean(one.text, self.names)
             message = f"unknown label {one.text!r}.{near} The labels are {self._shown}"
             if not self.origin:
                 message += ". Correct it, or write labels: all names, in output order"
+        message += self.origin
         if others:
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
             message += f". The same applies to {', '.join(map(repr, others[:_SHOWN]))}{more}"
-        return one.table.error(message + self.origin, one.row)
+        return one.table.error(message, one.row)
 
 
 def is_missing(value: Any) -> bool:
@@ -322,10 +323,12 @@ def _named(
 def _about_head(teacher: Any) -> str:
     """Return sentences about the head of a teacher whose outputs do not match the data, and how to train one."""
     classes = [str(one) for one in getattr(teacher, "architectures", None) or ()]
-    fix = "Write teacher: {path: …, train: true} to train one for these labels"
+    fix = "write teacher: {path: …, train: true} to train one"
     if classes and not any("Classification" in name for name in classes):
-        return f" The teacher has no trained head: its config.json names {', '.join(classes)}. {fix}"
-    return f" If the teacher has no trained head for these labels: {fix[0].lower()}{fix[1:]}"
+        return (
+            f" The teacher has no trained head: its config.json names {', '.join(classes)}. W{fix[1:]} for these labels"
+        )
+    return f" If it has no trained head for these labels, {fix}"
 
 
 def _check_spellings(train: Mapping[str, Written]) -> None:

@@ -47,9 +47,7 @@ class DataSettings(Settings):
         if self.dataset is None and self.train is None:
             raise kdplug.ConfigError("train is required: a file, or a split if dataset is set")
         if self.dataset is None and (self.config or self.revision):
-            raise kdplug.ConfigError("config and revision have no effect without dataset. Remove them")
+            raise kdplug.ConfigError("config and revision have no effect without dataset")
         if self.dataset is not None and (self.format or self.header or self.delimiter):
-            raise kdplug.ConfigError(
-                "format, header and delimiter apply to files and have no effect with dataset. Remove them"
-            )
+            raise kdplug.ConfigError("format, header and delimiter apply to files and have no effect with dataset")
         return self

@@ -102,8 +102,9 @@ def _array(found: numpy.ndarray, channels: int, table: Table, row: int) -> numpy
     if pixels.ndim == 3 and pixels.shape[-1] != channels and pixels.shape[0] == channels:
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, channels):
+        wanted = "1 channel" if channels == 1 else f"{channels} channels"
         raise table.error(
-            f"an array of shape {list(found.shape)} is not an image with {channels} channels: it must be [height, width], [height, "
+            f"an array of shape {list(found.shape)} is not an image with {wanted}: it must be [height, width], [height, "
             f"width, {channels}] or [{channels}, height, width]",
             row,
         )

@@ -68,7 +68,7 @@ class FromTeacher(Settings):
     @model_validator(mode="after")
     def _takes_something(self) -> Self:
         if not self.layers and self.embeddings == "fresh":
-            raise kdplug.ConfigError("copies nothing: set layers, or embeddings: copied")
+            raise kdplug.ConfigError("copies nothing: set layers, or remove embeddings: fresh")
         return self
 
 

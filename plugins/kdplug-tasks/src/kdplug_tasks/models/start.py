@@ -65,8 +65,9 @@ def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
                 field=f"layers.{place}",
             )
     if settings.layers and student.num_hidden_layers != len(settings.layers):
+        count = "1 layer" if len(settings.layers) == 1 else f"{len(settings.layers)} layers"
         raise kdplug.ConfigError(
-            f"has {len(settings.layers)} entries, but the student's config has {student.num_hidden_layers} layers. Remove "
+            f"selects {count}, but the student's config has {student.num_hidden_layers} layers. Remove "
             "the number of layers from student.config, since it follows from this list",
             field="layers",
         )

@@ -198,5 +198,5 @@ def texts_of(table: Any, column: str) -> list[str]:
     found = list(table.columns[column])
     for row, text in enumerate(found):
         if not isinstance(text, str):
-            raise table.error(f"the {column} must be text, got {type(text).__name__} {str(text)[:40]!r}", row)
+            raise table.error(f"column {column!r} must hold text, got {type(text).__name__} {str(text)[:40]}", row)
     return found

@@ -146,7 +146,7 @@ def check_vocabulary(tokenizer: Any, size: int, field: str) -> None:
     """Raise ``ConfigError`` if the tokenizer has ids for which the model has no embedding."""
     if size < (needed := classes_of(tokenizer)):
         raise kdplug.ConfigError(
-            f"the model has {size} embeddings, but the tokenizer has {needed} tokens. Use the model's own tokenizer, or a "
+            f"the model has {size} embeddings (vocab_size), but the tokenizer has {needed} tokens. Use the model's own tokenizer, or a "
             f"model with at least {needed} embeddings",
-            field=f"{field}.vocab_size",
+            field=field,
         )

@@ -60,24 +60,54 @@ def _cell(table: Table, row: int) -> list[Answer] | None:
         cell = columns["answers"][row]
         if cell is None:
             return None
-        if isinstance(cell, list):
-            cell = {"text": [one["text"] for one in cell], "answer_start": [one["answer_start"] for one in cell]}
-        if not isinstance(cell, dict) or not {"text", "answer_start"} <= cell.keys():
-            raise table.error("answers must have text and answer_start", row)
-        pairs = list(zip(cell["text"], cell["answer_start"], strict=True))
+        pairs = _pairs(cell, table, row)
     elif "answer" in columns and "answer_start" in columns:
         text, start = columns["answer"][row], columns["answer_start"][row]
         pairs = [] if is_missing(text) else [(text, start)]
     else:
         return None
-    return [Answer(text, _whole(start, table, row)) for text, start in pairs]
+    return [Answer(_text(text, table, row), _whole(start, table, row)) for text, start in pairs]
+
+
+_FORM = 'answers must be {"text": […], "answer_start": […]}, or a list of such objects, one per answer'
+
+
+def _pairs(cell: Any, table: Table, row: int) -> list[tuple[Any, Any]]:
+    """Return the text and start of each answer."""
+    parts = cell if isinstance(cell, list) else [cell]
+    pairs: list[tuple[Any, Any]] = []
+    for part in parts:
+        if not isinstance(part, dict) or not {"text", "answer_start"} <= part.keys():
+            raise table.error(f"{_FORM}, got {_shortened(part)}", row)
+        texts, starts = (one if isinstance(one, list) else [one] for one in (part["text"], part["answer_start"]))
+        if len(texts) != len(starts):
+            raise table.error(
+                f"answers have {len(texts)} text and {len(starts)} answer_start. Each answer needs both", row
+            )
+        pairs += zip(texts, starts, strict=True)
+    return pairs
+
+
+def _shortened(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}…"
+
+
+def _text(text: Any, table: Table, row: int) -> str:
+    if not isinstance(text, str):
+        raise table.error(f"the text of an answer must be text, got {_shortened(text)}", row)
+    return text
 
 
 def _whole(start: Any, table: Table, row: int) -> int:
+    """Return an offset, which CSV files hold as text and some tables as a float."""
     try:
-        return int(start)
-    except (TypeError, ValueError):
-        raise table.error(f"answer_start must be a whole number, got {start!r}", row) from None
+        found = int(start)
+    except (TypeError, ValueError, OverflowError):
+        found = -1
+    if isinstance(start, bool) or found < 0 or (isinstance(start, float) and start != found):
+        raise table.error(f"answer_start must be a whole number of at least 0, got {_shortened(start)}", row)
+    return found
 
 
 def windows(encoded: Any, names: Sequence[str], answers: Sequence[list[Answer] | None], first: int) -> list[Window]:

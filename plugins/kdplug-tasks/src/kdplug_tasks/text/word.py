@@ -238,7 +238,9 @@ class Words:
                 continue
             tags = _list(cell, table, row, "tags")
             if len(tags) != len(sentence):
-                raise table.error(f"there are {len(sentence)} tokens and {len(tags)} tags. Each token needs one", row)
+                raise table.error(
+                    f"tokens and tags differ in length, {len(sentence)} and {len(tags)}. Each token needs one tag", row
+                )
             found.append([self.labels.index(written(tag, table, "tags", row)) for tag in tags])
         return found
 
@@ -257,11 +259,17 @@ def _is_first(places: Sequence[int | None], place: int) -> bool:
 def _words(table: Table) -> list[list[str]]:
     found = []
     for row, cell in enumerate(table.columns["tokens"]):
-        words = [str(word) for word in _list(cell, table, row, "tokens")]
+        words = [_word(word, table, row) for word in _list(cell, table, row, "tokens")]
         if not words:
             raise table.error("there are no tokens. Remove the row", row)
         found.append(words)
     return found
+
+
+def _word(word: Any, table: Table, row: int) -> str:
+    if not isinstance(word, str) and (is_missing(word) or not isinstance(word, (int, float))):
+        raise table.error(f"each token must be text, got {word!r}", row)
+    return str(word)
 
 
 def _list(cell: Any, table: Table, row: int, column: str) -> list[Any]:
