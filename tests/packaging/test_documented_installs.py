@@ -22,6 +22,7 @@ ELSEWHERE = {
     ("examples/README.md", "pip install -r examples/requirements.txt && kdplug run examples/digits.yaml"): "README.md",
     ("examples/README.md", 'pip install -e "plugins/kdplug-tasks[transformers]"'): "docs/how-to/run-the-examples.md",
     ("examples/kdplug-myloss/README.md", "$ pip install ./examples/kdplug-myloss"): "tests/test_third_party_plugin.py",
+    ("examples/kdplug-papers/README.md", "$ pip install ./examples/kdplug-papers"): "tests/test_papers_example.py",
     ("examples/kdplug-steplog/README.md", "$ pip install ./examples/kdplug-steplog"): "tests/test_steplog_example.py",
 }
 """Page and command to what runs it, or to the page whose span holds it too."""

@@ -1,0 +1,119 @@
+"""Recipes of the vision methods: a small convolutional network learns from a wider one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from recipe import Recipe
+from torch import Tensor, nn
+from torch.utils.data import Dataset, TensorDataset
+
+
+class ConvNet(nn.Module):
+    """Two stages, global pooling and a classifier; images ``[B, 3, 8, 8]``, 5 classes."""
+
+    def __init__(self, width: int, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stage1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+            self.stage2 = nn.Sequential(
+                nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), nn.BatchNorm2d(2 * width), nn.ReLU()
+            )
+            self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            self.fc = nn.Linear(2 * width, 5)
+
+    def stages(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the outputs of every part by its name."""
+        found, value = {}, images
+        for name, part in self.named_children():
+            found[name] = value = part(value)
+        return found
+
+    def forward(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return logits, and labels for the losses that request them."""
+        return {"logits": self.stages(images)["fc"], "labels": labels}
+
+
+def student(trained: tuple[str, ...] = ("stage1", "stage2", "pool", "fc")) -> nn.Module:
+    """Return an untrained network, of which only the named parts are trained."""
+    made = ConvNet(4, seed=1)
+    for name, part in made.named_children():
+        part.requires_grad_(name in trained)
+    return made
+
+
+def teacher() -> nn.Module:
+    """Return a wider network whose features have been normalised on the images; random weights give enough to learn."""
+    made = ConvNet(7, seed=2)
+    with torch.no_grad():
+        for _ in range(30):
+            made.stages(images()[:][0])  # type: ignore[index]
+    return made
+
+
+def images(seed: int = 3, count: int = 24) -> Dataset[tuple[Tensor, ...]]:
+    """Return images and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    return TensorDataset(
+        torch.randn(count, 3, 8, 8, generator=generator), torch.randint(5, (count,), generator=generator)
+    )
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, part: str) -> Tensor:
+    """Return a part's outputs for all images, one row for each image, as an evaluation computes them."""
+    training = model.training
+    found = model.eval().stages(images()[:][0])[part].flatten(1).double()  # type: ignore[index,operator]
+    model.train(training)
+    return found
+
+
+def features_apart(part: str):
+    """Return the distance 1 − CKA of a part's outputs: 0 if they are equal up to rotation and scale."""
+
+    def distance(student: nn.Module, teacher: nn.Module) -> float:
+        own, other = (outputs(model, part) for model in (student, teacher))
+        own, other = own - own.mean(0), other - other.mean(0)
+        return 1 - float((own.T @ other).square().sum() / ((own.T @ own).norm() * (other.T @ other).norm()))
+
+    return distance
+
+
+def logits_apart(student: nn.Module, teacher: nn.Module) -> float:
+    """Return the KL divergence of the students' predictions from the teacher's, in nats."""
+    own, other = (outputs(model, "fc").log_softmax(-1) for model in (student, teacher))
+    return float((other.exp() * (other - own)).sum(-1).mean())
+
+
+def on(part: str, loss, **keys) -> Recipe:
+    """Return a recipe with one term on the output of one part of both models."""
+    term = {"loss": loss, "layer_S": part, "layer_T": part, **keys}
+    return Recipe({"terms": [term]}, partial(student, ("stage1", "stage2")), teacher, images, features_apart(part))
+
+
+def on_stages(loss, **keys) -> Recipe:
+    """Return a recipe with one term on both stages."""
+    return replace(
+        on("stage2", loss), distillation={"terms": [{"loss": loss, "layer_S": STAGES, "layer_T": STAGES, **keys}]}
+    )
+
+
+STAGES = ["stage1", "stage2"]
+CTKD = {
+    "terms": [{"loss": {"name": "dkd", "alpha": 1, "beta": 2}}],
+    "temperature_scheduler": {"name": "ctkd", "ramp": 0.5},
+}
+RECIPES = {
+    "attention_transfer": on_stages("attention_transfer", weight=1000),
+    "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
+    "fitnet": on("stage2", "fitnet", weight=100, loss_options={"lr": 0.02}),
+    "mgd": on("stage2", {"name": "mgd", "masked": 0.15}, weight=7e-5),
+    "pkt": on("pool", "pkt", weight=30_000),
+    "reviewkd": on_stages("reviewkd", weight=5),
+    "rkd": on("pool", "rkd"),
+    "sp": on("stage2", "sp", weight=3000),
+    "vid": on("stage2", "vid"),
+}
