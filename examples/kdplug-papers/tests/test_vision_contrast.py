@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from by_element import Array, close, draw
 from kdplug_papers.contrast import CRD
+from paper_laws import COMPILED_DRAWS, DRAWN, PaperLaws
 
 IDS, LABELS = torch.tensor([6, 2, 4]), torch.tensor([1, 0, 1])
 
@@ -56,7 +60,7 @@ def places_of(loss, seed) -> Array:
 def test_it_is_the_likelihood_of_pairs_and_banks_follow_with_momentum():
     loss, normalizers = made(), None
     for seed in (7, 8):
-        student, teacher = draw(3, 2, 2, seed=seed), draw(3, 3, seed=seed + 10)
+        student, teacher = draw(3, 4, 1, 1, seed=seed), draw(3, 3, seed=seed + 10)
         banks = loss.bank_student.clone(), loss.bank_teacher.clone()
         expected, found = by_formula(loss, student.flatten(1), teacher, places_of(loss, seed), normalizers)
         normalizers = normalizers or found
@@ -102,3 +106,62 @@ def test_data_of_one_class_stay_finite():
     loss = made()
     loss.classes.fill_(1)
     assert loss(draw(3, 4), draw(3, 3), IDS, torch.ones(3, dtype=torch.long), 1).value.isfinite()
+
+
+def test_its_draws_follow_the_draw_seed():
+    values = [made()(draw(3, 4), draw(3, 3), IDS, LABELS, seed).value.item() for seed in (3, 3, 4)]
+    assert values[0] == values[1] != values[2]
+
+
+def test_its_gradient_is_that_of_constant_normalizers():
+    student = draw(3, 4).requires_grad_()
+    trained = made()
+    trained.normalizers.copy_(torch.tensor([11.0, 7.0]))
+    trained.eval()  # the same banks in each call
+    assert torch.autograd.gradcheck(lambda one: trained(one, draw(3, 3), IDS, LABELS, 1).value, student)
+
+
+PROCESS = """
+import sys, torch
+from kdplug_papers.contrast import CRD
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+torch.manual_seed(0)
+loss = CRD(4, 3, 9, width=2, negatives=5)
+for step in range(2):
+    ids = torch.tensor([[0, 1], [2, 3, 4]][rank]) + step
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    student, teacher = (torch.randn(len(ids), width, generator=generator) for width in (4, 3))
+    loss(student, teacher, ids, ids % 3, draw_seed=7 * step + rank).value.backward()
+torch.save(dict(loss.named_buffers()), f"{folder}/{rank}.pt")
+"""
+
+
+def test_two_processes_have_equal_banks_with_the_examples_of_both(tmp_path):
+    (tmp_path / "process.py").write_text(PROCESS)
+    both = [subprocess.Popen([sys.executable, "process.py", str(rank), str(tmp_path)], cwd=tmp_path) for rank in (0, 1)]
+    assert [one.wait(timeout=120) for one in both] == [0, 0]
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one["classes"].tolist() == [0, 1, 2, 0, 1, 2, -7, -8, -9]
+    torch.manual_seed(0)
+    untouched = CRD(4, 3, 9, width=2, negatives=5).bank_student
+    changed = (one["bank_student"] != untouched).any(1)
+    assert changed.tolist() == [True] * 6 + [False] * 3
+
+
+class TestCRD(PaperLaws):
+    entry = "kdplug-papers:crd"
+    settings: ClassVar = {"width": 8, "negatives": 6}
+    shape, teacher_shape = (4, 3), (4, 5)
+    token_axes = ()
+    non_negative = True
+    trains = ("embed_student.weight", "embed_teacher.weight")
+    except_for: ClassVar = {
+        **PaperLaws.except_for,
+        "test_any_split_of_the_batch_gives_the_whole": DRAWN,
+        "test_the_order_of_examples_does_not_matter": DRAWN,
+        "test_torch_compile_traces_it_whole": COMPILED_DRAWS,
+        "test_its_draws_follow_the_draw_seed": "each call changes the banks, which the law does not expect",
+        "test_gradient_agrees_with_finite_differences": "the first batch sets the normalizers, which are constants",
+    }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from kdplug import LossSum
+from kdplug import LossSum, all_gather
 from kdplug_papers.maps import check_batch, check_setting
 
 _EPSILON = 1e-7
@@ -21,16 +21,19 @@ class CRD(nn.Module):
     side, ``momentum · old + (1 - momentum) · new``, normalised. Each embedding is compared with the other side's bank at its
     own example and at ``negatives`` examples of other classes: ``p = exp(cos / tau) / Z``, and
     ``-[ln p_0 / (p_0 + K/N) + Σ_k ln (K/N) / (p_k + K/N)]`` with ``K`` negatives and ``N`` examples, summed over both sides.
-    ``Z`` is fixed by the first batch: the mean of ``exp(cos / tau)`` times ``N``. Usual weight: 0.8, on the pooled feature.
+    ``Z`` is fixed by the first batch: the mean of ``exp(cos / tau)`` times ``N``. Several processes have equal banks. Usual weight: 0.8, on the pooled feature.
 
     Negatives are drawn with replacement. The class of an example is that of its label, from its first batch on; an example
     not seen yet, or without a label, is a class by itself.
 
-    Shapes: ``[B, ...]``, flattened; ids and labels ``[B]``; returns a sum over examples. Memory:
+    Shapes: ``[B, D]`` or ``[B, C, 1, 1]``; ids and labels ``[B]``; returns a sum over examples. Memory:
     ``B (negatives + 1) width`` elements for each side.
     Raises: ``SettingError`` for a setting out of range; ``ShapeError`` if the batches differ.
     Source: Tian et al. 2020, arXiv:1910.10699; constants of RepDistiller.
     """
+
+    axis = 1  # of [B, D] and of [B, C, 1, 1]
+    random = True
 
     bank_student: Tensor
     bank_teacher: Tensor
@@ -73,15 +76,22 @@ class CRD(nn.Module):
         check_batch("crd", student_features, teacher_features, example_ids)
         student = normalize(self.embed_student(student_features.flatten(1)))
         teacher = normalize(self.embed_teacher(teacher_features.detach().flatten(1)))
-        classes = self.classes.index_copy(0, example_ids, self._classes_of(example_ids, labels))
+        seen = self._everyones(torch.stack([example_ids, self._classes_of(example_ids, labels)], dim=1))
+        classes = self.classes.index_copy(0, *seen.unbind(1))
         places = torch.cat([example_ids[:, None], self._others(classes, example_ids, draw_seed)], dim=1)
         scores = [self._scores(self.bank_teacher[places], student), self._scores(self.bank_student[places], teacher)]
-        means = torch.stack([one.detach().mean() for one in scores]) * len(classes)
-        normalizers = torch.where(self.normalizers < 0, means, self.normalizers)
+        means = torch.stack([one.mean(1) for one in scores], dim=1)
+        new = self._everyones(torch.cat([student, teacher, means], dim=1).detach())
+        normalizers = torch.where(self.normalizers < 0, new[:, -2:].mean(0) * len(classes), self.normalizers)
         total = torch.stack([self._unlikelihood(*each) for each in zip(scores, normalizers, strict=True)]).sum()
         if self.training:
-            self._remember(example_ids, student.detach(), teacher.detach(), classes, normalizers)
+            width = student.shape[1]
+            self._remember(seen[:, 0], new[:, :width], new[:, width:-2], classes, normalizers)
         return LossSum(total, len(example_ids))
+
+    def _everyones(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes in training, so that their banks stay equal. One process may evaluate alone."""
+        return all_gather(rows) if self.training else rows
 
     def _classes_of(self, ids: Tensor, labels: Tensor | None) -> Tensor:
         known = self.classes[ids]
