@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from cache_scene import Reader, Rowwise, Tokens, loader, read
@@ -14,6 +9,7 @@ from killer import Killed, Killer
 from named_scene import PENALTY, RELATION, SRRL, adapt, distil, go
 from small_run import make_batches, make_student, sgd, weights
 from torch.utils.data import DataLoader
+from two_processes import run_in_two_processes
 
 from kdplug import ConfigError, DistillationConfig, MultiTeacherDistiller, OutputsError, RunError, TrainingConfig
 from kdplug.engine.cache import layout
@@ -266,16 +262,7 @@ torch.save(ends, folder / f"{rank}.pt")
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    tests = Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests), str(tests / "distillers"), *sys.path])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [*launch, "script.py", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, timeout=150, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(tmp_path, SCRIPT)
     torch.manual_seed(0)
     student = make_student()
     distiller = distil(tmp_path / "alone", Rowwise(), [RELATION, SRRL, PENALTY], student, (adapt, adapt))

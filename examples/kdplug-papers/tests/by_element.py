@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +16,27 @@ Array = NDArray[np.float64]
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Return a float64 tensor that depends only on the arguments."""
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def several(number: int, *shape: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return layers, drawn from consecutive seeds."""
+    return tuple(draw(*shape, seed=seed + place) for place in range(number))
+
+
+def masked(lengths: Sequence[int], longest: int) -> Tensor:
+    """Return the mask of sequences that end in padding, bool ``[batch, longest]``."""
+    return torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+
+
+def softmax(row: Sequence[float]) -> list[float]:
+    """Return the probabilities of one row of scores."""
+    exponentials = [math.exp(value - max(row)) for value in row]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def dot(one: Iterable[float], two: Iterable[float]) -> float:
+    """Return the dot product of two vectors."""
+    return sum(a * b for a, b in zip(one, two, strict=True))
 
 
 def convolved(layer: nn.Module, maps: Array) -> Array:

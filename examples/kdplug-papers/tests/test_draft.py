@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from by_element import draw, masked, softmax
 from kdplug_papers.draft import eagle_draft
 from paper_laws import PaperLaws
 
@@ -15,19 +16,6 @@ import kdplug
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LENGTHS = (4, 2, 0)
 WEIGHT, BIAS = "lm_head:parameter.weight", "lm_head:parameter.bias"
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def masked():
-    return torch.arange(4)[None] < torch.tensor(LENGTHS)[:, None]
-
-
-def softmax(row):
-    exponentials = [math.exp(value - max(row)) for value in row]
-    return [value / sum(exponentials) for value in exponentials]
 
 
 def read_off(head, bias, feature):
@@ -50,7 +38,7 @@ def test_eagle_adds_a_smooth_distance_and_a_cross_entropy_through_the_teachers_h
             total += sum(gap - 0.5 if gap > 1 else gap**2 / 2 for gap in gaps) / 5
             total -= 0.1 * sum(b * math.log(a) for a, b in zip(q, p, strict=True))
     parameters = {WEIGHT: head, BIAS: bias} if biased else {WEIGHT: head}
-    found = eagle_draft(student, teacher, parameters, masked())
+    found = eagle_draft(student, teacher, parameters, masked(LENGTHS, 4))
     torch.testing.assert_close(found.value.item(), total / sum(LENGTHS), **EXACT)
     assert found.count == sum(LENGTHS)
 
@@ -58,13 +46,13 @@ def test_eagle_adds_a_smooth_distance_and_a_cross_entropy_through_the_teachers_h
 def test_padding_of_eagle_may_hold_anything():
     head = {WEIGHT: draw(7, 5, seed=2)}
     student, teacher = draw(3, 4, 5), draw(3, 4, 5, seed=1)
-    expected = eagle_draft(student, teacher, head, masked()).value
-    student[~masked()], teacher[~masked()] = math.nan, math.inf
+    expected = eagle_draft(student, teacher, head, masked(LENGTHS, 4)).value
+    student[~masked(LENGTHS, 4)], teacher[~masked(LENGTHS, 4)] = math.nan, math.inf
     student.requires_grad_()
-    value = eagle_draft(student, teacher, head, masked()).value
+    value = eagle_draft(student, teacher, head, masked(LENGTHS, 4)).value
     torch.testing.assert_close(value, expected)
     (gradient,) = torch.autograd.grad(value, student)
-    assert (gradient[~masked()] == 0).all()
+    assert (gradient[~masked(LENGTHS, 4)] == 0).all()
     assert gradient.isfinite().all()
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from by_element import dot, masked, several, softmax
 from kdplug_papers.minilm import minilmv2
 from kdplug_papers.tinybert import TinyBertHidden, tinybert_attention, tinybert_prediction, tinybert_query_key
 from paper_laws import PaperLaws
@@ -16,27 +17,6 @@ import kdplug
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LENGTHS = (5, 3, 0, 1)
 """Tokens of each example that count, of 5: one example has none."""
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def several(number, *shape, seed=0):
-    return tuple(draw(*shape, seed=seed + place) for place in range(number))
-
-
-def masked():
-    return torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
-
-
-def softmax(row):
-    exponentials = [math.exp(value - max(row)) for value in row]
-    return [value / sum(exponentials) for value in exponentials]
-
-
-def dot(one, two):
-    return sum(a * b for a, b in zip(one, two, strict=True))
 
 
 def relation(tokens, token, head, size):
@@ -55,7 +35,7 @@ def test_minilmv2_is_the_mean_divergence_of_relations_over_the_tokens_that_count
                 for token in range(length):
                     q, p = relation(mine, token, head, 2), relation(theirs, token, head, 4)
                     total += sum(b * math.log(b / a) for a, b in zip(q, p, strict=True)) / (3 * heads * length)
-    found = minilmv2(student, teacher, masked(), relation_heads=heads)
+    found = minilmv2(student, teacher, masked(LENGTHS, 5), relation_heads=heads)
     torch.testing.assert_close(found.value.item(), total / 3, **EXACT)
     assert found.count == 3
 
@@ -116,7 +96,7 @@ def test_tinybert_query_key_compares_the_scores_of_tokens_that_count():
                     place = (example, head, row, column)
                     total += sum(square_error(score(student, n, *place), score(teacher, n, *place)) for n in range(2))
                     count += 1
-    found = tinybert_query_key(student, teacher, masked(), heads=heads)
+    found = tinybert_query_key(student, teacher, masked(LENGTHS, 5), heads=heads)
     torch.testing.assert_close(found.value.item(), total / count, **EXACT)
     assert found.count == count
 

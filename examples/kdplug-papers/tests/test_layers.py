@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from by_element import dot, draw, masked, several, softmax
 from kdplug_papers.layers import BertEmd, alp_kd
 from kdplug_papers.transport import cheapest_plan
 from paper_laws import PaperLaws
@@ -17,27 +18,6 @@ import kdplug
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 LENGTHS = (5, 3, 0, 1)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def several(number, *shape, seed=0):
-    return tuple(draw(*shape, seed=seed + place) for place in range(number))
-
-
-def masked():
-    return torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
-
-
-def dot(one, two):
-    return sum(a * b for a, b in zip(one, two, strict=True))
-
-
-def softmax(row):
-    exponentials = [math.exp(value - max(row)) for value in row]
-    return [value / sum(exponentials) for value in exponentials]
 
 
 def test_alp_kd_mixes_all_teacher_layers_for_each_student_layer():
@@ -159,7 +139,7 @@ def test_bert_emd_adds_two_distances_and_updates_the_weights_of_layers():
             spent = np.array(plan) * np.array(cost)
             new[0].append(updated(student_weights, spent.sum(1).tolist()))
             new[1].append(updated(teacher_weights, spent.sum(0).tolist()))
-        torch.testing.assert_close(loss(student, teacher, masked()).item(), expected, **EXACT)
+        torch.testing.assert_close(loss(student, teacher, masked(LENGTHS, 5)).item(), expected, **EXACT)
         student_weights, teacher_weights = (softmax(np.mean(side, axis=0).tolist()) for side in new)
         for buffer, values in ((loss.student_weights, student_weights), (loss.teacher_weights, teacher_weights)):
             torch.testing.assert_close(buffer.tolist(), [values, values], **EXACT)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from by_element import draw
 from kdplug_papers.retrieval import margin_mse, score_kl
 from paper_laws import PaperLaws
 
@@ -14,10 +15,6 @@ import kdplug
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 MISSING = -math.inf
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def rows(student, teacher):

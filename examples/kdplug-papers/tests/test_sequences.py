@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from by_element import draw, masked, softmax
 from kdplug_papers.sequences import distillm2, minillm
 from paper_laws import PaperLaws
 
@@ -15,19 +16,6 @@ import kdplug
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LENGTHS = (4, 2, 0, 3)
 """Tokens of each text that count, of 4: one text has none."""
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def masked():
-    return torch.arange(4)[None] < torch.tensor(LENGTHS)[:, None]
-
-
-def softmax(row):
-    exponentials = [math.exp(value - max(row)) for value in row]
-    return [value / sum(exponentials) for value in exponentials]
 
 
 def divergence(first, second):
@@ -52,7 +40,7 @@ def test_distillm2_takes_the_divergence_of_the_writer_as_a_mean_over_texts(weigh
             )
             total += value / length
     extras = {"from_student": torch.tensor(by_student)}
-    found = distillm2(student, teacher, extras, masked(), student_weight=weight)
+    found = distillm2(student, teacher, extras, masked(LENGTHS, 4), student_weight=weight)
     torch.testing.assert_close(found.value.item(), total / 3, **EXACT)
     assert found.count == 3
 
@@ -84,7 +72,7 @@ def test_distillm2_names_what_is_missing():
 @pytest.mark.parametrize("normalize", [True, False])
 def test_minillm_has_the_value_of_the_divergence_and_the_gradient_of_later_rewards_too(normalize):
     student, teacher = draw(4, 4, 6).requires_grad_(), draw(4, 4, 6, seed=1)
-    labels = torch.randint(6, (4, 4), generator=torch.Generator().manual_seed(2)).masked_fill(~masked(), -100)
+    labels = torch.randint(6, (4, 4), generator=torch.Generator().manual_seed(2)).masked_fill(~masked(LENGTHS, 4), -100)
     value, gradient = 0.0, torch.zeros_like(student)
     for text, length in enumerate(LENGTHS):
         q, p = ([softmax(row) for row in side[text].tolist()] for side in (student, teacher))
@@ -98,7 +86,7 @@ def test_minillm_has_the_value_of_the_divergence_and_the_gradient_of_later_rewar
             for word, (a, b) in enumerate(zip(q[token], p[token], strict=True)):
                 of_policy = -mean * ((word == chosen[token]) - a)
                 gradient[text, token, word] = a * (math.log(a / b) - exact) + of_policy
-    found = minillm(student, teacher, {"sampled": labels}, masked(), normalize_length=normalize)
+    found = minillm(student, teacher, {"sampled": labels}, masked(LENGTHS, 4), normalize_length=normalize)
     torch.testing.assert_close(found.value.item(), value / sum(LENGTHS), **EXACT)
     torch.testing.assert_close(torch.autograd.grad(found.total, student)[0], gradient, **EXACT)
     assert found.count == sum(LENGTHS)

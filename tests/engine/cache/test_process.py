@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
+from two_processes import run_in_two_processes
 
 SCRIPT = """
 import sys
@@ -29,16 +26,7 @@ torch.save((calls, ends), folder / f"{rank}.pt")
 
 
 def test_two_processes_share_the_work_on_disk_and_learn_the_same(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    tests = Path(__file__).parents[2]
-    path = os.pathsep.join([str(tests), str(tests / "distillers"), *sys.path])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [*launch, "script.py", str(tmp_path)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, timeout=150, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(tmp_path, SCRIPT)
     for rank in (0, 1):
         calls, ends = torch.load(tmp_path / f"{rank}.pt")
         assert calls == [9, 6, 3, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from factored_scene import CLASSES, Scene, assert_same
+from sequence_losses import policy, slopes
 from torch import nn
 
 import kdplug
@@ -14,25 +15,6 @@ ITEMS = (5, 4)
 SIDES = [("student", "teacher"), ("student",), ("teacher",)]
 MASK = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 1, 0]])
 LABELS = torch.arange(20).view(ITEMS) % CLASSES
-
-
-@kdplug.whole_sequences
-def slopes(student_logits, teacher_logits, mask) -> LossSum:
-    """Squared difference of the steps between neighbouring positions."""
-    pairs = mask[:, 1:] & mask[:, :-1]
-    steps = (student_logits - teacher_logits).diff(dim=1).square().mean(-1)
-    return LossSum(steps.masked_fill(~pairs, 0.0).sum(), pairs.sum())
-
-
-@kdplug.whole_sequences
-def policy(student_logits, teacher_logits, labels, mask) -> LossSum:
-    """Policy gradient whose reward is the log-ratio of a whole sequence."""
-    own, theirs = (
-        side.log_softmax(-1).gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).masked_fill(~mask, 0.0)
-        for side in (student_logits, teacher_logits)
-    )
-    reward = (theirs - own).detach().sum(-1)
-    return LossSum(-(reward * own.sum(-1)).sum(), mask.any(-1).sum())
 
 
 def squared(student_logits, teacher_logits):
