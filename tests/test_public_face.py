@@ -57,6 +57,7 @@ FACE = [
     "cache_codecs",
     "closed_form",
     "coarsens",
+    "facts",
     "hookimpl",
     "layer_maps",
     "load_student",

@@ -23,9 +23,12 @@ def confident_kl(
     computed without temperature. A class with teacher logit ``-inf`` adds nothing.
 
     Shapes: logits ``[*items, classes]``, ``temperature`` a number or ``[*items]``, ``mask`` ``[*items]`` with ``True`` for
-    items that count; returns a scalar, 0 if nothing counts.
+    items that count; returns a scalar, 0 if nothing counts. Raises ``ValueError`` if shapes differ.
     """
-    student, teacher = student_logits.float(), teacher_logits.detach().float()
+    if teacher_logits.shape != student_logits.shape or (mask is not None and mask.shape != student_logits.shape[:-1]):
+        raise ValueError(f"shapes differ: {list(student_logits.shape)} and {list(teacher_logits.shape)}, or the mask's")
+    dtype = torch.promote_types(student_logits.dtype, torch.float32)
+    student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
     if mask is not None:
         student, teacher = (logits.masked_fill(~mask.bool().unsqueeze(-1), 0.0) for logits in (student, teacher))
     softness = torch.as_tensor(temperature, dtype=student.dtype, device=student.device).unsqueeze(-1)

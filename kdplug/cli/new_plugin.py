@@ -182,9 +182,16 @@ def new_plugin(
             "layer-map, task, cache-codec or hooks.",
         ),
     ],
-    on: Annotated[
+    form: Annotated[
         str | None,
-        typer.Option("--on", metavar="WHAT", help="Inputs of a loss: logits (the default) or features."),
+        typer.Option(
+            "--form",
+            "--on",
+            metavar="F",
+            help="Form of a loss: logits (the default), features, layers, features-and-logits or parameters; of a "
+            "projection: sequences (the default) or maps; of a temperature scheduler: function (the default) or "
+            "parameters.",
+        ),
     ] = None,
     license_name: Annotated[
         str, typer.Option("--license", metavar="L", help="License: Apache-2.0, MIT, BSD-3-Clause or none.")
@@ -193,7 +200,7 @@ def new_plugin(
 ) -> None:
     """Create a plugin project: entry point, typed module, tests, README, recipe and license."""
     with report_errors():
-        scaffold = read_scaffold(kind, on)
+        scaffold = read_scaffold(kind, form)
         chosen = read_license(license_name)
         module, entry = names_of(name)
         _check_free(name, module)

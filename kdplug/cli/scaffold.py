@@ -40,11 +40,41 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "A kdplug loss: Huber distance between hidden states.",
             (_KDPLUG, _TORCH, _PYDANTIC),
         ),
+        "loss with parameters": Scaffold(
+            "loss_with_parameters",
+            "kdplug.losses",
+            "loss",
+            "A kdplug loss: Gaussian likelihood of the teacher's features, with trained variances.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
+        "loss over layers": Scaffold(
+            "loss_over_layers",
+            "kdplug.losses",
+            "loss",
+            "A kdplug loss: similarities of examples, over any numbers of layers.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+        ),
+        "loss on features and logits": Scaffold(
+            "loss_on_features_and_logits",
+            "kdplug.losses",
+            "loss",
+            "A kdplug loss: distances of features and of logits, weighted by the teacher's confidence.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+        ),
         "projection": Scaffold(
             "projection",
             "kdplug.projections",
             "projection",
             "A kdplug projection: two layers from the student's width to the teacher's.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
+        "projection of maps": Scaffold(
+            "projection_of_maps",
+            "kdplug.projections",
+            "projection",
+            "A kdplug projection: a convolution from the student's channels to the teacher's.",
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
         ),
@@ -61,6 +91,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             "temperature scheduler",
             "A kdplug temperature scheduler: higher temperature where the teacher is more confident.",
             (_KDPLUG, _TORCH, _PYDANTIC),
+        ),
+        "temperature_scheduler with parameters": Scaffold(
+            "temperature_scheduler_with_parameters",
+            "kdplug.temperature_schedulers",
+            "temperature scheduler",
+            "A kdplug temperature scheduler: a temperature that is trained against the student.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
         ),
         "teacher_combiner": Scaffold(
             "teacher_combiner",
@@ -99,13 +137,31 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
         ),
     }
 )
-"""Project kinds by the value of ``--kind``; ``loss on features`` is ``--kind loss --on features``."""
+"""Project kinds by the value of ``--kind``, those of another form by its words too; ``FORMS`` names these."""
+
+FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "loss": {
+            "logits": "loss",
+            "features": "loss on features",
+            "layers": "loss over layers",
+            "features-and-logits": "loss on features and logits",
+            "parameters": "loss with parameters",
+        },
+        "projection": {"sequences": "projection", "maps": "projection of maps"},
+        "temperature_scheduler": {
+            "function": "temperature_scheduler",
+            "parameters": "temperature_scheduler with parameters",
+        },
+    }
+)
+"""The forms of a kind by the value of ``--form``; the first one is the default."""
 
 
-def read_scaffold(kind: str, on: str | None = None) -> Scaffold:
-    """Return the scaffold for ``--kind`` and ``--on``. ``losses`` means ``loss``; ``-`` and ``_`` are equivalent.
+def read_scaffold(kind: str, form: str | None = None) -> Scaffold:
+    """Return the scaffold for ``--kind`` and ``--form``. ``losses`` means ``loss``; ``-`` and ``_`` are equivalent.
 
-    Raises: ``ConfigError`` that suggests the nearest kind.
+    Raises: ``ConfigError`` that suggests the nearest kind or form.
     """
     words = [word for word in SCAFFOLDS if " " not in word]
     spellings = {spelling: word for word in words for spelling in (word, word.rstrip("s"))}
@@ -117,8 +173,18 @@ def read_scaffold(kind: str, on: str | None = None) -> Scaffold:
             field="--kind",
         )
     word = spellings[folded]
-    if on is not None and on not in ("logits", "features"):
-        raise ConfigError(f"must be 'logits' or 'features', got {on!r}", field="--on")
-    if on is not None and word != "loss":
-        raise ConfigError(f"applies to losses only, but --kind is {word.replace('_', '-')}. Leave it out", field="--on")
-    return SCAFFOLDS["loss on features" if on == "features" else word]
+    if form is None:
+        return SCAFFOLDS[word]
+    if word not in FORMS:
+        raise ConfigError(
+            f"a project of --kind {word.replace('_', '-')} has one form only. Leave it out", field="--form"
+        )
+    forms = FORMS[word]
+    chosen = form.casefold().replace("_", "-")
+    if chosen not in forms:
+        raise ConfigError(
+            f"unknown form {form!r} of --kind {word.replace('_', '-')}.{did_you_mean(form, forms)} Forms: "
+            f"{', '.join(forms)}",
+            field="--form",
+        )
+    return SCAFFOLDS[forms[chosen]]

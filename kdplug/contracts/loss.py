@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from kdplug.errors import SignatureError
+from kdplug.errors import SignatureError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,12 +101,97 @@ def declares(loss: Any, name: str) -> bool:
     ``forward`` the loss overrides.
     """
     value = getattr(loss, name, None)
-    if not isinstance(loss, type):
-        return (
-            value is True or value is loss or (name == CLOSED_FORM and value is not None and not _is_copied(loss, name))
+    if isinstance(loss, type):
+        return bool(value) and _is_stated_by(loss, name)
+    if value is True or name == CLOSED_FORM:
+        return value is not None and not _is_copied(loss, name)
+    return value is loss
+
+
+COMPARES_ITEMS = "compares_items"
+INTEGER_INPUTS = "integer_inputs"
+OWN_PARAMETERS = "own_parameters"
+RANDOM = "random"
+READS_TEACHER = "reads_teacher"
+SHAPES = "shapes"
+TAKES_SCORES = "takes_scores"
+FACTS: Mapping[str, Any] = MappingProxyType(
+    {
+        COMPARES_ITEMS: False,
+        INTEGER_INPUTS: (),
+        OWN_PARAMETERS: False,
+        RANDOM: False,
+        READS_TEACHER: True,
+        SHAPES: None,
+        TAKES_SCORES: False,
+    }
+)
+"""Facts that a loss function or class can state as attributes, with the value of a loss that does not."""
+
+
+def facts(**stated: Any) -> Callable[[_Loss], _Loss]:
+    """State facts of a loss, which exclude the laws of ``kdplug.testing`` that cannot hold.
+
+    ``compares_items``, ``own_parameters``, ``random`` and ``takes_scores`` may be ``True``, ``reads_teacher`` may be
+    ``False``; ``integer_inputs`` is a tuple of input names and ``shapes`` a shape of ``LossLaws``. A class may set
+    attributes of these names instead.
+
+        @facts(compares_items=True)
+        def similarity(student_features, teacher_features): ...
+
+    Raises: ``SignatureError`` for an unknown fact, or one of the wrong type.
+    """
+    for name, value in stated.items():
+        _check_fact(name, value, "facts")
+
+    def state(loss: _Loss) -> _Loss:
+        for name, value in stated.items():
+            setattr(loss, name, value)
+        return loss
+
+    return state
+
+
+def stated_facts(loss: Any) -> dict[str, Any]:
+    """Return the facts that a loss states itself, other than the usual ones.
+
+    What ``functools.wraps`` copied does not count, nor does what a base class states whose ``forward`` the loss
+    overrides.
+
+    Raises: ``SignatureError`` for a fact of the wrong type.
+    """
+    found = {name: getattr(loss, name) for name in FACTS if _states(loss, name)}
+    for name, value in found.items():
+        _check_fact(name, value, getattr(loss, "__name__", type(loss).__name__))
+    return {name: value for name, value in found.items() if value != FACTS[name]}
+
+
+def _states(loss: Any, name: str) -> bool:
+    if isinstance(loss, type):
+        return _is_stated_by(loss, name)
+    if not hasattr(loss, name):
+        return False
+    return not _is_copied(loss, name) if name in getattr(loss, "__dict__", {}) else _is_stated_by(type(loss), name)
+
+
+def _check_fact(name: str, value: Any, owner: str) -> None:
+    if name not in FACTS:
+        raise SignatureError(f"{owner}: no fact {name!r}.{did_you_mean(name, FACTS)} Facts: {', '.join(FACTS)}")
+    usual = FACTS[name]
+    if isinstance(usual, bool) and not isinstance(value, bool):
+        raise SignatureError(f"{owner} states {name} = {value!r}: it must be True or False")
+    if name == INTEGER_INPUTS and not (isinstance(value, tuple) and all(isinstance(one, str) for one in value)):
+        raise SignatureError(
+            f'{owner} states {name} = {value!r}: it must be a tuple of input names, such as ("teacher_features",)'
         )
-    owner = next((one for one in loss.__mro__ if name in vars(one) or "forward" in vars(one)), None)
-    return bool(value) and owner is not None and name in vars(owner)
+    if name == SHAPES and not isinstance(value, str | tuple | list | None):
+        raise SignatureError(f"{owner} states {name} = {value!r}: it must be a shape, the name of one, or a list")
+
+
+def _is_stated_by(cls: type, name: str) -> bool:
+    """Return whether a class has the attribute ``name`` from the class that defines its ``forward``, or from below."""
+    owner = next((one for one in cls.__mro__ if name in vars(one) or "forward" in vars(one)), None)
+    return owner is not None and name in vars(owner)
 
 
 def _is_copied(loss: Any, name: str) -> bool:

@@ -20,7 +20,7 @@ from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.engine.cache.cache import TeacherCache
-from kdplug.engine.cache.coding import Coding, decoded, has_tail
+from kdplug.engine.cache.coding import Coding, decoded
 from kdplug.engine.cache.session import Caches, fill
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described
@@ -76,7 +76,7 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     first, *others = map(float, bases or [distillation.temperature])
     found = Coding(codec, component.qualified_spec(), first, tuple(others) if codec.uses_temperature else ())
     logits = decoded(found)
-    if found.others and not (has_tail(logits) and not codec.takes_factored and not codec.shared(torch.zeros(1, 3))):
+    if found.others and not _has_tail(logits, codec):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and the terms use "
             f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, use a codec whose SparseLogits have "
@@ -87,6 +87,13 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         for term in on_logits:
             _check_loss(term, logits, component.entry.qualified, distillation)
     return found
+
+
+def _has_tail(logits: Any, codec: CacheCodec) -> bool:
+    """Return whether a codec's decoded logits have a tail, and the engine can decode them while it encodes others."""
+    if not isinstance(logits, SparseLogits) or logits.tail is None or codec.takes_factored:
+        return False
+    return not codec.shared(torch.zeros(1, logits.classes))
 
 
 def _check_loss(term: TermConfig, logits: SparseLogits, codec: str, distillation: DistillationConfig) -> None:

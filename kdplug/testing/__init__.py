@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kdplug.testing.entry.projection import ProjectionLaws
     from kdplug.testing.entry.scheduler import SchedulerLaws
     from kdplug.testing.entry.teacher_combiner import TeacherCombinerLaws
-    from kdplug.testing.law import broken_laws, law_names
+    from kdplug.testing.law import broken_laws, excluded_laws, law_names
     from kdplug.testing.loss.laws import LossLaws
     from kdplug.testing.task.laws import TaskLaws
     from kdplug.testing.temporary_site import PluginSite, isolated_plugins, plugin_site, write_plugin_site
@@ -29,6 +29,7 @@ __all__ = [
     "TaskLaws",
     "TeacherCombinerLaws",
     "broken_laws",
+    "excluded_laws",
     "isolated_plugins",
     "law_names",
     "plugin_site",
@@ -45,6 +46,7 @@ _MODULES = {
     ),
     "law": (
         "broken_laws",
+        "excluded_laws",
         "law_names",
     ),
     "entry.layer_map": ("LayerMapLaws",),

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import pytest
@@ -18,6 +19,7 @@ from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
 from kdplug.host.spec import ComponentSpec
+from kdplug.testing.sample import seeded
 
 
 def is_close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:
@@ -55,6 +57,26 @@ def where(condition: Callable[[Any], bool]) -> Callable[[Law], Law]:
     return mark
 
 
+def unless(*facts: str) -> Callable[[Law], Law]:
+    """Decorate a law that cannot hold for an entry that states one of these facts. It is then skipped with the reason."""
+
+    def mark(law: Law) -> Law:
+        law.__dict__["unless"] = facts
+        return law
+
+    return mark
+
+
+def advise(advice: str) -> Callable[[Law], Law]:
+    """Decorate a law with what to change if it is broken. Its failures end with this sentence."""
+
+    def mark(law: Law) -> Law:
+        law.__dict__["advice"] = advice
+        return law
+
+    return mark
+
+
 def broken(message: str) -> NoReturn:
     """Fail a law with this message, without a traceback through the kit."""
     pytest.fail(message, pytrace=False)
@@ -75,6 +97,7 @@ class Laws:
     _found: ClassVar[Entry]
     _trouble: ClassVar[Exception | None] = None
     _left_out: ClassVar[frozenset[str]] = frozenset()
+    _excluded: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -97,21 +120,35 @@ class Laws:
 
     @classmethod
     def _choose(cls) -> None:
-        """Remove laws that do not apply, and restore laws that a parent removed and that do."""
+        """Remove laws that do not apply, and restore laws that a parent removed and that do.
+
+        A law that a stated fact excludes is replaced by one that is skipped with the reason.
+        """
         laws = _definitions(cls)
         for name in cls.except_for:
             if name not in laws:
                 raise PluginError(f"{cls.__name__}.except_for: no law {name!r}.{did_you_mean(name, laws)}")
-        left_out = set()
+        left_out, excluded = set(), {}
+        stated = cls.stated() if cls._trouble is None else {}
         for name, law in laws.items():
             if name == _BUILD_LAW:
+                setattr(cls, name, _seeded(law))
                 continue
-            if cls._trouble is None and name not in cls.except_for and law.__dict__.get("applies", _always)(cls):
-                setattr(cls, name, law)
-            else:
+            applies = cls._trouble is None and name not in cls.except_for
+            if not applies or not law.__dict__.get("applies", _always)(cls):
                 setattr(cls, name, None)
                 left_out.add(name)
-        cls._left_out = frozenset(left_out)
+            elif reasons := [stated[fact] for fact in law.__dict__.get("unless", ()) if fact in stated]:
+                excluded[name] = reasons[0]
+                setattr(cls, name, _skipped(law, reasons[0]))
+            else:
+                setattr(cls, name, _seeded(law))
+        cls._left_out, cls._excluded = frozenset(left_out), excluded
+
+    @classmethod
+    def stated(cls) -> Mapping[str, str]:
+        """Return the facts that the entry states and that exclude laws, each with the words that state it."""
+        return {}
 
     @classmethod
     def asks_for(cls, name: str) -> bool:
@@ -169,7 +206,13 @@ class Laws:
 
 def law_names(laws: type[Laws]) -> list[str]:
     """Return the sorted laws that apply to the entry of ``laws``."""
-    return sorted(name for name in _definitions(laws) if getattr(laws, name) is not None)
+    excluded = excluded_laws(laws)
+    return sorted(name for name in _definitions(laws) if getattr(laws, name) is not None and name not in excluded)
+
+
+def excluded_laws(laws: type[Laws]) -> dict[str, str]:
+    """Return the laws that facts of the entry exclude, each with the fact, such as ``"random = True"``."""
+    return dict(sorted(laws._excluded.items()))  # noqa: SLF001  own attribute
 
 
 def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[str, str]:
@@ -178,13 +221,55 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
     for name in law_names(laws) if only is None else sorted(only):
         try:
             getattr(laws(), name)()
+        except pytest.skip.Exception:
+            continue
         except (Exception, pytest.fail.Exception) as error:
-            found[name] = str(error) if isinstance(error, pytest.fail.Exception) else f"{type(error).__name__}: {error}"
+            found[name] = str(error) if isinstance(error, pytest.fail.Exception) else _described(error)
     return found
+
+
+def _described(error: BaseException) -> str:
+    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
 
 
 def _always(_: object) -> bool:
     return True
+
+
+def _seeded(law: Callable[..., None]) -> Callable[..., None]:
+    """Return the law with torch's global generator seeded, and restored afterwards: an entry may draw from it.
+
+    Its advice is added to a failure.
+    """
+    advice = law.__dict__.get("advice")
+
+    @functools.wraps(law)
+    def run(self: Laws) -> None:
+        try:
+            with seeded(0):
+                law(self)
+        except pytest.fail.Exception as failure:
+            if advice is None:
+                raise
+            message = str(failure)
+        except Exception as error:
+            if advice is not None:
+                error.add_note(advice)
+            raise
+        else:
+            return
+        broken(f"{message.rstrip('.')}. {advice}")
+
+    run.__dict__["law"] = law
+    return run
+
+
+def _skipped(law: Callable[..., None], reason: str) -> Callable[..., None]:
+    @functools.wraps(law)
+    def skipped(self: Laws) -> None:
+        pytest.skip(f"{self._found.qualified} states {reason}, which excludes this law")
+
+    return skipped
 
 
 def _has(field: Any) -> bool:
@@ -195,11 +280,11 @@ def _definitions(cls: type[Laws]) -> dict[str, Callable[..., None]]:
     """Every law by name, as defined: a parent's removal of a law does not count as the author's choice."""
     found: dict[str, Any] = {}
     for owner in cls.__mro__:
-        machine = vars(owner).get("_left_out", frozenset())
+        machine = {*vars(owner).get("_left_out", ()), *vars(owner).get("_excluded", ())}
         for name, law in vars(owner).items():
             if name.startswith("test_") and name not in machine:
                 found.setdefault(name, law)
-    return {name: law for name, law in found.items() if callable(law)}
+    return {name: getattr(law, "law", law) for name, law in found.items() if callable(law)}
 
 
 def _entry(plural: str, given: str | Callable[..., Any]) -> Entry:

@@ -12,22 +12,45 @@ from torch import Tensor
 
 Draws = Literal["normal", "positive", "probabilities"]
 Change = Callable[[Tensor], Tensor]
+Shape = tuple[int, ...]
+
+WHOLE_NUMBERS = 5
+"""Whole numbers of a sample are below this one: classes, or codes of a codebook."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleLayout:
-    """The shapes of a loss's inputs.
+    """The shapes of a loss's inputs: one for each layer of a side.
 
     ``token_axes`` are the axes that the mask's second axis applies to: ``(1,)`` for ``[batch, tokens, width]``, ``(2,
-    3)`` for ``[batch, heads, tokens, tokens]``, empty if the mask covers the batch only.
+    3)`` for ``[batch, heads, tokens, tokens]``, empty if the mask covers the batch only. A loss that is ``listed`` gets
+    tuples of features. ``logits`` is the shape of the logits that a loss on features requests in addition: they are the
+    last tensor of each side. ``integers`` are the inputs that hold whole numbers.
     """
 
     word: Literal["logits", "features"]
-    student: tuple[int, ...]
-    teacher: tuple[int, ...]
+    student_shapes: tuple[Shape, ...]
+    teacher_shapes: tuple[Shape, ...]
     token_axes: tuple[int, ...]
-    layers: int = 1
+    listed: bool = False
     draws: Draws = "normal"
+    logits: Shape | None = None
+    integers: frozenset[str] = frozenset()
+
+    @property
+    def student(self) -> Shape:
+        """The shape of the student's first tensor."""
+        return self.student_shapes[0]
+
+    @property
+    def teacher(self) -> Shape:
+        """The shape of the teacher's first tensor."""
+        return self.teacher_shapes[0]
+
+    @property
+    def are_alike(self) -> bool:
+        """True if each tensor of the student has the shape of the teacher's."""
+        return self.student_shapes == self.teacher_shapes
 
     @property
     def mask(self) -> tuple[int, ...]:
@@ -66,8 +89,8 @@ class Sample:
     def values(self) -> dict[str, Any]:
         """Return every input by name."""
         return {
-            **self._of_side("student", self.student),
-            **self._of_side("teacher", self.teacher),
+            **self._tensors("student", self.student),
+            **self._tensors("teacher", self.teacher),
             "teacher_sparse": None,
             "mask": self.mask,
             "student_mask": self.mask,
@@ -93,13 +116,14 @@ class Sample:
         each = -(-items.numel() // max(1, len(ids)))
         return ids.repeat_interleave(each)[: items.numel()].reshape(items)
 
-    def _of_side(self, side: str, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+    def _tensors(self, side: str, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+        """Return the features or logits of one side by name; a single one unless layers are ``listed``."""
         if self.of_extras:
             return {f"{side}_extras": dict(zip(self.of_extras, tensors, strict=True))}
-        return {f"{side}_{self.layout.word}": self._as_given(tensors)}
-
-    def _as_given(self, tensors: tuple[Tensor, ...]) -> Any:
-        return tensors[0] if self.layout.layers == 1 else tensors
+        layout, more = self.layout, {}
+        if layout.logits is not None:
+            tensors, more = tensors[:-1], {f"{side}_logits": tensors[-1]}
+        return {f"{side}_{layout.word}": tensors if layout.listed else tensors[0], **more}
 
     def but(self, **changes: Any) -> Sample:
         """Return a copy with other fields."""
@@ -116,6 +140,10 @@ class Sample:
             name: {key: change(one) if name.endswith(kinds or ("s",)) else one for key, one in tensors.items()}
             for name, tensors in self.named.items()
         }
+
+    def rescaled(self, change: Change) -> Sample:
+        """Return a copy with ``change`` applied to every tensor of both sides that does not hold whole numbers."""
+        return self.both(lambda tensor: change(tensor) if tensor.is_floating_point() else tensor)
 
     def rows(self, index: list[int]) -> Sample:
         """Select examples of the batch, in the order of ``index``."""
@@ -149,14 +177,16 @@ class Sample:
         return hidden
 
     def fill_hidden(self, filling: float) -> Sample:
-        """Return a copy with ``filling`` in every position that the mask excludes, on both sides."""
-        return self.both(lambda tensor: tensor.masked_fill(self.hidden_slots(tensor), filling))
+        """Return a copy with ``filling`` in every position that the mask excludes, on both sides.
+
+        Whole numbers are left as they are.
+        """
+        return self.rescaled(lambda tensor: tensor.masked_fill(self.hidden_slots(tensor), filling))
 
 
 def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, classes: int = 5) -> Sample:
     """Make a sample of float64 tensors; with a mask, each example but the first ends in padding."""
-    student = tuple(draw(layout.student, seed * 100 + layer, layout.draws) for layer in range(layout.layers))
-    teacher = tuple(draw(layout.teacher, seed * 100 + 50 + layer, layout.draws) for layer in range(layout.layers))
+    student, teacher = (_drawn(layout, side, seed * 100 + first) for side, first in (("student", 0), ("teacher", 50)))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, layout.mask, generator=generator)
     mask = _padding(layout.mask) if masked else None
@@ -177,6 +207,19 @@ def _places(batch: int, seed: int) -> tuple[int, ...]:
     count = max(NUM_EXAMPLES, 2 * batch)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return tuple(order[:batch].tolist())
+
+
+def _drawn(layout: SampleLayout, side: str, seed: int) -> tuple[Tensor, ...]:
+    """Return the tensors of one side, one seed after the other."""
+    shapes = layout.student_shapes if side == "student" else layout.teacher_shapes
+    if f"{side}_{layout.word}" in layout.integers:
+        return tuple(_whole_numbers(shape, seed + layer) for layer, shape in enumerate(shapes))
+    found = tuple(draw(shape, seed + layer, layout.draws) for layer, shape in enumerate(shapes))
+    return found if layout.logits is None else (*found, draw(layout.logits, seed + len(shapes)))
+
+
+def _whole_numbers(shape: Shape, seed: int) -> Tensor:
+    return torch.randint(WHOLE_NUMBERS, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _padding(shape: tuple[int, ...]) -> Tensor:

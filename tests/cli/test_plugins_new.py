@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdplug.cli.new_plugin import LICENSES, make_project, names_of
-from kdplug.cli.scaffold import SCAFFOLDS
+from kdplug.cli.scaffold import FORMS, SCAFFOLDS
 from kdplug.config.text import yaml_value
 from kdplug.errors import ConfigError
 from kdplug.host.check.install import GROUPS
@@ -21,9 +21,14 @@ ROOT = Path(__file__).parents[2]
 WORDS = {
     "loss": ("loss",),
     "features": ("losses", "--on", "features"),
+    "parameters": ("loss", "--form", "parameters"),
+    "layers": ("loss", "--form", "layers"),
+    "both": ("loss", "--form", "features_and_logits"),
     "projection": ("projection",),
+    "maps": ("projection", "--form", "maps"),
     "weight": ("weight-scheduler",),
     "temperature": ("temperature_schedulers",),
+    "trained": ("temperature-scheduler", "--form", "parameters"),
     "combiner": ("teacher-combiner",),
     "layermap": ("layer-map",),
     "task": ("Task",),
@@ -92,6 +97,11 @@ def test_a_project_is_complete(projects, name):
 def test_every_kind_has_a_project_that_is_tried_here():
     assert {scaffold.group for scaffold in SCAFFOLDS.values()} == set(GROUPS)
     assert len(WORDS) == len(SCAFFOLDS)
+
+
+def test_every_form_has_a_project() -> None:
+    named = {key for forms in FORMS.values() for key in forms.values()}
+    assert named == {key for key in SCAFFOLDS if key in FORMS or key.split()[0] in FORMS}
 
 
 def test_all_of_them_install_and_their_own_tests_pass(projects, site, tmp_path):
@@ -262,8 +272,8 @@ def test_an_ambiguous_name_is_noticed_with_every_owner(kdplug, tmp_path, fake_si
     [
         (("--kind", "los"), "--kind: unknown kind 'los'. Did you mean 'loss'? Kinds: loss, projection,"),
         (("--kind", "weight-schedular"), "Did you mean 'weight_scheduler'?"),
-        (("--kind", "loss", "--on", "logit"), "--on: must be 'logits' or 'features', got 'logit'"),
-        (("--kind", "task", "--on", "logits"), "--on: applies to losses only, but --kind is task"),
+        (("--kind", "loss", "--form", "logit"), "--form: unknown form 'logit' of --kind loss. Did you mean 'logits'?"),
+        (("--kind", "task", "--on", "logits"), "--form: a project of --kind task has one form only"),
         (("--kind", "loss", "--license", "Apache"), "--license: unknown license 'Apache'. Did you mean 'Apache-2.0'?"),
     ],
 )

@@ -146,6 +146,9 @@ def declared(student_logits, teacher_logits):
 
 class Written:
     coarsens = True
+    random = True
+    reads_teacher = False
+    compares_items = False
 
     def forward(self, student_logits, teacher_logits):
         pass
@@ -159,7 +162,7 @@ def test_a_loss_shows_what_it_declares(kdplug, fake_site):
     with fake_site.host():
         for name, shown in (
             ("declared", "across_vocabularies, coarsens"),
-            ("written", "coarsens"),
+            ("written", "coarsens, random, reads_teacher = False"),
             ("mykd", "nothing"),
         ):
             assert f"declares  {shown}\n" in kdplug("plugins", "show", name).stdout

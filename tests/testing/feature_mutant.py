@@ -63,25 +63,40 @@ def divided_by_the_length_of_each_example(student_features, teacher_features, ma
     return LossSum((difference.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)).sum(), mask.shape[0])
 
 
-@mutant(HiddenLaws, "test_a_float16_batch_of_many_items_is_counted", "a large batch under float16 autocast give")
+@mutant(HiddenLaws, "test_a_batch_of_many_items_is_counted", "a large batch give 0 in float32")
 def counts_in_half_precision(student_features, teacher_features, mask) -> LossSum:
     total, _ = hidden_mse(student_features, teacher_features, mask)
     mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask
+    dtype = torch.float16 if student_features.dtype is torch.float32 else student_features.dtype
     width = student_features.shape[-1]
-    return LossSum(total * width, (mask.to(student_features.dtype)[..., None].expand_as(student_features)).sum())
+    return LossSum(total * width, (mask.to(dtype)[..., None].expand_as(student_features)).sum())
 
 
-@mutant(HiddenLaws, "test_float16_autocast_agrees_with_float32", "under float16 autocast give inf")
-def no_autocast_protection(student_features, teacher_features, mask):
+@mutant(HiddenLaws, "test_a_batch_of_many_items_is_counted", "a batch of many items was not tried")
+def pairs_of_all_examples(student_features, teacher_features, mask) -> LossSum:
+    total, count = hidden_mse(student_features, teacher_features, mask)
+    own = at_least_float32(student_features.nan_to_num(0, 0, 0)).flatten(1)
+    return LossSum(total + (own @ own.mT).square().mean(), count)
+
+
+@mutant(HiddenLaws, "test_float32_agrees_with_float64", "inputs of size 300 give inf in float32")
+def squares_in_float16(student_features, teacher_features, mask):
     check(student_features, teacher_features, mask)
-    difference = student_features - teacher_features.detach()
+    dtype = torch.float16 if student_features.dtype is torch.float32 else student_features.dtype
+    difference = (student_features - teacher_features.detach()).to(dtype)
     difference = difference if mask is None else difference.masked_fill(~mask[..., None], 0.0)
     return counted((difference * difference).mean(-1), mask)
 
 
-@mutant(HiddenLaws, "test_bfloat16_autocast_agrees_with_float32", "Compute in float32")
-def no_bfloat16_protection(student_features, teacher_features, mask):
-    return no_autocast_protection(student_features, teacher_features, mask)
+@mutant(HiddenLaws, "test_float32_agrees_with_float64", "subtract before squaring")
+def difference_of_large_squares(student_features, teacher_features, mask):
+    check(student_features, teacher_features, mask)
+    student, teacher = (
+        side if mask is None else side.masked_fill(~mask[..., None], 0.0)
+        for side in (student_features, teacher_features.detach())
+    )
+    student, teacher = student + 1e5, teacher + 1e5
+    return counted((student.square() - 2 * student * teacher + teacher.square()).mean(-1), mask)
 
 
 @mutant(HiddenLaws, "test_shapes_that_do_not_fit_are_an_error", "a teacher of size 1 but a student of 6 (axis 2)")

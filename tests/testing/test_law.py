@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 from typing import Any
 
 import pytest
 import torch
+from testing.fact_mutant import DroppedLaws, Scaled, dropped
 from testing.specimen import CorrelationLaws, HiddenLaws, KlLaws, Vid, correlation, hidden_mse, kl, laws_of
 from testing.task_model import Sums, SumsLaws
 from torch import Tensor
 
 import kdplug
-from kdplug.errors import BrokenEntryError, PluginError, UnknownEntryError
-from kdplug.testing import LossLaws, broken_laws, law_names, plugin_site
+from kdplug.errors import BrokenEntryError, PluginError, SignatureError, UnknownEntryError
+from kdplug.testing import LossLaws, broken_laws, excluded_laws, law_names, plugin_site
 from kdplug.testing.law import Laws
 
 
@@ -53,6 +56,55 @@ def test_a_subclass_gets_back_what_its_parent_left_out() -> None:
 def test_an_exception_takes_a_law_out() -> None:
     laws = laws_of(KlLaws, kl, except_for={"test_temperature_is_used": "a reason"})
     assert "test_temperature_is_used" not in law_names(laws)
+
+
+def test_a_fact_takes_laws_out_by_name_and_a_skipped_law_says_which() -> None:
+    laws = laws_of(DroppedLaws, dropped)
+    assert excluded_laws(laws)["test_the_order_of_examples_does_not_matter"] == "random = True"
+    assert not set(excluded_laws(laws)) & set(law_names(laws))
+    with pytest.raises(pytest.skip.Exception, match="local:dropped states random = True, which excludes this law"):
+        laws().test_the_order_of_examples_does_not_matter()
+    assert broken_laws(laws, only=["test_the_order_of_examples_does_not_matter"]) == {}
+
+
+def test_a_subclass_gets_back_what_a_fact_of_its_parents_entry_excluded() -> None:
+    child = type("Child", (laws_of(DroppedLaws, dropped),), {"entry": staticmethod(Vid)})
+    assert excluded_laws(child) == {}
+    assert "test_the_order_of_examples_does_not_matter" in law_names(child)
+
+
+def test_a_fact_that_is_copied_or_overridden_excludes_nothing() -> None:
+    @functools.wraps(dropped)
+    def copied(student_features, teacher_features, draw_seed):
+        return dropped(student_features, teacher_features, draw_seed)
+
+    class Overridden(Scaled):
+        def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+            return super().forward(student_features, teacher_features).value
+
+    assert excluded_laws(laws_of(LossLaws, copied)) == excluded_laws(laws_of(LossLaws, Overridden)) == {}
+    assert "own_parameters = True" in excluded_laws(laws_of(LossLaws, Scaled)).values()
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"randon": True}, "no fact 'randon'. Did you mean 'random'?"),
+        ({"random": 1}, "states random = 1: it must be True or False"),
+        ({"integer_inputs": "labels"}, "must be a tuple of input names"),
+        ({"shapes": 3}, "must be a shape, the name of one, or a list"),
+    ],
+)
+def test_a_wrong_fact_is_an_error(stated: dict[str, Any], message: str) -> None:
+    with pytest.raises(SignatureError, match=re.escape(message)):
+        kdplug.facts(**stated)
+
+
+def test_a_law_on_many_items_is_there_only_for_sums_and_declared_means() -> None:
+    law = "test_a_batch_of_many_items_is_counted"
+    assert law in law_names(laws_of(LossLaws, hidden_mse))
+    assert law in law_names(laws_of(LossLaws, kdplug.mean_over_items(lambda student_logits, teacher_logits: None)))
+    assert law not in law_names(laws_of(LossLaws, correlation))
 
 
 def test_an_exception_to_a_law_that_does_not_exist_is_an_error() -> None:

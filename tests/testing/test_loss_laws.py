@@ -153,6 +153,39 @@ def test_the_law_on_temperatures_is_there_only_for_losses_on_logits_that_request
     assert TRAINED not in law_names(laws_of(LossLaws, correlation))
 
 
+def test_a_loss_that_rounds_to_float32_gets_that_as_advice() -> None:
+    def rounded(student_features: Tensor, teacher_features: Tensor) -> LossSum:
+        """Squared error."""
+        check(student_features, teacher_features)
+        error = (student_features.float() - teacher_features.detach().float()).square().mean(-1)
+        return LossSum(error.sum(), error.numel())
+
+    found = broken_laws(laws_of(LossLaws, rounded))
+    assert "returned float32 for float64 inputs. Cast half precision with" in found["test_it_returns_a_finite_scalar"]
+    assert "casts to float32" in found["test_gradient_agrees_with_finite_differences"]
+
+
+def test_an_oracle_that_leaves_torch_is_compared_in_value_alone() -> None:
+    def by_numpy(student_features: Tensor, teacher_features: Tensor) -> float:
+        return float(((student_features.numpy() - teacher_features.numpy()) ** 2).mean())
+
+    laws = laws_of(LossLaws, lambda student_features, teacher_features: None, oracle=staticmethod(by_numpy))
+    right = type("Right", (laws,), {"entry": staticmethod(squared)})
+    assert broken_laws(right, only=["test_it_agrees_with_its_oracle"]) == {}
+
+
+def squared(student_features: Tensor, teacher_features: Tensor) -> LossSum:
+    """Squared error, mean over tokens and the width."""
+    error = (student_features - teacher_features.detach()).square().mean(-1)
+    return LossSum(error.sum(), error.numel())
+
+
+def test_an_oracle_that_requests_what_is_not_there_is_named() -> None:
+    laws = laws_of(LossLaws, squared, oracle=staticmethod(lambda student_features, weight: 0.0))
+    found = broken_laws(laws, only=["test_it_agrees_with_its_oracle"])["test_it_agrees_with_its_oracle"]
+    assert found.startswith("its oracle requests weight, which is neither an input nor a parameter or buffer")
+
+
 class ExampleBank(nn.Module):
     """Squared distance, weighted by a number for each example that a bank keeps."""
 

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from kdplug.testing import LossLaws
 
-IN_FLOAT32 = "the engine passes features in float32, and computes losses without autocast"
 DRAWN = "each example has its own draws, which follow its place in the batch"
 COMPILED_DRAWS = "torch.compile cannot trace a torch.Generator"
-HALF = (
-    "test_bfloat16_autocast_agrees_with_float32",
-    "test_float16_autocast_agrees_with_float32",
-    "test_a_float16_batch_of_many_items_is_counted",
-)
-"""Laws of a kit that compares what no run does."""
 
 
 class PaperLaws(LossLaws):
-    """``LossLaws`` without those on half-precision inputs. A subclass with its own exceptions merges them."""
-
-    except_for: ClassVar = {name: IN_FLOAT32 for name in HALF if hasattr(LossLaws, name)}
+    """``LossLaws``, which all methods of this package keep."""

@@ -20,6 +20,9 @@ KILLED = 9
 EVERY = 8
 """Steps between checkpoints; an epoch has 3 steps, so that a run resumes within one."""
 
+SHORT: Mapping[str, Any] = {"lr": 0.03, "epochs": 8}
+"""A run that is long enough for most methods."""
+
 
 @dataclass(frozen=True)
 class Recipe:

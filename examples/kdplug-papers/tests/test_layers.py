@@ -176,7 +176,7 @@ def test_bert_emd_keeps_its_weights_in_evaluation_and_in_a_batch_without_tokens(
     assert not torch.equal(loss.teacher_weights, before)
 
 
-def test_bert_emd_has_separate_weights_if_told_so():
+def test_bert_emd_may_have_separate_weights():
     loss = BertEmd([4, 4, 4], [4, 4, 4] * 2, heads=2, separate=True, smooth=False, weight_temperature=3.0).double()
     loss(several(3, 4, 5, 4), several(6, 4, 5, 4, seed=9))
     assert not torch.equal(loss.teacher_weights[0], loss.teacher_weights[1])

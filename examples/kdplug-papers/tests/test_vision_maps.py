@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from by_element import close, convolved, draw, enlarged, pooled, standardised
 from kdplug_papers.activation import attention_transfer
 from kdplug_papers.regression import MGD, VID, FitNet
 from kdplug_papers.review import ReviewKD
-from paper_laws import COMPILED_DRAWS, DRAWN, PaperLaws
+from paper_laws import PaperLaws
 
 import kdplug
 
@@ -167,12 +166,6 @@ class TestMGD(PaperLaws):
     token_axes = ()
     non_negative = True
     trains = ("align.weight", "generation.0.weight")
-    except_for: ClassVar = {
-        **PaperLaws.except_for,
-        "test_any_split_of_the_batch_gives_the_whole": DRAWN,
-        "test_the_order_of_examples_does_not_matter": DRAWN,
-        "test_torch_compile_traces_it_whole": COMPILED_DRAWS,
-    }
 
 
 class TestAttentionTransfer(PaperLaws):

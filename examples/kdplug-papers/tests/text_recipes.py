@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from recipe import Recipe
+from recipe import SHORT, Recipe
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, relu
 from torch.utils.data import Dataset, TensorDataset
@@ -134,7 +134,8 @@ def parts(*layers: int, of: tuple[str, ...] = ("query", "key")) -> list[str]:
 
 def encoders(distance, term, frozen: tuple[str, ...] = (), **keys) -> Recipe:
     """Return a recipe with one term. What no loss reads is ``frozen``: the rest of the last block, and the head."""
-    return Recipe({"terms": [term]}, partial(student, *frozen, **keys), teacher, texts, distance)
+    models = partial(student, *frozen, **keys), teacher
+    return Recipe({"terms": [term]}, *models, texts, distance, **SHORT)
 
 
 QKV, EMD, HEAD = ("query", "key", "value"), ("query", "key", ""), ("head",)
@@ -216,7 +217,8 @@ def order_apart(student: nn.Module, teacher: nn.Module) -> float:
 def reranker(loss, **keys) -> Recipe:
     """Return a recipe with one term on scores."""
     terms = [{"loss": loss, **keys}]
-    return Recipe({"terms": terms}, lambda: BiEncoder(6, 1), lambda: BiEncoder(16, 2), queries, order_apart)
+    models = partial(BiEncoder, 6, seed=1), partial(BiEncoder, 16, seed=2)
+    return Recipe({"terms": terms}, *models, queries, order_apart, **SHORT)
 
 
 RERANKERS = {

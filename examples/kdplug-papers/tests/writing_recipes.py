@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from recipe import Recipe
+from recipe import SHORT, Recipe
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
@@ -149,6 +149,7 @@ RECIPES = {
         teacher,
         teachers_and_students,
         predictions_apart,
+        **SHORT,
     ),
     "minillm": Recipe(
         {"terms": [{"loss": "minillm", "extras": ["sampled"]}]},
@@ -157,8 +158,14 @@ RECIPES = {
         teachers,
         predictions_apart,
         generates=on_policy,
+        **SHORT,
     ),
     "eagle_draft": Recipe(
-        {"terms": [EAGLE]}, partial(Draft, 12, seed=1), partial(Target, 12, seed=2), with_features, drafts_apart
+        {"terms": [EAGLE]},
+        partial(Draft, 12, seed=1),
+        partial(Target, 12, seed=2),
+        with_features,
+        drafts_apart,
+        **SHORT,
     ),
 }

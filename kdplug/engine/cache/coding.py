@@ -360,10 +360,9 @@ class KeptMass:
         found = [head for head in heads if leaves_out(head)]
         if not found:
             return None
-        highest = min(head.temperatures[-1] for head in found)
-        known = [head.at_temperature(head.temperatures[-1]).log_probs for head in found]
-        mass = torch.cat([one.float().exp().sum(-1).flatten() for one in known])
-        return cls(highest, float(mass.mean()), float(mass.min())) if len(mass) else None
+        heads = [head.at_temperature(head.temperatures[-1]) for head in found]
+        mass = torch.cat([head.log_probs.float().exp().sum(-1).flatten() for head in heads])
+        return cls(heads[0].temperature, float(mass.mean()), float(mass.min())) if len(mass) else None
 
     @property
     def warning(self) -> str | None:
@@ -390,14 +389,9 @@ def decoded(coding: Coding) -> Any:
         found = codec.decode(parts, shared, classes=_CLASSES, temperature=coding.temperature)
     except KdplugError:
         return None
-    if not has_tail(found):
+    if not isinstance(found, SparseLogits) or found.tail is None:
         return found
     return replace(found, tails={other: tail_of(one, found.ids, other) for other in coding.others})
-
-
-def has_tail(logits: Any) -> bool:
-    """Return whether these are top classes with the total probability of the rest."""
-    return isinstance(logits, SparseLogits) and logits.tail is not None and logits.log_probs is not None
 
 
 def leaves_out(logits: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from kdplug.objective.projection import declared_axis
-from kdplug.testing.law import Laws, are_finite, broken, is_close, where
+from kdplug.testing.law import Laws, advise, are_finite, broken, is_close, where
 from kdplug.testing.sample import draw, seeded
 
 _AXIS = (
@@ -71,6 +71,7 @@ class ProjectionLaws(Laws):
         """Return a float64 student feature."""
         return draw(self.shapes(width)[-1], 3)
 
+    @advise("Build layers from in_dim to out_dim")
     def test_it_brings_the_students_width_to_the_teachers(self) -> None:
         """Catches the two widths swapped, and a layer that accepts no batch axes, or only some."""
         for in_dim, out_dim in self.widths:
@@ -87,6 +88,7 @@ class ProjectionLaws(Laws):
                 if not are_finite([found]):
                     broken("its output is not finite")
 
+    @advise("Use each parameter in forward, without detach(), and remove the others")
     def test_gradient_reaches_the_student_and_every_parameter(self) -> None:
         """Catches a layer that is created but never used, or frozen, and so is never trained."""
         in_dim, out_dim = self.widths[0]
@@ -101,6 +103,7 @@ class ProjectionLaws(Laws):
             if not are_finite([gradient]) or not bool(gradient.any()):
                 broken(f"gradient does not reach {name}")
 
+    @advise("Remove detach() and in-place operations, or correct the written backward")
     def test_gradient_agrees_with_finite_differences(self) -> None:
         """Catches a wrong hand-written backward pass."""
         in_dim, out_dim = self.widths[0]
@@ -121,6 +124,7 @@ class ProjectionLaws(Laws):
         if shared or tensors & {tensor.data_ptr() for tensor in two.state_dict().values()}:
             broken("two projections share modules or parameters: create new ones at each call")
 
+    @advise("Normalize over the width in place of the batch, or declare tokenwise = False")
     @where(lambda laws: laws.tokenwise)
     def test_each_token_is_projected_on_its_own(self) -> None:
         """Catches a normalization over the batch, through which padding affects other tokens."""
@@ -131,6 +135,7 @@ class ProjectionLaws(Laws):
         if not torch.equal(module(spoilt)[:-1], module(feature)[:-1]):
             broken("one example's feature changed the projection of the others")
 
+    @advise("Use relu in place of relu_, and no inplace=True on the input")
     def test_its_input_is_not_modified(self) -> None:
         """Catches an in-place activation on the student's own hidden state."""
         in_dim, out_dim = self.widths[0]
@@ -140,6 +145,7 @@ class ProjectionLaws(Laws):
         if not torch.equal(feature, self.feature(in_dim)):
             broken("modified the student's feature in place")
 
+    @advise("Keep intermediate numbers within the range of float16, or compute them in float32")
     def test_half_precision_autocast_stays_near_float32(self) -> None:
         """Catches an activation that overflows, a parameter outside autocast."""
         in_dim, out_dim = self.widths[0]
@@ -150,6 +156,7 @@ class ProjectionLaws(Laws):
             if not is_close(found, module(feature), 0.05):
                 broken(f"under {str(dtype).removeprefix('torch.')} autocast is far from float32")
 
+    @advise("Keep all state in parameters and in buffers that are saved")
     def test_a_copy_and_a_loaded_state_project_alike(self) -> None:
         """Catches state missing from checkpoints."""
         in_dim, out_dim = self.widths[0]
@@ -159,6 +166,7 @@ class ProjectionLaws(Laws):
             if not is_close(copied(feature), module(feature)):
                 broken(f"{what} projects differently from the original")
 
+    @advise("Compute with tensors, as torch.where does, without .item(), float() and branches on values")
     def test_torch_compile_traces_it_whole(self) -> None:
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         in_dim, out_dim = self.widths[0]

@@ -14,7 +14,7 @@ from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
 from kdplug.host.signature import read_signature
-from kdplug.testing.law import Laws, broken, is_close, where
+from kdplug.testing.law import Laws, advise, broken, is_close, where
 from kdplug.testing.sample import draw, seeded
 
 _GRID = tuple(step / 20 for step in range(21))
@@ -116,6 +116,7 @@ class SchedulerLaws(Laws):
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
                 broken(f"is {value!r} at progress {progress:g}: a weight must be a finite Python number")
 
+    @advise("Clamp it to 0 from below")
     @where(_weighs)
     def test_the_weight_is_never_negative(self) -> None:
         """Catches a schedule that runs past its end and drives the student away from the teacher."""
@@ -123,6 +124,7 @@ class SchedulerLaws(Laws):
             if self.weight(progress) < 0:
                 broken(f"is {self.weight(progress):.3g} at progress {progress:g}: it would repel the student")
 
+    @advise("Compute it from progress, and count no calls")
     @where(_weighs)
     def test_the_weight_depends_on_progress_alone(self) -> None:
         """Catches a schedule that counts its own calls, so that a resumed or second run gets other weights."""
@@ -133,6 +135,7 @@ class SchedulerLaws(Laws):
             if again != values[progress]:
                 broken(f"was {values[progress]:.3g} at progress {progress:g}, then {again:.3g} on a second call")
 
+    @advise("Compute it from progress, which is 0 at the start and 1 at the end")
     @where(lambda laws: _weighs(laws) and (laws.at_start, laws.at_end) != (None, None))
     def test_the_weight_starts_and_ends_as_declared(self) -> None:
         """Catches a schedule that is off by one and never reaches its end."""
@@ -140,6 +143,7 @@ class SchedulerLaws(Laws):
             if expected is not None and not math.isclose(self.weight(progress), expected, abs_tol=1e-9):
                 broken(f"{what} at {self.weight(progress):.6g}, but is declared to do so at {expected:.6g}")
 
+    @advise("Exchange its start and its end, or declare the other direction")
     @where(lambda laws: _weighs(laws) and laws.direction is not None)
     def test_the_weight_moves_one_way(self) -> None:
         """Catches growth and decay swapped; a jump after the first step."""
@@ -150,6 +154,7 @@ class SchedulerLaws(Laws):
                     f"is declared {self.direction}, but goes from {self.weight(before):.3g} to {self.weight(after):.3g}"
                 )
 
+    @advise("Clamp the temperature to a minimum above 0")
     @where(_warms)
     def test_each_item_gets_a_positive_temperature(self) -> None:
         """Catches a negative temperature, which inverts the distribution; ``nan`` if student equals teacher."""
@@ -171,6 +176,7 @@ class SchedulerLaws(Laws):
                 if not bool(torch.isfinite(found).all()) or not bool((found > 0).all()):
                     broken(f"{what}: the temperature is {float(found.min()):.3g}, but must be positive and finite")
 
+    @advise("Replace -inf before a norm, a mean or a deviation")
     @where(_warms)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
         """Catches a norm of ``-inf``, which makes every temperature ``nan``."""
@@ -244,6 +250,7 @@ class SchedulerLaws(Laws):
         if not is_close(found, expected):
             broken("gives another temperature after loading the state_dict of a used one: keep its state in buffers")
 
+    @advise("Use x / y in place of x.div_(y)")
     @where(_warms)
     def test_logits_are_not_modified(self) -> None:
         """Catches an in-place normalization, after which the loss reads other logits."""
@@ -252,6 +259,7 @@ class SchedulerLaws(Laws):
         if not all(map(torch.equal, (student, teacher), self._logits(6))):
             broken("modified the logits in place")
 
+    @advise("Scale the configured temperature, or add to it")
     @where(_warms)
     def test_the_configured_temperature_is_used(self) -> None:
         """Catches a scheduler that ignores the configured temperature."""
@@ -259,6 +267,7 @@ class SchedulerLaws(Laws):
         if is_close(self.temperatures(student, teacher, 4.0), self.temperatures(student, teacher, 8.0)):
             broken("gives the same result for configured temperatures of 4 and 8")
 
+    @advise("Compute each item's temperature from its own logits")
     @where(_warms)
     def test_temperatures_follow_their_items(self) -> None:
         """Catches a temperature assigned to another item."""
@@ -267,6 +276,7 @@ class SchedulerLaws(Laws):
         if not is_close(self.temperatures(student[order], teacher[order]), self.temperatures(student, teacher)[order]):
             broken("reordered items do not get their temperatures in the same order")
 
+    @advise("Subtract the mean of the correction over items, or do not declare keeps_the_mean")
     @where(lambda laws: _warms(laws) and laws.keeps_the_mean)
     def test_the_mean_temperature_is_the_configured_one(self) -> None:
         """Catches a flipped sign, a correction that is not centred."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdplug.contracts.loss import CLOSED_FORM
 from kdplug.host.component import closed_form_of
-from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.law import advise, are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
 
@@ -26,12 +26,17 @@ def _declares(laws: type[LossCase]) -> bool:
 class ClosedFormLaws(LossCase):
     """Compares the closed form with the loss, which runs through autograd."""
 
+    @advise(
+        "Derive the gradient from the loss again, with every setting and the factor 1 / temperature of the "
+        "inner derivative"
+    )
     @where(_declares)
     def test_its_closed_form_is_the_loss(self) -> None:
         """Catches a temperature or setting that the closed form ignores, a wrongly derived gradient."""
         for temperature in (1.0, 2.0, 0.5):
             self._compare(self.sample(masked=False).but(temperature=temperature), 1e-9, f"at temperature {temperature}")
 
+    @advise("Divide each row by its own temperature, which is [n, 1]")
     @where(_declares)
     def test_its_closed_form_takes_a_temperature_for_each_item(self) -> None:
         """Catches temperatures broadcast along the classes."""
@@ -40,6 +45,7 @@ class ClosedFormLaws(LossCase):
         temperature = torch.linspace(0.5, 3.0, items, dtype=torch.float64)
         self._compare(sample.but(temperature=temperature), 1e-9, "with a temperature for each item")
 
+    @advise("Compute each row alone, without a mean, maximum or count of the block")
     @where(_declares)
     def test_its_closed_form_takes_rows_alone(self) -> None:
         """Catches values or gradients that depend on other rows of the block."""
@@ -50,6 +56,7 @@ class ClosedFormLaws(LossCase):
             if not is_close(value[0], whole[row]) or not is_close(own[0], gradient[row]):
                 broken("the closed form gives different results for a row alone and within a block of rows")
 
+    @advise("Replace the terms of classes of probability 0 before they are added")
     @where(_declares)
     def test_its_closed_form_stays_the_loss_where_a_class_is_ruled_out(self) -> None:
         """Catches ``0 * log(0)``. Either side may rule classes out with ``-inf``, and with few classes the tail is empty."""
@@ -63,6 +70,7 @@ class ClosedFormLaws(LossCase):
             if are_finite([outcome.value]) and are_finite(gradients):
                 self._compare(changed, 1e-9, f"if the {side} rules a class out with -inf")
 
+    @advise("Use log_softmax in place of the logarithm of a softmax")
     @where(_declares)
     def test_its_closed_form_stays_finite_where_the_loss_does(self) -> None:
         """Catches probabilities that underflow to 0 before a logarithm."""
@@ -71,6 +79,7 @@ class ClosedFormLaws(LossCase):
         if are_finite([outcome.value]) and are_finite(gradients):
             self._compare(sample, 1e-3, "at logits of 1e4 in float32")
 
+    @advise("Use softmax, or subtract each row's largest logit before the exponential")
     @where(_declares)
     def test_its_closed_form_keeps_its_gradient_under_an_offset(self) -> None:
         """Catches a difference of large logits, where float32 loses precision. Subtract each row's largest logit first."""

@@ -8,32 +8,47 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
-from kdplug.testing.law import are_finite, broken, where
+from kdplug.contracts.loss import INTEGER_INPUTS
+from kdplug.testing.law import advise, are_finite, broken, unless, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample
+
+_DIFFERENTIATE = (
+    "Remove detach(), .data, in-place operations and casts to float32 from the way of the student's tensors, or correct the "
+    "written backward"
+)
 
 
 class GradientLaws(LossCase):
     """The student gets the right gradient, and the teacher gets none."""
 
+    @advise("Read each student tensor that is requested, without detach()")
     def test_gradient_reaches_the_student(self) -> None:
         """Catches a detached student, swapped arguments, a layer that is never read."""
         for sample in self.samples():
             _, gradients = self.gradients(sample)
-            for layer, gradient in enumerate(gradients):
-                place = f" layer {layer}" if len(gradients) > 1 else ""
+            places: list[str | None] = [
+                f" layer {layer}" if len(gradients) > 1 else "" for layer in range(len(gradients))
+            ]
+            if sample.layout.logits is not None:
+                places[-1] = "'s logits" if self.asks_for("student_logits") else None
+            for place, gradient in zip(places, gradients, strict=True):
+                if place is None:
+                    continue
                 if not are_finite([gradient]):
                     broken(f"gradient of the student{place} is not finite")
                 if not bool(gradient.any()):
                     broken(f"gradient does not reach the student{place}: it is 0 everywhere")
 
+    @unless(INTEGER_INPUTS)
     def test_gradient_never_reaches_the_teacher(self) -> None:
         """Catches a teacher that is trained towards the student unless it is frozen."""
         for sample in self.samples():
             student = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
-            teacher = tuple(tensor.clone().requires_grad_() for tensor in sample.teacher)
+            teacher = tuple(tensor.clone().requires_grad_(tensor.is_floating_point()) for tensor in sample.teacher)
             value = self.evaluate(sample.but(student=student, teacher=teacher)).value
-            found = torch.autograd.grad(value, teacher, allow_unused=True) if value.requires_grad else ()
+            leaves = [tensor for tensor in teacher if tensor.requires_grad]
+            found = torch.autograd.grad(value, leaves, allow_unused=True) if value.requires_grad and leaves else ()
             if any(gradient is not None and bool(gradient.any()) for gradient in found):
                 broken("gradient reached the teacher: detach it (teacher_logits.detach())")
 
@@ -44,12 +59,13 @@ class GradientLaws(LossCase):
             value = partial(self._value_of_student, sample)
             try:
                 torch.autograd.gradcheck(value, leaves, atol=1e-5, rtol=1e-4, fast_mode=True)
-            except GradcheckError as error:
-                broken(f"the gradient does not match the value: {error}")
+            except (GradcheckError, RuntimeError) as error:
+                broken(f"the gradient does not match the value: {error}. {_DIFFERENTIATE}")
 
     def _value_of_student(self, sample: Sample, *student: Tensor) -> Tensor:
         return self.evaluate(sample.but(student=student)).value
 
+    @advise("Take log_softmax of logits once, and weight the student's logarithms by the teacher's probabilities")
     @where(lambda laws: laws.corrects_confident_mistakes)
     def test_a_confident_mistake_is_corrected(self) -> None:
         """Catches a softmax taken twice, which leaves a confidently wrong student without gradient."""
@@ -68,6 +84,7 @@ class GradientLaws(LossCase):
         _, gradients = self.gradients(sample.but(student=(student,), teacher=(teacher,)))
         return float(gradients[0].norm())
 
+    @advise("Take log_softmax of logits once on each side, or do not declare reaches_teacher")
     @where(lambda laws: laws.reaches_teacher)
     def test_training_on_it_reaches_the_teacher(self) -> None:
         """Catches a loss whose minimum is elsewhere: a softmax taken twice on one side, positions shifted by one."""

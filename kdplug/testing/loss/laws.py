@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from kdplug.testing.loss.batch import BatchLaws
 from kdplug.testing.loss.closed_form import ClosedFormLaws
+from kdplug.testing.loss.fact import FactLaws
 from kdplug.testing.loss.gradient import GradientLaws
 from kdplug.testing.loss.logit import LogitLaws
 from kdplug.testing.loss.mask import MaskLaws
 from kdplug.testing.loss.module import ModuleLaws
+from kdplug.testing.loss.oracle import OracleLaws
 from kdplug.testing.loss.precision import PrecisionLaws
 from kdplug.testing.loss.sequences import SequenceLaws
 from kdplug.testing.loss.topk_tail import CoarseLaws
@@ -17,6 +19,7 @@ from kdplug.testing.loss.value import ValueLaws
 class LossLaws(
     SequenceLaws,
     ValueLaws,
+    OracleLaws,
     GradientLaws,
     MaskLaws,
     BatchLaws,
@@ -25,6 +28,7 @@ class LossLaws(
     CoarseLaws,
     PrecisionLaws,
     ModuleLaws,
+    FactLaws,
 ):
     """Laws for a loss, as pytest tests.
 
@@ -36,7 +40,8 @@ class LossLaws(
             non_negative = True
             zero_at_equality = True
 
-    Laws that do not apply (on masks, if it requests no mask) are not collected. Name laws that cannot hold by definition
-    in ``except_for``, with the reason. A loss that declares ``whole_sequences`` gets logits of sequences with a mask, as in
+    Laws that do not apply (on masks, if it requests no mask) are not collected. Those that a fact excludes which the loss
+    states (``kdplug.facts``) are skipped with the reason. Name other laws that cannot hold by definition in
+    ``except_for``, with the reason. A loss that declares ``whole_sequences`` gets logits of sequences with a mask, as in
     a run, and laws on sequences replace those on a list of items.
     """

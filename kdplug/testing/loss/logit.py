@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from kdplug.contracts.loss import TAKES_NUMBERS, declares
+from kdplug.contracts.loss import COMPARES_ITEMS, OWN_PARAMETERS, RANDOM, TAKES_NUMBERS, TAKES_SCORES, declares
 from kdplug.errors import KdplugError
-from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase
 from kdplug.testing.sample import Sample, draw
 
@@ -29,12 +29,13 @@ def _takes_numbers(laws: type[LossCase]) -> bool:
 class LogitLaws(LossCase):
     """Laws on extreme logits and on the effect of temperature."""
 
+    @advise("Use log_softmax in place of log(softmax) and exp, and -inf in place of a large negative number")
     @where(on_logits)
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
         """Catches ``log(softmax(x))``, ``exp(x)``, a class masked with -1000 instead of ``-inf``."""
-        sample = self.sample(masked=False).both(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
+        sample = self.sample(masked=False).rescaled(lambda tensor: (tensor * 1e4).float()).but(temperature=1.0)
         outcome, gradients = self.gradients(sample)
-        exact = self.evaluate(sample.both(lambda tensor: tensor.double())).value
+        exact = self.evaluate(sample.rescaled(torch.Tensor.double)).value
         if not are_finite([outcome.value]):
             broken(f"logits of 1e4 give the value {number(outcome.value)}")
         if not are_finite(gradients):
@@ -42,6 +43,11 @@ class LogitLaws(LossCase):
         if not is_close(outcome.value, exact, 1e-3):
             broken(f"logits of 1e4 give {number(outcome.value):.6g} in float32 but {number(exact):.6g} in float64")
 
+    @advise(
+        "Replace the terms of classes of probability 0, as in torch.where(p > 0, p * (log_p - log_q), 0.0). "
+        "If -inf is no valid score, state takes_scores = True"
+    )
+    @unless(TAKES_SCORES)
     @where(on_logits)
     def test_a_class_that_the_teacher_rules_out_stays_finite(self) -> None:
         """Catches ``0 * log(0)``. A teacher rules classes out with ``-inf``: padded vocabularies, constrained decoding."""
@@ -64,6 +70,8 @@ class LogitLaws(LossCase):
         if not are_finite(gradients) or not any(bool(gradient.any()) for gradient in gradients):
             broken("declares takes_numbers, but logits with one class get no gradient. Remove the declaration")
 
+    @advise("Sum over classes in place of a mean, or do not declare ignores_impossible_classes")
+    @unless(OWN_PARAMETERS)
     @where(lambda laws: laws.ignores_impossible_classes)
     def test_impossible_classes_change_nothing(self) -> None:
         """Catches a mean over classes, which makes the loss depend on the vocabulary size."""
@@ -76,6 +84,10 @@ class LogitLaws(LossCase):
                     f"{number(after):.6g}"
                 )
 
+    @advise(
+        "Clamp labels to 0 before they are used as an index, and count only the items with a label: "
+        "LossSum(total, (labels >= 0).sum())"
+    )
     @where(lambda laws: laws.on_logits() and laws.asks_for("labels"))
     def test_items_without_a_label_stay_finite(self) -> None:
         """Catches the label -100 taken as an index, or a mean over no labelled items."""
@@ -85,6 +97,7 @@ class LogitLaws(LossCase):
             if not are_finite([outcome.value]) or not are_finite(gradients):
                 broken(f"items without a label (-100) give the value {number(outcome.value)} or a non-finite gradient")
 
+    @advise("Divide the logits of both sides by it, or do not request it")
     @where(_tempered)
     def test_temperature_is_used(self) -> None:
         """Catches an input that is requested and ignored."""
@@ -93,6 +106,9 @@ class LogitLaws(LossCase):
         if is_close(cold, warm):
             broken(f"requests temperature, but is {number(cold):.6g} at both 1 and 4")
 
+    @advise(
+        "Divide the logits of both sides by the temperature, and multiply each item by its square if t2 is declared"
+    )
     @where(lambda laws: _tempered(laws) and laws.t2 is not None)
     def test_temperature_scales_it_as_declared(self) -> None:
         """Catches no temperature squared (gradients fade as it rises), or a temperature applied to one side only."""
@@ -106,6 +122,7 @@ class LogitLaws(LossCase):
                 f"(t2 = {self.t2}), got {number(at_three / at_one):.3g} times"
             )
 
+    @advise("Divide the logits by temperature.unsqueeze(-1) if the temperature is a tensor")
     @where(_tempered)
     def test_one_temperature_per_item_is_taken(self) -> None:
         """Catches a scheduled temperature broadcast along the wrong axis."""
@@ -118,6 +135,8 @@ class LogitLaws(LossCase):
                     "temperature of 3"
                 )
 
+    @advise("Divide each item's logits by its own temperature, temperature.unsqueeze(-1)")
+    @unless(COMPARES_ITEMS, RANDOM)
     @where(lambda laws: _tempered(laws) and laws.returns_sum())
     def test_each_item_gets_its_own_temperature(self) -> None:
         """Catches temperatures per item averaged, or used for another item."""

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from kdplug.testing.law import apart, are_finite, broken, is_close, number, where
+from kdplug.contracts.loss import RANDOM
+from kdplug.testing.law import advise, apart, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, Outcome
 from kdplug.testing.sample import Sample
 
@@ -39,6 +40,7 @@ class MaskLaws(LossCase):
             if any(bool(one[filled.hidden_slots(one)].any()) for one in gradients):
                 broken(f"gradient flows into padding of {filling:g}")
 
+    @advise("Replace padding on both sides before any mean, maximum, norm or softmax, and count mask.sum()")
     @where(_masked)
     def test_padding_changes_nothing(self) -> None:
         """Catches padding included in a norm, a mean, a maximum or a softmax."""
@@ -51,6 +53,8 @@ class MaskLaws(LossCase):
             if not all(is_close(one, two) for one, two in zip(others, gradients, strict=True)):
                 broken(f"padding of {filling:g} changed the gradient by {apart(others, gradients):.3g}")
 
+    @advise("Count mask.sum() in place of the padded length")
+    @unless(RANDOM)
     @where(_padded)
     def test_longer_padding_changes_nothing(self) -> None:
         """Catches a sum over valid tokens divided by the padded length; a count of all positions."""
@@ -64,6 +68,7 @@ class MaskLaws(LossCase):
         if not is_close(long.value, short.value):
             broken(f"padding to {2 * length - 1} tokens instead of {length} changed {_both(short, long)}")
 
+    @advise("Compute without a mask what a mask that is True everywhere gives")
     @where(_masked)
     def test_a_mask_that_leaves_nothing_out_changes_nothing(self) -> None:
         """Catches one definition with a mask and another without."""
@@ -75,6 +80,7 @@ class MaskLaws(LossCase):
         if not all(is_close(a, b) for a, b in zip(one, two, strict=True)):
             broken(f"a mask that is True everywhere changed the gradient by {apart(one, two):.3g}")
 
+    @advise("Return LossSum(total, mask.sum()) of the selected items, divided by nothing")
     @where(_masked)
     def test_an_empty_mask_gives_zero(self) -> None:
         """Catches 0 / 0: one batch of padding would turn every student weight into ``nan``."""
@@ -83,6 +89,7 @@ class MaskLaws(LossCase):
         for filling in (0.0, math.nan):
             self._expect_zero(sample.but(mask=nothing).fill_hidden(filling), "a mask that is False everywhere")
 
+    @advise("Divide by the number of all counted tokens, or by the length of an example clamped to 1")
     @where(_padded)
     def test_an_example_without_a_token_changes_nothing(self) -> None:
         """Catches a division by each example's length, if one is 0."""
@@ -94,6 +101,7 @@ class MaskLaws(LossCase):
         if not are_finite([outcome.value]) or not are_finite(gradients):
             broken(f"an example of padding alone gives the value {number(outcome.value)} or a non-finite gradient")
 
+    @advise("Return LossSum(values.sum(), values.numel()), divided by nothing")
     @where(lambda laws: laws.on_logits() and laws.returns_sum())
     def test_no_items_at_all_give_zero(self) -> None:
         """Catches the mean of an empty selection, which is ``nan``."""

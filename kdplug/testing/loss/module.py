@@ -4,13 +4,48 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.contracts.loss import RANDOM
+from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, gradients_of, read_outcome
+from kdplug.testing.sample import seeded
+
+_OWN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
+
+_REGISTER = "Register it in __init__ as an nn.Parameter or a buffer, and modules in an nn.ModuleList"
+
+
+def _loose(value: Any) -> str:
+    """Say what is wrong with an attribute that holds tensors or modules without registering them; "" if nothing is."""
+    if isinstance(value, Tensor):
+        return "is a plain tensor"
+    if isinstance(value, (list, tuple, deque, Mapping)):
+        inner = list(value.values()) if isinstance(value, Mapping) else list(value)
+        if any(isinstance(one, nn.Module) for one in inner):
+            return "is a plain container of modules"
+        if any(_loose(one) for one in inner):
+            return "is a plain container of tensors"
+    return ""
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    """Return the tensors that ``value`` has a gradient for."""
+    seen, nodes, found = set(), [value.grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes += [one for one, _ in node.next_functions]
+    return found
 
 
 def is_class(laws: type[LossCase]) -> bool:
@@ -22,18 +57,33 @@ class ModuleLaws(LossCase):
 
     @where(is_class)
     def test_it_is_a_module_whose_tensors_are_registered(self) -> None:
-        """Catches a tensor kept as a plain attribute, which stays on the CPU and is missing from every checkpoint."""
-        module = self.build().target
+        """Catches a tensor kept as a plain attribute or in a list, or created in ``forward``: it stays on the CPU, is not
+        trained and is missing from every checkpoint.
+        """
+        component = self.build_in(torch.float64)
+        module: Any = component.target
         if not isinstance(module, nn.Module):
-            broken(f"is a class but not a torch.nn.Module: {type(module).__name__}")
+            broken(f"is a class but not a torch.nn.Module: {type(module).__name__}. Derive it from torch.nn.Module")
+        self._check_registered(module)
+        self.evaluate(self.sample(), component)
+        self._check_registered(module)
+
+    def _check_registered(self, module: nn.Module) -> None:
         for path, part in module.named_modules():
             for name, value in vars(part).items():
-                if isinstance(value, Tensor):
-                    broken(
-                        f"{'.'.join(filter(None, (path, name)))} is a plain tensor: register it as an nn.Parameter or "
-                        "a buffer"
-                    )
+                if name not in _OWN and (what := _loose(value)):
+                    broken(f"{'.'.join(filter(None, (path, name)))} {what}. {_REGISTER}")
 
+    def test_it_trains_its_parameters_alone(self) -> None:
+        """Catches a learned tensor in a variable of the Python module or a closure, which no optimizer or checkpoint gets."""
+        component = self.build_in(torch.float64)
+        target: Any = component.target
+        outcome = self.evaluate(self.sample(), component)
+        registered = {id(tensor) for tensor in target.parameters()} if isinstance(target, nn.Module) else set()
+        if any(id(leaf) not in registered for leaf in _leaves(outcome.value)):
+            broken(f"its value has a gradient for a tensor that is none of its parameters. {_REGISTER} of a class")
+
+    @advise("Keep all state in buffers that are saved: no persistent=False, no number or list of Python")
     @where(is_class)
     def test_a_copy_and_a_loaded_state_go_on_alike(self) -> None:
         """Catches state missing from checkpoints, so that a resumed run differs."""
@@ -53,8 +103,10 @@ class ModuleLaws(LossCase):
 
     def _value_of(self, module: Any) -> Tensor:
         values = self.sample().values()
-        return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
+        with seeded(1):
+            return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
 
+    @advise("Create each one in __init__ as an nn.Parameter, and use it in forward without detach()")
     @where(is_class)
     def test_every_parameter_is_trained(self) -> None:
         """Catches a learned variance that is never trained because it is a buffer, detached, or unused."""
@@ -77,6 +129,8 @@ class ModuleLaws(LossCase):
             if not bool(gradient.any()):
                 broken(f"gradient does not reach parameter {name}, so it would never be trained")
 
+    @advise("Compute with tensors, as torch.where does, without .item(), float() and branches on values")
+    @unless(RANDOM)
     def test_torch_compile_traces_it_whole(self) -> None:
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         for sample in self.samples():

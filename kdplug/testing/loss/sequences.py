@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from kdplug.contracts.loss import reduction_of
 from kdplug.host.component import Component
-from kdplug.testing.law import broken, is_close, number, where
+from kdplug.testing.law import advise, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, Outcome
 from kdplug.testing.sample import Sample, draw
 
@@ -62,6 +62,7 @@ class SequenceLaws(LossCase):
     def evaluate(self, sample: Sample, component: Component | None = None) -> Outcome:
         return super().evaluate(in_sequences(sample) if self.takes_sequences() else sample, component)
 
+    @advise("Select places and pairs with the mask, and divide by their number in place of the length")
     @where(_takes_sequences)
     def test_more_places_that_do_not_count_change_nothing(self) -> None:
         """Catches a sum divided by the length, a softmax over all places, a pair of a token and of padding."""
@@ -73,11 +74,12 @@ class SequenceLaws(LossCase):
             if not is_close(other.value, outcome.value):
                 broken(
                     f"three more places {where_} that do not count changed the value from {number(outcome.value):.6g} to "
-                    f"{number(other.value):.6g}. Select with the mask"
+                    f"{number(other.value):.6g}"
                 )
             if not is_close(of_longer[:, before : before + length], gradients[0]):
                 broken(f"three more places {where_} that do not count changed the gradient")
 
+    @advise("Clamp a number of places that is divided by to 1")
     @where(_takes_sequences)
     def test_sequences_without_a_place_that_counts_stay_finite(self) -> None:
         """Catches a division by the length of a sequence, if none of its places count: 0 / 0 spreads to every weight."""
@@ -118,6 +120,7 @@ class SequenceLaws(LossCase):
                     "the declaration"
                 )
 
+    @advise("Divide the logits by temperature.unsqueeze(-1) if the temperature is a tensor")
     @where(_tempered)
     def test_one_temperature_per_place_is_taken(self) -> None:
         """Catches a scheduled temperature broadcast along the wrong axis."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdplug.contracts.loss import COARSENS, declares
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.objective.chunked.topk_tail import topk_tail_student, topk_tail_teacher
-from kdplug.testing.law import are_finite, broken, is_close, number, where
+from kdplug.testing.law import advise, are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, gradients_of
 from kdplug.testing.sample import draw
 
@@ -32,6 +32,7 @@ def _declares(laws: type[LossCase]) -> bool:
 class CoarseLaws(LossCase):
     """Compares the loss on all classes with the loss on the cached classes and one category for the rest."""
 
+    @advise("Divide by no number of classes and read logits through their softmax alone, or remove the declaration")
     @where(_declares)
     def test_with_every_class_known_it_is_the_loss_itself(self) -> None:
         """Catches a loss that reads more of the logits than their softmax, or divides by the number of classes."""
@@ -47,6 +48,7 @@ class CoarseLaws(LossCase):
                 f"declares coarsens, but with every class known its gradient has an error of {_off(coarse, dense):.3g}"
             )
 
+    @advise("Treat all classes in the same way, or remove the declaration")
     @where(_declares)
     def test_the_order_of_an_items_categories_does_not_matter(self) -> None:
         """Catches a comparison of items class by class. The categories at one index are different classes in each item."""

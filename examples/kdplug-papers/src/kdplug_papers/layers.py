@@ -59,7 +59,7 @@ class BertEmd(nn.Module):
     Shapes: features ``[batch, length, width]``; the lists may differ in length; mask ``[batch, length]``.
     Raises: ``ShapeError``; ``OutputsError`` for a list that is no multiple of three; ``SettingError``.
     Source: Li et al. 2020, arXiv:2010.06133; lxk00/BERT-EMD, bert-emd/emd_task_distill.py. The embeddings' error is a
-    term that it sets itself, ``tinybert_hidden`` on layer 0.
+    separate term, ``tinybert_hidden`` on layer 0.
     """
 
     any_layers = True

@@ -95,7 +95,7 @@ class MGD(nn.Module):
     """
 
     axis = 1
-    random = True
+    random = own_parameters = True
 
     def __init__(
         self, in_dim: int, out_dim: int, *, masked: float = 0.15, masks: Literal["channels", "positions"] = "channels"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdplug import LossSum, takes_numbers
+from kdplug import LossSum, facts, takes_numbers
 from kdplug_logits.divergence import promoted
 from kdplug_logits.shape import require_logits
 
 
+@facts(takes_scores=True)
 @takes_numbers
 def regression(student_logits: Tensor, teacher_logits: Tensor) -> LossSum:
     """Squared error between student and teacher outputs, summed over the outputs of an item, mean over items.

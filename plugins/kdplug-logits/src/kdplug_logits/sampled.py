@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kdplug import LossSum, OutputsError, SparseLogits
+from kdplug import LossSum, OutputsError, SparseLogits, facts
 from kdplug_logits.divergence import tempered, times_squared
 from kdplug_logits.sparse import read_student
 
@@ -55,6 +55,7 @@ def _from_sample(student: Tensor, teacher: SparseLogits, temperature: Tensor | f
     return LossSum((times_squared(values, teacher.temperature) if t2 else values).sum(), values.numel())
 
 
+@facts(random=True)
 def sampled(
     student_logits: Tensor,
     teacher_logits: Tensor | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdplug import LossSum, closed_form, coarsens, takes_numbers
+from kdplug import LossSum, closed_form, coarsens, facts, takes_numbers
 from kdplug_presets.cross_entropy import cross_entropy
 from kdplug_presets.numerics import promoted, read_temperature
 from kdplug_presets.shape import LOGITS, require_same, require_tensor
@@ -103,6 +103,7 @@ def ce(
 
 
 @closed_form(mse_rows)
+@facts(takes_scores=True)
 @takes_numbers
 def mse(student_logits: Tensor, teacher_logits: Tensor, temperature: Tensor | float = 1.0) -> LossSum:
     """Squared error between logits divided by the temperature: mean over items of the mean over classes.
