@@ -120,7 +120,7 @@ SRRL = replace(
 )
 RECIPES = {
     "attention_transfer": on_stages("attention_transfer", weight=1000),
-    "crd": replace(on("pool", {"name": "crd", "width": 8, "negatives": 20}, weight=0.8), lr=0.005, epochs=24),
+    "crd": replace(on("pool", {"name": "crd", "width": 8, "negatives": 20}, weight=0.8), lr=0.005),
     "ctkd": Recipe(CTKD, student, teacher, images, logits_apart),
     "fitnet": on("stage2", "fitnet", weight=100, loss_options={"lr": 0.02}),
     "mgd": on("stage2", {"name": "mgd", "masked": 0.15}, weight=7e-5),
