@@ -308,7 +308,9 @@ class Accumulation:
                     counts = counts_of(report)
                     normalization = Normalization.uniform(counts, len(window)) if are_numbers(counts) else None
                 if normalization is None or counts_of(report) != counts:
-                    self._take_back(before)
+                    before.restore()
+                    for parameter in self.parameters:
+                        parameter.grad = None
                     return None
                 reports.append(self._backward(report, normalization.loss(report)).detach())
         return normalization.report(reports) if normalization is not None else None
@@ -395,8 +397,3 @@ class Accumulation:
         teacher = student if parts.teacher is parts.student else to_device(parts.teacher, device)
         cache, ids = to_device(parts.cache, device), to_device(parts.ids, device)
         return parts._replace(teacher=teacher, student=student, cache=cache, ids=ids)
-
-    def _take_back(self, before: ForwardState) -> None:
-        before.restore()
-        for parameter in self.parameters:
-            parameter.grad = None

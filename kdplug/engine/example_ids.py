@@ -20,7 +20,7 @@ from kdplug.engine.hashing import digest
 from kdplug.engine.multi_task import MultiTaskLoader
 from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError, RunError
-from kdplug.objective.batch import read_example_ids
+from kdplug.objective.example_ids import read_example_ids
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
 

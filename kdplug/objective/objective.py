@@ -15,12 +15,13 @@ from torch.nn.parameter import is_lazy
 from kdplug.config.term import TermPlace
 from kdplug.contracts.outputs import Outputs
 from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError
-from kdplug.objective.batch import Batch, Draws, check_tensors, read_example_ids
+from kdplug.objective.batch import Batch, Draws, check_tensors
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.capture.teachers import Models, teacher_models, teacher_modules
 from kdplug.objective.configured import ConfiguredTerms
 from kdplug.objective.custom_term import CustomTerm
+from kdplug.objective.example_ids import read_example_ids
 from kdplug.objective.report import LossReport, TermValue, weighted_sum
 from kdplug.objective.schedule import checked_progress
 from kdplug.objective.teacher import Names, checked, read_teachers, side, teacher_names

@@ -37,7 +37,8 @@ from kdplug.integrations.textbrewer.term import (
     requests_ids,
     weighted,
 )
-from kdplug.objective.batch import Draws, read_example_ids
+from kdplug.objective.batch import Draws
+from kdplug.objective.example_ids import read_example_ids
 
 __all__ = ["AbstractDistiller", "BasicDistiller"]
 

@@ -202,11 +202,9 @@ class Labels:
 
 def is_missing(value: Any) -> bool:
     """Return whether a cell is empty."""
-    return (
-        value is None
-        or (isinstance(value, str) and not value.strip())
-        or (isinstance(value, float) and math.isnan(value))
-    )
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def written(value: Any, table: Table, column: str, row: int) -> Written:
