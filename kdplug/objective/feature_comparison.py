@@ -331,7 +331,8 @@ class FeatureComparison(nn.Module):
         masks = (batch.student.inputs_mask, batch.teacher.inputs_mask) if _MASKS.intersection(self.inputs) else ()
         if self.plan is not None:
             return self.plan.explain(teacher[0]) + extended_hint(*masks)
-        if not student or self.feature != "hidden" or student[0].shape[-1:] == teacher[0].shape[-1:]:
+        fits_widths = bool(self.loss_widths) or self.feature != "hidden"
+        if not student or fits_widths or student[0].shape[-1:] == teacher[0].shape[-1:]:
             return extended_hint(*masks)
         own, theirs = student[0].shape[-1:], teacher[0].shape[-1:]
         lacks = f". The student's features are {own[0]} wide, the teacher's {theirs[0]}: add proj: linear to the match"

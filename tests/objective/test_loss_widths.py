@@ -9,6 +9,7 @@ from kdplug import (
     ConfigError,
     LossSum,
     RunError,
+    ShapeError,
     SignatureError,
 )
 
@@ -135,3 +136,15 @@ def test_an_error_while_a_loss_is_built_names_its_widths(of, offer, student, tea
     with pytest.raises(ValueError, match="no such width") as caught:
         of({"loss": offer(Picky), **WIDE}).materialize(student, teacher)
     assert "while building local:offered from widths in_dim=6, out_dim=8" in caught.value.__notes__[0]
+
+
+def test_an_error_of_a_loss_that_takes_widths_suggests_no_projection(of, offer):
+    class Maps(Regressor):
+        def forward(self, student_features, teacher_features):
+            raise ShapeError("takes maps [B, C, H, W]")
+
+    objective = of({"loss": offer(Maps), "feature": "hidden", "layer_S": 0, "layer_T": 0})
+    student, teacher = {"hidden": [torch.randn(2, 3, 4)]}, {"hidden": [torch.randn(2, 3, 6)]}
+    objective.materialize(student, teacher)
+    with pytest.raises(ShapeError, match=r"takes maps \[B, C, H, W\]$"):
+        objective(student, teacher)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from by_element import draw, masked, softmax
 from kdplug_papers.draft import eagle_draft
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LENGTHS = (4, 2, 0)
@@ -66,7 +66,7 @@ def test_a_head_of_another_width_is_named():
         eagle_draft(features, features, dict.fromkeys("abc", draw(7, 5)))
 
 
-class TestEagleDraft(PaperLaws):
+class TestEagleDraft(LossLaws):
     entry = eagle_draft
     shape = (4, 5, 6)
     teacher_parameters: ClassVar = {WEIGHT: (7, 6)}

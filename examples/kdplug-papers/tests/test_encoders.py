@@ -10,9 +10,9 @@ import torch
 from by_element import dot, masked, several, softmax
 from kdplug_papers.minilm import minilmv2
 from kdplug_papers.tinybert import TinyBertHidden, tinybert_attention, tinybert_prediction, tinybert_query_key
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LENGTHS = (5, 3, 0, 1)
@@ -45,7 +45,7 @@ def test_minilmv2_names_a_width_that_its_heads_do_not_divide():
         minilmv2(several(3, 2, 5, 6), several(3, 2, 5, 8), relation_heads=4)
 
 
-class TestMiniLMv2(PaperLaws):
+class TestMiniLMv2(LossLaws):
     entry = minilmv2
     settings = {"relation_heads": 3}
     layers = 3
@@ -71,7 +71,7 @@ def test_tinybert_attention_is_a_mean_per_layer_in_which_masked_scores_are_zero(
     torch.testing.assert_close(found.value.item(), total / (2 * 3 * 4 * 4), **EXACT)
 
 
-class TestTinyBertAttention(PaperLaws):
+class TestTinyBertAttention(LossLaws):
     entry = tinybert_attention
     feature = "attention"
     layers = 2
@@ -101,7 +101,7 @@ def test_tinybert_query_key_compares_the_scores_of_tokens_that_count():
     assert found.count == count
 
 
-class TestTinyBertQueryKey(PaperLaws):
+class TestTinyBertQueryKey(LossLaws):
     entry = tinybert_query_key
     settings = {"heads": 3}
     layers = 4
@@ -131,7 +131,7 @@ def test_tinybert_hidden_has_one_linear_layer_for_any_number_of_layers():
         TinyBertHidden([3, 3], [4, 6])
 
 
-class TestTinyBertHidden(PaperLaws):
+class TestTinyBertHidden(LossLaws):
     entry = TinyBertHidden
     layers = 2
     may_differ = (2,)
@@ -149,7 +149,7 @@ def mean_soft_cross_entropy(student_logits, teacher_logits, temperature):
     return torch.tensor(total / student_logits.numel(), dtype=torch.float64)
 
 
-class TestTinyBertPrediction(PaperLaws):
+class TestTinyBertPrediction(LossLaws):
     entry = tinybert_prediction
     shape = (4, 5, 7)
     non_negative = reaches_teacher = corrects_confident_mistakes = True

@@ -12,9 +12,9 @@ import torch
 from by_element import dot, draw, masked, several, softmax
 from kdplug_papers.layers import BertEmd, alp_kd
 from kdplug_papers.transport import cheapest_plan
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 LENGTHS = (5, 3, 0, 1)
@@ -39,14 +39,13 @@ def test_alp_kd_names_layers_of_another_width():
         alp_kd(several(2, 4, 5, 3), several(3, 4, 5, 6))
 
 
-class TestAlpKd(PaperLaws):
+class TestAlpKd(LossLaws):
     entry = alp_kd
     layers = 3
     shape = (4, 5, 6)
     token_axes = ()
     non_negative = True
     except_for = {
-        **PaperLaws.except_for,
         "test_no_student_is_better_than_the_teacher_itself": "a mixture of layers is none of them",
     }
 
@@ -170,7 +169,7 @@ def test_bert_emd_names_a_list_that_is_no_multiple_of_three():
         BertEmd([4] * 3, [4] * 4, heads=2)
 
 
-class TestBertEmd(PaperLaws):
+class TestBertEmd(LossLaws):
     entry = BertEmd
     settings = {"heads": 3}
     layers = 6
@@ -179,6 +178,5 @@ class TestBertEmd(PaperLaws):
     non_negative = True
     trains = ("fit.weight", "fit.bias")
     except_for = {
-        **PaperLaws.except_for,
         "test_torch_compile_traces_it_whole": "it solves a linear program outside the graph",
     }

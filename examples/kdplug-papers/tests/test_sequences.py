@@ -9,9 +9,9 @@ import pytest
 import torch
 from by_element import draw, masked, softmax
 from kdplug_papers.sequences import distillm2, minillm
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 LENGTHS = (4, 2, 0, 3)
@@ -144,7 +144,7 @@ def by_sign(student_logits, teacher_logits, student_extras, mask) -> kdplug.Loss
     return distillm2(student_logits, teacher_logits, {name: one > 0 for name, one in student_extras.items()}, mask)
 
 
-class TestDistillm2(PaperLaws):
+class TestDistillm2(LossLaws):
     entry = by_sign
     shape = (4, 5, 6)
     student_extras: ClassVar = {"from_student": (4,)}
@@ -161,11 +161,10 @@ def of_labels(student_logits, teacher_logits, labels, mask) -> kdplug.LossSum:
     return minillm(student_logits, teacher_logits, {"sampled": labels}, mask)
 
 
-class TestMiniLLM(PaperLaws):
+class TestMiniLLM(LossLaws):
     entry = of_labels
     shape = (4, 5, 6)
     non_negative = zero_at_equality = ignores_impossible_classes = True
     except_for: ClassVar = {
-        **PaperLaws.except_for,
         "test_gradient_agrees_with_finite_differences": "its gradient is that of the divergence of whole texts",
     }

@@ -11,9 +11,9 @@ from by_element import close, convolved, draw, enlarged, pooled, standardised
 from kdplug_papers.activation import attention_transfer
 from kdplug_papers.regression import MGD, VID, FitNet
 from kdplug_papers.review import ReviewKD
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 
 def test_fitnet_is_the_mean_squared_error_of_its_regressor():
@@ -144,7 +144,7 @@ def test_maps_that_do_not_match_are_an_error(loss, shape):
             loss(*inputs)
 
 
-class TestFitNet(PaperLaws):
+class TestFitNet(LossLaws):
     entry = "kdplug-papers:fitnet"
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
     token_axes = ()
@@ -152,7 +152,7 @@ class TestFitNet(PaperLaws):
     trains = ("regressor.0.weight", "regressor.1.weight")
 
 
-class TestVID(PaperLaws):
+class TestVID(LossLaws):
     entry = "kdplug-papers:vid"
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
     token_axes = ()
@@ -160,7 +160,7 @@ class TestVID(PaperLaws):
     trains = ("mean.0.weight", "scale")
 
 
-class TestMGD(PaperLaws):
+class TestMGD(LossLaws):
     entry = "kdplug-papers:mgd"
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
     token_axes = ()
@@ -168,7 +168,7 @@ class TestMGD(PaperLaws):
     trains = ("align.weight", "generation.0.weight")
 
 
-class TestAttentionTransfer(PaperLaws):
+class TestAttentionTransfer(LossLaws):
     entry = "kdplug-papers:attention_transfer"
     shape = (4, 3, 5, 6)
     token_axes = ()
@@ -177,7 +177,7 @@ class TestAttentionTransfer(PaperLaws):
     non_negative = zero_at_equality = True
 
 
-class TestReviewKD(PaperLaws):
+class TestReviewKD(LossLaws):
     entry = "kdplug-papers:reviewkd"
     shape, teacher_shape = (4, 3, 4, 4), (4, 2, 4, 4)
     token_axes = ()

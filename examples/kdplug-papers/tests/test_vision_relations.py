@@ -9,9 +9,9 @@ import pytest
 import torch
 from by_element import Array, close, draw
 from kdplug_papers.relations import pkt, rkd, sp
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 STUDENT, TEACHER = draw(5, 3), draw(5, 2, 4, seed=1)
 
@@ -86,7 +86,7 @@ def test_batches_of_different_sizes_are_an_error(loss):
         loss(STUDENT[:1], TEACHER)
 
 
-class Relations(PaperLaws):
+class Relations(LossLaws):
     shape, teacher_shape = (4, 3), (4, 5)
     token_axes = ()
     may_differ = (1,)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from by_element import close, convolved, draw, standardised
 from kdplug_papers.teacher_weights import OFD, SRRL
-from paper_laws import PaperLaws
 
 import kdplug
+from kdplug.testing import LossLaws
 
 CLASSIFIER = {"fc:parameter.weight": draw(5, 4, seed=8), "fc:parameter.bias": draw(5, seed=9)}
 BATCH_NORMS = {
@@ -103,7 +103,7 @@ class WithClassifier(SRRL):
         return super().forward(student_features, teacher_features, logits, parameters)
 
 
-class TestSRRL(PaperLaws):
+class TestSRRL(LossLaws):
     entry = WithClassifier
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
     token_axes = ()
@@ -112,7 +112,7 @@ class TestSRRL(PaperLaws):
     trains = ("connector.0.weight", "connector.1.bias")
 
 
-class TestOFD(PaperLaws):
+class TestOFD(LossLaws):
     entry = "kdplug-papers:ofd"
     teacher_parameters: ClassVar = dict.fromkeys(BATCH_NORMS, (2,))
     shape, teacher_shape = (4, 3, 5, 6), (4, 2, 5, 6)
