@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from kdplug.contracts.outputs import Tagged
 from kdplug.contracts.tree import opened
 from kdplug.contracts.vocabulary import EXAMPLE_IDS
-from kdplug.engine.cache.key import Examples, Keyed
+from kdplug.engine.cache.key import Examples, Keyed, compared_size, other_orders
 from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.hashing import digest
 from kdplug.engine.multi_task import MultiTaskLoader
@@ -181,7 +181,7 @@ def _obstacle(loader: Any) -> str:
 
 
 def _check_rows(loader: DataLoader[Any], postprocess: Postprocess) -> None:
-    """Check that row ``i`` of a batch is its example ``i``: the same examples in reverse order must give the reverse batch.
+    """Check that row ``i`` of a batch is its example ``i``: the same examples in another order must give its rows in that order.
 
     Rows that differ if the same examples are collated twice (random masking) are not compared.
 
@@ -198,12 +198,18 @@ def _check_rows(loader: DataLoader[Any], postprocess: Postprocess) -> None:
             parts = split(batch if change is None else change(batch))
             return [parts.student] if parts.student is parts.teacher else [parts.student, parts.teacher]
 
-        first, again, reverse = made(items), made(items), made(items[::-1])
-    found = list(_followed(first, again, reverse, len(items)))
+        first, again = made(items), made(items)
+        orders = other_orders(len(items))
+        others = [made([items[place] for place in order]) for order in orders]
+    found = [
+        follows
+        for order, other in zip(orders, others, strict=True)
+        for follows in _followed(first, again, other, order)
+    ]
     if not all(found):
         raise RunError(
             "a loss requests example_ids, but the rows of a batch do not follow its examples: the same examples in "
-            "reverse order do not give the batch in reverse order. Change the collate_fn or batch_postprocessor, which "
+            "another order do not give the same rows in that order. Change the collate_fn or batch_postprocessor, which "
             "sorts, drops or mixes examples, or let it return a batch key 'example_ids'"
         )
     if not found:
@@ -220,7 +226,7 @@ def _first_items(loader: DataLoader[Any]) -> list[Any]:
 
     None if they cannot be read by integers: the run itself raises that error.
     """
-    count = min(len(loader.dataset), loader.batch_size or 2)  # type: ignore[arg-type]
+    count = min(len(loader.dataset), compared_size(loader.batch_size or 2))  # type: ignore[arg-type]
     workers: Mapping[str, Any] = {}
     if loader.num_workers:
         workers = {"num_workers": 1, "multiprocessing_context": loader.multiprocessing_context}
@@ -238,21 +244,22 @@ def _first_items(loader: DataLoader[Any]) -> list[Any]:
         return []
 
 
-def _followed(one: Any, again: Any, other: Any, count: int) -> Iterator[bool]:
-    """Yield, for each leaf with one row per example, whether the reverse batch holds its rows in reverse order."""
+def _followed(one: Any, again: Any, other: Any, order: list[int]) -> Iterator[bool]:
+    """Yield, for each leaf with one row per example, whether ``other`` holds its rows in ``order``."""
+    count = len(order)
     if isinstance(one, Tensor):
         if one.dim() and len(one) == count and isinstance(again, Tensor) and digest(one) == digest(again):
-            yield isinstance(other, Tensor) and one.shape == other.shape and digest(one.flip(0)) == digest(other)
+            yield isinstance(other, Tensor) and one.shape == other.shape and digest(one[order]) == digest(other)
         return
     items, repeated, others = opened(one), opened(again), opened(other)
     if isinstance(items, dict):
         for key, inner in items.items():
             second, third = (side.get(key) if isinstance(side, dict) else None for side in (repeated, others))
-            yield from _followed(inner, second, third, count)
+            yield from _followed(inner, second, third, order)
     elif isinstance(items, list):
         if len(items) == count and not any(isinstance(inner, Tensor) and inner.dim() for inner in items):
             if digest(items) == digest(repeated):
-                yield digest(items[::-1]) == digest(others)
+                yield digest([items[place] for place in order]) == digest(others)
         elif isinstance(repeated, list) and isinstance(others, list):
             for inner, second, third in zip(items, repeated, others, strict=False):
-                yield from _followed(inner, second, third, count)
+                yield from _followed(inner, second, third, order)

@@ -82,13 +82,25 @@ COLLATES = {
     "masks at random": (lambda items: torch.stack([i[0] for i in items]) * torch.rand(1), "is random"),
     "sorts": (lambda items: torch.stack(sorted((i[0] for i in items), key=lambda x: x[0].item())), "do not follow"),
     "mixes": (lambda items: torch.stack([i[0] + items[0][0] for i in items]), "do not follow"),
+    "reverses": (lambda items: torch.stack([i[0] for i in items[::-1]]), "do not follow"),
+    "mixes with the reverse": (lambda items: mixed_up(torch.stack([i[0] for i in items])), "do not follow"),
+    "rotates": (lambda items: torch.stack([i[0] for i in items]).roll(2, 0), "do not follow"),
 }
+
+
+def mixed_up(rows):
+    return 0.7 * rows + 0.3 * rows.flip(0)
 
 
 @pytest.mark.parametrize(("collate", "words"), COLLATES.values(), ids=COLLATES)
 def test_a_collate_function_that_mixes_examples_is_refused(tmp_path, teacher, collate, words):
     with pytest.raises(RunError, match=words):
         run(tmp_path, teacher, loader(collate_fn=collate), caching=True)
+
+
+def test_two_examples_in_reverse_are_refused(tmp_path, teacher):
+    with pytest.raises(RunError, match="do not follow"):
+        run(tmp_path, teacher, loader(batch_size=2, collate_fn=COLLATES["reverses"][0]), caching=True)
 
 
 @dataclass

@@ -289,6 +289,24 @@ def sorts(rows):
     return torch.stack(sorted(rows, key=lambda row: -float(row[1])))
 
 
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.flip(0),
+        lambda rows: 0.7 * rows + 0.3 * rows.flip(0),
+        lambda rows: rows.roll(1, 0),
+        lambda rows: rows.roll(2, 0),
+    ],
+)
+def test_rearranged_rows_are_refused_whatever_the_arrangement(tmp_path, size, change):
+    rearranged = DataLoader(Rows(), batch_size=size, collate_fn=lambda rows: change(torch.stack(rows)))
+    if size == 2 and torch.equal(change(torch.eye(2)), torch.eye(2)):
+        pytest.skip("changes nothing")
+    with pytest.raises(RunError, match="rows of a batch do not follow its examples"):
+        distil(tmp_path, rearranged)
+
+
 def drops(rows):
     return torch.stack(rows[1:])
 

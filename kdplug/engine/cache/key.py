@@ -204,12 +204,12 @@ def _batch_size(loader: DataLoader[Any]) -> int:
 
 
 def check_repeatable(source: Source, inputs_of: Callable[[Any], Any]) -> None:
-    """Check that examples and batches are repeatable: read the first examples twice, and once in reverse order.
+    """Check that examples and batches are repeatable: read the first examples twice, and in other orders.
 
     Raises: ``RunError`` if they differ (random augmentation, masking or mixing in the dataset, the collate function or
     the postprocessor), or if rows do not follow the examples (a collate function that sorts).
     """
-    group = list(range(min(source.batch_size, source.count)))
+    group = list(range(min(compared_size(source.batch_size), source.count)))
     first, again = (next(source.read([group], alone=True)) for _ in range(2))
     if first.digests != again.digests:
         place = next(key for key, one, other in zip(group, first.digests, again.digests, strict=True) if one != other)
@@ -217,8 +217,26 @@ def check_repeatable(source: Source, inputs_of: Callable[[Any], Any]) -> None:
     inputs = inputs_of(first.batch)
     if digest(inputs) != digest(inputs_of(again.batch)):
         raise _random("the same examples give two different batches: collate_fn or batch_postprocessor is random")
-    if not source.is_whole and len(group) > 1:
-        _check_order(first, inputs, inputs_of(next(source.read([group[::-1]], alone=True)).batch))
+    for order in () if source.is_whole else other_orders(len(group)):
+        _check_order(order, inputs, inputs_of(next(source.read([[group[place] for place in order]], alone=True)).batch))
+
+
+def compared_size(batch_size: int) -> int:
+    """Return the number of examples to compare in other orders: with two, reversed rows would look right."""
+    return batch_size if batch_size == 1 else max(3, batch_size)
+
+
+def other_orders(count: int) -> list[list[int]]:
+    """Return orders of a batch that together show whether row ``i`` is example ``i``.
+
+    Of three or more rows, no arrangement but the right one follows both an exchange of the first two and a rotation;
+    reversed rows, for instance, follow a reversal.
+    """
+    if count < 2:
+        return []
+    places = list(range(count))
+    exchanged = [1, 0, *places[2:]]
+    return [exchanged] if count == 2 else [exchanged, [*places[1:], 0]]
 
 
 def _random(what: str) -> RunError:
@@ -228,29 +246,30 @@ def _random(what: str) -> RunError:
     )
 
 
-def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
-    if not _is_reverse(inputs, reverse, len(keyed.keys)):
+def _check_order(order: list[int], inputs: Any, other: Any) -> None:
+    if not _is_reordered(inputs, other, order):
         raise RunError(
-            "the rows of a batch do not follow its examples: the same examples in reverse order do not give the batch "
-            "in reverse order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
+            "the rows of a batch do not follow its examples: the same examples in another order do not give the same rows "
+            "in that order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
             "with is_caching_logits",
             field="is_caching_logits",
         )
 
 
-def _is_reverse(one: Any, other: Any, count: int) -> bool:
+def _is_reordered(one: Any, other: Any, order: list[int]) -> bool:
+    count = len(order)
     if isinstance(one, Tensor):
         has_rows = one.dim() > 0 and len(one) == count  # one per example
-        return not has_rows or (isinstance(other, Tensor) and one.shape == other.shape and _same(one.flip(0), other))
+        return not has_rows or (isinstance(other, Tensor) and one.shape == other.shape and _same(one[order], other))
     items, others = opened(one), opened(other)
     if isinstance(items, dict):
         if not isinstance(others, dict) or items.keys() != others.keys():
             return False
-        return all(_is_reverse(inner, others[key], count) for key, inner in items.items())
+        return all(_is_reordered(inner, others[key], order) for key, inner in items.items())
     if isinstance(items, list) and isinstance(others, list):
         if len(items) == count and not any(isinstance(inner, Tensor) and len(inner.shape) for inner in items):
-            return digest(items[::-1]) == digest(others)
-        return len(items) == len(others) and all(map(_is_reverse, items, others, [count] * len(items)))
+            return digest([items[place] for place in order]) == digest(others)
+        return len(items) == len(others) and all(map(_is_reordered, items, others, [order] * len(items)))
     return items is None and others is None
 
 
