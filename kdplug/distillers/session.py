@@ -18,7 +18,7 @@ from kdplug.config.key import keys_that_need, not_identity
 from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
-from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.contracts.sparse_logits import SparseLogits, distinct
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Coding, decoded
 from kdplug.engine.cache.session import Caches, fill
@@ -66,7 +66,7 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         )
     on_logits = [term for term, _, _ in distillation.written_terms() if term.weight and term.slot == "kd"]
     temperatures = list(map(distillation.temperature_of, on_logits))
-    bases = sorted({temperature.base for temperature in temperatures})
+    bases = distinct(temperature.base for temperature in temperatures)
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "

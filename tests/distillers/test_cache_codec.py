@@ -385,6 +385,16 @@ def test_terms_at_two_temperatures_read_one_cache_and_add_up(tmp_path, on_disk):
     assert steps[2].abs().max() > 1e-4
 
 
+def test_temperatures_that_round_to_one_are_stored_once(tmp_path):
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    near = {**AT_ONE, "temperature": 1 + 1e-9}
+    steps = [
+        first_step(tmp_path / name, {"teacher_cache_codec": "likeliest"}, AT_FOUR, AT_ONE, last)[0]
+        for name, last in (("same", AT_ONE), ("near", near))
+    ]
+    torch.testing.assert_close(*steps, rtol=1e-7, atol=1e-14)
+
+
 def test_a_folder_at_two_temperatures_serves_a_run_without_a_teacher(tmp_path):
     kdplug.cache_codecs.register("likeliest")(Likeliest)
     cache = options(tmp_path, "likeliest")
