@@ -441,3 +441,20 @@ def test_a_term_on_features_needs_no_temperature_of_its_own(tmp_path):
     training = TrainingConfig(output_dir=str(tmp_path), device="cpu", **options(tmp_path, "likeliest"))
     distiller = GeneralDistiller(training, config, Rowwise(), make_student(), show_progress=False)
     assert (distiller.teacher_cache.coding.temperature, distiller.teacher_cache.coding.others) == (1.0, ())
+
+
+def test_a_term_that_reads_no_logits_needs_no_codec_of_its_own(tmp_path):
+    @kdplug.losses.register("decayed")
+    def decayed(student_parameters, temperature):
+        return student_parameters["head:parameter.weight"].square().mean() / temperature
+
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    paths = {"reads_S": ["head:parameter.weight"]}
+    config = DistillationConfig(
+        is_caching_logits=True, terms=[AT_ONE, {"loss": "decayed", "temperature": 9.0, **paths}]
+    )
+    training = TrainingConfig(output_dir=str(tmp_path), device="cpu", **options(tmp_path, "likeliest"))
+    made = make_student()
+    distiller = GeneralDistiller(training, config, Rowwise(), made, show_progress=False)
+    assert (distiller.teacher_cache.coding.temperature, distiller.teacher_cache.coding.others) == (1.0, ())
+    distiller.train(sgd(made), loader(shuffle=False), num_steps=1)
