@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ class SparseLogits:
         """
         import torch
 
-        base, *others = sorted({temperature} if isinstance(temperature, (int, float)) else set(temperature))
+        base, *others = distinct([temperature] if isinstance(temperature, (int, float)) else temperature)
         with torch.no_grad():
             wide = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
             log_probs = (wide / base).log_softmax(-1)
@@ -174,6 +174,15 @@ def tail_of(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
         kept = log_probs.gather(-1, ids).logsumexp(-1).exp()
         tail = log_probs.scatter_(-1, ids, -torch.inf).logsumexp(-1)
         return torch.where(kept < 0.5, (-kept).log1p(), tail)
+
+
+def distinct(temperatures: Iterable[float]) -> list[float]:
+    """Return the different temperatures in rising order. Of those that round to one, the lowest is kept."""
+    found: list[float] = []
+    for temperature in sorted(temperatures):
+        if not found or not _is_same(temperature, found[-1]):
+            found.append(temperature)
+    return found
 
 
 def _is_same(one: float, other: float) -> bool:

@@ -18,7 +18,7 @@ from kdplug.config.key import keys_that_need, not_identity
 from kdplug.config.term import TermConfig
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
-from kdplug.contracts.sparse_logits import SparseLogits
+from kdplug.contracts.sparse_logits import SparseLogits, distinct
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Coding, decoded
 from kdplug.engine.cache.session import Caches, fill
@@ -39,6 +39,7 @@ from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
 from kdplug.host.registry import cache_codecs, losses
 from kdplug.objective.logit_loss import LogitLoss
+from kdplug.objective.loss_term import compares_logits
 from kdplug.objective.schedule import Temperature
 from kdplug.report.record import used_entries
 
@@ -64,9 +65,9 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         raise ConfigError(
             f"{component.entry.qualified} is not a cache codec: it lacks {', '.join(lacking)}", field=_FIELD
         )
-    on_logits = [term for term, _, _ in distillation.written_terms() if term.weight and term.slot == "kd"]
+    on_logits = [term for term, _, _ in distillation.written_terms() if term.weight and _compares_logits(term)]
     temperatures = list(map(distillation.temperature_of, on_logits))
-    bases = sorted({temperature.base for temperature in temperatures})
+    bases = distinct(temperature.base for temperature in temperatures)
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
@@ -87,6 +88,13 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
         for term in on_logits:
             _check_loss(term, logits, component.entry.qualified, distillation)
     return found
+
+
+def _compares_logits(term: TermConfig) -> bool:
+    try:
+        return compares_logits(term, losses.build(term.loss, slot=term.slot).inputs)
+    except KdplugError:
+        return term.slot == "kd"  # the objective reports this error
 
 
 def _has_tail(logits: Any, codec: CacheCodec) -> bool:

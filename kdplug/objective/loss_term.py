@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from kdplug.objective.batch import Batch
 from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
 from kdplug.objective.logit_comparison import LogitComparison
 from kdplug.objective.logit_loss import LogitLoss
-from kdplug.objective.named_inputs import NamedInputs
+from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
 from kdplug.objective.numerics import connected_zero, full
 from kdplug.objective.projection import declared_axis, not_built
 from kdplug.objective.report import TermValue
@@ -27,7 +27,7 @@ from kdplug.objective.teacher import Names, place_of
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
-    from kdplug.config.term import WrittenTerm
+    from kdplug.config.term import TermConfig, WrittenTerm
     from kdplug.host.component import Component
 
 _COUNT = "num_examples"
@@ -51,6 +51,12 @@ def _check_on_features(component: Component) -> None:
             "logits are whole in any case, and no place is filled with 0: remove the declaration, or the layers",
             field="loss",
         )
+
+
+def compares_logits(term: TermConfig, inputs: Iterable[str]) -> bool:
+    """Return whether a term whose loss requests ``inputs`` compares logits: without layers, unless it names all that it reads."""
+    requested = set(inputs)
+    return term.slot == "kd" and not (requested & NAMED_INPUTS and _LOGITS.isdisjoint(requested))
 
 
 class LossTerm(nn.Module):
@@ -77,7 +83,7 @@ class LossTerm(nn.Module):
         self.owner = component.entry.qualified
         base, scheduler = config.temperature_of(term)
         self.named = NamedInputs(written, self.inputs, self.owner)
-        on_logits = term.slot == "kd" and not (self.named.inputs and _LOGITS.isdisjoint(self.inputs))
+        on_logits = compares_logits(term, self.inputs)
         is_used = on_logits or "temperature" in self.inputs
         self.temperature = Temperature(base, scheduler if is_used else None)
         self.logits: LogitComparison | None = None

@@ -132,6 +132,13 @@ def test_a_temperature_without_a_tail_is_an_error_that_lists_those_with_one(logi
         several.at_temperature(2)
 
 
+def test_temperatures_that_round_to_one_share_a_tail(logits):
+    several = SparseLogits.top(logits, 2, (3 * 1.1, 1.0, 1.0 + 1e-9, 3.3))
+    assert several.temperatures == (1.0, 3.3)
+    assert several.at_temperature(1.0 + 1e-9) is several
+    assert several.is_known_at(3 * 1.1)
+
+
 def test_items_are_chosen_with_the_tail_at_each_temperature(logits):
     mask = torch.tensor([[True, False, True], [False, False, True]])
     chosen = SparseLogits.top(logits, 2, (1, 4)).at(mask)

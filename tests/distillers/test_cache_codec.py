@@ -385,6 +385,16 @@ def test_terms_at_two_temperatures_read_one_cache_and_add_up(tmp_path, on_disk):
     assert steps[2].abs().max() > 1e-4
 
 
+def test_temperatures_that_round_to_one_are_stored_once(tmp_path):
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    near = {**AT_ONE, "temperature": 1 + 1e-9}
+    steps = [
+        first_step(tmp_path / name, {"teacher_cache_codec": "likeliest"}, AT_FOUR, AT_ONE, last)[0]
+        for name, last in (("same", AT_ONE), ("near", near))
+    ]
+    torch.testing.assert_close(*steps, rtol=1e-7, atol=1e-14)
+
+
 def test_a_folder_at_two_temperatures_serves_a_run_without_a_teacher(tmp_path):
     kdplug.cache_codecs.register("likeliest")(Likeliest)
     cache = options(tmp_path, "likeliest")
@@ -431,3 +441,20 @@ def test_a_term_on_features_needs_no_temperature_of_its_own(tmp_path):
     training = TrainingConfig(output_dir=str(tmp_path), device="cpu", **options(tmp_path, "likeliest"))
     distiller = GeneralDistiller(training, config, Rowwise(), make_student(), show_progress=False)
     assert (distiller.teacher_cache.coding.temperature, distiller.teacher_cache.coding.others) == (1.0, ())
+
+
+def test_a_term_that_reads_no_logits_needs_no_codec_of_its_own(tmp_path):
+    @kdplug.losses.register("decayed")
+    def decayed(student_parameters, temperature):
+        return student_parameters["head:parameter.weight"].square().mean() / temperature
+
+    kdplug.cache_codecs.register("likeliest")(Likeliest)
+    paths = {"reads_S": ["head:parameter.weight"]}
+    config = DistillationConfig(
+        is_caching_logits=True, terms=[AT_ONE, {"loss": "decayed", "temperature": 9.0, **paths}]
+    )
+    training = TrainingConfig(output_dir=str(tmp_path), device="cpu", **options(tmp_path, "likeliest"))
+    made = make_student()
+    distiller = GeneralDistiller(training, config, Rowwise(), made, show_progress=False)
+    assert (distiller.teacher_cache.coding.temperature, distiller.teacher_cache.coding.others) == (1.0, ())
+    distiller.train(sgd(made), loader(shuffle=False), num_steps=1)

@@ -360,6 +360,16 @@ def test_a_sampler_of_other_keys_is_refused(tmp_path):
         distil(tmp_path, DataLoader(ByLetter(), batch_size=4, sampler=Keys()))
 
 
+@pytest.mark.parametrize("keys", [[0.0, 0.5, 1.0, 1.5], ["0", "1", "02", "3"]])
+def test_keys_that_only_resemble_integers_are_refused(tmp_path, keys):
+    class ByKey(Rows):
+        def __getitem__(self, place):
+            return super().__getitem__(keys.index(place))
+
+    with pytest.raises(RunError, match=f"needs integer indices of examples; the sampler returned {keys[0]!r}"):
+        distil(tmp_path, DataLoader(ByKey(len(keys)), batch_size=2, sampler=keys))
+
+
 def test_a_loss_is_not_used_for_data_of_another_size(tmp_path):
     _, distiller = distil(tmp_path, DataLoader(Rows(), batch_size=4))
     with pytest.raises(RunError, match=r"was built for num_examples=10, but the data have 12 examples"):

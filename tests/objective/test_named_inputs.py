@@ -304,6 +304,21 @@ def test_tied_frozen_and_replaced_parameters_are_read_as_they_are(of, offer):
     assert torch.equal(model[1].weight.grad, torch.full((3, 3), 2.0))
 
 
+def test_a_module_that_is_replaced_later_is_read(of, offer):
+    model, read = nn.Sequential(nn.Sequential(nn.Linear(3, 3))), "0.0:parameter.weight"
+    objective = of({"loss": offer(decay), "reads_S": [read]})
+    objective.connect(torch.compile(model, backend="eager"))
+    for change in (lambda: nn.Linear(3, 3), lambda: torch.compile(nn.Linear(3, 3), backend="eager")):
+        model[0][0] = change()
+        objective({}, {}).total.backward()
+        torch.testing.assert_close(model[0][0].weight.grad, 2 * model[0][0].weight.detach())
+    model[0] = nn.Sequential(nn.Linear(3, 3))
+    assert objective({}, {}).total == model[0][0].weight.square().sum()
+    model[0] = nn.Identity()
+    with pytest.raises(RunError, match=rf"^terms\.0: the student's {read} .* was removed"):
+        objective({}, {})
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
@@ -337,10 +352,13 @@ def test_parameters_without_numbers_are_an_error(of, offer):
     model.far = nn.Linear(2, 2, device="meta")
     model.packed = nn.Module()
     model.packed.weight = nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    model.eighth = nn.Module()
+    model.eighth.register_buffer("weight", torch.zeros(2).to(torch.float8_e4m3fn))
     for path, message in (
         ("lazy:parameter.weight", "has no shape yet: run the model once first"),
         ("far:parameter.weight", "is on the meta device"),
         ("packed:parameter.weight", "must be a dense floating-point tensor .* got torch.strided, torch.uint8"),
+        ("eighth:buffer.weight", "must be a dense floating-point tensor .* got torch.strided, torch.float8_e4m3fn"),
     ):
         with pytest.raises(ConfigError, match=rf"^terms\.0\.reads_S\.0: the student's {path} {message}"):
             of({"loss": offer(decay, name=path.partition(":")[0]), "reads_S": [path]}).connect(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import index
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -176,8 +177,8 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
 
     def _keyed(self, place: Any, item: Any) -> tuple[int, int, Any]:
         try:
-            key = int(place)
-        except (TypeError, ValueError):
+            key = index(place)  # int() would round 0.5 and read "7"
+        except TypeError:
             needs = "is_caching_logits" if self.hashes else "a loss that requests example_ids"
             raise RunError(f"{needs} needs integer indices of examples; the sampler returned {place!r}") from None
         return key if key >= 0 else key + len(self.dataset), digest(item) if self.hashes else 0, item

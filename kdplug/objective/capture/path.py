@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdplug.config.layer import Layer, LayerPath, Layers, TensorKind, TensorPath, in_list, read_path, read_tensor_path
+from kdplug.config.layer import Layer, LayerPath, Layers, TensorPath, in_list, read_path, read_tensor_path
 from kdplug.errors import ConfigError, RunError, did_you_mean
 
 Side = Literal["student", "teacher"]
@@ -80,9 +80,8 @@ class Modules:
         path = read_tensor_path(text)
         if path.module and path.module not in self._found:
             self._none(path.module)
-        module = _inside(self._found[path.module] if path.module else self._model)
-        found = HeldTensor(module, path.kind, path.name, f"the {self.side}'s {text}")
-        there = [str(one) for one in _tensors(path.module, module)]
+        found = HeldTensor(self._model, path, f"the {self.side}'s {text}")
+        there = [str(one) for one in _tensors(path.module, _at(self._model, path.module))]
         if text not in there:
             where = f"module {path.module!r}" if path.module else "model itself"
             near = did_you_mean(text, there)
@@ -138,6 +137,14 @@ def _inside(module: nn.Module) -> nn.Module:
     return module
 
 
+def _at(model: nn.Module, path: str) -> nn.Module:
+    """Return the module at a path, inside torch's own wrappers. Raises: ``KeyError`` if there is none."""
+    module = _inside(model)
+    for part in path.split(".") if path else ():
+        module = _inside(module._modules[part])  # type: ignore[arg-type]  # noqa: SLF001
+    return module
+
+
 def _tensors(path: str, module: nn.Module) -> list[TensorPath]:
     own = module.named_parameters(recurse=False, remove_duplicate=False)
     buffers = module.named_buffers(recurse=False, remove_duplicate=False)
@@ -148,17 +155,19 @@ def _tensors(path: str, module: nn.Module) -> list[TensorPath]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldTensor:
-    """A parameter or buffer, looked up in its module at each call: a run may move or replace it."""
+    """A parameter or buffer, looked up in the model at each call: a run may move or replace it, or its module."""
 
-    module: nn.Module
-    kind: TensorKind
-    name: str
+    model: nn.Module
+    path: TensorPath
     shown: str
 
     def __call__(self) -> Tensor:
-        """Return the tensor. Raises: ``RunError`` if the module no longer holds it whole."""
-        held = self.module._parameters if self.kind == "parameter" else self.module._buffers  # noqa: SLF001
-        found = held.get(self.name)
+        """Return the tensor. Raises: ``RunError`` if the model no longer holds it whole."""
+        try:
+            module = _at(self.model, self.path.module)
+            found = (module._parameters if self.path.kind == "parameter" else module._buffers).get(self.path.name)  # noqa: SLF001
+        except (KeyError, AttributeError):  # no module, or None in its place
+            found = None
         if found is None or hasattr(found, "full_tensor"):
             raise RunError(
                 f"{self.shown} is sharded over the processes or was removed, so no loss can read it. Use DDP, or a loss that "
@@ -173,9 +182,8 @@ class HeldTensor:
             state = "has no shape yet: run the model once first" if is_lazy(found) else "is on the meta device"
             raise ConfigError(f"{self.shown} {state}")
         is_float = found.is_floating_point() and found.dtype.itemsize > 1
-        if found.layout is not torch.strided or not (
-            is_float or (self.kind == "buffer" and (not found.is_complex() and not found.is_quantized))
-        ):
+        is_whole = not (found.is_floating_point() or found.is_complex() or found.is_quantized)
+        if found.layout is not torch.strided or not (is_float or (self.path.kind == "buffer" and is_whole)):
             raise ConfigError(
                 f"{self.shown} must be a dense floating-point tensor of at least 16 bits, got {found.layout}, {found.dtype}. "
                 "Load the model without quantization"
