@@ -188,8 +188,8 @@ def new_plugin(
             "--form",
             "--on",
             metavar="F",
-            help="Form of a loss: logits (the default), features, layers, features-and-logits or parameters; of a "
-            "projection: sequences (the default) or maps; of a temperature scheduler: function (the default) or "
+            help="Form of a loss: logits (the default), features, layers, features-and-logits, parameters or bank; of "
+            "a projection: sequences (the default) or maps; of a temperature scheduler: function (the default) or "
             "parameters.",
         ),
     ] = None,

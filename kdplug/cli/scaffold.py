@@ -48,6 +48,14 @@ SCAFFOLDS: Mapping[str, Scaffold] = MappingProxyType(
             (_KDPLUG, _TORCH, _PYDANTIC),
             is_class=True,
         ),
+        "loss with a bank": Scaffold(
+            "loss_with_a_bank",
+            "kdplug.losses",
+            "loss",
+            "A kdplug loss: distance to the teacher's mean feature of each example, from a memory bank.",
+            (_KDPLUG, _TORCH, _PYDANTIC),
+            is_class=True,
+        ),
         "loss over layers": Scaffold(
             "loss_over_layers",
             "kdplug.losses",
@@ -147,6 +155,7 @@ FORMS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "layers": "loss over layers",
             "features-and-logits": "loss on features and logits",
             "parameters": "loss with parameters",
+            "bank": "loss with a bank",
         },
         "projection": {"sequences": "projection", "maps": "projection of maps"},
         "temperature_scheduler": {

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from kdplug.contracts.loss import CLOSED_FORM, declares
+from kdplug.contracts.loss import CLOSED_FORM, WHOLE_SEQUENCES, declares, reduction_of
 from kdplug.errors import PluginError, SettingError, SignatureError
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
+from kdplug.host.kind import NAMED
 from kdplug.host.spec import ComponentSpec
 
 
@@ -123,6 +124,24 @@ def _place(slot: str) -> str:
         "match": "match (intermediate_matches, or a term with layers)",
     }
     return places.get(slot, slot)
+
+
+def check_declarations(entry: Entry) -> None:
+    """Raise ``SignatureError`` for a loss with declarations that exclude each other or one of its inputs."""
+    loss = entry.load()
+    reduction_of(loss)
+    if not declares(loss, CLOSED_FORM):
+        return
+    if named := [name for name in entry.inputs if name in NAMED]:
+        raise SignatureError(
+            f"{entry.qualified} requests {', '.join(named)} and declares a closed form, which gets neither extras nor "
+            "parameters. Remove the declaration"
+        )
+    if declares(loss, WHOLE_SEQUENCES):
+        raise SignatureError(
+            f"{entry.qualified} declares whole_sequences and closed_form, but a closed form computes each item by "
+            "itself. Remove one of the declarations"
+        )
 
 
 def closed_form_of(component: Component) -> Any:

@@ -62,7 +62,8 @@ _KD = ("student_logits", "teacher_logits", "temperature")
 _MATCH = ("student_features", "teacher_features", "mask")
 _FEATURES = ("student_features", "teacher_features")
 _MASKS = ("student_mask", "teacher_mask")
-_NAMED = ("student_extras", "teacher_extras", "student_parameters", "teacher_parameters")
+NAMED = ("student_extras", "teacher_extras", "student_parameters", "teacher_parameters")
+"""Inputs whose content a term names."""
 _COUNTS = ("student_layers", "teacher_layers")
 
 KINDS = MappingProxyType(
@@ -82,7 +83,7 @@ KINDS = MappingProxyType(
                         *_PROGRESS,
                         "epoch",
                         "draw_seed",
-                        *_NAMED,
+                        *NAMED,
                     ),
                     "match": (
                         *_MATCH,
@@ -95,7 +96,7 @@ KINDS = MappingProxyType(
                         *_PROGRESS,
                         "epoch",
                         "draw_seed",
-                        *_NAMED,
+                        *NAMED,
                     ),
                 },
                 {"kd": _KD, "match": _MATCH},

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from kdplug.contracts.loss import (
     ACROSS_VOCABULARIES,
-    CLOSED_FORM,
     COARSENS,
     TAKES_NUMBERS,
     WHOLE_SEQUENCES,
@@ -19,7 +18,7 @@ from kdplug.contracts.loss import (
 )
 from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.errors import KdplugError, OutputsError, SignatureError
-from kdplug.host.component import Component, closed_form_of
+from kdplug.host.component import Component, check_declarations, closed_form_of
 from kdplug.objective.batch import Batch
 from kdplug.objective.chunked.topk_tail import expand_rows_, topk_tail_rows, topk_tail_student, topk_tail_teacher
 from kdplug.objective.named_inputs import NamedInputs, named_getters
@@ -58,17 +57,7 @@ class LogitLoss:
         self.takes_dense = "teacher_logits" in self.inputs or not self.takes_sparse
         self.reads_whole_batch = named is not None and bool(named.inputs)
         """True if the loss reads tensors that cannot be divided among chunks of items."""
-        has_closed_form = declares(declared, CLOSED_FORM)
-        if has_closed_form and named is not None and named.inputs:
-            raise SignatureError(
-                f"{self.owner} requests {', '.join(named.inputs)} and declares a closed form, "
-                "which gets neither extras nor parameters. Remove the declaration"
-            )
-        if has_closed_form and self.takes_sequences:
-            raise SignatureError(
-                f"{self.owner} declares whole_sequences and closed_form, but a closed form computes each item by itself. "
-                "Remove one of the declarations"
-            )
+        check_declarations(component.entry)
         self.is_across = declares(declared, ACROSS_VOCABULARIES)
         self.coarsens = declares(declared, COARSENS)
         self.takes_numbers = declares(declared, TAKES_NUMBERS)

@@ -22,6 +22,7 @@ WORDS = {
     "loss": ("loss",),
     "features": ("losses", "--on", "features"),
     "parameters": ("loss", "--form", "parameters"),
+    "bank": ("loss", "--form", "bank"),
     "layers": ("loss", "--form", "layers"),
     "both": ("loss", "--form", "features_and_logits"),
     "projection": ("projection",),

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from kdplug.errors import BrokenEntryError, KdplugError, SignatureError
 from kdplug.host.check.finding import Finding, place_of_error
-from kdplug.host.component import build_component
+from kdplug.host.component import build_component, check_declarations
 from kdplug.host.entry import Entry
 from kdplug.host.host import HookPlugin, Host
 from kdplug.host.isolation.plugin_code import described
@@ -35,10 +35,22 @@ def check_entry(entry: Entry) -> Iterator[Finding]:
     except SignatureError as error:
         yield Finding(entry.dist, "signature", "error", str(error), where, f"correct its signature in {where}")
         return
+    yield from contradictory(entry, where)
     yield from nowhere(entry, where)
     faults = list(bad_defaults(entry, where))
     yield from faults or unbuildable(entry, where)
     yield from undocumented(entry, where)
+
+
+def contradictory(entry: Entry, where: str) -> Iterator[Finding]:
+    """Yield a finding for a loss with declarations that exclude each other, which no objective accepts."""
+    if entry.kind.plural != "losses":
+        return
+    try:
+        check_declarations(entry)
+    except SignatureError as error:
+        fix = f"correct its declarations in {where}"
+        yield Finding(entry.dist, "declarations", "error", str(error), where, fix)
 
 
 def nowhere(entry: Entry, where: str) -> Iterator[Finding]:

@@ -122,6 +122,32 @@ def test_the_loss_is_of_written_tokens_alone_and_there_are_no_labels(folder):
     assert (adapted[0]["labels"] == -100).all()
 
 
+def test_extras_hold_what_the_student_wrote(folder):
+    batch, found, student, task = written(folder)
+    with torch.no_grad():
+        ours, theirs = (task.student_adaptor(one, student(**one))["extras"] for one in (found, batch))
+    counts = found.targets["counts"][:, 1:]
+    assert torch.equal(ours["sampled"], found["input_ids"][:, 1:].masked_fill(~counts, -100))
+    assert ours["from_student"].all()
+    assert ours["from_student"].shape == (len(found["input_ids"]),)
+    assert not theirs["from_student"].any()
+    assert (theirs["sampled"] == -100).all()
+
+
+@pytest.mark.parametrize("changed", [{"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.9}])
+def test_tokens_of_a_changed_distribution_are_no_samples_of_the_student(folder, changed):
+    _, found, student, task = written(folder, {**ALWAYS, **changed})
+    with torch.no_grad():
+        assert set(task.student_adaptor(found, student(**found))["extras"]) == {"from_student"}
+
+
+def test_without_generated_batches_there_are_no_extras(folder):
+    task = task_of(**settings(folder, None))
+    batch = first_batch(task)
+    with torch.no_grad():
+        assert "extras" not in task.student_adaptor(batch, task.build_student().eval()(**batch))
+
+
 def test_the_share_of_batches_is_the_fraction_and_a_matter_of_the_seed(folder):
     sampler = Sampler(GenerateSettings(fraction=0.3, max_new_tokens=1), 8)
 

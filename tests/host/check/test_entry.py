@@ -98,6 +98,42 @@ def test_a_class_that_cannot_be_made_from_its_defaults_is_found(fake_site: FakeS
     assert (finding.check, finding.where) == ("unbuildable", f"{file}:6")
 
 
+@pytest.mark.parametrize(
+    ("declared", "inputs", "words"),
+    [
+        ("@kdplug.whole_sequences", "", "declares whole_sequences and closed_form"),
+        ("", ", student_extras", "requests student_extras and declares a closed form"),
+    ],
+)
+def test_a_closed_form_that_no_objective_accepts_is_found(fake_site: FakeSite, declared, inputs, words) -> None:
+    source = f"""
+        import kdplug
+        def rows(student, teacher, temperature): ...
+        {declared}
+        @kdplug.closed_form(rows)
+        def f(student_logits, teacher_logits{inputs}):
+            "A loss."
+    """
+    add(fake_site, source)
+    finding = one(fake_site)
+    assert (finding.check, finding.level) == ("declarations", "error")
+    assert words in finding.what
+    assert finding.fix.startswith("correct its declarations in ")
+
+
+def test_two_reductions_are_found(fake_site: FakeSite) -> None:
+    source = """
+        import kdplug
+        @kdplug.mean_over_items
+        @kdplug.sum_over_items
+        def f(student_logits, teacher_logits):
+            "A loss."
+    """
+    add(fake_site, source)
+    finding = one(fake_site)
+    assert (finding.check, finding.what) == ("declarations", "f declares both mean_over_items and sum_over_items")
+
+
 def test_a_module_without_an_init_is_in_order(fake_site: FakeSite) -> None:
     source = """
         from torch import nn

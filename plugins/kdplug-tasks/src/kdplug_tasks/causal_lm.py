@@ -56,6 +56,9 @@ def causal_lm(
     the same characters. This needs a loss that is declared ``across_vocabularies``, and excludes matches. Perplexities
     over different vocabularies are not comparable, so the metric is bits per byte of text.
 
+    With ``generate``, adaptors return the extras ``from_student``, whether the student wrote a row, and ``sampled``, the
+    tokens that it sampled (-100 elsewhere); the latter only if the sampling settings keep the student's distribution.
+
     Settings: ``data``, the files or dataset with the texts; ``teacher``, the teacher model; ``student``, the student model;
     ``tokenizer``, the teacher's tokenizer, by default the one in its folder; ``student_tokenizer``, by default the one in the
     student's folder, or the teacher's if that folder has none;

@@ -56,6 +56,21 @@ class Sampler:
             "batches have no labels."
         )
 
+    def extras(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what the student wrote of a batch, aligned with shifted logits: ``from_student`` and ``sampled``.
+
+        ``from_student [batch]`` is true for rows of a generated batch. ``sampled [batch, length - 1]`` holds the generated
+        tokens, and -100 for any other. It is left out if the settings change the student's distribution, because a policy
+        gradient would then have a bias.
+        """
+        ids = batch["input_ids"]
+        counts = batch.targets.get("counts", torch.zeros_like(ids, dtype=torch.bool)).to(ids.device)
+        found = {"from_student": torch.full_like(ids[:, 0], batch.is_generated, dtype=torch.bool)}
+        asked = self.settings
+        if (asked.temperature, asked.top_k, asked.top_p) == (1.0, None, 1.0):
+            found["sampled"] = ids[:, 1:].where(counts[:, 1:], NO_LABEL)
+        return found
+
     def is_due(self) -> bool:
         """Return whether to generate the next batch; each call draws a random number."""
         return bool(torch.rand(()) < self.settings.fraction)

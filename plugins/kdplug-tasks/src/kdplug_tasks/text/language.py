@@ -205,9 +205,10 @@ class Language:
     def adaptor(self, side: Side = "student") -> Adapt:
         """Return the adaptor, which aligns logits with the tokens they predict.
 
-        Position ``i`` has the logits and label of token ``i + 1``. Features stay at the positions of their tokens.
+        Position ``i`` has the logits and label of token ``i + 1``. Features stay at the positions of their tokens. If the
+        student generates batches, extras hold what it wrote.
         """
-        vocabulary = self.read[side]
+        vocabulary, sampler = self.read[side], self.sampler
 
         def adapt(batch: Batch, outputs: Any) -> dict[str, Any]:
             logits, labels = shifted(outputs.logits, batch.targets["labels"], vocabulary.size)
@@ -217,6 +218,7 @@ class Language:
                 "labels": labels,
                 "losses": loss_sum(logits, labels),
                 "inputs_mask": batch["attention_mask"],
+                **({} if sampler is None else {"extras": sampler.extras(batch)}),
                 **features(outputs),
             }
 
