@@ -35,7 +35,8 @@ INPUTS = MappingProxyType(
         "declares whole_sequences",
         "student_mask": "like mask, for the student's inputs only; if requested, the two sides may differ in length",
         "teacher_mask": "like mask, for the teacher's inputs only",
-        "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]",
+        "labels": "integer class indices, -100 = none; or class probabilities, floating-point, [*items, classes]; None if the "
+        "student's adaptor returned no labels",
         "example_ids": "int64, the example's place in the data: [batch], or [*items] in a loss on logits, like class indices",
         "temperature": "float, or a tensor over items when scheduled",
         "progress": "fraction of the run done, in [0, 1]",

@@ -38,8 +38,8 @@ _LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
 def _check_needs_no_width(component: Component) -> None:
     if widths := [name for name in component.widths if name != _COUNT]:
         raise SignatureError(
-            f"{component.entry.qualified} takes {' and '.join(widths)}, the widths of features. Give the term layer_S "
-            "and layer_T",
+            f"{component.entry.qualified} takes {' and '.join(widths)}, the widths of features. Give the term layer_S and "
+            "layer_T; a loss on logits takes the number of classes as a setting",
             field="loss",
         )
 
