@@ -227,7 +227,7 @@ def test_each_call_of_a_shared_module_is_found_under_each_of_its_names(net, x):
 
 
 def test_a_call_that_did_not_happen_is_an_error(net, x):
-    with pytest.raises(OutputsError, match="'shared@2': the module was called only 2 times .* 'shared@1'"):
+    with pytest.raises(OutputsError, match=r"'shared@2': the module was called only 2 times .* 'shared@1'"):
         captured(net, x, "shared@2")
 
 
