@@ -96,7 +96,7 @@ def test_the_length_can_be_given_in_the_other_unit(base):
         ),
         (
             "distillation.plugins.require.0=1",
-            "distillation.plugins.require.0: distillation.plugins.require is empty. Set ",
+            "distillation.plugins.require.0: distillation.plugins.require is empty. Set distillation.plugins.require as a whole",
         ),
         (
             "distillation.intermediate_matches.0.los=cos",
