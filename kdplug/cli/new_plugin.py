@@ -239,7 +239,7 @@ def _check_free(dist: str, module: str) -> None:
     """Raise ``ConfigError`` if a module of that name can already be imported."""
     found = find_spec(module)
     if found is not None:
-        again = f", or uninstall that one: pip uninstall {dist}" if installed_version(dist) else ""
+        again = f", or uninstall the existing module: pip uninstall {dist}" if installed_version(dist) else ""
         raise ConfigError(
             f"its module {module!r} already exists: {found.origin or 'a folder on the path'}. "
             f"Choose another name{again}",

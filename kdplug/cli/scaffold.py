@@ -186,7 +186,7 @@ def read_scaffold(kind: str, form: str | None = None) -> Scaffold:
         return SCAFFOLDS[word]
     if word not in FORMS:
         raise ConfigError(
-            f"a project of --kind {word.replace('_', '-')} has one form only. Leave it out", field="--form"
+            f"a project of --kind {word.replace('_', '-')} has one form only. Leave out --form", field="--form"
         )
     forms = FORMS[word]
     chosen = form.casefold().replace("_", "-")

@@ -43,5 +43,5 @@ def schema(
                 active().load_hooks()
             found = schema_of(kind.value, no_entry if names else every_entry)
         for error in found.errors:
-            active().notice(f"its settings are missing from the schema: {error}")
+            active().notice(f"the schema lacks the settings of an entry: {error}")
     typer.echo(printable(json.dumps(found.data, indent=2, ensure_ascii=False, allow_nan=False)))

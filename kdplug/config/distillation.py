@@ -206,8 +206,8 @@ class DistillationConfig(ConfigModel):
             return self
         on_logits = "kd_loss_weight" if self.terms is None else "the weight of each term"
         raise ConfigError(
-            f"every term is disabled: {on_logits} and hard_label_weight are 0 and no intermediate match has a weight. Give "
-            "one of them a weight above 0"
+            f"every term is disabled: {on_logits} and hard_label_weight are 0 and no intermediate match has a weight. Set "
+            "at least one weight above 0"
         )
 
     @property

@@ -277,7 +277,7 @@ def read_names(data: object, example: str) -> tuple[str, ...] | None:
     if not isinstance(data, (list, tuple)):
         raise ConfigError(f"must be a list, such as [{example}], got {shown(data)}")
     if not data:
-        raise ConfigError("the list is empty: name at least one, or leave the key out")
+        raise ConfigError(f"the list is empty. Write at least one name, such as [{example}], or leave the key out")
     for place, name in enumerate(data):
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(f"must be a name, such as {example}, got {shown(name)}").at(place)

@@ -71,7 +71,9 @@ class LayerMap(ConfigModel):
                     f"layers_{side}"
                 )
         if "feature" not in self.model_fields_set and (self.layer_S is None or self.layer_T is None):
-            raise ConfigError(f"is required unless layer_S and layer_T are set: {' or '.join(FEATURES)}").at("feature")
+            raise ConfigError(f"is required ({' or '.join(FEATURES)}) unless both layer_S and layer_T are set").at(
+                "feature"
+            )
         return self
 
     _scales = model_validator(mode="after")(scales_something)
@@ -143,7 +145,8 @@ def _checked(found: Any, counts: tuple[int, int], owner: str) -> list[tuple[int,
     for pair in pairs:
         if not all(type(number) is int and 0 <= number <= count for number, count in zip(pair, counts, strict=True)):
             raise SignatureError(
-                f"{owner} returned {pair}, which is not a pair of layers: student 0 to {counts[0]}, teacher 0 to {counts[1]}"
+                f"{owner} returned {pair}, which is not a valid pair of layers. The student's layers are 0 to {counts[0]}, the "
+                f"teacher's 0 to {counts[1]}"
             )
     if not pairs:
         raise SignatureError(f"{owner} must return pairs of layer numbers, student first, got {shown(found)}")

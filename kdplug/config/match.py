@@ -41,7 +41,7 @@ _EXAMPLE = "[linear, 384, 768] or [linear, 384, 768, {lr: 1.0e-3}], student widt
 _KEYS = ("in_dim", "out_dim", "options")
 OPTIONS_AT_LEAST_0 = ("lr", "weight_decay", "eps", "momentum", "dampening")
 OPTIONS_REFUSED = {
-    **dict.fromkeys(("params", "param_names"), "is set by the projection itself: remove it"),
+    **dict.fromkeys(("params", "param_names"), "is set by kdplug. Remove this option"),
     "learning_rate": "unknown optimizer option. Did you mean 'lr'?",
 }
 
@@ -266,7 +266,7 @@ def _read_teacher(data: object) -> int | str | None:
     return int(data)
 
 
-FEATURE_REQUIRED = f"is required unless layer_S and layer_T are module paths: {' or '.join(FEATURES)}"
+FEATURE_REQUIRED = f"is required ({' or '.join(FEATURES)}) unless both layer_S and layer_T are module paths"
 Feature = Annotated[str, PlainValidator(_read_feature), WithJsonSchema({"type": "string", "enum": list(FEATURES)})]
 TeacherField = Annotated[
     int | str | None,

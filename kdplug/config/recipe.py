@@ -94,8 +94,9 @@ def _step(node: Any, part: str, above: list[str], *, last: bool) -> str | int:
     if isinstance(node, list):
         if part.isdecimal() and int(part) < len(node):
             return int(part)
-        others = f" to {len(node) - 1}" if len(node) > 1 else ""
-        have = f"has the elements 0{others}" if node else "is empty"
+        have = f"is empty. Set {where} as a whole"
+        if node:
+            have = f"has only the elements 0 to {len(node) - 1}" if len(node) > 1 else "has only the element 0"
         raise UnknownKeyError(f"{where} {have}").at(*above, part)
     raise UnknownKeyError(f"{where} is {shown(node)}, which holds no keys. Set {where} as a whole").at(*above, part)
 
@@ -172,7 +173,7 @@ class RecipeTraining(LoopConfig):
             got = (
                 "neither"
                 if self.num_epochs is None
-                else f"{self.num_epochs} and {self.num_steps}: set the other to null"
+                else f"{self.num_epochs} and {self.num_steps}. Set one of the two to null"
             )
             raise ConfigError(f"set exactly one of num_epochs and num_steps, got {got}")
         return self

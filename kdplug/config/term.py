@@ -194,7 +194,7 @@ class TermConfig(ConfigModel):
     def _layers_pair_up(self) -> Self:
         if (self.layer_S is None) is not (self.layer_T is None):
             missing, given = ("layer_S", "layer_T") if self.layer_S is None else ("layer_T", "layer_S")
-            raise ConfigError(f"is required, since {given} is set; for a loss on logits set neither").at(missing)
+            raise ConfigError(f"is required, since {given} is set. For a loss on logits, remove {given}").at(missing)
         if self.layer_S is None or self.layer_T is None:
             for key in _ONLY_ON_FEATURES:
                 if key in self.model_fields_set and getattr(self, key) is not None:

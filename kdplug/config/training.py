@@ -143,10 +143,10 @@ class LoopConfig(ConfigModel):
         if self.trackers is None or ("tensorboard" in self.trackers) == (self.log_dir is not None):
             return self
         if self.log_dir is None:
-            raise ConfigError("tensorboard needs log_dir, the folder for its files").at("trackers")
-        raise ConfigError("is for TensorBoard, which trackers does not list. Add it there, or leave out log_dir").at(
-            "log_dir"
-        )
+            raise ConfigError("tensorboard needs a folder for its files. Set log_dir").at("trackers")
+        raise ConfigError(
+            "is for TensorBoard, which trackers does not list. Add tensorboard to trackers, or leave out log_dir"
+        ).at("log_dir")
 
     @model_validator(mode="before")
     @classmethod
@@ -159,9 +159,7 @@ class LoopConfig(ConfigModel):
         rest = {key: value for key, value in data.items() if key != "fp16"}
         precision = rest.setdefault("precision", "fp16") if fp16 else rest.get("precision")
         if fp16 != (precision == "fp16"):
-            raise ConfigError(f"is {str(fp16).lower()}, but precision is {shown(precision)}. Set only precision").at(
-                "fp16"
-            )
+            raise ConfigError(f"is {str(fp16).lower()}, but precision is {shown(precision)}. Leave out fp16").at("fp16")
         return rest
 
 

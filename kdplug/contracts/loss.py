@@ -176,7 +176,9 @@ def _states(loss: Any, name: str) -> bool:
 
 def _check_fact(name: str, value: Any, owner: str) -> None:
     if name not in FACTS:
-        raise SignatureError(f"{owner}: no fact {name!r}.{did_you_mean(name, FACTS)} Facts: {', '.join(FACTS)}")
+        raise SignatureError(
+            f"{owner}: there is no fact {name!r}.{did_you_mean(name, FACTS)} Facts: {', '.join(FACTS)}"
+        )
     usual = FACTS[name]
     if isinstance(usual, bool) and not isinstance(value, bool):
         raise SignatureError(f"{owner} states {name} = {value!r}: it must be True or False")
@@ -205,7 +207,9 @@ def reduction_of(loss: Any) -> Literal["mean", "sum", "LossSum"] | None:
     """
     declared = [name for name in (MEAN_OVER_ITEMS, SUM_OVER_ITEMS) if declares(loss, name)]
     if len(declared) == 2:
-        raise SignatureError(f"{getattr(loss, '__name__', loss)} declares both {declared[0]} and {declared[1]}")
+        raise SignatureError(
+            f"{getattr(loss, '__name__', loss)} declares both {declared[0]} and {declared[1]}. Remove one"
+        )
     if declared:
         return "mean" if declared[0] == MEAN_OVER_ITEMS else "sum"
     annotations = getattr(getattr(loss, "forward", loss), "__annotations__", {})

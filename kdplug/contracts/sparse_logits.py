@@ -121,7 +121,7 @@ class SparseLogits:
         tail = next((tail for one, tail in self.tails.items() if _is_same(temperature, one)), None)
         if tail is None or self.log_probs is None:
             known = " and ".join(f"{one:g}" for one in self.temperatures)
-            raise OutputsError(f"are not known at temperature {temperature:g}, but at {known}", field="logits")
+            raise OutputsError(f"are not known at temperature {temperature:g}, only at {known}", field="logits")
         import torch
 
         wide = self.log_probs * (self.temperature / temperature)
@@ -216,7 +216,7 @@ def _check_part(name: str, value: object, shape: torch.Size) -> None:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise OutputsError(f"must be a floating-point tensor, got {kind}", field=name)
     if value.requires_grad:
-        raise OutputsError("carries a gradient, but teacher outputs must not: detach it", field=name)
+        raise OutputsError("carries a gradient, but teacher outputs must not: detach the tensor", field=name)
     if value.shape != shape:
         form = "[*items]" if name == "tail" else "[*items, K]"
         raise ShapeError(f"must be {form} = {list(shape)} to match ids, got {list(value.shape)}", field=name)

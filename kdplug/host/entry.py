@@ -63,7 +63,7 @@ class Entry(EntryInfo):
     def _failure(self, error: BaseException) -> str:
         return (
             f"{self.qualified!r} is installed but failed to load: {described(error)}\n"
-            f"    ({self._source()}). Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-{self.dist}"
+            f"    ({self._source()}). Correct or upgrade the package, or disable it: KDPLUG_PLUGINS=-{self.dist}"
         )
 
     @cached_property

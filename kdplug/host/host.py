@@ -50,7 +50,7 @@ def check_arguments(plugin: object) -> None:
         for parameter in parameters:
             is_asked = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
             if is_asked and parameter.name not in (*given, "self"):
-                near = did_you_mean(parameter.name, given) or f" It passes {', '.join(given) or 'no arguments'}"
+                near = did_you_mean(parameter.name, given) or f" The hook passes {', '.join(given) or 'no arguments'}"
                 raise SignatureError(
                     f"{name} ({place_of(function)}) requests {parameter.name!r}, which the hook does not pass.{near}"
                 )
@@ -184,7 +184,7 @@ class Host:
         if not is_entry_name(entry.name):
             self.report(
                 f"{entry.owner} offers a {entry.kind.noun} named {entry.name!r}, which is not a valid entry name "
-                "(letters, digits, '_', '-', '.'). It is ignored"
+                "(letters, digits, '_', '-', '.'). This entry is ignored"
             )
             return
         peers = self.entries[entry.kind.plural].setdefault(fold(entry.name), [])
@@ -247,7 +247,7 @@ class Host:
                 raise PluginError(message)
         while self._unheard:
             dist = self._unheard.pop(0)
-            self.report(f"the hooks of {dist.name} {dist.version} are not called: it {self.reason(dist)}")
+            self.report(f"the hooks of {dist.name} {dist.version} are not called: {dist.name} {self.reason(dist)}")
         while self._waiting:
             plugin = self._waiting.pop(0)
             source = f"{plugin.target}, {plugin.dist.name} {plugin.dist.version}"

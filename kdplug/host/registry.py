@@ -149,7 +149,7 @@ class Registry(Mapping[str, Callable[..., Any]]):
             return chosen[0]
         if chosen[0].origin == "local":
             raise AmbiguousEntryError(
-                f"{name!r} is registered in this process both as a kd loss and as a match loss. Rename one"
+                f"{name!r} is registered in this process both as a kd loss and as a match loss. Rename one of the two"
             )
         listed = ", ".join(f"{e.qualified} ({e.version})" for e in chosen)
         raise AmbiguousEntryError(f"{name!r} is offered by {len(chosen)} packages: {listed}. Write one of these.")
@@ -215,8 +215,10 @@ def _absent(name: str, package: str) -> str:
     old = next((dist for dist in active().dists if _is(dist.name, package)), None)
     if old is None:
         return f"{name!r} is not installed. It is part of {package}: pip install {package}"
-    again = "Reinstall it, since it is editable" if old.editable else "Upgrade it"
-    return f"{name!r} is part of {package}, but the installed {old.name} {old.version} does not offer it. {again}"
+    again = "pip install -e . in its folder" if old.editable else f"pip install --upgrade {old.name}"
+    return (
+        f"{name!r} is part of {package}, but the installed {old.name} {old.version} does not offer this name: {again}"
+    )
 
 
 REGISTRIES = MappingProxyType({plural: Registry(kind) for plural, kind in KINDS.items()})

@@ -54,10 +54,8 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _by_name(entry: Entry, spec: ComponentSpec, names: list[str]) -> dict[str, Any]:
     if len(spec.args) > len(names):
-        known = f"{len(names)} ({', '.join(names)})" if names else "none"
-        raise SettingError(
-            f"{entry.qualified} got {_count(len(spec.args))} by position, but its settings are {known}: {spec}"
-        )
+        known = f"only {_count(len(names))} ({', '.join(names)})" if names else "no settings"
+        raise SettingError(f"{entry.qualified} got {_count(len(spec.args))} by position, but has {known}: {spec}")
     given = dict(zip(names, spec.args, strict=False))
     for name, value in spec.settings.items():
         if name in given:

@@ -109,13 +109,15 @@ def _forward_inputs(entry: EntryInfo, cls: type) -> list[Parameter]:
         return []
     forward = getattr(cls, "forward", None) or vars(cls).get("__call__")
     if forward is None:
-        raise SignatureError(f"{entry.name} ({entry.dist}) is a class without a forward method")
+        raise SignatureError(
+            f"{entry.name} ({entry.dist}) is a class without a forward method. Define forward with the inputs as parameters"
+        )
     found = _parameters(entry, forward, skip_self=True)
     inputs = _positional(found)
     if len(found) > len(inputs):
         raise SignatureError(
             f"{entry.name} ({entry.dist}) has a keyword-only parameter {found[len(inputs)].name!r} in its forward method. "
-            "Settings of a class belong in __init__"
+            "Move this setting to __init__"
         )
     return inputs
 
@@ -126,7 +128,10 @@ def _parameters(entry: EntryInfo, function: Callable[..., Any], *, skip_self: bo
     except (TypeError, ValueError) as error:
         if entry.positional:
             return []
-        raise SignatureError(f"cannot read the signature of {entry.name} ({entry.dist}): {error}") from error
+        raise SignatureError(
+            f"cannot read the signature of {entry.name} ({entry.dist}): {error}. Wrap it in a Python function that names its "
+            "inputs, then its settings after a '*'"
+        ) from error
     found = found[1:] if skip_self else found
     if entry.positional:
         return [p for p in found if p.kind is Parameter.KEYWORD_ONLY]
@@ -153,16 +158,20 @@ def _checked(
     *,
     makes: bool,
 ) -> Signature:
-    names = _positional_inputs(entry) if entry.positional else tuple(_input(entry, p.name) for p in inputs)
+    in_class = makes and not entry.kind.is_object
+    to_get_it = "request it in forward" if in_class else "make it a positional parameter"
+    to_set_it = "move it to __init__" if in_class else "put a * before it"
+    names = _positional_inputs(entry) if entry.positional else tuple(_input(entry, p.name, to_set_it) for p in inputs)
     for parameter in settings:
         if parameter.kind is Parameter.POSITIONAL_ONLY:
             raise SignatureError(
-                f"{entry.name} ({entry.dist}) takes {parameter.name!r} by position only; settings are passed by keyword"
+                f"{entry.name} ({entry.dist}) has the positional-only setting {parameter.name!r}, but settings are passed as keyword "
+                "arguments. Remove the '/'"
             )
         if parameter.name in entry.kind.inputs or parameter.name in ALIASES:
             raise SignatureError(
                 f"{entry.name} ({entry.dist}) has a setting {parameter.name!r}, which is the name of an input. "
-                "Rename it, or take it by position to get the input"
+                f"Rename the setting, or {to_get_it} to get the input"
             )
     check_setting_names(entry, (parameter.name for parameter in settings))
     hints = _annotations(function, settings)
@@ -187,19 +196,19 @@ def _positional_inputs(entry: EntryInfo) -> tuple[str, ...]:
     return entry.kind.positional[entry.slot or next(iter(entry.kind.positional))]
 
 
-def _input(entry: EntryInfo, name: str) -> str:
+def _input(entry: EntryInfo, name: str, to_set_it: str) -> str:
     known = ALIASES.get(name, name)
     if known in entry.kind.inputs:
         return known
     if name in LOSS_WIDTHS and entry.kind.plural == "losses":
         raise SignatureError(
-            f"{entry.name} ({entry.dist}) requests input {name!r}, which only __init__ of a loss class gets, positional and "
-            "without a default"
+            f"{entry.name} ({entry.dist}) requests input {name!r}, which only __init__ of a loss class gets, as a positional "
+            "parameter without a default"
         )
     near = did_you_mean(name, entry.kind.inputs)
     raise SignatureError(
         f"{entry.name} ({entry.dist}) requests input {name!r}, which the engine does not provide."
-        f"{near or ' If it is a setting, put a * before it.'}"
+        f"{near or f' If {name!r} is a setting, {to_set_it}.'}"
     )
 
 

@@ -105,7 +105,7 @@ class TextBrewerCallable:
         if component.widths:
             raise SignatureError(
                 f"{component.entry.qualified} takes {' and '.join(component.widths)} when it is built, which TextBrewer's "
-                "maps do not know. Use it in kdplug.GeneralDistiller or kdplug.Objective"
+                "maps do not pass. Use this loss in kdplug.GeneralDistiller or kdplug.Objective"
             )
         self.component = component
         self.__name__ = component.entry.name

@@ -67,7 +67,9 @@ def check_tensors(outputs: Outputs, owner: str) -> None:
         values = getattr(outputs, key)
         for tensor in (values,) if isinstance(values, Tensor) else values or ():
             if _is_odd(tensor) or tensor.is_complex():
-                raise OutputsError(f"must be a dense, real tensor, got {_kind(tensor)}", field=f"{owner}.{key}")
+                raise OutputsError(
+                    f"must be a dense, real tensor, got {_kind(tensor)}. {_conversion(tensor)}", field=f"{owner}.{key}"
+                )
 
 
 def _is_odd(tensor: Tensor) -> bool:
@@ -87,10 +89,25 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _odd(tensor: Tensor, field: str) -> OutputsError:
-    remedy = "Convert it in the adaptor: .to_dense(), .dequantize() or .float(); a float8 tensor needs its scale first"
     return OutputsError(
-        f"must be a dense floating-point tensor of at least 16 bits, got {_kind(tensor)}. {remedy}", field=field
+        f"must be a dense floating-point tensor of at least 16 bits, got {_kind(tensor)}. {_conversion(tensor)}",
+        field=field,
     )
+
+
+def _conversion(tensor: Tensor) -> str:
+    """Return how to convert a tensor to a dense, real, floating-point one."""
+    if tensor.is_complex():
+        return "Return its real part, or another real tensor, from the adaptor"
+    if tensor.is_nested:
+        call = "to_padded_tensor(0), and mask the padding"
+    elif tensor.is_quantized:
+        call = "dequantize()"
+    elif tensor.layout is not torch.strided:
+        call = "to_dense()"
+    else:
+        call = "float(); a float8 tensor must then be multiplied by its scale"
+    return f"Convert the tensor in the adaptor with .{call}"
 
 
 def wrong_values(mask: Tensor) -> Tensor:
@@ -134,12 +151,11 @@ def no_mask(mask: Tensor, owner: str, *, field: str = "") -> OutputsError:
     if (wrong < 0).all():
         cut = ("[:, 0, 0]" if mask.shape[2] == 1 else "[:, 0, -1]") if mask.dim() == 4 else ""
         way = (
-            "That is an extended attention mask, which is added to attention scores: 0 means that a token counts. "
-            f"Return the tokenizer's attention_mask of shape (batch, length) that it was made from, or (mask{cut} == "
-            "0)"
+            "Negative values suggest an extended attention mask, which is added to attention scores and is 0 at tokens to "
+            f"use. Return the tokenizer's attention_mask of shape (batch, length), or the converted mask (mask{cut} == 0)"
         )
     else:
-        way = "Return (mask != 0) if any other number means that an item counts"
+        way = "If every value other than 0 marks an item to use, return (mask != 0)"
     message = f"must contain only 0 and 1, or be bool, got {wrong[0].item():g}. {way}"
     return OutputsError(f"{owner} {message}" if owner else message, field=field)
 
@@ -282,8 +298,8 @@ class Batch:
         ids = self.example_ids
         if ids is None:
             raise OutputsError(
-                f"{owner} requests example_ids, but the batch has none. Give it a key 'example_ids' with one integer per "
-                "example, its place in the data; in your own loop, pass example_ids= to the objective",
+                f"{owner} requests example_ids, but the batch has none. Add a key 'example_ids' to the batch, with one "
+                "integer per example, its index in the data; in your own loop, pass example_ids= to the objective",
                 field="loss",
             )
         if not compared.shape or compared.shape[0] != len(ids):
@@ -338,8 +354,9 @@ class Batch:
             return None
         if len(labels) > 1:
             raise OutputsError(
-                f"the loss requests labels, but the student returned {len(labels)} of them and a match belongs to no "
-                "head"
+                f"the loss requests labels, but the student returned labels of {len(labels)} heads, and a match belongs to "
+                "no head. Use a loss that does not request labels; a loss in terms that also requests logits can select a "
+                "head with head_S"
             )
         return labels[0]
 
@@ -353,7 +370,7 @@ class Batch:
             raise ShapeError(
                 f"the student's inputs_mask {list(student.shape)} and the teacher's {list(teacher.shape)} differ in "
                 "shape. A match compares position by position, so both models need the same inputs, or adaptors that "
-                f"align them{extended_hint(student, teacher)}"
+                f"return masks and features of the same positions{extended_hint(student, teacher)}"
             )
         mine, theirs = self.student_mask, self.teacher_mask
         assert mine is not None

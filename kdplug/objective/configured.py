@@ -67,7 +67,7 @@ class WaitingMap:
         if self.layer_map.layer_T is None and self._layers["teacher"] is None:
             self._layers["teacher"] = self._counted(batch.teacher, "teacher")
         if not self.is_counted:
-            raise RunError("it uses module paths: call objective.connect(student, teacher) first")
+            raise RunError("the layer map uses module paths. Call objective.connect(student, teacher) first")
 
     def matches(self) -> tuple[IntermediateMatch, ...]:
         """Return the matches that the map generates.

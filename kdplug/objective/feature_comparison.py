@@ -28,6 +28,7 @@ from kdplug.objective.projection import (
 )
 from kdplug.objective.report import TermValue
 from kdplug.objective.schedule import Temperature
+from kdplug.objective.selection import heads_of
 from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
 
 
 _HOW = {
-    "hidden": "Return it from the adaptor; a transformers model gives it with output_hidden_states=True",
+    "hidden": "Return 'hidden' from the adaptor; a transformers model returns hidden_states with output_hidden_states=True",
     "attention": (
-        "Return it from the adaptor; a transformers model gives it with output_attentions=True and "
+        "Return 'attention' from the adaptor; a transformers model returns attentions with output_attentions=True and "
         'attn_implementation="eager"'
     ),
 }
@@ -78,10 +79,10 @@ def _captured(outputs: Outputs, path: str, side: str) -> Tensor:
         return outputs.captured[path]
     field = "layer_S" if side == "student" else "layer_T"
     if outputs.captured is not None:
-        raise OutputsError(f"the {side}'s forward pass did not call {path!r}", field=field)
+        raise OutputsError(f"the {side}'s forward pass did not call {path!r}. Name a module that it calls", field=field)
     raise OutputsError(
         f"nothing was captured at {path!r} in the {side}. A distiller captures features while it runs a model, "
-        "and it runs no teacher for a batch with teacher_cache. In your own loop use objective.capture(student, teacher)",
+        "and runs no teacher for a batch with a key 'teacher_cache'. In your own loop use objective.capture(student, teacher)",
         field=field,
     )
 
@@ -184,8 +185,8 @@ class FeatureComparison(nn.Module):
         if len(ours) != len(theirs) and not (self.takes_any_layers or is_glob(ours) or is_glob(theirs)):
             raise ConfigError(
                 f"the number of layers in layer_S, {len(ours)} ({', '.join(map(str, ours))}), differs from that in layer_T, "
-                f"{len(theirs)} ({', '.join(map(str, theirs))}). List as many on both sides, or use a loss that takes lists of "
-                f"different lengths: it declares any_layers, which {self.owner} does not"
+                f"{len(theirs)} ({', '.join(map(str, theirs))}). List the same number on both sides, or use a loss that declares "
+                f"any_layers, which {self.owner} does not"
             )
 
     def _expanded(self, modules: Modules, layers: Layers, field: str) -> Layers:
@@ -267,19 +268,19 @@ class FeatureComparison(nn.Module):
         if outputs.logits is None:
             given = ", ".join(outputs.given) or "nothing"
             raise OutputsError(
-                f"{self.owner} requests {side}_logits, but the {side} returned no logits, only {given}. Return them from "
-                "its adaptor",
+                f"{self.owner} requests {side}_logits, but the {side} returned no logits, only {given}. Return logits from "
+                f"the {side}'s adaptor",
                 field="loss",
             )
         if head >= len(outputs.logits):
             raise OutputsError(
-                f"there is no head {head}: the {side} returned logits of {len(outputs.logits)} head(s), counted from 0",
+                f"there is no head {head}: the {side} returned logits of {heads_of(len(outputs.logits))}",
                 field=key,
             )
         logits = outputs.logits[head]
         if isinstance(logits, SparseLogits):
             raise OutputsError(
-                f"{self.owner} requests {side}_logits together with features, but they are SparseLogits. Return or store "
+                f"{self.owner} requests {side}_logits together with features, but the logits are SparseLogits. Return or store "
                 "dense logits",
                 field=f"{side}.logits",
             )
@@ -297,7 +298,7 @@ class FeatureComparison(nn.Module):
             return batch.match_labels
         if head >= len(labels):
             raise OutputsError(
-                f"there is no head {head}: the student returned labels of {len(labels)} head(s), counted from 0",
+                f"there is no head {head}: the student returned labels of {heads_of(len(labels))}",
                 field="head_S",
             )
         return labels[head]

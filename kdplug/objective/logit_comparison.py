@@ -26,6 +26,7 @@ from kdplug.objective.selection import (
     MultiTeacherLogits,
     check_pair,
     head_masks,
+    heads_of,
     is_ignored,
     select,
     select_several,
@@ -72,8 +73,8 @@ class Vocabulary:
         if not self._drops:
             raise ShapeError(
                 f"the student's {list(ours)} and the teacher's {list(theirs)} must have the same shape, with classes "
-                "last. If both use one tokenizer and the classes beyond the shorter one are padding, set "
-                "padded_vocabulary: drop; for two different vocabularies, use a loss declared across_vocabularies",
+                "last. If both models use the same tokenizer and the additional classes are padding, set "
+                "padded_vocabulary: drop; for two different vocabularies, use a loss that declares across_vocabularies",
                 field="logits",
             )
         classes = min(ours[-1], theirs[-1])
@@ -84,9 +85,10 @@ class Vocabulary:
         if (ours, theirs) not in self._told:
             self._told.add((ours, theirs))
             side = "teacher" if theirs > ours else "student"
+            extra = abs(ours - theirs)
             warnings.warn(
-                f"padded_vocabulary: the student has {ours} classes and the teacher {theirs}; the last "
-                f"{abs(ours - theirs)} of the {side} are dropped",
+                f"padded_vocabulary: the student has {ours} classes and the teacher {theirs}; the {side}'s last "
+                f"{'class is' if extra == 1 else f'{extra} classes are'} dropped",
                 stacklevel=2,
             )
 
@@ -102,7 +104,7 @@ def _first(logits: Logits, classes: int) -> Logits:
         return replace(logits, classes=classes)  # the tail holds the mass of the dropped classes
     except OutputsError as error:
         raise OutputsError(
-            f"the cache contains a class outside the student's {classes} classes: {error.message}",
+            f"the teacher's SparseLogits contain a class outside the student's {classes} classes: {error.message}",
             field="teacher.logits",
         ) from None
 
@@ -250,8 +252,8 @@ class LogitComparison(nn.Module):
         chosen = self._chosen(1, len(logits), name)
         if heads != len(logits[chosen]):
             raise OutputsError(
-                f"the student returned logits of {heads} heads, the {name} of {len(logits)}: heads are compared one by one. "
-                "Select one of each with head_S and head_T",
+                f"the numbers of heads differ: the student returned logits of {heads}, the {name} of {len(logits)}. Return "
+                "logits of the same number of heads, or select one of each with head_S and head_T, keys of a term",
                 field="loss",
             )
         return tuple(map(gathered, logits[chosen])), masks[chosen]
@@ -267,7 +269,7 @@ class LogitComparison(nn.Module):
         if head is None and count == 1:
             return slice(1)
         key = _HEADS[place]
-        valid = f"the {name} returned logits of {count} head{'s' if count > 1 else ''}, 0 to {count - 1}"
+        valid = f"the {name} returned logits of {heads_of(count)}"
         if head is None:
             raise OutputsError(f"must select a head, as {_HEADS[1 - place]} does: {valid}", field=key)
         if head >= count:
@@ -279,8 +281,8 @@ class LogitComparison(nn.Module):
             return outputs.logits
         given = ", ".join(outputs.given) or "nothing"
         raise OutputsError(
-            f"is {self.weight:g}, but the {side} returned no logits, only {given}. Return them from its adaptor, "
-            f"or set {self.weight_key}: 0",
+            f"is {self.weight:g}, but the {side} returned no logits, only {given}. Return logits from the adaptor, "
+            f"or set {self.weight_key}: 0 to train without this term",
             field="weight",
         )
 
@@ -289,13 +291,14 @@ class LogitComparison(nn.Module):
         if labels is None:
             if self.logit_loss.shifts:
                 raise OutputsError(
-                    "needs labels, but the student returned none. Set it to false, or return them",
+                    "needs labels, but the student returned none. Set probability_shift to false, or return labels from the "
+                    "student's adaptor",
                     field="probability_shift",
                 )
             return (None,) * heads
         if len(labels) != heads:
             raise OutputsError(
-                f"the student returned {len(labels)} labels for {heads} logits: each head needs its own",
+                f"the numbers of heads differ: {heads} for logits, {len(labels)} for labels. Return labels for each head",
                 field="student.labels",
             )
         return labels

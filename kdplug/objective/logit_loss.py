@@ -83,7 +83,7 @@ class LogitLoss:
             )
         if self.shifts and pair.labels is not None:
             raise OutputsError(
-                f"needs the teacher's logit at the student's label, but {sizes}. Set it to false",
+                f"needs the teacher's logit at the student's label, but {sizes}. Set probability_shift to false",
                 field="probability_shift",
             )
 
@@ -100,8 +100,8 @@ class LogitLoss:
         self._check_sparse(teacher)
         if self.shifts and labels is not None:
             raise OutputsError(
-                "needs the teacher's logit at each label, which SparseLogits do not always contain. Set it to false, or "
-                "return or store dense logits",
+                "needs the teacher's logit at each label, which SparseLogits do not always contain. Set probability_shift to "
+                "false, or return or store dense logits",
                 field="probability_shift",
             )
         if not self.takes_sparse:
@@ -110,23 +110,23 @@ class LogitLoss:
     def _check_sparse(self, teacher: SparseLogits) -> None:
         if self.temperature.scheduler is not None:
             raise OutputsError(
-                "computes a temperature per item, but the teacher's SparseLogits are for the single temperature "
-                f"{teacher.temperature:g}. Remove temperature_scheduler, or return or store dense logits",
+                "may compute other temperatures than those of the teacher's SparseLogits, which are fixed. Set "
+                "temperature_scheduler: none, or return or store dense logits",
                 field="temperature_scheduler",
             )
         if not teacher.is_known_at(self.temperature.base):
-            known = " and ".join(f"{one:g}" for one in teacher.temperatures)
+            known = [f"{one:g}" for one in teacher.temperatures]
             raise OutputsError(
-                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {known}: "
-                "a tail cannot be converted to another temperature. Use one of these temperatures, or rebuild the SparseLogits "
-                "with every temperature that a term uses",
+                f"is {self.temperature.base:g}, but the teacher's SparseLogits were taken at {' and '.join(known)}: "
+                f"a tail cannot be converted to another temperature. Set temperature: {' or '.join(known)}, or rebuild the "
+                "SparseLogits with every temperature that a term uses",
                 field="temperature",
             )
 
     def _check_coarse(self, teacher: SparseLogits) -> None:
         if teacher.tail is None or teacher.log_probs is None:
             raise OutputsError(
-                f"{self.owner} needs the full distribution, but the teacher's SparseLogits have no tail. Add one, or "
+                f"{self.owner} needs the full distribution, but the teacher's SparseLogits have no tail. Add a tail, or "
                 "use a loss that requests teacher_sparse",
                 field="teacher.logits",
             )
@@ -140,8 +140,8 @@ class LogitLoss:
             raise OutputsError(
                 f"{self.owner} does not declare coarsens. SparseLogits with a tail give it {teacher.ids.shape[-1]} "
                 "classes, different for each item, plus one for all others, which changes a loss that compares "
-                "ranks, deviations or items. Use a loss that declares it, such as kl, or return dense logits. If "
-                "yours stays the same when classes are merged, declare it: @kdplug.coarsens above the function, "
+                "ranks, deviations or items. Use a loss that declares coarsens, such as kl, or return dense "
+                "logits. If your loss stays the same when classes are merged, declare coarsens: @kdplug.coarsens above the function, "
                 "coarsens = True in the class",
                 field="teacher.logits",
             )
@@ -163,13 +163,13 @@ class LogitLoss:
             raise OutputsError(
                 f"have one class, but {self.owner} does not declare takes_numbers. The softmax of one class is always "
                 "1, so a loss on probabilities has no gradient. Use a loss that compares numbers, such as mse. If "
-                "yours does, declare it: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
+                "your loss does, declare takes_numbers: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
                 field=f"{side}.logits",
             )
         if {"student_logits", "teacher_logits"} & set(self.temperature.inputs):
             raise OutputsError(
                 f"have one class, and {self.temperature.owner} computes the temperature from the distribution over classes. "
-                "Use temperature_scheduler: none",
+                "Set temperature_scheduler: none",
                 field=f"{side}.logits",
             )
 

@@ -38,8 +38,8 @@ _LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
 def _check_needs_no_width(component: Component) -> None:
     if widths := [name for name in component.widths if name != _COUNT]:
         raise SignatureError(
-            f"{component.entry.qualified} takes {' and '.join(widths)}, the widths of features. Give the term layer_S and "
-            "layer_T; a loss on logits takes the number of classes as a setting",
+            f"{component.entry.qualified} takes {' and '.join(widths)}, the widths of features. Set layer_S and layer_T in the "
+            "term; a loss on logits takes the number of classes as a setting",
             field="loss",
         )
 
@@ -48,7 +48,8 @@ def _check_on_features(component: Component) -> None:
     if declares(component.entry.load(), WHOLE_SEQUENCES):
         raise SignatureError(
             f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. In a term with layers, "
-            "logits are whole in any case, and no place is filled with 0: remove the declaration, or the layers",
+            "logits are whole in any case, and no position is filled with 0. Remove the declaration from the loss, or layer_S "
+            "and layer_T from the term",
             field="loss",
         )
 
@@ -180,7 +181,7 @@ class LossTerm(nn.Module):
         if num_examples is None:
             raise ConfigError(
                 f"{self.name}: {self.owner} takes num_examples, the number of examples in the data, which is unknown. In "
-                "your own loop: objective.materialize(student=…, teacher=…, num_examples=len(dataset))",
+                "your own loop, call objective.materialize(student=…, teacher=…, num_examples=len(dataset))",
                 field="loss",
             )
         if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:

@@ -48,8 +48,8 @@ def read_extras(outputs: Outputs, names: tuple[str, ...], owner: str) -> dict[st
         if name not in given:
             there = f"only {', '.join(given)}" if given else "and no extras at all"
             raise OutputsError(
-                f"the {owner} returned no extra {name!r}, {there}.{did_you_mean(name, given)} Return it from its adaptor, "
-                f"under extras: {{'extras': {{{name!r}: …}}}}",
+                f"the {owner} returned no extra {name!r}, {there}.{did_you_mean(name, given)} Return {name!r} from the "
+                f"adaptor, under extras: {{'extras': {{{name!r}: …}}}}",
                 field=EXTRAS,
             )
     return {name: given[name] for name in names}
@@ -161,7 +161,7 @@ class NamedInputs:
                 write, what = f"{key}: [{example}]", f"{self._owner} requests {' and '.join(requested)}"
                 if written.place.path[:1] != WRITTEN_AS_TERM:
                     raise ConfigError(
-                        f"{what}, which only a term can name. Write the loss as one of terms, with {write}",
+                        f"{what}, which only a term can name. Write the loss as one of the terms, with {write}",
                         field="loss",
                     )
-                raise ConfigError(f"is required: {what}. Name what it reads, such as {write}", field=key)
+                raise ConfigError(f"is required, since {what}. Write the names to read, such as {write}", field=key)

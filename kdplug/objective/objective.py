@@ -67,7 +67,7 @@ class Objective(nn.Module):
         self._write_down()
         _check_names(self.terms)
         if not self._in_order and not self.needs_materialize:
-            raise ConfigError("every weight is 0, so there is nothing to train. Set one above 0")
+            raise ConfigError("every weight is 0, so there is nothing to train. Set a weight above 0")
 
     @property
     def config(self) -> DistillationConfig:
@@ -237,8 +237,9 @@ class Objective(nn.Module):
         if not self._has_left_out:
             self._has_left_out = True
             warnings.warn(
-                f"{', '.join(f'{self._prefix}{name}' for name in names)} requests example_ids, and is left out of the loss "
-                "in eval mode, since the batch has none",
+                f"the loss in eval mode leaves out each term that requests example_ids, since the batch has none: "
+                f"{', '.join(f'{self._prefix}{name}' for name in names)}. To include them, add example_ids to the batches for "
+                "evaluation",
                 stacklevel=3,
             )
         return names
@@ -360,7 +361,7 @@ def _check_shapes(terms: Sequence[tuple[Term, TermPlace, int]]) -> None:
             if is_lazy(tensor):
                 error = SignatureError(
                     f"{term.name}: {getattr(term, 'owner', type(term).__name__)} has the lazy parameter {name!r}, whose shape is "
-                    "known only after a forward pass, so a checkpoint of it could not be resumed. Give its module the width, for "
+                    "known only after a forward pass, so it could not be loaded from a checkpoint. Pass the width to its module, for "
                     "example as a setting (nn.Linear instead of nn.LazyLinear), or use a projection with width 'auto'",
                     field="loss" if getattr(term, "logits", None) is not None else "",
                 )

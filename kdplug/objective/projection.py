@@ -88,7 +88,10 @@ class ProjectionPlan:
     def _shared_width(self, features: tuple[Tensor, ...], side: str) -> int:
         widths = sorted({self.width(feature) for feature in features})
         if len(widths) != 1:
-            raise ShapeError(f"the {side}'s layers are {widths} wide, but they share one projection", field="proj")
+            raise ShapeError(
+                f"the {side}'s layers are {widths} wide, but they share one projection. Write a match for each width",
+                field="proj",
+            )
         return widths[0]
 
     def explain(self, teacher: Tensor) -> str:

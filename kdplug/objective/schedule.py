@@ -134,8 +134,8 @@ class Temperature(nn.Module):
         self.owner = component.entry.qualified
         if loose := _loose_tensors(component.target):
             raise SignatureError(
-                f"{self.owner} keeps {', '.join(loose)} in a plain attribute, so it would be neither trained nor saved. Derive "
-                "its class from torch.nn.Module, and make the tensor an nn.Parameter",
+                f"{self.owner} keeps tensors in plain attributes ({', '.join(loose)}), which would be neither trained nor saved. "
+                "Derive the class from torch.nn.Module, and make each tensor an nn.Parameter",
                 field="temperature_scheduler",
             )
 
@@ -178,8 +178,8 @@ class Temperature(nn.Module):
         if read := [one for one in self.inputs if one in ("student_logits", "teacher_logits")]:
             raise ConfigError(
                 f"{self.owner} computes temperatures from {' and '.join(read)}, but {owner} compares features "
-                "without logits, and requests temperature. Use a scheduler that requests only temperature, "
-                "progress, step and total_steps, no scheduler, or a match loss that does not request temperature",
+                "without logits, and requests temperature. Set temperature_scheduler: none, or use a scheduler that "
+                "requests no logits, or a loss that does not request temperature",
                 field="temperature_scheduler",
             )
 
@@ -206,8 +206,8 @@ class Temperature(nn.Module):
         warnings.warn(
             f"temperature {highest:g}: at {HIGH:g} and above, softened distributions differ by less than float32 "
             "precision. A loss that multiplies by the squared temperature, such as kl, then reports rounding errors, "
-            "even negative values. Use a lower temperature, or a squared error between the logits, its limit for "
-            "high temperatures",
+            "even negative values. Use a lower temperature, or a squared error between the logits, the limit of "
+            "kl for high temperatures",
             stacklevel=2,
         )
 
@@ -225,7 +225,8 @@ class Temperature(nn.Module):
                 values = values.reshape(())  # such as a parameter of shape (1,), the least that FSDP shards
             if values.dim() and values.shape != items:
                 raise ShapeError(
-                    f"{self.owner} returned temperatures {list(found.shape)} for items {list(items)}",
+                    f"{self.owner} returned temperatures of shape {list(found.shape)} for items of shape {list(items)}. It must "
+                    "return a number, or a temperature for each item",
                     field="temperature_scheduler",
                 )
             return values.clamp(min=MINIMUM)

@@ -34,6 +34,11 @@ class HeadLogits(NamedTuple):
     ids: Tensor | None = None
 
 
+def heads_of(count: int) -> str:
+    """Return a number of heads and their indices, for errors: ``2 heads (0 to 1)``."""
+    return "1 head (index 0)" if count == 1 else f"{count} heads (0 to {count - 1})"
+
+
 def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, ...]:
     """Return one logits mask per head; a single mask is repeated.
 
@@ -47,7 +52,8 @@ def head_masks(outputs: Outputs, heads: int, side: str) -> tuple[Tensor | None, 
     if len(masks) == 1:
         return masks * heads
     raise OutputsError(
-        f"{len(masks)} masks for {heads} heads. Return one for all heads, or one per head", field=f"{side}.logits_mask"
+        f"{len(masks)} masks do not match logits of {heads_of(heads)}. Return one mask for all heads, or one per head",
+        field=f"{side}.logits_mask",
     )
 
 
@@ -73,8 +79,8 @@ def select(pair: HeadLogits, student_mask: Tensor | None, teacher_mask: Tensor |
     )
     if len(student_rows) != len(teacher_rows):
         raise ShapeError(
-            f"the student's mask keeps {len(student_rows)} items, but the teacher's keeps {len(teacher_rows)}: "
-            "both masks must keep the same number",
+            f"the number of items that the mask keeps is {len(student_rows)} for the student, but {len(teacher_rows)} for the "
+            "teacher. Both masks must keep the same number",
             field="logits_mask",
         )
     return HeadLogits(
@@ -128,8 +134,8 @@ def select_several(
         rows = _rows(mine if mask is None else mask, logits, name, giver if mask is None else name)
         if len(rows) != own.student.shape[0]:
             raise ShapeError(
-                f"the student's mask keeps {own.student.shape[0]} items, but the mask of {name} keeps {len(rows)}: "
-                "all masks must keep the same number",
+                f"the number of items that the mask keeps is {own.student.shape[0]} for the student, but {len(rows)} for "
+                f"{name}. All masks must keep the same number",
                 field="logits_mask",
             )
         found.append(_keep(logits, rows))
@@ -140,7 +146,8 @@ def _shared(masks: Sequence[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
     if any(mask.shape != given[0].shape or not mask.eq(given[0]).all() for mask in given[1:]):
         raise OutputsError(
-            "the teachers' masks differ, and the student returned none to select its own items",
+            "the teachers' masks differ, and the student returned no mask to select its own items. Return logits_mask from "
+            "the student's adaptor",
             field="logits_mask",
         )
     return given[0] if given else None
@@ -176,7 +183,7 @@ def _check_labels(pair: HeadLogits) -> None:
         if pair.labels.shape != pair.student.shape:
             raise ShapeError(
                 f"{list(pair.labels.shape)} do not match logits {list(pair.student.shape)}: floating-point labels are "
-                "probabilities, one per class. Class indices are integers",
+                "probabilities, one per class. Convert class indices with .long()",
                 field="student.labels",
             )
     elif pair.labels.shape != pair.student.shape[:-1]:
@@ -222,6 +229,8 @@ def shift(teacher_logits: Tensor, labels: Tensor) -> Tensor:
 
 def _check_shift_labels(labels: Tensor, classes: int) -> None:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        raise OutputsError(f"must contain integer class indices, got {labels.dtype}", field="student.labels")
+        raise OutputsError(
+            f"must contain integer class indices for probability_shift, got {labels.dtype}", field="student.labels"
+        )
     if labels.device.type == "cpu" and labels.numel() and (largest := int(labels.max())) >= classes:
         raise OutputsError(f"label {largest} does not exist: there are {classes} classes", field="student.labels")

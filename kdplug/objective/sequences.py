@@ -112,7 +112,7 @@ def _check_shapes(sides: Sequence[Logits], names: Sequence[str], owner: str) -> 
         if logits.shape[:-1] != own.shape[:-1]:
             raise ShapeError(
                 f"the student's {list(own.shape)} and those of the {name} {list(logits.shape)} differ in batch or length, "
-                f"but {owner} declares whole_sequences, so it compares them position by position",
+                f"but {owner} declares whole_sequences, so it compares logits position by position",
                 field="logits",
             )
 

@@ -117,7 +117,8 @@ class FixedTeacher:
         found = [(name, module) for name, module in self._model.named_modules() if module.training]
         name, module = found[0]
         where = f"{name} ({type(module).__name__})" if name else type(module).__name__
-        number = "is" if len(found) == 1 else f"and {len(found) - 1} more module(s) are"
+        more = len(found) - 1
+        number = "is" if not more else f"and {more} more module{'' if more == 1 else 's'} are"
         return RunError(
             f"after a forward pass of the {self._name}, {where} {number} in train mode, so dropout is active and batch norm "
             "updates its statistics. A run puts its teachers in eval mode; remove the call to train(), perhaps in the "
@@ -223,7 +224,7 @@ def teacher_names(teachers: int | Sequence[str]) -> Names:
     if isinstance(teachers, (int, str)) or not teachers or not all(isinstance(key, str) and key for key in teachers):
         raise ConfigError(f"must be a number above 0 or a list of keys, got {teachers!r}", field="teachers")
     if _STUDENT in teachers:
-        raise ConfigError(f"{_STUDENT!r} cannot be the key of a teacher", field="teachers")
+        raise ConfigError(f"{_STUDENT!r} cannot be the key of a teacher. Choose another key", field="teachers")
     if len(set(teachers)) < len(teachers):
         raise ConfigError(f"each teacher needs a unique key, got {list(teachers)}", field="teachers")
     return tuple(teachers)
@@ -257,6 +258,9 @@ def side(names: Names, place: int) -> str:
     return "teacher" if len(names) == 1 else f"teacher {_shown(names[place])}"
 
 
+_AS_LISTED = "Pass the outputs of each teacher, as a list in this order or a mapping with these keys"
+
+
 def read_teachers(value: object, names: Names) -> tuple[Outputs, ...]:
     """Return each teacher's outputs, in the order of ``names``.
 
@@ -271,12 +275,12 @@ def read_teachers(value: object, names: Names) -> tuple[Outputs, ...]:
     several = _several(value)
     if several is None:
         if len(names) > 1:
-            raise OutputsError(f"got the outputs of one teacher. {_there(names)}", field="teacher")
+            raise OutputsError(f"got the outputs of one teacher. {_there(names)}. {_AS_LISTED}", field="teacher")
         return (Outputs.read(value, "teacher"),)
     if isinstance(several, Mapping):
         several = _in_order(several, names)
     if len(several) != len(names):
-        raise OutputsError(f"got the outputs of {len(several)} teachers. {_there(names)}", field="teacher")
+        raise OutputsError(f"got the outputs of {len(several)}. {_there(names)}. {_AS_LISTED}", field="teacher")
     return tuple(Outputs.read(one, side(names, place)) for place, one in enumerate(several))
 
 
@@ -295,7 +299,7 @@ def _several(value: object) -> Collection[object] | None:
 def _in_order(several: Mapping[object, object], names: Names) -> list[object]:
     by_name = {str(key): one for key, one in several.items()}
     if by_name.keys() != set(names):
-        raise OutputsError(f"got the outputs of {', '.join(by_name)}. {_there(names)}", field="teacher")
+        raise OutputsError(f"got the outputs of {', '.join(by_name)}. {_there(names)}. {_AS_LISTED}", field="teacher")
     return [by_name[name] for name in names]
 
 

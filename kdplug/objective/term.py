@@ -161,7 +161,7 @@ class FirstBatches:
                 warnings.warn(
                     f"{self._prefix}{term.name} does not train the student: the student tensors that it reads carry "
                     "no gradient. Look for detach() or torch.no_grad() in the student's adaptor and forward, and for "
-                    "frozen layers below the tensors that the term reads. If intended, set its weight to 0",
+                    "frozen layers below the tensors that the term reads. If intended, set the weight of the term to 0",
                     stacklevel=3,
                 )
 
@@ -202,9 +202,9 @@ def _empty_mask(key: str, batch: Batch) -> str:
 
 def _why_nothing_counts(side: str, key: str) -> str:
     if not side:
-        return "Are all labels ignored (-100), or do the two sides' masks have no item in common?"
+        return "Check whether all labels are -100, which means ignored, or the masks of the two sides have no item in common"
     return (
-        f"The {side}'s {key} is 0 everywhere, but 1 or True marks an item to count. An additive attention mask, in "
+        f"The {side}'s {key} is 0 everywhere, but 1 or True marks an item to use. An additive attention mask, in "
         "which 0 means keep, is 0 everywhere in a batch without padding: convert it with (mask == 0), or return the "
         "tokenizer's attention_mask"
     )
@@ -274,7 +274,7 @@ class HardLabelTerm(nn.Module):
         total = loss.total if isinstance(loss, LossSum) else loss
         if not total.is_floating_point():
             raise OutputsError(
-                f"must be floating-point, got {total.dtype}. Wrap a sum and its count in one loss: "
+                f"must be floating-point, got {total.dtype}. If it is the count of a sum, return both in one loss: "
                 "kdplug.LossSum(total, count)",
                 field="student.losses",
             )
@@ -288,7 +288,7 @@ class HardLabelTerm(nn.Module):
                 "hard_label_loss: the adaptor returned a scalar under losses, which has no count of the labels it "
                 "averages over. All micro-batches and processes of a step then get equal weight, which gives the "
                 "mean over all labels only if each has the same number of labels. Return kdplug.LossSum(total, "
-                "count), or one loss per item, for the exact mean; normalization 'micro_batch' averages the means",
+                "count), or one loss per item, for the exact mean, or set normalization to 'micro_batch' to average the means",
                 stacklevel=2,
             )
         return TermValue(full(total), 1, weight)

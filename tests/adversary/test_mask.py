@@ -140,14 +140,16 @@ def test_of_a_match_that_is_written_in_python(wrong, tmp_path):
 def test_the_error_names_the_extended_mask_and_how_to_convert_it():
     extended = ADDITIVE[:, None, None, :]
     with pytest.raises(
-        OutputsError, match=r"extended attention mask, .* 0 means that a token counts.*\(mask\[:, 0, 0\] == 0\)"
+        OutputsError, match=r"extended attention mask, .* is 0 at tokens to use.*\(mask\[:, 0, 0\] == 0\)"
     ):
         mask_module.check_mask(extended, "it")
     with pytest.raises(OutputsError, match=r"\(mask\[:, 0, -1\] == 0\)"):
         mask_module.check_mask(extended.expand(3, 1, 4, 4), "it")
-    with pytest.raises(OutputsError, match=r"got -1e\+09\. That is an extended attention mask, .*\(mask == 0\)"):
+    with pytest.raises(
+        OutputsError, match=r"got -1e\+09\. Negative values suggest an extended attention mask, .*\(mask == 0\)"
+    ):
         mask_module.check_mask(ADDITIVE, "it")
-    with pytest.raises(OutputsError, match=r"got nan\. Return \(mask != 0\) if"):
+    with pytest.raises(OutputsError, match=r"got nan\. If every .* return \(mask != 0\)"):
         mask_module.check_mask(WRONG["nan"], "it")
 
 

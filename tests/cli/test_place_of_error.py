@@ -47,7 +47,7 @@ def test_a_setting_given_by_position_names_the_line_of_the_task(failed):
         ("training.lr=-1", "training.lr: must be > 0, got -1 (--set training.lr)"),
         ("distillation.kd_loss_type=nosuch", "(--set distillation.kd_loss_type)"),
         ("distillation.kd_loss_type={name: kl, nosuch: 1}", "(--set distillation.kd_loss_type)"),
-        ("training.num_steps=1", "got 1 and 1: set the other to null (--set training.num_steps)"),
+        ("training.num_steps=1", "got 1 and 1. Set one of the two to null (--set training.num_steps)"),
         ("training.nosuch.x=1", "--set training.nosuch.x)"),
     ],
 )

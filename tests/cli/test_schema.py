@@ -52,7 +52,7 @@ def test_a_broken_plugin_is_named_on_standard_error_and_keeps_its_name(broken):
     schema = json.loads(done.stdout)
     assert done.returncode == 0
     assert (
-        "warning: its settings are missing from the schema: 'kdplug-bad:x' is installed but failed to load"
+        "warning: the schema lacks the settings of an entry: 'kdplug-bad:x' is installed but failed to load"
         in done.stderr
     )
     assert "hello from a plugin" in done.stderr
@@ -96,4 +96,4 @@ def test_an_ambiguous_name_is_refused_bare_and_accepted_qualified(kdplug, site):
 def test_under_strict_a_broken_plugin_is_an_error(broken):
     done = broken.python("from kdplug.cli.app import app; app(['schema'])", KDPLUG_STRICT="1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "error: its settings are missing from the schema: 'kdplug-bad:x'" in done.stderr
+    assert "error: the schema lacks the settings of an entry: 'kdplug-bad:x'" in done.stderr

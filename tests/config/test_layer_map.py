@@ -142,7 +142,7 @@ def test_what_is_no_mapping_is_shown_how_to_write_it():
 def test_an_index_on_either_side_needs_a_feature():
     with pytest.raises(
         ConfigError,
-        match=r"^layer_map\.feature: is required unless layer_S and layer_T are set: hidden or attention$",
+        match=r"^layer_map\.feature: is required \(hidden or attention\) unless both layer_S and layer_T are set$",
     ):
         DistillationConfig(layer_map={"name": "each", "loss": "hidden_mse", "layer_S": "a.*"})
 

@@ -122,6 +122,7 @@ def test_two_paths_need_no_feature(match):
 def test_an_index_on_either_side_needs_a_feature(match, teacher, student):
     del match["feature"]
     with pytest.raises(
-        ConfigError, match=r"^feature: is required unless layer_S and layer_T are module paths: hidden or attention$"
+        ConfigError,
+        match=r"^feature: is required \(hidden or attention\) unless both layer_S and layer_T are module paths$",
     ):
         IntermediateMatch(**{**match, "layer_T": teacher, "layer_S": student})

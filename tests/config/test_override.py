@@ -88,13 +88,16 @@ def test_the_length_can_be_given_in_the_other_unit(base):
         ),
         (
             "distillation.intermediate_matches.1.weight=1",
-            "distillation.intermediate_matches.1: distillation.intermediate_matches has the elements 0",
+            "distillation.intermediate_matches.1: distillation.intermediate_matches has only the element 0",
         ),
         (
             "distillation.intermediate_matches.x=1",
-            "distillation.intermediate_matches.x: distillation.intermediate_matches has the elements 0",
+            "distillation.intermediate_matches.x: distillation.intermediate_matches has only the element 0",
         ),
-        ("distillation.plugins.require.0=1", "distillation.plugins.require.0: distillation.plugins.require is empty"),
+        (
+            "distillation.plugins.require.0=1",
+            "distillation.plugins.require.0: distillation.plugins.require is empty. Set distillation.plugins.require as a whole",
+        ),
         (
             "distillation.intermediate_matches.0.los=cos",
             "distillation.intermediate_matches.0.los: unknown key. Did you mean 'loss'?",
@@ -125,6 +128,6 @@ def test_a_change_that_is_not_valid_is_refused_with_its_path(base, override, say
 def test_two_lengths_say_how_to_drop_one(base):
     with pytest.raises(
         ConfigError,
-        match=r"^training: set exactly one of num_epochs and num_steps, got 2 and 9: set the other to null$",
+        match=r"^training: set exactly one of num_epochs and num_steps, got 2 and 9\. Set one of the two to null$",
     ):
         base.with_overrides(["training.num_steps=9"])

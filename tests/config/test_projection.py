@@ -138,7 +138,7 @@ def test_an_unknown_projection_is_an_error_at_the_field(match):
         ({"weight_decay": -1}, "proj.3.weight_decay: must be >= 0, got -1"),
         ({"lr": float("nan")}, "proj.3.lr: must be a finite number, got nan"),
         ({"betas": [0.9, float("inf")]}, "proj.3.betas.1: must be a finite number, got inf"),
-        ({"params": []}, "proj.3.params: is set by the projection itself: remove it"),
+        ({"params": []}, "proj.3.params: is set by kdplug. Remove this option"),
         ({"learning_rate": 1}, "proj.3.learning_rate: unknown optimizer option. Did you mean 'lr'?"),
         ({"lr": {"value": 1}}, "proj.3.lr: must be a number, true, false, null or a list of numbers, got {'value': 1}"),
         ({1: 2}, "proj.3: a key must be text, got 1"),

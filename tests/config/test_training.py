@@ -89,7 +89,7 @@ def test_fp16_is_a_precision(given, precision):
 
 @pytest.mark.parametrize("given", [{"fp16": True, "precision": "bf16"}, {"fp16": False, "precision": "fp16"}])
 def test_fp16_that_contradicts_the_precision_is_refused(given):
-    says = f"fp16: is {str(given['fp16']).lower()}, but precision is {given['precision']!r}. Set only precision"
+    says = f"fp16: is {str(given['fp16']).lower()}, but precision is {given['precision']!r}. Leave out fp16"
     with pytest.raises(ConfigError, match=f"^{re.escape(says)}$"):
         TrainingConfig(**given)
 
@@ -113,10 +113,10 @@ def test_a_key_that_went_with_apex_says_what_to_do_instead(key, says):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"trackers": ["tensorboard"]}, "trackers: tensorboard needs log_dir, the folder for its files"),
+        ({"trackers": ["tensorboard"]}, "trackers: tensorboard needs a folder for its files. Set log_dir"),
         (
             {"trackers": ["wandb"], "log_dir": "log"},
-            "log_dir: is for TensorBoard, which trackers does not list. Add it there, or leave out log_dir",
+            "log_dir: is for TensorBoard, which trackers does not list. Add tensorboard to trackers, or leave out log_dir",
         ),
     ],
 )

@@ -54,7 +54,10 @@ def test_whatever_a_module_does_is_reported_with_its_owner(fake_site: FakeSite, 
         kdplug.losses.load("x")
     text = str(caught.value)
     assert text.startswith(f"'kdplug-bad:x' is installed but failed to load: {told}")
-    assert "(kdplug_bad:bad, kdplug-bad 0.1.0). Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-kdplug-bad" in text
+    assert (
+        "(kdplug_bad:bad, kdplug-bad 0.1.0). Correct or upgrade the package, or disable it: KDPLUG_PLUGINS=-kdplug-bad"
+        in text
+    )
 
 
 def test_interrupting_an_import_is_not_a_failure_of_the_plugin(fake_site: FakeSite) -> None:

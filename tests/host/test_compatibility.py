@@ -51,7 +51,9 @@ def test_a_name_that_a_compatible_plugin_offers_too_means_that_one(fake_site):
 def test_its_hooks_are_not_called_and_that_is_said_once_before_a_run(fake_site):
     add(fake_site, "kdplug>=9", plugins={"spy": "kdplug_new"})
     with fake_site.host() as host:
-        with pytest.warns(PluginWarning, match=r"^the hooks of kdplug-new 1\.0 are not called: it needs kdplug>=9"):
+        with pytest.warns(
+            PluginWarning, match=r"^the hooks of kdplug-new 1\.0 are not called: kdplug-new needs kdplug>=9"
+        ):
             host.load_hooks()
         host.load_hooks()
     with fake_site.host(strict=True) as host, pytest.raises(PluginError):

@@ -52,7 +52,7 @@ def test_an_entry_that_fails_to_load(fake_site: FakeSite) -> None:
         assert told(lambda: kdplug.losses.build("x", "kd"), "kd_loss_type") == (
             "kd_loss_type: 'kdplug-bad:x' is installed but failed to load: ImportError: No module named 'apex'\n"
             "    (kdplug_bad.losses:X, kdplug-bad 0.1.0, editable). "
-            "Fix it, upgrade it, or disable it: KDPLUG_PLUGINS=-kdplug-bad"
+            "Correct or upgrade the package, or disable it: KDPLUG_PLUGINS=-kdplug-bad"
         )
 
 
@@ -96,14 +96,14 @@ def test_an_input_that_the_engine_does_not_provide(fake_site: FakeSite) -> None:
 def test_a_first_party_package_that_is_too_old() -> None:
     with isolated([distribution("kdplug-presets", "0.0.9", losses={"ce": "p:c"})]):
         assert told(lambda: kdplug.losses.check("cos")) == (
-            "'cos' is part of kdplug-presets, but the installed kdplug-presets 0.0.9 does not offer it. Upgrade it"
+            "'cos' is part of kdplug-presets, but the installed kdplug-presets 0.0.9 does not offer this name: pip install --upgrade kdplug-presets"
         )
 
 
 def test_an_editable_install_that_is_older_than_its_entry_points(fake_site: FakeSite) -> None:
     fake_site.add("kdplug-presets", direct_url={"dir_info": {"editable": True}}, losses={"ce": "p:c"})
     with fake_site.host():
-        assert told(lambda: kdplug.losses.check("cos")).endswith("Reinstall it, since it is editable")
+        assert told(lambda: kdplug.losses.check("cos")).endswith("pip install -e . in its folder")
 
 
 def test_a_near_miss_of_a_name_whose_package_is_not_installed() -> None:

@@ -140,7 +140,7 @@ def test_an_entry_whose_name_is_no_entry_name_is_left_out_and_said(fake_site: Fa
     fake_site.add("kdplug-a", losses={"two words": "m:f", "dkd": "m:f"})
     told = (
         "kdplug-a 1.0 offers a loss named 'two words', which is not a valid entry name "
-        "(letters, digits, '_', '-', '.'). It is ignored"
+        "(letters, digits, '_', '-', '.'). This entry is ignored"
     )
     with pytest.warns(UserWarning, match="not a valid entry name") as caught, fake_site.host():
         assert kdplug.losses.names() == ["dkd"]

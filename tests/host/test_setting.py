@@ -66,7 +66,7 @@ def test_settings_are_given_by_position_by_name_or_both() -> None:
         (["mine", 1, {"alpha": 1, "required": 1}],
          "alpha: is set twice, by position and by name: ['mine', 1, {'alpha': 1, 'required': 1}]"),
         (["mine", 1, "sum", None, 1, 2],
-         ("local:mine got 5 settings by position, but its settings are 4 (alpha, mode, layers, required): "
+         ("local:mine got 5 settings by position, but has only 4 settings (alpha, mode, layers, required): "
           "['mine', 1, 'sum', None, 1, 2]")),
     ],
 )  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_loss_without_settings_says_so() -> None:
         refusal(plain, {"name": "mine", "a": 1}, UnknownKeyError)
         == "local:mine has no setting 'a'. It has no settings."
     )
-    assert refusal(plain, ["mine", 1]) == "local:mine got 1 setting by position, but its settings are none: ['mine', 1]"
+    assert refusal(plain, ["mine", 1]) == "local:mine got 1 setting by position, but has no settings: ['mine', 1]"
 
 
 @pytest.mark.parametrize("number", [*range(1, 5), 11, 12, 13, 21])

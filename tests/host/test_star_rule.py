@@ -137,7 +137,10 @@ def test_a_class_without_forward_is_refused() -> None:
     class Loss:
         pass
 
-    assert refusal(Loss) == "mine (local) is a class without a forward method"
+    assert (
+        refusal(Loss)
+        == "mine (local) is a class without a forward method. Define forward with the inputs as parameters"
+    )
 
 
 def test_settings_in_forward_are_refused() -> None:
@@ -145,7 +148,7 @@ def test_settings_in_forward_are_refused() -> None:
         def forward(self, student_logits, *, alpha=1.0): ...
 
     assert refusal(Loss) == (
-        "mine (local) has a keyword-only parameter 'alpha' in its forward method. Settings of a class belong in __init__"
+        "mine (local) has a keyword-only parameter 'alpha' in its forward method. Move this setting to __init__"
     )
 
 
@@ -182,12 +185,12 @@ def test_an_input_that_is_not_provided_is_refused_even_with_a_default() -> None:
 
     asks = "mine (local) requests input {!r}, which the engine does not provide."
     assert refusal(typo) == asks.format("teacher_logit") + " Did you mean 'teacher_logits'?"
-    assert refusal(setting) == asks.format("alpha") + " If it is a setting, put a * before it."
+    assert refusal(setting) == asks.format("alpha") + " If 'alpha' is a setting, put a * before it."
 
 
 @pytest.mark.parametrize("name", ["mask", "temperature", "student_logits", "logits_S", "state_T"])
 def test_a_setting_may_not_carry_the_name_of_an_input(name: str) -> None:
-    told = f"mine (local) has a setting {name!r}, which is the name of an input. Rename it, or take it by position to get the input"
+    told = f"mine (local) has a setting {name!r}, which is the name of an input. Rename the setting, or make it a positional parameter to get the input"
     assert refusal(eval(f"lambda student_features, *, {name}=1: 0")) == told
 
 
@@ -232,7 +235,10 @@ def test_a_setting_of_a_class_that_has_no_name_for_callers_is_refused() -> None:
 
         def __call__(self, student_logits): ...
 
-    assert refusal(Loss) == "mine (local) takes 'alpha' by position only; settings are passed by keyword"
+    assert (
+        refusal(Loss)
+        == "mine (local) has the positional-only setting 'alpha', but settings are passed as keyword arguments. Remove the '/'"
+    )
 
 
 def test_a_projection_class_takes_widths_by_position_and_settings_by_keyword() -> None:

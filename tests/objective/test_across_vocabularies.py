@@ -53,7 +53,7 @@ def test_the_loss_sees_all_classes_of_both_sides(total, sides):
 
 
 def test_an_undeclared_loss_is_not_given_two_vocabularies(total, sides):
-    with pytest.raises(ShapeError, match="a loss declared across_vocabularies"):
+    with pytest.raises(ShapeError, match="a loss that declares across_vocabularies"):
         total(*(side.dense() for side in sides), loss="peak")
 
 
@@ -83,7 +83,7 @@ def test_each_side_has_a_mask_of_its_own_and_the_items_may_lie_elsewhere(total, 
 
 def test_classes_that_are_said_to_be_padding_are_left_out(total, sides):
     student, teacher = (side.dense() for side in sides)
-    with pytest.warns(UserWarning, match="the last 4 of the teacher are dropped"):
+    with pytest.warns(UserWarning, match="the teacher's last 4 classes are dropped"):
         found = total(student, teacher, padded_vocabulary="drop")
     torch.testing.assert_close(found, peak(student, teacher[..., :7]).value)
 

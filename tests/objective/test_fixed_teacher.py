@@ -181,7 +181,7 @@ def test_what_changes_between_passes_is_noticed(done):
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        (lambda model: model.train(), r"Net and 3 more module\(s\) are in train mode"),
+        (lambda model: model.train(), r"Net and 3 more modules are in train mode"),
         (lambda model: model.inner[1].train(), r"inner\.1 \(Dropout\) is in train mode"),
     ],
 )

@@ -195,9 +195,9 @@ def test_combined_teachers_have_no_extras_and_no_parameters(of, offer, inputs, k
         (
             ["student_extras"],
             {},
-            r"^terms\.0\.extras: is required: local:offered requests student_extras\. .*extras: \[values\]",
+            r"^terms\.0\.extras: is required, since local:offered requests student_extras\. .*extras: \[values\]",
         ),
-        (["teacher_parameters"], {}, r"^terms\.0\.reads_T: is required: .*reads_T: \[fc:parameter\.weight\]"),
+        (["teacher_parameters"], {}, r"^terms\.0\.reads_T: is required, since .*reads_T: \[fc:parameter\.weight\]"),
         (["student_parameters"], {"reads_T": ["a:parameter.b"]}, r"^terms\.0\.reads_S: is required"),
         (
             [],
@@ -334,7 +334,7 @@ def test_a_module_that_is_replaced_later_is_read(of, offer):
         ),
         (
             "body:buffer.x",
-            r"no buffer 'x' in the student's module 'body'\. It holds body:parameter\.weight, body:parameter\.bias",
+            r"no buffer 'x' in the student's module 'body'\. The module holds body:parameter\.weight, body:parameter\.bias",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def check_names() -> Iterator[Finding]:
             others = [e.qualified for e in registry.entries() if fold(e.name) == fold(entry.name) and e is not entry]
             taken = ", ".join(others) or "a first-party package that is not installed"
             what = f"{registry.kind.noun} {entry.name!r} is {status}: the name is also offered by {taken}"
-            fix = f"write {entry.qualified} in configs, or rename it"
+            fix = f"write {entry.qualified} in configs, or rename the entry"
             yield Finding(entry.dist, status, "warning", what, str(entry.target), fix)
 
 

@@ -127,7 +127,7 @@ def undocumented(entry: Entry, where: str) -> Iterator[Finding]:
     written = vars(target).get("__doc__") if inspect.isclass(target) else getattr(target, "__doc__", None)
     if not (written or "").strip():
         what = f"{entry.name} has no docstring for 'kdplug plugins show'"
-        yield Finding(entry.dist, "docstring", "warning", what, where, f"add one in {where}")
+        yield Finding(entry.dist, "docstring", "warning", what, where, f"add a docstring in {where}")
 
 
 def check_hooks(host: Host) -> Iterator[Finding]:
@@ -148,7 +148,7 @@ def side_effects(host: Host) -> Iterator[Finding]:
     """Yield a finding for each change of global state by plugin code that was imported, read or built."""
     for dist, message in host.side_effects:
         where = message.partition("(")[2].partition(",")[0] or dist
-        fix = "change it inside the function that needs it, and restore it afterwards"
+        fix = "change the state only inside the function that needs the change, and restore it afterwards"
         yield Finding(dist, "side-effect", "error", message, where, fix)
 
 
@@ -169,7 +169,7 @@ def _broken(entry: Entry, error: BaseException) -> Finding:
 def _mend_of(error: BaseException, target: str, dist: str) -> str:
     module = target.partition(":")[0].strip()
     if isinstance(error, SignatureError):
-        return f"correct it in {module}"
+        return f"correct the signature in {module}"
     wrong_target = place_of_error(error) is None
     if isinstance(error, ModuleNotFoundError) and error.name and not f"{module}.".startswith(f"{error.name}."):
         top = error.name.partition(".")[0]

@@ -42,7 +42,7 @@ def nameless(one: Installation) -> Iterator[Finding]:
     """Yield a finding for ``dist-info`` without a valid name, left by an interrupted installation or a broken tool."""
     if one.error is None and not is_distribution_name(one.name) and one.entry_points:
         problem = f"has the invalid name {one.name!r}" if one.name else "has no name"
-        what = f"its metadata {problem}, so none of its {len(one.entry_points)} entries can be used"
+        what = f"its metadata {problem}, so none of its entries can be used"
         yield Finding(one.dist, "nameless", "error", what, str(one.folder), _again(one))
 
 
@@ -61,7 +61,9 @@ def odd_lines(one: Installation) -> Iterator[Finding]:
     for line in one.odd_lines:
         what = f"the line {line!r} is not 'name = module:attribute' and is ignored"
         where = str(one.folder / "entry_points.txt")
-        yield Finding(one.dist, "odd-line", "error", what, where, f"correct it in pyproject.toml, then {_again(one)}")
+        yield Finding(
+            one.dist, "odd-line", "error", what, where, f"correct the line in pyproject.toml, then {_again(one)}"
+        )
 
 
 def unknown_groups(one: Installation) -> Iterator[Finding]:
@@ -121,7 +123,7 @@ def duplicates(copies: list[Installation]) -> Iterator[Finding]:
     first, *rest = copies
     for other in rest:
         lost = sorted({point.name for point in other.entry_points} - {point.name for point in first.entry_points})
-        hides = f" and hides {', '.join(lost)}" if lost else ""
+        hides = f" and shadows {', '.join(lost)}" if lost else ""
         if first.place == other.place and first.folder.suffix == other.folder.suffix:
             old = min(first, other, key=lambda one: _version(one.version))
             what = f"versions {first.version} and {other.version} are in one folder; which one is used is undefined"

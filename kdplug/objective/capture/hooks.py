@@ -144,7 +144,11 @@ class Capture:
         try:
             call = found[0 if index is None else index]
         except IndexError:
-            raise OutputsError(f"{text!r}: the module was called {len(found)} times in the forward pass") from None
+            times = "once" if len(found) == 1 else f"{len(found)} times"
+            last = _with_call(text, len(found) - 1)
+            raise OutputsError(
+                f"{text!r}: the module was called only {times} in the forward pass. The last call is {last}"
+            ) from None
         self._check(text, call)
         return call.tensor
 

@@ -85,7 +85,9 @@ class Modules:
         if text not in there:
             where = f"module {path.module!r}" if path.module else "model itself"
             near = did_you_mean(text, there)
-            holds = f" It holds {_some(tuple(there))}." if there else " It holds none."
+            holds = (
+                f" The module holds {_some(tuple(there))}." if there else " It has no parameters or buffers of its own."
+            )
             raise ConfigError(f"no {path.kind} {path.name!r} in the {self.side}'s {where}.{near or holds}")
         found.check()
         return found
@@ -127,7 +129,11 @@ class Modules:
         while start + rest[0] in self._found:
             start += f"{rest.pop(0)}."
         children = dict.fromkeys(name[len(start) :].split(".")[0] for name in self._found if name.startswith(start))
-        return f" {start[:-1]!r} holds {_some(tuple(children))}." if start else f" It holds {_some(tuple(children))}."
+        return (
+            f" {start[:-1]!r} holds {_some(tuple(children))}."
+            if start
+            else f" The {self.side} holds {_some(tuple(children))}."
+        )
 
 
 def _inside(module: nn.Module) -> nn.Module:
@@ -168,10 +174,15 @@ class HeldTensor:
             found = (module._parameters if self.path.kind == "parameter" else module._buffers).get(self.path.name)  # noqa: SLF001
         except (KeyError, AttributeError):  # no module, or None in its place
             found = None
-        if found is None or hasattr(found, "full_tensor"):
+        if found is None:
             raise RunError(
-                f"{self.shown} is sharded over the processes or was removed, so no loss can read it. Use DDP, or a loss that "
-                "reads features and logits"
+                f"{self.shown} was removed from its module after objective.connect(…), so no loss can read it. Change the "
+                "model before connect, or name another parameter or buffer"
+            )
+        if hasattr(found, "full_tensor"):
+            raise RunError(
+                f"{self.shown} is sharded over the processes, so no loss can read it. Use DDP, or a loss that reads features "
+                "and logits"
             )
         return found
 
@@ -179,14 +190,18 @@ class HeldTensor:
         """Raise ``ConfigError`` for a tensor without memory, and for numbers that a loss cannot read."""
         found = self()
         if is_lazy(found) or found.is_meta:
-            state = "has no shape yet: run the model once first" if is_lazy(found) else "is on the meta device"
+            state = (
+                "has no shape yet: run the model once first"
+                if is_lazy(found)
+                else "is on the meta device: load its values first"
+            )
             raise ConfigError(f"{self.shown} {state}")
         is_float = found.is_floating_point() and found.dtype.itemsize > 1
         is_whole = not (found.is_floating_point() or found.is_complex() or found.is_quantized)
         if found.layout is not torch.strided or not (is_float or (self.path.kind == "buffer" and is_whole)):
             raise ConfigError(
                 f"{self.shown} must be a dense floating-point tensor of at least 16 bits, got {found.layout}, {found.dtype}. "
-                "Load the model without quantization"
+                "If the model is quantized, load it without quantization"
             )
 
 

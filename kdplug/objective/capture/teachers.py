@@ -30,7 +30,7 @@ def teacher_models(teacher: Models, names: Names) -> tuple[nn.Module, ...]:
     else:
         found = tuple(cast("Iterable[nn.Module]", teacher))
     if len(found) != len(names):
-        raise ConfigError(f"must be {len(names)} model(s), for {', '.join(names)}; got {len(found)}", field="teacher")
+        raise ConfigError(f"must be one model for each of {', '.join(names)}, got {len(found)}", field="teacher")
     return found
 
 

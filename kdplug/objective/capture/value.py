@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,7 @@ def pick(
     """
     if path.source == "input":
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        value, steps = _of_inputs(path, args, given)
+        value, steps = _of_inputs(path, args, kwargs, given)
     else:
         value, steps = output, path.steps
     for step in steps:
@@ -38,7 +39,9 @@ def pick(
     raise OutputsError(_no_tensor(path, value))
 
 
-def _of_inputs(path: LayerPath, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[Any, tuple[int | str, ...]]:
+def _of_inputs(
+    path: LayerPath, args: tuple[Any, ...], kwargs: Mapping[str, Any], given: dict[str, Any]
+) -> tuple[Any, tuple[int | str, ...]]:
     """Return the input that the first step names, and the remaining steps."""
     if not path.steps:
         return (*args, *given.values()), ()
@@ -50,9 +53,7 @@ def _of_inputs(path: LayerPath, args: tuple[Any, ...], given: dict[str, Any]) ->
         return args[first], rest
     elif 0 <= first < len(given):
         return tuple(given.values())[first], rest
-    raise OutputsError(
-        f"{str(path)!r}: there is no such input; the module was called with {len(args)} arguments by position and {_listed(given)} by name"
-    )
+    raise OutputsError(_no_input(path, len(args), kwargs, given))
 
 
 def _step(path: LayerPath, value: Any, step: int | str) -> Any:
@@ -65,8 +66,19 @@ def _step(path: LayerPath, value: Any, step: int | str) -> Any:
 
 
 _NO_ATTENTION = (
-    'If these are attentions: kernels such as sdpa do not return them; load the model with attn_implementation="eager"'
+    'For attention weights, load the model with attn_implementation="eager": kernels such as sdpa do not return any'
 )
+
+
+def _no_input(path: LayerPath, number: int, kwargs: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    message = f"{str(path)!r}: there is no such input. The module was called with"
+    if not number and not kwargs:
+        return f"{message}out arguments. Read its output, or another module"
+    positional = f"{number} positional argument{'' if number == 1 else 's'}"
+    keywords = f"the keyword argument{'' if len(kwargs) == 1 else 's'} {_listed(kwargs)}"
+    called = " and ".join([*([positional] if number else []), *([keywords] if kwargs else [])])
+    steps: list[int | str] = [*given] or [*range(number)]
+    return f"{message} {called}. Use {' or '.join(repr(str(replace(path, steps=(step,)))) for step in steps[:_SHOWN])}"
 
 
 def _no_step(path: LayerPath, value: Any, step: int | str) -> str:

@@ -39,8 +39,8 @@ class _PrecomputedGrad(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RunError(
-                "a second backward pass through a loss on FactoredLogits: its gradient was computed in the forward "
-                "pass and freed in the first. Call the objective again, or use dense logits"
+                "a second backward pass through a loss on FactoredLogits is not possible: the gradient was computed in the "
+                "forward pass and freed in the first backward pass. Call the objective again, or use dense logits"
             )
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if one is None else one.mul_(slope) for one in gradients]

@@ -132,7 +132,7 @@ def _scheduled(
     if isinstance(found, Tensor) and found.requires_grad:
         raise ConfigError(
             f"{loss.temperature.owner} computes a temperature with gradient, but {combiner.owner} combines the teachers' "
-            "logits at that temperature without one. Use a teacher_combiner that does not request temperature, such as "
+            "logits at this temperature without gradient. Use a teacher_combiner that does not request temperature, such as "
             "mean_logits, or a scheduler without parameters",
             field="temperature_scheduler",
         )
@@ -192,9 +192,9 @@ def _in_chunks(
                 return found
             if loss.reduction == "LossSum":
                 raise SignatureError(
-                    f"{loss.owner} returned a scalar, which may compare items with each other, but is computed in "
-                    f"chunks of {_longest(chunked.chunks)} of the {chunked.items} items. Set logit_chunk: whole, which "
-                    "computes all logits at once"
+                    f"{loss.owner} is annotated to return a LossSum, but returned a scalar, which cannot be added up over "
+                    f"chunks of {_longest(chunked.chunks)} of the {chunked.items} items. Return a LossSum, or set "
+                    "logit_chunk: whole, which computes all logits at once"
                 )
         count = len(student) if sequences is None else len(sequences.mask)
         return LossSum(found * count, count) if loss.reduction == "mean" else LossSum(found, 1)
@@ -236,8 +236,8 @@ def _tensors(logits: Tensor | FactoredLogits) -> tuple[Tensor, ...]:
 
 
 _REMEDY = (
-    "If it is a mean or a sum over items, return LossSum and annotate it, or declare @kdplug.mean_over_items or "
-    "@kdplug.sum_over_items"
+    "If the loss is a mean or a sum over items, annotate its return type as LossSum and return one, or declare "
+    "@kdplug.mean_over_items or @kdplug.sum_over_items"
 )
 
 
@@ -251,6 +251,7 @@ def _check_whole(loss: LogitLoss, pair: HeadLogits, chunk: ChunkSetting) -> None
     if loss.reads_whole_batch:
         why, remedy = "reads extras or parameters, which cannot be divided into chunks", "Use smaller batches"
     if chunk != "auto":
+        remedy = "Set logit_chunk: auto" if loss.reads_whole_batch else f"{remedy}. Otherwise set logit_chunk: auto"
         raise OutputsError(
             f"is {chunk}, but {loss.owner} {why}, so it needs {price.text}. {remedy}", field="logit_chunk"
         )
@@ -277,8 +278,11 @@ def _check_room(loss: LogitLoss, pair: HeadLogits) -> None:
         return
     free = free_memory(pair.student.device)
     if free is not None and price.least > free:
+        remedy = "Set logit_chunk: auto" if loss.reduction is not None else f"{_REMEDY}, and set logit_chunk: auto"
+        if loss.reads_whole_batch:
+            remedy = "Use smaller batches"
         raise OutputsError(
-            f"is whole, so {loss.owner} needs {price.text}, but only {free / 2**30:.3g} GiB are free. Use logit_chunk: auto",
+            f"is whole, so {loss.owner} needs {price.text}, but only {free / 2**30:.3g} GiB are free. {remedy}",
             field="logit_chunk",
         )
     loss.largest = price.needed

@@ -43,7 +43,7 @@ def test_a_hook_that_asks_for_what_it_does_not_get_is_found(fake_site: FakeSite)
     finding = one(fake_site)
     assert f"({fake_site.folder / 'kdplug_a.py'}:1) requests 'reprot', which the hook does not pass." in finding.what
     assert finding.what.endswith("Did you mean 'report'?")
-    assert finding.fix == "correct it in kdplug_a"
+    assert finding.fix == "correct the signature in kdplug_a"
 
 
 def test_an_entry_that_a_hook_offers_is_checked_too(fake_site: FakeSite) -> None:

@@ -100,7 +100,7 @@ def test_an_old_version_that_comes_before_a_new_one_is_found(fake_site, tmp_path
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "late")])
     finding = one(fake_site)
     assert (finding.check, finding.level) == ("duplicate", "error")
-    assert finding.what.endswith("(2.0) and hides y")
+    assert finding.what.endswith("(2.0) and shadows y")
 
 
 def test_a_new_version_over_an_old_one_is_a_warning(fake_site, tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_a_stale_egg_info_that_hides_an_entry_is_found(fake_site, tmp_path, monk
     monkeypatch.syspath_prepend(str(egg.parent))
     finding = one(fake_site)
     assert (finding.check, finding.level, finding.fix) == ("stale-egg-info", "error", f"rm -r {egg}")
-    assert finding.what.endswith("and hides x")
+    assert finding.what.endswith("and shadows x")
 
 
 def test_an_egg_info_without_entries_hides_nothing_and_is_a_warning(fake_site, tmp_path, monkeypatch):

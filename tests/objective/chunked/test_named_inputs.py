@@ -60,6 +60,6 @@ def test_a_closed_form_gets_neither_extras_nor_parameters(of, offer):
 
     loss = kdplug.closed_form(rows)(read)
     with pytest.raises(
-        SignatureError, match=r"^terms\.0\.loss: local:offered requests student_extras and declares a closed"
+        SignatureError, match=r"^terms\.0\.loss: local:offered requests student_extras and declares closed_form"
     ):
         of({"loss": offer(loss), "extras": ["a"]})

@@ -87,7 +87,7 @@ MISTAKES = {
     "lists of different lengths": (
         [{"loss": "of_lists", **HIDDEN, "layer_S": [0], "layer_T": [0, 0]}],
         "terms.0",
-        "List as many on both sides",
+        "List the same number on both sides",
     ),
     "no terms": ([], "terms", "at least one"),
     "no such head": ([{"loss": "ce", "head_S": 1}], "terms.0.head_S", "1 head"),

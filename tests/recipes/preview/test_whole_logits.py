@@ -117,6 +117,6 @@ def test_a_chunk_of_everything_is_priced_and_refused_if_the_logits_alone_do_not_
     assert not [one for one in plan.warnings if "declares no reduction" in one.message]
     free(monkeypatch, 2 * LOGITS - 1)
     with pytest.raises(
-        OutputsError, match=r"^distillation\.logit_chunk: is whole, so .*GiB are free\. Use logit_chunk: a"
+        OutputsError, match=r"^distillation\.logit_chunk: is whole, so .*GiB are free\. .*et logit_chunk: a"
     ):
         losses(**keys)
