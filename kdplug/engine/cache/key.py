@@ -58,13 +58,13 @@ def source_of(loader: Iterable[Any]) -> Source:
         return Batches(loader)
     if getattr(loader, "_is_accelerate_prepared", False):
         raise RunError(
-            "is_caching_logits needs the original DataLoader, not the one from accelerate.prepare; the run divides it "
-            "itself"
+            "is_caching_logits needs the original DataLoader, not the one that accelerate.prepare returned. Pass the "
+            "original one: the run divides its batches among the processes"
         )
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
         raise RunError(
-            f"is_caching_logits needs examples that can be looked up by index, which a {kind} does not support. Pass a "
+            f"is_caching_logits needs examples that can be looked up by index, which {kind} does not support. Pass a "
             "DataLoader over a dataset with __getitem__ and __len__, or a list of batches"
         )
     return Examples(loader)
@@ -107,12 +107,13 @@ class Examples:
             self.count = len(cast("Any", loader.dataset))
         except TypeError:
             raise RunError(
-                f"is_caching_logits needs a dataset with a length, and {type(loader.dataset).__name__} has no __len__"
+                f"is_caching_logits needs a dataset with a length, and {type(loader.dataset).__name__} has no __len__. "
+                "Define __len__, or set is_caching_logits to false"
             ) from None
         if isinstance(loader.sampler, torch.utils.data.BatchSampler):
             raise RunError(
-                "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, and "
-                "have __getitem__ of the dataset return one example"
+                "is_caching_logits needs a sampler of single examples, and this one is a BatchSampler. Pass the "
+                "BatchSampler as the DataLoader's batch_sampler, and let __getitem__ of the dataset return one example"
             )
         self._dataset = KeyedDataset(loader.dataset, hashes=hashes)
         self._collate = KeyedCollate(loader.collate_fn, is_whole=self.is_whole)
@@ -179,7 +180,10 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
             key = int(place)
         except (TypeError, ValueError):
             needs = "is_caching_logits" if self.hashes else "a loss that requests example_ids"
-            raise RunError(f"{needs} needs integer indices of examples; the sampler returned {place!r}") from None
+            raise RunError(
+                f"{needs} needs integer indices of examples, and the sampler returned {place!r}. Let the sampler return "
+                "integers from 0 to the length of the dataset - 1"
+            ) from None
         return key if key >= 0 else key + len(self.dataset), digest(item) if self.hashes else 0, item
 
 
@@ -223,7 +227,7 @@ def check_repeatable(source: Source, inputs_of: Callable[[Any], Any]) -> None:
 
 def _random(what: str) -> RunError:
     return RunError(
-        f"{what}, so teacher outputs cannot be cached. Remove the augmentation, or set is_caching_logits to false",
+        f"{what}, so teacher outputs cannot be cached. Remove what is random, or set is_caching_logits to false",
         field="is_caching_logits",
     )
 
@@ -232,8 +236,8 @@ def _check_order(keyed: Keyed, inputs: Any, reverse: Any) -> None:
     if not _is_reverse(inputs, reverse, len(keyed.keys)):
         raise RunError(
             "the rows of a batch do not follow its examples: the same examples in reverse order do not give the batch "
-            "in reverse order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
-            "with is_caching_logits",
+            "in reverse order. Change the collate_fn or batch_postprocessor, which sorts, drops or mixes examples, or set "
+            "is_caching_logits to false",
             field="is_caching_logits",
         )
 
