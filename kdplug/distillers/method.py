@@ -37,15 +37,16 @@ def read_teachers(models: Any, adaptors: Any) -> dict[str, Teacher]:
     if isinstance(adaptors, Mapping):
         if missing := by_key.keys() ^ adaptors.keys():
             raise ConfigError(
-                f"the teachers are {', '.join(by_key)} and the adaptors {', '.join(map(str, adaptors))}. Only in "
-                f"one of them: {', '.join(map(repr, sorted(map(str, missing))))}",
+                f"must have the keys of the teachers, {', '.join(by_key)}, got {', '.join(map(str, adaptors)) or 'none'}. "
+                f"Only one of the two mappings has {', '.join(map(repr, sorted(map(str, missing))))}",
                 field="adaptor_T",
             )
         return {key: Teacher(model, adaptors[key], names[key]) for key, model in by_key.items()}
     if not isinstance(adaptors, Sequence) or len(adaptors) != len(by_key):
         count = len(adaptors) if isinstance(adaptors, Sequence) else type(adaptors).__name__
         raise ConfigError(
-            f"must be a single adaptor, or one for each of the {len(by_key)} teachers, got {count}", field="adaptor_T"
+            f"must be a single adaptor, or a list with one per teacher (number of teachers: {len(by_key)}), got {count}",
+            field="adaptor_T",
         )
     return {key: Teacher(model, one, names[key]) for (key, model), one in zip(by_key.items(), adaptors, strict=True)}
 

@@ -160,7 +160,10 @@ def _task(models: Any, adaptors: Any, config: DistillationConfig) -> tuple[Teach
     if isinstance(models, nn.Module) and not isinstance(models, (nn.ModuleList, nn.ModuleDict)):
         warn_unused_combiner(config)
         if adaptors is not None and not callable(adaptors):
-            raise ConfigError(f"the task has one teacher, but {len(adaptors)} adaptors", field="adaptor_T")
+            raise ConfigError(
+                f"must be a single callable or None, since the task has one teacher, got {type(adaptors).__name__}",
+                field="adaptor_T",
+            )
         return Teacher(models, adaptors), Objective(config)
     teachers = read_teachers(models, adaptors)
     if len(teachers) == 1:

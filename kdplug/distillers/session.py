@@ -71,7 +71,8 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     if codec.uses_temperature and any(temperature.scheduler is not None for temperature in temperatures):
         raise ConfigError(
             f"{component.entry.name} stores teacher outputs at one temperature, and temperature_scheduler gives each "
-            "item its own temperature. Remove one of them, or store all logits with the codec dense or hidden",
+            "item its own temperature. Remove temperature_scheduler, or set teacher_cache_codec to dense or hidden, which "
+            "store all logits",
             field=_FIELD,
         )
     first, *others = map(float, bases or [distillation.temperature])
@@ -79,9 +80,10 @@ def coding(training: TrainingConfig, distillation: DistillationConfig) -> Coding
     logits = decoded(found)
     if found.others and not _has_tail(logits, codec):
         raise ConfigError(
-            f"{component.entry.name} stores teacher outputs at one temperature, and the terms use "
-            f"{' and '.join(f'{base:g}' for base in bases)}. Give them one temperature, use a codec whose SparseLogits have "
-            "a tail, such as topk_tail, or store all logits with the codec dense or hidden",
+            f"{component.entry.name} stores teacher outputs at one temperature, but the terms use the temperatures "
+            f"{' and '.join(f'{base:g}' for base in bases)}. Set the same temperature for all terms, or set "
+            "teacher_cache_codec to one whose SparseLogits have a tail, such as topk_tail, or to dense or hidden, which "
+            "store all logits",
             field=_FIELD,
         )
     if isinstance(logits, SparseLogits):
@@ -260,7 +262,8 @@ def warn_unused_cache(training: TrainingConfig, *caches: TeacherCache | None) ->
     for key in keys_that_need(TrainingConfig, "is_caching_logits"):
         if getattr(training, key) is not None and not any(caches):
             warnings.warn(
-                f"{key} has no effect: is_caching_logits is false. Set it to true to use the cache", stacklevel=3
+                f"{key} has no effect: is_caching_logits is false. Set is_caching_logits to true to use the cache",
+                stacklevel=3,
             )
 
 

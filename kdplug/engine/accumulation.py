@@ -158,9 +158,9 @@ def _check_parts(having: Mapping[str, Sequence[tuple[Tensor | float, ...]]]) -> 
         numbers = sorted({len(row) for row in rows})
         if len(numbers) > 1:
             raise RunError(
-                f"{name} is a sum of {numbers[0]} means in one micro-batch of the step and of {numbers[-1]} in "
-                "another. The adaptor must return the same number of heads, and losses, for every batch; return an "
-                "empty tensor for a head without items"
+                f"{name} compares a different number of heads or losses in the micro-batches of a step: {numbers[0]} in one "
+                f"and {numbers[-1]} in another. The adaptor must return the same number for every batch; return an empty "
+                "tensor for a head without items"
             )
 
 
@@ -176,7 +176,7 @@ def _check_processes(layout: TermLayout, num_processes: int, agreed: set[TermLay
         ]
         raise RunError(
             "the processes do not have the same terms with the same number of heads or losses in a step, so their "
-            "counts cannot be added. Terms, and the number of heads or losses of each:\n    "
+            "losses cannot be averaged over the processes. Terms, and the number of heads or losses of each:\n    "
             + "\n    ".join(lines)
             + "\nThe adaptor must return the same number on every process; return an empty tensor for a head "
             "without items"

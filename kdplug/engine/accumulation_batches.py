@@ -106,7 +106,8 @@ class AccumulationBatches:
         saved, own = len(position["now"]["generators"]), len(self._generators)
         if saved != own:
             raise RunError(
-                f"the checkpoint holds {saved} generators of the dataloader and its samplers, and this run has {own}. "
+                f"the number of generators of the dataloader and its samplers is {saved} in the checkpoint and {own} in "
+                "this run. "
                 "Pass a generator to the DataLoader in both runs or in neither"
             )
         self.epoch = position["epoch"]
@@ -119,8 +120,9 @@ class AccumulationBatches:
             taken = sum(1 for _ in islice(batches, position["batches"]))
             if taken < position["batches"]:
                 raise RunError(
-                    f"the checkpoint was written after {position['batches']} batches of pass {self.epoch + 1}, but the "
-                    f"dataloader has only {taken}: the data changed"
+                    f"the checkpoint was written after batch {position['batches']} of pass {self.epoch + 1}, but the "
+                    f"number of batches in the dataloader is now {taken}. Restore the data of that run, or start a new run "
+                    "in another output_dir"
                 )
             if position["exhausted"]:
                 next(batches, None)

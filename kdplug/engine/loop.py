@@ -268,11 +268,11 @@ class Loop:
         """Raise ``RunError`` if DDP leaves out gradients because their parameters were frozen when it was set up."""
         unfrozen = [name for name, value in self._changed_requirements().items() if value]
         if unfrozen and isinstance(self.accumulation.model, DistributedDataParallel):
-            more = f" (and {len(unfrozen) - 1} more)" if len(unfrozen) > 1 else ""
+            more = f" and {len(unfrozen) - 1} more were" if len(unfrozen) > 1 else " was"
             raise RunError(
-                f"the student's {unfrozen[0]!r}{more} was unfrozen during the run. DDP does not average gradients of "
-                "parameters that were frozen at its start, so the processes train different weights. Unfreeze it before "
-                "the run, or use FSDP2"
+                f"the student's {unfrozen[0]!r}{more} unfrozen during the run. DDP does not average gradients of "
+                "parameters that were frozen at its start, so the processes train different weights. Set "
+                "requires_grad=True before the run, or use FSDP2"
             )
 
     def _check_requirements(self, before: Mapping[str, bool], step: int) -> None:
@@ -283,7 +283,7 @@ class Loop:
             more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
             warnings.warn(
                 f"the callback changed requires_grad of {changed[0]!r}{more} after the checkpoint of step {step} was written, "
-                "so a run resumed from that checkpoint trains without the change. Change it in step_end of an "
+                "so a run resumed from that checkpoint trains without the change. Change requires_grad in step_end of an "
                 "observer, which runs before the checkpoint is written",
                 stacklevel=2,
             )

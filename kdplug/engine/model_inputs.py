@@ -125,10 +125,14 @@ class Forward:
             raise self._unclear(text, [*self.names][:1] or ["x"], [*batch])
         labels = [key for key in rest if key in _LABELS]
         if unused := [str(key) for key in rest if key not in _LABELS]:
+            one = len(unused) == 1
             _logger.warning(
-                "%s does not take %s: it is not passed to the model and is not a label; only adaptors receive it",
+                "%s does not take the batch's %s %s, and %s: only adaptors receive %s",
                 self.shown,
+                "key" if one else "keys",
                 ", ".join(map(repr, unused)),
+                "the key is no label" if one else "these keys are no labels",
+                "it" if one else "them",
             )
         return passed, labels[0] if len(labels) == 1 else None
 
@@ -136,7 +140,8 @@ class Forward:
         taken = tuple(takewhile(lambda name: name not in model_args, self.positional))
         given = taken[: len(batch)]
         if missing := [name for name in self.required if name not in given and name not in model_args]:
-            text = f"needs {missing[0]!r}, and the batch holds {len(batch)} items: {_shown(batch)}"
+            items = f"{len(batch)} item{'' if len(batch) == 1 else 's'}: {_shown(batch)}" if batch else "no items"
+            text = f"needs {missing[0]!r}, and the batch holds {items}"
             raise self._unclear(text, [*given, *missing], batch)
         if self.any_number or len(batch) <= len(taken):
             self._name_optional(batch, taken)
@@ -148,8 +153,8 @@ class Forward:
         last = batch[-1]
         if not (isinstance(last, Tensor) and last.dim() == 1 and is_class(last)):
             _logger.warning(
-                "%s does not take the last item of the batch, %s: it is not passed to the model and is not a class "
-                "label; only adaptors receive it",
+                "%s does not take the last item of the batch, %s, and this item is no class label: only adaptors "
+                "receive it",
                 self.shown,
                 _shown([last]),
             )
@@ -164,7 +169,7 @@ class Forward:
             return
         if last.dim() == 1 and is_class(last):
             _logger.warning(
-                "%s gets the last item of the batch, %s, as %r, by its position. If it is a label, use "
+                "%s gets the last item of the batch, %s, as %r, by position. If this item is a label, use "
                 "batch_postprocessor=lambda batch: %s",
                 self.shown,
                 _shown([last]),

@@ -50,18 +50,22 @@ def check_student(optimizer: Optimizer, student: nn.Module) -> None:
     trainable = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
     missing = [name for name, parameter in trainable.items() if id(parameter) not in held]
     if not trainable:
-        raise RunError("the student has no trainable parameter: all have requires_grad=False, or it has no parameters")
+        if next(student.parameters(), None) is None:
+            raise RunError("the student has no parameters, so there is nothing to train")
+        raise RunError(
+            "the student has no trainable parameter: all have requires_grad=False. Set requires_grad=True on those to train"
+        )
     if len(missing) == len(trainable):
         raise RunError(
-            f"the optimizer holds none of the student's {len(trainable)} trainable parameters, so training would "
-            "change nothing. Create it from the student passed to the distiller: "
-            f"{type(optimizer).__name__}(student.parameters(), …)"
+            "the optimizer holds none of the student's trainable parameters, so training would change nothing. Create the "
+            f"optimizer from the student passed to the distiller: {type(optimizer).__name__}(student.parameters(), …)"
         )
     if missing:
         names = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         warnings.warn(
-            f"{len(missing)} of the student's {len(trainable)} trainable parameters are not in the optimizer "
-            f"and will not be trained: {names}",
+            f"the optimizer lacks {len(missing)} of the student's {len(trainable)} trainable parameters, which the run "
+            f"does not train: {names}. Build the optimizer from student.parameters(), or set requires_grad=False on what "
+            "should stay frozen",
             stacklevel=2,
         )
 
@@ -72,7 +76,7 @@ def check_constant_rate(optimizer: Optimizer) -> None:
     if groups and not any(group.get("lr", 1) for group in groups):
         warnings.warn(
             f"the learning rate of the {type(optimizer).__name__} is 0 and there is no scheduler, so the run trains nothing. "
-            "Set lr",
+            "Set lr to a positive number",
             stacklevel=2,
         )
 
@@ -186,8 +190,8 @@ def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
     _without_metric(scheduler)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise RunError(
-            "the scheduler was built for a different optimizer from the one passed to train(). Build it for that one, or "
-            "pass scheduler_class instead"
+            "the scheduler was built for a different optimizer from the one passed to train(). Build the scheduler for the "
+            "optimizer passed to train(), or pass scheduler_class instead"
         )
     if not new_groups:
         return scheduler
@@ -201,8 +205,9 @@ def _adopt(scheduler: Any, optimizer: Optimizer, new_groups: int) -> Any:
         _extend(scheduler, new, 1.0)
     else:
         raise RunError(
-            f"the {type(scheduler).__name__} was built before {new_groups} projection group(s) were added to the "
-            "optimizer and cannot be extended; pass scheduler_class and scheduler_args, so that it is built afterwards"
+            f"the {type(scheduler).__name__} was built before the projections were added to the optimizer (number of added "
+            f"parameter groups: {new_groups}) and cannot be extended. Pass scheduler_class and scheduler_args, so that the "
+            "run builds the scheduler afterwards"
         )
     return scheduler
 

@@ -192,7 +192,10 @@ class Request:
             value = getattr(self, name)
             _check(name, value, isinstance(value, bool), "true or false")
         if self.overwrite and self.resume is not None:
-            raise ConfigError("cannot be combined with resume: a resumed run keeps what is there", field="overwrite")
+            raise ConfigError(
+                "cannot be combined with resume: a resumed run keeps the existing checkpoints. Remove overwrite or resume",
+                field="overwrite",
+            )
 
 
 def _check(field: str, value: object, is_fit: bool, wanted: str) -> None:

@@ -38,21 +38,21 @@ def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) ->
     """
     theirs = [*teacher.named_parameters(), *teacher.named_buffers()]
     own = frozenset(teacher.modules())
-    for trained in (student, objective):
+    for owner, trained in (("student", student), ("objective", objective)):
         asking = [(name, value) for name, value in trained.named_parameters() if value.requires_grad]
         if shared := overlaps(asking, theirs):
             name, other = next(iter(shared.items()))
             raise RunError(
-                f"teacher and student share {len(shared)} trainable parameter(s), {name!r} first: training the student "
-                f"would change the teacher's {other!r}. Copy them (copy.deepcopy), or set requires_grad=False on the "
-                "shared ones"
+                f"teacher and {owner} share trainable parameters ({len(shared)} in all), {name!r} first: training the {owner} "
+                f"would change the teacher's {other!r}. Copy the shared modules (copy.deepcopy), or set "
+                "requires_grad=False on the shared parameters"
             )
         if shared := overlaps(_statistics(trained, own), theirs):
             name, other = next(iter(shared.items()))
             raise RunError(
-                f"teacher and student share {len(shared)} buffer(s) that batch norm updates in training, {name!r} "
-                f"first: training the student would change the teacher's {other!r}. Copy them (copy.deepcopy), or "
-                "share the module itself"
+                f"teacher and {owner} share buffers that batch norm updates in training ({len(shared)} in all), {name!r} "
+                f"first: training the {owner} would change the teacher's {other!r}. Copy the batch norm "
+                "(copy.deepcopy), or share the batch norm module instead of its buffers"
             )
 
 

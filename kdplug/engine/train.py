@@ -279,7 +279,7 @@ def _shards_teacher(config: TrainingConfig, accelerator: Accelerator, caches: Ca
     if config.shard_teacher and not accelerator.is_fsdp2:
         raise RunError(
             "shard_teacher needs FSDP2, for which accelerate is not configured. Set distributed_type: FSDP and fsdp_version: 2 in "
-            "its config, or remove shard_teacher"
+            "accelerate's config, or remove shard_teacher"
         )
     if config.shard_teacher and caches:
         raise RunError(
@@ -359,7 +359,7 @@ def _check_sides(pair: TrainingModule, teacher: TeacherSide | None) -> None:
         return
     if teacher.model is pair.student:
         raise RunError(
-            "teacher and student are the same module; the student would train on its own outputs. Copy it with "
-            "copy.deepcopy"
+            "teacher and student are the same module, so the student would train on its own outputs. Pass a copy "
+            "(copy.deepcopy) as the teacher"
         )
     check_apart(teacher.model, pair.student, pair.objective)

@@ -134,8 +134,8 @@ def check_declarations(entry: Entry) -> None:
         return
     if named := [name for name in entry.inputs if name in NAMED]:
         raise SignatureError(
-            f"{entry.qualified} requests {', '.join(named)} and declares a closed form, which gets neither extras nor "
-            "parameters. Remove the declaration"
+            f"{entry.qualified} requests {', '.join(named)} and declares closed_form, but a closed form gets "
+            "neither extras nor parameters. Remove the declaration"
         )
     if declares(loss, WHOLE_SEQUENCES):
         raise SignatureError(

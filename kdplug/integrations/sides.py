@@ -47,7 +47,7 @@ def make_objective(
         )
     if config.is_caching_logits:
         raise ConfigError(
-            "only kdplug's own loop supports a teacher cache. Set it to false, or use GeneralDistiller",
+            "only kdplug's own loop supports a teacher cache. Set is_caching_logits to false, or use GeneralDistiller",
             field="is_caching_logits",
         )
     models = {key: one.model for key, one in teachers.teachers.items()}

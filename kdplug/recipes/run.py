@@ -142,7 +142,10 @@ def run_recipe(
 
     resumes = resume or resume_changed
     if resumes and overwrite:
-        raise ConfigError("cannot be combined with resume: a resumed run keeps the earlier results", field="overwrite")
+        raise ConfigError(
+            "cannot be combined with resume: a resumed run keeps the earlier results. Remove overwrite or resume",
+            field="overwrite",
+        )
     _check_alone()
     with busy("Running the recipe", shown=not console.quiet):
         component, task, (distillation, terms, _) = check_recipe(recipe)
@@ -234,9 +237,11 @@ def _teacher(runner: RecipeRunner, origin: CacheProvenance | None, record: Mappi
         return teacher
     cached = f"Using cached teacher outputs from {runner.recipe.training.teacher_cache}"
     if origin.is_measured_on(record["data"]["test"], runner.task.metric):
-        runner.say(f"{cached}; teacher metrics date from when it was built.")
+        runner.say(f"{cached}. The teacher metrics are those stored with the cache.")
         return None
-    runner.say(f"{cached}. Its teacher metrics are from a different test part, so the teacher is evaluated again.")
+    runner.say(
+        f"{cached}. The cache's teacher metrics are from a different test part, so the teacher is evaluated again."
+    )
     return runner.cached_teacher()
 
 

@@ -77,7 +77,7 @@ def check_uncached(recipe: Recipe, task: Task) -> None:
     if isinstance(task, PreparesBatches) and task.prepares_batches and recipe.distillation.is_caching_logits:
         raise ConfigError(
             f"task {recipe.task.name!r} generates batches with the student during training, so teacher outputs cannot "
-            "be cached. Disable the cache, or the task's setting that generates batches",
+            "be cached. Set is_caching_logits to false, or disable the task's setting that generates batches",
             field="distillation.is_caching_logits",
         )
 
@@ -102,7 +102,7 @@ def required_keys(objective: Objective) -> frozenset[str]:
 def _mistaken_term(written: WrittenTerm) -> Iterator[tuple[str, str, str]]:
     term, _, place = written
     if term.slot == "match":
-        yield ".".join(map(str, ("distillation", *place.path))), "compares features token by token", "Remove it"
+        yield ".".join(map(str, ("distillation", *place.path))), "compares features token by token", "Remove this term"
         return
     entry = losses.build(term.loss, slot="kd").entry
     if not declares(entry.load(), ACROSS_VOCABULARIES):
@@ -110,7 +110,7 @@ def _mistaken_term(written: WrittenTerm) -> Iterator[tuple[str, str, str]]:
         yield field, f"{entry.qualified} compares class by class", "Use a loss that is declared across_vocabularies"
     if "temperature_scheduler" in place.own:
         field = ".".join(map(str, ("distillation", *place.path, "temperature_scheduler")))
-        yield field, "may compare logits class by class", "Remove it"
+        yield field, "may compare logits class by class", "Remove this key"
 
 
 def build_task(recipe: Recipe) -> tuple[Component, Task]:
@@ -189,7 +189,7 @@ def check_vocabularies(recipe: Recipe, task: Task) -> None:
 
 def _mistaken(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
     """Yield the field of each wrong setting, the reason, and the remedy."""
-    distillation, remove = recipe.distillation, "Remove it"
+    distillation, remove = recipe.distillation, "Remove this key"
     terms = [written for written in distillation.written_terms() if written.config.weight]
     for written in terms:
         yield from _mistaken_term(written)

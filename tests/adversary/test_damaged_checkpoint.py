@@ -204,14 +204,16 @@ def test_a_damaged_student_is_not_loaded(run):
 @pytest.mark.parametrize("damage", ["a flipped bit", "truncated", "empty", "zeroes"])
 def test_a_damaged_mark_does_not_start_the_run_again(run, damage):
     DAMAGES[damage](run / ".run")
-    with pytest.raises(RunError, match=r"\.run, which identifies the run .*, is damaged\. Name the checkpoint"):
+    with pytest.raises(RunError, match=r"\.run, which identifies the run .*, is damaged\. Pass the checkpoint"):
         go(run)
 
 
 @pytest.mark.attack("damaged or lost mark of a run")
 def test_a_lost_mark_does_not_start_the_run_again(run, whole):
     (run / ".run").unlink()
-    with pytest.raises(RunError, match=r"holds step-3, but not the file \.run.* Name the checkpoint \(resume=.*step-3"):
+    with pytest.raises(
+        RunError, match=r"holds step-3, but not the file \.run.* Pass the checkpoint to resume from \(resume=.*step-3"
+    ):
         go(run)
     assert torch.equal(go(run, resume=run / "step-3"), whole)
 

@@ -74,7 +74,7 @@ class Augmented(Dataset):
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "python"])
 def test_random_examples_are_refused(tmp_path, teacher, draw):
-    with pytest.raises(RunError, match=r"read twice gives two different results.*Remove the augmentation"):
+    with pytest.raises(RunError, match=r"read twice gives two different results.*Remove what is random"):
         run(tmp_path, teacher, DataLoader(Augmented(draw), batch_size=4), caching=True)
 
 
@@ -127,7 +127,7 @@ class Stream(IterableDataset):
     ids=["iterable dataset", "generator"],
 )
 def test_data_without_places_are_refused(tmp_path, teacher, batches, kind):
-    with pytest.raises(RunError, match=f"looked up by index, which a {kind} does not support"):
+    with pytest.raises(RunError, match=f"looked up by index, which {kind} does not support"):
         run(tmp_path, teacher, batches, caching=True, steps=3)
 
 
@@ -142,5 +142,8 @@ def test_outputs_that_are_not_one_per_example_are_refused(tmp_path, teacher):
 def test_batches_that_bring_their_own_teacher_cache_are_refused(tmp_path, teacher):
     (batch,) = make_batches(1)
     brought = [{"teacher": None, "student": batch, "teacher_cache": teacher(batch)}]
-    with pytest.raises(RunError, match="is_caching_logits: the batches already hold a teacher_cache"):
+    with pytest.raises(
+        RunError,
+        match=r"is_caching_logits: the batches already contain a key 'teacher_cache'.*Set is_caching_logits to false",
+    ):
         run(tmp_path, teacher, brought, caching=True)

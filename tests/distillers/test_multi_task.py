@@ -237,7 +237,10 @@ def test_teachers_are_in_eval_mode_and_stay_as_they_are(tmp_path):
         ({"config": {"a": DistillationConfig()}}, "distill_config: has no value for the task 'b'. The tasks are a, b"),
         ({"adaptor_S": {"A": None}}, "adaptor_S: there is no task 'A'. Did you mean 'a'?"),
         ({"adaptor_T": lambda b, o: o}, "adaptor_T: must be a mapping by task"),
-        ({"adaptor_T": {"a": [None]}}, "a.adaptor_T: the task has one teacher, but 1 adaptors"),
+        (
+            {"adaptor_T": {"a": [None]}},
+            "a.adaptor_T: must be a single callable or None, since the task has one teacher, got list",
+        ),
         ({"teachers": [Net(5, seed=2)]}, "model_T: must map each task to its teacher, got list"),
         ({"teachers": {"a/b": Net(5, seed=2)}}, "model_T: a task's name must be a string without '.' and '/'"),
         (

@@ -234,7 +234,7 @@ class CacheBuilder:
         if bool((finite & ~kept.isfinite()).any()):
             raise RunError(
                 f"the teacher's {name.partition('/')[2]} reaches {tensor[finite].abs().max().item():g}, which float16 "
-                "cannot hold. Set teacher_cache_dtype: bfloat16, or remove it"
+                "cannot hold. Set teacher_cache_dtype to bfloat16, or remove teacher_cache_dtype"
             )
         difference = (tensor - kept.to(tensor.dtype))[finite].abs()
         self._error = max(self._error, difference.max().item() if difference.numel() else 0.0)
@@ -251,13 +251,16 @@ def _each(returned: Any, teachers: int) -> list[Outputs]:
 
 def _check_kind(answer: TeacherBatch, layout: Layout) -> None:
     if tuple(answer.counts) != layout.counts or _kinds(answer) != _kept(layout):
-        differing = sorted(_kinds(answer).keys() ^ _kept(layout).keys()) or [
-            str(answer.counts),
-            str(list(layout.counts)),
-        ]
+        now, kept = _kinds(answer), _kept(layout)
+        if one_sided := sorted(now.keys() ^ kept.keys()):
+            shown = f"only one of the two has {', '.join(one_sided)}"
+        elif tuple(answer.counts) != layout.counts:
+            shown = f"the numbers of layers are {list(answer.counts)} and {list(layout.counts)}"
+        else:
+            shown = f"{', '.join(sorted(name for name in now if now[name] != kept[name]))} is encoded differently"
         raise RunError(
-            f"the teacher returned different outputs for example {answer.keyed.keys[0]} from those for the first "
-            f"ones: {', '.join(differing)}. Its adaptor must return the same outputs for every batch"
+            f"the teacher's outputs for the batch of example {answer.keyed.keys[0]} differ in kind from those for the "
+            f"first batch: {shown}. adaptor_T must return the same keys, with as many tensors, for every batch"
         )
 
 

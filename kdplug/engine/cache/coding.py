@@ -287,7 +287,8 @@ class Reader:
         count = sum(map(self.count, rows))
         if tuple(found.shape) != (count, classes):
             raise RunError(
-                f"the codec returned logits {list(found.shape)} for {count} items of {classes} classes",
+                f"the codec must decode {count} items of {classes} classes to logits {[count, classes]}, got "
+                f"{list(found.shape)}",
                 field="teacher_cache_codec",
             )
         found = replace(found, tails=tails) if tails else found
@@ -300,7 +301,10 @@ class Reader:
         shape = row[self.name + ITEMS].tolist() if self.name + ITEMS in row else []
         items, held = prod(shape), 8 * len(row[self.name + MASK]) if self.head.masked else self.count(row)
         if items > held:  # checked before anything of that size is allocated
-            raise RunError(f"the cached {self.name} has an example with {items} items but holds only {held} of them")
+            raise RunError(
+                f"an example of the cached {self.name} declares {items} items, but only {held} are stored: the cache is "
+                "damaged. Build the cache again"
+            )
         if not self.head.masked:
             return torch.arange(start + 1, start + 1 + items).view(shape)
         kept = unpack(row[self.name + MASK], items)

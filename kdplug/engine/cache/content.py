@@ -104,7 +104,7 @@ def _kept(logits: Any) -> Any:
     if isinstance(logits, SparseLogits):
         raise OutputsError(
             "stores full logits, or encodes them with a codec, but the teacher returned SparseLogits. Return full "
-            "logits from its adaptor, or set it to false",
+            "logits from the teacher's adaptor, or set is_caching_logits to false",
             field="is_caching_logits",
         )
     return logits

@@ -97,12 +97,15 @@ class CacheFolder:
         file = self.path / _MANIFEST
         if not _is_file(file):
             return None
-        again = f"Restore it, or delete {self.path} to run the teacher again"
+        again = f"Restore {_MANIFEST}, or delete {self.path} to run the teacher again"
         content = _read_sealed(file, again)
         with _reading(file, again):
             written = from_json(content).get("format")
             if written != _FORMAT:
-                raise RunError(f"{file} has cache format {written}, but this kdplug reads format {_FORMAT}. {again}")
+                raise RunError(
+                    f"{file} has cache format {written}, but this kdplug reads format {_FORMAT}. Use the version of kdplug "
+                    f"that wrote the cache, or delete {self.path} to run the teacher again"
+                )
             found = _MANIFESTS.validate_json(content, strict=True)
         self._digest = _digest_of(content)
         return found
@@ -125,7 +128,8 @@ class CacheFolder:
         if _MANIFEST in strangers:
             raise RunError(
                 f"{self.path} holds a {_MANIFEST} that is not a file, or was not there when this run started: another "
-                "process may be building a cache there. Start again, or choose another folder"
+                "process may be building a cache there. Start again once no other process writes there, or choose another "
+                "folder"
             )
         if strangers:
             raise RunError(
@@ -234,7 +238,7 @@ class CacheFolder:
         file = self.path / ORIGIN
         if not _is_file(file):
             return None
-        again = f"kdplug cache RECIPE --out {self.path} writes it again"
+        again = f"Run kdplug cache RECIPE --out {self.path} to write {ORIGIN} again"
         content = _read_sealed(file, again)
         with _reading(file, again):
             found: dict[str, Any] = from_json(content)
@@ -278,7 +282,7 @@ class CacheFolder:
     def _mixed(self, file: Path, again: str) -> RunError:
         return RunError(
             f"{file} belongs to a different cache from the {_MANIFEST} next to it: one of them was replaced. Restore "
-            f"the files of one cache. {again}"
+            f"the files of one cache, or {again[:1].lower()}{again[1:]}"
         )
 
     def _file(self, name: str) -> Path:
@@ -338,7 +342,9 @@ def _read_sealed(file: Path, again: str) -> bytes:
     with _reading(file, again):
         found = file.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _LARGEST_JSON:
-            raise RunError(f"{file} was not written by kdplug: its size is {found.st_size} bytes. {again}")
+            size = f"has {found.st_size:,} bytes, more than {_LARGEST_JSON:,}"
+            reason = size if stat.S_ISREG(found.st_mode) else "is not a regular file"
+            raise RunError(f"{file} was not written by kdplug: it {reason}. {again}")
         content = file.read_bytes()
     match = _DIGEST.match(content)
     if match is None:

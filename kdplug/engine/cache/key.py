@@ -59,13 +59,13 @@ def source_of(loader: Iterable[Any]) -> Source:
         return Batches(loader)
     if getattr(loader, "_is_accelerate_prepared", False):
         raise RunError(
-            "is_caching_logits needs the original DataLoader, not the one from accelerate.prepare; the run divides it "
-            "itself"
+            "is_caching_logits needs the original DataLoader, not the one that accelerate.prepare returned. Pass the "
+            "original one: the run divides its batches among the processes"
         )
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         kind = type(loader.dataset if isinstance(loader, DataLoader) else loader).__name__
         raise RunError(
-            f"is_caching_logits needs examples that can be looked up by index, which a {kind} does not support. Pass a "
+            f"is_caching_logits needs examples that can be looked up by index, which {kind} does not support. Pass a "
             "DataLoader over a dataset with __getitem__ and __len__, or a list of batches"
         )
     return Examples(loader)
@@ -108,12 +108,13 @@ class Examples:
             self.count = len(cast("Any", loader.dataset))
         except TypeError:
             raise RunError(
-                f"is_caching_logits needs a dataset with a length, and {type(loader.dataset).__name__} has no __len__"
+                f"is_caching_logits needs a dataset with a length, and {type(loader.dataset).__name__} has no __len__. "
+                "Define __len__, or set is_caching_logits to false"
             ) from None
         if isinstance(loader.sampler, torch.utils.data.BatchSampler):
             raise RunError(
-                "is_caching_logits needs a sampler of single examples; pass the BatchSampler as batch_sampler, and "
-                "have __getitem__ of the dataset return one example"
+                "is_caching_logits needs a sampler of single examples, and this one is a BatchSampler. Pass the "
+                "BatchSampler as the DataLoader's batch_sampler, and let __getitem__ of the dataset return one example"
             )
         self._dataset = KeyedDataset(loader.dataset, hashes=hashes)
         self._collate = KeyedCollate(loader.collate_fn, is_whole=self.is_whole)
@@ -180,7 +181,10 @@ class KeyedDataset(Dataset[tuple[int, int, Any]]):
             key = index(place)  # int() would round 0.5 and read "7"
         except TypeError:
             needs = "is_caching_logits" if self.hashes else "a loss that requests example_ids"
-            raise RunError(f"{needs} needs integer indices of examples; the sampler returned {place!r}") from None
+            raise RunError(
+                f"{needs} needs integer indices of examples, and the sampler returned {place!r}. Let the sampler return "
+                "integers from 0 to the length of the dataset - 1"
+            ) from None
         return key if key >= 0 else key + len(self.dataset), digest(item) if self.hashes else 0, item
 
 
@@ -242,7 +246,7 @@ def other_orders(count: int) -> list[list[int]]:
 
 def _random(what: str) -> RunError:
     return RunError(
-        f"{what}, so teacher outputs cannot be cached. Remove the augmentation, or set is_caching_logits to false",
+        f"{what}, so teacher outputs cannot be cached. Remove what is random, or set is_caching_logits to false",
         field="is_caching_logits",
     )
 
@@ -251,8 +255,8 @@ def _check_order(order: list[int], inputs: Any, other: Any) -> None:
     if not _is_reordered(inputs, other, order):
         raise RunError(
             "the rows of a batch do not follow its examples: the same examples in another order do not give the same rows "
-            "in that order. A collate_fn or batch_postprocessor that sorts, drops or mixes examples cannot be used "
-            "with is_caching_logits",
+            "in that order. Change the collate_fn or batch_postprocessor, which sorts, drops or mixes examples, or set "
+            "is_caching_logits to false",
             field="is_caching_logits",
         )
 

@@ -129,8 +129,9 @@ class Layout:
             if any(len(shape) <= dim or shape[dim] != size for dim in length.dims):
                 raise RunError(
                     f"the teacher's {name.partition('/')[2]} {list(shape)} was as long as its input "
-                    f"{path or 'tensor'!r} in the first batch but not in this one ({list(inputs[path].shape)}), so its "
-                    "examples cannot be moved to other batches. Pad all examples to one length"
+                    f"{path or 'tensor'!r} in the first batch but not in this one ({list(inputs[path].shape)}), so the "
+                    "outputs cannot be moved to other batches. Pad all examples to one length, or set is_caching_logits to "
+                    "false"
                 )
 
 

@@ -83,9 +83,12 @@ def paddings(
     for path, marks in stored.items():
         current = now.get(path)
         if current is None or len(current) != len(marks):
+            text = "is missing from this batch" if current is None else f"has {len(current)} rows in this batch"
             raise RunError(
-                f"the teacher's input {path or 'tensor'!r} [batch, length] is missing from this batch. Every batch must "
-                "contain it"
+                f"the teacher's input {path or 'tensor'!r} {text}, but had one row per example when the teacher ran. Let "
+                "the collate_fn or batch_postprocessor return this input for every batch, or set is_caching_logits to "
+                "false",
+                field="is_caching_logits",
             )
         found[path] = [
             _checked(padding_of(mark.tolist(), row), key)

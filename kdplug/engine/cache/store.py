@@ -62,7 +62,7 @@ class Store:
         for name in self.layout.parameters:
             if name.startswith(prefix):
                 if name not in self.shared.tensors:
-                    raise RunError(f"the cache does not hold {name}, which its manifest names. Build it again")
+                    raise RunError(f"the cache does not hold {name}, which its manifest names. Build the cache again")
                 found[name.removeprefix(prefix)] = self.shared.tensors[name].to(device, copy=True)
         return found
 
@@ -99,8 +99,8 @@ class Store:
         if shard.digests[row] != mark:
             raise RunError(
                 f"{'batch' if self.is_whole else 'example'} {key} differs from the one the teacher ran on. If the data "
-                "changed, build the cache again. If they are random (augmentation), the teacher must run every time: "
-                "is_caching_logits: false",
+                "changed, build the cache again. If they are random (augmentation), set is_caching_logits to false, so that the "
+                "teacher runs on every batch",
                 field="is_caching_logits",
             )
         return shard, row
@@ -167,8 +167,8 @@ def _reading(keys: Sequence[int]) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"the cached outputs of examples {min(keys)} to {max(keys)} cannot be read: {type(error).__name__}: "
-            f"{error}. They do not match the manifest, or the codec has a bug. Delete the folder to run the teacher "
-            "again",
+            f"{error}. Either they do not match the cache's manifest, or the codec has a bug. Delete the folder of "
+            "the cache to run the teacher again",
             field="teacher_cache",
         ) from error
 

@@ -85,7 +85,8 @@ class CachedTeacher:
         parts = split(batch if self._postprocess is None else self._postprocess(batch))
         if parts.cache is not None:
             raise RunError(
-                "the batches already hold a teacher_cache, so there is nothing to cache; set it to false",
+                "the batches already contain a key 'teacher_cache', so there is nothing to cache. Set is_caching_logits to "
+                "false",
                 field="is_caching_logits",
             )
         return parts

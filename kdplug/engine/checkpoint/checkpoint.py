@@ -116,9 +116,9 @@ class Checkpoints:
 def _unwritten(target: Path, error: Exception) -> RunError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     earlier = [str(folder) for _, folder in steps(target.parent) if folder != target]
-    last = f"The last checkpoint is {earlier[-1]}" if earlier else "There is no checkpoint yet"
+    again = f"resume from {earlier[-1]}" if earlier else "start again: there is no earlier checkpoint"
     return RunError(
-        f"cannot write the checkpoint {target}: {reason}. {last}; fix the cause and resume",
+        f"cannot write the checkpoint {target}: {reason}. Fix the cause, then {again}",
         field="output_dir",
     )
 
@@ -196,21 +196,26 @@ def check_whole(folder: Path, output_dir: Path) -> None:
     """Raise a ``RunError`` that names checkpoints nearby if ``folder`` is missing, is not a checkpoint, or is damaged."""
     if not folder.is_dir():
         near = folder.parent if steps(folder.parent) else output_dir
-        there = ", ".join(path.name for _, path in steps(near)) or "none"
+        there = ", ".join(path.name for _, path in steps(near))
+        auto = 'Set resume="auto" to resume from the newest checkpoint in output_dir'
         raise RunError(
-            f"there is no folder {folder} to resume from. Checkpoints in {near}: {there}. "
-            'resume="auto" resumes from the newest one in output_dir',
+            f"there is no folder {folder} to resume from. "
+            + (f"Checkpoints in {near}: {there}. {auto}" if there else f"There is no checkpoint in {near} either"),
             field="resume",
         )
     step = step_of(folder)
     if step is None and not student_file(folder).is_file():
-        there = ", ".join(path.name for _, path in steps(folder)) or "none"
-        raise RunError(f"{folder} is not a checkpoint to resume from. Checkpoints in it: {there}")
+        there = ", ".join(path.name for _, path in steps(folder))
+        way = f"Resume from one of the checkpoints in this folder: {there}" if there else "Resume from a folder step-N"
+        raise RunError(f"{folder} is not a checkpoint to resume from. {way}")
     if found := _damage(folder, step):
-        raise RunError(
-            f"{folder} is damaged: {', '.join(found)}. The newest undamaged checkpoint next to it: "
-            f"{_other(folder) or 'none'}"
+        other = _other(folder)
+        way = (
+            f"Resume from {other}, the newest undamaged checkpoint next to it"
+            if other
+            else "There is no undamaged checkpoint next to it: restore a copy, or start again with overwrite instead of resume"
         )
+        raise RunError(f"{folder} is damaged: {', '.join(found)}. {way}")
 
 
 def _other(folder: Path) -> str:
@@ -245,14 +250,14 @@ def _marked(output_dir: Path) -> str:
         if there := steps(output_dir):
             raise RunError(
                 f"{output_dir} holds {there[-1][1].name}, but not the file {_MARK}, which identifies the run of its "
-                f"checkpoints. Name the checkpoint (resume={str(there[-1][1])!r}), or start again with overwrite instead of resume"
+                f"checkpoints. Pass the checkpoint to resume from (resume={str(there[-1][1])!r}), or start again with overwrite instead of resume"
             )
         return ""
     name, _, checksum = mark.read_text(encoding="utf-8", errors="replace").rpartition(" ")
     if not name or checksum != _checksum(name):
         raise RunError(
-            f"{mark}, which identifies the run of the checkpoints next to it, is damaged. Name the checkpoint "
-            "(resume='…/step-N'), or start again with overwrite instead of resume"
+            f"{mark}, which identifies the run of the checkpoints next to it, is damaged. Pass the checkpoint to "
+            "resume from (resume='…/step-N'), or start again with overwrite instead of resume"
         )
     return name
 

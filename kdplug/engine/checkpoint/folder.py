@@ -43,7 +43,7 @@ def check_replaceable(path: Path) -> None:
     if os.path.lexists(path) and not _is_written(path):
         raise RunError(
             f"{str(path)!r} was not written by a run, and a checkpoint would replace it. Choose another output_dir, or "
-            "move it",
+            f"move {path.name}",
             field="output_dir",
         )
 

@@ -177,8 +177,8 @@ def _load_learning(loop: Loop, saved: Mapping[str, Any], folder: Path) -> None:
             loop.accelerator.scaler.load_state_dict(saved["scaler"])
     except (ValueError, KeyError, RuntimeError) as error:
         raise RunError(
-            f"{folder} does not match the {owner} of this run: {error}. Construct it as in the run that saved the "
-            "checkpoint, or start a new run in another output_dir"
+            f"{folder} does not match the {owner} of this run: {error}. Construct the {owner} as in the run that "
+            "saved the checkpoint, or start a new run in another output_dir"
         ) from error
     if is_scheduled:
         _warn_schedule([one for one in changed if not one.is_digest], optimizer)
@@ -210,8 +210,8 @@ def _set_required(student: nn.Module, changed: Mapping[str, bool], folder: Path)
     for name, value in changed.items():
         if name not in own:
             raise RunError(
-                f"{folder} does not match the student: it has no parameter {name!r}. Construct it as in the run that "
-                "saved the checkpoint"
+                f"{folder} does not match: the student has no parameter {name!r}. Construct the student as in "
+                "the run that saved the checkpoint"
             )
         own[name].requires_grad_(value)
 

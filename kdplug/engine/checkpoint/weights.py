@@ -99,7 +99,7 @@ def check_frozen(student: nn.Module, frozen: Mapping[str, str], file: Path) -> N
     if other:
         more = f" (and {len(other) - 1} more)" if len(other) > 1 else ""
         raise RunError(
-            f"the student's frozen weight {other[0]!r}{more} differs from the one in the run that wrote {file}, which "
+            f"the student's frozen weight {other[0]!r}{more} differs from that of the run that wrote {file}. The file "
             "contains only digests of frozen weights. Build the student as for that run: from the same pretrained weights, with the same seed"
         )
 

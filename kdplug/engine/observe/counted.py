@@ -43,8 +43,8 @@ class CountWatch:
             if batches >= _BATCHES and not count:
                 self._warn(
                     name,
-                    f"{name} has counted no items in its last {batches} batches before step {step}, so it trained "
-                    "nothing in them. Are labels or masks missing in part of the data?",
+                    f"{name} had no items in its last {batches} batches before step {step} (all were masked or had an "
+                    "ignored label), so it trained nothing in these batches. Check the masks and labels of the data",
                     accelerator,
                 )
             if count or batches >= _BATCHES:

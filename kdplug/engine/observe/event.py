@@ -64,7 +64,7 @@ class Callbacks:
         if (id(observer), event) not in self._reported:
             self._reported.add((id(observer), event))
             warnings.warn(
-                f"{type(observer).__name__} raised in {event}; the run continues: {type(error).__name__}: {error}",
+                f"{type(observer).__name__}.{event} raised {type(error).__name__}, and the run continues: {error}",
                 RuntimeWarning,
                 stacklevel=3,
             )

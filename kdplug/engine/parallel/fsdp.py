@@ -144,9 +144,9 @@ def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimi
 
 def _check(pair: TrainingModule, optimizer: Optimizer) -> None:
     if any(isinstance(parameter, DTensor) for parameter in pair.parameters()):
-        raise RunError("an earlier run has sharded the student: build a new one and load a checkpoint into it")
+        raise RunError("an earlier run has sharded the student. Build a new student, and load a checkpoint into it")
     if optimizer.state:
-        raise RunError("FSDP needs a new optimizer, and this one has already taken a step. Build a new one")
+        raise RunError("FSDP needs a new optimizer, and this one has already taken a step. Build a new optimizer")
     scalars = [name for name, parameter in pair.named_parameters() if parameter.dim() == 0]
     if scalars:
         raise RunError(f"FSDP cannot shard a 0-dimensional parameter: give {scalars[0]} the shape (1,)")
@@ -154,8 +154,8 @@ def _check(pair: TrainingModule, optimizer: Optimizer) -> None:
     others = sum(id(parameter) not in own for group in optimizer.param_groups for parameter in group["params"])
     if others:
         raise RunError(
-            f"the optimizer holds {others} parameter(s) of neither student nor objective, which FSDP cannot train. Build "
-            "it from student.parameters()"
+            f"the optimizer holds parameters of neither student nor objective ({others} in all), which FSDP cannot train. "
+            "Build the optimizer from student.parameters()"
         )
 
 

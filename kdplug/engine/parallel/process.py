@@ -288,7 +288,10 @@ def _check(accelerator: Accelerator, device: str) -> None:
     if kind is DistributedType.FSDP:
         _check_fsdp(accelerator)
     elif kind not in _ONE_REPLICA_EACH:
-        raise RunError(f"accelerate is configured for {kind.value}; runs support a single process, DDP and FSDP2")
+        raise RunError(
+            f"accelerate is configured for {kind.value}, but runs support only a single process, DDP and FSDP2. Choose one "
+            "of these with accelerate config"
+        )
     elif os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise RunError(
             f"FSDP was requested, but accelerate ignores it on {accelerator.device.type} (distributed type {kind.value}). "
@@ -312,21 +315,23 @@ def _check(accelerator: Accelerator, device: str) -> None:
 def _check_fsdp(accelerator: Accelerator) -> None:
     if not accelerator.is_fsdp2:
         raise RunError(
-            "accelerate is configured for FSDP1, which torch has deprecated; set fsdp_version: 2 in its config"
+            "accelerate is configured for FSDP1, which torch has deprecated. Set fsdp_version: 2 in accelerate's config"
         )
     parallel = accelerator.parallelism_config
     if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled):
         raise RunError(
-            "accelerate is configured for tensor or context parallelism; runs support FSDP2 over the data only"
+            "accelerate is configured for tensor or context parallelism, but runs support only FSDP2 over the data. Set "
+            "tp_size and cp_size to 1 in its parallelism_config"
         )
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RunError(
-            "the FSDP config enables activation checkpointing, which would wrap the whole student; disable it there "
-            "and enable it in the model (transformers: student.gradient_checkpointing_enable())"
+            "the FSDP config enables activation checkpointing, which would wrap the whole student. Disable activation "
+            "checkpointing there, and enable it in the model (transformers: student.gradient_checkpointing_enable())"
         )
     if accelerator.state.dynamo_plugin.backend is not DynamoBackend.NO:
         raise RunError(
-            "accelerate is configured to compile what FSDP shards; compile the student's blocks yourself instead"
+            "accelerate is configured with a dynamo_backend, which would compile the FSDP-sharded student as a whole. Set "
+            "dynamo_backend to 'no', and call torch.compile on the student's blocks if you want compilation"
         )
 
 

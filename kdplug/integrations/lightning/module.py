@@ -45,15 +45,15 @@ class EqualCounts:
         for name, parts in counts.items():
             if parts != self._first.get(name):
                 raise RunError(
-                    f"{name} is a mean over {_shown(parts)} items in this micro-batch and over "
-                    f"{_shown(self._first.get(name, ()))} in the first one of the step. Lightning averages the two "
-                    "means, which differs from the mean over the whole batch. Set normalization='micro_batch' to "
-                    "accept that, or use DistillationTrainer or GeneralDistiller, which divide by the total count"
+                    f"the number of items that {name} averages over is {_shown(parts)} in this micro-batch and "
+                    f"{_shown(self._first.get(name, ()))} in the first one of the step. Lightning averages the means of the "
+                    "micro-batches, which differs from the mean over all items. Set normalization='micro_batch' to accept "
+                    "this difference, or use DistillationTrainer or GeneralDistiller, which divide by the total count"
                 )
 
 
 def _shown(parts: tuple[float, ...]) -> str:
-    return " and ".join(f"{part:g}" for part in parts) or "no"
+    return " and ".join(f"{part:g}" for part in parts) or "0"
 
 
 class LightningProcesses:
@@ -238,10 +238,13 @@ class DistillationModule(LightningModule):
         several = size > 1 or self.trainer.world_size > 1
         mark_pooled(self.objective, is_pooled=several and self._over == "global")
         if self._over == "global" and batches != float("inf") and batches % size:
+            rest = int(batches % size)
+            way = f"limit_train_batches={int(batches) - rest}"
+            if batches < size:  # Lightning skips training if limit_train_batches is 0
+                way = f"accumulate_grad_batches to at most {rest}"
             raise RunError(
-                f"an epoch has {batches} micro-batches, so its last step has {int(batches % size)}, but Lightning "
-                f"still divides by accumulate_grad_batches={size}. Set "
-                f"limit_train_batches={int(batches - batches % size)}, or normalization='micro_batch' to accept that"
+                f"the last step of each epoch has {rest} of {size} micro-batches, but Lightning divides by "
+                f"accumulate_grad_batches={size}. Set {way}, or normalization='micro_batch' to accept that"
             )
 
         self._watch()
@@ -331,7 +334,7 @@ class DistillationModule(LightningModule):
             found = self.trainer.estimated_stepping_batches
             if found == float("inf"):
                 raise RunError(
-                    "the number of steps is unknown to Lightning, but schedules depend on it. Set max_steps of the "
+                    "the number of steps is unknown to Lightning, but schedules depend on it. Pass max_steps to the "
                     "Trainer"
                 )
             self._total_steps = int(found)

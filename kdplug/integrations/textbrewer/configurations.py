@@ -76,7 +76,7 @@ class IntermediateMatch:
             if key not in _KEYS:
                 raise UnknownKeyError(f"there is no such key.{did_you_mean(str(key), _KEYS)}", field=str(key))
         if missing := [key for key in _KEYS[:-1] if key not in dict_object]:
-            raise ConfigError("missing", field=missing[0])
+            raise ConfigError("is required", field=missing[0])
         return cls(**dict_object)
 
     def __str__(self) -> str:

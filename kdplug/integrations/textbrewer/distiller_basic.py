@@ -174,7 +174,11 @@ class BasicDistiller(AbstractDistiller):
         if num_epochs is None and num_steps is None:
             raise ConfigError("set num_epochs or num_steps")
         if self.is_caching and num_steps is not None:
-            raise ConfigError("is True, which requires num_epochs, but num_steps is set", field="is_caching_logits")
+            raise ConfigError(
+                "is True, which requires num_epochs, but num_steps is set. Pass num_epochs instead of num_steps, or set "
+                "is_caching_logits to False",
+                field="is_caching_logits",
+            )
         optimizer, scheduler, _ = self.initialize_training(optimizer, scheduler_class, scheduler_args, scheduler)
         loop = Loop(self, optimizer, scheduler, max_grad_norm, callback, args)
         with self.running():

@@ -37,7 +37,10 @@ class MultiTaskDistiller(GeneralDistiller):
     ) -> None:
         for field, given in (("adaptor_T", adaptor_T), ("adaptor_S", adaptor_S)):
             if set(given) != set(model_T.keys()):
-                raise ConfigError(f"has tasks {sorted(given)}, but model_T has {sorted(model_T.keys())}", field=field)
+                raise ConfigError(
+                    f"has tasks {sorted(given)}, but model_T has {sorted(model_T.keys())}. Use the same tasks in both",
+                    field=field,
+                )
         super().__init__(train_config, distill_config, dict(model_T.items()), model_S, adaptor_T, adaptor_S)
 
     def train(  # type: ignore[override]  # TextBrewer's signature
@@ -63,7 +66,10 @@ class MultiTaskDistiller(GeneralDistiller):
         batch.
         """
         if missing := sorted(set(dataloaders) - set(self.model_T)):
-            raise ConfigError(f"tasks without a teacher: {missing}", field="dataloaders")
+            raise ConfigError(
+                f"has tasks {missing}, for which model_T has no teacher. Add them to model_T, or remove these loaders",
+                field="dataloaders",
+            )
         optimizer, scheduler, _ = self.initialize_training(optimizer, scheduler_class, scheduler_args, scheduler)
         loop = Loop(self, optimizer, scheduler, max_grad_norm, callback, args)
         tasks, chances = list(dataloaders), _chances(dataloaders, tau)

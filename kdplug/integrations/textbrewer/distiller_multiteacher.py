@@ -37,7 +37,11 @@ class MultiTeacherDistiller(BasicDistiller):
         super().__init__(train_config, distill_config, list(model_T), model_S, adaptor_T, adaptor_S)
         self._adaptors = list(adaptor_T) if isinstance(adaptor_T, Iterable) else [adaptor_T] * len(self.model_T)
         if len(self._adaptors) != len(self.model_T):
-            raise ConfigError(f"got {len(self._adaptors)} adaptors for {len(self.model_T)} teachers", field="adaptor_T")
+            raise ConfigError(
+                "must be a single adaptor, or a list with one per teacher (number of teachers: "
+                f"{len(self.model_T)}), got {len(self._adaptors)}",
+                field="adaptor_T",
+            )
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -68,7 +68,10 @@ class BasicTrainer:
         batch = move_to_device(batch, self.t_config.device)
         results = adapted(self.adaptor, batch, auto_forward(self.model, batch, args), "the adaptor")
         if "losses" not in results:
-            raise OutputsError("missing from the adaptor's result: there is no loss to minimize", field="losses")
+            raise OutputsError(
+                "missing from the adaptor's result, so there is no loss to minimize. Return losses from the adaptor",
+                field="losses",
+            )
         loss: torch.Tensor = hard_label_loss(results["losses"])
         return loss
 

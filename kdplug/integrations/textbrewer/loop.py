@@ -142,7 +142,10 @@ class Loop:
             result = self.owner.train_on_batch(batch, self.args)
         loss, terms = result if isinstance(result, tuple) else (result, None)
         if not isinstance(loss, Tensor):
-            raise OutputsError("the adaptors returned nothing to minimize: neither logits on both sides nor losses")
+            raise OutputsError(
+                "the adaptors returned nothing to minimize: neither logits on both sides nor losses. Return logits from both "
+                "adaptors, or losses from adaptor_S"
+            )
         self.owner.write_loss(loss, self.batches, terms)
         self.batches += 1
         self.precision.backward(loss / self.accumulation)
@@ -226,7 +229,8 @@ def endless(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
             yield epoch, batch
         if batch is _NONE:
             raise RunError(
-                "the dataloader yields no more batches: it is empty, or an iterator that can be read only once"
+                "the dataloader yields no more batches: it is empty, or an iterator that can be read only once. Pass a "
+                "DataLoader or a list with at least one batch"
             )
 
 
@@ -251,9 +255,11 @@ def run_epochs(
         raise ConfigError(f"must be at least 1, got {num_epochs}", field="num_epochs")
     steps = len(loader) // loop.accumulation
     if not steps:
+        if not len(loader):
+            raise RunError("the dataloader is empty, so no optimizer step would be taken")
         raise RunError(
-            f"the dataloader has {len(loader)} batches, but gradient_accumulation_steps is {loop.accumulation}: "
-            "no optimizer step would be taken"
+            f"gradient_accumulation_steps is {loop.accumulation}, more than the number of batches in the dataloader, "
+            f"{len(loader)}, so no optimizer step would be taken. Set gradient_accumulation_steps to at most {len(loader)}"
         )
     due = steps_in_epoch(steps, config.ckpt_frequency)
     logger.info("Training steps per epoch: %s", steps)

@@ -106,7 +106,9 @@ def _features(outputs: Mapping[str, Any], feature: str, layer: int | list[int], 
     try:
         return [found[index] for index in layers]
     except IndexError:
-        raise OutputsError(f"{side} returned {len(found)} layers of {feature!r}, but not layer {layer}") from None
+        raise OutputsError(
+            f"{side} returned no layer {layer} of {feature!r} (number of layers: {len(found)})"
+        ) from None
 
 
 def _bool(mask: Tensor | None) -> Tensor | None:

@@ -62,7 +62,8 @@ def spread(masks: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
     if len(masks) == 1:
         return list(masks) * heads
     raise OutputsError(
-        f"got {len(masks)} masks for {heads} heads of logits. Return one mask for all heads, or one per head",
+        f"the number of masks is {len(masks)}, but that of heads of logits is {heads}. Return one mask for all heads, or one "
+        "per head",
         field="logits_mask",
     )
 
@@ -125,7 +126,8 @@ def kd_loss(
     ours, theirs = _selected(student, mask_S), [_selected(teacher, mask_T) for teacher in teachers]
     if len(ours) != len(theirs[0]):
         warn_once(
-            f"the student has {len(ours)} heads and the teacher {len(theirs[0])}: heads without a partner are ignored"
+            f"the number of heads is {len(ours)} in the student and {len(theirs[0])} in the teacher: heads without a "
+            "partner are ignored"
         )
     labels = _labels(student, ours, mask_S) if _asks_for_labels(config, loss) else [None] * len(ours)
     ids = _ids(student, progress.example_ids, mask_S) if requests_ids(loss) else [None] * len(ours)
@@ -179,7 +181,8 @@ def _ids(student: Mapping[str, Any], ids: Tensor | None, mask: Sequence[Tensor] 
         items = logits.shape[:-1]
         if items[0] != len(ids):
             raise ShapeError(
-                f"the batch has {len(ids)}, but the student's logits are {list(logits.shape)}", field=EXAMPLE_IDS
+                f"there are {len(ids)} ids in the batch, but the shape of the student's logits is {list(logits.shape)}",
+                field=EXAMPLE_IDS,
             )
         each = ids.view(-1, *[1] * (len(items) - 1)).expand(items)
         is_masked = kept is not None and logits.dim() == 3

@@ -168,8 +168,9 @@ class Window:
             self._normalization = Normalization.pooled([counts_of(report)], self.accelerator, self.agreed)
         elif self._counts is not None and counts_of(report) != self._counts:
             raise RunError(
-                "the micro-batches of a step have equal shapes, but a term's count differs between them. A loss whose "
-                "count depends on values must return it as a tensor"
+                "the micro-batches of a step have equal shapes, but a loss averages over different numbers of "
+                "items in them. If that number depends on the values of tensors, return it as a tensor: LossSum(total, "
+                "count)"
             )
         return outputs, report, self._normalization
 

@@ -91,5 +91,7 @@ def read_objective(objective: Objective, folder: Path) -> None:
     Raises: ``RunError`` if the folder contains no such state, or the state belongs to another config.
     """
     if not (folder / WEIGHTS).is_file():
-        raise RunError(f"{folder} contains no {WEIGHTS}: DistillationTrainer did not write this checkpoint")
+        raise RunError(
+            f"{folder} contains no {WEIGHTS}: DistillationTrainer did not write this checkpoint. Use another one"
+        )
     load_objective(objective, folder)

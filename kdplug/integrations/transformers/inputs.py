@@ -124,11 +124,12 @@ class Columns:
             missing = error.args[0] if error.args else None
             if missing not in self._labels or missing in seen:
                 raise
+            where, source = "the batch", "the dataset or the collator"
             if TEACHER in batch:
-                text = f"the mapping under {TEACHER!r} in the batch has no such key. Let the collator add it there"
-            else:
-                text = "the batch has no such key. Let the dataset or the collator return it"
-            raise RunError(f"it reads {missing!r}, and {text}; it has {', '.join(seen)}", field="adaptor_T") from error
+                where, source = f"the mapping under {TEACHER!r} in the batch", "the collator"
+            keys = f"has only the keys {', '.join(seen)}" if seen else "is empty"
+            text = f"reads {missing!r}, but {where} {keys}. Let {source} add {missing!r} to {where}"
+            raise RunError(text, field="adaptor_T") from error
 
 
 def _is_encoder_decoder(model: nn.Module) -> bool:

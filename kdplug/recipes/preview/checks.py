@@ -51,7 +51,7 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
             message = f"{term.name} has no effect: its schedule keeps its weight at 0 from start to end"
             yield PlanWarning("dead_term", "distillation", message)
         elif not math.isfinite(pull.norm) or not math.isfinite(pull.value):
-            message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm is {pull.norm:g}. Look for inf or nan in what it reads"
+            message = f"{term.name} is {pull.value:g} on the first batches, and its gradient's norm is {pull.norm:g}. Check the tensors that the loss reads for inf and nan"
             yield PlanWarning("not_finite", "distillation", message)
         elif not pull.is_alive:
             yield PlanWarning(
@@ -62,11 +62,11 @@ def dead_terms(sample: Sample) -> Iterator[PlanWarning]:
 def _why(sample: Sample, name: str) -> str:
     if not sample.pulls[name].is_counted:
         return (
-            f"it counted no items in {BATCHES} batches. Check for labels that are all ignored, and for an "
-            "additive mask (0 = keep), which must be converted: (mask == 0)"
+            f"all items were masked or had an ignored label in {BATCHES} batches. Check for labels that are all ignored, and "
+            "for an additive mask (0 = keep), which must be converted: (mask == 0)"
         )
     return (
-        f"it does not depend on the student's trainable parameters, in {BATCHES} batches. Check for features that are "
+        f"the loss does not depend on the student's trainable parameters, in {BATCHES} batches. Check for features that are "
         "detached, computed under no_grad, or from frozen layers only"
     )
 
@@ -143,7 +143,7 @@ def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
     if "inputs_mask" in given and terms and not takers:
         message = (
             f"no term reads inputs_mask: none of {', '.join(sorted({t.owner for t in terms}))} takes a mask. If the data "
-            "are padded, use a loss that does"
+            "are padded, use a loss that takes a mask"
         )
         field = "terms" if sample.recipe.distillation.terms is not None else "intermediate_matches"
         yield PlanWarning("unused_mask", f"distillation.{field}", message)
@@ -158,8 +158,8 @@ def unused_masks(sample: Sample) -> Iterator[PlanWarning]:
         yield PlanWarning("unused_mask", f"distillation.{field}", message)
     if has_logits and "logits_mask" not in given and _counts_padding(sample):
         message = (
-            "inputs_mask masks positions, but the losses on logits count them: they read logits_mask, which no adaptor "
-            "returned. Return it as well"
+            "inputs_mask masks some positions, but the losses on logits include these positions, because no adaptor returned "
+            "logits_mask. Return logits_mask as well"
         )
         yield PlanWarning("padding_counts", "", message)
 
@@ -212,7 +212,12 @@ def idle_settings(sample: Sample) -> Iterator[PlanWarning]:
         if field in given.model_fields_set and getattr(given, field):
             yield PlanWarning(_CHECK, f"distillation.{field}", f"has no effect: {message}")
     if not configured.terms():
-        message = "the student learns nothing from the teacher: the kd loss is disabled, and there is no match"
+        way = (
+            "kd_loss_weight is 0, and no match has a weight. Set kd_loss_weight, or add a match"
+            if given.terms is None
+            else "no term has a weight. Add a term, or set the weight of one"
+        )
+        message = f"the student learns nothing from the teacher: {way}"
         yield PlanWarning(_CHECK, "distillation", message)
     for written in given.written_terms():
         if not written.config.weight:

@@ -167,7 +167,7 @@ def test_a_codec_that_gives_back_other_items_is_an_error(monkeypatch):
     coding = Coding(Whole(), "x", 1.0)
     coded = encode(coding, NAME, logits_of(4, 3), None, seed=0)
     monkeypatch.setattr(Whole, "decode", lambda self, parts, shared, **_: parts["all"][1:])
-    with pytest.raises(RunError, match=r"returned logits \[3, 3\] for 4 items of 3 classes"):
+    with pytest.raises(RunError, match=r"must decode 4 items of 3 classes to logits \[4, 3\], got \[3, 3\]"):
         come_back(coding, coded)
 
 

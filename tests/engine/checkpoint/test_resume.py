@@ -124,7 +124,7 @@ def test_an_error_names_what_does_not_match_the_checkpoint(tmp_path, split, sche
     groups = [{"params": own[:1]}, {"params": own[1:]}] if split else own
     distiller = make_distiller(tmp_path, student, matches=[PROJECTED], kd_loss_weight_scheduler="linear_decay")
     given = {} if scheduler is None else {"scheduler_class": scheduler, "scheduler_args": {"lr_lambda": lambda _: 1.0}}
-    message = rf"step-\d+ does not match the {owner} of this run: .*\. Construct it as in the run that saved"
+    message = rf"step-\d+ does not match the {owner} of this run: .*\. Construct the {owner} as in the run that saved"
     with pytest.raises(RunError, match=message):
         distiller.train(
             torch.optim.AdamW(groups), LOADERS["in order"](), num_epochs=3, resume="auto", resume_changed=True, **given
@@ -298,7 +298,7 @@ def test_changed_settings_of_a_schedule_are_warned_of(tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_and_auto_starts_afresh(tmp_path):
-    with pytest.raises(RunError, match=r"is not a checkpoint to resume from\. Checkpoints in it: none"):
+    with pytest.raises(RunError, match=r"is not a checkpoint to resume from\. Resume from a folder step-N"):
         run(tmp_path, LOADERS["in order"](), resume=tmp_path)
     run(tmp_path, LOADERS["in order"](), resume="auto")
 

@@ -48,7 +48,7 @@ def test_an_observer_that_raises_is_reported_once_for_each_event_and_the_others_
     with pytest.warns(RuntimeWarning) as caught:
         tell_all(Callbacks([bad, good]))
     assert [str(warning.message) for warning in caught] == [
-        f"Notes raised in {event}; the run continues: OSError: full" for event in ("run_start", "step_end", "run_end")
+        f"Notes.{event} raised OSError, and the run continues: full" for event in ("run_start", "step_end", "run_end")
     ]
     assert good.seen == ALL
 

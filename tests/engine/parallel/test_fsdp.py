@@ -280,7 +280,7 @@ def test_a_sharded_student_in_bfloat16_trains_what_one_process_does(sharded, tmp
 
 def test_a_student_that_an_earlier_run_sharded_is_an_error(sharded):
     assert torch.load(sharded / "more-0.pt")["again"].startswith(
-        "an earlier run has sharded the student: build a new one"
+        "an earlier run has sharded the student. Build a new student"
     )
 
 
@@ -332,7 +332,7 @@ def test_a_loss_that_reads_the_students_parameters_is_refused(tmp_path, no_plugi
 def test_fsdp1_is_refused(enable):
     enable(version=1)
     with (
-        pytest.raises(RunError, match="FSDP1, which torch has deprecated; set fsdp_version: 2"),
+        pytest.raises(RunError, match=r"FSDP1, which torch has deprecated. Set fsdp_version: 2"),
         process("cpu", "fp32"),
     ):
         pass
@@ -341,8 +341,12 @@ def test_fsdp1_is_refused(enable):
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
-        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "would wrap the whole student; disable it there"),
-        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "is configured to compile what FSDP shards"),
+        (
+            "FSDP_ACTIVATION_CHECKPOINTING",
+            "true",
+            "would wrap the whole student. Disable activation checkpointing there",
+        ),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "Set dynamo_backend to 'no'"),
     ],
 )
 def test_what_fsdp_would_do_to_the_whole_student_is_refused(enable, monkeypatch, variable, value, says):

@@ -108,7 +108,7 @@ def test_the_main_process_decides_when_all_stop_and_which_student_is_the_best(fo
 def test_unfreezing_during_a_run_is_an_error_on_each_process_since_ddp_would_train_different_weights(found):
     assert found[0][True] == found[1][True]
     assert found[0][True].startswith(
-        "the student's 'inner.weight' (and 1 more) was unfrozen during the run. DDP does not"
+        "the student's 'inner.weight' and 1 more were unfrozen during the run. DDP does not"
     )
 
 

@@ -102,7 +102,7 @@ def test_a_class_that_cannot_be_made_from_its_defaults_is_found(fake_site: FakeS
     ("declared", "inputs", "words"),
     [
         ("@kdplug.whole_sequences", "", "declares whole_sequences and closed_form"),
-        ("", ", student_extras", "requests student_extras and declares a closed form"),
+        ("", ", student_extras", "requests student_extras and declares closed_form"),
     ],
 )
 def test_a_closed_form_that_no_objective_accepts_is_found(fake_site: FakeSite, declared, inputs, words) -> None:

@@ -75,7 +75,7 @@ def test_a_term_whose_weight_stays_0_is_dead(scene):
 def test_a_term_that_counts_nothing_is_dead(scene):
     plan = scene(hard_label_weight=1, **_both(_masks("logits_mask", 0, 1, 2, 3, 4)), t2=True)
     assert _checks(plan) == ["dead_term", "said_by_the_run"]
-    assert "it counted no items" in plan.warnings[0].message
+    assert "all items were masked or had an ignored label" in plan.warnings[0].message
 
 
 def test_a_term_that_counts_something_in_a_later_batch_is_not_dead(scene):
