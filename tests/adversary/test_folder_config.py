@@ -51,7 +51,7 @@ HUGE = {
     "depths": ({"depths": [1, 10**9]}, "has depths 1000000000: "),
     "NaN": ({"hidden_dropout_prob": float("nan")}, "has hidden_dropout_prob nan: it must be a number, not NaN"),
     "dropout": ({"attention_probs_dropout_prob": 1.5}, r"has attention_probs_dropout_prob 1\.5: a dropout must be in"),
-    "chunks": ({"chunk_size_feed_forward": 7}, "has chunk_size_feed_forward 7: it would have to divide the length of every batch"),
+    "chunks": ({"chunk_size_feed_forward": 7}, "has chunk_size_feed_forward 7: the chunk size would have to divide the length of every batch"),
 }  # fmt: skip
 
 
@@ -222,7 +222,8 @@ def test_labels_in_the_teachers_order_may_be_written_otherwise(folder: Path) -> 
 def test_a_teacher_whose_two_maps_of_labels_disagree_is_an_error(folder: Path) -> None:
     change(folder, label2id={"neg": 1, "pos": 0})
     with pytest.raises(
-        ConfigError, match=r"teacher\.path: id2label and label2id of its config\.json disagree: 'neg' is output 0"
+        ConfigError,
+        match=r"teacher\.path: id2label and label2id in the teacher's config\.json disagree: 'neg' is output 0",
     ):
         plan_recipe(recipe(settings(folder), folder / "out"))
 

@@ -133,9 +133,12 @@ def test_files_of_every_format_that_are_links_or_folders(tmp_path: Path, ending:
         read_file(str(loop(tmp_path, f"loop.{ending}")), None, "data.train")
     folder = tmp_path / f"folder.{ending}"
     folder.mkdir()
-    with pytest.raises(ConfigError, match=r"^data\.train: .* it is a folder without images\. .* name a file in it$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^data\.train: .* it is a folder without images\. .* give the path of a file in this folder$",
+    ):
         read_file(str(folder), None, "data.train")
-    with pytest.raises(ConfigError, match=r"^data\.train: .* is a folder\. Name a file in it$"):
+    with pytest.raises(ConfigError, match=r"^data\.train: .* is a folder\. Give the path of a file in this folder$"):
         read_file(str(folder), {"txt": "text"}.get(ending, ending), "data.train")
 
 

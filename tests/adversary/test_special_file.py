@@ -136,7 +136,8 @@ def test_pictures_of_0_and_1_are_not_read_as_black_ones(make: Callable[[numpy.nd
         return images.examples(Table("rows.npz", "data.train", {"image": make(found)}), optional=True)
 
     with pytest.raises(
-        ConfigError, match=r"integers have the range 0 to 255, .* Multiply them by 255, or store them as floats"
+        ConfigError,
+        match=r"integers have the range 0 to 255, .* Multiply the values by 255, or store the values as floats",
     ):
         examples(pixels)
     pixels[3, 0, 0, 0] = 2

@@ -245,7 +245,7 @@ class Double(nn.Module):
 
 
 def test_settings_that_do_not_go_with_the_teachers_are_reported_in_the_first_step(tmp_path):
-    with pytest.raises(SettingError, match=r"teacher_combiner.weights: got 3 for 2 teachers"):
+    with pytest.raises(SettingError, match=r"teacher_combiner.weights: must contain one weight per teacher, 2, got 3"):
         end_of(tmp_path, teachers_of(2, 3), teacher_combiner=["weighted", [1, 1, 1]])
 
 

@@ -99,7 +99,7 @@ def test_a_class_that_the_teacher_rules_out_gets_nothing(name):
 def test_logits_without_a_distribution_are_refused(name, bad):
     logits = logits_of(5, 6)
     logits[3, 1] = bad
-    with pytest.raises(SettingError, match="1 of 5 items have a highest logit that is not finite"):
+    with pytest.raises(SettingError, match="highest logit is not finite in 1 of 5 items"):
         CODECS[name].encode(logits, temperature=1.0, seed=0)
 
 

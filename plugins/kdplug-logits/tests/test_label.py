@@ -62,11 +62,15 @@ def test_labels_of_any_integer_type_are_taken(name: str) -> None:
     [
         (None, OutputsError, "needs labels, but the student returned none"),
         (torch.zeros(6), OutputsError, r"labels must be integer class indices, got torch\.float32"),
-        (torch.zeros(6, 5, dtype=torch.long), ShapeError, r"labels \[6, 5\] do not match logits \[6, 5\]"),
+        (
+            torch.zeros(6, 5, dtype=torch.long),
+            ShapeError,
+            r"the shape of labels, \[6, 5\], does not match logits \[6, 5\]",
+        ),
         (
             torch.zeros(1, dtype=torch.long),
             ShapeError,
-            r"labels \[1\] do not match logits \[6, 5\]: one label per item",
+            r"the shape of labels, \[1\], does not match logits \[6, 5\]: it must be \[6\], one label per item",
         ),
     ],
 )

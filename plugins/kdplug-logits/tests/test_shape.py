@@ -107,7 +107,7 @@ def test_a_temperature_of_every_legal_shape_runs_along_the_axes_it_names(name: s
 def test_an_ambiguous_or_wrong_temperature_is_an_error_and_not_a_broadcast(name: str, shape: Any) -> None:
     found = case(3, 4, 5)
     found.temperature = per_item(shape)
-    with pytest.raises(ShapeError, match=rf"^{name}: temperature \[.*does not match logits \[3, 4, 5\]"):
+    with pytest.raises(ShapeError, match=rf"^{name}: the shape of temperature, \[.*does not match logits \[3, 4, 5\]"):
         found.loss(name)
 
 
@@ -116,5 +116,5 @@ def test_an_ambiguous_or_wrong_temperature_is_an_error_and_not_a_broadcast(name:
 def test_a_temperature_that_is_not_positive_is_an_error(name: str, temperature: float) -> None:
     found = case(3, 5)
     found.temperature = temperature
-    with pytest.raises(SettingError, match="temperature must be a positive number"):
+    with pytest.raises(SettingError, match="temperature must be a positive finite number"):
         found.loss(name)

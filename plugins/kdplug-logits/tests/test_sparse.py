@@ -85,13 +85,16 @@ def test_a_student_or_a_temperature_that_does_not_fit_the_cache_is_an_error(name
     teacher = SparseLogits.top(found.teacher, 4)
     if name == "sampled":
         teacher = replace(teacher, tail=None, weights=teacher.log_probs.exp())
-    with pytest.raises(ShapeError, match=rf"{name}: student_logits \[3, 8\] do not match .* represent \[3, 9\]"):
+    with pytest.raises(
+        ShapeError, match=rf"{name}: student_logits \[3, 8\] do not match .* represent logits of shape \[3, 9\]"
+    ):
         LOSSES[name](found.student[:, 1:], None, 1.0, teacher)
     with pytest.raises(
-        SettingError, match=rf"{name}: temperature is 2, but the teacher's SparseLogits were taken at 1"
+        SettingError,
+        match=rf"{name}: needs the temperature of the teacher's SparseLogits, 1, got 2: .* Set temperature: 1, or",
     ):
         LOSSES[name](found.student, None, 2.0, teacher)
-    with pytest.raises(SettingError, match=rf"{name}: temperature is one per item"):
+    with pytest.raises(SettingError, match=rf"{name}: needs the temperature of the .*, got one value per item"):
         LOSSES[name](found.student, None, torch.ones(3), teacher)
 
 

@@ -106,7 +106,7 @@ def test_no_items_give_no_temperatures() -> None:
 @pytest.mark.parametrize("scheduler", [flsw, cwsm])
 def test_an_ambiguous_base_temperature_or_other_classes_are_errors(scheduler: Any) -> None:
     settings = {"beta": 1.0} | ({"gamma": 1.0} if scheduler is flsw else {})
-    with pytest.raises(ShapeError, match="one per item"):
+    with pytest.raises(ShapeError, match="one temperature per item"):
         scheduler(torch.randn(3, 3, 5), torch.randn(3, 3, 5), torch.ones(3), **settings)
     with pytest.raises(ShapeError, match="'classes': 5 against 6"):
         scheduler(torch.randn(3, 5), torch.randn(3, 6), 4.0, **settings)

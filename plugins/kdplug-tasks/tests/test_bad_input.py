@@ -53,10 +53,13 @@ CASES = {
         {"data": {"train": None, "dataset": "nothing/here"}},
         r"task\.data\.dataset: 'nothing/here' is not a folder here, and it is not in the local cache of the hub",
     ),
-    "another vocabulary": ({"student": "other"}, r"task\.student\.path: its tokenizer has a different vocabulary"),
+    "another vocabulary": (
+        {"student": "other"},
+        r"task\.student\.path: the student's tokenizer has a different vocabulary",
+    ),
     "another vocabulary than the teacher's": (
         {"tokenizer": "other"},
-        r"task\.tokenizer: has a different vocabulary from the one that the teacher in .* was trained with",
+        r"task\.tokenizer: has a different vocabulary from the tokenizer that the teacher in .* was trained with",
     ),
     "too long": ({"max_length": 64}, r"task\.max_length: is 64, but the teacher takes sequences of at most 40 tokens"),
     "student too short": (
@@ -111,7 +114,7 @@ CASES = {
     ),
     "more labels than the teacher has outputs": (
         {"data": {"train": "three.csv", "test": "three.csv"}},
-        r"label id 2 is out of range.* If it has no trained head for these labels, write .*train: true",
+        r"label id 2 is out of range.* If the teacher has no trained head for these labels, write .*train: true",
     ),
     "names for more labels than a teacher without a head": (
         {"labels": ["neg", "pos", "odd"], "teacher": "encoder"},

@@ -82,13 +82,13 @@ def test_a_sentence_without_tags_has_none_and_may_be_distilled_on(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("1\tword\tNOUN", r"line 1 has 3 non-empty columns; CoNLL-U has 10, .*write format: conll; columns: \{tokens"),
-        ("1 a a NOUN N _ 0 root _ _", "line 1 has 1 non-empty columns"),
-        ("1\ta\ta\t\tN\t_\t0\troot\t_\t_", "line 1 has 9 non-empty columns"),
-        ("2\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 1 has the ID '2', but word 1 of its sentence should come next"),
+        ("1\tword\tNOUN", r"line 1 must have 10 non-empty columns, .*, got 3\. .*write data\.format: conll and select .* data\.columns: \{tokens"),
+        ("1 a a NOUN N _ 0 root _ _", "line 1 must have 10 non-empty columns, separated by single tabs, got 1"),
+        ("1\ta\ta\t\tN\t_\t0\troot\t_\t_", "line 1 must have 10 non-empty columns, separated by single tabs, got 9"),
+        ("2\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 1 has the ID '2', but the next ID of this sentence must be 1"),
         ("1a\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 1 has the ID '1a'"),
         ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n2\tb\tb\t_\tN\t_\t0\troot\t_\t_", "line 2: the word 'b' has no UPOS, but other words"),
-        ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 2 has the ID '1', but word 2"),
+        ("1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_\n1\ta\ta\tNOUN\tN\t_\t0\troot\t_\t_", "line 2 has the ID '1', but the next ID of this sentence must be 2"),
     ],
 )  # fmt: skip
 def test_invalid_conllu_is_an_error(tmp_path, line, message):
@@ -128,19 +128,19 @@ def test_tabs_divide_where_there_are_any(tmp_path):
         (
             "a X O\nb O\n",
             {},
-            "line 2 has 2 columns and line 1 has 3, so it is not clear which columns hold words and tags",
+            "line 2 has 2 columns and line 1 has 3, so it is not clear which columns contain words and tags",
         ),
-        ("a X O\nb O\n", {"tags": 3}, "line 2: column 3 is missing or empty; the line has 2 columns"),
-        ("a\tO\nb\t\n", {}, "line 2: column 2 is missing or empty; the line has 2 columns"),
+        ("a X O\nb O\n", {"tags": 3}, "line 2: column 3 is missing"),
+        ("a\tO\nb\t\n", {}, "line 2: column 2 is empty"),
         ("Anna\n", {}, "line 1 has the word 'Anna' but no tag"),
         ("a O\n", {"tags": "upos"}, "there is no column 'upos': the columns of a CoNLL file are numbered from 1"),
         ("a O\n", {"tags": "0"}, "there is no column '0'"),
         (
             "1 a _ N\n2 b _ V\n\n1 c _ N\n",
             {},
-            "the first column numbers the words of each sentence and does not hold them. For CoNLL-U",
+            "the first column contains the numbers of the words in their sentence, not the words. For CoNLL-U",
         ),
-        ("1-2 ab _ _\n1 a _ N\n2 b _ V\n", {"tags": 4}, "the first column numbers the words"),
+        ("1-2 ab _ _\n1 a _ N\n2 b _ V\n", {"tags": 4}, "the first column contains the numbers of the words"),
     ],
 )
 def test_ambiguous_files_are_rejected(tmp_path, text, columns, message):

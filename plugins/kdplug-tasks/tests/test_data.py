@@ -56,7 +56,7 @@ def test_blank_lines_divide_the_documents_of_a_text_file(tmp_path):
         ("empty.csv", b"", "it has no rows"),
         ("header.csv", b"text,label\n", "it has no rows"),
         ("latin.csv", b"text,label\nfine,x\ncaf\xe9,y\n", "it is not UTF-8: line 3 contains the byte 0xe9"),
-        ("ragged.csv", b"text,label\na,b,c\n", "line 2 has 3 columns, expected 2: text, label"),
+        ("ragged.csv", b"text,label\na,b,c\n", "line 2 must have one cell for each column \\(text, label\\), got 3"),
         ("twice.csv", b"text,text\na,b\n", "several columns have the same name: 'text'"),
         ("bad.jsonl", b'{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
         ("list.jsonl", b"3\n", "line 1 must be an object, got 3"),
@@ -193,5 +193,7 @@ def test_a_csv_with_another_separator_is_read_with_delimiter_and_named_without(t
 
 def test_a_delimiter_has_an_effect_on_csv_only(tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}")
-    with pytest.raises(ConfigError, match=r"^data\.delimiter: has no effect on .*, which is read as jsonl\. Remove it"):
+    with pytest.raises(
+        ConfigError, match=r"^data\.delimiter: has no effect on .*, which is read as jsonl\. Remove data\.delimiter"
+    ):
         read_file(str(tmp_path / "rows.jsonl"), None, "data.train", delimiter=";")

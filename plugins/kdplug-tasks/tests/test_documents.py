@@ -98,7 +98,7 @@ def test_a_seed_of_the_split_has_no_effect_on_a_running_text(folder):
 def test_a_running_text_that_is_too_short_to_divide_is_an_error(folder, tmp_path, content):
     (tmp_path / "short.txt").write_text(content, encoding="utf-8")
     with pytest.raises(
-        kdplug.ConfigError, match=r"^data\.train: .* characters are too few to hold out a fraction of 0\.25"
+        kdplug.ConfigError, match=r"^data\.train: .* the text is too short to hold out a fraction of 0\.25"
     ):
         task_of(**_settings(folder, data={"train": str(tmp_path / "short.txt")})).check()
 

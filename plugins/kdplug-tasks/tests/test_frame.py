@@ -100,7 +100,7 @@ def test_a_tokenizer_that_changes_the_text_itself_is_refused_unless_it_is_said_w
         def __call__(self, text, *, add_special_tokens=True, verbose=True):
             return {"input_ids": [7, 1, 8] if add_special_tokens else [7, 8]}
 
-    with pytest.raises(ConfigError, match=r"^teacher: its tokenizer also inserts special tokens inside a text"):
+    with pytest.raises(ConfigError, match=r"^teacher: the tokenizer also inserts special tokens inside a text"):
         find_frame(Odd(), None, "teacher")
     assert find_frame(Odd(), True, "teacher") == Frame([1], [2])
 

@@ -131,7 +131,7 @@ def test_a_size_that_nothing_says_is_224(folder):
 
 
 def test_another_size_than_a_model_takes_is_refused(folder):
-    message = r"image_size: is 9, but the teacher's config has 8\. Remove it, and set the size in the configs"
+    message = r"image_size: is 9, but the teacher's config has 8\. Remove image_size, and set the size in the configs"
     with pytest.raises(ConfigError, match=message):
         task_of(**_settings(folder / "train.npz", image_size=9)).check()
 
@@ -140,7 +140,7 @@ def test_a_size_in_addition_to_an_image_processor_is_rejected(folder, tmp_path):
     task = task_of(**_settings(folder / "train.npz"))
     task.family.save(task.build_student(), tmp_path)
     task.problem.save(tmp_path, "student")
-    with pytest.raises(ConfigError, match=r"image_size: has no effect: the image processor in .* sets the size"):
+    with pytest.raises(ConfigError, match=r"image_size: has no effect, since the image processor in .* sets the size"):
         task_of(**_settings(folder / "train.npz", teacher={"path": str(tmp_path)}, image_size=8)).check()
 
 

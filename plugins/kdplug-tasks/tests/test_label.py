@@ -71,7 +71,7 @@ def test_a_teacher_without_names_takes_those_of_the_dataset():
 
 def test_names_in_the_data_need_labels_if_the_teacher_has_only_numbers():
     teacher = _teacher("LABEL_0", "LABEL_1")
-    message = r"the teacher has no names for its 2 classes\. Write labels: their names"
+    message = r"the teacher has no names for its 2 classes\. Write labels: the names of the classes"
     with pytest.raises(ConfigError, match=message):
         _read(_source(["no"]), teacher=teacher)
     assert _read(_source(["1", 0]), teacher=teacher)[1] == [1, 0]
@@ -154,7 +154,7 @@ def test_minus_one_is_a_class_where_the_training_data_have_it():
 @pytest.mark.parametrize(
     ("given", "teacher", "message"),
     [
-        (["a", "a"], None, r"^labels: several classes have the name 'a'\. Set it to"),
+        (["a", "a"], None, r"^labels: several classes have the name 'a'\. Set labels to"),
         (["a", " a"], None, r"^labels: several classes have the name 'a'"),
         (["a", "b", "c"], _teacher("x", "y"), "^labels: has 3 names, but the teacher has 2 outputs"),
         (
@@ -195,7 +195,7 @@ def test_classes_of_the_test_part_that_the_training_part_lacks_are_named():
 
     assert untrained(["a", "b"], ["b"]).about_untrained == ""
     found = untrained(["a", "b"], ["c", "b", "d"], given=["a", "b", "c", "d"])
-    assert found.about_untrained == " 2 of them occur in data.test but not in data.train: c, d."
+    assert found.about_untrained == " Classes in data.test but not in data.train: c, d."
     assert untrained([0, 0], [1, 0], teacher=_teacher("neg", "pos")).untrained == ("pos",)
     assert untrained(["a", "-1"], ["b", "-1"], given=["a", "b"], may_lack=True).untrained == ("b",)
     many = [f"c{place}" for place in range(20)]

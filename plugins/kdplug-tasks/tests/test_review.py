@@ -52,14 +52,14 @@ def test_a_class_with_the_name_of_a_missing_value_is_named(tmp_path, label):
     rows = [*_short(8), *[{"text": "x", "label": label}] * 2]
     ((setting, message),) = _found(tmp_path, rows, max_length=40)
     assert setting == "data.train"
-    assert f"has the class '{label}', which is how some programs write a missing value" in message
+    assert f"has the class '{label}', as some programs write a missing value" in message
     assert not _found(tmp_path, rows, max_length=40, labels=["neg", "pos", label])
 
 
 def test_empty_texts_are_counted(tmp_path):
     ((setting, message),) = _found(tmp_path, [*_short(8), *[{"text": " ", "label": "pos"}] * 2], max_length=40)
     assert setting == "data.train"
-    assert message.startswith("2 of 10 rows have an empty text; the first is row 9 of ")
+    assert message.startswith("text is empty in 2 of 10 rows, first in row 9 of ")
 
 
 @pytest.mark.parametrize("name", ["text-classification", "multi-label"])
@@ -88,7 +88,7 @@ def test_sentences_and_tags_are_reviewed(tmp_path):
     data = {part: write_csv(tmp_path / f"{part}_tags.csv", rows) for part in ("train", "test")}
     single, missing, cut = _found(tmp_path, rows, "token-classification", data=data)
     assert "the class 'nan' occurs in only one row of the training data" in single[1]
-    assert "has the class 'nan', which is how" in missing[1]
+    assert "has the class 'nan', as some programs" in missing[1]
     assert cut[0] == "max_length"
     assert cut[1].startswith("33.3% of the rows are longer")
 

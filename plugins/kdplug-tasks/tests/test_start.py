@@ -94,15 +94,15 @@ def test_fresh_embeddings_are_not_taken_through_a_tied_head_either(kind):
     [
         (
             {"from_teacher": {"layers": [0, 3]}},
-            "layers.1: the teacher has 3 layers, counted from 0, so there is no layer 3",
+            "layers.1: must be less than 3, the number of the teacher's layers, got 3",
         ),
         (
             {"from_teacher": {"layers": [0]}, "config": {"num_hidden_layers": 2}},
-            "selects 1 layer, but the student's config has 2 layers",
+            "selects 1 layer, but the student's config has num_hidden_layers 2",
         ),
         (
             {"from_teacher": {"layers": [0]}, "config": {"intermediate_size": 12}},
-            r"is \[12, 16\] in the student and \[24, 16\] in the teacher. Layers are copied whole",
+            r"has the shape \[12, 16\] in the student and \[24, 16\] in the teacher. Layers are copied whole",
         ),
         ({"from_teacher": {}, "config": {"hidden_size": 32}}, "embeddings: .* Embeddings can be truncated, but not"),
     ],
@@ -130,7 +130,7 @@ def test_a_model_whose_config_counts_no_layers_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"path": "x", "config": {}}, "a student with a path is loaded as it is"),
+        ({"path": "x", "config": {}}, "config and from_teacher cannot be combined with path"),
         ({}, "set path, config or from_teacher"),
         ({"from_teacher": {"embeddings": "fresh"}}, "copies nothing"),
         ({"from_teacher": {"layers": [0]}, "config": {"model_type": "bert"}}, "has the teacher's model_type"),

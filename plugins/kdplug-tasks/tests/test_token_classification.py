@@ -74,7 +74,7 @@ def test_a_token_that_is_no_text_is_an_error(folder, tmp_path, word):
 
 def test_words_that_are_cut_are_counted(folder):
     task = task_of(**_settings(folder, max_length=12))
-    assert "words are beyond the first 12 sub-words" in task.about()
+    assert "Words beyond the first 12 sub-words" in task.about()
 
 
 def test_a_right_model_has_an_f1_of_one(folder):
@@ -132,7 +132,7 @@ def test_a_plan_shows_the_first_sentence_with_its_tags_and_how_many_sub_words_co
 
     about = plan_recipe(recipe(_settings(folder), tmp_path)).about
     assert "The first sentence is Anna (B-PER), Lee (I-PER), lives (O), in (O), Oslo (B-LOC): 5 of its " in about
-    assert "sub-words count, the first of each word." in about
+    assert "sub-words enter the loss, the first of each word." in about
 
 
 def test_a_plan_says_which_tags_are_tested_and_not_trained_on(folder, tmp_path):
@@ -142,4 +142,4 @@ def test_a_plan_says_which_tags_are_tested_and_not_trained_on(folder, tmp_path):
     data = {"train": str(folder / "train.conll"), "test": str(tmp_path / "test.jsonl")}
     task = task_of(**_settings(folder, data=data, labels=["B-LOC", "B-ORG", "B-PER", "I-PER", "O"]))
     task.check()
-    assert "5 tags. 1 of them occur in data.test but not in data.train: B-ORG." in task.about()
+    assert "5 tags. Classes in data.test but not in data.train: B-ORG." in task.about()

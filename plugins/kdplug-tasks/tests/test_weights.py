@@ -246,7 +246,7 @@ def test_a_name_on_the_hub_without_safetensors(folder, monkeypatch):
     monkeypatch.setattr(modeling, "cached_file", lambda *_, **__: None)
     monkeypatch.setattr(modeling, "is_offline_mode", lambda: False)
     monkeypatch.setattr(modeling, "auto_conversion", convert)
-    message = r"python -c .*M\.from_pretrained\('org/model'\)\.save_pretrained\('\./model'\)\" Save its tokenizer .* replace org/model by"
+    message = r"python -c .*M\.from_pretrained\('org/model'\)\.save_pretrained\('\./model'\)\" Save the model's tokenizer .* replace org/model by"
     with pytest.raises(ConfigError, match=message):
         made.build_teacher()
 

@@ -54,7 +54,9 @@ def labelled(owner: str, student_logits: Tensor, teacher_logits: Tensor, labels:
     require_logits(owner, student_logits, teacher_logits)
     labels = require_labels(owner, labels, student_logits)
     if student_logits.shape[-1] < 2:
-        raise ShapeError(f"{owner}: needs at least two classes, got student_logits {written(student_logits)}")
+        raise ShapeError(
+            f"{owner}: needs at least two classes, got student_logits {written(student_logits)}. Use bce for one logit"
+        )
     student, teacher = promoted(student_logits, teacher_logits)
     counts = labels >= 0
     without = ~counts.unsqueeze(-1)

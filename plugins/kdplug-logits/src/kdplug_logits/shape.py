@@ -66,11 +66,16 @@ def require_labels(owner: str, labels: Tensor | None, logits: Tensor) -> Tensor:
     any other shape.
     """
     if labels is None:
-        raise OutputsError(f"{owner}: needs labels, but the student returned none. Return them from its adaptor")
+        raise OutputsError(
+            f"{owner}: needs labels, but the student returned none. Return labels from the student's adaptor"
+        )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
         raise OutputsError(f"{owner}: labels must be integer class indices, got {labels.dtype}")
     if labels.shape != logits.shape[:-1]:
-        raise ShapeError(f"{owner}: labels {written(labels)} do not match logits {written(logits)}: one label per item")
+        raise ShapeError(
+            f"{owner}: the shape of labels, {written(labels)}, does not match logits {written(logits)}: it must be "
+            f"{list(logits.shape[:-1])}, one label per item"
+        )
     if labels.is_cpu and labels.numel() and not torch.compiler.is_compiling():
         largest, classes = int(labels.max()), logits.shape[-1]
         if largest >= classes:

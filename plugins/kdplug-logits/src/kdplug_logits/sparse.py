@@ -31,19 +31,20 @@ def read_student(owner: str, student: Tensor, teacher: SparseLogits, temperature
         own = written(student) if isinstance(student, Tensor) else type(student).__name__
         raise ShapeError(
             f"{owner}: student_logits {own} do not match the teacher's SparseLogits, which represent "
-            f"{list(teacher.shape)}"
+            f"logits of shape {list(teacher.shape)}"
         )
     if isinstance(temperature, Tensor) and temperature.requires_grad:
         raise SettingError(
-            f"{owner}: temperature has a gradient, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-            "they cannot be softened again. Use dense logits, or a temperature without gradient"
+            f"{owner}: temperature has a gradient, but the teacher's SparseLogits were computed at temperature "
+            f"{teacher.temperature:.7g} and cannot be converted to another. Set temperature: {teacher.temperature:.7g}, or use "
+            "dense logits"
         )
     single = not isinstance(temperature, Tensor) or temperature.numel() == 1
     if not single or not math.isclose(float(temperature), teacher.temperature, rel_tol=1e-6):
-        given = f"{float(temperature):g}" if single else "one per item"
+        given = f"{float(temperature):.7g}" if single else "one value per item"
         raise SettingError(
-            f"{owner}: temperature is {given}, but the teacher's SparseLogits were taken at {teacher.temperature:g}: "
-            "they cannot be converted to another temperature. Use that temperature, or dense logits"
+            f"{owner}: needs the temperature of the teacher's SparseLogits, {teacher.temperature:.7g}, got {given}: they cannot be "
+            f"converted to another. Set temperature: {teacher.temperature:.7g}, or use dense logits"
         )
     logits = student.to(working_type(student))
     return (logits if teacher.temperature == 1 else logits / teacher.temperature).log_softmax(dim=-1)
@@ -58,7 +59,8 @@ def likeliest(owner: str, teacher: SparseLogits, k: int, dtype: torch.dtype, *, 
         raise OutputsError(f"{owner}: the teacher's SparseLogits are a sample, with weights. Use the loss 'sampled'")
     if with_rest and teacher.tail is None:
         raise OutputsError(
-            f"{owner}: the teacher's SparseLogits have no tail. Set rest to zero or renorm_teacher, or add a tail"
+            f"{owner}: the teacher's SparseLogits have no tail. Set rest to zero or renorm_teacher, or return "
+            "SparseLogits with a tail"
         )
     _check_distinct(owner, teacher.ids)
     log_probs = teacher.log_probs.to(dtype)

@@ -27,7 +27,7 @@ def _token_mask(owner: str, mask: Tensor, student: Tensor) -> Tensor:
     if queries != keys:
         raise ShapeError(
             f"{owner}: with a mask, there must be as many queries as keys, got student_features {written(student)}: "
-            f"{queries} and {keys}"
+            f"{queries} queries and {keys} keys"
         )
     return read_mask(owner, mask, student, torch.Size((student.shape[0], keys)))
 

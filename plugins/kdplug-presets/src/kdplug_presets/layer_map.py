@@ -76,8 +76,8 @@ def _but_top(pairs: Pairs, owner: str, *, top: bool) -> Pairs:
     found = pairs if top else pairs[:-1]
     if not found:
         raise ConfigError(
-            f"{owner} excludes the last layer, but the student has only one layer. "
-            f"To match it, set name: {{name: {owner}, top: true}}"
+            f"{owner}: excludes the last layer, but the student has only one layer. "
+            f"To match the last layer, set name: {{name: {owner}, top: true}}"
         )
     return found
 
@@ -86,7 +86,7 @@ def _check_depths(owner: str, student_layers: int, teacher_layers: int) -> None:
     if student_layers > teacher_layers:
         raise ConfigError(
             f"{owner}: the student has {student_layers} layers and the teacher {teacher_layers}; the student must not "
-            "have more. Use another map, or intermediate_matches"
+            "have more. Use the map emb_and_last, or list the pairs of layers in intermediate_matches"
         )
 
 

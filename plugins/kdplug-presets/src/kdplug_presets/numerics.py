@@ -117,7 +117,7 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
     """
     if not isinstance(temperature, Tensor):
         if not 0.0 < temperature < math.inf:
-            raise SettingError(f"{owner}: temperature must be a positive number, got {temperature!r}")
+            raise SettingError(f"{owner}: temperature must be a positive finite number, got {temperature!r}")
         return temperature
     values = temperature.to(device=logits.device, dtype=torch.promote_types(logits.dtype, torch.float32))
     if values.numel() == 1 and logits.dim() >= values.dim() - 1:
@@ -129,7 +129,7 @@ def read_temperature(owner: str, temperature: Tensor | float, logits: Tensor) ->
         have not in (1, want) for have, want in zip(values.shape, wanted, strict=True)
     ):
         raise ShapeError(
-            f"{owner}: temperature {written(temperature)} does not match logits {written(logits)}: "
-            f"it must be a number or {list(logits.shape[:-1])}, one per item"
+            f"{owner}: the shape of temperature, {written(temperature)}, does not match logits {written(logits)}. "
+            f"Use a number, or a tensor of shape {list(logits.shape[:-1])} with one temperature per item"
         )
     return values

@@ -21,6 +21,10 @@ def written(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+_KEYS = {"student_features": "layer_S", "teacher_features": "layer_T"}
+"""The key of a match or term that selects the layers of each input."""
+
+
 def require_tensor(owner: str, side: str, value: object) -> Tensor:
     """Return ``value`` as one tensor.
 
@@ -29,7 +33,8 @@ def require_tensor(owner: str, side: str, value: object) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Sequence):
-        raise ShapeError(f"{owner}: {side} must be one tensor, got {len(value)} of them. Set one layer, not a list")
+        fix = f". Set {_KEYS[side]} to one layer, not a list" if side in _KEYS else ""
+        raise ShapeError(f"{owner}: {side} must be one tensor, got a list of {len(value)}{fix}")
     raise ShapeError(f"{owner}: {side} must be a tensor, got {type(value).__name__}")
 
 
@@ -38,10 +43,11 @@ def require_pair(owner: str, side: str, value: object) -> tuple[Tensor, Tensor]:
 
     Raises: ``ShapeError`` for a single tensor, any other number of tensors, or any other rank.
     """
+    fix = f"Set {_KEYS.get(side, side)} to a list of two layers"
     if not isinstance(value, (list, tuple)):
-        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {type(value).__name__}. Set two layers")
+        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {type(value).__name__}. {fix}")
     if len(value) != 2:
-        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {len(value)}. Set two layers")
+        raise ShapeError(f"{owner}: {side} must be a list of 2 tensors, got {len(value)}. {fix}")
     first, second = (require_tensor(owner, f"{side}[{i}]", tensor) for i, tensor in enumerate(value))
     for i, tensor in enumerate((first, second)):
         require_rank(owner, f"{side}[{i}]", tensor, (3,))
@@ -108,8 +114,8 @@ def read_mask(owner: str, mask: Tensor, features: Tensor, items: torch.Size) -> 
     """
     if mask.shape != items:
         raise ShapeError(
-            f"{owner}: mask {written(mask)} does not match the student's features {written(features)}: "
-            f"it must be {list(items)}, got {list(mask.shape)}"
+            f"{owner}: the shape of mask, {written(mask)}, does not match the student's features {written(features)}: "
+            f"it must be {list(items)}"
         )
     counts = mask.to(torch.bool)
     if mask.dtype is not torch.bool and not torch.compiler.is_compiling() and (mask != counts).any():

@@ -96,7 +96,7 @@ def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tens
     """
     teachers = _read("weighted", teacher_logits_list)
     if len(weights) != len(teachers):
-        raise SettingError(f"got {len(weights)} for {len(teachers)} teachers: set one per teacher", field="weights")
+        raise SettingError(f"must contain one weight per teacher, {len(teachers)}, got {len(weights)}", field="weights")
     total = sum(weights)
     parts = [logits * (weight / total) for logits, weight in zip(teachers, weights, strict=True) if weight]
     return sum(parts[1:], start=parts[0])
@@ -150,10 +150,12 @@ def select(
     teachers = _read("select", teacher_logits_list)
     if index is not None:
         if index >= len(teachers):
-            raise SettingError(f"there is no teacher {index}. There are {len(teachers)}, counted from 0", field="index")
+            raise SettingError(f"must be less than {len(teachers)}, the number of teachers, got {index}", field="index")
         return teachers[index]
     if labels is None:
-        raise OutputsError("select: needs labels, but the student returned none. Return them, or set index")
+        raise OutputsError(
+            "select: needs labels, but the student returned none. Return labels from the student's adaptor, or set index"
+        )
     _check_classes("select", teachers[0])
     stacked = torch.stack(teachers)
     with without_autocast(stacked):

@@ -106,7 +106,10 @@ def _parts(data: Path) -> tuple[Path, str | float, str]:
         inside = sorted(one for one in data.iterdir() if one.stem == "train")
         if len(inside) > 1:
             names = ", ".join(one.name for one in inside)
-            raise kdplug.ConfigError(f"{str(data)!r} has several training files: {names}. Name one", field="--from")
+            raise kdplug.ConfigError(
+                f"{str(data)!r} has several training files: {names}. Give the path of one of these files",
+                field="--from",
+            )
         data = inside[0] if inside else data
     for name in ("test", "validation", "valid", "dev"):
         other = data.with_name(data.name.replace("train", name, 1))

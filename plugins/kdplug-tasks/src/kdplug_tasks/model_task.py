@@ -207,7 +207,8 @@ class ModelTask:
         found = self.problem.examples(source.distillation, optional=True)
         if not len(found):
             raise kdplug.ConfigError(
-                "yields no examples. Add rows, or remove it to distil on data.train", field="data.distillation"
+                "yields no examples. Add rows, or remove data.distillation to distil on data.train",
+                field="data.distillation",
             )
         return Identified(found, source.distillation)
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from kdplug import Encoded, Ragged, SettingError
-from kdplug_logits.codec.packing import dtype_of, largest_error, part_of
+from kdplug import Encoded, Ragged
+from kdplug_logits.codec.packing import dtype_of, largest_error, part_of, unrepresentable
 
 
 class Dense:
@@ -35,10 +35,8 @@ class Dense:
         """
         kept = logits.detach().to(dtype_of(self.dtype))
         if bool((logits.isfinite() & ~kept.isfinite()).any()):
-            raise SettingError(
-                f"a logit has the absolute value {logits[logits.isfinite()].abs().max().item():g}, which {self.dtype} cannot represent. "
-                "Set dtype: bfloat16",
-                field="dtype",
+            raise unrepresentable(
+                "logit", logits, self.dtype, "Scale the teacher's logits down to the range of float32"
             )
         return Encoded({"logits": kept}, error=largest_error(logits.detach(), kept))
 

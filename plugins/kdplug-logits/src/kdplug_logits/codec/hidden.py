@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdplug import Encoded, FactoredLogits, Ragged, SettingError
-from kdplug_logits.codec.packing import dtype_of, largest_error, part_of
+from kdplug_logits.codec.packing import dtype_of, largest_error, part_of, unrepresentable
 
 
 class Hidden:
@@ -49,12 +49,8 @@ class Hidden:
         """
         hidden = _factors(logits).hidden.detach()
         kept = hidden if self.dtype is None else hidden.to(dtype_of(self.dtype))
-        if bool((hidden.isfinite() & ~kept.isfinite()).any()):
-            raise SettingError(
-                f"a hidden state has the absolute value {hidden[hidden.isfinite()].abs().max().item():g}, which {self.dtype} cannot "
-                "represent. Set dtype: bfloat16",
-                field="dtype",
-            )
+        if self.dtype is not None and bool((hidden.isfinite() & ~kept.isfinite()).any()):
+            raise unrepresentable("hidden state", hidden, self.dtype, "Remove dtype to store hidden states exactly")
         return Encoded({"hidden": kept}, error=largest_error(hidden, kept))
 
     def decode(

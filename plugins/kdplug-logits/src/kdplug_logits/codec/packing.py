@@ -105,8 +105,18 @@ def require_known(logits: Tensor) -> None:
         return
     bad = int((~highest.isfinite()).sum())
     raise SettingError(
-        f"{bad} of {len(logits)} items have a highest logit that is not finite. Exclude padding with logits_mask; if "
-        "the teacher overflows, run it in another precision"
+        f"the teacher's highest logit is not finite in {bad} of {len(logits)} items. Exclude padding with logits_mask; if "
+        "the teacher overflows in float16, run the teacher in bfloat16 or float32"
+    )
+
+
+def unrepresentable(what: str, values: Tensor, dtype: str, otherwise: str) -> SettingError:
+    """Return the error for finite values that ``dtype`` cannot represent; ``otherwise`` is the fix if no dtype can."""
+    largest = values[values.isfinite()].abs().max()
+    wider = next((name for name in ("bfloat16", "float32") if bool(largest.to(dtype_of(name)).isfinite())), None)
+    fix = otherwise if wider is None else f"Set dtype: {wider}"
+    return SettingError(
+        f"a {what} has the absolute value {largest.item():g}, which {dtype} cannot represent. {fix}", field="dtype"
     )
 
 

@@ -18,7 +18,7 @@ _LACKING = ("upos", "xpos", "head", "deprel")
 
 _NUMBER = re.compile("[1-9][0-9]{0,8}")
 _NO_WORD = re.compile("[1-9][0-9]*-[1-9][0-9]*|[0-9]+[.][1-9][0-9]*")
-_IN_CONLL = "columns: {tokens: 1, tags: 4} selects them by number"
+_IN_CONLL = "select the columns by number, such as data.columns: {tokens: 1, tags: 4}"
 
 
 class Line(NamedTuple):
@@ -56,15 +56,15 @@ def _words(sentence: list[Line], table: Table) -> list[Line]:
     for line in sentence:
         if len(line.cells) != len(CONLLU) or "" in line.cells:
             raise table.error(
-                f"line {line.number} has {sum(map(bool, line.cells))} non-empty columns; CoNLL-U has {len(CONLLU)}, separated by single "
-                f"tabs. For another CoNLL format, write format: conll; {_IN_CONLL}"
+                f"line {line.number} must have {len(CONLLU)} non-empty columns, separated by single tabs, got "
+                f"{sum(map(bool, line.cells))}. For another CoNLL format, write data.format: conll and {_IN_CONLL}"
             )
         if _NO_WORD.fullmatch(line.cells[0]):
             continue
         if not _NUMBER.fullmatch(line.cells[0]) or int(line.cells[0]) != len(found) + 1:
             raise table.error(
-                f"line {line.number} has the ID {line.cells[0]!r}, but word {len(found) + 1} of its sentence should come next. "
-                "Sentences must be separated by blank lines"
+                f"line {line.number} has the ID {line.cells[0]!r}, but the next ID of this sentence must be "
+                f"{len(found) + 1}. Separate sentences by blank lines"
             )
         found.append(line)
     return found
@@ -80,7 +80,7 @@ def _column(sentence: list[Line], name: str, table: Table) -> list[str] | None:
     line = sentence[found.index("_")]
     raise table.error(
         f"line {line.number}: the word {line.cells[1]!r} has no {name.upper()}, but other words of its sentence have one. Add "
-        "it, or remove the sentence"
+        f"the {name.upper()}, or remove the sentence"
     )
 
 
@@ -111,7 +111,9 @@ def conll_columns(text: str, table: Table, names: Mapping[str, str]) -> dict[str
 
 def _number(own: str, table: Table) -> int:
     if not _NUMBER.fullmatch(own):
-        raise table.error(f"there is no column {own!r}: the columns of a CoNLL file are numbered from 1. {_IN_CONLL}")
+        raise table.error(
+            f"there is no column {own!r}: the columns of a CoNLL file are numbered from 1. S{_IN_CONLL[1:]}"
+        )
     return int(own)
 
 
@@ -125,7 +127,7 @@ def _check_even(sentences: list[list[Line]], table: Table) -> None:
         if len(line.cells) != len(first.cells):
             raise table.error(
                 f"line {line.number} has {len(line.cells)} columns and line {first.number} has {len(first.cells)}, so it is not clear "
-                f"which columns hold words and tags: {_IN_CONLL}"
+                f"which columns contain words and tags. S{_IN_CONLL[1:]}"
             )
 
 
@@ -137,8 +139,8 @@ def _check_words(sentences: list[list[Line]], table: Table) -> None:
         is_counted = is_counted and numbers == [str(place) for place in range(1, len(numbers) + 1)]
     if is_counted:
         raise table.error(
-            "the first column numbers the words of each sentence and does not hold them. For CoNLL-U, write format: conllu, whose "
-            f"columns have names; otherwise {_IN_CONLL}"
+            "the first column contains the numbers of the words in their sentence, not the words. For CoNLL-U, write data.format: "
+            f"conllu; otherwise {_IN_CONLL}"
         )
 
 
@@ -146,8 +148,8 @@ def _cell(line: Line, number: int, table: Table) -> str:
     found = line.cells[number - 1] if number <= len(line.cells) else ""
     if not found:
         raise table.error(
-            f"line {line.number}: column {number} is missing or empty; the line has {len(line.cells)} columns. Correct the "
-            "line, or data.columns"
+            f"line {line.number}: column {number} is {'empty' if number <= len(line.cells) else 'missing'}. Correct the line, or "
+            "data.columns"
         )
     return found
 

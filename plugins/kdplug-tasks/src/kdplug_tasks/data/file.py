@@ -27,7 +27,7 @@ def read_folder(folder: Path, table: Table) -> Table:
     """
     files = sorted(file for file in folder.rglob("*") if file.suffix.casefold() in _PICTURE_ENDINGS)
     if not files:
-        raise table.error("it is a folder without images. To read rows, name a file in it")
+        raise table.error("it is a folder without images. To read rows, give the path of a file in this folder")
     columns: dict[str, list[Any]] = {"image": [str(file) for file in files]}
     labels = [None if file.parent == folder else file.relative_to(folder).parts[0] for file in files]
     if any(labels):
@@ -49,11 +49,14 @@ def read_arrays(file: Path, table: Table) -> dict[str, Any]:
         raise table.error(f"it cannot be read as an NPZ file of arrays without pickles: {error}") from error
     for name, array in arrays.items():
         if not array.ndim:
-            raise table.error(f"its array {name!r} is a single value; a column needs one value per row. Remove it")
+            raise table.error(
+                f"its array {name!r} is a single value; a column needs one value per row. Remove the array"
+            )
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise table.error(
-            f"its arrays differ in length: {', '.join(f'{name} {size}' for name, size in lengths.items())}"
+            f"its arrays differ in length: {', '.join(f'{name} {size}' for name, size in lengths.items())}. "
+            "Each array must have one value per row"
         )
     return {name: array if array.ndim > 1 else array.tolist() for name, array in arrays.items()}
 
@@ -125,15 +128,17 @@ def _format(file: Path, file_format: str | None, field: str, of_columns: Mapping
     """Return the format of a file, and check that it takes the settings ``of_columns`` that are set."""
     found = file_format or _ENDINGS.get(file.suffix.casefold())
     if found is None:
-        raise kdplug.ConfigError(
-            f"cannot infer the format of {str(file)!r} from its extension. Rename it, or set data.format to one of "
-            f"{', '.join(dict.fromkeys(_ENDINGS.values()))}",
-            field=field,
-        )
+        formats = ", ".join(dict.fromkeys(_ENDINGS.values()))
+        fix = f"Rename the file, or set data.format to one of {formats}"
+        if not field.startswith("data."):  # an option without a format
+            fix = f"Rename the file; the known extensions are {', '.join(_ENDINGS)}"
+        raise kdplug.ConfigError(f"cannot infer the format of {str(file)!r} from its extension. {fix}", field=field)
     for name, value in of_columns.items():
-        if value is not None and found not in (("csv", "tsv") if name == "header" else ("csv",)):
+        formats_of = ("csv", "tsv") if name == "header" else ("csv",)
+        if value is not None and found not in formats_of:
             raise kdplug.ConfigError(
-                f"has no effect on {str(file)!r}, which is read as {found}. Remove it, or set data.format",
+                f"has no effect on {str(file)!r}, which is read as {found}. Remove data.{name}, or set "
+                f"data.format to {' or '.join(formats_of)}",
                 field=f"data.{name}",
             )
     return found
@@ -143,7 +148,7 @@ def _no_file(file: Path, field: str) -> kdplug.ConfigError:
     if is_special(file):
         return kdplug.ConfigError(f"{str(file)!r} {NOT_REGULAR}", field=field)
     if file.is_dir():
-        return kdplug.ConfigError(f"{str(file)!r} is a folder. Name a file in it", field=field)
+        return kdplug.ConfigError(f"{str(file)!r} is a folder. Give the path of a file in this folder", field=field)
     if is_broken_link(file):
         return kdplug.ConfigError(f"{str(file)!r} is a broken link", field=field)
     folder = file.parent
@@ -164,7 +169,7 @@ def _text(file: Path, table: Table) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise table.error(
-            f"it is not UTF-8: line {line} contains the byte 0x{raw[error.start]:02x}. Convert it, for example with iconv -f LATIN1 -t UTF-8"
+            f"it is not UTF-8: line {line} contains the byte 0x{raw[error.start]:02x}. Convert the file, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
 
 
@@ -183,11 +188,11 @@ def _separated(  # noqa: PLR0917  the settings of one file
                 f"several columns have the same name: {', '.join(map(repr, repeated))}. Rename all but one of each"
             )
         found, line = [], rows.line_num + 1
-        quoting = ". Cells that contain the delimiter must be quoted" if file_format == "csv" else ""
+        quoting = ". Quote cells that contain the delimiter" if file_format == "csv" else ""
         for row in rows:
             if len(row) != len(names) and row:
                 raise table.error(
-                    f"line {rows.line_num} has {len(row)} columns, expected {len(names)}: {', '.join(names)}{quoting}"
+                    f"line {rows.line_num} must have one cell for each column ({', '.join(names)}), got {len(row)}{quoting if len(row) > len(names) else ''}"
                 )
             if row:
                 found.append(row)
@@ -261,7 +266,7 @@ def _objects(text: str, table: Table) -> Iterator[tuple[int | None, dict[str, An
             raise table.error(f"line {place} is nested too deeply") from None
         except UnicodeEncodeError as error:
             raise table.error(
-                f"line {place} contains half of a surrogate pair, {error.object[error.start]!a}, which is not a character. Remove it"
+                f"line {place} contains half of a surrogate pair, {error.object[error.start]!a}, which is not a character. Remove the escape sequence"
             ) from error
         except json.JSONDecodeError as error:
             raise table.error(

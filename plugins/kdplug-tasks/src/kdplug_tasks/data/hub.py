@@ -30,7 +30,8 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     assert settings.dataset is not None
     if settings.dataset == "pandas":
         raise kdplug.ConfigError(
-            "'pandas' reads pickles, and reading one can run code. Save the rows as Parquet and set train to that file",
+            "'pandas' reads pickles, and reading one can run code. Save the rows as Parquet, set data.train to that file, and remove "
+            "data.dataset",
             field="data.dataset",
         )
     try:
@@ -44,7 +45,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     except kdplug.ConfigError:
         raise
     except Exception as error:  # datasets and its dependencies raise many types of exceptions
-        first = str(error).strip().splitlines()[:1] or [""]
+        first = str(error).strip().splitlines()[:1] or ["no message"]
         raise kdplug.ConfigError(
             f"datasets cannot load split {split!r} of {settings.dataset[:_SHOWN]!r}: {type(error).__name__}: {first[0][:_SHOWN]}",
             field="data.dataset",
@@ -176,8 +177,9 @@ def _on_disk(name: str, split: str, field: str) -> Any:
     found = load_from_disk(str(folder))
     if not isinstance(found, DatasetDict):
         if split != "train":
+            fix = "a fraction, such as 0.1" if field == "data.test" else "'train'"
             raise kdplug.ConfigError(
-                f"{name!r} is a single dataset, whose only split is 'train'. data.test can be a fraction of it, such as 0.1",
+                f"{name!r} is a single dataset, whose only split is 'train', got {split!r}. Set {field} to {fix}",
                 field=field,
             )
         return found

@@ -138,7 +138,7 @@ class Labels:
         if not self.untrained:
             return ""
         shown = ", ".join(self.untrained[:_SHOWN]) + (", …" if len(self.untrained) > _SHOWN else "")
-        return f" {len(self.untrained)} of them occur in data.test but not in data.train: {shown}."
+        return f" Classes in data.test but not in data.train: {shown}."
 
     def review(self, train: Table) -> Iterator[tuple[str, str]]:
         """Yield a setting and a warning about it, for classes that are probably unintended."""
@@ -150,8 +150,8 @@ class Labels:
             yield train.field, message
         if self.like_missing:
             message = (
-                f"{train.origin} has the {_classes(self.like_missing)}, which is how some programs write a missing value. Leave "
-                "such cells empty; if it is a class, write labels: all names, in output order"
+                f"{train.origin} has the {_classes(self.like_missing)}, as some programs write a missing value. Leave "
+                "such cells empty; if such a value is a class, write labels: all names, in output order"
             )
             yield train.field, message
 
@@ -186,13 +186,13 @@ class Labels:
         elif self.are_placeholders:
             message = (
                 f"the label {one.text!r} is a name, but the teacher has no names for its {len(self.names)} classes. "
-                f"Write labels: their names, in the order of the teacher's outputs. Without it the labels are {self._shown}"
+                f"Write labels: the names of the classes, in the order of the teacher's outputs. Without labels, the names are {self._shown}"
             )
         else:
             near = did_you_mean(one.text, self.names)
             message = f"unknown label {one.text!r}.{near} The labels are {self._shown}"
             if not self.origin:
-                message += ". Correct it, or write labels: all names, in output order"
+                message += ". Correct the label, or write labels: all names, in output order"
         message += self.origin
         if others:
             more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
@@ -255,7 +255,7 @@ def find_labels(
     if len(set(names)) < len(names):
         repeated_name = next(name for name in names if names.count(name) > 1)
         raise kdplug.ConfigError(
-            f"several classes have the name {repeated_name!r}. Set it to distinct names, in output order",
+            f"several classes have the name {repeated_name!r}. Set labels to distinct names, in output order",
             field="labels",
         )
     seen: dict[str, Written] = {}
@@ -326,7 +326,7 @@ def _about_head(teacher: Any) -> str:
         return (
             f" The teacher has no trained head: its config.json names {', '.join(classes)}. W{fix[1:]} for these labels"
         )
-    return f" If it has no trained head for these labels, {fix}"
+    return f" If the teacher has no trained head for these labels, {fix}"
 
 
 def _check_spellings(train: Mapping[str, Written]) -> None:
@@ -384,7 +384,7 @@ def _names_of(teacher: Any) -> list[str]:
     places = range(teacher.num_labels)
     if set(teacher.id2label) != set(places):
         raise kdplug.ConfigError(
-            f"the id2label of its config.json has the ids {', '.join(map(str, teacher.id2label))}, but its outputs are numbered 0 to "
+            f"id2label in the teacher's config.json has the ids {', '.join(map(str, teacher.id2label))}, but the outputs are numbered 0 to "
             f"{len(places) - 1}. Correct id2label",
             field="teacher.path",
         )
@@ -392,7 +392,7 @@ def _names_of(teacher: Any) -> list[str]:
     for place, name in enumerate(names):
         if (other := (getattr(teacher, "label2id", None) or {}).get(name, place)) != place and names.count(name) == 1:
             raise kdplug.ConfigError(
-                f"id2label and label2id of its config.json disagree: {name!r} is output {place} in id2label and {other} in label2id. "
+                f"id2label and label2id in the teacher's config.json disagree: {name!r} is output {place} in id2label and {other} in label2id. "
                 "Correct one of them",
                 field="teacher.path",
             )

@@ -45,9 +45,14 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.dataset is None and self.train is None:
-            raise kdplug.ConfigError("train is required: a file, or a split if dataset is set")
-        if self.dataset is None and (self.config or self.revision):
-            raise kdplug.ConfigError("config and revision have no effect without dataset")
-        if self.dataset is not None and (self.format or self.header or self.delimiter):
-            raise kdplug.ConfigError("format, header and delimiter apply to files and have no effect with dataset")
+            raise kdplug.ConfigError("train is required (a file) unless dataset is set")
+        if self.dataset is None:
+            keys: tuple[str, ...] = ("config", "revision")
+            why = "has no effect without dataset"
+        else:
+            keys = ("format", "header", "delimiter")
+            why = "applies to files and has no effect with dataset"
+        for key in keys:
+            if getattr(self, key):
+                raise kdplug.ConfigError(f"{key} {why}. Remove {key}")
         return self

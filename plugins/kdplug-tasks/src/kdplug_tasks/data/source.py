@@ -71,7 +71,8 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
         if name not in columns.names:
             near = did_you_mean(name, columns.names)
             raise kdplug.ConfigError(
-                f"the task has no column {name!r}.{near} It has {', '.join(columns.names)}", field="data.columns"
+                f"the task has no column {name!r}.{near} The columns of the task are {', '.join(columns.names)}",
+                field="data.columns",
             )
     train = _read(settings, settings.train or "train", "train", columns)
     if isinstance(settings.test, str):
@@ -79,7 +80,8 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
     else:
         if train.is_running and "split_seed" in settings.model_fields_set:
             raise kdplug.ConfigError(
-                f"has no effect on {train.origin}, one running text, whose end is held out. Remove it, or set documents",
+                f"has no effect on {train.origin}, one running text, whose end is held out. Remove data.split_seed, or "
+                "set documents to divide the text",
                 field="data.split_seed",
             )
         divide = _parted if train.is_running else _divided
@@ -115,7 +117,8 @@ def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
     size = max(1, round(share * len(table)))
     if size >= len(table):
         raise table.error(
-            f"{len(table)} rows are too few to hold out a fraction of {share:g} for testing. Add rows, or set data.test to a file"
+            f"the number of rows, {len(table)}, is too small to hold out a fraction of {share:g} for testing. Add rows, or set "
+            "data.test to other data"
         )
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
     chosen: Sequence[int] = sorted(order[:size])
@@ -135,7 +138,8 @@ def _parted(table: Table, share: float, seed: int) -> tuple[Table, Table]:  # no
     parts = text[:place], text[place:]
     if not all(part.strip() for part in parts):
         raise table.error(
-            f"{len(text)} characters are too few to hold out a fraction of {share:g} for testing. Add text, or set data.test to a file"
+            f"the text is too short to hold out a fraction of {share:g} for testing (length in characters: {len(text)}). Add text, or "
+            "set data.test to other data"
         )
     train, test = (replace(table, columns={name: [part]}) for part in parts)
     return train, test

@@ -95,7 +95,7 @@ class Table:
                 near = did_you_mean(own, self.columns)
                 has = ", ".join(self.columns)
                 raise self.error(
-                    f"there is no column {own!r}.{near} It has {has}. If another column holds the {name}, "
+                    f"there is no column {own!r}.{near} The columns are {has}. If another column contains the {name}, "
                     f"set data.columns: {{{name}: …}}"
                 )
         return dataclasses.replace(self, columns=found, classes=classes)

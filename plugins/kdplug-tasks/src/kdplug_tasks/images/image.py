@@ -67,7 +67,8 @@ class Images:
         teacher, student = family.teacher_config, family.student_config
         if not isinstance(getattr(teacher, "num_channels", None), int):
             raise kdplug.ConfigError(
-                f"its {type(teacher).__name__} has no num_channels, so its input format is unknown. Use an image model whose config has it",
+                f"the {type(teacher).__name__} has no num_channels, so the input format of the model is unknown. Use an image model whose config "
+                "has num_channels",
                 field="teacher",
             )
         self.channels = teacher.num_channels
@@ -75,7 +76,8 @@ class Images:
             mine, theirs = getattr(student, name, None), getattr(teacher, name, None)
             if mine != theirs and None not in (mine, theirs):
                 raise kdplug.ConfigError(
-                    f"is {mine}, but the teacher's is {theirs}, and both models get the same images. Use the teacher's",
+                    f"is {mine}, but the teacher's is {theirs}, and both models get the same images. Use a student with "
+                    f"{name}: {theirs}",
                     field=f"student.config.{name}",
                 )
         if self.size is not None:
@@ -88,12 +90,13 @@ class Images:
         path = family.teacher.path
         if path is not None and reads_as_saved(path):
             raise kdplug.ConfigError(
-                f"has no effect: the image processor in {path!r} sets the size. Remove it", field="image_size"
+                f"has no effect, since the image processor in {path!r} sets the size. Remove image_size",
+                field="image_size",
             )
         for side, config in (("teacher", family.teacher_config), ("student", family.student_config)):
             if size_of(config) not in (None, self.size):
                 raise kdplug.ConfigError(
-                    f"is {self.size}, but the {side}'s config has {size_of(config)}. Remove it, and set the size in the configs of "
+                    f"is {self.size}, but the {side}'s config has {size_of(config)}. Remove image_size, and set the size in the configs of "
                     "teacher and student",
                     field="image_size",
                 )

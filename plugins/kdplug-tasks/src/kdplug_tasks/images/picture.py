@@ -32,7 +32,7 @@ def read_picture(cell: Any, channels: int, table: Table, row: int) -> numpy.ndar
     if found.mode in ("I", "F") or found.mode.startswith("I;16"):
         raise table.error(
             f"the image has more than 8 bits per channel (PIL mode {found.mode!r}), and conversion would clip its values at 255. "
-            "Scale it to 8 bits first",
+            "Scale the image to 8 bits first",
             row,
         )
     mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
@@ -77,7 +77,7 @@ def check_range(table: Table) -> None:
     if all(isinstance(cell, (list, numpy.ndarray)) and _is_binary(cell) for cell in cells):
         raise table.error(
             "all pixel values are integers 0 and 1, but integers have the range 0 to 255, so the images are nearly black. Multiply "
-            "them by 255, or store them as floats in [0, 1]"
+            "the values by 255, or store the values as floats in [0, 1]"
         )
 
 

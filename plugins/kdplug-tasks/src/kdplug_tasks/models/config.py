@@ -64,7 +64,9 @@ def is_folder(path: str, field: str) -> bool:
     if is_broken_link(folder):
         raise kdplug.ConfigError(f"{path!r} is a broken link, not the folder of a model", field=field)
     if there:
-        raise kdplug.ConfigError(f"{path!r} is not a folder. Name the folder with the model's config.json", field=field)
+        raise kdplug.ConfigError(
+            f"{path!r} is not a folder. Give the folder that contains the model's config.json", field=field
+        )
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path:
         raise kdplug.ConfigError(f"there is no folder {path!r}.{near}", field=field)
     return False
@@ -167,7 +169,7 @@ def check_problem(teacher: Any, wanted: str) -> None:
     if found is not None and found != wanted:
         raise kdplug.ConfigError(
             f"was trained for {found!r} (problem_type in its config.json), but the task is {wanted!r}. Use the task of the teacher, "
-            "or write train: true to train it for this one",
+            "or set teacher.train: true to train the teacher for this task",
             field="teacher.path",
         )
 
@@ -197,7 +199,7 @@ def check_head_class(teacher: Any, auto: str) -> None:
     if others and not any(wanted in name for name in names):
         raise kdplug.ConfigError(
             f"was trained as {others[0]} (architectures in its config.json), but the task uses {auto}. Use the task of the "
-            "teacher, or write train: true to train it for this one",
+            "teacher, or set teacher.train: true to train the teacher for this task",
             field="teacher.path",
         )
 
@@ -211,11 +213,12 @@ def text_part(config: Any, side: str) -> Any:
         found = config.get_text_config()
     except ValueError as error:
         raise kdplug.ConfigError(
-            f"its {type(config).__name__} does not have a single text model: {error}", field=side
+            f"the {type(config).__name__} does not have exactly one text model: {error}", field=side
         ) from error
     if not isinstance(getattr(found, "vocab_size", None), int):
         raise kdplug.ConfigError(
-            f"its {type(config).__name__} has no vocab_size, so the model does not read text", field=side
+            f"the {type(config).__name__} has no vocab_size, so the model does not read text. Use a text model",
+            field=side,
         )
     return found
 

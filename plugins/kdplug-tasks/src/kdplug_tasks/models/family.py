@@ -146,7 +146,8 @@ class Family:
         for key, wanted in self.changes.items():
             if (found := getattr(config, key, None)) != wanted:
                 raise kdplug.ConfigError(
-                    f"is {str(found)[:_SHOWN]}, but the task needs {str(wanted)[:_SHOWN]}. Remove it: it follows from the data",
+                    f"is {str(found)[:_SHOWN]}, but the task needs {str(wanted)[:_SHOWN]}. Remove {key}, since its value "
+                    "follows from the data",
                     field=f"{side}.config.{key}",
                 )
 

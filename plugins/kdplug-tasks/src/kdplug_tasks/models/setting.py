@@ -44,7 +44,7 @@ class TeacherSettings(Settings):
         if self.config is not None and not self.train:
             raise kdplug.ConfigError("a teacher from scratch is untrained: write train: true")
         if self.config is not None and "model_type" not in self.config:
-            raise kdplug.ConfigError("config needs a model_type: bert, gpt2, vit, …")
+            raise kdplug.ConfigError("config needs a model_type, such as bert, gpt2 or vit")
         if not self.train and (idle := list(self._idle())):
             verb = "has" if len(idle) == 1 else "have"
             raise kdplug.ConfigError(f"{', '.join(idle)} {verb} no effect without train: true")
@@ -98,7 +98,8 @@ class StudentSettings(Settings):
             raise kdplug.ConfigError("set path, config or from_teacher")
         if self.path is not None and (self.config is not None or self.from_teacher is not None):
             raise kdplug.ConfigError(
-                "a student with a path is loaded as it is: config and from_teacher cannot be used with it"
+                "config and from_teacher cannot be combined with path, which loads a student unchanged. Remove path, or set "
+                "only path"
             )
         if self.from_teacher is not None and "model_type" in (self.config or {}):
             raise kdplug.ConfigError(

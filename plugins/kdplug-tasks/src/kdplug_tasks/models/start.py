@@ -25,7 +25,8 @@ def layers_path(model: nn.Module) -> str:
     ]
     outer = [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
     if len(outer) != 1:
-        lists = f"{len(outer)} lists of {count} layers ({', '.join(outer)})" if outer else f"no list of {count} layers"
+        size = "1 layer" if count == 1 else f"{count} layers"
+        lists = f"{len(outer)} lists of {size} ({', '.join(outer)})" if outer else f"no list of {size}"
         name = type(model).__name__
         what = f"the config of {name} has no num_hidden_layers" if count is None else f"{name} has {lists}"
         raise kdplug.ConfigError(f"{what}, so its layers cannot be identified. Use {_ALTERNATIVE}", field="layers")
@@ -61,14 +62,14 @@ def check_layers(settings: FromTeacher, teacher: Any, student: Any) -> None:
     for place, layer in enumerate(settings.layers):
         if layer >= teacher.num_hidden_layers:
             raise kdplug.ConfigError(
-                f"the teacher has {teacher.num_hidden_layers} layers, counted from 0, so there is no layer {layer}",
+                f"must be less than {teacher.num_hidden_layers}, the number of the teacher's layers, got {layer}",
                 field=f"layers.{place}",
             )
     if settings.layers and student.num_hidden_layers != len(settings.layers):
         count = "1 layer" if len(settings.layers) == 1 else f"{len(settings.layers)} layers"
         raise kdplug.ConfigError(
-            f"selects {count}, but the student's config has {student.num_hidden_layers} layers. Remove "
-            "the number of layers from student.config, since it follows from this list",
+            f"selects {count}, but the student's config has num_hidden_layers {student.num_hidden_layers}. Remove "
+            "the number of layers from student.config, since this number follows from the list",
             field="layers",
         )
 
@@ -139,6 +140,6 @@ def _fitting(name: str, own: Tensor, theirs: Tensor, *, may_be_cut: bool) -> Ten
         else "Layers are copied whole: keep the teacher's sizes, or remove layers and copy only the embeddings"
     )
     raise kdplug.ConfigError(
-        f"{name!r} is {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. {fix}",
+        f"{name!r} has the shape {list(own.shape)} in the student and {list(theirs.shape)} in the teacher. {fix}",
         field="embeddings" if may_be_cut else "layers",
     )

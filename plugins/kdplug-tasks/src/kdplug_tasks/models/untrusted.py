@@ -156,10 +156,10 @@ def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError
         case "_attn_implementation" | "attn_implementation":
             # Names without a slash are built into transformers, and kdplug chooses among them itself.
             names = [one for one in _texts(value) if "/" in one]
-            return _no_kernel(names[0], owner, field) if names else None
+            return _no_kernel(key, names[0], owner, field) if names else None
         case "_experts_implementation" | "experts_implementation":
             names = [one for one in _texts(value) if one not in _TORCH_EXPERTS]
-            return _no_kernel(names[0], owner, field) if names else None
+            return _no_kernel(key, names[0], owner, field) if names else None
         case "quantization_config" if value:
             return kdplug.ConfigError(
                 f"{owner} declares quantized weights. kdplug does not load them, since this needs another package and often "
@@ -168,11 +168,14 @@ def _refusal(key: str, value: Any, owner: str, field: str) -> kdplug.ConfigError
             )
         case "transformers_weights" if value is not None and not str(value).endswith(".safetensors"):
             return kdplug.ConfigError(
-                f"{owner} names {value!r} as its weights, but kdplug reads weights only from safetensors", field=field
+                f"{owner} names {value!r} as its weights, but kdplug reads weights only from safetensors. Save the weights as "
+                "model.safetensors and remove transformers_weights",
+                field=field,
             )
         case "checkpoint_path" if value:  # among the model_args of timm
             return kdplug.ConfigError(
-                f"{owner} has the checkpoint_path {value!r}, which timm would unpickle. Remove it", field=field
+                f"{owner} has the checkpoint_path {value!r}, which timm would unpickle. Remove checkpoint_path",
+                field=field,
             )
     return None
 
@@ -189,13 +192,13 @@ def _flaw_of_number(key: str, value: Any) -> str | None:
         if counted.search(key) and value > most:
             return f"kdplug builds models of at most {most:,} {parts}"
     if key == "chunk_size_feed_forward" and value not in (0, 1):
-        return "it would have to divide the length of every batch. Set it to 0"
+        return f"the chunk size would have to divide the length of every batch. Set {key} to 0"
     return None
 
 
-def _no_kernel(name: str, owner: str, field: str) -> kdplug.ConfigError:
+def _no_kernel(key: str, name: str, owner: str, field: str) -> kdplug.ConfigError:
     return kdplug.ConfigError(
-        f"{owner} names the kernel {name!r}, which is code from the hub. Remove that key: kdplug uses torch's implementation",
+        f"{owner} names the kernel {name!r} in {key}, which is code from the hub. Remove {key}: kdplug uses torch's implementation",
         field=field,
     )
 

@@ -38,7 +38,7 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
     if absent:
         is_head = not is_trained and not there and set(absent) <= _head(model)
         fix = (
-            "Write teacher: {path: …, train: true} to train it first"
+            "Write teacher: {path: …, train: true} to train the teacher first"
             if is_head
             else "Its config.json and its weights belong to different models: save both again with save_pretrained"
         )
@@ -52,8 +52,8 @@ def check_weights(model: nn.Module, info: Mapping[str, Any], path: str, field: s
         raise kdplug.ConfigError(f"{path!r} cannot be loaded: {info['error_msgs'][0]}", field=field)
     if not is_trained and (more := _left_over(model, info["unexpected_keys"])):
         raise kdplug.ConfigError(
-            f"{path!r} has weights that its {type(model).__name__} does not use: {_some(more)}. Without them it would be a "
-            "different model. Correct its config.json; or, if they are not needed, load it with transformers and save it again",
+            f"{path!r} has weights that its {type(model).__name__} does not use: {_some(more)}. Without these weights it would be a "
+            "different model. Correct config.json; or, if the weights are not needed, load the model with transformers and save it again",
             field=field,
         )
 
@@ -122,7 +122,7 @@ def check_size(model: nn.Module, path: str, field: str) -> None:
     if held and wanted > held + _NEW:  # a number takes at least one byte
         raise kdplug.ConfigError(
             f"the config.json of {path!r} describes a model of {wanted:,} parameters, but its safetensors files have only {held:,} "
-            "bytes, less than one per parameter. Correct the sizes in config.json, or save both again with save_pretrained",
+            "bytes, less than one per parameter. Correct the sizes in config.json, or save the model again with save_pretrained",
             field=field,
         )
 
@@ -137,12 +137,12 @@ def unread_pickle(path: str, field: str, auto: str, error: Exception) -> kdplug.
             return None
     else:  # transformers' error mentions use_safetensors if a hub model has none
         found, target = "pytorch_model.bin" if "use_safetensors" in str(error) else "", f"./{path.rpartition('/')[2]}"
-        also = f" Save its tokenizer or image processor there too, and replace {path} by {target}"
+        also = f" Save the model's tokenizer or image processor there too, and replace {path} by {target}"
     if not found:
         return None
     return kdplug.ConfigError(
         f"{path!r} has its weights in {found}, a pickle. Reading a pickle can run code, so kdplug reads only safetensors. If you "
-        f'trust it, convert it: python -c "from transformers import {auto} as M; '
+        f'trust the file, convert it: python -c "from transformers import {auto} as M; '
         f'M.from_pretrained({path!r}).save_pretrained({target!r})"{also}',
         field=field,
     )

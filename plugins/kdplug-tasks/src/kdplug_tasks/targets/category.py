@@ -106,7 +106,7 @@ def review_accuracy(outputs: Iterable[Outputs]) -> Iterator[tuple[str, str]]:
     if noise and 1 - most >= _DISTINCT * noise and accuracy <= most + _WITHIN * noise:
         message = (
             f"the teacher is right on {accuracy:.1%} of the {count} labelled items in the first batches, no better than chance: the "
-            f"most frequent class has {most:.1%}. Check that it was trained for these classes, in this order; write train: true "
-            "to train it first"
+            f"most frequent class has {most:.1%}. Check that the teacher was trained for these classes, in this order; set teacher.train: true "
+            "to train the teacher first"
         )
         yield "teacher.path", message

@@ -55,8 +55,8 @@ class Score:
         check_problem(teacher, _PROBLEM)
         if teacher is not None and teacher.num_labels != 1:
             raise kdplug.ConfigError(
-                f"the teacher has {teacher.num_labels} outputs, but the task needs one. Use the task of the teacher, or write train: true "
-                "to train it for this one",
+                f"the teacher has {teacher.num_labels} outputs, but the task needs one. Use the task of the teacher, or set teacher.train: "
+                "true to train the teacher for this task",
                 field="teacher.path",
             )
         return {"num_labels": 1, "problem_type": _PROBLEM}

@@ -56,7 +56,7 @@ class DualTokenReader:
         if len(with_end) == 1:
             raise kdplug.ConfigError(
                 f"only the {with_end[0]}'s tokenizer has an end token, so texts would end for one side only. Set an eos_token "
-                "in the other",
+                f"in the {'teacher' if with_end[0] == 'student' else 'student'}'s tokenizer",
                 field="student_tokenizer",
             )
 

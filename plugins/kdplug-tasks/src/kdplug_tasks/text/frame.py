@@ -45,8 +45,8 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
     found = _added(tokenizer)
     if found is None and add_bos_token is None:
         raise kdplug.ConfigError(
-            "its tokenizer also inserts special tokens inside a text, so the start of a document cannot be detected. Set "
-            "add_bos_token: true or false",
+            "the tokenizer also inserts special tokens inside a text, so the start of a document cannot be detected. Set "
+            "add_bos_token to true or false",
             field=field,
         )
     begin, end = found or Frame([], [])
@@ -55,7 +55,7 @@ def find_frame(tokenizer: Any, add_bos_token: bool | None, field: str) -> Frame:
     elif add_bos_token and not begin:
         if tokenizer.bos_token_id is None:
             raise kdplug.ConfigError(
-                "is true, but the tokenizer has no bos_token. Set it to false, or use a tokenizer that has one",
+                "is true, but the tokenizer has no bos_token. Set add_bos_token to false, or use a tokenizer with a bos_token",
                 field="add_bos_token",
             )
         begin = [tokenizer.bos_token_id]

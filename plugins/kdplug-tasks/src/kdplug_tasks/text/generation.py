@@ -126,7 +126,9 @@ def check_generation(
     if settings is None:
         return None
     if has_prompts and settings.prompt_length is not None:
-        raise kdplug.ConfigError("has no effect with prompts: true. Remove it", field="generate.prompt_length")
+        raise kdplug.ConfigError(
+            "has no effect with prompts: true. Remove prompt_length", field="generate.prompt_length"
+        )
     if has_prompts and is_packed:
         raise kdplug.ConfigError(
             "puts several prompts into one example, but the student can continue only one. Write packing: false",
@@ -140,7 +142,7 @@ def check_generation(
     if settings.max_new_tokens + (settings.prompt_length or 1) > max_length:
         raise kdplug.ConfigError(
             f"is {settings.max_new_tokens}; with a prompt of {settings.prompt_length or 'at least 1'} this exceeds max_length, "
-            f"{max_length}. Decrease it, or increase max_length",
+            f"{max_length}. Decrease max_new_tokens, or increase max_length",
             field="generate.max_new_tokens",
         )
     return Sampler(settings, max_length)

@@ -149,7 +149,8 @@ class Language:
         """Determine the tokenizers, and how many outputs of each model are read."""
         if self.columns.documents != WHOLE and all(table.documents is None for table in source.tables):
             raise kdplug.ConfigError(
-                "divides plain text files and has no effect on rows of other formats. Remove it", field="documents"
+                "divides plain text files and has no effect on rows of other formats. Remove documents",
+                field="documents",
             )
         texts = [text for name in self.columns.inputs for text in texts_of(source.train, name)]
         length = self.form.max_length
@@ -170,13 +171,13 @@ class Language:
         if family.student.from_teacher is not None:
             raise kdplug.ConfigError(
                 "copies embeddings and head of the teacher, but the student's tokenizer has a different vocabulary, so the "
-                "rows would belong to other tokens. Give the student a config",
+                "rows would belong to other tokens. Replace from_teacher by config",
                 field="student.from_teacher",
             )
         if self.sampler is not None:
             raise kdplug.ConfigError(
                 "cannot be used with two tokenizers: the student generates its own tokens, which the teacher does not have. "
-                "Remove it",
+                "Remove generate",
                 field="generate",
             )
 
@@ -236,10 +237,11 @@ class Language:
         if first - mean < _UNEXPECTED:
             return
         token = self.processor.tokenizer.decode(frame.end[-1:])
+        fix = "packing" if self.columns.documents == WHOLE else "documents: whole for a running text, or packing"
         message = (
             f"after the end token {token!r} between documents, the teacher's loss on the next token is {first:.1f} nats (mean of "
-            f"{count}; all tokens: {mean:.1f}), so it was not trained on text that follows it, and the student learns from such "
-            "predictions. Set documents: whole for a running text, or packing: false so that nothing follows an end token"
+            f"{count}; all tokens: {mean:.1f}), so the teacher was not trained on text after an end token, and the student learns from such "
+            f"predictions. Set {fix}: false so that nothing follows an end token"
         )
         yield "documents", message
 

@@ -55,7 +55,7 @@ class TextProcessor:
         if settings is None:
             if family.teacher.path is None:
                 raise kdplug.ConfigError(
-                    "is required, since the teacher is built from scratch: a folder, or {train: bytes-bpe, vocab: 512}",
+                    "is required, since the teacher is built from scratch. Set it to a folder, a hub name, or {train: bytes-bpe, vocab: 512}",
                     field="tokenizer",
                 )
             return cls(load_tokenizer(family.teacher.path, "teacher.path", is_split=is_split), max_length)
@@ -86,7 +86,7 @@ class TextProcessor:
                 own = load_tokenizer(settings.path, "student_tokenizer")
             if brought is not None and (reason := difference(brought, own)):
                 raise kdplug.ConfigError(
-                    f"has a different vocabulary from the tokenizer of {path!r}: {reason}. Remove it",
+                    f"has a different vocabulary from the tokenizer of {path!r}: {reason}. Remove student_tokenizer",
                     field="student_tokenizer",
                 )
         if own is None or not difference(self.tokenizer, own):
@@ -122,7 +122,7 @@ class TextProcessor:
         limit = positions(text)
         if limit is not None and self.max_length > limit:
             raise kdplug.ConfigError(
-                f"is {self.max_length}, but the {side} takes sequences of at most {limit} tokens. Set it to {limit} or less",
+                f"is {self.max_length}, but the {side} takes sequences of at most {limit} tokens. Set max_length to {limit} or less",
                 field="max_length",
             )
         if getattr(text, "pad_token_id", None) is None:
@@ -174,7 +174,7 @@ def _check_trained(tokenizer: Any, family: Family) -> None:
         return
     if reason := difference(load_tokenizer(path, "teacher.path"), tokenizer):
         raise kdplug.ConfigError(
-            f"has a different vocabulary from the one that the teacher in {path!r} was trained with: {reason}. Remove it; to give only "
+            f"has a different vocabulary from the tokenizer that the teacher in {path!r} was trained with: {reason}. Remove tokenizer; to give only "
             "the student another tokenizer, use the student_tokenizer of causal-lm",
             field="tokenizer",
         )

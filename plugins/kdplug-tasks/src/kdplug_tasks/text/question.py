@@ -194,8 +194,8 @@ class Questions:
         for row, ids in enumerate(tokenizer(questions, add_special_tokens=False, verbose=False)["input_ids"]):
             if len(ids) + taken >= self._max_length:
                 raise table.error(
-                    f"the question has {len(ids)} tokens, which leaves no room for its context with max_length {self._max_length} and "
-                    f"stride {self.stride}. Increase max_length or decrease stride",
+                    f"a question of length {len(ids)} (in tokens) leaves no room for its context with max_length {self._max_length} and "
+                    f"stride {self.stride}. Shorten the question, or increase max_length{' or decrease stride' if self.stride else ''}",
                     row,
                 )
 

@@ -142,7 +142,7 @@ class Sequences:
             for name in self.columns.inputs:
                 empty = [row for row, text in enumerate(texts_of(table, name)) if not text.strip()]
                 if empty:
-                    message = f"{len(empty)} of {len(table)} rows have an empty {name}; the first is {table.place(empty[0])}. Remove them"
+                    message = f"{name} is empty in {len(empty)} of {len(table)} rows, first in {table.place(empty[0])}. Remove rows without {name}"
                     yield table.field, message
         columns = [[text for table in source.tables for text in texts_of(table, name)] for name in self.inputs]
         yield from self.processor.review_length(*columns)

@@ -27,8 +27,8 @@ class Speller:
     def __init__(self, tokenizer: Any, field: str) -> None:
         if not tokenizer.is_fast:
             raise kdplug.ConfigError(
-                f"{type(tokenizer).__name__} has no character offsets, which are needed to align two tokenizers. A fast tokenizer "
-                "(tokenizer.json) is required",
+                f"{type(tokenizer).__name__} has no character offsets, which are needed to align two tokenizers. Use a fast tokenizer "
+                "(tokenizer.json)",
                 field=field,
             )
         self._tokenizer = tokenizer
@@ -76,8 +76,8 @@ def flaw(text: str, spans: Sequence[Span]) -> str | None:
 
 def _dropped(lost: str) -> str:
     return (
-        f"has no token for {lost[:20]!r} (U+{ord(lost[0]):04X}), so the two models would not get the same text. Remove it "
-        "from the text, or use a tokenizer that drops no characters"
+        f"has no token for {lost[:20]!r} (U+{ord(lost[0]):04X}), so the two models would not get the same text. Remove these "
+        "characters from the text, or use a tokenizer that drops no characters"
     )
 
 
@@ -89,7 +89,7 @@ def _untrimmed(backend: Any, field: str) -> Any:
     try:
         made = Tokenizer.from_str(backend.to_str())
     except Exception as error:  # tokenizers raises plain Exception for components written in Python
-        first = (str(error).strip().splitlines() or [""])[0]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise kdplug.ConfigError(
             f"the tokenizer cannot be copied to read its offsets: {first}. Use another tokenizer", field=field
         ) from error

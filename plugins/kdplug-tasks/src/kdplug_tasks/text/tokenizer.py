@@ -119,7 +119,7 @@ def check_agreement(tokenizer: Any, other: Any, field: str) -> None:
     """Raise ``ConfigError`` if two tokenizers have different vocabularies."""
     if reason := difference(tokenizer, other):
         raise kdplug.ConfigError(
-            f"its tokenizer has a different vocabulary from the teacher's: {reason}. Both models get the same ids, so they need the "
+            f"the student's tokenizer has a different vocabulary from the teacher's: {reason}. Both models get the same ids, so they need the "
             "same vocabulary. Use a student with the teacher's tokenizer",
             field=field,
         )

@@ -1,4 +1,4 @@
-"""Split contexts that exceed a model's length into overlapping windows."""
+"""Split contexts that exceed a model's maximum sequence length into overlapping windows."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def _pairs(cell: Any, table: Table, row: int) -> list[tuple[Any, Any]]:
         texts, starts = (one if isinstance(one, list) else [one] for one in (part["text"], part["answer_start"]))
         if len(texts) != len(starts):
             raise table.error(
-                f"answers have {len(texts)} text and {len(starts)} answer_start. Each answer needs both", row
+                f"text and answer_start differ in length, {len(texts)} and {len(starts)}. Each answer needs one text and one answer_start",
+                row,
             )
         pairs += zip(texts, starts, strict=True)
     return pairs
@@ -95,7 +96,7 @@ def _shortened(value: object) -> str:
 
 def _text(text: Any, table: Table, row: int) -> str:
     if not isinstance(text, str):
-        raise table.error(f"the text of an answer must be text, got {_shortened(text)}", row)
+        raise table.error(f"the text of an answer must be a string, got {_shortened(text)}", row)
     return text
 
 

@@ -204,7 +204,7 @@ class Words:
     def about(self) -> str:
         """Describe the tags, and how many words were dropped."""
         cut = (
-            f" {self.cut_words} words are beyond the first {self._max_length} sub-words of their sentence and are dropped."
+            f" Words beyond the first {self._max_length} sub-words of their sentence are dropped: {self.cut_words}."
             if self.cut_words
             else ""
         )
@@ -219,7 +219,7 @@ class Words:
         tags = ["no tag" if label == NO_LABEL else self.labels.names[label] for label in classes[:_SHOWN]]
         shown = ", ".join(f"{word} ({tag})" for word, tag in zip(words[:_SHOWN], tags, strict=True))
         more = ", …" if len(words) > _SHOWN else ""
-        return f" The first sentence is {shown}{more}: {sum(firsts)} of its {len(firsts)} sub-words count, the first of each word."
+        return f" The first sentence is {shown}{more}: {sum(firsts)} of its {len(firsts)} sub-words enter the loss, the first of each word."
 
     def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
         """Write the tokenizer, which both sides share."""
