@@ -161,7 +161,7 @@ def test_a_model_of_texts_is_no_teacher_for_pictures(folder: Path) -> None:
         "teacher": {"config": GPT2, "train": True},
         "student": {"config": GPT2},
     }
-    with pytest.raises(ConfigError, match=r"^task\.teacher: its GPT2Config has no num_channels"):
+    with pytest.raises(ConfigError, match=r"^task\.teacher: the GPT2Config has no num_channels"):
         plan_recipe(recipe(task, folder / "out"))
 
 
@@ -177,7 +177,7 @@ def test_a_composite_config_without_pad_token_id_is_given_one_where_text_is_read
     made = tokenizer()
     TextProcessor(made, 8).check_model(config, "teacher")
     assert config.text_config.pad_token_id == made.pad_token_id
-    with pytest.raises(ConfigError, match=r"^teacher: its CLIPVisionConfig has no vocab_size"):
+    with pytest.raises(ConfigError, match=r"^teacher: the CLIPVisionConfig has no vocab_size"):
         TextProcessor(made, 8).check_model(transformers.CLIPVisionConfig(), "teacher")
 
 

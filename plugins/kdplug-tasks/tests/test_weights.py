@@ -180,7 +180,7 @@ HEAD = {"classifier.weight": torch.zeros(2, 16), "classifier.bias": torch.zeros(
 )
 def test_a_trained_teacher_without_parts_that_its_folder_has_is_refused(folder, name):
     altered(folder, lambda weights: weights.update({name: torch.zeros(4)}))
-    with pytest.raises(ConfigError, match=f"has weights that its .* does not use: {name}. Without them"):
+    with pytest.raises(ConfigError, match=f"has weights that its .* does not use: {name}. Without these weights"):
         family(folder).build_teacher()
 
 
