@@ -87,7 +87,7 @@ class Modules:
             where = f"module {path.module!r}" if path.module else "model itself"
             near = did_you_mean(text, there)
             holds = (
-                f" The module holds {_some(tuple(there))}." if there else " It has no parameters or buffers of its own."
+                f" The module holds {_some(tuple(there))}." if there else " This module holds none itself."
             )
             raise ConfigError(f"no {path.kind} {path.name!r} in the {self.side}'s {where}.{near or holds}")
         found.check()
