@@ -128,7 +128,7 @@ def test_a_temperature_without_a_tail_is_an_error_that_lists_those_with_one(logi
     several = SparseLogits.top(logits, 2, (4, 1))
     assert several.temperatures == (1, 4)
     assert (several.is_known_at(4.0000001), several.is_known_at(2)) == (True, False)
-    with pytest.raises(OutputsError, match=r"^logits: are not known at temperature 2, but at 1 and 4$"):
+    with pytest.raises(OutputsError, match=r"^logits: are not known at temperature 2, only at 1 and 4$"):
         several.at_temperature(2)
 
 
