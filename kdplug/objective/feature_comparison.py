@@ -206,10 +206,10 @@ class FeatureComparison(nn.Module):
         Raises: ``ShapeError`` for a feature without this axis.
         """
         student, teacher = self._student(batch), self._teacher(batch)
-        in_dim = [width_along(feature, axis, self.owner, field="") for feature in student]
+        in_dim = [width_along(feature, axis, self.owner, field="loss") for feature in student]
         if self.plan is not None and self.plan.axis == axis:
             in_dim = [self.plan.width_after(teacher)] * len(student)
-        out_dim = [width_along(feature, axis, self.owner, field="") for feature in teacher]
+        out_dim = [width_along(feature, axis, self.owner, field="loss") for feature in teacher]
         return {
             "in_dim": in_dim[0] if self.is_single else in_dim,
             "out_dim": out_dim[0] if self.is_single else out_dim,

@@ -168,7 +168,7 @@ def test_before_the_first_batch_the_objective_says_what_is_missing(nets, x):
 
 
 def test_a_map_by_path_that_saw_no_model_says_so(nets, x):
-    with pytest.raises(RunError, match=r"^layer_map: it uses module paths"):
+    with pytest.raises(RunError, match=r"^layer_map: the layer map uses module paths"):
         objective(layer_S="encoder.layer.*").materialize(nets[0](x), nets[1](x))
 
 

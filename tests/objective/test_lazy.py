@@ -54,10 +54,10 @@ def test_a_lazy_match_loss_is_an_error_when_the_objective_is_built(build, offer,
 
 def test_a_lazy_projection_is_an_error_when_it_is_built(build, offer, match, matches_only):
     name = offer(lazy, "projections")
-    with pytest.raises(SignatureError, match=r"^intermediate_matches\.0: .*could not be resumed"):
+    with pytest.raises(SignatureError, match=r"^intermediate_matches\.0: .*could not be loaded from a checkpoint"):
         build(intermediate_matches=[match(proj=[name, 2, 3])], **matches_only)
     objective = build(intermediate_matches=[match(proj=[name, "auto", "auto"])], **matches_only)
-    with pytest.raises(SignatureError, match=r"^intermediate_matches\.0: .*could not be resumed"):
+    with pytest.raises(SignatureError, match=r"^intermediate_matches\.0: .*could not be loaded from a checkpoint"):
         objective.materialize({"hidden": [torch.ones(2, 3)]}, {"hidden": [torch.ones(2, 4)]})
 
 

@@ -315,7 +315,7 @@ def test_a_module_that_is_replaced_later_is_read(of, offer):
     model[0] = nn.Sequential(nn.Linear(3, 3))
     assert objective({}, {}).total == model[0][0].weight.square().sum()
     model[0] = nn.Identity()
-    with pytest.raises(RunError, match=rf"^terms\.0: the student's {read} .* was removed"):
+    with pytest.raises(RunError, match=rf"^terms\.0: the student's {read} was removed"):
         objective({}, {})
 
 

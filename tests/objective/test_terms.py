@@ -118,11 +118,14 @@ def test_masks_and_labels_follow_their_head(of, offer, random):
     [
         (
             {"head_S": 3, "head_T": 0},
-            r"^terms\.0\.head_S: there is no head 3: the student returned logits of 3 heads, 0 to 2",
+            r"^terms\.0\.head_S: there is no head 3: the student returned logits of 3 heads \(0 to 2\)",
         ),
         ({"head_S": 0, "head_T": 2}, r"^terms\.0\.head_T: there is no head 2: the teacher returned logits of 2 heads"),
         ({"head_S": 0}, r"^terms\.0\.head_T: must select a head, as head_S does: the teacher returned logits of 2"),
-        ({}, r"^terms\.0\.loss: the student returned logits of 3 heads, the teacher of 2.*head_S and head_T"),
+        (
+            {},
+            r"^terms\.0\.loss: the numbers of heads differ: the student returned logits of 3, the teacher of 2.*head_S and head_T",
+        ),
     ],
 )
 def test_a_head_that_does_not_exist_is_named_with_its_path(of, heads, term, message):

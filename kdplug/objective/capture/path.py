@@ -86,7 +86,9 @@ class Modules:
             where = f"module {path.module!r}" if path.module else "model itself"
             near = did_you_mean(text, there)
             holds = (
-                f" The module holds {_some(tuple(there))}." if there else " The module itself has no parameters or buffers."
+                f" The module holds {_some(tuple(there))}."
+                if there
+                else " The module itself has no parameters or buffers."
             )
             raise ConfigError(f"no {path.kind} {path.name!r} in the {self.side}'s {where}.{near or holds}")
         found.check()

@@ -131,7 +131,8 @@ def test_two_reductions_are_found(fake_site: FakeSite) -> None:
     """
     add(fake_site, source)
     finding = one(fake_site)
-    assert (finding.check, finding.what) == ("declarations", "f declares both mean_over_items and sum_over_items")
+    assert finding.check == "declarations"
+    assert finding.what.startswith("f declares both mean_over_items and sum_over_items")
 
 
 def test_a_module_without_an_init_is_in_order(fake_site: FakeSite) -> None:

@@ -234,7 +234,7 @@ def test_the_padding_of_a_vocabulary_is_left_out_and_warned_of_once(offer, facto
     other = teacher.logits("teacher", factored="teacher" in factored)
     cut = teacher.logits("teacher", factored=False)[..., :CLASSES]
     objective = Objective(DistillationConfig(kd_loss_type=loss, padded_vocabulary="drop", logit_chunk=5))
-    with pytest.warns(UserWarning, match=rf"the last 3 of the {longer} are dropped") as caught:
+    with pytest.warns(UserWarning, match=rf"the {longer}'s last 3 classes are dropped") as caught:
         totals = [objective(student.logits("student", factored="student" in factored), other).total for _ in range(2)]
     own = student.logits("student", factored=False)[..., :CLASSES]
     expected = Objective(DistillationConfig(kd_loss_type=loss))(own, cut).total

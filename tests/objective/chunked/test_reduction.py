@@ -165,7 +165,10 @@ def test_an_annotation_that_is_not_kept_is_an_error(offer):
     def annotated(student_logits, teacher_logits) -> LossSum:
         return of_all_elements(student_logits, teacher_logits)
 
-    with pytest.raises(SignatureError, match=r"^kd_loss_type: local:offered returned a scalar.*6 of the 12 items"):
+    with pytest.raises(
+        SignatureError,
+        match=r"^kd_loss_type: local:offered is annotated to return a LossSum, but returned a scalar.*6 of the 12 items",
+    ):
         Scene().run(kd_loss_type=offer(annotated), logit_chunk=6)
 
 
