@@ -28,7 +28,8 @@ def all_gather(tensor: Tensor) -> Tensor:
     of the processes are averaged, as distillers and DDP do, a loss on the gathered tensors therefore trains what it
     would train in one process on all examples.
 
-    Every process must call it, in the same order, and run the backward pass if one does. Each call compares the shapes,
+    Every process must call it, in the same order, and run the backward pass if one does. A loss on logits is not called in
+    a process whose batch has no unmasked item, so call it there in a loss on features. Each call compares the shapes,
     which waits for the device.
 
     Raises: ``ShapeError``, on every process, for tensors without axes, and if dtypes or other axes differ.

@@ -29,6 +29,7 @@ from kdplug.errors import ConfigError
 from kdplug.host.component import Component
 from kdplug.host.name import shown
 from kdplug.host.registry import cache_codecs, losses, tasks
+from kdplug.objective.loss_term import compares_logits
 from kdplug.objective.objective import Objective
 
 
@@ -104,7 +105,10 @@ def _mistaken_term(written: WrittenTerm) -> Iterator[tuple[str, str, str]]:
     if term.slot == "match":
         yield ".".join(map(str, ("distillation", *place.path))), "compares features token by token", "Remove this term"
         return
-    entry = losses.build(term.loss, slot="kd").entry
+    component = losses.build(term.loss, slot="kd")
+    entry = component.entry
+    if not compares_logits(term, component.inputs):
+        return
     if not declares(entry.load(), ACROSS_VOCABULARIES):
         field = ".".join(map(str, ("distillation", *place.path, place.key("loss"))))
         yield field, f"{entry.qualified} compares class by class", "Use a loss that is declared across_vocabularies"

@@ -348,15 +348,21 @@ def certainty(student_logits, teacher_logits):
     return (student_logits.softmax(-1).amax(-1) - teacher_logits.softmax(-1).amax(-1)).square().mean()
 
 
+def penalty(student_parameters):
+    return student_parameters[":parameter.weight"].square().mean()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         ("distillation.kd_loss_weight=0", "distillation.hard_label_weight=1"),
         ("distillation.kd_loss_type=certainty",),
+        ("distillation={terms: [{loss: penalty, reads_S: [':parameter.weight']}, {loss: certainty}]}",),
     ],
 )
 def test_what_compares_no_classes_goes_with_two_vocabularies(offering, changes):
     kdplug.losses.register("certainty")(certainty)
+    kdplug.losses.register("penalty")(penalty)
     run_recipe(offering(*changes, vocabulary_difference="7 tokens and 9"))
 
 
