@@ -120,7 +120,7 @@ class AccumulationBatches:
             taken = sum(1 for _ in islice(batches, position["batches"]))
             if taken < position["batches"]:
                 raise RunError(
-                    f"the checkpoint was written after batch {position['batches']} of pass {self.epoch + 1}, but the "
+                    f"the checkpoint was written after batch {position['batches']} of epoch {self.epoch + 1}, but the "
                     f"number of batches in the dataloader is now {taken}. Restore the data of that run, or start a new run "
                     "in another output_dir"
                 )
@@ -144,9 +144,9 @@ class AccumulationBatches:
 
     def _empty(self) -> RunError:
         if self.epoch == 0:
-            return RunError("the dataloader is empty: its first pass yielded no batch")
+            return RunError("the dataloader is empty: its first epoch had no batch")
         return RunError(
-            f"the dataloader is exhausted: pass {self.epoch + 1} yielded no batch. It can be iterated only once "
+            f"the dataloader is exhausted: epoch {self.epoch + 1} had no batch. It can be iterated only once "
             "(is it a generator?); pass one that can be iterated again, or train for fewer steps."
         )
 

@@ -150,8 +150,10 @@ def _check_folder(place: Path, given: str, field: str) -> None:
     try:
         above = (place, *place.absolute().parents)
         there = next(folder for folder in above if folder.exists() or folder.is_symlink())
-    except OSError as error:  # name too long
-        raise RunError(f"{given[:_SHOWN]!r} is not a valid folder name: {error.strerror}", field=field) from error
+    except OSError as error:  # a name that is too long, or a folder above it that may not be read
+        raise RunError(
+            f"cannot use {given[:_SHOWN]!r}: {error.strerror}. Choose another folder", field=field
+        ) from error
     if not there.exists():
         reason = f"{str(there)!r} is a broken link"
     elif not there.is_dir():

@@ -166,7 +166,7 @@ OF_AN_OUTPUT = OF_A_MODEL | {"device": lambda _: "/dev/full"}
 def test_a_folder_that_cannot_be_written(scene: ErrorScene, command: str, field: str, kind: str) -> None:
     line = scene.refused(command, **{field: str(OF_AN_OUTPUT[kind](scene.folder))})
     assert line.startswith(f"{OUTPUTS[field]}: ")
-    says = "broken link|is not a folder|is not a valid folder name|at most 4096 characters|there is no such user"
+    says = "broken link|is not a folder|is not a valid folder name|cannot use|at most 4096 characters|there is no such user"
     assert re.search(says, line)
 
 
@@ -193,10 +193,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "run {}.yaml": ("", "cannot read"),
     "plan {}.json": ("", "cannot read"),
     "run {recipe} --locked {}": ("--locked: ", "cannot read|there is no file"),
-    "run {recipe} --output-dir {}": ("output_dir: ", "broken link|not a valid folder name|at most 4096"),
+    "run {recipe} --output-dir {}": ("output_dir: ", "broken link|not a valid folder name|cannot use|at most 4096"),
     "new {new} --from {}": ("--from: ", "cannot read|there is no file|is a broken link"),
     "new {new} --from {rows} --teacher {}": ("--teacher: ", NO_FOLDER + "|broken link"),
-    "cache make {recipe} --out {}": ("training.teacher_cache: ", "broken link|not a valid folder name|at most 4096"),
+    "cache make {recipe} --out {}": ("training.teacher_cache: ", "broken link|not a valid folder name|cannot use|at most 4096"),
     "cache show {}": ("", "is not a teacher cache|cannot read"),
     "plugins new kdplug-x --kind loss --dir {}": ("--dir: ", "cannot write to"),
 }  # fmt: skip

@@ -87,7 +87,7 @@ def test_tau_is_a_finite_number(tmp_path, tau):
 
 def test_2_2_17_an_exhausted_generator_is_an_error_that_names_its_task(tmp_path):
     data = {"a": make_batches(2), "b": (batch for batch in make_batches(2))}
-    with pytest.raises(RunError, match=r"dataloaders.b: the dataloader is exhausted: pass 2 .*a generator\?"):
+    with pytest.raises(RunError, match=r"dataloaders.b: the dataloader is exhausted: epoch 2 .*a generator\?"):
         drawn(tmp_path, data, 100, tau=0)
 
 

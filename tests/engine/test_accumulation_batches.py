@@ -41,7 +41,7 @@ def test_an_exhausted_generator_is_an_error_and_no_endless_wait():
     """Weakness 2.3: an exhausted generator with num_steps hung."""
     windows = iter(AccumulationBatches((x for x in "ab"), 1))
     assert list(islice(windows, 2)) == [["a"], ["b"]]
-    with pytest.raises(RunError, match="exhausted: pass 2"):
+    with pytest.raises(RunError, match="exhausted: epoch 2"):
         next(windows)
 
 

@@ -284,10 +284,11 @@ def read_run(folder: Path) -> dict[str, Any]:
 def read_process(folder: Path, index: int) -> dict[str, Any]:
     """Return the ``own`` data that process ``index`` passed to ``write``.
 
-    Raises: ``RunError`` if that process did not exist.
+    Raises: ``RunError`` if there is no such file.
     """
-    if not (folder / f"{_process(index)}.json").is_file():
-        raise RunError(f"{folder} was written by fewer processes than are running now. Resume with as many as wrote it")
+    file = f"{_process(index)}.json"
+    if not (folder / file).is_file():
+        raise RunError(f"{folder} is damaged: {file} is missing. Restore the file, or resume from another checkpoint")
     found: dict[str, Any] = read_archive(folder, _process(index))
     return found
 

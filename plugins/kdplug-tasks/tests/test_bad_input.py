@@ -81,7 +81,7 @@ CASES = {
     ),
     "sizes that do not go together": (
         {"student": {"config": {"hidden_size": 15}}},
-        r"task\.student: .* cannot be built from this BertConfig: The hidden size \(15\) is not a multiple",
+        r"task\.student: .* cannot be built from this BertConfig: ValueError: The hidden size \(15\) is not a multiple",
     ),
     "no tokenizer": ({"teacher": {"config": BERT, **TRAINED}}, r"task\.tokenizer: is required"),
     "fewer outputs of the student than labels": (

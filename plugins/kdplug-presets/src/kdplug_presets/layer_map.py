@@ -1,6 +1,6 @@
 """Layer maps: pairs of a student layer and the teacher layer it learns from.
 
-Layers count from 1 to the number of layers; 0 is the embeddings' output. A map is a list of pairs, student first.
+Layers are numbered from 1; 0 is the embeddings' output. A map is a list of pairs, student first.
 """
 
 from __future__ import annotations

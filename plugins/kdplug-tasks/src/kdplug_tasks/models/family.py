@@ -214,9 +214,11 @@ class Family:
             with data_only():
                 return self._class.from_config(deepcopy(config), trust_remote_code=False, **self._attention)
         except Exception as error:  # checks in model constructors, KeyError for an unknown name
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            kind = type(config).__name__
-            raise kdplug.ConfigError(f"{self.auto} cannot be built from this {kind}: {first}", field=side) from error
+            kind, first = type(error).__name__, (str(error).strip().splitlines() or ["no message"])[0]
+            raise kdplug.ConfigError(
+                f"{self.auto} cannot be built from this {type(config).__name__}: {kind}: {first}. Correct the model's config",
+                field=side,
+            ) from error
 
     def _from_folder(self, path: str, config: Any, field: str, is_trained: bool) -> Any:
         check_path(path, field)
