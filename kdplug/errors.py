@@ -15,7 +15,7 @@
     ├── ShapeError             tensors of incompatible shapes                   (ValueError)
     └── RunError               a run that cannot start or continue              (RuntimeError)
 
-Each message names the field, the value, the owner and the nearest fix.
+A message names the field, the value, the owner and the nearest fix, as far as they exist.
 """
 
 from __future__ import annotations

@@ -187,7 +187,10 @@ def _check_fact(name: str, value: Any, owner: str) -> None:
             f'{owner} states {name} = {value!r}: it must be a tuple of input names, such as ("teacher_features",)'
         )
     if name == SHAPES and not isinstance(value, str | tuple | list | None):
-        raise SignatureError(f"{owner} states {name} = {value!r}: it must be a shape, the name of one, or a list")
+        raise SignatureError(
+            f'{owner} states {name} = {value!r}: it must be a shape as a tuple, the name of a usual shape such as "maps", or '
+            "a list with one of these for each layer"
+        )
 
 
 def _is_stated_by(cls: type, name: str) -> bool:

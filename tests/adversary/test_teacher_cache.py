@@ -28,6 +28,7 @@ from kdplug.engine.cache import layout
 from kdplug.engine.cache.folder import CacheFolder
 from kdplug.engine.cache.report import CacheReport
 from kdplug.engine.cache.session import CacheSession
+from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.hashing import digest
 from kdplug.engine.parallel.process import process
 from kdplug.errors import KdplugError, RunError
@@ -96,7 +97,7 @@ class Scene:
         """A digest of everything that a run reads of the cache in ``folder``."""
         made = self.distiller(folder, seed)
         with process("cpu", None) as accelerator:
-            session = CacheSession(made.teacher_cache, made._teacher, self.loader(), None, {})
+            session = session_of(made, self.loader())
             session.open(accelerator)
             session.fill(made.objective, shown=False)
             found = [session.postprocess(keyed)["teacher_cache"].outputs() for keyed in session.dataloader]
@@ -123,6 +124,11 @@ class Kept:
     intact: Path
     other: Path
     recalled: int
+
+
+def session_of(made, loader) -> CacheSession:
+    ids = ExampleIds(made.objective, loader, None)
+    return CacheSession(made.teacher_cache, made._teacher, loader, None, {}, example_ids=ids)
 
 
 @pytest.fixture(scope="module")
@@ -325,7 +331,7 @@ def test_a_shard_that_is_overwritten_during_a_run_ends_it(kept, tmp_path):
     shutil.copytree(cache.intact, folder)
     made = cache.scene.distiller(folder, None)
     with process("cpu", None) as accelerator:
-        session = CacheSession(made.teacher_cache, made._teacher, cache.scene.loader(), None, {})
+        session = session_of(made, cache.scene.loader())
         session.open(accelerator)
         first, second, *_ = [session.postprocess(keyed)["teacher_cache"] for keyed in session.dataloader]
         first.outputs()

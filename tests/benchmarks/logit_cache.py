@@ -129,11 +129,13 @@ def gradient(objective: nn.Module, student: Language, batches: Iterator[tuple[An
 def recalled(made: GeneralDistiller, data: Dataset[Any], order: list[list[int]]) -> Iterator[tuple[Any, Any]]:
     """Batches and what the cache says of them, as a run reads it."""
     from kdplug.engine.cache.session import CacheSession
+    from kdplug.engine.example_ids import ExampleIds
     from kdplug.engine.parallel.process import process
 
     loader = DataLoader(data, batch_sampler=order, collate_fn=collate)
     with process("cpu", None) as accelerator:
-        session = CacheSession(made.teacher_cache, made._teacher, loader, None, {})
+        ids = ExampleIds(made.objective, loader, None)
+        session = CacheSession(made.teacher_cache, made._teacher, loader, None, {}, example_ids=ids)
         session.open(accelerator)
         for keyed in session.dataloader:
             parts = session.postprocess(keyed)  # type: ignore[misc]

@@ -38,7 +38,7 @@ def test_the_commands_and_flags_are_these():
         "kdplug cache make": ["--debug", "--out", "--set", "recipe"],
         "kdplug cache show": ["--check", "--json", "folder"],
         "kdplug plugins": [],
-        "kdplug plugins new": ["--dir", "--kind", "--license", "--on", "name"],
+        "kdplug plugins new": ["--dir", "--form", "--kind", "--license", "--on", "name"],
         "kdplug plugins check": ["--json", "dist"],
         "kdplug plugins list": ["--json", "--kind", "--load"],
         "kdplug plugins show": ["--kind", "name"],

@@ -355,7 +355,7 @@ def test_a_sampler_of_other_keys_is_refused(tmp_path):
             return super().__getitem__("abcdefghij".index(place))
 
     with pytest.raises(
-        RunError, match="requests example_ids needs integer indices of examples; the sampler returned 'a'"
+        RunError, match="requests example_ids needs integer indices of examples, and the sampler returned 'a'"
     ):
         distil(tmp_path, DataLoader(ByLetter(), batch_size=4, sampler=Keys()))
 
@@ -366,7 +366,7 @@ def test_keys_that_only_resemble_integers_are_refused(tmp_path, keys):
         def __getitem__(self, place):
             return super().__getitem__(keys.index(place))
 
-    with pytest.raises(RunError, match=f"needs integer indices of examples; the sampler returned {keys[0]!r}"):
+    with pytest.raises(RunError, match=f"needs integer indices of examples, and the sampler returned {keys[0]!r}"):
         distil(tmp_path, DataLoader(ByKey(len(keys)), batch_size=2, sampler=keys))
 
 

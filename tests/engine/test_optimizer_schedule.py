@@ -74,7 +74,7 @@ def test_a_scheduler_built_before_the_projections_treats_them_as_one_built_after
 )
 def test_a_prebuilt_scheduler_that_cannot_be_extended_is_refused_and_the_way_out_named(optimizer, build):
     scheduler = build(optimizer)
-    with pytest.raises(RunError, match="pass scheduler_class and scheduler_args"):
+    with pytest.raises(RunError, match="Pass scheduler_class and scheduler_args"):
         make_scheduler(optimizer, new_groups=add_projection(optimizer), scheduler=scheduler)
 
 

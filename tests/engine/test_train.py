@@ -189,7 +189,7 @@ def test_finding_out_a_width_leaves_batch_statistics_and_randomness_alone_and_ne
     pair = TrainingModule(student, None, Objective(DistillationConfig(intermediate_matches=[AUTO])))
     student.register_forward_hook(lambda module, inputs, output: torch.rand(1) is None or None)
     before, randomness, seen = weights(student), torch.get_rng_state(), []
-    pair.objective.materialize = lambda student, teacher: seen.append(student["logits"].requires_grad)
+    pair.objective.materialize = lambda student, teacher, num_examples: seen.append(student["logits"].requires_grad)
     materialize(pair, Teacher(make_teacher()), make_batches(1)[0], {}, torch.device("cpu"))
     assert torch.equal(before, weights(student))
     assert torch.equal(randomness, torch.get_rng_state())

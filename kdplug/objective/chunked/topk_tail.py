@@ -1,4 +1,4 @@
-"""Student logits on the categories of SparseLogits with a tail: K classes, and all others combined."""
+"""Logits of teacher and student on the categories of SparseLogits with a tail: K classes, and all others combined."""
 
 from __future__ import annotations
 

@@ -14,7 +14,10 @@ from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
-RECIPES = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".yaml", ".yml"))
+PACKAGES = {file.parent for file in EXAMPLES.glob("*/pyproject.toml")}  # whose recipes need the package
+RECIPES = sorted(
+    path for path in EXAMPLES.rglob("*") if path.suffix in (".yaml", ".yml") and PACKAGES.isdisjoint(path.parents)
+)
 
 
 @pytest.fixture

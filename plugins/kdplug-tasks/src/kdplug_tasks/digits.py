@@ -1,4 +1,4 @@
-"""Handwritten digits with few labels: a task that needs no download and runs in under a minute."""
+"""Handwritten digits with few labels: a task that needs no download."""
 
 from __future__ import annotations
 
