@@ -92,7 +92,7 @@ def test_a_fact_that_is_copied_or_overridden_excludes_nothing() -> None:
         ({"randon": True}, "no fact 'randon'. Did you mean 'random'?"),
         ({"random": 1}, "states random = 1: it must be True or False"),
         ({"integer_inputs": "labels"}, "must be a tuple of input names"),
-        ({"shapes": 3}, "must be a shape, the name of one, or a list"),
+        ({"shapes": 3}, "must be a shape as a tuple, the name of a usual shape"),
     ],
 )
 def test_a_wrong_fact_is_an_error(stated: dict[str, Any], message: str) -> None:
