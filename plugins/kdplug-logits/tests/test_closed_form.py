@@ -52,7 +52,10 @@ def test_dist_compares_items_so_it_is_refused_in_pieces_and_right_in_one():
     factored = FactoredLogits(hidden, weight)
     whole = Objective(DistillationConfig(kd_loss_type="dist", logit_chunk="whole"))
     torch.testing.assert_close(whole(factored, teacher).total, whole(factored.dense(), teacher).total)
-    with pytest.raises(SignatureError, match=r"^kd_loss_type: kdplug-logits:dist returned a scalar"):
+    with pytest.raises(
+        SignatureError,
+        match=r"^kd_loss_type: kdplug-logits:dist is annotated to return a LossSum, but returned a scalar",
+    ):
         Objective(DistillationConfig(kd_loss_type="dist", logit_chunk=5))(factored, teacher)
 
 

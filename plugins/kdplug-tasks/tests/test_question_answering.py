@@ -115,8 +115,8 @@ def test_an_answer_that_is_not_where_the_data_say_is_an_error(tmp_path):
     [
         ([{"text": "Anna Lee"}], r"answers must be .* got \{'text': 'Anna Lee'\}"),
         ("Anna Lee", r"answers must be .* got 'Anna Lee'"),
-        ({"text": ["Anna Lee", "Anna"], "answer_start": [32]}, "answers have 2 text and 1 answer_start"),
-        ({"text": [7], "answer_start": [32]}, "the text of an answer must be text, got 7"),
+        ({"text": ["Anna Lee", "Anna"], "answer_start": [32]}, "text and answer_start differ in length, 2 and 1"),
+        ({"text": [7], "answer_start": [32]}, "the text of an answer must be a string, got 7"),
         ({"text": ["Anna Lee"], "answer_start": [32.5]}, "answer_start must be a whole number of at least 0, got 32.5"),
         ({"text": ["Anna Lee"], "answer_start": [None]}, "answer_start must be a whole number of at least 0, got None"),
         ({"text": ["Anna Lee"], "answer_start": [-1]}, "answer_start must be a whole number of at least 0, got -1"),
