@@ -20,7 +20,8 @@ from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits, distinct
 from kdplug.engine.cache.cache import TeacherCache
-from kdplug.engine.cache.coding import Coding, decoded
+from kdplug.engine.cache.coding import Coding
+from kdplug.engine.cache.kept_mass import decoded
 from kdplug.engine.cache.session import Caches, fill
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.checkpoint.fingerprint import data_fingerprint, described

@@ -1,4 +1,4 @@
-"""``kdplug plugins show``: what one entry does, asks for and can be told."""
+"""``kdplug plugins show``: what one entry does, requests and can be set to."""
 
 from __future__ import annotations
 

@@ -2,125 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 import pytest
 import torch
 from cache_scene import Rowwise
+from example_id_scene import BANK, COUNT, SEEN, First, Rows, distil, flat, register, seen, student
 from killer import Killed, Killer
 from multi_task_scene import make
-from small_run import make_batches, make_distiller, make_student, sgd, weights
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from small_run import make_batches, make_student, sgd, weights
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from kdplug import ConfigError, DistillationConfig, LossSum, Objective, OutputsError, RunError, ShapeError, losses
+from kdplug import ConfigError, DistillationConfig, Objective, OutputsError, RunError, ShapeError
 
 pytestmark = pytest.mark.filterwarnings("ignore:. of the student's . trained parameters got no gradient")
-SEEN: list[tuple[list[int], torch.Tensor]] = []
-COUNT = 10
-
-
-class Bank(nn.Module):
-    """Compares each example's features with what a bank keeps of it, and then keeps the teacher's."""
-
-    def __init__(self, num_examples, out_dim, *, momentum: float = 0.5) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("bank", torch.zeros(num_examples, out_dim))
-        self.map = nn.Linear(3, out_dim)
-
-    def forward(self, student_features, teacher_features, example_ids) -> LossSum:
-        SEEN.append((example_ids.tolist(), student_features.detach().clone()))
-        error = (self.map(student_features) - self.bank[example_ids] - teacher_features).square().mean(-1)
-        with torch.no_grad():
-            kept = self.momentum * self.bank[example_ids] + (1 - self.momentum) * teacher_features
-            self.bank[example_ids] = kept.to(self.bank.dtype)
-        return LossSum(error.sum(), error.numel())
-
-
-def logit_bank(student_logits, teacher_logits, example_ids) -> LossSum:
-    SEEN.append((example_ids.tolist(), student_logits.detach().clone()))
-    error = (student_logits - teacher_logits).square().mean(-1) * (1 + example_ids % 3)
-    return LossSum(error.sum(), error.numel())
-
-
-class Sized(nn.Module):
-    """A loss on logits with one learned temperature for each example."""
-
-    def __init__(self, num_examples) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(num_examples))
-
-    def forward(self, student_logits, teacher_logits, example_ids):
-        return ((student_logits - teacher_logits) * self.scale[example_ids, None]).square().mean()
 
 
 @pytest.fixture(autouse=True)
 def _entries():
-    SEEN.clear()
-    for name, loss in (("bank", Bank), ("logit_bank", logit_bank), ("sized", Sized)):
-        losses.register(name)(loss)
-
-
-BANK = {"loss": "bank", "feature": "hidden", "layer_S": 0, "layer_T": 0}
-
-
-class Rows(Dataset):
-    """Ten rows; the first number of each is its place."""
-
-    def __init__(self, count=COUNT, *, noise=0.0):
-        self.rows, self.noise = torch.cat(make_batches(count, size=1)), noise
-        self.rows[:, 0] = torch.arange(count)
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, place):
-        row = self.rows[place].clone()
-        if self.noise:
-            row[1:] += self.noise * torch.randn(3, dtype=torch.float64)
-        return row
-
-
-class First(nn.Module):
-    """A student whose first feature is the first number of its row."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(3, 2).double()
-        self.head = nn.Linear(3, 3).double()
-
-    def forward(self, x):
-        hidden = torch.cat([x[:, :1], torch.tanh(self.inner(x[:, 1:]))], dim=1)
-        return {"logits": torch.cat([x[:, :1], self.head(hidden)[:, 1:]], dim=1), "hidden": [hidden]}
-
-
-def student():
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        return First()
-
-
-def distil(folder, data, term=BANK, *, made=None, train=None, **options):
-    """Train on ``data``; the ids that the loss saw, and the distiller."""
-    SEEN.clear()
-    made = student() if made is None else made
-    training = {"seed": 3, **options.pop("training", {})}
-    distiller = make_distiller(folder, made, options.pop("teacher", None), training=training, terms=[term], **options)
-    with torch.random.fork_rng():
-        distiller.train(sgd(made), data, **{"num_epochs": 2, **(train or {})})
-    return seen(), distiller
-
-
-def flat(lists):
-    return list(chain.from_iterable(lists))
-
-
-def seen():
-    """The ids of each call, after a check that each row is that of its id."""
-    for ids, rows in SEEN:
-        assert rows[..., 0].flatten().tolist() == ids
-    return [ids for ids, _ in SEEN]
+    register()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -283,91 +181,6 @@ def test_wrong_ids_are_named(tmp_path, kind):
     make_ids = lambda rows: {"x": torch.stack(rows), "example_ids": ids(torch.stack(rows))}  # noqa: E731
     with pytest.raises(error, match=message):
         distil(tmp_path, DataLoader(Rows(), batch_size=4, collate_fn=make_ids))
-
-
-def sorts(rows):
-    return torch.stack(sorted(rows, key=lambda row: -float(row[1])))
-
-
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda rows: rows.flip(0),
-        lambda rows: 0.7 * rows + 0.3 * rows.flip(0),
-        lambda rows: rows.roll(1, 0),
-        lambda rows: rows.roll(2, 0),
-    ],
-)
-def test_rearranged_rows_are_refused_whatever_the_arrangement(tmp_path, size, change):
-    rearranged = DataLoader(Rows(), batch_size=size, collate_fn=lambda rows: change(torch.stack(rows)))
-    if size == 2 and torch.equal(change(torch.eye(2)), torch.eye(2)):
-        pytest.skip("changes nothing")
-    with pytest.raises(RunError, match="rows of a batch do not follow its examples"):
-        distil(tmp_path, rearranged)
-
-
-def drops(rows):
-    return torch.stack(rows[1:])
-
-
-def test_rows_that_do_not_follow_their_examples_are_refused(tmp_path):
-    with pytest.raises(RunError, match="rows of a batch do not follow its examples"):
-        distil(tmp_path / "collate", DataLoader(Rows(), batch_size=4, collate_fn=sorts))
-    with pytest.raises(RunError, match="rows of a batch do not follow its examples"):
-        distil(
-            tmp_path / "post",
-            DataLoader(Rows(), batch_size=4),
-            train={"batch_postprocessor": lambda b: b[b[:, 1].argsort()]},
-        )
-    with pytest.raises(RunError, match="rows of a batch do not follow its examples"):
-        distil(tmp_path / "noise", DataLoader(Rows(noise=0.1), batch_size=4, num_workers=1, collate_fn=sorts))
-    with (
-        pytest.warns(UserWarning, match="it cannot be checked"),
-        pytest.raises(ShapeError, match="of which the batch has 4"),
-    ):
-        distil(tmp_path / "drops", DataLoader(Rows(), batch_size=4, collate_fn=drops))
-
-
-def masks(rows):
-    """A collate function that hides numbers at random."""
-    rows = torch.stack(rows)
-    return torch.cat([rows[:, :1], rows[:, 1:] * (torch.rand(len(rows), 3) > 0.5)], dim=1)
-
-
-def test_random_batches_are_warned_of_and_numbered(tmp_path):
-    with pytest.warns(UserWarning, match="it cannot be checked that row i of a batch is its example i"):
-        found, _ = distil(tmp_path, DataLoader(Rows(), batch_size=4, collate_fn=masks))
-    assert found[:3] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-
-
-class Keys:
-    def __len__(self):
-        return COUNT
-
-    def __iter__(self):
-        return iter("abcdefghij")
-
-
-def test_a_sampler_of_other_keys_is_refused(tmp_path):
-    class ByLetter(Rows):
-        def __getitem__(self, place):
-            return super().__getitem__("abcdefghij".index(place))
-
-    with pytest.raises(
-        RunError, match="requests example_ids needs integer indices of examples, and the sampler returned 'a'"
-    ):
-        distil(tmp_path, DataLoader(ByLetter(), batch_size=4, sampler=Keys()))
-
-
-@pytest.mark.parametrize("keys", [[0.0, 0.5, 1.0, 1.5], ["0", "1", "02", "3"]])
-def test_keys_that_only_resemble_integers_are_refused(tmp_path, keys):
-    class ByKey(Rows):
-        def __getitem__(self, place):
-            return super().__getitem__(keys.index(place))
-
-    with pytest.raises(RunError, match=f"needs integer indices of examples, and the sampler returned {keys[0]!r}"):
-        distil(tmp_path, DataLoader(ByKey(len(keys)), batch_size=2, sampler=keys))
 
 
 def test_a_loss_is_not_used_for_data_of_another_size(tmp_path):

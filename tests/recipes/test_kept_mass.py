@@ -13,7 +13,7 @@ from rich.console import Console
 import kdplug
 from kdplug import ConfigError, Recipe, SparseLogits
 from kdplug.cli.plan import plan_lines
-from kdplug.engine.cache.coding import KeptMass, decoded
+from kdplug.engine.cache.kept_mass import KeptMass, decoded
 from kdplug.engine.cache.report import CacheReport
 from kdplug.host.active import isolated
 from kdplug.host.metadata import scan

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from kdplug.config.training import TrainingConfig
 from kdplug.engine.cache.cache import TeacherCache
-from kdplug.engine.cache.coding import KeptMass
 from kdplug.engine.cache.folder import CacheFolder
+from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.cache.key import source_of
 from kdplug.engine.cache.run import OpenCache
 from kdplug.engine.cache.summary import CacheSummary

@@ -17,9 +17,10 @@ from kdplug.contracts.tree import tensors
 from kdplug.distillers.session import teacher_cache
 from kdplug.engine.cache.builder import take_heads
 from kdplug.engine.cache.cache import TeacherCache
-from kdplug.engine.cache.coding import KeptMass, encode
+from kdplug.engine.cache.coding import encode
 from kdplug.engine.cache.content import RequiredOutputs, flatten
 from kdplug.engine.cache.folder import CacheFolder
+from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.cache.report import CacheReport
 from kdplug.engine.cache.shard import CodingStats
 from kdplug.engine.observe.activity import busy

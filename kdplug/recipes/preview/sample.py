@@ -18,7 +18,7 @@ from kdplug.config.recipe import Recipe
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.task import ReviewsTeacher
 from kdplug.contracts.tree import tensors
-from kdplug.engine.cache.coding import KeptMass
+from kdplug.engine.cache.kept_mass import KeptMass
 from kdplug.engine.example_ids import ExampleIds
 from kdplug.engine.forward_state import materialize, modes
 from kdplug.engine.teacher import Teacher, check_apart
