@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from two_processes import run_in_two_processes
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -155,14 +154,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:. of the student's . trained par
 def found(tmp_path_factory):
     """What each of two gloo processes had at the end."""
     folder = tmp_path_factory.mktemp("banks")
-    (folder / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2]), *sys.path])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*launch, str(folder)], cwd=folder, env=environment, timeout=240, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(folder, SCRIPT, Path(__file__), timeout=240)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
