@@ -159,3 +159,24 @@ def test_a_shorter_chunk_before_a_longer_one_does_not_shrink_the_buffer(offer):
     mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     scene, keys = Scene(items=(2, 3)), {"kd_loss_type": offer(slopes), "outputs": {"logits_mask": mask}}
     assert_same(scene.run(logit_chunk=1, **keys), scene.run(factored=(), **keys))
+
+
+@pytest.mark.parametrize("factored", ["", "student teacher"])
+def test_a_sequence_has_one_id_also_in_chunks(offer, factored):
+    seen = []
+
+    @kdplug.whole_sequences
+    def numbered(student_logits, teacher_logits, mask, example_ids) -> LossSum:
+        assert len(example_ids) == len(student_logits)
+        seen.extend(example_ids.tolist())
+        values = (student_logits - teacher_logits).square().mean(-1).masked_fill(~mask, 0.0).sum(-1)
+        return LossSum((values * example_ids).sum(), len(values))
+
+    scene = Scene(items=ITEMS)
+    objective = Objective(DistillationConfig(kd_loss_type=offer(numbered), logit_chunk=8))
+    student, teacher = (scene.logits(side, factored=side in factored) for side in ("student", "teacher"))
+    total = objective({"logits": student, "logits_mask": MASK}, teacher, example_ids=[7, 0, 3, 9, 1]).total
+    dense = [scene.logits(side, factored=False) for side in ("student", "teacher")]
+    values = (dense[0] - dense[1]).square().mean(-1).masked_fill(~MASK.bool(), 0.0).sum(-1)
+    torch.testing.assert_close(total, (values * torch.tensor([7, 0, 3, 9, 1])).sum() / 5)
+    assert seen == [7, 0, 3, 9, 1]
