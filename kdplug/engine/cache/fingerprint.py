@@ -1,4 +1,4 @@
-"""Fingerprint of the inputs of a teacher cache: teachers, adaptors, data and precision."""
+"""Fingerprints of the teachers and adaptors of a teacher cache, and the differences between two caches' fingerprints."""
 
 from __future__ import annotations
 

@@ -318,10 +318,10 @@ def _check_fsdp(accelerator: Accelerator) -> None:
             "accelerate is configured for FSDP1, which torch has deprecated. Set fsdp_version: 2 in accelerate's config"
         )
     parallel = accelerator.parallelism_config
-    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled):
+    if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
         raise RunError(
-            "accelerate is configured for tensor or context parallelism, but runs support only FSDP2 over the data. Set "
-            "tp_size and cp_size to 1 in its parallelism_config"
+            "accelerate is configured for tensor, context or sequence parallelism, but with FSDP2 runs support only data "
+            "parallelism. Set tp_size, cp_size and sp_size to 1 in accelerate's parallelism_config"
         )
     if accelerator.state.fsdp_plugin.activation_checkpointing:
         raise RunError(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsdp_on_cpu
 import pytest
@@ -26,7 +27,7 @@ from kdplug.distillers.general import GeneralDistiller
 from kdplug.engine.checkpoint.weights import load_student
 from kdplug.engine.evaluation import Evaluation
 from kdplug.engine.parallel.fsdp import blocks, shard_pair
-from kdplug.engine.parallel.process import process
+from kdplug.engine.parallel.process import _check_fsdp, process
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
 
@@ -367,3 +368,11 @@ def test_a_process_alone_may_ask_whether_its_weights_were_spoiled(sharded):
     before, after = torch.load(sharded / "more-0.pt")["said"]
     assert not before
     assert "the weights are no longer finite" in after
+
+
+@pytest.mark.parametrize("kind", ["tp", "cp", "sp"])
+def test_parallelism_that_splits_the_compared_tensors_is_refused(kind):
+    enabled = {f"{one}_enabled": one == kind for one in ("tp", "cp", "sp")}
+    accelerator = SimpleNamespace(is_fsdp2=True, parallelism_config=SimpleNamespace(**enabled))
+    with pytest.raises(RunError, match=r"support only data parallelism\. Set tp_size, cp_size and sp_size to 1"):
+        _check_fsdp(accelerator)
