@@ -189,11 +189,13 @@ class LossTerm(nn.Module):
         return num_examples
 
     def _device_and_dtype(self, batch: Batch) -> tuple[torch.device, torch.dtype]:
-        """Return the device and the precision of a module for the student's outputs: at least float32."""
+        """Return the device and the precision of a module for what the term reads: at least float32."""
         comparison = self.features or self.logits
         assert comparison is not None
-        first = comparison.read(batch)[0]
-        return first.device, full(first).dtype
+        first = next(iter(comparison.read(batch)), None)
+        if first is None:  # a term without layers reads only what it names
+            first = self.named.any_tensor(batch)
+        return first.device, full(first).dtype if first.is_floating_point() else torch.float32
 
     def _component(self) -> Component:
         """Look up the entry of the loss and bind its settings."""

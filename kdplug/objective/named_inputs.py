@@ -132,6 +132,13 @@ class NamedInputs:
         """Return a tensor that the loss reads, for its device."""
         return next(one for name in self.inputs for one in self._raw(name, batch).values())
 
+    def example_ids(self, batch: Batch) -> Tensor:
+        """Return the examples' ids, on the device of what the loss reads, whose first axis need not be the examples.
+
+        Raises: ``OutputsError`` if the batch has none.
+        """
+        return batch.ids_for(self._owner).to(self.any_tensor(batch).device, non_blocking=True)
+
     def _raw(self, name: str, batch: Batch) -> dict[str, Tensor]:
         owner, kind = _READ[name]
         if kind == EXTRAS:

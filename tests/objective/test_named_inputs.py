@@ -244,6 +244,43 @@ def test_a_loss_that_names_widths_needs_layers(of, offer):
         of({"loss": offer(Sized), "extras": ["a"]})
 
 
+class Bank(nn.Module):
+    """A memory bank over the extras of the student, which reads neither logits nor features."""
+
+    def __init__(self, num_examples):
+        super().__init__()
+        self.register_buffer("bank", torch.arange(4.0 * num_examples).view(num_examples, 4))
+
+    def forward(self, student_extras, example_ids):
+        return (student_extras["a"] - self.bank[example_ids]).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_a_term_without_layers_gets_example_ids_and_their_number(of, offer, dtype):
+    objective = of({"loss": offer(Bank), "extras": ["a"]})
+    values, ids = torch.tensor([[3], [9]], dtype=dtype), [4, 1]
+    read = {"extras": {"a": values}}
+    objective.materialize(read, {}, num_examples=5)
+    assert objective.configured.terms()[0].loss.bank.dtype is (dtype if dtype.is_floating_point else torch.float32)
+    bank = torch.arange(20.0).view(5, 4)
+    torch.testing.assert_close(
+        objective(read, {}, example_ids=ids).total.float(), (values - bank[ids]).square().mean().float()
+    )
+    with pytest.raises(
+        OutputsError, match=r"^terms\.0\.loss: local:offered requests example_ids, but the batch has none"
+    ):
+        objective(read, {})
+
+
+def test_a_term_that_reads_parameters_alone_gets_example_ids(of, offer):
+    def weighted(student_parameters, example_ids):
+        return student_parameters[":parameter.weight"].sum() * example_ids.sum()
+
+    objective, model = of({"loss": offer(weighted), "reads_S": [":parameter.weight"]}), nn.Linear(2, 2)
+    objective.connect(model)
+    assert objective({}, {}, example_ids=[1, 2, 3]).total == 6 * model.weight.sum()
+
+
 # Parameters
 
 
