@@ -14,11 +14,12 @@ from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host import registry
+from kdplug.host.kind import NAMED
 from kdplug.objective.batch import Batch
 from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
 from kdplug.objective.logit_comparison import LogitComparison
 from kdplug.objective.logit_loss import LogitLoss
-from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
+from kdplug.objective.named_inputs import NamedInputs
 from kdplug.objective.numerics import connected_zero, full
 from kdplug.objective.projection import declared_axis, not_built
 from kdplug.objective.report import TermValue
@@ -57,7 +58,7 @@ def _check_on_features(component: Component) -> None:
 def compares_logits(term: TermConfig, inputs: Iterable[str]) -> bool:
     """Return whether a term whose loss requests ``inputs`` compares logits: without layers, unless it names all that it reads."""
     requested = set(inputs)
-    return term.slot == "kd" and not (requested & NAMED_INPUTS and _LOGITS.isdisjoint(requested))
+    return term.slot == "kd" and not (not requested.isdisjoint(NAMED) and _LOGITS.isdisjoint(requested))
 
 
 class LossTerm(nn.Module):
