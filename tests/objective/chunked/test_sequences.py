@@ -159,3 +159,24 @@ def test_a_shorter_chunk_before_a_longer_one_does_not_shrink_the_buffer(offer):
     mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     scene, keys = Scene(items=(2, 3)), {"kd_loss_type": offer(slopes), "outputs": {"logits_mask": mask}}
     assert_same(scene.run(logit_chunk=1, **keys), scene.run(factored=(), **keys))
+
+
+@pytest.mark.parametrize("chunk", [5, "whole"])
+def test_each_chunk_gets_the_ids_of_its_sequences(offer, chunk):
+    seen = []
+
+    @kdplug.whole_sequences
+    def by_example(student_logits, teacher_logits, mask, example_ids) -> LossSum:
+        assert example_ids.shape == mask.shape[:1]
+        seen.extend(example_ids.tolist())
+        values = (student_logits - teacher_logits).sum((1, 2)) * example_ids
+        return LossSum(values.sum(), len(values))
+
+    scene, found = Scene(items=ITEMS), []
+    for factored in (False, True):
+        objective = Objective(DistillationConfig(kd_loss_type=offer(by_example), logit_chunk=chunk))
+        sides = [scene.logits(side, factored=factored) for side in ("student", "teacher")]
+        given = {"logits": sides[0], "logits_mask": MASK}
+        found.append(objective(given, sides[1], example_ids=[8, 0, 3, 5, 1]).total)
+    assert seen == [8, 0, 3, 5, 1] * 2
+    torch.testing.assert_close(found[1], found[0])
