@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
-from kdplug.config.term import NO_SCHEDULER
+from kdplug.config.term import NO_SCHEDULER, compares_logits
 from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.host import registry
-from kdplug.host.kind import NAMED
 from kdplug.objective.batch import Batch
 from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
 from kdplug.objective.logit_comparison import LogitComparison
@@ -28,12 +27,11 @@ from kdplug.objective.teacher import Names, place_of
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
-    from kdplug.config.term import TermConfig, WrittenTerm
+    from kdplug.config.term import WrittenTerm
     from kdplug.host.component import Component
 
 _COUNT = "num_examples"
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
-_LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
 
 
 def _check_needs_no_width(component: Component) -> None:
@@ -53,12 +51,6 @@ def _check_on_features(component: Component) -> None:
             "and layer_T from the term",
             field="loss",
         )
-
-
-def compares_logits(term: TermConfig, inputs: Iterable[str]) -> bool:
-    """Return whether a term whose loss requests ``inputs`` compares logits: without layers, unless it names all that it reads."""
-    requested = set(inputs)
-    return term.slot == "kd" and not (not requested.isdisjoint(NAMED) and _LOGITS.isdisjoint(requested))
 
 
 class LossTerm(nn.Module):
@@ -132,7 +124,7 @@ class LossTerm(nn.Module):
     def _check_effect(self, component: Component) -> None:
         """Raise ``ConfigError`` for a key of the term that its loss does not use."""
         unread: dict[str, str] = {}
-        if self.config.slot == "match" and "temperature" not in self.inputs:
+        if self.logits is None and "temperature" not in self.inputs:
             unread |= dict.fromkeys(("temperature", "temperature_scheduler"), "temperature")
         if not self.reads_logits:
             unread |= dict.fromkeys(("head_S", "head_T"), "logits")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kdplug
-from kdplug import ConfigError, LossSum, OutputsError, RunError, SignatureError
+from kdplug import ConfigError, DistillationConfig, LossSum, OutputsError, RunError, SignatureError
 
 
 def value_relation(student_extras, teacher_extras):
@@ -279,6 +279,25 @@ def test_a_term_that_reads_parameters_alone_gets_example_ids(of, offer):
     objective, model = of({"loss": offer(weighted), "reads_S": [":parameter.weight"]}), nn.Linear(2, 2)
     objective.connect(model)
     assert objective({}, {}, example_ids=[1, 2, 3]).total == 6 * model.weight.sum()
+
+
+@pytest.mark.parametrize("key", ["temperature", "temperature_scheduler"])
+def test_a_temperature_that_a_term_without_layers_does_not_use_is_an_error(of, offer, key):
+    offer(lambda temperature: temperature, "temperature_schedulers", "warm")
+    term = {"loss": offer(reading("student_extras", "temperature", layers=False), name="warmed"), "extras": ["a"]}
+    of(term | {key: {"temperature": 3, "temperature_scheduler": "local:warm"}[key]})
+    plain = {"loss": offer(lambda student_extras: student_extras["a"].mean(), name="plain"), "extras": ["a"]}
+    with pytest.raises(
+        ConfigError, match=rf"^terms\.0\.{key}: has no effect: local:plain does not request temperature"
+    ):
+        of(plain | {key: {"temperature": 3, "temperature_scheduler": "local:warm"}[key]})
+
+
+def test_a_term_that_reads_extras_alone_is_written_in_full_without_a_temperature(of, offer):
+    term = {"loss": offer(lambda student_extras: student_extras["a"].mean()), "extras": ["a"]}
+    (written,) = DistillationConfig(terms=[term]).resolved().terms
+    assert (written.temperature, written.temperature_scheduler) == (None, None)
+    of(written.to_dict())
 
 
 # Parameters
