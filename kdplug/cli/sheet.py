@@ -144,8 +144,8 @@ def _print_sheet(entry: Entry, status: str, console: Console) -> None:
     console.print()
     console.print(Text(printable(doc or "")))
     console.print()
-    for label, fact in FACTS:
-        if (shown := _read(entry, partial(fact, entry, target))) is not None:
+    for label, line in _LINES:
+        if (shown := _read(entry, partial(line, entry, target))) is not None:
             console.print(Text.assemble((f"{label:<8}  ", "bold"), printable(shown)), soft_wrap=True)
     fields = entry.settings.model_fields
     if not fields:
@@ -194,7 +194,7 @@ def _defined(_: Entry, target: Any) -> str | None:
     return place_of(target) or "in no source file"
 
 
-FACTS: tuple[tuple[str, Callable[[Entry, Any], str | None]], ...] = (
+_LINES: tuple[tuple[str, Callable[[Entry, Any], str | None]], ...] = (
     ("inputs", _inputs),
     ("__init__", _init_inputs),
     ("axis", _axis),

@@ -36,7 +36,16 @@ from kdplug.config.model import (
     write_component,
 )
 from kdplug.config.requirement import Plugins, PluginsConfig
-from kdplug.config.term import KD_LOSS, KD_PLACE, NO_SCHEDULER, TermConfig, TermPlace, WrittenTerm, named_terms
+from kdplug.config.term import (
+    KD_LOSS,
+    KD_PLACE,
+    NO_SCHEDULER,
+    TermConfig,
+    TermPlace,
+    WrittenTerm,
+    compares_logits,
+    named_terms,
+)
 from kdplug.config.words import shown
 from kdplug.errors import ConfigError, KdplugError, did_you_mean
 from kdplug.host.registry import losses, teacher_combiners
@@ -343,7 +352,8 @@ def _resolved_term(config: DistillationConfig, written: WrittenTerm, name: str) 
         "name": name,
     }
     term = written.config
-    if term.slot == "match" and "temperature" not in losses.entry(term.loss.name, term.slot).inputs:
+    inputs = losses.entry(term.loss.name, term.slot).inputs
+    if not compares_logits(term, inputs) and "temperature" not in inputs:
         return data
     temperature = config.temperature_of(term)
     scheduler = temperature.scheduler

@@ -51,6 +51,7 @@ from kdplug.config.model import (
     write_component,
 )
 from kdplug.errors import ConfigError, KdplugError
+from kdplug.host.kind import NAMED
 from kdplug.host.registry import losses, temperature_schedulers
 from kdplug.host.spec import ComponentSpec
 
@@ -233,6 +234,16 @@ class TermConfig(ConfigModel):
             return f"{self.feature}_{loss}_{_joined(self.layer_S)}_{_joined(self.layer_T)}{teacher}"
         heads = [head for head in (self.head_S, self.head_T) if head is not None]
         return "_".join([loss, *(["head", *map(str, heads)] if heads else [])]) + teacher
+
+
+_LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
+
+
+def compares_logits(term: TermConfig, inputs: Iterable[str]) -> bool:
+    """Return whether a term whose loss requests ``inputs`` compares logits: without layers, unless it names all that it reads."""
+    requested = set(inputs)
+    reads_named_only = not requested.isdisjoint(NAMED) and requested.isdisjoint(_LOGITS)
+    return term.slot == "kd" and not reads_named_only
 
 
 def _joined(layers: Layers) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 import kdplug
 from kdplug.config.distillation import DEFAULT_COMBINER, DistillationConfig
 from kdplug.config.key import keys_that_need, not_identity
-from kdplug.config.term import TermConfig
+from kdplug.config.term import TermConfig, compares_logits
 from kdplug.config.training import TrainingConfig
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.sparse_logits import SparseLogits, distinct
@@ -40,7 +40,6 @@ from kdplug.host.metadata import installed_version
 from kdplug.host.name import split_qualified
 from kdplug.host.registry import cache_codecs, losses
 from kdplug.objective.logit_loss import LogitLoss
-from kdplug.objective.loss_term import compares_logits
 from kdplug.objective.schedule import Temperature
 from kdplug.report.record import used_entries
 

@@ -224,7 +224,7 @@ def _check_rows(loader: DataLoader[Any], postprocess: Postprocess) -> None:
 def _first_items(loader: DataLoader[Any]) -> list[Any]:
     """Return the first examples; in a worker if the loader has workers, which must not inherit files that are opened here.
 
-    None if they cannot be read by integers: the run itself raises that error.
+    The list is empty if they cannot be read by integers: the run itself raises that error.
     """
     count = min(len(loader.dataset), compared_size(loader.batch_size or 2))  # type: ignore[arg-type]
     workers: Mapping[str, Any] = {}

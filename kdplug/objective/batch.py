@@ -288,6 +288,19 @@ class Batch:
             )
         return self._views[place]
 
+    def ids_for(self, owner: str) -> Tensor:
+        """Return the ids of the examples for the loss ``owner``.
+
+        Raises: ``OutputsError`` if the batch has none.
+        """
+        if self.example_ids is None:
+            raise OutputsError(
+                f"{owner} requests example_ids, but the batch has none. Add a key 'example_ids' to the batch, with one "
+                "integer per example, its index in the data; in your own loop, pass example_ids= to the objective",
+                field="loss",
+            )
+        return self.example_ids
+
     def ids_of(self, compared: Logits, owner: str, what: str) -> Tensor:
         """Return the ids of the examples along the first axis of ``compared``, on its device.
 
@@ -295,13 +308,7 @@ class Batch:
 
         Raises: ``OutputsError`` if the batch has none; ``ShapeError`` if there is not one for each row of the first axis.
         """
-        ids = self.example_ids
-        if ids is None:
-            raise OutputsError(
-                f"{owner} requests example_ids, but the batch has none. Add a key 'example_ids' to the batch, with one "
-                "integer per example, its index in the data; in your own loop, pass example_ids= to the objective",
-                field="loss",
-            )
+        ids = self.ids_for(owner)
         if not compared.shape or compared.shape[0] != len(ids):
             raise ShapeError(
                 f"{owner} requests example_ids, of which the batch has {len(ids)}, but the student's {what} are "

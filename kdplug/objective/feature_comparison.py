@@ -274,8 +274,7 @@ class FeatureComparison(nn.Module):
             )
         if head >= len(outputs.logits):
             raise OutputsError(
-                f"there is no head {head}: the {side} returned logits of {heads_of(len(outputs.logits))}",
-                field=key,
+                f"there is no head {head}: the {side} returned logits of {heads_of(len(outputs.logits))}", field=key
             )
         logits = outputs.logits[head]
         if isinstance(logits, SparseLogits):
@@ -298,8 +297,7 @@ class FeatureComparison(nn.Module):
             return batch.match_labels
         if head >= len(labels):
             raise OutputsError(
-                f"there is no head {head}: the student returned labels of {heads_of(len(labels))}",
-                field="head_S",
+                f"there is no head {head}: the student returned labels of {heads_of(len(labels))}", field="head_S"
             )
         return labels[head]
 
@@ -365,6 +363,8 @@ def _teacher_features(compared: FeatureInputs) -> Tensor | tuple[Tensor, ...]:
 
 
 def _example_ids(compared: FeatureInputs) -> Tensor:
+    if not compared.student:
+        return compared.comparison.named.example_ids(compared.batch)
     return compared.batch.ids_of(compared.student[0], compared.comparison.owner, "features")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from kdplug.config.layer import Layers, in_list
-from kdplug.config.term import NO_SCHEDULER
+from kdplug.config.term import NO_SCHEDULER, compares_logits
 from kdplug.contracts.loss import WHOLE_SEQUENCES, declares
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, KdplugError, SignatureError
@@ -18,7 +18,7 @@ from kdplug.objective.batch import Batch
 from kdplug.objective.feature_comparison import FeatureComparison, FeatureLoss
 from kdplug.objective.logit_comparison import LogitComparison
 from kdplug.objective.logit_loss import LogitLoss
-from kdplug.objective.named_inputs import NAMED_INPUTS, NamedInputs
+from kdplug.objective.named_inputs import NamedInputs
 from kdplug.objective.numerics import connected_zero, full
 from kdplug.objective.projection import declared_axis, not_built
 from kdplug.objective.report import TermValue
@@ -27,12 +27,11 @@ from kdplug.objective.teacher import Names, place_of
 
 if TYPE_CHECKING:
     from kdplug.config.distillation import DistillationConfig
-    from kdplug.config.term import TermConfig, WrittenTerm
+    from kdplug.config.term import WrittenTerm
     from kdplug.host.component import Component
 
 _COUNT = "num_examples"
 _MASKS = frozenset({"mask", "student_mask", "teacher_mask"})
-_LOGITS = frozenset({"student_logits", "teacher_logits", "teacher_sparse"})
 
 
 def _check_needs_no_width(component: Component) -> None:
@@ -52,12 +51,6 @@ def _check_on_features(component: Component) -> None:
             "and layer_T from the term",
             field="loss",
         )
-
-
-def compares_logits(term: TermConfig, inputs: Iterable[str]) -> bool:
-    """Return whether a term whose loss requests ``inputs`` compares logits: without layers, unless it names all that it reads."""
-    requested = set(inputs)
-    return term.slot == "kd" and not (requested & NAMED_INPUTS and _LOGITS.isdisjoint(requested))
 
 
 class LossTerm(nn.Module):
@@ -131,7 +124,7 @@ class LossTerm(nn.Module):
     def _check_effect(self, component: Component) -> None:
         """Raise ``ConfigError`` for a key of the term that its loss does not use."""
         unread: dict[str, str] = {}
-        if self.config.slot == "match" and "temperature" not in self.inputs:
+        if self.logits is None and "temperature" not in self.inputs:
             unread |= dict.fromkeys(("temperature", "temperature_scheduler"), "temperature")
         if not self.reads_logits:
             unread |= dict.fromkeys(("head_S", "head_T"), "logits")
@@ -189,11 +182,13 @@ class LossTerm(nn.Module):
         return num_examples
 
     def _device_and_dtype(self, batch: Batch) -> tuple[torch.device, torch.dtype]:
-        """Return the device and the precision of a module for the student's outputs: at least float32."""
+        """Return the device and the precision of a module for what the term reads: at least float32."""
         comparison = self.features or self.logits
         assert comparison is not None
-        first = comparison.read(batch)[0]
-        return first.device, full(first).dtype
+        first = next(iter(comparison.read(batch)), None)
+        if first is None:  # a term without layers reads only what it names
+            first = self.named.any_tensor(batch)
+        return first.device, full(first).dtype if first.is_floating_point() else torch.float32
 
     def _component(self) -> Component:
         """Look up the entry of the loss and bind its settings."""

@@ -12,6 +12,7 @@ from kdplug.config.term import WRITTEN_AS_TERM
 from kdplug.contracts.outputs import Outputs
 from kdplug.contracts.vocabulary import EXTRAS
 from kdplug.errors import ConfigError, OutputsError, RunError, did_you_mean
+from kdplug.host.kind import NAMED
 from kdplug.objective.capture.path import Modules, Side
 from kdplug.objective.numerics import full, target
 from kdplug.objective.teacher import Names, side
@@ -24,9 +25,7 @@ _KEYS: Mapping[Side, str] = {"student": "reads_S", "teacher": "reads_T"}
 _READ: Mapping[str, tuple[Side, str]] = {
     f"{owner}_{kind}": (owner, kind) for owner in _KEYS for kind in (EXTRAS, "parameters")
 }
-
-NAMED_INPUTS = frozenset(_READ)
-"""The inputs whose content a term names: ``extras``, ``reads_S`` and ``reads_T``."""
+"""The side and the kind of each of ``NAMED``."""
 
 _NAMED_BY: Mapping[str, tuple[tuple[str, ...], str]] = {
     EXTRAS: (("student_extras", "teacher_extras"), "values"),
@@ -56,14 +55,14 @@ def read_extras(outputs: Outputs, names: tuple[str, ...], owner: str) -> dict[st
 
 
 def named_getters(holder: str) -> dict[str, Callable[[Any], dict[str, Tensor]]]:
-    """Return a function for each of ``NAMED_INPUTS`` that reads it from a source with a ``batch``, whose attribute ``holder``
+    """Return a function for each of ``NAMED`` that reads it from a source with a ``batch``, whose attribute ``holder``
     has the ``NamedInputs``.
     """
 
     def getter(name: str) -> Callable[[Any], dict[str, Tensor]]:
         return lambda source: getattr(source, holder).named.read(name, source.batch)
 
-    return {name: getter(name) for name in NAMED_INPUTS}
+    return {name: getter(name) for name in NAMED}
 
 
 class NamedInputs:
@@ -79,7 +78,7 @@ class NamedInputs:
         term = written.config
         self.extras = term.extras or ()
         self.paths: dict[Side, tuple[str, ...]] = {"student": term.reads_S or (), "teacher": term.reads_T or ()}
-        self.inputs = tuple(name for name in inputs if name in NAMED_INPUTS)
+        self.inputs = tuple(name for name in inputs if name in NAMED)
         self._owner = owner
         self._teacher = "teacher"
         self._sources: dict[Side, Sources] = {}
@@ -116,7 +115,7 @@ class NamedInputs:
         self._sources["teacher"] = {path: partial(tensors.__getitem__, path) for path in self.paths["teacher"]}
 
     def read(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        """Return the value of one of ``NAMED_INPUTS``: the teacher's detached, both in float32 or wider.
+        """Return the value of one of ``NAMED``: the teacher's detached, both in float32 or wider.
 
         Raises: ``OutputsError`` for a missing extra; ``RunError`` before ``connect``.
         """
@@ -131,6 +130,13 @@ class NamedInputs:
     def any_tensor(self, batch: Batch) -> Tensor:
         """Return a tensor that the loss reads, for its device."""
         return next(one for name in self.inputs for one in self._raw(name, batch).values())
+
+    def example_ids(self, batch: Batch) -> Tensor:
+        """Return the examples' ids, on the device of what the loss reads, whose first axis need not be the examples.
+
+        Raises: ``OutputsError`` if the batch has none.
+        """
+        return batch.ids_for(self._owner).to(self.any_tensor(batch).device, non_blocking=True)
 
     def _raw(self, name: str, batch: Batch) -> dict[str, Tensor]:
         owner, kind = _READ[name]

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from kdplug.config.term import TermPlace
 from kdplug.contracts.outputs import Outputs
-from kdplug.errors import ConfigError, KdplugError, RunError, SignatureError
+from kdplug.errors import ConfigError, KdplugError, SignatureError
 from kdplug.objective.batch import Batch, Draws, check_tensors
 from kdplug.objective.capture.hooks import Capture, Captures
 from kdplug.objective.capture.path import Modules, Side
@@ -288,24 +288,6 @@ def mark_trained(objective: nn.Module) -> None:
     for module in objective.modules():
         if isinstance(module, Objective):
             module.expects_gradient = True
-
-
-def check_unsharded(objective: nn.Module) -> None:
-    """Check that no loss in ``objective`` reads parameters of the student, before FSDP shards them.
-
-    Raises: ``RunError`` that names the term's path.
-    """
-    for module in objective.modules():
-        if isinstance(module, Objective):
-            for term in module.configured.terms():
-                if term.named.paths["student"]:
-                    raise term.place.locate(
-                        RunError(
-                            f"{term.owner} reads parameters of the student, which FSDP shards over the processes. Use DDP, or "
-                            "another loss",
-                            field="reads_S",
-                        )
-                    )
 
 
 @contextmanager

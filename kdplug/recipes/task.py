@@ -11,7 +11,7 @@ from torch import nn
 from kdplug.config.distillation import DistillationConfig
 from kdplug.config.error_path import prefixed
 from kdplug.config.recipe import Recipe
-from kdplug.config.term import WrittenTerm
+from kdplug.config.term import WrittenTerm, compares_logits
 from kdplug.contracts.cache_codec import CacheCodec
 from kdplug.contracts.loss import ACROSS_VOCABULARIES, declares
 from kdplug.contracts.task import (
@@ -29,7 +29,6 @@ from kdplug.errors import ConfigError
 from kdplug.host.component import Component
 from kdplug.host.name import shown
 from kdplug.host.registry import cache_codecs, losses, tasks
-from kdplug.objective.loss_term import compares_logits
 from kdplug.objective.objective import Objective
 
 

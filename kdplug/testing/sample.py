@@ -190,7 +190,7 @@ def make_sample(layout: SampleLayout, seed: int = 0, *, masked: bool = False, cl
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, layout.mask, generator=generator)
     mask = _padding(layout.mask) if masked else None
-    return Sample(layout, student, teacher, mask, labels, places=_places(layout.student[0], seed))
+    return Sample(layout, student, teacher, mask, labels, places=_places(layout, seed))
 
 
 NUM_EXAMPLES = 16
@@ -202,11 +202,10 @@ def num_examples(layout: SampleLayout) -> int:
     return max(NUM_EXAMPLES, 2 * layout.student[0])
 
 
-def _places(batch: int, seed: int) -> tuple[int, ...]:
+def _places(layout: SampleLayout, seed: int) -> tuple[int, ...]:
     """Return different places in the data, in no order."""
-    count = max(NUM_EXAMPLES, 2 * batch)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return tuple(order[:batch].tolist())
+    order = torch.randperm(num_examples(layout), generator=torch.Generator().manual_seed(seed))
+    return tuple(order[: layout.student[0]].tolist())
 
 
 def _drawn(layout: SampleLayout, side: str, seed: int) -> tuple[Tensor, ...]:

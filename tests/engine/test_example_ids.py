@@ -98,6 +98,13 @@ def as_dict(rows):
     return {"x": rows, "example_ids": rows[:, 0].int()}
 
 
+def test_a_batch_keeps_its_own_ids_with_a_teacher_cache(tmp_path):
+    """The data are reversed, so that the ids that the batches bring differ from the indices."""
+    data = DataLoader(list(Rows())[::-1], batch_size=4, collate_fn=as_dict)
+    found, _ = distil(tmp_path, data, teacher=Rowwise(), is_caching_logits=True, train={"num_epochs": 1})
+    assert flat(found) == list(range(COUNT))[::-1]
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(Rows())
@@ -280,6 +287,14 @@ def test_ids_of_tokens_are_selected_like_labels():
     assert SEEN[-1][0] == [7, 7, 4, 4]
     with pytest.raises(ShapeError, match=r"of which the batch has 2, but the student's logits are \[6, 5\]"):
         objective(student={"logits": logits.view(6, 5)}, teacher={"logits": logits.view(6, 5)}, example_ids=[7, 4])
+
+
+def test_ids_follow_the_students_mask_where_the_teachers_selects_other_places():
+    objective = own({"loss": "logit_bank"})
+    masks = torch.tensor([[[1, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 1]]])
+    sides = ({"logits": outputs(seed, 2, 3, 5), "logits_mask": mask} for seed, mask in enumerate(masks))
+    objective(**dict(zip(("student", "teacher"), sides, strict=True)), example_ids=[7, 4])
+    assert SEEN[-1][0] == [7, 7, 4, 4]
 
 
 def test_combined_teachers_and_chunks_keep_the_ids():

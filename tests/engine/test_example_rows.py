@@ -26,6 +26,7 @@ ARRANGEMENTS = {
     "mixed with the reverse": lambda rows: 0.7 * rows + 0.3 * rows.flip(0),
     "rotated": lambda rows: rows.roll(1, 0),
     "halves exchanged": lambda rows: rows.roll(2, 0),
+    "two exchanged": lambda rows: rows[[1, 0, *range(2, len(rows))]],
 }
 
 

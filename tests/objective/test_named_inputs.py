@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import kdplug
-from kdplug import ConfigError, LossSum, OutputsError, RunError, SignatureError
+from kdplug import ConfigError, DistillationConfig, LossSum, OutputsError, RunError, SignatureError
 
 
 def value_relation(student_extras, teacher_extras):
@@ -242,6 +242,62 @@ def test_a_loss_that_names_widths_needs_layers(of, offer):
 
     with pytest.raises(SignatureError, match=r"^terms\.0\.loss: local:offered takes in_dim, the widths of features"):
         of({"loss": offer(Sized), "extras": ["a"]})
+
+
+class Bank(nn.Module):
+    """A memory bank over the extras of the student, which reads neither logits nor features."""
+
+    def __init__(self, num_examples):
+        super().__init__()
+        self.register_buffer("bank", torch.arange(4.0 * num_examples).view(num_examples, 4))
+
+    def forward(self, student_extras, example_ids):
+        return (student_extras["a"] - self.bank[example_ids]).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_a_term_without_layers_gets_example_ids_and_their_number(of, offer, dtype):
+    objective = of({"loss": offer(Bank), "extras": ["a"]})
+    values, ids = torch.tensor([[3], [9]], dtype=dtype), [4, 1]
+    read = {"extras": {"a": values}}
+    objective.materialize(read, {}, num_examples=5)
+    assert objective.configured.terms()[0].loss.bank.dtype is (dtype if dtype.is_floating_point else torch.float32)
+    bank = torch.arange(20.0).view(5, 4)
+    torch.testing.assert_close(
+        objective(read, {}, example_ids=ids).total.float(), (values - bank[ids]).square().mean().float()
+    )
+    with pytest.raises(
+        OutputsError, match=r"^terms\.0\.loss: local:offered requests example_ids, but the batch has none"
+    ):
+        objective(read, {})
+
+
+def test_a_term_that_reads_parameters_alone_gets_example_ids(of, offer):
+    def weighted(student_parameters, example_ids):
+        return student_parameters[":parameter.weight"].sum() * example_ids.sum()
+
+    objective, model = of({"loss": offer(weighted), "reads_S": [":parameter.weight"]}), nn.Linear(2, 2)
+    objective.connect(model)
+    assert objective({}, {}, example_ids=[1, 2, 3]).total == 6 * model.weight.sum()
+
+
+@pytest.mark.parametrize("key", ["temperature", "temperature_scheduler"])
+def test_a_temperature_that_a_term_without_layers_does_not_use_is_an_error(of, offer, key):
+    offer(lambda temperature: temperature, "temperature_schedulers", "warm")
+    term = {"loss": offer(reading("student_extras", "temperature", layers=False), name="warmed"), "extras": ["a"]}
+    of(term | {key: {"temperature": 3, "temperature_scheduler": "local:warm"}[key]})
+    plain = {"loss": offer(lambda student_extras: student_extras["a"].mean(), name="plain"), "extras": ["a"]}
+    with pytest.raises(
+        ConfigError, match=rf"^terms\.0\.{key}: has no effect: local:plain does not request temperature"
+    ):
+        of(plain | {key: {"temperature": 3, "temperature_scheduler": "local:warm"}[key]})
+
+
+def test_a_term_that_reads_extras_alone_is_written_in_full_without_a_temperature(of, offer):
+    term = {"loss": offer(lambda student_extras: student_extras["a"].mean()), "extras": ["a"]}
+    (written,) = DistillationConfig(terms=[term]).resolved().terms
+    assert (written.temperature, written.temperature_scheduler) == (None, None)
+    of(written.to_dict())
 
 
 # Parameters

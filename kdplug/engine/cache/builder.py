@@ -20,7 +20,7 @@ from kdplug.engine.cache.key import Keyed
 from kdplug.engine.cache.layout import Layout, padding_signatures
 from kdplug.engine.cache.repad import padding_signature
 from kdplug.engine.cache.shard import CodingStats, Column, Shard
-from kdplug.engine.cache.store import PADDING_SIGNATURE
+from kdplug.engine.cache.store import PADDING_SIGNATURE, PARAMETERS
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.training_module import to_device
 from kdplug.errors import RunError
@@ -63,10 +63,6 @@ def _fitting(name: str, logits: Any, mask: Tensor | None) -> Tensor | None:
 
 def _all_of(logits: Any) -> Tensor:
     return torch.ones(logits.shape[:-1], dtype=torch.bool)
-
-
-PARAMETERS = "parameters"
-"""Part of the names of stored parameters and buffers, between the teacher's place and the path."""
 
 
 def parameter_names(wanted: Sequence[RequiredOutputs]) -> list[str]:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from kdplug.config.training import TrainingConfig
-from kdplug.engine.cache.builder import PARAMETERS, CacheBuilder, TeacherBatch
+from kdplug.engine.cache.builder import CacheBuilder, TeacherBatch
 from kdplug.engine.cache.cache import TeacherCache
 from kdplug.engine.cache.coding import Shared
 from kdplug.engine.cache.content import RequiredOutputs
@@ -21,7 +21,7 @@ from kdplug.engine.cache.folder import TEACHER, CacheFolder, Manifest
 from kdplug.engine.cache.key import check_repeatable, source_of
 from kdplug.engine.cache.layout import Layout, ShardPlan
 from kdplug.engine.cache.shard import Shard
-from kdplug.engine.cache.store import Store
+from kdplug.engine.cache.store import PARAMETERS, Store
 from kdplug.engine.cache.summary import CacheSummary
 from kdplug.engine.cache.teacher import CachedTeacher
 from kdplug.engine.forward_state import random_state_kept

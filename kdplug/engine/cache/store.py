@@ -22,6 +22,9 @@ from kdplug.errors import KdplugError, RunError
 PADDING_SIGNATURE = "guide/"
 """The prefix of columns that hold the padding signatures of an input, followed by its path."""
 
+PARAMETERS = "parameters"
+"""Part of the names of stored parameters and buffers, between the teacher's place and the path."""
+
 _CPU = torch.device("cpu")
 
 
@@ -57,7 +60,7 @@ class Store:
 
         Raises: ``RunError`` if one that the manifest names is missing.
         """
-        prefix = f"{place}/parameters/"
+        prefix = f"{place}/{PARAMETERS}/"
         found = {}
         for name in self.layout.parameters:
             if name.startswith(prefix):

@@ -20,7 +20,7 @@ from kdplug.engine.parallel.process import broadcast
 from kdplug.engine.teacher import TeacherSide
 from kdplug.engine.training_module import TrainingModule
 from kdplug.errors import RunError
-from kdplug.objective.objective import check_unsharded
+from kdplug.objective.objective import Objective
 
 _SHARDED = "full_tensor"
 """An attribute that only a DTensor has; looking it up is cheaper than importing FSDP."""
@@ -140,6 +140,24 @@ def shard_pair(accelerator: Accelerator, pair: TrainingModule, optimizer: Optimi
         _autocast(pair, accelerator)
     wrapped: Optimizer = prepared
     return wrapped
+
+
+def check_unsharded(objective: nn.Module) -> None:
+    """Check that no loss in ``objective`` reads parameters of the student, before FSDP shards them.
+
+    Raises: ``RunError`` that names the term's path.
+    """
+    for module in objective.modules():
+        if isinstance(module, Objective):
+            for term in module.configured.terms():
+                if term.named.paths["student"]:
+                    raise term.place.locate(
+                        RunError(
+                            f"{term.owner} reads parameters of the student, which FSDP shards over the processes. Use DDP, or "
+                            "another loss",
+                            field="reads_S",
+                        )
+                    )
 
 
 def _check(pair: TrainingModule, optimizer: Optimizer) -> None:

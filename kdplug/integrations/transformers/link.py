@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from kdplug.engine.parallel.fsdp import check_unsharded
 from kdplug.objective.capture.hooks import Capture
-from kdplug.objective.objective import Objective, check_unsharded
+from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport
 
 _CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())

@@ -197,7 +197,7 @@ class DistillationTrainer(Trainer):
                 read_own_buffers(Path(resumed), self.objective, self.args.process_index)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
+        super()._save_rng_state(output_dir)  # the only step of a checkpoint that every process runs
         if self.args.process_index and not self._is_sharded:
             write_own_buffers(Path(output_dir), self.objective, self.args.process_index)
 

@@ -15,7 +15,7 @@ def _on_sequences(laws: type[LossCase]) -> bool:
 
 
 def _declares_reduction(laws: type[LossCase]) -> bool:
-    return laws.on_logits() and reduction_of(laws._found.load()) in {"mean", "sum"}  # noqa: SLF001  own attribute
+    return laws.on_logits() and laws.declares_reduction()
 
 
 _SUM_ALONE = "Return the sum over items, and their number, divided by nothing"

@@ -23,7 +23,7 @@ from kdplug.contracts.loss import (
 )
 from kdplug.errors import PluginError, did_you_mean
 from kdplug.host.component import Component
-from kdplug.objective.named_inputs import NAMED_INPUTS
+from kdplug.host.kind import NAMED
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken, is_close, number
 from kdplug.testing.sample import Draws, Sample, SampleLayout, Shape, draw, make_sample, num_examples, seeded
@@ -201,6 +201,11 @@ class LossCase(Laws):
         return reduction_of(cls._found.load()) == "LossSum"
 
     @classmethod
+    def declares_reduction(cls) -> bool:
+        """Return whether it declares that its scalar is a mean or a sum over items."""
+        return reduction_of(cls._found.load()) in {"mean", "sum"}
+
+    @classmethod
     def layout_of(cls, *, large: bool = False) -> SampleLayout:
         what = "logits" if cls.on_logits() else cls.feature
         stated = stated_facts(cls._found.load())
@@ -243,7 +248,7 @@ class LossCase(Laws):
     def named(self, sample: Sample, seed: int = 0) -> Sample:
         """Return the sample with extras and parameters of the declared shapes, if the loss requests them."""
         of_extras = tuple(self.student_extras) if self.on_extras() else ()
-        names = [name for name in sorted(NAMED_INPUTS) if self.asks_for(name)]
+        names = [name for name in sorted(NAMED) if self.asks_for(name)]
         named = {
             name: {
                 key: draw(

@@ -36,7 +36,7 @@ def _takes_sequences(laws: type[LossCase]) -> bool:
 
 
 def _declares_reduction(laws: type[LossCase]) -> bool:
-    return laws.takes_sequences() and reduction_of(laws._found.load()) in {"mean", "sum"}  # noqa: SLF001  own attribute
+    return laws.takes_sequences() and laws.declares_reduction()
 
 
 def _tempered(laws: type[LossCase]) -> bool:

@@ -8,7 +8,7 @@ from codec_specimen import Positive, Whole
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdplug import Encoded, FactoredLogits
+from kdplug import Encoded, FactoredLogits, SparseLogits
 from kdplug.engine.cache.coding import CodedHead, Coding, Reader, Shared, encode, pack, shared_by, unpack
 from kdplug.engine.cache.shard import Column
 from kdplug.errors import RunError, SettingError
@@ -177,3 +177,31 @@ def test_a_head_survives_its_manifest():
 
     head = CodedHead(3, masked=True, parts={"ids": False, "drawn": True})
     assert CodedHead(**json.loads(json.dumps(asdict(head)))) == head
+
+
+class Rounded:
+    """The top two classes, rounded, with a tail. It states the rounding error at its own temperature."""
+
+    uses_temperature = True
+    takes_factored = False
+
+    def encode(self, logits, *, temperature, seed):
+        top = SparseLogits.top(logits, 2, temperature)
+        kept = top.log_probs.round()
+        parts = {"ids": top.ids, "log_probs": kept, "tail": top.tail}
+        return Encoded(parts, -top.tail.expm1(), float((kept - top.log_probs).abs().max()))
+
+    def decode(self, parts, shared, *, classes, temperature):
+        return SparseLogits(**parts, classes=classes, temperature=temperature)
+
+
+def test_the_largest_error_is_that_of_all_temperatures():
+    logits = torch.tensor([[-0.45, -1.55, -1.9]], dtype=torch.float64)
+    alone, both = (encode(Coding(Rounded(), "x", 1.0, others), NAME, logits, None, seed=0) for others in ((), (1.1,)))
+    true = (logits / 1.1).log_softmax(-1)[:, :2]
+    tail = (logits / 1.1).softmax(-1)[:, 2]
+    kept = logits.log_softmax(-1)[:, :2].round() / 1.1
+    stored = kept - kept.logsumexp(-1, keepdim=True) + (1 - tail).log()
+    expected = float((true - stored).abs().max())
+    assert both.tally.error == pytest.approx(max(alone.tally.error, expected))
+    assert expected > alone.tally.error

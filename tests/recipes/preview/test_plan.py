@@ -153,6 +153,16 @@ def test_a_loss_gets_the_ids_and_the_number_of_examples(scene):
     assert _bytes(plan, "projections and losses") == 20 * 4
 
 
+@pytest.mark.parametrize(("epochs", "warned"), [(1, ["dead_term"]), (2, [])])
+def test_a_loss_that_starts_in_the_second_epoch_is_tried_in_it(scene, epochs, warned):
+    def later(student_logits, teacher_logits, epoch):
+        return (student_logits - teacher_logits).square().mean() * (epoch > 0)
+
+    kdplug.losses.register("later")(later)
+    plan = scene(kd_loss_type="later", training={"num_epochs": epochs})
+    assert [one.check for one in plan.warnings] == warned
+
+
 def test_rows_that_do_not_follow_their_examples_are_an_error(scene, monkeypatch):
     kdplug.losses.register("bank")(Bank)
     monkeypatch.setattr(
