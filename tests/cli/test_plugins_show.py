@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from kdplug.contracts.loss import DECLARATIONS
@@ -115,6 +117,15 @@ def test_a_name_of_several_packages_shows_all_of_them(kdplug, fake_site):
     with fake_site.host():
         text = kdplug("plugins", "show", "x").stdout
     assert text.count("· ambiguous") == 2
+
+
+def test_a_name_of_a_distribution_that_is_not_installed_says_so(kdplug, mykd_site):
+    done = kdplug("plugins", "show", "kdplug-camkit:mykt")
+    assert done.exit_code == 2
+    assert (
+        f"'kdplug-camkit:mykt' is unknown: no distribution 'kdplug-camkit' is installed in {sys.prefix}: pip"
+        in done.stderr
+    )
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest(kdplug, mykd_site):
