@@ -155,6 +155,10 @@ import kdplug
 def declared(student_logits, teacher_logits):
     pass
 
+@kdplug.coarsens
+def summed(student_logits, teacher_logits) -> kdplug.LossSum:
+    pass
+
 class Written:
     coarsens = True
     random = True
@@ -163,17 +167,26 @@ class Written:
 
     def forward(self, student_logits, teacher_logits):
         pass
+
+class Banked:
+    random = True
+
+    def forward(self, student_logits, teacher_logits) -> "kdplug.LossSum":
+        pass
 """
 
 
 def test_a_loss_shows_what_it_declares(kdplug, fake_site):
-    losses = {name: f"kdplug_d:{place}" for name, place in (("declared", "declared"), ("written", "Written"))}
+    places = (("declared", "declared"), ("summed", "summed"), ("written", "Written"), ("banked", "Banked"))
+    losses = {name: f"kdplug_d:{place}" for name, place in places}
     fake_site.add("kdplug-d", losses=losses, files={"kdplug_d.py": DECLARED})
     fake_site.add("kdplug-a", "1.2", losses={"mykd": "kdplug_a:mykd"}, files={"kdplug_a.py": DKD})
     with fake_site.host():
         for name, shown in (
             ("declared", "across_vocabularies, coarsens"),
             ("written", "coarsens, random, reads_teacher = False"),
+            ("summed", "coarsens, -> LossSum"),
+            ("banked", "-> LossSum, random"),
             ("mykd", "nothing"),
         ):
             assert f"declares  {shown}\n" in kdplug("plugins", "show", name).stdout
