@@ -6,7 +6,7 @@
     │   └── SettingError       a setting of a component
     ├── EntryError             a name without a usable entry                    (ValueError)
     │   ├── UnknownEntryError  no entry has this name                           (KeyError)
-    │   ├── NotInstalledError  known, but its package is not installed          (KeyError)
+    │   ├── NotInstalledError  its package is not installed                     (KeyError)
     │   ├── AmbiguousEntryError  offered by several packages                    (KeyError)
     │   └── BrokenEntryError   installed, but importing it failed               (ImportError)
     ├── SignatureError         the parameters of a plugin's callable            (TypeError)
@@ -91,7 +91,7 @@ class UnknownEntryError(EntryError, KeyError):
 
 
 class NotInstalledError(EntryError, KeyError):
-    """The name is known, but the package that offers it is not installed."""
+    """The package that offers the name, or that a qualified name starts with, is not installed."""
 
 
 class AmbiguousEntryError(EntryError, KeyError):

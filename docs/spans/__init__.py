@@ -11,6 +11,7 @@ from spans.error import error_tree
 from spans.group import groups
 from spans.hook import hooks
 from spans.key import keys_of
+from spans.law import declarations, usual_shapes
 from spans.vocabulary import adaptor_keys, aliases, inputs_by_site, meanings
 
 SPANS: dict[str, Callable[[], str]] = {
@@ -28,6 +29,8 @@ SPANS: dict[str, Callable[[], str]] = {
     "aliases": aliases,
     "errors": error_tree,
     "hooks": hooks,
+    "law declarations": declarations,
+    "usual shapes": usual_shapes,
     "inputs": meanings,
     "inputs by site": inputs_by_site,
     "commands": commands,

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from rich.table import Table
 from rich.text import Text
 
-from kdplug.contracts.loss import DECLARATIONS, declares, stated_facts
+from kdplug.contracts.loss import DECLARATIONS, declares, is_annotated_as_sum, stated_facts
 from kdplug.errors import EntryError, NotInstalledError, UnknownEntryError, did_you_mean
 from kdplug.host.entry import Entry
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
@@ -167,9 +167,10 @@ def _read(entry: Entry, read: Callable[[], str | None]) -> str | None:
 
 
 def declarations(loss: Callable[..., Any]) -> list[str]:
-    """Return the names of the properties that a loss declares, and the facts that it states."""
+    """Return the properties that a loss declares, with its annotation as ``LossSum``, and the facts that it states."""
+    annotated = ["-> LossSum"] if is_annotated_as_sum(loss) else []
     facts = [name if value is True else f"{name} = {value!r}" for name, value in stated_facts(loss).items()]
-    return [name for name in DECLARATIONS if declares(loss, name)] + facts
+    return [name for name in DECLARATIONS if declares(loss, name)] + annotated + facts
 
 
 def _inputs(entry: Entry, _: Any) -> str | None:

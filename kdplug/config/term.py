@@ -275,6 +275,11 @@ class TermPlace:
         error.field = f"{self.key(head)}{dot}{rest}"
         return error.at(*self.path)
 
+    def note(self, error: Exception, owner: str, *, lacks_labels: bool = False) -> None:
+        """Add a note that names the term to an exception of its loss, which is not a ``KdplugError``."""
+        cause = ": the student's adaptor returned no labels" if lacks_labels else ""
+        error.add_note(f"in {'.'.join(map(str, (*self.path, self.key('loss'))))} ({owner}){cause}")
+
     @contextmanager
     def located(self) -> Iterator[None]:
         """Complete the field of an error that is raised in the block."""

@@ -215,8 +215,13 @@ def reduction_of(loss: Any) -> Literal["mean", "sum", "LossSum"] | None:
         )
     if declared:
         return "mean" if declared[0] == MEAN_OVER_ITEMS else "sum"
+    return "LossSum" if is_annotated_as_sum(loss) else None
+
+
+def is_annotated_as_sum(loss: Any) -> bool:
+    """Return whether the return annotation of a loss, of the function or of ``forward``, is ``LossSum``."""
     annotations = getattr(getattr(loss, "forward", loss), "__annotations__", {})
-    return "LossSum" if "LossSum" in str(annotations.get("return", "")) else None
+    return "LossSum" in str(annotations.get("return", ""))
 
 
 def across_vocabularies(loss: _Loss) -> _Loss:

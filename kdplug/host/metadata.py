@@ -14,6 +14,7 @@ from packaging.markers import UndefinedEnvironmentName
 from packaging.requirements import Requirement
 
 from kdplug.contracts.version import VERSION
+from kdplug.errors import nearest
 from kdplug.host.bounded_json import json_value
 from kdplug.host.name import fold_distribution, is_distribution_name, printable
 
@@ -207,6 +208,21 @@ def installed_version(name: str) -> str | None:
         return importlib_metadata.version(name)
     except importlib_metadata.PackageNotFoundError:
         return None
+
+
+def not_installed(name: str, similar: Iterable[str]) -> str:
+    """Return the message that no distribution has this name: it suggests the nearest of ``similar``, or else how to install it.
+
+    The prefix ``kdplug-`` makes no two names similar.
+    """
+    by_own_name = {fold_distribution(one).removeprefix("kdplug-"): one for one in similar}
+    near = nearest(fold_distribution(name).removeprefix("kdplug-"), by_own_name)
+    where = f"no distribution {name!r} is installed in {sys.prefix}"
+    if near is not None:
+        return f"{where}. Did you mean {by_own_name[near]!r}?"
+    if not is_distribution_name(name):
+        return where
+    return f"{where}: pip install {name}, or pip install -e . in its folder"
 
 
 def unmet(requirements: Iterable[str], version: str = VERSION) -> str | None:

@@ -15,10 +15,11 @@ from kdplug.errors import (
 )
 from kdplug.host.active import active
 from kdplug.host.component import Component, build_component
-from kdplug.host.entry import Entry
+from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.first_party import FIRST_PARTY
 from kdplug.host.kind import KINDS, Kind
-from kdplug.host.name import fold, fold_distribution, split_qualified
+from kdplug.host.metadata import installed_version, not_installed
+from kdplug.host.name import fold, fold_distribution, is_distribution_name, split_qualified
 from kdplug.host.spec import parse_spec
 
 _THIRD_PARTY = 3
@@ -175,6 +176,9 @@ class Registry(Mapping[str, Callable[..., Any]]):
             if _is(package, dist) and fold(bare) in map(fold, offers.get(self.kind.plural, ())):
                 return NotInstalledError(_absent(name, package) + others)
         problems = "".join(f"\n    {problem}" for problem in active().problems)
+        if _is_absent(dist):
+            similar = [one.name for one in active().dists if any(fold(p.name) == fold(bare) for p in one.entry_points)]
+            return NotInstalledError(f"{name!r} is unknown: {not_installed(dist, similar)}{problems}")
         return UnknownEntryError(f"no {self.kind.noun} {name!r}.{self._nearest(name)}{problems}")
 
     def _nearest(self, name: str) -> str:
@@ -209,6 +213,13 @@ def _is_reserved(kind: Kind, name: str) -> bool:
 def _is(package: str, dist: str) -> bool:
     """Return whether ``dist``, the distribution part of a name, is empty or means ``package``."""
     return not dist or fold_distribution(dist) == fold_distribution(package)
+
+
+def _is_absent(dist: str) -> bool:
+    """Return whether ``dist``, the distribution part of a name, is the name of one that is not installed."""
+    if not is_distribution_name(dist) or dist.casefold() == LOCAL:
+        return False
+    return not any(_is(one.name, dist) for one in active().dists) and installed_version(dist) is None
 
 
 def _absent(name: str, package: str) -> str:

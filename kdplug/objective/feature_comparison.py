@@ -32,7 +32,7 @@ from kdplug.objective.selection import heads_of
 from kdplug.objective.term import term_value
 
 if TYPE_CHECKING:
-    from kdplug.config.term import TermConfig
+    from kdplug.config.term import WrittenTerm
     from kdplug.host.component import Component
 
 
@@ -136,7 +136,7 @@ class FeatureComparison(nn.Module):
 
     def __init__(
         self,
-        term: TermConfig,
+        written: WrittenTerm,
         component: Component,
         temperature: Temperature,
         named: NamedInputs,
@@ -144,8 +144,9 @@ class FeatureComparison(nn.Module):
         waits: bool = False,
     ) -> None:
         super().__init__()
+        term = written.config
         ours, theirs = (() if layer is None else layer for layer in (term.layer_S, term.layer_T))
-        self.term = term
+        self.term, self.place = term, written.place
         self.named = named
         self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
@@ -320,10 +321,12 @@ class FeatureComparison(nn.Module):
         except KdplugError as error:
             error.message += self._hint(student, teacher, batch)
             raise error.at("loss") from error.__cause__
-        except RuntimeError as error:
-            if not (hint := self._hint(student, teacher, batch)):
-                raise
-            raise ShapeError(f"{self.owner} failed: {error}{hint}", field="loss") from error
+        except Exception as error:
+            if isinstance(error, RuntimeError) and (hint := self._hint(student, teacher, batch)):
+                raise ShapeError(f"{self.owner} failed: {error}{hint}", field="loss") from error
+            lacks_labels = batch.student.labels is None and "labels" in self.inputs
+            self.place.note(error, self.owner, lacks_labels=lacks_labels)
+            raise
 
     def _hint(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch) -> str:
         """Suggest a cause for an error in the loss: the projection's width or a lack of one, or the shape of a mask."""
@@ -368,10 +371,6 @@ def _example_ids(compared: FeatureInputs) -> Tensor:
     return compared.batch.ids_of(compared.student[0], compared.comparison.owner, "features")
 
 
-def _draw_seed(compared: FeatureInputs) -> int:
-    return compared.batch.draws.next()
-
-
 def _temperature(compared: FeatureInputs) -> float | Tensor:
     comparison, batch, temperature = compared.comparison, compared.batch, compared.temperature
     if temperature.scheduler is None or not comparison.wants_logits:
@@ -394,7 +393,7 @@ _GETTERS: Mapping[str, Callable[[FeatureInputs], Any]] = {
     "step": attrgetter("batch.step"),
     "total_steps": attrgetter("batch.total_steps"),
     "epoch": attrgetter("batch.epoch"),
-    "draw_seed": _draw_seed,
+    "draw_seed": lambda compared: compared.batch.draws.next(),
     **named_getters("comparison"),
 }
 """The inputs available to a loss on features. Only requested inputs are computed."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kdplug.config.term import TermPlace
 from kdplug.contracts.loss import (
     ACROSS_VOCABULARIES,
     COARSENS,
@@ -36,9 +37,16 @@ class LogitLoss:
     """
 
     def __init__(
-        self, component: Component, temperature: Temperature, *, shifts: bool, named: NamedInputs | None = None
+        self,
+        component: Component,
+        temperature: Temperature,
+        *,
+        shifts: bool,
+        named: NamedInputs | None = None,
+        place: TermPlace | None = None,
     ) -> None:
         self.named = named
+        self.place = place or TermPlace()
         self.build(component)
         self.inputs = component.inputs
         steady: dict[str, Callable[[LogitInputs], Any]] = {"temperature": attrgetter("loss.temperature.base")}
@@ -224,6 +232,9 @@ class LogitLoss:
             return self.target(*values)
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
+        except Exception as error:
+            self.place.note(error, self.owner, lacks_labels=labels is None and "labels" in self.inputs)
+            raise
 
     def write_gradient(self, student: Tensor, teacher: Tensor | SparseLogits, labels: Tensor | None) -> Tensor:
         """Run the closed form on rows ``[n, classes]``: return values ``[n]`` and overwrite ``student`` with the gradient.
@@ -242,6 +253,9 @@ class LogitLoss:
             values = self._checked(self.rows(coarse, topk_tail_teacher(teacher).to(coarse.dtype), temperature), student)
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
+        except Exception as error:
+            self.place.note(error, self.owner)
+            raise
         expand_rows_(student, parts, coarse, teacher.ids)
         return values
 

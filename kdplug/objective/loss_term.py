@@ -88,13 +88,19 @@ class LossTerm(nn.Module):
         if not on_logits:
             _check_on_features(component)
             self.teacher = place_of(term.teacher, teachers)
-            self.features = FeatureComparison(term, component, self.temperature, self.named, waits=waits)
+            self.features = FeatureComparison(written, component, self.temperature, self.named, waits=waits)
             self._compare = self.features.value
         else:
             is_combined = term.teacher is None and len(teachers) > 1 and not self.named.reads_teacher
             self.teacher = None if is_combined else place_of(term.teacher, teachers)
             try:
-                loss = LogitLoss(component, self.temperature, shifts=config.probability_shift, named=self.named)
+                loss = LogitLoss(
+                    component,
+                    self.temperature,
+                    shifts=config.probability_shift,
+                    named=self.named,
+                    place=self.place,
+                )
             except KdplugError as error:
                 raise error.at("loss") from error.__cause__
             self.logits = LogitComparison(written, loss, config, teachers, self._trained)

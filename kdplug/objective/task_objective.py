@@ -88,6 +88,9 @@ class TaskObjective(nn.Module):
             )
         except KdplugError as error:
             raise error.at(student.task) from error.__cause__
+        except Exception as error:
+            error.add_note(f"in task {student.task!r}")
+            raise
         return LossReport(report.total, {f"{student.task}/{name}": term for name, term in report.terms.items()})
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -39,19 +39,32 @@ def declared(student_logits, teacher_logits): ...
 
 def plain(student_logits, teacher_logits): ...
 
+def summed(student_logits, teacher_logits) -> kdplug.LossSum: ...
+
 def weights(progress): ...
 """
 
 
 def test_load_lists_what_each_loss_declares(kdplug, fake_site):
-    losses = {"declared": "kdplug_a:declared", "plain": "kdplug_a:plain", "bad": "kdplug_a:missing"}
+    losses = {
+        "declared": "kdplug_a:declared",
+        "plain": "kdplug_a:plain",
+        "summed": "kdplug_a:summed",
+        "bad": "kdplug_a:missing",
+    }
     offers = {"losses": losses, "weight_schedulers": {"weights": "kdplug_a:weights"}}
     fake_site.add("kdplug-a", files={"kdplug_a.py": DECLARED}, **offers)
     with fake_site.host():
         rows = json.loads(kdplug("plugins", "list", "--json", "--load").stdout)
         head, *lines = kdplug("plugins", "list", "--load").stdout.splitlines()
     declared = {row["name"]: row["declares"] for row in rows}
-    assert declared == {"bad": None, "declared": ["coarsens"], "plain": [], "weights": None}
+    assert declared == {
+        "bad": None,
+        "declared": ["coarsens"],
+        "plain": [],
+        "summed": ["-> LossSum"],
+        "weights": None,
+    }
     assert head.split()[-1] == "declares"
     assert next(line for line in lines if line.startswith("declared")).split()[-1] == "coarsens"
 

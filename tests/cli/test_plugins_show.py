@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from kdplug.contracts.loss import DECLARATIONS
@@ -117,6 +119,15 @@ def test_a_name_of_several_packages_shows_all_of_them(kdplug, fake_site):
     assert text.count("· ambiguous") == 2
 
 
+def test_a_name_of_a_distribution_that_is_not_installed_says_so(kdplug, mykd_site):
+    done = kdplug("plugins", "show", "kdplug-camkit:mykt")
+    assert done.exit_code == 2
+    assert (
+        f"'kdplug-camkit:mykt' is unknown: no distribution 'kdplug-camkit' is installed in {sys.prefix}: pip"
+        in done.stderr
+    )
+
+
 def test_an_unknown_name_is_an_error_that_names_the_nearest(kdplug, mykd_site):
     done = kdplug("plugins", "show", "mykt")
     assert (done.exit_code, done.stderr) == (2, "error: no entry 'mykt' of any kind. Did you mean 'mykd'?\n")
@@ -144,6 +155,10 @@ import kdplug
 def declared(student_logits, teacher_logits):
     pass
 
+@kdplug.coarsens
+def summed(student_logits, teacher_logits) -> kdplug.LossSum:
+    pass
+
 class Written:
     coarsens = True
     random = True
@@ -152,17 +167,26 @@ class Written:
 
     def forward(self, student_logits, teacher_logits):
         pass
+
+class Banked:
+    random = True
+
+    def forward(self, student_logits, teacher_logits) -> "kdplug.LossSum":
+        pass
 """
 
 
 def test_a_loss_shows_what_it_declares(kdplug, fake_site):
-    losses = {name: f"kdplug_d:{place}" for name, place in (("declared", "declared"), ("written", "Written"))}
+    places = (("declared", "declared"), ("summed", "summed"), ("written", "Written"), ("banked", "Banked"))
+    losses = {name: f"kdplug_d:{place}" for name, place in places}
     fake_site.add("kdplug-d", losses=losses, files={"kdplug_d.py": DECLARED})
     fake_site.add("kdplug-a", "1.2", losses={"mykd": "kdplug_a:mykd"}, files={"kdplug_a.py": DKD})
     with fake_site.host():
         for name, shown in (
             ("declared", "across_vocabularies, coarsens"),
             ("written", "coarsens, random, reads_teacher = False"),
+            ("summed", "coarsens, -> LossSum"),
+            ("banked", "-> LossSum, random"),
             ("mykd", "nothing"),
         ):
             assert f"declares  {shown}\n" in kdplug("plugins", "show", name).stdout

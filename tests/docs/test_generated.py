@@ -35,3 +35,19 @@ def test_every_first_party_entry_is_in_the_catalogue():
     for offers in FIRST_PARTY.values():
         for name in (name for names in offers.values() for name in names):
             assert f"`{name}`" in headings
+
+
+def test_every_declaration_of_a_suite_of_laws_and_every_usual_shape_is_on_the_page_of_the_testing_kit():
+    import kdplug.testing
+    from kdplug.testing.law import Laws
+    from kdplug.testing.loss.case import USUAL_SHAPES
+
+    page = (ROOT / "docs/reference/testing.md").read_text(encoding="utf-8")
+    _, *sections = re.split(r"^### ", page, flags=re.MULTILINE)
+    rows = {title.splitlines()[0].strip("`"): re.findall(r"^\| `(\w+)` \|", title, re.MULTILINE) for title in sections}
+    for name in (name for name in kdplug.testing.__all__ if name.endswith("Laws")):
+        owners = [one for one in getattr(kdplug.testing, name).__mro__ if one not in Laws.__mro__]
+        declared = {key for one in owners for key in one.__annotations__ if not key.startswith("_")}
+        assert sorted(rows[name]) == sorted(declared)
+    assert {"entry", "settings", "except_for"} == set(rows["Every suite"])
+    assert all(f'| `"{name}"` | `{shape}` |' in page for name, shape in USUAL_SHAPES.items())

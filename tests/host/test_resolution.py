@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from fake_install import distribution
@@ -10,7 +11,7 @@ from host_strategy import installations
 from hypothesis import given
 
 import kdplug
-from kdplug.errors import AmbiguousEntryError, EntryError, NotInstalledError
+from kdplug.errors import AmbiguousEntryError, EntryError, NotInstalledError, UnknownEntryError
 from kdplug.host.active import isolated
 from kdplug.host.host import PluginWarning
 from kdplug.host.metadata import Distribution
@@ -198,3 +199,26 @@ def test_registering_what_is_no_entry_name_or_cannot_be_called_is_an_error(no_pl
 def test_a_qualified_name_splits_at_its_last_colon() -> None:
     assert split_qualified("mykd") == ("", "mykd")
     assert split_qualified("a:mykd") == ("a", "mykd")
+
+
+def test_a_qualified_name_of_a_distribution_that_is_not_installed_is_no_typo_of_another_entry() -> None:
+    logits = distribution("kdplug-logits", losses={"cat_kb": "l:x"})
+    where = f"no distribution 'kdplug-camkit' is installed in {sys.prefix}"
+    told = f"'kdplug-camkit:cat_kd' is unknown: {where}: pip install kdplug-camkit, or pip install -e . in its folder"
+    with isolated([logits, FIRST]), pytest.raises(NotInstalledError, match=f"^{re.escape(told)}$"):
+        kdplug.losses.entry("kdplug-camkit:cat_kd")
+
+
+def test_a_typo_in_the_distribution_of_a_qualified_name_suggests_the_one_that_offers_the_entry() -> None:
+    told = f"'Kdplug_camkot:MYKD' is unknown: no distribution 'Kdplug_camkot' is installed in {sys.prefix}. Did you mean 'kdplug-camkit'?"
+    dists = [distribution("kdplug-camkit", losses={"mykd": "c:x"}), distribution("kdplug-camkob", losses={"x": "d:x"})]
+    with isolated(dists), pytest.raises(NotInstalledError, match=f"^{re.escape(told)}$"):
+        kdplug.losses.entry("Kdplug_camkot:MYKD")
+
+
+@pytest.mark.parametrize(
+    "name", ["local:mykt", "kdplug-a:mykt", "kdplug:mykt", "a b:mykt", "x:kdplug-a:mykt", "-x:mykt"]
+)
+def test_any_other_unknown_qualified_name_is_compared_with_the_entries(name: str) -> None:
+    with isolated([FIRST]), pytest.raises(UnknownEntryError, match=r"^no loss '.*'\. (Did you mean|List all)"):
+        kdplug.losses.entry(name)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 
-from kdplug.errors import PluginError, did_you_mean
+from kdplug.errors import PluginError
 from kdplug.host.active import active, isolated
 from kdplug.host.check.entry import check_entry, check_hooks, side_effects
 from kdplug.host.check.finding import Finding
@@ -17,7 +17,7 @@ from kdplug.host.check.installation import Installation, about_plugins, installa
 from kdplug.host.entry import Entry
 from kdplug.host.host import Host
 from kdplug.host.isolation.plugin_code import described, run_plugin_code
-from kdplug.host.metadata import Distribution, undecodable
+from kdplug.host.metadata import Distribution, not_installed, undecodable
 from kdplug.host.name import fold, fold_distribution
 from kdplug.host.registry import REGISTRIES
 
@@ -66,8 +66,7 @@ def check_plugins(only: str | None = None) -> list[Finding]:
     traces = installations()
     chosen = [dist for dist in dists if only is None or _same(dist.name, only)]
     if only is not None and not chosen and not any(_same(trace.dist, only) for trace in traces):
-        near = did_you_mean(only, [dist.name for dist in dists])
-        raise PluginError(f"no distribution {only!r} is installed.{near}")
+        raise PluginError(not_installed(only, [dist.name for dist in dists]))
     found: list[Finding] = []
     # Importing a plugin would import torch, which fails half-way; a second import would crash the process.
     if undecodable():

@@ -316,6 +316,24 @@ def is_probability(tensor: Tensor) -> bool:
     return bool((rows >= 0).all() and is_one.any() and torch.logical_or(is_one, is_empty).all())
 
 
+_MAPS = 4
+"""Number of axes of feature maps, ``[batch, channels, height, width]``."""
+
+
+def projected_axes(sample: Sample) -> Iterator[PlanWarning]:
+    """Warn about a projection of the last axis of hidden features with four axes, which is the width of feature maps."""
+    for term, read in sample.objective.configured.on_features():
+        if read.plan is None or read.plan.axis not in (-1, _MAPS - 1) or read.feature != "hidden":
+            continue
+        maps = (tensor for side, tensor in features(read, sample) if side == "student" and tensor.dim() == _MAPS)
+        if (found := next(maps, None)) is not None:
+            message = (
+                f"{term.name}: proj maps the last axis of a feature of shape {list(found.shape)}: for maps [batch, channels, "
+                f"height, width] use a projection with axis = 1, not {read.plan.owner}"
+            )
+            yield PlanWarning("projected_axis", _field(term, "proj"), message)
+
+
 def unbalanced_temperature(sample: Sample) -> Iterator[PlanWarning]:
     """Warn about a loss on logits without the factor T² combined with a loss on labels."""
     settings = {term.name: term.loss.settings for term in sample.config.terms or ()}

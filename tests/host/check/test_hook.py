@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import sys
+
 import pytest
 from check_site import GOOD, add, found, one
 from fake_install import FakeSite
@@ -84,3 +87,12 @@ def test_what_is_not_installed_is_an_error_that_names_the_nearest(fake_site: Fak
     add(fake_site, GOOD)
     with pytest.raises(PluginError, match=r"no distribution 'kdplug-aa' is installed.* 'kdplug-a'"):
         found(fake_site, "kdplug-aa")
+
+
+def test_what_is_not_installed_and_resembles_nothing_is_an_error_that_names_the_environment(
+    fake_site: FakeSite,
+) -> None:
+    fake_site.add("kdplug-logits", losses={"x": "kdplug_a:f"})
+    told = f"no distribution 'kdplug-camkit' is installed in {sys.prefix}: pip install kdplug-camkit, or pip install -e . in"
+    with pytest.raises(PluginError, match=f"^{re.escape(told)} its folder$"):
+        found(fake_site, "kdplug-camkit")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from plan_scene import Net
+from torch import nn
 from torch.nn import functional
 
 import kdplug
@@ -250,6 +251,39 @@ def test_a_temperature_that_a_match_takes_is_used_without_a_kd_loss(scene):
     match = {**HIDDEN, "loss": "warm"}
     plan = scene(kd_loss_weight=0, intermediate_matches=[match], temperature=2, temperature_scheduler="warming")
     assert plan.warnings == []
+
+
+def _maps(width):
+    """An adaptor's feature maps ``[B, channels, 2, width]``."""
+    return lambda batch, outputs: {"hidden": [outputs["hidden"][:, :2, None, :width].expand(-1, -1, 2, -1)]}
+
+
+def test_a_projection_of_the_last_axis_of_feature_maps_is_warned_of(scene):
+    plan = scene(
+        kd_loss_weight=0,
+        intermediate_matches=[HIDDEN, {**HIDDEN, "loss": "hidden_mse", "proj": ["linear", "auto", "auto"]}],
+        student=_maps(4),
+        teacher=_maps(6),
+    )
+    assert _checks(plan) == ["projected_axis", "projected_axis"]
+    assert plan.warnings[1].field == "distillation.intermediate_matches.1.proj"
+    told = "proj maps the last axis of a feature of shape [8, 2, 2, 4]: for maps [batch, channels, height, width] use a"
+    assert told in plan.warnings[1].message
+
+
+def test_a_projection_of_channels_of_hidden_states_or_of_attention_is_not_warned_of(scene):
+    class Channels(nn.Conv2d):
+        axis = 1
+
+        def __init__(self, in_dim, out_dim):
+            super().__init__(in_dim, out_dim, 1)
+
+    kdplug.projections.register("channels")(Channels)
+    on_maps = {**HIDDEN, "loss": "hidden_mse", "proj": ["channels", "auto", "auto"]}
+    assert scene(kd_loss_weight=0, intermediate_matches=[on_maps], student=_maps(4), teacher=_maps(4)).warnings == []
+    assert scene(kd_loss_weight=0, intermediate_matches=[HIDDEN]).warnings == []
+    given = {**ATTENTION, "loss": "attention_mse", "proj": ["linear", "auto", "auto"]}
+    assert "projected_axis" not in _checks(scene(intermediate_matches=[given], **_both(_scores)))
 
 
 def test_a_match_of_weight_0_is_reported(scene):
