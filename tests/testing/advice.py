@@ -9,7 +9,7 @@ from testing.mutant import MUTANTS
 WORDS: dict[str, str] = {}
 """What the law says to change, for each mutant."""
 
-MENDED: dict[str, list[Any]] = {}
+FOLLOWED: dict[str, list[Any]] = {}
 """The mutants with that change, or laws with the declaration that it names: one for each way that the advice gives."""
 
 
@@ -24,7 +24,7 @@ def followed(name: str, advice: str) -> Any:
 
     def put(target: Any) -> Any:
         assert WORDS.setdefault(name, advice) == advice
-        MENDED.setdefault(name, []).append(target)
+        FOLLOWED.setdefault(name, []).append(target)
         return target
 
     return put

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
-from testing import codec_advice, combiner_advice, layer_map_advice, task_advice  # noqa: F401  each fills MENDED
-from testing.advice import MENDED as FOLLOWED
-from testing.advice import WORDS
+from pydantic import Field
+from testing import codec_advice, combiner_advice, layer_map_advice, task_advice  # noqa: F401  each fills FOLLOWED
+from testing.advice import FOLLOWED, WORDS
 from testing.closed_form_mutant import ClosedLaws, plain_kl, right_rows
+from testing.codec_model import Rounded
 from testing.logit_mutant import DrawLaws, divergence_declared_for_numbers, root_declared_a_mean
 from testing.mutant import MUTANTS
 from testing.specimen import check, hidden_mse, laws_of
@@ -126,6 +127,61 @@ def test_a_law_says_what_to_change_and_holds_once_that_is_done(base: type[Laws],
     laws = laws_of(*mended(wrong[0].laws, law))
     assert law not in broken_laws(laws, only={law} & {*law_names(laws)})
     assert law in {*law_names(laws), *excluded_laws(laws)} or "emove" in advice
+
+
+class Low(Rounded):
+    """Codes above a lowest logit."""
+
+    def __init__(self, *, low: float = float("nan")) -> None:
+        """Nothing to keep."""
+
+
+class LowOrNone(Rounded):
+    """Codes above a lowest logit, if there is one."""
+
+    def __init__(self, *, low: float | None = None) -> None:
+        """Nothing to keep."""
+
+
+class SixteenBits(Rounded):
+    """Codes of up to 8 bits."""
+
+    def __init__(self, *, bits: Annotated[int, Field(le=8)] = 16) -> None:
+        """Nothing to keep."""
+
+
+class EightBits(Rounded):
+    """Codes of up to 8 bits."""
+
+    def __init__(self, *, bits: Annotated[int, Field(le=8)] = 8) -> None:
+        """Nothing to keep."""
+
+
+class UpToSixteenBits(Rounded):
+    """Codes of up to 16 bits."""
+
+    def __init__(self, *, bits: Annotated[int, Field(le=16)] = 16) -> None:
+        """Nothing to keep."""
+
+
+OF_EVERY_KIND = {
+    "test_it_can_be_built": ("None in place of nan", Low, [LowOrNone]),
+    "test_its_settings_have_a_schema_and_valid_defaults": (
+        "Change it or its bounds",
+        SixteenBits,
+        [EightBits, UpToSixteenBits],
+    ),
+    "test_it_has_a_docstring": ("Write one", type("Undescribed", (Rounded,), {}), [Rounded]),
+}
+"""Laws of every kind: words of their advice, a codec that breaks them, and the codecs that follow it."""
+
+
+@pytest.mark.parametrize("law", [name for name in dir(Laws) if name.startswith("test_")])
+def test_a_law_of_every_kind_says_what_to_change_and_holds_once_that_is_done(law: str) -> None:
+    words, wrong, ways = OF_EVERY_KIND[law]
+    assert words in broken_laws(laws_of(CodecLaws, wrong), only=[law])[law]
+    for way in ways:
+        assert broken_laws(laws_of(CodecLaws, way)) == {}
 
 
 @pytest.mark.parametrize("name", WORDS)
