@@ -232,7 +232,7 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
 
 
 def _described(error: BaseException) -> str:
-    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    return ". ".join([f"{type(error).__name__}: {error}".rstrip("."), *getattr(error, "__notes__", ())])
 
 
 def _always(_: object) -> bool:

@@ -10,7 +10,7 @@ WORDS: dict[str, str] = {}
 """What the law says to change, for each mutant."""
 
 FOLLOWED: dict[str, list[Any]] = {}
-"""The mutants with that change, or laws with the declaration that it names: one for each way that the advice gives."""
+"""The mutants with that change, or laws with the declaration that it names, for one or more ways that the advice gives."""
 
 
 def undone(**words: str) -> None:

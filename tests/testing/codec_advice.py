@@ -10,7 +10,7 @@ from testing.advice import followed, undone
 from testing.codec_model import Drawn, DrawnLaws, Likely, LikelyLaws, Rounded
 from testing.specimen import laws_of
 
-from kdplug import SettingError
+from kdplug import Encoded, SettingError
 
 ALL_NAMES = "Define all that kdplug.CacheCodec names"
 ONE_FORM = "Use one dtype and width for all batches, or kdplug.Ragged"
@@ -91,6 +91,15 @@ undone(
 )
 followed("UndeclaredDraws", "Declare draws = True")(laws_of(DrawnLaws, codec_item_mutant.UndeclaredDraws))
 followed("NothingIsDrawn", IN_TURN)(laws_of(LikelyLaws, codec_item_mutant.NothingIsDrawn))
+
+
+@followed("PaddedToTheWidestItem", ONE_FORM)
+class PaddedToAllDraws(Drawn):
+    def encode(self, logits, **options):
+        rows, counts = super().encode(logits, **options).parts["drawn"]
+        padded = torch.zeros(len(counts), self.rounds, 2, dtype=torch.int32)
+        padded[torch.arange(self.rounds) < counts.unsqueeze(1)] = rows
+        return Encoded({"drawn": padded, "counts": counts})
 
 
 @followed("TwoNamesOfOneTensor", "Return a tensor of its own for each name")
@@ -199,6 +208,18 @@ class FactorsOrAnError(codec_value_mutant.FactorsAndNothingElse):
         if isinstance(logits, torch.Tensor):
             raise SettingError("logits are multiplied out")
         return super().encode(logits, **options)
+
+
+@followed("FactorsAndNothingElse", FACTORS)
+class FactorsOrDenseLogits(codec_value_mutant.FactorsAndNothingElse):
+    def encode(self, logits, **options):
+        return Encoded({"dense": logits}) if isinstance(logits, torch.Tensor) else super().encode(logits, **options)
+
+    def shared(self, logits):
+        return {} if isinstance(logits, torch.Tensor) else super().shared(logits)
+
+    def decode(self, parts, shared, **options):
+        return parts["dense"] if "dense" in parts else super().decode(parts, shared, **options)
 
 
 @followed("InHalfPrecision", LARGE)
