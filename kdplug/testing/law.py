@@ -169,7 +169,10 @@ class Laws:
         settings = {key: value for key, value in json.loads(json.dumps(spec)).items() if key != "name"}
         again = build_component(self._found, ComponentSpec(self._found.name, (), settings, "mapping"))
         if again.qualified_spec() != spec:
-            broken(f"settings do not survive a config file: {spec} came back as {again.qualified_spec()}")
+            broken(
+                f"settings do not survive a config file: {spec} came back as {again.qualified_spec()}. Use plain data, and "
+                "None in place of nan"
+            )
 
     def test_its_settings_have_a_schema_and_valid_defaults(self) -> None:
         """Catches a default outside its own bounds, which would fail only once a config writes out every default.
@@ -182,7 +185,7 @@ class Laws:
         for name, value in given.items():
             error = self._refusal({**self.settings, name: value}) and self._refusal({**self.settings, **given})
             if error is not None and error.field.split(".")[0] == name:
-                broken(f"the default of setting {name!r} is not valid: {error.message}")
+                broken(f"the default of setting {name!r} is not valid: {error.message}. Change it or its bounds")
             if error is not None:
                 raise error
 
@@ -201,7 +204,7 @@ class Laws:
             target = target.func
         written = vars(target).get("__doc__") if inspect.isclass(target) else getattr(target, "__doc__", None)
         if not (written or "").strip():
-            broken(f"{self._found.name} has no docstring. Its first line is what 'kdplug plugins show' prints")
+            broken(f"{self._found.name} has no docstring. Write one: 'kdplug plugins show' prints its first line")
 
 
 def law_names(laws: type[Laws]) -> list[str]:
@@ -229,7 +232,7 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
 
 
 def _described(error: BaseException) -> str:
-    return " ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    return ". ".join([f"{type(error).__name__}: {error}".rstrip("."), *getattr(error, "__notes__", ())])
 
 
 def _always(_: object) -> bool:

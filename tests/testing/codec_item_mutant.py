@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
-from testing.codec_model import Changed, Drawn, DrawnLaws, LikelyLaws, Rounded, RoundedLaws
+from testing.codec_model import Changed, Drawn, DrawnLaws, Likely, LikelyLaws, Rounded, RoundedLaws
 from testing.mutant import mutant
 
 from kdplug import Encoded, Ragged, SettingError
@@ -113,7 +113,7 @@ class PythonsGenerator(Rounded):
         return super().encode(logits, **options)
 
 
-@mutant(LikelyLaws, "test_nothing_is_drawn_unless_it_is_said", "declare draws = True")
+@mutant(LikelyLaws, "test_nothing_is_drawn_unless_it_is_said", "encodes differently with another seed")
 class UndeclaredDraws(Drawn):
     pass
 
@@ -122,6 +122,11 @@ class UndeclaredDraws(Drawn):
 class OneSeedForAllBatches(Drawn):
     def draw(self, probs, seed):
         return super().draw(probs, 0)
+
+
+@mutant(DrawnLaws, "test_each_item_and_each_seed_has_draws_of_its_own", "encodes the same with another seed")
+class NothingIsDrawn(Likely):
+    pass
 
 
 @mutant(

@@ -24,6 +24,13 @@ def a_list_of_logits(teacher_logits_list):
     return list(teacher_logits_list)
 
 
+@mutant(SureLaws, "test_it_returns_logits_in_the_shape_of_each_teachers", "returned non-finite logits")
+def only_teachers_that_are_right(teacher_logits_list, labels):
+    teachers = stacked(teacher_logits_list)
+    weight = (teachers.argmax(-1) == labels).double()[..., None]
+    return (weight * teachers).sum(0) / weight.sum(0)
+
+
 @mutant(SureLaws, "test_the_result_carries_no_gradient", "the combined logits carry gradient")
 def gradient_to_the_teachers(teacher_logits_list):
     return torch.stack(list(teacher_logits_list)).mean(0)

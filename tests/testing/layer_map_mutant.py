@@ -31,8 +31,10 @@ def layers_instead_of_pairs(student_layers, teacher_layers):
 
 
 @mutant(NearestLaws, "test_it_returns_pairs_of_whole_numbers", "rejects every number of layers")
-def always_refused(student_layers, teacher_layers):
-    raise ConfigError("these do not fit")
+def for_fifteen_layers_alone(student_layers, teacher_layers):
+    if (student_layers, teacher_layers) != (15, 30):
+        raise ConfigError("these do not fit")
+    return nearest_depth(student_layers, teacher_layers)
 
 
 @mutant(NearestLaws, "test_every_layer_that_it_names_exists", "(1, 2) names teacher layer 2")

@@ -90,7 +90,7 @@ class WithoutLosses(Sums):
         return {"logits": outputs}
 
 
-@mutant(SumsLaws, "test_the_student_can_be_trained_on_its_labels", "is the loss detached?")
+@mutant(SumsLaws, "test_the_student_can_be_trained_on_its_labels", "do not reach the student")
 class DetachedLosses(Sums):
     def student_adaptor(self, batch, outputs):
         return super().student_adaptor(batch, outputs.detach())

@@ -172,6 +172,12 @@ class AModelAsAFingerprint(Generous):
         return {"teacher": nn.Linear(1, 1)}
 
 
+@mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "fingerprint() is {}: return")
+class AFingerprintOfNothing(Generous):
+    def fingerprint(self):
+        return {}
+
+
 @mutant(SumsLaws, "test_its_fingerprint_is_plain_data_and_the_same_in_every_run", "when the task is built again")
 class AFingerprintByChance(Generous):
     def __init__(self):

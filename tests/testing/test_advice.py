@@ -1,12 +1,16 @@
-"""The advice of a broken law, followed for each law of losses, projections and schedulers: the law then holds."""
+"""The advice of a broken law, followed for each law of each kind: the law then holds."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
+from pydantic import Field
+from testing import codec_advice, combiner_advice, layer_map_advice, task_advice  # noqa: F401  each fills FOLLOWED
+from testing.advice import FOLLOWED, WORDS
 from testing.closed_form_mutant import ClosedLaws, plain_kl, right_rows
+from testing.codec_model import Rounded
 from testing.logit_mutant import DrawLaws, divergence_declared_for_numbers, root_declared_a_mean
 from testing.mutant import MUTANTS
 from testing.specimen import check, hidden_mse, laws_of
@@ -14,10 +18,23 @@ from testing.test_mutants import RIGHT
 from torch import Tensor
 
 from kdplug import LossSum, closed_form, facts
-from kdplug.testing import LossLaws, ProjectionLaws, SchedulerLaws, broken_laws, excluded_laws, law_names
+from kdplug.testing import (
+    CodecLaws,
+    LayerMapLaws,
+    LossLaws,
+    ProjectionLaws,
+    SchedulerLaws,
+    TaskLaws,
+    TeacherCombinerLaws,
+    broken_laws,
+    excluded_laws,
+    law_names,
+)
 from kdplug.testing.law import Laws
 
 BASES = (LossLaws, ProjectionLaws, SchedulerLaws)
+OTHER_BASES = (CodecLaws, LayerMapLaws, TaskLaws, TeacherCombinerLaws)
+"""Kinds whose advice is followed for each mutant, in the files ``*_advice.py``."""
 
 
 @closed_form(right_rows)
@@ -89,8 +106,8 @@ ADVICE = {
 """What the message itself advises, for laws without a sentence of advice of their own."""
 
 
-def laws_to_try() -> list[tuple[type[Laws], str]]:
-    own = {base: {name for name in dir(base) if name.startswith("test_")} - set(dir(Laws)) for base in BASES}
+def laws_to_try(bases: tuple[type[Laws], ...] = BASES) -> list[tuple[type[Laws], str]]:
+    own = {base: {name for name in dir(base) if name.startswith("test_")} - set(dir(Laws)) for base in bases}
     return [(base, law) for base, names in own.items() for law in sorted(names)]
 
 
@@ -110,3 +127,78 @@ def test_a_law_says_what_to_change_and_holds_once_that_is_done(base: type[Laws],
     laws = laws_of(*mended(wrong[0].laws, law))
     assert law not in broken_laws(laws, only={law} & {*law_names(laws)})
     assert law in {*law_names(laws), *excluded_laws(laws)} or "emove" in advice
+
+
+class Low(Rounded):
+    """Codes above a lowest logit."""
+
+    def __init__(self, *, low: float = float("nan")) -> None:
+        """Nothing to keep."""
+
+
+class LowOrNone(Rounded):
+    """Codes above a lowest logit, if there is one."""
+
+    def __init__(self, *, low: float | None = None) -> None:
+        """Nothing to keep."""
+
+
+class SixteenBits(Rounded):
+    """Codes of up to 8 bits."""
+
+    def __init__(self, *, bits: Annotated[int, Field(le=8)] = 16) -> None:
+        """Nothing to keep."""
+
+
+class EightBits(Rounded):
+    """Codes of up to 8 bits."""
+
+    def __init__(self, *, bits: Annotated[int, Field(le=8)] = 8) -> None:
+        """Nothing to keep."""
+
+
+class UpToSixteenBits(Rounded):
+    """Codes of up to 16 bits."""
+
+    def __init__(self, *, bits: Annotated[int, Field(le=16)] = 16) -> None:
+        """Nothing to keep."""
+
+
+OF_EVERY_KIND = {
+    "test_it_can_be_built": ("None in place of nan", Low, [LowOrNone]),
+    "test_its_settings_have_a_schema_and_valid_defaults": (
+        "Change it or its bounds",
+        SixteenBits,
+        [EightBits, UpToSixteenBits],
+    ),
+    "test_it_has_a_docstring": ("Write one", type("Undescribed", (Rounded,), {}), [Rounded]),
+}
+"""Laws of every kind: words of their advice, a codec that breaks them, and the codecs that follow it."""
+
+
+@pytest.mark.parametrize("law", [name for name in dir(Laws) if name.startswith("test_")])
+def test_a_law_of_every_kind_says_what_to_change_and_holds_once_that_is_done(law: str) -> None:
+    words, wrong, ways = OF_EVERY_KIND[law]
+    assert words in broken_laws(laws_of(CodecLaws, wrong), only=[law])[law]
+    for way in ways:
+        assert broken_laws(laws_of(CodecLaws, way)) == {}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_law_says_what_to_change_in_a_mutant_and_holds_in_each_way_that_it_is_done(name: str) -> None:
+    base, target, law, _ = MUTANTS[name]
+    message = broken_laws(laws_of(base, target), only=[law])[law]
+    assert WORDS[name] in message
+    for way in FOLLOWED[name]:
+        laws = way if isinstance(way, type) and issubclass(way, Laws) else laws_of(base, way)
+        applies = law in law_names(laws)
+        assert broken_laws(laws, only=[law] if applies else None) == {}
+        assert applies or "eclare" in WORDS[name]
+
+
+@pytest.mark.parametrize(("base", "law"), laws_to_try(OTHER_BASES))
+def test_every_law_and_every_mutant_of_it_has_advice_that_is_followed(base: type[Laws], law: str) -> None:
+    wrong = {name for name, one in MUTANTS.items() if one.law == law and issubclass(one.laws, base)}
+    assert wrong
+    assert wrong - set(WORDS) == set()
+    assert all(FOLLOWED[name] for name in wrong)

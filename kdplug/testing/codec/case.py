@@ -76,7 +76,7 @@ class CodecCase(Laws):
                 return None
             return self._back(codec, given, kept, TEMPERATURE)
         except Exception as error:
-            broken(f"{what} raise {type(error).__name__}: {error}. Store them, or raise a SettingError in encode")
+            broken(f"{what} raise {type(error).__name__}: {error}")
 
     def _back(self, codec: Any, given: Any, kept: Encoded, temperature: float) -> Trip:
         shared = self.shared(codec, given)

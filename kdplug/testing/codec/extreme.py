@@ -9,7 +9,7 @@ import torch
 from kdplug.testing.codec.case import CodecCase
 from kdplug.testing.codec.content import content, probabilities
 from kdplug.testing.codec.sample import at, each, ruled_out, tensors_of, with_item
-from kdplug.testing.law import broken
+from kdplug.testing.law import advise, broken
 
 _MANY = 70_000
 """More classes than 16 bits can index."""
@@ -18,6 +18,7 @@ _MANY = 70_000
 class CodecExtremeLaws(CodecCase):
     """A cache stores the right value or rejects it."""
 
+    @advise("Store them in float32, or raise a SettingError in encode")
     def test_logits_of_ten_thousand_are_kept_or_refused(self) -> None:
         """Catches ``exp(x)``, or float16 beyond 65504, which decode to infinities."""
         codec = self.codec()
@@ -26,6 +27,7 @@ class CodecExtremeLaws(CodecCase):
             if trip is not None:
                 self.check(trip, f"logits of {size:g}")
 
+    @advise("Decode them with a probability of 0, or raise a SettingError in encode")
     def test_a_class_that_the_teacher_rules_out_gets_nothing(self) -> None:
         """Catches ``-inf`` in an item's range, which turns its other logits into nan; ``-inf`` decoded as a finite logit."""
         codec = self.codec()
@@ -40,6 +42,7 @@ class CodecExtremeLaws(CodecCase):
             broken(f"classes with logit -inf are decoded with a probability of {float(found[:, 2:].max()):.3g}")
         self.check(trip, "classes with logit -inf")
 
+    @advise("Raise a SettingError in encode")
     def test_logits_that_are_no_numbers_do_not_become_numbers(self) -> None:
         """Catches nan, which ``topk`` sorts first and integers cannot hold, stored as if it were a valid teacher logit."""
         codec = self.codec()
@@ -48,8 +51,9 @@ class CodecExtremeLaws(CodecCase):
             if trip is None:
                 continue
             if all(bool(tensor.isfinite().all()) for tensor in tensors_of(at(trip.found, [1])).values()):
-                broken(f"an item with a logit {value} is decoded as if it were valid: raise a SettingError")
+                broken(f"an item with a logit {value} is decoded as if it were valid")
 
+    @advise("Store no more classes than logits.shape[-1], and clamp a range before dividing by it")
     def test_few_classes_and_equal_logits_are_kept(self) -> None:
         """Catches more stored classes than exist; a division by a range of 0."""
         codec = self.codec()
@@ -59,6 +63,7 @@ class CodecExtremeLaws(CodecCase):
             given = each(self.given(codec), lambda tensor, value=value: torch.full_like(tensor, value))
             self.check(self.trip(codec, given), "equal logits")
 
+    @advise("Store ids in 32 bits, or raise a SettingError in encode")
     def test_many_classes_keep_their_numbers(self) -> None:
         """Catches ids in 16 bits, where class 65,536 becomes 0; in float16 or bfloat16, exact only to 2,048 and 256."""
         codec = self.codec()

@@ -15,7 +15,7 @@ from kdplug.contracts.cache_codec import CacheCodec, Ragged
 from kdplug.testing.codec.case import CodecCase, form_of
 from kdplug.testing.codec.content import same
 from kdplug.testing.codec.sample import at, tensors_of
-from kdplug.testing.law import broken
+from kdplug.testing.law import advise, broken
 
 _CONSTRUCTORS: tuple[Any, ...] = (
     torch.arange,
@@ -31,6 +31,7 @@ _CONSTRUCTORS: tuple[Any, ...] = (
     torch.tensor,
     torch.zeros,
 )
+_STORE = "Return all that decode needs as parts, or from shared"
 
 
 class CodecFormLaws(CodecCase):
@@ -41,7 +42,7 @@ class CodecFormLaws(CodecCase):
         codec = self.codec()
         lacking = [name for name in vars(CacheCodec) if not name.startswith("_") and not hasattr(codec, name)]
         if lacking:
-            broken(f"is not a cache codec: it lacks {', '.join(lacking)}")
+            broken(f"is not a cache codec: it lacks {', '.join(lacking)}. Define all that kdplug.CacheCodec names")
         for name in ("uses_temperature", "takes_factored"):
             flag = getattr(codec, name)
             if not isinstance(flag, bool):
@@ -73,7 +74,7 @@ class CodecFormLaws(CodecCase):
                 name = next(name for name in (*first, *again) if first.get(name) != again.get(name))
                 broken(
                     f"part {name!r} is {first.get(name, 'missing')} for some items and {again.get(name, 'missing')} "
-                    "for others: they cannot be concatenated"
+                    "for others: they cannot be concatenated. Use one dtype and width for all batches, or kdplug.Ragged"
                 )
 
     def test_another_process_reads_what_it_kept(self) -> None:
@@ -90,13 +91,11 @@ class CodecFormLaws(CodecCase):
         try:
             found = self.read(self.codec(), parts, _filed(shared))
         except (AttributeError, KeyError) as error:
-            broken(f"a fresh codec cannot decode another one's parts: {type(error).__name__}: {error}")
+            broken(f"a fresh codec cannot decode another one's parts: {type(error).__name__}: {error}. {_STORE}")
         if not same(found, trip.found):
-            broken(
-                "a fresh codec with the same settings decodes the parts to other logits: store everything that decode "
-                "needs"
-            )
+            broken(f"a fresh codec with the same settings decodes the parts to other logits. {_STORE}")
 
+    @advise("Return from shared what settings or the teacher's head determine, and all else as parts of the items")
     def test_what_is_kept_once_does_not_depend_on_the_items(self) -> None:
         """Catches a codebook, a mean or a range of the first batch, which is then used to decode all other batches."""
         codec = self.codec()
@@ -107,6 +106,7 @@ class CodecFormLaws(CodecCase):
             if name not in again or not _equal(tensor, again[name]):
                 broken(f"shared part {name!r} differs if computed from other items")
 
+    @advise("Use x - y in place of x.sub_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches logits divided in place, which the loss of the same step then uses; parts unpacked in place."""
         codec = self.codec()
@@ -131,7 +131,7 @@ class CodecFormLaws(CodecCase):
             assert there is not None
             found = self.trip(codec, given.to(there)).found
             if found.device.type != there.type:
-                broken(f"decode returns logits on {found.device} for parts on {there}")
+                broken(f"decode returns logits on {found.device} for parts on {there}: use the parts' device")
 
 
 class _Placed(TorchFunctionMode):
@@ -169,7 +169,10 @@ def _check_part(name: str, part: Any, items: int) -> None:
             broken(f"counts of part {name!r} must be integers, one per item")
         total = sum(part.counts.tolist())
         if total != len(part.values) or int(part.counts.min()) < 0:
-            broken(f"counts of part {name!r} add up to {total}, but it has {len(part.values)} rows")
+            broken(
+                f"counts of part {name!r} add up to {total}, but it has {len(part.values)} rows: "
+                "count the rows of each item"
+            )
 
 
 def _filed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -177,7 +180,11 @@ def _filed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         found: dict[str, Tensor] = load(save({name: one.detach().contiguous() for name, one in tensors.items()}))
     except Exception as error:
-        broken(f"a file cannot hold {', '.join(tensors)}: {str(error).strip().splitlines()[0]}")
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        broken(
+            f"a file cannot hold {', '.join(tensors)}: {reason}. Return a tensor of its own for each name, of a dtype "
+            "that safetensors has"
+        )
     return {name: found[name] for name in tensors}
 
 

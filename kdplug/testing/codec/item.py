@@ -11,12 +11,13 @@ from kdplug.errors import KdplugError
 from kdplug.testing.codec.case import CodecCase
 from kdplug.testing.codec.content import content
 from kdplug.testing.codec.sample import at, each, parts_at, tensors_of
-from kdplug.testing.law import broken, is_close, where
+from kdplug.testing.law import advise, broken, is_close, where
 
 
 class CodecItemLaws(CodecCase):
     """Items are stored in the batches of one epoch, and read in those of another."""
 
+    @advise("Compute the parts of each item from its own logits, and return items in their order")
     @where(lambda laws: not laws.draws)
     def test_what_is_kept_of_several_is_what_is_kept_of_each(self) -> None:
         """Catches a range or a mean over the whole batch; sorted rows; a dropped last item."""
@@ -29,6 +30,7 @@ class CodecItemLaws(CodecCase):
             if name is not None:
                 broken(f"part {name!r} of item {place} differs if the item is encoded alone")
 
+    @advise("Compute the parts of each item from its own logits")
     @where(lambda laws: laws.draws)
     def test_what_is_kept_of_an_item_does_not_depend_on_the_others(self) -> None:
         """Catches a range or a mean over the whole batch."""
@@ -42,6 +44,7 @@ class CodecItemLaws(CodecCase):
             if name is not None:
                 broken(f"part {name!r} of item {place} differs among other items")
 
+    @advise("Decode each item from its own parts, and split ragged rows by their counts")
     def test_items_are_read_in_any_order(self) -> None:
         """Catches logits of the next item; ragged rows split at the wrong places; differences to the previous item."""
         codec = self.codec()
@@ -55,6 +58,7 @@ class CodecItemLaws(CodecCase):
             if not is_close(content(found), content(trip.found)[order], 1e-6):
                 broken(f"items read in the order {order} do not get their own logits")
 
+    @advise("Store logits that are all 0, and decode no items to logits of no items")
     def test_a_batch_of_which_nothing_counts_can_be_kept(self) -> None:
         """Catches a maximum over nothing; rejected logits of 0, from which the engine determines the parts."""
         codec = self.codec()

@@ -11,7 +11,7 @@ from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.testing.codec.case import TEMPERATURE, CodecCase
 from kdplug.testing.codec.content import probabilities
 from kdplug.testing.codec.sample import at, parts_at, tensors_of
-from kdplug.testing.law import broken, where
+from kdplug.testing.law import advise, broken, where
 from kdplug.testing.sample import seeded
 
 _SIGMAS = 5.0
@@ -20,6 +20,7 @@ _SIGMAS = 5.0
 class CodecSeedLaws(CodecCase):
     """An interrupted cache build resumes with identical bits."""
 
+    @advise("Draw from torch.Generator().manual_seed(seed), and keep no state of earlier calls")
     def test_the_same_seed_keeps_the_same(self) -> None:
         """Catches draws from the global generator; state left by earlier batches."""
         codec, other = self.codec(), self.codec()
@@ -36,6 +37,7 @@ class CodecSeedLaws(CodecCase):
                 "and seed"
             )
 
+    @advise("Draw from torch.Generator().manual_seed(seed)")
     def test_global_generators_stay_where_they_are(self) -> None:
         """Catches ``torch.manual_seed(seed)``, after which every step has the same dropout."""
         codec = self.codec()
@@ -43,16 +45,18 @@ class CodecSeedLaws(CodecCase):
         before = torch.get_rng_state(), random.getstate()
         self.trip(codec, given)
         if not torch.equal(before[0], torch.get_rng_state()) or before[1] != random.getstate():
-            broken("advances a global generator: draw from torch.Generator().manual_seed(seed)")
+            broken("advances a global generator")
 
+    @advise("Declare draws = True")
     @where(lambda laws: not laws.draws)
     def test_nothing_is_drawn_unless_it_is_said(self) -> None:
         """Catches an undeclared random codec, for which the laws for items would fail."""
         codec = self.codec()
         given = self.given(codec)
         if not _same(self.keep(codec, given, seed=0), self.keep(codec, given, seed=1)):
-            broken("encodes differently with another seed: declare draws = True")
+            broken("encodes differently with another seed")
 
+    @advise("Draw for all items in turn from one torch.Generator().manual_seed(seed), or do not declare draws")
     @where(lambda laws: laws.draws)
     def test_each_item_and_each_seed_has_draws_of_its_own(self) -> None:
         """Catches the same seed for every batch, or for every item: errors then add up instead of cancelling."""
@@ -65,6 +69,7 @@ class CodecSeedLaws(CodecCase):
         if all(_equal(first, tensors_of(parts_at(kept.parts, [place]))) for place in range(1, 50)):
             broken("makes the same draws for equal items of a batch")
 
+    @advise("Draw from softmax(logits / temperature), and weight each class by its draws divided by all draws")
     @where(lambda laws: laws.draws)
     def test_a_sample_is_the_teachers_distribution_on_average(self) -> None:
         """Catches draws at temperature 1; repeated classes counted once; weights not divided by the number of draws."""

@@ -14,7 +14,7 @@ from kdplug.contracts.sparse_logits import SparseLogits
 from kdplug.testing.codec.case import CodecCase, Trip
 from kdplug.testing.codec.content import kept_classes, probabilities
 from kdplug.testing.codec.sample import tensors_of
-from kdplug.testing.law import broken
+from kdplug.testing.law import advise, broken
 
 _CLOSE = 1e-4
 
@@ -31,14 +31,19 @@ class CodecValueLaws(CodecCase):
         if tuple(found.shape) != (self.items, self.classes):
             broken(f"decode must return logits {[self.items, self.classes]}, got {list(found.shape)}")
         if isinstance(found, Tensor) and not found.is_floating_point():
-            broken(f"decode must return floating point, got {found.dtype}")
+            broken(f"decode must return floating point, got {found.dtype}: convert codes to logits")
         for name, tensor in tensors_of(found).items():
             bad = ~tensor.isfinite() if not isinstance(found, SparseLogits) else tensor.isnan() | (tensor == math.inf)
             if bool(bad.any()):
-                broken(f"decode returns non-finite {name} for ordinary logits")
+                broken(
+                    f"decode returns non-finite {name} for ordinary logits: clamp what a logarithm or a division gets"
+                )
         if isinstance(found, SparseLogits):
             _check_sparse(found)
 
+    @advise(
+        "Return the largest difference to what decode returns as error, a Python number; mend decode if it is large"
+    )
     def test_it_is_off_by_no_more_than_it_says(self) -> None:
         """Catches an error measured before the last rounding, or in the unit of the codes; one class with another's
         logit; a bit packed at the wrong position.
@@ -50,6 +55,7 @@ class CodecValueLaws(CodecCase):
                 broken(f"error must be a number of at least 0, got {trip.kept.error!r}")
             self.check(trip, f"logits of about {size:g}")
 
+    @advise("Return for each item the sum of softmax(logits / temperature) over its stored classes")
     def test_kept_mass_is_the_teachers_probability_on_the_classes_that_are_kept(self) -> None:
         """Catches a mass at temperature 1, of rounded probabilities, or of the whole batch; a missing one counts as 1."""
         codec = self.codec()
@@ -59,6 +65,7 @@ class CodecValueLaws(CodecCase):
                 _check_mass(trip.kept.kept_mass, self.items)
             _compare_mass(trip)
 
+    @advise("Store logits undivided, or set uses_temperature = True and decode at the temperature that decode gets")
     def test_the_temperature_matters_only_where_it_is_said(self) -> None:
         """Catches logits divided by the temperature, in a cache that is then read at another one."""
         codec = self.codec()
@@ -75,6 +82,7 @@ class CodecValueLaws(CodecCase):
                 if not torch.equal(tensor, parts[1][name]):
                     broken(f"part {name!r} depends on the temperature: uses_temperature must be True")
 
+    @advise("Convert logits to float32 first")
     def test_half_precision_loses_no_more_than_it_says(self) -> None:
         """Catches a softmax or a sum in the teacher's own bfloat16, which has three decimal digits."""
         codec = self.codec()
@@ -87,6 +95,7 @@ class CodecValueLaws(CodecCase):
             self.check(trip, f"logits in {name}")
             _compare_mass(trip)
 
+    @advise("Store bias, scale and softcap with the weight, and store dense logits or raise a SettingError in encode")
     def test_logits_in_factors_are_what_they_multiply_out_to(self) -> None:
         """Catches a forgotten bias, scale or soft cap; a teacher that returns ordinary logits."""
         codec = self.codec()
@@ -107,7 +116,7 @@ class CodecValueLaws(CodecCase):
 
 def _check_sparse(found: SparseLogits) -> None:
     if found.weights is not None and bool((found.weights < 0).any()):
-        broken("decode returns negative weights")
+        broken("decode returns negative weights: return each class's share of the draws")
     ordered = found.ids.sort(-1).values
     if found.tail is not None and bool((ordered[:, 1:] == ordered[:, :-1]).any()):
         broken("decode returns a class twice for an item: with a tail, classes must be distinct")

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from kdplug.errors import ConfigError
-from kdplug.testing.law import Laws, broken, where
+from kdplug.testing.law import Laws, advise, broken, where
 
 Pairs = list[tuple[int, int]]
 
@@ -80,8 +80,11 @@ class LayerMapLaws(Laws):
                 broken(f"{_depths(student, teacher)}: no pairs. Raise a ConfigError with the reason")
             for pair in pairs:
                 if not all(type(number) is int for number in pair):
-                    broken(f"{_depths(student, teacher)}: {pair} is not a pair of Python integers")
+                    broken(
+                        f"{_depths(student, teacher)}: {pair} is not a pair of Python integers: use // or int(round())"
+                    )
 
+    @advise("Name the student's layer first in each pair, and count layers from 1: layer 0 is the embeddings' output")
     def test_every_layer_that_it_names_exists(self) -> None:
         """Catches layers counted from the embeddings, or one too many. Layer 0 is the embeddings' output."""
         for student, teacher, pairs in self.every():
@@ -95,6 +98,7 @@ class LayerMapLaws(Laws):
                         f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but there are 0 to {teacher}"
                     )
 
+    @advise("Sort the pairs, the student's layer first in each")
     def test_layers_ascend_on_both_sides(self) -> None:
         """Catches student and teacher swapped; a deeper layer matched with a shallower one."""
         for student, teacher, pairs in self.every():
@@ -102,6 +106,7 @@ class LayerMapLaws(Laws):
                 if after[0] < before[0] or after[1] < before[1]:
                     broken(f"{_depths(student, teacher)}: pairs must ascend, but {after} comes after {before}")
 
+    @advise("Return each pair once, as sorted(set(pairs)) does")
     def test_no_pair_comes_twice(self) -> None:
         """Catches a match that counts twice, because rounding makes two pairs equal."""
         for student, teacher, pairs in self.every():
@@ -109,6 +114,7 @@ class LayerMapLaws(Laws):
             if twice:
                 broken(f"{_depths(student, teacher)}: {twice[0]} is repeated {pairs.count(twice[0])} times")
 
+    @advise("Compute pairs from the numbers of layers alone, or draw with a fixed seed")
     def test_the_same_layers_give_the_same_pairs(self) -> None:
         """Catches a map that chooses layers at random: a resumed run would then match others."""
         for student, teacher, pairs in self.every():
@@ -116,6 +122,7 @@ class LayerMapLaws(Laws):
             if again != pairs:
                 broken(f"{_depths(student, teacher)}: {pairs}, then {again} on a second call")
 
+    @advise("Count layers from 1 on both sides")
     def test_equal_depths_match_each_layer_with_itself(self) -> None:
         """Catches a shift by one, from counting from 0 instead of 1."""
         for layers in self.equal_depths:
@@ -123,6 +130,7 @@ class LayerMapLaws(Laws):
                 if ours != theirs:
                     broken(f"{_depths(layers, layers)}: layer {ours} learns from layer {theirs}")
 
+    @advise("Return the pair of the last layers too, or do not declare reaches_the_top")
     @where(lambda laws: laws.reaches_the_top)
     def test_the_last_layer_learns_from_the_last(self) -> None:
         """Catches a range that ends one too early."""
@@ -130,6 +138,7 @@ class LayerMapLaws(Laws):
             if (student, teacher) not in pairs:
                 broken(f"{_depths(student, teacher)}: is declared to match the last layers, but returns {pairs}")
 
+    @advise("Return a pair for every layer of the student, or do not declare covers_the_student")
     @where(lambda laws: laws.covers_the_student)
     def test_every_layer_of_the_student_learns(self) -> None:
         """Catches a layer skipped by rounding."""

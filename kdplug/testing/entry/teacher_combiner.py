@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kdplug.testing.law import Laws, broken, is_close, where
+from kdplug.testing.law import Laws, advise, broken, is_close, where
 from kdplug.testing.sample import draw, seeded
 
 TEMPERATURE = 2.0
@@ -144,9 +144,11 @@ class TeacherCombinerLaws(CombinerCase):
             found: Any = self.combine(sample)
             if not isinstance(found, Tensor) or found.shape != sample.student.shape:
                 what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-                broken(f"must return logits {list(sample.student.shape)}, like each teacher's, got {what}")
+                broken(
+                    f"must return logits {list(sample.student.shape)}, like each teacher's, got {what}: reduce over teachers alone"
+                )
             if not bool(torch.isfinite(found).all()):
-                broken("returned non-finite logits for ordinary teachers")
+                broken("returned non-finite logits for ordinary teachers: clamp a sum of weights before dividing by it")
 
     def test_the_result_carries_no_gradient(self) -> None:
         """Catches a teacher, or the student, that is trained through the combined logits if it is not frozen."""
@@ -154,7 +156,7 @@ class TeacherCombinerLaws(CombinerCase):
         teachers = tuple(logits.clone().requires_grad_() for logits in given.teachers)
         found = self.combine(given.but(teachers=teachers, student=given.student.clone().requires_grad_()))
         if found.requires_grad:
-            broken("the combined logits carry gradient: compute them under torch.no_grad(), or detach the teachers")
+            broken("the combined logits carry gradient: compute them under torch.no_grad(), or detach each input")
 
     def test_nothing_in_it_waits_to_be_trained(self) -> None:
         """Catches learned teacher weights, which keep their initial values: a combiner is part of the teacher side."""
@@ -164,6 +166,7 @@ class TeacherCombinerLaws(CombinerCase):
         if waiting:
             broken(f"parameter {', '.join(waiting)} would never be trained: make it a setting or a buffer")
 
+    @advise("Use x + y in place of x.add_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches a sum accumulated in the first teacher's logits, which every later term then reads."""
         given, before = self.sample(), self.sample()
@@ -173,6 +176,7 @@ class TeacherCombinerLaws(CombinerCase):
             if not torch.equal(one, two):
                 broken(f"modified its input in place: {name}")
 
+    @advise("Choose nothing at random and count no calls; a choice may depend on step")
     def test_the_same_inputs_give_the_same_logits(self) -> None:
         """Catches a randomly chosen teacher, or a count of calls: a resumed run then uses another teacher."""
         sample = self.sample()
@@ -184,6 +188,7 @@ class TeacherCombinerLaws(CombinerCase):
         if not torch.equal(first, again):
             broken(f"differs by {_apart(first, again):.3g} on a second call: it depends on more than its inputs")
 
+    @advise("Divide a sum over teachers by their number, or declare keeps_agreement = False")
     @where(lambda laws: laws.keeps_agreement)
     def test_teachers_that_agree_are_combined_into_what_they_say(self) -> None:
         """Catches a sum instead of a mean, weights that do not add up to 1, a teacher missing from the mean."""
@@ -194,6 +199,7 @@ class TeacherCombinerLaws(CombinerCase):
             apart = _apart(softened(found), softened(expected))
             broken(f"teachers that agree are combined into another distribution: probabilities differ by {apart:.3g}")
 
+    @advise("Treat all teachers in the same way, or do not declare symmetric")
     @where(lambda laws: laws.symmetric)
     def test_the_order_of_the_teachers_does_not_matter(self) -> None:
         """Catches a teacher that counts more because of its place in the list, or is ignored."""
@@ -206,6 +212,7 @@ class TeacherCombinerLaws(CombinerCase):
                     f"is declared symmetric, but changes by {_apart(first, again):.3g} with the order of the teachers"
                 )
 
+    @advise("Compute weights for each item, over its classes and teachers alone")
     def test_items_are_combined_each_on_their_own(self) -> None:
         """Catches weights computed over the whole batch, through which padding and other items affect an item."""
         for leading in self.leading:
@@ -214,6 +221,7 @@ class TeacherCombinerLaws(CombinerCase):
             if not is_close(spoilt[:-1], self.combine(sample)[:-1], self.tolerance(spoilt)):
                 broken("the logits of one item changed those of the others")
 
+    @advise("Return each item's logits at its own place, computed with its own label")
     def test_items_keep_their_places(self) -> None:
         """Catches logits assigned to the next item; a label read for another one."""
         sample = self.sample()
@@ -222,6 +230,7 @@ class TeacherCombinerLaws(CombinerCase):
         if not is_close(again, found[order], self.tolerance(found)):
             broken("reordered items do not get their logits in the same order")
 
+    @advise("Reduce or sort over teachers, the first axis of torch.stack, and not along classes")
     def test_classes_keep_their_places(self) -> None:
         """Catches logits sorted along the classes instead of the teachers."""
         sample = self.sample()
@@ -230,6 +239,7 @@ class TeacherCombinerLaws(CombinerCase):
         if not is_close(again, found[..., order], self.tolerance(found)):
             broken("reordered classes do not get their logits in the same order")
 
+    @advise("Use log_softmax and logsumexp in place of log(softmax), and add no large numbers")
     def test_logits_of_ten_thousand_stay_finite(self) -> None:
         """Catches ``log(softmax(x))`` or ``exp(x)``, which become infinite."""
         sample = self.sample().each(lambda logits: (logits * 1e4).float())
@@ -239,6 +249,7 @@ class TeacherCombinerLaws(CombinerCase):
         if not is_close(found, exact, 1e-3):
             broken(f"logits of 1e4 differ by {_apart(found, exact):.3g} between float32 and float64")
 
+    @advise("Select with torch.where in place of a product with 0, and change no other class of the item")
     def test_a_class_that_teachers_rule_out_makes_no_nan(self) -> None:
         """Catches ``0 * -inf`` and ``-inf - -inf``: padded vocabularies and constrained decoding rule classes out."""
         for ruling in (1, self.teachers):
@@ -249,6 +260,7 @@ class TeacherCombinerLaws(CombinerCase):
             if not bool(torch.isfinite(found[..., 0]).all()):
                 broken(f"a class with {whose} logit -inf gives the other classes infinite logits")
 
+    @advise("Divide logits by temperature.unsqueeze(-1) if the temperature is a tensor")
     @where(lambda laws: laws.asks_for("temperature"))
     def test_a_temperature_for_each_item_is_taken(self) -> None:
         """Catches a scheduled temperature broadcast along the classes, or over the teachers."""
@@ -263,6 +275,7 @@ class TeacherCombinerLaws(CombinerCase):
                     "different logits from one temperature for all"
                 )
 
+    @advise("Replace labels below 0 before they are used as an index, as labels.clamp_min(0) does")
     @where(lambda laws: laws.asks_for("labels"))
     def test_items_without_a_label_stay_finite(self) -> None:
         """Catches -100, which marks an item without a label, taken as an index."""

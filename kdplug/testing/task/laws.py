@@ -17,13 +17,17 @@ from kdplug.engine.training_module import split
 from kdplug.objective.objective import Objective
 from kdplug.objective.report import LossReport, TermValue
 from kdplug.objective.term import HardLabelTerm
-from kdplug.testing.law import broken
+from kdplug.testing.law import advise, broken
 from kdplug.testing.sample import seeded
 from kdplug.testing.task.case import PARTS, same_content, spans
 from kdplug.testing.task.option import TaskOptionLaws
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Logits, Outputs
+
+
+_FIT = "build both for the same classes, or describe the difference in vocabulary_difference"
+_MARK = "mark the same items in logits_mask on both sides"
 
 
 class TaskLaws(TaskOptionLaws):
@@ -41,7 +45,7 @@ class TaskLaws(TaskOptionLaws):
         task = self.task()
         lacking = [name for name in vars(Task) if not name.startswith("_") and not hasattr(task, name)]
         if lacking:
-            broken(f"is not a task: it lacks {', '.join(lacking)}")
+            broken(f"is not a task: it lacks {', '.join(lacking)}. Define all that kdplug.Task names")
 
     def test_it_says_what_it_is_about(self) -> None:
         """Catches a run that begins with an empty line."""
@@ -69,6 +73,7 @@ class TaskLaws(TaskOptionLaws):
             if not isinstance(data, Sized) or not len(data):
                 broken(f"data({part!r}) must have a length above 0")
 
+    @advise("Draw from a torch.Generator with a seed of its own")
     def test_examples_are_the_same_in_every_run(self) -> None:
         """Catches a split or order drawn from the global generator: a resumed run then uses different data."""
         one, two = self.task(1), self.task(2)
@@ -83,15 +88,18 @@ class TaskLaws(TaskOptionLaws):
             sides = {side: outputs for side, _, outputs in self.outputs(task, part)}
             logits = {side: outputs.logits or () for side, outputs in sides.items()}
             found = _items if spans(task) else _shapes
+            cure = _MARK if spans(task) else _FIT
             shapes = {side: found(outputs) for side, outputs in sides.items()}
             if shapes["teacher"] != shapes.get("student", shapes["teacher"]):
                 broken(
                     f"for data({part!r}) the teacher returns logits {shapes['teacher']} but the student "
-                    f"{shapes['student']}"
+                    f"{shapes['student']}: {cure}"
                 )
             for side, heads in logits.items():
                 if not all(bool(torch.isfinite(tensor).all()) for head in heads for tensor in _tensors(head)):
-                    broken(f"the {side}'s logits of data({part!r}) are not finite")
+                    broken(
+                        f"the {side}'s logits of data({part!r}) are not finite: clamp what a division or a logarithm gets"
+                    )
 
     def test_the_student_can_be_trained_on_its_labels(self) -> None:
         """Catches a detached or missing loss, without which a student without a teacher learns nothing."""
@@ -101,7 +109,7 @@ class TaskLaws(TaskOptionLaws):
             if outputs.losses is None:
                 broken(
                     "student_adaptor returns no 'losses' for data('baseline'), on which a student without a teacher "
-                    "is trained"
+                    "is trained: return the loss on the labels of each item"
                 )
             total = _label_term(outputs).value
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -109,7 +117,9 @@ class TaskLaws(TaskOptionLaws):
                 gradient is not None and bool(gradient.any())
                 for gradient in torch.autograd.grad(total, trained, allow_unused=True)
             ):
-                broken("the 'losses' of student_adaptor do not reach the student: is the loss detached?")
+                broken(
+                    "the 'losses' of student_adaptor do not reach the student: remove detach(), item() and no_grad()"
+                )
 
     def test_cutting_a_batch_leaves_the_loss_on_its_labels_unchanged(self) -> None:
         """Catches a mean under ``losses``, which weights micro-batches and processes equally despite unequal label counts."""
@@ -125,7 +135,7 @@ class TaskLaws(TaskOptionLaws):
             if not len(whole) == len(first) == len(rest):
                 broken(
                     f"student_adaptor returns {len(whole)} 'losses' for a batch of data({part!r}), but another number "
-                    "for its halves"
+                    "for its halves: return one tensor with a loss per item, or one kdplug.LossSum"
                 )
             for one, two, three in zip(whole, first, rest, strict=True):
                 count, apart = float(one.count), float(two.count) + float(three.count)
@@ -139,7 +149,7 @@ class TaskLaws(TaskOptionLaws):
                 if not math.isclose(total, pieces, rel_tol=1e-3, abs_tol=1e-4):
                     broken(
                         f"the 'losses' of student_adaptor add up to {total:g} in a batch of data({part!r}) but to "
-                        f"{pieces:g} in its two halves, although both count the same items"
+                        f"{pieces:g} in its two halves, although both count the same items: return a sum as total"
                     )
 
     def test_the_metric_is_among_the_figures(self) -> None:
@@ -152,11 +162,13 @@ class TaskLaws(TaskOptionLaws):
         ):
             if metric not in found:
                 broken(
-                    f"evaluate returns {', '.join(found) or 'nothing'} for the {side}, but not its metric {metric!r}"
+                    f"evaluate returns {', '.join(found) or 'nothing'} for the {side}, but not its metric {metric!r}: give both the same name"
                 )
             wrong = {name: value for name, value in found.items() if not math.isfinite(value)}
             if wrong:
-                broken(f"evaluate returns {wrong} for the {side}: figures must be finite")
+                broken(
+                    f"evaluate returns {wrong} for the {side}: figures must be finite, so clamp a count before dividing by it"
+                )
 
     def test_evaluating_changes_nothing(self) -> None:
         """Catches a model left in training mode, or trained on the test part."""
@@ -165,10 +177,10 @@ class TaskLaws(TaskOptionLaws):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self._figures(task, model)
         if model.training:
-            broken("evaluate leaves the model in training mode")
+            broken("evaluate leaves the model in training mode: call model.eval()")
         changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
         if changed:
-            broken(f"evaluate changes {changed[0]} of the model")
+            broken(f"evaluate changes {changed[0]} of the model: change no parameter or buffer")
 
     def _label_losses(self, task: Any, model: nn.Module, part: Part, places: slice) -> tuple[LossSum, ...]:
         """Return the losses of some of a part's first examples, with their counts; empty if there are none."""

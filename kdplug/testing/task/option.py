@@ -29,7 +29,7 @@ from kdplug.contracts.task import (
 from kdplug.contracts.tree import tensors
 from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
-from kdplug.testing.law import broken
+from kdplug.testing.law import advise, broken
 from kdplug.testing.sample import seeded
 from kdplug.testing.task.case import PARTS, TaskCase, same_content
 
@@ -37,6 +37,9 @@ from kdplug.testing.task.case import PARTS, TaskCase, same_content
 class TaskOptionLaws(TaskCase):
     """A run uses the options that a task offers."""
 
+    @advise(
+        "Let check() raise only for settings that cannot be used, and change nothing; or correct settings of these laws"
+    )
     def test_it_finds_nothing_wrong_with_good_settings(self) -> None:
         """Catches a check that rejects valid settings, or that changes the examples."""
         task, unchecked = self.task(), self.task()
@@ -61,9 +64,13 @@ class TaskOptionLaws(TaskCase):
                 for name in ("logits", "losses"):
                     one, two = getattr(expected, name), getattr(found, name)
                     if (one is None) is not (two is None):
-                        broken(f"the {side}'s {name} depend on the keys passed to expect: {', '.join(sorted(reads))}")
+                        broken(
+                            f"the {side}'s {name} depend on the keys passed to expect: {', '.join(sorted(reads))}. Return {name} for any keys"
+                        )
                 if "hidden" in reads and found.hidden is None:
-                    broken(f"the {side} returns no 'hidden' states, although expect was called with them")
+                    broken(
+                        f"the {side} returns no 'hidden' states, although expect was called with them: return them from then on"
+                    )
 
     def test_a_student_starts_from_the_teacher_and_leaves_it_alone(self) -> None:
         """Catches a student that stays random; one that shares weights with the teacher, which is then trained too."""
@@ -73,10 +80,12 @@ class TaskOptionLaws(TaskCase):
         with seeded(0):
             teacher, student = task.build_teacher(), task.build_student()
         fresh = _state(student)
-        with _untouched(teacher, "start_student changes {} of the teacher"):
+        with _untouched(teacher, "start_student changes {} of the teacher: copy from the teacher to the student"):
             task.start_student(student, teacher)
         if not _changed(student, fresh):
-            broken("start_student leaves the student as it was built")
+            broken(
+                "start_student leaves the student as it was built: copy weights into it, or set starts_student = False"
+            )
         with _untouched(teacher, "{} of the teacher is shared with the student: copy it"), torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(1.0)
@@ -100,7 +109,10 @@ class TaskOptionLaws(TaskCase):
         singles = [task.collate([data[place]]) for place in range(min(self.examples, len(data)))]
         together, apart = task.count(self.batch(task, "test")), sum(map(task.count, singles))
         if not isinstance(together, int) or together < 1 or together != apart:
-            broken(f"count finds {together} {task.unit} in a batch, but {apart} in its examples one by one")
+            broken(
+                f"count finds {together} {task.unit} in a batch, but {apart} in its examples one by one: "
+                "return the sum over examples as a Python int, without padding"
+            )
 
     def test_batches_that_are_made_anew_are_the_same_in_a_resumed_run(self) -> None:
         """Catches draws from a generator that is not in checkpoints; a student that is trained, or left in training
@@ -112,18 +124,25 @@ class TaskOptionLaws(TaskCase):
         with seeded(0):
             student = task.build_student().eval()
         made = []
-        with _untouched(student, "prepare_batch changes {} of the student"), torch.no_grad():
+        with (
+            _untouched(student, "prepare_batch changes {} of the student: change no parameter or buffer"),
+            torch.no_grad(),
+        ):
             for _ in range(2):
                 batch = self.batch(task, "distillation")
                 with seeded(3):
                     made.append(task.prepare_batch(batch, student))
         if student.training:
-            broken("prepare_batch leaves the student in training mode")
+            broken("prepare_batch leaves the student in training mode: call student.eval()")
         if not same_content(*made):
-            broken("prepare_batch returns another batch for the same input and state of torch's global generators")
+            broken(
+                "prepare_batch returns another batch for the same input and state of torch's global generators: draw from "
+                "these"
+            )
         for side in ("teacher", "student"):
             self.read(task, side, student, split(made[0]), "a prepared batch")
 
+    @advise("Change a copy of the model, or restore the model before answer() returns")
     def test_an_answer_leaves_the_model_as_it_was(self) -> None:
         """Catches a head restored for the answer and not removed: the next step then holds all logits."""
         task = self.task()
@@ -146,7 +165,7 @@ class TaskOptionLaws(TaskCase):
         if not _offers(task, SpansVocabularies):
             return
         if not isinstance(task.vocabulary_difference, str):
-            broken(f"vocabulary_difference must be a string, got {task.vocabulary_difference!r}")
+            broken(f"vocabulary_difference must be a string, got {task.vocabulary_difference!r}: describe it")
         for part in ("distillation", "baseline", "test") if task.vocabulary_difference else ():
             batch = self.batch(task, part)
             if not isinstance(batch, Mapping) or not {"teacher", "student"} <= batch.keys():
@@ -163,9 +182,13 @@ class TaskOptionLaws(TaskCase):
         try:
             plain = json.loads(json.dumps(found))
         except (TypeError, ValueError) as error:
-            broken(f"fingerprint() must return plain data: {error}")
-        if not plain or json.dumps(found) != json.dumps(again):
-            broken(f"fingerprint() is {found}, but {again} when the task is built again")
+            broken(f"fingerprint() must return plain data: {error}. Return strings, numbers, lists and dicts")
+        if not plain:
+            broken(f"fingerprint() is {found!r}: return what identifies the models and their data")
+        if json.dumps(found) != json.dumps(again):
+            broken(
+                f"fingerprint() is {found}, but {again} when the task is built again: compute it from settings and files"
+            )
 
     def test_its_reviews_are_warnings_and_change_nothing(self) -> None:
         """Catches a warning without its setting; one that differs in the next run; a review that draws random numbers, so
@@ -179,7 +202,10 @@ class TaskOptionLaws(TaskCase):
                 continue
             found, again = review(self.task(1)), review(self.task(2))
             if found != again:
-                broken(f"{name} yields {found}, but {again} when the task is built again")
+                broken(
+                    f"{name} yields {found}, but {again} when the task is built again: compute warnings from data and "
+                    "settings"
+                )
 
     def _review_data(self, task: Any) -> list[tuple[str, str]]:
         if _offers(task, SelfChecking):
@@ -188,7 +214,7 @@ class TaskOptionLaws(TaskCase):
         before = [self.batch(task, part) for part in PARTS]
         found = _warnings(task.review_data, "review_data")
         if not same_content(before, [self.batch(task, part) for part in PARTS]):
-            broken("data() returns other examples after review_data()")
+            broken("data() returns other examples after review_data(): change nothing in it")
         return found
 
     def _review_teacher(self, task: Any) -> list[tuple[str, str]]:
@@ -199,10 +225,10 @@ class TaskOptionLaws(TaskCase):
             _, teacher, outputs = next(self.outputs(task, "distillation"))
         teacher.requires_grad_(False)  # as a run does, before factors of its logits are read
         held = [one.clone() for one in tensors(outputs)]
-        with _untouched(teacher, "review_teacher changes {} of the teacher"):
+        with _untouched(teacher, "review_teacher changes {} of the teacher: change no parameter or buffer"):
             found = _warnings(lambda: task.review_teacher(iter((outputs,))), "review_teacher")
         if not same_content(held, list(tensors(outputs))):
-            broken("review_teacher changes the outputs that it gets")
+            broken("review_teacher changes the outputs that it gets: change a copy")
         return found
 
 
@@ -211,7 +237,7 @@ def _warnings(review: Callable[[], Any], name: str) -> list[tuple[str, str]]:
     states = _generators()
     found = list(review())
     if _generators() != states:
-        broken(f"{name} draws from a global generator, so the run after it draws other numbers")
+        broken(f"{name} draws from a global generator, so the run after it draws other numbers: use one of its own")
     for one in found:
         if (
             not isinstance(one, tuple)
