@@ -22,7 +22,7 @@ NOTHING = "Store logits that are all 0, and decode no items to logits of no item
 FROM_SEED = "Draw from torch.Generator().manual_seed(seed)"
 IN_TURN = "Draw for all items in turn from one torch.Generator().manual_seed(seed), or do not declare draws"
 SHARE = "Draw from softmax(logits / temperature), and weight each class by its draws divided by all draws"
-ERROR = "Return the largest difference to what decode returns as error, a Python number; mend decode if it is large"
+ERROR = "Return the largest difference to what decode returns as error, a Python number. Correct decode if it is large"
 MASS = "Return for each item the sum of softmax(logits / temperature) over its stored classes"
 UNDIVIDED = "Store logits undivided, or set uses_temperature = True and decode at the temperature that decode gets"
 FACTORS = "Store bias, scale and softcap with the weight, and store dense logits or raise a SettingError in encode"
@@ -69,7 +69,7 @@ undone(
     OneClassTwice="with a tail, classes must be distinct",
     AnErrorThatIsNotSaid=ERROR,
     AnErrorForEachItem=ERROR,
-    ClassesShiftedByOne="mend decode if it is large",
+    ClassesShiftedByOne="Correct decode if it is large",
     ATailOfItsOwnRounding=ERROR,
     TheMassAtTemperatureOne=MASS,
     NoMass=MASS,
@@ -102,7 +102,7 @@ class PaddedToAllDraws(Drawn):
         return Encoded({"drawn": padded, "counts": counts})
 
 
-@followed("TwoNamesOfOneTensor", "Return a tensor of its own for each name")
+@followed("TwoNamesOfOneTensor", "Return a separate tensor for each name")
 class ATensorForEachName(Rounded):
     def shared(self, logits):
         return {"low": torch.zeros(3), "high": torch.zeros(3)}

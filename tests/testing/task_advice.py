@@ -20,7 +20,7 @@ SAME_CLASSES = f"build both for the same classes, {VOCABULARIES}"
 FINGERPRINT = "Return strings, numbers, lists and dicts"
 REVIEW = "compute warnings from data and settings"
 PAIRS = "must yield pairs of a setting and a warning"
-OWN = "use one of its own"
+OWN = "Use a separate torch.Generator"
 MODEL = "change no parameter or buffer"
 
 undone(
@@ -28,7 +28,7 @@ undone(
     FitWithATypo="must return None or epochs, batch_size, learning_rate",
     FitForNoEpoch="must be above 0",
     WithoutABaseline="must have a length above 0",
-    OrderByChance="Draw from a torch.Generator with a seed of its own",
+    OrderByChance="Draw from a separate torch.Generator with a fixed seed",
     KeyWithATypo="Did you mean 'logits'?",
     AnotherNumberOfClasses=SAME_CLASSES,
     AnItemThatOneSideLacks="mark the same items in logits_mask on both sides",
@@ -69,13 +69,13 @@ def generator():
     return torch.Generator().manual_seed(7)
 
 
-@followed("OrderByChance", "Draw from a torch.Generator with a seed of its own")
+@followed("OrderByChance", "Draw from a separate torch.Generator with a fixed seed")
 class OrderOfASeed(task_mutant.OrderByChance):
     def __init__(self) -> None:
         self.order = torch.randperm(6, generator=generator())
 
 
-@followed("LabelsByChance", "Draw from a torch.Generator with a seed of its own")
+@followed("LabelsByChance", "Draw from a separate torch.Generator with a fixed seed")
 class LabelsOfASeed(Sums):
     def collate(self, examples):
         batch = task_mutant.Beside(input=torch.stack(examples))

@@ -182,7 +182,7 @@ def _filed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         broken(
-            f"a file cannot hold {', '.join(tensors)}: {reason}. Return a tensor of its own for each name, of a dtype "
+            f"a file cannot hold {', '.join(tensors)}: {reason}. Return a separate tensor for each name, of a dtype "
             "that safetensors has"
         )
     return {name: found[name] for name in tensors}

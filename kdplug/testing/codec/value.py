@@ -42,7 +42,7 @@ class CodecValueLaws(CodecCase):
             _check_sparse(found)
 
     @advise(
-        "Return the largest difference to what decode returns as error, a Python number; mend decode if it is large"
+        "Return the largest difference to what decode returns as error, a Python number. Correct decode if it is large"
     )
     def test_it_is_off_by_no_more_than_it_says(self) -> None:
         """Catches an error measured before the last rounding, or in the unit of the codes; one class with another's

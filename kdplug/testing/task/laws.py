@@ -73,7 +73,7 @@ class TaskLaws(TaskOptionLaws):
             if not isinstance(data, Sized) or not len(data):
                 broken(f"data({part!r}) must have a length above 0")
 
-    @advise("Draw from a torch.Generator with a seed of its own")
+    @advise("Draw from a separate torch.Generator with a fixed seed")
     def test_examples_are_the_same_in_every_run(self) -> None:
         """Catches a split or order drawn from the global generator: a resumed run then uses different data."""
         one, two = self.task(1), self.task(2)

@@ -237,7 +237,9 @@ def _warnings(review: Callable[[], Any], name: str) -> list[tuple[str, str]]:
     states = _generators()
     found = list(review())
     if _generators() != states:
-        broken(f"{name} draws from a global generator, so the run after it draws other numbers: use one of its own")
+        broken(
+            f"{name} draws from a global generator, so the run after it draws other numbers. Use a separate torch.Generator"
+        )
     for one in found:
         if (
             not isinstance(one, tuple)
