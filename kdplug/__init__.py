@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
-    from kdplug.contracts.task import RecipeGuess, Task, new_recipe
+    from kdplug.contracts.task import Prediction, Predictions, RecipeGuess, Task, new_recipe
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
@@ -112,6 +112,8 @@ __all__ = [
     "Outputs",
     "OutputsError",
     "PluginError",
+    "Prediction",
+    "Predictions",
     "Ragged",
     "Recipe",
     "RecipeGuess",
@@ -175,6 +177,8 @@ _ROOMS = {
     ),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.task": (
+        "Prediction",
+        "Predictions",
         "RecipeGuess",
         "Task",
         "new_recipe",

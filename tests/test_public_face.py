@@ -38,6 +38,8 @@ FACE = [
     "PLUGIN_API",
     "PROJ_MAP",
     "PluginError",
+    "Prediction",
+    "Predictions",
     "Ragged",
     "Recipe",
     "RecipeGuess",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Required, TypedDict, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from kdplug.contracts.outputs import Outputs
 
 
-Part = Literal["teacher", "distillation", "baseline", "test"]
-"""A part of a task's data: for training the teacher, for distillation, for training a student without a teacher (the
-baseline), and for evaluation."""
+Part = Literal["teacher", "distillation", "baseline", "validation", "test"]
+"""A part of a task's data.
+
+It is for training the teacher, for distillation, for training a student without a teacher (the baseline), for
+evaluations during training, or for the evaluation at the end of a run. No model is trained on ``validation`` or
+``test``, and nothing is chosen on ``test``."""
 
 
 class TeacherFit(TypedDict):
@@ -26,6 +29,43 @@ class TeacherFit(TypedDict):
     epochs: int
     batch_size: int
     learning_rate: float
+
+
+Aggregate = Literal["mean", "exp_mean", "root_mean", "pearson", "spearman"]
+"""The computation of the main metric from predictions: the weighted mean of their scores, its exponential (perplexity),
+its square root, or the correlation of labels and predictions."""
+
+Target = Literal["class", "tags", "classes", "number", "text", "tokens"]
+"""The kind of prediction for an example: a class, one class for each of its parts, any number of classes, a number, a text,
+or the tokens of a language model."""
+
+
+class Prediction(TypedDict, total=False):
+    """A model's prediction for one example. Only ``score`` is required.
+
+    ``score`` is the example's part of the task's main metric, and ``weight`` (default 1) the weight of the score in it.
+    ``unit`` identifies the independent unit that the example belongs to, such as a document; by default each example is
+    one. ``label`` and ``prediction`` are classes, numbers or texts, or lists of classes; ``probability`` is that of the
+    prediction, or a list of each of them for a list of tags. ``input`` is a short text to show in reports.
+    """
+
+    score: Required[float]
+    weight: float
+    unit: str | int
+    label: Any
+    prediction: Any
+    probability: float | list[float]
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Predictions for the examples of a part, in order, and the metrics over them, by name."""
+
+    metrics: Mapping[str, float]
+    rows: Sequence[Prediction]
+    aggregate: Aggregate = "mean"
+    target: Target = "class"
 
 
 @runtime_checkable
@@ -93,6 +133,18 @@ class ReadsAware(Protocol):
 
         ``hidden`` is omitted if every match of it uses module paths. ``attention`` is not: a module that computes
         attention may need a setting to return it.
+        """
+        ...
+
+
+@runtime_checkable
+class PredictsExamples(Protocol):
+    """A task that returns its predictions for each example. A run needs them for a verdict."""
+
+    def predict(self, model: Module, batches: Iterable[Any]) -> Predictions:
+        """Return a model's predictions, and the metrics that ``evaluate`` returns for the same batches.
+
+        ``model`` is in eval mode and on the device of the batches, and gradients are disabled.
         """
         ...
 
