@@ -56,9 +56,9 @@ class Variances:
 
 def t_interval(centre: float, variance: float, freedom: float, confidence: float) -> Bounds:
     """Return the t interval of a mean whose estimate has this variance."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
-    half = float(stats.t.ppf((1 + confidence) / 2, freedom)) * variance**0.5
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * variance**0.5
     return centre - half, centre + half
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Pairs:
     second: Numbers
     aggregate: Aggregate
 
-    @property
+    @cached_property
     def units(self) -> int:
         """The number of independent units."""
         return int(self.unit_of.max()) + 1
@@ -67,7 +68,7 @@ class Pairs:
         """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""
         if self.aggregate in CORRELATIONS:
             return None
-        weighted, weights = self._unit_sums()
+        weighted, weights = self._unit_sums
         if not np.allclose(weights, weights.flat[0], rtol=1e-12, atol=0.0):
             return None
         return weighted / weights
@@ -83,11 +84,13 @@ class Pairs:
                 return self._rank_correlations(counts[:, self.unit_of])
             if self.aggregate == "pearson":
                 return _correlation([sums @ counts.T for sums in self._moments()])
-            weighted, weights = self._unit_sums()
+            weighted, weights = self._unit_sums
             found: Numbers = (weighted @ counts.T) / (weights @ counts.T)
             return found
 
+    @cached_property
     def _unit_sums(self) -> tuple[Numbers, Numbers]:
+        """The sums of weighted scores and of weights, for each unit."""
         return self._summed(self.first * self.second), self._summed(self.second)
 
     def _moments(self) -> Iterable[Numbers]:
