@@ -124,7 +124,7 @@ def paired(a: Sequence[Row], b: Sequence[Row], aggregate: Aggregate) -> Pairs:
     sides = [_by_seed(a, "a"), _by_seed(b, "b")]
     _check_equal("seeds", sides[0], sides[1], "a", "b")
     seeds = tuple(sorted(sides[0]))
-    ids = tuple(sides[0][seeds[0]])
+    ids = tuple(sorted(sides[0][seeds[0]], key=_order))  # the result does not depend on the order of rows
     for name, side in zip("ab", sides, strict=True):
         for seed in seeds:
             _check_equal("examples", sides[0][seeds[0]], side[seed], f"a, seed {seeds[0]}", f"{name}, seed {seed}")
@@ -178,8 +178,12 @@ def _check_equal(what: str, left: Iterable[Any], right: Iterable[Any], left_name
     raise ConfigError(f"the {what} of both sides must be the same; {', '.join(differences)}", field=what)
 
 
+def _order(value: str | int) -> tuple[bool, str | int]:
+    return isinstance(value, str), value
+
+
 def _some(values: Iterable[Any]) -> str:
-    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
+    ordered = sorted(values, key=_order)
     shown = ", ".join(repr(value) for value in ordered[:5])
     return shown + (f" and {len(ordered) - 5:,} more" if len(ordered) > 5 else "")
 
