@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 CORRELATIONS = ("pearson", "spearman")
 
+LARGEST = 1e60
+"""Larger numbers count as not finite: the squares of their variances would overflow."""
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -45,7 +48,7 @@ class Pairs:
 
     def problem(self) -> str | None:
         """Return why no aggregate can be computed, or ``None``."""
-        usable = np.isfinite(self.first) & np.isfinite(self.second)
+        usable = (np.abs(self.first) <= LARGEST) & (np.abs(self.second) <= LARGEST)  # false for nan
         if not usable.all():
             side, seed, example = (int(place) for place in np.argwhere(~usable)[0])
             what = "value" if self.aggregate in CORRELATIONS else "score"
@@ -79,7 +82,7 @@ class Pairs:
         A perplexity is returned as its logarithm, and the root of a mean as the mean. An aggregate that a resample
         leaves undefined is nan.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.aggregate == "spearman":
                 return self._rank_correlations(counts[:, self.unit_of])
             if self.aggregate == "pearson":

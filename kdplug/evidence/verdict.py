@@ -192,9 +192,10 @@ def _intervals(known: Mapping[str, Any]) -> dict[str, tuple[float, float] | None
 def _decision(known: Mapping[str, Any]) -> tuple[Outcome, str]:
     intervals = dict(_known(_intervals(known)))
     difference, margin = known["difference"], known["margin"]
-    holding_zero = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
+    holding_zero = [name for name, (low, high) in intervals.items() if not (low > 0 or high < 0)]
     if holding_zero:
-        listed = " and ".join(f"over {name}" for name in holding_zero)
+        names = [f"over {name}" for name in holding_zero]
+        listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
         reason = f"the interval{'s' * (len(holding_zero) > 1)} {listed} include{'s' * (len(holding_zero) == 1)} 0"
         if margin is not None and all(-margin < low and high < margin for low, high in intervals.values()):
             reason += f"; a difference as large as the margin {margin:g} is excluded"
