@@ -58,7 +58,12 @@ def test_no_image_that_is_held_out_is_trained_on():
     assert not trained & validation
     assert not trained & test
     assert not validation & test
-    assert [len(task.data(part)) for part in ("teacher", "distillation", "validation", "test")] == [1000, 1000, 200, 597]
+    assert [len(task.data(part)) for part in ("teacher", "distillation", "validation", "test")] == [
+        1000,
+        1000,
+        200,
+        597,
+    ]
 
 
 def test_the_test_images_are_those_of_a_split_without_validation():
