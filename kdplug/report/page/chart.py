@@ -10,7 +10,7 @@ WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 10, 36
 _TICKS = 5
 _STEPS = (1, 2, 2.5, 5, 10)
-_ROW = 30
+_ROW = 34
 
 Points = Sequence[tuple[float, float]]
 
@@ -47,7 +47,8 @@ class Scale:
 def number(value: float) -> str:
     """Format a tick: ``0.85``, ``1,200``, ``1e-05``."""
     value = 0.0 if abs(value) < 1e-12 else value
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    text = f"{abs(value):,.0f}" if abs(value) >= 1000 else f"{abs(value):.4g}"
+    return f"−{text}" if value < 0 else text
 
 
 def _round_values(low: float, high: float) -> list[float]:
@@ -166,7 +167,7 @@ def share_chart(key: str, title: str, text: str, series: dict[str, Points]) -> C
         outline = [(x(step), y(above[step])) for step in steps] + [(x(step), y(below[step])) for step in steps[::-1]]
         areas.append(Line(style, _corners(outline)))
         below = above
-    ticks = [Tick(y(value), f"{value:.0%}") for value in (0, 0.25, 0.5, 0.75, 1)]
+    ticks = [Tick(y(value), f"{100 * value:.0f} %") for value in (0, 0.25, 0.5, 0.75, 1)]
     return Chart(key, title, text, "optimizer step", "share", x.ticks(), ticks, areas=areas)
 
 
@@ -233,7 +234,7 @@ def strip_chart(
         Strip(
             row.name,
             row.style,
-            TOP + _ROW * place + 22,
+            TOP + _ROW * place + 24,
             None if row.interval is None else (x(row.interval[0]), x(row.interval[1])),
             None if row.middle is None else x(row.middle),
             tuple(map(x, row.points)),

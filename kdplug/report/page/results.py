@@ -15,9 +15,9 @@ METRICS = "metrics.json"
 TEACHER, CONTROL, DISTILLED, SHUFFLED = "teacher", "no_teacher", "distilled", "shuffled"
 NAMES = {
     TEACHER: "teacher",
-    CONTROL: "student without teacher",
-    DISTILLED: "student distilled",
-    SHUFFLED: "student with shuffled teacher",
+    CONTROL: "no teacher",
+    DISTILLED: "distilled",
+    SHUFFLED: "shuffled teacher",
 }
 """Display names of the arms, in their order on a page."""
 

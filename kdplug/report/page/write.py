@@ -120,7 +120,7 @@ def _table(runs: Sequence[RunFiles]) -> list[Row]:
         Row(NAMES[DISTILLED], metric(DISTILLED), is_main=True),
         Row(NAMES[CONTROL], metric(CONTROL)),
         Row(NAMES[TEACHER], metric(TEACHER)),
-        Row("gap to the teacher closed", text(["" if gap is None else f"{gap:.0%}" for gap in gaps])),
+        Row("gap to the teacher closed", text(["" if gap is None else f"{100 * gap:.0f} %" for gap in gaps])),
         Row("seeds", text([str(len(run.results.seeds)) for run in runs])),
         Row("student parameters", text(["" if one.parameters is None else f"{one.parameters:,}" for one in students])),
         Row("student size", text(["" if one.bytes is None else file_size(one.bytes) for one in students])),

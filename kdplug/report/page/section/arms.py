@@ -64,7 +64,7 @@ def _metrics(results: Results, arms: dict[str, ArmResults]) -> Iterator[Row]:
     errors = [(arm.calibration.error if arm.calibration else None) for arm in arms.values()]
     yield from _row("calibration error", [figure(error, None) for error in errors])
     if results.gap_closed is not None:
-        cells = [(f"{results.gap_closed:.0%}" if name == DISTILLED else "", "") for name in arms]
+        cells = [(f"{100 * results.gap_closed:.0f} %" if name == DISTILLED else "", "") for name in arms]
         yield Row("gap to the teacher closed", cells)
     means = [_mean([(run.validation or {}).get(results.metric) for run in arm.runs]) for arm in arms.values()]
     yield from _row(f"{results.metric} on validation", [figure(mean, None) for mean in means])

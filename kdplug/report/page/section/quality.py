@@ -12,7 +12,7 @@ from kdplug.report.page.section.verdict import signed
 _MATRIX = 25
 """Maximum number of classes of a matrix; of more, the commonest confusions are listed."""
 
-_PAIRS = 30
+_PAIRS = 15
 _CLASSES = 200
 _SHADES = 8
 

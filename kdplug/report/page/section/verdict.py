@@ -124,7 +124,7 @@ def _facts(results: Results, verdict: Verdict, *, with_gap: bool) -> Iterator[tu
     if verdict.seeds_for_margin is not None:
         yield "seeds for a verdict at the margin", f"about {verdict.seeds_for_margin}"
     if with_gap and results.gap_closed is not None:
-        yield "gap to the teacher closed", f"{results.gap_closed:.0%}"
+        yield "gap to the teacher closed", f"{100 * results.gap_closed:.0f} %"
 
 
 def _intervals(verdict: Verdict) -> list[tuple[str, Sequence[float]]]:
@@ -164,7 +164,7 @@ def _chart(verdict: Verdict, seeds: dict[int, float], key: str, other: str) -> S
     return strip_chart(
         key,
         f"Difference with {100 * verdict.confidence:g} % intervals",
-        f"Difference of {NAMES[DISTILLED]} and {NAMES[other]}. {text}.",
+        f"{NAMES[DISTILLED]} against {NAMES[other]}, the same student. {text}.",
         f"difference in {verdict.scale or 'the metric'}; right of 0: distilled is better",
         rows,
         zero=True,
