@@ -150,6 +150,8 @@ class Results(_Data):
     example_level: Verdict | None = None
     gap_closed: float | None = None
     teacher_worse: bool = False
+    seeds_added: bool = False
+    failed: dict[str, str] = {}
     agreement: Agreement | None = None
 
     @model_validator(mode="after")

@@ -24,9 +24,10 @@ EXAMPLE_LEVEL = {
 _CURES = {"seeds": "more seeds", "test size": "a larger test set"}
 
 WORSE_TEACHER = (
-    "The teacher is worse than the student trained without it. Distillation has little to pass on: look for a better "
-    "teacher, or train this one for longer, before changing losses."
+    "On validation the teacher is worse than the student trained without it, so distillation can hardly help. Look for a "
+    "better teacher, or train this one for longer, before changing losses."
 )
+ADDED_SEEDS = "Seeds were added after results of this run had been seen, which makes a verdict more likely than its intervals express."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,12 @@ class VerdictView:
     reason: str
     facts: list[tuple[str, str]]
     chart: Strips | None
-    warning: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def main_verdict(results: Results, key: str = "verdict") -> VerdictView:
     """Return the verdict on distillation, or the reason why there is none. ``key`` is unique on the page."""
-    warning = WORSE_TEACHER if results.teacher_worse else ""
+    warnings = tuple(_warnings(results))
     if results.verdict is None:
         reason = (
             "metrics.json holds no verdict."
@@ -52,8 +53,17 @@ def main_verdict(results: Results, key: str = "verdict") -> VerdictView:
             else "The run trained no control. Set controls: [no_teacher] in the recipe to compare with a student that had "
             "no teacher."
         )
-        return VerdictView(NONE, "open", SENTENCES[NONE], reason, [], None, warning)
-    return replace(_view(results, results.verdict, CONTROL, SENTENCES, key), warning=warning)
+        return VerdictView(NONE, "open", SENTENCES[NONE], reason, [], None, warnings)
+    return replace(_view(results, results.verdict, CONTROL, SENTENCES, key), warnings=warnings)
+
+
+def _warnings(results: Results) -> Iterator[str]:
+    if results.teacher_worse:
+        yield WORSE_TEACHER
+    if results.seeds_added:
+        yield ADDED_SEEDS
+    for run, error in results.failed.items():
+        yield f"{run} failed: {error}"
 
 
 def example_level(results: Results, key: str = "example-level") -> VerdictView | None:
@@ -78,7 +88,7 @@ def seed_differences(results: Results, verdict: Verdict, other: str) -> dict[int
     sign = -1 if results.is_lower_better else 1
     found = {}
     for seed, value in first.items():
-        pair = [_scaled(one, results.aggregate) for one in (value, second.get(seed))]
+        pair = [_scaled(one, verdict.scale) for one in (value, second.get(seed))]
         if pair[0] is not None and pair[1] is not None:
             found[seed] = sign * (pair[0] - pair[1])
     if not found or verdict.difference is None:
@@ -96,12 +106,12 @@ def _runs(results: Results, arm: str) -> Sequence[Run]:
     return results.arms[arm].runs if arm in results.arms else ()
 
 
-def _scaled(value: float | None, aggregate: str | None) -> float | None:
+def _scaled(value: float | None, scale: str) -> float | None:
     if value is None or not math.isfinite(value):
         return None
-    if aggregate == "exp_mean":
+    if scale.startswith("log "):
         return math.log(value) if value > 0 else None
-    return value**2 if aggregate == "root_mean" else value
+    return value**2 if scale.startswith("squared ") else value
 
 
 def _facts(results: Results, verdict: Verdict, *, with_gap: bool) -> Iterator[tuple[str, str]]:
@@ -112,7 +122,8 @@ def _facts(results: Results, verdict: Verdict, *, with_gap: bool) -> Iterator[tu
         )
         yield "difference", f"{signed(verdict.difference)} {scale}{factor}"
     yield "seeds", f"{verdict.seeds}"
-    yield "independent test units", f"{verdict.units:,}"
+    if verdict.units:
+        yield "independent test units", f"{verdict.units:,}"
     for name, interval in _intervals(verdict):
         yield f"{100 * verdict.confidence:g} % interval {name}", _interval(interval)
     if verdict.half_width is not None:
