@@ -17,8 +17,16 @@ def card(teacher, *, metric="accuracy", settings=None):
         teacher_config=SimpleNamespace(model_type="bert"),
         student_config=SimpleNamespace(model_type="bert"),
     )
-    figures = {metric: 0.5, "parameters": 10}
-    keys = ("teacher", "student_distilled", "student_without_distillation")
+    arm = {"metrics": {metric: 0.5}, "parameters": 10}
+    results = {
+        "arms": {"teacher": arm, "no_teacher": arm, "distilled": arm},
+        "metric": metric,
+        "is_lower_better": False,
+        "optimizer_steps": 3,
+        "seeds": [0],
+        "saved_seed": 0,
+        "verdict": None,
+    }
     recipe = kdplug.Recipe.from_dict(
         {"task": {"name": "digits", **(settings or {})}, "distillation": {}, "training": {"num_epochs": 1}}
     )
@@ -28,7 +36,7 @@ def card(teacher, *, metric="accuracy", settings=None):
         "entries": [],
         "plugins": [],
         "recipe": recipe.to_dict(),
-        "results": {**dict.fromkeys(keys, figures), "metric": metric, "is_lower_better": False, "optimizer_steps": 3},
+        "results": results,
     }
     return model_card(record, family, SimpleNamespace(auto="AutoModel"))
 

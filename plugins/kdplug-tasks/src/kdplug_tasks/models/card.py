@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _ROWS = {
     "teacher": "teacher",
-    "student_distilled": "this model",
-    "student_without_distillation": "the same student without distillation",
+    "no_teacher": "the same student without distillation",
+    "distilled": "the distilled student",
 }
 
 
@@ -76,17 +76,30 @@ def _task(record: Mapping[str, Any]) -> str:
 
 
 def _results(results: Mapping[str, Any]) -> str:
-    names = [name for name in results["teacher"] if name not in ("bytes", "seconds_per_example", "units_per_second")]
-    lines = [f"| model | {' | '.join(map(_cell, names))} |", f"|---|{'---|' * len(names)}"]
-    for key, title in _ROWS.items():
-        figures = [results[key][name] for name in names]
-        lines.append(
-            f"| {title} | {' | '.join(f'{one:,}' if isinstance(one, int) else f'{one:.4f}' for one in figures)} |"
-        )
+    arms = results["arms"]
+    names = list(arms["distilled"]["metrics"])
+    lines = [f"| model | {' | '.join(map(_cell, names))} | parameters |", f"|---|{'---|' * (len(names) + 1)}"]
+    lines += [_row(title, arms[key], names) for key, title in _ROWS.items() if key in arms]
     better = "lower is better" if results["is_lower_better"] else "higher is better"
-    return "\n".join(
-        [*lines, "", f"{_cell(results['metric'])}: {better}. {results['optimizer_steps']} optimizer steps."]
+    seeds = results["seeds"]
+    several = (
+        f" Means and standard deviations over {len(seeds)} seeds; this model is that of seed {results['saved_seed']}."
     )
+    text = f"{_cell(results['metric'])}: {better}. {results['optimizer_steps']} optimizer steps."
+    verdict = results["verdict"]
+    if verdict is not None:
+        lines += ["", f"Distilled against no distillation: **{verdict['outcome']}** ({_cell(verdict['reason'])})."]
+    return "\n".join([*lines, "", text + (several if len(seeds) > 1 else "")])
+
+
+def _row(title: str, arm: Mapping[str, Any], names: Iterable[str]) -> str:
+    sd = arm.get("sd", {})
+    cells = [_figure(arm["metrics"].get(name)) + (f" ± {_figure(sd[name])}" if name in sd else "") for name in names]
+    return f"| {title} | {' | '.join(cells)} | {arm['parameters']:,} |"
+
+
+def _figure(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.4f}"
 
 
 def _code(text: str) -> str:
