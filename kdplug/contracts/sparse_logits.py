@@ -1,4 +1,4 @@
-"""Teacher logits known at a few classes per item."""
+"""Teacher logits of a few classes per item."""
 
 from __future__ import annotations
 

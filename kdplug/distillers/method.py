@@ -1,4 +1,4 @@
-"""Methods that the distillers share: each is a function that several classes use as an attribute."""
+"""Methods that the distillers share. Each is a function that several classes assign as an attribute."""
 
 from __future__ import annotations
 

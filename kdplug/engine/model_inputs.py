@@ -131,7 +131,7 @@ class Forward:
                 self.shown,
                 "key" if one else "keys",
                 ", ".join(map(repr, unused)),
-                "the key is no label" if one else "these keys are no labels",
+                "this key is not a label" if one else "these keys are not labels",
                 "it" if one else "them",
             )
         return passed, labels[0] if len(labels) == 1 else None
@@ -153,7 +153,7 @@ class Forward:
         last = batch[-1]
         if not (isinstance(last, Tensor) and last.dim() == 1 and is_class(last)):
             _logger.warning(
-                "%s does not take the last item of the batch, %s, and this item is no class label: only adaptors "
+                "%s does not take the last item of the batch, %s, and this item is not a class label: only adaptors "
                 "receive it",
                 self.shown,
                 _shown([last]),

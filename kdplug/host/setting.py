@@ -89,7 +89,7 @@ def _in_words(
     if path and ".".join(path) in empty:
         also = f", and {', '.join(rest)}" if (rest := list(dict.fromkeys(empty))[1:]) else ""
         return SettingError(
-            f"is empty: fill it in{also}. What each setting means: kdplug plugins show {entry.qualified}{hint}",
+            f"is empty: fill it in{also}. For what each setting means, see kdplug plugins show {entry.qualified}{hint}",
             field=".".join(path),
         )
     same = [other for other in errors if _path(other["loc"], given) == path]

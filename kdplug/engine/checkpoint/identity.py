@@ -1,4 +1,4 @@
-"""The identity of a run: compared when it is resumed, and between its processes."""
+"""The identity of a run, which is compared between processes and with the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 

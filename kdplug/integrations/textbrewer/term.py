@@ -127,7 +127,7 @@ def kd_loss(
     if len(ours) != len(theirs[0]):
         warn_once(
             f"the number of heads is {len(ours)} in the student and {len(theirs[0])} in the teacher: heads without a "
-            "partner are ignored"
+            "counterpart are ignored"
         )
     labels = _labels(student, ours, mask_S) if _asks_for_labels(config, loss) else [None] * len(ours)
     ids = _ids(student, progress.example_ids, mask_S) if requests_ids(loss) else [None] * len(ours)

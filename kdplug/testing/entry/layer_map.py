@@ -91,11 +91,11 @@ class LayerMapLaws(Laws):
             for ours, theirs in pairs:
                 if not 0 <= ours <= student:
                     broken(
-                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but there are 0 to {student}"
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but the student's layers are 0 to {student}"
                     )
                 if not 0 <= theirs <= teacher:
                     broken(
-                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but there are 0 to {teacher}"
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but the teacher's layers are 0 to {teacher}"
                     )
 
     @advise("Sort the pairs, the student's layer first in each")

@@ -288,7 +288,7 @@ def test_what_has_no_effect_is_reported_once(tmp_path: Path, lines: pytest.LogCa
     told = [record.message for record in lines.records if record.levelno == logging.WARNING]
     assert told == [
         "intermediate_matches have no effect: MultiTeacherDistiller matches only logits",
-        "adaptor_S returned 'input_mask', which nothing reads. Did you mean 'inputs_mask'?",
+        "adaptor_S returned 'input_mask', which has no effect. Did you mean 'inputs_mask'?",
     ]
 
 
