@@ -1,4 +1,4 @@
-"""The extras and the parameters of both models that a term names."""
+"""The extras and parameters of student and teacher that a term lists in the config."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def check_ranks(identity: Mapping[str, Any], num_processes: int) -> dict[str, An
     ]
     if lines:
         raise RunError(
-            "the processes were started with different runs. Differences from rank 0:\n    "
+            "the processes were started with different inputs. Differences from rank 0:\n    "
             + "\n    ".join(_shortened(lines))
             + "\nStart every process with the same code, config, packages and files"
         )

@@ -62,8 +62,8 @@ def spread(masks: Sequence[Tensor], heads: int) -> Sequence[Tensor]:
     if len(masks) == 1:
         return list(masks) * heads
     raise OutputsError(
-        f"the number of masks is {len(masks)}, but that of heads of logits is {heads}. Return one mask for all heads, or one "
-        "per head",
+        f"the number of masks is {len(masks)}, but the number of heads of logits is {heads}. Return one mask for all heads, or "
+        "one per head",
         field="logits_mask",
     )
 

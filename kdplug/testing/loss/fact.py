@@ -1,4 +1,4 @@
-"""Laws for the facts that a loss states, which exclude other laws."""
+"""Laws for the facts that a loss states. A stated fact excludes other laws."""
 
 from __future__ import annotations
 

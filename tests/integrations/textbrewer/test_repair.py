@@ -85,7 +85,7 @@ def test_one_mask_serves_several_heads(tmp_path: Path) -> None:
     logits, mask = [torch.randn(2, 3, 4), torch.randn(2, 3, 5)], torch.tensor([[1, 1, 0], [1, 0, 0]])
     both = textbrewer.distiller_utils.select_logits_with_mask(logits, [mask])
     assert [one.shape for one in both] == [(3, 4), (3, 5)]
-    with pytest.raises(OutputsError, match="number of masks is 2, but that of heads of logits is 1"):
+    with pytest.raises(OutputsError, match="number of masks is 2, but the number of heads of logits is 1"):
         textbrewer.distiller_utils.select_logits_with_mask(logits[:1], [mask, mask])
 
 
