@@ -21,7 +21,7 @@ OWN_PARTS = "Decode each item from its own parts, and split ragged rows by their
 NOTHING = "Accept logits that are all 0, and decode an empty batch to empty logits"
 FROM_SEED = "Draw from torch.Generator().manual_seed(seed)"
 IN_TURN = "Draw for all items in turn from one torch.Generator().manual_seed(seed), or do not declare draws"
-SHARE = "Draw from softmax(logits / temperature), and weight each class by its draws divided by all draws"
+SHARE = "Draw from softmax(logits / temperature), and set the weight of each class to its share of the draws"
 ERROR = (
     "Set error to the largest difference between the given and the decoded logits, as a Python number. Correct decode "
     "if this difference is large"

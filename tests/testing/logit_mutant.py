@@ -113,7 +113,7 @@ def temperature_along_the_wrong_axis(student_logits, teacher_logits, temperature
     return kl(student_logits, teacher_logits, temperature, mask)
 
 
-@mutant(KlLaws, "test_each_item_gets_its_own_temperature", "item by item")
+@mutant(KlLaws, "test_each_item_gets_its_own_temperature", "if each item is computed alone")
 def temperatures_averaged(student_logits, teacher_logits, temperature, mask):
     mean = temperature.mean() * torch.ones_like(temperature) if isinstance(temperature, Tensor) else temperature
     return kl(student_logits, teacher_logits, mean, mask)

@@ -42,7 +42,7 @@ class BankAsAnAttribute(Bank):
         self.mean = torch.zeros(width)
 
 
-@mutant(BankLaws, "test_a_copy_and_a_loaded_state_go_on_alike", "one that loaded its state_dict gives")
+@mutant(BankLaws, "test_a_copy_and_a_loaded_state_go_on_alike", "a module that loaded the state_dict gives")
 class BankThatIsNotSaved(Bank):
     def __init__(self, *, width: int = 6) -> None:
         super().__init__(width=width)

@@ -72,7 +72,9 @@ class OverflowInHalfPrecision(nn.Linear):
 
 
 @mutant(
-    AffineLaws, "test_a_copy_and_a_loaded_state_project_alike", "one that loaded its state_dict projects differently"
+    AffineLaws,
+    "test_a_copy_and_a_loaded_state_project_alike",
+    "a module that loaded the state_dict projects differently",
 )
 class ScaleThatIsNotSaved(nn.Linear):
     def __init__(self, in_dim, out_dim):

@@ -120,7 +120,7 @@ class LayerMapLaws(Laws):
         for student, teacher, pairs in self.every():
             again = self.pairs(student, teacher)
             if again != pairs:
-                broken(f"{_depths(student, teacher)}: {pairs}, then {again} on a second call")
+                broken(f"{_depths(student, teacher)}: returned {pairs}, then {again} on a second call")
 
     @advise("Count layers from 1 on both sides")
     def test_equal_depths_match_each_layer_with_itself(self) -> None:

@@ -164,7 +164,7 @@ class ProjectionLaws(Laws):
         in_dim, out_dim = self.widths[0]
         module, other, feature = self.module(in_dim, out_dim), self.module(in_dim, out_dim, 7), self.feature(in_dim)
         other.load_state_dict(module.state_dict(), strict=True)
-        for what, copied in (("a deepcopy", copy.deepcopy(module)), ("one that loaded its state_dict", other)):
+        for what, copied in (("a deepcopy", copy.deepcopy(module)), ("a module that loaded the state_dict", other)):
             if not is_close(copied(feature), module(feature)):
                 broken(f"{what} projects differently from the original")
 

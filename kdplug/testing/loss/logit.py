@@ -150,7 +150,10 @@ class LogitLaws(LossCase):
         ]
         expected = torch.stack([one.total for one in singles]).sum() / sum(number(one.count) for one in singles)
         if not is_close(whole.value, expected):
-            broken(f"is {number(whole.value):.6g} with a temperature per item, but {number(expected):.6g} item by item")
+            broken(
+                f"is {number(whole.value):.6g} with a temperature per item, but {number(expected):.6g} if each item is "
+                "computed alone"
+            )
 
     @where(_tempered)
     def test_a_trained_temperature_gets_its_gradient(self) -> None:

@@ -94,7 +94,7 @@ class ModuleLaws(LossCase):
         duplicate = copy.deepcopy(original)
         loaded: Any = self.build_in(torch.float64, seed=7).target
         loaded.load_state_dict(original.state_dict(), strict=True)
-        copies = {"a deepcopy": duplicate, "one that loaded its state_dict": loaded}
+        copies = {"a deepcopy": duplicate, "a module that loaded the state_dict": loaded}
         values = {what: self._value_of(module) for what, module in copies.items()}
         expected = self._value_of(original)
         for what, value in values.items():
