@@ -141,14 +141,14 @@ class Forward:
         given = taken[: len(batch)]
         if missing := [name for name in self.required if name not in given and name not in model_args]:
             items = f"{len(batch)} item{'' if len(batch) == 1 else 's'}: {_shown(batch)}" if batch else "no items"
-            text = f"needs {missing[0]!r}, but the batch contains {items}"
+            text = f"needs {missing[0]!r}, but the batch holds {items}"
             raise self._unclear(text, [*given, *missing], batch)
         if self.any_number or len(batch) <= len(taken):
             self._name_optional(batch, taken)
             return len(batch)
         if len(batch) > len(taken) + 1 or not taken:
             inputs = f"{len(taken)} input{'' if len(taken) == 1 else 's'}"
-            text = f"takes {inputs}, but the batch contains {len(batch)}: {_shown(batch)}"
+            text = f"takes {inputs}, but the batch holds {len(batch)}: {_shown(batch)}"
             raise self._unclear(text, list(taken) or ["x"], batch)
         last = batch[-1]
         if not (isinstance(last, Tensor) and last.dim() == 1 and is_class(last)):
