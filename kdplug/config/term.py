@@ -1,4 +1,4 @@
-"""One term of a distillation: a loss, its weight, and what it reads."""
+"""One term of a distillation: a loss, its weight, and the tensors that it reads."""
 
 from __future__ import annotations
 

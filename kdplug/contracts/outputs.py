@@ -207,7 +207,7 @@ def _by_key(value: Mapping[Any, Any]) -> dict[str, Any]:
     for key in value:
         if key not in _KEYS:
             raise OutputsError(
-                f"not an adaptor key.{did_you_mean(str(key), OUTPUT_KEYS)} Valid keys: {', '.join(OUTPUT_KEYS)}",
+                f"is not an adaptor key.{did_you_mean(str(key), OUTPUT_KEYS)} Valid keys: {', '.join(OUTPUT_KEYS)}",
                 field=str(key),
             )
     return dict(value)

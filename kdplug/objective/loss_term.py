@@ -46,8 +46,8 @@ def _check_needs_no_width(component: Component) -> None:
 def _check_on_features(component: Component) -> None:
     if declares(component.entry.load(), WHOLE_SEQUENCES):
         raise SignatureError(
-            f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. In a term with layers, "
-            "logits are whole in any case, and no position is filled with 0. Remove the declaration from the loss, or layer_S "
+            f"{component.entry.qualified} declares whole_sequences, which is for a loss on logits. A loss on features gets whole "
+            "sequences of logits without this declaration. Remove the declaration from the loss, or layer_S "
             "and layer_T from the term",
             field="loss",
         )

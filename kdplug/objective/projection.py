@@ -108,7 +108,9 @@ def declared_axis(entry: Any, owner: str) -> int:
     """
     axis = getattr(entry, "axis", -1)
     if isinstance(axis, bool) or not isinstance(axis, int):
-        raise SignatureError(f"{owner} declares axis = {axis!r}: it must be a whole number, such as 1 for [B, C, H, W]")
+        raise SignatureError(
+            f"{owner} declares axis = {axis!r}, but axis must be a whole number, such as 1 for [B, C, H, W]"
+        )
     return axis
 
 
@@ -120,7 +122,7 @@ def width_along(feature: Tensor, axis: int, owner: str, *, field: str = "proj") 
     if not -feature.dim() <= axis < feature.dim():
         raise ShapeError(
             f"{owner} declares axis {axis}, but a feature of shape {list(feature.shape)} has no such axis. Choose layers whose "
-            "features have it",
+            "features have this axis",
             field=field,
         )
     return feature.shape[axis]

@@ -171,7 +171,7 @@ class Laws:
         if again.qualified_spec() != spec:
             broken(
                 f"settings do not survive a config file: {spec} came back as {again.qualified_spec()}. Use plain data, and "
-                "None in place of nan"
+                "None instead of nan"
             )
 
     def test_its_settings_have_a_schema_and_valid_defaults(self) -> None:

@@ -88,7 +88,7 @@ def test_construction_imports_no_entry():
     ("data", "says"),
     [
         (5, "cannot read 5 as a component"),
-        ([], "an empty list names nothing"),
+        ([], "an empty list names no component"),
         ({"alpha": 1}, "a component needs a 'name'"),
         ("", "a component's name must be a non-empty string"),
         ([["blend"], 1], "a component's name must be a non-empty string"),

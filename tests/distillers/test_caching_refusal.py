@@ -74,7 +74,9 @@ class Augmented(Dataset):
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), random.random], ids=["torch", "python"])
 def test_random_examples_are_refused(tmp_path, teacher, draw):
-    with pytest.raises(RunError, match=r"read twice gives two different results.*Remove what is random"):
+    with pytest.raises(
+        RunError, match=r"reading example \d+ twice gives two different results.*Make the data deterministic"
+    ):
         run(tmp_path, teacher, DataLoader(Augmented(draw), batch_size=4), caching=True)
 
 

@@ -54,7 +54,9 @@ def empty_mask_divided_by_zero(student_features, teacher_features, mask) -> Loss
 
 
 @mutant(
-    HiddenLaws, "test_an_example_without_a_token_changes_nothing", "an example of padding alone gives the value nan"
+    HiddenLaws,
+    "test_an_example_without_a_token_changes_nothing",
+    "an example that consists of padding gives the value nan",
 )
 def divided_by_the_length_of_each_example(student_features, teacher_features, mask) -> LossSum:
     mask = torch.ones(student_features.shape[:-1], dtype=torch.bool) if mask is None else mask

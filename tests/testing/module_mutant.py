@@ -27,7 +27,7 @@ class VarianceDetached(Vid):
         return likelihood(student_features, teacher_features, self.log_variance.detach())
 
 
-@mutant(VidLaws, "test_every_parameter_is_trained", "log_variance does not require gradient")
+@mutant(VidLaws, "test_every_parameter_is_trained", "do not require a gradient: log_variance")
 class VarianceNotTrainable(Vid):
     def __init__(self, *, width: int = 6) -> None:
         super().__init__(width=width)
@@ -42,7 +42,7 @@ class BankAsAnAttribute(Bank):
         self.mean = torch.zeros(width)
 
 
-@mutant(BankLaws, "test_a_copy_and_a_loaded_state_go_on_alike", "one that loaded its state_dict gives")
+@mutant(BankLaws, "test_a_copy_and_a_loaded_state_go_on_alike", "a module that loaded the state_dict gives")
 class BankThatIsNotSaved(Bank):
     def __init__(self, *, width: int = 6) -> None:
         super().__init__(width=width)

@@ -90,7 +90,7 @@ def test_a_fact_that_is_copied_or_overridden_excludes_nothing() -> None:
     ("stated", "message"),
     [
         ({"randon": True}, "no fact 'randon'. Did you mean 'random'?"),
-        ({"random": 1}, "states random = 1: it must be True or False"),
+        ({"random": 1}, "states random = 1, which must be True or False"),
         ({"integer_inputs": "labels"}, "must be a tuple of input names"),
         ({"shapes": 3}, "must be a shape as a tuple, the name of a usual shape"),
     ],

@@ -159,8 +159,7 @@ def _checked(padding: Padding | None, key: int) -> Padding:
     if padding is not None:
         return padding
     raise RunError(
-        f"example {key} has different tokens from those in the teacher's pass, or padding elsewhere than at the start "
-        "or end of the row. The inputs of an example must not depend on the other examples, apart from padding at one "
-        "end",
+        f"example {key} has different tokens from those that the teacher received, or padding elsewhere than at the "
+        "start or end of the row. The inputs of an example must not depend on other examples, except for padding at one end",
         field="is_caching_logits",
     )

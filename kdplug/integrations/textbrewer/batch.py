@@ -58,7 +58,7 @@ def adapted(adaptor: Any, batch: Any, outputs: Any, side: str) -> dict[str, Any]
     found = post_adaptor(adaptor(batch, outputs))
     for key in found:
         if key not in ADAPTOR_KEYS:
-            warn_once(f"{side} returned {key!r}, which nothing reads.{did_you_mean(str(key), ADAPTOR_KEYS)}")
+            warn_once(f"{side} returned {key!r}, which has no effect.{did_you_mean(str(key), ADAPTOR_KEYS)}")
     return found
 
 

@@ -91,11 +91,11 @@ class LayerMapLaws(Laws):
             for ours, theirs in pairs:
                 if not 0 <= ours <= student:
                     broken(
-                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but there are 0 to {student}"
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names student layer {ours}, but the student's layers are 0 to {student}"
                     )
                 if not 0 <= theirs <= teacher:
                     broken(
-                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but there are 0 to {teacher}"
+                        f"{_depths(student, teacher)}: {(ours, theirs)} names teacher layer {theirs}, but the teacher's layers are 0 to {teacher}"
                     )
 
     @advise("Sort the pairs, the student's layer first in each")
@@ -120,7 +120,7 @@ class LayerMapLaws(Laws):
         for student, teacher, pairs in self.every():
             again = self.pairs(student, teacher)
             if again != pairs:
-                broken(f"{_depths(student, teacher)}: {pairs}, then {again} on a second call")
+                broken(f"{_depths(student, teacher)}: returned {pairs}, then {again} on a second call")
 
     @advise("Count layers from 1 on both sides")
     def test_equal_depths_match_each_layer_with_itself(self) -> None:

@@ -1,4 +1,4 @@
-"""Laws for the facts that a loss states, which exclude other laws."""
+"""Laws for the facts that a loss states. A stated fact excludes other laws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kdplug.testing.law import are_finite, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, read_outcome
 from kdplug.testing.sample import WHOLE_NUMBERS, Sample, seeded
 
-_REMOVE = "Remove it, since it excludes laws"
+_REMOVE = "Remove this fact, since it excludes laws"
 
 
 class FactLaws(LossCase):
@@ -99,7 +99,7 @@ class FactLaws(LossCase):
         before, after = (self.evaluate(one).value for one in (sample, sample.but(teacher=other.teacher)))
         if not is_close(before, after):
             broken(
-                f"states reads_teacher = False, but its value goes from {number(before):.6g} to {number(after):.6g} with "
+                f"states reads_teacher = False, but its value changes from {number(before):.6g} to {number(after):.6g} with "
                 f"another teacher. {_REMOVE}"
             )
 

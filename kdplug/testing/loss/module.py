@@ -81,9 +81,9 @@ class ModuleLaws(LossCase):
         outcome = self.evaluate(self.sample(), component)
         registered = {id(tensor) for tensor in target.parameters()} if isinstance(target, nn.Module) else set()
         if any(id(leaf) not in registered for leaf in _leaves(outcome.value)):
-            broken(f"its value has a gradient for a tensor that is none of its parameters. {_REGISTER} of a class")
+            broken(f"its value has a gradient for a tensor that is not one of its parameters. {_REGISTER} of a class")
 
-    @advise("Keep all state in buffers that are saved: no persistent=False, no number or list of Python")
+    @advise("Keep all state in buffers that are saved, not in buffers with persistent=False, Python numbers or lists")
     @where(is_class)
     def test_a_copy_and_a_loaded_state_go_on_alike(self) -> None:
         """Catches state missing from checkpoints, so that a resumed run differs."""
@@ -94,7 +94,7 @@ class ModuleLaws(LossCase):
         duplicate = copy.deepcopy(original)
         loaded: Any = self.build_in(torch.float64, seed=7).target
         loaded.load_state_dict(original.state_dict(), strict=True)
-        copies = {"a deepcopy": duplicate, "one that loaded its state_dict": loaded}
+        copies = {"a deepcopy": duplicate, "a module that loaded the state_dict": loaded}
         values = {what: self._value_of(module) for what, module in copies.items()}
         expected = self._value_of(original)
         for what, value in values.items():
@@ -106,7 +106,7 @@ class ModuleLaws(LossCase):
         with seeded(1):
             return read_outcome(module(*(values[name] for name in self._found.inputs))).value.detach()
 
-    @advise("Create each one in __init__ as an nn.Parameter, and use it in forward without detach()")
+    @advise("Create each parameter in __init__ as an nn.Parameter, and use it in forward without detach()")
     @where(is_class)
     def test_every_parameter_is_trained(self) -> None:
         """Catches a learned variance that is never trained because it is a buffer, detached, or unused."""
@@ -121,13 +121,15 @@ class ModuleLaws(LossCase):
                 )
         frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
         if frozen:
-            broken(f"{', '.join(frozen)} does not require gradient: make it a buffer if it should not be trained")
+            broken(
+                f"has parameters that do not require a gradient: {', '.join(frozen)}. Make them buffers if they should not be trained"
+            )
         gradients = gradients_of(self.evaluate(self.sample(), component).value, tuple(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
             if not are_finite([gradient]):
-                broken(f"gradient of parameter {name} is not finite")
+                broken(f"the gradient of parameter {name} is not finite")
             if not bool(gradient.any()):
-                broken(f"gradient does not reach parameter {name}, so it would never be trained")
+                broken(f"the gradient does not reach parameter {name}, so it would never be trained")
 
     @advise("Compute with tensors, as torch.where does, without .item(), float() and branches on values")
     @unless(RANDOM)

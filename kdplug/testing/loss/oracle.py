@@ -61,7 +61,7 @@ class OracleLaws(LossCase):
         if not all(map(is_close, found, wanted)):
             broken(
                 f"has the value of its oracle for the student's {shapes}, but its gradient is off by "
-                f"{apart(found, wanted):.3g}. Detach no factor, neither in the loss nor in the oracle"
+                f"{apart(found, wanted):.3g}. Do not detach a factor, neither in the loss nor in the oracle"
             )
 
     def _gradients_of_oracle(self, oracle: Callable[..., Any], sample: Sample) -> list[Tensor] | None:
@@ -85,7 +85,7 @@ class OracleLaws(LossCase):
         missing = [name for name in names if name not in values]
         if missing:
             broken(
-                f"its oracle requests {', '.join(missing)}, which is neither an input nor a parameter or buffer. There are "
+                f"its oracle requests names that are not inputs of a loss, parameters or buffers: {', '.join(missing)}. Available: "
                 f"{', '.join(sorted(values))}"
             )
         return [values[name] for name in names]

@@ -38,7 +38,7 @@ class PrecisionLaws(LossCase):
         if self.returns_sum() and not self.adds_up(small):
             broken(
                 "returns a LossSum, but the sums of two halves of a batch are not those of the whole, so a batch of many "
-                "items was not tried. Return a scalar if it compares items with each other"
+                "items was not tried. Correct the count, or return a scalar if the loss compares items"
             )
         layout = self.layout_of(large=True)
         sample = self.named(make_sample(layout, masked=self.asks_for("mask"), classes=layout.student[-1]))

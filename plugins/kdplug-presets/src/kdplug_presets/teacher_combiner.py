@@ -96,7 +96,9 @@ def weighted(teacher_logits_list: Sequence[Tensor], *, weights: Weights) -> Tens
     """
     teachers = _read("weighted", teacher_logits_list)
     if len(weights) != len(teachers):
-        raise SettingError(f"must contain one weight per teacher, {len(teachers)}, got {len(weights)}", field="weights")
+        raise SettingError(
+            f"must contain one weight for each of the {len(teachers)} teachers, got {len(weights)}", field="weights"
+        )
     total = sum(weights)
     parts = [logits * (weight / total) for logits, weight in zip(teachers, weights, strict=True) if weight]
     return sum(parts[1:], start=parts[0])

@@ -79,7 +79,7 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
         reason = f"the hub cannot be reached ({constants.ENDPOINT}). Correct the path, or check the connection"
     else:
         return
-    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a folder here, and {reason}", field=field)
+    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a local folder, and {reason}", field=field)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
     else:
         if train.is_running and "split_seed" in settings.model_fields_set:
             raise kdplug.ConfigError(
-                f"has no effect on {train.origin}, one running text, whose end is held out. Remove data.split_seed, or "
+                f"has no effect on {train.origin}, which is one running text: its end is held out. Remove data.split_seed, or "
                 "set documents to divide the text",
                 field="data.split_seed",
             )

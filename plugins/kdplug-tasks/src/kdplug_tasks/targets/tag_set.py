@@ -1,4 +1,4 @@
-"""Targets with any number of classes."""
+"""Targets of multi-label problems: any number of classes per example."""
 
 from __future__ import annotations
 
