@@ -231,8 +231,8 @@ def _logits(value: object) -> Any:
     if isinstance(value, (_tensor_type(), *_COMPACT)):
         return value
     raise OutputsError(
-        f"cannot read {_kind(value)}. An adaptor must return a dict with keys from {', '.join(OUTPUT_KEYS)}, "
-        "or the logits as one tensor"
+        f"cannot read {_kind(value)}. An adaptor must return the logits as one tensor, or a dict whose keys are "
+        f"among {', '.join(OUTPUT_KEYS)}"
     )
 
 

@@ -43,14 +43,14 @@ def check_apart(teacher: nn.Module, student: nn.Module, objective: nn.Module) ->
         if shared := overlaps(asking, theirs):
             other = next(iter(shared.values()))
             raise RunError(
-                f"teacher and {owner} share trainable parameters ({_some(shared)}): training the {owner} "
+                f"the teacher and the {owner} share trainable parameters ({_some(shared)}): training the {owner} "
                 f"would change the teacher's {other!r}. Copy the shared modules (copy.deepcopy), or set "
                 "requires_grad=False on the shared parameters"
             )
         if shared := overlaps(_statistics(trained, own), theirs):
             other = next(iter(shared.values()))
             raise RunError(
-                f"teacher and {owner} share buffers that batch norm updates in training ({_some(shared)}): "
+                f"the teacher and the {owner} share buffers that batch norm updates in training ({_some(shared)}): "
                 f"training the {owner} would change the teacher's {other!r}. Copy the batch norm "
                 "(copy.deepcopy), or share the batch norm module instead of its buffers"
             )

@@ -74,7 +74,8 @@ class Vocabulary:
             raise ShapeError(
                 f"the student's {list(ours)} and the teacher's {list(theirs)} must have the same shape, with classes "
                 "last. If both models use the same tokenizer and the additional classes are padding, set "
-                "padded_vocabulary: drop; for two different vocabularies, use a loss that declares across_vocabularies",
+                "padded_vocabulary: drop; for two different vocabularies, use a loss that declares across_vocabularies, "
+                "such as uld (kdplug plugins list --load lists them)",
                 field="logits",
             )
         classes = min(ours[-1], theirs[-1])

@@ -38,7 +38,9 @@ def evaluate(task: Task, model: nn.Module, loader: Iterable[Any]) -> dict[str, f
         batches = counted(_on_device(model, loader), "Evaluating", total=total)
         found = {name: float(value) for name, value in task.evaluate(model, batches).items()}
     if task.metric not in found or not all(map(math.isfinite, found.values())):
-        raise RunError(f"the task's evaluate must return {task.metric!r}, its metric, and finite values; got {found}")
+        raise RunError(
+            f"the task's evaluate must return a dict of finite values that includes the task's metric {task.metric!r}, got {found}"
+        )
     return found
 
 

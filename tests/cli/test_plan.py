@@ -77,7 +77,7 @@ def test_a_plan_prints_at_once_what_it_does(kdplug):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss 'cee'. Did you mean 'ce'"),
+        ("distillation.kd_loss_type=cee", "distillation.kd_loss_type: no loss named 'cee'. Did you mean 'ce'"),
         ("distillation.intermediate_matches.0.layer_S=7", "intermediate_matches.0.layer_S: there is no layer 7"),
         ("training.optimizer=Adamw", "training.optimizer: no optimizer 'Adamw'"),
     ],

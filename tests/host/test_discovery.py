@@ -48,7 +48,7 @@ def test_listing_and_membership_and_messages_import_nothing(fake_site: FakeSite)
     """
     assert (
         fake_site.prints(code)
-        == "no loss 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)? List all: kdplug plugins list --kind loss\nset()"
+        == "no loss named 'dkt'. Did you mean 'dkd' (kdplug-a 1.0)? To list all: kdplug plugins list --kind loss\nset()"
     )
 
 

@@ -41,7 +41,7 @@ def post_adaptor(dict_object: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(dict_object, Mapping):
         raise OutputsError(
-            f"an adaptor must return a dict of {', '.join(ADAPTOR_KEYS)}, got {type(dict_object).__name__}"
+            f"an adaptor must return a dict whose keys are among {', '.join(ADAPTOR_KEYS)}, got {type(dict_object).__name__}"
         )
     for key in _LISTS:
         value = dict_object.get(key)

@@ -40,8 +40,8 @@ def select_logits_with_mask(logits_list: Sequence[Tensor], masks_list: Sequence[
 def _kept(logits: Tensor, mask: Tensor) -> Tensor:
     if mask.shape != logits.shape[:-1]:
         raise ShapeError(
-            f"{list(mask.shape)} does not match logits {list(logits.shape)}: need one value per "
-            f"item{extended_hint(mask)}",
+            f"the shape {list(mask.shape)} does not match the logits {list(logits.shape)}: it must be "
+            f"{list(logits.shape[:-1])}{extended_hint(mask)}",
             field="logits_mask",
         )
     return keep(logits, places_that_count(mask, field="logits_mask"), 1)

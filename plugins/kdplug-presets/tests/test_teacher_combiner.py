@@ -192,7 +192,7 @@ def test_what_cannot_be_meant_is_an_error() -> None:
         select(teachers, index=2)
     with pytest.raises(OutputsError, match="needs labels"):
         select(teachers)
-    with pytest.raises(OutputsError, match="no teachers to combine"):
+    with pytest.raises(OutputsError, match="there are no teachers to combine"):
         mean_logits([])
 
 
