@@ -22,6 +22,7 @@ from testing import (
     sequence_mutant,
     task_mutant,
     task_option_mutant,
+    task_prediction_mutant,
     trap_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
@@ -66,7 +67,7 @@ from testing.specimen import (
     nearest_depth,
     sure,
 )
-from testing.task_model import Bilingual, Generous, Sums, SumsLaws
+from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
 from testing.trap_mutant import (
     Embedded,
     EmbeddedLaws,
@@ -118,6 +119,7 @@ PLANTED_IN = (
     sequence_mutant,
     task_mutant,
     task_option_mutant,
+    task_prediction_mutant,
     trap_mutant,
 )
 BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
@@ -155,6 +157,7 @@ RIGHT = {
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),
+    "Regressed": (SumsLaws, Regressed),
     "Bilingual": (SumsLaws, Bilingual),
     "Rounded": (RoundedLaws, Rounded),
     "Likely": (LikelyLaws, Likely),

@@ -21,6 +21,7 @@ from kdplug.testing.law import advise, broken
 from kdplug.testing.sample import seeded
 from kdplug.testing.task.case import PARTS, same_content, spans
 from kdplug.testing.task.option import TaskOptionLaws
+from kdplug.testing.task.prediction import TaskPredictionLaws
 
 if TYPE_CHECKING:
     from kdplug.contracts.outputs import Logits, Outputs
@@ -30,7 +31,7 @@ _FIT = "build both for the same classes, or describe the difference in vocabular
 _MARK = "mark the same items in logits_mask on both sides"
 
 
-class TaskLaws(TaskOptionLaws):
+class TaskLaws(TaskOptionLaws, TaskPredictionLaws):
     """Laws for a task, as pytest tests. They build its models and read its data, so declare small ``settings``.
 
     ::

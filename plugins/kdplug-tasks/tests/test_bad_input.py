@@ -39,7 +39,7 @@ CASES = {
         r"task\.data\.test: row 5 of .*unknown label 'poss'. Did you mean 'pos'",
     ),
     "label out of range": (
-        {"data": {"train": "range.csv", "test": 0.5}},
+        {"data": {"train": "range.csv", "validation": "range.csv", "test": 0.5}},
         r"task\.data\.train: row 2 .*label id 5 is out of range",
     ),
     "names and numbers": (

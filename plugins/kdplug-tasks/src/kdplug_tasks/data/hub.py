@@ -177,7 +177,7 @@ def _on_disk(name: str, split: str, field: str) -> Any:
     found = load_from_disk(str(folder))
     if not isinstance(found, DatasetDict):
         if split != "train":
-            fix = "a fraction, such as 0.1" if field == "data.test" else "'train'"
+            fix = "a fraction, such as 0.1" if field in ("data.validation", "data.test") else "'train'"
             raise kdplug.ConfigError(
                 f"{name!r} is a single dataset, whose only split is 'train', got {split!r}. Set {field} to {fix}",
                 field=field,
