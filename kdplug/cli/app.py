@@ -10,6 +10,7 @@ import kdplug
 from kdplug.cli import cache, plugins
 from kdplug.cli.new import new
 from kdplug.cli.plan import plan
+from kdplug.cli.report import report
 from kdplug.cli.run import run
 from kdplug.cli.schema import schema
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("plan")(plan)
+app.command("report")(report)
 app.command("new")(new)
 app.command("schema")(schema)
 app.add_typer(cache.app, name="cache")

@@ -32,6 +32,7 @@ def test_the_commands_and_flags_are_these():
             "recipe",
         ],
         "kdplug plan": ["--debug", "--json", "--set", "recipe"],
+        "kdplug report": ["--debug", "--out", "runs"],
         "kdplug new": ["--force", "--from", "--task", "--teacher", "recipe"],
         "kdplug schema": ["--kind", "--names"],
         "kdplug cache": [],

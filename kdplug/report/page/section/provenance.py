@@ -1,0 +1,68 @@
+"""The resolved recipe, versions, plugins and data of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdplug.config.text import write_yaml
+from kdplug.report.page.results import TEACHER, Results
+from kdplug.report.table import duration
+
+_LONGEST = 300
+_SHORT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Versions, plugins, data, cost and recipe of a run."""
+
+    versions: list[tuple[str, str]]
+    plugins: list[tuple[str, str, str]]
+    data: list[tuple[str, str, str]]
+    cost: str
+    recipe: str
+
+
+def provenance(results: Results, record: Mapping[str, Any]) -> Provenance:
+    """Return what ``kdplug-run.json`` contains, shortened for reading."""
+    versions = [(name, str(record[name])) for name in ("kdplug", "python", "torch") if record.get(name) is not None]
+    if isinstance(record.get("config_sha256"), str):
+        versions.append(("recipe, SHA-256", record["config_sha256"]))
+    plugins = [
+        (
+            str(one.get("dist", "")),
+            f"{one.get('version', '')}{' (editable)' if one.get('editable') else ''}",
+            str(one.get("commit") or one.get("sha256") or "")[:_SHORT],
+        )
+        for one in record.get("plugins") or ()
+        if isinstance(one, dict)
+    ]
+    data = record.get("data")
+    parts = [_part(name, one) for name, one in data.items()] if isinstance(data, dict) else []
+    return Provenance(versions, plugins, parts, _cost(results), write_yaml(record["recipe"]))
+
+
+def _part(name: str, one: Any) -> tuple[str, str, str]:
+    if not isinstance(one, dict):
+        return name, "", _short(one)
+    rest = {key: value for key, value in one.items() if key not in ("kind", "examples")}
+    count = one.get("examples")
+    return name, f"{count:,}" if isinstance(count, int) else "", _short(rest.get("fingerprint", rest))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _cost(results: Results) -> str:
+    times = {name: [run.seconds for run in arm.runs] for name, arm in results.arms.items()}
+    known = [seconds for values in times.values() for seconds in values if seconds is not None]
+    if not known:
+        return ""
+    runs = sum(len(values) for name, values in times.items() if name != TEACHER)
+    text = f"{duration(sum(known))} of training in all: {runs} student{'s' * (runs != 1)}"
+    return f"{text} and the teacher." if TEACHER in times else f"{text}."
