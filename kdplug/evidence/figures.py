@@ -88,11 +88,13 @@ def calibration(rows: Rows, target: Target) -> dict[str, Any] | None:
         is_correct += [label == prediction for label, prediction in items]
     if not confidence:
         return None
-    chances, hits = torch.tensor(confidence, dtype=torch.float64), torch.tensor(is_correct, dtype=torch.int64)
+    # torchmetrics puts a probability of exactly 1 into a bin above the last one
+    chances = torch.tensor(confidence, dtype=torch.float32).clamp(max=1 - torch.finfo(torch.float32).eps)
+    hits, edges = torch.tensor(is_correct, dtype=torch.int64), torch.linspace(0, 1, BINS + 1)
     error = binary_calibration_error(chances, hits, n_bins=BINS, norm="l1", validate_args=False)
     count, mean, accuracy = (
-        binned_statistic(chances, values, statistic, bins=BINS, range=(0, 1)).statistic
-        for values, statistic in ((hits, "count"), (chances, "mean"), (hits, "mean"))
+        binned_statistic(chances, values, statistic, bins=edges).statistic
+        for values, statistic in ((hits, "count"), (confidence, "mean"), (hits, "mean"))
     )
     bins = [
         {"confidence": float(mean[place]), "accuracy": float(accuracy[place]), "count": int(count[place])}

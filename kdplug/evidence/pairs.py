@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     Numbers = NDArray[np.float64]
 
 CORRELATIONS = ("pearson", "spearman")
+
+LARGEST = 1e60
+"""Larger numbers count as not finite: the squares of their variances would overflow."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,14 @@ class Pairs:
     second: Numbers
     aggregate: Aggregate
 
-    @property
+    @cached_property
     def units(self) -> int:
         """The number of independent units."""
         return int(self.unit_of.max()) + 1
 
     def problem(self) -> str | None:
         """Return why no aggregate can be computed, or ``None``."""
-        usable = np.isfinite(self.first) & np.isfinite(self.second)
+        usable = (np.abs(self.first) <= LARGEST) & (np.abs(self.second) <= LARGEST)  # false for nan
         if not usable.all():
             side, seed, example = (int(place) for place in np.argwhere(~usable)[0])
             what = "value" if self.aggregate in CORRELATIONS else "score"
@@ -67,7 +71,7 @@ class Pairs:
         """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""
         if self.aggregate in CORRELATIONS:
             return None
-        weighted, weights = self._unit_sums()
+        weighted, weights = self._unit_sums
         if not np.allclose(weights, weights.flat[0], rtol=1e-12, atol=0.0):
             return None
         return weighted / weights
@@ -78,16 +82,18 @@ class Pairs:
         A perplexity is returned as its logarithm, and the root of a mean as the mean. An aggregate that a resample
         leaves undefined is nan.
         """
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if self.aggregate == "spearman":
                 return self._rank_correlations(counts[:, self.unit_of])
             if self.aggregate == "pearson":
                 return _correlation([sums @ counts.T for sums in self._moments()])
-            weighted, weights = self._unit_sums()
+            weighted, weights = self._unit_sums
             found: Numbers = (weighted @ counts.T) / (weights @ counts.T)
             return found
 
+    @cached_property
     def _unit_sums(self) -> tuple[Numbers, Numbers]:
+        """The sums of weighted scores and of weights, for each unit."""
         return self._summed(self.first * self.second), self._summed(self.second)
 
     def _moments(self) -> Iterable[Numbers]:
@@ -121,7 +127,7 @@ def paired(a: Sequence[Row], b: Sequence[Row], aggregate: Aggregate) -> Pairs:
     sides = [_by_seed(a, "a"), _by_seed(b, "b")]
     _check_equal("seeds", sides[0], sides[1], "a", "b")
     seeds = tuple(sorted(sides[0]))
-    ids = tuple(sides[0][seeds[0]])
+    ids = tuple(sorted(sides[0][seeds[0]], key=_order))  # the result does not depend on the order of rows
     for name, side in zip("ab", sides, strict=True):
         for seed in seeds:
             _check_equal("examples", sides[0][seeds[0]], side[seed], f"a, seed {seeds[0]}", f"{name}, seed {seed}")
@@ -175,8 +181,12 @@ def _check_equal(what: str, left: Iterable[Any], right: Iterable[Any], left_name
     raise ConfigError(f"the {what} of both sides must be the same; {', '.join(differences)}", field=what)
 
 
+def _order(value: str | int) -> tuple[bool, str | int]:
+    return isinstance(value, str), value
+
+
 def _some(values: Iterable[Any]) -> str:
-    ordered = sorted(values, key=lambda value: (isinstance(value, str), value))
+    ordered = sorted(values, key=_order)
     shown = ", ".join(repr(value) for value in ordered[:5])
     return shown + (f" and {len(ordered) - 5:,} more" if len(ordered) > 5 else "")
 

@@ -1,4 +1,4 @@
-"""The verdict on two sets of predictions: the first beats the second, loses to it, or the data cannot tell."""
+"""The verdict on two sets of predictions: BEATS, LOSES or CANNOT TELL."""
 
 from __future__ import annotations
 
@@ -73,12 +73,14 @@ class Verdict:
             yield self._margin_line()
 
     def _margin_line(self) -> str:
+        from kdplug.evidence.interval import MOST_SEEDS
+
         start = f"A true difference of {self.margin:g} (the margin)"
         if self.seeds_for_margin is not None:
             return f"{start} would take about {self.seeds_for_margin} seeds for a verdict in 80 % of comparisons."
         if self.half_width is None or not self.half_width:
             return f"{start}: the seeds that it takes cannot be estimated from this comparison."
-        return f"{start} would rarely lead to a verdict on this test set, with any number of seeds."
+        return f"{start} would lead to a verdict in fewer than 80 % of comparisons on this test set, even with {MOST_SEEDS:,} seeds."
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -190,9 +192,10 @@ def _intervals(known: Mapping[str, Any]) -> dict[str, tuple[float, float] | None
 def _decision(known: Mapping[str, Any]) -> tuple[Outcome, str]:
     intervals = dict(_known(_intervals(known)))
     difference, margin = known["difference"], known["margin"]
-    holding_zero = [name for name, (low, high) in intervals.items() if low <= 0 <= high]
+    holding_zero = [name for name, (low, high) in intervals.items() if not (low > 0 or high < 0)]
     if holding_zero:
-        listed = " and ".join(f"over {name}" for name in holding_zero)
+        names = [f"over {name}" for name in holding_zero]
+        listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
         reason = f"the interval{'s' * (len(holding_zero) > 1)} {listed} include{'s' * (len(holding_zero) == 1)} 0"
         if margin is not None and all(-margin < low and high < margin for low, high in intervals.values()):
             reason += f"; a difference as large as the margin {margin:g} is excluded"
