@@ -67,6 +67,12 @@ class Pairs:
             return f"{why} (the {('first', 'second')[side]} side with seed {self.seeds[seed]})"
         return None
 
+    def caution(self) -> str | None:
+        """Return what limits the meaning of the comparison, or ``None``."""
+        if self.aggregate in CORRELATIONS or np.array_equal(self.second[0], self.second[1]):
+            return None
+        return "both sides weigh the examples differently, as with two tokenizers, so their averages are of different items"
+
     def unit_values(self) -> Numbers | None:
         """Return ``[sides, seeds, units]`` whose mean is the aggregate, or ``None`` if it is no plain mean of units."""
         if self.aggregate in CORRELATIONS:

@@ -182,6 +182,7 @@ def _weighed(pairs: Pairs, by_seed: Any, sign: float, known: dict[str, Any]) -> 
     if margin is not None:
         known["seeds_for_margin"] = seeds_for(margin, variances, seeds, units, confidence)
     outcome, reason = _decision(known)
+    reason = "; ".join(filter(None, [reason, pairs.caution()]))
     return Verdict(outcome=outcome, reason=reason, **known)
 
 

@@ -144,6 +144,15 @@ def test_a_weighted_mean_weighs_scores_and_resamples_documents():
     assert found.unit_interval == pytest.approx(tuple(theirs.confidence_interval), abs=0.1 * width)
 
 
+def test_weights_that_differ_between_the_sides_are_named():
+    a, b = drawn(3.0), drawn(3.4, seed=1)
+    rows = [scored(a, weight=[2] * 200), scored(b, weight=[1] * 200)]
+    assert kdplug.verdict(*rows, aggregate="exp_mean").reason.endswith(
+        "; both sides weigh the examples differently, as with two tokenizers, so their averages are of different items"
+    )
+    assert "weigh" not in kdplug.verdict(rows[0], scored(b, weight=[2] * 200), aggregate="exp_mean").reason
+
+
 def test_a_perplexity_is_compared_as_its_logarithm():
     a, b = drawn(3.0), drawn(3.4, seed=1)
     found = kdplug.verdict(scored(a), scored(b), aggregate="exp_mean", is_lower_better=True, metric="perplexity")
