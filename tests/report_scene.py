@@ -180,7 +180,7 @@ def _metrics(
                     "seed": seed,
                     "metrics": {name: one[seed] for name, one in named.items()},
                     "validation": {metric: value * (1 + draw.gauss(0, 0.01))},
-                    "best_step": steps - 60 * draw.randint(0, 3),
+                    "best_step": steps - steps // 10 * draw.randint(0, 3),
                     "steps": steps,
                     "examples": steps * 32,
                     "labelled": None if is_teacher else 3200 if arm == "no_teacher" else steps * 16,

@@ -43,7 +43,7 @@ class History:
         self._evaluate = evaluate
         self._is_save = is_save
         self._counted = counted
-        self._held: list[tuple[int, Mapping[str, Tensor], OnPolicyCounts | None]] = []
+        self._held: list[tuple[int, Mapping[str, Tensor], Mapping[str, float], OnPolicyCounts | None]] = []
         self._file: TextIO | None = None
         self._run: Run | None = None
 
@@ -84,7 +84,8 @@ class History:
     def step_end(self, run: Run, step: int, report: LossReport) -> None:  # noqa: ARG002
         """Record the terms of the step."""
         values = {name: term.value.detach() for name, term in report.terms.items()}
-        self._held.append((step, values, None if self._counted is None else self._counted()))
+        weights = {name: float(term.weight) for name, term in report.terms.items()}
+        self._held.append((step, values, weights, None if self._counted is None else self._counted()))
         waits = any(value.device.type != "cpu" for value in values.values())
         if not waits or len(self._held) >= _HELD or (self._is_save is not None and self._is_save(step)):
             self._settle()
@@ -99,11 +100,11 @@ class History:
     def _settle(self) -> None:
         """Write the held losses, with one device synchronization."""
         held, self._held = self._held, []
-        flat = [value.double() for _, values, _ in held for value in values.values()]
+        flat = [value.double() for _, values, _, _ in held for value in values.values()]
         numbers: Iterator[float] = iter(torch.stack(flat).tolist() if flat else ())
-        for step, values, made in held:
+        for step, values, weights, made in held:
             counts = {} if made is None else {"made": list(made)}
-            self._keep({"step": step, "terms": {name: next(numbers) for name in values}, **counts})
+            self._keep({"step": step, "terms": {name: next(numbers) for name in values}, "weights": weights, **counts})
 
     def _keep(self, line: dict[str, Any]) -> None:
         self._take(line)

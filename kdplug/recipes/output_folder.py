@@ -16,13 +16,15 @@ from kdplug.errors import RunError
 from kdplug.host.bounded_json import read_json
 from kdplug.host.name import split_qualified
 from kdplug.recipes.arm import HISTORY, PREDICTIONS, RESULT, Arm, arm_folders, checkpoints
-from kdplug.recipes.result import CURVES, METRICS
 from kdplug.recipes.saved_student import MODEL, forget_student, forget_teacher, forget_temporary
 from kdplug.recipes.training import forget_checkpoints
+from kdplug.report.curve import CURVES
 from kdplug.report.file import write_json
+from kdplug.report.page.results import METRICS
+from kdplug.report.page.write import REPORT
 from kdplug.report.record import RECORD
 
-FILES = (RECORD, METRICS, PREDICTIONS, STUDENT, SUMS, CURVES)
+FILES = (RECORD, METRICS, PREDICTIONS, STUDENT, SUMS, CURVES, REPORT)
 """Files that a run writes, in addition to the folders of its arms; a folder ``model`` may replace the weights.
 
 A trained teacher is in the folder of its arm, if the task can save it.

@@ -19,9 +19,6 @@ from kdplug.recipes.task import OnPolicyCounts
 from kdplug.report.file import replacing, write_json
 from kdplug.report.table import Line
 
-METRICS = "metrics.json"
-CURVES = "curves.png"
-
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:

@@ -33,16 +33,17 @@ from kdplug.recipes.arm import PREDICTIONS, Arm
 from kdplug.recipes.arms_run import ArmsRun
 from kdplug.recipes.cache_provenance import CacheProvenance, fingerprint, read_provenance
 from kdplug.recipes.comparison import compare, write_predictions
-from kdplug.recipes.history import History
 from kdplug.recipes.measure import unit_of
 from kdplug.recipes.output_folder import begun_record, check_own, check_unused, empty, identity_of
 from kdplug.recipes.preflight import check_recipe, rehearse
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.result import CURVES, METRICS, ArmFigures, RecipeResult, RunFigures
+from kdplug.recipes.result import ArmFigures, RecipeResult, RunFigures
 from kdplug.recipes.saved_student import save_student, save_teacher
 from kdplug.recipes.task import review_data
-from kdplug.report.curve import draw_curves
+from kdplug.report.curve import CURVES, draw_run_curves
 from kdplug.report.file import write_json
+from kdplug.report.page.results import METRICS
+from kdplug.report.page.write import REPORT, write_report
 from kdplug.report.record import RECORD, run_record
 from kdplug.report.table import comparison, temperature_line, terms_table
 
@@ -84,8 +85,8 @@ def run_recipe(
 ) -> RecipeResult:
     """Train the teacher if necessary; for each seed train the controls and distil the student; and compare them.
 
-    Writes ``kdplug-run.json``, ``metrics.json``, ``predictions.jsonl``, ``student.safetensors``, its ``SHA256SUMS`` and
-    ``curves.png`` to the recipe's ``output_dir``. Checkpoints, log and result of each training run go to a folder there:
+    Writes ``kdplug-run.json``, ``metrics.json``, ``predictions.jsonl``, ``student.safetensors``, its ``SHA256SUMS``,
+    ``curves.png`` and ``report.html`` to the recipe's ``output_dir``. Checkpoints, log and result of each training run go to a folder there:
     ``teacher``, and ``seed-N/no_teacher`` and ``seed-N/distilled`` for each seed N. The saved student is the distilled
     one of the seed with the best validation metric. A task that saves students itself writes a folder ``model`` instead
     of ``student.safetensors``. A task that saves teachers writes one that it trained to ``teacher``. ``console`` receives
@@ -205,12 +206,13 @@ def _run(
         written = save_student(task, student, output_dir, {**record, **listed, "results": result.to_data()})
     write_predictions(recipe, output_dir / PREDICTIONS, list(arms.done))
     write_json(output_dir / METRICS, result.to_data())
-    with busy("Drawing the curves"):
-        _draw(result, saved, output_dir)
+    with busy("Drawing the curves and the report"):
+        draw_run_curves(output_dir)
+        write_report(output_dir)
     _print(result, arms, console)
     student_files = (written, SUMS) if written == STUDENT else (written,)  # a folder holds its own checksums
     teacher_files = (folder.name,) if listed and origin is None else ()
-    files = (RECORD, METRICS, PREDICTIONS, *student_files, *teacher_files, CURVES)
+    files = (RECORD, METRICS, PREDICTIONS, *student_files, *teacher_files, CURVES, REPORT)
     say(f"Written to {output_dir}: {', '.join(files)}")
     return result
 
@@ -249,19 +251,6 @@ def _result(
         seeds_added=bool(record["seeds_added"]),
     )
     return result, saved
-
-
-def _draw(result: RecipeResult, saved: RunFigures, output_dir: Path) -> None:
-    """Draw the losses and evaluations of the saved student, and the other arms' best evaluations of its seed."""
-    history = History.read(saved.run.folder(output_dir))
-    curve = [(step, values[result.metric]) for step, values in history.validation]
-    levels = {
-        arm.label: run.validation[result.metric]
-        for arm, figures in result.arms.items()
-        for run in figures.runs
-        if arm is not Arm.DISTILLED and run.validation and run.seed in (saved.seed, result.arms[arm].runs[0].seed)
-    }
-    draw_curves(output_dir / CURVES, history.terms, result.title, curve, levels)
 
 
 def _print(result: RecipeResult, arms: ArmsRun, console: Console) -> None:

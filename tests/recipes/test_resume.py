@@ -238,7 +238,7 @@ def test_losses_on_an_accelerator_are_written_before_the_checkpoint_that_follows
     written = []
     for step in range(1, 5):
         value = torch.tensor(float(step)).as_subclass(Elsewhere)
-        history.step_end(run, step, SimpleNamespace(terms={"kd_loss": SimpleNamespace(value=value)}))
+        history.step_end(run, step, SimpleNamespace(terms={"kd_loss": SimpleNamespace(value=value, weight=1.0)}))
         written.append(len((tmp_path / HISTORY).read_text().splitlines()))
     history.run_end(run, None)
     assert written == [0, 0, 3, 3]

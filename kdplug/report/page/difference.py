@@ -96,7 +96,7 @@ def _compared(file: Path, teacher: dict[int | str, Any], results: Results) -> Di
 
 def _rows(file: Path, arm: str, seed: int | None) -> Iterator[dict[str, Any]]:
     """Yield the rows of one arm that hold a prediction, and of one seed if given."""
-    for number, line in read_lines(file):
+    for number, line in read_lines(file, with_text=arm):
         if not isinstance(line.get("id"), (int, str)) or not isinstance(line.get("arm"), str):
             raise damaged(file, f"line {number} needs arm, a text, and id, a whole number or a text")
         if line["arm"] == arm and seed in (None, line.get("seed")) and line.get("prediction") is not None:

@@ -46,14 +46,20 @@ def read_object(file: Path) -> dict[str, Any]:
     return found
 
 
-def read_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the number and the object of each line. Raises: ``RunError``; ``OSError`` if it cannot be opened."""
+def read_lines(file: Path, with_text: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line; lines that do not contain ``with_text`` are skipped unread.
+
+    Raises: ``RunError``; ``OSError`` if the file cannot be opened.
+    """
+    wanted = with_text.encode()
     with file.open("rb") as stream:
         number = 0
         while content := stream.readline(LINE.characters + 1):
             number += 1
             if len(content) > LINE.characters:
                 raise damaged(file, f"line {number} has more than {LINE.characters:,} bytes, the maximum")
+            if wanted not in content:
+                continue
             try:
                 found = json_value(content.decode("utf-8"), LINE)
             except ValueError as error:

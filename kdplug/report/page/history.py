@@ -14,6 +14,9 @@ HISTORY = "history.jsonl"
 Series = list[tuple[float, float]]
 """Optimizer steps and a value at each."""
 
+_LARGEST = 1e100
+"""Larger values are left out, as infinite ones are."""
+
 _POINTS = 250
 """Maximum number of points of a term; more steps are averaged in groups."""
 
@@ -40,7 +43,8 @@ def read_history(file: Path, metric: str, weights: Mapping[str, float]) -> Histo
     Raises: ``RunError`` for a damaged file.
     """
     try:
-        steps = sum("terms" in line for _, line in _checked(file))
+        with file.open("rb") as stream:
+            steps = sum(b'"terms"' in line for line in stream)
         found = History(group=max(1, math.ceil(steps / _POINTS)))
         for group in _groups(file, metric, found):
             _average(group, found, weights)
@@ -58,7 +62,7 @@ def _groups(file: Path, metric: str, found: History) -> Iterator[list[dict[str, 
     for _, line in _checked(file):
         if metric in line.get("validation", {}):
             value = line["validation"][metric]
-            if value is not None and math.isfinite(value):
+            if value is not None and abs(value) < _LARGEST:
                 found.validation.append((line["step"], value))
             else:
                 found.left_out += 1
@@ -80,7 +84,7 @@ def _average(group: Sequence[dict[str, Any]], found: History, weights: Mapping[s
             if weight is None:
                 found.is_weighted = False
             weighted = value if weight is None else value * weight
-            if not math.isfinite(weighted):
+            if not abs(weighted) < _LARGEST:
                 found.left_out += 1
                 continue
             total, count = sums.get(name, (0.0, 0))
@@ -110,14 +114,3 @@ def _problems(line: Mapping[str, Any]) -> Iterator[str]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def constant_weights(distillation: Mapping[str, Any]) -> dict[str, float]:
-    """Return the weights of terms that have no schedule, from a resolved distillation."""
-    found: dict[str, float] = {}
-    for term in distillation.get("terms") or ():
-        if isinstance(term, dict) and term.get("weight_scheduler", "none") == "none":
-            found[str(term.get("name"))] = term.get("weight", 1.0)
-    if distillation.get("hard_label_weight_scheduler", "none") == "none":
-        found["hard_label_loss"] = distillation.get("hard_label_weight", 0.0)
-    return {name: float(weight) for name, weight in found.items() if _is_number(weight)}

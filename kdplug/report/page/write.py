@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kdplug.report.file import replacing
 from kdplug.report.page.chart import Chart
-from kdplug.report.page.results import CONTROL, DISTILLED, NAMES, TEACHER
+from kdplug.report.page.results import CONTROL, DISTILLED, NAMES, TEACHER, Record
 from kdplug.report.page.run import RunFiles, read_run
 from kdplug.report.page.section.arms import Row, arm_table, figure, seed_chart
 from kdplug.report.page.section.curves import term_charts, validation_chart
@@ -81,7 +81,7 @@ def _page(run: RunFiles) -> dict[str, Any]:
             "probability": any(row.probability is not None for row in rows),
             "right": any(row.right for row in rows),
         },
-        "provenance": provenance(results, run.record),
+        "provenance": provenance(results, run.record, run.recipe),
     }
 
 
@@ -148,9 +148,8 @@ def _warnings(runs: Sequence[RunFiles]) -> list[str]:
     return found
 
 
-def _test_part(record: Mapping[str, Any]) -> Any:
-    data = record.get("data")
-    part = data.get("test") if isinstance(data, dict) else None
+def _test_part(record: Record) -> Any:
+    part = record.data.get("test")
     inner = part.get("fingerprint") if isinstance(part, dict) else None
     return {key: value for key, value in inner.items() if key != "shown_as"} if isinstance(inner, dict) else part
 

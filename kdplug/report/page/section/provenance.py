@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdplug.config.text import write_yaml
-from kdplug.report.page.results import TEACHER, Results
+from kdplug.report.page.results import TEACHER, Record, Results
 from kdplug.report.table import duration
 
 _LONGEST = 300
@@ -26,23 +26,29 @@ class Provenance:
     recipe: str
 
 
-def provenance(results: Results, record: Mapping[str, Any]) -> Provenance:
+def provenance(results: Results, record: Record, recipe: Mapping[str, Any]) -> Provenance:
     """Return what ``kdplug-run.json`` contains, shortened for reading."""
-    versions = [(name, str(record[name])) for name in ("kdplug", "python", "torch") if record.get(name) is not None]
-    if isinstance(record.get("config_sha256"), str):
-        versions.append(("recipe, SHA-256", record["config_sha256"]))
+    versions = {
+        "kdplug": record.kdplug,
+        "python": record.python,
+        "torch": record.torch,
+        "recipe, SHA-256": record.config_sha256,
+    }
     plugins = [
         (
-            str(one.get("dist", "")),
-            f"{one.get('version', '')}{' (editable)' if one.get('editable') else ''}",
-            str(one.get("commit") or one.get("sha256") or "")[:_SHORT],
+            one.dist,
+            f"{one.version or ''}{' (editable)' if one.editable else ''}",
+            (one.commit or one.sha256 or "")[:_SHORT],
         )
-        for one in record.get("plugins") or ()
-        if isinstance(one, dict)
+        for one in record.plugins
     ]
-    data = record.get("data")
-    parts = [_part(name, one) for name, one in data.items()] if isinstance(data, dict) else []
-    return Provenance(versions, plugins, parts, _cost(results), write_yaml(record["recipe"]))
+    return Provenance(
+        [(name, value) for name, value in versions.items() if value],
+        plugins,
+        [_part(name, one) for name, one in record.data.items()],
+        _cost(results),
+        write_yaml(recipe),
+    )
 
 
 def _part(name: str, one: Any) -> tuple[str, str, str]:

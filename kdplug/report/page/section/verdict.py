@@ -21,6 +21,7 @@ EXAMPLE_LEVEL = {
     "LOSES": "The student is worse with the teacher's output for each example than with that of similar examples.",
     "CANNOT TELL": "This run does not show whether the teacher's output for each example matters.",
 }
+_LARGEST_LOG = 100
 _CURES = {"seeds": "more seeds", "test size": "a larger test set"}
 
 WORSE_TEACHER = (
@@ -118,7 +119,9 @@ def _facts(results: Results, verdict: Verdict, *, with_gap: bool) -> Iterator[tu
     scale = verdict.scale or results.metric
     if verdict.difference is not None:
         factor = (
-            f", {scale.removeprefix('log ')} × {math.exp(-verdict.difference):.3f}" if scale.startswith("log ") else ""
+            f", {scale.removeprefix('log ')} × {math.exp(-verdict.difference):.3f}"
+            if scale.startswith("log ") and abs(verdict.difference) < _LARGEST_LOG
+            else ""
         )
         yield "difference", f"{signed(verdict.difference)} {scale}{factor}"
     yield "seeds", f"{verdict.seeds}"
