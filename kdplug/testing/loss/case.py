@@ -292,6 +292,9 @@ class LossCase(Laws):
         with seeded(1):
             return read_outcome(component(**sample.values()))
 
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        return "test_it_returns_a_finite_scalar", lambda: list(map(self.evaluate, self.samples()))
+
     def gradients(self, sample: Sample, component: Component | None = None) -> tuple[Outcome, list[Tensor]]:
         """Return the loss's result for ``sample``, and the gradient of its value for each student tensor."""
         leaves = tuple(tensor.detach().clone().requires_grad_() for tensor in sample.student)

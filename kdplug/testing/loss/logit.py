@@ -164,6 +164,7 @@ class LogitLaws(LossCase):
         """
         sample = _flat(self.sample(masked=False))
         items = sample.student[0].shape[:-1]
+        self.evaluate(sample)
         for what, at, direction in (
             ("one temperature", torch.tensor(2.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)),
             ("a temperature per item", torch.linspace(1.5, 3.0, items.numel(), dtype=torch.float64), draw(items, 3)),

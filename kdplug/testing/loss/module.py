@@ -136,7 +136,7 @@ class ModuleLaws(LossCase):
     def test_torch_compile_traces_it_whole(self) -> None:
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         for sample in self.samples():
-            component = self.build_in(torch.float64)
+            component, expected = self.build_in(torch.float64), self.evaluate(sample).value
             arguments = [sample.values()[name] for name in component.inputs]
             torch.compiler.reset()
             try:
@@ -148,7 +148,7 @@ class ModuleLaws(LossCase):
                 broken(f"torch.compile cannot trace it without graph breaks: {_first_lines(error)}")
             finally:
                 torch.compiler.reset()
-            if not is_close(found, self.evaluate(sample).value):
+            if not is_close(found, expected):
                 broken("gives a different value when compiled")
 
 
