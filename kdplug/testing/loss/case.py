@@ -26,7 +26,17 @@ from kdplug.host.component import Component
 from kdplug.host.kind import NAMED
 from kdplug.objective.projection import declared_axis
 from kdplug.testing.law import Laws, broken, is_close, number
-from kdplug.testing.sample import Draws, Sample, SampleLayout, Shape, draw, make_sample, num_examples, seeded
+from kdplug.testing.sample import (
+    WHOLE_NUMBERS,
+    Draws,
+    Sample,
+    SampleLayout,
+    Shape,
+    draw,
+    make_sample,
+    num_examples,
+    seeded,
+)
 
 USUAL_SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
@@ -240,9 +250,12 @@ class LossCase(Laws):
 
     def sample(self, seed: int = 0, *, masked: bool | None = None) -> Sample:
         """Make a small float64 sample; ``masked`` defaults to whether the loss requests a mask."""
-        layout = self.layout_of()
-        classes = layout.student[-1] if self.on_logits() else 5
         masked = self.asks_for("mask") if masked is None else masked
+        return self.sample_of(self.layout_of(), seed, masked=masked)
+
+    def sample_of(self, layout: SampleLayout, seed: int = 0, *, masked: bool = False) -> Sample:
+        """Make a sample of a layout; its labels are classes of the logits, or whole numbers of 0 to 4 with features."""
+        classes = layout.student[-1] if self.on_logits() else WHOLE_NUMBERS
         return self.named(make_sample(layout, seed, masked=masked, classes=classes), seed)
 
     def named(self, sample: Sample, seed: int = 0) -> Sample:
