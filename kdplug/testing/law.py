@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdplug.errors import ConfigError, PluginError, did_you_mean
-from kdplug.host.component import Component, build_component
+from kdplug.host.component import Component, build_component, misspelt
 from kdplug.host.entry import LOCAL, Entry
 from kdplug.host.kind import KINDS
 from kdplug.host.registry import REGISTRIES
@@ -101,6 +101,7 @@ class Laws:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        cls._check_names()
         if cls.entry is None:
             return
         cls._trouble = None
@@ -110,6 +111,14 @@ class Laws:
         except Exception as error:
             cls._trouble = error
         cls._choose()
+
+    @classmethod
+    def _check_names(cls) -> None:
+        """Raise ``PluginError`` for an attribute whose name is similar to that of a declaration."""
+        known = {name for one in cls.__mro__ for name in getattr(one, "__annotations__", ()) if name[0] != "_"}
+        if found := misspelt(cls, known, above="kdplug.testing"):
+            name, near = found[0]
+            raise PluginError(f"{cls.__name__}: there is no declaration {name!r}. Did you mean {near!r}?")
 
     @classmethod
     def kind_of(cls) -> str:
