@@ -145,8 +145,7 @@ class FeatureComparison(nn.Module):
         self.loss: FeatureLoss | None = None if component.widths else FeatureLoss(component, temperature)
         self.inputs = component.inputs
         self.loss_widths = component.widths
-        self.axis_hint = ""
-        self.owner = component.entry.qualified
+        self.owner, self.axis_hint = component.entry.qualified, ""
         self.feature = term.feature
         self.written: dict[Side, Layers] = {"student": ours, "teacher": theirs}
         self.is_single = not is_listed(ours, theirs)
@@ -158,6 +157,12 @@ class FeatureComparison(nn.Module):
         self.projection = self.plan.build() if self.plan is not None and self.plan.is_complete and not waits else None
         if "temperature" in self.inputs and not self.wants_logits:
             temperature.check_reads_no_logits(self.owner)
+
+    @property
+    def list_hint(self) -> str:
+        """Say what a loss gets for lists of layers, if they are lists: a loss that takes single layers fails on it."""
+        gets = "widths are lists" if self.loss_widths else "features are tuples"
+        return "" if self.is_single else f"layer_S and layer_T are lists, so {gets}; give single layers"
 
     @property
     def needs_materialize(self) -> bool:
@@ -319,7 +324,7 @@ class FeatureComparison(nn.Module):
             if isinstance(error, RuntimeError) and (hint := self._hint(student, teacher, batch)):
                 raise ShapeError(f"{self.owner} failed: {error}{hint}", field="loss") from error
             lacks_labels = batch.student.labels is None and "labels" in self.inputs
-            self.place.note(error, self.owner, lacks_labels=lacks_labels, hint=self.axis_hint)
+            self.place.note(error, self.owner, lacks_labels=lacks_labels, hint=self.axis_hint or self.list_hint)
             raise
 
     def _hint(self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], batch: Batch) -> str:

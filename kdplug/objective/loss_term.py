@@ -167,6 +167,10 @@ class LossTerm(nn.Module):
             built = component.with_widths(**widths)
         except KdplugError as error:
             raise error.at("loss") from error.__cause__
+        except Exception as error:
+            hint = self.features.list_hint if self.features is not None and "out_dim" in widths else ""
+            self.place.note(error, self.owner, hint=hint)
+            raise
         self.loss = built.target
         if isinstance(self.loss, nn.Module):
             device, dtype = self._device_and_dtype(batch)

@@ -201,3 +201,38 @@ def test_no_note_on_the_axis_for_a_declared_axis_or_for_features_without_maps(of
         with pytest.raises(ShapeError) as caught:
             objective(student=ours, teacher=theirs)
         assert "last axis" not in said(caught.value)
+
+
+LISTS = {"layer_S": [0, 1], "layer_T": [2, 3]}
+
+
+def test_lists_of_layers_for_a_class_that_takes_one_are_named_with_the_term(of, offer, student, teacher):
+    objective = of({"loss": offer(Regressor), **WIDE, **LISTS})
+    with pytest.raises(TypeError) as caught:
+        objective.materialize(student, teacher)
+    assert (
+        "in terms.0.loss (local:offered): layer_S and layer_T are lists, so widths are lists; give single layers"
+        in said(caught.value)
+    )
+
+
+def test_lists_of_layers_for_a_function_that_takes_one_are_named_too(of, offer, student, teacher):
+    def single(student_features, teacher_features):
+        return (student_features.mean() - teacher_features.mean()).square()
+
+    objective = of({"loss": offer(single), "feature": "hidden", **LISTS})
+    with pytest.raises(AttributeError) as caught:
+        objective(student=student, teacher=teacher)
+    assert "layer_S and layer_T are lists, so features are tuples; give single layers" in said(caught.value)
+
+
+def test_another_error_while_a_class_is_built_names_the_term_and_no_lists(of, offer, student, teacher):
+    class Failing(Regressor):
+        def __init__(self, in_dim, out_dim) -> None:
+            raise ValueError("never")
+
+    objective = of({"loss": offer(Failing), **WIDE})
+    with pytest.raises(ValueError, match="never") as caught:
+        objective.materialize(student, teacher)
+    assert "in terms.0.loss (local:offered)" in said(caught.value)
+    assert "lists" not in said(caught.value)
