@@ -137,6 +137,8 @@ class LogitComparison(nn.Module):
         self.combiner = Combiner(config, teachers, loss.temperature.base) if len(self.sides) > 1 else None
         combines_by_label = self.combiner is not None and self.combiner.wants_labels
         self.wants_labels = loss.shifts or "labels" in loss.inputs or combines_by_label
+        combines_at_temperature = self.combiner is not None and self.combiner.wants_temperature
+        self.reads_temperature = combines_at_temperature or loss.coarsens or loss.takes_sparse
         self.wants_ids = "example_ids" in loss.inputs
         self._has_warned = False
 

@@ -128,6 +128,15 @@ def width_along(feature: Tensor, axis: int, owner: str, *, field: str = "proj") 
     return feature.shape[axis]
 
 
+def axis_hint(axis: int, widths: Mapping[str, int | list[int]], features: Sequence[Tensor]) -> str:
+    """Suggest ``axis = 1`` for a class that takes the sizes of the last axis of feature maps; "" if it takes no such sizes."""
+    if axis != -1 or not widths or all(feature.dim() < 4 for feature in features):
+        return ""
+    sizes = " and ".join(f"{name}={size}" for name, size in widths.items())
+    are = "are the sizes" if len(widths) > 1 else "is the size"
+    return f"{sizes} {are} of the last axis; for [batch, channels, height, width] set axis = 1 in the class"
+
+
 def project(module: nn.Module, feature: Tensor) -> Tensor:
     """Project the feature under the ambient autocast.
 

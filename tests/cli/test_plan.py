@@ -35,6 +35,14 @@ def test_the_plan_says_that_its_values_are_those_of_a_teacher_that_is_not_traine
     assert "The teacher is still untrained here, so the values and gradient norms of terms that use it" in said
 
 
+def test_a_temperature_that_no_term_reads_is_not_printed(kdplug):
+    said = kdplug(
+        "plan", DIGITS, "--set", "distillation.kd_loss_type=ranking", "--set", "distillation.temperature_scheduler=null"
+    )
+    assert said.exit_code == 0, said.stderr
+    assert "temperature" not in said.stdout.partition("warning")[0]
+
+
 @pytest.mark.parametrize(
     ("count", "shown"),
     [

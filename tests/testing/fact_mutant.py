@@ -172,3 +172,8 @@ def input_that_is_not_requested(student_features, teacher_features):
 @facts(integer_inputs=("teacher_features",))
 def whole_numbers_that_are_not_read(student_features, teacher_features):
     return codes(student_features, torch.zeros_like(teacher_features))
+
+
+@mutant(ScaledLaws, "test_its_attributes_are_read", "sets own_parameter, which kdplug does not read")
+class MisspeltFact(Scaled):
+    own_parameter = True

@@ -52,3 +52,13 @@ class BankThatIsNotSaved(Bank):
 @mutant(HiddenLaws, "test_its_settings_have_a_schema_and_valid_defaults", "the default of setting 'alpha' is not valid")
 def default_out_of_bounds(student_features, teacher_features, mask, *, alpha: Annotated[float, Field(le=1)] = 2.0):
     return hidden_mse(student_features, teacher_features, mask)
+
+
+@mutant(BankLaws, "test_no_buffer_changes_in_eval_mode", "changes a buffer in eval mode: mean")
+class BankWrittenInEval(Bank):
+    def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+        evaluates, self.training = not self.training, True
+        try:
+            return super().forward(student_features, teacher_features)
+        finally:
+            self.training = not evaluates

@@ -94,6 +94,7 @@ ADVICE = {
     "test_it_is_a_module_whose_tensors_are_registered": "Register it in __init__ as an nn.Parameter or a buffer",
     "test_it_returns_a_finite_scalar": "a loss must return a scalar tensor or a LossSum",
     "test_it_trains_its_parameters_alone": "Register it in __init__ as an nn.Parameter",
+    "test_its_attributes_are_read": "Did you mean 'own_parameters'? Otherwise rename it",
     "test_its_parameters_are_trained": "remove detach(), item() and torch.no_grad()",
     "test_on_categories_its_gradient_points_where_that_on_classes_does": "Remove the declaration",
     "test_padding_that_is_not_finite_does_not_spread": "select with where instead of multiplying",

@@ -112,6 +112,13 @@ def test_an_exception_to_a_law_that_does_not_exist_is_an_error() -> None:
         laws_of(KlLaws, kl, except_for={"test_temperature_is_usd": "a reason"})
 
 
+def test_a_misspelt_declaration_of_a_suite_is_an_error() -> None:
+    with pytest.raises(PluginError, match=r"Made: there is no declaration 'nonnegative'.* Did you mean 'non_negative'"):
+        type("Made", (KlLaws,), {"entry": staticmethod(kl), "nonnegative": True})
+    with pytest.raises(PluginError, match=r"no declaration 'oracel'.* Did you mean 'oracle'"):
+        type("Made", (KlLaws,), {"entry": staticmethod(kl), "oracel": staticmethod(kl)})
+
+
 def test_an_author_may_write_a_law_and_strike_one_out() -> None:
     laws = laws_of(KlLaws, kl, test_temperature_is_used=None, test_mine=lambda self: None)
     assert "test_mine" in law_names(laws)

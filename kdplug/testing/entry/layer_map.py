@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -49,6 +49,9 @@ class LayerMapLaws(Laws):
     @classmethod
     def kind_of(cls) -> str:
         return "layer_maps"
+
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        return "test_it_returns_pairs_of_whole_numbers", lambda: list(self.every())
 
     def pairs(self, student: int, teacher: int) -> Pairs | None:
         """Return the pairs for these numbers of layers, or ``None`` if the map rejects them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +45,13 @@ class ProjectionLaws(Laws):
     @classmethod
     def kind_of(cls) -> str:
         return "projections"
+
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        in_dim, out_dim = self.widths[0]
+        return (
+            "test_it_brings_the_students_width_to_the_teachers",
+            lambda: self.module(in_dim, out_dim)(self.feature(in_dim)),
+        )
 
     @property
     def axis(self) -> int:
@@ -173,6 +181,7 @@ class ProjectionLaws(Laws):
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         in_dim, out_dim = self.widths[0]
         module, feature = self.module(in_dim, out_dim), self.feature(in_dim)
+        expected = module(feature)
         torch.compiler.reset()
         try:
             with warnings.catch_warnings():
@@ -183,5 +192,5 @@ class ProjectionLaws(Laws):
             broken(f"torch.compile cannot trace it without graph breaks: {str(error).splitlines()[0]}")
         finally:
             torch.compiler.reset()
-        if not is_close(found, module(feature)):
+        if not is_close(found, expected):
             broken("gives a different result when compiled")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +74,11 @@ class SchedulerLaws(Laws):
         probe = Entry(KINDS["temperature_schedulers"], "scheduler", LOCAL, "", cls.entry, "local")
         inputs = set(read_signature(probe, cls.entry).inputs)
         return "temperature_schedulers" if inputs - KINDS["weight_schedulers"].inputs else "weight_schedulers"
+
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        if _weighs(type(self)):
+            return "test_the_weight_is_a_finite_number_throughout", lambda: self.weight(0.5)
+        return "test_each_item_gets_a_positive_temperature", lambda: self.temperatures(*self._logits(3, 4))
 
     def weight(self, progress: float) -> Any:
         """Return the weight at ``progress`` in a run of 20 steps."""

@@ -102,6 +102,9 @@ class CombinerCase(Laws):
     def kind_of(cls) -> str:
         return "teacher_combiners"
 
+    def first_law(self) -> tuple[str, Callable[[], object]]:
+        return "test_it_returns_logits_in_the_shape_of_each_teachers", lambda: self.combine(self.sample())
+
     def sample(self, leading: tuple[int, ...] | None = None) -> TeacherSample:
         """Return float64 logits that depend only on the arguments."""
         shape = (*(leading or self.leading[0]), self.classes)

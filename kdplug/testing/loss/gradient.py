@@ -57,6 +57,7 @@ class GradientLaws(LossCase):
         for sample in self.samples():
             leaves = tuple(tensor.clone().requires_grad_() for tensor in sample.student)
             value = partial(self._value_of_student, sample)
+            value(*leaves)
             try:
                 torch.autograd.gradcheck(value, leaves, atol=1e-5, rtol=1e-4, fast_mode=True)
             except (GradcheckError, RuntimeError) as error:

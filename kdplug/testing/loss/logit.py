@@ -84,19 +84,6 @@ class LogitLaws(LossCase):
                     f"{number(after):.6g}"
                 )
 
-    @advise(
-        "Clamp labels to 0 before they are used as an index, and count only the items with a label: "
-        "LossSum(total, (labels >= 0).sum())"
-    )
-    @where(lambda laws: laws.on_logits() and laws.asks_for("labels"))
-    def test_items_without_a_label_stay_finite(self) -> None:
-        """Catches the label -100 taken as an index, or a mean over no labelled items."""
-        sample = self.sample(masked=False)
-        for labels in (torch.full_like(sample.labels, -100), _without_first(sample.labels)):
-            outcome, gradients = self.gradients(sample.but(labels=labels))
-            if not are_finite([outcome.value]) or not are_finite(gradients):
-                broken(f"items without a label (-100) give the value {number(outcome.value)} or a non-finite gradient")
-
     @advise("Divide the logits of both sides by the temperature, or do not request temperature")
     @where(_tempered)
     def test_temperature_is_used(self) -> None:
@@ -164,6 +151,7 @@ class LogitLaws(LossCase):
         """
         sample = _flat(self.sample(masked=False))
         items = sample.student[0].shape[:-1]
+        self.evaluate(sample)
         for what, at, direction in (
             ("one temperature", torch.tensor(2.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)),
             ("a temperature per item", torch.linspace(1.5, 3.0, items.numel(), dtype=torch.float64), draw(items, 3)),
@@ -219,9 +207,3 @@ def _square(sample: Sample) -> Sample:
     """Return a sample with as many tokens as examples, for which a wrong axis raises no error."""
     size = min(sample.layout.mask)
     return sample.rows(list(range(size))).tokens(list(range(size))) if len(sample.layout.mask) > 1 else sample
-
-
-def _without_first(labels: Tensor) -> Tensor:
-    kept = labels.clone()
-    kept[0] = -100
-    return kept

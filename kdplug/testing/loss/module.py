@@ -101,6 +101,24 @@ class ModuleLaws(LossCase):
             if not is_close(value, expected):
                 broken(f"{what} gives {number(value):.6g}, but the original gives {number(expected):.6g}")
 
+    @advise("Write to buffers only if self.training")
+    @where(is_class)
+    def test_no_buffer_changes_in_eval_mode(self) -> None:
+        """Catches a memory or a running mean that an evaluation fills with its own data, so that training goes on with it."""
+        component = self.build_in(torch.float64)
+        module: Any = component.target.eval()  # type: ignore[attr-defined]  a module, as another law checks
+        before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+        with torch.no_grad():
+            for sample in self.samples():
+                self.evaluate(sample, component)
+        changed = [
+            name
+            for name, tensor in module.named_buffers()
+            if name not in before or not torch.equal(tensor.nan_to_num(), before[name].nan_to_num())
+        ]
+        if changed:
+            broken(f"changes a buffer in eval mode: {', '.join(changed)}")
+
     def _value_of(self, module: Any) -> Tensor:
         values = self.sample().values()
         with seeded(1):
@@ -136,7 +154,7 @@ class ModuleLaws(LossCase):
     def test_torch_compile_traces_it_whole(self) -> None:
         """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
         for sample in self.samples():
-            component = self.build_in(torch.float64)
+            component, expected = self.build_in(torch.float64), self.evaluate(sample).value
             arguments = [sample.values()[name] for name in component.inputs]
             torch.compiler.reset()
             try:
@@ -148,7 +166,7 @@ class ModuleLaws(LossCase):
                 broken(f"torch.compile cannot trace it without graph breaks: {_first_lines(error)}")
             finally:
                 torch.compiler.reset()
-            if not is_close(found, self.evaluate(sample).value):
+            if not is_close(found, expected):
                 broken("gives a different value when compiled")
 
 

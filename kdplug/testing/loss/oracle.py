@@ -14,7 +14,7 @@ from kdplug.errors import KdplugError
 from kdplug.host.component import Component
 from kdplug.testing.law import apart, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, gradients_of, read_outcome
-from kdplug.testing.sample import Sample, SampleLayout, Shape, make_sample, seeded
+from kdplug.testing.sample import Sample, SampleLayout, Shape, seeded
 
 
 class OracleLaws(LossCase):
@@ -33,7 +33,7 @@ class OracleLaws(LossCase):
             return
         other = _resized(self.layout_of())
         try:
-            sample = self.named(make_sample(other, 1, classes=other.student[-1] if self.on_logits() else 5))
+            sample = self.sample_of(other, 1)
             self.evaluate(sample)
         except (KdplugError, RuntimeError, ValueError, IndexError):
             return  # its settings fix the sizes

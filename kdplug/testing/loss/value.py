@@ -72,6 +72,19 @@ class ValueLaws(LossCase):
                 if there > here + 1e-9:
                     broken(f"is {there:.6g} if the student equals the teacher, but less ({here:.6g}) if it does not")
 
+    @advise(
+        "Clamp labels to 0 before they are used as an index, and count only the items with a label: "
+        "LossSum(total, (labels >= 0).sum())"
+    )
+    @where(lambda laws: laws.asks_for("labels"))
+    def test_items_without_a_label_stay_finite(self) -> None:
+        """Catches the label -100 taken as an index, or a mean over no labelled items."""
+        sample = self.sample(masked=False)
+        for labels in (torch.full_like(sample.labels, -100), _without_first(sample.labels)):
+            outcome, gradients = self.gradients(sample.but(labels=labels))
+            if not are_finite([outcome.value]) or not are_finite(gradients):
+                broken(f"items without a label (-100) give the value {number(outcome.value)} or a non-finite gradient")
+
     @advise("Use x - y instead of x.sub_(y), or clone first")
     def test_its_inputs_are_not_modified(self) -> None:
         """Catches an in-place edit of the teacher's logits or of a mask, which every later term then reads."""
@@ -167,3 +180,9 @@ def _near_teacher(sample: Sample) -> Sample:
 
 def _strided(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _without_first(labels: Tensor) -> Tensor:
+    kept = labels.clone()
+    kept[0] = -100
+    return kept
