@@ -11,9 +11,8 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug import LossSum, Outputs, Prediction
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
+from kdplug import Aggregate, LossSum, Outputs, Prediction
+from kdplug import Target as Kind
 from kdplug_tasks.data.classes import find_labels
 from kdplug_tasks.data.label import NO_LABEL, Labels
 from kdplug_tasks.data.source import Source

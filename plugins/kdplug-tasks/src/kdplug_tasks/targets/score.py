@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 import kdplug
-from kdplug import Prediction
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
+from kdplug import Aggregate, Prediction
+from kdplug import Target as Kind
 from kdplug_tasks.data.label import UNLABELLED_ROW, is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import kdplug
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
+from kdplug import Aggregate
+from kdplug import Target as Kind
 from kdplug_tasks.batch import Batch, Examples, features, with_inputs
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
