@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     )
     from kdplug.contracts.outputs import Outputs
     from kdplug.contracts.sparse_logits import SparseLogits
-    from kdplug.contracts.task import Aggregate, Prediction, Predictions, RecipeGuess, Target, Task, new_recipe
+    from kdplug.contracts.task import Prediction, Predictions, RecipeGuess, Task, new_recipe
     from kdplug.distillers.basic import BasicDistiller
     from kdplug.distillers.custom_match import CustomMatch
     from kdplug.distillers.general import GeneralDistiller
@@ -91,7 +91,6 @@ __all__ = [
     "PROJ_MAP",
     "TEMPERATURE_SCHEDULER",
     "WEIGHT_SCHEDULER",
-    "Aggregate",
     "BasicDistiller",
     "BasicTrainer",
     "CacheCodec",
@@ -124,7 +123,6 @@ __all__ = [
     "ShapeError",
     "SignatureError",
     "SparseLogits",
-    "Target",
     "Task",
     "TermConfig",
     "TrainingConfig",
@@ -182,11 +180,9 @@ _ROOMS = {
     ),
     "contracts.factored_logits": ("FactoredLogits",),
     "contracts.task": (
-        "Aggregate",
         "Prediction",
         "Predictions",
         "RecipeGuess",
-        "Target",
         "Task",
         "new_recipe",
     ),
