@@ -13,6 +13,7 @@ from kdplug.cli.plan import plan
 from kdplug.cli.report import report
 from kdplug.cli.run import run
 from kdplug.cli.schema import schema
+from kdplug.cli.verdict import verdict
 
 app = typer.Typer(
     name="kdplug",
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("run")(run)
 app.command("plan")(plan)
+app.command("verdict")(verdict)
 app.command("report")(report)
 app.command("new")(new)
 app.command("schema")(schema)

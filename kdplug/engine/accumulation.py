@@ -1,4 +1,4 @@
-"""Gradient of one optimizer step: sum over micro-batches and processes, normalize each term once."""
+"""Accumulate the gradient of an optimizer step over micro-batches and processes, and normalize each term once."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ class Accumulation:
             )
         return RunError(
             f"the loss of step {step} has no gradient, so it cannot train the student. Does the student's forward(), or "
-            "adaptor_S, run under torch.no_grad(), torch.inference_mode() or detach its outputs, or compute them with "
+            "adaptor_S, run under torch.no_grad() or torch.inference_mode(), detach its outputs, or compute them with "
             "numpy or argmax?"
         )
 

@@ -1,4 +1,4 @@
-"""The examples' places in the data, for losses that request ``example_ids`` or ``num_examples``."""
+"""The indices of examples in the data, for losses that request ``example_ids`` or ``num_examples``."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class _Source:
             who, place = self._requests[0]
             error = RunError(
                 f"{who} requests example_ids, but {_obstacle(self._loader)}. Give each batch a key 'example_ids' with one "
-                "integer per example, its place in the data, the same in every epoch",
+                "integer per example, its index in the data, the same in every epoch",
                 field="loss",
             )
             raise place.locate(error)
@@ -172,11 +172,11 @@ def _kind(loader: Any) -> str:
 def _obstacle(loader: Any) -> str:
     """Return why the examples of ``loader`` cannot be numbered; empty if they can."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or data_length(loader) is None:
-        return f"{_kind(loader)} gives no index of its examples"
+        return f"{_kind(loader)} does not provide the indices of its examples"
     if getattr(loader, "_is_accelerate_prepared", False):
-        return "the DataLoader comes from accelerate.prepare, and only the original one gives its examples an index"
+        return "the DataLoader comes from accelerate.prepare, and only the original one provides the indices of its examples"
     if isinstance(loader.sampler, BatchSampler):
-        return "its sampler returns several indices at once"
+        return "the sampler of the DataLoader returns several indices at once"
     return ""
 
 
@@ -214,7 +214,7 @@ def _check_rows(loader: DataLoader[Any], postprocess: Postprocess) -> None:
         )
     if not found:
         warnings.warn(
-            "a loss requests example_ids, and it cannot be checked that row i of a batch is its example i. Make sure that "
+            "a loss requests example_ids, but kdplug could not check that row i of a batch is its example i. Make sure that "
             "collate_fn and batch_postprocessor do not sort, drop or mix examples, or let them return a batch key "
             "'example_ids'",
             stacklevel=2,

@@ -86,7 +86,7 @@ def spoiled(parameters: Iterable[nn.Parameter]) -> str:
     """
     if all(torch.isfinite(own_part(parameter.detach())).all() for parameter in parameters):
         return ""
-    return "; the weights are no longer finite: an earlier gradient was not"
+    return "; the weights are no longer finite: an earlier gradient was not finite"
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:

@@ -148,7 +148,7 @@ class LogitLoss:
             raise OutputsError(
                 f"{self.owner} does not declare coarsens. SparseLogits with a tail give it {teacher.ids.shape[-1]} "
                 "classes, different for each item, plus one for all others, which changes a loss that compares "
-                "ranks, deviations or items. Use a loss that declares coarsens, such as kl, or return dense "
+                "ranks, standard deviations or items. Use a loss that declares coarsens, such as kl, or return dense "
                 "logits. If your loss stays the same when classes are merged, declare coarsens: @kdplug.coarsens above the function, "
                 "coarsens = True in the class",
                 field="teacher.logits",

@@ -128,7 +128,7 @@ def test_a_temperature_without_a_tail_is_an_error_that_lists_those_with_one(logi
     several = SparseLogits.top(logits, 2, (4, 1))
     assert several.temperatures == (1, 4)
     assert (several.is_known_at(4.0000001), several.is_known_at(2)) == (True, False)
-    with pytest.raises(OutputsError, match=r"^logits: are not known at temperature 2, only at 1 and 4$"):
+    with pytest.raises(OutputsError, match=r"^logits: are SparseLogits known only at temperature 1 and 4, not at 2$"):
         several.at_temperature(2)
 
 
@@ -162,5 +162,5 @@ def test_tails_at_no_other_temperature_are_an_error(tails, words):
 def test_tails_of_another_shape_or_of_a_sample_are_errors():
     with pytest.raises(ShapeError, match=r"must be \[\*items\] = \[2\]"):
         SparseLogits(IDS, LOGS, 6, TAIL, tails={2.0: TAIL[:1]})
-    with pytest.raises(OutputsError, match="need a tail and log_probs"):
+    with pytest.raises(OutputsError, match="require a tail and log_probs"):
         SparseLogits(IDS, None, 6, weights=LOGS.exp(), tails={2.0: TAIL})

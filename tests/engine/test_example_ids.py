@@ -238,7 +238,9 @@ def test_each_task_numbers_its_own_data(tmp_path):
     ):
         other.train(sgd(other.model_S), {**data, "b": DataLoader(Stream(), batch_size=4)}, num_steps=2, tau=0)
     ids = make(tmp_path / "ids", made, config=DistillationConfig(terms=[{"loss": "logit_bank"}]))
-    with pytest.raises(RunError, match=r"^dataloaders\.b\.terms\.0\.loss: .*requests example_ids, but a list gives"):
+    with pytest.raises(
+        RunError, match=r"^dataloaders\.b\.terms\.0\.loss: .*requests example_ids, but a list does not provide"
+    ):
         ids.train(sgd(made), {**data, "b": make_batches(2)}, num_steps=2, tau=0)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from testing import task_mutant, task_option_mutant
+from testing import task_mutant, task_option_mutant, task_prediction_mutant
 from testing.advice import followed, undone
 from testing.specimen import laws_of
 from testing.task_model import Bilingual, Generous, Sums, SumsLaws
@@ -13,7 +13,7 @@ from torch import nn
 
 from kdplug import LossSum
 
-followed("WithoutTwoMethods", "Define all that kdplug.Task names")(Sums)
+followed("WithoutTwoMethods", "Define every member of kdplug.Task")(Sums)
 LENGTH = "must have a length above 0"
 VOCABULARIES = "or describe the difference in vocabulary_difference"
 SAME_CLASSES = f"build both for the same classes, {VOCABULARIES}"
@@ -22,6 +22,9 @@ REVIEW = "compute warnings from data and settings"
 PAIRS = "must yield pairs of a setting and a warning"
 OWN = "Use a separate torch.Generator"
 MODEL = "change no parameter or buffer"
+METRICS = "let evaluate return predict(model, batches).metrics"
+PART_OF_THE_METRIC = "return the example's part of the metric as score"
+PLAIN = "Return finite numbers, strings and lists"
 
 undone(
     Silent="must describe the data in one or two sentences",
@@ -32,7 +35,7 @@ undone(
     KeyWithATypo="Did you mean 'logits'?",
     AnotherNumberOfClasses=SAME_CLASSES,
     AnItemThatOneSideLacks="mark the same items in logits_mask on both sides",
-    LogitsOfNothing="clamp what a division or a logarithm gets",
+    LogitsOfNothing="clamp the inputs of logarithms and divisions",
     WithoutLosses="return the loss on the labels of each item",
     DetachedLosses="remove detach(), item() and no_grad()",
     LossForEachExample="return one tensor with a loss per item, or one kdplug.LossSum",
@@ -42,13 +45,13 @@ undone(
     NeverContent="Let check() raise only for settings that cannot be used",
     CheckedAwayTheFirst="and change nothing",
     LossesOnDemand="Return losses for any keys",
-    DeafToWhatIsRead="return them from then on",
+    DeafToWhatIsRead="return them after that call",
     AStartThatIsForgotten="copy weights into it, or set starts_student = False",
     TheWrongWayRound="copy from the teacher to the student",
     AnotherFlagThatIsAMethod="use an attribute or a property",
     TheLengthOfTheLongest="return the sum over examples as a Python int, without padding",
     OfNothing="must be a plural noun",
-    AGeneratorOfItsOwn="draw from these",
+    AGeneratorOfItsOwn="draw only from these",
     TrainedByItsOwnWriting=MODEL,
     AFlagForTheDifference="describe it",
     OneBatchForBothVocabularies="must be {'teacher': …, 'student': …}",
@@ -61,6 +64,26 @@ undone(
     AReviewByChance=REVIEW,
     AReviewThatSorts="change nothing in it",
     AReviewThatTrainsTheTeacher=MODEL,
+    WithoutValidation=LENGTH,
+    ValidatedOnTheTest="hold out examples for 'validation' that no other part has",
+    ValidatedOnRowsOfTheTraining="hold out examples for 'validation' that no other part has",
+    DistilledOnTheTest="hold out examples for 'test' that no other part has",
+    AnotherAccuracy=METRICS,
+    MoreOfEvaluate=METRICS,
+    ARowThatLacks="return one row for each, in order",
+    SortedByInput="return rows in the order of the examples",
+    AMeanOverTheBatch="compute a row from its own example, without padding",
+    RightThroughout=PART_OF_THE_METRIC,
+    SquaredErrorOfACorrelation="the aggregate that gives the metric",
+    AnAggregateOfAnotherName="write one of mean, exp_mean, root_mean, pearson, spearman",
+    ATargetOfAnotherName="write one of class, tags, classes, number, text, tokens",
+    ARowWithATypo="use only score, weight, unit, label, prediction, probability, input",
+    AScoreThatIsATensor="return a Python float",
+    ANegativeWeight="return 0 or more",
+    AWholeInput="cut it to 200",
+    ALabelThatIsATensor=PLAIN,
+    AChanceThatIsNoNumber=PLAIN,
+    ATupleOfLabels="return lists, and text as keys",
 )
 followed("AnotherNumberOfClasses", SAME_CLASSES)(Bilingual)
 
@@ -146,7 +169,7 @@ class AFlagThatIsAProperty(Generous):
         return False
 
 
-@followed("AGeneratorOfItsOwn", "draw from these")
+@followed("AGeneratorOfItsOwn", "draw only from these")
 class TheGlobalGenerator(Generous):
     def prepare_batch(self, batch, student):
         return (batch[0] + torch.rand(batch[0].shape),)
@@ -206,3 +229,22 @@ class AReviewOfACopy(Generous):
         for one in outputs:
             one.logits[0].clone().exp_()
         return []
+
+
+@followed("MoreOfEvaluate", METRICS)
+@followed("AnotherAccuracy", METRICS)
+class MetricsOfPredict(task_prediction_mutant.AnotherAccuracy):
+    def evaluate(self, model, batches):
+        return self.predict(model, batches).metrics
+
+
+@followed("ARowThatLacks", "return one row for each, in order")
+class ARowOfNoWeight(task_prediction_mutant.Changed):
+    def changed(self, rows):
+        return [*rows[:-1], {**rows[-1], "weight": 1.0}]
+
+
+@followed("AWholeInput", "cut it to 200")
+class ACutInput(task_prediction_mutant.Changed):
+    def changed(self, rows):
+        return [{**row, "input": row["input"][:200]} for row in rows]

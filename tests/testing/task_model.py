@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from kdplug import Prediction, Predictions
 from kdplug.testing import TaskLaws
 
 
@@ -80,6 +81,14 @@ class Generous(Sums):
     def answer(self, model: nn.Module, batch: Any) -> Any:
         return model(*batch).softmax(-1)
 
+    def row(self, numbers: torch.Tensor, answer: torch.Tensor) -> Prediction:
+        label, found = int(numbers.sum() > 0), int(answer.argmax())
+        return {"score": float(label == found), "label": label, "prediction": found, "input": str(numbers.tolist())}
+
+    def predict(self, model: nn.Module, batches: Any) -> Predictions:
+        rows = [self.row(*pair) for batch in batches for pair in zip(batch[0], model(*batch), strict=True)]
+        return Predictions({"accuracy": sum(row["score"] for row in rows) / len(rows)}, rows)
+
     def fingerprint(self) -> Any:
         return {"teacher": "random"}
 
@@ -89,6 +98,32 @@ class Generous(Sums):
     def review_teacher(self, outputs: Any) -> Any:
         first = next(iter(outputs))
         yield "teacher", f"{first.logits[0].shape[-1]} classes"
+
+
+class Regressed(Sums):
+    """The sum itself, of which the metric is a correlation."""
+
+    metric = "pearson"
+
+    def build_teacher(self) -> nn.Module:
+        return nn.Linear(4, 1)
+
+    build_student = build_teacher
+
+    def student_adaptor(self, batch: Any, outputs: Any) -> Any:
+        return {"logits": outputs, "losses": (outputs.squeeze(-1) - batch[0].sum(-1)).square()}
+
+    def predict(self, model: nn.Module, batches: Any) -> Predictions:
+        pairs = [pair for batch in batches for pair in zip(batch[0].sum(-1), model(*batch).squeeze(-1), strict=True)]
+        rows: list[Prediction] = [
+            {"score": -abs(float(label - found)), "label": float(label), "prediction": float(found)}
+            for label, found in pairs
+        ]
+        figure = float(torch.corrcoef(torch.tensor(pairs).T)[0, 1]) if len(pairs) > 1 else 0.0
+        return Predictions({"pearson": figure}, rows, "pearson", "number")
+
+    def evaluate(self, model: nn.Module, batches: Any) -> dict[str, float]:
+        return dict(self.predict(model, batches).metrics)
 
 
 class Bilingual(Sums):

@@ -90,7 +90,7 @@ def test_a_fact_that_is_copied_or_overridden_excludes_nothing() -> None:
     ("stated", "message"),
     [
         ({"randon": True}, "no fact 'randon'. Did you mean 'random'?"),
-        ({"random": 1}, "states random = 1: it must be True or False"),
+        ({"random": 1}, "states random = 1, which must be True or False"),
         ({"integer_inputs": "labels"}, "must be a tuple of input names"),
         ({"shapes": 3}, "must be a shape as a tuple, the name of a usual shape"),
     ],
@@ -110,6 +110,13 @@ def test_a_law_on_many_items_is_there_only_for_sums_and_declared_means() -> None
 def test_an_exception_to_a_law_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(PluginError, match="Did you mean 'test_temperature_is_used'"):
         laws_of(KlLaws, kl, except_for={"test_temperature_is_usd": "a reason"})
+
+
+def test_a_misspelt_declaration_of_a_suite_is_an_error() -> None:
+    with pytest.raises(PluginError, match=r"Made: there is no declaration 'nonnegative'.* Did you mean 'non_negative'"):
+        type("Made", (KlLaws,), {"entry": staticmethod(kl), "nonnegative": True})
+    with pytest.raises(PluginError, match=r"no declaration 'oracel'.* Did you mean 'oracle'"):
+        type("Made", (KlLaws,), {"entry": staticmethod(kl), "oracel": staticmethod(kl)})
 
 
 def test_an_author_may_write_a_law_and_strike_one_out() -> None:

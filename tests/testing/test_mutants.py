@@ -22,6 +22,7 @@ from testing import (
     sequence_mutant,
     task_mutant,
     task_option_mutant,
+    task_prediction_mutant,
     trap_mutant,
 )
 from testing.coarse_mutant import CoarseLaws, plain_divergence
@@ -39,6 +40,7 @@ from testing.fact_mutant import (
     scores,
     similarity,
 )
+from testing.feature_mutant import WeighedLaws, weighed
 from testing.mutant import MUTANTS
 from testing.sequence_mutant import SequenceLaws, mean_slopes, running_kl, slopes
 from testing.specimen import (
@@ -66,7 +68,7 @@ from testing.specimen import (
     nearest_depth,
     sure,
 )
-from testing.task_model import Bilingual, Generous, Sums, SumsLaws
+from testing.task_model import Bilingual, Generous, Regressed, Sums, SumsLaws
 from testing.trap_mutant import (
     Embedded,
     EmbeddedLaws,
@@ -118,6 +120,7 @@ PLANTED_IN = (
     sequence_mutant,
     task_mutant,
     task_option_mutant,
+    task_prediction_mutant,
     trap_mutant,
 )
 BASES = (CodecLaws, LayerMapLaws, LossLaws, ProjectionLaws, SchedulerLaws, TaskLaws, TeacherCombinerLaws)
@@ -147,6 +150,7 @@ RIGHT = {
     "covered": (MaskedLaws, covered),
     "Vid": (VidLaws, Vid),
     "Bank": (BankLaws, Bank),
+    "weighed": (WeighedLaws, weighed),
     "affine": (AffineLaws, affine),
     "cosine": (FallingLaws, cosine),
     "by_entropy": (WarmthLaws, by_entropy),
@@ -155,6 +159,7 @@ RIGHT = {
     "nearest_depth": (NearestLaws, nearest_depth),
     "Sums": (SumsLaws, Sums),
     "Generous": (SumsLaws, Generous),
+    "Regressed": (SumsLaws, Regressed),
     "Bilingual": (SumsLaws, Bilingual),
     "Rounded": (RoundedLaws, Rounded),
     "Likely": (LikelyLaws, Likely),

@@ -14,7 +14,7 @@ from kdplug.errors import KdplugError
 from kdplug.host.component import Component
 from kdplug.testing.law import apart, broken, is_close, number, where
 from kdplug.testing.loss.case import LossCase, gradients_of, read_outcome
-from kdplug.testing.sample import Sample, SampleLayout, Shape, make_sample, seeded
+from kdplug.testing.sample import Sample, SampleLayout, Shape, seeded
 
 
 class OracleLaws(LossCase):
@@ -33,7 +33,7 @@ class OracleLaws(LossCase):
             return
         other = _resized(self.layout_of())
         try:
-            sample = self.named(make_sample(other, 1, classes=other.student[-1] if self.on_logits() else 5))
+            sample = self.sample_of(other, 1)
             self.evaluate(sample)
         except (KdplugError, RuntimeError, ValueError, IndexError):
             return  # its settings fix the sizes
@@ -61,7 +61,7 @@ class OracleLaws(LossCase):
         if not all(map(is_close, found, wanted)):
             broken(
                 f"has the value of its oracle for the student's {shapes}, but its gradient is off by "
-                f"{apart(found, wanted):.3g}. Detach no factor, neither in the loss nor in the oracle"
+                f"{apart(found, wanted):.3g}. Do not detach a factor, neither in the loss nor in the oracle"
             )
 
     def _gradients_of_oracle(self, oracle: Callable[..., Any], sample: Sample) -> list[Tensor] | None:
@@ -85,7 +85,7 @@ class OracleLaws(LossCase):
         missing = [name for name in names if name not in values]
         if missing:
             broken(
-                f"its oracle requests {', '.join(missing)}, which is neither an input nor a parameter or buffer. There are "
+                f"its oracle requests names that are not inputs of a loss, parameters or buffers: {', '.join(missing)}. Available: "
                 f"{', '.join(sorted(values))}"
             )
         return [values[name] for name in names]

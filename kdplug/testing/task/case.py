@@ -61,6 +61,11 @@ class TaskCase(Laws):
             broken(f"{side}_adaptor of {what}: {error}")
 
 
+def offers(task: Any, option: type) -> bool:
+    """Return whether a task has the members of an optional protocol."""
+    return isinstance(task, option)
+
+
 def spans(task: Any) -> bool:
     """Return whether teacher and student have different vocabularies."""
     return isinstance(task, SpansVocabularies) and bool(task.vocabulary_difference)

@@ -1,4 +1,4 @@
-"""Laws for optional methods of a task. Each applies if the task offers it with these settings."""
+"""Laws for optional methods of a task. A law applies if the task, with the given settings, offers the method."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from kdplug.engine.training_module import split
 from kdplug.errors import KdplugError
 from kdplug.testing.law import advise, broken
 from kdplug.testing.sample import seeded
-from kdplug.testing.task.case import PARTS, TaskCase, same_content
+from kdplug.testing.task.case import PARTS, TaskCase, offers, same_content
 
 
 class TaskOptionLaws(TaskCase):
     """A run uses the options that a task offers."""
 
     @advise(
-        "Let check() raise only for settings that cannot be used, and change nothing; or correct settings of these laws"
+        "Let check() raise only for settings that cannot be used, and change nothing; or correct the settings of these laws"
     )
     def test_it_finds_nothing_wrong_with_good_settings(self) -> None:
         """Catches a check that rejects valid settings, or that changes the examples."""
         task, unchecked = self.task(), self.task()
-        if not _offers(task, SelfChecking):
+        if not offers(task, SelfChecking):
             return
         try:
             task.check()
@@ -56,7 +56,7 @@ class TaskOptionLaws(TaskCase):
         """Catches models that return other logits, or no losses, after ``expect`` is called with hidden states."""
         for reads in (frozenset({"logits", "losses"}), frozenset({"logits", "losses", "hidden"})):
             plain, informed = self.task(), self.task()
-            if not _offers(informed, ReadsAware):
+            if not offers(informed, ReadsAware):
                 return
             informed.expect(reads)
             pairs = zip(self.outputs(plain, "baseline"), self.outputs(informed, "baseline"), strict=True)
@@ -69,13 +69,13 @@ class TaskOptionLaws(TaskCase):
                         )
                 if "hidden" in reads and found.hidden is None:
                     broken(
-                        f"the {side} returns no 'hidden' states, although expect was called with them: return them from then on"
+                        f"the {side} returns no 'hidden' states, although expect was called with 'hidden': return them after that call"
                     )
 
     def test_a_student_starts_from_the_teacher_and_leaves_it_alone(self) -> None:
         """Catches a student that stays random; one that shares weights with the teacher, which is then trained too."""
         task = self.task()
-        if not _offers(task, StartsStudent) or not task.starts_student:
+        if not offers(task, StartsStudent) or not task.starts_student:
             return
         with seeded(0):
             teacher, student = task.build_teacher(), task.build_student()
@@ -101,7 +101,7 @@ class TaskOptionLaws(TaskCase):
     def test_units_are_counted_and_padding_is_none(self) -> None:
         """Catches padding counted in tokens per second."""
         task = self.task()
-        if not _offers(task, CountsUnits):
+        if not offers(task, CountsUnits):
             return
         if not isinstance(task.unit, str) or not task.unit.strip():
             broken(f"unit must be a plural noun, got {task.unit!r}")
@@ -119,7 +119,7 @@ class TaskOptionLaws(TaskCase):
         mode, by generation; a batch that the adaptors cannot read.
         """
         task = self.task()
-        if not _offers(task, PreparesBatches) or not task.prepares_batches:
+        if not offers(task, PreparesBatches) or not task.prepares_batches:
             return
         with seeded(0):
             student = task.build_student().eval()
@@ -136,8 +136,8 @@ class TaskOptionLaws(TaskCase):
             broken("prepare_batch leaves the student in training mode: call student.eval()")
         if not same_content(*made):
             broken(
-                "prepare_batch returns another batch for the same input and state of torch's global generators: draw from "
-                "these"
+                "prepare_batch returns another batch for the same input and state of torch's global generators: draw only "
+                "from these"
             )
         for side in ("teacher", "student"):
             self.read(task, side, student, split(made[0]), "a prepared batch")
@@ -146,7 +146,7 @@ class TaskOptionLaws(TaskCase):
     def test_an_answer_leaves_the_model_as_it_was(self) -> None:
         """Catches a head restored for the answer and not removed: the next step then holds all logits."""
         task = self.task()
-        if not _offers(task, AnswersWhole):
+        if not offers(task, AnswersWhole):
             return
         with seeded(0):
             model = task.build_student().eval()
@@ -162,7 +162,7 @@ class TaskOptionLaws(TaskCase):
     def test_each_side_of_two_vocabularies_has_inputs_of_its_own(self) -> None:
         """Catches a flag instead of a description; one batch for both models, whose ids mean different tokens."""
         task = self.task()
-        if not _offers(task, SpansVocabularies):
+        if not offers(task, SpansVocabularies):
             return
         if not isinstance(task.vocabulary_difference, str):
             broken(f"vocabulary_difference must be a string, got {task.vocabulary_difference!r}: describe it")
@@ -176,7 +176,7 @@ class TaskOptionLaws(TaskCase):
     def test_its_fingerprint_is_plain_data_and_the_same_in_every_run(self) -> None:
         """Catches an object's address or a timestamp, with which a cache is never reused."""
         one, two = self.task(1), self.task(2)
-        if not _offers(one, FingerprintedTask):
+        if not offers(one, FingerprintedTask):
             return
         found, again = one.fingerprint(), two.fingerprint()
         try:
@@ -198,7 +198,7 @@ class TaskOptionLaws(TaskCase):
             (ReviewsData, self._review_data, "review_data"),
             (ReviewsTeacher, self._review_teacher, "review_teacher"),
         ):
-            if not _offers(self.task(), option):
+            if not offers(self.task(), option):
                 continue
             found, again = review(self.task(1)), review(self.task(2))
             if found != again:
@@ -208,7 +208,7 @@ class TaskOptionLaws(TaskCase):
                 )
 
     def _review_data(self, task: Any) -> list[tuple[str, str]]:
-        if _offers(task, SelfChecking):
+        if offers(task, SelfChecking):
             with suppress(KdplugError):
                 task.check()
         before = [self.batch(task, part) for part in PARTS]
@@ -218,7 +218,7 @@ class TaskOptionLaws(TaskCase):
         return found
 
     def _review_teacher(self, task: Any) -> list[tuple[str, str]]:
-        if _offers(task, SelfChecking):
+        if offers(task, SelfChecking):
             with suppress(KdplugError):
                 task.check()
         with torch.no_grad():
@@ -260,10 +260,6 @@ _SETTING = re.compile(r"\w+(\.\w+)*")
 def _generators() -> tuple[Any, ...]:
     of_numpy: Any = numpy.random.get_state()  # noqa: NPY002  what other code may draw from
     return torch.get_rng_state().tolist(), random.getstate(), of_numpy[1].tolist(), of_numpy[2]
-
-
-def _offers(task: Any, option: type) -> bool:
-    return isinstance(task, option)
 
 
 def _form(head: Any) -> tuple[str, list[int]]:

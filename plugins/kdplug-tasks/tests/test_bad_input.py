@@ -39,7 +39,7 @@ CASES = {
         r"task\.data\.test: row 5 of .*unknown label 'poss'. Did you mean 'pos'",
     ),
     "label out of range": (
-        {"data": {"train": "range.csv", "test": 0.5}},
+        {"data": {"train": "range.csv", "validation": "range.csv", "test": 0.5}},
         r"task\.data\.train: row 2 .*label id 5 is out of range",
     ),
     "names and numbers": (
@@ -51,7 +51,7 @@ CASES = {
     "no file": ({"data": {"train": "tarin.csv"}}, r"task\.data\.train: there is no file .*Did you mean 'train.csv'"),
     "no dataset": (
         {"data": {"train": None, "dataset": "nothing/here"}},
-        r"task\.data\.dataset: 'nothing/here' is not a folder here, and it is not in the local cache of the hub",
+        r"task\.data\.dataset: 'nothing/here' is not a local folder, and it is not in the local cache of the hub",
     ),
     "another vocabulary": (
         {"student": "other"},

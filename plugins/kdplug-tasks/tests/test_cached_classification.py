@@ -151,6 +151,11 @@ def _middle(folder, tmp_path):
     return f"task.data.train={tmp_path / 'other.csv'}"
 
 
+def _copied(folder, tmp_path):
+    (tmp_path / "copy.csv").write_text((folder / "text.csv").read_text())
+    return f"task.data.distillation={tmp_path / 'copy.csv'}"
+
+
 HIDDEN = "[{layer_T: 1, layer_S: 1, feature: hidden, loss: hidden_mse}]"
 OF_FITTED = [
     (lambda *_: "task.tokenizer.vocab=290", r"the tokenizer: tokens \d+ -> 290"),
@@ -165,7 +170,7 @@ OF_FITTED = [
 OF_LOADED = [
     (lambda *_: "task.data.split_seed=4", "the data that the teacher receives: examples 0 to 15"),
     (lambda *_: "task.max_length=6", "the data that the teacher receives"),
-    (lambda folder, _: f"task.data.distillation={folder / 'text.csv'}", "the number of examples: 18 -> 24"),
+    (_copied, "the number of examples: 16 -> 24"),
 ]
 
 

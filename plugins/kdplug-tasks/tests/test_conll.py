@@ -35,7 +35,8 @@ UPOS = [["VERB", "PRON", "ADP", "DET", "NOUN", "SYM"], ["NUM", "PUNCT"]]
 
 def _table(tmp_path, text, name="a.conllu", columns=None, **changes):
     (tmp_path / name).write_bytes(text.encode())
-    settings = DataSettings(train=str(tmp_path / name), test=str(tmp_path / name), columns=columns or {}, **changes)
+    parts = dict.fromkeys(("train", "validation", "test"), str(tmp_path / name))
+    settings = DataSettings(**parts, columns=columns or {}, **changes)
     return read_source(settings, COLUMNS).train
 
 

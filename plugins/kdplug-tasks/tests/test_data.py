@@ -86,10 +86,55 @@ def _source(tmp_path, **changes):
 
 def test_a_split_keeps_every_row_once_and_is_that_of_its_seed(tmp_path):
     one, other, again = (_source(tmp_path, split_seed=seed) for seed in (0, 1, 0))
-    rows = [*one.train.columns["text"], *one.test.columns["text"]]
+    rows = [row for table in (one.train, one.validation, one.test) for row in table.columns["text"]]
     assert sorted(rows) == sorted(f"t{n}" for n in range(20))
     assert list(one.test.columns["text"]) == list(again.test.columns["text"]) != list(other.test.columns["text"])
-    assert len(one.test) == 4
+    assert (len(one.train), len(one.validation), len(one.test)) == (14, 2, 4)
+    assert one.distillation is one.train
+
+
+def _texts(table):
+    return list(table.columns["text"])
+
+
+def test_rows_for_validation_are_the_same_whatever_is_tested_on_and_the_other_way_round(tmp_path):
+    more = write_csv(tmp_path / "more.csv", [{"text": "x", "label": 1}])
+    one, other, apart = (_source(tmp_path, validation=0.25, test=test) for test in (0.2, 0.4, more))
+    assert _texts(one.validation) == _texts(other.validation) == _texts(apart.validation)
+    assert _texts(one.test) == _texts(_source(tmp_path, validation=more, test=0.2).test)
+    assert not {*_texts(one.validation)} & {*_texts(one.train), *_texts(one.test)}
+    assert (len(apart.train), len(apart.validation)) == (15, 5)
+
+
+def test_data_to_distil_on_that_are_the_training_file_lack_the_rows_that_are_held_out(tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "train.csv")
+    for file in ("train.csv", "link.csv"):
+        source = _source(tmp_path, distillation=str(tmp_path / file))
+        assert source.distillation is source.train
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"validation": 0.5, "test": 0.4},
+            r"the number of rows, 2, is too small to hold out a fraction of 0\.5 for validation and a fraction of 0\.4 for test",
+        ),
+        (
+            {"validation": 0.8, "test": "more.csv"},
+            r"to hold out a fraction of 0\.8 for validation\. Add rows, or set data\.validation to other data",
+        ),
+        ({"validation": 0.5, "test": 0.5}, r"validation \(0\.5\) and test \(0\.5\) leave no data for training"),
+        ({"validation": 1.0, "test": 0.5}, "validation"),
+        ({"validation": "no.csv", "test": 0.5}, r"data\.validation: there is no file"),
+    ],
+)
+def test_shares_that_leave_nothing_are_errors(tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"text": "a", "label": 0}, {"text": "b", "label": 1}]
+    files = {name: write_csv(tmp_path / f"{name}.csv", rows) for name in ("train", "more")}
+    with pytest.raises(ValueError, match=message):
+        read_source(DataSettings(train=files["train"], **changes), COLUMNS)
 
 
 def test_errors_name_the_row_in_the_file_even_after_a_split(tmp_path):
@@ -158,7 +203,7 @@ def saved(tmp_path_factory):
 
 
 def test_a_saved_dataset_gives_its_splits_and_the_names_of_its_classes(saved):
-    settings = DataSettings(dataset=str(saved), test="train", distillation="unlabelled")
+    settings = DataSettings(dataset=str(saved), validation="train", test="train", distillation="unlabelled")
     source = read_source(settings, COLUMNS)
     assert list(source.train.columns["label"]) == [0, 1, 1]
     assert source.train.classes == {"label": ("no", "yes")}
@@ -179,7 +224,7 @@ def test_a_split_that_is_not_there_gets_the_nearest_one(saved):
 
 
 def test_a_dataset_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.dataset: '.*nothing' is not a folder here"):
+    with pytest.raises(ConfigError, match=r"data\.dataset: '.*nothing' is not a local folder"):
         read_source(DataSettings(dataset=str(tmp_path / "nothing"), test=0.5), COLUMNS)
 
 

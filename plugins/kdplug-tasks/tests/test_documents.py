@@ -41,11 +41,14 @@ def test_a_text_file_is_one_running_text_without_end_tokens(folder):
     task = task_of(**_settings(folder))
     task.check()
     made = task.problem.processor.tokenizer
-    parts = [_ids(task, part) for part in ("distillation", "test")]
-    assert made.decode(parts[0]) + made.decode(parts[1]) == TEXT
-    assert made.eos_token_id not in parts[0] + parts[1]
-    assert len(made.decode(parts[1])) == pytest.approx(len(TEXT) / 4, abs=30)
-    assert made.decode(parts[0]).endswith("\n")
+    train, validation, test = (_ids(task, part) for part in ("distillation", "validation", "test"))
+    texts = [made.decode(ids) for ids in (train, validation, test)]
+    assert "".join(texts) == TEXT
+    assert made.eos_token_id not in train + validation + test
+    assert len(texts[1]) == pytest.approx(len(TEXT) / 10, abs=30)
+    assert len(texts[2]) == pytest.approx(len(TEXT) / 4, abs=30)
+    assert texts[0].endswith("\n")
+    assert texts[1].endswith("\n")
 
 
 def test_each_side_of_two_tokenizers_reads_a_running_text(tmp_path):
@@ -90,7 +93,9 @@ def test_documents_of_rows_have_no_effect(folder):
 
 
 def test_a_seed_of_the_split_has_no_effect_on_a_running_text(folder):
-    with pytest.raises(kdplug.ConfigError, match=r"^data\.split_seed: has no effect on .*text\.txt, one running text"):
+    with pytest.raises(
+        kdplug.ConfigError, match=r"^data\.split_seed: has no effect on .*text\.txt, which is one running text"
+    ):
         task_of(**_settings(folder, data={"split_seed": 1})).check()
 
 
@@ -98,7 +103,8 @@ def test_a_seed_of_the_split_has_no_effect_on_a_running_text(folder):
 def test_a_running_text_that_is_too_short_to_divide_is_an_error(folder, tmp_path, content):
     (tmp_path / "short.txt").write_text(content, encoding="utf-8")
     with pytest.raises(
-        kdplug.ConfigError, match=r"^data\.train: .* the text is too short to hold out a fraction of 0\.25"
+        kdplug.ConfigError,
+        match=r"^data\.train: .* the text is too short .* to hold out a fraction of 0\.1 for validation and a .* 0\.25",
     ):
         task_of(**_settings(folder, data={"train": str(tmp_path / "short.txt")})).check()
 
@@ -142,8 +148,8 @@ def test_the_loss_after_an_end_token_is_that_of_the_first_token_of_each_document
     logits = torch.randn(2, 5, 9)
     first = torch.full_like(labels, -100)
     first[0, 3], first[1, 2] = 7, 6
-    nats, _, count = figures(logits, first)
-    total, _, items = figures(logits, labels)
+    nats, _, count = figures(logits, first).sum(dim=0).tolist()
+    total, _, items = figures(logits, labels).sum(dim=0).tolist()
     assert after_end(logits, labels, 3, 1) == pytest.approx((total / items, nats / count, 2))
     assert after_end(logits, labels, 3, 0)[2] == 0
 

@@ -184,7 +184,7 @@ def test_a_resumed_run_generates_the_same_batches(folder, tmp_path, monkeypatch,
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert whole.made == resumed.made
-    assert 0 < whole.made.generated < whole.made.batches == 10
+    assert 0 < whole.made.generated < whole.made.batches == 8
 
 
 def test_a_run_of_generated_batches_does_not_warn_of_missing_labels(folder, tmp_path, recwarn):
@@ -202,10 +202,10 @@ def test_a_generated_batch_is_marked_and_stays_so_on_a_device(folder):
 def test_a_run_reports_how_many_batches_were_generated(folder, tmp_path):
     said = io.StringIO()
     done = run_recipe(_made(folder, tmp_path, factored=True), console=Console(file=said, width=200))
-    assert f"the task generated {done.made.generated} of 10 batches" in said.getvalue()
+    assert f"the task generated {done.made.generated} of 8 batches" in said.getvalue()
     assert json.loads((tmp_path / "metrics.json").read_text())["batches_generated"] == {
         "generated": done.made.generated,
-        "batches": 10,
+        "batches": 8,
     }
 
 

@@ -80,7 +80,8 @@ def test_a_recipe_from_data_and_a_teacher_needs_no_filling_in(new: Any, tmp_path
         architectures=["BertForSequenceClassification"],
     )
     done, task = new("--from", "train.csv", "--teacher", "bert")
-    assert task["data"] == {"train": "train.csv", "test": 0.2, "columns": {"text": "review", "label": "mood"}}
+    columns = {"text": "review", "label": "mood"}
+    assert task["data"] == {"train": "train.csv", "validation": 0.1, "test": 0.2, "columns": columns}
     assert task["teacher"] == {"path": "bert"}
     assert task["student"] == {"from_teacher": {"layers": [0, 2]}}
     assert task["max_length"] == 64
@@ -109,6 +110,23 @@ def test_the_test_file_next_to_the_training_file_is_used(new: Any, tmp_path: Pat
     (tmp_path / "test.csv").write_text((tmp_path / "train.csv").read_text())
     _, task = new("--from", ".")
     assert (task["data"]["train"], task["data"]["test"]) == ("train.csv", "test.csv")
+    assert task["data"]["validation"] == 0.1
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev"])
+def test_the_validation_file_next_to_the_others_is_used(new: Any, tmp_path: Path, name: str) -> None:
+    for part in ("test", name):
+        (tmp_path / f"{part}.csv").write_text((tmp_path / "train.csv").read_text())
+    done, task = new("--from", ".")
+    assert (task["data"]["validation"], task["data"]["test"]) == (f"{name}.csv", "test.csv")
+    assert f"data.validation: {name}.csv, which is next to train.csv" in done.stdout
+
+
+def test_validation_data_without_test_data_are_tested_on(new: Any, tmp_path: Path) -> None:
+    (tmp_path / "dev.csv").write_text((tmp_path / "train.csv").read_text())
+    done, task = new("--from", ".")
+    assert (task["data"]["validation"], task["data"]["test"]) == (0.1, "dev.csv")
+    assert "data.validation: 10% of the rows, since there is no validation file next to train.csv" in done.stdout
 
 
 def test_without_a_teacher_the_models_are_examples_to_fill_in(new: Any, tmp_path: Path) -> None:
@@ -121,7 +139,7 @@ def test_without_a_teacher_the_models_are_examples_to_fill_in(new: Any, tmp_path
 def test_a_hub_name_is_not_read(new: Any) -> None:
     done, task = new("--from", "train.csv", "--teacher", "google/bert")
     assert task["teacher"] == {"path": "google/bert"}
-    assert "google/bert is not a folder here, so neither its head nor its layers were read" in done.stdout
+    assert "google/bert is not a local folder, so neither its head nor its layers were read" in done.stdout
     assert "Fill in task.student\n" in done.stdout
 
 

@@ -207,7 +207,9 @@ def test_a_name_that_is_not_cached_is_an_error_without_retries(tmp_path, unreach
         "max_length": 24,
     }
     task, start = task_of(**{**settings, **changes}), monotonic()
-    with pytest.raises(ConfigError, match=rf"^{field}: '{NOBODY}' is not a folder here, and the hub cannot be reached"):
+    with pytest.raises(
+        ConfigError, match=rf"^{field}: '{NOBODY}' is not a local folder, and the hub cannot be reached"
+    ):
         task.check()
     assert monotonic() - start < 20  # the hub's client retries for 24 seconds per file
 

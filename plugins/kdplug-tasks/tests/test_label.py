@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdplug import ConfigError
-from kdplug_tasks.data.label import NO_LABEL, find_labels
+from kdplug_tasks.data.classes import find_labels
+from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 
@@ -19,10 +20,11 @@ def _table(part, values, classes=()):
     return Table(f"{part}.csv", f"data.{part}", {"label": list(values)}, known)
 
 
-def _source(train, test=(), distillation=None, classes=()):
-    tables = [_table("train", train, classes), _table("test", test, classes)]
-    unlabelled = tables[0] if distillation is None else _table("distillation", distillation, classes)
-    return Source(tables[0], unlabelled, tables[1])
+def _source(train, test=(), distillation=None, classes=(), validation=()):
+    parts = {"train": train, "validation": validation, "test": test}
+    tables = {part: _table(part, values, classes) for part, values in parts.items()}
+    unlabelled = tables["train"] if distillation is None else _table("distillation", distillation, classes)
+    return Source(distillation=unlabelled, **tables)
 
 
 def _teacher(*names):
@@ -195,8 +197,22 @@ def test_classes_of_the_test_part_that_the_training_part_lacks_are_named():
 
     assert untrained(["a", "b"], ["b"]).about_untrained == ""
     found = untrained(["a", "b"], ["c", "b", "d"], given=["a", "b", "c", "d"])
-    assert found.about_untrained == " Classes in data.test but not in data.train: c, d."
+    assert found.about_untrained == " Classes in the validation or test data but not in the training data: c, d."
     assert untrained([0, 0], [1, 0], teacher=_teacher("neg", "pos")).untrained == ("pos",)
     assert untrained(["a", "-1"], ["b", "-1"], given=["a", "b"], may_lack=True).untrained == ("b",)
     many = [f"c{place}" for place in range(20)]
     assert untrained(many[:2], many, given=many).about_untrained.endswith(" c2, c3, c4, c5, c6, c7, c8, c9, ….")
+
+
+def test_rows_that_are_held_out_of_the_training_data_keep_their_class():
+    train, held_out = (_table("train", values) for values in (["a", "b", "a"], ["c"]))
+    for part in ("validation", "test"):
+        other = "test" if part == "validation" else "validation"
+        source = Source(train, train, **{part: held_out, other: _table(other, ["a"])})
+        found = find_labels(None, None, source, "label")
+        assert (found.names, found.untrained) == (("a", "b", "c"), ("c",))
+
+
+def test_classes_that_only_the_validation_data_lack_are_known():
+    found = find_labels(["a", "b", "c", "d"], None, _source(["a", "b"], ["a", "c"], validation=["b"]), "label")
+    assert found.unvalidated == ("a", "c")

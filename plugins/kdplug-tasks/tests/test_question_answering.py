@@ -14,6 +14,7 @@ from kdplug_tasks.text.question import OUTSIDE, exact_match, overlap
 
 CONTEXT = "The old town lies by the river. Anna Lee built the red bridge there, and many people liked it."
 QUESTIONS = [("Who built it?", "Anna Lee"), ("What was built?", "the red bridge"), ("Where?", "by the river")]
+PARTS = ("train", "validation", "test")
 LONG = {**BERT, "max_position_embeddings": 80}
 
 
@@ -35,7 +36,7 @@ def file(tmp_path_factory):
 
 def _settings(file, **changes):
     teacher, student = {"config": LONG, **TRAINED}, {"from_teacher": {"layers": [0, 2]}}
-    settings = {"name": "question-answering", "data": {"train": file, "test": file}, "teacher": teacher}
+    settings = {"name": "question-answering", "data": dict.fromkeys(PARTS, file), "teacher": teacher}
     return {**settings, "student": student, "tokenizer": "bytes", "max_length": 64, "stride": 16, **changes}
 
 

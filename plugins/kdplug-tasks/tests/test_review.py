@@ -14,6 +14,7 @@ from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.run import run_recipe
 from kdplug_tasks.targets.category import review_accuracy
 
+PARTS = ("train", "validation", "test")
 LONG = {"text": "film " * 40, "label": "pos"}
 UNTRAINED = {
     "teacher": {"config": BERT, **TRAINED},
@@ -24,7 +25,12 @@ UNTRAINED = {
 
 
 def _task(folder, rows, name="text-classification", **more):
-    data = {"train": write_csv(folder / "rows.csv", rows), "test": write_csv(folder / "test.csv", reviews(4))}
+    each_class = [{"text": "a film", "label": label} for label in sorted({str(row.get("label")) for row in rows})]
+    data = {
+        "train": write_csv(folder / "rows.csv", rows),
+        "validation": write_csv(folder / "validation.csv", each_class),
+        "test": write_csv(folder / "test.csv", reviews(4)),
+    }
     if name == "multi-label":
         data["columns"] = {"labels": "label"}
     return {"name": name, **UNTRAINED, "data": data, **more}
@@ -67,13 +73,13 @@ def test_the_share_of_rows_that_are_cut_is_shown(tmp_path, name):
     ((setting, message),) = _found(tmp_path, [*_short(12), *[LONG] * 4], name, max_length=40)
     assert setting == "max_length"
     assert message == (
-        "20.0% of the rows are longer than max_length, 40 tokens, and are truncated; the longest has 202 tokens"
+        "18.2% of the rows are longer than max_length, 40 tokens, and are truncated; the longest has 202 tokens"
     )
 
 
 def test_rows_of_a_regression_that_are_cut_are_counted(tmp_path):
     rows = [{"text": "film " * 40, "label": place} for place in range(4)]
-    data = {part: write_csv(tmp_path / f"{part}_numbers.csv", rows) for part in ("train", "test")}
+    data = {part: write_csv(tmp_path / f"{part}_numbers.csv", rows) for part in PARTS}
     ((setting, message),) = _found(tmp_path, rows, "regression", data=data)
     assert setting == "max_length"
     assert message.startswith("100.0% of the rows")
@@ -85,7 +91,7 @@ def test_sentences_and_tags_are_reviewed(tmp_path):
         {"tokens": "the plot " * 8, "tags": "D N " * 8},
         {"tokens": "so", "tags": "nan"},
     ]
-    data = {part: write_csv(tmp_path / f"{part}_tags.csv", rows) for part in ("train", "test")}
+    data = {part: write_csv(tmp_path / f"{part}_tags.csv", rows) for part in PARTS}
     single, missing, cut = _found(tmp_path, rows, "token-classification", data=data)
     assert "the class 'nan' occurs in only one row of the training data" in single[1]
     assert "has the class 'nan', as some programs" in missing[1]
@@ -137,13 +143,58 @@ def test_a_plan_warns_of_a_random_head(tmp_path):
     assert "labelled items in the first batches, no better than chance" in warnings[0].message
 
 
+def _shared(**data):
+    return list(task_of(name="text-classification", **UNTRAINED, data=data).review_data())
+
+
 def test_a_test_file_that_is_the_training_file_is_named(tmp_path):
-    rows = write_csv(tmp_path / "rows.csv", _short(8))
+    rows, more = (write_csv(tmp_path / f"{name}.csv", _short(8)) for name in ("rows", "more"))
     (tmp_path / "link.csv").symlink_to(rows)
     for test in (rows, str(tmp_path / "link.csv")):
-        task = task_of(name="text-classification", **UNTRAINED, data={"train": rows, "test": test})
-        ((setting, message),) = task.review_data()
+        ((setting, message),) = _shared(train=rows, validation=more, test=test)
         assert setting == "data.test"
-        assert message.startswith(f"the test data and the training data are both {test!r}")
-    held_out = task_of(name="text-classification", **UNTRAINED, data={"train": rows, "test": 0.25})
-    assert not list(held_out.review_data())
+        assert message.startswith(f"the test data and the training data are both {test!r}: the metrics are measured on")
+    assert not _shared(train=rows, validation=0.5, test=0.25)
+
+
+def test_validation_data_that_another_part_has_are_named(tmp_path):
+    rows, more = (write_csv(tmp_path / f"{name}.csv", _short(8)) for name in ("rows", "more"))
+    ((setting, message),) = _shared(train=rows, validation=rows, test=more)
+    assert setting == "data.validation"
+    assert message == (
+        f"the validation data and the training data are both {rows!r}: checkpoints are chosen on examples that the models were "
+        "trained on. Use other data, or a fraction such as validation: 0.1 to hold out rows of train"
+    )
+    ((setting, message),) = _shared(train=rows, validation=more, test=more)
+    assert setting == "data.validation"
+    assert "the validation data and the test data are both" in message
+    found = _shared(train=rows, distillation=more, validation=more, test=more)
+    assert [setting for setting, _ in found] == ["data.test", "data.validation", "data.validation"]
+    assert "that the student was distilled on" in found[0][1]
+    assert "that the student was distilled on" in found[1][1]
+
+
+def test_a_class_that_the_validation_data_lack_is_named_with_its_fix(tmp_path):
+    rows = [*_short(24), *[{"text": f"an odd film {place}", "label": "odd"} for place in range(2)]]
+    train, test, part = (write_csv(tmp_path / f"{name}.csv", rows) for name in ("train", "test", "part"))
+    few = write_csv(tmp_path / "few.csv", _short(4))
+    ((setting, message),) = _shared(train=train, validation=few, test=test)
+    assert setting == "data.validation"
+    assert message == (
+        "the class 'odd' does not occur in the validation data, on which checkpoints and settings are chosen. Add rows to "
+        f"{few}"
+    )
+    assert not _shared(train=train, validation=part, test=test)
+    (message,) = [
+        message for setting, message in _shared(train=train, validation=0.01, test=test) if setting == "data.validation"
+    ]
+    assert message.endswith("Increase data.validation, or set it to a file or split with rows of each class")
+
+
+def test_a_tag_that_the_validation_data_lack_is_named(tmp_path):
+    rows = [{"tokens": "a film", "tags": "D N"}, {"tokens": "the plot", "tags": "D N"}]
+    train = [*rows, *[{"tokens": "it is", "tags": "P V"}] * 2]
+    data = {part: write_csv(tmp_path / f"{part}_tags.csv", train if part == "train" else rows) for part in PARTS}
+    ((setting, message),) = _found(tmp_path, rows, "token-classification", data=data)
+    assert setting == "data.validation"
+    assert message.startswith("the classes 'P', 'V' do not occur in the validation data")

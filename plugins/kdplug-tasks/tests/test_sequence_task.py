@@ -10,6 +10,7 @@ import torch
 from task_scene import BERT, TEXTS, TOKENIZER, TRAINED, first_batch, recipe, save_model, task_of, tokenizer, write_csv
 from torch.nn import functional
 
+from kdplug_tasks.data.label import Labels
 from kdplug_tasks.targets.score import Score, pearson, spearman
 from kdplug_tasks.targets.tag_set import TagSet
 
@@ -118,7 +119,9 @@ def test_f1_of_sets_is_that_of_torchmetrics():
 
     logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
     targets = (torch.randn(20, 4, generator=torch.Generator().manual_seed(2)) > 0).long()
-    found = TagSet(None, ",").figures(logits, targets)
+    sets = TagSet(None, ",")
+    sets.labels = Labels(("a", "b", "c", "d"))
+    found = sets.metrics(sets.rows(logits, targets))
     for kind in ("micro", "macro"):
         theirs = multilabel_f1_score(logits.sigmoid(), targets, num_labels=4, average=kind)
         assert found[f"{kind}_f1"] == pytest.approx(float(theirs), abs=1e-6)

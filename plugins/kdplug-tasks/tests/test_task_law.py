@@ -16,8 +16,9 @@ from kdplug.engine.training_module import split
 from kdplug.testing import TaskLaws
 from kdplug_tasks.batch import Batch
 
-SCORES = [{"text": text, "label": len(text) / 10} for text in TEXTS * 4]
-SETS = [{"text": text, "labels": ",".join(word for word in ("film", "bad") if word in text)} for text in TEXTS * 4]
+MORE = [f"{text} {number}" for number in range(4) for text in TEXTS]
+SCORES = [{"text": text, "label": len(text) / 10} for text in MORE]
+SETS = [{"text": text, "labels": ",".join(word for word in ("film", "bad") if word in text)} for text in MORE]
 PAIRS = [
     {"text": one, "text_pair": two, "label": "same" if one == two else "other"} for one in TEXTS for two in TEXTS[:4]
 ]
@@ -25,7 +26,7 @@ QUESTIONS = [
     {"question": "Who?", "context": f"{text}, said Anna", "answer": "Anna", "answer_start": len(text) + 7}
     for text in TEXTS
 ]
-PROMPTS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in TEXTS * 2]
+PROMPTS = [{"prompt": f"{text}: ", "completion": text.split()[-1]} for text in MORE[:12]]
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables = {"reviews": reviews(24), "pairs": PAIRS, "scores": SCORES, "sets": SETS, "prompts": PROMPTS}
     for name, rows in tables.items():
         write_csv(folder / f"{name}.csv", rows)
-    (folder / "words.conll").write_text("Anna B-PER\nsleeps O\n\nOslo B-LOC\nis O\nold O\n\n" * 6, encoding="utf-8")
+    sentences = "Anna{0} B-PER\nsleeps O\n\nOslo{0} B-LOC\nis O\nold O\n\n"
+    (folder / "words.conll").write_text("".join(map(sentences.format, range(6))), encoding="utf-8")
     (folder / "questions.jsonl").write_text("\n".join(map(json.dumps, QUESTIONS * 2)), encoding="utf-8")
-    (folder / "text.txt").write_text("\n\n".join(TEXTS * 6), encoding="utf-8")
+    (folder / "text.txt").write_text("\n\n".join(MORE + MORE[::-1]), encoding="utf-8")
     pixels = numpy.random.default_rng(0).integers(0, 255, (16, 8, 8)).astype(numpy.uint8)
     numpy.savez(folder / "pictures.npz", image=pixels, label=numpy.arange(16) % 2)
     brings = tokenizer()

@@ -135,7 +135,7 @@ def test_rows_without_a_label_are_distilled_on_and_add_nothing_to_the_loss(folde
     found["losses"].total.backward()
     assert found["labels"].tolist() == [NO_LABEL] * 4
     assert found["losses"] == (0, 0)
-    assert (len(task.data("distillation")), len(task.data("baseline"))) == (40, 64)
+    assert (len(task.data("distillation")), len(task.data("baseline"))) == (40, 58)
 
 
 def test_padding_changes_no_logits(folder):
@@ -158,7 +158,12 @@ def test_models_from_scratch_get_a_tokenizer_from_the_training_data(folder, tmp_
 def test_a_share_of_the_training_file_is_tested_on_and_not_trained_on(folder):
     data = {"train": str(folder / "train.csv"), "test": 0.25}
     task = task_of(**_settings(folder, data=data))
-    assert (len(task.data("distillation")), len(task.data("test"))) == (48, 16)
+    assert [len(task.data(part)) for part in ("distillation", "baseline", "validation", "test")] == [42, 42, 6, 16]
+    assert task.about().startswith(
+        "42 examples for distillation, 42 labelled examples for training without a teacher, 6 "
+    )
+    held_out = [row for part in ("validation", "test") for row in task.data(part).table.rows]
+    assert not {*held_out} & {*task.data("distillation").table.rows}
     again = task_of(**_settings(folder, data=data))
     assert task.data("test").examples.items == again.data("test").examples.items
 

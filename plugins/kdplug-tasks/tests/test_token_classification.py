@@ -142,4 +142,4 @@ def test_a_plan_says_which_tags_are_tested_and_not_trained_on(folder, tmp_path):
     data = {"train": str(folder / "train.conll"), "test": str(tmp_path / "test.jsonl")}
     task = task_of(**_settings(folder, data=data, labels=["B-LOC", "B-ORG", "B-PER", "I-PER", "O"]))
     task.check()
-    assert "5 tags. Classes in data.test but not in data.train: B-ORG." in task.about()
+    assert "5 tags. Classes in the validation or test data but not in the training data: B-ORG." in task.about()

@@ -83,7 +83,8 @@ def test_each_side_has_all_of_its_own_labels(folder):
 
 def test_a_run_says_how_many_tokens_are_compared(folder):
     task = task_of(**settings(folder))
-    duals = [dual for part in ("distillation", "test") for dual in task.data(part).examples.items]
+    parts = ("distillation", "validation", "test")
+    duals = [dual for part in parts for dual in task.data(part).examples.items]
     batches = [task.collate([dual])["student"].targets for dual in duals]
     compared = sum(int(one["counts"].sum()) for one in batches)
     predicted = sum(int((one["labels"][:, 1:] != -100).sum()) for one in batches)

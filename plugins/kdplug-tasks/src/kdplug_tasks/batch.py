@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+import kdplug
+
+INPUT_LENGTH = 200
+"""Maximum number of characters of an example's input in its prediction."""
 
 
 class Sized(Protocol):
@@ -46,21 +51,33 @@ def features(outputs: Any) -> dict[str, Any]:
     return found
 
 
+def with_inputs(rows: Sequence[kdplug.Prediction], inputs: Sequence[str]) -> list[kdplug.Prediction]:
+    """Return predictions with a short text of each example's input."""
+    return [{**row, "input": one[:INPUT_LENGTH]} for row, one in zip(rows, inputs, strict=True)]
+
+
 class Batch(Mapping[str, Tensor]):
     """Model inputs by name. ``targets``, also by name, are for adaptors and metrics and never reach a model.
 
-    ``is_generated`` is true for a batch that the student generated, which has no labels.
+    ``is_generated`` is true for a batch that the student generated, which has no labels; ``names`` identify examples
+    whose inputs cannot be shown as text.
 
     Given labels, transformers models compute a loss themselves, which for most models is undefined for a batch without
     labels. Therefore adaptors compute the losses.
     """
 
     def __init__(
-        self, inputs: Mapping[str, Tensor], targets: Mapping[str, Tensor], *, is_generated: bool = False
+        self,
+        inputs: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
+        *,
+        is_generated: bool = False,
+        names: Sequence[str] = (),
     ) -> None:
         self.inputs = dict(inputs)
         self.targets = dict(targets)
         self.is_generated = is_generated
+        self.names = tuple(names)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.inputs[name]
@@ -75,4 +92,4 @@ class Batch(Mapping[str, Tensor]):
         """Return the batch on ``device``."""
         inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
         targets = {name: value.to(device, non_blocking=True) for name, value in self.targets.items()}
-        return Batch(inputs, targets, is_generated=self.is_generated)
+        return Batch(inputs, targets, is_generated=self.is_generated, names=self.names)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset, default_collate
 
-from kdplug import LossSum
+from kdplug import LossSum, Prediction, Predictions
 from kdplug_tasks.setting import Count, WholeNumber
 
 
@@ -71,6 +71,7 @@ class ConvNet(nn.Module):
 
 _SPLIT_SEED = 0
 _TEST_IMAGES = 597
+_VALIDATION_IMAGES = 200
 _TEACHER_WIDTHS = (32, 64, 128)
 _STUDENT_WIDTHS = (6, 12, 20)
 _NO_LABEL = -100
@@ -103,17 +104,18 @@ class Split(TypedDict):
     teacher: Images
     distillation: Images
     baseline: Images
+    validation: Images
     test: Images
 
 
 class Digits:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; the student sees few of the labels.
 
-    A fixed stratified split has 1200 images for training and 597 for testing. The teacher is trained on all 1200
-    labels. The student gets ``labels_per_class`` labels of each of the ten classes. Without distillation it is trained
+    A fixed stratified split has 1000 images for training, 200 for validation and 597 for testing. The teacher is trained
+    on all 1000 labels. The student gets ``labels_per_class`` labels of each of the ten classes. Without distillation it is trained
     on those images alone. With distillation it also sees the other training images, without labels, and the teacher's
     outputs for them. The gain is large because the teacher was trained on all labels and the student has none for most
-    images. The more labels the student has, the smaller the gain; with 100 of each class there is hardly any.
+    images. The more labels the student has, the smaller the gain; with 90 of each class there is hardly any.
 
     Teacher and student are convolutional nets of three blocks, widths (32, 64, 128) and (6, 12, 20): 94,186 and 3,148
     parameters. ``hidden`` holds one feature map for each block, as ``[batch, positions, width]``.
@@ -129,7 +131,7 @@ class Digits:
     def __init__(
         self,
         *,
-        labels_per_class: Annotated[int, Field(ge=1, le=100)] = 10,
+        labels_per_class: Annotated[int, Field(ge=1, le=90)] = 10,
         label_seed: WholeNumber = 0,
         teacher_epochs: Count = 10,
     ) -> None:
@@ -144,7 +146,8 @@ class Digits:
             f"The teacher is trained on all {train} training images and their labels. The student gets the labels of only "
             f"{labelled} of them ({self.labels_per_class} of each digit). With distillation it also learns from the teacher's "
             f"outputs on all {train} images; without, it sees only those {labelled} images. "
-            f"Accuracy is measured on {len(self._parts['test'])} other images."
+            f"Checkpoints are chosen on {len(self._parts['validation'])} other images, and the accuracy is measured on "
+            f"{len(self._parts['test'])} more."
         )
 
     def build_teacher(self) -> nn.Module:
@@ -159,7 +162,7 @@ class Digits:
         """Return an untrained net of 3,148 parameters."""
         return ConvNet(_STUDENT_WIDTHS, classes=10)
 
-    def data(self, part: Literal["teacher", "distillation", "baseline", "test"]) -> Images:
+    def data(self, part: Literal["teacher", "distillation", "baseline", "validation", "test"]) -> Images:
         """Return the images of one part; in ``distillation`` most labels are ``-100``."""
         return self._parts[part]
 
@@ -176,13 +179,22 @@ class Digits:
         """Return logits, feature maps, labels and the cross-entropy."""
         return _adapt(batch, outputs)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Example]) -> dict[str, float]:
-        """Return the accuracy: the share of images whose largest logit is that of their label."""
-        labels, predicted = [], []
+    def predict(self, model: nn.Module, batches: Iterable[Example]) -> Predictions:
+        """Return the accuracy, the share of images whose largest logit is that of their label, and each image's digit."""
+        rows: list[Prediction] = []
         for batch in batches:
-            predicted.append(model(batch["images"])["logits"].argmax(dim=-1))
-            labels.append(batch["labels"])
-        return {"accuracy": float(accuracy_score(torch.cat(labels).cpu(), torch.cat(predicted).cpu()))}
+            chances, digits = model(batch["images"])["logits"].softmax(dim=-1).max(dim=-1)
+            columns = zip(batch["labels"].tolist(), digits.tolist(), chances.tolist(), strict=True)
+            rows += [
+                {"score": float(digit == label), "label": label, "prediction": digit, "probability": chance}
+                for label, digit, chance in columns
+            ]
+        accuracy = accuracy_score([row["label"] for row in rows], [row["prediction"] for row in rows])
+        return Predictions({"accuracy": float(accuracy)}, rows)
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Example]) -> dict[str, float]:
+        """Return the accuracy."""
+        return dict(self.predict(model, batches).metrics)
 
     @cached_property
     def _parts(self) -> Split:
@@ -198,8 +210,9 @@ def _split(labels_per_class: int, label_seed: int) -> Split:
     bundle = load_digits()
     images = torch.as_tensor(bundle.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.as_tensor(bundle.target, dtype=torch.long)
-    train, test = train_test_split(
-        range(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=_SPLIT_SEED
+    rest, test = train_test_split(range(len(labels)), test_size=_TEST_IMAGES, stratify=labels, random_state=_SPLIT_SEED)
+    train, validation = train_test_split(
+        rest, test_size=_VALIDATION_IMAGES, stratify=labels[rest], random_state=_SPLIT_SEED
     )
     shown = torch.zeros(len(labels), dtype=torch.bool)
     shown[_chosen(torch.as_tensor(train), labels, labels_per_class, label_seed)] = True
@@ -208,6 +221,7 @@ def _split(labels_per_class: int, label_seed: int) -> Split:
         "teacher": Images(images[train], labels[train]),
         "distillation": Images(images[train], visible[train]),
         "baseline": Images(images[shown], labels[shown]),
+        "validation": Images(images[validation], labels[validation]),
         "test": Images(images[test], labels[test]),
     }
 

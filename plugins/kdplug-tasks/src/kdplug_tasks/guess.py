@@ -16,7 +16,7 @@ from kdplug_tasks.data.table import Table
 from kdplug_tasks.setting import at_home
 
 EXAMPLE: dict[str, Any] = {
-    "data": {"train": "train.csv", "test": "test.csv"},
+    "data": {"train": "train.csv", "validation": 0.1, "test": "test.csv"},
     "teacher": {"path": "path/to/teacher"},
     "student": {"from_teacher": {"layers": [0, 2, 4]}},
 }
@@ -24,7 +24,10 @@ EXAMPLE: dict[str, Any] = {
 
 _ROWS = 2000
 """Rows from which the task is inferred."""
-_HELD_OUT = 0.2
+_HELD_OUT = {"validation": 0.1, "test": 0.2}
+"""Fractions of the training data that are held out if there are no other data."""
+_NAMES = ("validation", "valid", "val", "dev")
+"""Names of validation data. Without test data they are the test data, whose labels are often not published."""
 _MOST_CLASSES = 20
 """More distinct whole numbers than this are a quantity, not classes."""
 
@@ -74,7 +77,7 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
     """
 
     def guess(data: Path, teacher: str | None) -> kdplug.RecipeGuess | None:
-        train, test, where = _parts(Path(at_home(str(data))))
+        train, held_out, where = _parts(Path(at_home(str(data))))
         delimiter = delimiter_of(train) if _exists(train) else None
         found = _recognized(train, train.stat().st_mtime_ns if _exists(train) else 0, delimiter)
         if found is None or found.task != task:
@@ -83,13 +86,13 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
         settings: dict[str, Any] = {
             "data": {
                 "train": str(train),
-                "test": test,
+                **held_out,
                 **({"delimiter": delimiter} if delimiter else {}),
                 **({"columns": columns} if columns else {}),
             },
             **found.settings,
         }
-        reasons = [*found.reasons, f"data.test: {where}"]
+        reasons = [*found.reasons, *where]
         reasons += [f"columns are separated by {delimiter!r}"] if delimiter else []
         if teacher is not None:
             models, more = _models(at_home(teacher), task, max_length)
@@ -100,8 +103,8 @@ def guess_for(task: str, max_length: int | None = None) -> Callable[[Path, str |
     return guess
 
 
-def _parts(data: Path) -> tuple[Path, str | float, str]:
-    """Return the training data, the test data, and the origin of the test data."""
+def _parts(data: Path) -> tuple[Path, dict[str, str | float], list[str]]:
+    """Return the training data, the validation and test data, and the origin of both."""
     if _exists(data) and data.is_dir():
         inside = sorted(one for one in data.iterdir() if one.stem == "train")
         if len(inside) > 1:
@@ -111,11 +114,24 @@ def _parts(data: Path) -> tuple[Path, str | float, str]:
                 field="--from",
             )
         data = inside[0] if inside else data
-    for name in ("test", "validation", "valid", "dev"):
-        other = data.with_name(data.name.replace("train", name, 1))
-        if other != data and _exists(other):
-            return data, str(other), f"{other.name}, which is next to {data.name}"
-    return data, _HELD_OUT, f"{_HELD_OUT:.0%} of the rows, since there is no test file next to {data.name}"
+    found = [_sibling(data, "test"), next(filter(None, (_sibling(data, name) for name in _NAMES)), None)]
+    test, validation = found if found[0] else found[::-1]
+    held_out: dict[str, str | float] = {}
+    where = []
+    for part, file in (("validation", validation), ("test", test)):
+        if file is not None:
+            held_out[part], origin = str(file), f"{file.name}, which is next to {data.name}"
+        else:
+            share = held_out[part] = _HELD_OUT[part]
+            origin = f"{share:.0%} of the rows, since there is no {part} file next to {data.name}"
+        where.append(f"data.{part}: {origin}")
+    return data, held_out, where
+
+
+def _sibling(data: Path, name: str) -> Path | None:
+    """Return the file or folder whose name has ``name`` in place of ``train``, if it exists."""
+    other = data.with_name(data.name.replace("train", name, 1))
+    return other if other != data and _exists(other) else None
 
 
 def _exists(file: Path) -> bool:
@@ -209,7 +225,7 @@ def _models(teacher: str, task: str, max_length: int | None) -> tuple[dict[str, 
         reasons = []
     else:
         config = None
-        reasons = [f"teacher: {teacher} is not a folder here, so neither its head nor its layers were read"]
+        reasons = [f"teacher: {teacher} is not a local folder, so neither its head nor its layers were read"]
     found: dict[str, Any] = {"path": teacher}
     settings: dict[str, Any] = {"teacher": found}
     if config is not None and max_length is not None:

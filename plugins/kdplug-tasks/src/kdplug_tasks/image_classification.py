@@ -17,7 +17,8 @@ from kdplug_tasks.text.sequence import Names
 
 
 @kdplug.new_recipe(
-    task={**EXAMPLE, "data": {"train": "images/train", "test": "images/test"}}, guess=guess_for("image-classification")
+    task={**EXAMPLE, "data": {"train": "images/train", "validation": 0.1, "test": "images/test"}},
+    guess=guess_for("image-classification"),
 )
 def image_classification(
     *,

@@ -13,21 +13,21 @@ from torch import nn
 import kdplug
 from kdplug_tasks.batch import Batch
 from kdplug_tasks.data.setting import DataSettings
-from kdplug_tasks.data.source import Source, read_source, tests_on_training_data
+from kdplug_tasks.data.source import Source, read_source, shared_data
 from kdplug_tasks.fingerprint import Identified, fingerprint_of
 from kdplug_tasks.models.card import model_card, teacher_card
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt, Problem, Reviewing, ReviewingData, Sampling, Spanning
 from kdplug_tasks.text.tokenizer import difference
 
-Part = Literal["teacher", "distillation", "baseline", "test"]
+Part = Literal["teacher", "distillation", "baseline", "validation", "test"]
 
 
 class ModelTask:
     """Implements ``kdplug.Task`` and its optional methods.
 
     The labelled rows of ``train`` train the teacher (if it is trained) and the baseline student. The student is
-    distilled on ``distillation``, whose rows may lack labels.
+    distilled on ``distillation``, whose rows may lack labels. ``validation`` and ``test`` are never trained on.
     """
 
     def __init__(self, problem: Problem, data: DataSettings, family: Family) -> None:
@@ -65,15 +65,15 @@ class ModelTask:
         """Read all data, build both configs and check that they are compatible. Raises: ``ConfigError``."""
         self._source  # noqa: B018  reads the data
         self.family.check()
-        for part in ("distillation", "baseline", "test"):
+        for part in _PARTS:
             self.data(part)
 
     def about(self) -> str:
         """Describe the task, for printing at the start of a run."""
-        sizes = {part: len(self.data(part)) for part in ("distillation", "baseline", "test")}
-        distilled, labelled, tested = sizes.values()
+        distilled, labelled, validated, tested = (len(self.data(part)) for part in _PARTS)
         known = f"{labelled} labelled examples for training without a teacher"
-        lines = [f"{distilled} examples for distillation, {known}, {tested} for testing.", self.problem.about()]
+        sizes = f"{distilled} examples for distillation, {known}, {validated} for validation, {tested} for testing."
+        lines = [sizes, self.problem.about()]
         if self.family.needs_eager:
             lines.append("Attention is computed eagerly in both models, since a match reads it.")
         return " ".join(filter(None, lines))
@@ -137,9 +137,13 @@ class ModelTask:
         teacher, student = (self.problem.processor_of(side).tokenizer for side in ("teacher", "student"))
         return difference(teacher, student)
 
+    def predict(self, model: nn.Module, batches: Iterable[Any]) -> kdplug.Predictions:
+        """Return the problem's metrics, and the prediction for each example."""
+        return self.problem.predict(model, batches)
+
     def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
         """Return the problem's metrics."""
-        return self.problem.evaluate(model, batches)
+        return dict(self.predict(model, batches).metrics)
 
     def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:
         """Yield a setting and a warning about it, from a trained teacher's outputs on the first batches."""
@@ -147,7 +151,7 @@ class ModelTask:
 
     def review_data(self) -> Iterator[tuple[str, str]]:
         """Yield a setting and a warning about it, for probably unintended properties of the data."""
-        yield from tests_on_training_data(self.settings)
+        yield from shared_data(self.settings)
         if isinstance(self.problem, ReviewingData):
             yield from self.problem.review_data(self._source)
 
@@ -193,8 +197,9 @@ class ModelTask:
 
     def _made(self, part: Part) -> Identified:
         source = self._source
-        if part == "test":
-            return Identified(self.problem.examples(source.test, optional=False), source.test)
+        if part in ("validation", "test"):
+            held_out = source.validation if part == "validation" else source.test
+            return Identified(self.problem.examples(held_out, optional=False), held_out)
         if part == "baseline":
             return Identified(self.problem.examples(source.train, optional=False), source.train)
         if part == "teacher":
@@ -211,6 +216,9 @@ class ModelTask:
                 field="data.distillation",
             )
         return Identified(found, source.distillation)
+
+
+_PARTS: tuple[Part, ...] = ("distillation", "baseline", "validation", "test")
 
 
 def _adaptors(problem: Problem) -> dict[Side, Adapt]:

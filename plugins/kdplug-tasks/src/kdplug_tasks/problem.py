@@ -69,8 +69,8 @@ class Problem(Protocol):
         """Return the number of units in a batch."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """Return a model's metrics over batches."""
+    def predict(self, model: nn.Module, batches: Iterable[Any]) -> kdplug.Predictions:
+        """Return a model's metrics over batches, and its prediction for each example."""
         ...
 
     def about(self) -> str:

@@ -15,7 +15,7 @@ from kdplug_tasks.text.setting import TokenizerSettings
 
 
 @kdplug.new_recipe(
-    task={**EXAMPLE, "data": {"train": "train.json", "test": "test.json"}},
+    task={**EXAMPLE, "data": {"train": "train.json", "validation": 0.1, "test": "test.json"}},
     guess=guess_for("question-answering", max_length=384),
     distillation=OF_CLASSES,
     training=FINE_TUNING,

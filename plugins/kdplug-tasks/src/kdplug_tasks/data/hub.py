@@ -47,7 +47,7 @@ def read_split(settings: DataSettings, split: str, field: str) -> Table:
     except Exception as error:  # datasets and its dependencies raise many types of exceptions
         first = str(error).strip().splitlines()[:1] or ["no message"]
         raise kdplug.ConfigError(
-            f"datasets cannot load split {split!r} of {settings.dataset[:_SHOWN]!r}: {type(error).__name__}: {first[0][:_SHOWN]}",
+            f"the datasets library cannot load the split {split!r} of {settings.dataset[:_SHOWN]!r}: {type(error).__name__}: {first[0][:_SHOWN]}",
             field="data.dataset",
         ) from error
     columns = {name: found[name] for name in found.column_names}
@@ -79,7 +79,7 @@ def check_hub(name: str, field: str, kind: Literal["model", "dataset"]) -> None:
         reason = f"the hub cannot be reached ({constants.ENDPOINT}). Correct the path, or check the connection"
     else:
         return
-    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a folder here, and {reason}", field=field)
+    raise kdplug.ConfigError(f"{name[:_SHOWN]!r} is not a local folder, and {reason}", field=field)
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def _on_disk(name: str, split: str, field: str) -> Any:
     found = load_from_disk(str(folder))
     if not isinstance(found, DatasetDict):
         if split != "train":
-            fix = "a fraction, such as 0.1" if field == "data.test" else "'train'"
+            fix = "a fraction, such as 0.1" if field in ("data.validation", "data.test") else "'train'"
             raise kdplug.ConfigError(
                 f"{name!r} is a single dataset, whose only split is 'train', got {split!r}. Set {field} to {fix}",
                 field=field,

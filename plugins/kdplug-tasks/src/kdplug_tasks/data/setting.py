@@ -21,8 +21,14 @@ class DataSettings(Settings):
     """Training data: a file, a folder of images, or a split of ``dataset``."""
     distillation: Place | None = None
     """Data for distillation, in the same forms; rows may lack labels. Default: ``train``."""
+    validation: Split | Place = 0.1
+    """Validation data, on which checkpoints and settings are chosen, in the same forms, or the fraction of ``train`` to
+    hold out: rows, or a stretch of a running text, at its end or before the test data.
+    """
     test: Split | Place
-    """Test data, in the same forms, or the fraction of ``train`` to hold out: rows, or the end of a running text."""
+    """Test data, in the same forms, or the fraction of ``train`` to hold out: rows, or the end of a running text. It is
+    read once, at the end of a run.
+    """
     dataset: Place | None = None
     """A dataset for ``datasets`` to load: a name on the hub, or a folder that ``save_to_disk`` wrote."""
     config: Name | None = None
@@ -40,7 +46,7 @@ class DataSettings(Settings):
     delimiter: Literal[",", ";", "|", "\t"] | None = None
     """Separator of the columns in CSV files. Default: a comma."""
     split_seed: WholeNumber = 0
-    """Seed that selects the test rows from ``train`` if ``test`` is a fraction."""
+    """Seed that selects the rows to hold out of ``train`` if ``validation`` or ``test`` is a fraction."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -55,4 +61,8 @@ class DataSettings(Settings):
         for key in keys:
             if getattr(self, key):
                 raise kdplug.ConfigError(f"{key} {why}. Remove {key}")
+        if isinstance(self.validation, float) and isinstance(self.test, float) and self.validation + self.test >= 1:
+            raise kdplug.ConfigError(
+                f"validation ({self.validation:g}) and test ({self.test:g}) leave no data for training. Decrease one of them"
+            )
         return self

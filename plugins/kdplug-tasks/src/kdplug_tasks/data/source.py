@@ -1,8 +1,8 @@
-"""The tables of a task: for training, distillation and testing."""
+"""The tables of a task: for training, distillation, validation and testing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,31 +35,59 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The three tables, with the task's column names."""
+    """The four tables, with the task's column names."""
 
     train: Table
     distillation: Table
+    validation: Table
     test: Table
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """All distinct tables."""
+        """All distinct tables: for training, validation, testing and, if it is another one, distillation."""
         rest = () if self.distillation is self.train else (self.distillation,)
-        return (self.train, self.test, *rest)
+        return (self.train, self.validation, self.test, *rest)
+
+    def is_from_train(self, table: Table) -> bool:
+        """Return whether a table is ``train``, or was held out of it."""
+        return table.field == self.train.field
 
 
-def tests_on_training_data(settings: DataSettings) -> Iterator[tuple[str, str]]:
-    """Warn if ``data.test`` is the file or split of ``data.train``."""
-    train, test = settings.train or "train", settings.test
-    if not isinstance(test, str):
-        return
-    same = train == test if settings.dataset is not None else Path(train).resolve() == Path(test).resolve()
-    if same:
-        message = (
-            f"the test data and the training data are both {test!r}: the metrics are measured on examples that the models "
-            "were trained on. Use other data, or a fraction such as test: 0.2 to hold out rows"
-        )
-        yield "data.test", message
+def shared_data(settings: DataSettings) -> Iterator[tuple[str, str]]:
+    """Warn if validation or test data are the file or split of another part."""
+    for part, other, effect in _SHARED:
+        one, two = _place(settings, part), _place(settings, other)
+        if one is not None and two is not None and _is_same(settings, one, two):
+            names = f"{_NAMES[part]} and {_NAMES[other]}"
+            share = 0.2 if part == "test" else 0.1
+            fix = f"Use other data, or a fraction such as {part}: {share} to hold out rows of train"
+            yield f"data.{part}", f"{names} are both {one!r}: {effect}. {fix}"
+
+
+_NAMES = {
+    "train": "the training data",
+    "distillation": "the data for distillation",
+    "validation": "the validation data",
+    "test": "the test data",
+}
+_SHARED = (
+    ("test", "train", "the metrics are measured on examples that the models were trained on"),
+    ("test", "distillation", "the metrics are measured on examples that the student was distilled on"),
+    ("validation", "train", "checkpoints are chosen on examples that the models were trained on"),
+    ("validation", "distillation", "checkpoints are chosen on examples that the student was distilled on"),
+    ("validation", "test", "checkpoints are chosen on the test data, so the metrics at the end are too good"),
+)
+"""Pairs of parts that must not be the same data, and what happens if they are."""
+
+
+def _place(settings: DataSettings, part: str) -> str | None:
+    """Return the file or split of a part; ``None`` if it has none of its own."""
+    found = settings.train or "train" if part == "train" else getattr(settings, part)
+    return found if isinstance(found, str) else None
+
+
+def _is_same(settings: DataSettings, one: str, two: str) -> bool:
+    return one == two if settings.dataset is not None else Path(one).resolve() == Path(two).resolve()
 
 
 def read_source(settings: DataSettings, columns: Columns) -> Source:
@@ -74,21 +102,28 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
                 f"the task has no column {name!r}.{near} The columns of the task are {', '.join(columns.names)}",
                 field="data.columns",
             )
-    train = _read(settings, settings.train or "train", "train", columns)
-    if isinstance(settings.test, str):
-        test = _read(settings, settings.test, "test", columns)
-    else:
+    place = settings.train or "train"
+    train = _read(settings, place, "train", columns)
+    held: dict[str, Table] = {}
+    shares: dict[str, float] = {}
+    for part, value in (("validation", settings.validation), ("test", settings.test)):
+        if isinstance(value, str):
+            held[part] = _read(settings, value, part, columns)
+        else:
+            shares[part] = value
+    if shares:
         if train.is_running and "split_seed" in settings.model_fields_set:
             raise kdplug.ConfigError(
-                f"has no effect on {train.origin}, one running text, whose end is held out. Remove data.split_seed, or "
+                f"has no effect on {train.origin}, which is one running text: its end is held out. Remove data.split_seed, or "
                 "set documents to divide the text",
                 field="data.split_seed",
             )
-        divide = _parted if train.is_running else _divided
-        train, test = divide(train, settings.test, settings.split_seed)
-    if settings.distillation is None:
-        return Source(train, train, test)
-    return Source(train, _read(settings, settings.distillation, "distillation", columns), test)
+        train, more = _parted(train, shares) if train.is_running else _divided(train, shares, settings.split_seed)
+        held |= more
+    distillation = train
+    if settings.distillation is not None and not _is_same(settings, settings.distillation, place):
+        distillation = _read(settings, settings.distillation, "distillation", columns)
+    return Source(train, distillation, held["validation"], held["test"])
 
 
 def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Table:
@@ -112,34 +147,48 @@ def _read(settings: DataSettings, name: str, part: str, columns: Columns) -> Tab
     return table.renamed(names, columns.names, required=required)
 
 
-def _divided(table: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """Split off the fraction ``share`` of the rows, selected by ``seed``; return the rest and this part, in order."""
-    size = max(1, round(share * len(table)))
-    if size >= len(table):
-        raise table.error(
-            f"the number of rows, {len(table)}, is too small to hold out a fraction of {share:g} for testing. Add rows, or set "
-            "data.test to other data"
-        )
+def _divided(table: Table, shares: Mapping[str, float], seed: int) -> tuple[Table, dict[str, Table]]:
+    """Split off rows selected by ``seed``; return the rest and each part, in order.
+
+    The rows for testing are the first of a random order and those for validation its last, so that each part depends
+    on its own share only.
+    """
+    sizes = {part: max(1, round(share * len(table))) for part, share in shares.items()}
+    last = len(table) - sizes.get("validation", 0)
+    first = sizes.get("test", 0)
+    if first >= last:
+        raise _too_small(table, f"the number of rows, {len(table)}, is too small", "rows", shares)
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen: Sequence[int] = sorted(order[:size])
-    return table.take(sorted(order[size:])), table.take(chosen)
+    chosen = {"validation": order[last:], "test": order[:first]}
+    return table.take(sorted(order[first:last])), {part: table.take(sorted(chosen[part])) for part in shares}
 
 
 _NEAR = 1000
 
 
-def _parted(table: Table, share: float, seed: int) -> tuple[Table, Table]:  # noqa: ARG001
-    """Split off the end of a running text, the fraction ``share`` of its characters, at a line break if one is near."""
+def _parted(table: Table, shares: Mapping[str, float]) -> tuple[Table, dict[str, Table]]:
+    """Split off the end of a running text: the test data, preceded by the validation data.
+
+    Each is a share of all characters, and begins at a line break if one is near.
+    """
     ((name, (text,)),) = table.columns.items()
-    held = round(share * len(text))
-    place = len(text) - held
-    line_break = text.find("\n", place, place + min(_NEAR, held // 2))
-    place = place if line_break < 0 else line_break + 1
-    parts = text[:place], text[place:]
-    if not all(part.strip() for part in parts):
-        raise table.error(
-            f"the text is too short to hold out a fraction of {share:g} for testing (length in characters: {len(text)}). Add text, or "
-            "set data.test to other data"
-        )
-    train, test = (replace(table, columns={name: [part]}) for part in parts)
-    return train, test
+    parts: dict[str, str] = {}
+    end = len(text)
+    for part in ("test", "validation"):
+        if part in shares:
+            held = round(shares[part] * len(text))
+            place = max(0, end - held)
+            line_break = text.find("\n", place, place + min(_NEAR, held // 2))
+            place = place if line_break < 0 else line_break + 1
+            parts[part], end = text[place:end], place
+    if not all(part.strip() for part in (text[:end], *parts.values())):
+        raise _too_small(table, f"the text is too short (length in characters: {len(text)})", "text", shares)
+    train, *held_out = (replace(table, columns={name: [part]}) for part in (text[:end], *parts.values()))
+    return train, dict(zip(parts, held_out, strict=True))
+
+
+def _too_small(table: Table, what: str, more: str, shares: Mapping[str, float]) -> kdplug.ConfigError:
+    purposes = {"validation": "validation", "test": "testing"}
+    held = " and ".join(f"a fraction of {share:g} for {purposes[part]}" for part, share in shares.items())
+    keys = " and ".join(f"data.{part}" for part in shares)
+    return table.error(f"{what} to hold out {held}. Add {more}, or set {keys} to other data")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
-import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 import kdplug
-from kdplug_tasks.batch import Batch, features
+from kdplug_tasks.batch import INPUT_LENGTH, Batch, features, with_inputs
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.images.picture import check_range, find_picture, read_picture
@@ -21,7 +20,15 @@ from kdplug_tasks.images.processor import ImageProcessor, reads_as_saved, size_o
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
 from kdplug_tasks.regular_file import NOT_REGULAR, is_special
-from kdplug_tasks.targets.category import Category, review_accuracy
+from kdplug_tasks.targets.category import Category, at_least_float32, review_accuracy
+
+
+class Picture(NamedTuple):
+    """Pixels ``[height, width, channels]`` of an image, its class number, and its file or row."""
+
+    pixels: numpy.ndarray
+    label: int
+    name: str
 
 
 class Pictures(Dataset[Any]):
@@ -35,9 +42,10 @@ class Pictures(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, place: int) -> tuple[numpy.ndarray, int]:
+    def __getitem__(self, place: int) -> Picture:
         cell = self.table.columns["image"][place]
-        return read_picture(cell, self.channels, self.table, place), self.labels[place]
+        pixels = read_picture(cell, self.channels, self.table, place)
+        return Picture(pixels, self.labels[place], _name(cell, self.table, place))
 
 
 class Images:
@@ -120,8 +128,9 @@ class Images:
 
     def collate(self, examples: list[Any]) -> Batch:
         """Return ``pixel_values [batch, channels, height, width]`` and targets."""
-        pixels = self.processor.pixels([picture for picture, _ in examples])
-        return Batch({"pixel_values": pixels}, {"target": self.target.collate([label for _, label in examples])})
+        pixels = self.processor.pixels([one.pixels for one in examples])
+        targets = {"target": self.target.collate([one.label for one in examples])}
+        return Batch({"pixel_values": pixels}, targets, names=[one.name for one in examples])
 
     def adaptor(self) -> Adapt:
         """Return the adaptor: logits, loss, labels and features."""
@@ -137,17 +146,17 @@ class Images:
         """Return the number of images."""
         return len(batch["pixel_values"])
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return accuracy and macro F1."""
-        logits, targets = [], []
+    def predict(self, model: nn.Module, batches: Iterable[Batch]) -> kdplug.Predictions:
+        """Return accuracy and macro F1, and the prediction for each image. Its input is the file or row."""
+        rows: list[kdplug.Prediction] = []
         for batch in batches:
-            logits.append(model(**batch).logits.float().cpu())
-            targets.append(batch.targets["target"].cpu())
-        return self.target.figures(torch.cat(logits), torch.cat(targets))
+            logits = at_least_float32(model(**batch).logits).cpu()
+            rows += with_inputs(self.target.rows(logits, batch.targets["target"].cpu()), batch.names)
+        return kdplug.Predictions(self.target.metrics(rows), rows, self.target.aggregate, self.target.kind)
 
     def review_data(self, source: Source) -> Iterable[tuple[str, str]]:
         """Yield warnings about the classes."""
-        return self.target.review(source.train)
+        return self.target.review(source)
 
     def review_teacher(self, outputs: Iterable[kdplug.Outputs]) -> Iterable[tuple[str, str]]:
         """Yield a warning if the teacher predicts the classes no better than by chance."""
@@ -160,6 +169,12 @@ class Images:
     def save(self, folder: Path, side: Side) -> None:  # noqa: ARG002
         """Write the image processor, which both sides share."""
         self.processor.save(folder)
+
+
+def _name(cell: Any, table: Table, row: int) -> str:
+    """Return the path of an image, of which the end if it is long, or its row."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    return path[-INPUT_LENGTH:] if isinstance(path, str) else table.place(row)
 
 
 def _is_file(path: Path) -> bool:

@@ -11,8 +11,11 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug import LossSum, Outputs
-from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels
+from kdplug import LossSum, Outputs, Prediction
+from kdplug.contracts.task import Aggregate
+from kdplug.contracts.task import Target as Kind
+from kdplug_tasks.data.classes import find_labels
+from kdplug_tasks.data.label import NO_LABEL, Labels
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.config import check_problem
@@ -25,6 +28,8 @@ class Category:
 
     columns: tuple[str, ...] = ("label",)
     metric = "accuracy"
+    aggregate: Aggregate = "mean"
+    kind: Kind = "class"
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self.names = names
@@ -48,15 +53,24 @@ class Category:
         """Return the cross-entropy in nats over the rows that have a class."""
         return {"losses": cross_entropy_sum(logits, targets), "labels": targets}
 
-    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return accuracy, and F1 averaged over the classes that occur."""
-        predicted, true = logits.argmax(dim=-1).tolist(), targets.tolist()
-        macro = f1_score(true, predicted, average="macro", zero_division=0)
-        return {"accuracy": float(accuracy_score(true, predicted)), "macro_f1": float(macro)}
+    def rows(self, logits: Tensor, targets: Tensor) -> list[Prediction]:
+        """Return 1 or 0 for each row, whether the class with the largest logit is right, and both classes."""
+        names = self.labels.names
+        chances, found = logits.softmax(dim=-1).max(dim=-1)
+        return [
+            {"score": float(one == true), "label": names[true], "prediction": names[one], "probability": chance}
+            for true, one, chance in zip(targets.tolist(), found.tolist(), chances.tolist(), strict=True)
+        ]
 
-    def review(self, train: Table) -> Iterator[tuple[str, str]]:
+    def metrics(self, rows: Sequence[Prediction]) -> dict[str, float]:
+        """Return accuracy, and F1 averaged over the classes that occur."""
+        true, found = [row["label"] for row in rows], [row["prediction"] for row in rows]
+        macro = f1_score(true, found, average="macro", zero_division=0)
+        return {"accuracy": float(accuracy_score(true, found)), "macro_f1": float(macro)}
+
+    def review(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the classes."""
-        return self.labels.review(train)
+        return self.labels.review(source)
 
     def about(self) -> str:
         """Describe the classes."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 import kdplug
+from kdplug import Prediction
+from kdplug.contracts.task import Aggregate
+from kdplug.contracts.task import Target as Kind
 from kdplug_tasks.data.label import UNLABELLED_ROW, is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
@@ -41,6 +44,7 @@ def _is_constant(values: Tensor) -> bool:
 
 
 _NONE = math.nan
+_SIDES: tuple[Literal["label"], Literal["prediction"]] = ("label", "prediction")
 _PROBLEM = "regression"
 
 
@@ -49,6 +53,8 @@ class Score:
 
     columns: tuple[str, ...] = ("label",)
     metric = "pearson"
+    aggregate: Aggregate = "pearson"
+    kind: Kind = "number"
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:  # noqa: ARG002
         """Return the config values of a model with one output."""
@@ -77,13 +83,18 @@ class Score:
         error = (at_least_float32(logits.squeeze(-1)) - targets.where(given, 0.0)).square()
         return {"losses": kdplug.LossSum(error.where(given, 0.0).sum(), given.sum())}
 
-    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return Pearson and Spearman correlation, and root mean squared error."""
-        found = logits.squeeze(-1).double()
-        error = (found - targets.double()).square().mean().sqrt()
-        return {"pearson": pearson(found, targets), "spearman": spearman(found, targets), "rmse": float(error)}
+    def rows(self, logits: Tensor, targets: Tensor) -> list[Prediction]:
+        """Return both numbers of each row, from which the correlation follows. Its score is the negative squared error."""
+        pairs = zip(targets.tolist(), logits.squeeze(-1).tolist(), strict=True)
+        return [{"score": -((found - true) ** 2), "label": true, "prediction": found} for true, found in pairs]
 
-    def review(self, train: Table) -> Iterable[tuple[str, str]]:  # noqa: ARG002
+    def metrics(self, rows: Sequence[Prediction]) -> dict[str, float]:
+        """Return Pearson and Spearman correlation, and root mean squared error."""
+        true, found = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in _SIDES)
+        error = (found - true).square().mean().sqrt()
+        return {"pearson": pearson(found, true), "spearman": spearman(found, true), "rmse": float(error)}
+
+    def review(self, source: Source) -> Iterable[tuple[str, str]]:  # noqa: ARG002
         """Return no warnings: numbers have no classes."""
         return ()
 

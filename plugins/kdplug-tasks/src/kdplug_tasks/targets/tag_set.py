@@ -1,23 +1,27 @@
-"""Targets with any number of classes."""
+"""Targets of multi-label problems: any number of classes per example."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug import LossSum
-from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
+from kdplug import LossSum, Prediction
+from kdplug.contracts.task import Aggregate
+from kdplug.contracts.task import Target as Kind
+from kdplug_tasks.data.classes import find_labels
+from kdplug_tasks.data.label import NO_LABEL, Labels, is_missing, written
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.config import check_problem
 from kdplug_tasks.targets.category import at_least_float32
 
 _PROBLEM = "multi_label_classification"
+_SIDES: tuple[Literal["label"], Literal["prediction"]] = ("label", "prediction")
 
 
 class TagSet:
@@ -29,6 +33,8 @@ class TagSet:
 
     columns: tuple[str, ...] = ("labels",)
     metric = "micro_f1"
+    aggregate: Aggregate = "mean"
+    kind: Kind = "classes"
 
     def __init__(self, names: Sequence[str] | None, separator: str) -> None:
         self.names = names
@@ -68,22 +74,38 @@ class TagSet:
         )
         return {"losses": LossSum(loss.where(given, 0.0).sum(), given.sum())}
 
-    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return micro F1, macro F1, and the share of rows with all classes correct."""
-        predicted = (logits > 0).long()
-        scores = {
-            f"{kind}_f1": float(f1_score(targets.numpy(), predicted.numpy(), average=kind, zero_division=0))
-            for kind in ("micro", "macro")
-        }
-        return {**scores, "exact_match": float((predicted == targets).all(dim=-1).double().mean())}
+    def rows(self, logits: Tensor, targets: Tensor) -> list[Prediction]:
+        """Return the F1 of each row, with the number of its true and predicted classes as weight, and these classes.
 
-    def review(self, train: Table) -> Iterator[tuple[str, str]]:
+        The weighted mean is micro F1.
+        """
+        found: list[Prediction] = []
+        for true, predicted in zip(targets.bool().tolist(), (logits > 0).tolist(), strict=True):
+            label, prediction = self._names(true), self._names(predicted)
+            right, total = len({*label} & {*prediction}), len(label) + len(prediction)
+            score = 2 * right / total if total else 0.0
+            found.append({"score": score, "weight": float(total), "label": label, "prediction": prediction})
+        return found
+
+    def metrics(self, rows: Sequence[Prediction]) -> dict[str, float]:
+        """Return micro F1, macro F1, and the share of rows with all classes correct."""
+        true, found = ([[name in row[key] for name in self.labels.names] for row in rows] for key in _SIDES)
+        scores = {
+            f"{kind}_f1": float(f1_score(true, found, average=kind, zero_division=0)) for kind in ("micro", "macro")
+        }
+        right = sum(row["label"] == row["prediction"] for row in rows)
+        return {**scores, "exact_match": right / len(rows)}
+
+    def review(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the classes."""
-        return self.labels.review(train)
+        return self.labels.review(source)
 
     def about(self) -> str:
         """Describe the classes."""
         return f"{len(self.labels)} classes{self.labels.about}, any number per row.{self.labels.about_untrained}"
+
+    def _names(self, chosen: Sequence[bool]) -> list[str]:
+        return [name for name, is_chosen in zip(self.labels.names, chosen, strict=True) if is_chosen]
 
     def _check_one_hot(self, tables: Iterable[Table]) -> None:
         """Raise ``ConfigError`` if there are two classes and all rows are ``[0, 1]`` or ``[1, 0]``.

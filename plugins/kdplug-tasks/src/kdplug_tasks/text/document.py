@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+UNKNOWN = -1
+"""The number of a document that is unknown, or of several documents."""
+
 
 class Tokens(NamedTuple):
-    """Token ids, and for each whether its prediction counts."""
+    """Token ids, for each whether its prediction counts, and the number of the document that they are from."""
 
     ids: list[int]
     counts: list[bool]
+    document: int = UNKNOWN
 
     @property
     def is_something(self) -> bool:
@@ -38,7 +42,7 @@ def divided(documents: Iterable[Tokens], length: int, begin: Sequence[int] = ())
 
 def shortened(documents: Iterable[Tokens], length: int) -> list[Tokens]:
     """Return the first ``length`` tokens of each document, dropping documents in which no remaining token counts."""
-    found = (Tokens(document.ids[:length], document.counts[:length]) for document in documents)
+    found = (Tokens(ids[:length], counts[:length], number) for ids, counts, number in documents)
     return [document for document in found if document.is_something]
 
 
@@ -55,13 +59,19 @@ def _cut(document: Tokens, length: int, begin: list[int]) -> Iterator[Tokens]:
     """
     start = 0
     while start < len(document.ids):
-        goes_on = not is_begin(*document, start, begin)
+        goes_on = not is_begin(document.ids, document.counts, start, begin)
         end = start + length - len(begin) * goes_on
         if end < len(document.ids):  # no piece ends with the start tokens of a document
-            before = (end - back for back in range(1, len(begin) + 1) if is_begin(*document, end - back, begin))
+            before = (
+                end - back
+                for back in range(1, len(begin) + 1)
+                if is_begin(document.ids, document.counts, end - back, begin)
+            )
             end = next((place for place in before if place > start), end)
         ids, counts = document.ids[start:end], document.counts[start:end]
-        piece = Tokens([*begin, *ids], [False] * (len(begin) + 1) + counts[1:]) if goes_on else Tokens(ids, counts)
+        if goes_on:
+            ids, counts = [*begin, *ids], [False] * (len(begin) + 1) + counts[1:]
+        piece = Tokens(ids, counts, document.document)
         if piece.is_something:
             yield piece
         start = end

@@ -16,7 +16,7 @@ from kdplug_tasks.text.alignment import Cut, cuts, sizes
 from kdplug_tasks.text.dual_tokenization import DualTokens, SideTokens, joined, pieces
 from kdplug_tasks.text.frame import Frame, departure, find_frame, sketch, stretch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
-from kdplug_tasks.text.reader import Form, batch_of
+from kdplug_tasks.text.reader import Form, batch_of, number_of
 from kdplug_tasks.text.spelling import Spelled, Speller, flaw
 
 SIDES: tuple[Side, Side] = ("student", "teacher")
@@ -143,8 +143,8 @@ class DualTokenReader:
         names = ("prompt", "completion") if self.form.has_prompts else ("text",)
         columns = [self._aligned(table, name) for name in names]
         found = []
-        for parts in zip(*columns, strict=True):
-            dual = DualTokens.empty()
+        for row, parts in enumerate(zip(*columns, strict=True)):
+            dual = DualTokens.empty(number_of(table, row))
             dual.extend(*self._around("begin", counts=False))
             for name, part in zip(names, parts, strict=True):
                 own, theirs = part.as_halves(counts=name != "prompt")

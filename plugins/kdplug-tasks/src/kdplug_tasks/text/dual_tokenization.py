@@ -1,4 +1,4 @@
-"""A text as tokens of two tokenizers, with the positions where it may be cut."""
+"""A text as tokens of two tokenizers, with the positions where it may be split."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
 from kdplug_tasks.text.alignment import Cut
-from kdplug_tasks.text.document import is_begin
+from kdplug_tasks.text.document import UNKNOWN, is_begin
 
 Begins: TypeAlias = tuple[list[int], list[int]]
 """Start tokens of the student's and the teacher's documents."""
 
 
 class SideTokens(NamedTuple):
-    """One side's tokens: ids and, for each, whether its prediction counts and how many bytes of text it completes."""
+    """One side's tokens: ids and, for each, whether its prediction counts and how many bytes of text it completes.
+
+    ``document`` is the number of the document that they are from.
+    """
 
     ids: list[int]
     counts: list[bool]
     sizes: list[int]
+    document: int = UNKNOWN
 
     @property
     def is_something(self) -> bool:
@@ -26,12 +30,12 @@ class SideTokens(NamedTuple):
 
     def part(self, start: int, end: int) -> SideTokens:
         """Return the tokens from ``start`` to ``end`` (exclusive)."""
-        return SideTokens(self.ids[start:end], self.counts[start:end], self.sizes[start:end])
+        return SideTokens(self.ids[start:end], self.counts[start:end], self.sizes[start:end], self.document)
 
     def after_start(self, begin: list[int]) -> SideTokens:
         """Return these tokens after ``begin``. The first does not count, since its context was cut off."""
         counts = [False] * len(begin) + [False] * bool(self.counts) + self.counts[1:]
-        return SideTokens([*begin, *self.ids], counts, [0] * len(begin) + self.sizes)
+        return SideTokens([*begin, *self.ids], counts, [0] * len(begin) + self.sizes, self.document)
 
 
 class DualTokens(NamedTuple):
@@ -45,9 +49,9 @@ class DualTokens(NamedTuple):
     cuts: list[Cut]
 
     @classmethod
-    def empty(cls) -> DualTokens:
-        """Return an empty text."""
-        return cls(SideTokens([], [], []), SideTokens([], [], []), [])
+    def empty(cls, document: int = UNKNOWN) -> DualTokens:
+        """Return an empty text of a document."""
+        return cls(SideTokens([], [], [], document), SideTokens([], [], [], document), [])
 
     def extend(self, student: SideTokens, teacher: SideTokens, cuts: Iterable[Cut]) -> None:
         """Append a text. If one side has no token between two cuts, only the later cut is kept."""

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import kdplug
-from kdplug_tasks.batch import Batch, Examples, features
+from kdplug_tasks.batch import Batch, Examples, features, with_inputs
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import WHOLE, Table
 from kdplug_tasks.models.config import text_part
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
+from kdplug_tasks.text.document import UNKNOWN
 from kdplug_tasks.text.dual_reader import DualTokenReader
 from kdplug_tasks.text.frame import Frame
 from kdplug_tasks.text.generation import Sampler
@@ -47,34 +49,6 @@ def check_direction(config: Any, side: str) -> None:
             "causal language model",
             field=side,
         )
-
-
-@dataclass(slots=True)
-class Perplexity:
-    """Running totals: ``nats``, tokens predicted ``right``, all ``tokens``, and their ``bytes`` of text."""
-
-    nats: float = 0.0
-    right: int = 0
-    tokens: int = 0
-    bytes: int = 0
-
-    def add(self, batch: Batch, logits: Logits, vocabulary: int | None) -> None:
-        """Add a batch and its logits, of which only the first ``vocabulary`` classes are read."""
-        found = figures(*shifted(logits, batch.targets["labels"], vocabulary))
-        self.nats, self.right, self.tokens = self.nats + found[0], self.right + found[1], self.tokens + found[2]
-        if (sizes := batch.targets.get("sizes")) is not None:
-            self.bytes += int(sizes[:, 1:][batch.targets["labels"][:, 1:] != NO_LABEL].sum())
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Perplexity, loss in nats per token (its logarithm), and accuracy."""
-        loss = self.nats / self.tokens
-        return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": self.right / self.tokens}
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Total loss in bits per byte of text; NaN if there is no text."""
-        return self.nats / math.log(2) / (self.bytes or math.nan)
 
 
 @dataclass(slots=True)
@@ -269,16 +243,49 @@ class Language:
         """Return the side of a model if the vocabularies differ, else the student's."""
         return self._side_of(model) if self.spans_vocabularies and self._side_of is not None else "student"
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, float]:
-        """Return perplexity, loss in nats per token, and accuracy.
+    def predict(self, model: nn.Module, batches: Iterable[Any]) -> kdplug.Predictions:
+        """Return perplexity, loss in nats per token, and accuracy; and the loss of each example.
 
-        With two vocabularies, also bits per byte of text, which is comparable between the sides.
+        With two vocabularies, also bits per byte of text, which is comparable between the sides. An example that
+        predicts no text, such as only an end token, counts as one byte.
+
+        The unit of an example is its document. Blocks that are packed, or cut from a running text, are units themselves:
+        the best available, although neighbouring blocks are not independent.
         """
-        found, vocabulary = Perplexity(), self.read[self._side(model)].size
+        side = self._side(model)
+        totals = torch.zeros(4, dtype=torch.float64)
+        rows: list[kdplug.Prediction] = []
         for batch in batches:
             part = self.part_of(batch, model)
-            found.add(part, model(**part).logits, vocabulary)
-        return {"bits_per_byte": found.bits_per_byte, **found.figures} if self.spans_vocabularies else found.figures
+            found = self._figures(part, model(**part).logits, self.read[side].size)
+            totals += found.sum(dim=0)
+            scored = [self._row(*one) for one in zip(found.tolist(), part.targets["document"].tolist(), strict=True)]
+            rows += with_inputs(scored, self.processor_of(side).shown(part))
+        nats, right, tokens, size = totals.tolist()
+        loss = nats / tokens
+        metrics = {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "accuracy": right / tokens}
+        if not self.spans_vocabularies:
+            return kdplug.Predictions(metrics, rows, "exp_mean", "tokens")
+        return kdplug.Predictions({"bits_per_byte": nats / math.log(2) / size, **metrics}, rows, target="tokens")
+
+    def _figures(self, part: Batch, logits: Logits, vocabulary: int | None) -> Tensor:
+        """Return nats, tokens predicted correctly, tokens, and bytes of text (at least 1) of each row of a batch.
+
+        ``vocabulary`` is the number of classes that are read.
+        """
+        labels = part.targets["labels"]
+        found = figures(*shifted(logits, labels, vocabulary))
+        sizes = (
+            torch.ones(len(labels)) if (of_tokens := part.targets.get("sizes")) is None else _bytes(of_tokens, labels)
+        )
+        return torch.cat([found, sizes.to(found).unsqueeze(1)], dim=1)
+
+    def _row(self, counted: list[float], document: int) -> kdplug.Prediction:
+        nats, _, tokens, size = counted
+        row: kdplug.Prediction = {"score": nats / tokens, "weight": tokens}
+        if self.spans_vocabularies:
+            row = {"score": nats / math.log(2) / size, "weight": size}
+        return row if document == UNKNOWN else {**row, "unit": document}
 
     def about(self) -> str:
         """Describe how texts became examples, and how many outputs are read."""
@@ -305,6 +312,11 @@ class Language:
     def save(self, folder: Path, side: Side) -> None:
         """Write the tokenizer of one side."""
         self.processor_of(side).save(folder)
+
+
+def _bytes(sizes: Tensor, labels: Tensor) -> Tensor:
+    """Return the bytes of text of the tokens that count in each row, at least 1."""
+    return (sizes[:, 1:] * (labels[:, 1:] != NO_LABEL)).sum(dim=1).clamp_min(1)
 
 
 def counted(batch: Batch, labels: Tensor) -> Tensor:

@@ -62,15 +62,21 @@ def loss_sum(logits: Logits, labels: Tensor) -> LossSum:
     return LossSum(total, (labels != NO_LABEL).sum())
 
 
-def figures(logits: Logits, labels: Tensor) -> tuple[float, int, int]:
-    """Return the summed cross-entropy of items with a label, how many are predicted correctly, and their number."""
-    total, right, count = 0.0, 0, 0
+def figures(logits: Logits, labels: Tensor) -> Tensor:
+    """Return for each row the summed cross-entropy of items with a label, how many are right, and their number.
+
+    Shapes: ``[rows, length, V]`` and ``[rows, length]`` to ``[rows, 3]``, in float64 on the CPU.
+    """
+    found = torch.zeros(len(labels), 3, dtype=torch.float64)
+    places, start = (labels != NO_LABEL).nonzero()[:, 0].cpu(), 0
     for rows, chosen in pieces(logits, labels):
         held = _dense(rows)
-        total += float(functional.cross_entropy(held, chosen, reduction="sum"))
-        right += int((held.argmax(dim=-1) == chosen).sum())
-        count += len(chosen)
-    return total, right, count
+        nats = functional.cross_entropy(held, chosen, reduction="none")
+        right = held.argmax(dim=-1) == chosen
+        counted = torch.stack([nats, right.to(nats.dtype), torch.ones_like(nats)], dim=1).cpu()
+        found.index_add_(0, places[start : start + len(chosen)], counted.double())
+        start += len(chosen)
+    return found
 
 
 def after_end(logits: Logits, labels: Tensor, end: int, begins: int) -> tuple[float, float, int]:
@@ -81,9 +87,9 @@ def after_end(logits: Logits, labels: Tensor, end: int, begins: int) -> tuple[fl
     follows = torch.zeros_like(labels, dtype=torch.bool)
     gap = begins + 1
     follows[:, gap:] = labels[:, :-gap] == end
-    total, _, count = figures(logits, labels)
-    nats, _, first = figures(logits, labels.masked_fill(~follows, NO_LABEL))
-    return total / max(count, 1), nats / max(first, 1), first
+    total, _, count = figures(logits, labels).sum(dim=0).tolist()
+    nats, _, first = figures(logits, labels.masked_fill(~follows, NO_LABEL)).sum(dim=0).tolist()
+    return total / max(count, 1), nats / max(first, 1), int(first)
 
 
 def _summed(rows: FactoredLogits, chosen: Tensor) -> Tensor:

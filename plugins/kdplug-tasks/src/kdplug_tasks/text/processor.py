@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import kdplug
+from kdplug_tasks.batch import INPUT_LENGTH
 from kdplug_tasks.models.config import positions, text_part
 from kdplug_tasks.models.family import Family
 from kdplug_tasks.text.setting import TokenizerSettings
@@ -159,6 +161,16 @@ class TextProcessor:
         return {
             name: padded([example[name] for example in examples], longest, values.get(name, 0)) for name in examples[0]
         }
+
+    def shown(self, batch: Mapping[str, Tensor]) -> list[str]:
+        """Return the start of each example's text on one line; several texts are separated by a bar."""
+        special = {getattr(self.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep", "pad")}
+        found = []
+        for ids, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
+            kept = [token for token, is_kept in zip(ids, mask, strict=True) if is_kept][:INPUT_LENGTH]
+            texts = [list(part) for is_special, part in groupby(kept, special.__contains__) if not is_special]
+            found.append(" | ".join(" ".join(self.tokenizer.decode(part).split()) for part in texts))
+        return found
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer, without the truncation and padding that its last call set."""

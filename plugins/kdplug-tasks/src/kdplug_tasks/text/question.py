@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdplug_tasks.batch import Batch, Examples, features
+import kdplug
+from kdplug_tasks.batch import Batch, Examples, features, with_inputs
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.family import Family, Side
@@ -149,25 +150,43 @@ class Questions:
         """Return the number of windows."""
         return len(batch["input_ids"])
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return word F1 and exact match, in [0, 1], of the best span over all windows of each question."""
+    def predict(self, model: nn.Module, batches: Iterable[Batch]) -> kdplug.Predictions:
+        """Return word F1 and exact match, in [0, 1], of the best span over all windows of each question; and each window.
+
+        A question is a unit. Its first window has its score and its answer; other windows have weight 0 and no answer.
+        """
         best: dict[int, tuple[float, str]] = {}
         nothing: dict[int, float] = {}
+        inputs: list[tuple[int, str]] = []
         for batch in batches:
-            for number, score, answer, null in self._best(batch, model(**batch)):
+            found = self._best(batch, model(**batch))
+            for (number, score, answer, null), text in zip(found, self.processor.shown(batch), strict=True):
                 if number not in best or score > best[number][0]:
                     best[number] = (score, answer)
                 nothing[number] = min(null, nothing.get(number, null))
-        found = {
+                inputs.append((number, text))
+        answers = {
             number: "" if self.may_be_unanswerable and nothing[number] > score else answer
             for number, (score, answer) in best.items()
         }
-        right = {number: [one.text for one in self._questions[number].answers] for number in found}
-        count = max(1, len(found))
-        return {
-            "f1": sum(overlap(answer, right[number]) for number, answer in found.items()) / count,
-            "exact_match": sum(exact_match(answer, right[number]) for number, answer in found.items()) / count,
-        }
+        right = {number: [one.text for one in self._questions[number].answers] for number in answers}
+        f1 = {number: overlap(answer, right[number]) for number, answer in answers.items()}
+        exact = [exact_match(answer, right[number]) for number, answer in answers.items()]
+        units = {number: unit for unit, number in enumerate(answers)}
+        rows: list[kdplug.Prediction] = []
+        shown: set[int] = set()
+        for number, text in inputs:
+            row: kdplug.Prediction = {"score": f1[number], "unit": units[number]}
+            if number in shown:
+                rows.append({**row, "weight": 0.0})
+            else:
+                label = (right[number] or [""])[0]
+                rows += with_inputs([{**row, "label": label, "prediction": answers[number]}], [text])
+            shown.add(number)
+        count = max(1, len(answers))
+        return kdplug.Predictions(
+            {"f1": sum(f1.values()) / count, "exact_match": sum(exact) / count}, rows, target="text"
+        )
 
     def about(self) -> str:
         """Describe how contexts are split into windows."""

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from kdplug_tasks.batch import Batch, Examples
 from kdplug_tasks.data.label import NO_LABEL
 from kdplug_tasks.data.table import Table
-from kdplug_tasks.text.document import Tokens, divided, packed, shortened
+from kdplug_tasks.text.document import UNKNOWN, Tokens, divided, packed, shortened
 from kdplug_tasks.text.frame import departure, find_frame, sketch, stretch
 from kdplug_tasks.text.processor import TextProcessor, padded, texts_of
 
@@ -53,7 +55,7 @@ class Reader(Protocol):
 
 
 class Counting(Protocol):
-    """Tokens with a flag for each."""
+    """Tokens with a flag for each, and the number of their document."""
 
     @property
     def ids(self) -> list[int]:
@@ -63,6 +65,11 @@ class Counting(Protocol):
     @property
     def counts(self) -> list[bool]:
         """For each token, whether its prediction counts."""
+        ...
+
+    @property
+    def document(self) -> int:
+        """Number of the document, ``-1`` if it is unknown or there are several."""
         ...
 
 
@@ -83,7 +90,7 @@ class OneReader:
         if self._first is None:
             return ""
         tokenizer = self.processor.tokenizer
-        shown = f" The first document is {sketch(tokenizer, *self._first)}.{self._stretch}"
+        shown = f" The first document is {sketch(tokenizer, self._first.ids, self._first.counts)}.{self._stretch}"
         return shown + departure(tokenizer, self.frame)
 
     def examples(self, table: Table) -> Examples:
@@ -112,7 +119,10 @@ class OneReader:
     def _plain(self, table: Table) -> list[Tokens]:
         begin, end = self.frame.around(table)
         ids = self._ids(texts_of(table, "text"))
-        return [Tokens([*begin, *one, *end], [False] * len(begin) + [True] * (len(one) + len(end))) for one in ids]
+        return [
+            Tokens([*begin, *one, *end], [False] * len(begin) + [True] * (len(one) + len(end)), number_of(table, row))
+            for row, one in enumerate(ids)
+        ]
 
     def _prompted(self, table: Table) -> list[Tokens]:
         prompts, completions = (self._ids(texts_of(table, name)) for name in ("prompt", "completion"))
@@ -125,7 +135,7 @@ class OneReader:
                     row,
                 )
             answer = [*completion, *self.frame.end]
-            found.append(Tokens([*start, *answer], [False] * len(start) + [True] * len(answer)))
+            found.append(Tokens([*start, *answer], [False] * len(start) + [True] * len(answer), row))
         return found
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
@@ -134,7 +144,7 @@ class OneReader:
 
 
 def batch_of(examples: Sequence[Counting], processor: TextProcessor) -> Batch:
-    """Return ids, mask, and labels of the tokens that count, ``[batch, length]`` each."""
+    """Return ids, mask, and labels of the tokens that count, ``[batch, length]`` each, and documents ``[batch]``."""
     longest = max(len(one.ids) for one in examples)
     labels = [
         [token if counts else NO_LABEL for token, counts in zip(one.ids, one.counts, strict=True)] for one in examples
@@ -143,4 +153,10 @@ def batch_of(examples: Sequence[Counting], processor: TextProcessor) -> Batch:
         "input_ids": padded([one.ids for one in examples], longest, processor.tokenizer.pad_token_id),
         "attention_mask": padded([[1] * len(one.ids) for one in examples], longest, 0),
     }
-    return Batch(inputs, {"labels": padded(labels, longest, NO_LABEL)})
+    documents = torch.tensor([one.document for one in examples])
+    return Batch(inputs, {"labels": padded(labels, longest, NO_LABEL), "document": documents})
+
+
+def number_of(table: Table, row: int) -> int:
+    """Return the number of the document in a row; the pieces of a running text are not one document."""
+    return UNKNOWN if table.is_running else row

@@ -6,26 +6,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 import kdplug
-from kdplug_tasks.batch import Batch, Examples, features
+from kdplug.contracts.task import Aggregate
+from kdplug.contracts.task import Target as Kind
+from kdplug_tasks.batch import Batch, Examples, features, with_inputs
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import review_accuracy
+from kdplug_tasks.targets.category import at_least_float32, review_accuracy
 from kdplug_tasks.text.processor import TextProcessor, texts_of
 from kdplug_tasks.text.setting import TokenizerSettings
 
 
 class Target(Protocol):
-    """Reads a target from ``columns``, and computes its loss and metrics."""
+    """Reads a target from ``columns``, and computes its loss and metrics.
+
+    ``aggregate`` and ``kind`` are the ``aggregate`` and ``target`` of its predictions.
+    """
 
     columns: tuple[str, ...]
     metric: str
+    aggregate: Aggregate
+    kind: Kind
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
         """Return config values for the models. ``teacher`` is the config of a trained teacher, else ``None``.
@@ -46,11 +52,15 @@ class Target(Protocol):
         """Return the loss over rows with a target as ``losses``, a ``LossSum``, and ``labels`` if targets are classes."""
         ...
 
-    def figures(self, logits: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return the metrics of the logits."""
+    def rows(self, logits: Tensor, targets: Tensor) -> list[kdplug.Prediction]:
+        """Return the prediction for each row of a batch."""
         ...
 
-    def review(self, train: Table) -> Iterable[tuple[str, str]]:
+    def metrics(self, rows: Sequence[kdplug.Prediction]) -> dict[str, float]:
+        """Return the metrics of predictions for all rows."""
+        ...
+
+    def review(self, source: Source) -> Iterable[tuple[str, str]]:
         """Yield a setting and a warning about it, for targets that are probably unintended."""
         ...
 
@@ -127,17 +137,18 @@ class Sequences:
         """Return the number of texts or pairs."""
         return len(batch["input_ids"])
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the target's metrics."""
-        logits, targets = [], []
+    def predict(self, model: nn.Module, batches: Iterable[Batch]) -> kdplug.Predictions:
+        """Return the target's metrics, and the prediction for each text or pair."""
+        rows: list[kdplug.Prediction] = []
         for batch in batches:
-            logits.append(model(**batch).logits.float().cpu())
-            targets.append(batch.targets["target"].cpu())
-        return self.target.figures(torch.cat(logits), torch.cat(targets))
+            logits = at_least_float32(model(**batch).logits).cpu()
+            found = self.target.rows(logits, batch.targets["target"].cpu())
+            rows += with_inputs(found, self.processor.shown(batch))
+        return kdplug.Predictions(self.target.metrics(rows), rows, self.target.aggregate, self.target.kind)
 
     def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the target, empty texts, and texts that are truncated."""
-        yield from self.target.review(source.train)
+        yield from self.target.review(source)
         for table in source.tables:
             for name in self.columns.inputs:
                 empty = [row for row, text in enumerate(texts_of(table, name)) if not text.strip()]

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 import kdplug
-from kdplug_tasks.batch import Batch, Examples, features
-from kdplug_tasks.data.label import NO_LABEL, Labels, find_labels, is_missing, written
+from kdplug_tasks.batch import Batch, Examples, features, with_inputs
+from kdplug_tasks.data.classes import find_labels
+from kdplug_tasks.data.label import NO_LABEL, Labels, is_missing, written
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
 from kdplug_tasks.models.family import Family, Side
 from kdplug_tasks.problem import Adapt
-from kdplug_tasks.targets.category import cross_entropy_sum, review_accuracy
+from kdplug_tasks.targets.category import at_least_float32, cross_entropy_sum, review_accuracy
 from kdplug_tasks.text.processor import TextProcessor, padded
 from kdplug_tasks.text.setting import TokenizerSettings
 
@@ -62,15 +62,32 @@ def has_spans(tags: Sequence[str]) -> bool:
 _PREFIXES = tuple(f"{mark}-" for mark in "BIESLU")
 
 
+class SpanCounts(NamedTuple):
+    """Numbers of spans that are ``right``, that were ``predicted``, and that were ``expected``."""
+
+    right: int
+    predicted: int
+    expected: int
+
+    @classmethod
+    def of(cls, true: Sequence[str], found: Sequence[str]) -> SpanCounts:
+        """Count the spans of a sentence."""
+        mine, theirs = set(spans(true)), set(spans(found))
+        return cls(len(mine & theirs), len(theirs), len(mine))
+
+    @property
+    def f1(self) -> float:
+        """Twice the right spans over all predicted and expected ones; 0 if there are none."""
+        total = self.predicted + self.expected
+        return 2 * self.right / total if total else 0.0
+
+
 def span_scores(true: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return precision, recall and F1 over the spans of all sentences; 0 if the denominator is 0."""
-    right = predicted = expected = 0
-    for one, other in zip(true, found, strict=True):
-        mine, theirs = set(spans(one)), set(spans(other))
-        right, predicted, expected = right + len(mine & theirs), predicted + len(theirs), expected + len(mine)
-    precision, recall = right / max(predicted, 1), right / max(expected, 1)
-    total = predicted + expected
-    return {"f1": 2 * right / total if total else 0.0, "precision": precision, "recall": recall}
+    counts = [SpanCounts.of(one, other) for one, other in zip(true, found, strict=True)]
+    whole = SpanCounts(*map(sum, zip(*counts, strict=True)))
+    precision, recall = whole.right / max(whole.predicted, 1), whole.right / max(whole.expected, 1)
+    return {"f1": whole.f1, "precision": precision, "recall": recall}
 
 
 _SHOWN = 8
@@ -173,26 +190,44 @@ class Words:
         """Return the number of sentences."""
         return len(batch["input_ids"])
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return accuracy over words and, if tags encode spans, precision, recall and F1 of spans."""
-        true: list[list[str]] = []
-        found: list[list[str]] = []
+    def predict(self, model: nn.Module, batches: Iterable[Batch]) -> kdplug.Predictions:
+        """Return accuracy over words and, if tags encode spans, precision, recall and F1 of spans; and each sentence.
+
+        The score of a sentence is its F1, weighted by its true and predicted spans, or its accuracy, weighted by its
+        words, so that the weighted mean is the metric of all sentences.
+        """
+        rows: list[kdplug.Prediction] = []
         for batch in batches:
-            chosen = model(**batch).logits.argmax(dim=-1).cpu()
+            chances, chosen = at_least_float32(model(**batch).logits).softmax(dim=-1).max(dim=-1)
             labels = batch.targets["labels"].cpu()
-            for row, answers in zip(labels, chosen, strict=True):
-                counts = row != NO_LABEL
-                true.append([self.labels.names[one] for one in row[counts].tolist()])
-                found.append([self.labels.names[one] for one in answers[counts].tolist()])
-        right = torch.tensor(
-            [a == b for one, two in zip(true, found, strict=True) for a, b in zip(one, two, strict=True)]
-        )
-        accuracy = {"accuracy": float(right.double().mean())}
-        return {**span_scores(true, found), **accuracy} if self.metric == "f1" else accuracy
+            sentences = zip(labels, chosen.cpu(), chances.cpu(), strict=True)
+            rows += with_inputs([self._row(*one) for one in sentences], self.processor.shown(batch))
+        true, found = [row["label"] for row in rows], [row["prediction"] for row in rows]
+        words = sum(map(len, true))
+        right = sum(a == b for one, two in zip(true, found, strict=True) for a, b in zip(one, two, strict=True))
+        metrics = {**(span_scores(true, found) if self.metric == "f1" else {}), "accuracy": right / max(words, 1)}
+        return kdplug.Predictions(metrics, rows, target="tags")
+
+    def _row(self, labels: Tensor, chosen: Tensor, chances: Tensor) -> kdplug.Prediction:
+        counts = labels != NO_LABEL
+        true, found = ([self.labels.names[one] for one in side[counts].tolist()] for side in (labels, chosen))
+        if self.metric == "f1":
+            spanned = SpanCounts.of(true, found)
+            score, weight = spanned.f1, spanned.predicted + spanned.expected
+        else:
+            weight = len(true)
+            score = sum(a == b for a, b in zip(true, found, strict=True)) / max(weight, 1)
+        return {
+            "score": score,
+            "weight": float(weight),
+            "label": true,
+            "prediction": found,
+            "probability": chances[counts].tolist(),
+        }
 
     def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the tags, and about sentences that are truncated."""
-        yield from self.labels.review(source.train)
+        yield from self.labels.review(source)
         yield from self.processor.review_length(
             [words for table in source.tables for words in _words(table)], is_split=True
         )
