@@ -189,9 +189,8 @@ def new_plugin(
             "--form",
             "--on",
             metavar="F",
-            help="Form of a loss: on logits (the default), on features of one layer, on lists of layers, on features-and-logits, or a class with trained parameters or with a memory bank; of "
-            "a projection: sequences (the default) or maps; of a temperature scheduler: function (the default) or "
-            "parameters.",
+            help="Form. Loss: logits (default), features, layers, features-and-logits, parameters (trained) or bank (memory). "
+            "Projection: sequences (default) or maps. Temperature scheduler: function (default) or parameters.",
         ),
     ] = None,
     license_name: Annotated[

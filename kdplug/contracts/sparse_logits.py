@@ -218,7 +218,10 @@ def _check_part(name: str, value: object, shape: torch.Size) -> None:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
         raise OutputsError(f"must be a floating-point tensor, got {kind}", field=name)
     if value.requires_grad:
-        raise OutputsError("carries a gradient, but teacher outputs must not carry one. Detach the tensor", field=name)
+        raise OutputsError(
+            "requires grad, but teacher outputs must not. Detach the tensor, or run the teacher under torch.no_grad()",
+            field=name,
+        )
     if value.shape != shape:
         form = "[*items]" if name == "tail" else "[*items, K]"
         raise ShapeError(f"must be {form} = {list(shape)} to match ids, got {list(value.shape)}", field=name)

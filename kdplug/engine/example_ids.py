@@ -208,9 +208,10 @@ def _check_rows(loader: DataLoader[Any], postprocess: Postprocess) -> None:
     ]
     if not all(found):
         raise RunError(
-            "a loss requests example_ids, but the rows of a batch do not follow its examples: the same examples in "
-            "another order do not give the same rows in that order. Change the collate_fn or batch_postprocessor, which "
-            "sorts, drops or mixes examples, or let it return a batch key 'example_ids'"
+            "a loss requests example_ids, but the rows of a batch do not follow its examples: when the same examples were "
+            "collated in another order, the rows did not change their order accordingly. Make the collate_fn or "
+            "batch_postprocessor keep all examples in order, or make it return the id of each row under the batch key "
+            "'example_ids'"
         )
     if not found:
         warnings.warn(

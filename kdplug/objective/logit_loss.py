@@ -171,7 +171,7 @@ class LogitLoss:
             raise OutputsError(
                 f"have one class, but {self.owner} does not declare takes_numbers. The softmax of one class is always "
                 "1, so a loss on probabilities has no gradient. Use a loss that compares numbers, such as mse. If "
-                "your loss does, declare takes_numbers: @kdplug.takes_numbers above the function, takes_numbers = True in the class",
+                "your loss does, decorate the function with @kdplug.takes_numbers, or set takes_numbers = True in the class",
                 field=f"{side}.logits",
             )
         if {"student_logits", "teacher_logits"} & set(self.temperature.inputs):

@@ -77,7 +77,7 @@ SAYS = {
     "300 characters below a folder": SAYS_LONG,
     "5,000 characters": f"{SAYS_LONG}|at most 4096 characters",
 }
-NO_FOLDER = "there is no folder"
+NO_FOLDER = "there is no folder|cannot read the folder"
 NOWHERE = f"{NO_FOLDER}|is not a local folder"
 
 MODELS = ["task.teacher", "task.student", "task.tokenizer"]

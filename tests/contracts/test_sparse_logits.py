@@ -77,7 +77,7 @@ def test_it_is_detached_by_nature():
         ({"classes": 4}, OutputsError, r"^ids: must be in \[0, 4\), got 0 to 4: classes is the width of the logits"),
         ({"classes": 0}, OutputsError, r"^classes: must be a whole number above 0, got 0"),
         ({"log_probs": None}, OutputsError, r"^log_probs: is required unless weights are given"),
-        ({"log_probs": LOGS.clone().requires_grad_()}, OutputsError, r"^log_probs: carries a gradient"),
+        ({"log_probs": LOGS.clone().requires_grad_()}, OutputsError, r"^log_probs: requires grad"),
         ({"log_probs": LOGS[:1]}, ShapeError, r"^log_probs: must be \[\*items, K\] = \[2, 2\].*got \[1, 2\]"),
         ({"tail": TAIL[:1]}, ShapeError, r"^tail: must be \[\*items\] = \[2\] to match ids, got \[1\]"),
         ({"tail": TAIL, "weights": LOGS.exp()}, OutputsError, r"^tail: cannot be combined with weights"),

@@ -12,8 +12,8 @@ import kdplug
 from kdplug import Predictions, Recipe
 from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
-from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.measure import measure_speed
+from kdplug.recipes.preview.plan import plan_recipe
 
 
 class Signs:

@@ -1,4 +1,4 @@
-"""Laws for the independence of a cache codec's items."""
+"""Laws for a cache codec to encode each item independently of the others."""
 
 from __future__ import annotations
 

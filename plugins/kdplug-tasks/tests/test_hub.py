@@ -239,5 +239,5 @@ def test_a_student_path_that_is_too_long_names_its_setting(tmp_path, path):
     task = task_of(
         name="text-classification", data=data, teacher=teacher, tokenizer="bytes", student={"path": path}, max_length=24
     )
-    with pytest.raises(ConfigError, match=r"^student\.path: there is no folder .*File name too long"):
+    with pytest.raises(ConfigError, match=r"^student\.path: cannot read the folder .*File name too long"):
         task.check()
