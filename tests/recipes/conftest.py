@@ -13,7 +13,7 @@ from kdplug import Predictions, Recipe
 from kdplug.host.active import isolated
 from kdplug.host.metadata import scan
 from kdplug.recipes.preview.plan import plan_recipe
-from kdplug.recipes.result import measure_speed
+from kdplug.recipes.measure import measure_speed
 
 
 class Signs:

@@ -31,6 +31,7 @@ SMALL = {
     "training.keep_last": 2,
     "task.teacher_epochs": 1,
     "task.labels_per_class": 2,
+    "seeds": 2,
 }
 RUN = """
 import os, signal
@@ -42,7 +43,7 @@ usual = Loop._step
 
 def mortal(self, window):
     usual(self, window)
-    if (self.run.output_dir.name, self.run.step) == (stage, int(step)):
+    if self.run.output_dir.match("*/" + stage) and self.run.step == int(step):
         os.kill(os.getpid(), signal.SIGKILL)
 
 Loop._step = mortal
@@ -72,10 +73,10 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """The folder of a run that was killed during the control, and again during the distillation."""
+    """The folder of a run that was killed during the first control, and again during the second distillation."""
     folder = tmp_path_factory.mktemp("killed")
-    assert _run(folder, kill_at="no_teacher:11") == -signal.SIGKILL
-    assert _run(folder, "--resume", kill_at="distilled:22") == -signal.SIGKILL
+    assert _run(folder, kill_at="seed-0/no_teacher:11") == -signal.SIGKILL
+    assert _run(folder, "--resume", kill_at="seed-1/distilled:22") == -signal.SIGKILL
     assert not (folder / "metrics.json").exists()
     assert _run(folder, "--resume") == 0
     return folder
@@ -100,6 +101,10 @@ def test_a_killed_and_resumed_recipe_has_the_same_student_to_the_bit(whole, resu
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+def test_a_killed_and_resumed_recipe_has_the_same_predictions(whole, resumed):
+    assert (resumed / "predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+
+
 def test_a_killed_and_resumed_recipe_has_the_same_curves(whole, resumed):
     assert (resumed / "seed-0" / "distilled" / HISTORY).read_text() == (
         whole / "seed-0" / "distilled" / HISTORY
@@ -108,7 +113,7 @@ def test_a_killed_and_resumed_recipe_has_the_same_curves(whole, resumed):
 
 
 def test_each_stage_has_the_same_log(whole, resumed):
-    for stage in ("teacher", "seed-0/distilled", "seed-0/no_teacher"):
+    for stage in ("teacher", "seed-0/distilled", "seed-0/no_teacher", "seed-1/distilled"):
         assert (resumed / stage / "log.jsonl").read_text() == (whole / stage / "log.jsonl").read_text()
 
 

@@ -24,10 +24,10 @@ def _offline() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _quick_results(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of a small recipe's time is spent on the speed of its models and on its curves."""
-    from kdplug.recipes.result import measure_speed
+    from kdplug.recipes.measure import measure_speed
 
-    def touch(path: Path, *_: object, **__: object) -> None:
-        path.touch()
+    def touch(folder: Path) -> None:
+        (folder / "curves.png").touch()
 
     monkeypatch.setattr(f"{measure_speed.__module__}._ROUND_SECONDS", 0)
-    monkeypatch.setattr("kdplug.recipes.run.draw_curves", touch)
+    monkeypatch.setattr("kdplug.recipes.run.draw_run_curves", touch)

@@ -81,7 +81,7 @@ _SHARED = (
 
 
 def _place(settings: DataSettings, part: str) -> str | None:
-    """Return the file or split of a part; ``None`` if it has none of its own."""
+    """Return the file or split of a part; ``None`` if it is held out of another part."""
     found = settings.train or "train" if part == "train" else getattr(settings, part)
     return found if isinstance(found, str) else None
 
@@ -114,7 +114,7 @@ def read_source(settings: DataSettings, columns: Columns) -> Source:
     if shares:
         if train.is_running and "split_seed" in settings.model_fields_set:
             raise kdplug.ConfigError(
-                f"has no effect on {train.origin}, which is one running text: its end is held out. Remove data.split_seed, or "
+                f"has no effect on {train.origin}, one running text, whose end is held out. Remove data.split_seed, or "
                 "set documents to divide the text",
                 field="data.split_seed",
             )
