@@ -82,6 +82,16 @@ def broken(message: str) -> NoReturn:
     pytest.fail(message, pytrace=False)
 
 
+def graph_without_numbers(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
+    """Backend of ``torch.compile`` that runs a graph eagerly, and raises an error if it reads a number from a tensor.
+
+    ``torch.compile`` accepts ``.item()``, for which a device waits.
+    """
+    if any(node.target == "item" for node in graph.graph.nodes):
+        raise RuntimeError("it reads a number from a tensor, by .item(), float() or int()")
+    return graph.forward
+
+
 class Laws:
     """Laws about one entry. A subclass names the entry, and pytest collects the laws that apply to it."""
 
