@@ -60,7 +60,10 @@ def test_a_misspelt_declaration_is_found_with_the_nearest_name(fake_site: FakeSi
     file = add(fake_site, source)
     finding = one(fake_site)
     assert (finding.check, finding.level, finding.where) == ("unread", "warning", f"{file}:2")
-    assert f"sets {line.split(maxsplit=1)[0]}, which kdplug does not read. Did you mean '{MISSPELT[line]}'?" in finding.what
+    assert (
+        f"sets {line.split(maxsplit=1)[0]}, which kdplug does not read. Did you mean '{MISSPELT[line]}'?"
+        in finding.what
+    )
 
 
 def test_declarations_buffers_and_methods_are_not_misspelt(fake_site: FakeSite) -> None:
