@@ -255,7 +255,13 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
 
 
 def _described(error: BaseException) -> str:
-    return ". ".join([f"{type(error).__name__}: {error}".rstrip("."), *getattr(error, "__notes__", ())])
+    return _sentences(f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()))
+
+
+def _sentences(*parts: str) -> str:
+    """Join sentences, each of which may lack its end."""
+    *first, last = parts
+    return " ".join([*(one if one.endswith(("?", "!")) else f"{one.rstrip('.')}." for one in first), last])
 
 
 def _always(_: object) -> bool:
@@ -284,7 +290,7 @@ def _seeded(law: Callable[..., None]) -> Callable[..., None]:
             raise
         else:
             return
-        broken(f"{message.rstrip('.')}. {advice}")
+        broken(_sentences(message, advice))
 
     run.__dict__["law"] = law
     return run
