@@ -19,7 +19,7 @@ from kdplug.engine.forward_state import random_state_kept
 from kdplug.engine.hashing import digest
 from kdplug.engine.multi_task import MultiTaskLoader
 from kdplug.engine.training_module import split
-from kdplug.errors import KdplugError, RunError
+from kdplug.errors import KdplugError, RunError, nearest
 from kdplug.objective.example_ids import read_example_ids
 from kdplug.objective.objective import Objective
 from kdplug.objective.task_objective import TaskObjective
@@ -140,9 +140,11 @@ class _Source:
         ids = split(batch).ids
         if ids is None:
             who, place = self._requests[0]
+            student = split(batch).student
+            near = nearest(EXAMPLE_IDS, map(str, student)) if isinstance(student, Mapping) else None
             error = RunError(
                 f"{who} requests example_ids, but {_obstacle(self._loader)}. Give each batch a key 'example_ids' with one "
-                "integer per example, its index in the data, the same in every epoch",
+                f"integer per example, its index in the data, the same in every epoch{f'; this one has {near!r}' if near else ''}",
                 field="loss",
             )
             raise place.locate(error)

@@ -82,6 +82,16 @@ def broken(message: str) -> NoReturn:
     pytest.fail(message, pytrace=False)
 
 
+def graph_without_numbers(graph: torch.fx.GraphModule, _inputs: list[Any]) -> Callable[..., Any]:
+    """Backend of ``torch.compile`` that runs a graph eagerly, and raises an error if it reads a number from a tensor.
+
+    ``torch.compile`` accepts ``.item()``, for which a device waits.
+    """
+    if any(node.target == "item" for node in graph.graph.nodes):
+        raise RuntimeError("it reads a number from a tensor, by .item(), float() or int()")
+    return graph.forward
+
+
 class Laws:
     """Laws about one entry. A subclass names the entry, and pytest collects the laws that apply to it."""
 
@@ -245,7 +255,13 @@ def broken_laws(laws: type[Laws], only: Collection[str] | None = None) -> dict[s
 
 
 def _described(error: BaseException) -> str:
-    return ". ".join([f"{type(error).__name__}: {error}".rstrip("."), *getattr(error, "__notes__", ())])
+    return _sentences(f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ()))
+
+
+def _sentences(*parts: str) -> str:
+    """Join sentences, each of which may lack its end."""
+    *first, last = parts
+    return " ".join([*(one if one.endswith(("?", "!")) else f"{one.rstrip('.')}." for one in first), last])
 
 
 def _always(_: object) -> bool:
@@ -274,7 +290,7 @@ def _seeded(law: Callable[..., None]) -> Callable[..., None]:
             raise
         else:
             return
-        broken(f"{message.rstrip('.')}. {advice}")
+        broken(_sentences(message, advice))
 
     run.__dict__["law"] = law
     return run

@@ -62,3 +62,10 @@ class BankWrittenInEval(Bank):
             return super().forward(student_features, teacher_features)
         finally:
             self.training = not evaluates
+
+
+@mutant(HiddenLaws, "test_torch_compile_traces_it_whole", "it reads a number from a tensor")
+def a_scale_read_as_a_number(student_features, teacher_features, mask):
+    scale = 1 + teacher_features.detach().abs().max().item()
+    total, count = hidden_mse(student_features, teacher_features, mask)
+    return LossSum(total * scale / scale, count)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from testing.fact_mutant import DroppedLaws, Scaled, dropped
+from testing.logit_mutant import arguments_swapped_quietly
 from testing.specimen import CorrelationLaws, HiddenLaws, KlLaws, Vid, correlation, hidden_mse, kl, laws_of
 from testing.task_model import Sums, SumsLaws
 from torch import Tensor
@@ -117,6 +118,27 @@ def test_a_misspelt_declaration_of_a_suite_is_an_error() -> None:
         type("Made", (KlLaws,), {"entry": staticmethod(kl), "nonnegative": True})
     with pytest.raises(PluginError, match=r"no declaration 'oracel'.* Did you mean 'oracle'"):
         type("Made", (KlLaws,), {"entry": staticmethod(kl), "oracel": staticmethod(kl)})
+
+
+def test_a_declaration_that_no_law_can_test_is_an_error() -> None:
+    class Wider(Scaled):
+        def __init__(self, in_dim: int, out_dim: int) -> None:
+            super().__init__()
+
+        def forward(self, student_features: Tensor, teacher_features: Tensor) -> Tensor:
+            return student_features.mean()
+
+    with pytest.raises(PluginError, match="t2 has no effect, since the loss does not request temperature"):
+        laws_of(LossLaws, correlation, t2=True)
+    with pytest.raises(PluginError, match=r"zero_at_equality cannot hold.*\[3, 4, 6\].*\[3, 4, 9\]"):
+        laws_of(LossLaws, Wider, shape="relations", zero_at_equality=True)
+    laws_of(LossLaws, Wider, zero_at_equality=True)
+
+
+def test_the_advice_after_a_question_is_a_sentence_of_its_own() -> None:
+    law = "test_a_confident_mistake_is_corrected"
+    message = broken_laws(laws_of(KlLaws, arguments_swapped_quietly), only=[law])[law]
+    assert "swapped? Apply log_softmax" in message
 
 
 def test_an_author_may_write_a_law_and_strike_one_out() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.gradcheck import GradcheckError
 
 from kdplug.objective.projection import declared_axis
-from kdplug.testing.law import Laws, advise, are_finite, broken, is_close, where
+from kdplug.testing.law import Laws, advise, are_finite, broken, graph_without_numbers, is_close, where
 from kdplug.testing.sample import draw, seeded
 
 _AXIS = (
@@ -178,7 +178,7 @@ class ProjectionLaws(Laws):
 
     @advise("Compute with tensors, as torch.where does, without .item(), float() and branches on values")
     def test_torch_compile_traces_it_whole(self) -> None:
-        """Catches ``.item()``, branches on values, printing: each breaks the compiled graph."""
+        """Catches branches on values and printing, which break the compiled graph, and ``.item()``, which waits for the device."""
         in_dim, out_dim = self.widths[0]
         module, feature = self.module(in_dim, out_dim), self.feature(in_dim)
         expected = module(feature)
@@ -186,7 +186,7 @@ class ProjectionLaws(Laws):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                compiled: Any = torch.compile(module, fullgraph=True, backend="eager")
+                compiled: Any = torch.compile(module, fullgraph=True, backend=graph_without_numbers)
                 found = compiled(feature)
         except Exception as error:
             broken(f"torch.compile cannot trace it without graph breaks: {str(error).splitlines()[0]}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kdplug.contracts.loss import INTEGER_INPUTS, OWN_PARAMETERS, RANDOM, READS_TEACHER
+from kdplug.errors import PluginError
 from kdplug.testing.law import advise, are_finite, broken, is_close, number, unless, where
 from kdplug.testing.loss.case import LossCase, read_outcome
 from kdplug.testing.sample import Sample, Shape, seeded
@@ -16,6 +17,27 @@ from kdplug.testing.sample import Sample, Shape, seeded
 
 class ValueLaws(LossCase):
     """Laws on the return value of a loss, and its side effects on inputs."""
+
+    @classmethod
+    def _choose(cls) -> None:
+        super()._choose()
+        if cls._trouble is None:
+            cls._check_declared()
+
+    @classmethod
+    def _check_declared(cls) -> None:
+        """Raise ``PluginError`` for a declaration that no law can test."""
+        if cls.t2 is not None and not cls.asks_for("temperature"):
+            raise PluginError(
+                f"{cls.__name__}: t2 has no effect, since the loss does not request temperature. Remove t2"
+            )
+        layout = cls.layout_of()
+        if cls.zero_at_equality and cls._found.signature.widths and not layout.are_alike:
+            raise PluginError(
+                f"{cls.__name__}: zero_at_equality cannot hold, since the loss is built for a student of shape "
+                f"{list(layout.student)} and cannot get the teacher's tensor, {list(layout.teacher)}. Remove the declaration, or "
+                "declare equal shapes"
+            )
 
     def test_it_returns_a_finite_scalar(self) -> None:
         """Catches a value per item, a Python number without gradient, a mean without its count, and float64 inputs that
