@@ -54,7 +54,7 @@ def run(
         typer.Option(
             "--seeds",
             metavar="SEEDS",
-            help="Override the recipe's seeds of the students: a number of them (3), a range (0..4), or a list (0,2,5).",
+            help="Override the students' seeds: a count (3 means the recipe's seed and the next two), a range (0..4), or a list (0,2,5).",
         ),
     ] = None,
     jobs: Annotated[
@@ -92,8 +92,8 @@ def run(
 ) -> None:
     """Run a recipe: train the teacher if necessary, distil it into a student, and compare the results.
 
-    The comparison includes the teacher and the same student trained without distillation. With three seeds or more it
-    ends in a verdict.
+    The comparison includes the teacher and the same student trained without distillation. With at least three seeds, it
+    also states whether distillation improved the student.
     """
     with report_errors(debug=debug):
         from kdplug.cli.terminal import console

@@ -24,23 +24,48 @@ def verdict(
     a: Annotated[Path, typer.Argument(help="predictions.jsonl of the first method, or a run's folder.")],
     b: Annotated[
         Path | None,
-        typer.Argument(help="That of the second. Without it, the arms distilled and no_teacher of A are compared."),
+        typer.Argument(
+            help="predictions.jsonl of the second method, or a run's folder. Without it, distilled and no_teacher of A are compared."
+        ),
     ] = None,
     *,
-    arm_a: Annotated[str | None, typer.Option("--arm-a", metavar="ARM", help="Arm of A, if it holds several.")] = None,
-    arm_b: Annotated[str | None, typer.Option("--arm-b", metavar="ARM", help="Arm of B, if it holds several.")] = None,
+    arm_a: Annotated[
+        str | None,
+        typer.Option(
+            "--arm-a",
+            metavar="ARM",
+            help="Model of A to compare, such as distilled or no_teacher, if A contains more than one.",
+        ),
+    ] = None,
+    arm_b: Annotated[
+        str | None,
+        typer.Option(
+            "--arm-b",
+            metavar="ARM",
+            help="Model of B to compare, such as distilled or no_teacher, if B contains more than one.",
+        ),
+    ] = None,
     is_lower_better: Annotated[
-        bool, typer.Option("--lower-is-better", help="Lower values of the metric are better. Known for a run's folder.")
+        bool,
+        typer.Option(
+            "--lower-is-better",
+            help="Lower values of the metric are better. Not needed for a run's folder, which records this.",
+        ),
     ] = False,
     aggregate: Annotated[
         _AggregateName | None,
         typer.Option(
-            "--aggregate", help="Computation of the metric from the rows. Default: that of the run, otherwise mean."
+            "--aggregate",
+            help="How the metric follows from the scores of the examples. By default, the run's own, or mean for other files.",
         ),
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option("--margin", metavar="M", help="Smallest difference that matters. Prints the seeds it requires."),
+        typer.Option(
+            "--margin",
+            metavar="M",
+            help="Smallest difference that matters. Also prints how many seeds are needed to detect it.",
+        ),
     ] = None,
     confidence: Annotated[
         float, typer.Option("--confidence", metavar="C", help="Confidence level of the intervals.")
@@ -48,7 +73,7 @@ def verdict(
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Compare two methods by their predictions for the same test examples and seeds: BEATS, LOSES or CANNOT TELL."""
+    """Compare two methods by their predictions for the same test examples and seeds, and print BEATS, LOSES or CANNOT TELL."""
     with report_errors(debug=debug):
         from kdplug.evidence.rows import read_rows
         from kdplug.evidence.verdict import verdict as compare

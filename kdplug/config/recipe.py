@@ -66,7 +66,14 @@ def _split(override: str) -> tuple[list[str], Any]:
     if len(path) > _LONGEST_PATH:
         raise ConfigError(f"the path of {shown(override)} has {len(path):,} characters; the limit is {_LONGEST_PATH:,}")
     parts = path.strip().split(".")
-    return parts, yaml_value(text, f"the value in {shown(override)}")
+    try:
+        return parts, yaml_value(text, f"the value in {shown(override)}")
+    except ConfigError as error:
+        if "*" in text:
+            error.message += (
+                f". Put a value with * in quotes, which YAML would read as an alias: '{path.strip()}=\"*…\"'"
+            )
+        raise
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, known: dict[str, Any]) -> None:

@@ -117,8 +117,8 @@ class Evaluation:
             if outputs.logits is None or outputs.labels is None:
                 lacking = "logits" if outputs.logits is None else "labels"
                 raise ConfigError(
-                    f"metrics need logits and labels, and the student's adaptor returned no {lacking}; "
-                    "return them, or pass a function",
+                    f"metrics need logits and labels, but the student's adaptor returned no {lacking}. "
+                    "Return both from the adaptor, or pass a function instead of metrics",
                     field="evaluation",
                 )
             for metric in self.metrics.values():

@@ -95,6 +95,7 @@ def train(
         windows = AccumulationBatches(loader, config.gradient_accumulation_steps, plan.passes, caching.postprocess)
         folder = _start(stack, accelerator, request, output_dir, plan)
         caching.open(accelerator)
+        caching.check(pair.objective)
         _read_first_batches(pair, teacher, windows, ids, request=request, accelerator=accelerator)
         caching.fill(pair.objective, shown=show_progress and accelerator.is_main_process)
         stack.enter_context(_hooked(pair, teacher))

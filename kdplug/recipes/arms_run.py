@@ -147,7 +147,7 @@ class ArmsRun:
     def note_failure(self, run: ArmRun, error: str) -> None:
         """Note that a control failed."""
         self.failed[run] = error
-        self.runner.say(f"Warning: {run} failed, and the other arms go on: {error}")
+        self.runner.say(f"Warning: {run} failed; the other arms continue: {error}")
 
     def warn_of_teacher(self) -> None:
         """Say once that the teacher is worse on the validation part than a student that was trained without it."""

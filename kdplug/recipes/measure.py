@@ -61,7 +61,7 @@ def _counted(model: nn.Module, loader: Iterable[Any]) -> Iterator[Any]:
 def _checked(found: Mapping[str, float], metric: str, own: str, method: str) -> dict[str, float]:
     values = {name: float(value) for name, value in found.items()}
     if own not in values:
-        raise RunError(f"the task's {method} must return {own!r}, its metric; got {values}")
+        raise RunError(f"the task's {method} must return the metric {own!r}, got {values}")
     if metric not in values:
         raise ConfigError(
             f"the task has no metric {metric!r}.{did_you_mean(metric, values)} Its metrics: {', '.join(values)}",

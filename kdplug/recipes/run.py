@@ -92,7 +92,7 @@ def run_recipe(
     one of the seed with the best validation metric. A task that saves students itself writes a folder ``model`` instead
     of ``student.safetensors``. A task that saves teachers writes one that it trained to ``teacher``. ``console`` receives
     messages and tables; by default nothing is printed. A file of one of these names that was not written by a run raises
-    an error. ``jobs`` is the number of students that are trained at the same time, each in a process of its own.
+    an error. ``jobs`` is the number of students that are trained at the same time, each in a separate process.
     ``locked`` is the ``kdplug-run.json`` of an earlier run that this one must reproduce.
 
     ``resume`` continues an interrupted run in ``output_dir`` and, on a CPU, gives the same results as an uninterrupted

@@ -24,9 +24,9 @@ from kdplug.engine.checkpoint.archive import CHECKSUMS, write_checksums
 from kdplug.errors import RunError, SettingError
 from kdplug.recipes.cache import cache_recipe
 from kdplug.recipes.cache_provenance import CacheProvenance
+from kdplug.recipes.measure import Figures
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.measure import Figures
 from kdplug.recipes.run import run_recipe
 from kdplug.recipes.task import build_task
 

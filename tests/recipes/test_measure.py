@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader
 
 import kdplug
 from kdplug.recipes import measure
+from kdplug.recipes.measure import count_parameters, eval_batch_size, eval_bytes, evaluate, measure_speed, rounds_for
 from kdplug.recipes.preview.plan import plan_recipe
 from kdplug.recipes.recipe_runner import RecipeRunner
-from kdplug.recipes.measure import count_parameters, eval_batch_size, eval_bytes, evaluate, measure_speed, rounds_for
 
 
 def test_evaluating_leaves_modes_and_the_global_generator_as_they_were(signs):

@@ -1,4 +1,4 @@
-"""Resume a run from a checkpoint exactly."""
+"""Resume a run exactly from a checkpoint."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class TaskPredictionLaws(TaskCase):
     def _predictions(self, task: Any, places: slice = slice(None), *, is_cut: bool = False) -> Predictions | None:
         """Return the predictions of a new student for the first test examples, or those at ``places``.
 
-        ``is_cut`` puts each into a batch of its own. Return ``None`` for a task without predictions.
+        ``is_cut`` puts each into a separate batch. Return ``None`` for a task without predictions.
         """
         if not offers(task, PredictsExamples):
             return None

@@ -45,7 +45,7 @@ def test_a_class_is_a_name_with_its_probability():
         {"score": 1.0, "label": "yes", "prediction": "yes", "probability": chances[0]},
         {"score": 0.0, "label": "yes", "prediction": "no", "probability": chances[1]},
     ]
-    assert category.metrics(rows)["accuracy"] == 0.5
+    assert category.predictions(rows).metrics["accuracy"] == 0.5
 
 
 def test_a_row_without_true_and_predicted_classes_has_no_weight():
@@ -56,16 +56,19 @@ def test_a_row_without_true_and_predicted_classes_has_no_weight():
         {"score": 0.5, "weight": 4.0, "label": ["a", "c"], "prediction": ["a", "b"]},
         {"score": 0.0, "weight": 0.0, "label": [], "prediction": []},
     ]
-    assert sets.metrics(rows) == {"micro_f1": 0.5, "macro_f1": pytest.approx(1 / 3), "exact_match": 0.5}
+    found = sets.predictions(rows)
+    assert (found.aggregate, found.target) == ("mean", "classes")
+    assert found.metrics == {"micro_f1": 0.5, "macro_f1": pytest.approx(1 / 3), "exact_match": 0.5}
 
 
 def test_a_number_comes_with_the_one_that_is_right():
     score = Score()
     rows = score.rows(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.5, 2.0, 3.0]))
     assert rows[0] == {"score": -0.25, "label": 1.5, "prediction": 1.0}
-    assert (score.aggregate, score.kind) == ("pearson", "number")
+    found = score.predictions(rows)
+    assert (found.aggregate, found.target) == ("pearson", "number")
     expected = float(torch.corrcoef(torch.tensor([[1.0, 2.0, 4.0], [1.5, 2.0, 3.0]]))[0, 1])
-    assert score.metrics(rows)["pearson"] == pytest.approx(expected)
+    assert found.metrics["pearson"] == pytest.approx(expected)
 
 
 @pytest.fixture

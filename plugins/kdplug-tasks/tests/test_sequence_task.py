@@ -121,7 +121,7 @@ def test_f1_of_sets_is_that_of_torchmetrics():
     targets = (torch.randn(20, 4, generator=torch.Generator().manual_seed(2)) > 0).long()
     sets = TagSet(None, ",")
     sets.labels = Labels(("a", "b", "c", "d"))
-    found = sets.metrics(sets.rows(logits, targets))
+    found = sets.predictions(sets.rows(logits, targets)).metrics
     for kind in ("micro", "macro"):
         theirs = multilabel_f1_score(logits.sigmoid(), targets, num_labels=4, average=kind)
         assert found[f"{kind}_f1"] == pytest.approx(float(theirs), abs=1e-6)

@@ -50,7 +50,7 @@ def test_the_settings_of_the_digits_task_are_described():
     task = schema_of("recipe").data["definitions"]["tasks.kdplug-tasks:digits"]
     assert task["properties"]["labels_per_class"] == {
         "default": 10,
-        "maximum": 100,
+        "maximum": 90,
         "minimum": 1,
         "type": "integer",
         "description": "number of labels of each class that the student sees",

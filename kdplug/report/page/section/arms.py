@@ -78,7 +78,7 @@ def _model(results: Results, arms: dict[str, ArmResults]) -> Iterator[Row]:
     yield from row("parameters", lambda arm: arm.parameters, lambda value: f"{value:,}")
     yield from row("size on disk", lambda arm: arm.bytes, lambda value: file_size(int(value)))
     yield from row("time per example", lambda arm: arm.seconds_per_example, duration)
-    yield from row(f"{results.unit} per second", lambda arm: arm.units_per_second, lambda value: f"{value:,.4g}")
+    yield from row(f"{results.unit} per second", lambda arm: arm.units_per_second, _speed)
 
 
 def _cost(arms: dict[str, ArmResults]) -> Iterator[Row]:
@@ -89,7 +89,7 @@ def _cost(arms: dict[str, ArmResults]) -> Iterator[Row]:
     yield from row("optimizer steps", lambda run: run.steps, _whole)
     yield from row("step of the best validation", lambda run: run.best_step, _whole)
     yield from row("examples seen", lambda run: run.examples, _whole)
-    yield from row("labelled examples seen", lambda run: run.labelled, _whole)
+    yield from row("examples with labels", lambda run: run.labelled, _whole)
     yield from row("training time", lambda run: run.seconds, duration)
     yield from row("peak memory", lambda run: run.peak_memory, lambda value: file_size(int(value)))
 
@@ -97,6 +97,10 @@ def _cost(arms: dict[str, ArmResults]) -> Iterator[Row]:
 def _row(name: str, cells: Sequence[Cell]) -> Iterator[Row]:
     if any(text for text, _ in cells):
         yield Row(name, list(cells))
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _whole(value: float) -> str:

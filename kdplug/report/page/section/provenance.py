@@ -65,10 +65,9 @@ def _short(value: Any) -> str:
 
 
 def _cost(results: Results) -> str:
-    times = {name: [run.seconds for run in arm.runs] for name, arm in results.arms.items()}
-    known = [seconds for values in times.values() for seconds in values if seconds is not None]
-    if not known:
+    known = [(name, run.seconds) for name, arm in results.arms.items() for run in arm.runs if run.seconds is not None]
+    runs = sum(name != TEACHER for name, _ in known)
+    if not runs:
         return ""
-    runs = sum(len(values) for name, values in times.items() if name != TEACHER)
-    text = f"{duration(sum(known))} of training in all: {runs} student{'s' * (runs != 1)}"
-    return f"{text} and the teacher." if TEACHER in times else f"{text}."
+    text = f"{duration(sum(seconds for _, seconds in known))} of training in all: {runs} student{'s' * (runs != 1)}"
+    return f"{text} and the teacher." if any(name == TEACHER for name, _ in known) else f"{text}."

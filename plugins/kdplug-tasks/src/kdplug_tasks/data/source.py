@@ -81,7 +81,7 @@ _SHARED = (
 
 
 def _place(settings: DataSettings, part: str) -> str | None:
-    """Return the file or split of a part; ``None`` if it has none of its own."""
+    """Return the file or split of a part; ``None`` if it is held out of another part."""
     found = settings.train or "train" if part == "train" else getattr(settings, part)
     return found if isinstance(found, str) else None
 

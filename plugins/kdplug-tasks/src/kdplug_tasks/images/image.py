@@ -152,7 +152,7 @@ class Images:
         for batch in batches:
             logits = at_least_float32(model(**batch).logits).cpu()
             rows += with_inputs(self.target.rows(logits, batch.targets["target"].cpu()), batch.names)
-        return kdplug.Predictions(self.target.metrics(rows), rows, self.target.aggregate, self.target.kind)
+        return self.target.predictions(rows)
 
     def review_data(self, source: Source) -> Iterable[tuple[str, str]]:
         """Yield warnings about the classes."""

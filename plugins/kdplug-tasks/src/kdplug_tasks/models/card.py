@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,18 @@ if TYPE_CHECKING:
     from kdplug_tasks.models.family import Family
     from kdplug_tasks.problem import Problem
 
-_ROWS = {
+_TITLES = {
     "teacher": "teacher",
     "no_teacher": "the same student without distillation",
+    "shuffled": "the same student with the teacher outputs of other examples",
     "distilled": "the distilled student",
+}
+"""The arms of a run in the order of the table."""
+
+_OUTCOMES = {
+    "BEATS": "It **BEATS** the same student without distillation",
+    "LOSES": "It **LOSES** to the same student without distillation",
+    "CANNOT TELL": "**CANNOT TELL** it from the same student without distillation",
 }
 
 
@@ -35,7 +43,7 @@ def model_card(record: Mapping[str, Any], family: Family, problem: Problem) -> s
         problem,
         f"# Distilled {family.student_config.model_type} model",
         f"A student for {_task(record)}, {about}.",
-        f"## Results\n\nOn the test part of the recipe's data.\n\n{_results(record['results'])}",
+        f"## Results\n\nOn the test data of the recipe.\n\n{_results(record['results'])}",
     )
 
 
@@ -76,30 +84,60 @@ def _task(record: Mapping[str, Any]) -> str:
 
 
 def _results(results: Mapping[str, Any]) -> str:
-    arms = results["arms"]
+    arms = {name: results["arms"][name] for name in _TITLES if name in results["arms"]}
     names = list(arms["distilled"]["metrics"])
     lines = [f"| model | {' | '.join(map(_cell, names))} | parameters |", f"|---|{'---|' * (len(names) + 1)}"]
-    lines += [_row(title, arms[key], names) for key, title in _ROWS.items() if key in arms]
+    for name, arm in arms.items():
+        sd = arm.get("sd") or {}
+        figures = [_figure(arm["metrics"].get(metric)) + _spread(sd.get(metric)) for metric in names]
+        lines.append(f"| {_TITLES[name]} | {' | '.join(figures)} | {arm['parameters']:,} |")
     better = "lower is better" if results["is_lower_better"] else "higher is better"
+    steps = f"{_cell(results['metric'])}: {better}. {results['optimizer_steps']} optimizer steps."
+    return "\n\n".join(["\n".join(lines), f"{steps}{_seeds(results)}", *_verdict(results)])
+
+
+def _seeds(results: Mapping[str, Any]) -> str:
     seeds = results["seeds"]
-    several = (
-        f" Means and standard deviations over {len(seeds)} seeds; this model is that of seed {results['saved_seed']}."
+    if len(seeds) < 2:
+        return ""
+    saved = results["saved_seed"]
+    own = next(run for run in results["arms"]["distilled"]["runs"] if run["seed"] == saved)
+    metric = f"{_cell(results['metric'])} {_figure(own['metrics'][results['metric']])}"
+    shown = ", ".join(map(str, seeds))
+    return (
+        f" Mean and standard deviation over the seeds {shown}. This model is that of seed {saved}, which was the best on the "
+        f"validation data: {metric} on the test data."
     )
-    text = f"{_cell(results['metric'])}: {better}. {results['optimizer_steps']} optimizer steps."
+
+
+def _verdict(results: Mapping[str, Any]) -> Iterator[str]:
     verdict = results["verdict"]
-    if verdict is not None:
-        lines += ["", f"Distilled against no distillation: **{verdict['outcome']}** ({_cell(verdict['reason'])})."]
-    return "\n".join([*lines, "", text + (several if len(seeds) > 1 else "")])
-
-
-def _row(title: str, arm: Mapping[str, Any], names: Iterable[str]) -> str:
-    sd = arm.get("sd", {})
-    cells = [_figure(arm["metrics"].get(name)) + (f" ± {_figure(sd[name])}" if name in sd else "") for name in names]
-    return f"| {title} | {' | '.join(cells)} | {arm['parameters']:,} |"
+    if verdict is None:
+        yield "The student was not trained without distillation for comparison, so there is no verdict."
+    else:
+        reason = " ".join(str(verdict["reason"]).split()).rstrip(".")
+        intervals = [
+            f"[{low:+.3g}, {high:+.3g}] over {what}"
+            for key, what in (("seed_interval", "seeds"), ("unit_interval", "test units"))
+            for low, high in (verdict[key],) * (verdict[key] is not None)
+        ]
+        found = f" Difference in {_cell(verdict['scale'])}: {_signed(verdict['difference'])}, positive where distillation is better"
+        percent = f"{verdict.get('confidence', 0.95):.0%} intervals"
+        yield f"{_OUTCOMES[verdict['outcome']]}: {_cell(reason)}.{'; '.join([found, *([f'{percent} ' + ', '.join(intervals)] if intervals else [])])}."
+    if results["teacher_worse"]:
+        yield "The teacher is worse than the student that was trained without it."
 
 
 def _figure(value: float | None) -> str:
-    return "nan" if value is None else f"{value:.4f}"
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _spread(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3g}"
 
 
 def _code(text: str) -> str:

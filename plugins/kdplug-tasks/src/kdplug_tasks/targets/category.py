@@ -11,9 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug import LossSum, Outputs, Prediction
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
+from kdplug import LossSum, Outputs, Prediction, Predictions
 from kdplug_tasks.data.classes import find_labels
 from kdplug_tasks.data.label import NO_LABEL, Labels
 from kdplug_tasks.data.source import Source
@@ -28,8 +26,6 @@ class Category:
 
     columns: tuple[str, ...] = ("label",)
     metric = "accuracy"
-    aggregate: Aggregate = "mean"
-    kind: Kind = "class"
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self.names = names
@@ -62,11 +58,11 @@ class Category:
             for true, one, chance in zip(targets.tolist(), found.tolist(), chances.tolist(), strict=True)
         ]
 
-    def metrics(self, rows: Sequence[Prediction]) -> dict[str, float]:
-        """Return accuracy, and F1 averaged over the classes that occur."""
+    def predictions(self, rows: Sequence[Prediction]) -> Predictions:
+        """Return the rows with accuracy, and F1 averaged over the classes that occur."""
         true, found = [row["label"] for row in rows], [row["prediction"] for row in rows]
         macro = f1_score(true, found, average="macro", zero_division=0)
-        return {"accuracy": float(accuracy_score(true, found)), "macro_f1": float(macro)}
+        return Predictions({"accuracy": float(accuracy_score(true, found)), "macro_f1": float(macro)}, rows)
 
     def review(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the classes."""

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 import kdplug
-from kdplug import Prediction
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
+from kdplug import Prediction, Predictions
 from kdplug_tasks.data.label import UNLABELLED_ROW, is_missing
 from kdplug_tasks.data.source import Source
 from kdplug_tasks.data.table import Table
@@ -53,8 +51,6 @@ class Score:
 
     columns: tuple[str, ...] = ("label",)
     metric = "pearson"
-    aggregate: Aggregate = "pearson"
-    kind: Kind = "number"
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:  # noqa: ARG002
         """Return the config values of a model with one output."""
@@ -88,11 +84,12 @@ class Score:
         pairs = zip(targets.tolist(), logits.squeeze(-1).tolist(), strict=True)
         return [{"score": -((found - true) ** 2), "label": true, "prediction": found} for true, found in pairs]
 
-    def metrics(self, rows: Sequence[Prediction]) -> dict[str, float]:
-        """Return Pearson and Spearman correlation, and root mean squared error."""
+    def predictions(self, rows: Sequence[Prediction]) -> Predictions:
+        """Return the rows with Pearson and Spearman correlation, and root mean squared error."""
         true, found = (torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in _SIDES)
         error = (found - true).square().mean().sqrt()
-        return {"pearson": pearson(found, true), "spearman": spearman(found, true), "rmse": float(error)}
+        metrics = {"pearson": pearson(found, true), "spearman": spearman(found, true), "rmse": float(error)}
+        return Predictions(metrics, rows, "pearson", "number")
 
     def review(self, source: Source) -> Iterable[tuple[str, str]]:  # noqa: ARG002
         """Return no warnings: numbers have no classes."""

@@ -10,9 +10,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn import functional
 
-from kdplug import LossSum, Prediction
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
+from kdplug import LossSum, Prediction, Predictions
 from kdplug_tasks.data.classes import find_labels
 from kdplug_tasks.data.label import NO_LABEL, Labels, is_missing, written
 from kdplug_tasks.data.source import Source
@@ -33,8 +31,6 @@ class TagSet:
 
     columns: tuple[str, ...] = ("labels",)
     metric = "micro_f1"
-    aggregate: Aggregate = "mean"
-    kind: Kind = "classes"
 
     def __init__(self, names: Sequence[str] | None, separator: str) -> None:
         self.names = names
@@ -87,14 +83,14 @@ class TagSet:
             found.append({"score": score, "weight": float(total), "label": label, "prediction": prediction})
         return found
 
-    def metrics(self, rows: Sequence[Prediction]) -> dict[str, float]:
-        """Return micro F1, macro F1, and the share of rows with all classes correct."""
+    def predictions(self, rows: Sequence[Prediction]) -> Predictions:
+        """Return the rows with micro F1, macro F1, and the share of rows with all classes correct."""
         true, found = ([[name in row[key] for name in self.labels.names] for row in rows] for key in _SIDES)
         scores = {
             f"{kind}_f1": float(f1_score(true, found, average=kind, zero_division=0)) for kind in ("micro", "macro")
         }
         right = sum(row["label"] == row["prediction"] for row in rows)
-        return {**scores, "exact_match": right / len(rows)}
+        return Predictions({**scores, "exact_match": right / len(rows)}, rows, target="classes")
 
     def review(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the classes."""

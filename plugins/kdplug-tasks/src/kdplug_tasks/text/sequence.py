@@ -10,8 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import kdplug
-from kdplug.contracts.task import Aggregate
-from kdplug.contracts.task import Target as Kind
 from kdplug_tasks.batch import Batch, Examples, features, with_inputs
 from kdplug_tasks.data.source import Columns, Source
 from kdplug_tasks.data.table import Table
@@ -23,15 +21,10 @@ from kdplug_tasks.text.setting import TokenizerSettings
 
 
 class Target(Protocol):
-    """Reads a target from ``columns``, and computes its loss and metrics.
-
-    ``aggregate`` and ``kind`` are the ``aggregate`` and ``target`` of its predictions.
-    """
+    """Reads a target from ``columns``, and computes its loss and metrics."""
 
     columns: tuple[str, ...]
     metric: str
-    aggregate: Aggregate
-    kind: Kind
 
     def settle(self, source: Source, teacher: Any) -> dict[str, Any]:
         """Return config values for the models. ``teacher`` is the config of a trained teacher, else ``None``.
@@ -56,8 +49,8 @@ class Target(Protocol):
         """Return the prediction for each row of a batch."""
         ...
 
-    def metrics(self, rows: Sequence[kdplug.Prediction]) -> dict[str, float]:
-        """Return the metrics of predictions for all rows."""
+    def predictions(self, rows: Sequence[kdplug.Prediction]) -> kdplug.Predictions:
+        """Return the predictions for all rows, with their metrics."""
         ...
 
     def review(self, source: Source) -> Iterable[tuple[str, str]]:
@@ -144,7 +137,7 @@ class Sequences:
             logits = at_least_float32(model(**batch).logits).cpu()
             found = self.target.rows(logits, batch.targets["target"].cpu())
             rows += with_inputs(found, self.processor.shown(batch))
-        return kdplug.Predictions(self.target.metrics(rows), rows, self.target.aggregate, self.target.kind)
+        return self.target.predictions(rows)
 
     def review_data(self, source: Source) -> Iterator[tuple[str, str]]:
         """Yield warnings about the target, empty texts, and texts that are truncated."""
